@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from era.cluster.host_process import NOTE, HostProcess, HostStatus, began, last_line, served_at
+from era.cluster.host_process import NOTE, HostProcess, HostStatus, began, last_line, served_at, stop_seconds
 from era.cluster.host_settings import host_environment, of_cluster
 from era.cluster.ray_hosts import connect
 from era.errors import NotReady
@@ -93,13 +93,13 @@ def test_a_host_is_started_started_anew_and_stopped(make: Make) -> None:
     assert not is_running(again.pid)
 
 
-def test_another_watcher_adopts_what_runs(make: Make) -> None:
+def test_another_watcher_adopts_what_runs(make: Make, tmp_path: Path) -> None:
     first = until(make(), "ready")
-    adopted = make()
+    adopted = HostProcess(tmp_path / "host")  # which knows no settings yet
     assert adopted.status() == HostStatus("unready", first.url, first.pid)
     assert until(adopted, "ready").pid == first.pid
     os.kill(first.pid, signal.SIGKILL)
-    assert eventually(lambda: not is_running(first.pid))
+    assert "settings" in until(adopted, "failing").detail
     assert until(make(), "ready").pid != first.pid
 
 
@@ -127,7 +127,7 @@ def test_a_host_that_does_not_start_says_why_and_is_tried_again_later(make: Make
 
 
 def test_what_ignores_its_end_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.cluster.host_process._STOP_SECONDS", 0.0)
+    monkeypatch.setattr("era.cluster.host_process._STOP_SECONDS", -20.0)  # what is left of the times to drain
     host = make(READY.replace("lambda *_: os._exit(0)", "signal.SIG_IGN"))
     pid = until(host, "ready").pid
     host.stop()
@@ -161,6 +161,11 @@ def test_a_process_with_the_same_id_is_another_one(make: Make, tmp_path: Path) -
     host.look()
     (tmp_path / "host" / NOTE).write_text("no JSON")
     assert make().status() == HostStatus("starting")
+
+
+def test_how_long_a_host_may_take_to_end() -> None:
+    assert stop_seconds({}) == stop_seconds({"ERA_DRAIN_SECONDS": "x"}) == 65
+    assert stop_seconds({"ERA_DRAIN_SECONDS": "300", "ERA_UNREADY_SECONDS": "5"}) == 650
 
 
 @pytest.mark.parametrize(

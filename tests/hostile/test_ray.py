@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import httpx
 import pytest
 
 from era.app import cgroup_name
+from era.cluster.host_process import NOTE
 from tests.conftest import ERA, Server, assert_nothing_left, descendants, eventually, is_running, mounts
 from tests.postgres import Postgres
 
@@ -30,6 +32,21 @@ PACKAGES = Path(__file__).parent.parent.parent / ".tools" / "ray"
 KEY = "the operator's key of a cluster on Ray"
 RAY_SECONDS = 300.0
 """A busy machine takes a minute to start Ray."""
+
+
+START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--object-store-memory=80000000")
+
+
+def has_ended(pid: int) -> bool:
+    return not is_running(pid)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a node of Ray, and wait for its processes."""
+    below = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    process.wait(RAY_SECONDS)
+    assert eventually(lambda: not any(map(is_running, below)))
 
 
 @dataclass
@@ -48,10 +65,27 @@ class RayCluster:
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout)
 
-    def host(self) -> dict[str, Any]:
-        (host,) = self.era("host", "list")["hosts"]
+    def host(self, url: str) -> dict[str, Any]:
+        """What is known of the host at this URL, or at none."""
+        (host,) = [host for host in self.era("host", "list")["hosts"] if host["url"] == url]
         assert isinstance(host, dict)
         return host
+
+    @contextmanager
+    def another_node(self, data_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A second node of Ray, whose host has this directory."""
+        environment = {**self.environment, "ERA_DATA_DIR": str(data_dir)}
+        with (self.directory / "node.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*START, f"--address={self.address}", "--block", "--num-cpus=0"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            yield process
+        finally:
+            stop(process)
 
     @contextmanager
     def driver(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -86,15 +120,19 @@ def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "RAY_", "PYTHON"))}
-    environment |= {"HOME": str(home), "PYTHONPATH": str(PACKAGES), "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=0"]
-    options = ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=80000000"]
+    environment |= {
+        "HOME": str(home),
+        "PYTHONPATH": str(PACKAGES),
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_MODE": "token",
+    }
+    options = ["--head", "--block", "--port=0", "--num-cpus=0", "--include-dashboard=false", "--disable-usage-stats"]
     # Its sockets' names must be short.
     directory = Path(f"/tmp/era-ray-{os.getpid()}")
     before = mounts()
     with (tmp_path / "ray.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *options, f"--temp-dir={directory}"], env=environment, stdout=log, stderr=log, cwd=tmp_path
+            [*START, *options, f"--temp-dir={directory}"], env=environment, stdout=log, stderr=log, cwd=tmp_path
         )
 
     def address() -> str:
@@ -118,10 +156,13 @@ def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
         (tmp_path / "driver.log").touch()
         yield RayCluster(tmp_path, process, address(), {**environment, **settings})
     finally:
+        for note in tmp_path.glob(f"*/{NOTE}"):  # A test that failed may have left its hosts.
+            pid = json.loads(note.read_text())["pid"]
+            if pid and is_running(pid):
+                os.kill(pid, signal.SIGTERM)
+                eventually(partial(has_ended, pid))
         below = descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        process.wait(RAY_SECONDS)
-        assert eventually(lambda: not any(map(is_running, below)))
+        stop(process)
         shutil.rmtree(directory, ignore_errors=True)
     assert_nothing_left(before, below, tmp_path / "host", cgroup_name(tmp_path / "host"))
 
@@ -135,14 +176,14 @@ def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
             assert written.status_code == 200, written.text
 
             # A host that is killed is started anew, with its address, and has its sessions.
-            first = ray.host()
+            first = ray.host(url)
             assert (first["state"], first["url"]) == ("ready", url)
             os.kill(first["pid"], signal.SIGKILL)
             killed = time.monotonic()
             body = {"code": "print(open('f').read())"}
             assert eventually(lambda: answers(client, body) == "kept\n")
             print(f"usable again {time.monotonic() - killed:.2f} s after kill -9")
-            again = ray.host()
+            again = ray.host(url)
             assert again["pid"] != first["pid"]
             assert again["restarts"] == 1
 
@@ -157,7 +198,7 @@ def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
 
     with ray.driver() as driver:
         assert ray.serves(driver) == url
-        assert ray.host()["pid"] == again["pid"]
+        assert ray.host(url)["pid"] == again["pid"]
 
         # Programs can't reach Ray, by any of the machine's addresses, though others can.
         with ray.client(url) as client:
@@ -172,12 +213,12 @@ def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
         # Drained: it ends, and isn't started again before it is told to.
         assert ray.era("host", "drain")["hosts"][0]["state"] == "drained"
         time.sleep(3)
-        assert ray.host()["state"] == "drained"
+        assert ray.host("")["state"] == "drained"
         assert not is_running(again["pid"])
         ray.era("host", "start")
-        assert eventually(lambda: ray.host()["state"] == "ready", RAY_SECONDS)
+        assert eventually(lambda: answers_at(ray, url) == "kept\n", RAY_SECONDS)
 
-        last = ray.host()["pid"]
+        last = ray.host(url)["pid"]
         below = [last, *descendants(last)]
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(RAY_SECONDS) == 0, ray.log()
@@ -188,6 +229,52 @@ def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
     for file in (*Path(f"/tmp/era-ray-{os.getpid()}").rglob("*"), *ray.directory.glob("*/*.log*")):
         if file.is_file() and not file.is_symlink():
             assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_nodes_come_and_go(ray: RayCluster) -> None:
+    data_dir = ray.directory / "second"
+    with ray.driver() as driver:
+        url = ray.serves(driver)
+        with ray.another_node(data_dir) as node:
+            found = eventually(lambda: ready(ray.log()) - {url}, RAY_SECONDS)
+            assert found, ray.log()
+            (second,) = found
+            with ray.client(second) as client:
+                assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+                written = client.post("/api/sessions/s/run", json={"code": "open('f', 'w').write('kept')"})
+                assert written.status_code == 200, written.text
+            host = ray.host(second)
+
+            # Its node's Ray dies, and the host doesn't.
+            (raylet,) = [pid for pid in descendants(node.pid) if command_of(pid).split("\0")[0].endswith("/raylet")]
+            os.kill(raylet, signal.SIGKILL)
+            assert eventually(lambda: "its node is gone" in ray.log(), RAY_SECONDS), ray.log()
+        assert is_running(host["pid"])
+        assert answers_at(ray, second) == answers_at(ray, url) == "kept\n"
+
+        # It comes back as another node of Ray, which adopts the host.
+        with ray.another_node(data_dir):
+            assert eventually(lambda: ready(ray.log().rpartition("node is gone")[2]), RAY_SECONDS), ray.log()
+            again = ray.host(second)
+            assert again["pid"] == host["pid"]
+            assert again["node"] != host["node"]
+
+            # Drained before it is taken away, its sessions are at another host at once.
+            assert ray.era("host", "drain", again["node"])["hosts"][0]["state"] == "drained"
+            assert answers_at(ray, url) == "kept\n"
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(RAY_SECONDS) == 0, ray.log()
+    assert not is_running(host["pid"])
+
+
+def ready(log: str) -> set[str]:
+    """Where hosts were ready at some time."""
+    return set(re.findall(r"^\S+   ready   (http://\S+)", log, re.MULTILINE))
+
+
+def answers_at(ray: RayCluster, url: str) -> str | None:
+    with ray.client(url) as client:
+        return answers(client, {"code": "print(open('f').read())"})
 
 
 def answers(client: httpx.Client, body: dict[str, str]) -> str | None:

@@ -14,8 +14,8 @@ from era.errors import Unavailable
 from era.store.place import check_database
 
 _LOOK_SECONDS = 1.0
-_STOP_SECONDS = 75.0
-"""More than a host takes that has to be killed."""
+_ANSWER_SECONDS = 30.0
+"""For actors that don't answer when they are to stop their hosts."""
 
 
 def reach(address: str, labels: Mapping[str, str], database_url: str | None) -> RayHosts:
@@ -43,7 +43,7 @@ def drive(hosts: RayHosts, cluster: Mapping[str, str], say: Callable[[str], None
         say("The hosts go on; `era host stop` stops them.")
         return 0
     try:
-        left = hosts.stop_all(_STOP_SECONDS)
+        left = hosts.stop_all(_ANSWER_SECONDS)
     except Unavailable as error:
         say(f"{error.message}: the hosts go on.")
         return 1

@@ -37,8 +37,8 @@ _AGAIN_SECONDS = 1.0
 """Least time between two starts; doubled with each that fails."""
 
 _MOST_AGAIN_SECONDS = 30.0
-_STOP_SECONDS = 60.0
-"""More than `era serve` takes to drain by default. One that takes longer is killed."""
+_STOP_SECONDS = 45.0
+"""What a host may take to end besides its two times to drain. One that takes longer is killed."""
 
 _HEALTH_SECONDS = 2.0
 _HUNG_SECONDS = 60.0
@@ -92,11 +92,14 @@ class _Note:
 class HostProcess:
     """One host on this machine, with its data directory and the log in it."""
 
-    def __init__(self, data_dir: Path, environment: Mapping[str, str], command: Sequence[str] = SERVE) -> None:
-        """`environment` is that of the process, which prints `ERA serves URL` once it serves. Raises OSError."""
-        self._data_dir = data_dir
+    def __init__(
+        self, data_dir: Path, environment: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
+    ) -> None:
+        """`environment` is that of the process, which prints `ERA serves URL` once it serves; None if it isn't known
+        yet, so that only a host that runs already can be watched, and stopped. Raises OSError."""
+        self.data_dir = data_dir
         self._command = command
-        self.environment = dict(environment)
+        self._environment = environment
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._note = _read(data_dir / NOTE)
         self._wanted = not self._note.drained
@@ -125,12 +128,15 @@ class HostProcess:
             state = "drained"
         elif not self._wanted:
             state = "stopped"
+        elif self._environment is None:
+            return HostStatus("failing", detail="its settings aren't known: `era serve --cluster` tells them")
         else:
             state = "failing" if self._failures else "starting"
         return HostStatus(state, url, pid, self._restarts, "" if state == "ready" else self._detail)
 
-    def keep_running(self) -> None:
-        """Have it run from now on, unless it was drained."""
+    def keep_running(self, environment: Mapping[str, str] | None = None) -> None:
+        """Have it run from now on, unless it was drained. A new environment is that of its next process."""
+        self._environment = environment or self._environment
         self._wanted = not self._note.drained
 
     def start(self) -> None:
@@ -149,7 +155,7 @@ class HostProcess:
             self._note.drained = True
             self._write()
         if self._note.pid and self._kill_at is None:
-            self._kill_at = time.monotonic() + _STOP_SECONDS
+            self._kill_at = time.monotonic() + stop_seconds(self._environment or {})
             self._signal(signal.SIGTERM)
 
     def look(self) -> None:
@@ -157,8 +163,8 @@ class HostProcess:
         Takes a moment, or the two seconds that it has for an answer. Raises OSError."""
         now = time.monotonic()
         if not self._note.pid:
-            if self._wanted and now >= self._start_at:
-                self._launch()
+            if self._wanted and self._environment is not None and now >= self._start_at:
+                self._launch(self._environment)
         elif not self._is_running():
             self._ended(now)
         elif self._kill_at is not None:
@@ -171,12 +177,12 @@ class HostProcess:
         elif now >= self._ask_at:
             self._ask()
 
-    def _launch(self) -> None:
+    def _launch(self, environment: Mapping[str, str]) -> None:
         self._rotate()
-        log = self._data_dir / LOG
+        log = self.data_dir / LOG
         self._note.log_from = log.stat().st_size if log.exists() else 0
         command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(log), *self._command]
-        done = subprocess.run(command, env=self._own(), cwd="/", capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=self._own(environment), cwd="/", capture_output=True, text=True, check=False)
         self._began_at = self._answered_at = time.monotonic()
         if done.returncode:
             self._fail(" ".join(done.stderr.split())[-2000:])
@@ -185,12 +191,12 @@ class HostProcess:
         self._note.begun = began(self._note.pid)
         self._write()
 
-    def _own(self) -> dict[str, str]:
+    def _own(self, environment: Mapping[str, str]) -> Mapping[str, str]:
         """The process's environment. A port that the system has chosen is kept, so that its clients find it again."""
         port = served_port(self._note.url)
-        if self.environment.get("ERA_PORT") == "0" and port and not self._failures:
-            return {**self.environment, "ERA_PORT": str(port)}
-        return self.environment
+        if environment.get("ERA_PORT") == "0" and port and not self._failures:
+            return {**environment, "ERA_PORT": str(port)}
+        return environment
 
     def _ended(self, now: float) -> None:
         was_ready, stopping = bool(self._note.url), self._kill_at is not None
@@ -240,22 +246,22 @@ class HostProcess:
     def _said(self) -> str:
         """What its present process has written, the beginning of it."""
         try:
-            with (self._data_dir / LOG).open("rb") as log:
+            with (self.data_dir / LOG).open("rb") as log:
                 log.seek(self._note.log_from)
                 return log.read(1 << 16).decode(errors="replace")
         except FileNotFoundError:
             return ""
 
     def _rotate(self) -> None:
-        log = self._data_dir / LOG
+        log = self.data_dir / LOG
         if log.exists() and log.stat().st_size > _LOG_BYTES:
             log.replace(log.with_name(f"{LOG}.1"))
 
     def _write(self) -> None:
         """Write the note, as a whole or not at all."""
-        draft = self._data_dir / f"{NOTE}.new"
+        draft = self.data_dir / f"{NOTE}.new"
         draft.write_text(json.dumps(asdict(self._note)))
-        draft.replace(self._data_dir / NOTE)
+        draft.replace(self.data_dir / NOTE)
 
 
 def _read(file: Path) -> _Note:
@@ -267,6 +273,17 @@ def _read(file: Path) -> _Note:
     if not note.begun or began(note.pid) != note.begun:
         note.pid = 0
     return note
+
+
+def stop_seconds(environment: Mapping[str, str]) -> float:
+    """How long a host with this environment may take to end. It says itself if a setting is no number."""
+    seconds = _STOP_SECONDS
+    for name, default, times in (("ERA_UNREADY_SECONDS", 0.0, 1), ("ERA_DRAIN_SECONDS", 10.0, 2)):
+        try:
+            seconds += times * float(environment.get(name) or default)
+        except ValueError:
+            seconds += times * default
+    return seconds
 
 
 def began(pid: int) -> int:

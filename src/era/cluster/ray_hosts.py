@@ -5,7 +5,8 @@ Ray believes, or loses, can't do harm: a host outlives its actor, its node's Ray
 
 An actor is detached, so that it outlives the driver that made it, bound to its node, and claims no resources. What it
 is told of settings comes in a call and not at its making, since Ray keeps what an actor is made of: passwords would be
-there. So an actor that Ray has restarted knows no settings until a driver tells it anew; the host goes on meanwhile.
+there. So an actor that Ray has restarted can watch, drain and stop its host, and start it once a driver has told it
+the settings anew.
 
 Ray is an extra of the package (`cluster`), imported by `connect` only, and never by a server.
 """
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,33 +56,34 @@ class NodeHost:
 class HostActor:
     """What runs on a node: one host's process, which a thread watches over. Its public methods are called by Ray."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, data_dir: str) -> None:
+        """`data_dir` is the host's directory where the node's environment names none. It is known from the beginning,
+        and again after a restart, so that a host which runs already can be watched, drained and stopped."""
         self._address = address
+        self._problem = ""
         self._host: HostProcess | None = None
-        self._problem = "it knows no settings yet: no driver has told it any"
         self._lock = threading.Lock()
+        self._at(os.environ.get("ERA_DATA_DIR") or data_dir)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ensure(self, cluster: Mapping[str, str]) -> HostStatus:
-        """Have a host run with these settings; one that runs already goes on with those that it has."""
+        """Have a host run with these settings, unless it was drained. One that runs already goes on with those that it
+        has."""
         with self._lock:
             try:
                 environment = host_environment(cluster, os.environ, self._address)
-                if self._host is None:
-                    self._host = HostProcess(Path(environment["ERA_DATA_DIR"]), environment)
-                self._host.environment = environment
-                self._host.keep_running()
             except NotReady as error:
                 self._problem = error.message
-            except OSError as error:
-                self._problem = str(error)
+            else:
+                self._at(environment["ERA_DATA_DIR"])
+                if self._host is not None:
+                    self._host.keep_running(environment)
         return self.status()
 
     def status(self) -> HostStatus:
         with self._lock:
-            if self._host is None:
-                return HostStatus("failing", detail=self._problem)
-            return self._host.status()
+            status = HostStatus("failing") if self._host is None else self._host.status()
+            return replace(status, detail=self._problem) if self._problem else status
 
     def start(self) -> HostStatus:
         """Start a host that was drained."""
@@ -97,13 +99,30 @@ class HostActor:
                 self._host.stop(drain=drain)
         return self.status()
 
+    def _at(self, data_dir: str) -> None:
+        """Watch over the host with this data directory; not while one with another runs."""
+        if self._host is not None and self._host.status().pid and str(self._host.data_dir) != data_dir:
+            self._problem = f"it runs with ERA_DATA_DIR={self._host.data_dir}: stop it first (`era host stop`)"
+            return
+        self._problem = ""
+        if Path(data_dir).is_absolute() and (self._host is None or str(self._host.data_dir) != data_dir):
+            try:
+                self._host = HostProcess(Path(data_dir))
+            except OSError as error:
+                self._problem = str(error)
+
     def _watch(self) -> None:
+        problem = ""
         while True:
             time.sleep(_LOOK_SECONDS)
             with self._lock:
-                if self._host is not None:
-                    with suppress(OSError):  # A full disk; the next look tries again.
+                try:
+                    if self._host is not None:
                         self._host.look()
+                    if problem and self._problem == problem:
+                        self._problem = problem = ""
+                except Exception as error:  # A full disk, say. The next look tries again.
+                    self._problem = problem = _line(error)
 
 
 class RayHosts:
@@ -139,7 +158,7 @@ class RayHosts:
         for node in nodes:
             if node.id not in self._actors:
                 with _translated():
-                    self._actors[node.id] = self._make(node)
+                    self._actors[node.id] = self._make(node, cluster.get("ERA_DATA_DIR", ""))
         return self._ask(nodes, "ensure", dict(cluster))
 
     def known(self) -> list[NodeHost]:
@@ -153,24 +172,27 @@ class RayHosts:
         return self._tell(node, "stop", drain)
 
     def stop_all(self, seconds: float) -> list[NodeHost]:
-        """Stop all hosts, then their actors. Returns what hasn't ended after so many seconds, whose actors stay."""
-        until = time.monotonic() + seconds
+        """Stop all hosts, then their actors: those see to it that hosts end. Returns what didn't answer for so many
+        seconds."""
         left = self._ask(self._with_actors(), "stop", False)
+        answered_at = time.monotonic()
         while True:
             for each in left:
                 if each.host is not None and each.host.pid == 0:
                     self._kill(self._actors.pop(each.node.id))
             left = [each for each in left if each.node.id in self._actors]
-            if not left or time.monotonic() > until:
+            if any(each.host is not None for each in left):
+                answered_at = time.monotonic()
+            if not left or time.monotonic() > answered_at + seconds:
                 return left
             time.sleep(_LOOK_SECONDS)
+            alive = {node.id for node in self.nodes()}
             # Told again each time: an actor that has been restarted meanwhile doesn't know.
-            left = self._ask([each.node for each in left], "stop", False)
+            left = self._ask([each.node for each in left if each.node.id in alive], "stop", False)
 
     def _with_actors(self) -> list[Node]:
         """The nodes that have an actor, whoever made it."""
-        nodes = [node for node in self.nodes() if node.id in self._actors or self._find(node)]
-        return nodes
+        return [node for node in self.nodes() if node.id in self._actors or self._find(node)]
 
     def _find(self, node: Node) -> bool:
         with _translated():
@@ -180,7 +202,7 @@ class RayHosts:
                 return False
         return True
 
-    def _make(self, node: Node) -> Any:
+    def _make(self, node: Node, data_dir: str) -> Any:
         """The node's actor, made if there is none."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -193,7 +215,7 @@ class RayHosts:
             "max_restarts": -1,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
         }
-        return self._ray.remote(HostActor).options(**options).remote(node.address)
+        return self._ray.remote(HostActor).options(**options).remote(node.address, data_dir)
 
     def _tell(self, node: Node, method: str, *arguments: object) -> NodeHost:
         if node.id not in self._actors and not self._find(node):
@@ -214,7 +236,7 @@ class RayHosts:
             return NodeHost(node, None, "Ray is still starting its actor, or its node doesn't answer")
         try:
             return NodeHost(node, self._ray.get(reference))
-        except self._ray.exceptions.ActorDiedError as error:
+        except (self._ray.exceptions.ActorDiedError, self._ray.exceptions.ActorUnschedulableError) as error:
             self._actors.pop(node.id, None)  # The next call makes, or finds, another one.
             return NodeHost(node, None, _line(error))
         except self._ray.exceptions.RayError as error:
@@ -230,8 +252,6 @@ def connect(address: str, labels: Mapping[str, str] | None = None) -> RayHosts:
     NotReady where it can't be reached, or Ray isn't installed."""
     if address != "auto":
         _check_reachable(address)
-    # What Ray's own libraries have to say goes to our standard error otherwise, many lines for one problem.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray itself does for `auto`
     try:
@@ -241,13 +261,27 @@ def connect(address: str, labels: Mapping[str, str] | None = None) -> RayHosts:
             f"This needs Ray ({error.name} is missing): pip install 'era-sessions[server,cluster]'"
         ) from None
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="CRITICAL")
+        with _quiet():
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="CRITICAL")
     except Exception as error:  # Ray raises plain ones, too.
         raise NotReady(
             f"Ray at {address} can't be used ({_line(error)}): start it on this machine with `ray start`, as a node of "
-            "the cluster, by the same version of Ray and Python and with the same token."
+            "the cluster, by the same version of Ray and Python and with the same token (RAY_AUTH_MODE=token)."
         ) from None
     return RayHosts(ray, labels or {})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block nothing is written to standard error: Ray's libraries write many lines for one problem."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _has_token() -> bool:
