@@ -46,7 +46,8 @@ type Process = subprocess.Popen[bytes] | Forked
 
 @cache
 def preloaded() -> Preloaded:
-    """What servers are forked from, unless something of them is changed before they start."""
+    """What servers are forked from, unless something of them is changed before they start, and other commands that
+    import as much."""
     return Preloaded()
 
 
@@ -106,7 +107,7 @@ class Server:
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
         if command == SERVE and "PYTHONPATH" not in environment:  # with that, there is something else to import
-            return preloaded().serve(environment, log)
+            return preloaded().start(command[1:], environment, (0, log.fileno(), log.fileno()))
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def _as_ordinary_user(self, uid: int) -> tuple[list[str], dict[str, str]]:
@@ -143,7 +144,7 @@ class Server:
         host = self.url.removeprefix("http://")
         name, _, port = host.rpartition(":")
         received = b""
-        with socket.create_connection((name, int(port)), timeout=20) as connection:
+        with socket.create_connection((name, int(port)), timeout=60) as connection:
             with contextlib.suppress(ConnectionError):
                 connection.sendall(request.replace(b"SELF", host.encode()))
             with contextlib.suppress(ConnectionError):

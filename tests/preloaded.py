@@ -1,6 +1,7 @@
-"""A process that has imported the server and forks one at each call: to import it takes longer than most tests do.
+"""A process that has imported the server, and forks the `era` command at each call: to import it takes longer than most
+tests do.
 
-What is forked goes on as `era serve` does, from the first line of its `main` to the interpreter's own end. Starts from
+What is forked goes on as `era` does, from the first line of its `main` to the interpreter's own end. Starts from
 nothing are tested in tests/client/test_start.py, and by every server here that has been changed before it starts.
 """
 
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 _MESSAGE = 1 << 20
 """The longest message in bytes; the environment is most of it."""
@@ -36,9 +37,12 @@ class Preloaded:
             self._process = subprocess.Popen(command, pass_fds=[there.fileno()])
         atexit.register(self._end)
 
-    def serve(self, environment: dict[str, str], log: IO[bytes]) -> Forked:
-        """Start `era serve` with this environment; what it says goes to the log."""
-        return Forked(self, self.ask({"start": environment}, log.fileno()))
+    def start(
+        self, words: list[str], environment: dict[str, str], streams: tuple[int, int, int], cwd: Path | None = None
+    ) -> Forked:
+        """Start `era` with these arguments, and with descriptors for its input, output and errors."""
+        question = {"words": words, "environment": environment, "cwd": str(cwd or Path.cwd())}
+        return Forked(self, self.ask(question, *streams))
 
     def ask(self, question: dict[str, Any], *fds: int) -> Any:
         """Ask the process for something; returns its answer."""
@@ -53,7 +57,7 @@ class Preloaded:
 
 
 class Forked:
-    """A forked server, as `subprocess.Popen` would have it: the part that tests use."""
+    """A forked command, as `subprocess.Popen` would have it: the part that tests use."""
 
     def __init__(self, parent: Preloaded, pid: int) -> None:
         self._parent = parent
@@ -73,7 +77,7 @@ class Forked:
             finally:
                 os.close(process)
         if (code := self.poll()) is None:
-            raise subprocess.TimeoutExpired("era serve", timeout or 0)
+            raise subprocess.TimeoutExpired("era", timeout or 0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -85,9 +89,9 @@ class Forked:
 
 
 def _answer(here: socket.socket) -> None:
-    """Do what is asked for until nobody can ask any more. Returns in forked servers, too, which are to begin then."""
+    """Do what is asked for until nobody can ask any more. Returns in forks only, which are to begin then."""
     while True:
-        message, ancillary, _, _ = here.recvmsg(_MESSAGE, socket.CMSG_SPACE(4))
+        message, ancillary, _, _ = here.recvmsg(_MESSAGE, socket.CMSG_SPACE(12))
         if not message:
             sys.exit()
         question = json.loads(message)
@@ -95,18 +99,20 @@ def _answer(here: socket.socket) -> None:
             ended, status = os.waitpid(question["poll"], os.WNOHANG)
             here.send(json.dumps(os.waitstatus_to_exitcode(status) if ended else None).encode())
             continue
-        (log,) = array.array("i", ancillary[0][2])
-        if pid := os.fork():
-            os.close(log)
+        streams = array.array("i", ancillary[0][2])
+        pid = os.fork()
+        for number, stream in enumerate(streams):
+            if pid == 0:
+                os.dup2(stream, number)
+            os.close(stream)
+        if pid:
             here.send(json.dumps(pid).encode())
             continue
         here.close()
-        for output in (1, 2):
-            os.dup2(log, output)
-        os.close(log)
+        os.chdir(question["cwd"])
         os.environ.clear()
-        os.environ.update(question["start"])
-        sys.argv = [str(Path(sys.executable).with_name("era")), "serve"]
+        os.environ.update(question["environment"])
+        sys.argv = [str(Path(sys.executable).with_name("era")), *question["words"]]
         return
 
 
@@ -115,8 +121,10 @@ if __name__ == "__main__":
 
     from era.client.cli import main
 
-    for name in ("era.app", "era.client.serve", "alembic.context", "uvicorn.lifespan.off"):
+    for name in ("era.app", "era.client.serve", "era.client.operation", "alembic.context", "uvicorn.lifespan.off"):
         import_module(name)
+    for name in ("backup", "check", "migrate"):
+        import_module(f"era.operation.{name}")
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this by hanging up
     _answer(socket.socket(fileno=int(sys.argv[1])))

@@ -72,7 +72,7 @@ def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: Ma
     where = session()
     start(client, where, ["python3", "-c", COUNTERS])
     seen = 0
-    for _ in range(8):
+    for _ in range(4):
         made = checkpoint(client, where)
         assert made["consistent"]
         for number in range(20):

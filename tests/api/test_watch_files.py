@@ -93,8 +93,10 @@ def test_a_watch_tells_what_processes_and_clients_change(
         assert seen.has(type="rename", path="d/old", to="d/older")
         assert seen.has(type="remove", path="d/older")
         assert seen.has(type="create", path="e/f")
-        shell(client, where, "touch e/f/deep; mv e moved; sleep 0.3; touch moved/f/there")
+        shell(client, where, "touch e/f/deep; mv e moved")
         assert seen.has(type="create", path="e/f/deep")
+        assert seen.has(type="rename", path="e", to="moved")
+        shell(client, where, "touch moved/f/there")
         assert seen.has(type="create", path="moved/f/there"), "a directory that moves stays watched"
         assert put(client, where, "d/put", b"1").is_success
         assert seen.has(type="create", path="d/put")

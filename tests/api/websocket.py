@@ -16,7 +16,7 @@ class WebSocket:
 
     def __init__(self, server: Server, path: str, *headers: str, host: str | None = None) -> None:
         name, _, port = server.url.removeprefix("http://").rpartition(":")
-        self.socket = socket.create_connection((name, int(port)), timeout=30)
+        self.socket = socket.create_connection((name, int(port)), timeout=60)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         lines = [
             f"GET {path} HTTP/1.1",

@@ -300,7 +300,7 @@ def test_staging_is_named_after_what_is_staged() -> None:
 async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells) -> None:
     await cells.run("x = 1")
     outcome, written = await cells.run(
-        "import time\nprint('begun')\ntry:\n    time.sleep(60)\nfinally:\n    x = 'tidied up'", timeout=0.5
+        "import time\nprint('begun')\ntry:\n    time.sleep(60)\nfinally:\n    x = 'tidied up'", timeout=1.5
     )
     assert (outcome.cause, outcome.exit_code, outcome.lost) == ("timeout", 124, None)
     assert outcome.error is not None
@@ -321,7 +321,7 @@ async def test_a_cell_that_goes_on_after_its_timeout_loses_the_variables(
     cells: Cells, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 0.3)
-    outcome, _ = await cells.run(f"import time\n{code}", timeout=0.5)
+    outcome, _ = await cells.run(f"import time\n{code}", timeout=1)
     assert (outcome.cause, outcome.exit_code) == ("timeout", 124)
     assert outcome.lost == "It was killed, since a cell went on after its timeout."
     assert not cells.context.alive

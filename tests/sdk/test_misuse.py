@@ -17,7 +17,7 @@ import era
 from era import AsyncEra, Era
 from era.sdk.answers import RunRecord
 from era.sdk.events import Stdout
-from tests.conftest import MakeServer, Server, free_port
+from tests.conftest import MakeServer, Server, eventually, free_port
 from tests.sdk.cutter import Cutter
 
 NUMBERS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.02)"
@@ -160,7 +160,7 @@ def cut_once_after(text: bytes) -> Any:
 
 
 def test_a_broken_stream_goes_on_without_loss(server: Server) -> None:
-    with Cutter(server.url, cut_once_after(b'"7\\n"')) as way, Era(way.url) as client:
+    with Cutter(server.url, cut_once_after(b"7\\n")) as way, Era(way.url) as client:
         session = client.session("python")
         with session.stream(NUMBERS) as stream:
             events = list(stream)
@@ -172,7 +172,7 @@ def test_a_broken_stream_goes_on_without_loss(server: Server) -> None:
 
 
 async def test_a_broken_stream_goes_on_for_asyncio(server: Server) -> None:
-    with Cutter(server.url, cut_once_after(b'"7\\n"')) as way:
+    with Cutter(server.url, cut_once_after(b"7\\n")) as way:
         async with AsyncEra(way.url) as client:
             session = await client.session("python")
             async with await session.stream(NUMBERS) as stream:
@@ -199,16 +199,17 @@ def test_a_write_whose_answer_is_lost_says_so(server: Server) -> None:
 
 
 def test_no_answer_in_time(server: Server) -> None:
-    with Era(server.url, timeout=0.3) as client:
+    with Era(server.url) as client, Era(server.url, timeout=0.3) as hasty:
         session = client.session("python")
         with pytest.raises(era.AnswerTimeout) as told:
-            client._connection.call(
+            hasty._connection.call(
                 era.sdk.calls.Call(
                     "POST", f"/api/sessions/{session.id}/run", json={"code": "import time; time.sleep(2)"}
                 )
             )
         assert "runs.list" in told.value.hint
-        assert session.runs.run(session.runs.list()[0].run_id).wait().status == "ok"
+        (run,) = eventually(session.runs.list)
+        assert session.runs.run(run.run_id).wait().status == "ok"
 
 
 def test_a_server_that_restarts(own_server: MakeServer) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import era as package
 from era import AsyncEra, Era
-from era.sdk.events import ProcessExit, ProcessOutput
+from era.sdk.events import ProcessEvent, ProcessExit, ProcessOutput
 from tests.api.live import refusal, socket
 from tests.client.command import environment, era
 from tests.conftest import ERA, MakeServer, Server, eventually
@@ -123,10 +123,18 @@ async def test_a_process_for_asyncio(server: Server) -> None:
 
 
 def test_output_goes_on_where_it_broke(server: Server) -> None:
-    code = "for n in $(seq 40); do echo $n; sleep 0.02; done"
-    with Cutter(server.url, cut_once_after(b'"7\\n"')) as way, Era(way.url) as client:
+    code = "echo 1; until [ -e go ]; do sleep 0.02; done; for n in $(seq 2 40); do echo $n; done"
+    events: list[ProcessEvent] = []
+    with (
+        Cutter(server.url, cut_once_after(b"7\\n")) as way,
+        Era(way.url) as client,
+        Era(server.url) as uncut,
+    ):
         session = client.session("python", isolation="bubblewrap")
-        events = list(session.process(code).events())
+        for event in session.process(code).events():
+            events.append(event)
+            if len(events) == 1:  # so there is something to go on after
+                uncut.sessions.named(session.id).files["go"] = ""
     shown = b"".join(event.data for event in events if isinstance(event, ProcessOutput))
     assert shown == b"".join(b"%d\n" % n for n in range(1, 41))
     assert any(b"/events?after=" in request and b"after=0" not in request for request in way.requests)

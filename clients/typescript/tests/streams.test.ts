@@ -8,13 +8,15 @@ import { all, client, HangingUp, lines } from "./support.ts";
 const CODE = lines(
   "import sys, time",
   "for n in range(40):",
-  "    print('süß', n, flush=True)",
-  "    print('🎉', n, file=sys.stderr, flush=True)",
+  "    print('süß', n, 'x' * 100, flush=True)",
+  "    print('🎉', n, 'x' * 100, file=sys.stderr, flush=True)",
   "    time.sleep(0.01)",
   "sys.exit(3)",
 );
 
-const expected = (word: string): string => Array.from({ length: 40 }, (_, n) => `${word} ${n}\n`).join("");
+/** Long enough for all cuts, in however few pieces it comes. */
+const expected = (word: string): string =>
+  Array.from({ length: 40 }, (_, n) => `${word} ${n} ${"x".repeat(100)}\n`).join("");
 
 function text(events: RunEvent[], type: "stdout" | "stderr"): string {
   return events.map((event) => (event.type === type ? event.content : "")).join("");
