@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class _Kernel:
         )
 
     def run(self, code: str) -> str:
-        """Execute code and return what it printed, once the kernel is idle again. Raises RuntimeError."""
+        """Execute code and return what it printed, or its value, once the kernel is idle again. Raises RuntimeError."""
         message = secrets.token_hex(8)
         header = {"msg_id": message, "msg_type": "execute_request", "username": "", "session": "", "version": "5.3"}
         content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False, "stop_on_error": True}
@@ -58,6 +59,8 @@ class _Kernel:
             match told["msg_type"]:
                 case "stream":
                     printed += told["content"]["text"]
+                case "execute_result":
+                    printed += told["content"]["data"]["text/plain"]
                 case "error":
                     raise RuntimeError(f"Code went wrong in the kernel: {told['content']}")
                 case "status" if told["content"]["execution_state"] == "idle":
@@ -115,17 +118,21 @@ def _gateway(arena: Arena) -> int:
         time.sleep(0.1)
 
 
-def _check(printed: str) -> None:
-    if printed != "1\n":
+def _check(printed: str, output: str = "1\n") -> None:
+    if printed != output:
         raise RuntimeError(f"The kernel printed {printed!r}.")
 
 
-def warm(arena: Arena) -> Probe:
+def warm(code: str = "print(1)", output: str = "1\n") -> Callable[[Arena], Probe]:
     """A cell in a kernel that has run before. Its variables stay, its files aren't kept apart from anybody's."""
-    kernel = _Kernel(_gateway(arena))
-    arena.closers.callback(kernel.close)
-    kernel.run("pass")
-    return Probe(lambda _: kernel.run("print(1)"), after=_check)
+
+    def start(arena: Arena) -> Probe:
+        kernel = _Kernel(_gateway(arena))
+        arena.closers.callback(kernel.close)
+        kernel.run("pass")
+        return Probe(lambda _: kernel.run(code), after=lambda printed: _check(printed, output))
+
+    return start
 
 
 def cold(arena: Arena) -> Probe:
@@ -147,7 +154,12 @@ CASES: list[Case] = []
 RATIOS: list[Ratio] = []
 if _PROGRAM.exists() and importlib.util.find_spec("websocket"):
     CASES += [
-        Case("gateway warm", "a cell in a warm kernel of Jupyter Kernel Gateway", warm, 0.05),
+        Case("gateway warm", "a cell in a warm kernel of Jupyter Kernel Gateway", warm(), 0.05),
+        Case("gateway value", "1+1 there", warm("1+1", "2"), 0.05),
         Case("gateway cold", "a kernel made there for one cell", cold, 0.2, burst=2),
     ]
-    RATIOS += [Ratio("python warm", "gateway warm", goal=0.2), Ratio("create and run", "gateway cold")]
+    RATIOS += [
+        Ratio("python warm", "gateway warm", goal=0.2),
+        Ratio("context", "gateway value", goal=0.3),
+        Ratio("create and run", "gateway cold"),
+    ]

@@ -14,6 +14,7 @@ from bench import (
     gateway,
     installs,
     large,
+    live,
     live_servers,
     neighbours,
     rivals,
@@ -203,6 +204,7 @@ CASES = [
     Case("health", "HTTP and one read of the database", health),
     Case("http floor", "GET of no such path: HTTP alone", no_such_path),
     Case("commit floor", "a durable commit of SQLite, same disk", commit),
+    *live.CASES,
     *clients.CASES,
     *gateway.CASES,
 ]
@@ -254,6 +256,7 @@ RATIOS = [
     *(Ratio(f"packages {language}", f"{language} warm", goal=1.1) for language in ("python", "node")),
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
+    *live.RATIOS,
     *clients.RATIOS,
     *gateway.RATIOS,
 ]

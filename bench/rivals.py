@@ -88,8 +88,8 @@ def go(code: str) -> Maker:
     return make
 
 
-def bwrap(code: str) -> Maker:
-    """Python in a new bubblewrap sandbox, with namespaces and mounts like those of ERA's sandboxes."""
+def bwrap(code: str, interpreter: str = guest.PYTHON) -> Maker:
+    """Python, or another interpreter, in a new bubblewrap sandbox, with namespaces and mounts like those of ERA's."""
 
     def make(scratch: Path) -> list[str]:
         workspace = scratch / "workspace"
@@ -108,7 +108,7 @@ def bwrap(code: str) -> Maker:
             argv += ["--ro-bind", str(source), inside]
         argv += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm"]
         argv += ["--bind", str(workspace), guest.WORKSPACE, "--remount-ro", "/", "--chdir", guest.WORKSPACE]
-        return [*argv, "--", guest.PYTHON, "-c", code]
+        return [*argv, "--", interpreter, "-c", code]
 
     return make
 

@@ -200,7 +200,7 @@ def test_kills_at_random_moments_with_live_sessions(own_server: MakeServer, kill
         _answer(client.post("/api/sessions", json={"language": "python", "session_id": "s"}))
     told = Told()
     for kill in range(kills):
-        kill_once(server, told, chance.uniform(0, 2.5))
+        kill_once(server, told, chance.uniform(0, 4))
         assert mounts() == before
         print(f"{kill + 1} kills; runs, cells, puts, lines: {told.runs, told.cells, told.puts, told.said}", flush=True)
     processes = server.descendants()
