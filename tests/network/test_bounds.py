@@ -32,7 +32,7 @@ time.sleep(0.5)
     one = session()
     began = time.monotonic()
     one.says(code)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert open_requests(session()) == 0
     assert one.destinations()[0]["connections"] == 5
 
@@ -81,15 +81,15 @@ for n in range(20):
     before = descriptors(served)
     for _ in range(10):
         one.says(code)
-    assert eventually(lambda: descriptors(served) <= before + 2, 5), (before, descriptors(served))
+    assert eventually(lambda: descriptors(served) <= before + 2, 15), (before, descriptors(served))
 
 
 def test_a_connection_on_which_nothing_moves_is_closed(odd: NetServer) -> None:
     code = """
 import socket, time
-idle = socket.create_connection(("www.example.test", 6379), 8)
+idle = socket.create_connection(("www.example.test", 6379), 25)
 began = time.monotonic()
-print(idle.recv(10), 0.5 < time.monotonic() - began < 5)
+print(idle.recv(10), 0.5 < time.monotonic() - began < 20)
 """
     with odd.client() as client:
         assert new_session(client).says(code) == "b'' True\n"
