@@ -4,6 +4,7 @@ twice."""
 from __future__ import annotations
 
 import http.server
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 import era
 from era import AsyncEra, Era
 from era.sdk.answers import RunRecord
-from era.sdk.events import Stdout
+from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
 from tests.conftest import MakeServer, Server, eventually, free_port
 from tests.sdk.cutter import Cutter
 
@@ -212,13 +213,60 @@ def test_no_answer_in_time(server: Server) -> None:
         assert session.runs.run(run.run_id).wait().status == "ok"
 
 
-def test_a_server_that_restarts(own_server: MakeServer) -> None:
+def test_a_server_that_comes_back() -> None:
+    port = free_port()
+
+    def serve() -> None:
+        with http.server.HTTPServer(("127.0.0.1", port), Scripted) as server:
+            server.script, server.seen = [(200, {}, b'{"status": "ok"}')], []  # type: ignore[attr-defined]
+            server.handle_request()
+
+    serving = threading.Timer(0.3, serve)
+    serving.start()
+    with Era(f"http://127.0.0.1:{port}", retries=8) as client:
+        assert client.health() == {"status": "ok"}
+    serving.join()
+
+
+LOUD = "import sys; sys.stdout.write('x' * 6_000_000)"
+
+
+async def test_a_server_that_restarts(own_server: MakeServer) -> None:
+    """What a run has written comes whole, and a setup is followed to its end, by the server in the place of one that
+    was killed. A run that was going on is lost, and that is what its stream says."""
     server = own_server(port=str(free_port()))
-    with Era(server.url, retries=8) as client:
-        session = client.session("python", "kept", data={"n": 1})
-        server.stop()
-        threading.Timer(0.3, server.start).start()
-        assert session.data["n"] == 1
+    with Era(server.url) as client:
+        async with AsyncEra(server.url) as waiting:
+            session, other = client.session("python", data={"n": 1}), client.session("python")
+            stream = session.stream(LOUD)
+            begun = [next(iter(stream))]
+            asked = await (await waiting.sessions.get(other.id)).stream(LOUD)
+            first = await anext(aiter(asked))
+            for each, run_id in ((session, stream.run_id), (other, asked.run_id)):
+                assert run_id is not None
+                each.runs.run(run_id).wait()
+            lost = session.stream("import time\nprint('on', flush=True)\ntime.sleep(600)", timeout=600)
+            next(iter(lost))
+            built = client.session("python", setup={"commands": ["echo waiting; sleep 2; echo on"]})
+            setup = built.setup()
+            while not isinstance(event := next(setup), SetupLine) or event.text != "waiting":
+                pass
+            # Nothing is read meanwhile, so most of the output is still with the server when it is killed.
+            server.stop(signal.SIGKILL)
+            server.start()
+            assert session.data["n"] == 1
+            begun += list(stream)
+            assert all(isinstance(event, Stdout) for event in begun)
+            assert len("".join(event.content for event in begun)) == len(stream.result.stdout) == 6_000_000
+            assert isinstance(first, Stdout)
+            assert len(first.content) + sum([len(event.content) async for event in asked]) == 6_000_000
+            with pytest.raises(era.errors.RunLost):
+                list(lost)
+            *events, last = setup
+            assert isinstance(last, SetupDone)
+            assert last.setup_status == "completed", last
+            told = [event.text for event in events if isinstance(event, SetupLine)]
+            assert "on" in told or any(isinstance(event, Gap) for event in events)  # it may have ended by then
 
 
 def test_local_files_that_cannot_be(server: Server, tmp_path: Path) -> None:

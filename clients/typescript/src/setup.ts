@@ -7,7 +7,7 @@ import type { Packages, SessionInfo, SetupResult } from "./types.js";
 /** `status` when it begins to wait or to run, `line` for what is written, `done` at the end. */
 export type SetupEvent =
   | { type: "status"; setup_status: string }
-  | { type: "line"; content: string }
+  | { type: "line"; stream: "stdout" | "stderr"; text: string }
   | { type: "done"; setup_status: string; setup_result: SetupResult };
 
 export class SessionSetup {

@@ -75,6 +75,14 @@ def answered_error(status: int, headers: Mapping[str, str], body: object) -> Era
     return error
 
 
+def streamed_error(event: Mapping[str, Any]) -> EraError:
+    """The error that an event of a stream tells, in the class of its code. It has no status of its own: that of the
+    class, or 503."""
+    code = str(event.get("code"))
+    known: list[type[EraError]] = [EraError, *_below(EraError)]
+    return answered_error(next((each.status for each in known if each.code == code), 503), {}, event)
+
+
 def _kind(status: int, code: str) -> type[EraError]:
     classes = list(_below(EraError))
     # Several classes may share a code, of which the first is the family; and one of another status is none of them.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from binascii import a2b_base64
+from collections.abc import Iterator
 from json import loads
 from typing import Any
 
 from era.sdk.answers import View
-from era.sdk.errors import answered_error
+from era.sdk.errors import streamed_error
 
 
 class Stdout(View):
@@ -91,25 +92,29 @@ class ProcessExit(View):
 
 type ProcessEvent = ProcessOutput | ProcessExit | Gap
 type RunEvent = Stdout | Stderr | Gap
-type SetupEvent = SetupLine | SetupStatus | SetupDone
+type SetupEvent = SetupLine | SetupStatus | SetupDone | Gap
 
 
 class Events:
-    """Server-sent events, of bytes as they come. `last_id` is the number of the newest event that has one."""
+    """Server-sent events, of bytes as they come. `last_id` is the number of the newest event that has one, at first of
+    the one behind which they begin."""
 
-    def __init__(self) -> None:
-        self.last_id: int | None = None
+    def __init__(self, after: int = 0) -> None:
+        self.last_id = after
         self._rest = b""
 
-    def feed(self, piece: bytes) -> list[dict[str, Any]]:
-        """The data of the events that these bytes complete. Raises the error that an event of that type tells."""
+    def feed(self, piece: bytes) -> Iterator[dict[str, Any]]:
+        """The data of the events that these bytes complete, one by one: `last_id` is that of the newest that was taken.
+        Raises the error that an event of that type tells."""
         *blocks, self._rest = (self._rest + piece).split(b"\n\n")
-        return [event for block in blocks if (event := self._event(block)) is not None]
+        for block in blocks:
+            if (event := self._event(block)) is not None:
+                yield event
 
     def restart(self) -> int:
         """Begin with another stream of the same events; the number behind which it must go on."""
         self._rest = b""
-        return self.last_id or 0
+        return self.last_id
 
     def _event(self, block: bytes) -> dict[str, Any] | None:
         data = None
@@ -122,5 +127,5 @@ class Events:
             return None  # a heartbeat
         event: dict[str, Any] = loads(data)
         if event.get("type") == "error":
-            raise answered_error(503, {}, event)
+            raise streamed_error(event)
         return event

@@ -26,7 +26,7 @@ class AsyncConnection:
         self.keys = keys
         """Whether runs and new sessions get an Idempotency-Key."""
 
-        self._retries = retries
+        self.retries = retries
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = AsyncTransport(self.url, authorization(key), connect_timeout)
 
@@ -40,7 +40,7 @@ class AsyncConnection:
                     return answer
                 raise answered_error(answer.status, answer.headers, await _json_or_none(answer))
             except EraError as error:
-                seconds = pause(call, error, attempt, self._retries)
+                seconds = pause(call, error, attempt, self.retries)
                 if seconds is None:
                     raise
             attempt += 1
@@ -54,7 +54,7 @@ class AsyncConnection:
             try:
                 return await answer.json()
             except ConnectionLost as error:
-                seconds = pause(call, error, attempt, self._retries)
+                seconds = pause(call, error, attempt, self.retries)
                 if seconds is None:
                     raise
             attempt += 1

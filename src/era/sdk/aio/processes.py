@@ -40,7 +40,7 @@ class AsyncProcess:
         is no longer kept, and last ProcessExit. If the connection breaks, it goes on where it was."""
         path = f"{self._path}/events"
         answer = await self._connection.open(Call("GET", path, query={"after": after}))
-        stream = AsyncEventStream(self._connection, path, answer, last="exit")
+        stream = AsyncEventStream(self._connection, path, answer, last="exit", after=after)
         async for event in stream.events():
             if event["type"] == "exit":
                 yield ProcessExit(event)

@@ -40,7 +40,7 @@ class AsyncRun:
     async def stream(self, after: int = 0) -> AsyncRunStream:
         """Its output as it comes, from the beginning, or behind the event with a number."""
         answer = await self._connection.open(Call("GET", f"{self._path}/events", query={"after": after}))
-        return AsyncRunStream(self._connection, self._session, answer, self.id)
+        return AsyncRunStream(self._connection, self._session, answer, self.id, after)
 
     async def stop(self) -> RunRecord:
         """End it: SIGTERM, and SIGKILL two seconds later. What it left is kept."""
@@ -87,7 +87,7 @@ class AsyncRunStream:
     """
 
     def __init__(
-        self, connection: AsyncConnection, session: str, answer: AsyncAnswer, run_id: str | None = None
+        self, connection: AsyncConnection, session: str, answer: AsyncAnswer, run_id: str | None = None, after: int = 0
     ) -> None:
         self.run_id = run_id or answer.headers.get("x-era-run")
         """Names the run from the start. None if it is the repeated answer of an earlier one."""
@@ -95,7 +95,7 @@ class AsyncRunStream:
         self._connection = connection
         self._session = session
         path = None if self.run_id is None else f"{session}/runs/{quoted(self.run_id)}/events"
-        self._stream = AsyncEventStream(connection, path, answer, last="done")
+        self._stream = AsyncEventStream(connection, path, answer, last="done", after=after)
         self._result: RunResult | None = None
         self._iterator = self._follow()
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}

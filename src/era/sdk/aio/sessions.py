@@ -14,11 +14,12 @@ from era.sdk.aio.files import AsyncFiles
 from era.sdk.aio.inbox import AsyncInbox
 from era.sdk.aio.processes import AsyncProcess, AsyncProcesses
 from era.sdk.aio.runs import AsyncRun, AsyncRuns, AsyncRunStream
+from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.aio.versions import AsyncVersions
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import replacing
-from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
+from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
 from era.urls import quoted, session_path
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 _LONGEST_RUN = 86_400.0
 """Seconds that a run may take of whose session nothing is known."""
+
+_LONGEST_SETUP = 3600.0
+"""Seconds that a setup may say nothing."""
 
 
 class AsyncSession:
@@ -167,23 +171,25 @@ class AsyncSession:
         return await self.versions.rollback(version)
 
     async def setup(self) -> AsyncIterator[SetupEvent]:
-        """What the installing of packages says, from its beginning: SetupLine, SetupStatus and, last, SetupDone."""
-        events = Events()
-        async for piece in self._connection.pieces(Call("GET", f"{self._path}/setup/events", seconds=3600)):
-            for event in events.feed(piece):
-                kind = event["type"]
-                if kind == "done":
-                    yield SetupDone(event)
-                    return
-                yield SetupLine(event) if kind == "line" else SetupStatus(event)
+        """What the installing of packages says, from its beginning: SetupLine and SetupStatus, Gap for what isn't kept
+        any more, and last SetupDone. If the connection breaks, it goes on where it was."""
+        path = f"{self._path}/setup/events"
+        answer = await self._connection.open(Call("GET", path, seconds=_LONGEST_SETUP))
+        stream = AsyncEventStream(self._connection, path, answer, last="done", seconds=_LONGEST_SETUP)
+        async for event in stream.events():
+            if event["type"] == "gap":
+                yield Gap(event)
+            elif event["type"] == "done":
+                yield SetupDone(event)
+            else:
+                yield SetupLine(event) if event["type"] == "line" else SetupStatus(event)
 
     async def wait_for_setup(self) -> SetupDone:
         """The setup's result, when it has ended: `setup_status` is `completed` or `failed`."""
         async for event in self.setup():
             if isinstance(event, SetupDone):
                 return event
-        info = await self.info()
-        return SetupDone({"setup_status": info.setup_status, "setup_result": info.setup_result})
+        raise AssertionError("unreachable: a stream ends with its last event, or with an error")
 
     async def set_up_again(self) -> SessionInfo:
         """Install its packages again, after a failure or for newer versions."""

@@ -27,7 +27,7 @@ class Connection:
         self.keys = keys
         """Whether runs and new sessions get an Idempotency-Key."""
 
-        self._retries = retries
+        self.retries = retries
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = Transport(self.url, authorization(key), connect_timeout)
 
@@ -41,7 +41,7 @@ class Connection:
                     return answer
                 raise answered_error(answer.status, answer.headers, _json_or_none(answer))
             except EraError as error:
-                seconds = pause(call, error, attempt, self._retries)
+                seconds = pause(call, error, attempt, self.retries)
                 if seconds is None:
                     raise
             attempt += 1
@@ -55,7 +55,7 @@ class Connection:
             try:
                 return answer.json()
             except ConnectionLost as error:
-                seconds = pause(call, error, attempt, self._retries)
+                seconds = pause(call, error, attempt, self.retries)
                 if seconds is None:
                     raise
             attempt += 1

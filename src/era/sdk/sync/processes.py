@@ -41,7 +41,7 @@ class Process:
         is no longer kept, and last ProcessExit. If the connection breaks, it goes on where it was."""
         path = f"{self._path}/events"
         answer = self._connection.open(Call("GET", path, query={"after": after}))
-        stream = EventStream(self._connection, path, answer, last="exit")
+        stream = EventStream(self._connection, path, answer, last="exit", after=after)
         for event in stream.events():
             if event["type"] == "exit":
                 yield ProcessExit(event)

@@ -41,7 +41,7 @@ class Run:
     def stream(self, after: int = 0) -> RunStream:
         """Its output as it comes, from the beginning, or behind the event with a number."""
         answer = self._connection.open(Call("GET", f"{self._path}/events", query={"after": after}))
-        return RunStream(self._connection, self._session, answer, self.id)
+        return RunStream(self._connection, self._session, answer, self.id, after)
 
     def stop(self) -> RunRecord:
         """End it: SIGTERM, and SIGKILL two seconds later. What it left is kept."""
@@ -87,14 +87,16 @@ class RunStream:
     print(stream.result.status)
     """
 
-    def __init__(self, connection: Connection, session: str, answer: Answer, run_id: str | None = None) -> None:
+    def __init__(
+        self, connection: Connection, session: str, answer: Answer, run_id: str | None = None, after: int = 0
+    ) -> None:
         self.run_id = run_id or answer.headers.get("x-era-run")
         """Names the run from the start. None if it is the repeated answer of an earlier one."""
 
         self._connection = connection
         self._session = session
         path = None if self.run_id is None else f"{session}/runs/{quoted(self.run_id)}/events"
-        self._stream = EventStream(connection, path, answer, last="done")
+        self._stream = EventStream(connection, path, answer, last="done", after=after)
         self._result: RunResult | None = None
         self._iterator = self._follow()
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}

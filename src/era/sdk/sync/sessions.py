@@ -12,7 +12,7 @@ from era.errors import Conflict, NotFound
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
 from era.sdk.calls import Advance, Call, Content, content_of
 from era.sdk.directories import replacing
-from era.sdk.events import Events, SetupDone, SetupEvent, SetupLine, SetupStatus
+from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.data import Data
@@ -20,6 +20,7 @@ from era.sdk.sync.files import Files
 from era.sdk.sync.inbox import Inbox
 from era.sdk.sync.processes import Process, Processes
 from era.sdk.sync.runs import Run, Runs, RunStream
+from era.sdk.sync.streams import EventStream
 from era.sdk.sync.versions import Versions
 from era.urls import quoted, session_path
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _LONGEST_RUN = 86_400.0
 """Seconds that a run may take of whose session nothing is known."""
+
+_LONGEST_SETUP = 3600.0
+"""Seconds that a setup may say nothing."""
 
 
 class Session:
@@ -164,23 +168,25 @@ class Session:
         return self.versions.rollback(version)
 
     def setup(self) -> Iterator[SetupEvent]:
-        """What the installing of packages says, from its beginning: SetupLine, SetupStatus and, last, SetupDone."""
-        events = Events()
-        for piece in self._connection.pieces(Call("GET", f"{self._path}/setup/events", seconds=3600)):
-            for event in events.feed(piece):
-                kind = event["type"]
-                if kind == "done":
-                    yield SetupDone(event)
-                    return
-                yield SetupLine(event) if kind == "line" else SetupStatus(event)
+        """What the installing of packages says, from its beginning: SetupLine and SetupStatus, Gap for what isn't kept
+        any more, and last SetupDone. If the connection breaks, it goes on where it was."""
+        path = f"{self._path}/setup/events"
+        answer = self._connection.open(Call("GET", path, seconds=_LONGEST_SETUP))
+        stream = EventStream(self._connection, path, answer, last="done", seconds=_LONGEST_SETUP)
+        for event in stream.events():
+            if event["type"] == "gap":
+                yield Gap(event)
+            elif event["type"] == "done":
+                yield SetupDone(event)
+            else:
+                yield SetupLine(event) if event["type"] == "line" else SetupStatus(event)
 
     def wait_for_setup(self) -> SetupDone:
         """The setup's result, when it has ended: `setup_status` is `completed` or `failed`."""
         for event in self.setup():
             if isinstance(event, SetupDone):
                 return event
-        info = self.info()
-        return SetupDone({"setup_status": info.setup_status, "setup_result": info.setup_result})
+        raise AssertionError("unreachable: a stream ends with its last event, or with an error")
 
     def set_up_again(self) -> SessionInfo:
         """Install its packages again, after a failure or for newer versions."""

@@ -4,59 +4,78 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 from era.errors import EraError
 from era.sdk.blocking import Answer, sleep
 from era.sdk.calls import Call
-from era.sdk.errors import AnswerTimeout, ConnectionLost
+from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
 from era.sdk.events import Events
 from era.sdk.sync.connection import Connection
 
-_RESUMES = 5
-"""How often a stream that broke is taken up again before anything comes of it."""
+_PATIENCE = 60.0
+"""Seconds for which a stream that broke is taken up again before anything comes of it: a server may be restarting."""
 
-_FIRST_PAUSE = 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
 class EventStream:
     """The numbered events of an answer. If it breaks, `path` has those behind the last one that came: nothing comes
     twice, and what the server no longer keeps comes as a `gap`."""
 
-    def __init__(self, connection: Connection, path: str | None, answer: Answer, last: str) -> None:
-        """`path` is None where nothing has the rest; `last` is the type of the last event."""
+    def __init__(
+        self,
+        connection: Connection,
+        path: str | None,
+        answer: Answer,
+        *,
+        last: str,
+        after: int = 0,
+        seconds: float | None = None,
+    ) -> None:
+        """`path` is None where nothing has the rest; `last` is the type of the last event; `after` is the number behind
+        which the answer begins; the one that has the rest may take so many `seconds` to begin, if not as any call."""
         self._connection = connection
         self._path = path
         self._answer = answer
         self._last = last
-        self._events = Events()
+        self._seconds = seconds
+        self._events = Events(after)
 
     @property
     def position(self) -> int:
         """The number of the newest event that came, behind which another stream would go on."""
-        return self._events.last_id or 0
+        return self._events.last_id
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events, with the last one. Raises ConnectionLost or AnswerTimeout where it can't go on."""
-        attempt = 0
+        """The events, with the last one. Raises ConnectionLost, AnswerTimeout or ServerAway where it can't go on."""
+        broken: float | None = None
+        seconds = _FIRST_PAUSE
+        answer: Answer | None = self._answer
         while True:
             lost: EraError = ConnectionLost("The stream ended before its last event.")
             try:
-                for piece in self._answer.pieces():
+                if answer is None:
+                    query = {"after": self._events.restart()}
+                    call = Call("GET", self._path or "", query=query, seconds=self._seconds)
+                    self._answer = answer = self._connection.open(call)
+                for piece in answer.pieces():
                     for event in self._events.feed(piece):
-                        attempt = 0
+                        broken, seconds = None, _FIRST_PAUSE
                         is_last = event["type"] == self._last
                         yield event
                         if is_last:
                             return
-            except (ConnectionLost, AnswerTimeout) as error:
+            except (ConnectionLost, AnswerTimeout, ServerAway) as error:
                 lost = error
-            if self._path is None or attempt == _RESUMES:
+            now = monotonic()
+            broken = now if broken is None else broken
+            if self._path is None or self._connection.retries == 0 or now - broken > _PATIENCE:
                 raise lost
-            sleep(_FIRST_PAUSE * 3**attempt)
-            attempt += 1
-            query = {"after": self._events.restart()}
-            self._answer = self._connection.open(Call("GET", self._path, query=query))
+            sleep(seconds)
+            seconds = min(seconds * 3, _LONGEST_PAUSE)
+            answer = None
 
     def close(self) -> None:
         """Listen no longer."""
