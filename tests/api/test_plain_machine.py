@@ -79,7 +79,7 @@ DIFFERENT = {
     "`/tmp` and `/dev/shm`": "import os; print(os.statvfs('/tmp').f_blocks * os.statvfs('/tmp').f_frsize)",
     "Devices": "import os; print(sorted(os.listdir('/dev')))",
     "Set-user-ID bits": "import os; open('own', 'w').close(); print(tried(os.chmod, 'own', 0o4755))",
-    "Processes": "import os; print(os.getpid() < 1000)",
+    "Processes": "import os; print(sum(name.isdigit() for name in os.listdir('/proc')) < 10)",
     "Tracing": "import ctypes; print(ctypes.CDLL(None).ptrace(0, 0, 0, 0))",
     "Namespaces": "import os; print(tried(os.unshare, os.CLONE_NEWUTS | os.CLONE_NEWUSER))",
     "Kinds of sockets": "import socket; print(tried(socket.socket, socket.AF_PACKET, socket.SOCK_RAW))",
