@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import MakeServer, Server, eventually
 
-FILES, DIRECTORIES = 1000, 10
+FILES, DIRECTORIES = 2100, 21  # so many that a directory keeps its owner
 FILL = f"""
 import os
 import signal

@@ -402,6 +402,7 @@ async def connected(sandbox: Sandbox) -> bytes:
     """What a server in a process says to a connection from the host, while no run is under way."""
     async with running(sandbox, spec("python3", "-c", SERVES)) as beside:
         said = await beside.until(b"\n")
+        assert "stdout" in said, said
         sock, deadline = None, time.monotonic() + PATIENCE
         while sock is None and time.monotonic() < deadline:
             sock = await sandbox.connect(int(said["stdout"]))

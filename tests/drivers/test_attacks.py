@@ -324,7 +324,7 @@ def test_env_of_a_run_is_nowhere_in_the_next(sandboxes: Sandboxes) -> None:
     [
         Weakness(
             supervisor={
-                "environment[:] = bytes(len(environment))": "LEAK.append(bytes(environment))",
+                "secret[:] = bytes(len(secret))": "LEAK.append(bytes(secret))",
                 "GRACE = 2.0": "GRACE = 2.0\nLEAK = []",
             }
         )

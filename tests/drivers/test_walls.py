@@ -439,8 +439,8 @@ def test_env_touches_its_own_run_only(sandboxes: Sandboxes, language: Language, 
     [
         Weakness(
             supervisor={
-                "environment[:] = bytes(len(environment))": (
-                    "__import__('os').environ.update(__import__('json').loads(bytes(environment)))"
+                "secret[:] = bytes(len(secret))": (
+                    "__import__('os').environ.update(__import__('json').loads(bytes(secret)))"
                 ),
                 "command, environment)": "command, {**environment, **os.environ})",
             }

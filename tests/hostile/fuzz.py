@@ -173,6 +173,8 @@ class Fuzz:
             case.headers.pop("Last-Event-ID", None)  # hardly any text is the number of an event
         if "token" in (case.path_parameters or {}) and chance.random() < 0.75:
             self._aim_at_a_link(case, chance.choice(TARGETS))
+        if "webhook_id" in (case.path_parameters or {}) and chance.random() < 0.75:
+            self._aim_at_a_webhook(case)
         if "namespace" in (case.path_parameters or {}) and chance.random() < 0.5:
             self._aim_at_an_item(case)
         if isinstance(case.body, dict):
@@ -285,6 +287,14 @@ class Fuzz:
         body = {"path": "f", "method": "PUT" if case.method == "PUT" else "GET"}
         made = httpx.post(f"{session}/links", json=body, timeout=30, trust_env=False)
         case.path_parameters["token"] = made.json().get("url", "gone").rpartition("/")[2]
+
+    def _aim_at_a_webhook(self, case: Case[Any]) -> None:
+        """Let the case name an existing webhook, made now unless there are as many as there may be."""
+        url = f"{self._url}/api/webhooks"
+        body = {"url": "https://example.com/era", "events": ["session.expired"]}
+        httpx.post(url, json=body, timeout=30, trust_env=False)
+        webhooks = httpx.get(url, timeout=30, trust_env=False).json()["webhooks"]
+        case.path_parameters["webhook_id"] = webhooks[-1]["id"] if webhooks else "wh_gone"
 
     def _aim_at_an_item(self, case: Case[Any]) -> None:
         """Let the case name an existing item of the storage, or hold valid SQL."""

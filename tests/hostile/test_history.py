@@ -49,7 +49,14 @@ def stored(server: ForkedServer) -> int:
     return sizes[-1]
 
 
-@pytest.mark.parametrize("code", [REWRITE, PUT_AWAY, MANY_NAMES], ids=["rewrite", "put away", "many names"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(REWRITE, id="rewrite"),
+        pytest.param(PUT_AWAY, id="put away"),
+        pytest.param(MANY_NAMES, id="many names", marks=pytest.mark.soak),
+    ],
+)
 def test_a_session_that_rewrites_its_files_holds_no_more_than_its_limit(code: str, server: ForkedServer) -> None:
     with server.client() as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).status_code == 201

@@ -95,7 +95,7 @@ class Spare:
         finally:
             os.close(self.go)
             self.go = -1
-        environment[:] = bytes(len(environment))
+        zero(environment)
 
     def has_ended(self) -> bool:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -104,6 +104,11 @@ class Spare:
         for fd in (self.pidfd, self.go, self.stdout, self.stderr):
             if fd >= 0:
                 os.close(fd)
+
+
+def zero(secret: bytearray) -> None:
+    """Overwrite what must not stay in memory."""
+    secret[:] = bytes(len(secret))
 
 
 def follow(

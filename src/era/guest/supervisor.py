@@ -78,7 +78,7 @@ import socket_broker
 import startup
 import waiting
 import workspace
-from following import Control, Spare, follow
+from following import Control, Spare, follow, zero
 from invocation import Invocation, execute
 from layer import Layer
 from processes import (
@@ -293,7 +293,7 @@ class Supervisor:
         try:
             spare.start(environment)
         except BrokenPipeError:
-            environment[:] = bytes(len(environment))  # it has given up, as without its directory, and said why
+            zero(environment)  # it has given up, as without its directory, and said why
         return spare
 
     def make_spare(self, entry: str, invocation: Invocation = AS_USUAL, *, cold: bool = False) -> Spare:

@@ -27,6 +27,9 @@ _CHUNK_BYTES = 16 << 10
 _CHUNK_COST = 128
 """What a chunk counts besides its bytes. A process that changes between streams all the time is kept less of."""
 
+_MOST_COST = KEPT_BYTES + (KEPT_BYTES // _CHUNK_BYTES + 1) * _CHUNK_COST
+"""Enough for the last KEPT_BYTES of one stream, whatever the pieces that they came in."""
+
 _MOMENT = 0.05
 """Seconds for which an incomplete character waits."""
 
@@ -160,7 +163,7 @@ class OutputLog:
         self.total += len(data)
         self._kept += len(data)
         drop = 0
-        while self._kept - self._size(drop) >= KEPT_BYTES:
+        while self._kept - self._size(drop) >= _MOST_COST:
             self._kept -= self._size(drop)
             drop += 1
         if drop:
