@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,9 @@ import httpx
 
 from tests.api.websocket import WebSocket
 from tests.conftest import Server, eventually
+
+PATIENCE = 120.0
+"""Seconds for which a terminal is waited for."""
 
 
 def start(client: httpx.Client, where: str, command: str | list[str], **fields: Any) -> str:
@@ -95,7 +99,9 @@ class Terminal:
     def control(self, **fields: Any) -> None:
         self.connection.send(json.dumps(fields).encode(), opcode=1)
 
-    def take(self) -> None:
+    def take(self, deadline: float | None = None) -> None:
+        """Take a message. Fails behind `deadline` (monotonic), since pings come without end."""
+        assert deadline is None or time.monotonic() < deadline, (self.shown, self.events)
         opcode, payload = self.connection.receive()
         if opcode == 2:
             self.shown += payload
@@ -110,18 +116,21 @@ class Terminal:
 
     def until(self, text: str, count: int = 1) -> None:
         """Take messages until the terminal has shown this so many times."""
+        deadline = time.monotonic() + PATIENCE
         while self.shown.count(text.encode()) < count:
             assert self.code is None, self.shown
-            self.take()
+            self.take(deadline)
 
     def until_event(self, kind: str) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
         while not (found := [event for event in self.events if event["type"] == kind]):
             assert self.code is None, self.shown
-            self.take()
+            self.take(deadline)
         return found[-1]
 
     def until_closed(self) -> int | None:
         """Take all that comes until the server closes; the code with which it does."""
+        deadline = time.monotonic() + PATIENCE
         while self.code is None:
-            self.take()
+            self.take(deadline)
         return self.code

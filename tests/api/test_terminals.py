@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.api.live import Terminal, ended, output, process, refusal, socket, start
+from tests.api.live import PATIENCE, Terminal, ended, output, process, refusal, socket, start
 from tests.api.owners import OPERATOR_KEY, Owners, WeakServer, client_with_key
 from tests.conftest import MakeSession, Server, eventually
 
@@ -36,7 +37,10 @@ def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, se
         shell.until("ready\r\n")
         shell.send("hällo €\n")
         shell.until("hällo €\r\nhällo €\r\n")
+        prompt = "\x1b[?2004h> "
+        prompts = shell.shown.count(prompt.encode())
         shell.send(b"\x03")
+        shell.until(prompt, prompts + 1)  # bash forgets what is typed between that and its prompt
         shell.send("exit 7\n")
         assert shell.until_event("exit")["exit_code"] == 7
         assert shell.until_closed() == 1000
@@ -158,8 +162,9 @@ def test_full_screen_programs(client: httpx.Client, session: MakeSession, server
 
         def until(text: str) -> None:
             nonlocal fed
+            deadline = time.monotonic() + PATIENCE
             while not any(text in line for line in screen.display):
-                shell.take()
+                shell.take(deadline)
                 assert shell.code is None
                 stream.feed(shell.shown[fed:])
                 fed = len(shell.shown)
