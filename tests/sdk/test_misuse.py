@@ -218,7 +218,7 @@ def test_a_server_that_comes_back() -> None:
 
     def serve() -> None:
         with http.server.HTTPServer(("127.0.0.1", port), Scripted) as server:
-            server.script, server.seen = [(200, {}, b'{"status": "ok"}')], []  # type: ignore[attr-defined]
+            server.script, server.seen = [(200, {}, b'{"status": "ok"}')], []  # type: ignore[attr-defined]  # as in `scripted`
             server.handle_request()
 
     serving = threading.Timer(0.3, serve)

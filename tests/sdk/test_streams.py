@@ -117,7 +117,7 @@ def test_an_error_ends_what_came_before_it_in_the_class_of_its_code(monkeypatch:
 
 def test_the_position_is_that_of_the_event_which_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many came in the same piece."""
-    stream = EventStream(Connection(), None, Answer(event(1) + event(2)), last="done")  # type: ignore[arg-type]
+    stream = EventStream(Connection(), None, Answer(event(1) + event(2)), last="done")  # type: ignore[arg-type]  # as above
     next(stream.events())
     assert stream.position == 1
 

@@ -320,7 +320,7 @@ def request(code: str | None = None, **fields: Any) -> RunRequest:
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for what nothing tells of."""
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.005)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from era.store import webhooks as rows
 from era.store.metadata import SqlStore
 from era.store.tables import webhook_notices
 from tests.owners import mine
-from tests.unit.core import Core
+from tests.unit.core import Core, until
 
 URL = "https://hooks.example/era"
 KEY = b"the server's own key"
@@ -61,12 +61,6 @@ class Follower:
 
     async def owns(self, session_key: int) -> bool:
         return False
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def until_ended(webhooks: Webhooks, count: int, owner: str = "default") -> None:

@@ -50,6 +50,9 @@ EVENTS: tuple[Event, ...] = ("session.created", "session.expired", "run.ended", 
 MAX_WEBHOOKS = 16
 """Of an owner."""
 
+MAX_URL = 2048
+"""Characters of a webhook's URL."""
+
 MAX_PENDING = 1000
 """Notices that wait for one webhook."""
 

@@ -25,12 +25,11 @@ import h11
 
 from era import __version__
 from era.core.allowlist import Address, Range
-from era.core.webhooks import Unsent
+from era.core.webhooks import MAX_URL, Unsent
 from era.errors import BadRequest
 from era.network import dialing
 from era.network.policy import Policy
 
-MAX_URL = 2048
 _SECONDS = 15.0
 _MAX_HEAD = 64 << 10
 _NAMED = 3
@@ -102,9 +101,9 @@ class WebhookSender:
 
     async def _post(self, sock: socket.socket, target: SplitResult, headers: Mapping[str, str], body: bytes) -> int:
         """POST on a connection, which is closed then; the status of the answer."""
-        tls = {"ssl": self._tls, "server_hostname": target.hostname} if target.scheme == "https" else {}
+        tls, name = (self._tls, target.hostname) if target.scheme == "https" else (None, None)
         try:
-            reader, writer = await asyncio.open_connection(sock=sock, limit=_MAX_HEAD, **tls)  # type: ignore[arg-type]
+            reader, writer = await asyncio.open_connection(sock=sock, limit=_MAX_HEAD, ssl=tls, server_hostname=name)
         except BaseException:
             sock.close()
             raise
@@ -157,7 +156,7 @@ def _parsed(url: str) -> SplitResult:
     problem = None
     try:
         target = urlsplit(url)
-        target.port  # noqa: B018  raises ValueError
+        _port(target)
         target.netloc.encode("ascii")
         if target.scheme not in ("https", "http") or not target.hostname:
             problem = "it must begin with https:// or http://, and name a host"

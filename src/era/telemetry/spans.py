@@ -42,7 +42,7 @@ class Spans:
 
     def close(self) -> None:
         """Send what is left; blocks for a few seconds where the collector doesn't answer."""
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        self._processor.shutdown()  # type: ignore[no-untyped-call]  # the library's, without types
 
     def send(
         self,

@@ -8,14 +8,14 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from era.core.models import timestamp
-from era.core.webhooks import EVENTS, Event, Notice, NoticeStatus, Webhook
+from era.core.webhooks import EVENTS, MAX_URL, Event, Notice, NoticeStatus, Webhook
 from era.wire.base import Body
 
 
 class WebhookBody(Body):
     url: str = Field(
         min_length=1,
-        max_length=2048,
+        max_length=MAX_URL,
         description="Where notices are POSTed, by https or http; a public address, as for programs.",
         examples=["https://example.com/era"],
     )
