@@ -73,6 +73,27 @@ def test_a_path_that_is_near_to_none_is_answered_with_the_docs(client: httpx.Cli
     assert refused(client.post(path, json={}), 404)["hint"] == "See /docs for the paths there are."
 
 
+ELSEWHERE: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/api/sessions/{id}/exec", {"command": "ls"}, 404, "POST /api/sessions/{id}/run "),
+    ("POST", "/api/sessions/{id}/files/upload", {}, 405, "PUT /api/sessions/{id}/files/{path} "),
+    ("POST", "/v2/sandboxes", {"templateID": "base"}, 404, "POST /api/sessions "),
+    ("POST", "/api/v2/execute", {"language": "python"}, 404, "POST /api/execute "),
+    ("PATCH", "/api/sessions/{id}", {"env": {"A": "1"}}, 400, "'setup'"),
+    ("POST", "/api/sessions/{id}/run", {"code": "1", "stream": True}, 400, "/stream"),
+    ("POST", "/api/execute", {"language": "python", "version": "3", "files": [{}]}, 400, "{name: text}"),
+]
+"""Calls that another service has, and what the hint names."""
+
+
+def test_what_another_service_has_is_refused_with_the_call_that_does_it(
+    client: httpx.Client, session: MakeSession
+) -> None:
+    where = session()
+    for method, path, body, status, named in ELSEWHERE:
+        answer = client.request(method, path.replace("{id}", where), json=body)
+        assert named in refused(answer, status)["hint"], (path, answer.text)
+
+
 UNKNOWN_QUERIES = {
     "/api/sessions?lmit=1": "'limit'",
     "/api/sessions?metadata=x": "'metadata.KEY'",

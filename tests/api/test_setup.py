@@ -91,6 +91,19 @@ def test_node_finds_its_packages(client: httpx.Client, run: Run, packages: dict[
     assert run(where, "console.log(require('ms')(4))", env={"NODE_OPTIONS": "--no-warnings"})["stdout"] == "4ms\n"
 
 
+def test_npm_works_on_the_session_beside_packages_of_a_setup(
+    client: httpx.Client, run: Run, packages: dict[str, Any]
+) -> None:
+    where = make(client, packages, "node")
+    client.put(f"/api/sessions/{where}/files/app/package.json", content=b'{"name": "app"}')
+    client.post(f"/api/sessions/{where}/mkdir", json={"path": "app/src"})
+    command = "npm root; npm root -g; cd app/src; npm root"
+    body = {"command": command, "timeout": 90}
+    answer = client.post(f"/api/sessions/{where}/run", json=body, timeout=120).json()
+    roots = ["/workspace/node_modules", "/opt/session/lib/node_modules", "/workspace/app/node_modules"]
+    assert answer["stdout"].split() == roots, answer
+
+
 @pytest.mark.parametrize(
     ("setup", "language", "code", "said"),
     [

@@ -191,7 +191,7 @@ def test_an_unknown_tool(server: Server, way: str) -> None:
 
 def test_long_output_is_cut_in_the_middle_and_all_of_it_can_be_read(server: Server, way: str) -> None:
     async def work(client: Client) -> tuple[Any, str]:
-        await client.call_tool("era_create_session", {"session_id": "long"})
+        await client.call_tool("era_create_session", {"session_id": "long", "persistent": False})
         code = "for i in range(20_000): print('line', i)"
         result = await client.call_tool("era_run_in_session", {"session_id": "long", "code": code})
         (link,) = (part for part in result.content if part.type == "resource_link")

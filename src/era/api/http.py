@@ -40,6 +40,7 @@ from era.api import (
     webhooks,
 )
 from era.api.context import Answer, BodyProblem, Context
+from era.api.elsewhere import path_hint, session_path_hint
 from era.api.guard import Guard, error_body, error_headers
 from era.api.hop import Hops
 from era.api.hot_run import HotRun
@@ -208,13 +209,18 @@ async def _http_error(request: Request, error: Exception) -> Response:
         there = _methods(request) or (error.headers or {}).get("Allow", "").split(", ")
         named = " and ".join(filter(None, [", ".join(there[:-1]), *there[-1:]]))
         message = f"{request.method} is not a method of this path; {named} {'are' if len(there) > 1 else 'is'}."
-        return _answer(request, MethodNotAllowed(message), {"Allow": ", ".join(there)})
+        problem = MethodNotAllowed(message, hint=session_path_hint(path[:_LONGEST_PATH]))
+        return _answer(request, problem, {"Allow": ", ".join(there)})
     if error.status_code == 404:
         hint = "See /docs for the paths there are."
         if path.endswith("/"):
             hint = f"A name is missing behind its last slash. If you mean {path[:-1][-80:]}, leave the slash out."
+        elif elsewhere := session_path_hint(path[:_LONGEST_PATH]):
+            hint = elsewhere
         elif meant := _meant(request):
             hint = f"Did you mean {meant}? {hint}"
+        elif elsewhere := path_hint(path[:_LONGEST_PATH]):
+            hint = elsewhere
         return _answer(request, NotFound("There is nothing at this path.", hint=hint))
     return _answer(request, BadRequest(f"The request could not be read: {error.detail}."))
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from starlette.datastructures import QueryParams
 
+from era.api.elsewhere import field_hint
 from era.errors import BadRequest
 from era.spelling import did_you_mean
 
@@ -70,7 +71,9 @@ def _problem(item: dict[str, Any], body: Any) -> tuple[str, str]:
         parent = field.rpartition(".")[0]
         what = f"'{parent}'" if parent else "this call"
         listed = f"Leave it out. The fields of {what} are {', '.join(known)}." if known else "Leave it out."
-        return f"'{field}' is not a field of {what}.", did_you_mean(str(item["loc"][-1]), known, listed)
+        name = str(item["loc"][-1])
+        belongs = None if parent else field_hint(name, known)
+        return f"'{field}' is not a field of {what}.", belongs or did_you_mean(name, known, listed)
     if item["type"] == "missing":
         return f"'{field}' is missing.", _about(item, body)
     problem = "It should be an object" if item["type"] in _NO_OBJECT else item["msg"].removeprefix("Value error, ")

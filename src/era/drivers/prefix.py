@@ -53,10 +53,18 @@ _PIP_NAMES = ("pip", "pip3", f"pip3.{sys.version_info.minor}")
 _NPM_SCRIPT = f"""#!/bin/sh
 export NPM_CONFIG_PREFIX="${{NPM_CONFIG_PREFIX-{PREFIX}}}"
 export NPM_CONFIG_UPDATE_NOTIFIER="${{NPM_CONFIG_UPDATE_NOTIFIER-false}}"
+case "${{0##*/}} $* " in
+    npx* | *" -g "* | *" --global "* | *" --location=global "* | *" link "*) ;;
+    *)
+        at=$PWD
+        while [ -n "$at" ] && [ ! -e "$at/package.json" ] && [ ! -d "$at/node_modules" ]; do at=${{at%/*}}; done
+        [ -n "$at" ] || set -- --prefix "$PWD" "$@"
+        ;;
+esac
 exec {NODE}/bin/node {NODE}/lib/node_modules/npm/bin/$(basename "$0")-cli.js "$@"
 """
 """npm's own commands are copies in Node's wheel, which don't find what they belong to. They would also install globally
-where Node is."""
+where Node is, and take `/` for the project where a setup's packages are in /node_modules and none is below."""
 
 _PIP_SCRIPT = f"""#!{INTERPRETER}
 import sys

@@ -56,6 +56,7 @@ class Command(Arguments):
 class CreateSession(Arguments):
     language: Language = "python"
     session_id: str | None = Field(None, description="An id of your choice; left out: one is made.")
+    persistent: bool = Field(True, description="Whether its files stay from run to run; its state always does.")
     data: dict[str, Any] = Field(
         default_factory=dict,
         description="The first state, a JSON object: programs find it in .session_data.json, and may change it.",

@@ -110,7 +110,8 @@ async def reply(run: Collected, place: headers.Place) -> Reply:
     """
     result = run.result
     if result.status == "timeout":
-        raise RelayTimeout("The program that answers this URL reached its timeout.")
+        hint = "X-Era-Run names its run. A program that goes on as a server belongs into the session's 'service'."
+        raise RelayTimeout("The program that answers this URL reached its timeout.", hint=hint)
     if why := _NO_ANSWER.get(result.status):
         raise RelayFailed(f"The program that answers this URL {why}.")
     if result.stdout_truncated:
