@@ -237,7 +237,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         store.bounds = quotas.bounds
         await store.webhooks.open()
         key = signing_secret(settings, "webhook-key")
-        webhooks = Webhooks(store.webhooks, WebhookSender(private), key, cluster, quotas.on_reached)
+        webhooks = Webhooks(store.webhooks, WebhookSender(private), key, cluster, quotas.on_reached, note)
         databases = D1Databases(
             shared / "storage" / "sql", settings.storage_database_mb << 20, before=shared / "storage" / "d1"
         )
@@ -342,6 +342,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 runs,
                 at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
                 note=note,
+                begin_trace=traces.begin,
                 cluster=cluster,
             )
             expiry = Expiry(store, pool, cluster)
@@ -360,17 +361,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             )
 
             readiness = Readiness(directory / "uploads", store.check_writable)
-            measured = MeasuredParts(
-                store,
-                store.inboxes,
-                pool,
-                admission,
-                live_sessions,
-                readiness,
-                directory,
-                notes.flush,
-                lambda: blobs.written,
-            )
+            looked_at = (store, store.inboxes, store.webhooks, pool, admission, live_sessions, readiness)
+            measured = MeasuredParts(*looked_at, directory, notes.flush, lambda: blobs.written)
 
             async def end_background(seconds: float) -> None:
                 """Begin no deliveries any more, and end the runs in the background within so many seconds."""

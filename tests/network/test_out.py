@@ -1,22 +1,29 @@
-"""Programs that call services over HTTP: what works with usual clients, and what stands on the record."""
+"""Programs that call services over HTTP: what works with usual clients, and what stands on the record. And webhooks
+that arrive, by the same policy."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 
 from era.core.allowlist import can_be_egress
 from era.core.capsules.format import ADDED, ADDED_TO_RUNS
+from era.core.models import now
 from era.core.ports import Sandbox
+from era.core.public.signatures import Verify, is_genuine
 from era.core.shares import Shares
 from era.network.authority import TRUSTED
 from era.network.egress import SandboxNetwork
+from tests.conftest import eventually
 from tests.network import world
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, NewSession, new_session
 
@@ -260,3 +267,75 @@ def test_what_was_stored_before_there_was_any_of_this_is_read() -> None:
     ]
     for wrong in wrongs:
         assert not can_be_egress(wrong)
+
+
+def came_to(name: str) -> list[dict[str, Any]]:
+    """What has come to a webhook of this name in the world."""
+    found: list[dict[str, Any]] = httpx.get(f"http://{world.PUBLIC}/hooks/{name}", trust_env=False, verify=False).json()
+    return found
+
+
+def received(name: str, count: int) -> list[dict[str, Any]]:
+    """What came to a webhook of this name in the world, once so much did."""
+    eventually(lambda: len(came_to(name)) >= count)
+    found = came_to(name)
+    assert len(found) == count, found
+    return found
+
+
+def is_signed(notice: dict[str, Any], secret: str) -> bool:
+    """Whether a notice that came is signed with this secret, as an inbox judges it."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in notice["headers"].items()]
+    return is_genuine(Verify("stripe", secret, "x-era-signature"), headers, notice["body"].encode(), now() / 1e6)
+
+
+def test_a_notice_arrives_by_tls_and_by_http(served: NetServer, session: NewSession) -> None:
+    """One end to the other: a real name, a real certificate, a real run, a receiver that is busy at first."""
+    with served.client() as client:
+
+        def webhook(url: str, *events: str) -> dict[str, Any]:
+            made = client.post("/api/webhooks", json={"url": url, "events": list(events)})
+            assert made.status_code == 201, made.text
+            body: dict[str, Any] = made.json()
+            return body
+
+        by_tls = webhook("https://www.example.test/hooks/all", "session.created", "run.ended")
+        late = webhook("http://other.test/hooks/late", "session.created")
+        unsigned = webhook("https://www.example.test:8443/hooks/never", "session.created")
+        rebinding = webhook("http://hooks.rebind.test/hooks/never", "session.created")
+        inside = client.post("/api/webhooks", json={"url": "http://inside.test/hooks/all"})
+        assert (inside.status_code, inside.json()["code"]) == (400, "webhook_refused")
+        assert "private" in inside.json()["error"]
+        try:
+            one = session()
+            assert one.says("print(1)") == "1\n"
+            created, ended = received("all", 2)
+            assert json.loads(created["body"])["data"]["session_id"] == one.id
+            told = json.loads(ended["body"])
+            assert (told["event"], told["data"]["run_id"]) == ("run.ended", one.record()["run_id"])
+            assert ended["headers"]["Host"] == "www.example.test"
+            assert is_signed(created, by_tls["secret"])
+            assert is_signed(ended, by_tls["secret"])
+            assert not is_signed(ended, late["secret"])
+            # The same notice comes again when it was not taken, and when somebody asks for it.
+            first, again = received("late", 2)
+            assert first["body"] == again["body"]
+            path = f"/api/webhooks/{by_tls['id']}/deliveries"
+            eventually(lambda: client.get(path).json()["deliveries"][0]["status"] == "done")
+            delivery = client.get(path).json()["deliveries"][0]
+            assert (delivery["id"], delivery["http_status"], delivery["tries"]) == (told["id"], 200, 1)
+            replayed = client.post(f"{path}/{delivery['id']}/replay")
+            assert (replayed.status_code, replayed.json()["status"]) == (202, "pending")
+            assert received("all", 3)[2]["body"] == ended["body"]
+
+            # What none may be told, and why.
+            def reason(webhook: dict[str, Any]) -> Any:
+                [notice] = client.get(f"/api/webhooks/{webhook['id']}/deliveries").json()["deliveries"]
+                return notice["reason"]
+
+            for refused, why in ((unsigned, "TLS failed"), (rebinding, "loopback")):
+                assert why in eventually(partial(reason, refused))
+            assert came_to("never") == []
+        finally:
+            for made in (by_tls, late, unsigned, rebinding):
+                client.delete(f"/api/webhooks/{made['id']}")

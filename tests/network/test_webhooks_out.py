@@ -1,4 +1,5 @@
-"""Where webhooks may lead: nowhere that programs may not. Each attack succeeds once its wall is taken out."""
+"""Where webhooks may lead: nowhere that programs may not. Each attack succeeds once its wall is taken out.
+(That notices arrive, by a policy that is whole, is in test_out.py.)"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ Run as a program, with the directory of its keys: serves until its stdin ends.
     http  80, https 443    GET /hello, /big?mb=N, /drip?seconds=N, /redirect?to=URL, /hang, /open, /queries,
                            /redirect-token and /no-such-page (which repeat X-Token; TRACE repeats all headers),
                            /messages (all that the nameserver was sent, in hex), /users/NAME
-                           POST /upload, /posts (JSON, which comes back with an id)
+                           POST /upload, /posts (JSON, which comes back with an id), /hooks/NAME (GET has what came;
+                           a NAME that begins with `late` answers 503 to the first)
                            /socket, a WebSocket that says back the short messages it hears
     https 8443             the same with a certificate that nobody has signed
     tcp   9000             says what it was sent
@@ -56,6 +57,7 @@ CHUNK = bytes(range(256)) * 256
 open_requests = 0
 queries: list[str] = []
 messages: list[str] = []
+hooks: dict[str, list[dict[str, Any]]] = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(messages)
             elif url.path == "/socket":
                 self.speak_websocket()
+            elif url.path.startswith("/hooks/"):
+                self.answer(hooks.get(url.path, []))
             elif url.path.startswith("/users/"):
                 login = url.path.removeprefix("/users/")
                 self.answer({"login": login, "name": login.title(), "public_repos": 7})
@@ -145,6 +149,12 @@ class Handler(BaseHTTPRequestHandler):
             sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             told = {"length": len(sent["token"])} if "token" in sent else {}
             self.answer({**sent, **told, "id": 101}, 201)
+            return
+        if self.path.startswith("/hooks/"):
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            came = hooks.setdefault(self.path, [])
+            came.append({"headers": dict(self.headers), "body": body})
+            self.answer({}, 503 if len(came) == 1 and self.path.startswith("/hooks/late") else 200)
             return
         size, digest = 0, hashlib.sha256()
         if self.headers.get("Transfer-Encoding") == "chunked":

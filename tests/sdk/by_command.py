@@ -241,6 +241,7 @@ STEPS: dict[str, Step] = {
         "webhooks", "create", args["url"], *(f"--event={event}" for event in args["events"])
     ),
     "webhooks.deliveries": lambda era, _, args: era.json("webhooks", "deliveries", args["id"])["deliveries"],
+    "webhooks.replay": lambda era, _, args: era.json("webhooks", "replay", args["id"], args["delivery_id"]),
     "webhooks.delete": lambda era, _, args: era.json("webhooks", "delete", args["id"]),
     "audit": lambda era, _, args: era.json("audit", args["target"])["entries"],
     "kv.set": kv_set,

@@ -342,6 +342,11 @@ async def notices(era: Any, _: Any, args: dict[str, Any]) -> Any:
     return await done(era.webhooks.deliveries(args["id"]))
 
 
+@step("webhooks.replay")
+async def replay_notice(era: Any, _: Any, args: dict[str, Any]) -> Any:
+    return await done(era.webhooks.replay(args["id"], args["delivery_id"]))
+
+
 @step("webhooks.delete")
 async def delete_webhook(era: Any, _: Any, args: dict[str, Any]) -> Any:
     await done(era.webhooks.delete(args["id"]))

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from era.core.telemetry import GarbageCollected, Origin, RequestEnded, RunEnded, Trace, noted, origin
+from era.core.telemetry import GarbageCollected, NoticeTried, Origin, RequestEnded, RunEnded, Trace, noted, origin
 from era.errors import CommitFailed, NotFound
 from era.telemetry.metrics import Gauge, Metrics
 from era.telemetry.notes import Notes
@@ -150,6 +150,18 @@ def test_what_an_alert_watches_is_there_from_the_start() -> None:
     key = ("era_runs_ended_total", frozenset({"language": "python", "kind": "run", "outcome": "not_committed"}.items()))
     assert there[key] == 0
     assert ("era_garbage_collections_total", frozenset({("outcome", "failed")})) in there
+
+
+def test_tries_of_webhooks_are_counted_by_what_came_of_them() -> None:
+    metrics = Metrics()
+    for outcome in ("done", "done", "pending"):
+        metrics.note(NoticeTried("evt_1", "wh_1", "me", "run.ended", outcome, 1, 200, 0.5, 0.0, 0.25))
+    there = samples(metrics.text([]).decode())
+    counted = {outcome: value(there, "era_webhook_tries_total", outcome=outcome) for outcome in ("done", "pending")}
+    assert counted == {"done": 2, "pending": 1}
+    assert ("era_webhook_tries_total", frozenset({("outcome", "failed")})) in there
+    assert value(there, "era_webhook_try_duration_seconds_sum") == 0.75
+    assert value(there, "era_webhook_lag_duration_seconds_count") == 3
 
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from era.core.telemetry import RequestEnded, Trace
+from era.core.telemetry import NoticeTried, RequestEnded, Trace
 from era.telemetry.traces import Traces
 from tests.conftest import Server, assert_nothing_left, eventually, mounts
 
@@ -112,6 +112,40 @@ def test_a_request_and_its_run_are_spans_below_the_callers(client: httpx.Client,
     assert told["era.request.id"] == answer.headers["X-Request-Id"]
     assert attributes(run).items() >= {"era.run.id": answer.json()["run_id"], "era.run.outcome": "ok"}.items()
     assert CANARY.encode() not in collector.raw
+
+
+def test_what_no_request_waits_for_has_a_trace_of_its_own(client: httpx.Client, collector: Collector) -> None:
+    """A delivery goes on in its sender's trace, and its run is below it."""
+    setup = {"commands": [f"echo {CANARY}"]}
+    body = {"language": "python", "session_id": "alone", "setup": setup, "allowPublicAccess": True}
+    assert client.post("/api/sessions", json=body).status_code == 201
+    assert client.put("/api/sessions/alone/inbox", json={"retries": 0}).is_success
+    assert client.put("/api/sessions/alone/code", json={"code": "print('{}')"}).is_success
+    sender = "d" * 32
+    headers = {"traceparent": f"00-{sender}-{PARENT}-01"}
+    assert client.post("/proxy/alone/inbox/orders", content=CANARY, headers=headers).is_success
+    assert eventually(lambda: collector.of(sender).keys() >= {"delivery", "run python"})
+    delivery, run = (collector.of(sender)[name] for name in ("delivery", "run python"))
+    assert delivery.parent_span_id.hex() == PARENT
+    assert run.parent_span_id == delivery.span_id
+    told = attributes(delivery)
+    assert (told["era.delivery.outcome"], told["era.session.id"]) == ("done", "alone")
+    assert eventually(lambda: [span for span in list(collector.spans) if span.name == "setup"])
+    [setup_span] = [span for span in collector.spans if span.name == "setup"]
+    assert setup_span.parent_span_id == b""
+    assert attributes(setup_span).items() >= {"era.setup.outcome": "completed", "era.session.id": "alone"}.items()
+    assert CANARY.encode() not in collector.raw
+
+
+def test_a_try_of_a_webhook_has_a_trace_of_its_own(collector: Collector) -> None:
+    traces = Traces(collector.url)
+    traces.note(NoticeTried("evt_1", "wh_1", "me", "run.ended", "pending", 2, 503, 1.0, 1_000.0, 0.5))
+    traces.close()
+    [span] = [span for span in collector.spans if span.name == "webhook"]
+    assert (span.parent_span_id, span.start_time_unix_nano) == (b"", 10**12)
+    assert span.end_time_unix_nano - span.start_time_unix_nano == 500_000_000
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert attributes(span).items() >= {"era.webhook.event": "run.ended", "http.response.status_code": "503"}.items()
 
 
 def test_a_trace_that_its_caller_does_not_sample_is_not_sent(client: httpx.Client, collector: Collector) -> None:

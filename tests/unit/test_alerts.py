@@ -117,6 +117,7 @@ class Watched:
         parts = MeasuredParts(
             core.store,
             core.store.inboxes,
+            core.store.webhooks,
             core.pool,
             self.admission,
             core.live_sessions,

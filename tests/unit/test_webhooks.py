@@ -16,6 +16,7 @@ from era.core import webhooks as of_webhooks
 from era.core.homes import ALONE, Cluster
 from era.core.models import now
 from era.core.public.signatures import Verify, is_genuine
+from era.core.telemetry import Event, Note, NoticeTried, ignore
 from era.core.webhooks import EVENTS, Unsent, Webhook, Webhooks
 from era.errors import Conflict, NotFound
 from era.store import webhooks as rows
@@ -80,9 +81,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def sending(core: Core, cluster: Cluster = ALONE) -> AsyncIterator[tuple[Webhooks, Sent]]:
+async def sending(core: Core, cluster: Cluster = ALONE, note: Note = ignore) -> AsyncIterator[tuple[Webhooks, Sent]]:
     sent = Sent()
-    webhooks = Webhooks(core.store.webhooks, sent, KEY, cluster, core.quotas.on_reached)
+    webhooks = Webhooks(core.store.webhooks, sent, KEY, cluster, core.quotas.on_reached, note)
     webhooks.start()
     try:
         yield webhooks, sent
@@ -207,6 +208,48 @@ async def test_the_next_try_is_put_off_as_an_inbox_puts_it_off(core: Core, monke
         assert waiting.next_attempt_at is not None
         assert waiting.next_attempt_at >= before + 3600 * 1_000_000
         assert len(sent.tried) == 2
+
+
+async def test_a_notice_is_sent_once_more_when_its_owner_asks(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_webhooks, "delay", lambda tries: 3600.0)
+    tries: list[tuple[str, str, int]] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, NoticeTried)
+        assert event.lag_seconds >= event.seconds >= 0
+        tries.append((event.event, event.outcome, event.tries))
+
+    async with sending(core, note=note) as (webhooks, sent):
+        webhook = await webhooks.create("default", URL, ["session.created"], "")
+        await core.session("a")
+        await core.session("b")
+        await until_ended(webhooks, 2)
+        _, first = await webhooks.notices("default", webhook.id)
+        for owner, webhook_id, notice_id in (
+            ("ada", webhook.id, first.id),
+            ("default", "wh_none", first.id),
+            ("default", webhook.id, "evt_none"),
+        ):
+            with pytest.raises(NotFound):
+                await webhooks.replay(owner, webhook_id, notice_id)
+        again = await webhooks.replay("default", webhook.id, first.id)
+        assert (again.id, again.status, again.tries, again.body) == (first.id, "pending", 0, first.body)
+        await until_ended(webhooks, 2)
+        assert [session for _, session in sent.events] == ["a", "b", "a"], "after what came before it was asked for"
+        assert len({headers["X-Era-Delivery"] for _, headers, _ in sent.tried}) == 2
+        # One that would wait for an hour doesn't any more.
+        sent.answers = [500]
+        await core.session("c")
+        await until(lambda: len(sent.tried) == 4 and not webhooks._sending)
+        waiting, *_ = await webhooks.notices("default", webhook.id)
+        assert (waiting.status, waiting.tries) == ("pending", 1)
+        assert await core.store.webhooks.pending() == 1
+        await webhooks.replay("default", webhook.id, waiting.id)
+        await until_ended(webhooks, 3)
+        assert [session for _, session in sent.events] == ["a", "b", "a", "c", "c"]
+        assert await core.store.webhooks.pending() == 0
+    told = "session.created"
+    assert tries == [(told, "done", 1)] * 3 + [(told, "pending", 1), (told, "done", 1)]
 
 
 async def test_what_waits_and_what_is_kept_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,12 @@ export class Webhooks {
     return answer.deliveries;
   }
 
+  /** Have a notice told once more: one that was told or given up, or one that waits for its next try. */
+  replay(id: string, deliveryId: string, options: CallOptions = {}): Promise<WebhookDelivery> {
+    const path = `/api/webhooks/${part(id)}/deliveries/${part(deliveryId)}/replay`;
+    return this.#transport.json({ method: "POST", path }, options);
+  }
+
   /** Delete one, with what waits to be told to it. */
   async delete(id: string, options: CallOptions = {}): Promise<void> {
     await this.#transport.json({ method: "DELETE", path: `/api/webhooks/${part(id)}` }, options);

@@ -41,6 +41,7 @@ const OF_SERVER: Record<string, (era: Era, args: Args, on: string) => Promise<un
   "kv.get": async (era, { namespace, key }) => (await era.storage.kv(namespace).get(key)) ?? null,
   "webhooks.create": (era, { url, ...options }) => era.webhooks.create(url, options),
   "webhooks.deliveries": (era, { id }) => era.webhooks.deliveries(id),
+  "webhooks.replay": (era, { id, delivery_id }) => era.webhooks.replay(id, delivery_id),
   "webhooks.delete": (era, { id }) => era.webhooks.delete(id),
   audit: (era, filter) => all(era.audit(filter)),
   "kv.list": (era, { namespace, ...filter }) => all(era.storage.kv(namespace).list(filter)),

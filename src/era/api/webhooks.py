@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from era.api.context import Answer, Owner, StrictRoute, UseContext, caller_of, errors
 from era.wire.webhooks import (
     NewWebhookAnswer,
+    NoticeAnswer,
     NoticesAnswer,
     WebhookBody,
     WebhookDeletedAnswer,
@@ -53,3 +54,10 @@ async def list_notices(webhook_id: WebhookId, owner: Owner, context: UseContext)
     """List what waits to be told to a webhook, and the last hundred that were told or given up, newest first."""
     notices = [notice_answer(notice) for notice in await context.webhooks.notices(owner, webhook_id)]
     return Answer({"deliveries": notices, "count": len(notices)})
+
+
+@router.post("/{webhook_id}/deliveries/{delivery_id}/replay", responses={202: {"model": NoticeAnswer}, **errors(404)})
+async def replay_notice(webhook_id: WebhookId, delivery_id: WebhookId, owner: Owner, context: UseContext) -> Response:
+    """Send a notice once more, with the same id, after those that wait. One that waits itself skips its delay, but not
+    the notices before it."""
+    return Answer(notice_answer(await context.webhooks.replay(owner, webhook_id, delivery_id)), 202)

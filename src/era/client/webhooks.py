@@ -35,6 +35,14 @@ def add(parser: Parser) -> None:
         deliveries, "List what waits to be told, and what was told last or given up.", ("era webhooks deliveries wh_…",)
     )
     each.add_argument("webhook", metavar="WEBHOOK_ID")
+    each = command("replay", "have something told once more")
+    each.describe(
+        replay,
+        "Send a notice once more that was told or given up, after what waits; one that waits skips its delay.",
+        ("era webhooks replay wh_… evt_…",),
+    )
+    each.add_argument("webhook", metavar="WEBHOOK_ID")
+    each.add_argument("delivery", metavar="DELIVERY_ID")
     each = command("delete", "delete a webhook")
     each.describe(delete, "Delete a webhook, with what waits to be told to it.", ("era webhooks delete wh_…",))
     each.add_argument("webhook", metavar="WEBHOOK_ID")
@@ -68,6 +76,15 @@ def deliveries(named: Any) -> None:
         return
     names = ("id", "event", "status", "tries", "created", "http", "reason")
     table(names, [(d.id, d.event, d.status, d.tries, d.created_at, d.http_status, d.reason) for d in found])
+
+
+def replay(named: Any) -> None:
+    with connect(named) as era:
+        again = era.webhooks.replay(named.webhook, named.delivery)
+    if named.json:
+        print_json(again.answer)
+        return
+    notice(f"{again.id} is sent once more.")
 
 
 def delete(named: Any) -> None:

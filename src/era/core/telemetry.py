@@ -77,9 +77,11 @@ def new_request_id() -> str:
 
 @dataclass(slots=True)
 class Origin:
-    """The request that something is done for."""
+    """The request, or the delivery, that something is done for."""
 
     request_id: str = ""
+    """Empty for what no request waits for, such as the run of a delivery."""
+
     trace: Trace | None = None
     """None where nobody asked for traces."""
 
@@ -247,6 +249,9 @@ class SetupEnded:
     outcome: str
     """`completed` or `failed`; `put_off` where it will be taken up again."""
 
+    began_at: float
+    """Seconds since 1970."""
+
     seconds: float
     packages: int = 0
     commands: int = 0
@@ -270,6 +275,34 @@ class DeliveryEnded:
     lag_seconds: float
     """From its receipt to now."""
 
+    began_at: float
+    """When the attempt began, in seconds since 1970."""
+
+    seconds: float
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeTried:
+    """A notice was sent to a webhook of an owner's, or could not be."""
+
+    notice_id: str
+    webhook_id: str
+    owner: str
+    event: str
+    outcome: str
+    """`done`, `failed` where it is given up, or `pending` where it is tried again."""
+
+    tries: int
+    answer: int | None
+    lag_seconds: float
+    """From what it tells to now."""
+
+    began_at: float
+    """When the try began, in seconds since 1970."""
+
+    seconds: float
+
 
 @dataclass(frozen=True, slots=True)
 class GarbageCollected:
@@ -289,6 +322,7 @@ type Event = (
     | SandboxClosed
     | SetupEnded
     | DeliveryEnded
+    | NoticeTried
     | GarbageCollected
 )
 type Note = Callable[[Event], None]
@@ -297,6 +331,14 @@ type Note = Callable[[Event], None]
 
 def ignore(_event: Event) -> None:
     """The `Note` of a service that tells nobody."""
+
+
+type BeginTrace = Callable[[str | None], Trace | None]
+"""Where something is in a trace whose caller sent this header `traceparent`; None where nobody asked for traces."""
+
+
+def untraced(_traceparent: str | None) -> None:
+    """The `BeginTrace` of a service without traces."""
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from era.core.fair_slots import FairSlots
 from era.core.homes import Cluster
 from era.core.models import JsonObject, new_id, now
 from era.core.retrying import delay
+from era.core.telemetry import Note, NoticeTried, ignore
 from era.errors import EraError, RateReached
 
 log = structlog.get_logger()
@@ -152,6 +153,15 @@ class WebhookStore(Protocol):
         """Those that wait and those that are kept, newest first. Raises NotFound."""
         ...
 
+    async def replay_notice(self, owner: str, webhook_id: str, notice_id: str) -> Notice:
+        """Make a notice that was sent or given up wait again, behind all others, or one that waits due now. Raises
+        NotFound."""
+        ...
+
+    async def pending(self) -> int:
+        """How many notices wait, of all owners."""
+        ...
+
     async def tell(self, owner: str, event: Event, data: JsonObject) -> None:
         """Add a notice for each of an owner's webhooks that wants this event."""
         ...
@@ -184,9 +194,11 @@ class Webhooks:
         key: bytes,
         cluster: Cluster,
         on_reached: list[Callable[[str, EraError], None]],
+        note: Note = ignore,
     ) -> None:
         """`key` is the server's, of which the webhooks' secrets are made. `on_reached` is that of Quotas."""
         on_reached.append(self._quota_reached)
+        self._note = note
         self._store = store
         self._sender = sender
         self._key = key
@@ -234,6 +246,10 @@ class Webhooks:
         """See WebhookStore.notices."""
         return await self._store.notices(owner, webhook_id)
 
+    async def replay(self, owner: str, webhook_id: str, notice_id: str) -> Notice:
+        """Send a notice once more: see WebhookStore.replay_notice."""
+        return await self._store.replay_notice(owner, webhook_id, notice_id)
+
     def _quota_reached(self, owner: str, error: EraError) -> None:
         """Tell an owner that a quota was reached, once a minute for each."""
         if not self._store.wants(owner, "quota.reached"):
@@ -275,7 +291,12 @@ class Webhooks:
         try:
             while self._cluster.leads and (notice := await self._store.next_due(webhook)) is not None:
                 async with self._slots.slot(webhook.owner):
+                    began_at, began = time.time(), time.monotonic()
                     tried = await self._try(webhook, notice)
+                    seconds = time.monotonic() - began
+                lag = max(now() - notice.created_at, 0) / MICROS
+                told = (notice.id, webhook.id, webhook.owner, notice.event, tried.status, tried.tries)
+                self._note(NoticeTried(*told, tried.http_status, lag, began_at, seconds))
                 await self._store.tried(notice, tried)
         except EraError as error:
             log.warning("webhook_try_not_recorded", webhook=webhook.id, error=error.message)
@@ -300,7 +321,6 @@ class Webhooks:
             return Tried("done", tries, status)
         if tries <= RETRIES:
             return Tried("pending", tries, status, reason, now() + int(delay(tries) * MICROS))
-        log.warning("webhook_notice_given_up", webhook=webhook.id, owner=webhook.owner, notice=notice.id, tries=tries)
         return Tried("failed", tries, status, reason)
 
 

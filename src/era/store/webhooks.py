@@ -137,6 +137,34 @@ class WebhookRows:
 
         return await self._database.read(job)
 
+    async def replay_notice(self, owner: str, webhook_id: str, notice_id: str) -> Notice:
+        again = {"status": "pending", "tries": 0, "next_attempt_at": None, "ended_at": None}
+
+        def job(connection: Connection) -> Notice:
+            mine = select(_w.c.id).where(_w.c.id == webhook_id, _w.c.owner == owner).scalar_subquery()
+            this = _NOTICES.where(_n.c.webhook_id == mine, _n.c.id == notice_id)
+            if (row := connection.execute(this.with_for_update(of=_n)).one_or_none()) is None:
+                raise NotFound(
+                    f"You have no notice '{notice_id[:80]}' of a webhook '{webhook_id[:80]}'.",
+                    hint=f"GET /api/webhooks/{{webhook_id}}/deliveries lists them. Of those that ended it has {KEPT}.",
+                )
+            notice = Notice(*row)
+            if notice.status == "pending":
+                connection.execute(update(_n).where(_n.c.key == notice.key).values(again))
+            else:  # a new row, since what was there first is sent first
+                connection.execute(delete(_n).where(_n.c.key == notice.key))
+                values = {each.name: getattr(notice, each.name) for each in fields(Notice) if each.name != "key"}
+                connection.execute(insert(_n).values({**values, **again}))
+            return Notice(*connection.execute(this).one())
+
+        return await self._database.write(job)
+
+    async def pending(self) -> int:
+        if not self._listeners.by_id():
+            return 0
+        count = select(func.count()).select_from(_n).where(_PENDING)
+        return await self._database.read(lambda connection: int(connection.execute(count).scalar_one()))
+
     async def tell(self, owner: str, event: Event, data: JsonObject) -> None:
         await self._database.write(tell, owner, event, data)
 

@@ -18,6 +18,7 @@ from era.core.models import now
 from era.core.pool import SandboxPool
 from era.core.public.inbox import InboxStore
 from era.core.readiness import Readiness
+from era.core.webhooks import WebhookStore
 from era.errors import EraError
 from era.telemetry.metrics import Gauge, Metrics
 
@@ -28,6 +29,7 @@ class MeasuredParts:
 
     store: MetadataStore
     inboxes: InboxStore
+    webhooks: WebhookStore
     pool: SandboxPool
     admission: Admission
     live_sessions: LiveSessions
@@ -96,5 +98,6 @@ async def _of_rows(parts: MeasuredParts) -> list[Gauge]:
         Gauge("era_sessions", "Sessions there are.", counts["sessions"]),
         Gauge("era_runs", "Runs on record by status.", counts["runs"], "status"),
         Gauge("era_inbox_pending", "Deliveries that wait to be run.", backlog.pending),
+        Gauge("era_webhook_pending", "Notices that wait to be sent to webhooks.", await parts.webhooks.pending()),
         Gauge("era_inbox_oldest_seconds", "Age of the oldest delivery that is due and could be run.", age),
     ]

@@ -20,6 +20,7 @@ from era.core.telemetry import (
     DeliveryEnded,
     Event,
     GarbageCollected,
+    NoticeTried,
     RequestEnded,
     RunEnded,
     SandboxAcquired,
@@ -113,7 +114,7 @@ def _as_json(fields: dict[str, Any], **_options: Any) -> str:
 def _with_request(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Add the request's id, where there is one. A line that says None itself belongs to none."""
     if "request" not in fields:
-        if (request := origin.get()) is not None:
+        if (request := origin.get()) is not None and request.request_id:
             fields["request"] = request.request_id
     elif fields["request"] is None:
         del fields["request"]
@@ -154,6 +155,16 @@ def write(event: Event) -> None:
             fields = {"session": event.session_id, "owner": event.owner, "delivery": event.delivery_id}
             outcome = {"outcome": event.outcome, "attempts": event.attempts, "answer": event.answer}
             log.info("delivery", **fields, run=event.run_id, **outcome, lag_ms=_ms(event.lag_seconds))
+        case NoticeTried():
+            fields = {"webhook": event.webhook_id, "owner": event.owner, "notice": event.notice_id}
+            outcome = {
+                "event_told": event.event,
+                "outcome": event.outcome,
+                "tries": event.tries,
+                "answer": event.answer,
+            }
+            write_line = log.warning if event.outcome == "failed" else log.info
+            write_line("webhook", **fields, **outcome, ms=_ms(event.seconds), lag_ms=_ms(event.lag_seconds))
         case GarbageCollected() if event.message is None:
             log.info("garbage_collected", blobs=event.blobs, ms=_ms(event.seconds))
         case GarbageCollected():

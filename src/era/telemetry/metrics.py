@@ -27,6 +27,7 @@ from era.core.telemetry import (
     DeliveryEnded,
     Event,
     GarbageCollected,
+    NoticeTried,
     RequestEnded,
     RunEnded,
     SandboxAcquired,
@@ -104,6 +105,9 @@ class Metrics:
         self._setup_seconds = self._histogram("setup", "A setup", buckets=_SLOW)
         self._deliveries = self._counter("deliveries_ended", "Attempts to deliver to inboxes.", "outcome")
         self._lag = self._histogram("delivery_lag", "From a delivery's receipt to the end of an attempt", buckets=_SLOW)
+        self._notices = self._counter("webhook_tries", "Tries to send a notice to a webhook.", "outcome")
+        self._notice_seconds = self._histogram("webhook_try", "A try to send a notice to a webhook")
+        self._notice_lag = self._histogram("webhook_lag", "From what is told to the end of a try", buckets=_SLOW)
         self._collections = self._counter("garbage_collections", "Removals of unneeded content.", "outcome")
         self._collection_seconds = self._histogram("garbage_collection", "A removal", buckets=_SLOW)
         self._removed = self._counter("blobs_removed", "Blobs that nothing needed any more.")
@@ -118,6 +122,7 @@ class Metrics:
         for counter, outcomes in (
             (self._setups, ("completed", "failed", "put_off")),
             (self._deliveries, ("done", "failed", "pending")),
+            (self._notices, ("done", "failed", "pending")),
             (self._collections, ("ok", "failed")),
         ):
             for outcome in outcomes:
@@ -162,6 +167,10 @@ class Metrics:
             case DeliveryEnded():
                 self._deliveries.labels(event.outcome).inc()
                 self._lag.observe(event.lag_seconds)
+            case NoticeTried():
+                self._notices.labels(event.outcome).inc()
+                self._notice_seconds.observe(event.seconds)
+                self._notice_lag.observe(event.lag_seconds)
             case GarbageCollected():
                 self._collections.labels("failed" if event.message else "ok").inc()
                 self._collection_seconds.observe(event.seconds)

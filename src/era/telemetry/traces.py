@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from era.core.telemetry import Event, RequestEnded, RunEnded, Trace
+from era.core.telemetry import DeliveryEnded, Event, NoticeTried, RequestEnded, RunEnded, SetupEnded, Trace
 from era.errors import BadRequest
 
 
@@ -70,6 +71,12 @@ class Traces:
                 self._request(event, trace)
             case RunEnded(trace=Trace(sampled=True) as trace):
                 self._run(event, trace)
+            case DeliveryEnded(trace=Trace(sampled=True) as trace):
+                self._delivery(event, trace)
+            case SetupEnded():
+                self._setup(event)
+            case NoticeTried():
+                self._notice(event)
 
     def _request(self, request: RequestEnded, trace: Trace) -> None:
         failed = request.failure is not None or (request.status >= 500 and request.code is not None)
@@ -104,3 +111,43 @@ class Traces:
         for stage, seconds in run.stages.seconds.items():
             self._spans.send(stage, self._place_of(trace.below()), place, begins, seconds, {})
             begins += seconds
+
+    def _delivery(self, delivery: DeliveryEnded, trace: Trace) -> None:
+        attributes = {
+            "era.delivery.id": delivery.delivery_id,
+            "era.delivery.outcome": delivery.outcome,
+            "era.delivery.attempts": delivery.attempts,
+            "era.run.id": delivery.run_id,
+            "era.owner": delivery.owner,
+            "era.session.id": delivery.session_id,
+            "http.response.status_code": delivery.answer,
+        }
+        place, parent = self._place_of(trace), self._parent_of(trace)
+        failed = delivery.outcome == "failed"
+        self._spans.send("delivery", place, parent, delivery.began_at, delivery.seconds, attributes, failed=failed)
+
+    def _setup(self, setup: SetupEnded) -> None:
+        attributes = {
+            "era.setup.outcome": setup.outcome,
+            "era.setup.packages": setup.packages,
+            "era.setup.commands": setup.commands,
+            "era.owner": setup.owner,
+            "era.session.id": setup.session_id,
+        }
+        self._alone("setup", setup.began_at, setup.seconds, attributes, failed=setup.outcome == "failed")
+
+    def _notice(self, notice: NoticeTried) -> None:
+        attributes = {
+            "era.webhook.id": notice.webhook_id,
+            "era.webhook.event": notice.event,
+            "era.webhook.outcome": notice.outcome,
+            "era.webhook.tries": notice.tries,
+            "era.notice.id": notice.notice_id,
+            "era.owner": notice.owner,
+            "http.response.status_code": notice.answer,
+        }
+        self._alone("webhook", notice.began_at, notice.seconds, attributes, failed=notice.outcome != "done")
+
+    def _alone(self, name: str, began_at: float, seconds: float, attributes: dict[str, Any], *, failed: bool) -> None:
+        """A span of what nobody waits for: a trace of its own."""
+        self._spans.send(name, self._place_of(Trace.begun(None)), None, began_at, seconds, attributes, failed=failed)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from contextlib import closing, suppress
 from functools import partial
 
@@ -42,7 +43,7 @@ from era.core.public.signatures import Verify, is_genuine
 from era.core.retrying import delay
 from era.core.run_messages import Collected, RunRequest
 from era.core.runs import Runs
-from era.core.telemetry import DeliveryEnded, Note, ignore, origin
+from era.core.telemetry import BeginTrace, DeliveryEnded, Note, Origin, ignore, origin, untraced
 from era.errors import (
     BadSignature,
     CommitFailed,
@@ -75,11 +76,18 @@ class Inbox:
     """Receives deliveries and runs them. Call `start` first; at the end `stop_new_attempts`, then `stop`."""
 
     def __init__(
-        self, store: InboxStore, runs: Runs, at_a_time: int, note: Note = ignore, cluster: Cluster = ALONE
+        self,
+        store: InboxStore,
+        runs: Runs,
+        at_a_time: int,
+        note: Note = ignore,
+        begin_trace: BeginTrace = untraced,
+        cluster: Cluster = ALONE,
     ) -> None:
         """At most `at_a_time` deliveries run at a time, each of another session. In a `cluster` those of sessions that
         are at home here."""
         self._note = note
+        self._begin_trace = begin_trace
         self._cluster = cluster
         self._store = store
         self._runs = runs
@@ -240,6 +248,10 @@ class Inbox:
             session_key=head.session_key,
         )
         begun: list[str] = []
+        # It goes on in the trace of whoever sent it, and its run is below it.
+        trace = self._begin_trace(next((value for name, value in content.headers if name == "traceparent"), None))
+        origin.set(Origin(trace=trace) if trace else None)
+        began_at, began = time.time(), time.monotonic()
         try:
             run = await self._runs.run(head.session_id, request, partial(self._record_start, head, begun))
             with closing(run):
@@ -270,6 +282,9 @@ class Inbox:
                 outcome.attempts,
                 outcome.answer_status,
                 max(now() - delivery.received_at, 0) / MICROS,
+                began_at,
+                time.monotonic() - began,
+                trace,
             )
         )
         await self._record(head, outcome)

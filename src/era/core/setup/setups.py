@@ -372,8 +372,8 @@ class Setups:
 
     def _tell(self, job: SetupJob, outcome: str, begun: float, **more: Any) -> None:
         """Note the end of a setup that began at this moment of the monotonic clock."""
-        session = job.session_id
-        self._note(SetupEnded(session.id, session.owner, outcome, time.monotonic() - begun, **more))
+        session, seconds = job.session_id, time.monotonic() - begun
+        self._note(SetupEnded(session.id, session.owner, outcome, time.time() - seconds, seconds, **more))
 
 
 def _joined(first: str, second: str) -> str:

@@ -34,6 +34,11 @@ class AsyncWebhooks:
         answer = await self._connection.get(f"/api/webhooks/{quoted(webhook_id)}/deliveries")
         return Notice.each(answer["deliveries"])
 
+    async def replay(self, webhook_id: str, delivery_id: str) -> Notice:
+        """Have a notice told once more: one that was told or given up, or one that waits for its next try."""
+        path = f"/api/webhooks/{quoted(webhook_id)}/deliveries/{quoted(delivery_id)}/replay"
+        return Notice(await self._connection.send("POST", path))
+
     async def delete(self, webhook_id: str) -> None:
         """Delete one, with what waits to be told to it."""
         await self._connection.send("DELETE", f"/api/webhooks/{quoted(webhook_id)}")

@@ -35,6 +35,11 @@ class Webhooks:
         answer = self._connection.get(f"/api/webhooks/{quoted(webhook_id)}/deliveries")
         return Notice.each(answer["deliveries"])
 
+    def replay(self, webhook_id: str, delivery_id: str) -> Notice:
+        """Have a notice told once more: one that was told or given up, or one that waits for its next try."""
+        path = f"/api/webhooks/{quoted(webhook_id)}/deliveries/{quoted(delivery_id)}/replay"
+        return Notice(self._connection.send("POST", path))
+
     def delete(self, webhook_id: str) -> None:
         """Delete one, with what waits to be told to it."""
         self._connection.send("DELETE", f"/api/webhooks/{quoted(webhook_id)}")
