@@ -17,6 +17,9 @@ once everything of the run before is dead, so no program ever shares the sandbox
 can't read or change it. A Python spare is already as far as it can be before it waits (waiting.py): what it writes to
 then need not be copied during the run.
 
+*Files.* The program and the state of a run are new files, which are made before the run, and those that they take the
+place of are let go of after it (fresh_files.py).
+
 *Environment.* `env` may hold secrets of one run. It goes from the control socket into a buffer, from there into the
 spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spares inherit, never has a copy.
 
@@ -79,6 +82,7 @@ import startup
 import waiting
 import workspace
 from following import Control, Spare, follow, zero
+from fresh_files import FreshFiles
 from invocation import Invocation, execute
 from layer import Layer
 from processes import (
@@ -100,6 +104,7 @@ AS_USUAL = Invocation()
 COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
 BURST = 0.01  # a run that comes within so many seconds of the last one's end has its spare made at once
 PR_SET_DUMPABLE = 4
+_FILES_OF_A_RUN = 2  # its program and its state
 
 # Modules that the supervisor has loaded for itself. A program must find them unloaded.
 OURS = (
@@ -112,6 +117,7 @@ OURS = (
         "system_v",
         "connect_filter",
         "following",
+        "fresh_files",
         "socket_broker",
         "invocation",
         "isolation",
@@ -180,11 +186,13 @@ class Supervisor:
         self.devices = device_files()
         self.scheduling = Scheduling()
         self.system_v = SystemV()
+        self.fresh_files = FreshFiles(_FILES_OF_A_RUN)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def loop(self) -> NoReturn:
         self.spare = self.make_spare(self.entry)
+        self.fresh_files.prepare()
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
@@ -199,6 +207,7 @@ class Supervisor:
                     select.select([self.control.fd], [], [], COURTESY)
                 self.control.note_joined()
                 self.clean(header["ephemeral"], header["keeps_scratch"] or self.control.joined)
+                self.fresh_files.prepare()
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
@@ -217,9 +226,9 @@ class Supervisor:
         control.read_into(environment)
         invocation = Invocation(header, control.read(header["stdin"]))
 
-        write_file(STATE_FILE, state)
+        self.fresh_files.write(STATE_FILE, state)
         entry = self.free_entry()
-        written = None if invocation.command else write_file(entry, code)
+        written = None if invocation.command else self.fresh_files.write(entry, code)
         self.layer.prepare()
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()

@@ -31,8 +31,8 @@ def read_exactly(fd: int, size: int) -> bytes | None:
     return content
 
 
-def write_file(path: str, content: bytes) -> tuple[int, int, int]:
-    """Put a new regular file in the place of whatever is at `path`. Returns its identity."""
+def remove(path: str) -> None:
+    """Remove whatever is at `path`, if anything is."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -40,6 +40,11 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
     except (IsADirectoryError, PermissionError):
         empty_directory(path, 0o700)
         os.rmdir(path)
+
+
+def write_file(path: str, content: bytes) -> tuple[int, int, int]:
+    """Put a new regular file in the place of whatever is at `path`. Returns its identity."""
+    remove(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, content)

@@ -1,0 +1,127 @@
+"""Files that a supervisor makes ahead of runs, and that nobody sees before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GUEST = Path(__file__).resolve().parents[2] / "src/era/guest"
+
+
+@pytest.fixture(params=["as this file system can", "without files without a name", "without names for them"])
+def fresh_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Some in an empty working directory."""
+    monkeypatch.syspath_prepend(str(GUEST))
+    monkeypatch.chdir(tmp_path)
+    if request.param == "without files without a name":
+        monkeypatch.setattr(os, "open", _without_tmpfile(os.open))
+    if request.param == "without names for them":
+        monkeypatch.setattr(os, "link", _without_proc(os.link))
+    import fresh_files as module
+
+    made = module.FreshFiles(2)
+    made.prepare()
+    yield made
+    for fd in (*made._made, *made._replaced):
+        os.close(fd)
+    for name in ("fresh_files", "workspace"):
+        sys.modules.pop(name, None)  # its own names inside a sandbox
+
+
+def _without_proc(real: Callable[..., None]) -> Callable[..., None]:
+    def refusing(source: str, *rest: str, **options: int) -> None:
+        if str(source).startswith("/proc/"):
+            raise OSError(errno.EXDEV, "no such files here")
+        real(source, *rest, **options)
+
+    return refusing
+
+
+def _without_tmpfile(real: Callable[..., int]) -> Callable[..., int]:
+    def refusing(path: str, flags: int, *rest: int, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "this file system can't")
+        return real(path, flags, *rest, **options)
+
+    return refusing
+
+
+def test_nothing_is_seen_of_them(fresh_files: Any) -> None:
+    assert os.listdir() == []
+
+
+def test_they_are_plain_files_with_their_content(fresh_files: Any) -> None:
+    written = {f"{n}.txt": f"content {n}".encode() for n in range(5)}  # more than were made ahead
+    for name, content in written.items():
+        ino, size, mtime_ns = fresh_files.write(name, content)
+        found = os.lstat(name)
+        assert (found.st_ino, found.st_size, found.st_mtime_ns) == (ino, size, mtime_ns)
+        assert (stat.S_IFMT(found.st_mode), found.st_mode & 0o777, found.st_nlink) == (stat.S_IFREG, 0o644, 1)
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == written
+
+
+def a_file(path: Path) -> None:
+    path.write_text("old")
+
+
+def a_closed_file(path: Path) -> None:
+    path.write_text("old")
+    path.chmod(0)
+
+
+def a_link(path: Path) -> None:
+    path.with_name("elsewhere").write_text("elsewhere")
+    path.symlink_to("elsewhere")
+
+
+def a_file_with_two_names(path: Path) -> None:
+    path.with_name("elsewhere").write_text("elsewhere")
+    path.hardlink_to("elsewhere")
+
+
+def a_directory(path: Path) -> None:
+    (path / "below").mkdir(parents=True)
+    (path / "below" / "file").write_text("old")
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("before", [a_file, a_closed_file, a_link, a_file_with_two_names, a_directory, a_pipe])
+def test_what_was_there_before_is_replaced(fresh_files: Any, before: Callable[[Path], None]) -> None:
+    before(Path("name"))
+    fresh_files.write("name", b"new")
+    found = os.lstat("name")
+    assert (stat.S_IFMT(found.st_mode), found.st_nlink, Path("name").read_bytes()) == (stat.S_IFREG, 1, b"new")
+    if (elsewhere := Path("elsewhere")).exists():
+        assert elsewhere.read_text() == "elsewhere"
+
+
+def test_who_has_the_old_file_open_keeps_it(fresh_files: Any) -> None:
+    fresh_files.write("name", b"first")
+    with open("name", "rb") as first:
+        for n in range(4):
+            fresh_files.write("name", b"%d" % n)
+            fresh_files.prepare()
+            assert (first.read(), Path("name").read_bytes()) == (b"first", b"%d" % n)
+            first.seek(0)
+
+
+def test_descriptors_do_not_grow_in_number(fresh_files: Any) -> None:
+    def run() -> int:
+        for name in ("main.py", "state.json"):
+            fresh_files.write(name, b"content")
+        fresh_files.prepare()
+        os.unlink("main.py")
+        return len(os.listdir("/proc/self/fd"))
+
+    run()
+    assert run() == run() == run()
