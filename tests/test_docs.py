@@ -123,6 +123,7 @@ def test_examples_print_what_stands_below_them(document: Path, server: Server, t
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_SERVER": server.url, "NO_PROXY": "*"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each program would compile its imports again
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     if document.name == "adapters.md":
         if not FRAMEWORKS.exists():

@@ -15,6 +15,7 @@ from tests.conftest import Server
 FRAMEWORKS = Path(__file__).resolve().parent.parent.parent / ".tools" / "agents"
 
 sys.path.append(str(FRAMEWORKS))  # last, so that what .venv has comes from there
+sys.dont_write_bytecode = False  # whatever the environment says: to compile a framework takes longer than to import it
 
 
 @pytest.fixture

@@ -119,6 +119,18 @@ def test_what_is_refused_for_now_is_tried_again(scripted: Any) -> None:
     assert first == second
 
 
+def test_nothing_is_tried_again_later_than_its_answer_is_wanted(scripted: Any) -> None:
+    """The script has one answer for each call: another attempt would have none."""
+    late = refusal(503, "too_busy", **{"Retry-After": "20"})
+    scripted.script = [late]
+    with Era(scripted.url, timeout=19) as client, pytest.raises(era.Unavailable) as told:
+        client.health()
+    assert told.value.retry_after == 20
+    assert len(scripted.seen) == 1
+    with Era(f"http://127.0.0.1:{free_port()}", timeout=0.05) as client, pytest.raises(era.ServerAway):
+        client.health()
+
+
 def test_a_change_is_not_tried_again_where_it_may_be_done_already(scripted: Any) -> None:
     info: Script = (200, {}, b'{"id": "x", "language": "python", "default_timeout": 30}')
     scripted.script = [info, refusal(503, "commit_failed"), info]

@@ -108,6 +108,7 @@ export class Transport {
   ): Promise<T> {
     const isWhole = !(call.body instanceof ReadableStream);
     const again = { lost: isWhole && canRepeat(call), refused: isWhole };
+    const until = Date.now() + (this.#limit(call, options) ?? Infinity) * 1000;
     for (let attempt = 0;;) {
       options.signal?.throwIfAborted();
       try {
@@ -115,7 +116,7 @@ export class Transport {
       } catch (error) {
         if (again.lost && this.retries > 0 && isHeadersTimeout(error)) continue; // the platform's patience has ended, ours hasn't
         const wait = attempt < this.retries ? delay(error, again, attempt) : undefined;
-        if (wait === undefined) throw error;
+        if (wait === undefined || Date.now() + wait * 1000 > until) throw error; // too late is no help
         attempt += 1;
         await sleep(wait, options.signal);
       }
@@ -128,7 +129,7 @@ export class Transport {
     read: (response: Response) => Promise<T>,
     keepsBody: boolean,
   ): Promise<T> {
-    const seconds = options.requestTimeout ?? (call.endless ? undefined : this.#seconds);
+    const seconds = this.#limit(call, options);
     const clock = new Clock(seconds, options.signal);
     let opened = false;
     try {
@@ -145,6 +146,11 @@ export class Transport {
     } finally {
       clock.stop(opened);
     }
+  }
+
+  /** Seconds that a call may take, if there is a limit. */
+  #limit(call: Call, options: CallOptions): number | undefined {
+    return options.requestTimeout ?? (call.endless ? undefined : this.#seconds);
   }
 
   #init(call: Call, signal: AbortSignal): RequestInit {

@@ -104,6 +104,27 @@ test("another server, and one that says nothing", async () => {
   }
 });
 
+test("what could only be later than the caller waits isn't asked for again", async () => {
+  let asked = 0;
+  const sockets = new Set<{ destroy(): void }>();
+  const body = JSON.stringify({ error: "No.", code: "too_busy", hint: "Come back.", request_id: "req_1" });
+  const server = createServer((socket) => {
+    sockets.add(socket);
+    socket.on("error", () => undefined);
+    socket.on("data", () => {
+      asked += 1;
+      const head = `HTTP/1.1 503 Later\r\nretry-after: 20\r\ncontent-length: ${body.length}\r\nconnection: close`;
+      socket.end(`${head}\r\n\r\n${body}`);
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as { port: number };
+  const error = await failure(() => client({ url: `http://127.0.0.1:${port}`, requestTimeout: 19 }).health());
+  for (const socket of sockets) socket.destroy();
+  assert.deepEqual([error.status, error.retryAfter, asked], [503, 20, 1]);
+  await new Promise((resolve) => server.close(resolve));
+});
+
 test("a caller gives up", async () => {
   const era = client();
   await using session = await era.session("python", { ephemeral: true });

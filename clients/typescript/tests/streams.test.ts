@@ -43,6 +43,24 @@ test("a stream goes on where it broke", async () => {
   assert.equal((await session.runs.list()).length, 5);
 });
 
+test("a setup is followed to its end, whatever breaks", async () => {
+  const setup = { commands: ["for n in $(seq 40); do echo line $n; sleep 0.01; done"] };
+  await using session = await client().session("python", { setup, ephemeral: true });
+  const cuts = [300, 0, 500, 250, 900];
+  await using proxy = new HangingUp(/\/setup\/events/, cuts);
+  const events = await all((await through(proxy, session)).setup.events());
+  const last = events.at(-1);
+  assert.ok(last?.type === "done" && last.setup_status === "completed" && last.setup_result.success);
+  const told = events.flatMap((event) => (event.type === "line" ? [event.text] : [])).filter((text) =>
+    /^line/.test(text)
+  );
+  assert.deepEqual(told, last.setup_result.stdout.match(/^line \d+$/gm)?.filter((line) => told.includes(line)));
+  // Once the setup has ended, the server keeps its last event only, and says so: 2 of its status, 1 command, 40 lines.
+  const sizes = events.slice(0, -1).map((event) => (event.type === "gap" ? event.to - event.from + 1 : 1));
+  assert.equal(sizes.reduce((sum, size) => sum + size, 0), 43);
+  assert.equal(proxy.matched, cuts.length + 1);
+});
+
 test("events of a run can be followed from any of them on", async () => {
   await using session = await client().session("python", { ephemeral: true });
   const run = await session.background(CODE);

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from era.errors import EraError
 from era.sdk.calls import Call
 from era.sdk.errors import ConnectionLost, ServerAway
@@ -15,16 +17,29 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30
 
 
-def pause(call: Call, error: EraError, attempt: int, retries: int) -> float | None:
-    """How many seconds to wait before this call is made again, None where it isn't.
+class Retries:
+    """The further attempts of one call: at most so many, and none later than the answer was wanted."""
 
-    `attempt` counts from 0; there are at most `retries` more.
-    """
-    if attempt >= retries:
+    def __init__(self, call: Call, most: int, seconds: float) -> None:
+        """`most` attempts more, none of which begins later than `seconds` from now."""
+        self._call = call
+        self._left = most
+        self._next = _FIRST_PAUSE
+        self._until = monotonic() + seconds
+
+    def pause(self, error: EraError) -> float | None:
+        """How many seconds to wait before the call is made again; None where it isn't, since it can't be done without
+        harm, has been tried often enough, or would come too late."""
+        seconds = self._seconds(error)
+        if seconds is None or self._left <= 0 or monotonic() + seconds > self._until:
+            return None
+        self._left -= 1
+        self._next *= 3
+        return seconds
+
+    def _seconds(self, error: EraError) -> float | None:
+        if isinstance(error, ServerAway) or (isinstance(error, ConnectionLost) and self._call.repeatable):
+            return self._next
+        if error.status in (429, 503) and error.retry_after is not None and error.retry_after <= _LONGEST_PAUSE:
+            return max(float(error.retry_after), self._next)
         return None
-    backoff = _FIRST_PAUSE * 3.0**attempt
-    if isinstance(error, ServerAway) or (isinstance(error, ConnectionLost) and call.repeatable):
-        return backoff
-    if error.status in (429, 503) and error.retry_after is not None and error.retry_after <= _LONGEST_PAUSE:
-        return max(float(error.retry_after), backoff)
-    return None

@@ -9,7 +9,7 @@ from typing import Any
 from era.errors import EraError
 from era.sdk.calls import Call, Query, address, authorization
 from era.sdk.errors import ConnectionLost, answered_error
-from era.sdk.retries import pause
+from era.sdk.retries import Retries
 from era.sdk.waiting import AsyncAnswer, AsyncTransport, async_sleep
 
 DEFAULT_URL = "http://127.0.0.1:8787"
@@ -30,9 +30,10 @@ class AsyncConnection:
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = AsyncTransport(self.url, authorization(key), connect_timeout)
 
-    async def open(self, call: Call) -> AsyncAnswer:
-        """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
-        attempt = 0
+    async def open(self, call: Call, retries: Retries | None = None) -> AsyncAnswer:
+        """The answer to a call, its body still to be read; `retries` are those that are left for it, if not all. Raises
+        what the server answers, or why it doesn't."""
+        retries = retries or self._retries(call)
         while True:
             try:
                 answer = await self._transport.open(call, call.seconds or self.timeout)
@@ -40,25 +41,26 @@ class AsyncConnection:
                     return answer
                 raise answered_error(answer.status, answer.headers, await _json_or_none(answer))
             except EraError as error:
-                seconds = pause(call, error, attempt, self.retries)
+                seconds = retries.pause(error)
                 if seconds is None:
                     raise
-            attempt += 1
             await async_sleep(seconds)
 
     async def call(self, call: Call) -> Any:
         """The JSON of the answer to a call. Raises EraError."""
-        attempt = 0
+        retries = self._retries(call)
         while True:
-            answer = await self.open(call)
+            answer = await self.open(call, retries)
             try:
                 return await answer.json()
             except ConnectionLost as error:
-                seconds = pause(call, error, attempt, self.retries)
+                seconds = retries.pause(error)
                 if seconds is None:
                     raise
-            attempt += 1
             await async_sleep(seconds)
+
+    def _retries(self, call: Call) -> Retries:
+        return Retries(call, self.retries, call.seconds or self.timeout)
 
     async def get(self, path: str, **query: Any) -> Any:
         return await self.call(Call("GET", path, query=query))

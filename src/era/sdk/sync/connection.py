@@ -11,7 +11,7 @@ from era.errors import EraError
 from era.sdk.blocking import Answer, Transport, sleep
 from era.sdk.calls import Call, Query, address, authorization
 from era.sdk.errors import ConnectionLost, answered_error
-from era.sdk.retries import pause
+from era.sdk.retries import Retries
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 
@@ -31,9 +31,10 @@ class Connection:
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = Transport(self.url, authorization(key), connect_timeout)
 
-    def open(self, call: Call) -> Answer:
-        """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
-        attempt = 0
+    def open(self, call: Call, retries: Retries | None = None) -> Answer:
+        """The answer to a call, its body still to be read; `retries` are those that are left for it, if not all. Raises
+        what the server answers, or why it doesn't."""
+        retries = retries or self._retries(call)
         while True:
             try:
                 answer = self._transport.open(call, call.seconds or self.timeout)
@@ -41,25 +42,26 @@ class Connection:
                     return answer
                 raise answered_error(answer.status, answer.headers, _json_or_none(answer))
             except EraError as error:
-                seconds = pause(call, error, attempt, self.retries)
+                seconds = retries.pause(error)
                 if seconds is None:
                     raise
-            attempt += 1
             sleep(seconds)
 
     def call(self, call: Call) -> Any:
         """The JSON of the answer to a call. Raises EraError."""
-        attempt = 0
+        retries = self._retries(call)
         while True:
-            answer = self.open(call)
+            answer = self.open(call, retries)
             try:
                 return answer.json()
             except ConnectionLost as error:
-                seconds = pause(call, error, attempt, self.retries)
+                seconds = retries.pause(error)
                 if seconds is None:
                     raise
-            attempt += 1
             sleep(seconds)
+
+    def _retries(self, call: Call) -> Retries:
+        return Retries(call, self.retries, call.seconds or self.timeout)
 
     def get(self, path: str, **query: Any) -> Any:
         return self.call(Call("GET", path, query=query))
