@@ -3,32 +3,28 @@
 The convention: a block tagged `bash` is run, all of a document's blocks in order in one shell that stops at the first
 failure, in an empty directory, with http://127.0.0.1:8787 replaced by the test's server. A `json` or `text` block right
 after it is what it must print: JSON that is a part of its last JSON value, or its whole text. `…` stands for anything.
-A `python` block that imports from era is a program of the SDK, and is run in the same way. Blocks that aren't run
-(starting a server, installing) are tagged `console`, or by their language.
+A `python` block that imports from era or mcp is a program of a client, and is run in the same way. Blocks that aren't
+run (starting a server, installing) are tagged `console`, or by their language.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from tests.conftest import Server
+from tests.documents import DEFAULT_URL, FRAMEWORKS, ROOT, is_part, last_json, matches, prints
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "era"
-FRAMEWORKS = ROOT / ".tools" / "agents"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-DEFAULT_URL = "http://127.0.0.1:8787"
 NOT_RUN = {
     "",
     "console",
@@ -41,7 +37,7 @@ NOT_RUN = {
 }  # ts: tests/sdk/test_typescript_docs.py runs them
 CALLS = re.compile(r"^ *(curl|(\.venv/bin/)?era|python3 - <<'PROGRAM') ?", re.MULTILINE)
 WEBSOCKETS = {"GET /api/sessions/{id}/terminal", "GET /api/sessions/{id}/processes/{process}/attach"}
-SDK = re.compile(r"^from era[. ]", re.MULTILINE)
+SDK = re.compile(r"^from (era|mcp)[. ]", re.MULTILINE)
 DELETES_ALL = re.compile(r"delete\b[^\n]*/api/sessions(?![/\w])", re.IGNORECASE)
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"(?:\w[\w.-]*/)+[a-z0-9_.-]+\.(?:py|js|cjs|sh|md)")
@@ -75,41 +71,8 @@ def examples(document: Path) -> list[Example]:
 
 
 def _is_program(token: Token) -> bool:
-    """Whether a token is a block with a program of the Python SDK."""
+    """Whether a token is a block with a program of a client in Python."""
     return token.type == "fence" and token.info == "python" and SDK.search(token.content) is not None
-
-
-def is_part(expected: Any, actual: Any) -> bool:
-    """Whether `actual` has everything that is expected. Objects may have more names; lists must be as long."""
-    if isinstance(expected, dict):
-        return isinstance(actual, dict) and all(
-            name in actual and is_part(value, actual[name]) for name, value in expected.items()
-        )
-    if isinstance(expected, list):
-        return (
-            isinstance(actual, list)
-            and len(expected) == len(actual)
-            and all(is_part(item, other) for item, other in zip(expected, actual, strict=True))
-        )
-    if isinstance(expected, str):
-        return isinstance(actual, str) and matches(expected, actual)
-    return type(expected) is type(actual) and bool(expected == actual)
-
-
-def matches(expected: str, actual: str) -> bool:
-    """Whether the texts are equal, with `…` for anything."""
-    pattern = ".*".join(re.escape(part) for part in expected.split("…"))
-    return re.fullmatch(pattern, actual, re.DOTALL) is not None
-
-
-def last_json(text: str) -> Any:
-    """The last of the JSON values that follow each other in `text`."""
-    decoder, rest = json.JSONDecoder(), text.strip()
-    value: Any = None
-    while rest:
-        value, end = decoder.raw_decode(rest)
-        rest = rest[end:].lstrip()
-    return value
 
 
 @pytest.mark.parametrize(
@@ -136,10 +99,7 @@ def test_examples_print_what_stands_below_them(document: Path, server: Server, t
     assert len(outputs) == len(blocks) + 1
     for example, output in zip(blocks, outputs, strict=False):
         where = f"{document.relative_to(ROOT)}:{example.line} prints\n{output}"
-        if example.kind == "json":
-            assert is_part(json.loads(example.expected), last_json(output)), where
-        elif example.kind == "text":
-            assert matches(example.expected.strip(), output.strip()), where
+        assert example.kind is None or prints(example.kind, example.expected, output), where
 
 
 def test_most_examples_call_the_server_and_are_compared() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from era import AsyncEra
 from era.sdk.aio.sessions import AsyncSession
 from tests.conftest import Server
-
-FRAMEWORKS = Path(__file__).resolve().parent.parent.parent / ".tools" / "agents"
+from tests.documents import FRAMEWORKS
 
 sys.path.append(str(FRAMEWORKS))  # last, so that what .venv has comes from there
 sys.dont_write_bytecode = False  # whatever the environment says: to compile a framework takes longer than to import it

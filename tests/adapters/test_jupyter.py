@@ -15,8 +15,8 @@ pytest.importorskip("ipykernel", reason="needs ipykernel, which scripts/setup --
 from jupyter_client.manager import KernelManager
 
 from era import Era
-from tests.adapters.conftest import FRAMEWORKS
 from tests.conftest import Server
+from tests.documents import FRAMEWORKS
 
 PATIENCE = 120.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tests.test_docs import is_part
+from tests.documents import is_part
 
 LIST = json.loads((Path(__file__).parent / "scenarios.json").read_text())["scenarios"]
 

@@ -11,8 +11,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tests.conftest import Server
+from tests.documents import DEFAULT_URL, matches
 from tests.sdk.typescript import ROOT, SOURCE, App, app, tsc
-from tests.test_docs import DEFAULT_URL, matches
 
 __all__ = ["app"]  # a fixture
 
