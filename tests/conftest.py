@@ -33,6 +33,22 @@ SERVE = [str(ERA), "serve"]
 START_SECONDS = STOP_SECONDS = 60.0
 
 
+THROUGH_ANOTHER_HOST = "--through-another-host"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    shown = "run the tests of a shared server, and reach it through a host of its cluster that isn't its sessions' home"
+    parser.addoption(THROUGH_ANOTHER_HOST, action="store_true", help=shown)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With that option, leave out the tests for which it makes no difference."""
+    if config.getoption(THROUGH_ANOTHER_HOST):
+        concerned = [item for item in items if "kind_of_server" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in concerned])
+        items[:] = concerned
+
+
 def pytest_configure() -> None:
     """Give the tests a mount namespace of their own. They compare what is mounted before and after, so they must not
     see the mounts of tests and other programs that run beside them."""
@@ -66,11 +82,20 @@ class Server:
     start_seconds: float = START_SECONDS
     process: Process | None = None
     url: str = ""
+    """Where tests call it."""
+
+    own_url: str = ""
+    """Where it listens itself; the same, unless it is called through another host."""
 
     @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def content_dir(self) -> Path:
+        """Where its rows and blobs are."""
+        return self.data_dir
 
     @property
     def log(self) -> str:
@@ -102,7 +127,7 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"The server did not start:\n{self.log[start:]}")
             time.sleep(0.02)
-        self.url = match[1]
+        self.url = self.own_url = match[1]
         return self
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
@@ -136,7 +161,8 @@ class Server:
 
     def client(self, **options: Any) -> httpx.Client:
         # Plain HTTP: reading the machine's certificates would take longer than most requests.
-        return httpx.Client(base_url=self.url, trust_env=False, verify=False, **{"timeout": 60, **options})
+        defaults: dict[str, Any] = {"base_url": self.url, "timeout": 60}
+        return httpx.Client(trust_env=False, verify=False, **defaults | options)
 
     def exchange(self, request: bytes) -> bytes:
         """Send bytes as they are; returns all that comes until the service hangs up. SELF in them becomes its host and
@@ -251,11 +277,21 @@ def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir
 
 
 @pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def kind_of_server(pytestconfig: pytest.Config) -> type[Server]:
+    """What servers are that many tests share: each alone, or reached through another host of its cluster."""
+    if pytestconfig.getoption(THROUGH_ANOTHER_HOST):
+        from tests.two_hosts import Home
+
+        return Home
+    return Server
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
     """One server for all tests that only need a server. At the end nothing of it may be left."""
     before = mounts()
     data_dir = tmp_path_factory.mktemp("shared") / "data"
-    server = Server(data_dir).start()
+    server = kind_of_server(data_dir).start()
     yield server
     processes = server.descendants()
     assert server.stop() == 0, server.log
@@ -310,7 +346,7 @@ def _resources(client: httpx.Client) -> list[dict[str, str]]:
 
 def _at_rest(server: Server) -> bool:
     """Whether no sandbox is warm or busy, and one of each runtime is ready."""
-    with server.client() as client:
+    with server.client(base_url=server.own_url) as client:
         sandboxes = client.get("/health").json()["sandboxes"]
     return bool(sandboxes == {"live": 0, "busy": 0, "ready": len(languages.runtimes())})
 

@@ -48,7 +48,7 @@ from era.core.live.watching import Watching
 from era.core.liveness import Liveness
 from era.core.models import Isolation, JsonObject
 from era.core.outputs import History, Outputs
-from era.core.pool import SandboxPool
+from era.core.pool import MOVED, SERVICE_STOPPED, SandboxPool
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.public.sites import Sites
@@ -208,6 +208,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await asyncio.to_thread(blobs.open)
         homes = await cluster_homes(settings, store)
         cluster = homes or ALONE
+        why_stopped = SERVICE_STOPPED if homes is None else MOVED
         slots = Slots(settings.max_uploads)
         spool = Spool(directory / "uploads", slots)
         spool.open()
@@ -367,7 +368,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             async def end_background(seconds: float) -> None:
                 """Begin no deliveries any more, and end the runs in the background within so many seconds."""
                 await inbox.stop_new_attempts()
-                ending = asyncio.create_task(live_sessions.stop(seconds))
+                ending = asyncio.create_task(live_sessions.stop(seconds, why_stopped))
                 await active_runs.stop_background(seconds)
                 await ending
 
@@ -417,7 +418,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
                     end_background=end_background,
-                    end_runs=pool.stop,
+                    end_runs=partial(pool.stop, why_stopped),
                     note=note,
                     trace=traces.begin,
                     metrics=lambda: metrics_text(metrics, measured),
@@ -431,7 +432,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await packages.stop()
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
-                await pool.stop()
+                await pool.stop(why_stopped)
                 await live_sessions.close()
                 await runs.drain(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()

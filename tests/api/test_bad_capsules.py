@@ -77,7 +77,7 @@ def make_furnished_session(client: httpx.Client, session_id: str) -> list[str]:
 
 def blob_names(server: Server) -> set[str]:
     """The names of a server's blobs."""
-    return {path.name for path in (server.data_dir / "blobs").rglob("*") if path.is_file()}
+    return {path.name for path in (server.content_dir / "blobs").rglob("*") if path.is_file()}
 
 
 @contextmanager
@@ -227,9 +227,9 @@ def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -
             else:
                 assert import_capsule(client, capsule, f"n{number}")["version"] == 6
         assert sorted(path.name for path in server.data_dir.iterdir()) == names
-        assert list((server.data_dir / "blobs" / "incoming").iterdir()) == []
+        assert list((server.content_dir / "blobs" / "incoming").iterdir()) == []
     assert outcomes == {200, 404}
-    with closing(sqlite3.connect(server.data_dir / "era.sqlite")) as database:
+    with closing(sqlite3.connect(server.content_dir / "era.sqlite")) as database:
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
 
 

@@ -42,7 +42,7 @@ def lose_package_sets(server: Server, *, archives: bool) -> None:
     for digest in digests:
         shutil.rmtree(server.data_dir / "environments" / digest)
         if archives:
-            (server.data_dir / "blobs" / digest[:2] / digest).unlink()
+            (server.content_dir / "blobs" / digest[:2] / digest).unlink()
 
 
 def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: MakeServer, registry: Registry) -> None:

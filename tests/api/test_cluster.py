@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.live import Terminal
 from tests.api.websocket import WebSocket
 from tests.cluster import Cluster, History, running
 from tests.conftest import eventually
@@ -153,6 +155,29 @@ def test_a_session_survives_its_host(cluster: Cluster, hosts: list[httpx.Client]
     assert eventually(lambda: cluster.pid(0) != killed and cluster.is_ready(0))
     with cluster.clients() as [again, _]:
         assert run(again, session, "print(open('f').read())")["stdout"] == "kept\n"
+
+
+def test_a_host_that_stops_gives_its_sessions_away(cluster: Cluster, hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    session = made(home, "drained")
+    started = other.post(f"/api/sessions/{session}/processes", json={"command": "echo $$ > pid; exec sleep 1000"})
+    process = started.json()["process_id"]
+    assert eventually(lambda: other.get(f"/api/sessions/{session}/files/pid").status_code == 200)
+    ticket = other.post(f"/api/sessions/{session}/tickets").json()["ticket"]
+    attached = Terminal(
+        WebSocket(cluster.server(1), f"/api/sessions/{session}/processes/{process}/attach?ticket={ticket}")
+    )
+    attached.until_event("attached")
+    stopped = cluster.pid(0)
+    os.kill(stopped, signal.SIGTERM)
+    assert attached.until_event("exit")["reason"] == "moved"
+    assert attached.until_closed() == 1012
+    attached.connection.close()
+    body = {"code": "print(open('pid').read() > '')"}
+    assert eventually(lambda: other.post(f"/api/sessions/{session}/run", json=body).status_code == 200)
+    record = other.get(f"/api/sessions/{session}/processes/{process}").json()
+    assert (record["status"], record["reason"]) == ("ended", "moved")
+    assert eventually(lambda: cluster.pid(0) != stopped and cluster.is_ready(0))
 
 
 def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:

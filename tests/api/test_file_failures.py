@@ -44,15 +44,15 @@ def test_a_disk_that_fails_is_a_503_and_changes_nothing(
     where = session()
     put(client, where, "a", b"old")
     uploads = server.data_dir / "uploads"
-    uploads.rename(server.data_dir / "away")
+    uploads.rename(server.content_dir / "away")
     try:
         for path in ("files/a", "archive"):
             refused(client.put(f"/api/sessions/{where}/{path}", content=bytes(MIB)), 503, "could not be kept")
     finally:
-        (server.data_dir / "away").rename(uploads)
+        (server.content_dir / "away").rename(uploads)
     assert get(client, where, "a").content == b"old"
     [file] = [
-        path for path in (server.data_dir / "blobs").rglob("*") if path.name == hashlib.sha256(b"old").hexdigest()
+        path for path in (server.content_dir / "blobs").rglob("*") if path.name == hashlib.sha256(b"old").hexdigest()
     ]
     file.unlink()
     refused(get(client, where, "a"), 503, "could not be read")

@@ -164,7 +164,7 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
         runs = eventually(lambda: [run for run in _runs(client) if run["status"] == "running"])
     server.stop(signal.SIGKILL)
     thread.join()
-    with closing(sqlite3.connect(server.data_dir / "era.sqlite")) as database:
+    with closing(sqlite3.connect(server.content_dir / "era.sqlite")) as database:
         assert "hunter2" not in "\n".join(database.iterdump())
     server.start()
     with server.client() as client:

@@ -389,7 +389,7 @@ def test_a_full_inbox_refuses_deliveries(client: httpx.Client, session: MakeSess
     where = session()
     make_inbox(client, where, None)
     deliver_accepted(client, where, b"a", X_Delivery_Id="known")
-    with closing(sqlite3.connect(server.data_dir / "era.sqlite", timeout=10)) as database:
+    with closing(sqlite3.connect(server.content_dir / "era.sqlite", timeout=10)) as database:
         columns = [row[1] for row in database.execute("PRAGMA table_info(deliveries)") if row[1] != "key"]
         new = {"id": "'dlv_' || n", "position": "position + n", "sender_id": "NULL"}
         fill = (

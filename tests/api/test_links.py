@@ -127,11 +127,11 @@ def test_links_outlive_a_restart_but_not_another_operator_key(own_server: MakeSe
     server.stop()
     server.start()
     assert httpx.get(f"{server.url}/links/{token}").content == b"a"
-    (server.data_dir / "blobs").rename(server.data_dir / "away")
-    (server.data_dir / "blobs").mkdir()
+    (server.content_dir / "blobs").rename(server.content_dir / "away")
+    (server.content_dir / "blobs").mkdir()
     assert httpx.get(f"{server.url}/links/{token}").status_code == 503
-    (server.data_dir / "blobs").rmdir()
-    (server.data_dir / "away").rename(server.data_dir / "blobs")
+    (server.content_dir / "blobs").rmdir()
+    (server.content_dir / "away").rename(server.content_dir / "blobs")
     server.stop()
     server.settings["ERA_API_KEY"] = "second"
     server.start()

@@ -162,7 +162,7 @@ def test_a_purged_session_can_not_be_restored(
     assert "restore" not in answer["hint"]
     assert not gone(client, where, "deleted")
     refused(client.delete(f"/api/sessions/{where}?purge=true"), 404)
-    with closing(sqlite3.connect(shared_server.data_dir / "era.sqlite")) as database:
+    with closing(sqlite3.connect(shared_server.content_dir / "era.sqlite")) as database:
         assert "hunter2" not in "\n".join(database.iterdump())
     # A deleted session can be purged too.
     session(session_id=where)
@@ -184,7 +184,7 @@ def test_nothing_comes_back_after_the_grace_period(own_server: MakeServer) -> No
         assert client.get("/api/sessions?status=deleted").json()["count"] == 0
 
         def rows() -> int:
-            with closing(sqlite3.connect(server.data_dir / "era.sqlite")) as database:
+            with closing(sqlite3.connect(server.content_dir / "era.sqlite")) as database:
                 return sum(
                     database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
                     for table in ("sessions", "versions")

@@ -110,6 +110,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
             hops=hops,
             session_of_site=context.sites.session_key,
             session_of_link=context.links.session_id,
+            drain_seconds=settings.drain_seconds,
         )
     app.add_middleware(
         Guard,

@@ -15,6 +15,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
+from era.api import frames
 from era.api.addresses import base_url
 from era.api.context import SessionId, StrictRoute, UseContext
 from era.api.event_stream import MAX_NUMBER
@@ -23,6 +24,7 @@ from era.api.websocket import WebSocket, WebSocketResponse, check_upgrade
 from era.core.event_log import Gap
 from era.core.live.output_log import Exit, OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
+from era.core.pool import MOVED
 from era.core.process import TerminalSize
 from era.errors import BadRequest, EraError
 from era.wire.processes import PtyBody, exit_fields, message, piece_fields, signal_number
@@ -104,7 +106,7 @@ async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: Li
     inputs: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
     """What is still to be written; None is the end of it."""
 
-    sending = asyncio.create_task(_send_output(socket, output, after))
+    sending = asyncio.create_task(_send_output(socket, output, after, was_live=live is not None))
     receiving = asyncio.create_task(_receive(socket, live, inputs))
     writing = asyncio.create_task(_write_input(socket, live, inputs))
     try:
@@ -115,12 +117,14 @@ async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: Li
         await asyncio.gather(sending, receiving, writing, return_exceptions=True)
 
 
-async def _send_output(socket: WebSocket, output: OutputLog, after: int) -> None:
+async def _send_output(socket: WebSocket, output: OutputLog, after: int, *, was_live: bool) -> None:
     async for event in output.follow(after):
         if isinstance(event, Gap):
             await socket.send(message("gap", **{"from": event.first, "to": event.last}))
         elif isinstance(event, Exit):
             await socket.send(message("exit", id=event.number, **exit_fields(event)))
+            if was_live and event.reason == MOVED:
+                await socket.close(frames.RESTART)  # who connects anew is at another host then
         elif event.stream == "pty":
             await socket.send(event.data)
         else:

@@ -39,6 +39,9 @@ from era.wire.sessions import SESSION_ID
 log = structlog.get_logger()
 
 _CONNECT_SECONDS = 3.0
+_STOP_SECONDS = 10.0
+"""What a host takes to end, once the time for its runs is over."""
+
 _IDLE_SECONDS = 2.0
 """A connection that wasn't used for so long isn't used again: the other host is about to close it."""
 
@@ -68,14 +71,17 @@ class ToHome:
         hops: Hops,
         session_of_site: Callable[[Any], int | None],
         session_of_link: Callable[[str], str | None],
+        drain_seconds: float,
     ) -> None:
         """`session_of_site` reads a session's key from the name of its site, `session_of_link` a session's id from the
-        token of a link."""
+        token of a link. `drain_seconds` is how long a host that stops takes for its runs."""
         self._app = app
         self._homes = homes
         self._hops = hops
         self._session_of_site = session_of_site
         self._session_of_link = session_of_link
+        # A host that is lost is so after its lease, one that stops gives its sessions away once it has ended.
+        self._patience = max(1.5 * homes.lease_seconds, drain_seconds + _STOP_SECONDS) + _CONNECT_SECONDS
         self._connections = _Connections()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +95,7 @@ class ToHome:
         if session is None or (isinstance(session, str) and self._homes.is_here(session)):
             await self._here(scope, receive, send, session)
             return
-        patience = asyncio.get_running_loop().time() + 1.5 * self._homes.lease_seconds + _CONNECT_SECONDS
+        patience = asyncio.get_running_loop().time() + self._patience
         while (host := await self._homes.elsewhere(session, take=_needs_home(scope))) is not None:
             if "hop" in scope["state"]:
                 raise SessionMoved("This session is at home at another host by now.")

@@ -45,6 +45,9 @@ _MANY_FILES = 2000
 
 NEVER_BEGUN = "The session was deleted before its program began."
 SERVICE_STOPPED = "The service stopped."
+MOVED = "moved"
+"""Why all that is live ends at a host of a cluster that stops: its sessions go on at another one."""
+
 _DELETED = "The session was deleted, or has expired."
 
 type Lost = Callable[[str], None]
@@ -178,13 +181,13 @@ class SandboxPool:
             self._tasks.append(asyncio.create_task(self._keep_ready(language)))
         self._tasks.append(asyncio.create_task(self._sweep()))
 
-    async def stop(self) -> None:
-        """Kill every sandbox and make none any more. May be called again."""
+    async def stop(self, why: str = SERVICE_STOPPED) -> None:
+        """Kill every sandbox and make none any more. `why` is told to who holds one. May be called again."""
         self._stopped = True
         for task in self._tasks:
             task.cancel()
         for key, warm in self._warm.items():
-            self._tell_lost(key, warm, SERVICE_STOPPED)
+            self._tell_lost(key, warm, why)
         # At once: callers wait for the ends of runs, and a sandbox that is just being made may take a while.
         ending = [asyncio.create_task(warm.sandbox.close()) for warm in self._warm.values()]
         await asyncio.gather(*self._tasks, return_exceptions=True)

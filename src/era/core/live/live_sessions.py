@@ -102,10 +102,10 @@ class LiveSessions:
     def start(self) -> None:
         self._begin(self._look())
 
-    async def stop(self, seconds: float) -> None:
-        """Put all away, within so many seconds. May be called again."""
+    async def stop(self, seconds: float, why: str = SERVICE_STOPPED) -> None:
+        """Put all away, within so many seconds; processes end with `why` as the reason. May be called again."""
         self._stopped = True
-        closing = [asyncio.create_task(self._put_away(live, SERVICE_STOPPED)) for live in self._live.values()]
+        closing = [asyncio.create_task(self._put_away(live, why)) for live in self._live.values()]
         if closing:
             await asyncio.wait(closing, timeout=seconds)
             for task in closing:
