@@ -21,6 +21,8 @@ const PAGES: [path: string, title: string, icon: string, keys: string][] = [
   ['sessions', 'Sessions', 'sessions', 'g s'],
   ['server', 'Server', 'server', 'g v'],
   ['storage', 'Storage', 'storage', 'g t'],
+  ['usage', 'Usage', 'usage', 'g u'],
+  ['webhooks', 'Webhooks', 'webhook', 'g w'],
   ['keys', 'Keys', 'key', 'g k'],
   ['audit', 'Audit', 'audit', 'g a'],
 ];
@@ -130,7 +132,7 @@ function Page() {
   if (page === 'new') return <NewPage />;
   if (page === 'sessions' && rest[0])
     return <SessionPage key={rest[0]} id={rest[0]} tab={rest[1] ?? 'run'} rest={rest.slice(2)} />;
-  if (['server', 'storage', 'keys', 'audit'].includes(page)) return <ServerPages page={page} rest={rest} />;
+  if (page !== 'sessions' && PAGES.some(([path]) => path === page)) return <ServerPages page={page} rest={rest} />;
   return <SessionsPage />;
 }
 

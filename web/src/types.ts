@@ -230,6 +230,62 @@ export interface ApiKey {
   key?: string;
 }
 
+export interface Webhook {
+  id: string;
+  url: string;
+  events: string[];
+  description: string;
+  created_at: string;
+  pending: number;
+  done: number;
+  failed: number;
+  dropped: number;
+  secret?: string;
+}
+
+/** What waits to be told to a webhook, was told or was given up. */
+export interface Notice {
+  id: string;
+  event: string;
+  status: string;
+  tries: number;
+  created_at: string;
+  next_attempt_at: string | null;
+  ended_at: string | null;
+  http_status: number | null;
+  reason: string | null;
+}
+
+export interface Quotas {
+  sessions: number;
+  sandboxes: number;
+  memory_mb: number;
+  disk_mb: number;
+  storage_mb: number;
+  runs_per_minute: number;
+  cpu_seconds_per_day: number;
+  egress_mb_per_day: number;
+}
+
+export interface Owner {
+  owner: string;
+  /** In force; 0 is no bound. */
+  quotas: Quotas;
+  /** Those that were set for this owner. */
+  set: Partial<Quotas>;
+  used: Quotas;
+}
+
+export interface UsageDay {
+  owner: string;
+  day: string;
+  runs: number;
+  cpu_seconds: number;
+  egress_bytes: number;
+  storage_bytes: number | null;
+  disk_bytes: number | null;
+}
+
 export interface Resource {
   type: 'kv' | 'd1' | 'r2';
   namespace: string;

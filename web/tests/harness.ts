@@ -1,7 +1,6 @@
-/** What the browser tests share: a page of the dashboard, a server of one's own, two ways to use the page. */
+/** What the browser tests share: a page of the dashboard, a line to the server, two ways to use the page. */
 
-import { type ChildProcess, spawn } from 'node:child_process';
-import { createServer } from 'node:net';
+import { connect, createServer, type Server, type Socket } from 'node:net';
 import { after } from 'node:test';
 import { type Browser, type BrowserContextOptions, chromium, type Locator, type Page } from 'playwright-core';
 
@@ -89,60 +88,56 @@ export async function eventually(condition: () => Promise<boolean> | boolean, wh
   }
 }
 
-function isFree(port: number): Promise<boolean> {
-  return new Promise((done) => {
-    const probe = createServer();
-    probe.once('error', () => done(false));
-    probe.listen(port, '127.0.0.1', () => probe.close(() => done(true)));
-  });
-}
+/** A line to the server, which can be cut: a page that is loaded through it finds the server away, and back again. */
+export class Line {
+  private readonly sockets = new Set<Socket>();
+  private readonly listener: Server;
+  url = '';
 
-/** A server of the test's own, which may be killed and started again on the same port. */
-export class OwnServer {
-  readonly port: number;
-  readonly directory: string;
-  private process: ChildProcess | undefined;
-
-  private constructor(port: number, directory: string) {
-    this.port = port;
-    this.directory = directory;
-  }
-
-  static async start(directory: string): Promise<OwnServer> {
-    let port: number;
-    // Below those that the system hands out, or another program might have got it before the server has.
-    do port = 20_000 + Math.floor(Math.random() * 12_000);
-    while (!(await isFree(port)));
-    const server = new OwnServer(port, directory);
-    await server.begin();
-    return server;
-  }
-
-  get url(): string {
-    return `http://127.0.0.1:${this.port}`;
-  }
-
-  async begin(): Promise<void> {
-    const era = process.env.ERA_TEST_COMMAND ?? 'era';
-    this.process = spawn(era, ['serve', '--port', String(this.port), '--data-dir', this.directory], {
-      stdio: 'ignore',
+  private constructor() {
+    const { hostname, port } = new URL(SERVER);
+    this.listener = createServer((near) => {
+      const far = connect(Number(port), hostname);
+      for (const [socket, other] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        this.sockets.add(socket);
+        socket.on('error', () => other.destroy());
+        socket.on('close', () => this.sockets.delete(socket));
+        socket.pipe(other);
+      }
     });
-    await eventually(
-      () =>
-        fetch(`${this.url}/health`).then(
-          (answer) => answer.ok,
-          () => false,
-        ),
-      'the server starts',
-    );
   }
 
-  async stop(): Promise<void> {
-    const { process: running } = this;
-    if (!running || running.exitCode !== null) return;
-    const ended = new Promise((done) => running.once('exit', done));
-    running.kill('SIGTERM');
-    await ended;
+  static async laid(): Promise<Line> {
+    const line = new Line();
+    // Below the ports that the system hands out, or another program might get it while the line is cut.
+    for (let tries = 0; ; tries++) {
+      line.url = `http://127.0.0.1:${20_000 + Math.floor(Math.random() * 12_000)}`;
+      try {
+        await line.mend();
+        return line;
+      } catch (error) {
+        if (tries > 20) throw error;
+      }
+    }
+  }
+
+  async cut(): Promise<void> {
+    const closed = new Promise((done) => this.listener.close(done));
+    for (const socket of this.sockets) socket.destroy();
+    await closed;
+  }
+
+  mend(): Promise<void> {
+    return new Promise((done, failed) => {
+      this.listener.once('error', failed);
+      this.listener.listen(Number(new URL(this.url).port), '127.0.0.1', () => {
+        this.listener.off('error', failed);
+        done();
+      });
+    });
   }
 }
 
@@ -173,11 +168,16 @@ export function mouseUser(page: Page): User {
 export function keyboardUser(page: Page): User {
   const reach = async (target: Locator) => {
     await target.waitFor();
-    const focused = () => target.evaluate((element) => element.matches(':focus'));
+    const look = () =>
+      target.evaluate((element) => ({
+        focused: element.matches(':focus'),
+        editing: document.activeElement?.shadowRoot != null,
+      }));
     for (let presses = 0; presses < 150; presses++) {
-      if (await focused()) return;
+      const { focused, editing } = await look();
+      if (focused) return;
       // In an editor Tab indents, unless Escape came before.
-      if (await page.evaluate(() => document.activeElement?.shadowRoot != null)) await page.keyboard.press('Escape');
+      if (editing) await page.keyboard.press('Escape');
       await page.keyboard.press('Tab');
     }
     throw new Error(`can't be reached with Tab: ${target}`);

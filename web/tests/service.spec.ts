@@ -1,13 +1,8 @@
 /** A server that is full, away, or wants a key; and how soon there is something to see. */
 
 import assert from 'node:assert/strict';
-import { mkdtemp } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { test } from 'node:test';
-import { api, eventually, KEYED_SERVER, newId, OwnServer, PATIENCE, SERVER, withPage } from './harness.ts';
-
-const directory = () => mkdtemp(join(process.env.ERA_TEST_DIRECTORY ?? tmpdir(), 'own-'));
+import { api, eventually, KEYED_SERVER, Line, newId, PATIENCE, SERVER, withPage } from './harness.ts';
 
 test('ten thousand sessions scroll', async () => {
   // The server's answers are made up here: to create as many would take minutes, and the list is what is tested.
@@ -64,30 +59,26 @@ test('ten thousand sessions scroll', async () => {
 });
 
 test('a server that goes away and comes back', async () => {
-  const server = await OwnServer.start(await directory());
-  try {
-    await withPage(async (page) => {
-      await api('/api/sessions', { language: 'python', session_id: 'steady' }, 'POST', server.url);
-      await page.goto(`${server.url}/#/sessions/steady`);
-      const editor = page.getByRole('textbox', { name: 'Code' });
-      await editor.fill('print("typed before")');
-      await server.stop();
-      await page.getByText('The server is away.').waitFor();
-      await page.getByRole('button', { name: 'Store' }).click();
-      await page.getByText('The server can’t be reached.').first().waitFor();
-      await page.getByRole('link', { name: 'Data', exact: true }).click();
-      await page.getByRole('link', { name: 'Code', exact: true }).click();
-      await server.begin();
-      await page.getByText('The server is away.').waitFor({ state: 'detached' });
-      await page.locator('.cm-content', { hasText: 'typed before' }).waitFor();
-      await page.getByRole('button', { name: 'Store' }).click();
-      await page.locator('.toast', { hasText: 'The code is stored.' }).waitFor();
-      const stored = await api<{ code: string }>('/api/sessions/steady/code', undefined, 'GET', server.url);
-      assert.equal(stored.code, 'print("typed before")');
-    });
-  } finally {
-    await server.stop();
-  }
+  const line = await Line.laid();
+  const id = newId('steady');
+  await api('/api/sessions', { language: 'python', session_id: id });
+  await withPage(async (page) => {
+    await page.goto(`${line.url}/#/sessions/${id}`);
+    const editor = page.getByRole('textbox', { name: 'Code' });
+    await editor.fill('print("typed before")');
+    await line.cut();
+    await page.getByText('The server is away.').waitFor();
+    await page.getByRole('button', { name: 'Store' }).click();
+    await page.getByText('The server can’t be reached.').first().waitFor();
+    await page.getByRole('link', { name: 'Data', exact: true }).click();
+    await page.getByRole('link', { name: 'Code', exact: true }).click();
+    await line.mend();
+    await page.getByText('The server is away.').waitFor({ state: 'detached' });
+    await page.locator('.cm-content', { hasText: 'typed before' }).waitFor();
+    await page.getByRole('button', { name: 'Store' }).click();
+    await page.locator('.toast', { hasText: 'The code is stored.' }).waitFor();
+    assert.equal((await api<{ code: string }>(`/api/sessions/${id}/code`)).code, 'print("typed before")');
+  }).finally(() => line.cut());
 });
 
 test('a server with a key asks for it, and keeps it out of URLs', () =>
@@ -111,6 +102,13 @@ test('a server with a key asks for it, and keeps it out of URLs', () =>
     await page.getByText('It is shown this once only.').waitFor();
     await page.getByRole('button', { name: 'Done' }).click();
     await page.getByRole('cell', { name: 'mina' }).waitFor();
+    await page.keyboard.press('g');
+    await page.keyboard.press('u');
+    await page.getByRole('button', { name: 'Set quotas of mina' }).click();
+    await page.getByLabel('Sessions', { exact: true }).fill('1');
+    await page.getByRole('button', { name: 'Set', exact: true }).click();
+    await page.locator('.toast', { hasText: 'The quotas are set.' }).waitFor();
+    await page.getByRole('row', { name: /^mina 0 of 1 / }).waitFor();
     await page.keyboard.press('g');
     await page.keyboard.press('a');
     await page.getByRole('heading', { name: 'Audit' }).waitFor();
@@ -156,8 +154,10 @@ test('numbers that JavaScript has no room for survive an edit of the data', () =
     await page.getByRole('button', { name: 'Edit' }).click();
     const editor = page.getByRole('textbox', { name: 'Data' });
     await editor.getByText('owl').waitFor();
-    await editor.getByText('owl').dblclick();
-    await page.keyboard.type('hawk');
+    // What is edited is what the editor shows.
+    const shown = (await editor.locator('.cm-line').allInnerTexts()).join('\n');
+    assert.match(shown, /"large": 12345678901234567890/);
+    await editor.fill(shown.replace('owl', 'hawk'));
     await page.getByRole('button', { name: 'Save' }).click();
     await page.locator('.json', { hasText: 'hawk' }).waitFor();
     const stored = await (await fetch(`${SERVER}/api/sessions/${id}`)).text();
@@ -190,10 +190,42 @@ test('there is something to see soon', () =>
     const paint = await page.evaluate(() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0);
     console.log(`first contentful paint after ${Math.round(paint)} ms`);
     assert.ok(paint < PATIENCE);
+    // How long that takes is the machine's affair; how much has to come before it isn't.
+    const loaded = await page.evaluate(() =>
+      (performance.getEntriesByType('resource') as PerformanceResourceTiming[])
+        .filter((entry) => /\.(js|css)$/.test(entry.name))
+        .map((entry) => ({ name: entry.name, size: entry.decodedBodySize })),
+    );
+    const size = loaded.reduce((sum, each) => sum + each.size, 0);
+    assert.ok(size > 0 && size < 250_000, `${size} bytes: ${JSON.stringify(loaded)}`);
     // Editor and plots are loaded where they are needed, not before.
-    const scripts = await page.evaluate(() => performance.getEntriesByType('resource').map((entry) => entry.name));
     assert.deepEqual(
-      scripts.filter((name) => /codemirror|uPlot|terminal/.test(name)),
+      loaded.filter((each) => /codemirror|uPlot|xterm/.test(each.name)),
       [],
     );
+  }));
+
+test('a webhook is made, and its notice sent once more', () =>
+  withPage(async (page) => {
+    await page.goto(`${SERVER}/#/webhooks`);
+    const create = async (url: string) => {
+      await page.getByRole('button', { name: 'New webhook' }).click();
+      await page.getByLabel('URL').fill(url);
+      await page.getByRole('button', { name: 'Create' }).click();
+    };
+    await create('http://10.0.0.1/');
+    await page.getByRole('alert').getByText('ERA_EGRESS_PRIVATE').waitFor();
+    assert.equal(await page.getByLabel('URL').inputValue(), 'http://10.0.0.1/');
+    await page.getByRole('button', { name: 'Cancel' }).click();
+    await create('http://203.0.113.7/era');
+    await page.getByText('It is shown this once only.').waitFor();
+    await page.getByText(/^whsec_/).waitFor();
+    await page.getByRole('button', { name: 'Done' }).click();
+    await page.getByRole('link', { name: /203\.0\.113\.7/ }).waitFor();
+    await api('/api/sessions', { language: 'python', session_id: newId('told') });
+    await page.getByRole('button', { name: 'Replay session.created' }).click();
+    await page.locator('.toast', { hasText: 'It is sent once more.' }).waitFor();
+    await page.getByRole('button', { name: /Delete the webhook/ }).click();
+    await page.getByRole('dialog').getByRole('button', { name: 'Delete' }).click();
+    await page.getByRole('heading', { name: 'No webhooks yet' }).waitFor();
   }));

