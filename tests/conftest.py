@@ -24,7 +24,7 @@ import pytest
 from era import languages
 from era.app import cgroup_name
 from tests.postgres import empty_postgres_url, postgres, postgres_url
-from tests.preloaded import Forked, Preloaded
+from tests.preloaded import Forked, Preloaded, lasting
 
 __all__ = ["empty_postgres_url", "postgres", "postgres_url"]
 
@@ -55,6 +55,11 @@ def pytest_configure() -> None:
     if os.geteuid() == 0:
         os.unshare(os.CLONE_NEWNS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
+def pytest_collection_finish() -> None:
+    """What is collected lasts as long as the tests, and need not be looked through for garbage again and again."""
+    lasting()
 
 
 type Process = subprocess.Popen[bytes] | Forked

@@ -338,14 +338,14 @@ def test_a_run_waits_for_a_setup_no_longer_than_its_timeout(
     """The registry accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
-        server = own_server(spares="0", setup_seconds="10")
+        server = own_server(spares="0", setup_seconds="5")
         with server.client() as client:
             where = make(client, {"pip": ["six"]})
             begun = time.monotonic()
             answer = client.post(f"/api/sessions/{where}/run", json={"code": "1", "timeout": 0.5})
             body = refused(answer, 409, "under way", "setup_status")
-            assert body["code"] == "setup_under_way"
-            assert 0.4 < time.monotonic() - begun < 10, "it waited for the setup's end"
+            assert body["code"] == "setup_under_way", "after the setup's end it would have run"
+            assert time.monotonic() - begun > 0.4
             assert client.get(f"/api/sessions/{where}/runs").json()["runs"] == []
             result = settled(client, where, "failed")["setup_result"]
             assert "too long" in result["error"]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from era.core.files import snapshots, trees
 from era.core.files.sparse import extents
 from era.core.models import EMPTY
+from tests.conftest import eventually
 from tests.core.lab import Lab, Place
 
 MIB = 1 << 20
@@ -85,23 +89,48 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
     for number in range(40):  # too many for the event loop
         (small.workspace / str(number)).write_text("small")
 
+    held, go_on = [], threading.Event()
+    large_ids = {place.id for place in large}
+
+    def slowly[T](job: Callable[..., T]) -> Callable[..., T]:
+        """Let a job take as long as may be where it is one of a large commit."""
+
+        def run(sandbox: Any, *rest: Any, **options: Any) -> T:
+            if sandbox.id in large_ids and options.get("small") is None:
+                held.append(sandbox.id)
+                assert go_on.wait(60), "nothing else went on"
+            return job(sandbox, *rest, **options)
+
+        return run
+
+    for name in ("_scan", "_store"):
+        monkeypatch.setattr(lab.snapshots, name, slowly(getattr(lab.snapshots, name)))
+
     async def commit(name: str, place: Place) -> None:
         await lab.snapshots.take(place.sandbox, EMPTY)
         order.append(name)
 
-    async def all_at_once() -> None:
+    async def all_at_once(threads: int, *, small_waits: bool) -> None:
+        """Commit a small one once large ones have as many threads as they can get."""
         order.clear()
+        held.clear()
+        go_on.clear()
         tasks = [asyncio.create_task(commit("large", place)) for place in large]
-        await asyncio.sleep(0.05)
-        await commit("small", small)
-        await asyncio.gather(*tasks)
+        await asyncio.to_thread(eventually, lambda: len(held) >= threads)
+        small_one = asyncio.create_task(commit("small", small))
+        if small_waits:
+            await asyncio.sleep(0.01)  # by now it stands in the queue
+        else:
+            await small_one
+        go_on.set()
+        await asyncio.gather(small_one, *tasks)
 
-    await all_at_once()
+    await asyncio.wait_for(all_at_once(snapshots._BULK_THREADS, small_waits=False), 120)
     assert order[0] == "small"
     for place in (*large, small):
         lab.snapshots.forget(place.id)
     monkeypatch.setattr(snapshots, "_BULK_BYTES", 1 << 60)
     monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 1 << 60)
-    await all_at_once()
+    await asyncio.wait_for(all_at_once(min(lab.snapshots._threads._max_workers, 8), small_waits=True), 120)
     assert order[0] == "large", "without threads of their own the large ones come first"
     await lab.snapshots.close()

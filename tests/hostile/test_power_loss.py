@@ -128,7 +128,7 @@ def test_the_record_is_complete(recorded: Recorded) -> None:
 
 
 def test_a_power_cut_loses_nothing_acknowledged(recorded: Recorded, scratch: Path) -> None:
-    assert cut(recorded, recorded.cuts(20, random.Random(1)), 1, scratch) > 60
+    assert cut(recorded, recorded.cuts(12, random.Random(1)), 1, scratch) > 30
 
 
 @pytest.mark.soak
