@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ import pytest
 from era import languages
 from era.app import cgroup_name
 from tests.postgres import empty_postgres_url, postgres, postgres_url
-from tests.preloaded import Forked, Preloaded, lasting
+from tests.preloaded import Forked, Preloaded
 
 __all__ = ["empty_postgres_url", "postgres", "postgres_url"]
 
@@ -59,7 +60,8 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     """What is collected lasts as long as the tests, and need not be looked through for garbage again and again."""
-    lasting()
+    gc.collect()
+    gc.freeze()
 
 
 type Process = subprocess.Popen[bytes] | Forked

@@ -1,8 +1,9 @@
 """A process that has imported the server, and forks the `era` command at each call: to import it takes longer than most
 tests do.
 
-What is forked goes on as `era` does, from the first line of its `main` to the interpreter's own end. Starts from
-nothing are tested in tests/client/test_start.py, and by every server here that has been changed before it starts.
+What is forked goes on as `era` does, from the first line of its `main` to the interpreter's own end; a server ends just
+before that. Starts from nothing, and such ends, are tested in tests/client/test_start.py, and by every server here that
+has been changed before it starts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _MESSAGE = 1 << 20
 """The longest message in bytes; the environment is most of it."""
@@ -89,12 +90,20 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def lasting() -> None:
-    """Let what there is now be no garbage in any fork. Else each would look through all that was imported when it
-    collects, and take all of it apart when it ends, and for both copy the pages that hold it: most of a short
-    command's time."""
-    gc.collect()
-    gc.freeze()
+def _serve() -> NoReturn:
+    """Serve, but for the end of the interpreter: it takes apart all that was imported, and copies the pages which hold
+    that, which takes longer than most tests. Threads, exit handlers and streams end as ever."""
+    gc.freeze()  # nor does it look for garbage among that
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter calls
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 def _answer(here: socket.socket) -> None:
@@ -134,9 +143,11 @@ if __name__ == "__main__":
         import_module(name)
     for name in ("backup", "check", "migrate"):
         import_module(f"era.operation.{name}")
-    lasting()
+    gc.collect()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this by hanging up
     _answer(socket.socket(fileno=int(sys.argv[1])))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[1:2] == ["serve"]:
+        _serve()
     main()
