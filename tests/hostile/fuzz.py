@@ -32,8 +32,8 @@ from era.wire.runs import RunBody
 from tests.conftest import Server
 from tests.gvisor import HAS_GVISOR
 
-CORNERS_AT_LEAST = 5
-"""Of how many corners of each operation are tried in any case."""
+CORNERS_SECONDS, CORNERS_AT_LEAST = 40.0, 5
+"""How long known corners are tried, and of how many of each operation in any case."""
 
 TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
 
@@ -103,10 +103,10 @@ class Fuzz:
         """Let time be up in so many seconds from now."""
         self._deadline = time.monotonic() + seconds
 
-    def known_corners(self, seconds: float) -> None:
+    def known_corners(self) -> None:
         """Schemathesis's bounds and oddities of every field, without chance: all of them, or as many of each operation
-        as fit into its share of so many seconds, until one has succeeded."""
-        began, share = time.monotonic(), seconds / len(self.operations)
+        as a busy machine manages, until one has succeeded."""
+        began, share = time.monotonic(), CORNERS_SECONDS / len(self.operations)
         with self._session() as session:
             for position, operation in enumerate(self.operations, 1):
                 chance = random.Random(operation.label)

@@ -10,8 +10,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.hostile.fuzz import Fuzz
 
-SHORT_SECONDS = 10.0
-CORNERS_SECONDS, SOAK_CORNERS_SECONDS = 16.0, 40.0
+SHORT_SECONDS = 15.0
 SOAK_SECONDS = 75.0  # a round
 SOAK_ROUNDS = 4
 OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/sessions/import"}
@@ -27,7 +26,7 @@ OF_OPERATORS = {
 
 def test_requests_from_the_description_never_make_the_service_fail(own_server: MakeServer) -> None:
     fuzz = Fuzz(own_server(), SHORT_SECONDS)  # it changes settings of the server, too
-    fuzz.known_corners(CORNERS_SECONDS)
+    fuzz.known_corners()
     fuzz.extend(SHORT_SECONDS)  # a busy machine has used up the time
     fuzz.random_cases(number=1, examples=25)
     if fuzz.findings:
@@ -49,7 +48,7 @@ def test_minutes_of_concurrent_requests_never_make_the_service_fail(own_server: 
         number = first + 10_000 * worker
         while not fuzz.over:
             if worker == 0:
-                fuzz.known_corners(SOAK_CORNERS_SECONDS)
+                fuzz.known_corners()
             fuzz.random_cases(number, examples=25)
             number += 1
 
