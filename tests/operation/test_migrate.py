@@ -17,8 +17,6 @@ from era.core.public.inbox import Content
 from era.core.storage import Item
 from era.core.webhooks import EVENTS, Webhook
 from era.errors import BadRequest, Conflict, NotReady
-from era.operation.backup import back_up
-from era.operation.check import check
 from era.operation.migrate import migrate
 from era.store import place
 from era.store.tables import metadata
@@ -100,10 +98,6 @@ def test_all_rows_are_moved_and_the_server_goes_on_there(source: Path, empty_pos
     assert asyncio.run(goes_on()) == before["sessions"][0][0] + 2, "a key was given twice"
     with pytest.raises(NotReady, match="set ERA_DATABASE_URL to that"):
         place.rows_url(source, None)
-    with pytest.raises(Conflict, match="which this can't read"):
-        back_up(source, source.parent / "backup", lambda _: lambda _: None)
-    with pytest.raises(Conflict, match="which this can't read"):
-        check(source, lambda _: lambda _: None)
 
 
 def test_what_can_not_be_moved_changes_nothing(source: Path, empty_postgres_url: str) -> None:

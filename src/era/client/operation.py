@@ -35,21 +35,25 @@ def _directory(parser: Parser) -> None:
 def _add_backup(parser: Parser) -> None:
     parser.describe(
         backup,
-        "Back up a server's data directory, as of one moment, while the server runs or not.\n\nTARGET becomes a "
-        "directory, with SHA256SUMS of all that is in it. It holds people's data and the server's keys: keep it "
-        "as safe as the data directory. Run this as the server's user.\n\nLeaves with 0; with 1 if the backup was made "
+        "Back up a server's data, as of one moment, while the server runs or not.\n\nRows in PostgreSQL and content in "
+        "S3 are in it, too: set ERA_DATABASE_URL, ERA_BLOBS and AWS_… as for the server. TARGET becomes a directory, "
+        "with SHA256SUMS of all that is in it. It holds people's data and the server's keys: keep it as safe as the "
+        "data directory. Run this as the server's user.\n\nLeaves with 0; with 1 if the backup was made "
         "but the data directory lacks content that it names; with 2 if none was made.",
         ("era backup /backups/monday", "era backup --data-dir /var/lib/era /backups/monday --json"),
     )
     parser.add_argument("target", type=Path, metavar="TARGET", help="directory to make; must not be there yet")
     _directory(parser)
+    parser.add_argument("--without-content", action="store_true", help="leave out content that is in S3")
 
 
 def _add_restore(parser: Parser) -> None:
     parser.describe(
         restore,
-        "Make a data directory of a backup.\n\nEvery file is verified first. If any is damaged, each is named and "
-        "nothing is restored. Run this as the server's user.\n\nLeaves with 0, or with 2 if nothing was restored.",
+        "Make a data directory of a backup.\n\nWith ERA_DATABASE_URL its rows get into that database of PostgreSQL, "
+        "which must have none, and with ERA_BLOBS its content into that prefix of a bucket, which must be empty; "
+        "wherever they were before. Every file is verified first. If any is damaged, each is named and nothing is "
+        "restored. Run this as the server's user.\n\nLeaves with 0, or with 2 if nothing was restored.",
         ("era restore /backups/monday --data-dir /var/lib/era",),
     )
     parser.add_argument("backup", type=Path, metavar="TARGET", help="directory that `era backup` made")
@@ -59,7 +63,8 @@ def _add_restore(parser: Parser) -> None:
 def _add_check(parser: Parser) -> None:
     parser.describe(
         check,
-        "Check whether a data directory's rows and files agree, while the server runs or not.\n\nReads all content. "
+        "Check whether a server's rows and content agree, while the server runs or not.\n\nReads all content, in S3 as "
+        "well: set ERA_DATABASE_URL, ERA_BLOBS and AWS_… as for the server. "
         "--repair, on a stopped server, moves damaged content aside (into damaged/), and with --from brings back what "
         "a backup has of it.\n\nLeaves with 0 if all is well, with 1 if problems are left.",
         ("era check --data-dir /var/lib/era", "era check --repair --from /backups/monday"),
@@ -69,6 +74,7 @@ def _add_check(parser: Parser) -> None:
     parser.add_argument(
         "--from", dest="backup", type=Path, metavar="BACKUP", help="a backup to bring content back from"
     )
+    parser.add_argument("--without-content", action="store_true", help="don't look at content that is in S3")
 
 
 def _add_migrate(parser: Parser) -> None:
@@ -103,7 +109,7 @@ def backup(named: Any) -> int:
     with server_extra():
         from era.operation.backup import back_up
     with _shown("Backing up") as shown, _failing():
-        made = back_up(_data_dir(named), named.target, shown)
+        made = back_up(_server(named), named.target, shown, without_content=named.without_content)
     if named.json:
         print_json({"target": str(named.target), **{name: getattr(made, name) for name in made.__slots__}})
     else:
@@ -122,13 +128,13 @@ def backup(named: Any) -> int:
 def restore(named: Any) -> int:
     with server_extra():
         from era.operation.backup import restore
-    directory = _data_dir(named)
+    server = _server(named)
     with _shown("Restoring") as shown, _failing():
-        about = restore(named.backup, directory, shown)
+        about = restore(named.backup, server, shown)
     if named.json:
-        print_json({"data_dir": str(directory), **about})
+        print_json({"data_dir": str(server.directory), **about})
     else:
-        print(f"{directory}: {about['files']} files, {about['bytes']} bytes, as of {about['made_at']}")
+        print(f"{server.directory}: {about['files']} files, {about['bytes']} bytes, as of {about['made_at']}")
     if about["blobs"] == "s3":
         notice("the content of files is in S3: start the server with the same ERA_BLOBS")
     for path, why in about["problems"].items():
@@ -145,13 +151,14 @@ def check(named: Any) -> int:
         raise Failure("--from is for --repair.")
     if named.backup and not (named.backup / ABOUT).is_file():
         raise Failure(f"{named.backup} is no backup: it has no {ABOUT}.")
-    directory = _data_dir(named)
+    server = _server(named)
     with ExitStack() as held, _failing():
-        if named.repair and directory.is_dir():
-            held.enter_context(exclusive(directory))
+        if named.repair and server.directory.is_dir():
+            held.enter_context(exclusive(server.directory))
         shown = held.enter_context(_shown("Checking"))
-        report = check(directory, shown, repair=named.repair, backup=named.backup)
-    if report.content == "s3":
+        without = named.without_content
+        report = check(server, shown, repair=named.repair, backup=named.backup, without_content=without)
+    if report.content == "skipped":
         notice("the content of files is in S3, and was not looked at")
     if named.json:
         print_json(report.as_json())
@@ -206,6 +213,16 @@ def gc(named: Any) -> int:
     else:
         print(f"{removed} blobs removed")
     return 0
+
+
+def _server(named: Any) -> Any:
+    """The ServerData that the options and the ERA_ variables of a server name."""
+    with server_extra():
+        from era.operation.server_data import ServerData
+        from era.settings import Settings
+    settings = Settings() if named.data_dir is None else Settings(data_dir=named.data_dir)
+    database_url = settings.database_url.get_secret_value() if settings.database_url else None
+    return ServerData(settings.data_dir.resolve(), database_url, settings.blobs)
 
 
 def _data_dir(named: Any) -> Path:

@@ -1,36 +1,46 @@
-"""Backups of a data directory, taken while its server runs or not.
+"""Backups of a server's data, taken while it runs or not.
 
-Theory of operation. First collections of garbage are held off: the server removes blobs only while it has the lock of
-their directory to itself, and a backup shares that lock to its end, however it ends. Then the rows are copied in one
-transaction, which is the moment that the backup shows. Whatever those rows name was stored before them and can't be
-removed now; blobs never change, so they are copied at leisure, each verified against its name. A blob that is missing
-or damaged in the data directory itself is named, and the rest is backed up all the same: that is when it's needed most.
+Theory of operation. First collections of garbage are held off, until the backup ends, however it ends: the server
+removes blobs only while it has the lock of their directory to itself, which a backup shares; in a bucket only while no
+object says that there is a backup. Then the rows are copied in one transaction, which is the moment that the backup
+shows. Whatever those rows name was stored before them and can't be removed now; blobs never change, so they are copied
+at leisure, each verified against its name. A blob that is missing or damaged there itself is named, and the rest is
+backed up all the same: that is when it's needed most.
 
-A backup is a directory: `era.sqlite`, `blobs/`, `storage/sql/` and keys as in a data directory, `SHA256SUMS` of all
-of these (as `sha256sum` writes and checks it), and `backup.json`, which has the digest of that list and so closes it.
-It is written beside its place and renamed when it is complete and durable.
+A backup is the same wherever rows and content were, and is restored to wherever they are to be. It is a directory:
+`era.sqlite`, `blobs/`, `storage/sql/` and keys as in a data directory, `SHA256SUMS` of all of these (as `sha256sum`
+writes and checks it), and `backup.json`, which has the digest of that list and so closes it. It is written beside its
+place and renamed when it is complete and durable.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from era import __version__
 from era.core.models import now, timestamp
 from era.errors import BadRequest
-from era.operation import contents
+from era.operation import contents, rows
 from era.operation.contents import Advance
 from era.operation.placing import check_free, placing
+from era.operation.server_data import STORE_ID, Content, ServerData, blob_path, is_damaged, new_bucket, reading
+from era.store import place
+from era.store.migrations import upgrade
+from era.store.s3_blobs import S3Blobs
 
 SUMS = "SHA256SUMS"
 ABOUT = "backup.json"
@@ -55,28 +65,34 @@ class Made:
     problems: dict[str, str]
 
 
-def back_up(directory: Path, target: Path, progress: Progress) -> Made:
-    """Back up a data directory into `target`, which must not be there yet. Raises NotFound where there is no such data
-    directory, Conflict for a target that is there or rows in PostgreSQL, OSError, sqlite3.Error."""
-    directory = directory.resolve()
-    contents.check_rows_are_here(directory)
+def back_up(server: ServerData, target: Path, progress: Progress, *, without_content: bool = False) -> Made:
+    """Back up a server's data into `target`, which must not be there yet. Content in S3 may be left out.
+
+    Raises NotFound where there is no such data directory, NotReady for rows that are elsewhere, Conflict for a target
+    that is there or content in S3 that isn't named, Unavailable, OSError, sqlite3.Error.
+    """
+    directory = server.directory
+    server.check_rows()
     check_free(target)
     if target.resolve().is_relative_to(directory):
         raise BadRequest("A backup can't be in the data directory itself.", hint="Name another place, on another disk.")
-    in_s3 = (directory / contents.STORE_ID).exists()
-    with nullcontext() if in_s3 else held_off(directory), placing(target) as draft:
+    leaves_out = without_content and server.is_in_s3
+    with ExitStack() as held:
+        content = None if leaves_out else held.enter_context(server.content())
+        if content is not None:
+            held.enter_context(content.held_off())
+        draft = held.enter_context(placing(target))
         made_at = timestamp(now())
-        copy_rows(directory / contents.DATABASE, draft / contents.DATABASE)
+        _copy_rows(server, draft / contents.DATABASE)
         sums = {contents.DATABASE: contents.digest_of(draft / contents.DATABASE)}
         for name in contents.KEYS:
-            if (directory / name).exists():
+            # Restored content gets a place, and an id, of its own.
+            if (directory / name).exists() and (leaves_out or name != STORE_ID):
                 sums[name], _ = contents.copy(directory / name, draft / name)
         for path in contents.databases(directory):
             if copy_database(directory / path, draft / path):
                 sums[path] = contents.digest_of(draft / path)
-        problems: dict[str, str] = {}
-        if not in_s3:
-            _copy_blobs(directory, draft, sums, problems, progress)
+        problems = {} if content is None else _copy_blobs(content, draft, sums, progress)
         size = contents.sizes(draft, sums)
         lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
         _write(draft / SUMS, lines)
@@ -86,53 +102,53 @@ def back_up(directory: Path, target: Path, progress: Progress) -> Made:
             "made_at": made_at,
             "files": len(sums),
             "bytes": size,
-            "blobs": "s3" if in_s3 else "here",
+            "blobs": "s3" if leaves_out else "here",
             "problems": problems,
             "sums": hashlib.sha256(lines.encode()).hexdigest(),
         }
         _write(draft / ABOUT, json.dumps(about, indent=1) + "\n")
-    return Made(made_at, len(sums), size, "s3" if in_s3 else "here", problems)
+    return Made(made_at, len(sums), size, "s3" if leaves_out else "here", problems)
 
 
-def _copy_blobs(
-    directory: Path, draft: Path, sums: dict[str, str], problems: dict[str, str], progress: Progress
-) -> None:
-    """Copy the blobs that the rows in `draft` name, and note the digest or the problem of each."""
-    found = contents.walk(contents.named(draft / contents.DATABASE), directory)
-    paths = [contents.blob_path(digest) for digest in sorted(found.needed)]
-    advance = progress(contents.sizes(directory, paths))
-    for path in paths:
+def _copy_blobs(content: Content, draft: Path, sums: dict[str, str], progress: Progress) -> dict[str, str]:
+    """Copy the blobs that the rows in `draft` name, and note the digest of each; what is wrong with them, by path."""
+    with reading(f"sqlite:///{draft / contents.DATABASE}") as rows:
+        names = contents.named(rows)
+    found = contents.walk(names, content)
+    sizes = content.sizes(found.needed)
+    advance = progress(sum(sizes.values()))
+    problems: dict[str, str] = {}
+    for name in content.expect(sorted(found.needed)):
+        path = blob_path(name)
         try:
-            digest, _ = contents.copy(directory / path, draft / path, advance)
+            with content.open(name) as file:
+                digest, _ = contents.copy(file, draft / path, advance)
         except FileNotFoundError:
             problems[path] = "is missing"
             continue
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno != errno.EIO and not is_damaged(error):
                 raise
-            problems[path] = f"can't be read: {error.strerror}"
+            problems[path] = contents.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
             (draft / path).unlink(missing_ok=True)
             continue
-        name = path.rpartition("/")[2]
         if digest == name:
             sums[path] = digest
             if name in found.problems:  # it was stored like this
                 problems[path] = found.problems[name]
         else:
-            problems[path] = "has other content than its name says"
+            problems[path] = contents.DAMAGED
             (draft / path).unlink()
+    return problems
 
 
-@contextmanager
-def held_off(directory: Path) -> Iterator[None]:
-    """Keep the server's collections of garbage off; waits for one that is under way."""
-    (directory / "blobs").mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(directory / "blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(lock)
+def _copy_rows(server: ServerData, target: Path) -> None:
+    """Copy the rows as of one moment, while the server writes to them, into an SQLite database."""
+    if server.database_url is None:
+        copy_rows(server.database, target)
+        return
+    with server.reading() as found:
+        rows.make_file(found, target)
 
 
 def copy_rows(source: Path, target: Path) -> None:
@@ -207,31 +223,80 @@ def _may_be(path: str) -> bool:
     return len(parts) == 4 and parts[:2] == contents.SQL.split("/") and path.endswith(".sqlite")
 
 
-def restore(backup: Path, directory: Path, progress: Progress) -> dict[str, Any]:
-    """Make a data directory of a backup; what that says of itself. Raises Conflict where there is something already,
-    BadRequest with every damaged file for a damaged backup, OSError. Nothing is there then."""
+def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, Any]:
+    """Make a server's data of a backup, each part where `server` says that it is to be; what the backup says of itself.
+
+    Raises Conflict where there is something already, BadRequest with every damaged file for a damaged backup, NotReady
+    for a database that can't be had, Unavailable, OSError. Nothing is there then.
+    """
+    directory = server.directory
     check_free(directory)
     about, sums = read_about(backup)
     if contents.DATABASE not in sums:
         raise damaged(backup, {contents.DATABASE: "is missing"})
+    if server.blobs_url and about["blobs"] == "s3":
+        raise BadRequest(
+            f"{backup} was made without the content, which is in S3.",
+            hint="Leave ERA_BLOBS out to restore; start the server with the ERA_BLOBS of before.",
+        )
+    with ExitStack() as undone, placing(directory) as draft:
+        _copy_verified(backup, draft, sums, progress)
+        if server.blobs_url:
+            blobs = undone.enter_context(new_bucket(server.blobs_url, draft))
+            _upload(blobs, draft)
+        if server.database_url is not None:
+            _fill(server.database_url, draft)
+            undone.push(partial(_undo_rows, server.database_url))
+    return about
+
+
+def _copy_verified(backup: Path, draft: Path, sums: dict[str, str], progress: Progress) -> None:
     advance = progress(contents.sizes(backup, sums))
     problems: dict[str, str] = {}
-    with placing(directory) as draft:
-        for path, expected in sums.items():
-            source = backup / path
-            try:
-                if source.is_symlink() or not source.is_file():
-                    problems[path] = "is missing" if not source.exists() else "isn't a file"
-                elif contents.copy(source, draft / path, advance)[0] != expected:
-                    problems[path] = "is damaged: its digest is another"
-            except OSError as error:
-                if error.errno == errno.EIO or error.filename == str(source):
-                    problems[path] = f"can't be read: {error.strerror}"
-                else:
-                    raise
-        if problems:
-            raise damaged(backup, problems)
-    return about
+    for path, expected in sums.items():
+        source = backup / path
+        try:
+            if source.is_symlink() or not source.is_file():
+                problems[path] = "is missing" if not source.exists() else "isn't a file"
+            elif contents.copy(source, draft / path, advance)[0] != expected:
+                problems[path] = "is damaged: its digest is another"
+        except OSError as error:
+            if error.errno == errno.EIO or error.filename == str(source):
+                problems[path] = f"can't be read: {error.strerror}"
+            else:
+                raise
+    if problems:
+        raise damaged(backup, problems)
+
+
+def _upload(blobs: S3Blobs, draft: Path) -> None:
+    """Move the blobs of a draft into a bucket."""
+    with blobs.batch() as batch:
+        for file in sorted((draft / "blobs").glob("*/*")):
+            batch.put_spooled(str(file), file.name)
+    if (draft / "blobs").exists():
+        shutil.rmtree(draft / "blobs")
+
+
+def _fill(database_url: str, draft: Path) -> None:
+    """Move the rows of a draft into a database of PostgreSQL."""
+    database = draft / contents.DATABASE
+    engine = create_engine(f"sqlite:///{database}", hide_parameters=True)
+    try:
+        upgrade(engine)  # a backup may be older than this
+    finally:
+        engine.dispose()
+    with reading(f"sqlite:///{database}") as found, rows.filling(database_url) as connection:
+        rows.copy(found, connection)
+    database.unlink()
+    place.note(draft, database_url)
+
+
+def _undo_rows(database_url: str, kind: type[BaseException] | None, *_: object) -> None:
+    """Take rows back whose data directory didn't get to its place."""
+    if kind is not None:
+        with suppress(SQLAlchemyError):
+            rows.remove_all(database_url)
 
 
 def damaged(backup: Path, problems: dict[str, str]) -> BadRequest:

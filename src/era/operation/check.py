@@ -8,20 +8,19 @@ what is missing is brought back from a backup, if one is given, after its digest
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
-from era.core.files.durable import sync
-from era.operation import contents
-from era.operation.backup import held_off
-from era.operation.contents import Advance
+from sqlalchemy import Connection, bindparam, text
 
-ASIDE = "damaged"
+from era.operation import contents
+from era.operation.contents import Advance
+from era.operation.server_data import ASIDE, Content, ServerData, blob_path, is_damaged
+
 _CHUNK = 500
 
 _ROWS_WITHOUT_VERSION = (
@@ -59,7 +58,7 @@ class Report:
     """What a check found. `repaired` says what was done."""
 
     content: str = "here"
-    """`here`, or `s3` where blobs are in a bucket and weren't looked at."""
+    """Where it is: `here` in the data directory, or `s3`; `skipped` where it wasn't looked at."""
 
     blobs: int = 0
     bytes: int = 0
@@ -71,26 +70,32 @@ class Report:
 
 
 def check(
-    directory: Path, progress: Callable[[int], Advance], *, repair: bool = False, backup: Path | None = None
+    server: ServerData,
+    progress: Callable[[int], Advance],
+    *,
+    repair: bool = False,
+    backup: Path | None = None,
+    without_content: bool = False,
 ) -> Report:
-    """Check a data directory, and with `repair` put right what can be; then the problems are those that are left.
+    """Check a server's data, and with `repair` put right what can be; then the problems are those that are left.
+    Content in S3 may be left out.
 
     To repair, the caller holds the data directory's lock. Raises NotFound where there is no such data directory,
-    Conflict for rows in PostgreSQL or of another version, OSError, sqlite3.Error.
+    NotReady for rows that are elsewhere, Conflict for those of another version or content in S3 that isn't named,
+    Unavailable, OSError, sqlite3.Error.
     """
-    directory = directory.resolve()
-    database = directory / contents.DATABASE
-    contents.check_rows_are_here(directory)
-    rows = [Problem(contents.DATABASE, why) for why in _row_problems(database)]
-    if (directory / contents.STORE_ID).exists():
-        return Report("s3", problems=rows)
-    with held_off(directory):
-        report, bad = _examine(directory, progress)
-        while repair and bad and (done := list(_repair(directory, bad, backup))):
+    with server.reading() as found:
+        rows = [Problem(contents.DATABASE, why) for why in _row_problems(found)]
+    if without_content and server.is_in_s3:
+        return Report("skipped", problems=rows)
+    with server.alone() if repair else nullcontext(), server.content() as content, content.held_off():
+        report, bad = _examine(server, content, progress)
+        while repair and bad and (done := list(_repair(server.directory, content, bad, backup))):
             repaired = [*report.repaired, *done]
-            report, bad = _examine(directory, progress)  # a tree that is back may name more that is missing
+            report, bad = _examine(server, content, progress)  # a tree that is back may name more that is missing
             report.repaired = repaired
-        report.problems = [*rows, *_told(database, bad)]
+        with server.reading() as found:
+            report.problems = [*rows, *_told(found, bad)]
     return report
 
 
@@ -100,87 +105,81 @@ class _Bad:
 
     why: dict[str, str]
     above: dict[str, set[str]]
+    damaged: set[str]
+    """Those that are there, and not what they should be."""
 
     def __bool__(self) -> bool:
         return bool(self.why)
 
 
-def _examine(directory: Path, progress: Callable[[int], Advance]) -> tuple[Report, _Bad]:
+def _examine(server: ServerData, content: Content, progress: Callable[[int], Advance]) -> tuple[Report, _Bad]:
     """Read every blob that rows need."""
-    found = contents.walk(contents.named(directory / contents.DATABASE), directory)
+    with server.reading() as rows:
+        names = contents.named(rows)
+    found = contents.walk(names, content)
     why = dict(found.problems)
-    paths = {digest: contents.blob_path(digest) for digest in sorted(found.needed)}
-    report = Report("here", len(paths), contents.sizes(directory, paths.values()))
+    sizes = content.sizes(found.needed)
+    report = Report("s3" if server.is_in_s3 else "here", len(found.needed), sum(sizes.values()))
     advance = progress(report.bytes)
-    for digest, path in paths.items():
-        if digest in why:
-            continue
+    for digest in content.expect(sorted(found.needed - why.keys())):
         try:
-            if contents.digest_of(directory / path, advance) != digest:
-                why[digest] = "has other content than its name says"
+            if contents.digest_of(content.open(digest), advance) != digest:
+                why[digest] = contents.DAMAGED
         except FileNotFoundError:
             why[digest] = "is missing"
         except OSError as error:
-            why[digest] = f"can't be read: {error.strerror}"
-    return report, _Bad(why, {digest: found.reaches({digest}) for digest in why})
+            why[digest] = contents.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
+    above = {digest: found.reaches({digest}) for digest in why}
+    return report, _Bad(why, above, {digest for digest in why if digest in sizes})
 
 
-def _row_problems(database: Path) -> Iterator[str]:
+def _row_problems(rows: Connection) -> Iterator[str]:
     """What is wrong with the rows themselves."""
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=60)) as connection:
-        for (said,) in connection.execute("PRAGMA quick_check").fetchall():
+    if rows.dialect.name == "sqlite":  # PostgreSQL sees to this itself
+        for (said,) in rows.execute(text("PRAGMA quick_check")).all():
             if said != "ok":
                 yield f"is damaged: {said}"
-        for table, row, other, _ in connection.execute("PRAGMA foreign_key_check").fetchall():
+        for table, row, other, _ in rows.execute(text("PRAGMA foreign_key_check")).all():
             yield f"has a row of {table} ({row}) whose row of {other} is missing"
-        for (session,) in connection.execute(_ROWS_WITHOUT_VERSION).fetchall():
-            yield f"has a session {session} whose current version is missing"
+    for (session,) in rows.execute(text(_ROWS_WITHOUT_VERSION)).all():
+        yield f"has a session {session} whose current version is missing"
 
 
-def _told(database: Path, bad: _Bad) -> Iterator[Problem]:
+def _told(rows: Connection, bad: _Bad) -> Iterator[Problem]:
     """The problems, with who is affected."""
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=60)) as connection:
-        for digest, why in sorted(bad.why.items()):
-            affects: list[str] = []
-            names = sorted(bad.above[digest])
-            for start in range(0, len(names), _CHUNK):
-                some = names[start : start + _CHUNK]
-                marks = ",".join("?" * len(some))
-                for column, query in _WHO:
-                    rows = connection.execute(f"{query} WHERE {column} IN ({marks})", some)
-                    affects += [text for (text,) in rows.fetchall() if text not in affects]
-            yield Problem(contents.blob_path(digest), why, affects)
+    for digest, why in sorted(bad.why.items()):
+        affects: list[str] = []
+        for some in batched(sorted(bad.above[digest]), _CHUNK):
+            for column, query in _WHO:
+                among = text(f"{query} WHERE {column} IN :digests").bindparams(bindparam("digests", expanding=True))
+                found = rows.execute(among, {"digests": some}).scalars()
+                affects += [who for who in found if who not in affects]
+        yield Problem(blob_path(digest), why, affects)
 
 
-def _repair(directory: Path, bad: _Bad, backup: Path | None) -> Iterator[str]:
+def _repair(directory: Path, content: Content, bad: _Bad, backup: Path | None) -> Iterator[str]:
     """Move what is damaged aside, bring back what the backup has. Yields what was done."""
     for digest in sorted(bad.why):
-        path = contents.blob_path(digest)
-        if (directory / path).exists():
+        path = blob_path(digest)
+        if digest in bad.damaged:
             (directory / ASIDE).mkdir(mode=0o700, exist_ok=True)
-            (directory / path).rename(directory / ASIDE / digest)
-            sync(directory / ASIDE)
-            sync((directory / path).parent)
+            content.put_aside(digest, directory / ASIDE)
             yield f"{path} was moved to {ASIDE}/"
-        if backup is not None and _bring_back(directory, backup, digest):
+        if backup is not None and _bring_back(directory, content, backup, digest):
             yield f"{path} was brought back from the backup"
 
 
-def _bring_back(directory: Path, backup: Path, digest: str) -> bool:
-    """Copy a blob from a backup; whether that has it, undamaged. Raises OSError."""
-    path = contents.blob_path(digest)
-    draft = directory / "blobs" / "incoming" / f"repair-{digest}"
+def _bring_back(directory: Path, content: Content, backup: Path, digest: str) -> bool:
+    """Store a blob of a backup; whether that has it, undamaged. Raises OSError."""
+    path = blob_path(digest)
+    draft = directory / f"repair-{digest}"
     draft.unlink(missing_ok=True)
     if not (backup / path).is_file():
         return False
     try:
         if contents.copy(backup / path, draft)[0] != digest:
             return False
-        sync(draft)
-        (directory / path).parent.mkdir(mode=0o700, exist_ok=True)
-        os.rename(draft, directory / path)
-        sync((directory / path).parent)
+        content.put(draft, digest)
         return True
     finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
+        draft.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """What a data directory consists of: the content that its rows name, followed through trees of files.
 
-The rows are read from an SQLite file in one transaction, so as they were at one moment. Each tree object is verified
+The rows are read in one transaction, so as they were at one moment. Each tree object is verified
 before what it names is followed: a damaged one could name anything.
 """
 
@@ -12,22 +12,21 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Connection
 
-from era.errors import Conflict, NotFound
+from era.operation.server_data import STORE_ID, Content, is_damaged
 from era.store import place
-from era.store.migrations import HEAD
 from era.store.outputs import output_digests
 from era.store.setups import package_sets
 from era.store.versions import snapshot_roots
 
 DATABASE = place.SQLITE
-KEYS = ("link-key", "site-key", "webhook-key", "store-id")
-"""Files of a data directory that are made once, and on which links, sites and an S3 store depend."""
+KEYS = ("link-key", "site-key", "webhook-key", STORE_ID)
+"""Files of a data directory that are made once, and on which links, sites, webhooks and an S3 store depend."""
 
-STORE_ID = "store-id"
-"""It is there if blobs are in S3."""
+DAMAGED = "has other content than its name says"
 
 SQL = "storage/sql"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -69,48 +68,19 @@ class Walk:
         return found
 
 
-def check_rows_are_here(directory: Path) -> None:
-    """Raises NotFound for what is no data directory, Conflict for one whose rows are in PostgreSQL."""
-    if (directory / place.NOTE).exists():
-        raise Conflict(
-            f"The rows of {directory} are in {(directory / place.NOTE).read_text().strip()}, which this can't read.",
-            hint="docs/postgresql.md says how to back up both: pg_dump first, then the directory.",
-        )
-    if not (directory / DATABASE).is_file():
-        raise NotFound(f"There is no data directory {directory}.", hint="--data-dir names the server's ERA_DATA_DIR.")
-
-
-def blob_path(digest: str) -> str:
-    """Where a blob lies in a data directory, and in a backup."""
-    return f"blobs/{digest[:2]}/{digest}"
-
-
 def databases(directory: Path) -> Iterator[str]:
     """The paths of programs' SQL databases, in a data directory."""
     for file in sorted((directory / SQL).glob("*/*.sqlite")):
         yield str(file.relative_to(directory))
 
 
-def named(database: Path) -> Named:
-    """What the rows of this database name. Raises Conflict where it isn't of this version of ERA."""
-    engine = create_engine(f"sqlite:///{database}", hide_parameters=True)
-    try:
-        with engine.connect() as connection:
-            revision = None
-            if inspect(connection).has_table("alembic_version"):
-                revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            if revision != HEAD:
-                raise Conflict(
-                    f"The database is of another version of ERA (its revision is {revision}, not {HEAD}).",
-                    hint="Use that version's command; or start this version's server on it once, which brings it up.",
-                )
-            blobs = {*output_digests(connection), *package_sets(connection)}
-            return Named(frozenset(snapshot_roots(connection)), frozenset(each for each in blobs if each))
-    finally:
-        engine.dispose()
+def named(rows: Connection) -> Named:
+    """What these rows name."""
+    blobs = {*output_digests(rows), *package_sets(rows)}
+    return Named(frozenset(snapshot_roots(rows)), frozenset(each for each in blobs if each))
 
 
-def walk(names: Named, directory: Path) -> Walk:
+def walk(names: Named, content: Content) -> Walk:
     """Follow trees from their roots to all that rows need. Reads every tree object."""
     found = Walk(set(names.roots | names.blobs))
     pending = list(names.roots)
@@ -119,7 +89,7 @@ def walk(names: Named, directory: Path) -> Walk:
         if tree in found.below:
             continue
         try:
-            files, trees = _tree(directory, tree)
+            files, trees = _tree(content, tree)
         except FileNotFoundError:
             found.problems[tree] = "is missing"
             files = trees = []
@@ -135,16 +105,22 @@ def walk(names: Named, directory: Path) -> Walk:
     return found
 
 
-def _tree(directory: Path, digest: str) -> tuple[list[str], list[str]]:
+def _tree(content: Content, digest: str) -> tuple[list[str], list[str]]:
     """The digests of the files and directories that a tree object names. Raises OSError, ValueError for a damaged
     one."""
-    content = (directory / blob_path(digest)).read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError("has other content than its name says")
+    try:
+        with content.open(digest) as file:
+            listed = file.read()
+    except OSError as error:
+        if is_damaged(error):
+            raise ValueError(DAMAGED) from None
+        raise
+    if hashlib.sha256(listed).hexdigest() != digest:
+        raise ValueError(DAMAGED)
     files: list[str] = []
     trees: list[str] = []
     try:
-        for kind, _, *rest in json.loads(content):
+        for kind, _, *rest in json.loads(listed):
             if kind in ("file", "dir"):
                 if not DIGEST.fullmatch(rest[0]):
                     raise ValueError
@@ -154,22 +130,22 @@ def _tree(directory: Path, digest: str) -> tuple[list[str], list[str]]:
     return files, trees
 
 
-def digest_of(path: Path, advance: Advance = lambda _: None) -> str:
+def digest_of(source: Path | BinaryIO, advance: Advance = lambda _: None) -> str:
     """The SHA-256 of a file. Raises OSError."""
     hasher = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
+    with _opened(source) as file:
         while piece := file.read(_CHUNK):
             hasher.update(piece)
             advance(len(piece))
     return hasher.hexdigest()
 
 
-def copy(source: Path, target: Path, advance: Advance = lambda _: None) -> tuple[str, int]:
+def copy(source: Path | BinaryIO, target: Path, advance: Advance = lambda _: None) -> tuple[str, int]:
     """Copy a file, readable to its owner only, with holes where there are zeros; its SHA-256 and size. Raises
     OSError."""
     hasher, size = hashlib.sha256(), 0
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with source.open("rb", buffering=0) as file, target.open("xb", buffering=0) as made:
+    with _opened(source) as file, target.open("xb", buffering=0) as made:
         target.chmod(0o600)
         while piece := file.read(_CHUNK):
             hasher.update(piece)
@@ -183,6 +159,10 @@ def copy(source: Path, target: Path, advance: Advance = lambda _: None) -> tuple
             advance(len(piece))
         made.truncate(size)
     return hasher.hexdigest(), size
+
+
+def _opened(source: Path | BinaryIO) -> BinaryIO:
+    return source.open("rb", buffering=0) if isinstance(source, Path) else source
 
 
 def sizes(directory: Path, paths: Iterable[str]) -> int:

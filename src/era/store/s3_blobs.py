@@ -13,7 +13,9 @@ than half an hour ago. Within this process puts and sweeps also know of each oth
 anything else (`_recent`), a sweep passes over what was noted, and a put waits while its content is being removed
 (`_removing`). If it isn't known whether a removal was carried out, it may still come, so a put of that content waits
 on. That is why only one process may sweep a prefix; others may put there, if their batches take less than the grace
-period.
+period. Another process that needs all content to stay for a while keeps an object `PREFIX/held/…` young (`held_off`):
+no sweep begins while there is one. A sweep that had begun before does no harm: what it removes no row named when it
+began, and what a row names since then was put since then.
 
 A prefix belongs to one installation, since each sweeps what its own rows don't name: `open` writes the installation's
 id there, and refuses a prefix that bears another one.
@@ -62,6 +64,12 @@ _FRESH_SECONDS = 1800.0
 _DOUBT_SECONDS = 60.0
 """For how long a removal that got no answer may still be carried out."""
 
+_HOLDS = "held"
+_HOLD_SECONDS = 900.0
+"""For how long an object below `_HOLDS` keeps sweeps off. Longer than clocks may differ, and than a bucket is away."""
+
+_HOLD_AGAIN_SECONDS = 60.0
+
 _OWNER = "owner"
 """The object that holds the id of the installation."""
 
@@ -107,15 +115,15 @@ class S3Blobs:
         self.written = 0
         """How many blobs this process has written."""
 
-    def open(self) -> None:
-        """Make the cache and take the prefix for this installation.
+    def open(self, *, take: bool = True) -> None:
+        """Make the cache and, with `take`, take the prefix for this installation if it is nobody's.
 
-        Raises Unavailable where the bucket can't be used, Conflict where the prefix is another installation's.
+        Raises Unavailable where the bucket can't be used, Conflict where the prefix isn't this installation's.
         """
         self._cache.open()
         try:
             owner = self._read_owner()
-            if owner is None:
+            if owner is None and take:
                 self._bucket.put(_OWNER, self._owner.encode())
                 owner = self._read_owner()  # Another installation may have written it at the same time.
         except OSError as error:
@@ -169,8 +177,9 @@ class S3Blobs:
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
 
-        Raises OSError.
+        Raises OSError; BlockingIOError, and removes nothing, while a backup reads the blobs.
         """
+        self._check_not_held()
         with self._changed:
             # A batch may have begun before that time and still be in progress.
             older_than = min([older_than, *self._batches.values()])
@@ -179,11 +188,67 @@ class S3Blobs:
         for page in self._bucket.pages():
             self._check_open()
             old: dict[str, list[str]] = {}
-            for name, modified in page:
+            for name, modified, _ in page:
                 if modified < older_than and (match := _NAME.fullmatch(name)) and match[1] not in keep:
                     old.setdefault(match[1], []).append(name)
             removed += self._remove(old)
         return removed
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Keep sweeps off, of whatever process. Raises OSError."""
+        hold, over = f"{_HOLDS}/{secrets.token_hex(8)}", threading.Event()
+        self._bucket.put(hold, b"")
+
+        def keep() -> None:
+            while not over.wait(_HOLD_AGAIN_SECONDS):
+                with suppress(OSError):  # there is time for many more tries
+                    self._bucket.put(hold, b"")
+
+        keeper = threading.Thread(target=keep, name="era-hold")
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+            with suppress(OSError):  # it is soon too old to count
+                self._bucket.delete([hold])
+
+    def _check_not_held(self) -> None:
+        """Raises BlockingIOError while another process holds sweeps off, OSError. What a killed one left is removed."""
+        since = time.time() - _HOLD_SECONDS
+        holds = self._bucket.below(_HOLDS)
+        if over := [name for name, modified, _ in holds if modified < since]:
+            self._bucket.delete(over)
+        if any(modified >= since for _, modified, _ in holds):
+            raise BlockingIOError(errno.EAGAIN, "a backup or a check is under way")
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of all content, by digest. Raises OSError."""
+        found: dict[str, int] = {}
+        for page in self._bucket.pages():
+            for name, _, size in page:
+                if match := _NAME.fullmatch(name):
+                    found[match[1]] = found.get(match[1], 0) + size
+        return found
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing below the prefix. Raises OSError."""
+        return next(self._bucket.pages(), None) is None
+
+    def remove_all(self) -> None:
+        """Remove everything below the prefix. Raises OSError."""
+        for page in self._bucket.pages():
+            self._bucket.delete([listed.name for listed in page])
+
+    def take_out(self, digest: str, target: Path) -> None:
+        """Remove content that isn't what its digest says, keeping the object itself, without its parts, as a file.
+        Raises OSError."""
+        target.write_bytes(self._bucket.get(digest))
+        self._bucket.delete([digest])
+        with self._changed:
+            self._uploaded.pop(digest, None)
 
     def _check_open(self) -> None:
         """Raises OSError after `close`."""

@@ -68,6 +68,8 @@ class Listed(NamedTuple):
     modified: float
     """By the server's clock, in seconds since 1970."""
 
+    size: int
+
 
 class Damaged(Exception):
     """The content received isn't what was stored: reading it is worth another try."""
@@ -142,7 +144,11 @@ class Bucket:
         """Up to `_PAGE` objects whose names come after `after`."""
         page = next(iter(obstore.list(self._store, offset=after or None, chunk_size=_PAGE)), ())
         # Some servers begin with the offset itself.
-        return [Listed(item["path"], item["last_modified"].timestamp()) for item in page if item["path"] > after]
+        return [_listed(item) for item in page if item["path"] > after]
+
+    def below(self, name: str) -> Sequence[Listed]:
+        """The objects `NAME/…`, of which there are few."""
+        return self.patiently(lambda: [_listed(item) for item in obstore.list(self._store, prefix=name).collect()])
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete up to a thousand objects. Names that don't exist are no error."""
@@ -152,7 +158,8 @@ class Bucket:
     def patiently[T](self, job: Callable[[], T]) -> T:
         """The result of `job`, which is repeated while its failure may be temporary.
 
-        Raises FileNotFoundError where an object doesn't exist, OSError with EIO for any other failure.
+        Raises FileNotFoundError where an object doesn't exist, OSError for any other failure: with EBADMSG where what
+        came was damaged each time, else with EIO.
         """
         give_up = time.monotonic() + self._patience.total
         for attempt in range(1, self._patience.attempts + 1):
@@ -167,10 +174,15 @@ class Bucket:
             except (exceptions.BaseError, Damaged) as error:
                 reason = _reason(error)
                 if attempt == self._patience.attempts or time.monotonic() > give_up:
-                    raise _failure(f"the blob store failed: {reason}") from None
+                    number = errno.EBADMSG if isinstance(error, Damaged) else errno.EIO
+                    raise OSError(number, f"the blob store failed: {reason}") from None
                 _log.warning("the blob store failed, trying again: %s", reason)
             time.sleep(self._patience.pause * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  no secret
         raise AssertionError("unreachable")
+
+
+def _listed(item: obstore.ObjectMeta) -> Listed:
+    return Listed(item["path"], item["last_modified"].timestamp(), item["size"])
 
 
 def _failure(reason: str) -> OSError:

@@ -1,0 +1,132 @@
+"""Copying all rows of one database into another one without any, in one transaction of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Table, create_engine, func, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from era.errors import BadRequest, Conflict, Unavailable
+from era.store import dialects, place
+from era.store.migrations import upgrade
+from era.store.tables import metadata
+
+_FETCHED = 200
+"""Rows that are in memory at a time: each may hold a few MiB."""
+
+
+@contextmanager
+def filling(database_url: str) -> Iterator[Connection]:
+    """A transaction of a database of PostgreSQL that has ERA's tables and no rows, and that nobody else uses. It is
+    committed when the block ends.
+
+    Raises NotReady for a database that can't be had, Conflict for one that has rows, Unavailable where it fails.
+    """
+    name = place.place_of(database_url)
+    writer = dialects.connect(database_url).writer
+    try:
+        dialects.check_server(writer)
+        upgrade(writer)
+        with writer.begin() as connection:
+            for table in metadata.sorted_tables:
+                if connection.execute(select(table).limit(1)).first() is not None:
+                    raise Conflict(f"{name} has rows already.", hint="Name an empty database: createdb makes one.")
+            yield connection
+    except (SQLAlchemyError, dialects.driver_error(writer)) as error:
+        raise Unavailable(f"{name} failed: {dialects.message(error)}", hint="Nothing was stored there.") from error
+    finally:
+        writer.dispose()
+
+
+def remove_all(database_url: str) -> None:
+    """Remove the rows that were put into a database of PostgreSQL. Raises SQLAlchemyError."""
+    writer = dialects.connect(database_url).writer
+    try:
+        with writer.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+    finally:
+        writer.dispose()
+
+
+def make_file(rows: Connection, database: Path) -> None:
+    """Make an SQLite database of all rows. Raises SQLAlchemyError, Unavailable, OSError."""
+    engine = create_engine(f"sqlite:///{database}", hide_parameters=True)
+    try:
+        upgrade(engine)
+        with engine.begin() as connection:
+            copy(rows, connection)
+    finally:
+        engine.dispose()
+    database.chmod(0o600)
+
+
+def copy(rows: Connection, target: Connection) -> dict[str, int]:
+    """Copy all rows into the empty tables of the target, and let automatic keys go on where they were; how many by
+    table. Raises BadRequest for rows that the target can't hold, Unavailable."""
+    put = _put_into_file if target.dialect.name == "sqlite" else _put_into_postgresql
+    counts = {}
+    for table in metadata.sorted_tables:
+        put(rows.execute(select(table), execution_options={"yield_per": _FETCHED}), target, table)
+        there, here = (each.execute(select(func.count()).select_from(table)).scalar_one() for each in (rows, target))
+        if there != here:
+            raise Unavailable(f"Of {there} rows of {table.name} {here} arrived.", hint="Nothing was stored there.")
+        counts[table.name] = int(here)
+    _give_no_key_twice(rows, target)
+    return counts
+
+
+def _put_into_file(found: Any, target: Connection, table: Table) -> None:
+    for some in batched(found.mappings(), _FETCHED):
+        target.execute(insert(table), [dict(row) for row in some])
+
+
+def _put_into_postgresql(found: Any, target: Connection, table: Table) -> None:
+    names = ", ".join(f'"{column.name}"' for column in table.columns)
+    cursor: Any = target.connection.cursor()
+    try:
+        with cursor.copy(f'COPY "{table.name}" ({names}) FROM STDIN') as copying:
+            for row in found:
+                if any(isinstance(value, str) and "\0" in value for value in row):
+                    raise BadRequest(
+                        f"A row of {table.name} ({row[0]}) has text with a NUL character, which PostgreSQL can't hold.",
+                        hint="Nothing was stored there. Change or purge what it belongs to first.",
+                    )
+                copying.write_row(row)
+    finally:
+        cursor.close()
+
+
+def _give_no_key_twice(rows: Connection, target: Connection) -> None:
+    """Let automatic keys go on where they were, though the newest rows may be gone."""
+    for table in metadata.sorted_tables:
+        if (key := table.autoincrement_column) is None:
+            continue
+        highest = max(_given(rows, table, key.name), rows.execute(select(func.max(key))).scalar_one() or 0)
+        if not highest:
+            continue
+        if target.dialect.name == "sqlite":
+            for statement in (
+                "DELETE FROM sqlite_sequence WHERE name = :name",
+                "INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :seq)",
+            ):
+                target.execute(text(statement), {"name": table.name, "seq": highest})
+        else:
+            target.execute(select(func.setval(func.pg_get_serial_sequence(table.name, key.name), highest)))
+
+
+def _given(rows: Connection, table: Table, key: str) -> int:
+    """The highest key that a table's rows were given, as far as the database has noted it."""
+    if rows.dialect.name == "sqlite":
+        found = rows.execute(text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table.name}).scalar()
+    else:
+        sequence = rows.execute(select(func.pg_get_serial_sequence(table.name, key))).scalar()
+        found = rows.execute(
+            text("SELECT pg_sequence_last_value(CAST(:name AS regclass))"), {"name": sequence}
+        ).scalar()
+    return int(found or 0)

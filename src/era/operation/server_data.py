@@ -1,0 +1,299 @@
+"""Where a server keeps what it has: its data directory, and the database and the bucket that have its rows and content,
+if that hasn't."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, Protocol
+
+from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from era.core.files.durable import sync
+from era.errors import Conflict, NotFound, Unavailable
+from era.store import dialects, place
+from era.store.migrations import HEAD
+from era.store.s3_blobs import S3Blobs, installation
+
+STORE_ID = "store-id"
+"""The file of a data directory that is there if content is in S3: the id by which the bucket knows its installation."""
+
+ASIDE = "damaged"
+"""The directory of a data directory that damaged content is moved to."""
+
+_CACHE_BYTES = 256 << 20
+_AHEAD = 64
+_SMALL = 1 << 20
+
+
+def blob_path(digest: str) -> str:
+    """Where a blob lies in a data directory, and in a backup."""
+    return f"blobs/{digest[:2]}/{digest}"
+
+
+class Content(Protocol):
+    """The blobs of a server. All methods raise OSError."""
+
+    def open(self, digest: str) -> BinaryIO:
+        """What is stored under this digest, whether it has it or not. Raises FileNotFoundError, OSError with EBADMSG
+        where it is known to be damaged."""
+        ...
+
+    def sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
+        """The bytes of those of these blobs that there are."""
+        ...
+
+    def expect(self, digests: Iterable[str]) -> Iterator[str]:
+        """The same digests, about to be opened in this order."""
+        ...
+
+    def held_off(self) -> AbstractContextManager[None]:
+        """Keep the server's collections of garbage off."""
+        ...
+
+    def put_aside(self, digest: str, directory: Path) -> None:
+        """Move damaged content into this directory."""
+        ...
+
+    def put(self, file: Path, digest: str) -> None:
+        """Store a file, which has this digest, for good."""
+        ...
+
+
+class LocalContent:
+    """Blobs in a data directory, or in a backup."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self, digest: str) -> BinaryIO:
+        return (self._directory / blob_path(digest)).open("rb", buffering=0)
+
+    def sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
+        found = {}
+        for digest in digests:
+            with suppress(OSError):
+                found[digest] = (self._directory / blob_path(digest)).stat().st_size
+        return found
+
+    def expect(self, digests: Iterable[str]) -> Iterator[str]:
+        return iter(digests)
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Shares the lock that a collection needs for itself; waits for one that is under way."""
+        (self._directory / "blobs").mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(self._directory / "blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(lock)
+
+    def put_aside(self, digest: str, directory: Path) -> None:
+        there = self._directory / blob_path(digest)
+        there.rename(directory / digest)
+        sync(directory)
+        sync(there.parent)
+
+    def put(self, file: Path, digest: str) -> None:
+        there = self._directory / blob_path(digest)
+        sync(file)
+        there.parent.mkdir(mode=0o700, exist_ok=True)
+        file.rename(there)
+        sync(there.parent)
+
+
+class S3Content:
+    """Blobs in a bucket."""
+
+    def __init__(self, blobs: S3Blobs) -> None:
+        self._blobs = blobs
+        self._sizes: Mapping[str, int] = {}
+
+    def open(self, digest: str) -> BinaryIO:
+        """Raises Unavailable where the bucket can't be read: that says nothing of its content."""
+        try:
+            return os.fdopen(self._blobs.open_blob(digest), "rb", buffering=0)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise Unavailable(f"The content can't be read: {error.strerror}.") from None
+            raise
+
+    def sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
+        self._sizes = self._blobs.sizes()
+        return {digest: self._sizes[digest] for digest in digests if digest in self._sizes}
+
+    def expect(self, digests: Iterable[str]) -> Iterator[str]:
+        """Small ones are fetched several at a time; `sizes` must have been called."""
+        waiting: list[str] = []
+        for digest in digests:
+            waiting.append(digest)
+            if len(waiting) == _AHEAD:
+                yield from self._fetched(waiting)
+                waiting = []
+        yield from self._fetched(waiting)
+
+    def _fetched(self, digests: list[str]) -> list[str]:
+        with suppress(OSError):  # who opens it is told
+            self._blobs.expect(digest for digest in digests if self._sizes.get(digest, _SMALL) < _SMALL)
+        return digests
+
+    def held_off(self) -> AbstractContextManager[None]:
+        return self._blobs.held_off()
+
+    def put_aside(self, digest: str, directory: Path) -> None:
+        self._blobs.take_out(digest, directory / digest)
+        sync(directory / digest)
+
+    def put(self, file: Path, digest: str) -> None:
+        with self._blobs.batch() as batch:
+            batch.put_spooled(str(file), digest)
+
+
+def is_damaged(error: OSError) -> bool:
+    """Whether an error says that content is there, but can't be what was stored."""
+    return error.errno == errno.EBADMSG
+
+
+@dataclass(frozen=True, slots=True)
+class ServerData:
+    """Where a server keeps what it has."""
+
+    directory: Path
+    database_url: str | None = None
+    """Of PostgreSQL; None for the file in the directory."""
+
+    blobs_url: str = ""
+    """Of a prefix of a bucket; empty for the directory."""
+
+    @property
+    def database(self) -> Path:
+        return self.directory / place.SQLITE
+
+    @property
+    def is_in_s3(self) -> bool:
+        return (self.directory / STORE_ID).exists()
+
+    def check_rows(self) -> None:
+        """Raises NotFound where there is no such data directory, NotReady where its rows are in another database."""
+        if not self.database.is_file() and not (self.directory / place.NOTE).is_file():
+            raise NotFound(
+                f"There is no data directory {self.directory}.", hint="--data-dir names the server's ERA_DATA_DIR."
+            )
+        place.rows_url(self.directory, self.database_url)
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """The rows as of one moment. Raises NotFound and NotReady as `check_rows`, Conflict where they are of another
+        version of ERA, Unavailable where the database fails."""
+        self.check_rows()
+        with reading(place.rows_url(self.directory, self.database_url)) as connection:
+            yield connection
+
+    @contextmanager
+    def content(self) -> Iterator[Content]:
+        """Raises Conflict where it is in a bucket that isn't named, or isn't this installation's; Unavailable."""
+        if not self.is_in_s3:
+            yield LocalContent(self.directory)
+            return
+        if not self.blobs_url:
+            raise Conflict(
+                f"The content of {self.directory} is in S3.",
+                hint="Set ERA_BLOBS and AWS_… as for the server, or leave the content out with --without-content.",
+            )
+        with bucket(self.blobs_url, (self.directory / STORE_ID).read_text().strip()) as blobs:
+            blobs.open(take=False)
+            yield S3Content(blobs)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have a database of PostgreSQL for oneself. Raises NotReady where a server uses it."""
+        if self.database_url is None:
+            yield
+            return
+        writer = dialects.connect(self.database_url).writer
+        try:
+            dialects.check_server(writer)  # whose connection stays
+            yield
+        finally:
+            writer.dispose()
+
+
+@contextmanager
+def bucket(url: str, owner: str) -> Iterator[S3Blobs]:
+    """The blobs in a bucket, not opened yet, with a small cache of their own."""
+    with TemporaryDirectory(prefix="era-content-") as cache:
+        blobs = S3Blobs(url, Path(cache), cache_bytes=_CACHE_BYTES, owner=owner)
+        try:
+            yield blobs
+        finally:
+            blobs.close()
+
+
+@contextmanager
+def new_bucket(url: str, directory: Path) -> Iterator[S3Blobs]:
+    """An empty prefix of a bucket, taken for the installation of this data directory; emptied again if the block
+    raises. Raises Conflict where there is something, Unavailable."""
+    with bucket(url, installation(directory / STORE_ID)) as blobs:
+        if not _asked(blobs.is_empty):
+            raise Conflict("There is something at ERA_BLOBS already.", hint="Name another prefix, or another bucket.")
+        blobs.open()
+        try:
+            yield blobs
+        except BaseException:
+            with suppress(OSError):
+                blobs.remove_all()
+            raise
+
+
+def _asked[T](question: Callable[[], T]) -> T:
+    try:
+        return question()
+    except OSError as error:
+        raise Unavailable(f"The blob store can't be used: {error.strerror}.") from None
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Connection]:
+    """The rows of a database as of one moment, if they are of this version of ERA. See `ServerData.reading`."""
+    is_here = url.startswith("sqlite:")
+    engine = create_engine(url, hide_parameters=True) if is_here else dialects.connect(url, alone=False).reader
+    try:
+        with nullcontext() if is_here else telling():
+            if not is_here:
+                dialects.check_server(engine)
+            with engine.connect() as connection, connection.begin():
+                if is_here:
+                    connection.exec_driver_sql("BEGIN")  # which the driver would leave out before reading
+                _check_revision(connection)
+                yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Say what a database says in a line, as Unavailable."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise Unavailable(f"The database failed: {dialects.message(error)}") from error
+
+
+def _check_revision(connection: Connection) -> None:
+    revision = None
+    if inspect(connection).has_table("alembic_version"):
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if revision != HEAD:
+        raise Conflict(
+            f"The database is of another version of ERA (its revision is {revision}, not {HEAD}).",
+            hint="Use that version's command; or start this version's server on it once, which brings it up.",
+        )
