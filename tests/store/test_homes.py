@@ -153,6 +153,17 @@ async def test_a_lease_is_renewed_by_a_heartbeat(join: Joined, url: str) -> None
     assert "a" not in (await b.homes.beat(b.host)).hosts
 
 
+@pytest.mark.soak
+async def test_many_hosts_that_beat_at_once_are_in_nobodys_way(join: Joined) -> None:
+    hosts = [await join(f"h{number}") for number in range(8)]
+
+    async def beats(one: OneHost) -> None:
+        for _ in range(40):
+            assert len((await one.homes.beat(one.host)).hosts) == len(hosts)
+
+    await asyncio.gather(*map(beats, hosts))
+
+
 async def test_a_purged_session_is_gone_rather_than_taken(join: Joined) -> None:
     a = await join("a")
     session = await made(a)

@@ -85,7 +85,8 @@ class View:
 
 
 class HomeStore(Protocol):
-    """The rows of hosts and homes. Every call is one transaction, and raises Unavailable where the database fails."""
+    """The rows of hosts and homes. Every call is one transaction, `beat` two, and raises Unavailable where the
+    database fails."""
 
     async def join(self, host: Host, lease_seconds: float) -> View:
         """Begin to exist as this host, whose id was never used, and `beat` for the first time. From now on commits are

@@ -56,7 +56,7 @@ _RENEW = (
 )
 _DECLARE = update(hosts).where(~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us < database_time())
 _FORGET = delete(hosts).where(hosts.c.dead, hosts.c.heartbeat_at + _FORGOTTEN_US < database_time())
-_LEADER = select(leader.c.host_id).with_for_update()
+_LEADER = select(leader.c.host_id)
 
 
 def _homeless(session_key: Any) -> Any:
@@ -93,15 +93,17 @@ class HomeRows:
             values = {"id": host.id, "url": host.url, "lease_us": lease_us, "dead": False}
             times = {"started_at": database_time(), "heartbeat_at": database_time()}
             connection.execute(insert(hosts).values(values | times))
-            return _beat(connection, host)
+            return _look(connection, host)
 
         view = await self._database.write(job)
         self._fence.host_id = host.id
         return view
 
     async def beat(self, host: Host) -> View:
+        # Apart: a transaction that changes one host's row and looks at all would be in the way of those of all others.
         # A heartbeat that a power cut undoes went together with the host.
-        return await self._database.write_unsynced(_beat, host)
+        await self._database.write_unsynced(_renew, host)
+        return await self._database.write_unsynced(_look, host)
 
     async def leave(self, host_id: str) -> None:
         def job(connection: Connection) -> None:
@@ -176,13 +178,19 @@ def check_home(connection: Connection, session_key: int, *, goes_on: bool = Fals
         raise SessionMoved("This session is at home at another host by now.")
 
 
-def _beat(connection: Connection, host: Host) -> View:
-    """See HomeStore.beat."""
+def _renew(connection: Connection, host: Host) -> None:
+    """Renew the lease and note the URL. Raises HostLost."""
     if not connection.execute(_RENEW, {"host": host.id, "new_url": host.url}).rowcount:
         raise HostLost("This host was declared dead by the others of its cluster.")
+
+
+def _look(connection: Connection, host: Host) -> View:
+    """Declare dead the hosts whose leases are over, and take the lead if nobody alive has it; see HomeStore.beat."""
     declared = connection.execute(_DECLARE.values(dead=True)).rowcount
     connection.execute(_FORGET)
     alive: Mapping[str, Host] = {row.id: Host(row.id, row.url) for row in connection.execute(_ALIVE)}
+    if host.id not in alive:  # it was paused since it renewed its lease
+        raise HostLost("This host was declared dead by the others of its cluster.")
     leading = connection.execute(_LEADER).scalar_one_or_none()
     if leading is None:
         insert_if_absent(connection, leader, {"only": 1, "host_id": host.id})
