@@ -246,6 +246,22 @@ for line in sys.stdin.buffer:
     assert len(lab.contents()["mapped"]) == mmap.PAGESIZE
 
 
+@pytest.mark.parametrize(("file", "consistent"), [("../elsewhere", True), ("within", False)])
+def test_looks_agree_unless_a_file_among_them_is_mapped(lab: MomentLab, file: str, consistent: bool) -> None:
+    """Without standing still. The C library maps files of its own, too, as for character sets."""
+    code = (
+        "import mmap; f = open(input(), 'wb+'); f.truncate(4096); m = mmap.mmap(f.fileno(), 0); print(flush=1); input()"
+    )
+    lab.live.can_freeze = False
+    process = lab.live.start(code)
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(f"{file}\n".encode())
+    process.stdin.flush()
+    process.stdout.readline()
+    assert lab.moment().consistent == consistent
+
+
 def test_a_file_that_stays_open_is_looked_at_each_time(lab: MomentLab) -> None:
     code = """
 import sys

@@ -20,6 +20,7 @@ _DELETED_MAP = re.compile(
 )
 _SHARED_MAP = re.compile(rb"^\S+ ...s \S+ \S+ ([1-9]\d*) ", re.MULTILINE)
 _IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
+_INODE = re.compile(rb"^ino:\s+(\d+)", re.MULTILINE)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -94,8 +95,8 @@ def _has_in_flight(pid: int, name: str) -> bool:
 
 def held(pids: Iterable[int], device: int) -> HeldFiles | None:
     """The files on `device` that these processes have open, and those that they have mapped to share; of the latter
-    also ones of other devices, since file systems don't agree with themselves about what their device is. None where
-    not all of it may be seen."""
+    also ones of other devices, since file systems don't agree with themselves about what their device is, and of the
+    former where an ordinary user's supervisor has them. None where not all of it may be seen."""
     is_open, in_flight = set[int](), False
     pids = list(pids)
     for pid in pids:
@@ -110,10 +111,37 @@ def held(pids: Iterable[int], device: int) -> HeldFiles | None:
                             in_flight = _has_in_flight(pid, entry.name)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
+        except PermissionError:
+            # The supervisors can't be dumped, so this directory is root's; what is said of each descriptor isn't.
+            told = _told(pid)
+            if told is None:
+                return None
+            is_open |= told[0]
+            in_flight = in_flight or told[1]
         except OSError:
             return None
     in_maps = mapped(pids)
     return None if in_maps is None else HeldFiles(frozenset(is_open), in_maps, in_flight)
+
+
+def _told(pid: int) -> tuple[set[int], bool] | None:
+    """The inodes, of any device, that a process has open by what proc(5) tells of its descriptors, and whether
+    descriptors lie in a queue of a socket; None where that isn't told (before Linux 5.14)."""
+    inodes, in_flight = set[int](), False
+    try:
+        for name in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                text = Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()
+                inode = _INODE.search(text)
+                if inode is None:
+                    return None
+                inodes.add(int(inode[1]))
+                in_flight = in_flight or _IN_FLIGHT.search(text) is not None
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended
+    except OSError:
+        return None
+    return inodes, in_flight
 
 
 def mapped(pids: Iterable[int]) -> frozenset[int] | None:

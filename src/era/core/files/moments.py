@@ -244,7 +244,8 @@ class Moments:
                 settled = all(file.settled for file in _unstored(tree))
                 aside.put_tree(root, tree, still=False)
                 again = Scan(bounds, packages=packages, changing=True)
-                agrees = _agree(tree, again.full(root, None)) and settled and held is not None and not held.mapped
+                is_seen = held is not None and not _names_of(tree, mapped)
+                agrees = _agree(tree, again.full(root, None)) and settled and is_seen
             missed = scan.missed or aside.missed or again.missed
             return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
 
