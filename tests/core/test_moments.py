@@ -338,3 +338,34 @@ def test_everything_stands_still_for_what_changed_only(lab: MomentLab) -> None:
         lab.moment()
     assert lab.contents()["d1/f1"] == b"changed"
     assert len(looked) < 50, "the rest isn't even looked at"
+
+
+def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> None:
+    (lab.live.workspace / "a" / "b").mkdir(parents=True)
+    os.symlink("a", lab.live.workspace / "link")
+    write(lab, "a/b/file", b"content")
+    lab.moment()
+    time.sleep(SETTLE)
+    lab.moment()  # now it is settled
+
+    @asynccontextmanager
+    async def never() -> AsyncIterator[bool]:
+        raise AssertionError("it was to stand still")
+        yield False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab.live, "frozen", never)
+        before = lab.last
+        assert lab.moment() == Moment(before, consistent=True)
+        for path, changed in (("a", "a/b"), (".", "a"), (".", "link")):
+            # There and back again, so that nothing tells it but the times.
+            os.rename(lab.live.workspace / changed, lab.live.workspace / path / "away")
+            os.rename(lab.live.workspace / path / "away", lab.live.workspace / changed)
+            with pytest.raises(AssertionError, match="stand still"):
+                lab.moment()
+            lab.last = before
+            patch.undo()
+            lab.moment()
+            time.sleep(SETTLE)
+            patch.setattr(lab.live, "frozen", never)
+            assert lab.moment() == Moment(before, consistent=True)

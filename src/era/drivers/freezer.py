@@ -13,6 +13,10 @@ _SECONDS = 0.25
 """Within which everything must have come to a stand. What can't be stopped at once is a process in a system call that
 no signal interrupts, such as one that waits for a slow disk, or for our answer about a connect."""
 
+_LOOKS_AT_ONCE = 4
+"""Where a processor is free, everything stands still within a tenth of a millisecond. A sleep of the event loop takes a
+whole one at least."""
+
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 0.004
 """Seconds between two looks at whether it stands still: each time half as much again. On a busy machine processes take
 tens of milliseconds to be stopped, and more looks would only take processor time from them."""
@@ -52,6 +56,10 @@ class Freezer:
         deadline, pause = time.monotonic() + _SECONDS, _FIRST_LOOK
         try:
             group.set_frozen(frozen=True)
+            for _ in range(_LOOKS_AT_ONCE):
+                if group.is_frozen():
+                    return True
+                await asyncio.sleep(0)
             while not group.is_frozen():
                 if time.monotonic() > deadline:
                     self.thaw()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import select
 import signal
 import stat
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,8 +22,12 @@ _DELETED_MAP = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.MULTILINE
 )
 _SHARED_MAP = re.compile(rb"^\S+ ...s \S+ \S+ ([1-9]\d*) ", re.MULTILINE)
+_PROCMAP_QUERY = 0xC0686611
+_QUERY = struct.Struct("=9Q4I2Q")  # struct procmap_query of linux/fs.h; its fields 0 to 8 are the ones used here
+_NEXT_SHARED_FILE = 0x10 | 0x08 | 0x20  # the map at an address or the next one, of those that are shared and of a file
 _IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
 _INODE = re.compile(rb"^ino:\s+(\d+)", re.MULTILINE)
+_FDINFO_BYTES = 1 << 12  # more than is said of any socket
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -90,7 +97,40 @@ def have_in_flight(pids: Iterable[int]) -> bool:
 
 def _has_in_flight(pid: int, name: str) -> bool:
     """Whether descriptors lie in the queue of a socket. Raises OSError where it was closed meanwhile."""
-    return _IN_FLIGHT.search(Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()) is not None
+    fd = os.open(f"/proc/{pid}/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _IN_FLIGHT.search(os.read(fd, _FDINFO_BYTES)) is not None
+    finally:
+        os.close(fd)
+
+
+def _shared(pid: int) -> Iterable[int]:
+    """The files, of any device, that a process has mapped to share, by inode. Raises OSError."""
+    fd = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _asked_for_shared(fd)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        with os.fdopen(os.dup(fd), "rb") as file:  # before Linux 6.11
+            return map(int, _SHARED_MAP.findall(file.read()))
+    finally:
+        os.close(fd)
+
+
+def _asked_for_shared(fd: int) -> list[int]:
+    """The same, by asking for one map after the other: there are few, and the kernel needn't write down all others."""
+    inodes, address = list[int](), 0
+    while True:
+        query = bytearray(_QUERY.pack(_QUERY.size, _NEXT_SHARED_FILE, address, *(0,) * 12))
+        try:
+            fcntl.ioctl(fd, _PROCMAP_QUERY, query)
+        except FileNotFoundError:
+            return inodes
+        found = _QUERY.unpack(query)
+        address = found[4]
+        if found[8]:
+            inodes.append(found[8])
 
 
 def held(pids: Iterable[int], device: int) -> HeldFiles | None:
@@ -150,7 +190,7 @@ def mapped(pids: Iterable[int]) -> frozenset[int] | None:
     found = set[int]()
     for pid in pids:
         try:
-            found.update(map(int, _SHARED_MAP.findall(Path(f"/proc/{pid}/maps").read_bytes())))
+            found.update(_shared(pid))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         except OSError:

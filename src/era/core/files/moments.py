@@ -3,6 +3,9 @@
 Theory of operation
 ===================
 
+*Nothing has changed.* That is what most looks find, and a small tree needn't stand still for it: a scan tells whether
+the tree was what is known already when the scan began (`Scan.was_still`).
+
 *Standing still.* Where the sandbox can be frozen, everything in it stands still while the directory is scanned and what
 has changed is put aside (aside.py): that takes milliseconds, since most of the tree is known from the time before, and
 copies share blocks with the files where the file system can do that. Then everything goes on, while what was put aside
@@ -34,7 +37,7 @@ from era.core.files.aside import Aside
 from era.core.files.memory import Memory
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
-from era.core.files.trees import BlobBatch, CountingBatch, FullScanNeeded, Scan, SnapshotRefused, Tree
+from era.core.files.trees import BlobBatch, CountingBatch, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
@@ -95,6 +98,8 @@ class Moments:
 
     async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None) -> Moment:
         memory = self._snapshots.memory_of(sandbox, previous)
+        if memory is not None and self._is_unchanged(sandbox, memory):
+            return Moment(previous, consistent=True)
         is_known = memory is not None and (
             memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE or not sandbox.opens_on_host
         )
@@ -111,6 +116,23 @@ class Moments:
             )
         self._snapshots.remember(sandbox.id, updated)
         return Moment(updated.snapshot, consistent)
+
+    def _is_unchanged(self, sandbox: Sandbox, memory: Memory) -> bool:
+        """Whether a small tree that is known is still what it was at some moment from now on. What a process had mapped
+        when it was looked at last isn't settled, and so counts as changed; what it has mapped since has another time
+        once it is written to. Raises SnapshotRefused, OSError."""
+        if memory.watch is not None or memory.held is None or memory.tree.totals.entries > SMALL_TREE:
+            return False
+        scan = Scan(
+            limits.bounds(sandbox.limits), small=SMALL_TREE, packages=sandbox.may_have_packages(), changing=True
+        )
+        try:
+            with trees.opened_root(sandbox.workspace) as root:
+                tree = scan.full(root, memory.tree)
+        except TreeNotSmall:
+            return False
+        is_known = tree.digest is not None or (tree.is_empty and memory.snapshot.root is None)
+        return is_known and scan.was_still
 
     async def _frozen_look(
         self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack, *, is_warm: bool

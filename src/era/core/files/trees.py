@@ -275,6 +275,15 @@ class Scan:
         self._is_rescan = False
         self._entries = self._total_bytes = 0
         self._started = time.time_ns()
+        self._newest_ns = 0
+        """The newest ctime of directories below the root and of links, as it was behind each one's scan."""
+
+    @property
+    def was_still(self) -> bool:
+        """Whether the tree of a `small` scan, as far as it is what was known before, is that of the moment at which the
+        scan began, though something may be going on. The root is listed by one call. What was renamed since, or had
+        entries added or removed, has a new ctime; so has a file, which isn't what was known then."""
+        return self._small is not None and not self.missed and self._newest_ns < self._started - _TICK_NS
 
     def full(self, root: int, known: Tree | None) -> Tree:
         """Scan the whole directory open as `root`. In the result, unchanged files and trees of `known` have digests.
@@ -325,6 +334,8 @@ class Scan:
                 self._overlook(error)
         if self._packages and not path:
             _drop_empty_packages(tree)
+        if path:
+            self._newest_ns = max(self._newest_ns, os.fstat(fd).st_ctime_ns)
         tree.update_totals()
         if known is not None and known.digest is not None and tree.matches(known):
             tree.digest = known.digest
@@ -400,6 +411,7 @@ class Scan:
                 raise FullScanNeeded
         elif kind == stat.S_IFLNK:
             tree.links[name] = Link(portable(os.readlink(name, dir_fd=fd)), status.st_mtime_ns)
+            self._newest_ns = max(self._newest_ns, status.st_ctime_ns)
         else:
             tree.others.add(name)
 

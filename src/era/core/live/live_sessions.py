@@ -58,6 +58,9 @@ _PATIENCE = 30.0
 _TRY_SECONDS = 0.2
 """How long it waits for the turn before it looks whether there is a run that it can join by now."""
 
+_AFTER_END_SECONDS = 0.05
+"""Between the end of a process and the checkpoint made for it."""
+
 _STOPPED = "The session was stopped."
 _FAILED = "The session's sandbox failed."
 
@@ -339,6 +342,9 @@ class LiveSessions:
                 occasion = "time"
                 if not live.is_changed and live.is_idle:
                     continue
+            if occasion == "process_ended":
+                # Whoever waits for it has its end first, and those that end one behind the other share a checkpoint.
+                await asyncio.sleep(_AFTER_END_SECONDS)
             live.wants_checkpoint.clear()
             live.is_changed = False
             if not live.is_open:
