@@ -25,7 +25,7 @@ from era.core.live.file_helper import PIECE, FileHelper, entry_of, gone, number_
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
-from era.core.models import OwnedId, Snapshot
+from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
 from era.errors import BadRequest, NotFound, SessionLive, Unavailable
 
@@ -165,7 +165,7 @@ class CurrentFiles:
             async def stored_put() -> int:
                 return await self._files.put_received(session, path, upload, condition, mode=mode, patience=patience)
 
-            return upload, await self._change(session_id, patience, live_put, stored_put, key=session.key)
+            return upload, await self._change(session_id, patience, live_put, stored_put, session)
 
     async def delete(
         self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition, patience: float = PATIENCE
@@ -286,12 +286,15 @@ class CurrentFiles:
         patience: float,
         live_job: Callable[[LiveSession, FileHelper], Awaitable[T]],
         stored_job: Callable[[], Awaitable[T]],
-        key: int | None = None,
+        session: Session | None = None,
     ) -> T:
         """Change the tree of a live session in its turn, or else the version in force. It may become live, or be put
-        away, while this waits. With `key`, it must be the very session that had this key."""
+        away, while this waits. Given a `session`, as it was a moment ago, it must be that very one: both jobs see to
+        that by its key."""
+        key = None if session is None else session.key
         for left in reversed(range(_ATTEMPTS)):
-            session = keeping_files(await self._store.session(session_id))
+            if session is None:
+                session = keeping_files(await self._store.session(session_id))
             if key is not None and session.key != key:
                 raise NotFound(f"Session '{session_id}' was deleted meanwhile.")
             await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
@@ -307,6 +310,7 @@ class CurrentFiles:
                 if not left:
                     raise Unavailable("The session became live or was put away all the time.") from error
                 await asyncio.sleep(_PAUSE)
+                session = None
         raise AssertionError("the last attempt returns or raises")
 
     async def _helper(self, live: LiveSession) -> FileHelper:
