@@ -24,7 +24,8 @@ def test_shared_maps_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             maps.append(mmap.mmap(file.fileno(), 0, flags=flags))
             inodes.append(os.fstat(file.fileno()).st_ino)
     found = processes.mapped([os.getpid(), 1 << 22])  # the other one has ended
-    assert found is not None and found & set(inodes) == set(inodes[:2])
+    assert found is not None
+    assert found & set(inodes) == set(inodes[:2])
     for each in maps:
         each.close()
     assert not (processes.mapped([os.getpid()]) or set()) & set(inodes)

@@ -118,9 +118,9 @@ class Moments:
         return Moment(updated.snapshot, consistent)
 
     def _is_unchanged(self, sandbox: Sandbox, memory: Memory) -> bool:
-        """Whether a small tree that is known is still what it was at some moment from now on. What a process had mapped
-        when it was looked at last isn't settled, and so counts as changed; what it has mapped since has another time
-        once it is written to. Raises SnapshotRefused, OSError."""
+        """Whether a small tree that is known is still what it was, at this moment. What a process had mapped at the
+        last look isn't settled, and so counts as changed; what it has mapped since has another time once it is written
+        to, on the file systems that are asked for. Raises SnapshotRefused, OSError."""
         if memory.watch is not None or memory.held is None or memory.tree.totals.entries > SMALL_TREE:
             return False
         scan = Scan(
@@ -128,6 +128,8 @@ class Moments:
         )
         try:
             with trees.opened_root(sandbox.workspace) as root:
+                if not trees.times_tell_of_maps(root):
+                    return False
                 tree = scan.full(root, memory.tree)
         except TreeNotSmall:
             return False
