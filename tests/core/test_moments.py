@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -352,10 +353,8 @@ def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> 
     time.sleep(SETTLE)
     lab.moment()  # now it is settled
 
-    @asynccontextmanager
-    async def never() -> AsyncIterator[bool]:
+    def never() -> NoReturn:
         raise AssertionError("it was to stand still")
-        yield False
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab.live, "frozen", never)
