@@ -18,6 +18,7 @@ from typing import NoReturn
 import pytest
 
 from era.core.files import trees
+from era.core.files.file_systems import times_tell_of_maps
 from era.core.files.moments import Moment, Moments
 from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
@@ -344,7 +345,7 @@ def test_everything_stands_still_for_what_changed_only(lab: MomentLab) -> None:
 
 def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> None:
     with trees.opened_root(lab.live.workspace) as root:
-        if not trees.times_tell_of_maps(root):
+        if not times_tell_of_maps(root):
             pytest.skip("the temporary directory is on a file system where everything stands still each time")
     (lab.live.workspace / "a" / "b").mkdir(parents=True)
     os.symlink("a", lab.live.workspace / "link")

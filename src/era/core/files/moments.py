@@ -34,6 +34,7 @@ from pathlib import Path
 from era.core import limits
 from era.core.files import trees
 from era.core.files.aside import Aside
+from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
 from era.core.files.memory import Memory
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
@@ -128,7 +129,7 @@ class Moments:
         )
         try:
             with trees.opened_root(sandbox.workspace) as root:
-                if not trees.times_tell_of_maps(root):
+                if not times_tell_of_maps(root):
                     return False
                 tree = scan.full(root, memory.tree)
         except TreeNotSmall:
@@ -217,7 +218,7 @@ class Moments:
             ).full(root, known)
 
         tree = scan(watch)
-        if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
+        if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
             watch = self._snapshots.new_watch(tree)
             tree = scan(watch) if watch is not None else tree
         return tree, watch

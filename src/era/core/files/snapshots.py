@@ -40,6 +40,7 @@ from era.core.files import edits, restoring, trees
 from era.core.files.artifacts import list_artifacts
 from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
+from era.core.files.file_systems import is_tmpfs
 from era.core.files.memory import Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
@@ -427,7 +428,7 @@ class Snapshots:
                     watch.close()
                     watch = None
                 tree = Scan(bounds, small=small, packages=packages).full(root, known)
-                if tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not trees.is_tmpfs(root):
+                if tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
                     watch = self.new_watch(tree)
                     tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
