@@ -176,7 +176,8 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
         settings.blobs,
         directory / "blob-cache",
         cache_bytes=settings.blob_cache_mb << 20,
-        owner=installation(directory / "store-id"),
+        owner=installation(shared_directory(settings) / "store-id"),
+        is_shared=settings.shared_dir is not None,
     )
 
 
@@ -202,8 +203,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
         notes = Notes(metrics.note, logs.write, traces.note)
         note = notes.note
-        blobs = blob_store(settings)
         with alone(settings):
+            blobs = blob_store(settings)
             store = await open_store(settings)
             await asyncio.to_thread(blobs.open)
         homes = await cluster_homes(settings, store)
@@ -487,10 +488,11 @@ async def stored_bytes(store: SqlStore, storage: Storage) -> Mapping[str, tuple[
 
 
 async def collect(settings: Settings) -> int:
-    """Remove what nothing needs any more from the data directory of a stopped service; how many blobs. Raises Conflict
-    where a service uses it, Unavailable, OSError."""
-    directory = settings.data_dir.resolve()
-    with exclusive(directory):
+    """Remove what nothing needs any more from the data directory of a stopped service, or from what the hosts of a
+    stopped cluster share; how many blobs. Raises Conflict where a service uses it, Unavailable, OSError."""
+    directory, shared = settings.data_dir.resolve(), shared_directory(settings)
+    settings = settings.model_copy(update={"data_dir": shared, "shared_dir": None})
+    with exclusive(shared):
         store = await open_store(settings)
         blobs = blob_store(settings)
         await asyncio.to_thread(blobs.open)

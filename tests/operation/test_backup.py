@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from era.errors import BadRequest, Conflict, NotFound
+from era.errors import BadRequest, Conflict, NotFound, Unavailable
 from era.operation import contents
 from era.operation.backup import back_up, restore
 from era.operation.check import check
@@ -122,7 +122,15 @@ def test_a_damaged_backup_is_named_file_by_file(kept: Kept, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("SHA256SUMS", b""), ("SHA256SUMS", None), ("backup.json", b"{"), ("backup.json", None), ("era.sqlite", None)],
+    [
+        ("SHA256SUMS", b""),
+        ("SHA256SUMS", None),
+        ("backup.json", b"{"),
+        ("backup.json", b"[" * 200_000),
+        ("backup.json", b'{"format": 1}'),
+        ("backup.json", None),
+        ("era.sqlite", None),
+    ],
 )
 def test_a_backup_without_its_lists_is_refused(kept: Kept, tmp_path: Path, file: str, content: bytes | None) -> None:
     backup = copied(kept[1], tmp_path / "backup")
@@ -132,7 +140,36 @@ def test_a_backup_without_its_lists_is_refused(kept: Kept, tmp_path: Path, file:
     assert [path.name for path in tmp_path.iterdir()] == ["backup"]
 
 
-@pytest.mark.parametrize("path", ["../evil", "/tmp/evil", "blobs/../../evil", "storage/sql/../x.sqlite", "lock"])
+def test_a_list_that_is_hostile_itself_is_refused(kept: Kept, tmp_path: Path) -> None:
+    backup = copied(kept[1], tmp_path / "backup")
+    about = json.loads((backup / "backup.json").read_text())
+    others: list[dict[str, object]] = [
+        {"problems": {"blobs/\x1b[2J": "is missing"}},
+        {"problems": []},
+        {"blobs": "x"},
+        {"files": "many"},
+    ]
+    for other in others:
+        replace(backup / "backup.json", json.dumps({**about, **other}).encode())
+        with pytest.raises(BadRequest, match=r"backup\.json says what no backup says"):
+            restored(backup, tmp_path / "data")
+    replace(backup / "backup.json", json.dumps(about).encode())
+    for make in (lambda file: file.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir):
+        (backup / "SHA256SUMS").unlink()
+        make(backup / "SHA256SUMS")
+        with pytest.raises(BadRequest, match="SHA256SUMS isn't a file"):
+            restored(backup, tmp_path / "data")
+    (backup / "SHA256SUMS").rmdir()
+    with (backup / "SHA256SUMS").open("wb") as long:
+        long.truncate(1 << 40)
+    with pytest.raises(BadRequest, match="SHA256SUMS is too long"):
+        restored(backup, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../evil", "/tmp/evil", "blobs/../../evil", "storage/sql/../x.sqlite", "storage/sql/a/\x1b[2J.sqlite", "lock"],
+)
 def test_a_hostile_backup_gets_nowhere_else(kept: Kept, tmp_path: Path, path: str) -> None:
     backup = copied(kept[1], tmp_path / "backup")
     sums = (backup / "SHA256SUMS").read_bytes() + f"{'0' * 64}  {path}\n".encode()
@@ -183,6 +220,31 @@ def test_a_killed_command_leaves_nothing_at_the_place(kept: Kept, tmp_path: Path
     for place in places:
         assert not place.with_name(f".{place.name}.partial").exists()
     assert check(ServerData(places[1]), quiet).problems == []
+
+
+def test_a_backup_gets_into_nobody_elses_directory(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".b.partial").mkdir(0o777)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(Conflict, match="another user's"):
+        back_up(ServerData(kept[0]), tmp_path / "b", quiet)
+    monkeypatch.undo()
+    (tmp_path / ".b.partial").chmod(0o777)
+    back_up(ServerData(kept[0]), tmp_path / "b", quiet)
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_no_database_any_more_is_said(kept: Kept, tmp_path: Path) -> None:
+    data = restored(kept[1], tmp_path / "data").directory
+    broken = data / "storage" / "sql" / "default" / "broken.sqlite"
+    broken.write_bytes(b"no database" * 1000)
+    made = back_up(ServerData(data), tmp_path / "backup", quiet)
+    assert set(made.problems) == {"storage/sql/default/broken.sqlite"}
+    assert (tmp_path / "backup" / "storage" / "sql" / "default" / "shop.sqlite").is_file()
+    assert check(restored(tmp_path / "backup", tmp_path / "again"), quiet).problems == []
+
+    (data / "era.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(Unavailable, match="not a database"):
+        check(ServerData(data), quiet)
 
 
 def test_nothing_is_swept_while_a_backup_reads(tmp_path: Path) -> None:

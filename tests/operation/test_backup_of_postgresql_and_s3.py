@@ -3,8 +3,10 @@ either kind of place."""
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import obstore
@@ -15,6 +17,8 @@ from era.operation.backup import back_up, restore
 from era.operation.check import check
 from era.operation.server_data import ServerData
 from era.operation.server_data import bucket as opened_bucket
+from era.store.s3_blobs import S3Blobs
+from era.store.s3_client import Patience
 from tests.client.command import era
 from tests.conftest import Server
 from tests.operation.test_migrate import rows_of
@@ -50,6 +54,10 @@ class Backed:
         """Another database and another prefix, both empty."""
         database = self.postgres.url(self.postgres.make_database(empty=True))
         return ServerData(directory, database, self.s3.url("backed", directory.parent.name))
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,9 @@ def test_it_is_restored_to_another_database_and_bucket_and_is_the_same(backed: B
     assert check(target, quiet).problems == []
 
 
-def test_a_damaged_backup_leaves_no_row_and_no_object(backed: Backed, tmp_path: Path) -> None:
+def test_a_restore_that_fails_leaves_no_row_and_no_object(
+    backed: Backed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = shutil.copytree(backed.backup, tmp_path / "backup")
     first = next((copy / "blobs").glob("*/*"))
     first.write_bytes(b"other")
@@ -113,11 +123,21 @@ def test_a_damaged_backup_leaves_no_row_and_no_object(backed: Backed, tmp_path: 
     assert not target.directory.exists()
     assert backed.s3.names("backed", tmp_path.name) == []
     shutil.copy(backed.backup / "blobs" / first.parent.name / first.name, first)
+    with monkeypatch.context() as full:
+        full.setattr("era.operation.placing.sync_file_system", no_space)  # the rows are committed by then
+        with pytest.raises(OSError, match="No space"):
+            restore(copy, target, quiet)
+    assert not target.directory.exists()
+    assert backed.s3.names("backed", tmp_path.name) == []
     restore(copy, target, quiet)
     assert check(target, quiet).problems == []
 
 
-def test_what_is_wrong_in_a_bucket_is_named_put_aside_and_brought_back(backed: Backed, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_bucket_is_named_put_aside_and_brought_back(
+    backed: Backed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is damaged is fetched again, with pauses of seconds.
+    monkeypatch.setattr("era.operation.server_data.S3Blobs", partial(S3Blobs, patience=Patience(pause=0.02)))
     target = backed.elsewhere(tmp_path / "data")
     restore(backed.backup, target, quiet)
     missing, other, *_ = sorted(file.name for file in (backed.backup / "blobs").glob("*/*"))

@@ -39,11 +39,12 @@ def make(s3: S3, bucket: str, tmp_path: Path) -> Iterator[Make]:
         *,
         cache_bytes: int = 16 << 20,
         owner: str = "tests",
+        is_shared: bool = False,
         patience: Patience = HASTY,
     ) -> S3Blobs:
         cache = tmp_path / f"cache{len(made)}"
         url = s3.url(bucket, endpoint=endpoint)
-        store = S3Blobs(url, cache, cache_bytes=cache_bytes, owner=owner, patience=patience)
+        store = S3Blobs(url, cache, cache_bytes=cache_bytes, owner=owner, is_shared=is_shared, patience=patience)
         made.append(store)
         store.open()
         return store
@@ -99,6 +100,26 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     assert len(ids) == 1
     assert ids != {installation(tmp_path / "other-id")}
     assert all(len(each) == 32 for each in ids)
+
+
+def test_hosts_of_a_cluster_remove_nothing(make: Make) -> None:
+    with pytest.raises(BlockingIOError, match="era gc"):
+        make(is_shared=True).sweep(set(), time.time() + 3600)
+
+
+def test_parts_alone_are_no_content(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era.store.s3_blobs.PART", 1 << 16)
+    large = bytes(range(256)) * 1000
+    store = make()
+    with store.batch() as batch, (tmp_path / "large").open("w+b", buffering=0) as file:
+        file.write(large)
+        file.seek(0)
+        digest = batch.put_file(file.fileno(), len(large))
+    assert store.sizes()[digest] > len(large)
+    store.take_out(digest, tmp_path / "aside")
+    assert digest not in store.sizes()
+    with pytest.raises(FileNotFoundError):
+        store.take_out(digest, tmp_path / "aside")
 
 
 def test_a_server_that_cannot_be_used_is_an_error_at_open(

@@ -204,8 +204,9 @@ def gc(named: Any) -> int:
         from era.settings import Settings
     directory = _data_dir(named)
     settings = Settings(data_dir=directory)
-    if not (directory / "era.sqlite").is_file() and settings.database_url is None:
-        raise Failure(f"There is no data directory {directory}.\n     --data-dir names the server's ERA_DATA_DIR.")
+    kept = settings.shared_dir or directory
+    if not kept.is_dir() or (not (kept / "era.sqlite").is_file() and settings.database_url is None):
+        raise Failure(f"There is no data directory {kept}.\n     --data-dir names the server's ERA_DATA_DIR.")
     with _failing():
         removed = asyncio.run(collect(settings))
     if named.json:

@@ -46,7 +46,13 @@ SUMS = "SHA256SUMS"
 ABOUT = "backup.json"
 FORMAT = 1
 _BUSY_SECONDS = 60.0
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
 _MOST_NAMED = 20
+_MOST_BYTES = 1 << 30
+"""Of a list that is read into memory: ten million files."""
+
+_SAID = {"made_at": str, "files": int, "bytes": int, "blobs": str, "problems": dict, "sums": str}
+"""What a backup says of itself, besides its format."""
 
 type Progress = Callable[[int], Advance]
 """Begins to show progress, of so many bytes in all."""
@@ -54,7 +60,8 @@ type Progress = Callable[[int], Advance]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A backup that was made. `problems` are blobs that the data directory itself lacks, or has damaged, by path."""
+    """A backup that was made. `problems` are blobs and programs' SQL databases that the data directory itself lacks, or
+    has damaged, by path."""
 
     made_at: str
     files: int
@@ -89,10 +96,9 @@ def back_up(server: ServerData, target: Path, progress: Progress, *, without_con
             # Restored content gets a place, and an id, of its own.
             if (directory / name).exists() and (leaves_out or name != STORE_ID):
                 sums[name], _ = contents.copy(directory / name, draft / name)
-        for path in contents.databases(directory):
-            if copy_database(directory / path, draft / path):
-                sums[path] = contents.digest_of(draft / path)
-        problems = {} if content is None else _copy_blobs(content, draft, sums, progress)
+        problems = _copy_databases(directory, draft, sums)
+        if content is not None:
+            problems |= _copy_blobs(content, draft, sums, progress)
         size = contents.sizes(draft, sums)
         lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
         _write(draft / SUMS, lines)
@@ -159,6 +165,21 @@ def copy_rows(source: Path, target: Path) -> None:
     target.chmod(0o600)
 
 
+def _copy_databases(directory: Path, draft: Path, sums: dict[str, str]) -> dict[str, str]:
+    """Copy programs' SQL databases, and note the digest of each; what is wrong with them, by path."""
+    problems: dict[str, str] = {}
+    for path in contents.databases(directory):
+        try:
+            if copy_database(directory / path, draft / path):
+                sums[path] = contents.digest_of(draft / path)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                raise
+            (draft / path).unlink(missing_ok=True)
+            problems[path] = f"can't be read: {error}"
+    return problems
+
+
 def copy_database(source: Path, target: Path) -> bool:
     """Copy a program's SQL database as of one moment; False where it has been dropped meanwhile.
 
@@ -189,21 +210,23 @@ def read_about(backup: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a backup says of itself, and the digests of its files by path. Raises BadRequest for what is no backup or
     can't be believed."""
     try:
-        about = json.loads((backup / ABOUT).read_bytes())
+        about = json.loads(_listed(backup, ABOUT))
     except FileNotFoundError:
         raise BadRequest(f"{backup} is no backup: it has no {ABOUT}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise damaged(backup, {ABOUT: "isn't JSON"}) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise BadRequest(f"{backup} is no backup that this version of ERA can read.")
+    if not _says_what_backups_say(about):
+        raise damaged(backup, {ABOUT: "says what no backup says"})
     try:
-        lines = (backup / SUMS).read_bytes()
+        lines = _listed(backup, SUMS)
     except FileNotFoundError:
         raise damaged(backup, {SUMS: "is missing"}) from None
     sums: dict[str, str] = {}
-    if hashlib.sha256(lines).hexdigest() != about.get("sums"):
+    if hashlib.sha256(lines).hexdigest() != about["sums"]:
         raise damaged(backup, {SUMS: f"has another digest than {ABOUT} says"})
-    for line in lines.decode().splitlines():
+    for line in lines.decode(errors="replace").splitlines():
         digest, _, path = line.partition("  ")
         if not contents.DIGEST.fullmatch(digest) or not _may_be(path):
             raise damaged(backup, {SUMS: "names what no backup has"})
@@ -211,12 +234,31 @@ def read_about(backup: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return about, sums
 
 
+def _listed(backup: Path, name: str) -> bytes:
+    """One of a backup's two lists. Raises FileNotFoundError, BadRequest for what is no file or too long to be one."""
+    file = backup / name
+    size = file.lstat().st_size
+    if file.is_symlink() or not file.is_file():
+        raise damaged(backup, {name: "isn't a file"})
+    if size > _MOST_BYTES:
+        raise damaged(backup, {name: "is too long"})
+    return file.read_bytes()
+
+
+def _says_what_backups_say(about: dict[str, Any]) -> bool:
+    """Whether all is there, of the right kind, and can be shown on a terminal."""
+    if not all(isinstance(about.get(name), kind) for name, kind in _SAID.items()):
+        return False
+    said = [about["made_at"], *about["problems"], *about["problems"].values()]
+    return about["blobs"] in ("here", "s3") and all(isinstance(each, str) and each.isprintable() for each in said)
+
+
 def _may_be(path: str) -> bool:
     """Whether a backup may have a file of this path. Nothing that is restored gets elsewhere."""
     parts = path.split("/")
     if path == contents.DATABASE or path in contents.KEYS:
         return True
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+    if any(part in ("", ".", "..") or not part.isprintable() for part in parts):
         return False
     if parts[0] == "blobs":
         return len(parts) == 3 and bool(contents.DIGEST.fullmatch(parts[2])) and parts[1] == parts[2][:2]
@@ -247,6 +289,7 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, A
         if server.database_url is not None:
             _fill(server.database_url, draft)
             undone.push(partial(_undo_rows, server.database_url))
+            (draft / contents.DATABASE).unlink()
     return about
 
 
@@ -279,17 +322,16 @@ def _upload(blobs: S3Blobs, draft: Path) -> None:
 
 
 def _fill(database_url: str, draft: Path) -> None:
-    """Move the rows of a draft into a database of PostgreSQL."""
+    """Copy the rows of a draft into a database of PostgreSQL. Whatever else can fail comes before its commit."""
     database = draft / contents.DATABASE
     engine = create_engine(f"sqlite:///{database}", hide_parameters=True)
     try:
         upgrade(engine)  # a backup may be older than this
     finally:
         engine.dispose()
+    place.note(draft, database_url)
     with reading(f"sqlite:///{database}") as found, rows.filling(database_url) as connection:
         rows.copy(found, connection)
-    database.unlink()
-    place.note(draft, database_url)
 
 
 def _undo_rows(database_url: str, kind: type[BaseException] | None, *_: object) -> None:

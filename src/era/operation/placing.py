@@ -33,15 +33,22 @@ def placing(place: Path) -> Iterator[Path]:
     """A directory to fill, which gets to `place` when the block ends; nothing of it is left if the block raises.
 
     What a killed process left of an earlier attempt is removed first. Raises Conflict where there is something at
-    `place` already, or another process is about to place something there; OSError.
+    `place` already, or another process or user is about to place something there; OSError.
     """
     place = place.absolute()
     check_free(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.partial")
-    draft.mkdir(mode=0o700, exist_ok=True)
+    is_left = False
+    try:
+        draft.mkdir(mode=0o700)
+    except FileExistsError:
+        is_left = True
     lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        if is_left and os.fstat(lock).st_uid != os.geteuid():  # who would see, and could change, all that is put there
+            raise Conflict(f"{draft} is another user's.", hint="Remove it, or name a place in a directory of your own.")
+        os.fchmod(lock, 0o700)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

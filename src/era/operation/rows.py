@@ -16,7 +16,7 @@ from era.store import dialects, place
 from era.store.migrations import upgrade
 from era.store.tables import metadata
 
-_FETCHED = 200
+_FETCHED = 20
 """Rows that are in memory at a time: each may hold a few MiB."""
 
 

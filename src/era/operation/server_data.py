@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,8 @@ from era.store.migrations import HEAD
 from era.store.s3_blobs import S3Blobs, installation
 
 STORE_ID = "store-id"
-"""The file of a data directory that is there if content is in S3: the id by which the bucket knows its installation."""
+"""The file of a data directory, or of what a cluster's hosts share, that is there if content is in S3: the id by which
+the bucket knows its installation."""
 
 ASIDE = "damaged"
 """The directory of a data directory that damaged content is moved to."""
@@ -267,7 +268,7 @@ def reading(url: str) -> Iterator[Connection]:
     is_here = url.startswith("sqlite:")
     engine = create_engine(url, hide_parameters=True) if is_here else dialects.connect(url, alone=False).reader
     try:
-        with nullcontext() if is_here else telling():
+        with telling():
             if not is_here:
                 dialects.check_server(engine)
             with engine.connect() as connection, connection.begin():

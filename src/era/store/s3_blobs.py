@@ -12,10 +12,11 @@ clock; a sweep removes only what is old. An upload is left out only where this p
 than half an hour ago. Within this process puts and sweeps also know of each other: a put notes its digest before
 anything else (`_recent`), a sweep passes over what was noted, and a put waits while its content is being removed
 (`_removing`). If it isn't known whether a removal was carried out, it may still come, so a put of that content waits
-on. That is why only one process may sweep a prefix; others may put there, if their batches take less than the grace
-period. Another process that needs all content to stay for a while keeps an object `PREFIX/held/…` young (`held_off`):
-no sweep begins while there is one. A sweep that had begun before does no harm: what it removes no row named when it
-began, and what a row names since then was put since then.
+on. None of that holds between processes: what another one puts again after the sweep has listed it, and before it is
+removed, would be lost. So nothing is swept by hosts of a cluster, which share a prefix (`is_shared`). Another process
+that needs all content to stay for a while keeps an object `PREFIX/held/…` young (`held_off`): no sweep begins while
+there is one. A sweep that had begun before does no harm: what it removes no row named when it began, and what a row
+names since then was put since then.
 
 A prefix belongs to one installation, since each sweeps what its own rows don't name: `open` writes the installation's
 id there, and refuses a prefix that bears another one.
@@ -85,11 +86,22 @@ _PATIENCE = Patience()
 class S3Blobs:
     """A BlobStore in a bucket. `open` before anything, `close` when done."""
 
-    def __init__(self, url: str, cache: Path, *, cache_bytes: int, owner: str, patience: Patience = _PATIENCE) -> None:
-        """`cache` is the cache's directory, `owner` the id of this installation. Raises BadRequest for a bad `url`."""
+    def __init__(
+        self,
+        url: str,
+        cache: Path,
+        *,
+        cache_bytes: int,
+        owner: str,
+        is_shared: bool = False,
+        patience: Patience = _PATIENCE,
+    ) -> None:
+        """`cache` is the cache's directory, `owner` the id of this installation; `is_shared` says that hosts of a
+        cluster put blobs as well. Raises BadRequest for a bad `url`."""
         self._bucket = Bucket(url, patience)
         self._cache = BlobCache(cache, cache_bytes)
         self._owner = owner
+        self._is_shared = is_shared
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-blobs")
         self._small_uploads = threading.BoundedSemaphore(_SMALL_UPLOADS)
         self._part_uploads = threading.BoundedSemaphore(_PART_UPLOADS)
@@ -177,8 +189,11 @@ class S3Blobs:
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
 
-        Raises OSError; BlockingIOError, and removes nothing, while a backup reads the blobs.
+        Raises OSError; BlockingIOError, and removes nothing, while a backup reads the blobs, and where hosts of a
+        cluster put some.
         """
+        if self._is_shared:
+            raise BlockingIOError(errno.EAGAIN, "other hosts put content there; stop them all, then call `era gc`")
         self._check_not_held()
         with self._changed:
             # A batch may have begun before that time and still be in progress.
@@ -229,7 +244,8 @@ class S3Blobs:
         found: dict[str, int] = {}
         for page in self._bucket.pages():
             for name, _, size in page:
-                if match := _NAME.fullmatch(name):
+                match = _NAME.fullmatch(name)
+                if match and (name == match[1] or match[1] in found):  # parts, which come after it, are nothing alone
                     found[match[1]] = found.get(match[1], 0) + size
         return found
 
