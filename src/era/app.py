@@ -7,8 +7,9 @@ import fcntl
 import hashlib
 import hmac
 import os
+import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -520,19 +521,21 @@ async def examine() -> tuple[dict[Isolation, JsonObject | NoIsolation], Isolatio
     return results, next((name for name, result in results.items() if not isinstance(result, NoIsolation)), None)
 
 
-def run_service(settings: Settings, say: Callable[[str], None]) -> int:
+def run_service(settings: Settings, say: Callable[[str], None], listening: Sequence[socket.socket] = ()) -> int:
     """Run the service until SIGINT or SIGTERM, on an event loop of its own; returns the process's exit code. `say` gets
-    the lines for the person who started it. Raises as `services` does."""
+    the lines for the person who started it; for `listening` see server.serve. Raises as that and `services` do."""
     signals = server.Signals()
     server.raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, say, signals))
+            return runner.run(_serve(settings, say, signals, listening))
     finally:
         signals.ignore()
 
 
-async def _serve(settings: Settings, say: Callable[[str], None], signals: server.Signals) -> int:
+async def _serve(
+    settings: Settings, say: Callable[[str], None], signals: server.Signals, listening: Sequence[socket.socket]
+) -> int:
     """Start, serve and stop. A signal during the start undoes what has been started."""
     logs.log_from(settings.log_level, settings.log_format)
     task = asyncio.current_task()
@@ -540,7 +543,7 @@ async def _serve(settings: Settings, say: Callable[[str], None], signals: server
         signals.then(task.cancel)
     try:
         async with services(settings) as context:
-            await server.serve(settings, context, say, signals)
+            await server.serve(settings, context, say, signals, listening)
     except asyncio.CancelledError:
         if signals.received is None:
             raise

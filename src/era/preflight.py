@@ -21,6 +21,9 @@ from era.spelling import nearest
 _LIKE = 0.75
 """How much of two names must be the same for one to be misspelt: ERA_PROT is, ERA_VERSION may be somebody's own."""
 
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 OTHER_VARIABLES = frozenset(
     {
         "ERA_SERVER",  # of the command
@@ -38,7 +41,6 @@ def check(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
     check_access(settings)
     check_cluster(settings)
     check_directory(settings.data_dir)
-    check_address(settings.host, settings.port)
 
 
 def check_variables(environment: Mapping[str, str]) -> Iterator[str]:
@@ -101,20 +103,48 @@ def check_directory(directory: Path) -> None:
         return  # nobody has used it yet, or its problem is told when it is opened to stay
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises NotReady for an address that can't be listened on."""
+def take_address(settings: Settings) -> list[socket.socket]:
+    """Listen where the settings say, from now on: of two servers that start at the same moment, one is told at once.
+    Who connects meanwhile waits until the service is there. Raises NotReady.
+
+    A host of a cluster only sees whether it could, and returns none: it may be started anew in the place of one that
+    has died. As long as nobody listens there, others know that a call hasn't reached it, and make the call elsewhere.
+    """
+    listening = listen(settings.host, settings.port)
+    if settings.shared_dir is None:
+        return listening
+    for each in listening:
+        each.close()
+    return []
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen at all addresses that the host has: `localhost` may have two. Raises NotReady."""
+    nowhere = NotReady(f"There is no address {host} to listen on: give one of this machine's with --host.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
-        raise NotReady(f"There is no address {host} to listen on: give one of this machine's with --host.") from None
-    for family, kind, protocol, _, address in found:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-                probe.listen(1)
-            except OSError as error:
-                raise NotReady(_unusable(host, port, error)) from None
+        raise nowhere from None
+    listening: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        try:
+            made = socket.socket(family, kind, protocol)
+        except OSError:
+            continue  # this machine has no such addresses, IPv6 mostly
+        listening.append(made)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # or `::` would be all IPv4 addresses, too
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.bind(address)
+            made.listen(_BACKLOG)
+        except OSError as error:
+            for each in listening:
+                each.close()
+            raise NotReady(_unusable(host, port, error)) from None
+    if not listening:
+        raise nowhere
+    return listening
 
 
 def _unusable(host: str, port: int, error: OSError) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -15,7 +15,7 @@ from era.api.callers import Callers
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
-from era.preflight import is_loopback
+from era.preflight import is_loopback, listen
 from era.settings import Settings
 
 LAST_ANSWERS_SECONDS = 5
@@ -57,15 +57,20 @@ class Signals:
                 self._loop.call_soon_threadsafe(lambda: self._react())
 
 
-async def serve(settings: Settings, context: Context, say: Callable[[str], None], signals: Signals) -> None:
-    """Serve the API until a signal comes. `say` gets the lines for the person who started it."""
+async def serve(
+    settings: Settings,
+    context: Context,
+    say: Callable[[str], None],
+    signals: Signals,
+    listening: Sequence[socket.socket] = (),
+) -> None:
+    """Serve the API until a signal comes. `say` gets the lines for the person who started it. `listening` are sockets
+    that listen where the settings say; without any they are made. Raises NotReady where they can't be."""
     app = build(settings, context)
     _CountedProtocol.callers = Callers(descriptor_limit() // 4)
     _CountedProtocol.is_site = staticmethod(lambda host: context.sites.name(host) is not None)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -80,7 +85,7 @@ async def serve(settings: Settings, context: Context, say: Callable[[str], None]
 
     server = _Server(config, settings.drain_seconds, settings.unready_seconds, context, ready)
     signals.then(server.stop)
-    await server.serve()
+    await server.serve(list(listening) or listen(settings.host, settings.port))
 
 
 class _CountedProtocol(Protocol):

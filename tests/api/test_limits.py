@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import httpx
@@ -9,6 +10,9 @@ import pytest
 
 from tests.api.answers import refused
 from tests.conftest import MakeServer, MakeSession, Run
+from tests.gvisor import needs_gvisor
+
+BOUNDED_GVISOR = [needs_gvisor, pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's")]
 
 DEFAULTS = {"memory_mb": 512, "cpus": 1, "pids": 256, "disk_mb": 4096, "files": 200_000, "output_bytes": 10 << 20}
 
@@ -122,6 +126,24 @@ def test_a_session_with_less_memory_runs_out_of_it_alone(session: MakeSession, r
     code = "held = b'x' * (200 << 20); print(len(held))"
     assert run(small, code)["status"] in ("oom", "failed")  # without a cgroup it is a MemoryError
     assert run(usual, code)["stdout"] == f"{200 << 20}\n"
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=BOUNDED_GVISOR)])
+def test_a_run_out_of_memory_says_so_and_keeps_what_it_left(
+    client: httpx.Client, session: MakeSession, run: Run, isolation: str
+) -> None:
+    where = session(limits={"memory_mb": 64}, isolation=isolation)
+    code = "import time; print('before', flush=True); open('kept', 'w').close(); held = []\n"
+    # Slowly enough for whoever ends it before the kernel ends gVisor, also on a busy machine.
+    outcome = run(where, f"{code}while True: held.append(bytearray(b'1') * (1 << 20)); time.sleep(0.005)")
+    assert (outcome["stdout"], outcome["state"]["version"], outcome["state"]["committed"]) == ("before\n", 2, True)
+    record = client.get(f"/api/sessions/{where}/runs/{outcome['run_id']}").json()
+    assert record["state"] == outcome["state"]
+    reason = outcome["state"]["reason"]
+    if record["enforced"]["cgroup"] or outcome["status"] == "oom":
+        assert (outcome["status"], str(reason).partition(";")[0]) == ("oom", "The run was out of memory")
+    else:
+        assert (outcome["status"], reason) == ("failed", None), "it is a MemoryError"
 
 
 @pytest.mark.parametrize("code", GROWS.values(), ids=GROWS)

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,9 @@ from pathlib import Path
 import pytest
 
 import era as package
-from era.preflight import check_variables
+from era.errors import NotReady
+from era.preflight import check_variables, take_address
+from era.settings import Settings
 from tests.client.command import environment, era
 from tests.conftest import ERA, Server, assert_nothing_left, mounts
 
@@ -30,8 +31,10 @@ LIGHT = {"argparse", "json", "pydantic", "httpx", "rich", "importlib.metadata", 
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+    """The port of a server that is about to start: nobody is accepted yet."""
+    (listening,) = take_address(Settings(port=0))
+    with listening:
+        yield listening.getsockname()[1]
 
 
 def imported(*words: str | Path, **variables: str) -> tuple[int, set[str], str]:
@@ -59,6 +62,33 @@ def test_a_port_in_use(taken_port: int, tmp_path: Path) -> None:
     assert f"Port {taken_port} of 127.0.0.1 is in use" in said
     assert "--port" in said
     assert not (tmp_path / "data").exists()
+
+
+def test_the_port_is_taken_before_the_server_is_imported(tmp_path: Path) -> None:
+    code = f"""
+import socket, sys, types
+sys.modules["era.app"] = app = types.ModuleType("era.app")
+def run_service(settings, say, listening):
+    assert not {HEAVY} - {{"era.app"}} & set(sys.modules)
+    try: socket.create_server(listening[0].getsockname())
+    except OSError as error: say(error.errno == 98)
+    return 5
+app.run_service = run_service
+from era.client.cli import main
+sys.argv = ["era", "serve", "--port", "0", "--data-dir", {str(tmp_path / "data")!r}]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(None), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (5, "True\n", "")
+
+
+def test_a_host_of_a_cluster_is_not_reached_before_it_serves(taken_port: int, tmp_path: Path) -> None:
+    """Others would take a call that waits for one that was done."""
+    assert take_address(Settings(port=0, shared_dir=tmp_path)) == []
+    with pytest.raises(NotReady, match=f"Port {taken_port} of 127.0.0.1 is in use"):
+        take_address(Settings(port=taken_port, shared_dir=tmp_path))
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])

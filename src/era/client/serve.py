@@ -64,7 +64,7 @@ def serve(named: Any) -> int:
     with server_extra():
         from pydantic import ValidationError
 
-        from era.preflight import check
+        from era.preflight import check, take_address
         from era.settings import Settings
     try:
         settings = Settings(**options)
@@ -78,9 +78,10 @@ def serve(named: Any) -> int:
         raise Failure("--label and --keep-hosts are for --cluster.")
     for warning in check(settings, os.environ):
         print(f"era: {warning}", file=sys.stderr)
+    listening = take_address(settings)
     with server_extra():
         from era.app import run_service
-    return run_service(settings, lambda line: print(line, flush=True))
+    return run_service(settings, lambda line: print(line, flush=True), listening)
 
 
 def _serve_cluster(named: Any, database_url: str | None, options: dict[str, Any]) -> int:

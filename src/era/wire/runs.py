@@ -16,6 +16,11 @@ MAX_ARGS = 1000
 CONTEXT = r"^[A-Za-z0-9_.-]{1,64}$"
 """Names of contexts."""
 
+_OUT_OF_MEMORY = (
+    "The run was out of memory; what it left is committed as after any other. "
+    "A higher `memory_mb` in the session's `limits` gives it more."
+)
+
 type EndStatus = Literal["ok", "failed", "timeout", "oom", "killed", "disk_full"]
 """How a run that was answered has ended."""
 
@@ -284,7 +289,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
         "status": result.status,
         "stdout_truncated": result.stdout_truncated,
         "stderr_truncated": result.stderr_truncated,
-        "state": _state(result.state),
+        "state": _state(result.state, result.status),
         **_artifacts(result.artifacts),
         **(result.cell or {}),
         **_setup(result.setup_error),
@@ -310,7 +315,7 @@ def record_answer(record: RunRecord, session_id: str, cell: JsonObject | None = 
         "stderr_bytes": record.stderr_bytes,
         "stdout_truncated": record.stdout_truncated,
         "stderr_truncated": record.stderr_truncated,
-        "state": _state(record),
+        "state": _state(record, record.status),
         "peak_memory_bytes": record.peak_memory_bytes,
         "cpu_seconds": None if record.cpu_us is None else record.cpu_us / 1e6,
         "reaped": record.reaped,
@@ -326,9 +331,11 @@ def record_answer(record: RunRecord, session_id: str, cell: JsonObject | None = 
     }
 
 
-def _state(outcome: StateOutcome | RunRecord) -> dict[str, Any]:
-    """What a run did to its session's state."""
-    state = {"version": outcome.version, "committed": outcome.committed, "reason": outcome.reason}
+def _state(outcome: StateOutcome | RunRecord, status: Status) -> dict[str, Any]:
+    """What a run did to its session's state, and why nothing was kept. A run that was out of memory could write no
+    message of its own, so there is a reason in any case."""
+    reason = _OUT_OF_MEMORY if status == "oom" and outcome.committed else outcome.reason
+    state = {"version": outcome.version, "committed": outcome.committed, "reason": reason}
     return state | dropped_answer(outcome.versions_dropped)
 
 
