@@ -3,6 +3,8 @@
 A `Host` header is whatever its sender writes, and for public URLs that is anybody. A program trusts ERA_BASE_URL, and
 may send its owner's key there. So a name from a request gets to programs only if it can't lead elsewhere: loopback,
 names below `localhost` (RFC 6761), the configured name, the very address that was called.
+
+In a cluster it is the host that was called who knows that. So it says so to the session's home (hop.py).
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNOREC
 
 def base_url(request: Request, settings: Settings) -> str:
     """The URL for the programs of one run: the setting `public_url`, or else the one that the caller used, if that is
-    certain to be this server's, or else the address served."""
+    certain to be this server's, or else the address served. For a call that another host passes on, that host's."""
+    if (hop := request.scope["state"].get("hop")) is not None:
+        return str(hop.base_url)
     host = request.headers.get("host", "")
     is_site = "site" in request.scope["state"]  # a name of a session's, not of the API's
     if not settings.public_url and not is_site and _is_verified(host, request, settings):
@@ -28,8 +32,8 @@ def base_url(request: Request, settings: Settings) -> str:
 
 
 def served_url(request: Request, settings: Settings) -> str:
-    """The URL for programs that serve many callers: the setting `public_url`, or else the address served. Nothing of
-    what the request says is in it."""
+    """The URL for programs that serve many callers: the setting `public_url`, or else the address served, by this host
+    of a cluster. Nothing of what the request says is in it."""
     if settings.public_url:
         return settings.public_url.rstrip("/")
     address, port = _served(request, settings)
@@ -46,7 +50,9 @@ def called_url(request: Request, settings: Settings) -> str:
 
 
 def served_port(request: Request, settings: Settings) -> int:
-    """The port at which the request has arrived."""
+    """The port at which the request has arrived, at the host that was called."""
+    if (hop := request.scope["state"].get("hop")) is not None:
+        return int(hop.port)
     return _served(request, settings)[1]
 
 

@@ -162,7 +162,7 @@ class Guard:
         if HEADER in headers:
             hop = hops.received(scope, headers[HEADER])
             scope["state"] |= {"hop": hop, "request_id": hop.request_id}
-            scope["client"] = hop.client
+            scope.update(client=hop.client, scheme=hop.scheme)
             if hop.caller is not None:
                 scope["state"]["caller"] = hop.caller
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != HEADER]  # programs may see the others

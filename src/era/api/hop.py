@@ -1,8 +1,9 @@
 """The header of a request that one host of a cluster passes on to another: who makes the call, signed.
 
-It has who makes the call, as the guard found, and an HMAC of that, of the request's method and target, of both hosts
-and of the time by the database's clock. So a caller's API key doesn't travel on, and what is signed for one host is
-good at no other, and for half a minute at most. Hosts take the header from nobody who hasn't got their secret.
+It has who makes the call, as the guard found, at which address, and an HMAC of that, of the request's method and
+target, of both hosts and of the time by the database's clock. So a caller's API key doesn't travel on, and what is
+signed for one host is good at no other, and for half a minute at most. Hosts take the header from nobody who hasn't got
+their secret.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import hmac
 import json
 from dataclasses import dataclass
 
+from starlette.requests import Request
 from starlette.types import Scope
 
+from era.api.addresses import base_url, served_port
 from era.core.api_keys import Caller
 from era.core.homes import Homes
 from era.core.public.relay import ascii_target
 from era.errors import Forbidden, SessionMoved
+from era.settings import Settings
 
 HEADER = b"x-era-hop"
 _GOOD_SECONDS = 30
@@ -35,18 +39,27 @@ class Hop:
     """The address from which the caller connected."""
 
     request_id: str
+    scheme: str
+    """Of the URL that was called."""
+
+    base_url: str
+    """The URL for the programs of this call (addresses.py)."""
+
+    port: int
+    """The port at which the host that was called serves."""
 
 
 class Hops:
     """Signs what this host passes on, and checks what is passed on to it."""
 
-    def __init__(self, secret: str, homes: Homes) -> None:
+    def __init__(self, secret: str, homes: Homes, settings: Settings) -> None:
         self._key = hmac.digest(secret.encode(), b"era hop", hashlib.sha256)
         self._homes = homes
+        self._settings = settings
 
     def header(self, scope: Scope, to: str) -> bytes:
         """The header of a request that goes to the host with this id."""
-        state, client = scope["state"], scope.get("client")
+        state, client, request = scope["state"], scope.get("client"), Request(scope)
         caller: Caller | None = state.get("caller")
         said = {
             "from": self._homes.host_id,
@@ -55,6 +68,9 @@ class Hops:
             "caller": caller and [caller.owner, caller.is_operator, caller.key_id, sorted(caller.scopes)],
             "client": client and list(client),
             "request_id": state["request_id"],
+            "scheme": scope["scheme"],
+            "base_url": base_url(request, self._settings),
+            "port": served_port(request, self._settings),
         }
         content = base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode())
         return content + b"." + self._mac(scope, content)
@@ -74,7 +90,8 @@ class Hops:
         if said["caller"]:
             owner, is_operator, key_id, scopes = said["caller"]
             caller = Caller(owner, is_operator, key_id, scopes=frozenset(scopes))
-        return Hop(caller, said["client"] and tuple(said["client"]), said["request_id"])
+        client = said["client"] and tuple(said["client"])
+        return Hop(caller, client, said["request_id"], said["scheme"], said["base_url"], said["port"])
 
     async def takes_tickets(self, session_id: str) -> bool:
         """Whether the session is at home elsewhere, so that the tickets for it were given there and are taken there."""

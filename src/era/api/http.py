@@ -103,7 +103,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.add_middleware(HotRun, context=context, failed=_era_error)
     hops = None
     if context.homes is not None and settings.cluster_secret is not None:
-        hops = Hops(settings.cluster_secret.get_secret_value(), context.homes)
+        hops = Hops(settings.cluster_secret.get_secret_value(), context.homes, settings)
         app.add_middleware(
             ToHome,
             homes=context.homes,

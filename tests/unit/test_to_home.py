@@ -1,0 +1,159 @@
+"""Calls that one host of a cluster passes on to another: how long they wait for it, and what they tell it."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from era.api.addresses import base_url, served_port
+from era.api.hop import HEADER, Hops
+from era.api.to_home import ToHome
+from era.core.homes import Home, Homes, Host, Place
+from era.errors import Forbidden, HomeUnreachable
+from era.settings import Settings
+from tests.unit.test_homes import Rows
+
+SILENT = Host("silent", "")
+SETTINGS = Settings(api_key=SecretStr("k"), host="0.0.0.0")
+
+
+class Waits(selectors.DefaultSelector):
+    """A selector that doesn't wait, but says for how long it would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready and timeout:
+            self.seconds += timeout
+        return ready
+
+
+class QuickLoop(asyncio.SelectorEventLoop):
+    """An event loop for which waiting takes no time."""
+
+    def __init__(self) -> None:
+        self.waits = Waits()
+        super().__init__(self.waits)
+
+    def time(self) -> float:
+        return super().time() + self.waits.seconds
+
+
+def scope(host: str = "localhost:8000", **fields: Any) -> Scope:
+    return {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/api/sessions/a/run",
+        "raw_path": b"/api/sessions/a/run",
+        "query_string": b"",
+        "headers": [(b"host", host.encode())],
+        "server": ("192.168.7.5", 8787),
+        "client": ("192.168.7.9", 40000),
+        "state": {"request_id": "req_1"},
+        **fields,
+    }
+
+
+async def nothing() -> Any: ...
+
+
+async def sent(message: Any) -> None: ...
+
+
+async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_after: float | None) -> float:
+    """How long a call waits that is passed on to a host that answers nobody. `comes_after` so many seconds the session
+    is at home at the host that was called. Raises HomeUnreachable."""
+    rows.place = Place(1, Home(SILENT, 1))
+    rows.others = {SILENT.id: SILENT}
+    homes = Homes(rows, lease_seconds, lambda: None)
+    await homes.start()
+    loop = asyncio.get_running_loop()
+    answered: list[float] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        answered.append(loop.time())
+
+    to_home = ToHome(
+        answer,
+        homes=homes,
+        hops=Hops("secret", homes, SETTINGS),
+        session_of_site=lambda _: None,
+        session_of_link=lambda _: None,
+        drain_seconds=drain_seconds,
+    )
+    began = loop.time()
+    if comes_after is not None:
+        here = Place(1, Home(Host(homes.host_id, ""), 2))
+        loop.call_later(comes_after, setattr, rows, "place", here)
+    try:
+        await to_home(scope(), nothing, sent)
+    except HomeUnreachable:
+        answered.append(loop.time())
+        if comes_after is not None:
+            raise
+    finally:
+        await homes.leave()
+    return answered[0] - began
+
+
+@pytest.mark.parametrize(
+    ("lease_seconds", "drain_seconds", "most"), [(5, 10, 23), (5, 100, 113), (40, 10, 63)], ids=str
+)
+def test_a_call_waits_for_a_host_that_ends(lease_seconds: float, drain_seconds: float, most: float) -> None:
+    """As long as a host may take to end, or to be declared dead: whatever is more, and some seconds."""
+    with asyncio.Runner(loop_factory=QuickLoop) as runner:
+        took = runner.run(waited(Rows(), lease_seconds, drain_seconds, None))
+        assert most <= took < most + 5
+        took = runner.run(waited(Rows(), lease_seconds, drain_seconds, most - 5))
+        assert most - 5 <= took < most
+
+
+async def passed_on(**fields: Any) -> tuple[Scope, Hops]:
+    """A request as another host of a cluster gets it, and that host's hops."""
+    caller, home = (Homes(Rows(), 60, lambda: None) for _ in range(2))
+    for homes in (caller, home):
+        await homes.start()
+        await homes.leave()
+    reached = scope(**fields)
+    header = Hops("secret", caller, SETTINGS).header(reached, home.host_id)
+    arrived = scope(**fields, server=("10.0.0.8", 9000))
+    arrived["headers"] = [*reached["headers"], (HEADER, header)]
+    return arrived, Hops("secret", home, Settings(api_key=SecretStr("k"), host="10.0.0.8"))
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("192.168.7.5:8787", "http://192.168.7.5:8787"),
+        ("evil.example", "http://192.168.7.5:8787"),
+        ("10.0.0.8:9000", "http://192.168.7.5:8787"),
+    ],
+)
+async def test_programs_are_told_the_address_that_was_called(host: str, told: str) -> None:
+    """The host that was called decides which, so no unverified name gets there, of whichever host."""
+    arrived, hops = await passed_on(host=host)
+    hop = hops.received(arrived, arrived["headers"][-1][1])
+    assert (hop.scheme, hop.client, hop.request_id) == ("http", ("192.168.7.9", 40000), "req_1")
+    request = Request({**arrived, "state": {"hop": hop}})
+    assert base_url(request, SETTINGS) == told
+    assert served_port(request, SETTINGS) == 8787
+
+
+async def test_what_is_said_of_a_request_is_good_for_no_other() -> None:
+    arrived, hops = await passed_on()
+    header = arrived["headers"][-1][1]
+    hops.received(arrived, header)
+    for changed in ({"method": "GET"}, {"raw_path": b"/api/sessions/b/run"}, {"headers": [(b"host", b"evil.example")]}):
+        with pytest.raises(Forbidden):
+            hops.received({**arrived, **changed}, header)
