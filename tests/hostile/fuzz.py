@@ -289,12 +289,17 @@ class Fuzz:
         case.path_parameters["token"] = made.json().get("url", "gone").rpartition("/")[2]
 
     def _aim_at_a_webhook(self, case: Case[Any]) -> None:
-        """Let the case name an existing webhook, made now unless there are as many as there may be."""
+        """Let the case name an existing webhook, made now unless there are as many as there may be, and a notice of a
+        session that is made for it."""
         url = f"{self._url}/api/webhooks"
-        body = {"url": "https://example.com/era", "events": ["session.expired"]}
+        body = {"url": "https://example.com/era", "events": ["session.created"]}
         httpx.post(url, json=body, timeout=30, trust_env=False)
         webhooks = httpx.get(url, timeout=30, trust_env=False).json()["webhooks"]
-        case.path_parameters["webhook_id"] = webhooks[-1]["id"] if webhooks else "wh_gone"
+        case.path_parameters["webhook_id"] = webhook = webhooks[-1]["id"] if webhooks else "wh_gone"
+        if "delivery_id" in case.path_parameters:
+            httpx.post(f"{self._url}/api/sessions", json={"language": "python"}, timeout=30, trust_env=False)
+            notices = httpx.get(f"{url}/{webhook}/deliveries", timeout=30, trust_env=False).json().get("deliveries")
+            case.path_parameters["delivery_id"] = notices[0]["id"] if notices else "gone"
 
     def _aim_at_an_item(self, case: Case[Any]) -> None:
         """Let the case name an existing item of the storage, or hold valid SQL."""
