@@ -26,12 +26,17 @@ except OSError as problem: print(type(problem.reason).__name__)
 ASKS = r"""
 import socket
 question = b"\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\x07example\x04test\x00\x00\x01\x00\x01"
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.settimeout(20)
 for server in (open("/etc/resolv.conf").read().split()[1], "203.0.113.53"):
-    sock.sendto(question, (server, 53))
-    answer, who = sock.recvfrom(1000)
-    print(socket.inet_ntoa(answer[-4:]), who == (server, 53))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(2)
+        for _ in range(10):  # as resolvers do: a message that another's relay has taken is lost where that just ends
+            sock.sendto(question, (server, 53))
+            try:
+                answer, who = sock.recvfrom(1000)
+            except TimeoutError:
+                continue
+            print(socket.inet_ntoa(answer[-4:]), who == (server, 53))
+            break
 """
 
 CONNECTS = """
