@@ -149,6 +149,18 @@ def lab(tmp_path: Path) -> Iterator[MomentLab]:
         yield lab
 
 
+WRITES_TO_A_MAP = """
+import mmap, sys
+with open("file", "r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
+    shared[:5] = b"first"
+    print(flush=True)
+    sys.stdin.readline()
+    shared[:6] = b"second"
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
 def write(lab: MomentLab, path: str, content: bytes) -> None:
     where = lab.live.workspace / path
     where.parent.mkdir(parents=True, exist_ok=True)
@@ -373,3 +385,33 @@ def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> 
             time.sleep(SETTLE)
             patch.setattr(lab.live, "frozen", never)
             assert lab.moment() == Moment(before, consistent=True)
+
+
+@pytest.mark.parametrize("freezes_later", [True, False])
+def test_what_one_call_still_writes_is_read_again(
+    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, freezes_later: bool
+) -> None:
+    """A call sets a file's times when it begins. A map stands for it here, which can stop where it likes."""
+    write(lab, "file", bytes(100))
+    process = lab.live.start(WRITES_TO_A_MAP)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(SETTLE)
+    held_files = lab.live.held_files
+
+    def as_if_open_only(device: int) -> HeldFiles | None:
+        held = held_files(device)
+        return None if held is None else HeldFiles(held.open | held.mapped, frozenset())
+
+    monkeypatch.setattr(lab.live, "held_files", as_if_open_only)
+    lab.live.can_freeze = False
+    lab.moment()
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    lab.live.can_freeze = freezes_later
+    if freezes_later:
+        lab.moments._cant_freeze.clear()
+    lab.moment()
+    assert lab.contents()["file"].startswith(b"second")

@@ -101,7 +101,7 @@ def test_files_that_are_only_mapped_count_for_an_ordinary_user_too(
     sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To whom the kernel shows no files by maps."""
-    monkeypatch.setattr(processes, "_KINDS", ("fd",))
+    monkeypatch.setattr(processes, "_MAPS", "none")
     test_it_is_ended(sandboxes, GROWS["files that are only mapped"])
 
 

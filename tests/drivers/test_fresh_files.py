@@ -115,6 +115,14 @@ def test_who_has_the_old_file_open_keeps_it(fresh_files: Any) -> None:
             first.seek(0)
 
 
+def test_a_large_file_that_is_replaced_takes_no_room_from_the_run(fresh_files: Any) -> None:
+    Path("name").write_bytes(bytes(1 << 20))
+    with open("name", "rb") as file:
+        fresh_files.write("name", b"small")
+        held = {os.stat(f"/proc/self/fd/{fd}").st_ino for fd in fresh_files._replaced}
+        assert os.fstat(file.fileno()).st_ino not in held
+
+
 def test_descriptors_do_not_grow_in_number(fresh_files: Any) -> None:
     def run() -> int:
         for name in ("main.py", "state.json"):

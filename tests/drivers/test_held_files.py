@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from era.drivers import processes
+from era.drivers import memory, processes
+from tests.conftest import eventually
 
 
 @pytest.mark.parametrize("kernel_can_be_asked", [True, False])
@@ -29,3 +32,65 @@ def test_shared_maps_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for each in maps:
         each.close()
     assert not (processes.mapped([os.getpid()]) or set()) & set(inodes)
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, mmap, os, sys, threading
+libc = ctypes.CDLL(None)
+unnamed = open("unnamed", "w+b")
+unnamed.write(bytes(1 << 16))
+unnamed.flush()
+os.unlink("unnamed")
+file = open("mapped", "r+b")
+shared = mmap.mmap(file.fileno(), 0)
+def other():
+    sys.stdin.read()
+threading.Thread(target=other).start()
+print(flush=True)
+libc.pthread_exit(None)
+"""
+THREAD_HAS_ITS_OWN = """
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None)
+def other():
+    if libc.unshare(0x400):  # CLONE_FILES
+        raise OSError
+    unnamed = open("unnamed", "w+b")
+    unnamed.write(bytes(1 << 16))
+    unnamed.flush()
+    os.unlink("unnamed")
+    file = open("mapped", "r+b")
+    print(flush=True)
+    sys.stdin.read()
+threading.Thread(target=other).start()
+"""
+
+
+@pytest.mark.parametrize("kernel_compares", [True, False])
+@pytest.mark.parametrize("program", [FIRST_THREAD_ENDS, THREAD_HAS_ITS_OWN])
+def test_what_threads_have_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, kernel_compares: bool
+) -> None:
+    """Though proc(5) says nothing of it under the process's own id."""
+    if not kernel_compares:
+        monkeypatch.setattr(processes, "_KCMP", None)
+    file = tmp_path / "mapped"
+    file.write_bytes(b"content")
+    device = file.stat().st_dev
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        if program == FIRST_THREAD_ENDS:
+            eventually(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        held = processes.held([process.pid], device)
+        assert held is not None
+        assert file.stat().st_ino in held.open
+        assert (file.stat().st_ino in held.mapped) == (program == FIRST_THREAD_ENDS)
+        assert processes.unnamed_bytes([process.pid], device) >= 1 << 16
+        assert processes.memory_bytes([process.pid]) > 1 << 20
+        assert memory.used([process.pid]) > 1 << 20
+        assert memory.at_most([process.pid]) > 1 << 20
+        process.stdin.close()

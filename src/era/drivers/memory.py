@@ -20,7 +20,6 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 
 import structlog
 
@@ -42,6 +41,7 @@ _SHARE = 10
 """A measurement is followed by a pause of at least this many times its duration."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_NOT_NOTHING = re.compile(rb"^[1-9]")
 _MAP = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+)")
 
 
@@ -125,7 +125,7 @@ def at_most(pids: Iterable[int]) -> int:
     resident = 0
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):  # it has ended
-            resident += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+            resident += int(processes.told(pid, "statm", _NOT_NOTHING).split()[1]) * _PAGE
     return resident + sum(_files(pids).values())
 
 
@@ -134,9 +134,9 @@ def used(pids: Iterable[int]) -> int:
     private, files, mapped = 0, _files(pids), dict[int, int]()
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_bytes()
+            rollup = processes.told(pid, "smaps_rollup")
             private += sum(int(size) << 10 for size in re.findall(rb"^(?:Pss_Anon|SwapPss): +(\d+)", rollup, re.M))
-            for inode, size in _mapped(Path(f"/proc/{pid}/smaps").read_bytes()):
+            for inode, size in _mapped(processes.told(pid, "smaps")):
                 mapped[inode] = mapped.get(inode, 0) + size
     return private + sum(max(files.get(inode, 0), mapped.get(inode, 0)) for inode in files.keys() | mapped.keys())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -12,12 +13,13 @@ import signal
 import stat
 import struct
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from era.core.process import HeldFiles
 
 _BLOCK = 512  # bytes, the unit of st_blocks
-_KINDS = ("fd", "map_files")
+_MAPS = "map_files"
 _DELETED_MAP = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) .* \(deleted\)$", re.MULTILINE
 )
@@ -27,8 +29,14 @@ _QUERY = struct.Struct("=9Q4I2Q")  # struct procmap_query of linux/fs.h; its fie
 _NEXT_SHARED_FILE = 0x10 | 0x08 | 0x20  # the map at an address or the next one, of those that are shared and of a file
 _IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
 _INODE = re.compile(rb"^ino:\s+(\d+)", re.MULTILINE)
-_FDINFO_BYTES = 1 << 12  # more than is said of any socket
+_FDINFO_BYTES = 1 << 12  # more than is said of any file or socket
 _TICKS = os.sysconf("SC_CLK_TCK")
+_ANYTHING = re.compile(rb".")
+_RSS = re.compile(rb"^Rss", re.MULTILINE)
+_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)  # its number; the C library has no function for it
+_KCMP_FILES = 2
+
+_libc = ctypes.CDLL(None)
 
 
 def below(pid: int) -> list[int]:
@@ -42,6 +50,44 @@ def below(pid: int) -> list[int]:
     return pids
 
 
+def threads(pid: int) -> list[int]:
+    """The ids of a process's threads; none where it has ended. proc(5) has each under its own id as well, and has to be
+    asked so: a thread may have descriptors of its own, and under the id of one that has ended nothing is said of its
+    process, though other threads go on. Raises OSError."""
+    try:
+        return sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def with_descriptors(pid: int) -> list[int]:
+    """Threads that have between them all descriptors of a process. Raises OSError."""
+    chosen: list[int] = []
+    for tid in threads(pid):
+        if not chosen or not _share_descriptors(chosen[-1], tid):
+            chosen.append(tid)
+    return chosen
+
+
+def _share_descriptors(one: int, other: int) -> bool:
+    """Whether two threads certainly have the same descriptors (kcmp(2))."""
+    if _KCMP is None:
+        return False
+    number, *arguments = map(ctypes.c_long, (_KCMP, one, other, _KCMP_FILES, 0, 0))
+    return bool(_libc.syscall(number, *arguments) == 0)
+
+
+def told(pid: int, name: str, says: re.Pattern[bytes] = _ANYTHING) -> bytes:
+    """What a file of proc(5) says of the memory of a process, by the first of its threads of which it says that. Raises
+    ProcessLookupError where it has ended, OSError."""
+    for tid in chain([pid], (tid for tid in threads(pid) if tid != pid)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            text = Path(f"/proc/{tid}/{name}").read_bytes()
+            if says.search(text):
+                return text
+    raise ProcessLookupError(errno.ESRCH, "It has ended.")
+
+
 def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
     """The deleted files on `device` that these processes have open or mapped: the bytes that each takes, by inode.
 
@@ -50,18 +96,28 @@ def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for pid in pids:
-        for kind in _KINDS:
-            with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/{kind}") as entries:
-                for entry in entries:
-                    try:
-                        status = entry.stat()
-                    except PermissionError:
-                        break  # all of them are closed to us
-                    except OSError:
-                        continue  # it was closed meanwhile
-                    if status.st_nlink == 0 and status.st_dev == device:
-                        found[status.st_ino] = status.st_blocks * _BLOCK
+        with contextlib.suppress(OSError):  # it has ended
+            for tid in with_descriptors(pid):
+                _add_unnamed(f"/proc/{tid}/fd", device, found)
+            any(_add_unnamed(f"/proc/{tid}/{_MAPS}", device, found) for tid in threads(pid))
     return found
+
+
+def _add_unnamed(directory: str, device: int, found: dict[int, int]) -> bool:
+    """Add what is in one directory of proc(5). Returns whether there is anything."""
+    is_told = False
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            is_told = True
+            try:
+                status = entry.stat()
+            except PermissionError:
+                break  # all of them are closed to us
+            except OSError:
+                continue  # it was closed meanwhile
+            if status.st_nlink == 0 and status.st_dev == device:
+                found[status.st_ino] = status.st_blocks * _BLOCK
+    return is_told
 
 
 def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
@@ -70,7 +126,7 @@ def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
     ends: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
-            for match in _DELETED_MAP.finditer(Path(f"/proc/{pid}/maps").read_bytes()):
+            for match in _DELETED_MAP.finditer(told(pid, "maps")):
                 first, last, offset, major, minor = (int(text, 16) for text in match.groups()[:5])
                 if os.makedev(major, minor) == device:
                     ends[int(match[6])] = max(ends.get(int(match[6]), 0), offset + last - first)
@@ -88,24 +144,45 @@ def have_in_flight(pids: Iterable[int]) -> bool:
     """Whether descriptors lie in queues of sockets that these processes have open. Before Linux 5.10 never."""
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):  # it was closed meanwhile
-                    if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:") and _has_in_flight(pid, name):
-                        return True
+            if any(map(_thread_has_in_flight, with_descriptors(pid))):
+                return True
     return False
 
 
-def _has_in_flight(pid: int, name: str) -> bool:
+def _thread_has_in_flight(tid: int) -> bool:
+    """Whether descriptors lie in queues of sockets that a thread has open."""
+    with contextlib.suppress(OSError):  # it has ended
+        for name in os.listdir(f"/proc/{tid}/fd"):
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                if os.readlink(f"/proc/{tid}/fd/{name}").startswith("socket:") and _has_in_flight(tid, name):
+                    return True
+    return False
+
+
+def _has_in_flight(tid: int, name: str) -> bool:
     """Whether descriptors lie in the queue of a socket. Raises OSError where it was closed meanwhile."""
-    fd = os.open(f"/proc/{pid}/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    return _IN_FLIGHT.search(_information(tid, name)) is not None
+
+
+def _information(tid: int, name: str) -> bytes:
+    """The beginning of what is said of a descriptor. Raises OSError where it was closed meanwhile."""
+    fd = os.open(f"/proc/{tid}/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _IN_FLIGHT.search(os.read(fd, _FDINFO_BYTES)) is not None
+        return os.read(fd, _FDINFO_BYTES)
     finally:
         os.close(fd)
 
 
 def _shared(pid: int) -> Iterable[int]:
     """The files, of any device, that a process has mapped to share, by inode. Raises OSError."""
+    for tid in chain([pid], (tid for tid in threads(pid) if tid != pid)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this thread has ended
+            return _shared_by(tid)
+    return ()
+
+
+def _shared_by(pid: int) -> Iterable[int]:
+    """The same, as it is said under the id of one thread. Raises ProcessLookupError where that has ended, OSError."""
     fd = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return _asked_for_shared(fd)
@@ -113,7 +190,10 @@ def _shared(pid: int) -> Iterable[int]:
         if error.errno != errno.ENOTTY:
             raise
         with os.fdopen(os.dup(fd), "rb") as file:  # before Linux 6.11
-            return map(int, _SHARED_MAP.findall(file.read()))
+            text = file.read()
+            if not text:
+                raise ProcessLookupError(errno.ESRCH, "It has ended.") from None
+            return map(int, _SHARED_MAP.findall(text))
     finally:
         os.close(fd)
 
@@ -139,39 +219,43 @@ def held(pids: Iterable[int], device: int) -> HeldFiles | None:
     former where an ordinary user's supervisor has them. None where not all of it may be seen."""
     is_open, in_flight = set[int](), False
     pids = list(pids)
-    for pid in pids:
+    try:
+        tids = [tid for pid in pids for tid in with_descriptors(pid)]
+    except OSError:
+        return None
+    for tid in tids:
         try:
-            with os.scandir(f"/proc/{pid}/fd") as entries:
+            with os.scandir(f"/proc/{tid}/fd") as entries:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
                         status = entry.stat()
                         if stat.S_ISREG(status.st_mode) and status.st_dev == device:
                             is_open.add(status.st_ino)
                         elif stat.S_ISSOCK(status.st_mode) and not in_flight:
-                            in_flight = _has_in_flight(pid, entry.name)
+                            in_flight = _has_in_flight(tid, entry.name)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         except PermissionError:
             # The supervisors can't be dumped, so this directory is root's; what is said of each descriptor isn't.
-            told = _told(pid)
-            if told is None:
+            by_infos = _told_by_infos(tid)
+            if by_infos is None:
                 return None
-            is_open |= told[0]
-            in_flight = in_flight or told[1]
+            is_open |= by_infos[0]
+            in_flight = in_flight or by_infos[1]
         except OSError:
             return None
     in_maps = mapped(pids)
     return None if in_maps is None else HeldFiles(frozenset(is_open), in_maps, in_flight)
 
 
-def _told(pid: int) -> tuple[set[int], bool] | None:
-    """The inodes, of any device, that a process has open by what proc(5) tells of its descriptors, and whether
+def _told_by_infos(tid: int) -> tuple[set[int], bool] | None:
+    """The inodes, of any device, that a thread has open by what proc(5) tells of its descriptors, and whether
     descriptors lie in a queue of a socket; None where that isn't told (before Linux 5.14)."""
     inodes, in_flight = set[int](), False
     try:
-        for name in os.listdir(f"/proc/{pid}/fdinfo"):
+        for name in os.listdir(f"/proc/{tid}/fdinfo"):
             with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
-                text = Path(f"/proc/{pid}/fdinfo/{name}").read_bytes()
+                text = _information(tid, name)
                 inode = _INODE.search(text)
                 if inode is None:
                     return None
@@ -214,10 +298,10 @@ def memory_bytes(pids: Iterable[int]) -> int:
     anonymous = shared = 0
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
-            lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-            sizes = {line[0]: int(line[1]) << 10 for line in lines if line[0] in ("RssAnon:", "RssShmem:")}
-            anonymous += sizes.get("RssAnon:", 0)
-            shared = max(shared, sizes.get("RssShmem:", 0))
+            lines = (line.split() for line in told(pid, "status", _RSS).splitlines())
+            sizes = {line[0]: int(line[1]) << 10 for line in lines if line[0] in (b"RssAnon:", b"RssShmem:")}
+            anonymous += sizes.get(b"RssAnon:", 0)
+            shared = max(shared, sizes.get(b"RssShmem:", 0))
     return anonymous + shared
 
 

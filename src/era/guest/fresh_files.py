@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     type Identity = tuple[int, int, int]
 
 _WITHOUT_NAME = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+_HELD_BLOCKS = 128  # of 512 bytes each
 _AS_IT_IS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -53,9 +54,13 @@ class FreshFiles:
             written = write_file(path, content)
             return written
         try:
-            self._replaced.append(os.open(path, _AS_IT_IS))
+            replaced = os.open(path, _AS_IT_IS)
         except OSError:
             pass  # there is nothing at this path
+        else:
+            self._replaced.append(replaced)
+            if os.fstat(replaced).st_blocks > _HELD_BLOCKS:
+                os.close(self._replaced.pop())  # a large one would take room from the run
         remove(path)
         fd = self._made.pop()
         try:

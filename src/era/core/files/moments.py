@@ -18,13 +18,16 @@ snapshot has what was seen last, and says that it isn't consistent.
 
 *What may change unseen.* A file that a process has open needs no opening any more, and one that it has mapped is
 changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
-time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py).
+time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py). A call that writes
+much sets a file's times when it begins, and no more: so a file that was open when it was read, while processes went on,
+is read again at the next look.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -48,6 +51,9 @@ from era.errors import CommitFailed
 _LOOKS = 5
 _PAUSE = 0.06
 """Seconds between two looks: more than the tick within which a change may leave a file's times as they are."""
+
+_WRITE_NS = 60_000_000_000
+"""How long one call may be writing to a file."""
 
 _BULK_BYTES = 32 << 20
 _MOST_KNOWN = 1000
@@ -234,11 +240,12 @@ class Moments:
                 mapped = frozenset() if held is None else held.mapped
                 tree, watch = self._full(root, sandbox, memory, mapped, changing=True)
                 try:
-                    before = _fingerprints(tree)
+                    before, unstored = _fingerprints(tree), _unstored(tree)
                     aside.put_tree(root, tree, still=False)
                     with self._snapshots.blobs.batch() as batch:
                         aside.store_files(tree, memory.tree if memory else None, batch)
                     _unsettle(tree, before)
+                    _unsettle_open(unstored, held)
                 except BaseException:
                     if watch is not None and (memory is None or watch is not memory.watch):
                         watch.close()
@@ -266,11 +273,13 @@ class Moments:
                 mapped = frozenset() if held is None else held.mapped
                 scan = Scan(bounds, packages=packages, mapped=mapped, changing=True)
                 tree = scan.full(root, memory.tree if memory is not None else None)
-                settled = all(file.settled for file in _unstored(tree))
+                unstored = _unstored(tree)
+                settled = all(file.settled for file in unstored)
                 aside.put_tree(root, tree, still=False)
                 again = Scan(bounds, packages=packages, changing=True)
                 is_seen = held is not None and not _names_of(tree, mapped)
                 agrees = _agree(tree, again.full(root, None)) and settled and is_seen
+                _unsettle_open(unstored, held)
             missed = scan.missed or aside.missed or again.missed
             return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
 
@@ -345,6 +354,15 @@ def _unsettle(tree: Tree, before: dict[int, trees.Fingerprint]) -> None:
             file.settled = False
     for child in tree.trees.values():
         _unsettle(child, before)
+
+
+def _unsettle_open(files: list[trees.File], held: HeldFiles | None) -> None:
+    """Have those of these files read again, which were read while processes went on, that a call may still have been
+    writing to. `held` is from before they were read."""
+    since = time.time_ns() - _WRITE_NS
+    for file in files:
+        if file.fingerprint.ctime_ns > since and (held is None or file.fingerprint.inode in held.open):
+            file.settled = False
 
 
 def _agree(one: Tree, other: Tree) -> bool:
