@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "bounds": {"core", "settings"},
-    "app": CORE | ADAPTERS | {"api", "bounds", "errors", "languages", "server", "settings", "telemetry"},
+    "app": CORE | ADAPTERS | {"api", "bounds", "doctor", "errors", "languages", "server", "settings", "telemetry"},
     "doctor": {"core", "errors", "languages"},
     "errors": set(),
     "preflight": {"errors", "settings", "spelling"},

@@ -18,10 +18,10 @@ import structlog
 import uvloop
 from starlette.types import ASGIApp
 
-from era import languages, server
+from era import doctor, languages, server
 from era.api.context import Context
 from era.api.guest_api import GuestPublicUrls, GuestStorage
-from era.bounds import quotas_by_default, retention, rules
+from era.bounds import quotas_by_default, retention, rules, settings_in_force
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
 from era.core.api_keys import ApiKeys
@@ -104,8 +104,7 @@ _DELIVERIES = 16
 
 
 def cgroup_name(data_dir: Path) -> str:
-    """The name of the control group of the service on this data directory: the same after every start, and no other
-    service's."""
+    """The name of the control group of the service on this data directory: always the same, and no other service's."""
     return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
@@ -419,6 +418,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
+                    at_a_time=lambda: {"runs": admission.places.count, "sandboxes": pool.places.count},
+                    limits=tuple(settings_in_force(settings)),
+                    findings=lambda: doctor.findings(sandboxes.tested()),
                     end_background=end_background,
                     end_runs=partial(pool.stop, why_stopped),
                     note=note,

@@ -1,11 +1,15 @@
-"""The settings that bound something, as the values that the core works with."""
+"""The settings that bound something: as the values that the core works with, and as an operator is shown them."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 from era.core.limits import Rules
 from era.core.metadata import Retention
 from era.core.program import Limits
 from era.core.quotas import WORDS, Amounts
+from era.core.server_facts import SettingInForce
 from era.settings import Settings
 
 
@@ -47,3 +51,16 @@ def retention(settings: Settings) -> Retention:
 def quotas_by_default(settings: Settings) -> Amounts:
     """The quotas of owners for whom nothing else was set."""
     return {name: getattr(settings, f"quota_{name}") for name in WORDS}
+
+
+def settings_in_force(settings: Settings) -> Iterator[SettingInForce]:
+    """Every setting that is a number, but the port: none of them is a secret, or says where something is."""
+    for name, field in Settings.model_fields.items():
+        if field.annotation not in (int, float, int | None) or name == "port":
+            continue
+        value = getattr(settings, name)
+        if name.startswith("max_") and (default := name.removeprefix("max_")) in Settings.model_fields:
+            value = max(value, getattr(settings, default))  # as `rules` has it
+        if value is not None and not math.isfinite(value):
+            value = None
+        yield SettingInForce(f"ERA_{name.upper()}", value, field.default, field.description or "")

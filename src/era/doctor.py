@@ -1,75 +1,86 @@
-"""The report of `era doctor`: for each kind of sandbox each wall, whether it is there, and how to get it if not."""
+"""What this machine has and lacks: each language, each wall of each kind of sandbox, and how to get what is missing.
+`era doctor` prints it, and a server shows it to its operator."""
 
 from __future__ import annotations
 
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from era import languages
 from era.core.models import Isolation, JsonObject
+from era.core.server_facts import Finding
 from era.errors import NoIsolation
 
 _PACKAGES = {"seccomp": "install libseccomp (Debian, Ubuntu: apt-get install libseccomp2)"}
 _CGROUP = "start ERA as root, on a machine with writable cgroups (memory, pids, cpu)"
 
 
-@dataclass(frozen=True, slots=True)
-class Wall:
-    """A limit on what programs can do or use."""
+def language_findings() -> Iterator[Finding]:
+    """Of each language, whether it can be run here; and its contexts, where they are missing."""
+    for name in languages.LANGUAGES:
+        try:
+            yield Finding(name, True, f"{name} {languages.runtime(name).version}")
+            if lack := languages.contexts_missing(name):
+                yield Finding(name, False, f"contexts in {name}: {lack.reason}", lack.hint)
+        except languages.Missing as missing:
+            yield Finding(name, False, f"{name}: {missing.reason}", missing.hint)
 
-    there: bool
-    name: str
-    remedy: str = ""
-    """How to get it where it isn't there."""
 
+def walls(kind: Isolation, isolation: JsonObject) -> Iterator[Finding]:
+    """The walls of a driver that works, given its `isolation()`: limits on what programs can do or use."""
 
-def walls(isolation: JsonObject) -> Iterator[Wall]:
-    """The walls of a driver that works, given its `isolation()`."""
+    def wall(there: bool, name: str, remedy: str = "") -> Finding:
+        return Finding(kind, there, name, "" if there else remedy)
+
     tested = [name for name in languages.runtimes() if languages.DEFINITIONS[name].hello]
-    yield Wall(True, f"programs start and run in {', '.join(tested)}")
+    yield wall(True, f"programs start and run in {', '.join(tested)}")
     namespaces = isolation["namespaces"]
-    yield Wall(len(namespaces) == 7, f"namespaces of its own: {', '.join(namespaces)}", "a newer kernel")
+    yield wall(len(namespaces) == 7, f"namespaces of its own: {', '.join(namespaces)}", "a newer kernel")
     privileged = isolation["capabilities"] != "none" or not isolation["no_new_privs"]
-    yield Wall(not privileged, "no capabilities, and no way to gain any")
-    yield Wall(isolation["own_uid"], "a host uid of its own for each sandbox", "start ERA as root")
-    yield Wall(isolation["seccomp"] == "filter", "system calls filtered", _PACKAGES["seccomp"])
+    yield wall(not privileged, "no capabilities, and no way to gain any")
+    yield wall(isolation["own_uid"], "a host uid of its own for each sandbox", "start ERA as root")
+    yield wall(isolation["seccomp"] == "filter", "system calls filtered", _PACKAGES["seccomp"])
     if isolation["driver"] == "gvisor":
-        yield Wall(True, "a kernel of its own in user space: programs reach the host's only by its TCP and UDP")
+        yield wall(True, "a kernel of its own in user space: programs reach the host's only by its TCP and UDP")
     else:
         landlock = isolation["landlock"]
-        yield Wall(
+        yield wall(
             bool(landlock),
             f"Landlock, ABI {landlock}" if landlock else "Landlock",
             "a kernel of 5.19 or newer with Landlock in its `lsm=` list",
         )
     cgroup = isolation["cgroup"]
-    yield Wall(cgroup is not None, "memory of the whole sandbox bounded", f"{_CGROUP}; until then of each process")
-    yield Wall(
+    yield wall(cgroup is not None, "memory of the whole sandbox bounded", f"{_CGROUP}; until then of each process")
+    yield wall(
         cgroup is not None and "cpus" in cgroup, "processors bounded", f"{_CGROUP}; until then a run may use them all"
     )
-    yield Wall(True, "processes, files, disk and output bounded")
-    yield Wall(isolation["network"] == "none", "no network but loopback")
+    yield wall(True, "processes, files, disk and output bounded")
+    yield wall(isolation["network"] == "none", "no network but loopback")
     reason = isolation["network_reason"]
-    yield Wall(reason is None, "internet over TCP and UDP where a session may, by any client", reason or "")
+    yield wall(reason is None, "internet over TCP and UDP where a session may, by any client", reason or "")
+
+
+def findings(results: Mapping[Isolation, JsonObject | NoIsolation]) -> Iterator[Finding]:
+    """All of it, with the sandboxes of these results, as `report` takes them."""
+    yield from language_findings()
+    for kind, isolation in results.items():
+        if isinstance(isolation, NoIsolation):
+            yield Finding(kind, False, isolation.message, isolation.hint)
+        else:
+            yield from walls(kind, isolation)
 
 
 def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:
-    """The lines of the report. `results` has the `isolation()` of each driver that works. `default` is what `auto`
-    means, None where nothing works."""
+    """The lines of the report. `results` has the `isolation()` of each driver that works, and why others don't.
+    `default` is what `auto` means, None where nothing works."""
     yield f"Linux {platform.release()}, Python {sys.version.split()[0]}"
-    for name in languages.LANGUAGES:
-        try:
-            yield f"ok       {name} {languages.runtime(name).version}"
-            if (preparation := languages.preparations().get(name)) and preparation.ready_place() is None:
-                yield f"         {preparation.title} is compiled when the service first starts, which takes a minute"
-            if lack := languages.contexts_missing(name):
-                yield f"missing  contexts in {name}: {lack.reason}"
-                yield f"         to get it: {lack.hint}"
-        except languages.Missing as missing:
-            yield f"missing  {name}: {missing.reason}"
-            yield f"         to get it: {missing.hint}"
+    preparations = languages.preparations()
+    for finding in language_findings():
+        yield from _lines(finding)
+        preparation = preparations.get(finding.about) if finding.there else None
+        if preparation is not None and preparation.ready_place() is None:
+            yield f"         {preparation.title} is compiled when the service first starts, which takes a minute"
     for name, isolation in results.items():
         yield ""
         if isinstance(isolation, NoIsolation):
@@ -78,7 +89,11 @@ def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isola
             yield f"         {isolation.hint}"
             continue
         yield f"{name}: works" + (", and is what sessions get that don't say" if name == default else "")
-        for wall in walls(isolation):
-            yield f"{'ok     ' if wall.there else 'missing'}  {wall.name}"
-            if not wall.there:
-                yield f"         to get it: {wall.remedy}"
+        for wall in walls(name, isolation):
+            yield from _lines(wall)
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    yield f"{'ok     ' if finding.there else 'missing'}  {finding.text}"
+    if not finding.there:
+        yield f"         to get it: {finding.remedy}"

@@ -15,6 +15,18 @@ from tests.api.owners import OPERATOR_KEY, Owners, client_with_key, headers_seen
 from tests.conftest import ERA, MakeServer, eventually
 
 
+def test_only_the_operator_sees_the_limits_of_the_server(owners: Owners) -> None:
+    shown = owners.operator.get("/api/server")
+    assert shown.is_success
+    assert OPERATOR_KEY not in shown.text
+    assert str(owners.server.data_dir) not in shown.text
+    for path in ("/api/server", "/api/server/", "/api//server", "/api/%73erver"):
+        assert owners.mallory.get(path).status_code in (403, 404), path
+    assert owners.mallory.get("/api/server").json()["code"] == "not_operator"
+    with owners.server.client() as nobody:
+        assert nobody.get("/api/server").status_code == 401
+
+
 def test_only_the_operator_lists_makes_and_revokes_keys(owners: Owners) -> None:
     for method, path in (("GET", "/api/keys"), ("POST", "/api/keys"), ("DELETE", "/api/keys/key_1_a")):
         body = {"owner": "mallory"} if method == "POST" else None

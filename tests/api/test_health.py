@@ -20,6 +20,15 @@ def test_health_describes_the_service(client: httpx.Client) -> None:
     assert len(body["isolation"]["summary"]) > 20
 
 
+def test_the_operator_sees_limits_and_findings(client: httpx.Client) -> None:
+    body = client.get("/api/server").json()
+    assert body["at_a_time"]["runs"] >= 2
+    assert body["at_a_time"]["sandboxes"] >= 1
+    assert {"ERA_MEMORY_MB", "ERA_MAX_WARM", "ERA_MAX_TIMEOUT"} <= {each["name"] for each in body["limits"]}
+    assert {"python", "bubblewrap"} <= {each["about"] for each in body["findings"] if each["there"]}
+    assert all(each["there"] or each["remedy"] for each in body["findings"])
+
+
 def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
     """The samples of /metrics, by name and label values."""
     answer = client.get("/metrics")

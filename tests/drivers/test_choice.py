@@ -62,6 +62,9 @@ async def test_auto_falls_back_and_says_so(strong: Driver, usual: Driver) -> Non
     await drivers.start()
     assert await drivers.get("auto") is usual
     assert drivers.isolation()["missing"] == {"gvisor": "gvisor does not work"}
+    tested = drivers.tested()
+    assert tested["bubblewrap"] == {"driver": "bubblewrap"}
+    assert isinstance(tested["gvisor"], NoIsolation)
 
 
 async def test_what_was_asked_for_is_never_replaced(

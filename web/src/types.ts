@@ -345,3 +345,24 @@ export interface CellEnd extends RunEnd {
   execution_count?: number | null;
   memory?: { kept: boolean; reason: string | null };
 }
+
+export interface SettingInForce {
+  name: string;
+  value: number | null;
+  default: number | null;
+  description: string;
+}
+
+export interface Finding {
+  about: string;
+  there: boolean;
+  text: string;
+  remedy: string | null;
+}
+
+export interface ServerFacts {
+  version: string;
+  at_a_time: { runs: number; sandboxes: number };
+  limits: SettingInForce[];
+  findings: Finding[];
+}

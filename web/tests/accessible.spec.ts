@@ -40,7 +40,7 @@ const PLACES: [path: string, sign: string][] = [
   [`sessions/${id}/inbox`, '.timeline a'],
   [`sessions/${id}/public`, '.url-line'],
   [`sessions/${id}/settings`, 'form'],
-  ['server', '.plot canvas'],
+  ['server', '.page:has(.plot canvas) .limits'],
   ['storage/kv/seen/price', '.facts'],
   ['usage', '.meters'],
   ['webhooks', '.timeline a'],

@@ -21,6 +21,7 @@ import type {
   OwnQuotas,
   RunList,
   RunRecord,
+  ServerFacts,
   SessionInfo,
   SessionList,
 } from "./types.js";
@@ -204,6 +205,11 @@ export class Era {
   /** Whether the server works, and what isolation it gives. */
   health(options: CallOptions = {}): Promise<Record<string, unknown>> {
     return this.#transport.json({ method: "GET", path: "/health" }, options);
+  }
+
+  /** The limits in force on the server, and what its machine has and lacks; for the operator only. */
+  server(options: CallOptions = {}): Promise<ServerFacts> {
+    return this.#transport.json({ method: "GET", path: "/api/server" }, options);
   }
 }
 

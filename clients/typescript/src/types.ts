@@ -92,4 +92,5 @@ export type NewWebhook = Answer<"/api/webhooks", "post", 201>;
 export type WebhookDelivery = Answer<"/api/webhooks/{webhook_id}/deliveries", "get">["deliveries"][number];
 export type AuditList = Answer<"/api/audit", "get">;
 export type AuditEntry = AuditList["entries"][number];
+export type ServerFacts = Answer<"/api/server", "get">;
 export type LanguageInfo = Answer<"/api/languages", "get">["languages"][number];

@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,6 +51,7 @@ from era.core.quotas import Quotas
 from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
+from era.core.server_facts import Finding, SettingInForce
 from era.core.sessions import Sessions
 from era.core.setup.setups import Setups
 from era.core.storage import Storage
@@ -118,6 +119,15 @@ class Context:
 
     pool_counts: Callable[[], Mapping[str, int]]
     """How many sandboxes there are, by use."""
+
+    at_a_time: Callable[[], Mapping[str, int]]
+    """How many runs may work, and how many sandboxes sessions may have, at a time."""
+
+    limits: Sequence[SettingInForce]
+    """The settings that bound something."""
+
+    findings: Callable[[], Iterable[Finding]]
+    """What this machine has and lacks."""
 
     end_background: Callable[[float], Coroutine[Any, Any, None]]
     """End background runs and commit them, within this many seconds."""

@@ -1,17 +1,19 @@
-"""Routes of health, readiness and metrics."""
+"""Routes of health, readiness, metrics, and of what the operator is shown of the server."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from era import __version__, languages
-from era.api.context import Answer, StrictRoute, UseContext
+from era.api.api_keys import operator_only
+from era.api.context import Answer, StrictRoute, UseContext, errors
 from era.wire.base import ErrorAnswer
 from era.wire.health import HealthAnswer, ReadyAnswer
+from era.wire.server import ServerAnswer, server_answer
 
 router = APIRouter(tags=["health"])
-metrics_router = APIRouter(tags=["health"], route_class=StrictRoute)
+strict = APIRouter(tags=["health"], route_class=StrictRoute)
 
 
 @router.head("/health", include_in_schema=False)
@@ -42,7 +44,7 @@ async def ready(context: UseContext) -> Response:
     return Answer({"status": "ready"})
 
 
-@metrics_router.get(
+@strict.get(
     "/metrics",
     response_class=Response,
     responses={
@@ -55,3 +57,9 @@ async def ready(context: UseContext) -> Response:
 async def metrics(context: UseContext) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(await context.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+
+@strict.get("/api/server", dependencies=[Depends(operator_only)], responses={200: {"model": ServerAnswer}, **errors()})
+async def get_server(context: UseContext) -> Response:
+    """Show the limits in force on this server, and what its machine has and lacks. For the operator only."""
+    return Answer(server_answer(__version__, context.at_a_time(), context.limits, context.findings()))

@@ -92,7 +92,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     )
     mcp = Mcp()
     routers = [module.router for module in modules]
-    routers += [links.public, storage.resources, history.all_runs, health.metrics_router]
+    routers += [links.public, storage.resources, history.all_runs, health.strict]
     app = application(routers, lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage

@@ -13,7 +13,7 @@ from era.core.api_keys import SCOPES, Caller, Scope
 from era.errors import Forbidden
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPERATOR = re.compile(r"/api/(keys|owners)(/|$)")
+_OPERATOR = re.compile(r"/api/(keys|owners|server)(/|$)")
 _RUNS = re.compile(
     r"/api/execute|/api/sessions/[^/]+/("
     r"run|stream|terminal|tickets|stop|checkpoint|runs/[^/]+|(processes|contexts)(/.*)?|inbox/deliveries/[^/]+/replay)",
@@ -45,7 +45,7 @@ def check(caller: Caller, method: str, path: str, *, is_socket: bool = False) ->
         return
     if scope == "admin":
         raise Forbidden(
-            "Only this server's operator may see to keys, owners and quotas.",
+            "Only this server's operator may see to keys, owners and quotas, or see the server's limits.",
             hint="Call with the key in the server's ERA_API_KEY, or with a key that has the scope 'admin'; start the "
             "server with a key if it has none.",
             code="not_operator",

@@ -70,6 +70,13 @@ class DriverChoice:
             "missing": {name: problem.message for name, (_, problem) in self._failed.items()},
         }
 
+    def tested(self) -> dict[Isolation, JsonObject | NoIsolation]:
+        """What the sandboxes of each driver have in force that was tested so far, or why its test failed."""
+        works: dict[Isolation, JsonObject | NoIsolation] = {
+            name: driver.isolation() for name, driver in self._drivers.items() if name in self._started
+        }
+        return works | {name: problem for name, (_, problem) in self._failed.items()}
+
     async def examine(self) -> dict[Isolation, JsonObject | NoIsolation]:
         """Test all drivers: what the sandboxes of each have in force, or why it fails. Called instead of `start`."""
         results: dict[Isolation, JsonObject | NoIsolation] = {}

@@ -5,10 +5,11 @@ import { away, call, health } from '../api.ts';
 import { useInterval, useLoad } from '../hooks.ts';
 import { languages } from '../languages.ts';
 import { href } from '../router.ts';
-import type { Json, RunRecord } from '../types.ts';
+import type { Json, RunRecord, ServerFacts } from '../types.ts';
 import { Ago, Facts, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Tree } from '../ui/tree.tsx';
+import { Findings, LimitsInForce } from './limits.tsx';
 import { metricsError, type Sample, samples, startSampling, total } from './metrics.ts';
 import { Plot } from './plot.tsx';
 
@@ -76,6 +77,7 @@ function LatestRuns() {
 
 export function OverviewPage() {
   useEffect(startSampling, []);
+  const facts = useLoad((signal) => call<ServerFacts>('/api/server', { signal }), []);
   const now = health.value;
   const all = samples.value;
   const times = all.map((each) => each.at);
@@ -173,9 +175,7 @@ export function OverviewPage() {
               <summary>All of it</summary>
               <Tree value={now.isolation as Json} />
             </details>
-            <p class="soft">
-              <code>era doctor</code> on the server’s machine says what else it could give, and how.
-            </p>
+            <Findings loaded={facts} />
             <LatestRuns />
           </section>
           <section>
@@ -197,6 +197,7 @@ export function OverviewPage() {
           </section>
         </div>
       )}
+      <LimitsInForce loaded={facts} />
     </section>
   );
 }

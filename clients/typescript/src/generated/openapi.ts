@@ -1666,6 +1666,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/server": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Server
+         * @description Show the limits in force on this server, and what its machine has and lacks. For the operator only.
+         */
+        get: operations["get_server"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -2702,6 +2722,31 @@ export interface components {
             /** Next Cursor */
             next_cursor: string | null;
         };
+        /** FindingAnswer */
+        FindingAnswer: {
+            /**
+             * About
+             * @description A language or a kind of sandbox.
+             * @example python
+             * @example bubblewrap
+             */
+            about: string;
+            /**
+             * There
+             * @description Whether this machine has it.
+             */
+            there: boolean;
+            /**
+             * Text
+             * @example system calls filtered
+             */
+            text: string;
+            /**
+             * Remedy
+             * @description How to get what isn't there.
+             */
+            remedy: string | null;
+        };
         /**
          * GapEvent
          * @description Says which events of a stream are not kept any more, by their numbers, both included.
@@ -2989,6 +3034,27 @@ export interface components {
         LanguagesAnswer: {
             /** Languages */
             languages: components["schemas"]["LanguageAnswer"][];
+        };
+        /** LimitAnswer */
+        LimitAnswer: {
+            /**
+             * Name
+             * @description Of the setting.
+             * @example ERA_MEMORY_MB
+             */
+            name: string;
+            /**
+             * Value
+             * @description What holds, in the unit of `description`; null: nothing is set.
+             */
+            value: number | null;
+            /**
+             * Default
+             * @description What holds where nothing is set.
+             */
+            default: number | null;
+            /** Description */
+            description: string;
         };
         /** LimitsAnswer */
         LimitsAnswer: {
@@ -3971,6 +4037,22 @@ export interface components {
              * @default false
              */
             plain_http?: boolean;
+        };
+        /** ServerAnswer */
+        ServerAnswer: {
+            /** Version */
+            version: string;
+            /**
+             * At A Time
+             * @description How many `runs` may work, and how many `sandboxes` sessions may have.
+             */
+            at_a_time: {
+                [key: string]: number;
+            };
+            /** Limits */
+            limits: components["schemas"]["LimitAnswer"][];
+            /** Findings */
+            findings: components["schemas"]["FindingAnswer"][];
         };
         /** SessionAnswer */
         SessionAnswer: {
@@ -7547,6 +7629,28 @@ export interface operations {
                 };
                 content: {
                     "text/plain": string;
+                };
+            };
+        };
+    };
+    get_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ServerAnswer"];
                 };
             };
         };

@@ -144,3 +144,8 @@ class AsyncEra:
         """Whether the server works, and what isolation it gives."""
         health: dict[str, Any] = await self._connection.get("/health")
         return health
+
+    async def server(self) -> dict[str, Any]:
+        """The limits in force on the server, and what its machine has and lacks; for the operator only."""
+        server: dict[str, Any] = await self._connection.get("/api/server")
+        return server

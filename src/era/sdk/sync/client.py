@@ -143,3 +143,8 @@ class Era:
         """Whether the server works, and what isolation it gives."""
         health: dict[str, Any] = self._connection.get("/health")
         return health
+
+    def server(self) -> dict[str, Any]:
+        """The limits in force on the server, and what its machine has and lacks; for the operator only."""
+        server: dict[str, Any] = self._connection.get("/api/server")
+        return server

@@ -1,0 +1,37 @@
+"""What the operator is shown of a server: limits as they hold, nothing secret, and how to get what is missing."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from era import doctor, languages
+from era.bounds import rules, settings_in_force
+from era.core.server_facts import Finding
+from era.errors import NoIsolation
+from era.settings import Settings
+
+
+def test_limits_are_those_that_hold() -> None:
+    settings = Settings(memory_mb=1024, max_memory_mb=512, max_cpus=0.5, max_timeout=float("inf"))
+    shown = {each.name: each for each in settings_in_force(settings)}
+    maxima = rules(settings).maxima
+    assert (shown["ERA_MAX_MEMORY_MB"].value, maxima.memory_bytes) == (1024, 1 << 30)
+    assert (shown["ERA_MAX_CPUS"].value, maxima.cpus) == (1, 1)
+    assert shown["ERA_MAX_TIMEOUT"].value is None
+    assert (shown["ERA_MAX_WARM"].value, shown["ERA_MAX_WARM"].default) == (None, None)
+    assert (shown["ERA_MEMORY_MB"].value, shown["ERA_MEMORY_MB"].default) == (1024, 512)
+    assert all(each.description for each in shown.values())
+
+
+def test_no_setting_is_told_that_is_a_secret_or_a_place() -> None:
+    settings = Settings(api_key=SecretStr("sesame"), public_url="http://inside.example")
+    for shown in settings_in_force(settings):
+        assert isinstance(shown.value, int | float | None)
+    names = {shown.name for shown in settings_in_force(settings)}
+    assert not names & {"ERA_API_KEY", "ERA_PORT", "ERA_HOST", "ERA_DATA_DIR", "ERA_DATABASE_URL", "ERA_ALLOW_NO_KEY"}
+
+
+def test_what_is_missing_says_how_to_get_it() -> None:
+    found = list(doctor.findings({"gvisor": NoIsolation("runsc is missing", hint="install it")}))
+    assert found[-1] == Finding("gvisor", False, "runsc is missing", "install it")
+    assert {each.about for each in found[:-1]} == set(languages.LANGUAGES)
