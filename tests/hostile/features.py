@@ -273,8 +273,11 @@ def inbox(visit: Visit) -> None:
     public = where.replace("/api/sessions/", "/proxy/") + "/inbox"
     for _ in range(2):
         visit.call("POST", public, 202, content=b"news")
-    probe = lambda: visit.call("GET", f"{where}/inbox").json()["deliveries"]["done"] == 2  # noqa: E731
-    assert eventually(probe, _PATIENCE_SECONDS), visit.call("GET", f"{where}/inbox").json()
+
+    def seen() -> Any:
+        return visit.call("GET", f"{where}/inbox").json()
+
+    assert eventually(lambda: seen()["deliveries"]["done"] == 2, _PATIENCE_SECONDS), seen()
     assert visit.call("GET", f"{where}/files/got").text == "xx"
     visit.remove(where)
 

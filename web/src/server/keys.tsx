@@ -4,7 +4,7 @@ import { useSignal } from '@preact/signals';
 import { call } from '../api.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import type { ApiKey } from '../types.ts';
-import { Ago, Button, Check, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Choices, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say } from '../ui/dialog.tsx';
 import { Secret } from './secret.tsx';
 
@@ -57,18 +57,7 @@ function NewKey({ onClose, onMade }: { onClose: () => void; onMade: () => void }
             description.value = text;
           }}
         />
-        {SCOPES.map(([name, hint]) => (
-          <Check
-            key={name}
-            label={name}
-            hint={hint}
-            checked={scopes.value.has(name)}
-            onChange={(checked) => {
-              const others = [...scopes.value].filter((each) => each !== name);
-              scopes.value = new Set(checked ? [...others, name] : others);
-            }}
-          />
-        ))}
+        <Choices of={SCOPES} chosen={scopes} />
         <TextField
           label="Ends"
           hint="A time such as 2030-01-31T12:00:00Z; never, if left empty."

@@ -5,7 +5,7 @@ import { call } from '../api.ts';
 import { useAction, useInterval, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { Notice, Webhook } from '../types.ts';
-import { Ago, Button, Check, Empty, Form, Name, Problem, Status, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Choices, Empty, Form, Name, Problem, Status, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
 import { Secret } from './secret.tsx';
 
@@ -50,18 +50,7 @@ function NewWebhook({ onClose, onMade }: { onClose: () => void; onMade: () => vo
             url.value = text;
           }}
         />
-        {EVENTS.map(([name, hint]) => (
-          <Check
-            key={name}
-            label={name}
-            hint={hint}
-            checked={events.value.has(name)}
-            onChange={(checked) => {
-              const others = [...events.value].filter((each) => each !== name);
-              events.value = new Set(checked ? [...others, name] : others);
-            }}
-          />
-        ))}
+        <Choices of={EVENTS} chosen={events} />
         <TextField
           label="Description"
           placeholder="what it is for"

@@ -1,5 +1,6 @@
 /** Small parts that every page is made of. */
 
+import type { Signal } from '@preact/signals';
 import type { ButtonHTMLAttributes, ComponentChildren } from 'preact';
 import { useEffect, useId, useRef, useState } from 'preact/hooks';
 import { exactly, ago as inWords, plain } from '../format.ts';
@@ -242,6 +243,22 @@ export function Check({
       )}
     </Field>
   );
+}
+
+/** A check for each name, of which any may be chosen. */
+export function Choices({ of, chosen }: { of: [name: string, hint: string][]; chosen: Signal<Set<string>> }) {
+  return of.map(([name, hint]) => (
+    <Check
+      key={name}
+      label={name}
+      hint={hint}
+      checked={chosen.value.has(name)}
+      onChange={(checked) => {
+        const others = [...chosen.value].filter((each) => each !== name);
+        chosen.value = new Set(checked ? [...others, name] : others);
+      }}
+    />
+  ));
 }
 
 export function Select({
