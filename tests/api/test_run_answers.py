@@ -11,7 +11,9 @@ import pytest
 
 from era.wire.runs import CodeAnswer, CodeStoredAnswer, ExecuteAnswer, RunAnswer
 from tests.api.answers import RUN_KEYS, assert_recent, checked, refused
-from tests.conftest import MakeSession, Run
+from tests.api.event_streams import numbered
+from tests.api.told import TELLS_ITS_END
+from tests.conftest import MakeSession, Run, eventually
 
 
 def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeSession) -> None:
@@ -98,6 +100,7 @@ HELLO = {
     "console.log('hi', fs.readFileSync('d/in.txt', 'utf8'), process.env.ERA_LANGUAGE, a)",
 }
 
+STREAMED = {"Accept": "text/event-stream"}
 EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state", "artifacts", "artifacts_more"} | {"language", "vm_id"}
 
 
@@ -129,3 +132,30 @@ time.sleep(30)
         body = client.post("/api/execute", json=wanted).json()
         assert (body["exit_code"], body["status"]) == (124, "timeout")
         assert body["stdout"] == "False\na file of mine\n"
+
+
+def test_execute_streams_what_the_plain_answer_has(client: httpx.Client) -> None:
+    code = "import sys, time; print('oüt', flush=True); time.sleep(0.1); print('err', file=sys.stderr); sys.exit(3)"
+    wanted = {"language": "python", "code": code}
+    with client.stream("POST", "/api/execute", json=wanted, headers=STREAMED) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = list(numbered(answer))
+    assert [number for number, _, _ in events] == [1, 2, 3]
+    assert [(kind, data.get("content")) for _, kind, data in events[:2]] == [("stdout", "oüt\n"), ("stderr", "err\n")]
+    _, kind, done = events[-1]
+    assert (kind, done["exit_code"], done["status"]) == ("done", 3, "failed")
+    assert set(done) == EXECUTE_KEYS - {"stdout", "stderr"} | {"type"}
+
+
+def test_execute_refuses_a_stream_as_it_refuses_all_else(client: httpx.Client) -> None:
+    wanted = {"language": "cobol", "code": "x"}
+    refused(client.post("/api/execute", json=wanted, headers=STREAMED), 400, "cobol")
+
+
+def test_the_program_of_a_stream_that_nobody_reads_any_more_ends(client: httpx.Client) -> None:
+    with client.stream(
+        "POST", "/api/execute", json={"language": "python", "code": TELLS_ITS_END, "timeout": 300}, headers=STREAMED
+    ) as answer:
+        assert next(numbered(answer))[2]["content"] == "on\n"
+        assert client.get("/api/storage/kv/ends/one").status_code == 404
+    eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)

@@ -14,6 +14,20 @@ def until_told(word):
 WAITS = f"{UNTIL_TOLD}until_told('go')\n"
 """A program that does nothing else."""
 
+TELLS_ITS_END = """
+import os, signal, time
+import era_storage
+
+def end(*_):
+    era_storage.kv.set('ends', 'one', 'told')
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+print('on', flush=True)
+time.sleep(280)
+"""
+"""A program that says `on`, and when it is told to end notes that in the storage, as `one` of the namespace `ends`."""
+
 
 def tell(client: httpx.Client, word: str = "go") -> None:
     """Let the programs go on that wait for this word."""

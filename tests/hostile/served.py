@@ -36,7 +36,7 @@ from era.core.garbage import collect_once
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import Session
-from era.mcp import calls
+from era.mcp import results
 from era.settings import Settings
 from era.store import sessions
 from era.store.blobs import Batch, LocalBlobs
@@ -224,7 +224,13 @@ def _outputs_in_memory() -> None:
     """What runs print is in memory as a whole, and answers are made in one piece."""
     _patch(written, MEMORY_BYTES=1 << 40)
     _patch(streaming, _SMALL=1 << 40)
-    _patch(calls, _one_long=asyncio.Semaphore(1000))
+
+    def hold(self: results.Shortened, piece: str) -> None:
+        add(self, piece)
+        vars(self).setdefault("held", []).append(piece)
+
+    add = results.Shortened.add
+    _patch(results.Shortened, add=hold)
 
 
 WEAKNESSES = {

@@ -17,6 +17,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
 
 from tests.api.owners import Owners, new_key
+from tests.api.told import TELLS_ITS_END
 from tests.conftest import Server, eventually
 from tests.mcp.clients import WAYS, text_of, used
 
@@ -323,6 +324,29 @@ print(value)
         assert text_of(result) == "ready\nnow"
 
     used(server, way, work)
+
+
+@pytest.mark.parametrize(("tool", "code"), [("era_python", "code"), ("era_shell", "command")])
+def test_progress_and_cancellation_without_a_session(
+    server: Server, client: httpx.Client, way: str, tool: str, code: str
+) -> None:
+    program = TELLS_ITS_END if code == "code" else f"python3 - <<'END'\n{TELLS_ITS_END}\nEND"
+    if "handshake" in way:
+        pytest.skip("a cancellation in that form can't be told whose it is, see below")
+
+    async def work(connected: Client) -> None:
+        said: list[str] = []
+
+        async def progress(progress: float, total: float | None, message: str | None) -> None:
+            said.append(message or "")
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            await connected.call_tool(tool, {code: program, "timeout": 300}, progress_callback=progress)
+        assert said == ["on\n"]
+
+    used(server, way, work)
+    eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)
 
 
 @pytest.mark.parametrize("way", ["http", "stdio"])

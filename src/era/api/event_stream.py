@@ -44,6 +44,7 @@ from era.errors import BadRequest, EraError
 
 log = structlog.get_logger()
 
+STREAM_TYPE = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
 MAX_NUMBER = (1 << 63) - 1
 _HEARTBEAT = b": heartbeat\n\n"
@@ -98,14 +99,19 @@ EVENTS: dict[str, TypeAdapter[Any]] = {}
 def described(what: str, name: str, events: Any, *statuses: int, headers: Any = None) -> dict[str, Any]:
     """The arguments of a route that answers with an event stream. `what` says what it sends; `events` is the type of
     the `data` of its events, a union of models, and `name` what that is called; `statuses` are as for `errors`."""
+    answer = {"description": what, "headers": headers or {}, "content": stream_content(name, events)}
+    return {"response_class": StreamingResponse, "responses": {200: answer, **errors(*statuses)}}
+
+
+def stream_content(name: str, events: Any) -> dict[str, Any]:
+    """What an event stream is in the description of an answer; arguments as for `described`."""
     EVENTS[name] = TypeAdapter(events)
     schema = {  # without a type: some readers take it for that of the whole stream, others for that of one event
         "description": "Server-sent events; `contentSchema` is that of the `data` of each.",
         "contentMediaType": "application/json",
         "contentSchema": {"$ref": f"#/components/schemas/{name}"},
     }
-    answer = {"description": what, "headers": headers or {}, "content": {"text/event-stream": {"schema": schema}}}
-    return {"response_class": StreamingResponse, "responses": {200: answer, **errors(*statuses)}}
+    return {STREAM_TYPE: {"schema": schema}}
 
 
 def event_stream(events: AsyncGenerator[Event | Gap], headers: Mapping[str, str] | None = None) -> StreamingResponse:
@@ -117,7 +123,7 @@ class _EventStream(StreamingResponse):
     """Closes its pieces when it ends: a reader that has gone leaves nothing behind."""
 
     def __init__(self, pieces: AsyncGenerator[bytes], headers: Mapping[str, str]) -> None:
-        super().__init__(pieces, media_type="text/event-stream", headers=headers)
+        super().__init__(pieces, media_type=STREAM_TYPE, headers=headers)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

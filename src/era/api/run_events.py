@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from era.api.event_stream import Event
 from era.core.event_log import Gap
@@ -16,8 +18,14 @@ _BYTES_A_MICROSECOND = 128
 """How much output becomes JSON in that time."""
 
 
-async def run_events(events: AsyncIterator[RunEvent | Gap], *, with_data: bool) -> AsyncGenerator[Event | Gap]:
-    """Events `stdout`, `stderr` and `done`. A RunStarted is none: the headers say it."""
+async def run_events(
+    events: AsyncIterator[RunEvent | Gap],
+    *,
+    with_data: bool = True,
+    outcome: Callable[[RunResult], dict[str, Any]] = result_answer,
+) -> AsyncGenerator[Event | Gap]:
+    """Events `stdout`, `stderr` and `done`, of which `outcome` makes the last. A RunStarted is none: the headers say
+    it."""
     budget = Budget(object())
     async for event in events:
         if isinstance(event, RunStarted):
@@ -26,7 +34,16 @@ async def run_events(events: AsyncIterator[RunEvent | Gap], *, with_data: bool) 
             yield event
         elif isinstance(event, RunResult):
             result = event if with_data else replace(event, data=None)
-            yield Event(event.pieces + 1, "done", result_answer(result))
+            yield Event(event.pieces + 1, "done", outcome(result))
         else:
             yield Event(event.number, event.stream, {"content": text(event.data)})
             await budget.spend(len(event.data) / _BYTES_A_MICROSECOND)
+
+
+async def closing_run_events(
+    events: AsyncGenerator[RunEvent], outcome: Callable[[RunResult], dict[str, Any]]
+) -> AsyncGenerator[Event | Gap]:
+    """The same of events that nobody else takes: their source is closed as soon as these are."""
+    async with aclosing(events):
+        async for event in run_events(events, outcome=outcome):
+            yield event

@@ -26,9 +26,9 @@ from era.api.context import (
     language,
     secrets_of,
 )
-from era.api.event_stream import described, event_stream
+from era.api.event_stream import STREAM_TYPE, described, event_stream, stream_content
 from era.api.invocations import invocation_of
-from era.api.run_events import run_events
+from era.api.run_events import closing_run_events, run_events
 from era.api.streaming import run_response
 from era.core.models import OwnedId
 from era.core.run_messages import ExecuteRequest, RunRequest, RunStarted
@@ -39,10 +39,12 @@ from era.wire.runs import (
     BackgroundAnswer,
     ExecuteAnswer,
     ExecuteBody,
+    ExecuteEvent,
     RunAnswer,
     RunBody,
     RunEvent,
     execute_answer,
+    execute_outcome,
     run_answer,
 )
 
@@ -151,9 +153,16 @@ async def stream(
     return event_stream(run_events(events, with_data=data), headers)
 
 
-@router.post("/api/execute", responses={200: {"model": ExecuteAnswer}, **errors(413, 429)})
+@router.post(
+    "/api/execute",
+    responses={
+        200: {"model": ExecuteAnswer, "content": stream_content("ExecuteEvent", ExecuteEvent)},
+        **errors(413, 429),
+    },
+)
 async def execute(body: ExecuteBody, caller: CallerId, request: Request, context: UseContext) -> Response:
-    """Run code once, in a temporary sandbox that is gone when this answers."""
+    """Run code once, in a temporary sandbox that is gone when this answers. With `Accept: text/event-stream`, stream
+    its output: events `stdout`, `stderr`, then `done` or `error`; whoever hangs up ends the program."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     invocation = invocation_of(body, body.code)
@@ -179,6 +188,10 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         key_id=caller.key_id,
     )
     await context.audit.secrets(caller_of(request), "", request_.secrets)
+    if STREAM_TYPE in request.headers.get("accept", ""):
+        events = context.runs.execute_streamed(request_)
+        await anext(events)  # an error before the program has begun becomes an ordinary answer
+        return event_stream(closing_run_events(events, partial(execute_outcome, language=chosen)))
     return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
 
 

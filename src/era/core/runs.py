@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +44,9 @@ log = structlog.get_logger()
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds, for runs outside any session."""
+
+_NO_SESSION = 0
+"""In place of a session's key, which are from 1 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,27 @@ class Runs:
 
     async def execute(self, request: ExecuteRequest) -> Collected:
         """A run in a sandbox that is gone when this returns. Nothing of it is stored."""
-        return await asyncio.shield(asyncio.create_task(self._execute(request)))
+        run = self._temporary_run(request)
+        return await asyncio.shield(asyncio.create_task(self._execute(request, run, lambda _: None)))
+
+    async def execute_streamed(self, request: ExecuteRequest) -> AsyncGenerator[RunEvent]:
+        """`execute`, told as `stream` tells a run. The program is ended where the caller stops listening: nobody else
+        can get at what it writes."""
+        run = self._temporary_run(request)
+        task, begun = await self._started_task(partial(self._execute, request, run))
+        try:
+            if begun is not None:
+                transcript = begun.started.transcript.share()
+                yield begun.started
+                async for piece in transcript.pieces():
+                    yield piece
+            done = await asyncio.shield(task)
+            done.close()
+            yield done.result
+        finally:
+            if not task.done():
+                run.stop_soon()
+                task.add_done_callback(_end_unheard)
 
     async def drain(self, seconds: float) -> None:
         """Wait for the runs under way, at most `seconds`."""
@@ -277,21 +300,29 @@ class Runs:
         """A service ends when somebody else waits for the session's turn; other runs don't."""
         return nullcontext() if run.service is None else self._turns.yielding(run.session_id, run.stop_soon)
 
-    async def _execute(self, request: ExecuteRequest) -> Collected:
-        """Run the program of a request in a temporary sandbox, counted as a session's run is."""
+    def _temporary_run(self, request: ExecuteRequest) -> ActiveRun:
+        """A run that has no session: it is its own."""
         run_id = new_id("run")
         who = OwnedId(request.owner, run_id, request.key_id)
-        quotas = self._parts.quotas
-        quotas.begin_run(who)
-        limits = request.limits or self._parts.rules.defaults
-        told = RunEnded(run_id, request.owner, None, "execute", request.language)
-        with quotas.held(who, limits.memory_bytes), noted(self._parts.note, told):
-            return await self._execute_noted(who, request, told)
+        return ActiveRun(run_id, who, _NO_SESSION, self._parts.outputs.new())
 
-    async def _execute_noted(self, who: OwnedId, request: ExecuteRequest, told: RunEnded) -> Collected:
+    async def _execute(self, request: ExecuteRequest, run: ActiveRun, emit: Emit) -> Collected:
+        """Run the program of a request in a temporary sandbox, counted as a session's run is."""
+        quotas = self._parts.quotas
+        limits = request.limits or self._parts.rules.defaults
+        told = RunEnded(run.run_id, request.owner, None, "execute", request.language)
+        try:
+            quotas.begin_run(run.session_id)
+            with quotas.held(run.session_id, limits.memory_bytes), noted(self._parts.note, told):
+                return await self._execute_noted(run, request, emit, told)
+        finally:
+            run.ended.set()
+            with suppress(OSError):
+                await run.transcript.end()  # or who reads it would wait for more
+
+    async def _execute_noted(self, run: ActiveRun, request: ExecuteRequest, emit: Emit, told: RunEnded) -> Collected:
         """Raises as SandboxPool.acquire_temporary and Execution.run do, and TooBusy."""
-        run_id = who.id
-        transcript = self._parts.outputs.new()
+        who, run_id, transcript = run.session_id, run.run_id, run.transcript
         pool = self._parts.pool
         async with self._admission.admitted(request.owner) as slot:
             told.stages.end("slot")
@@ -301,6 +332,8 @@ class Runs:
             slot.use(sandbox)
             told.sandbox_id = sandbox.id
             told.stages.end("sandbox")
+            run.sandbox = sandbox
+            emit(RunStarted(run_id, transcript))
             try:
                 execution = Execution(
                     sandbox,
@@ -324,7 +357,10 @@ class Runs:
                 told.stages.end("program")
                 told.ended(status_of(ended), ended, None, execution.report())
             finally:
+                run.ended.set()  # nothing is left to be told to end
                 await pool.discard(sandbox)
+        with suppress(OSError):
+            await transcript.end()  # which may be one more piece
         use = use_of(who, ended.cpu_us, execution.report())
         self._parts.quotas.used(use)
         await self._parts.usage.add_use(use)
@@ -338,6 +374,7 @@ class Runs:
             stdout_truncated=ended.stdout_truncated,
             stderr_truncated=ended.stderr_truncated,
             state=StateOutcome(0, committed=False, reason="This run has no session."),
+            pieces=transcript.count,
         )
         return Collected(result, transcript.stdout, transcript.stderr)
 

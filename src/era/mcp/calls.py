@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import httpx
 
-from era.urls import file_path, session_path
+from era.urls import file_path
 
 _STOP_SECONDS = 5.0
-_LONG = 1 << 20
-"""Bytes beyond which an answer is long."""
-
-_one_long = asyncio.Semaphore(1)
 
 _HINTS = {
     "GET /api/sessions lists the sessions there are.": "era_list_sessions lists them, era_create_session makes one.",
@@ -54,7 +49,7 @@ class Calls:
     async def call(self, method: str, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
         """The answer of a call with this JSON body, None for none. Raises CallFailed."""
         async with self._response(method, path, json=body, params=_query(query)) as response:
-            return await _answer(response)
+            return _checked(response, await response.aread())
 
     async def put(self, path: str, content: bytes) -> dict[str, Any]:
         """The answer of a PUT of raw bytes. Raises CallFailed."""
@@ -69,14 +64,13 @@ class Calls:
                 _checked(response, data)
             return Content(data, response.headers.get("content-type", "application/octet-stream").partition(";")[0])
 
-    async def events(self, session_id: str, body: Any) -> AsyncIterator[dict[str, Any]]:
-        """The events of a run in a session, as `/stream` has them. A caller that is cancelled stops the run. Raises
-        CallFailed, also where the service failed in the middle."""
-        path = session_path(session_id)
-        async with self._response("POST", f"{path}/stream", json=body) as response:
+    async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any]]:
+        """The events of a run that a POST to this path begins: that of a session's `/stream`, or of `/api/execute`. A
+        caller that is cancelled stops the run. Raises CallFailed, also where the service failed in the middle."""
+        async with self._response("POST", path, {"Accept": "text/event-stream"}, json=body) as response:
             if response.status_code != 200:
                 _checked(response, await response.aread())
-            run_id = response.headers["x-era-run"]
+            run_id = response.headers.get("x-era-run")
             try:
                 async for line in response.aiter_lines():
                     if line.startswith("data: "):
@@ -85,14 +79,19 @@ class Calls:
                             raise CallFailed(_sentence(event))
                         yield event
             except (anyio.get_cancelled_exc_class(), GeneratorExit):
-                with anyio.move_on_after(_STOP_SECONDS, shield=True):
-                    await self.client.delete(f"{path}/runs/{run_id}", headers=self.headers)
+                if run_id is not None:  # a run without a session ends when its caller hangs up
+                    with anyio.move_on_after(_STOP_SECONDS, shield=True):
+                        where = path.removesuffix("/stream")
+                        await self.client.delete(f"{where}/runs/{run_id}", headers=self.headers)
                 raise
 
     @asynccontextmanager
-    async def _response(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
+    async def _response(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        headers = {**self.headers, **(headers or {})}
         try:
-            async with self.client.stream(method, path, headers=self.headers, **options) as response:
+            async with self.client.stream(method, path, headers=headers, **options) as response:
                 yield response
         except httpx.ConnectError:
             raise CallFailed(
@@ -100,18 +99,6 @@ class Calls:
             ) from None
         except httpx.TransportError as error:
             raise CallFailed(f"The ERA server hung up before its answer was complete ({error}).") from None
-
-
-async def _answer(response: httpx.Response) -> dict[str, Any]:
-    """The JSON of an answer. Of long ones, which hold what a program has printed, one at a time is read: of the others
-    the sender keeps the rest. Raises CallFailed."""
-    body = bytearray()
-    async with AsyncExitStack() as stack:
-        async for piece in response.aiter_bytes():
-            if len(body) <= _LONG < len(body) + len(piece):
-                await stack.enter_async_context(_one_long)
-            body += piece
-        return _checked(response, body)
 
 
 def given_file_path(session_id: str, path: str) -> str:
@@ -123,7 +110,7 @@ def _query(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
 
 
-def _checked(response: httpx.Response, body: bytes | bytearray) -> dict[str, Any]:
+def _checked(response: httpx.Response, body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body)
     except ValueError:

@@ -176,16 +176,14 @@ async def _read_resource(calls: Calls, uri: str) -> types.ReadResourceResult:
     """The content behind one of our URIs: that of the API's path. Raises MCPError."""
     session_id, _, rest = (unquote(part) for part in uri.removeprefix(_SCHEME).partition("/"))
     if not uri.startswith(_SCHEME) or not session_id or {"?", "#"} & set(uri):
-        raise MCPError(
-            code=types.INVALID_PARAMS, message=f"'{uri[:200]}' is no resource: they are {_SCHEME}ID and below."
-        )
+        raise _no_resource(uri, f"'{uri[:200]}' is no resource: they are {_SCHEME}ID and below.")
     if rest and not _BELOW.fullmatch(rest):
-        raise MCPError(code=types.INVALID_PARAMS, message=f"A session has files and runs/ID/stdout, no '{rest[:200]}'.")
+        raise _no_resource(uri, f"A session has files and runs/ID/stdout, no '{rest[:200]}'.")
     path = session_path(session_id) + (f"/{quote(rest)}" if rest else "")
     try:
         content = await calls.content(path)
     except CallFailed as error:
-        raise MCPError(code=types.INVALID_PARAMS, message=str(error), data={"uri": uri}) from None
+        raise _no_resource(uri, str(error)) from None
     try:
         text = types.TextResourceContents(uri=uri, mime_type=content.media_type, text=content.data.decode())
     except UnicodeDecodeError:
@@ -194,3 +192,7 @@ async def _read_resource(calls: Calls, uri: str) -> types.ReadResourceResult:
             contents=[types.BlobResourceContents(uri=uri, mime_type=content.media_type, blob=blob)]
         )
     return types.ReadResourceResult(contents=[text])
+
+
+def _no_resource(uri: str, message: str) -> MCPError:
+    return MCPError(code=types.INVALID_PARAMS, message=message, data={"uri": uri})

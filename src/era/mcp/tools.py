@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -57,7 +58,7 @@ class Tool:
 async def _once(calls: Calls, body: given.Once, progress: Progress, language: str | None = None) -> CallToolResult:
     fields = body.model_dump(exclude_none=True)
     fields |= {"language": language} if language else {}
-    return run_result(await calls.call("POST", "/api/execute", fields), in_session=False)
+    return await _execute(calls, fields, progress)
 
 
 async def _command(calls: Calls, body: given.Command, progress: Progress) -> CallToolResult:
@@ -67,7 +68,7 @@ async def _command(calls: Calls, body: given.Command, progress: Progress) -> Cal
             raise CallFailed("'files' are for a run without a session. Put them there with era_upload_file.")
         return await _run(calls, body.session_id, fields, progress)
     fields |= {"language": "shell", "files": body.files}
-    return run_result(await calls.call("POST", "/api/execute", fields), in_session=False)
+    return await _execute(calls, fields, progress)
 
 
 async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Progress) -> CallToolResult:
@@ -75,22 +76,37 @@ async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Prog
     return await _run(calls, body.session_id, fields, progress)
 
 
+async def _execute(calls: Calls, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
+    """A run without a session."""
+    answer = await _followed(calls, "/api/execute", body, progress, "Nothing of it is kept.")
+    return run_result(answer, in_session=False)
+
+
 async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
     """A run in a session, with the pictures that it shows or leaves."""
-    written = {"stdout": Shortened(), "stderr": Shortened()}
-    answer: dict[str, Any] = {}
-    async for event in calls.events(session_id, body):
-        if event["type"] in written:
-            written[event["type"]].add(event["content"])
-            await progress(event["content"])
-        else:
-            answer = event
-    if not answer:
-        raise CallFailed("The ERA server hung up before the run was over. See era_get_session for what was kept.")
-    answer |= written
+    path = f"{session_path(session_id)}/stream"
+    answer = await _followed(calls, path, body, progress, "See era_get_session for what was kept.")
     shown = shown_pictures(answer.get("results") or [])
     left = await _pictures(calls, session_id, answer["artifacts"], MOST_IMAGES - len(shown))
     return run_result(answer, shown_images=shown, left_images=left, in_session=True)
+
+
+async def _followed(
+    calls: Calls, path: str, body: Mapping[str, Any], progress: Progress, advice: str
+) -> dict[str, Any]:
+    """The answer of a run that is told as it goes on. `advice` is what to do where it breaks off."""
+    written = {"stdout": Shortened(), "stderr": Shortened()}
+    answer: dict[str, Any] = {}
+    async with aclosing(calls.events(path, body)) as events:
+        async for event in events:
+            if event["type"] in written:
+                written[event["type"]].add(event["content"])
+                await progress(event["content"])
+            else:
+                answer = event
+    if not answer:
+        raise CallFailed(f"The ERA server hung up before the run was over. {advice}")
+    return answer | written
 
 
 async def _pictures(calls: Calls, session_id: str, artifacts: list[dict[str, Any]], most: int) -> list[ImageContent]:

@@ -252,10 +252,10 @@ class RunRecordsAnswer(BaseModel):
     next_cursor: str | None
 
 
-class ExecuteAnswer(BaseModel):
+class ExecuteOutcome(BaseModel):
+    """How a run without a session ended."""
+
     exit_code: int
-    stdout: str
-    stderr: str
     duration: str
     language: str
     vm_id: str = Field(description="Names the sandbox that it ran in.")
@@ -263,6 +263,20 @@ class ExecuteAnswer(BaseModel):
     status: EndStatus
     stdout_truncated: bool
     stderr_truncated: bool
+
+
+class ExecuteAnswer(ExecuteOutcome):
+    stdout: str
+    stderr: str
+
+
+class ExecuteDoneEvent(ExecuteOutcome):
+    """The last event of a run without a session."""
+
+    type: Literal["done"]
+
+
+ExecuteEvent = Annotated[OutputEvent | ExecuteDoneEvent | GapEvent | ErrorEvent, Field(discriminator="type")]
 
 
 class CodeStoredAnswer(BaseModel):
@@ -349,12 +363,17 @@ def _setup(error: str | None) -> dict[str, Any]:
     return {} if error is None else {"setup_status": "failed", "setup_error": error}
 
 
-def execute_answer(result: RunResult, stdout: bytes, stderr: bytes, language: str) -> dict[str, Any]:
-    """The answer of POST /api/execute: that of a run, without the fields of a session."""
-    answer = run_answer(result, stdout, stderr)
+def execute_outcome(result: RunResult, language: str) -> dict[str, Any]:
+    """The end of a run without a session: that of a run, without the fields of a session."""
+    answer = result_answer(result)
     for name in ("data", "state", "session_id", "artifacts", "artifacts_more"):
         del answer[name]
     return {**answer, "language": language, "vm_id": result.session_id}
+
+
+def execute_answer(result: RunResult, stdout: bytes, stderr: bytes, language: str) -> dict[str, Any]:
+    """The answer of POST /api/execute, with the output, which comes first."""
+    return {"stdout": text(stdout), "stderr": text(stderr), **execute_outcome(result, language)}
 
 
 def code_answer(stored: StoredCode) -> dict[str, Any]:

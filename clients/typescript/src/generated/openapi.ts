@@ -58,7 +58,8 @@ export interface paths {
         put?: never;
         /**
          * Execute
-         * @description Run code once, in a temporary sandbox that is gone when this answers.
+         * @description Run code once, in a temporary sandbox that is gone when this answers. With `Accept: text/event-stream`, stream
+         *     its output: events `stdout`, `stderr`, then `done` or `error`; whoever hangs up ends the program.
          */
         post: operations["execute"];
         delete?: never;
@@ -2512,10 +2513,6 @@ export interface components {
         ExecuteAnswer: {
             /** Exit Code */
             exit_code: number;
-            /** Stdout */
-            stdout: string;
-            /** Stderr */
-            stderr: string;
             /** Duration */
             duration: string;
             /** Language */
@@ -2532,6 +2529,10 @@ export interface components {
             stdout_truncated: boolean;
             /** Stderr Truncated */
             stderr_truncated: boolean;
+            /** Stdout */
+            stdout: string;
+            /** Stderr */
+            stderr: string;
         };
         /** ExecuteBody */
         ExecuteBody: {
@@ -2627,6 +2628,36 @@ export interface components {
              */
             isolation?: "auto" | "gvisor" | "bubblewrap";
         };
+        /**
+         * ExecuteDoneEvent
+         * @description The last event of a run without a session.
+         */
+        ExecuteDoneEvent: {
+            /** Exit Code */
+            exit_code: number;
+            /** Duration */
+            duration: string;
+            /** Language */
+            language: string;
+            /**
+             * Vm Id
+             * @description Names the sandbox that it ran in.
+             */
+            vm_id: string;
+            /** Run Id */
+            run_id: string;
+            status: components["schemas"]["EndStatus"];
+            /** Stdout Truncated */
+            stdout_truncated: boolean;
+            /** Stderr Truncated */
+            stderr_truncated: boolean;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "done";
+        };
+        ExecuteEvent: components["schemas"]["OutputEvent"] | components["schemas"]["ExecuteDoneEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /**
          * ExitEvent
          * @description The last event of a process.
@@ -4708,6 +4739,7 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ExecuteAnswer"];
+                    "text/event-stream": unknown;
                 };
             };
         };
