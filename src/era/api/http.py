@@ -43,7 +43,7 @@ from era.api.context import Answer, BodyProblem, Context
 from era.api.elsewhere import path_hint, session_path_hint
 from era.api.guard import Guard, error_body, error_headers
 from era.api.hop import Hops
-from era.api.hot_run import HotRun
+from era.api.hot_routes import HotRoutes
 from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.to_home import ToHome, session_in
@@ -100,7 +100,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
-    app.add_middleware(HotRun, context=context, failed=_era_error)
+    app.add_middleware(HotRoutes, routes=app.state.routes, context=context, failed=_era_error)
     hops = None
     if context.homes is not None and settings.cluster_secret is not None:
         hops = Hops(settings.cluster_secret.get_secret_value(), context.homes, settings)

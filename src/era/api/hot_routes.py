@@ -1,0 +1,180 @@
+"""The shortcut of the routes that are called most: to run code, to start and follow a process, to make a session, to
+read and write a file.
+
+FastAPI finds out anew for each request which route it is for, what its parameters and dependencies are, and in which
+order to call them; for these calls that costs more than the rest of the API. So a middleware calls the very functions
+of these routes for requests that are as nearly all are. Whatever is unusual about a request, such as a query, a header
+that matters or an invalid body, is left to FastAPI, which the request reaches as if nothing had happened. So nothing
+is refused here, and the two can't differ in what they refuse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from era.api import context as dependencies
+from era.api import files, processes, runs, sessions
+from era.api.context import Context
+from era.api.event_stream import resumed_after
+from era.core import jsontext
+from era.errors import EraError
+from era.wire.sessions import SESSION_ID
+
+HOT: Sequence[Callable[..., Any]] = (
+    runs.run,
+    runs.stream,
+    processes.start_process,
+    processes.follow_process,
+    sessions.create_session,
+    sessions.get_session,
+    files.put_file,
+    files.get_file,
+)
+"""The functions of these routes."""
+
+type _Given = Callable[[Request, Context, Mapping[str, str]], Awaitable[Any]]
+
+
+async def _nothing(*_: object) -> None:
+    """What a header stands for that isn't there."""
+
+
+async def _from_the_start(*_: object) -> int:
+    return 0
+
+
+_DEPENDENCIES: Mapping[Callable[..., Any] | None, _Given] = {
+    dependencies.context: lambda request, context, path: dependencies.context(request),
+    dependencies.owned_id: lambda request, context, path: dependencies.owned_id(path["session_id"], request),
+    dependencies.caller_id: lambda request, context, path: dependencies.caller_id(request),
+    dependencies.idempotency_key: _nothing,
+    resumed_after: _from_the_start,
+    files.path_in_url: lambda request, context, path: files.path_in_url(request),
+}
+"""How the dependencies of these routes are had without FastAPI. The headers of two of them make a request unusual."""
+
+_UNUSUAL = (b"idempotency-key", b"last-event-id")
+_PARAMETER = re.compile(r"\{(\w+)(:rest)?\}")
+
+
+class _HotRoute:
+    """One route, as FastAPI has taken it from its function."""
+
+    def __init__(self, route: APIRoute) -> None:
+        """Raises KeyError for a route with a dependency that isn't known here."""
+        self.template = route.path
+        self.function = route.endpoint
+        self.pattern = re.compile(_PARAMETER.sub(_pattern, route.path))
+        body: Any = None if route.body_field is None else route.body_field.field_info.annotation
+        self.body: type[BaseModel] | None = body
+        dependant = route.dependant
+        self._request = dependant.request_param_name
+        self._of_path = [field.name for field in dependant.path_params]
+        self._dependencies = [(each.name, _DEPENDENCIES[each.call]) for each in dependant.dependencies]
+
+    async def answer(
+        self, request: Request, context: Context, path: Mapping[str, str], body: BaseModel | None
+    ) -> Response:
+        """What the function answers. Raises EraError."""
+        arguments: dict[str, Any] = {name: path[name] for name in self._of_path}
+        for name, given in self._dependencies:
+            arguments[str(name)] = await given(request, context, path)
+        if self._request is not None:
+            arguments[self._request] = request
+        if body is not None:
+            arguments["body"] = body
+        response: Response = await self.function(**arguments)
+        return response
+
+
+class HotRoutes:
+    """ASGI middleware, for requests that have passed the guard."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Iterable[APIRoute],
+        context: Context,
+        failed: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        """`routes` are all of the application's; `failed` makes the answer to an EraError."""
+        self._app = app
+        self._context = context
+        self._failed = failed
+        self._routes: dict[str, list[_HotRoute]] = {}
+        for route in routes:
+            if route.endpoint in HOT:
+                for method in (route.methods or set()) - {"HEAD"}:
+                    self._routes.setdefault(method, []).append(_HotRoute(route))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = path = body = None
+        if scope["type"] == "http" and not scope["query_string"] and "site" not in scope.get("state", ()):
+            for route in self._routes.get(scope["method"], ()):
+                if (path := route.pattern.fullmatch(scope["path"])) is not None:
+                    break
+        if route is None or path is None or not _is_plain(scope["headers"], route):
+            await self._app(scope, receive, send)
+            return
+        if route.body is not None:
+            messages = [await receive()]
+            while messages[-1].get("more_body"):
+                messages.append(await receive())
+            body = _parsed(messages, route.body)
+            if body is None:
+                await self._app(scope, _again(messages, receive), send)
+                return
+        request = Request(scope, receive)
+        request.state.route = route.template
+        try:
+            answer = await route.answer(request, self._context, path.groupdict(), body)
+        except EraError as error:
+            answer = await self._failed(request, error)
+        await answer(scope, receive, send)
+
+
+def _pattern(parameter: re.Match[str]) -> str:
+    """The pattern of what can be in the place of a parameter of a path, such that no route refuses it."""
+    if parameter[2]:
+        return f"(?P<{parameter[1]}>(?s:.*))"
+    return f"(?P<{parameter[1]}>{SESSION_ID[1:-1] if parameter[1] == 'session_id' else '[^/]{1,128}'})"
+
+
+def _is_plain(headers: Iterable[tuple[bytes, bytes]], route: _HotRoute) -> bool:
+    """Whether a request has JSON where its route takes that, and no header that matters besides."""
+    kinds = []
+    for name, value in headers:
+        if name in _UNUSUAL:
+            return False
+        if name == b"content-type":
+            kinds.append(value)
+    return route.body is None or kinds == [b"application/json"]
+
+
+def _parsed(messages: list[Message], model: type[BaseModel]) -> BaseModel | None:
+    """The body of a request whose messages these are, None if it isn't valid or didn't come whole."""
+    if messages[-1]["type"] != "http.request":
+        return None
+    try:
+        return model.model_validate(jsontext.loads(b"".join(message.get("body", b"") for message in messages)))
+    except (jsontext.JsonProblem, ValidationError):
+        return None
+
+
+def _again(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that gives these messages once more, and then goes on."""
+    given = iter(messages)
+
+    async def receive_again() -> Message:
+        message = next(given, None)
+        return await receive() if message is None else message
+
+    return receive_again

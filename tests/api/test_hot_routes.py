@@ -1,0 +1,166 @@
+"""The shortcut of the busiest routes, beside FastAPI's own way to them: the same answers to the same requests."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from era.api import runs
+from era.api.context import Context
+from era.api.hot_routes import HotRoutes
+from tests.conftest import MakeSession
+
+ROUTE = {"Content-Type": "application/json; charset=utf-8"}
+SHORTCUT = {"Content-Type": "application/json"}
+
+BODIES: dict[str, bytes] = {
+    "plain": b'{"code": "print(1)"}',
+    "everything": b'{"code": "import os; print(os.environ[\'A\'])", "env": {"A": "b"}, "timeout": 5, "atomic": true}',
+    "a secret": b'{"code": "pass", "secrets": {"T": {"value": "v", "hosts": ["a.example"]}}}',
+    "a failure": b'{"code": "raise SystemExit(3)"}',
+    "no code": b"{}",
+    "unicode": '{"code": "print(\'é☃\')"}'.encode(),
+    "empty": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "null": b"null",
+    "an unknown field": b'{"code": "", "codes": ""}',
+    "a wrong type": b'{"code": 1}',
+    "a timeout that is too long": b'{"code": "", "timeout": 1e9}',
+    "a timeout of nothing": b'{"code": "", "timeout": 0}',
+    "a bad variable": b'{"code": "", "env": {"A=": "b"}}',
+    "a bad secret": b'{"code": "", "secrets": {"T": {"value": "v", "hosts": ["*"]}}}',
+    "a lone surrogate": b'{"code": "\\ud800"}',
+    "not a number": b'{"code": "", "timeout": NaN}',
+    "too deep": b'{"code": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a byte order mark": b'\xef\xbb\xbf{"code": ""}',
+}
+
+
+PROCESSES: dict[str, bytes] = {
+    "plain": b'{"command": ["true"]}',
+    "everything": b'{"command": "cat", "env": {"A": "b"}, "stdin": true, "pty": {"cols": 9}, "timeout": 5}',
+    "no command": b"{}",
+    "an empty command": b'{"command": []}',
+    "an id as its tag": b'{"command": "true", "tag": "."}',
+    "a bad directory": b'{"command": "true", "cwd": "../.."}',
+    "no JSON": b"{",
+}
+SESSIONS: dict[str, bytes] = {
+    "plain": b'{"language": "python"}',
+    "everything": b'{"language": "py", "data": {"a": 1}, "metadata": {"a": "b"}, "limits": {"memory_mb": 100}}',
+    "an unknown language": b'{"language": "cobol"}',
+    "a bad id": b'{"language": "python", "session_id": "a/b"}',
+    "no JSON": b"{",
+}
+
+
+def answer(
+    client: httpx.Client, method: str, path: str, body: bytes | None, headers: dict[str, str]
+) -> tuple[int, Any, list[str]]:
+    """Status, body and names of headers, without what differs from one request to the next."""
+    got = client.request(method, f"/api/sessions{path}", content=body, headers=headers)
+    text = re.sub(r'"(run|req|proc|sess)_\w+"|"\d+\.\d{3}s"|"\d{4}-\d\d-[^"]*Z"|"pid":\d+', '"N"', got.text)
+    return got.status_code, text, sorted(got.headers)
+
+
+def both(client: httpx.Client, method: str, path: str, body: bytes) -> tuple[object, object]:
+    """The same request by the shortcut and by the route."""
+    return answer(client, method, path, body, SHORTCUT), answer(client, method, path, body, ROUTE)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_shortcut_runs_as_the_route(client: httpx.Client, session: MakeSession, name: str) -> None:
+    where = session()
+    shortcut, route = both(client, "POST", f"/{where}/run", BODIES[name])
+    assert shortcut == route
+
+
+@pytest.mark.parametrize("where", ["nobody", "a%20b", "a" * 200, "%2e%2e"])
+@pytest.mark.parametrize(
+    ("method", "call"), [("POST", "/run"), ("POST", "/processes"), ("GET", ""), ("PUT", "/files/a")]
+)
+def test_the_shortcut_finds_no_session_where_the_route_finds_none(
+    client: httpx.Client, where: str, method: str, call: str
+) -> None:
+    body = BODIES["plain"] if call == "/run" else PROCESSES["plain"]
+    usual = answer(client, method, f"/{where}{call}", body, SHORTCUT)
+    unusual = answer(client, method, f"/{where}{call}?_=1", body, ROUTE)
+    assert usual == unusual
+    assert usual[0] == 404
+
+
+def test_the_shortcut_starts_processes_as_the_route(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    for name, body in PROCESSES.items():
+        shortcut, route = both(client, "POST", f"/{where}/processes", body)
+        assert shortcut == route, name
+
+
+def test_the_shortcut_makes_sessions_as_the_route(client: httpx.Client) -> None:
+    for name, body in SESSIONS.items():
+        shortcut, route = both(client, "POST", "", body)
+        assert shortcut == route, name
+
+
+def test_the_shortcut_writes_and_reads_files_as_the_route(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    for path in ("file", "a/b", "..", "a//b", "a%2Fb", "a%00b", "%C3%A9", "", "a/"):
+        for method, body in (("PUT", b"1"), ("GET", None)):
+            usual = answer(client, method, f"/{where}/files/{path}", body, {})
+            assert usual == answer(client, method, f"/{where}/files/{path}?_=1", body, {}), path
+
+
+def test_the_shortcut_streams_as_the_route(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    shortcut, route = both(client, "POST", f"/{where}/stream", BODIES["plain"])
+    assert shortcut == route
+    started = client.post(f"/api/sessions/{where}/processes", json={"command": "echo 1"}).json()
+    events = f"/{where}/processes/{started['process_id']}/events"
+    assert answer(client, "GET", events, None, {}) == answer(client, "GET", f"{events}?after=0", None, {})
+    assert answer(client, "GET", events, None, {"Last-Event-ID": "2"})[1].count("event:") == 1
+
+
+async def test_only_usual_requests_take_the_shortcut() -> None:
+    """The others reach the application as they are, with the body in the same pieces."""
+    pieces: list[Message] = [
+        {"type": "http.request", "body": b'{"code": ', "more_body": True},
+        {"type": "http.request", "body": b'"", "codes": true}', "more_body": False},
+    ]
+    reached: list[list[Message]] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append([await receive() for _ in pieces])
+
+    async def call(**changes: Any) -> None:
+        given = iter(pieces)
+
+        async def receive() -> Message:
+            return next(given)
+
+        async def send(_: Message) -> None:
+            raise AssertionError("the application answers")
+
+        headers = [(b"content-type", b"application/json"), *changes.pop("more", [])]
+        scope = {"type": "http", "method": "POST", "path": "/api/sessions/a/run", "query_string": b""}
+        scope |= {"headers": headers, **changes}
+        routes = cast(list[APIRoute], runs.router.routes)
+        hot = HotRoutes(application, routes=routes, context=cast(Context, None), failed=cast(Any, None))
+        await hot(scope, receive, send)
+
+    await call()  # with a field that there isn't
+    await call(more=[(b"idempotency-key", b"k")])
+    await call(more=[(b"last-event-id", b"1")])
+    await call(more=[(b"content-type", b"text/plain")])
+    await call(headers=[])
+    await call(method="PUT")
+    await call(query_string=b"a=b")
+    await call(path="/api/sessions/a/run/")
+    await call(path="/api/sessions/a/streams")
+    await call(type="websocket", path="/api/sessions/a/run")
+    assert reached == [pieces] * 10
