@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
 
 from era.core.live.records import KEPT, ProcessRecord
 from era.core.metadata import Retention
 from era.core.models import Claim, OwnedId, Session, now
 from era.errors import NoProcess, NotFound
 from era.store.database import Database
+from era.store.dialects import Precompiled
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.session_lookup import note_call, read_session, session_with_key
@@ -36,6 +37,7 @@ _SHOWN = (
     "reason",
     "output_bytes",
 )
+_KEPT_COLUMNS = (*_SHOWN, "tail")
 _COLUMNS = [processes.c[name] for name in _SHOWN]
 _OF_SESSION = select(*_COLUMNS).where(processes.c.session_key == bindparam("session")).order_by(processes.c.key.desc())
 _NAMED = (
@@ -47,12 +49,24 @@ _NAMED = (
     .order_by((processes.c.id == bindparam("name")).desc(), processes.c.key.desc())
     .limit(1)
 )
-_END = update(processes).where(processes.c.id == bindparam("process"))
+_insert = Precompiled(insert(processes).values({name: bindparam(f"new_{name}") for name in _KEPT_COLUMNS}).inline())
+_finish = Precompiled(
+    update(processes)
+    .where(processes.c.id == bindparam("process"))
+    .values({name: bindparam(f"new_{name}") for name in _KEPT_COLUMNS})
+)
 _ENDED = (processes.c.session_key == bindparam("session")) & (processes.c.status != "running")
-_PRUNE = delete(processes).where(
-    _ENDED,
-    processes.c.key
-    <= select(processes.c.key).where(_ENDED).order_by(processes.c.key.desc()).limit(1).offset(KEPT).scalar_subquery(),
+_prune = Precompiled(
+    delete(processes).where(
+        _ENDED,
+        processes.c.key
+        <= select(processes.c.key)
+        .where(_ENDED)
+        .order_by(processes.c.key.desc())
+        .limit(1)
+        .offset(literal_column(str(KEPT)))
+        .scalar_subquery(),
+    )
 )
 _MARK_LOST = (
     update(processes)
@@ -99,7 +113,7 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -
     session = session_with_key(connection, record.session_key)
     if session.deleted_at is not None:
         raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
-    connection.execute(insert(processes).values(_values(record)))
+    _insert.execute(connection, _values(record))
     if claim is not None:
         claim_key(connection, claim, session)
         answer_claim(connection, claim, session, {"answer": json.dumps(record.id)})
@@ -109,14 +123,14 @@ def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> 
     check_home(connection, record.session_key, goes_on=True)
     if freed is not None:
         free_key(connection, freed, record.session_key)
-    connection.execute(_END.values(_values(record)), {"process": record.id})
-    connection.execute(_PRUNE, {"session": record.session_key})
+    _finish.execute(connection, {"process": record.id, **_values(record)})
+    _prune.execute(connection, {"session": record.session_key})
     note_call(connection, record.session_key, now())
 
 
 def _values(record: ProcessRecord) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in (*_SHOWN, "tail")}
-    return {**values, "command": json.dumps(record.command)}
+    values = {f"new_{name}": getattr(record, name) for name in _KEPT_COLUMNS}
+    return {**values, "new_command": json.dumps(record.command)}
 
 
 def _record(row: Any) -> ProcessRecord:

@@ -81,7 +81,9 @@ _find_by_owned_id = Precompiled(_BY_OWNED_ID)
 _find_by_id = Precompiled(SESSIONS.where(sessions.c.id == bindparam("session_id"), IS_PRESENT))
 _find_by_key = Precompiled(SESSIONS.where(sessions.c.key == bindparam("session")))
 
-_TOUCH = update(sessions).where(sessions.c.key == bindparam("session"), IS_PRESENT).values(expires_at=EXPIRES_AT)
+_touch = Precompiled(
+    update(sessions).where(sessions.c.key == bindparam("session"), IS_PRESENT).values(expires_at=EXPIRES_AT)
+)
 _IS_RUNNING = select(sessions.c.key).where(sessions.c.key == bindparam("session"), IS_ACTIVE)
 _LAST_REMOVED_OF_ANY_OWNER = (
     select(sessions.c.key, sessions.c.expired)
@@ -203,7 +205,7 @@ async def _read_and_touch[T](
 
 def note_call(connection: Connection, key: int, at: int) -> None:
     """Put off the expiry of the session with this key, which was called at `at`, in microseconds."""
-    connection.execute(_TOUCH, {"session": key, "at": at})
+    _touch.execute(connection, {"session": key, "at": at})
 
 
 def owned_id_values(session_id: OwnedId) -> dict[str, Any]:
