@@ -10,7 +10,8 @@ import secrets
 import socket
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from itertools import count
 
 from bench import rivals
@@ -112,24 +113,34 @@ class _Terminal:
 
 def keystroke(arena: Arena) -> Probe:
     """A key pressed at a terminal, until its echo is there."""
-    session = _live_session(arena)
-    status, answer = arena.post(f"/api/sessions/{session}/processes", {"command": "cat", "pty": {}})
-    if status != 201:
-        raise RuntimeError(f"There is no terminal: {answer!r}")
-    terminal = _Terminal(arena.port, f"/api/sessions/{session}/processes/{json.loads(answer)['process_id']}/attach")
-    arena.closers.callback(terminal.close)
+    path = f"/api/sessions/{_live_session(arena)}/processes"
+    open_now: list[_Terminal] = []
+
+    @contextmanager
+    def at_a_terminal() -> Iterator[None]:
+        """Each round has a terminal of its own: the server gives up who answers no ping for a minute."""
+        arena.keep_open()
+        status, answer = arena.post(path, {"command": "cat", "pty": {}})
+        if status != 201:
+            raise RuntimeError(f"There is no terminal: {answer!r}")
+        started = f"{path}/{json.loads(answer)['process_id']}"
+        with closing(_Terminal(arena.port, f"{started}/attach")) as terminal:
+            open_now[:] = [terminal]
+            yield
+        arena.keep_open()
+        arena.check_status(200)(arena.delete(started))
 
     def call(_: object) -> bytes:
-        terminal.type(b"x")
-        return terminal.until(b"x")
+        open_now[0].type(b"x")
+        return open_now[0].until(b"x")
 
     def after(shown: bytes) -> None:
         if shown != b"x":
             raise RuntimeError(f"The terminal showed {shown!r}.")
-        terminal.type(b"\n")  # its line has room for so many characters only
-        terminal.until(b"\r\nx\r\n")
+        open_now[0].type(b"\n")  # its line has room for so many characters only
+        open_now[0].until(b"\r\nx\r\n")
 
-    return Probe(call, after=after)
+    return Probe(call, after=after, around=at_a_terminal)
 
 
 def context(arena: Arena) -> Probe:
