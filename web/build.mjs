@@ -3,7 +3,7 @@
 // Names of scripts and styles hold a digest of their content, so a browser may keep them for good. The page itself is
 // written last: while it isn't there, the server knows that there is no dashboard.
 
-import { copyFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, context } from 'esbuild';
@@ -51,12 +51,37 @@ const inertStyles = {
   },
 };
 
+/**
+ * pdf.js reads documents in a worker, which is a file by itself; importing it gives its name. What some documents need
+ * is beside it, under names that pdf.js knows: the fonts that each reader has, tables of characters, decoders of two kinds
+ * of pictures.
+ */
+const pdfjs = {
+  name: 'pdfjs',
+  setup(bundler) {
+    bundler.onLoad({ filter: /pdf\.worker\.min\.mjs$/ }, async ({ path }) => ({
+      contents: await readFile(path),
+      loader: 'file',
+    }));
+    bundler.onEnd(async () => {
+      for (const folder of ['standard_fonts', 'cmaps', 'wasm']) {
+        const parts = join(here, 'node_modules', 'pdfjs-dist', folder);
+        for (const name of await readdir(parts))
+          if (/\.(pfb|ttf|bcmap)$|_nowasm_fallback\.js$/.test(name))
+            await copyFile(join(parts, name), join(target, name));
+      }
+    });
+  },
+};
+
 const options = {
   absWorkingDir: here,
   entryPoints: ['src/main.tsx', 'src/theme.ts', 'src/styles/main.css'],
   outdir: target,
   entryNames: '[name]-[hash]',
   chunkNames: '[name]-[hash]',
+  assetNames: '[name]-[hash]',
+  publicPath: '/assets',
   bundle: true,
   splitting: true,
   format: 'esm',
@@ -69,7 +94,7 @@ const options = {
   loader: { '.css': 'css' },
   define: { 'process.env.NODE_ENV': '"production"' },
   logLevel: 'warning',
-  plugins: [inertStyles, page],
+  plugins: [inertStyles, pdfjs, page],
 };
 
 await rm(target, { recursive: true, force: true });

@@ -504,7 +504,7 @@ async def collect(settings: Settings) -> int:
         sets = directory / "environments"
         pins = Pins(lambda: os.listdir(sets) if sets.is_dir() else [])
         try:
-            return await collect_unneeded(snapshots, store, pins)
+            return await collect_unneeded(snapshots, store, pins) or 0
         finally:
             await asyncio.to_thread(blobs.close)
             await snapshots.close()

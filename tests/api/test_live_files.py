@@ -16,7 +16,7 @@ import pytest
 from tests.api.answers import refused
 from tests.api.files_api import MIB, delete, get, listed, names, put
 from tests.api.live import ended, output, process, start
-from tests.conftest import MakeServer, MakeSession, Run, eventually
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 SWAP = """
 import ctypes, os
@@ -228,3 +228,20 @@ def test_a_session_that_keeps_no_files_shows_those_it_has(client: httpx.Client, 
     shell(client, where, "printf 1 > a")
     assert get(client, where, "a").content == b"1"
     assert refused(put(client, where, "b", b""), 409)["code"] == "not_persistent"
+
+
+def test_a_file_that_gets_shorter_while_it_is_sent_breaks_off(client: httpx.Client, server: Server, where: str) -> None:
+    shell(client, where, "truncate -s 256M big")
+    with client.stream("GET", f"/api/sessions/{where}/files/big") as answer:
+        pieces = answer.iter_bytes()
+        next(pieces)
+        shell(client, where, "truncate -s 1M big")
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+            list(pieces)
+    request = answer.headers["x-request-id"]
+    assert eventually(lambda: request in server.log)
+    [line] = [line for line in server.log.splitlines() if request in line]
+    assert "request_failed" in line
+    assert "status=503" in line
+    assert "not as long as it was" in line
+    assert "Traceback" not in server.log

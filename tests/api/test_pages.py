@@ -18,6 +18,10 @@ PAGES = sorted(path for path in WEB.iterdir() if path.is_file())
 ASSETS = [path.name for path in PAGES if path.suffix != ".html"]
 DASHBOARD = WEB / "dashboard"
 BUILT = sorted(path.name for path in DASHBOARD.iterdir()) if DASHBOARD.exists() else []
+# One of each kind of what pdf.js has beside it does for all of its kind.
+BUILT = [name for name in BUILT if not name.endswith((".bcmap", ".pfb", ".ttf"))] + [
+    name for name in ("GBK-EUC-H.bcmap", "FoxitSymbol.pfb", "LiberationSans-Regular.ttf") if name in BUILT
+]
 PATHS = ["/", "/docs", *(f"/assets/{name}" for name in [*ASSETS, *BUILT] if not name.endswith(".html"))]
 
 
@@ -32,7 +36,7 @@ def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
     assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
     of_the_dashboard = BUILT and (path == "/" or path.removeprefix("/assets/") in BUILT)
     assert policy["img-src"] == ("'self' blob:" if of_the_dashboard else "'self'")
-    hashed = re.search(r"-[0-9A-Z]{8}\.(js|css)$", path)
+    hashed = re.search(r"-[0-9A-Z]{8}\.(m?js|css)$", path)
     assert answer.headers["Cache-Control"] == ("public, max-age=31536000, immutable" if hashed else "no-cache")
     again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
@@ -43,7 +47,8 @@ def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
 def test_pages_have_their_content_types(client: httpx.Client) -> None:
     types = {path: client.get(path).headers["Content-Type"].partition(";")[0] for path in PATHS}
     assert types["/"] == types["/docs"] == "text/html"
-    endings = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    endings = {".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript", ".svg": "image/svg+xml"}
+    endings |= {".bcmap": "application/octet-stream", ".pfb": "application/octet-stream", ".ttf": "font/ttf"}
     assert all(types[path] == endings[Path(path).suffix] for path in PATHS[2:])
 
 

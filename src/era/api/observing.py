@@ -64,7 +64,7 @@ class Observing:
             caller: Caller | None = state.get("caller")
             code, message = state.get("refusal", (None, None))
             found = _SESSION.match(scope["path"])
-            status = status or _HUNG_UP
+            status = state.get("broke_off") or status or _HUNG_UP  # what was to be sent, where that broke off
             self._note(
                 RequestEnded(
                     request_id,

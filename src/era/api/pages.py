@@ -1,8 +1,9 @@
 """Routes of the web pages: the dashboard at `/`, `/docs`, their assets, and the guide at `/docs/guide`.
 
-They are files, read once and kept in memory: those of era/web as they are written, and those of era/web/dashboard as
-the build makes them of the sources in web/. A checkout in which nothing was built yet serves a page that says how.
-The guide, which scripts/guide.py makes of the pages in docs/, is larger and seldom read, so it stays on disk.
+They are files, read when they are first asked for and kept in memory: those of era/web as they are written, and those
+of era/web/dashboard as the build makes them of the sources in web/. A checkout in which nothing was built yet serves a
+page that says how. The guide, which scripts/guide.py makes of the pages in docs/, is larger and seldom read, so it
+stays on disk.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".bcmap": "application/octet-stream",
+    ".pfb": "application/octet-stream",
+    ".ttf": "font/ttf",
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
@@ -56,7 +61,7 @@ _HEADERS = {
 }
 _ASK_EACH_TIME = "no-cache"  # browsers keep it, but ask each time; thanks to the ETag the answer is a short 304
 _FOR_GOOD = "public, max-age=31536000, immutable"
-_HASHED = re.compile(r".+-[0-9A-Z]{8}\.(js|css)")
+_HASHED = re.compile(r".+-[0-9A-Z]{8}\.(m?js|css)")
 """Names that the dashboard's build gives: with a digest of the content."""
 _IN_GUIDE = re.compile(r"(?:[\w-]+/)*[\w-]+(?:\.[\w-]+)*", re.ASCII)
 """Paths within the guide: no segment begins with a dot."""
@@ -70,14 +75,22 @@ class _File:
 
 
 @cache
-def _files(directory: Path, public_host: str | None = None) -> dict[str, _File]:
-    """Every file of the pages in a directory by its name; none if there is no such directory. Sessions have their sites
-    below `public_host`, too."""
+def _names(directory: Path) -> frozenset[str]:
+    """The names of the files in a directory; none if there is no such directory."""
+    return frozenset(path.name for path in directory.iterdir()) if directory.is_dir() else frozenset()
+
+
+def _file(directory: Path, name: str, public_host: str | None = None) -> _File | None:
+    """A file of the pages in a directory; None if there is none. Sessions have their sites below `public_host`, too."""
+    return _kept(directory, name, public_host) if name in _names(directory) else None
+
+
+@cache
+def _kept(directory: Path, name: str, public_host: str | None) -> _File | None:
     policy = dict(_DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY)
     if directory == _DASHBOARD and public_host:
         policy["frame-src"] += f" https://*.{public_host}"
-    read = (_read(path, policy) for path in (directory.iterdir() if directory.is_dir() else ()))
-    return {file.name: file for file in read if file is not None}
+    return _read(directory / name, policy)
 
 
 def _read(path: Path, policy: dict[str, str]) -> _File | None:
@@ -109,14 +122,14 @@ def _answer(request: Request, file: _File | None) -> Response:
 @router.api_route("/", methods=["GET", "HEAD"])
 async def dashboard(request: Request, context: UseContext) -> Response:
     """The dashboard, or how to build it."""
-    built = _files(_DASHBOARD, context.settings.public_host).get("index.html")
-    return _answer(request, built or _files(_WEB)["unbuilt.html"])
+    built = _file(_DASHBOARD, "index.html", context.settings.public_host)
+    return _answer(request, built or _file(_WEB, "unbuilt.html"))
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def reference(request: Request) -> Response:
     """How to begin, and the API reference, drawn in the browser from /openapi.json."""
-    return _answer(request, _files(_WEB)["docs.html"])
+    return _answer(request, _file(_WEB, "docs.html"))
 
 
 @router.api_route("/docs/guide", methods=["GET", "HEAD"])
@@ -137,5 +150,5 @@ async def guide_file(path: str, request: Request) -> Response:
 @router.api_route("/assets/{name}", methods=["GET", "HEAD"])
 async def asset(name: str, request: Request) -> Response:
     """Scripts, styles and icons. The pages themselves are served under their own paths only."""
-    known = {} if name.endswith(".html") else _files(_WEB) | _files(_DASHBOARD)
-    return _answer(request, known.get(name))
+    page = name.endswith(".html")
+    return _answer(request, None if page else _file(_DASHBOARD, name) or _file(_WEB, name))

@@ -10,13 +10,14 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from era.api.context import Answer
 from era.api.ranges import requested_range
 from era.core.loop_slices import Budget
 from era.core.run_messages import Collected, RunResult
 from era.core.written import Written
+from era.errors import EraError
 
 _SMALL = 64 << 10
 """Bytes of output up to which an answer is made in one piece."""
@@ -26,15 +27,31 @@ _PIECE_US = 500
 
 
 class ClosingResponse(StreamingResponse):
-    """Streams `pieces` and calls `close` afterwards, also where sending never began."""
+    """Streams `pieces` and calls `close` afterwards, also where sending never began.
+
+    Where `pieces` raises an EraError once sending has begun, the connection is reset, so that nobody takes what came
+    for all of it; the error is that of the request's record.
+    """
 
     def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None], **options: Any) -> None:
         super().__init__(pieces, **options)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_noted)
+        except EraError as error:
+            if not began:
+                raise
+            scope["state"] |= {"refusal": (error.code, error.message), "broke_off": error.status}
+            await scope["extensions"]["era.connection"].cut()
         finally:
             self._close()
 

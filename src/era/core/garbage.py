@@ -39,17 +39,19 @@ async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, n
     except EraError as error:
         note(GarbageCollected(time.monotonic() - began, message=error.message))
     else:
-        note(GarbageCollected(time.monotonic() - began, removed))
+        note(GarbageCollected(time.monotonic() - began, removed or 0, is_left=removed is None))
 
 
-async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int:
-    """Drop rows that nobody can get back, then the content that no row needs any more; how many blobs. Raises
-    Unavailable."""
+async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int | None:
+    """Drop rows that nobody can get back, then the content that no row needs any more; how many blobs, None where this
+    process may remove none. Raises Unavailable."""
     # Sessions too: what an import left that was killed would else name its content until the next collection.
     while await store.purge(now()):
         pass
     await store.prune_idempotency_keys()
     await store.prune_runs()
+    if not snapshots.blobs.may_sweep:
+        return None
     return await snapshots.collect_garbage(*await pins.needed(store))
 
 

@@ -313,6 +313,9 @@ class GarbageCollected:
     message: str | None = None
     """Why they could not be."""
 
+    is_left: bool = False
+    """The content is left to `era gc`: others put some there, too."""
+
 
 type Event = (
     RequestEnded

@@ -58,6 +58,9 @@ class LocalBlobs:
     """A BlobStore in one directory, which belongs to one process at a time, or to the hosts of a cluster. `open` before
     anything."""
 
+    may_sweep = True
+    """Hosts of a cluster lock what they remove against what they put."""
+
     def __init__(self, directory: Path, host: str = "") -> None:
         """`host` names this host of a cluster, the same after every start; empty where no other process puts blobs."""
         self._host = host

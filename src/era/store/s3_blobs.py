@@ -101,7 +101,7 @@ class S3Blobs:
         self._bucket = Bucket(url, patience)
         self._cache = BlobCache(cache, cache_bytes)
         self._owner = owner
-        self._is_shared = is_shared
+        self.may_sweep = not is_shared
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-blobs")
         self._small_uploads = threading.BoundedSemaphore(_SMALL_UPLOADS)
         self._part_uploads = threading.BoundedSemaphore(_PART_UPLOADS)
@@ -192,7 +192,7 @@ class S3Blobs:
         Raises OSError; BlockingIOError, and removes nothing, while a backup reads the blobs, and where hosts of a
         cluster put some.
         """
-        if self._is_shared:
+        if not self.may_sweep:
             raise BlockingIOError(errno.EAGAIN, "other hosts put content there; stop them all, then call `era gc`")
         self._check_not_held()
         with self._changed:

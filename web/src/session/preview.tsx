@@ -1,4 +1,4 @@
-/** One file: as text to edit, as a picture, a table, or a page that can do nothing. */
+/** One file: as text to edit, as a picture, a table, a PDF document, or a page that can do nothing. */
 
 import { useSignal } from '@preact/signals';
 import { useMemo } from 'preact/hooks';
@@ -13,6 +13,7 @@ import { CodeEditor } from '../ui/editor.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Picture } from './artifacts.tsx';
 import { rowsOf } from './csv.ts';
+import { PdfDocument } from './document.tsx';
 
 const TEXT_BYTES = 1 << 20;
 const PICTURE_BYTES = 32 << 20;
@@ -31,6 +32,7 @@ const PICTURES: { [ending: string]: string } = {
 };
 
 interface Loaded {
+  start: Uint8Array;
   text: string | null;
   etag: string;
   size: number;
@@ -48,9 +50,9 @@ async function load(path: string, empty: boolean, signal: AbortSignal): Promise<
   const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
   try {
     const text = decoder.decode(content, { stream: !whole });
-    return { text: text.includes('\0') ? null : text, etag, size, whole };
+    return { start: content, text: text.includes('\0') ? null : text, etag, size, whole };
   } catch {
-    return { text: null, etag, size, whole };
+    return { start: content, text: null, etag, size, whole };
   }
 }
 
@@ -104,6 +106,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
   const picture = PICTURES[ending];
   const separator = { csv: ',', tsv: '\t' }[ending];
   const page = ending === 'html' || ending === 'htm';
+  const document = ending === 'pdf';
   const raw = useSignal(draft(name) !== undefined);
   const text = useSignal(draft(name));
   // The file that is being edited is loaded again only after it was saved.
@@ -117,6 +120,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
   const shown = text.value ?? value?.text ?? '';
   const asPicture = picture !== undefined && !raw.value;
   const asTable = separator !== undefined && !raw.value && value?.text !== null;
+  const asDocument = document && !raw.value;
   const asPage = page && !raw.value && value?.text !== null;
 
   const put = async (content: string, etag: string | null) => {
@@ -175,7 +179,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
           )}
         </span>
         <span class="push" />
-        {editable && !asPicture && !asTable && !asPage && (
+        {editable && !asPicture && !asTable && !asPage && !asDocument && (
           <Button
             kind={editing ? 'primary' : undefined}
             icon="check"
@@ -217,14 +221,10 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
               <Picture key={value.etag} path={url} type={picture} alt={path} />
             </div>
           )
+        ) : asDocument ? (
+          <PdfDocument source={{ path: url, ...value }} label={`Pages of ${path}`} />
         ) : value.text === null ? (
-          <Unseen
-            text={
-              ending === 'pdf'
-                ? 'PDF documents are downloaded, not shown here: a viewer would run what is in them.'
-                : 'This isn’t text.'
-            }
-          />
+          <Unseen text="This isn’t text." />
         ) : asTable && value.size <= TABLE_BYTES ? (
           <Table text={value.text} separator={separator} />
         ) : asPage ? (

@@ -100,6 +100,11 @@ class BlobStore(Protocol):
         """A hint that these are about to be read, so that a remote store can fetch them together."""
         ...
 
+    @property
+    def may_sweep(self) -> bool:
+        """Whether this process may delete blobs at all: where others put some too, it may not."""
+        ...
+
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Delete blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970).
 

@@ -1,0 +1,12 @@
+"""PDF documents are shown page by page, and can do nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.api.dashboard import in_the_browser
+from tests.conftest import Server
+
+
+def test_in_the_browser(server: Server, tmp_path: Path) -> None:
+    in_the_browser("pdf.spec.ts", server, tmp_path)
