@@ -147,6 +147,13 @@ def test_execute_streams_what_the_plain_answer_has(client: httpx.Client) -> None
     assert set(done) == EXECUTE_KEYS - {"stdout", "stderr"} | {"type"}
 
 
+@pytest.mark.parametrize("accept", ["application/json, text/event-stream", "text/event-stream;q=0.1, */*", "*/*"])
+def test_execute_answers_json_to_whoever_takes_that(client: httpx.Client, accept: str) -> None:
+    wanted = {"language": "python", "code": "print(1)"}
+    answer = client.post("/api/execute", json=wanted, headers={"Accept": accept})
+    assert checked(answer, ExecuteAnswer, EXECUTE_KEYS)["stdout"] == "1\n"
+
+
 def test_execute_refuses_a_stream_as_it_refuses_all_else(client: httpx.Client) -> None:
     wanted = {"language": "cobol", "code": "x"}
     refused(client.post("/api/execute", json=wanted, headers=STREAMED), 400, "cobol")

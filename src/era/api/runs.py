@@ -188,11 +188,17 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         key_id=caller.key_id,
     )
     await context.audit.secrets(caller_of(request), "", request_.secrets)
-    if STREAM_TYPE in request.headers.get("accept", ""):
+    if _wants_stream(request.headers.get("accept", "")):
         events = context.runs.execute_streamed(request_)
         await anext(events)  # an error before the program has begun becomes an ordinary answer
         return event_stream(closing_run_events(events, partial(execute_outcome, language=chosen)))
     return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
+
+
+def _wants_stream(accept: str) -> bool:
+    """Whether a caller with this header takes a stream and nothing else. Who lists JSON too gets JSON, as ever."""
+    kinds = {kind.partition(";")[0].strip().lower() for kind in accept.split(",")}
+    return STREAM_TYPE in kinds and not kinds & {"application/json", "application/*", "*/*"}
 
 
 def _files(files: dict[str, str]) -> dict[str, bytes]:
