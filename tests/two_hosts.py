@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.conftest import Server, assert_nothing_left, mounts
 
-_SECRET = "a secret that two hosts of a test know"
+SECRET = "a secret that two hosts of a test know"
 _LEASE_SECONDS = "60"
 """Longer than a busy machine keeps a host from sending heartbeats."""
 
@@ -38,7 +38,7 @@ class Home(Server):
         return self.data_dir.parent / f"{self.data_dir.name}-shared"
 
     def start(self) -> Home:
-        self.settings |= {"ERA_SHARED_DIR": str(self.content_dir), "ERA_CLUSTER_SECRET": _SECRET}
+        self.settings |= {"ERA_SHARED_DIR": str(self.content_dir), "ERA_CLUSTER_SECRET": SECRET}
         self.settings |= {"ERA_LEASE_SECONDS": _LEASE_SECONDS}
         super().start()
         host = (self.data_dir / "host-id").read_text()
@@ -48,6 +48,10 @@ class Home(Server):
         self.other = Server(self.data_dir.parent / f"{self.data_dir.name}-other", settings).start()
         self.url = self.other.url
         return self
+
+    def at_home(self) -> Server:
+        """The host that sessions are at home at, as one that is called."""
+        return Server(self.data_dir, self.settings, url=self.own_url, own_url=self.own_url)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.other is not None

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, start_in_background
-from tests.api.live import Terminal
+from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
-from tests.cluster import Cluster, History, running
+from tests.cluster import KEY, Cluster, History, running
 from tests.conftest import eventually
 
 EFFECTIVE_SECONDS = 60
@@ -182,7 +182,11 @@ def test_a_host_that_stops_gives_its_sessions_away(cluster: Cluster, hosts: list
 
 def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
     with cluster.clients() as [home, other]:
-        session = made(home, "paused")
+        session, watched = made(home, "paused"), made(home, "watched")
+        process = start(home, watched, "exec sleep 1000")
+        path = f"/api/sessions/{watched}/processes/{process}/attach"
+        attached = Terminal(WebSocket(cluster.server(1), path, f"Authorization: Bearer {KEY}"))
+        attached.until_event("attached")
         code = "open('f', 'w').write('late')\nimport time; time.sleep(1)"
         with ThreadPoolExecutor(1) as thread:
             late = thread.submit(home.post, f"/api/sessions/{session}/run", json={"code": code})
@@ -190,6 +194,8 @@ def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
             body = {"code": "open('f', 'w').write('new')"}
             with cluster.paused(0) as paused:
                 assert eventually(lambda: other.post(f"/api/sessions/{session}/run", json=body).status_code == 200)
+                assert attached.until_closed() == 1012
+            attached.connection.close()
             assert isinstance(late.exception(EFFECTIVE_SECONDS), httpx.HTTPError) or late.result().status_code == 503
         assert eventually(lambda: cluster.pid(0) != paused), "the host that was declared dead goes on"
         assert run(other, session, "print(open('f').read())")["stdout"] == "new\n"

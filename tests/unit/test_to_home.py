@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import selectors
 from typing import Any
 
@@ -14,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.addresses import base_url, served_port
 from era.api.hop import HEADER, Hops
 from era.api.to_home import ToHome
+from era.core.api_keys import Caller
 from era.core.homes import Home, Homes, Host, Place
 from era.errors import Forbidden, HomeUnreachable
 from era.settings import Settings
@@ -157,3 +160,30 @@ async def test_what_is_said_of_a_request_is_good_for_no_other() -> None:
     for changed in ({"method": "GET"}, {"raw_path": b"/api/sessions/b/run"}, {"headers": [(b"host", b"evil.example")]}):
         with pytest.raises(Forbidden):
             hops.received({**arrived, **changed}, header)
+
+
+async def test_a_host_of_the_version_before_reads_what_this_one_says() -> None:
+    """As that one does, which takes no field for missing and no caller of another length."""
+    arrived, _ = await passed_on(state={"request_id": "req_1", "caller": Caller("ann", key_id="key_1")})
+    content = arrived["headers"][-1][1].rpartition(b".")[0]
+    said = json.loads(base64.urlsafe_b64decode(content))
+    owner, is_operator, key_id, scopes = said["caller"]
+    assert (owner, is_operator, key_id, set(scopes)) == ("ann", False, "key_1", {"read", "run", "write", "admin"})
+    assert (said["client"], said["request_id"], said["scheme"]) == (["192.168.7.9", 40000], "req_1", "http")
+    assert (said["base_url"], said["port"]) == ("http://localhost:8000", 8787)
+    assert said["to"]
+    assert said["at"]
+
+
+async def test_what_a_host_does_not_say_gives_nobody_more_than_he_has() -> None:
+    arrived, hops = await passed_on()
+    said = json.loads(base64.urlsafe_b64decode(arrived["headers"][-1][1].rpartition(b".")[0]))
+    for caller, known in ((None, None), ([], None), (["ann"], Caller("ann", scopes=frozenset()))):
+        least = {"to": said["to"], "at": said["at"], "caller": caller}
+        content = base64.urlsafe_b64encode(json.dumps(least).encode())
+        hop = hops.received(arrived, content + b"." + hops._mac(arrived, content))
+        assert hop.caller == known
+        assert (hop.client, hop.scheme, hop.base_url, hop.port) == (None, "http", None, None)
+        request = Request({**arrived, "state": {"hop": hop}})
+        assert base_url(request, SETTINGS) == "http://10.0.0.8:9000"
+        assert served_port(request, SETTINGS) == 9000

@@ -23,7 +23,7 @@ def base_url(request: Request, settings: Settings) -> str:
     """The URL for the programs of one run: the setting `public_url`, or else the one that the caller used, if that is
     certain to be this server's, or else the address served. For a call that another host passes on, that host's."""
     if (hop := request.scope["state"].get("hop")) is not None:
-        return str(hop.base_url)
+        return hop.base_url or served_url(request, settings)
     host = request.headers.get("host", "")
     is_site = "site" in request.scope["state"]  # a name of a session's, not of the API's
     if not settings.public_url and not is_site and _is_verified(host, request, settings):
@@ -51,7 +51,7 @@ def called_url(request: Request, settings: Settings) -> str:
 
 def served_port(request: Request, settings: Settings) -> int:
     """The port at which the request has arrived, at the host that was called."""
-    if (hop := request.scope["state"].get("hop")) is not None:
+    if (hop := request.scope["state"].get("hop")) is not None and hop.port is not None:
         return int(hop.port)
     return _served(request, settings)[1]
 

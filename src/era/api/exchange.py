@@ -3,8 +3,8 @@
 Theory of operation. Nothing is copied: the request that uvicorn has parsed is written anew by h11, and the answer is
 parsed by h11, which is strict, and written anew by uvicorn. An answer that breaks off must not pass for a complete one:
 the caller's connection is then reset, too. A WebSocket is a connection that both ends have agreed to use for something
-other than HTTP. Once the other server has agreed (101), bytes pass unchanged in both directions, and the caller's
-connection carries no HTTP any more.
+other than HTTP. Once the other server has agreed (101), bytes pass unchanged in both directions (tunnel.py), and the
+caller's connection carries no HTTP any more.
 
 Memory is flat: each direction waits for its receiver. Pieces of an answer that are there already are sent as one, and
 reading them has a budget (core/loop_slices.py).
@@ -23,11 +23,10 @@ import h11
 from starlette.types import Message, Receive, Scope, Send
 
 from era.api.protocol import Protocol
+from era.api.tunnel import PIECE, Tunnel
 from era.core.loop_slices import Budget
-from era.core.tasks import until_one_ends
 from era.errors import EraError
 
-PIECE = 64 << 10
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_INFORMATIONAL = 16
 """Informational responses (1xx) that may come before an answer."""
@@ -70,6 +69,7 @@ class Exchange(ABC):
 
         self._informational = 0
         self._began = False
+        self._tunnel: Tunnel | None = None
         self._clock = asyncio.timeout(self.head_seconds)
         self._moved: Callable[[], None] = lambda: None
         """Called for each byte or more that passes: it winds the clock up."""
@@ -136,10 +136,15 @@ class Exchange(ABC):
         return []
 
     async def _failed(self, error: EraError) -> None:
-        """Raise `error`, or reset the caller's connection if the answer has begun: no error can be sent then."""
+        """Raise `error`, or reset the caller's connection if the answer has begun: no error can be sent then. The
+        caller of a WebSocket can be told."""
         if not self._began:
             raise error
-        await self._caller.cut()
+        if self._tunnel is None:
+            await self._caller.cut()
+        else:
+            self._caller.leave.set()
+            await self._tunnel.ended.wait()
 
     # -- the request ------------------------------------------------------------------------------------------------
 
@@ -168,6 +173,9 @@ class Exchange(ABC):
             self._moved()
 
     def _write(self, event: Any) -> None:
+        """Raises ConnectionError where the server has hung up."""
+        if self._writer.is_closing():
+            raise ConnectionError
         self._writer.write(self._h11.send(event) or b"")
 
     # -- the answer -------------------------------------------------------------------------------------------------
@@ -236,20 +244,8 @@ class Exchange(ABC):
         self._began = True
         self._moved()
         from_caller = self._caller.open_tunnel(accepted)
-        await self._caller.send_raw(self._h11.trailing_data[0])
-        await until_one_ends(self._to_caller(), self._to_server(from_caller))
-        await self._caller.hang_up()
-
-    async def _to_caller(self) -> None:
-        while piece := await self._reader.read(PIECE):
-            await self._caller.send_raw(piece)
-            self._moved()
-
-    async def _to_server(self, from_caller: asyncio.StreamReader) -> None:
-        while piece := await from_caller.read(PIECE):
-            self._writer.write(piece)
-            await self._writer.drain()
-            self._moved()
+        self._tunnel = Tunnel(self._caller, self._reader, self._writer, self._budget, self._moved)
+        await self._tunnel.run(from_caller, self._h11.trailing_data[0])
 
 
 def reason(error: Exception) -> str:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import h11
 from starlette.types import Receive, Scope, Send
 
-from era.api.exchange import PIECE, Exchange, reason
+from era.api.exchange import Exchange, reason
+from era.api.tunnel import connect
 from era.core.public import headers
 from era.core.public.live_servers import LiveConnection
 from era.core.public.relay import ascii_target
@@ -57,7 +58,7 @@ async def forward(scope: Scope, receive: Receive, send: Send, live: LiveConnecti
 
     Raises RelayFailed, RelayTimeout or whatever `receive` raises, as long as nothing has been sent to the caller.
     """
-    reader, writer = await asyncio.open_connection(sock=live.socket.dup(), limit=PIECE)
+    reader, writer = await connect(sock=live.socket.dup())
     try:
         await _ToProgram(scope, receive, send, live, target, reader, writer).run()
     finally:

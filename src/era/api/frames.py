@@ -1,4 +1,4 @@
-"""Frames of a WebSocket, at the server's end (RFC 6455): parsed and made, without any input or output.
+"""Frames of a WebSocket, at the server's end (RFC 6455): parsed, followed and made, without any input or output.
 
 There are no extensions and no subprotocols. What breaks the rules raises BadFrame, whose code the connection is closed
 with.
@@ -34,6 +34,36 @@ class Frame:
     data: bytes
 
 
+class FrameFollower:
+    """Tells where frames end in bytes that pass by, masked or not. It keeps no more of them than a frame's head."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        """The beginning of a head that hasn't come as a whole."""
+
+        self._left = 0
+        """Bytes that are still to come of a frame whose head has passed."""
+
+        self.has_closed = False
+        """Whether a Close frame has passed, or has begun to."""
+
+    @property
+    def is_between(self) -> bool:
+        """Whether what passes next is the beginning of a frame."""
+        return not self._left and not self._head
+
+    def follow(self, data: bytes) -> int:
+        """Take the next bytes that pass; how many frames began in them."""
+        data, at, count = self._head + data, self._left, 0
+        while at < len(data) and (found := _payload(data, at)) is not None:
+            self.has_closed = self.has_closed or data[at] & _OPCODE == CLOSE
+            start, size = found
+            at = start + size + (4 if data[at + 1] & _MASKED else 0)
+            count += 1
+        self._head, self._left = data[at:], max(at - len(data), 0)
+        return count
+
+
 class FrameReader:
     """Makes messages of the bytes that a client sends."""
 
@@ -45,6 +75,11 @@ class FrameReader:
         """That of the message whose frames are coming."""
 
         self._message = bytearray()
+
+    @property
+    def unread(self) -> bytes:
+        """What hasn't become a frame."""
+        return bytes(self._unread)
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take bytes; what has become whole with them. Raises BadFrame."""
@@ -73,18 +108,15 @@ class FrameReader:
         if len(unread) < 2:
             return None
         first, second = unread[0], unread[1]
-        opcode, size, start = first & _OPCODE, second & _LENGTH, 2
+        opcode = first & _OPCODE
         is_control = opcode >= CLOSE
         if first & _RESERVED or not second & _MASKED or opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
             raise BadFrame(PROTOCOL_ERROR)
-        if is_control and (size > _MAX_CONTROL or not first & _FINAL):
+        if is_control and (second & _LENGTH > _MAX_CONTROL or not first & _FINAL):
             raise BadFrame(PROTOCOL_ERROR)
-        if size > _MAX_CONTROL:
-            kind, width = ("!H", 2) if size == _MAX_CONTROL + 1 else ("!Q", 8)
-            if len(unread) < start + width:
-                return None
-            (size,) = struct.unpack_from(kind, unread, start)
-            start += width
+        if (found := _payload(unread, 0)) is None:
+            return None
+        start, size = found
         if not is_control and len(self._message) + size > self._max_bytes:
             raise BadFrame(TOO_BIG)
         end = start + 4 + size
@@ -93,6 +125,21 @@ class FrameReader:
         payload = _unmasked(bytes(unread[start + 4 : end]), bytes(unread[start : start + 4]))
         del unread[:end]
         return bool(first & _FINAL), opcode, payload
+
+
+def _payload(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
+    """Where the mask, or else the payload, of the frame begins whose head is at `at`, and the payload's size. None
+    where the head hasn't come as a whole."""
+    if len(data) < at + 2:
+        return None
+    size, start = data[at + 1] & _LENGTH, at + 2
+    if size > _MAX_CONTROL:
+        kind, width = ("!H", 2) if size == _MAX_CONTROL + 1 else ("!Q", 8)
+        if len(data) < start + width:
+            return None
+        (size,) = struct.unpack_from(kind, data, start)
+        start += width
+    return start, size
 
 
 def made(opcode: int, data: bytes) -> bytes:

@@ -165,6 +165,8 @@ class Guard:
             scope.update(client=hop.client, scheme=hop.scheme)
             if hop.caller is not None:
                 scope["state"]["caller"] = hop.caller
+                if self._keys is not None:
+                    await self._keys.know(hop.caller.key_id)
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != HEADER]  # programs may see the others
         elif _ticket(scope) is not None and await hops.takes_tickets(_session_of_socket(scope)):
             scope["state"]["ticket_of_home"] = True

@@ -4,6 +4,10 @@ It has who makes the call, as the guard found, at which address, and an HMAC of 
 target, of both hosts and of the time by the database's clock. So a caller's API key doesn't travel on, and what is
 signed for one host is good at no other, and for half a minute at most. Hosts take the header from nobody who hasn't got
 their secret.
+
+While a cluster is upgraded, hosts of two versions pass calls on to each other. So what a header says grows by new names
+only, which older hosts don't look at; those that an older host needs stay as they are, for one version after the last
+that reads them. What isn't said has a default that gives nobody more than he has, or that comes from the request.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import hashlib
 import hmac
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -21,11 +26,13 @@ from era.api.addresses import base_url, served_port
 from era.core.api_keys import Caller
 from era.core.homes import Homes
 from era.core.public.relay import ascii_target
+from era.core.telemetry import new_request_id
 from era.errors import Forbidden, SessionMoved
 from era.settings import Settings
 
 HEADER = b"x-era-hop"
 _GOOD_SECONDS = 30
+_NOBODY: tuple[Any, ...] = ("", False, "", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +49,11 @@ class Hop:
     scheme: str
     """Of the URL that was called."""
 
-    base_url: str
-    """The URL for the programs of this call (addresses.py)."""
+    base_url: str | None
+    """The URL for the programs of this call (addresses.py); None where it isn't said: that of the home."""
 
-    port: int
-    """The port at which the host that was called serves."""
+    port: int | None
+    """The port at which the host that was called serves; None where it isn't said: that of the home."""
 
 
 class Hops:
@@ -86,12 +93,14 @@ class Hops:
             raise _no_hop()
         if said["to"] != self._homes.host_id:
             raise SessionMoved("This call was passed on to a host that isn't there any more.")
-        caller = None
-        if said["caller"]:
-            owner, is_operator, key_id, scopes = said["caller"]
-            caller = Caller(owner, is_operator, key_id, scopes=frozenset(scopes))
-        client = said["client"] and tuple(said["client"])
-        return Hop(caller, client, said["request_id"], said["scheme"], said["base_url"], said["port"])
+        return Hop(
+            _caller(said.get("caller")),
+            tuple(said["client"]) if said.get("client") else None,
+            said.get("request_id") or new_request_id(),
+            said.get("scheme") or scope["scheme"],
+            said.get("base_url"),
+            said.get("port"),
+        )
 
     async def takes_tickets(self, session_id: str) -> bool:
         """Whether the session is at home elsewhere, so that the tickets for it were given there and are taken there."""
@@ -108,6 +117,15 @@ def target_of(scope: Scope) -> bytes:
     """The target of a request, as it is written."""
     query = "?" + ascii_target(scope["query_string"]) if scope["query_string"] else ""
     return (ascii_target(scope["raw_path"]) + query).encode()
+
+
+def _caller(said: list[Any] | None) -> Caller | None:
+    """The caller of a header: owner, whether he is the operator, key, scopes. Older hosts take no more than these four,
+    in this order. Whose rights aren't said has none."""
+    if not said:
+        return None
+    owner, is_operator, key_id, scopes, *_ = [*said, *_NOBODY[len(said) :]]
+    return Caller(owner, is_operator, key_id, scopes=frozenset(scopes))
 
 
 def _no_hop() -> Forbidden:

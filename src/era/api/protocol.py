@@ -113,6 +113,9 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lost = asyncio.Event()
+        self.leave = asyncio.Event()
+        """Set when the caller's WebSocket, if it is passed on, is to end, for the caller to connect anew elsewhere."""
+
         self.budget = Budget(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -133,6 +136,11 @@ class Protocol(HttpToolsProtocol):
         self._lost.set()
         if self._tunnel is not None:
             self._tunnel.feed_eof()
+
+    def shutdown(self) -> None:
+        """The server stops: uvicorn calls this once."""
+        super().shutdown()
+        self.leave.set()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

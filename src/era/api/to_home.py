@@ -30,8 +30,9 @@ import h11
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from era.api.exchange import PIECE, Exchange, reason
+from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hops, target_of
+from era.api.tunnel import PIECE, connect
 from era.core.homes import Homes, Host
 from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
 from era.wire.sessions import SESSION_ID
@@ -49,6 +50,9 @@ _MOST_IDLE = 64
 """Connections to one host that are kept for the next calls."""
 
 _LOOK_SECONDS = 0.25
+_SILENT_SECONDS = 360.0
+"""For which a WebSocket may be silent. Its home would have ended or pinged it: so its caller reads nothing."""
+
 _SESSION = re.compile(rf"/api/sessions/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
 _PUBLIC = re.compile(rf"/proxy/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
 _LINK = re.compile(r"/links/([^/]+)")
@@ -174,7 +178,7 @@ class _Connections:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         tls = self._tls if parts.scheme == "https" else None
         async with asyncio.timeout(_CONNECT_SECONDS):
-            reader, writer = await asyncio.open_connection(parts.hostname, port, limit=PIECE, ssl=tls)
+            reader, writer = await connect(host=parts.hostname, port=port, ssl=tls)
         return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=PIECE))
 
     def give_back(self, url: str, connection: _Connection, is_reusable: bool) -> None:
@@ -202,6 +206,8 @@ class _ToHost(Exchange):
     ) -> None:
         source = ("host", host.id)
         super().__init__(scope, receive, send, connection.reader, connection.writer, source, connection.http)
+        if self._caller.upgrading:
+            self.idle_seconds = _SILENT_SECONDS
         self._header = header
         self._homes = homes
         self._host = host

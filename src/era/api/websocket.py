@@ -46,8 +46,14 @@ class WebSocket:
         self._reader = reader
         self._frames = frames.FrameReader(MAX_MESSAGE_BYTES)
         self._budget = Budget(source)
-        self._is_closed = self._has_heard = False
-        """Whether we, and whether the client, have said that it is closed."""
+        self._is_closed = False
+        """Whether we have said that it is closed."""
+
+        self._heard = asyncio.Event()
+        """Set when the client has said so, or is gone."""
+
+        self._has_reader = False
+        """Whether `messages` are being read, by one task."""
 
         self._unanswered = 0.0
         """When the first ping was sent that hasn't been answered, by the loop's clock; 0 for none."""
@@ -63,28 +69,36 @@ class WebSocket:
 
     async def messages(self) -> AsyncGenerator[bytes | str]:
         """What the client sends, until it closes or is gone. Raises Closed."""
-        while not self._has_heard:
-            self._reading = True
-            data = await self._reader.read(_PIECE)
-            self._reading = False
-            self._unanswered = 0.0
-            if not data:
-                return
-            try:
+        self._has_reader = True
+        try:
+            while data := await self._read():
                 for frame in self._frames.feed(data):
                     await self._budget.spend(_FRAME_US)
                     if frame.opcode == frames.CLOSE:
-                        self._has_heard = True
+                        self._heard.set()
                         await self.close()
                         return
                     if frame.opcode == frames.PING:
-                        await self._send(frames.made(frames.PONG, frame.data))
+                        if not self._is_closed:
+                            await self._send(frames.made(frames.PONG, frame.data))
                     elif frame.opcode != frames.PONG:
                         yield frame.data.decode() if frame.opcode == frames.TEXT else frame.data
-            except frames.BadFrame as error:
-                self._has_heard = True  # nothing that comes now can be read
-                await self.close(error.code)
-                return
+            self._heard.set()
+        except Closed:
+            self._heard.set()
+            raise
+        except frames.BadFrame as error:
+            self._has_reader = False
+            await self.close(error.code)
+        finally:
+            self._has_reader = False
+
+    async def _read(self) -> bytes:
+        self._reading = True
+        data = await self._reader.read(_PIECE)
+        self._reading = False
+        self._unanswered = 0.0
+        return data
 
     async def keep_alive(self) -> None:
         """Ping the client from time to time, until it is gone."""
@@ -97,13 +111,23 @@ class WebSocket:
             await self._send(frames.made(frames.PING, b""))
 
     async def close(self, code: int = frames.NORMAL) -> None:
-        """Close it, and wait a moment for the client to say that it has understood."""
-        with suppress(TimeoutError, Closed, frames.BadFrame):
+        """Close it, and wait a moment for the client to say that it has understood: to hang up with bytes unread would
+        take the code away from it."""
+        with suppress(TimeoutError, Closed):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._send(frames.closing(code))
                 self._is_closed = True
-                while not self._has_heard and (data := await self._reader.read(_PIECE)):
-                    self._has_heard = any(frame.opcode == frames.CLOSE for frame in self._frames.feed(data))
+                if self._has_reader:
+                    await self._heard.wait()
+                elif not self._heard.is_set():
+                    await self._read_to_close()
+
+    async def _read_to_close(self) -> None:
+        """Read until the client has closed it or is gone. What comes before that is dropped, however wrong it is."""
+        follower = frames.FrameFollower()
+        follower.follow(self._frames.unread)
+        while not follower.has_closed and (data := await self._reader.read(_PIECE)):
+            await self._budget.spend(follower.follow(data) * _FRAME_US)
 
     async def _send(self, frame: bytes) -> None:
         """Send a frame, and wait until there is room for more. Raises Closed."""

@@ -158,6 +158,12 @@ class ApiKeys:
         if self.caller(key_text) is None and _KEY.fullmatch(key_text) and time.monotonic() > self._read_at + 1:
             await self.open()
 
+    async def know(self, key_id: str) -> None:
+        """Read the keys again where this one, by which another host of the cluster has let somebody in, isn't known: it
+        may have been made there a moment ago. Nobody else may say which."""
+        if key_id and key_id != OPERATOR_KEY and key_id not in self._by_id:
+            await self.open()
+
     def caller(self, key_text: bytes) -> Caller | None:
         """The caller who holds this key; None for an unknown key. Compared in constant time or by digest."""
         digest = _digest(key_text)

@@ -1,0 +1,270 @@
+"""What passes between two hosts: WebSockets, of which both ends hear how they end and why, and what a host says about a
+call that it passes on, if that host is of another version."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.guest_servers import start_in_background
+from tests.api.live import Terminal, process, start
+from tests.api.websocket import WebSocket
+from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
+from tests.two_hosts import SECRET, Home
+
+SERVER = """\
+import base64, hashlib, socket, struct, threading, time
+
+def serve(peer):
+    head = b""
+    while not head.endswith(b"\\r\\n\\r\\n"):
+        head += peer.recv(1)
+    key = head.lower().partition(b"sec-websocket-key: ")[2]
+    key = head[len(head) - len(key):].partition(b"\\r\\n")[0]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    peer.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+                 b"Sec-WebSocket-Accept: " + accept + b"\\r\\n\\r\\n")
+    path = head.split()[1]
+    if path == b"/leaves":
+        peer.recv(1)
+        peer.sendall(b"\\x88\\x08" + struct.pack("!H", 4001) + b"enough")
+        peer.shutdown(socket.SHUT_WR)
+        while peer.recv(1 << 16):
+            pass
+    elif path == b"/counts":
+        size = 0
+        while piece := peer.recv(1 << 16):
+            size += len(piece)
+        open("counted", "w").write(str(size))
+    elif path == b"/floods":
+        threading.Thread(target=heard, args=(peer,)).start()
+        try:
+            while True:
+                peer.sendall(b"\\x82\\x7e\\x10\\x00" + bytes(2048))
+                time.sleep(0.002)  # within a frame as often as between two
+                peer.sendall(bytes(2048))
+                time.sleep(0.002)
+        except OSError:
+            return
+    peer.close()
+
+def heard(peer):
+    seen = b""
+    while piece := peer.recv(1 << 16):
+        seen += piece
+        open("heard", "wb").write(seen)
+    peer.close()
+
+listener = socket.create_server(("127.0.0.1", 3000))
+print("listening", flush=True)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],)).start()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    before, data_dir = mounts(), tmp_path_factory.mktemp("two") / "data"
+    home = Home(data_dir, {"ERA_SPARES": "0"}).start()
+    yield home
+    processes = home.descendants()
+    assert home.stop() == 0, home.log
+    assert "Traceback" not in home.log, home.log
+    assert_nothing_left(before, processes, data_dir)
+
+
+@pytest.fixture
+def client(home: Home) -> Iterator[httpx.Client]:
+    """Of the host that isn't the home."""
+    with home.client() as client:
+        yield client
+    with home.client() as client:
+        assert client.delete("/api/sessions").status_code == 200
+
+
+@pytest.fixture
+def public(client: httpx.Client) -> str:
+    """The path of a public URL at which SERVER serves."""
+    body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
+    assert client.post("/api/sessions", json=body).status_code == 201
+    start_in_background(client, "sockets", SERVER)
+    return "/proxy/sockets/3000"
+
+
+def opened(home: Home, path: str) -> WebSocket:
+    socket = WebSocket(home, path)
+    assert socket.accepted, socket.head
+    return socket
+
+
+def send_without_end(socket: WebSocket) -> None:
+    with suppress(OSError):
+        while True:
+            socket.send(bytes(1 << 16))
+
+
+@pytest.mark.parametrize("through", ["the home", "another host"])
+def test_a_close_frame_comes_while_its_reader_sends(home: Home, public: str, through: str) -> None:
+    called = home.other if through == "another host" else home.at_home()
+    assert called is not None
+    for _ in range(5):
+        socket = WebSocket(called, f"{public}/leaves")
+        sending = threading.Thread(target=send_without_end, args=(socket,))
+        sending.start()
+        try:
+            assert socket.receive() == (8, struct.pack("!H", 4001) + b"enough")
+        finally:
+            socket.close()
+            sending.join(60)
+
+
+def test_what_was_sent_arrives_though_its_sender_has_gone(home: Home, client: httpx.Client, public: str) -> None:
+    socket = opened(home, f"{public}/counts")
+    sent = 0
+    for _ in range(64):
+        socket.send(bytes(1 << 16))
+        sent += 14 + (1 << 16)
+    socket.send(struct.pack("!H", 1000), opcode=8)
+    socket.close()
+    path = "/api/sessions/sockets/files/counted"
+    assert eventually(lambda: client.get(path).status_code == 200)
+    assert eventually(lambda: client.get(path).text == str(sent + 8)), client.get(path).text
+
+
+def test_a_message_that_is_too_large_is_refused_with_the_code_for_that(home: Home, client: httpx.Client) -> None:
+    assert client.post("/api/sessions", json={"session_id": "large", "language": "python"}).status_code == 201
+    path = f"/api/sessions/large/processes/{start(client, 'large', ['cat'], stdin=True)}/attach"
+    for called in (home, home.at_home()):
+        attached = Terminal(WebSocket(called, path))
+        sending = threading.Thread(target=send_without_end, args=(attached.connection,))
+        attached.until_event("attached")
+        attached.send(bytes(3 << 20))
+        sending.start()
+        try:
+            assert attached.until_closed() == 1009
+        finally:
+            attached.connection.close()
+            sending.join(60)
+
+
+def test_a_host_that_stops_has_its_sockets_go_elsewhere(home: Home, client: httpx.Client, public: str) -> None:
+    other = home.other
+    assert other is not None
+    where = start(client, "sockets", "while sleep 0.01; do echo line; done")
+    attached = Terminal(opened(home, f"/api/sessions/sockets/processes/{where}/attach"))
+    attached.until_event("stdout")
+    flooded = opened(home, f"{public}/floods")
+    assert flooded.receive() == (2, bytes(4096))
+    stopped = threading.Thread(target=lambda: codes.append(other.stop()))
+    codes: list[int] = []
+    stopped.start()
+    # Frames are whole until the end, however many there are.
+    while (frame := flooded.receive())[0] != 8:
+        assert frame == (2, bytes(4096))
+    assert frame[1] == struct.pack("!H", 1012)
+    flooded.send(frame[1], opcode=8)
+    assert attached.until_closed() == 1012
+    stopped.join(60)
+    assert codes == [0]
+    for socket in (flooded, attached.connection):
+        assert socket.rest() is not None
+        socket.close()
+    # The home has lost nothing by that, and its program was told.
+    with home.at_home().client() as at_home:
+        assert process(at_home, "sockets", where)["status"] == "running"
+        heard = at_home.get("/api/sessions/sockets/files/heard").content
+        assert len(heard) == 8
+        assert heard[0] == 0x88
+    other.start()
+    home.url = other.url
+    again = Terminal(opened(home, f"/api/sessions/sockets/processes/{where}/attach"))
+    again.until_event("stdout")
+    again.connection.close()
+
+
+def test_a_stop_waits_for_no_client_that_answers_nothing(home: Home, client: httpx.Client, public: str) -> None:
+    other = home.other
+    assert other is not None
+    silent = opened(home, f"{public}/floods")
+    assert other.stop() == 0
+    silent.close()
+    other.start()
+    home.url = other.url
+
+
+def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_server: MakeServer) -> None:
+    server = own_server(spares="0")
+    with server.client() as client:
+        body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
+        assert client.post("/api/sessions", json=body).status_code == 201
+        start_in_background(client, "sockets", SERVER)
+        socket = WebSocket(server, "/proxy/sockets/3000/floods")
+        assert socket.receive() == (2, bytes(4096))
+    os.kill(server.pid, signal.SIGTERM)
+    while (frame := socket.receive())[0] != 8:
+        assert frame == (2, bytes(4096))
+    assert frame[1] == struct.pack("!H", 1012)
+    socket.close()
+    assert server.stop() == 0
+
+
+OLDER = {"caller": ["ann", False, "key_1", ["read"]]}
+"""What a host of a version says that knew less: nothing else but for whom and when."""
+
+NEWER = {
+    "from": "host_1",
+    "caller": ["ann", False, "key_1", ["read", "scope of a later version"], {"more": "about him"}],
+    "client": ["10.0.0.7", 4711],
+    "request_id": "req_1",
+    "scheme": "https",
+    "base_url": "https://era.example",
+    "port": 443,
+    "version": 2,
+    "later": {"anything": [1, None]},
+}
+
+
+@pytest.mark.parametrize("said", [OLDER, NEWER], ids=["older", "newer"])
+def test_a_call_passed_on_by_a_host_of_another_version(home: Home, client: httpx.Client, said: dict[str, Any]) -> None:
+    with home.at_home().client() as at_home:
+        for method, status in (("GET", 200), ("POST", 403)):
+            host = (home.data_dir / "host-id").read_text()
+            told = {**said, "to": host, "at": int(time.time() * 1e6)}
+            content = base64.urlsafe_b64encode(json.dumps(told).encode())
+            key = hmac.digest(SECRET.encode(), b"era hop", hashlib.sha256)
+            at = home.own_url.removeprefix("http://").encode()
+            signed = b"\n".join([b"1", method.encode(), b"/api/sessions", at, content])
+            header = content + b"." + hmac.digest(key, signed, hashlib.sha256).hex().encode()
+            answer = at_home.request(method, "/api/sessions", headers={b"x-era-hop": header})
+            assert answer.status_code == status, answer.text
+            assert answer.headers["x-request-id"] == said.get("request_id", answer.headers["x-request-id"])
+            assert answer.json().get("sessions", []) == []
+
+
+def test_a_key_made_at_one_host_is_known_at_the_home_at_once(tmp_path: Path) -> None:
+    operator = {"Authorization": "Bearer the operator's key"}
+    home = Home(tmp_path / "data", {"ERA_SPARES": "0", "ERA_API_KEY": "the operator's key"}).start()
+    try:
+        with home.client(headers=operator) as client:
+            made = client.post("/api/keys", json={"owner": "ann"}).json()
+        with home.client(headers={"Authorization": f"Bearer {made['key']}"}) as client:
+            assert client.post("/api/sessions", json={"session_id": "hers", "language": "python"}).status_code == 201
+            link = client.post("/api/sessions/hers/links", json={"path": "a", "method": "PUT"})
+            assert link.status_code == 201, link.text
+            assert client.put(link.json()["url"], content=b"x").json()["size"] == 1
+    finally:
+        home.stop()
