@@ -18,6 +18,8 @@ from era.sdk.answers import RunResult
 
 _CODE = "print(1)"
 _ERA = Path(sys.executable).parent / "era"
+_INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""The environment, but for what has each start compile the package anew: where it is installed it is compiled."""
 
 
 def run_by_hand(*, keyed: bool) -> Callable[[Arena], Probe]:
@@ -86,7 +88,7 @@ def command(*words: str) -> Callable[[Arena], Probe]:
 
     def start(arena: Arena) -> Probe:
         (arena.scratch / "one.py").write_text(_CODE)
-        environment = {**os.environ, "ERA_SERVER": f"http://127.0.0.1:{arena.port}"}
+        environment = {**_INSTALLED, "ERA_SERVER": f"http://127.0.0.1:{arena.port}"}
         argv = [str(_ERA), *words]
 
         def call(_: object) -> bytes:
@@ -107,7 +109,7 @@ def host_file(arena: Arena) -> Probe:
 def imported(arena: Arena) -> Probe:
     """Python's start, and the import of the SDK."""
     argv = [sys.executable, "-c", "from era import Era; print(1)"]
-    return Probe(lambda _: subprocess.run(argv, capture_output=True).stdout, after=_printed)
+    return Probe(lambda _: subprocess.run(argv, env=_INSTALLED, capture_output=True).stdout, after=_printed)
 
 
 def _printed(output: bytes) -> None:

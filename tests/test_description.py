@@ -1,11 +1,10 @@
-"""The description of the API: linters have nothing to say about it, and clients can be generated from it."""
+"""The description of the API: complete, and linters have nothing to say about it."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from era.api.description import TAGS
 from tests.conftest import Server
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON_GENERATOR = ROOT / ".tools" / "bin" / "openapi-python-client"
 NPM_TOOLS = ROOT / "clients" / "typescript" / "node_modules" / ".bin"
 
 
@@ -127,28 +125,3 @@ def test_a_linter_has_nothing_to_say(path: Path) -> None:
     printed = done(*npm_tool("redocly"), "lint", path, "--extends", "recommended", "--format", "json", cwd=path.parent)
     found = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
     assert found["totals"] == {"errors": 0, "warnings": 0, "ignored": 0}, found["problems"]
-
-
-def test_a_generated_python_client_is_typed_and_has_every_call(document: dict[str, Any], path: Path) -> None:
-    """openapi-python-client, with every warning an error, and mypy at its strictest."""
-    made = path.parent / "made"
-    if not PYTHON_GENERATOR.exists():
-        pytest.skip(f"needs {PYTHON_GENERATOR.name}, which scripts/setup --test installs where it can")
-    config = ROOT / "tests" / "openapi_python_client.yml"
-    options = ["--output-path", made, "--meta", "none", "--fail-on-warning", "--config", config]
-    done(PYTHON_GENERATOR, "generate", "--path", path, *options)
-    modules = {file.stem for file in made.glob("api/*/*.py")} - {"__init__"}
-    assert modules == {operation["operationId"] for _, operation in operations(document)}
-    libraries = PYTHON_GENERATOR.resolve().parent / "python"  # the generator has what its clients need
-    strict = ["--strict", "--config-file", "/dev/null", "--python-executable", libraries]
-    done(sys.executable, "-m", "mypy", *strict, "--cache-dir", path.parent / "cache", made)
-
-
-def test_a_generated_typescript_client_is_typed_and_has_every_call(document: dict[str, Any], path: Path) -> None:
-    """openapi-typescript, and tsc at its strictest."""
-    made = path.parent / "api.ts"
-    done(*npm_tool("openapi-typescript"), path, "-o", made)
-    calls = [operation["operationId"] for _, operation in operations(document)]
-    uses = "\n".join(f'export type {name}_ = operations["{name}"]["responses"];' for name in calls)
-    (path.parent / "uses.ts").write_text(f'import type {{ operations }} from "./api.js";\n{uses}\n')
-    done(*npm_tool("tsc"), "--strict", "--noEmit", "--module", "nodenext", path.parent / "uses.ts", made)

@@ -37,6 +37,10 @@ def taken_port() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
+IDLE = {"pathlib", "shutil", "tempfile", "tarfile", "asyncio", "dataclasses", "inspect", "rich", "httpx", "pydantic"}
+"""What a run in a session has no use for, and would wait for."""
+
+
 def imported(*words: str | Path, **variables: str) -> tuple[int, set[str], str]:
     """Run the command; its exit code, the modules that it imported, and what else it wrote to stderr."""
     command = [sys.executable, "-X", "importtime", "-m", "era.client.cli", *map(str, words)]
@@ -141,6 +145,15 @@ def test_the_version_needs_hardly_any_import() -> None:
     assert not modules & (HEAVY | LIGHT)
     assert len(modules) < 60, modules
     assert era(None, "--version", code=0).stdout == f"{package.__version__}\n"
+
+
+def test_a_run_waits_for_no_import_that_it_has_no_use_for(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("print(1)")
+    for _ in range(2):  # the first one makes the session
+        code, modules, said = imported("run", tmp_path / "one.py", "--session", "warm", ERA_SERVER=server.url)
+        assert (code, said) == (0, "")
+    assert not modules & (HEAVY | IDLE)
+    assert len(modules) < 150, modules
 
 
 def test_the_start_says_whether_programs_have_internet(server: Server) -> None:

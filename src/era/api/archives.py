@@ -30,7 +30,8 @@ _BODY = {
         "required": True,
         "content": {
             name: {"schema": {"type": "string", "format": "binary"}}
-            for name in ("application/octet-stream", *_TYPES.values())
+            # Generated clients that can't tell these apart send the last, by which the server looks for itself.
+            for name in (*_TYPES.values(), "application/octet-stream")
         },
     }
 }

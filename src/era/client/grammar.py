@@ -11,6 +11,7 @@ loop pays that each time.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -72,11 +73,26 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 type Call = Callable[[argparse.Namespace], int | None]
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """As wide as the terminal. argparse makes one for each option and would ask `shutil`, whose import takes long."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    named = os.environ.get("COLUMNS", "")
+    try:
+        return int(named) if named.isdecimal() and int(named) else os.get_terminal_size(1).columns or 80
+    except OSError:  # it is no terminal
+        return 80
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose help shows texts as they are written, and whose errors are Failures with the next step."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:

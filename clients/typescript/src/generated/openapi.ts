@@ -6004,10 +6004,10 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/octet-stream": string;
                 "application/x-tar": string;
                 "application/gzip": string;
                 "application/zip": string;
+                "application/octet-stream": string;
             };
         };
         responses: {

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from era.errors import EraError, NotFound
-from era.sdk import directories
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.answers import FileInfo
 from era.sdk.calls import Advance, Call, Content, content_of
-from era.sdk.directories import Directory, Synced
 from era.sdk.errors import AnswerTimeout, ConnectionLost
 from era.sdk.events import Events, FileEvent
 from era.sdk.sugar import AsyncFilesSugar
 from era.sdk.waiting import async_in_thread, async_sleep
 from era.urls import file_part
+
+if TYPE_CHECKING:
+    from era.sdk.directories import Synced
 
 _REWATCHES = 5
 """How often a watch whose connection broke is begun anew before anything comes of it."""
@@ -144,6 +145,8 @@ class AsyncFiles(AsyncFilesSugar):
 
         What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there.
         """
+        from era.sdk import directories  # it is for those who have local files, and takes long to import
+
         digests: dict[str, str] = await async_in_thread(directories.digests, directory)
         remote = {file.path: file for file in await self.list()}
         changed = sorted(path for path, digest in digests.items() if path not in remote or remote[path].etag != digest)
@@ -155,7 +158,7 @@ class AsyncFiles(AsyncFilesSugar):
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
         for path in surplus:
             await self.delete(path)
-        return Synced(changed, surplus, len(digests), 0)
+        return directories.Synced(changed, surplus, len(digests), 0)
 
     async def pull(
         self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
@@ -165,10 +168,12 @@ class AsyncFiles(AsyncFilesSugar):
         Nothing outside of the directory is ever written, whatever the files are called. `delete` removes what is only
         here, but for what .gitignore files leave out.
         """
+        from era.sdk import directories
+
         remote = {file.path: file for file in await self.list()}
         # Links have no ETag. U+FFFD stands for bytes of a name that aren't UTF-8, which no request can name.
         plain = {path: file for path, file in remote.items() if file.etag and "\ufffd" not in path}
-        with Directory(directory) as local:
+        with directories.Directory(directory) as local:
             changed: _Paths = await async_in_thread(local.different, {path: f.etag for path, f in plain.items()})
             for path in changed:
                 with local.writing(path, progress) as write:
@@ -177,9 +182,11 @@ class AsyncFiles(AsyncFilesSugar):
             surplus = [path for path in directories.files(directory) if path not in remote] if delete else []
             for path in surplus:
                 local.remove(path)
-        return Synced(changed, surplus, len(plain), len(remote) - len(plain))
+        return directories.Synced(changed, surplus, len(plain), len(remote) - len(plain))
 
     async def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
+        from era.sdk import directories
+
         answer = await self._connection.open(call)
         with directories.replacing(target, progress) as write:
             async for piece in answer.pieces():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from era.errors import Conflict, NotFound
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
 from era.sdk.calls import Advance, Call, Content, content_of
-from era.sdk.directories import replacing
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
 from era.sdk.sync.connection import Connection
@@ -203,6 +202,8 @@ class Session:
 
     def export(self, target: str | os.PathLike[str], *, current: bool = False, progress: Advance | None = None) -> int:
         """Write the whole session into one local file, a capsule; returns its size. `current` leaves out its past."""
+        from era.sdk.directories import replacing  # for those who have local files: it takes long to import
+
         size = 0
         with replacing(target, progress) as write:
             for piece in self.capsule(current=current):
