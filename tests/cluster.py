@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -124,6 +124,14 @@ def running(directory: Path, hosts: int = 2, **settings: str) -> Iterator[Cluste
         assert "Traceback" not in cluster.log(number), cluster.log(number)
 
 
+class Hosts(Protocol):
+    """What a history asks of a cluster."""
+
+    def told(self) -> list[dict[str, Any]]: ...
+
+    def server(self, number: int) -> Server: ...
+
+
 @dataclass
 class History:
     """What clients were told that appended tokens to the logs of sessions, through any host.
@@ -131,10 +139,16 @@ class History:
     A session's data is its log: each append is a run that adds its token, and its answer is the whole log then.
     """
 
-    cluster: Cluster
+    cluster: Hosts
     sessions: Sequence[str]
+    patience: float = 60.0
+    """Seconds for which a client waits for an answer."""
+
     answered: list[tuple[str, str, list[str]]] = field(default_factory=list)
     """Session, token, and the log that the answer had."""
+
+    lost: list[tuple[str, str]] = field(default_factory=list)
+    """Session and token of appends that were said to be lost."""
 
     unknown: int = 0
     """Appends that got an error in place of an answer."""
@@ -143,8 +157,9 @@ class History:
     _tokens: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def append(self, seed: int, times: int | None = None) -> None:
-        """A client: append to one session after the other, through one host after the other."""
+    def append(self, seed: int, times: int | None = None, *, again: bool = False) -> None:
+        """A client: append to one session after the other, through one host after the other. Where it sends the same
+        `again` after an error, with a key, it does so through the next host."""
         count = seed
         while not self.stop.is_set() and (times is None or count < seed + times):
             count += 1
@@ -152,34 +167,38 @@ class History:
             with self._lock:
                 self._tokens += 1
                 token = f"t{self._tokens}"
-            code = f"data.setdefault('log', []).append({token!r})"
-            program = "import json\np = '.session_data.json'\ndata = json.load(open(p))\n" + code
-            program += "\njson.dump(data, open(p, 'w'))\n"
-            try:
-                host = count // len(self.sessions) % len(self.cluster.told())
-                with self.cluster.server(host).client(headers={"Authorization": f"Bearer {KEY}"}) as client:
-                    answer = client.post(f"/api/sessions/{session}/run", json={"code": program})
-            except (httpx.HTTPError, OSError):
-                self._note(None)
-                continue
-            if answer.status_code != 200:
-                assert answer.status_code in (409, 429, 503), answer.text
-                self._note(None)
-                continue
+            host = count // len(self.sessions)
+            while not self._try(session, token, host, again) and again and not self.stop.is_set():
+                host += 1
+
+    def _try(self, session: str, token: str, host: int, again: bool) -> bool:
+        """Append a token once; whether the answer says what became of it."""
+        code = f"data.setdefault('log', []).append({token!r})"
+        program = "import json\np = '.session_data.json'\ndata = json.load(open(p))\n" + code
+        program += "\njson.dump(data, open(p, 'w'))\n"
+        headers = {"Authorization": f"Bearer {KEY}", **({"Idempotency-Key": token} if again else {})}
+        try:
+            server = self.cluster.server(host % len(self.cluster.told()))
+            with server.client(headers=headers, timeout=self.patience) as client:
+                answer = client.post(f"/api/sessions/{session}/run", json={"code": program})
+        except (httpx.HTTPError, OSError):
+            answer = None
+        with self._lock:
+            if answer is None or answer.status_code != 200:
+                assert answer is None or answer.status_code in (409, 429, 503), answer.text
+                self.unknown += 1
+                if answer is None or answer.json()["code"] != "run_lost":
+                    return False
+                self.lost.append((session, token))
+                return True
             body = answer.json()
             assert body["status"] == "ok", body
-            self._note((session, token, body["data"]["log"]))
-
-    def _note(self, answered: tuple[str, str, list[str]] | None) -> None:
-        with self._lock:
-            if answered is None:
-                self.unknown += 1
-            else:
-                self.answered.append(answered)
+            self.answered.append((session, token, body["data"]["log"]))
+            return True
 
     def check(self, client: httpx.Client) -> None:
         """Assert that each session's log is one order of appends that explains every answer: what was answered is there
-        once, each answer saw all that was before it, and nothing is there twice."""
+        once, each answer saw all that was before it, nothing is there twice, and nothing that was said to be lost."""
         for session in self.sessions:
             log = client.get(f"/api/sessions/{session}").json()["data"].get("log", [])
             assert len(log) == len(set(log)), f"something was done twice in {session}: {log}"
@@ -187,3 +206,5 @@ class History:
                 if where == session:
                     assert seen == log[: len(seen)], f"{token} saw what the others didn't: {seen} {log}"
                     assert seen[-1] == token
+            for where, token in self.lost:
+                assert where != session or token not in log, f"{token} was said to be lost: {log}"

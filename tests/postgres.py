@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -52,8 +52,11 @@ def binaries() -> Path | None:
 class Postgres:
     """A server. `directory` has its data and its socket."""
 
-    def __init__(self, commands: Path, directory: Path) -> None:
+    def __init__(self, commands: Path, directory: Path, *, address: str = "", there: Sequence[str] = ()) -> None:
+        """It listens at this address, too, where one is named. `there` is what its command begins with."""
         self._commands = commands
+        self._there = there
+        self._address = address
         self._data = directory / "data"
         self.socket = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,13 +68,16 @@ class Postgres:
         # Sorts by a language's rules, as most installations do: the service's order is that of bytes all the same.
         locale = ["--locale=C", "--locale-provider=icu", "--icu-locale=en-US"]
         subprocess.run([*_as_ordinary_user(), *command, *locale, "--no-sync"], check=True, capture_output=True, cwd="/")
+        if address:
+            with (self._data / "pg_hba.conf").open("a") as known:
+                known.write("host all all samenet trust\n")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = [f"-c{name}={value}" for name, value in _OPTIONS.items()]
+        options = [f"-c{name}={value}" for name, value in {**_OPTIONS, "listen_addresses": self._address}.items()]
         command = [str(self._commands / "postgres"), "-D", str(self._data), "-k", str(self.socket), *options]
         # It ends with this process, however that ends.
-        parented = ["setpriv", "--pdeathsig", "QUIT", *_as_ordinary_user()[1:]]
+        parented = [*self._there, "setpriv", "--pdeathsig", "QUIT", *_as_ordinary_user()[1:]]
         with (self.socket / "log").open("ab") as log:
             self._process = subprocess.Popen([*parented, *command], stdout=log, stderr=log, cwd="/")
         deadline = time.monotonic() + START_SECONDS
@@ -158,7 +164,7 @@ def _ordinary_user() -> pwd.struct_passwd:
     raise AssertionError("this machine has neither a user postgres nor nobody")
 
 
-def _directory() -> Path:
+def directory_of_server() -> Path:
     """A temporary directory of whoever runs the server. Those of pytest may be closed to others than root."""
     directory = Path(tempfile.mkdtemp(prefix="era-postgres-"))
     if os.geteuid() == 0:
@@ -175,7 +181,7 @@ def postgres() -> Iterator[Postgres]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    directory = _directory()
+    directory = directory_of_server()
     try:
         server = Postgres(commands, directory)
         server.start()

@@ -85,9 +85,8 @@ from era.network.storage import StorageListeners
 from era.network.webhooks import WebhookSender
 from era.packages.installer import PackageInstaller
 from era.settings import Settings
-from era.store import place
+from era.store import d1_databases, place
 from era.store.blobs import LocalBlobs, make_directory
-from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, installation
 from era.telemetry import logs
@@ -195,7 +194,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had, BadRequest
     for settings that make no sense, NotReady where the database can't be had.
     """
-    directory, shared = settings.data_dir.resolve(), shared_directory(settings)
+    directory = settings.data_dir.resolve()
     make_directory(directory)
     private = policy.ranges(settings.egress_private)
     metrics = Metrics()
@@ -240,13 +239,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await store.webhooks.open()
         key = signing_secret(settings, "webhook-key")
         webhooks = Webhooks(store.webhooks, WebhookSender(private), key, cluster, quotas.on_reached, note)
-        databases = D1Databases(
-            shared / "storage" / "sql", settings.storage_database_mb << 20, before=shared / "storage" / "d1"
-        )
-        databases.open()
+        in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
+        copies = directory / "sql-copies" if homes is not None and settings.database_url is not None else None
+        with alone(settings):
+            databases = await d1_databases.opened(in_rows, as_files, copies, settings.storage_database_mb << 20)
         if homes is not None:
-            measure = partial(asyncio.to_thread, databases.measure_all)
-            homes.each_beat(api_keys.open, quotas.open, store.webhooks.open, measure)
+            homes.each_beat(api_keys.open, quotas.open, store.webhooks.open, databases.measure_all)
         storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20, quotas)
         await storage.open()
         try:
@@ -460,7 +458,7 @@ async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
     """This host's part in the cluster, which it has joined; None for a single server."""
     if settings.shared_dir is None:
         return None
-    rows = await store.homes()
+    rows = await store.homes(settings.lease_seconds)
     homes = Homes(rows, settings.lease_seconds, _end_at_once)
     before = settings.data_dir.resolve() / "host-id"
     if before.exists():

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,26 +92,27 @@ def _with_a_user(directory: Path) -> Path:
 
 
 @contextmanager
-def radosgw(directory: Path) -> Iterator[S3]:
-    """Run the server on a free port, until the block ends or this process does."""
+def radosgw(directory: Path, address: str = "127.0.0.1", there: Sequence[str] = ()) -> Iterator[S3]:
+    """Run the server on a free port of this address, until the block ends or this process does. `there` is what its
+    command begins with."""
     directory = _with_a_user(directory)
     port = free_port()
-    command = ["setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(directory)]
-    command.append(f"--rgw-frontends=beast endpoint=127.0.0.1:{port} tcp_nodelay=1")
+    command = [*there, "setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(directory)]
+    command.append(f"--rgw-frontends=beast endpoint={address}:{port} tcp_nodelay=1")
     with (directory / "out").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
-        _wait_for(port, process, directory / "out")
-        yield S3(f"http://127.0.0.1:{port}")
+        _wait_for(address, port, process, directory / "out")
+        yield S3(f"http://{address}:{port}")
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], out: Path) -> None:
+def _wait_for(address: str, port: int, process: subprocess.Popen[bytes], out: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with suppress(OSError), socket.create_connection((address, port), 1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"radosgw did not start:\n{out.read_text(errors='replace')}")

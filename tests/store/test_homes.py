@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -151,6 +152,29 @@ async def test_a_lease_is_renewed_by_a_heartbeat(join: Joined, url: str) -> None
     age(url, "a", 0.9)
     age(url, "a", 0.9)
     assert "a" not in (await b.homes.beat(b.host)).hosts
+
+
+async def test_nobody_is_declared_dead_by_whoever_comes_back_first(join: Joined, url: str) -> None:
+    a, b = await join("a"), await join("b")
+    for name in "ab":
+        age(url, name, 1.1)  # as if the database had been away for both
+    assert set((await b.homes.beat(b.host)).hosts) == {"a", "b"}
+    assert set((await a.homes.beat(a.host)).hosts) == {"a", "b"}
+
+
+async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(url: str) -> None:
+    async with opened(url, alone=False) as store, opened(url, alone=False) as other:
+        a, b = Host("a", "http://a"), Host("b", "http://b")
+        await (await store.homes()).join(a, 1.0)
+        homes = await other.homes()
+        await homes.join(b, 1.0)
+        await asyncio.sleep(1.2)  # no heartbeat of either
+        seen = [sorted((await homes.beat(b)).hosts)]
+        until = time.monotonic() + 30
+        while seen[-1] != ["b"] and time.monotonic() < until:
+            await asyncio.sleep(0.2)
+            seen.append(sorted((await homes.beat(b)).hosts))
+        assert (seen[0], seen[-1]) == (["a", "b"], ["b"])
 
 
 @pytest.mark.soak

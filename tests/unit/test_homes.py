@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
+from era.core import models
 from era.core.homes import Home, Homes, Host, Place, View
+from era.core.models import now, set_clock
 from era.errors import HostLost, NoLease, Unavailable
 from tests.unit.core import until
 
@@ -32,7 +35,7 @@ class Rows:
         if self.failure is not None:
             raise self.failure
         self.beats += 1
-        return View({host.id: host, **self.others}, host.id, 1_000_000)
+        return View({host.id: host, **self.others}, host.id, now())
 
     async def leave(self, host_id: str) -> None:
         self.left.append(host_id)
@@ -120,3 +123,14 @@ async def test_reading_takes_no_home() -> None:
     homes.moved("s")
     assert not homes.is_here("s")
     await homes.leave()
+
+
+async def test_time_is_that_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_clock", models._Clock())
+    machine = time.time_ns() // 1000
+    assert abs(now() - machine) < 5_000_000
+    assert set_clock(now() + 400_000) == 0, "time jumps with how long a message takes"
+    assert abs(set_clock(machine + 300_000_000) - 300_000_000) < 5_000_000
+    assert abs(now() - machine - 300_000_000) < 5_000_000
+    assert abs(set_clock(machine) + 300_000_000) < 5_000_000
+    assert abs(now() - machine) < 5_000_000

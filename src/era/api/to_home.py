@@ -30,6 +30,7 @@ import h11
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from era.api.cut_off import ask_when_idle, cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hops, target_of
 from era.api.tunnel import PIECE, connect
@@ -179,6 +180,7 @@ class _Connections:
         tls = self._tls if parts.scheme == "https" else None
         async with asyncio.timeout(_CONNECT_SECONDS):
             reader, writer = await connect(host=parts.hostname, port=port, ssl=tls)
+        ask_when_idle(writer)
         return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=PIECE))
 
     def give_back(self, url: str, connection: _Connection, is_reusable: bool) -> None:
@@ -234,13 +236,18 @@ class _ToHost(Exchange):
         return HomeLost("The host where this session is at home was lost while it was answering.")
 
     def watches(self) -> list[asyncio.Task[None]]:
-        """The death of that host ends the exchange: a host that is paused hangs up on nobody."""
+        """The death of that host ends the exchange, and so does a cut between it and this one: a host that is paused or
+        cut off hangs up on nobody."""
 
         async def dies() -> None:
             await self._homes.died(self._host.id)
             raise self.failure(None)
 
-        return [asyncio.create_task(dies())]
+        async def vanishes() -> None:
+            await cut_off(self._writer)
+            raise self.failure(None)
+
+        return [asyncio.create_task(dies()), asyncio.create_task(vanishes())]
 
 
 def session_in(path: str) -> str | None:

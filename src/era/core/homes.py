@@ -14,6 +14,8 @@ is still the one that this host took (store/homes.py), so a host that was paused
 commit. The host itself goes by its monotonic clock, which counts sleep, too, from before each heartbeat was sent: it
 stops answering before the database can find its lease over.
 
+Hosts' own clocks may differ: all go by the database's for what has a time, such as the end of a session's ttl.
+
 What is to be done once in the cluster is done by a session's home, or by the leader: a row that names one host, which
 the heartbeat of another takes over once that host is dead.
 """
@@ -29,13 +31,16 @@ from typing import Protocol
 
 import structlog
 
-from era.core.models import new_id
+from era.core.models import new_id, set_clock
 from era.errors import EraError, HostLost, NoLease
 
 log = structlog.get_logger()
 
 _BEATS = 5
 """Heartbeats in a lease."""
+
+_PROMPT_SECONDS = 1.0
+"""What takes longer says nothing about clocks."""
 
 _MARGIN = 0.1
 """Part of the lease by which this host takes it to be over before the database does."""
@@ -219,6 +224,8 @@ class Homes:
         """Note what a heartbeat saw that was sent at this time, and tell those who wait."""
         if view.lost:
             log.warning("runs_lost", count=view.lost, why="their hosts are dead")
+        if _monotonic() - sent < _PROMPT_SECONDS and (apart := set_clock(view.at)):
+            log.warning("clocks_apart", seconds=round(apart / 1e6, 1), then="the database's clock counts")
         self._view, self._seen_at = view, sent
         self._valid_until = sent + self._lease_seconds * (1 - _MARGIN)
         self._news.set()

@@ -38,8 +38,28 @@ _ID_ALPHABET = string.ascii_lowercase + string.digits
 
 
 def now() -> int:
-    """UTC microseconds since 1970."""
-    return time.time_ns() // 1000
+    """UTC microseconds since 1970; in a cluster by the clock that all its hosts go by."""
+    return time.time_ns() // 1000 + _clock.ahead
+
+
+class _Clock:
+    """How far the cluster's clock is ahead of this machine's."""
+
+    ahead = 0
+
+
+_clock = _Clock()
+_APART = 1_000_000
+"""Clocks that differ by less count as equal: how long a message takes is unknown, and time shouldn't jump with it."""
+
+
+def set_clock(at: int) -> int:
+    """Have `now` go by a clock that shows this time just now; by how many microseconds that changes it."""
+    apart = at - now()
+    if abs(apart) < _APART:
+        return 0
+    _clock.ahead += apart
+    return apart
 
 
 def timestamp(micros: int | None) -> str:

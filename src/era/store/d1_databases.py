@@ -6,6 +6,9 @@ the other, and never wait for SQLite's locks. A worker opens the file for each c
 setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
 was cancelled.
 
+On several machines a database is kept in rows, and its file is a copy, which is brought up to date before each call
+(d1_kept.py).
+
 Owners get workers in turn, and none gets all of them, so endless statements of one don't hold up another's. What an
 owner has is shared in the same way by his sessions and the connections of his clients. Workers yield to the service and
 to young runs (they are nice), and their deadline is in processor time: a call pays for what it does, not for what
@@ -16,11 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import random
+import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,6 +35,7 @@ from weakref import WeakValueDictionary
 from era.core.fair_slots import FairSlots
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
+from era.store.d1_kept import KeptDatabases, Name
 
 _WORKER = Path(__file__).with_name("d1_worker.py")
 _WORKERS, _WORKERS_EACH = 4, 2
@@ -43,20 +51,24 @@ _MOST_DATABASES = 1000
 _LINE_BYTES = 64 << 20
 """The most bytes that an answer may have as JSON; the worker's own bound on rows is far below."""
 
-_SUFFIX = ".sqlite"
+_PAUSE_SECONDS = 0.05
+"""Before a call is made again whose database another host has changed: at random, up to this times the tries."""
 
-type _Name = tuple[str, str]
-"""A database: its owner and namespace."""
+SUFFIX = ".sqlite"
 
 
 class D1Databases:
     """The databases of all owners: a port of core/storage.py. `open` before anything, `close` when done."""
 
-    def __init__(self, directory: Path, most_bytes: int, *, before: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, most_bytes: int, *, before: Path | None = None, kept: KeptDatabases | None = None
+    ) -> None:
         """`directory` belongs to one process, or to the hosts of a cluster, between which SQLite's locks decide. It has
         a directory for each owner. A database has at most `most_bytes`.
-        `before` is the directory where databases were before there were owners."""
+        `before` is the directory where databases were before there were owners. With `kept` the directory belongs to
+        one process, and has copies of what is kept there, and nothing else."""
         self._directory = directory
+        self._kept = kept
         self._before = before
         self._most_bytes = most_bytes
         self._slots: FairSlots[str] = FairSlots(_WORKERS, _WORKERS_EACH)
@@ -64,16 +76,19 @@ class D1Databases:
         """By owner, how his workers are shared by those of his who ask."""
 
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
-        self._locks: WeakValueDictionary[_Name, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
-        self._sizes: dict[_Name, int] = {}
+        self._sizes: dict[Name, int] = {}
         """Bytes of each database."""
 
         self._owners: set[str] = set()
         """Owners whose directory is durable."""
 
     def open(self) -> None:
-        """Find the databases, after moving those from before there were owners. Raises OSError."""
+        """Find the databases, after moving those from before there were owners. Where they are kept in rows,
+        `measure_all` does that. Raises OSError."""
+        if self._kept is not None and self._directory.exists():
+            shutil.rmtree(self._directory)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._before is not None and self._before.is_dir():
             # All at once, with the journals beside them: at no moment is a database without its own.
@@ -81,14 +96,16 @@ class D1Databases:
         for directory in (self._directory.parent, self._directory):
             _sync(directory)
         self._owners = {path.name for path in self._directory.iterdir()}
-        self.measure_all()
+        self._sizes = {name: path.stat().st_size for name, path in files(self._directory)}
 
-    def measure_all(self) -> None:
-        """Find the databases that there are: hosts of a cluster share the directory. Raises OSError."""
-        self._sizes = {
-            (path.parent.name, path.name.removesuffix(_SUFFIX)): path.stat().st_size
-            for path in self._directory.glob(f"*/*{_SUFFIX}")
-        }
+    async def measure_all(self) -> None:
+        """Find the databases that there are: hosts of a cluster share them. Raises OSError, Unavailable."""
+        if self._kept is not None:
+            self._sizes = dict(await self._kept.sizes())
+            return
+        self._sizes = await asyncio.to_thread(
+            lambda: {name: path.stat().st_size for name, path in files(self._directory)}
+        )
 
     async def close(self) -> None:
         """End the workers and wait for them. No call may be in progress."""
@@ -139,12 +156,13 @@ class D1Databases:
             if owner not in self._owners:
                 await asyncio.to_thread(self._make_directory, path.parent)
                 self._owners.add(owner)
-            self._measure(name, path)  # another host of a cluster may have written to it
-            most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
-            request = {"path": str(path), "sql": sql, "params": params, "many": many, "most_bytes": most}
+            request = {"path": str(path), "sql": sql, "params": params, "many": many}
             try:
                 async with self._shares(owner).slot(asker), self._slots.slot(owner):
-                    answer = await self._call_worker(request)
+                    if self._kept is None:
+                        answer = await self._run_here(name, request, room)
+                    else:
+                        answer = await self._run_shared(self._kept, name, request, room)
             finally:
                 self._measure(name, path)
         if "ok" not in answer:
@@ -152,12 +170,38 @@ class D1Databases:
         result: dict[str, Any] = answer["ok"]
         return result
 
+    async def _run_here(self, name: Name, request: Mapping[str, Any], room: int) -> dict[str, Any]:
+        """Run a call on the database's file as it is; see `_call_worker`."""
+        self._measure(name, self._path(name))  # another host of a cluster may have written to it
+        most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
+        return await self._call_worker({**request, "most_bytes": most})
+
+    async def _run_shared(
+        self, kept: KeptDatabases, name: Name, request: Mapping[str, Any], room: int
+    ) -> dict[str, Any]:
+        """Run a call on a copy of what is kept, and store what it changes. Raises as `_call_worker` does, Unavailable
+        where the rows can't be had, or other hosts change them all the time."""
+        path, until = self._path(name), time.monotonic() + _KILL_SECONDS
+        for tries in itertools.count(1):
+            await _to_the_end(kept.pull(name, path))
+            try:
+                answer = await self._run_here(name, request, room)
+            except BaseException:
+                kept.forget(name)  # The worker was killed, with half a transaction in the file.
+                raise
+            if "ok" not in answer or await _to_the_end(kept.push(name, path)):
+                return answer
+            if time.monotonic() > until:
+                raise Unavailable("Other hosts change this database all the time.", hint="Try again.")
+            await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # noqa: S311  no secret
+        raise AssertionError
+
     async def drop(self, owner: str, namespace: str) -> bool:
-        """Remove a namespace's database; whether there was one. Raises OSError."""
+        """Remove a namespace's database; whether there was one. Raises OSError, Unavailable."""
         name = (owner, namespace)
         async with self._locked(name):
             path = self._path(name)
-            existed = path.exists()
+            existed = path.exists() if self._kept is None else await self._kept.drop(name)
             for file in (path, Path(f"{path}-journal")):
                 with contextlib.suppress(FileNotFoundError):
                     file.unlink()
@@ -174,11 +218,11 @@ class D1Databases:
         except OSError as error:
             raise Unavailable(f"The database can't be used: {error.strerror}.") from error
 
-    def _path(self, name: _Name) -> Path:
+    def _path(self, name: Name) -> Path:
         owner, namespace = name
-        return self._directory / owner / f"{namespace}{_SUFFIX}"
+        return self._directory / owner / f"{namespace}{SUFFIX}"
 
-    def _measure(self, name: _Name, path: Path) -> None:
+    def _measure(self, name: Name, path: Path) -> None:
         """Note the size of a database, or that it doesn't exist."""
         try:
             self._sizes[name] = path.stat().st_size
@@ -192,7 +236,7 @@ class D1Databases:
             slots = self._slots_of[owner] = FairSlots(_WORKERS_EACH, 1)
         return slots
 
-    def _locked(self, name: _Name) -> asyncio.Lock:
+    def _locked(self, name: Name) -> asyncio.Lock:
         """The lock that calls to this database take."""
         lock = self._locks.get(name)
         if lock is None:
@@ -266,6 +310,38 @@ class D1Databases:
         ending = asyncio.create_task(worker.wait())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+async def opened(kept: KeptDatabases, directory: Path, copies: Path | None, most_bytes: int) -> D1Databases:
+    """The databases of programs: files in a directory, or kept in rows, with `copies` of what is used. What is in the
+    other place is brought there; nobody else does so meanwhile. Raises Unavailable, OSError."""
+    as_files = D1Databases(directory / "sql", most_bytes, before=directory / "d1")
+    if copies is None:
+        await kept.give_out(directory / "sql", SUFFIX)
+        as_files.open()
+        return as_files
+    as_files.open()
+    await kept.take_in(files(directory / "sql"))
+    databases = D1Databases(copies, most_bytes, kept=kept)
+    databases.open()
+    await databases.measure_all()
+    return databases
+
+
+def files(directory: Path) -> Iterator[tuple[Name, Path]]:
+    """The databases that are files in a directory."""
+    for path in directory.glob(f"*/*{SUFFIX}"):
+        yield (path.parent.name, path.name.removesuffix(SUFFIX)), path
+
+
+async def _to_the_end[T](work: Coroutine[Any, Any, T]) -> T:
+    """Wait for the end of what works on a file, even if the caller is cancelled: the next call has the same file."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _error(kind: str, message: str) -> EraError:

@@ -102,9 +102,9 @@ class Listeners:
 class Database:
     """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
-    def __init__(self, url: str, *, alone: bool = True) -> None:
-        """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for `alone`."""
-        self.engines = dialects.connect(url, alone=alone)
+    def __init__(self, url: str, *, alone: bool = True, notices_within: float | None = None) -> None:
+        """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for the rest."""
+        self.engines = dialects.connect(url, alone=alone, notices_within=notices_within)
         self.fence = Fence()
         self.listeners = Listeners()
         """Both are in the `info` of each connection that writes."""

@@ -76,12 +76,13 @@ class Engines:
     readers: int
 
 
-def connect(url: str, *, alone: bool = True) -> Engines:
+def connect(url: str, *, alone: bool = True, notices_within: float | None = None) -> Engines:
     """The engines for an SQLAlchemy URL, or for `postgresql://…`. No connection is opened yet.
 
     On PostgreSQL a writer that is `alone` has no other one beside it, of whatever process: as long as it is connected
-    it holds a lock. Those that aren't, such as hosts that share a database, hold it together. Raises ValueError for an
-    SQLite database in memory, of which each connection would see its own.
+    it holds a lock. Those that aren't, such as hosts that share a database, hold it together. A server that is cut off
+    is noticed within `notices_within` seconds, where they are named, and a few more if it isn't back by then. Raises
+    ValueError for an SQLite database in memory, of which each connection would see its own.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -89,8 +90,12 @@ def connect(url: str, *, alone: bool = True) -> Engines:
             raise ValueError("the metadata store needs a file: sqlite:////path/to/era.db")
         readers = _sqlite(url, _SQLITE_READERS, writes=False)
         return Engines(_sqlite(url, 1, writes=True), readers, _SQLITE_READERS)
+    client = dict(_CLIENT)
+    if notices_within is not None:
+        client["connect_timeout"] = str(max(int(notices_within), 2))
+        client["tcp_user_timeout"] = str(int(notices_within * 1000))
     parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict(
-        {name: value for name, value in _CLIENT.items() if name not in parsed.query}
+        {name: value for name, value in client.items() if name not in parsed.query}
     )
     own = (
         f"SET lock_timeout = {int(OWNERSHIP_SECONDS * 1000)}",

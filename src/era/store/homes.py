@@ -10,6 +10,7 @@ Which host a connection is of stands in its `info`, as a `Fence` that all connec
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ from era.store.tables import deliveries, homes, hosts, inboxes, leader, processe
 from era.store.webhooks import tell_lost
 
 LOST = "the host that ran it is dead"
+
+_LATE = 0.5
+"""Part of a lease without a heartbeat after which the host that sends one is patient with the others."""
 
 _FORGOTTEN_US = 24 * 3600 * 1_000_000
 """How long the rows of dead hosts are kept, for people to look at. A host without a row is dead, too."""
@@ -49,6 +53,7 @@ _PLACE = (
 _BY_ID = _PLACE.where(sessions.c.id == bindparam("session"))
 _BY_KEY = _PLACE.where(sessions.c.key == bindparam("session"))
 
+_SINCE = select(database_time() - hosts.c.heartbeat_at, hosts.c.lease_us).where(hosts.c.id == bindparam("host"))
 _RENEW = (
     update(hosts)
     .where(hosts.c.id == bindparam("host"), ~hosts.c.dead)
@@ -85,6 +90,8 @@ class HomeRows:
         `checked` is the one whose changes of sessions are checked."""
         self._database = database
         self._fence = checked.fence
+        self._patient_until = 0.0
+        """Until when nobody is declared dead from here, by the monotonic clock."""
 
     async def join(self, host: Host, lease_seconds: float) -> View:
         lease_us = int(lease_seconds * 1e6)
@@ -93,7 +100,7 @@ class HomeRows:
             values = {"id": host.id, "url": host.url, "lease_us": lease_us, "dead": False}
             times = {"started_at": database_time(), "heartbeat_at": database_time()}
             connection.execute(insert(hosts).values(values | times))
-            return _look(connection, host)
+            return _look(connection, host, declares=False)
 
         view = await self._database.write(job)
         self._fence.host_id = host.id
@@ -102,8 +109,11 @@ class HomeRows:
     async def beat(self, host: Host) -> View:
         # Apart: a transaction that changes one host's row and looks at all would be in the way of those of all others.
         # A heartbeat that a power cut undoes went together with the host.
-        await self._database.write_unsynced(_renew, host)
-        return await self._database.write_unsynced(_look, host)
+        since_us, lease_us = await self._database.write_unsynced(_renew, host)
+        if since_us > _LATE * lease_us:
+            # Perhaps the database was away for all: whoever comes back to it first may not take what is the others'.
+            self._patient_until = time.monotonic() + lease_us / 1e6
+        return await self._database.write_unsynced(_look, host, declares=time.monotonic() >= self._patient_until)
 
     async def leave(self, host_id: str) -> None:
         def job(connection: Connection) -> None:
@@ -178,15 +188,19 @@ def check_home(connection: Connection, session_key: int, *, goes_on: bool = Fals
         raise SessionMoved("This session is at home at another host by now.")
 
 
-def _renew(connection: Connection, host: Host) -> None:
-    """Renew the lease and note the URL. Raises HostLost."""
-    if not connection.execute(_RENEW, {"host": host.id, "new_url": host.url}).rowcount:
+def _renew(connection: Connection, host: Host) -> tuple[int, int]:
+    """Renew the lease and note the URL; the microseconds since it was renewed before, and those of a lease. Raises
+    HostLost."""
+    before = connection.execute(_SINCE, {"host": host.id}).one_or_none()
+    if before is None or not connection.execute(_RENEW, {"host": host.id, "new_url": host.url}).rowcount:
         raise HostLost("This host was declared dead by the others of its cluster.")
+    return tuple(before)
 
 
-def _look(connection: Connection, host: Host) -> View:
-    """Declare dead the hosts whose leases are over, and take the lead if nobody alive has it; see HomeStore.beat."""
-    declared = connection.execute(_DECLARE.values(dead=True)).rowcount
+def _look(connection: Connection, host: Host, *, declares: bool) -> View:
+    """Declare dead the hosts whose leases are over, if it `declares` any, and take the lead if nobody alive has it; see
+    HomeStore.beat."""
+    declared = connection.execute(_DECLARE.values(dead=True)).rowcount if declares else 0
     connection.execute(_FORGET)
     alive: Mapping[str, Host] = {row.id: Host(row.id, row.url) for row in connection.execute(_ALIVE)}
     if host.id not in alive:  # it was paused since it renewed its lease

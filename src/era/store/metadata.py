@@ -43,6 +43,7 @@ from era.store import capsules, idempotency, outputs, quotas, runs, sessions, se
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
 from era.store.contexts import ContextRows
+from era.store.d1_kept import KeptDatabases
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
@@ -78,6 +79,11 @@ class SqlStore:
         self.contexts = ContextRows(self.database)
         self._own_database: Database | None = None
         """The connections of heartbeats."""
+
+        self._d1_database: Database | None = None
+        """Those of programs' SQL databases: a large one keeps no commit waiting."""
+
+        self._alone = alone
         self.usage = UsageRows(self.database)
         self.webhooks = WebhookRows(self.database)
         self.bounds: Callable[..., Sequence[Bound]] = lambda *_: ()
@@ -89,13 +95,21 @@ class SqlStore:
 
         self._url = url
 
-    async def homes(self) -> HomeRows:
-        """The rows of a cluster's hosts and homes, on connections of their own. Call it once, on an open store
-        that isn't `alone`."""
-        self._own_database = Database(self._url, alone=False)
+    async def homes(self, lease_seconds: float | None = None) -> HomeRows:
+        """The rows of a cluster's hosts and homes, on connections of their own, which notice within half of a lease
+        that they are cut off. Call it once, on an open store that isn't `alone`."""
+        self._own_database = Database(self._url, alone=False, notices_within=lease_seconds and lease_seconds / 2)
         self._own_database.listeners = self.database.listeners
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
+
+    async def d1_databases(self) -> KeptDatabases:
+        """The rows of programs' SQL databases. Call it once, on an open store."""
+        if self._alone or self.database.engines.writer.dialect.name == "sqlite":
+            return KeptDatabases(self.database)
+        self._d1_database = Database(self._url, alone=False)
+        await self._d1_database.open()
+        return KeptDatabases(self._d1_database)
 
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises NotReady, Unavailable."""
@@ -103,8 +117,9 @@ class SqlStore:
 
     async def close(self) -> None:
         """Let what has begun finish, then disconnect. May be called twice."""
-        if self._own_database is not None:
-            await self._own_database.close()
+        for own in (self._own_database, self._d1_database):
+            if own is not None:
+                await own.close()
         await self.database.close()
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:

@@ -436,3 +436,26 @@ storage_items = Table(
     Column("value", LargeBinary),
     Index("ix_storage_items_digest", "digest", sqlite_where=_HAS_DIGEST, postgresql_where=_HAS_DIGEST),
 )
+
+# Programs' SQL databases where hosts share them (d1_kept.py); `mark` is another one after each change.
+d1_databases = Table(
+    "d1_databases",
+    metadata,
+    Column("key", _Key, primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("namespace", String(64), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("mark", String(32), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    UniqueConstraint("owner", "namespace"),
+    sqlite_autoincrement=True,  # So that no copy is taken for that of another database.
+)
+
+d1_chunks = Table(
+    "d1_chunks",
+    metadata,
+    Column("database_key", _Key, ForeignKey("d1_databases.key", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)

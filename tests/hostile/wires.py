@@ -1,0 +1,166 @@
+"""A network of this test's own, whose packets pass through the test: it drops, delays and doubles them, each way apart.
+
+Theory of operation. Each place is a network namespace with a TUN device, and what a place sends comes out of that as a
+packet, which a thread here hands to the place it is for. So it is as if a cable were cut: nobody is told, TCP sends
+again, with growing pauses, and goes on once the cable is mended. A relay would acknowledge what it swallows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import heapq
+import os
+import random
+import selectors
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_NO_PI = 1, 0x1000
+_MTU = 16_000
+_NETWORK = "10.77.0."
+
+
+@dataclass(frozen=True)
+class Place:
+    """A network namespace and its device, by file descriptors."""
+
+    address: str
+    namespace: int
+    device: int
+
+    def command(self, *words: str) -> list[str]:
+        """A command of this process's that runs there."""
+        return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.namespace}", *words]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of packets from one place to another."""
+
+    lost: bool = False
+    seconds: float = 0.0
+    """By up to so many they are late, at random, so that some overtake others."""
+
+    doubled: float = 0.0
+    """Part of them that comes twice."""
+
+
+_WELL = Fate()
+
+
+class Wires:
+    """Places that reach each other. `close` when done."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._chance = random.Random(seed)
+        self._places: dict[bytes, Place] = {}
+        """By their addresses' bytes."""
+
+        self._fates: dict[tuple[bytes, bytes], Fate] = {}
+        self._late: list[tuple[float, int, int, bytes]] = []
+        """When, a number, the device, the packet."""
+
+        self._count = 0
+        self._selector = selectors.DefaultSelector()
+        self._closing = False
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def place(self, number: int) -> Place:
+        """Make a place, which has the address with this number."""
+        made: list[Place] = []
+        thread = threading.Thread(target=lambda: made.append(_make(f"{_NETWORK}{number}")))
+        thread.start()
+        thread.join()
+        (place,) = made
+        self._places[_raw(place)] = place
+        self._selector.register(place.device, selectors.EVENT_READ)
+        return place
+
+    def between(self, one: Place, other: Place, fate: Fate = _WELL, *, back: Fate | None = None) -> None:
+        """Decide what becomes of packets from one place to the other, and of those `back`; the same, if left out."""
+        self._fates[_raw(one), _raw(other)] = fate
+        self._fates[_raw(other), _raw(one)] = fate if back is None else back
+
+    def mend(self) -> None:
+        """All packets arrive from now on."""
+        self._fates = {}
+
+    def close(self) -> None:
+        self._closing = True
+        self._thread.join()
+        for place in self._places.values():
+            os.close(place.device)
+            os.close(place.namespace)
+
+    def _carry(self) -> None:
+        while not self._closing:
+            wait = 0.1
+            if self._late:
+                wait = min(max(self._late[0][0] - time.monotonic(), 0.0), wait)
+            for key, _ in self._selector.select(wait):
+                for _ in range(64):
+                    try:
+                        self._send(os.read(key.fd, 1 << 16))
+                    except BlockingIOError:
+                        break
+            now = time.monotonic()
+            while self._late and self._late[0][0] <= now:
+                _, _, device, packet = heapq.heappop(self._late)
+                _write(device, packet)
+
+    def _send(self, packet: bytes) -> None:
+        if packet[0] >> 4 != 4 or (place := self._places.get(packet[16:20])) is None:
+            return
+        fate = self._fates.get((packet[12:16], packet[16:20]), _WELL)
+        if fate.lost:
+            return
+        for _ in range(2 if self._chance.random() < fate.doubled else 1):
+            if fate.seconds:
+                self._count += 1
+                at = time.monotonic() + self._chance.uniform(0, fate.seconds)
+                heapq.heappush(self._late, (at, self._count, place.device, packet))
+            else:
+                _write(place.device, packet)
+
+
+@contextmanager
+def inside(place: Place) -> Iterator[None]:
+    """This thread, and those that it starts, are in that place for as long as the block lasts."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.setns(place.namespace, os.CLONE_NEWNET)
+        yield
+    finally:
+        os.setns(before, os.CLONE_NEWNET)
+        os.close(before)
+
+
+def _make(address: str) -> Place:
+    """Make a place, on a thread that has it from then on."""
+    os.unshare(os.CLONE_NEWNET)
+    namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"wire", _IFF_TUN | _IFF_NO_PI))
+    for words in (
+        "link set lo up",
+        f"addr add {address}/24 dev wire",
+        f"link set wire mtu {_MTU} up",
+    ):
+        subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+    return Place(address, namespace, device)
+
+
+def _raw(place: Place) -> bytes:
+    return bytes(map(int, place.address.split(".")))
+
+
+def _write(device: int, packet: bytes) -> None:
+    with suppress(BlockingIOError):  # its queue is full, and TCP sends again
+        os.write(device, packet)

@@ -1,0 +1,157 @@
+"""Programs' SQL databases that several hosts share by rows: each call sees all before it, whichever host it reaches."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.models import DEFAULT_OWNER
+from era.errors import BadRequest
+from era.store import d1_databases
+from era.store.d1_databases import D1Databases
+from era.store.d1_kept import CHUNK, MOVED, KeptDatabases
+from tests.store.rows import execute, opened
+
+NAME = (DEFAULT_OWNER, "n")
+ROOM = 1 << 30
+
+
+@dataclass
+class OneHost:
+    databases: D1Databases
+    kept: KeptDatabases
+    directory: Path
+
+    async def run(self, sql: str, params: Any = ()) -> list[dict[str, Any]]:
+        answer = await self.databases.run(*NAME, sql, params, many=";" in sql, room=ROOM)
+        rows: list[dict[str, Any]] = answer["results"]
+        return rows
+
+
+@pytest.fixture
+async def hosts(url: str, tmp_path: Path) -> AsyncIterator[list[OneHost]]:
+    """Two hosts, each with copies of its own."""
+    async with AsyncExitStack() as stack:
+        made = []
+        for number in range(2):
+            store = await stack.enter_async_context(opened(url, alone=False))
+            kept, directory = await store.d1_databases(), tmp_path / f"host{number}"
+            databases = D1Databases(directory, 64 << 20, kept=kept)
+            databases.open()
+            stack.push_async_callback(databases.close)
+            made.append(OneHost(databases, kept, directory))
+        yield made
+
+
+async def test_each_host_sees_what_the_other_has_stored(hosts: list[OneHost], url: str) -> None:
+    a, b = hosts
+    await a.run("CREATE TABLE t (n)")
+    await b.run("INSERT INTO t VALUES (1)")
+    await a.run("INSERT INTO t VALUES (2)")
+    assert await b.run("SELECT sum(n) AS n FROM t") == [{"n": 3}]
+    with pytest.raises(BadRequest):
+        await b.run("INSERT INTO t VALUES (4); INSERT INTO nothing VALUES (1)")
+    assert await a.run("SELECT sum(n) AS n FROM t") == [{"n": 3}]
+    await b.databases.measure_all()
+    assert b.databases.sizes(DEFAULT_OWNER) == {"n": (a.directory / DEFAULT_OWNER / "n.sqlite").stat().st_size}
+    # What is only read is stored by nobody.
+    assert execute(url, "UPDATE d1_databases SET mark = mark WHERE version = 3") == 1
+
+
+async def test_calls_of_all_hosts_come_one_after_the_other(hosts: list[OneHost]) -> None:
+    await hosts[0].run("CREATE TABLE t (n)")
+    await hosts[0].run("INSERT INTO t VALUES (0)")
+    await asyncio.gather(*(hosts[n % 2].run("UPDATE t SET n = n + 1") for n in range(40)))
+    for host in hosts:
+        assert await host.run("SELECT n FROM t") == [{"n": 40}]
+
+
+async def test_only_chunks_that_changed_are_stored_and_fetched(hosts: list[OneHost], url: str) -> None:
+    a, b = hosts
+    await a.run("CREATE TABLE t (n INTEGER PRIMARY KEY, blob)")
+    await a.run(
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 64) "
+        "INSERT INTO t SELECT x, randomblob(60000) FROM c"
+    )
+    size = (a.directory / DEFAULT_OWNER / "n.sqlite").stat().st_size
+    assert size > 50 * CHUNK
+    await b.run("SELECT count(*) FROM t")
+    await a.run("UPDATE t SET blob = randomblob(60000) WHERE n = 32")
+    newest = "(SELECT max(version) FROM d1_chunks)"
+    assert 0 < execute(url, f"UPDATE d1_chunks SET number = number WHERE version = {newest}") < 5
+    # Both have it, and the database is whole.
+    for host in hosts:
+        assert await host.run("SELECT count(*) AS n FROM t WHERE length(blob) = 60000") == [{"n": 64}]
+    contents = {(host.directory / DEFAULT_OWNER / "n.sqlite").read_bytes() for host in hosts}
+    assert len(contents) == 1
+    with closing(sqlite3.connect(b.directory / DEFAULT_OWNER / "n.sqlite")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_call_that_did_not_count_leaves_nothing_behind(hosts: list[OneHost]) -> None:
+    """The other host is quicker each time, while the file here has grown, and has changes that aren't to stay."""
+    a, b = hosts
+    await a.run("CREATE TABLE t (n, blob)")
+    path = a.directory / DEFAULT_OWNER / "n.sqlite"
+    for count in range(1, 6):
+        await a.kept.pull(NAME, path)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("INSERT INTO t VALUES (-1, randomblob(?))", [count * CHUNK])
+        await b.run("INSERT INTO t VALUES (1, randomblob(?))", [1000 * count])
+        assert await a.kept.push(NAME, path) is False
+        assert await a.run("SELECT count(*) AS c, sum(n) AS s FROM t") == [{"c": count, "s": count}]
+    assert path.read_bytes() == (b.directory / DEFAULT_OWNER / "n.sqlite").read_bytes()
+
+
+async def test_a_database_that_was_dropped_is_another_one_afterwards(hosts: list[OneHost]) -> None:
+    a, b = hosts
+    await a.run("CREATE TABLE t (n)")
+    assert await b.run("SELECT count(*) AS n FROM t") == [{"n": 0}]
+    assert await a.databases.drop(*NAME)
+    assert not await a.databases.drop(*NAME)
+    await a.run("CREATE TABLE u (n)")
+    assert await b.run("SELECT name FROM sqlite_schema") == [{"name": "u"}]
+    assert await b.databases.drop(*NAME)
+    assert await a.run("SELECT name FROM sqlite_schema") == []
+
+
+async def test_a_killed_call_changes_nothing(hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch) -> None:
+    a = hosts[0]
+    await a.run("CREATE TABLE t (n)")
+    call = a.databases._call_worker
+
+    async def killed(request: dict[str, Any]) -> dict[str, Any]:
+        await call(request)
+        raise BadRequest("as for a worker that is killed when it has just committed")
+
+    monkeypatch.setattr(a.databases, "_call_worker", killed)
+    with pytest.raises(BadRequest):
+        await a.run("INSERT INTO t VALUES (1)")
+    monkeypatch.undo()
+    for host in hosts:
+        assert await host.run("SELECT count(*) AS n FROM t") == [{"n": 0}]
+
+
+async def test_files_become_rows_and_rows_files(hosts: list[OneHost], tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    path = files / DEFAULT_OWNER / "n.sqlite"
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE t (n)")
+        connection.execute("INSERT INTO t VALUES (7)")
+    a, b = hosts
+    await a.kept.take_in(d1_databases.files(files))
+    assert [each.name for each in path.parent.iterdir()] == [f"n.sqlite{MOVED}"]
+    assert await b.run("SELECT n FROM t") == [{"n": 7}]
+    await b.run("UPDATE t SET n = 8")
+    await a.kept.give_out(files, d1_databases.SUFFIX)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT n FROM t").fetchall() == [(8,)]
+    assert await a.kept.sizes() == {}
