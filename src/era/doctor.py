@@ -13,7 +13,7 @@ from era.core.server_facts import Finding
 from era.errors import NoIsolation
 
 _PACKAGES = {"seccomp": "install libseccomp (Debian, Ubuntu: apt-get install libseccomp2)"}
-_CGROUP = "start ERA as root, on a machine with writable cgroups (memory, pids, cpu)"
+_CGROUP = "start ERA as root or in a delegated cgroup, on a machine with cgroups (memory, pids, cpu)"
 
 
 def language_findings() -> Iterator[Finding]:

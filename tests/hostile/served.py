@@ -1,8 +1,9 @@
 """The service that the failpoint tests kill, forked from a process that has imported all of it so that it starts fast.
 
-It is the real service with three differences. Each thread pool has a single thread whose name tracers can see, so that
-the nth call of a thread is the same in every attempt. Garbage is collected on SIGUSR1, without a grace period. And a
-weakness breaks one of the rules that the tests watch over, to prove that they would notice.
+It is the real service with four differences. Each thread pool has a single thread whose name tracers can see, so that
+the nth call of a thread is the same in every attempt. Garbage is collected on SIGUSR1, without a grace period. From
+SIGUSR2 on, the iterations of its event loop are timed. And a weakness breaks one of the rules that the tests watch
+over, to prove that they would notice.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -27,7 +29,7 @@ from typing import IO, Any, cast
 from sqlalchemy import Connection
 
 from era import app
-from era.api import streaming
+from era.api import exchange, streaming
 from era.api.protocol import Protocol
 from era.core import loop_slices, written
 from era.core.capsules.pins import Pins
@@ -42,7 +44,7 @@ from era.store import sessions
 from era.store.blobs import Batch, LocalBlobs
 from era.store.metadata import SqlStore
 from era.store.session_lookup import session_with_key
-from tests.conftest import Server
+from tests.conftest import Server, eventually
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([__name__])
@@ -80,6 +82,23 @@ class ForkedServer(Server):
         process.start()
         return cast("subprocess.Popen[bytes]", _Fork(process))
 
+    def time_iterations(self) -> None:
+        """Begin to time the iterations of its event loop."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGUSR2)
+        eventually(lambda: _TIMING in self.log)
+
+    def longest_iteration(self) -> float:
+        """How long an iteration of its event loop took at most since then, in seconds of its thread on a processor: so
+        whatever else is busy on the machine doesn't count. It's known once an iteration is the longest so far."""
+        return max([float(taken) for taken in re.findall(_LONGEST + r"([0-9.]+)\n", self.log)], default=0.0)
+
+    def processor_seconds(self) -> float:
+        """How long its process has been on processors."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
     """Serve in this forked process until the service ends."""
@@ -116,10 +135,33 @@ def _patch(target: object, **replacements: object) -> None:
         setattr(target, name, replacement)
 
 
+_TIMING = "The iterations of the event loop are timed."
+_LONGEST = "The longest iteration: "
+
+
+def _time_iterations() -> None:
+    """Time each iteration of this loop, for the rest of its life, and print each that takes longer than all before."""
+    print(_TIMING, flush=True)
+    loop = asyncio.get_running_loop()
+    began, longest = time.thread_time(), 0.0
+
+    def next_iteration() -> None:
+        nonlocal began, longest
+        now = time.thread_time()
+        if now - began > longest:
+            longest = now - began
+            print(f"{_LONGEST}{longest:.6f}", flush=True)
+        began = now
+        loop.call_soon(next_iteration)
+
+    loop.call_soon(next_iteration)
+
+
 async def _collect_on_signal(snapshots: Snapshots, store: MetadataStore, pins: Pins, *_: object) -> None:
-    """Collect garbage at each SIGUSR1, in the place of the service's own loop."""
+    """Collect garbage at each SIGUSR1, in the place of the service's own loop; time iterations from SIGUSR2 on."""
     requested = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, requested.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _time_iterations)
     while True:
         await requested.wait()
         requested.clear()
@@ -220,6 +262,12 @@ def _no_slices() -> None:
     _patch(Protocol, _parse=lambda self, data: self._parse_piece(memoryview(data), memoryview(b"")))
 
 
+def _endless_1xx() -> None:
+    """The same, and informational responses may come for ever."""
+    _no_slices()
+    _patch(exchange, _MAX_INFORMATIONAL=1 << 60)
+
+
 def _outputs_in_memory() -> None:
     """What runs print is in memory as a whole, and answers are made in one piece."""
     _patch(written, MEMORY_BYTES=1 << 40)
@@ -241,5 +289,6 @@ WEAKNESSES = {
     "imports visible early": _imports_visible_early,
     "no bound of history": _no_bound_of_history,
     "no slices": _no_slices,
+    "endless 1xx": _endless_1xx,
     "outputs in memory": _outputs_in_memory,
 }

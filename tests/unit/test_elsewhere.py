@@ -10,12 +10,14 @@ import pytest
 
 from era.api import elsewhere
 from era.api.elsewhere import field_hint, path_hint, session_path_hint
-from era.wire import runs, sessions
+from era.wire import runs, sessions, storage
 
 ROOT = Path(__file__).parents[2]
 RUN = set(runs.RunBody.model_fields)
 EXECUTE = set(runs.ExecuteBody.model_fields)
 CREATE = set(sessions.CreateSession.model_fields)
+COPY = set(sessions.DuplicateBody.model_fields)
+SQL = set(storage.SqlBody.model_fields)
 PATCH = set(sessions.ChangeSession.model_fields)
 
 
@@ -83,6 +85,10 @@ def test_a_path_of_no_service_that_is_known(path: str) -> None:
         ("timeoutMs", CREATE, "'default_timeout' here, in seconds"),
         ("update_data", RUN, ".session_data.json"),
         ("name", CREATE, "'session_id'"),
+        ("secrets", CREATE, "each run or process"),
+        ("session_id", COPY, "'new_id'"),
+        ("query", SQL, "'sql'"),
+        ("bindings", SQL, "'params'"),
     ],
 )
 def test_a_field_of_another_service(name: str, known: set[str], word: str) -> None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope
 
 from era import languages
-from era.api.validation import check_query, invalid, query_names
+from era.api.validation import body_hint, check_query, invalid, query_names
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
 from era.core.audit import Audit
@@ -167,11 +167,12 @@ class BodyProblem(HTTPException):
 
 class _StrictRequest(Request):
     """A request whose JSON is read by core.jsontext: the same values are refused as in a state file. `empty` is what an
-    empty body stands for."""
+    empty body stands for, `body_type` the type of what it has."""
 
-    def __init__(self, scope: Scope, receive: Receive, empty: bytes) -> None:
+    def __init__(self, scope: Scope, receive: Receive, empty: bytes, body_type: Any) -> None:
         super().__init__(scope, receive)
         self._empty = empty
+        self._body_type = body_type
 
     async def body(self) -> bytes:
         return await super().body() or self._empty
@@ -182,7 +183,8 @@ class _StrictRequest(Request):
         except jsontext.JsonTooLarge as error:
             raise BodyProblem(TooLarge(f"The body {error}.")) from None
         except jsontext.JsonProblem as error:
-            raise BodyProblem(BadRequest(f"The body {error}.", code="invalid_json")) from None
+            hint = body_hint(self._body_type)
+            raise BodyProblem(BadRequest(f"The body {error}.", hint=hint, code="invalid_json")) from None
 
 
 class StrictRoute(APIRoute):
@@ -202,7 +204,7 @@ class StrictRoute(APIRoute):
             if body is not None:
                 scope = _typed(scope)
             try:
-                return await handle(_StrictRequest(scope, request.receive, empty))
+                return await handle(_StrictRequest(scope, request.receive, empty, body))
             except RequestValidationError as error:
                 raise invalid(error, body) from None
 

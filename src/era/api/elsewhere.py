@@ -93,6 +93,12 @@ _OF_SESSIONS = _hints(
     ("files file", _PUT),
     ("language lang", "A session keeps the language it was made with. POST /api/execute runs any."),
     ("schedule cron", _CLOCK),
+    ("secrets secret", "What is secret goes into the 'secrets' of each run or process: docs/secrets.md."),
+)
+_OF_COPIES = _hints(("sessionid name target", "The copy's id is the 'new_id'."))
+_OF_SQL = _hints(
+    ("query statement", "The statement is the 'sql'."),
+    ("parameters args arguments values bindings", "Values for the statement are its 'params'."),
 )
 _OF_RUNS = _hints(
     ("stream streaming", f"POST {_SESSION}/stream, with the same body, answers with events as the program writes."),
@@ -147,4 +153,8 @@ def field_hint(name: str, known: Collection[str]) -> str | None:
         hints = _OF_RUNS | _OF_BOTH
     elif "default_timeout" in known:
         hints = _OF_SESSIONS | _OF_BOTH
+    elif "new_id" in known:
+        hints = _OF_COPIES
+    elif "sql" in known:
+        hints = _OF_SQL
     return None if plain not in hints or nearest(name, known) else hints[plain]

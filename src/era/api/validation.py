@@ -59,6 +59,12 @@ def invalid(error: RequestValidationError, body: Any = None) -> BadRequest:
     return BadRequest(message, hint=hint, code="invalid_field", details=details)
 
 
+def body_hint(body: Any) -> str:
+    """The hint for a body of this type that isn't JSON."""
+    ((_, fields),) = _walk(body, ("",))
+    return f"It must be a JSON object, with the fields {', '.join(fields)}. See /docs for what they are."
+
+
 def _problem(item: dict[str, Any], body: Any) -> tuple[str, str]:
     """The message and the hint for one of pydantic's errors."""
     field = _field(item, body)

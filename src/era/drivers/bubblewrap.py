@@ -570,10 +570,9 @@ class BubblewrapDriver:
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self.uids.are_own:
-            self.cgroups = Cgroups.find(self._cgroup_name, self.directory)
-            if self.cgroups is not None:
-                self.cgroups.remove_leftovers()
+        self.cgroups = Cgroups.find(self._cgroup_name, self.directory)
+        if self.cgroups is not None:
+            self.cgroups.remove_leftovers()
         remove_tree(self.directory)
         self.directory.mkdir()
         self.directory.chmod(0o711)

@@ -2,8 +2,10 @@
 disk writes.
 
 All sandboxes of a service live in one group named after its data directory, so that a service that comes back after
-`kill -9` finds what its predecessor left, kills it and removes it. Where the service can't write to a hierarchy (an
-ordinary user, most containers), `find` returns None and the driver reports that no cgroup is in force.
+`kill -9` finds what its predecessor left, kills it and removes it. That group is made at the root of the hierarchies.
+Where the service can't write there (an ordinary user), it is made below the group that the service is in itself, if
+that was delegated to it as systemd does. Where neither can be (most containers), `find` returns None and the driver
+reports that no cgroup is in force.
 """
 
 from __future__ import annotations
@@ -14,18 +16,23 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from era.core.jsontext import number
 from era.core.models import JsonObject
 from era.core.program import Limits
+from era.drivers import processes
 
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
 _MOST_ROUNDS = 50  # of moving processes of a group, while these start others
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "io")
 _VERSION_1_NAMES = {"io": "blkio"}
+_SERVICE = "service"
+"""The group for the service itself, below one that was delegated to it."""
+
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
 """The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
 
@@ -176,14 +183,16 @@ class Cgroups:
     @classmethod
     def find(cls, name: str, place: Path) -> Cgroups | None:
         """Make the service's own group `name` in the hierarchies where this process may. None where it may not, or
-        where memory or processes can't be bounded. Sandboxes write to the disk that has the directory `place`."""
-        for version, roots in ((1, _version_1()), (2, _version_2())):
+        where memory or processes can't be bounded. Sandboxes write to the disk that has the directory `place`. This
+        process may be in another group afterwards: see `_vacate`."""
+        for version, roots in _hierarchies():
             if "memory" not in roots or "pids" not in roots:
                 continue
             try:
                 parents = {controller: root / name for controller, root in roots.items()}
                 for root in set(roots.values()):
                     if version == 2:
+                        _vacate(root)
                         _delegate(root, roots)
                     (root / name).mkdir(exist_ok=True)
                     if version == 2:
@@ -274,6 +283,17 @@ def _mounts(kind: str) -> list[tuple[Path, set[str]]]:
     return mounts
 
 
+def _hierarchies() -> Iterator[tuple[int, dict[str, Path]]]:
+    """Directories by controller below which the service's group may be made, and the version: the roots first, then the
+    groups that this process is in."""
+    yield 1, _version_1()
+    yield 2, _version_2()
+    yield 1, {controller: own for controller, root in _version_1().items() if (own := _own_group(root, controller))}
+    for root in set(_version_2().values()):
+        if own := _own_group(root, ""):
+            yield 2, _available(own)
+
+
 def _version_1() -> dict[str, Path]:
     """The root of each controller's hierarchy that is mounted with version 1."""
     return {
@@ -286,17 +306,50 @@ def _version_1() -> dict[str, Path]:
 
 def _version_2() -> dict[str, Path]:
     """The root of the version 2 hierarchy, by the controllers that it has."""
-    for directory, _ in _mounts("cgroup2"):
+    return next((_available(directory) for directory, _ in _mounts("cgroup2")), {})
+
+
+def _available(directory: Path) -> dict[str, Path]:
+    """A version 2 group, by the controllers that it has."""
+    try:
         available = (directory / "cgroup.controllers").read_text().split()
-        return {controller: directory for controller in _CONTROLLERS if controller in available}
-    return {}
+    except OSError:
+        return {}
+    return {controller: directory for controller in _CONTROLLERS if controller in available}
+
+
+def _own_group(root: Path, controller: str) -> Path | None:
+    """The group that this process is in, below the root of a controller's hierarchy of version 1 or, without a
+    controller, of version 2. None where it is in the root."""
+    wanted = _VERSION_1_NAMES.get(controller, controller)
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if wanted in controllers.split(",") and path != "/":
+            return root / path.lstrip("/")
+    return None
+
+
+def _vacate(directory: Path) -> None:
+    """Move this process, and those that it has started, from a version 2 group other than the root to one below it: a
+    group with processes of its own can't have controllers for those below (cgroups(7), "no internal processes").
+    Raises OSError, also where others are in that group: it isn't the service's alone."""
+    if not (directory / "cgroup.type").exists():  # which the root has not
+        return
+    inside = {int(pid) for pid in (directory / "cgroup.procs").read_text().split()}
+    if inside - {os.getpid(), *processes.below(os.getpid())}:
+        raise PermissionError(errno.EPERM, "other processes are in this control group")
+    for pid in inside:
+        (directory / _SERVICE).mkdir(exist_ok=True)
+        (directory / _SERVICE / "cgroup.procs").write_text(str(pid))
 
 
 def _freezer(name: str) -> Path | None:
     """The service's own group `name` by which groups below it can be frozen, made where it isn't there; None where
     there is none. Beside version 1, version 2 is mostly mounted, too: it can freeze without any controller."""
-    by_version_1 = (directory for directory, options in _mounts("cgroup") if "freezer" in options)
-    for root in (*(directory for directory, _ in _mounts("cgroup2")), *by_version_1):
+    roots = [(directory, "") for directory, _ in _mounts("cgroup2")]
+    roots += [(directory, "freezer") for directory, options in _mounts("cgroup") if "freezer" in options]
+    own = [group for root, controller in roots if (group := _own_group(root, controller))]
+    for root in (*(root for root, _ in roots), *own):
         try:
             (root / name).mkdir(exist_ok=True)
             if any((root / name / file).exists() for file in (_FREEZE, _FREEZER_STATE)):

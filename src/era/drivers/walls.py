@@ -38,7 +38,8 @@ def summary(first: str, enforced: JsonObject, *, own_uid: bool, inner: Sequence[
     what this one has inside."""
     words = [first, "a uid of its own for each sandbox" if own_uid else "user namespaces of this user", *inner]
     if enforced["cgroup"]:
-        words.append(f"memory, processes and cpu bounded by cgroup v{enforced['cgroup']['version']}")
+        bounded = "memory, processes and cpu" if "cpus" in enforced["cgroup"] else "memory and processes"
+        words.append(f"{bounded} bounded by cgroup v{enforced['cgroup']['version']}")
     else:
         words.append("no cgroup: memory is watched, cpu is not bounded (start ERA as root for more)")
     reason = enforced["network_reason"]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from era.core.models import JsonObject, RunRecord, StateOutcome, Status, StoredCode, timestamp
 from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
+from era.languages import in_words
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
 from era.wire.limits import Isolation, Limits
 
@@ -94,7 +95,9 @@ class RunBody(InvokedBody):
 
 
 class ExecuteBody(InvokedBody):
-    language: str = Field(examples=["python"])
+    language: str = Field(
+        description=f"{in_words()}, or an alias. For a `command` it may be `shell`.", examples=["python"]
+    )
     code: str | None = Field(None, description="Needed without a `command`.", examples=["print('hello')"])
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)

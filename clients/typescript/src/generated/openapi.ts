@@ -2570,6 +2570,7 @@ export interface components {
             command?: string | string[] | null;
             /**
              * Language
+             * @description deno, go, node, python, shell or typescript, or an alias. For a `command` it may be `shell`.
              * @example python
              */
             language: string;
