@@ -127,9 +127,9 @@ NEIGHBOURS = {
 
 
 @contextlib.contextmanager
-def beside(port: int, neighbour: Neighbour, session: str) -> Iterator[None]:
+def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto") -> Iterator[None]:
     """Have the neighbour, in a new session of this id, keep the service at this port busy during the block."""
-    _call(port, "POST", "/api/sessions", {"language": "python", "session_id": session})
+    _call(port, "POST", "/api/sessions", {"language": "python", "session_id": session, "isolation": isolation})
     body = {"code": neighbour.code, "background": True, "timeout": 300}
     run = _call(port, "POST", f"/api/sessions/{session}/run", body)["run_id"]
     callers: subprocess.Popen[bytes] | None = None

@@ -10,3 +10,6 @@ HAS_GVISOR = shutil.which("runsc", path="/usr/bin") is not None
 needs_gvisor = pytest.mark.skipif(
     not HAS_GVISOR, reason="gVisor's runsc is not installed (as root: scripts/setup --test)"
 )
+
+BOTH_KINDS = ["bubblewrap", pytest.param("gvisor", marks=[needs_gvisor, pytest.mark.soak])]
+"""Of sandboxes, for attacks on what is bounded outside of them: it's the same code for both, so one does every day."""

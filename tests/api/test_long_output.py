@@ -18,6 +18,7 @@ from era.core.run_messages import Collected, RunResult
 from era.core.written import Written
 from era.wire.runs import execute_answer, run_answer
 from tests.conftest import MakeServer, Server
+from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
 
 MIB = 1 << 20
@@ -58,13 +59,14 @@ async def test_a_long_answer_is_the_short_one_s(
     assert json.loads(short)["stdout"] == OUTPUTS[which].decode(errors="replace")
 
 
-def answers(server: Server, path: str, how_many: int) -> None:
+def answers(server: Server, path: str, how_many: int, kind: str) -> None:
     """Have so many sessions print at a time, and read their answers."""
 
     def one(number: int) -> None:
         with server.client(timeout=120) as client:
-            client.post("/api/sessions", json={"language": "python", "session_id": f"s{number}"})
-            body = {"code": LOUD, "timeout": 60} | ({"language": "python"} if "execute" in path else {})
+            client.post("/api/sessions", json={"language": "python", "session_id": f"s{number}", "isolation": kind})
+            of_session = {"language": "python", "isolation": kind}
+            body = {"code": LOUD, "timeout": 60} | (of_session if "execute" in path else {})
             length = 0
             with client.stream("POST", path.format(f"s{number}"), json=body) as answer:
                 assert answer.status_code == 200
@@ -78,7 +80,8 @@ def answers(server: Server, path: str, how_many: int) -> None:
 
 @pytest.mark.parametrize("path", ["/api/sessions/{}/run", "/api/execute", "/api/sessions/{}/stream"])
 @pytest.mark.parametrize("weakness", [None, "outputs in memory"])
-def test_memory_stays_flat_whatever_runs_print(tmp_path: Path, path: str, weakness: str | None) -> None:
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_memory_stays_flat_whatever_runs_print(tmp_path: Path, path: str, weakness: str | None, kind: str) -> None:
     if weakness and "stream" in path:
         pytest.skip("where nobody is slow, a stream is in memory in pieces only")
     server = ForkedServer(tmp_path / "data", weakness=weakness).start()
@@ -86,7 +89,7 @@ def test_memory_stays_flat_whatever_runs_print(tmp_path: Path, path: str, weakne
         with server.client() as client:  # so that all is loaded that a run needs
             client.post("/api/execute", json={"language": "python", "code": "print('x' * 100_000)"})
         before = server.reset_peak()
-        answers(server, path, 4)
+        answers(server, path, 4, kind)
         grown = server.peak_resident_bytes - before
         assert grown < 40 * MIB if weakness is None else grown > 100 * MIB, f"{grown >> 20} MiB"
     finally:

@@ -510,6 +510,26 @@ async def out_of_memory(sandbox: Sandbox) -> tuple[ProcessEnded, str]:
     return ended, said.strip()
 
 
+async def out_of_memory_beside_a_run(sandbox: Sandbox) -> tuple[ProcessEnded | None, Ended, str]:
+    """A process takes too much memory while a run waits for its end: how it has ended, and how the run."""
+    takes = (
+        "import socket, time\nserver = socket.create_server(('127.0.0.1', 4711))\nprint('ready', flush=True)\n"
+        "waits = server.accept()\nheld = []\n"
+        "while True:\n    held.append(bytearray(b'1') * (4 << 20))\n    time.sleep(0.005)"
+    )
+    waits = (
+        "import socket\nother = socket.create_connection(('127.0.0.1', 4711))\nprint('well', flush=True)\n"
+        "try: other.recv(1)\nexcept OSError: pass"
+    )
+    async with running(sandbox, spec("python3", "-c", takes)) as following:
+        await following.until(b"ready")
+        said, ended = await run(sandbox, waits)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await following.end()
+    return following.ended, ended, said.strip()
+
+
 async def system_v_objects(sandbox: Sandbox) -> list[str]:
     """What is left of a shared memory object of a process after a run, and once there are no processes."""
     makes = (

@@ -10,6 +10,8 @@ import pytest
 
 from era.drivers.cgroups import Group
 from era.drivers.gvisor import GvisorSandbox
+from era.drivers.process_supervisor import ProcessSupervisor
+from tests.drivers import process_steps as steps
 from tests.drivers.sandboxes import Sandboxes, Weakness
 from tests.gvisor import needs_gvisor
 
@@ -47,6 +49,25 @@ def test_it_ends_as_anywhere(gvisor: Sandboxes, take: str) -> None:
     assert (result.stdout, ended.state) == ("before\n", b'{"kept": true}')
     assert ended.duration > 0
     assert gvisor.run(sandbox, "print('well')").stdout == "well\n"
+    gvisor.close(sandbox)
+
+
+def test_a_process_that_takes_it_all_is_not_the_runs_fault(gvisor: Sandboxes) -> None:
+    sandbox = gvisor.make()
+    process, ended, said = gvisor.do(sandbox, steps.out_of_memory_beside_a_run)
+    assert (process.cause, process.signal) == ("oom", 9)
+    assert (ended.cause, ended.exit_code, said) == ("exit", 0, "well")
+    gvisor.close(sandbox)
+
+
+def test_unless_nobody_can_say_who_takes_it(gvisor: Sandboxes) -> None:
+    async def silent(_: ProcessSupervisor) -> int:
+        return 0
+
+    with patch.object(ProcessSupervisor, "memory_bytes", silent):
+        sandbox = gvisor.make()
+        _, ended, said = gvisor.do(sandbox, steps.out_of_memory_beside_a_run)
+    assert (ended.cause, ended.exit_code, said) == ("oom", 137, "well")
     gvisor.close(sandbox)
 
 

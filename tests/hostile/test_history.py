@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
+from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
 
 MIB = 1 << 20
@@ -57,9 +58,13 @@ def stored(server: ForkedServer) -> int:
         pytest.param(MANY_NAMES, id="many names", marks=pytest.mark.soak),
     ],
 )
-def test_a_session_that_rewrites_its_files_holds_no_more_than_its_limit(code: str, server: ForkedServer) -> None:
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_a_session_that_rewrites_its_files_holds_no_more_than_its_limit(
+    code: str, kind: str, server: ForkedServer
+) -> None:
     with server.client() as client:
-        assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).status_code == 201
+        made = client.post("/api/sessions", json={"language": "python", "session_id": "s", "isolation": kind})
+        assert made.status_code == 201
         client.post("/api/sessions/s/run", json={"code": "for n in range(2): open(f'f{n}', 'w').close()"})
         clear = "import os\nfor name in os.listdir('.'):\n  if name.startswith('x'): os.remove(name)\n"
         dropped = 0

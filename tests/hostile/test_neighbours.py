@@ -8,6 +8,7 @@ import pytest
 
 from bench.neighbours import NEIGHBOURS, Neighbour, beside
 from tests.conftest import eventually
+from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
 
 _BUSY_SECONDS = 1.5
@@ -27,16 +28,18 @@ def run(server: ForkedServer) -> None:
         assert done.json()["stdout"] == "1\n"
 
 
-def longest_iteration(directory: Path, name: str, weakness: str | None) -> float:
-    """The longest iteration of the event loop beside a neighbour of this name, in seconds on a processor."""
+def longest_iteration(directory: Path, name: str, kind: str, weakness: str | None) -> float:
+    """The longest iteration of the event loop beside a neighbour of this name, in a sandbox of this kind, in seconds on
+    a processor."""
     directory.mkdir(exist_ok=True)
-    server = ForkedServer(directory / f"{weakness}", weakness=weakness, start_seconds=120).start()
+    server = ForkedServer(directory / f"{weakness}", weakness=weakness, start_seconds=120)
+    server.start()
     port = int(server.url.rpartition(":")[2])
     try:
         with beside(port, IDLE, "idle"):  # what a first call takes isn't what later ones wait for
             run(server)
         server.time_iterations()
-        with beside(port, NEIGHBOURS[name], "neighbour"):
+        with beside(port, NEIGHBOURS[name], "neighbour", kind):
             until = server.processor_seconds() + _BUSY_SECONDS
             if weakness is None:
                 run(server)
@@ -46,9 +49,10 @@ def longest_iteration(directory: Path, name: str, weakness: str | None) -> float
         server.stop()
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("name", WEAKNESSES)
-def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str) -> None:
+def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str, kind: str) -> None:
     """They wait far less than where it has no budget, and runs beside it end as well."""
-    ours = longest_iteration(tmp_path, name, None)
-    weak = longest_iteration(tmp_path, name, WEAKNESSES[name])
+    ours = longest_iteration(tmp_path, name, kind, None)
+    weak = longest_iteration(tmp_path, name, kind, WEAKNESSES[name])
     assert ours < _FAR_LESS * weak

@@ -61,6 +61,20 @@ def test_unused_package_sets_are_removed(lab: Lab, registry: Registry) -> None:
     assert lab.make(pip=["two"]).digest == two.digest
 
 
+def test_a_set_whose_archive_another_host_removed_is_put_again(lab: Lab, registry: Registry) -> None:
+    """As the host of a cluster does that collects garbage: it doesn't know which sets others have."""
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    made = lab.make(pip=["one"])
+    os.utime(lab.directory / "blobs" / made.digest[:2] / made.digest, (0, 0))
+    assert lab.find_installed(pip=["one"]) == made
+    assert lab.installer._blobs.sweep(set(), time.time() - 3600) == 0, "found is as good as new"
+    assert lab.installer._blobs.sweep(set(), time.time() + 3600) == 1
+    assert lab.find_installed(pip=["one"]) is None
+    assert lab.make(pip=["one"]) == made
+    assert lab.archives() == {made.digest}
+    assert lab.find_installed(pip=["one"]) == made
+
+
 def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     made = lab.make(pip=["one"])

@@ -329,7 +329,7 @@ async def move(era: Any, session: Any, args: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as place:
         capsule = Path(place) / "capsule.tar"
         assert await done(session.export(capsule)) == capsule.stat().st_size
-        return await done((await done(era.sessions.load(capsule, **args))).info())
+        return await done((await done(era.sessions.load(str(capsule), **args))).info())
 
 
 @step("webhooks.create")

@@ -263,9 +263,12 @@ class GvisorSandbox(BubblewrapSandbox):
         return GroupWatch(self.limits.memory_bytes + _OWN_MEMORY, group.memory_bytes, self.relieve)
 
     async def relieve(self) -> bool:
-        """End the run under way, or all processes: from outside they can't be told apart."""
+        """End the run under way, or all processes. From outside they can't be told apart: so it's the processes where
+        their supervisor says that they take more than what is left for the run."""
         beside = self._supervisor_beside()
-        if self._watching.runs or beside is None:
+        if beside is None:
+            return await super().relieve()
+        if self._watching.runs and 2 * await beside.memory_bytes() <= self.limits.memory_bytes:
             return await super().relieve()
         beside.end_for_want_of_memory()
         return False

@@ -111,9 +111,11 @@ class GroupWatch(MemoryWatch):
                 used = self._used()
                 lowest = used if lowest is None else min(lowest, used)
                 # gVisor gives back only by and by what the run before has taken. That isn't this run's fault.
-                if used > max(self._most, lowest + GROUP_GROWTH) and await self._kill():
-                    self.exceeded = True
-                    return
+                if used > max(self._most, lowest + GROUP_GROWTH):
+                    if await self._kill():
+                        self.exceeded = True
+                        return
+                    lowest = used  # nor is it the run's fault what processes took that were ended
             except (OSError, KeyError):  # the sandbox is gone
                 return
             await asyncio.sleep(GROUP_INTERVAL)

@@ -30,6 +30,9 @@ ROOM = 1 << 17
 _START_SECONDS = 20.0
 """For the supervisor to start a process, which takes it milliseconds unless everything stands still."""
 
+_MEMORY_SECONDS = 0.2
+"""For it to say what memory processes take, while that may grow."""
+
 _CHUNK = 1 << 15
 """Bytes of input in a frame. Frames of many processes go over one socket."""
 
@@ -246,6 +249,9 @@ class ProcessSupervisor:
         self._cause: Literal["oom", "signal"] | None = None
         """Why all processes end at once, where that is known."""
 
+        self._memory: asyncio.Future[int] | None = None
+        """What is awaited of `memory_bytes`."""
+
         self.on_end: Callable[[], None] = lambda: None
         """Called when it has ended."""
 
@@ -330,6 +336,18 @@ class ProcessSupervisor:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
+    async def memory_bytes(self) -> int:
+        """How much memory all processes take, as it says itself; 0 where it says nothing soon."""
+        self._memory = asyncio.get_running_loop().create_future()
+        self.send(b"M", 0)
+        try:
+            async with asyncio.timeout(_MEMORY_SECONDS):
+                return await self._memory
+        except TimeoutError:
+            return 0
+        finally:
+            self._memory = None
+
     def end_for_want_of_memory(self) -> None:
         """End all processes."""
         self._cause = "oom"
@@ -346,6 +364,8 @@ class ProcessSupervisor:
         try:
             while True:
                 kind, number, payload = await self._receive()
+                if kind == b"M" and self._memory is not None and not self._memory.done():
+                    self._memory.set_result(int.from_bytes(payload, "big"))
                 process = self._processes.get(number)
                 if process is not None:
                     process.on_frame(kind, payload)

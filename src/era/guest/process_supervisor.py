@@ -42,6 +42,7 @@ Wire format. As that of the other supervisor (supervisor.py), but a frame has, b
                   K  kill it and what descends from it
                   Z  columns and rows of its PTY (2 bytes each)
                   A  room for so many more bytes of output (4 bytes)
+                  M  say how much memory all processes take
   guest to host:  N, G  as of the other supervisor, without guest listeners
                   Y  JSON, the isolation as seen from inside: ready
                   S  its pid (4 bytes): it runs
@@ -49,6 +50,7 @@ Wire format. As that of the other supervisor (supervisor.py), but a frame has, b
                   a, c  so many bytes (4) have been written to its input, its channel: there is room for them again
                   x, y  its input, its channel, takes nothing any more
                   D  JSON, how it ended. It comes last
+                  M  so many bytes of memory (8 bytes)
 """
 
 from __future__ import annotations
@@ -251,6 +253,9 @@ class ProcessSupervisor:
             self.specification, self.missing = os.memfd_create("era"), header["size"]
             self.start = number, header
             return
+        if kind == b"M":
+            self.send(b"M", 0, memory_bytes().to_bytes(8, "big"))
+            return
         process = self.processes.get(number)
         if process is None:
             return  # it has ended, and the host will hear so
@@ -318,6 +323,19 @@ class ProcessSupervisor:
             process = self.by_pid.pop(pid, None)
             if process is not None:
                 process.on_end(status, usage)
+
+
+def memory_bytes() -> int:
+    """What all processes take together, without this one; what they share counts for each."""
+    pages = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            try:
+                with open(f"/proc/{name}/statm", "rb") as statm:
+                    pages += int(statm.read().split()[1])
+            except (OSError, IndexError):
+                pass  # it has ended
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def serve(config: dict[str, Any]) -> NoReturn:

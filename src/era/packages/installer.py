@@ -30,8 +30,9 @@ through the lock, of the digest.
 usercustomize, before any program. They are left out: what is installed runs when it is imported.
 
 *Removal.* A package set that no session names is removed after a while. That time begins anew when a setup finds it, so
-it isn't removed between that moment and the one when a row names it. Its blob is kept as long as the directory is here
-or a row names it.
+it isn't removed between that moment and the one when a row names it. Its blob is kept as long as the directory is
+here or a row names it. In a cluster the host that collects garbage knows its own directories only: so what a setup
+finds counts only where its blob is there, too, whose time begins anew as well.
 """
 
 from __future__ import annotations
@@ -185,7 +186,8 @@ class PackageInstaller:
             try:
                 note = json.loads((self._notes / key).read_text())
                 package_set = self.get(note[_NOTE_DIGEST])
-                if package_set is not None:
+                # In a cluster another host collects garbage, and doesn't know which sets are here.
+                if package_set is not None and self._blobs.renew(package_set.digest):
                     os.utime(self.package_sets / package_set.digest)
                     return replace(package_set, stdout=note["stdout"], stderr=note["stderr"])
             except (OSError, ValueError, KeyError, TypeError):
@@ -455,15 +457,15 @@ class PackageInstaller:
     async def _keep(self, installed: PackageSet, scratch: Path, deadline: float) -> None:
         """Put the archive into the blob store, then the package set into its place. Raises OSError, also where the blob
         store can't be reached; nothing is kept then."""
-        if self._is_here(installed.digest):  # so its archive is kept, too
-            os.utime(self.package_sets / installed.digest)
-            return
 
         def put() -> None:
             with self._blobs.batch() as batch:
                 batch.put_spooled(os.fspath(scratch / "archive"), installed.digest)
 
         await in_thread(put)
+        if self._is_here(installed.digest):
+            os.utime(self.package_sets / installed.digest)
+            return
         await self._finish(installed.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from json import dumps
+from pathlib import Path
 from typing import IO
 from urllib.parse import urlencode, urlsplit
 
@@ -14,6 +15,9 @@ _PIECE = 256 << 10
 
 type Content = bytes | str | os.PathLike[str] | IO[bytes]
 """What can be sent as a file's content: bytes, text (as UTF-8), the path of a local file, or an open binary file."""
+
+type Archive = bytes | str | os.PathLike[str] | IO[bytes]
+"""What can be sent as an archive or a capsule: bytes, the path of a local file, or an open binary file."""
 
 type Query = Mapping[str, str | int | bool | None]
 type Advance = Callable[[int], object]
@@ -126,6 +130,11 @@ def content_of(content: Content, advance: Advance | None = None) -> bytes | Body
             raise LocalError(f"{content} can't be read: {error.strerror}") from None
         return Body(file, os.fstat(file.fileno()).st_size, advance)
     return Body(content, None, advance)
+
+
+def archive_of(archive: Archive, advance: Advance | None = None) -> bytes | Body:
+    """The same for an archive, which is never text: a string is a path, as where one is written."""
+    return content_of(Path(archive) if isinstance(archive, str) else archive, advance)
 
 
 def _text(value: str | int | bool | None) -> str:

@@ -124,6 +124,9 @@ class LocalBlobs:
         """A descriptor to read a blob from, which the caller closes. Raises FileNotFoundError."""
         return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
 
+    def renew(self, digest: str) -> bool:
+        return self._reuse(digest) is not None
+
     def expect(self, digests: Iterable[str]) -> None:
         """Does nothing: blobs on the local disk needn't be fetched ahead."""
 

@@ -179,6 +179,10 @@ class S3Blobs:
         cached = self._cache.find(digest)
         return cached if cached is not None else self._bucket.patiently(lambda: self._download(digest))
 
+    def renew(self, digest: str) -> bool:
+        """True: nobody but this service removes content from its bucket, and hosts of a cluster remove none."""
+        return True
+
     def expect(self, digests: Iterable[str]) -> None:
         """Fetch blobs that are about to be opened into the cache, several at a time. Raises OSError."""
         missing = [digest for digest in dict.fromkeys(digests) if digest not in self._cache]

@@ -96,6 +96,10 @@ class BlobStore(Protocol):
         """A descriptor that reads a blob from its start; the caller must close it."""
         ...
 
+    def renew(self, digest: str) -> bool:
+        """Whether there is such a blob; then it counts as put now. Immediate."""
+        ...
+
     def expect(self, digests: Iterable[str]) -> None:
         """A hint that these are about to be read, so that a remote store can fetch them together."""
         ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from era.errors import EraError, NotFound
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.answers import FileInfo
-from era.sdk.calls import Advance, Call, Content, content_of
+from era.sdk.calls import Advance, Archive, Call, Content, archive_of, content_of
 from era.sdk.errors import AnswerTimeout, ConnectionLost
 from era.sdk.events import Events, FileEvent
 from era.sdk.sugar import AsyncFilesSugar
@@ -132,10 +132,10 @@ class AsyncFiles(AsyncFilesSugar):
         """Write all files into a local archive: `tar`, `tar.gz` or `zip`. Raises LocalError."""
         await self._save(Call("GET", f"{self._session}/archive", query={"format": format}), target, progress)
 
-    async def extract(self, archive: Content, *, replace: bool = False, progress: Advance | None = None) -> None:
+    async def extract(self, archive: Archive, *, replace: bool = False, progress: Advance | None = None) -> None:
         """Add the content of an archive, all or nothing; with `replace`, in the place of all files."""
         query = {"replace": True} if replace else None
-        body = content_of(archive, progress)
+        body = archive_of(archive, progress)
         await self._connection.call(Call("PUT", f"{self._session}/archive", query=query, content=body))
 
     async def push(

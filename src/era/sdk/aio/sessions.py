@@ -17,7 +17,7 @@ from era.sdk.aio.runs import AsyncRun, AsyncRuns, AsyncRunStream
 from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.aio.versions import AsyncVersions
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
-from era.sdk.calls import Advance, Call, Content, content_of
+from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
 from era.urls import quoted, session_path
@@ -327,11 +327,11 @@ class AsyncSessions:
             self._connection, SessionInfo(await self._connection.send("POST", f"{session_path(id)}/restore"))
         )
 
-    async def load(self, capsule: Content, id: str | None = None, *, progress: Advance | None = None) -> AsyncSession:
+    async def load(self, capsule: Archive, id: str | None = None, *, progress: Advance | None = None) -> AsyncSession:
         """Make a session of a capsule, which `session.export` wrote. `id` gives it another id."""
         query = None if id is None else {"id": id}
         call = Call(
-            "POST", "/api/sessions/import", query=query, content=content_of(capsule, progress), kind="application/x-tar"
+            "POST", "/api/sessions/import", query=query, content=archive_of(capsule, progress), kind="application/x-tar"
         )
         return AsyncSession(self._connection, SessionInfo(await self._connection.call(call)))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
-from era.sdk.calls import Advance, Call, Content, content_of
+from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
 from era.sdk.sync.connection import Connection
@@ -320,11 +320,11 @@ class Sessions:
         """Bring back a session that expired or was deleted."""
         return Session(self._connection, SessionInfo(self._connection.send("POST", f"{session_path(id)}/restore")))
 
-    def load(self, capsule: Content, id: str | None = None, *, progress: Advance | None = None) -> Session:
+    def load(self, capsule: Archive, id: str | None = None, *, progress: Advance | None = None) -> Session:
         """Make a session of a capsule, which `session.export` wrote. `id` gives it another id."""
         query = None if id is None else {"id": id}
         call = Call(
-            "POST", "/api/sessions/import", query=query, content=content_of(capsule, progress), kind="application/x-tar"
+            "POST", "/api/sessions/import", query=query, content=archive_of(capsule, progress), kind="application/x-tar"
         )
         return Session(self._connection, SessionInfo(self._connection.call(call)))
 
