@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from json import dumps
-from pathlib import Path
 from typing import IO
 from urllib.parse import urlencode, urlsplit
 
@@ -124,17 +123,21 @@ def content_of(content: Content, advance: Advance | None = None) -> bytes | Body
     if isinstance(content, bytes):
         return content
     if isinstance(content, os.PathLike):
-        try:
-            file = open(content, "rb")  # noqa: SIM115  the body closes it
-        except OSError as error:
-            raise LocalError(f"{content} can't be read: {error.strerror}") from None
-        return Body(file, os.fstat(file.fileno()).st_size, advance)
+        return _file(content, advance)
     return Body(content, None, advance)
 
 
 def archive_of(archive: Archive, advance: Advance | None = None) -> bytes | Body:
     """The same for an archive, which is never text: a string is a path, as where one is written."""
-    return content_of(Path(archive) if isinstance(archive, str) else archive, advance)
+    return _file(archive, advance) if isinstance(archive, str) else content_of(archive, advance)
+
+
+def _file(path: str | os.PathLike[str], advance: Advance | None) -> Body:
+    try:
+        file = open(path, "rb")  # noqa: SIM115  the body closes it
+    except OSError as error:
+        raise LocalError(f"{path} can't be read: {error.strerror}") from None
+    return Body(file, os.fstat(file.fileno()).st_size, advance)
 
 
 def _text(value: str | int | bool | None) -> str:
