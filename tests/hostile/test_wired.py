@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 import httpx
@@ -31,6 +33,9 @@ FAULTS = 12
 """In a schedule."""
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "20"))
+"""Of some five minutes each."""
+
+FAKETIME = [os.environ.get("LIBFAKETIME", ""), *glob("/usr/lib/*/faketime/libfaketime.so.1")]
 USABLE_SECONDS = 10.0
 """After which a session works again, if PostgreSQL and S3 can be reached from a host. On a machine that has to do all
 this beside other things it may take three times as long."""
@@ -52,9 +57,9 @@ def cut(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
 
 @contextmanager
 def late(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
-    """Packets come late, in another order, and twice."""
+    """Packets come late, in another order, and twice. A run asks PostgreSQL some thirty things, one after the other."""
     places = [cluster.rows, cluster.content, *(host.place for host in cluster.hosts)]
-    fate = Fate(seconds=chance.uniform(0.01, 0.2), doubled=0.3)
+    fate = Fate(seconds=chance.uniform(0.005, 0.05), doubled=0.3)
     for number, one in enumerate(places):
         for other in places[:number]:
             cluster.wires.between(one, other, fate)
@@ -139,7 +144,7 @@ def usable_after(cluster: WiredCluster, session: str) -> float:
     while time.monotonic() < began + 120:
         number += 1
         try:
-            with cluster.client(number % HOSTS, 3) as client:
+            with cluster.client(number % HOSTS, 5) as client:
                 if client.post(f"/api/sessions/{session}/run", json={"code": "print(1)"}).status_code == 200:
                     break
         except (httpx.HTTPError, OSError):
@@ -195,3 +200,24 @@ def test_histories_under_partitions(tmp_path: Path, seed: int) -> None:
         for name, seconds in took.items():
             print(f"{name}: usable after {' '.join(f'{each:.1f}' for each in seconds)} s")
         assert max(map(max, took.values())) < 3 * USABLE_SECONDS
+
+
+@pytest.mark.skipif(not any(FAKETIME), reason="there is no libfaketime here: apt-get install libfaketime")
+@pytest.mark.parametrize("seconds", [-300, 300])
+def test_clocks_that_are_minutes_apart(tmp_path: Path, seconds: int) -> None:
+    library = next(filter(None, FAKETIME))
+    apart = {"LD_PRELOAD": library, "FAKETIME": f"{seconds:+}s", "DONT_FAKE_MONOTONIC": "1"}
+    with wired(tmp_path / "cluster", 2, each={1: apart}) as cluster, cluster.client(0) as one, cluster.client(1) as two:
+        assert "clocks_apart" in cluster.hosts[1].log
+        assert "clocks_apart" not in cluster.hosts[0].log
+        ends = []
+        for name, client in (("a", one), ("b", two)):
+            made = client.post("/api/sessions", json={"session_id": name, "language": "python", "ttl": 200})
+            assert made.status_code == 201, made.text
+            ends.append(datetime.fromisoformat(made.json()["expires_at"]).timestamp() - time.time())
+        assert all(100 < each < 201 for each in ends), ends
+        for client in (one, two):
+            assert sorted(each["id"] for each in client.get("/api/sessions").json()["sessions"]) == ["a", "b"]
+            for name in "ab":
+                answer = client.post(f"/api/sessions/{name}/run", json={"code": "print(1)"})
+                assert answer.status_code == 200, answer.text
