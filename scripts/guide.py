@@ -25,6 +25,7 @@ SERVER = "http://127.0.0.1:8787"
 TABS = re.compile(r"^<!-- tabs -->\n(.*?)^<!-- /tabs -->\n", re.MULTILINE | re.DOTALL)
 TAB = re.compile(r"^\*\*([^*\n]+)\*\*\n", re.MULTILINE)
 INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+OPTION = re.compile(r"<code>(--[\w-]+)</code>")
 STYLE = re.compile(r"""(\w+)\.appendChild\(\w+\("style",\{\},(\w+)\.toString\(\)\)\)""")
 """How the generator's script makes a `<style>`, in the shadow of the search dialog."""
 UNWANTED = re.compile(
@@ -82,7 +83,8 @@ def tabs(text: str) -> str:
 
 
 def finish(site: Path) -> None:
-    """Make files of the pages' scripts and a sheet of the style that a script makes; leave out what isn't needed."""
+    """Make files of the pages' scripts and a sheet of the style that a script makes; name what is an option; leave out
+    what isn't needed."""
     scripts = site / "assets" / "javascripts"
 
     def move(found: re.Match[str]) -> str:
@@ -95,6 +97,7 @@ def finish(site: Path) -> None:
             path.unlink()
         elif path.suffix == ".html":
             page = INLINE.sub(move, path.read_text())
+            page = OPTION.sub(r'<code class="option">\1</code>', page)
             path.write_text(page.replace(f'href="{SERVER}', 'href="'))
     (bundle,) = scripts.glob("bundle.*.js")
     sheet = r"\1.adoptedStyleSheets=[(s=>(s.replaceSync(\2.toString()),s))(new CSSStyleSheet)]"
