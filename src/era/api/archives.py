@@ -86,7 +86,7 @@ async def put_archive(
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     count, session, dropped = await context.archives.put(
         session_id,
-        body_of(session_id, request, context),
+        body_of(request, context),
         _FORMAT_OF_TYPE.get(media_type),
         replace=replace,
         patience=PATIENCE if wait else 0,

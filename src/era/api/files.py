@@ -22,11 +22,11 @@ from era.api.context import Answer, Context, Number, SessionId, StrictRoute, Use
 from era.api.ranges import requested_range
 from era.api.streaming import ClosingResponse
 from era.core.files.paths import Parts, from_url, parse
-from era.core.files.session_files import ANY, PATIENCE, Condition, OpenFile
+from era.core.files.session_files import ANY, PATIENCE, Body, Condition, OpenFile
 from era.core.files.spool import bounded
 from era.core.files.trees import name_bytes
 from era.core.live.current_files import LiveFile
-from era.core.models import OwnedId
+from era.core.models import OwnedId, Session
 from era.errors import BadRequest
 from era.wire.base import dropped_answer
 from era.wire.files import (
@@ -184,7 +184,7 @@ async def put_file(
     session_id: SessionId, path: Path, request: Request, context: UseContext, wait: Wait = True, mode: Mode = None
 ) -> Response:
     """Write a file: its content is the body. Waits for the run under way."""
-    body = body_of(session_id, request, context)
+    body = body_of(request, context)
     upload, dropped = await context.files.put(
         session_id, path, body, _condition(request), mode=mode_of(mode), patience=PATIENCE if wait else 0
     )
@@ -260,22 +260,24 @@ async def make_directory(
     return Answer({"success": True, "path": body.path, "created": created, **dropped_answer(dropped)})
 
 
-async def body_of(
-    session_id: OwnedId, request: Request, context: Context, most: int | None = None
-) -> AsyncIterator[bytes]:
+def body_of(request: Request, context: Context, most: int | None = None) -> Body:
     """The request's body in pieces, as they arrive.
 
     Raises TooLarge beyond what the session may hold, or `most` bytes, at once where Content-Length says so; BadRequest
     where the client hangs up.
     """
-    check = await context.files.size_check(session_id, most)
-    declared = request.headers.get("content-length", "0")
-    check(int(declared) if declared.isdigit() else 0)
-    try:
-        async for piece in bounded(request.stream(), check):
-            yield piece
-    except ClientDisconnect:
-        raise BadRequest("The body ended before it was complete.") from None
+
+    async def pieces(session: Session) -> AsyncIterator[bytes]:
+        check = context.files.size_check(session, most)
+        declared = request.headers.get("content-length", "0")
+        check(int(declared) if declared.isdigit() else 0)
+        try:
+            async for piece in bounded(request.stream(), check):
+                yield piece
+        except ClientDisconnect:
+            raise BadRequest("The body ended before it was complete.") from None
+
+    return pieces
 
 
 def file_response(file: OpenFile | LiveFile, path: Parts, request: Request) -> Response:

@@ -71,7 +71,7 @@ async def get_by_link(token: Token, request: Request, context: UseContext) -> Re
 async def put_by_link(token: Token, request: Request, context: UseContext) -> Response:
     """Write the file that a link is for: its content is the body. Waits for the run under way."""
     link, session = await context.links.find(token, "PUT")
-    body = body_of(session.owned_id, request, context, link.max_bytes)
+    body = body_of(request, context, link.max_bytes)
     upload, dropped = await context.files.put(session.owned_id, link.path, body, Condition())
     answer = {"path": "/".join(link.path), "size": upload.size, **dropped_answer(dropped)}
     return Answer(answer, headers={"ETag": f'"{upload.digest}"', **_ANY_SITE})

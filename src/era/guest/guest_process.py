@@ -15,7 +15,6 @@ import signal
 import sys
 from collections import deque
 
-import landlock
 from invocation import execute
 
 TYPE_CHECKING = False  # as type checkers know it
@@ -292,14 +291,15 @@ class GuestProcess:
                 os.dup2(fd, target)
             if self.terminal >= 0:
                 fcntl.ioctl(0, _TIOCSCTTY, 0)
-            specification = json.loads(_content(self.specification))
+            specification = json.loads(os.pread(self.specification, self.header["size"], 0))
+            self.supervisor.own_domain.enter()  # before its descriptor is closed
             if channel >= 0:
                 os.dup2(channel, CHANNEL)
             os.closerange(CHANNEL if channel < 0 else CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
-            landlock.OwnDomain(scoped=False).enter()
-            with open("/proc/self/oom_score_adj", "wb") as file:
-                file.write(b"1000")  # out of memory: processes go, not their supervisor
+            score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(score, b"1000")  # out of memory: processes go, not their supervisor
+            os.close(score)
             for name, value in self.supervisor.config["rlimits"].items():
                 resource.setrlimit(getattr(resource, name), (value, value))
             directory = specification["cwd"]
@@ -434,15 +434,6 @@ class GuestProcess:
                 output.close()  # which hangs up the terminal
             else:
                 output.go_on()
-
-
-def _content(fd: int) -> bytes:
-    """All of a file."""
-    os.lseek(fd, 0, os.SEEK_SET)
-    content = b""
-    while part := os.read(fd, 1 << 20):
-        content += part
-    return content
 
 
 def _call(name: str, environment: dict[str, str]) -> int:

@@ -63,6 +63,7 @@ import sys
 import time
 from collections import deque
 
+import landlock
 import startup
 import workspace
 from guest_process import GuestProcess, Output
@@ -90,6 +91,7 @@ class ProcessSupervisor:
         self.broker: SocketBroker | None = config["broker"]
         self.config = config
         self.scheduling = Scheduling()
+        self.own_domain = landlock.OwnDomain(scoped=False)
         self.workspace = os.getcwd()
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}

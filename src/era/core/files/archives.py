@@ -17,7 +17,7 @@ from era.core.expiry import calling
 from era.core.files import pack, trees, unpack
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
 from era.core.files.paths import Parts, name_problem, state_file
-from era.core.files.session_files import PATIENCE, SessionFiles
+from era.core.files.session_files import PATIENCE, Body, SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
 from era.core.files.trees import BlobBatch, Bounds
@@ -95,7 +95,7 @@ class Archives:
     async def put(
         self,
         session_id: OwnedId,
-        pieces: AsyncIterator[bytes],
+        body: Body,
         declared: Format | None,
         *,
         replace: bool,
@@ -103,17 +103,17 @@ class Archives:
     ) -> tuple[int, Session, int]:
         """Add an archive's content to the session's tree, or replace the tree by it.
 
-        `pieces` are the archive, `declared` is the format that the client says it has, if any. Returns the number of
+        `body` is the archive, `declared` is the format that the client says it has, if any. Returns the number of
         files and links in it, the session, and how many old versions that dropped. All of it is durable when this
         returns, or nothing has changed. Raises BadArchive, TooLarge, Conflict, TooManyUploads, Unavailable, and
-        RunUnderWay as SessionFiles.put does.
+        RunUnderWay as SessionFiles.put_received does.
         """
         session = await self._files.writable_session(session_id)
         if patience == 0:
             self._turns.check_free(session_id)
         async with (
             calling(self._store, session),
-            self._spool.receive(pieces, self._threads, small=0) as upload,
+            self._spool.receive(body(session), self._threads, small=0) as upload,
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
                 with self._slots.take():

@@ -91,11 +91,14 @@ class Moments:
         self._cant_freeze: set[str] = set()
         """The ids of sandboxes that could not be frozen once, so that looking at them before would be of no use."""
 
-    async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Moment:
+    async def take(
+        self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None, *, changed: bool = False
+    ) -> Moment:
         """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
-        raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails."""
+        raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
+        that it was changed just now, so that nothing would come of looking whether it is as it was."""
         try:
-            return await self._take(sandbox, previous, entry)
+            return await self._take(sandbox, previous, entry, changed=changed)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -103,9 +106,9 @@ class Moments:
             self._snapshots.forget(sandbox.id)
             raise
 
-    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None) -> Moment:
+    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, *, changed: bool) -> Moment:
         memory = self._snapshots.memory_of(sandbox, previous)
-        if memory is not None and self._is_unchanged(sandbox, memory):
+        if memory is not None and not changed and self._is_unchanged(sandbox, memory):
             return Moment(previous, consistent=True)
         is_known = memory is not None and (
             memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE or not sandbox.opens_on_host

@@ -96,6 +96,10 @@ class OpenFile:
         os.close(self._fd)
 
 
+type Body = Callable[[Session], AsyncIterator[bytes]]
+"""Gives content in pieces, as they arrive, for a session that was just looked up."""
+
+
 class SessionFiles:
     """Reads and writes files of sessions."""
 
@@ -177,36 +181,13 @@ class SessionFiles:
                     code="is_a_directory",
                 )
 
-    async def put(
-        self,
-        session_id: OwnedId,
-        path: Parts,
-        pieces: AsyncIterator[bytes],
-        condition: Condition,
-        *,
-        mode: int | None = None,
-        patience: float = PATIENCE,
-    ) -> tuple[Upload, int]:
-        """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
-        `mode` are its permission bits; see PutFile.
-
-        Returns what was written, and how many old versions that dropped. Raises as `received` and `put_received` do.
-        """
-        self._liveness.check_not(await self._store.session(session_id), LIVE)
-        if patience == 0:
-            self._turns.check_free(session_id)  # before the content is sent
-        async with self.received(session_id, path, pieces) as (session, upload):
-            return upload, await self.put_received(session, path, upload, condition, mode=mode, patience=patience)
-
     @asynccontextmanager
-    async def received(
-        self, session_id: OwnedId, path: Parts, pieces: AsyncIterator[bytes]
-    ) -> AsyncIterator[tuple[Session, Upload]]:
-        """The session, and all of `pieces`, received for a file in it; it is there within the block. Raises Conflict
+    async def received(self, session_id: OwnedId, path: Parts, body: Body) -> AsyncIterator[tuple[Session, Upload]]:
+        """The session, and all of `body`, received for a file in it; it is there within the block. Raises Conflict
         where the session keeps no files, TooLarge for a path that is too deep, TooManyUploads, Unavailable."""
         session = keeping_files(await self._store.session(session_id))
         self.check_depth(path)
-        async with calling(self._store, session), self._spool.receive(pieces, self._threads) as upload:
+        async with calling(self._store, session), self._spool.receive(body(session), self._threads) as upload:
             yield session, upload
 
     async def put_received(
@@ -227,7 +208,7 @@ class SessionFiles:
         """
         self._liveness.check_not(session, LIVE)
         if upload.content is None:
-            await self._threads(self._put_ahead, upload)
+            await self.put_ahead(upload)
         changes = Changes()
         changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
         async with self._turns.take(session.owned_id, patience=patience):
@@ -237,6 +218,18 @@ class SessionFiles:
             # Put it again: it may have waited for its turn so long that it was swept as garbage.
             snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
             return (await self.commit(session, snapshot))[1]
+
+    async def put_ahead(self, upload: Upload) -> None:
+        """Make what was received durable before anything names it. Raises Unavailable."""
+
+        def put() -> None:
+            with self._blobs.batch() as batch:
+                upload.put(batch)
+
+        try:
+            await self._threads(put)
+        except OSError as error:
+            raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
 
     async def content(self, upload: Upload, size: int) -> AsyncIterator[bytes]:
         """The content of an upload, in pieces of `size` bytes at most. Raises Unavailable where the disk fails."""
@@ -263,7 +256,7 @@ class SessionFiles:
         self, session_id: OwnedId, path: Parts, *, recursive: bool, condition: Condition, patience: float = PATIENCE
     ) -> int:
         """Remove a file or link; a directory only if `recursive`. Returns how many old versions that dropped. Raises
-        NotFound, Conflict, PreconditionFailed; RunUnderWay as `put` does."""
+        NotFound, Conflict, PreconditionFailed; RunUnderWay as `put_received` does."""
         async with self._turns.take(session_id, patience=patience):
             session = await self.writable_session(session_id)
             current = await self._current(session, path)
@@ -298,7 +291,7 @@ class SessionFiles:
 
         Raises NotFound where nothing is at `source`; Conflict where something is at `target`, unless it is a file or
         link and may be replaced (`replace`); BadRequest for what would be in itself; TooLarge where that
-        would be too deep; RunUnderWay as `put` does.
+        would be too deep; RunUnderWay as `put_received` does.
         """
         self.check_depth(target)
         async with self._turns.take(session_id, patience=patience):
@@ -366,10 +359,10 @@ class SessionFiles:
         if len(path) > depth + 1:
             raise TooLarge(f"The path goes through {len(path) - 1} directories, {depth} may be.")
 
-    async def size_check(self, session_id: OwnedId, allowed: int | None = None) -> Callable[[int], None]:
+    def size_check(self, session: Session, allowed: int | None = None) -> Callable[[int], None]:
         """A function that raises TooLarge for a size (bytes) that the session can't hold, whatever it holds now, or
         that is over `allowed`."""
-        most = self.bounds(await self._store.session(session_id)).total_bytes
+        most = self.bounds(session).total_bytes
 
         def check(size: int) -> None:
             if allowed is not None and size > allowed:
@@ -398,14 +391,6 @@ class SessionFiles:
             return await self._snapshots.find(session.snapshot, path)
         except NotFound:
             return None
-
-    def _put_ahead(self, upload: Upload) -> None:
-        """Make a large upload durable before its turn. Raises Unavailable."""
-        try:
-            with self._blobs.batch() as batch:
-                upload.put(batch)
-        except OSError as error:
-            raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
 
 
 def keeping_files(session: Session) -> Session:

@@ -87,7 +87,7 @@ class Checkpoints:
         """Commit the tree, which a client has changed, in the session's turn. Returns how many old versions had to go
         for it. Raises as `request` does."""
         session = keeping_files(await self._store.session(live.session_id))
-        return (await self._committed(live, session, "files"))[1]
+        return (await self._committed(live, session, "files", changed=True))[1]
 
     async def _requested(self, live: LiveSession) -> Checkpoint:
         async with self._turns.take(live.session_id, patience=_PATIENCE):
@@ -103,12 +103,14 @@ class Checkpoints:
         """Commit the tree, in the session's turn. `session` is its row as it is."""
         return (await self._committed(live, session, "checkpoint"))[0]
 
-    async def _committed(self, live: LiveSession, session: Session, cause: Cause) -> tuple[Checkpoint, int]:
+    async def _committed(
+        self, live: LiveSession, session: Session, cause: Cause, *, changed: bool = False
+    ) -> tuple[Checkpoint, int]:
         """The same, with a cause, which is that of a loose checkpoint where the tree isn't of one moment; and how many
-        old versions had to go for it."""
+        old versions had to go for it. `changed` is as for Moments.take."""
         trim = None
         try:
-            moment = await self._moments.take(live.sandbox, session.snapshot)
+            moment = await self._moments.take(live.sandbox, session.snapshot, changed=changed)
         except SnapshotRefused as refused:
             message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."
             if isinstance(refused, WorkspaceFull):

@@ -18,7 +18,7 @@ from typing import Any
 
 from era.core.files.edits import FileEntry, display_path, in_the_way
 from era.core.files.paths import Parts
-from era.core.files.session_files import PATIENCE, Condition, OpenFile, Page, SessionFiles, keeping_files
+from era.core.files.session_files import PATIENCE, Body, Condition, OpenFile, Page, SessionFiles, keeping_files
 from era.core.files.spool import Upload
 from era.core.live.checkpoints import Checkpoints
 from era.core.live.file_helper import PIECE, FileHelper, entry_of, gone, number_of
@@ -146,16 +146,21 @@ class CurrentFiles:
         self,
         session_id: OwnedId,
         path: Parts,
-        pieces: AsyncIterator[bytes],
+        body: Body,
         condition: Condition,
         *,
         mode: int | None = None,
         patience: float = PATIENCE,
     ) -> tuple[Upload, int]:
-        """See SessionFiles.put."""
+        """Write a file, replacing one that is there. All of it is durable when this returns, or nothing has changed.
+        `mode` are its permission bits; see PutFile.
+
+        Returns what was written, and how many old versions that dropped. Raises as SessionFiles.received and
+        put_received do.
+        """
         if patience == 0:
             self._turns.check_free(session_id)  # before the content is sent
-        async with self._files.received(session_id, path, pieces) as (session, upload):
+        async with self._files.received(session_id, path, body) as (session, upload):
 
             async def live_put(live: LiveSession, helper: FileHelper) -> int:
                 await self._check(helper, path, condition)
@@ -252,7 +257,12 @@ class CurrentFiles:
         placed = {"mode": mode, "mtime_ns": time.time_ns()}
         if upload.size <= PIECE:
             content = b"".join([piece async for piece in self._files.content(upload, PIECE)])
-            await helper.call("put", path, content, **_at(path), **placed)
+            # The commit finds it stored, unless that has failed; then it says so.
+            storing = asyncio.create_task(_quietly(self._files.put_ahead(upload)))
+            try:
+                await helper.call("put", path, content, **_at(path), **placed)
+            finally:
+                await asyncio.wait({storing})
             return
         made, _ = await helper.call("create", path, **_at(path))
         handle = number_of(made, "handle")

@@ -95,6 +95,7 @@ class LiveSessions:
         self._keep_alive = keep_alive
         self._checkpoint_seconds = checkpoint_seconds
         self._live: dict[int, LiveSession] = {}
+        self._by_id: dict[OwnedId, LiveSession] = {}
         self._opening: dict[int, asyncio.Task[LiveSession]] = {}
         self._owners: Counter[str] = Counter()
         """How many each owner has, those included that are becoming live."""
@@ -129,6 +130,12 @@ class LiveSessions:
         """The live session with this key, if there is one in which something can be begun."""
         live = self._live.get(session_key)
         return live if live is not None and live.is_open else None
+
+    def running(self, session_id: OwnedId) -> LiveSession | None:
+        """The live session with this id, if a process of it runs: it is there then and hasn't expired, without a look
+        into the database. One that is being deleted may be told until its deletion is answered."""
+        live = self._by_id.get(session_id)
+        return live if live is not None and live.is_open and live.processes.running else None
 
     def count(self) -> int:
         return len(self._live)
@@ -180,6 +187,8 @@ class LiveSessions:
         return await self._parts.store.session(session_id)
 
     async def _open(self, session_id: OwnedId, *, in_turn: bool) -> LiveSession:
+        if (live := self.running(session_id)) is not None:
+            return live
         while True:
             session = await self._parts.store.session(session_id)
             if session.setup_status in UNDER_WAY:
@@ -222,7 +231,7 @@ class LiveSessions:
             live = LiveSession(session, sandbox, parts.processes, parts.network, parts.storage)
             live.release = release
             made.append(live)
-            self._live[session.key] = live
+            self._live[session.key] = self._by_id[session.owned_id] = live
             try:
                 await live.open()
                 if live.why_lost is not None:
@@ -295,6 +304,8 @@ class LiveSessions:
             live.closed.set()
             if self._live.get(live.session_key) is live:
                 del self._live[live.session_key]
+            if self._by_id.get(live.session_id) is live:
+                del self._by_id[live.session_id]
             self._owners[live.session.owner] -= 1
             live.release()
 

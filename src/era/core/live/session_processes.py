@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from era.core.idempotency import IdempotencyKeys
+from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.output_log import OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
@@ -92,8 +93,7 @@ class SessionProcesses:
     async def followed(self, session_id: OwnedId, name: str) -> tuple[OutputLog, AbstractContextManager[object]]:
         """What a process has written and writes, and what to enter while it is followed, so that its session counts as
         in use. Raises NoProcess."""
-        session = await self._store.session(session_id)
-        live = self._live_sessions.get(session.key)
+        live = await self._live(session_id)
         if live is not None and (process := live.processes.find(name)) is not None:
             return process.log, live.in_use()
         return await self.log(session_id, name), nullcontext()
@@ -121,6 +121,12 @@ class SessionProcesses:
 
     async def find(self, session_id: OwnedId, name: str) -> LiveProcess | None:
         """The process, if its session is live and knows it. Raises NotFound or Expired."""
-        session = await self._store.session(session_id)
-        live = self._live_sessions.get(session.key)
+        live = await self._live(session_id)
         return None if live is None else live.processes.find(name)
+
+    async def _live(self, session_id: OwnedId) -> LiveSession | None:
+        """The session, if it is live. Raises NotFound or Expired."""
+        if (live := self._live_sessions.running(session_id)) is not None:
+            return live
+        session = await self._store.session(session_id)
+        return self._live_sessions.get(session.key)
