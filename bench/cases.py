@@ -163,9 +163,9 @@ def health(arena: Arena) -> Probe:
     return Probe(lambda _: arena.get("/health"), after=arena.check_status(200))
 
 
-def no_such_path(arena: Arena) -> Probe:
-    """A request that costs HTTP only."""
-    return Probe(lambda _: arena.get("/nothing"), after=arena.check_status(404))
+def http(arena: Arena) -> Probe:
+    """A request that costs HTTP only. Not one for a path that doesn't exist: the server looks for what was meant."""
+    return Probe(lambda _: arena.get("/api/sessions/none/files/.."), after=arena.check_status(400))
 
 
 def program(command: rivals.Maker, output: bytes = b"1\n") -> Callable[[Arena], Probe]:
