@@ -17,6 +17,7 @@ from bench import (
     live,
     live_servers,
     neighbours,
+    paint,
     rivals,
     storage,
     walls,
@@ -269,6 +270,13 @@ if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):
         Case("download direct", "the same on the host", download.direct, burst=1),
     ]
     RATIOS.append(Ratio("download", "download direct", goal=2))
+
+if paint.IS_THERE:
+    CASES += [
+        Case("paint", "the dashboard's first paint in Chromium", paint.dashboard, burst=3, goal=300),
+        Case("paint floor", "that of a page of one word", paint.floor, burst=3),
+    ]
+    RATIOS.append(Ratio("paint", "paint floor"))
 
 if shutil.which("runsc"):
     # By the driver, without the service, as `runsc do` has neither HTTP nor a commit.

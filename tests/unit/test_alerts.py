@@ -32,6 +32,7 @@ from era.core.public.inbox import Content
 from era.core.readiness import Readiness
 from era.core.telemetry import RequestEnded
 from era.errors import CommitFailed, SandboxFailed, TooBusy
+from era.operation.server_data import LocalContent
 from era.store.metadata import SqlStore
 from era.telemetry.gauges import MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics
@@ -267,7 +268,11 @@ async def test_garbage_that_cannot_be_collected(watched: Watched, monkeypatch: p
         patch.setattr(type(watched.core.blobs), "may_sweep", False)
         patch.setattr(Snapshots, "collect_garbage", None)
         await collect_once(Snapshots(watched.core.blobs), watched.core.store, Pins(), watched.metrics.note)
-    assert 'era_garbage_collections_total{outcome="left"} 1.0' in watched.metrics.text(()).decode()
+    assert 'era_garbage_collections_total{outcome="put_off"} 1.0' in watched.metrics.text(()).decode()
+    assert "EraGarbageNotCollected" not in await watched.firing()
+    with LocalContent(watched.core.directory).held_off():  # as a backup does
+        await collect_once(Snapshots(watched.core.blobs), watched.core.store, Pins(), watched.metrics.note)
+    assert 'era_garbage_collections_total{outcome="put_off"} 2.0' in watched.metrics.text(()).decode()
     assert "EraGarbageNotCollected" not in await watched.firing()
     closed = SqlStore(f"sqlite:///{watched.core.directory}/era.sqlite")
     await closed.open()

@@ -32,14 +32,17 @@ async def collect_garbage(
 
 
 async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> None:
-    """Drop rows that nobody can get back, then the content that no row needs any more. Failures are noted."""
+    """Drop rows that nobody can get back, then the content that no row needs any more. Failures are noted, and what is
+    put off."""
     began = time.monotonic()
     try:
         removed = await collect_unneeded(snapshots, store, pins)
     except EraError as error:
-        note(GarbageCollected(time.monotonic() - began, message=error.message))
+        put_off = isinstance(error.__cause__, BlockingIOError)
+        note(GarbageCollected(time.monotonic() - began, message=error.message, put_off=put_off))
     else:
-        note(GarbageCollected(time.monotonic() - began, removed or 0, is_left=removed is None))
+        left = "hosts share the bucket: content is left to `era gc`" if removed is None else None
+        note(GarbageCollected(time.monotonic() - began, removed or 0, left, put_off=removed is None))
 
 
 async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int | None:

@@ -313,8 +313,8 @@ class GarbageCollected:
     message: str | None = None
     """Why they could not be."""
 
-    is_left: bool = False
-    """The content is left to `era gc`: others put some there, too."""
+    put_off: bool = False
+    """Nothing is wrong: a backup needs all content for now, or removing it is left to `era gc`."""
 
 
 type Event = (

@@ -166,8 +166,9 @@ def write(event: Event) -> None:
             write_line = log.warning if event.outcome == "failed" else log.info
             write_line("webhook", **fields, **outcome, ms=_ms(event.seconds), lag_ms=_ms(event.lag_seconds))
         case GarbageCollected() if event.message is None:
-            found = {"content": "left to `era gc`"} if event.is_left else {"blobs": event.blobs}
-            log.info("garbage_collected", **found, ms=_ms(event.seconds))
+            log.info("garbage_collected", blobs=event.blobs, ms=_ms(event.seconds))
+        case GarbageCollected(put_off=True):
+            log.info("garbage_put_off", reason=event.message)
         case GarbageCollected():
             log.warning("garbage_not_collected", error=event.message)
 

@@ -172,7 +172,7 @@ class Metrics:
                 self._notice_seconds.observe(event.seconds)
                 self._notice_lag.observe(event.lag_seconds)
             case GarbageCollected():
-                outcome = "failed" if event.message else "left" if event.is_left else "ok"
+                outcome = "put_off" if event.put_off else "failed" if event.message else "ok"
                 self._collections.labels(outcome).inc()
                 self._collection_seconds.observe(event.seconds)
                 self._removed.inc(event.blobs)
