@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from typing import Any, cast
 
 import httpx
@@ -127,21 +128,25 @@ def test_the_shortcut_streams_as_the_route(client: httpx.Client, session: MakeSe
 
 
 async def test_only_usual_requests_take_the_shortcut() -> None:
-    """The others reach the application as they are, with the body in the same pieces."""
+    """The others reach the application as they are: unread, or in one piece where they had to be read to know."""
     pieces: list[Message] = [
         {"type": "http.request", "body": b'{"code": ', "more_body": True},
         {"type": "http.request", "body": b'"", "codes": true}', "more_body": False},
     ]
+    whole: list[Message] = [{"type": "http.request", "body": b'{"code": "", "codes": true}', "more_body": False}]
+    gone: list[Message] = [{"type": "http.disconnect"}]
     reached: list[list[Message]] = []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        reached.append([await receive() for _ in pieces])
+        reached.append([await receive()])
+        while reached[-1][-1].get("more_body"):
+            reached[-1].append(await receive())
 
-    async def call(**changes: Any) -> None:
-        given = iter(pieces)
+    async def call(given: list[Message] = pieces, **changes: Any) -> None:
+        coming = iter(given)
 
         async def receive() -> Message:
-            return next(given)
+            return next(coming)
 
         async def send(_: Message) -> None:
             raise AssertionError("the application answers")
@@ -154,6 +159,9 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
         await hot(scope, receive, send)
 
     await call()  # with a field that there isn't
+    await call([*pieces[:1] * 3, *gone])
+    assert reached == [whole, gone]
+    reached.clear()
     await call(more=[(b"idempotency-key", b"k")])
     await call(more=[(b"last-event-id", b"1")])
     await call(more=[(b"content-type", b"text/plain")])
@@ -163,4 +171,29 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
     await call(path="/api/sessions/a/run/")
     await call(path="/api/sessions/a/streams")
     await call(type="websocket", path="/api/sessions/a/run")
-    assert reached == [pieces] * 10
+    assert reached == [pieces] * 9
+
+
+async def test_a_body_in_many_pieces_takes_no_more_memory_than_its_bytes() -> None:
+    count = 100_000
+
+    async def receive() -> Message:
+        nonlocal count
+        count -= 1
+        return {"type": "http.request", "body": b" ", "more_body": count > 0}
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        assert len((await receive())["body"]) == 100_000
+        assert scope["state"]["route"] == "/api/sessions/{session_id}/run"
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/api/sessions/a/run", "query_string": b"", "headers": headers}
+    routes = cast(list[APIRoute], runs.router.routes)
+    hot = HotRoutes(application, routes=routes, context=cast(Context, None), failed=cast(Any, None))
+    tracemalloc.start()
+    try:
+        await hot(scope, receive, cast(Any, None))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2_000_000

@@ -154,6 +154,12 @@ def test_execute_answers_json_to_whoever_takes_that(client: httpx.Client, accept
     assert checked(answer, ExecuteAnswer, EXECUTE_KEYS)["stdout"] == "1\n"
 
 
+def test_execute_answers_json_to_whoever_takes_that_in_a_second_header(client: httpx.Client) -> None:
+    headers = [("Accept", "text/event-stream"), ("Accept", "application/json")]
+    answer = client.post("/api/execute", json={"language": "python", "code": "print(1)"}, headers=headers)
+    assert checked(answer, ExecuteAnswer, EXECUTE_KEYS)["stdout"] == "1\n"
+
+
 def test_execute_refuses_a_stream_as_it_refuses_all_else(client: httpx.Client) -> None:
     wanted = {"language": "cobol", "code": "x"}
     refused(client.post("/api/execute", json=wanted, headers=STREAMED), 400, "cobol")

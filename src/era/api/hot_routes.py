@@ -124,16 +124,14 @@ class HotRoutes:
         if route is None or path is None or not _is_plain(scope["headers"], route):
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})["route"] = route.template  # whatever is raised while its body comes
         if route.body is not None:
-            messages = [await receive()]
-            while messages[-1].get("more_body"):
-                messages.append(await receive())
-            body = _parsed(messages, route.body)
+            message = await _whole(receive)
+            body = _parsed(message, route.body)
             if body is None:
-                await self._app(scope, _again(messages, receive), send)
+                await self._app(scope, _again(message, receive), send)
                 return
         request = Request(scope, receive)
-        request.state.route = route.template
         try:
             answer = await route.answer(request, self._context, path.groupdict(), body)
         except EraError as error:
@@ -159,22 +157,34 @@ def _is_plain(headers: Iterable[tuple[bytes, bytes]], route: _HotRoute) -> bool:
     return route.body is None or kinds == [b"application/json"]
 
 
-def _parsed(messages: list[Message], model: type[BaseModel]) -> BaseModel | None:
-    """The body of a request whose messages these are, None if it isn't valid or didn't come whole."""
-    if messages[-1]["type"] != "http.request":
+async def _whole(receive: Receive) -> Message:
+    """The body of a request in one message, or the last message where the client hangs up. The client decides how many
+    pieces its bytes come in, and a message takes far more memory than a byte: so no more than one is kept."""
+    message, content = await receive(), bytearray()
+    while message.get("more_body"):
+        content += message.get("body", b"")
+        message = await receive()
+    if not content or message["type"] != "http.request":
+        return message
+    return {**message, "body": bytes(content + message.get("body", b""))}
+
+
+def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
+    """The body in this message, None if it isn't valid or didn't come whole."""
+    if message["type"] != "http.request":
         return None
     try:
-        return model.model_validate(jsontext.loads(b"".join(message.get("body", b"") for message in messages)))
+        return model.model_validate(jsontext.loads(message.get("body", b"")))
     except (jsontext.JsonProblem, ValidationError):
         return None
 
 
-def _again(messages: list[Message], receive: Receive) -> Receive:
-    """A `receive` that gives these messages once more, and then goes on."""
-    given = iter(messages)
+def _again(message: Message, receive: Receive) -> Receive:
+    """A `receive` that gives this message once more, and then goes on."""
+    given = iter([message])
 
     async def receive_again() -> Message:
-        message = next(given, None)
-        return await receive() if message is None else message
+        first = next(given, None)
+        return await receive() if first is None else first
 
     return receive_again

@@ -188,7 +188,7 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         key_id=caller.key_id,
     )
     await context.audit.secrets(caller_of(request), "", request_.secrets)
-    if _wants_stream(request.headers.get("accept", "")):
+    if _wants_stream(",".join(request.headers.getlist("accept"))):
         events = context.runs.execute_streamed(request_)
         await anext(events)  # an error before the program has begun becomes an ordinary answer
         return event_stream(closing_run_events(events, partial(execute_outcome, language=chosen)))
