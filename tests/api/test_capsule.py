@@ -208,7 +208,8 @@ def test_clients_that_hang_up_leave_nothing(
     where = session()
     run(where, "import os; open('f', 'wb').write(os.urandom(16 << 20))")
     ready = len(runtimes())  # a new sandbox is made ready for the one that the run took, and has descriptors of its own
-    assert eventually(lambda: client.get("/health").json()["sandboxes"]["ready"] == ready)
+    with server.client(base_url=server.own_url) as at_home:
+        assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["ready"] == ready)
     open_before = len(os.listdir(f"/proc/{server.pid}/fd"))
     for _ in range(5):
         with client.stream("GET", f"/api/sessions/{where}/capsule") as answer:

@@ -9,11 +9,12 @@ import hmac
 import json
 import os
 import signal
+import sqlite3
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,44 @@ def test_a_call_passed_on_by_a_host_of_another_version(home: Home, client: httpx
             assert answer.status_code == status, answer.text
             assert answer.headers["x-request-id"] == said.get("request_id", answer.headers["x-request-id"])
             assert answer.json().get("sessions", []) == []
+
+
+def test_a_list_shows_what_sessions_do_at_another_host(home: Home, client: httpx.Client) -> None:
+    for name in ("runs", "live", "kernel", "idle"):
+        assert client.post("/api/sessions", json={"session_id": name, "language": "python"}).status_code == 201
+    start_in_background(client, "runs", "import time; time.sleep(600)")
+    start(client, "live", "exec sleep 600")
+    start(client, "live", "exec sleep 600")
+    assert client.post("/api/sessions/kernel/run", json={"code": "x = 1", "context": "a"}).status_code == 200
+    states = {"runs": ("running", 0), "live": ("live", 2), "kernel": ("live", 0), "idle": ("idle", 0)}
+
+    def shown(**query: str) -> dict[str, tuple[str, int]]:
+        listed = client.get("/api/sessions", params=query).json()["sessions"]
+        return {each["id"]: (each["status"], each["processes"]) for each in listed}
+
+    assert eventually(lambda: shown() == states), shown()
+    assert shown(status="live") == {"live": states["live"], "kernel": states["kernel"]}
+    assert client.delete("/api/sessions", params={"status": "idle"}).json()["deleted_sessions"] == ["idle"]
+    # Nobody but a host may ask.
+    assert client.get("/cluster/active", params={"owner": "default"}).status_code == 404
+
+
+def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: httpx.Client) -> None:
+    """A list doesn't wait for long, and what isn't known to be idle isn't deleted as such."""
+    assert client.post("/api/sessions", json={"session_id": "silent", "language": "python"}).status_code == 201
+    start(client, "silent", "exec sleep 600")
+    stopped = Path(f"/proc/{home.pid}/stat")
+    with closing(sqlite3.connect(home.content_dir / "era.sqlite", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")  # so that the home isn't paused with the lock
+        os.kill(home.pid, signal.SIGSTOP)
+        assert eventually(lambda: stopped.read_text().rpartition(")")[2].split()[0] == "T")
+        database.execute("ROLLBACK")
+    try:
+        assert [each["status"] for each in client.get("/api/sessions").json()["sessions"]] == ["idle"]
+        assert client.delete("/api/sessions", params={"status": "idle"}).json()["deleted_sessions"] == []
+    finally:
+        os.kill(home.pid, signal.SIGCONT)
+    assert eventually(lambda: client.get("/api/sessions").json()["sessions"][0]["status"] == "live")
 
 
 def test_a_key_made_at_one_host_is_known_at_the_home_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -42,6 +42,9 @@ class Rows:
 
     async def find(self, session: str | int) -> Place | None:
         return self.place
+
+    async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
+        return dict.fromkeys(session_keys, self.others["other"])
 
     async def take(self, session_key: int) -> Home:
         self.taken.append(session_key)

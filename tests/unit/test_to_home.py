@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from era.api.addresses import base_url, served_port
 from era.api.hop import HEADER, Hops
+from era.api.host_connections import HostConnections
 from era.api.to_home import ToHome
 from era.core.api_keys import Caller
 from era.core.homes import Home, Homes, Host, Place
@@ -93,6 +94,8 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
         session_of_site=lambda _: None,
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
+        connections=HostConnections(),
+        active=lambda _: {},
     )
     began = loop.time()
     if comes_after is not None:

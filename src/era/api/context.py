@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope
 
 from era import languages
+from era.api.other_hosts import OtherHosts, other_hosts
 from era.api.validation import body_hint, check_query, invalid, query_names
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
@@ -73,7 +75,7 @@ _MAX_ENV_BYTES = 1 << 20
 _MAX_VARIABLE_BYTES = 128 << 10  # Linux: MAX_ARG_STRLEN, the bound of one string of an environment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Context:
     """The core's services, put together by app.py."""
 
@@ -146,6 +148,11 @@ class Context:
 
     serves_at: Callable[[int, ASGIApp], None]
     """Called once this service listens, with its port and its application."""
+
+    @cached_property
+    def other_hosts(self) -> OtherHosts | None:
+        """The other hosts of the cluster; None outside of one."""
+        return other_hosts(self.settings, self.homes)
 
 
 async def context(request: Request) -> Context:
@@ -329,18 +336,50 @@ def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -
 
 
 def status_of(session: Session, context: Context) -> str:
-    """What a present session does now."""
+    """What a present session that is at home here does now."""
     if context.turns.taken(session.owned_id):
         return "running"
     return "idle" if context.live_sessions.get(session.key) is None else "live"
 
 
 def session_view(session: Session, context: Context) -> dict[str, Any]:
-    """The session object, as clients get it now."""
-    live = context.live_sessions.get(session.key)
-    running = 0 if live is None else len(live.processes.running)
-    limits = context.rules.in_api_units(session.limits)
-    return session_answer(session, status_of(session, context), limits, running)
+    """The session object, as clients get it now, of a session that is at home here."""
+    return _view(session, context, status_of(session, context), _processes(session.key, context))
+
+
+async def session_views(sessions: Sequence[Session], context: Context) -> list[dict[str, Any]]:
+    """The same of many sessions, at whatever host they are at home. `idle` stands for what a home doesn't tell."""
+    states = await states_of(sessions, context)
+    shown = [(session, *(states[session.key] or ("idle", 0))) for session in sessions]
+    return [_view(session, context, status, processes) for session, status, processes in shown]
+
+
+async def states_of(sessions: Sequence[Session], context: Context) -> Mapping[int, tuple[str, int] | None]:
+    """What present sessions of one owner do now and how many processes they have, by key; None where the home doesn't
+    tell."""
+    states: dict[int, tuple[str, int] | None] = {}
+    for each in sessions:
+        states[each.key] = status_of(each, context), _processes(each.key, context)
+    if context.other_hosts is not None:
+        states |= await context.other_hosts.active(sessions)
+    return states
+
+
+def active_here(owner: str, context: Context) -> JsonObject:
+    """What those of an owner's sessions do that are active here, by id, for another host (other_hosts.py)."""
+    live = {each.session.id: len(each.processes.running) for each in context.live_sessions.of_owner(owner)}
+    taken = [each.id for each in context.turns.all_taken() if isinstance(each, OwnedId) and each.owner == owner]
+    active = {name: ["live", processes] for name, processes in live.items()}
+    return active | {name: ["running", live.get(name, 0)] for name in taken}
+
+
+def _processes(session_key: int, context: Context) -> int:
+    live = context.live_sessions.get(session_key)
+    return 0 if live is None else len(live.processes.running)
+
+
+def _view(session: Session, context: Context, status: str, processes: int) -> dict[str, Any]:
+    return session_answer(session, status, context.rules.in_api_units(session.limits), processes)
 
 
 async def made_answer(made: Made, request: Request, context: Context, **how: str) -> Answer:

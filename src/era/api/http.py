@@ -39,10 +39,9 @@ from era.api import (
     watching,
     webhooks,
 )
-from era.api.context import Answer, BodyProblem, Context
+from era.api.context import Answer, BodyProblem, Context, active_here
 from era.api.elsewhere import path_hint, session_path_hint
 from era.api.guard import Guard, error_body, error_headers
-from era.api.hop import Hops
 from era.api.hot_routes import HotRoutes
 from era.api.mcp import Mcp
 from era.api.observing import Observing
@@ -102,8 +101,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
     app.add_middleware(HotRoutes, routes=app.state.routes, context=context, failed=_era_error)
     hops = None
-    if context.homes is not None and settings.cluster_secret is not None:
-        hops = Hops(settings.cluster_secret.get_secret_value(), context.homes, settings)
+    if context.homes is not None and context.other_hosts is not None:
+        hops = context.other_hosts.hops
         app.add_middleware(
             ToHome,
             homes=context.homes,
@@ -111,6 +110,8 @@ def build(settings: Settings, context: Context) -> FastAPI:
             session_of_site=context.sites.session_key,
             session_of_link=context.links.session_id,
             drain_seconds=settings.drain_seconds,
+            connections=context.other_hosts.connections,
+            active=lambda owner: active_here(owner, context),
         )
     app.add_middleware(
         Guard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -26,12 +27,13 @@ from era.api.context import (
     language,
     made_answer,
     session_view,
+    session_views,
     setup_of,
-    status_of,
+    states_of,
 )
 from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
-from era.core.models import now, timestamp
+from era.core.models import Session, now, timestamp
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
 from era.spelling import did_you_mean
@@ -138,7 +140,7 @@ async def list_sessions(
     sessions = await context.sessions.list(which)
     page = sessions[:limit]
     following = cursor_of(page[-1].key) if len(sessions) > len(page) else None
-    answers = [session_view(session, context) for session in page]
+    answers = await session_views(page, context)
     if status is not None:
         answers = [session for session in answers if session["status"] == status]
     answers = [{name: value for name, value in session.items() if name in shown} for session in answers]
@@ -188,9 +190,14 @@ async def delete_sessions(
             f"Sessions that are {status} are gone already.",
             hint="With purge=true they are deleted for good, and can't be restored.",
         )
+
+    async def selected(sessions: Sequence[Session]) -> Sequence[Session]:
+        states = await states_of(sessions, context)
+        return [session for session in sessions if (states[session.key] or ("unknown",))[0] == status]
+
     gone = await context.sessions.delete_all(
         _filter(owner, language_name, status, labels),
-        selected=(lambda session: status_of(session, context) == status) if status in _OF_NOW else None,
+        selected=selected if status in _OF_NOW else None,
         purge=purge,
     )
     await context.audit.record(caller_of(request), "session.delete", *gone, purge=purge)

@@ -19,36 +19,28 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import h11
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from era.api.cut_off import ask_when_idle, cut_off
+from era.api.context import Answer
+from era.api.cut_off import cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hops, target_of
-from era.api.tunnel import PIECE, connect
+from era.api.host_connections import CONNECT_SECONDS, Connection, HostConnections
+from era.api.other_hosts import ACTIVE_PATH, active_owner
 from era.core.homes import Homes, Host
+from era.core.models import JsonObject
 from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
 from era.wire.sessions import SESSION_ID
 
 log = structlog.get_logger()
 
-_CONNECT_SECONDS = 3.0
 _STOP_SECONDS = 10.0
 """What a host takes to end, once the time for its runs is over."""
-
-_IDLE_SECONDS = 2.0
-"""A connection that wasn't used for so long isn't used again: the other host is about to close it."""
-
-_MOST_IDLE = 64
-"""Connections to one host that are kept for the next calls."""
 
 _LOOK_SECONDS = 0.25
 _SILENT_SECONDS = 360.0
@@ -77,17 +69,21 @@ class ToHome:
         session_of_site: Callable[[Any], int | None],
         session_of_link: Callable[[str], str | None],
         drain_seconds: float,
+        connections: HostConnections,
+        active: Callable[[str], JsonObject],
     ) -> None:
         """`session_of_site` reads a session's key from the name of its site, `session_of_link` a session's id from the
-        token of a link. `drain_seconds` is how long a host that stops takes for its runs."""
+        token of a link. `drain_seconds` is how long a host that stops takes for its runs. `active` says which of an
+        owner's sessions are active here (other_hosts.py)."""
         self._app = app
         self._homes = homes
         self._hops = hops
         self._session_of_site = session_of_site
         self._session_of_link = session_of_link
         # A host that is lost is so after its lease, one that stops gives its sessions away once it has ended.
-        self._patience = max(1.5 * homes.lease_seconds, drain_seconds + _STOP_SECONDS) + _CONNECT_SECONDS
-        self._connections = _Connections()
+        self._patience = max(1.5 * homes.lease_seconds, drain_seconds + _STOP_SECONDS) + CONNECT_SECONDS
+        self._connections = connections
+        self._active = active
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer here, or have the home answer. Raises NoLease, SessionMoved, HomeUnreachable, HomeLost."""
@@ -96,6 +92,9 @@ class ToHome:
             return
         if "site" in scope["state"] or _ANSWERED.match(scope["path"]):
             self._homes.check_lease()
+        if "hop" in scope["state"] and scope["path"] == ACTIVE_PATH:
+            await Answer(self._active(active_owner(scope)))(scope, receive, send)
+            return
         session = self._session(scope)
         if session is None or (isinstance(session, str) and self._homes.is_here(session)):
             await self._here(scope, receive, send, session)
@@ -147,52 +146,6 @@ class ToHome:
         return True
 
 
-@dataclass(eq=False, slots=True)
-class _Connection:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    http: h11.Connection
-    used_at: float = 0.0
-
-
-class _Connections:
-    """Connections to other hosts, each for one request at a time."""
-
-    def __init__(self) -> None:
-        self._idle: dict[str, list[_Connection]] = {}
-        self._tls: ssl.SSLContext | None = None
-
-    async def to(self, url: str) -> _Connection:
-        """A connection to the host at this URL. Raises OSError."""
-        if not url:
-            raise ConnectionError("that host doesn't listen yet")
-        idle = self._idle.get(url, [])
-        while idle:
-            connection = idle.pop()
-            if time.monotonic() - connection.used_at < _IDLE_SECONDS and not connection.reader.at_eof():
-                connection.http.start_next_cycle()
-                return connection
-            connection.writer.transport.abort()
-        parts = urlsplit(url)
-        if parts.scheme == "https" and self._tls is None:
-            self._tls = await asyncio.to_thread(ssl.create_default_context)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        tls = self._tls if parts.scheme == "https" else None
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            reader, writer = await connect(host=parts.hostname, port=port, ssl=tls)
-        ask_when_idle(writer)
-        return _Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=PIECE))
-
-    def give_back(self, url: str, connection: _Connection, is_reusable: bool) -> None:
-        """Keep the connection for the next request, or close it."""
-        idle = self._idle.setdefault(url, [])
-        if is_reusable and len(idle) < _MOST_IDLE:
-            connection.used_at = time.monotonic()
-            idle.append(connection)
-        else:
-            connection.writer.transport.abort()
-
-
 class _ToHost(Exchange):
     """An exchange with the home of the session."""
 
@@ -201,7 +154,7 @@ class _ToHost(Exchange):
         scope: Scope,
         receive: Receive,
         send: Send,
-        connection: _Connection,
+        connection: Connection,
         header: bytes,
         homes: Homes,
         host: Host,

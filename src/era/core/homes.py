@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,6 +109,10 @@ class HomeStore(Protocol):
 
     async def find(self, session: str | int) -> Place | None:
         """Where the present session with this id or key is at home; None where there is no such session."""
+        ...
+
+    async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
+        """The hosts that aren't dead at which sessions are at home, by key, of those that have one."""
         ...
 
     async def take(self, session_key: int) -> Home:
@@ -257,6 +261,11 @@ class Homes:
         if isinstance(session, str):
             self._remember(session, place.session_key)
         return None
+
+    async def others(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
+        """The other hosts at which sessions are at home, by key."""
+        homes = await self._store.hosts_of(session_keys)
+        return {key: host for key, host in homes.items() if host.id != self._host.id}
 
     async def owns(self, session_key: int) -> bool:
         """Whether the session with this key is at home here, from now on if nobody else has it: so what is to be done

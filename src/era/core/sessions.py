@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,9 @@ from era.core.views import without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
 
 MAX_CODE_BYTES = 4 << 20
+
+type Select = Callable[[Sequence[Session]], Awaitable[Sequence[Session]]]
+"""Takes some of the sessions that it is given."""
 
 
 class Sessions:
@@ -179,14 +182,13 @@ class Sessions:
                 await self._pool.release(key)
 
     async def delete_all(
-        self, which: SessionFilter, *, selected: Callable[[Session], bool] | None = None, purge: bool = False
+        self, which: SessionFilter, *, selected: Select | None = None, purge: bool = False
     ) -> Sequence[str]:
-        """Delete every session that passes the filter at this moment, and is `selected`, if that is given. Returns
-        their ids. Sessions that are gone already can only be purged."""
+        """Delete every session that passes the filter at this moment, and that `selected` takes of those, if that is
+        given. Returns their ids. Sessions that are gone already can only be purged."""
         deleted = []
-        for session in await self.list(which):
-            if selected is not None and not selected(session):
-                continue
+        found = await self.list(which)
+        for session in found if selected is None else await selected(found):
             try:
                 if which.removed:
                     await self._store.purge_session(session.owned_id, key=session.key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from era.errors import RunUnderWay, TooManyWaiting
@@ -32,6 +32,10 @@ class Turns:
     def taken(self, session_id: Hashable) -> bool:
         """Whether somebody holds or waits for the session's turn."""
         return session_id in self._waiting
+
+    def all_taken(self) -> Collection[Hashable]:
+        """The sessions whose turns somebody holds or waits for."""
+        return self._waiting.keys()
 
     def check_free(self, session_id: Hashable) -> None:
         """Raises RunUnderWay where the session's turn is a long one, or is about to be."""

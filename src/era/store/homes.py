@@ -11,7 +11,7 @@ Which host a connection is of stands in its `info`, as a `Fence` that all connec
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, literal_column, select, update
@@ -38,6 +38,14 @@ _hold = Precompiled(_HOLD.with_for_update(read=True))
 _IS_THERE = select(sessions.c.key).where(sessions.c.key == bindparam("session"))
 _HOME = select(homes.c.host_id, homes.c.epoch).where(homes.c.session_key == bindparam("session")).with_for_update()
 _HOST = select(hosts.c.url).where(hosts.c.id == bindparam("host"), ~hosts.c.dead)
+_HOSTS_OF = (
+    select(homes.c.session_key, hosts.c.id, hosts.c.url)
+    .join(hosts, (hosts.c.id == homes.c.host_id) & ~hosts.c.dead)
+    .where(homes.c.session_key.in_(bindparam("keys", expanding=True)))
+)
+_AT_ONCE = 1000
+"""Sessions of which one query finds the hosts."""
+
 _MOVE = (
     update(homes)
     .where(homes.c.session_key == bindparam("session"))
@@ -130,6 +138,16 @@ class HomeRows:
             if row is None:
                 return None
             return Place(row.key, None if row.id is None else Home(Host(row.id, row.url), row.epoch))
+
+        return await self._database.read(job)
+
+    async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
+        def job(connection: Connection) -> Mapping[int, Host]:
+            found = {}
+            for start in range(0, len(session_keys), _AT_ONCE):
+                for row in connection.execute(_HOSTS_OF, {"keys": session_keys[start : start + _AT_ONCE]}):
+                    found[row.session_key] = Host(row.id, row.url)
+            return found
 
         return await self._database.read(job)
 

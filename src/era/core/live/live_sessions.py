@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -136,6 +136,10 @@ class LiveSessions:
         into the database. One that is being deleted may be told until its deletion is answered."""
         live = self._by_id.get(session_id)
         return live if live is not None and live.is_open and live.processes.running else None
+
+    def of_owner(self, owner: str) -> Sequence[LiveSession]:
+        """Those of an owner's in which something can be begun."""
+        return [live for live in self._live.values() if live.session.owner == owner and live.is_open]
 
     def count(self) -> int:
         return len(self._live)
