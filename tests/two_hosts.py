@@ -44,6 +44,9 @@ class Home(Server):
         host = (self.data_dir / "host-id").read_text()
         with closing(sqlite3.connect(self.content_dir / "era.sqlite")) as database:
             database.execute(_AT_HOME.format(host=host))
+            # As its next heartbeat says, which takes long with such a lease.
+            database.execute("UPDATE hosts SET url = ?", (self.own_url,))
+            database.commit()
         settings = {**self.settings, "ERA_SPARES": "0"}
         self.other = Server(self.data_dir.parent / f"{self.data_dir.name}-other", settings).start()
         self.url = self.other.url
