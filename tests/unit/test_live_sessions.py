@@ -254,6 +254,22 @@ async def test_idle_ones_are_put_away_and_busy_ones_are_not(directory: Path, tem
         assert (await core.processes.get(S, process.id)).reason == "Enough."
 
 
+async def test_one_is_idle_from_its_last_run_on(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era.core.live.live_sessions._LOOK_SECONDS", 0.02)
+    async with Core.opened(directory, template, keep_alive=60) as core:
+        session = await core.session()
+        process = await start(core, "exec sleep 100")
+        live = core.live_sessions.get(session.key)
+        assert live is not None
+        await core.run("print(1)")
+        await core.processes.end(S, process.id, "Enough.")
+        live.used_at -= 100  # as if that had been long before the run
+        await asyncio.sleep(0.5)
+        assert core.live_sessions.get(session.key) is live
+
+
 async def test_files_of_sessions_that_keep_none_live_as_long_as_the_session_is_live(core: Core) -> None:
     await core.session(persistent=False)
     await start(core, "exec sleep 100")

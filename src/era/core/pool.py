@@ -355,6 +355,11 @@ class SandboxPool:
             warm.used_at = time.monotonic()
             self._make_way()
 
+    def used_at(self, session_key: int) -> float:
+        """When the session's sandbox was last used, by `time.monotonic()`; 0 where it has none."""
+        warm = self._warm.get(session_key)
+        return 0.0 if warm is None else warm.used_at
+
     def hold(self, session_key: int, lost: Lost) -> Sandbox | None:
         """Hold the sandbox that the session has, until `let_go`: it makes way for nobody, and runs get it as it is.
         `lost` is called before it is closed all the same. None where the session has none that is alive."""

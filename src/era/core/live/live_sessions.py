@@ -383,7 +383,9 @@ class LiveSessions:
 
     def _is_due(self, live: LiveSession) -> bool:
         busy = live.session_key in self._opening or self._parts.turns.taken(live.session_id)
-        return not busy and live.is_idle and time.monotonic() > live.used_at + self._keep_alive
+        # The pool knows when a run was committed, be it of a cell or an ordinary one.
+        used_at = max(live.used_at, self._parts.pool.used_at(live.session_key))
+        return not busy and live.is_idle and time.monotonic() > used_at + self._keep_alive
 
     async def _put_away_if_idle(self, live: LiveSession) -> None:
         if self._is_due(live) and live.is_open:
