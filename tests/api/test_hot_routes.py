@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import tracemalloc
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from era.api import runs
-from era.api.context import Context
+from era.api.context import Context, StrictRoute
 from era.api.hot_routes import HotRoutes
+from era.wire.runs import RunBody
 from tests.conftest import MakeSession
 
 ROUTE = {"Content-Type": "application/json; charset=utf-8"}
@@ -196,4 +199,33 @@ async def test_a_body_in_many_pieces_takes_no_more_memory_than_its_bytes() -> No
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert most < 2_000_000
+
+
+async def test_so_it_is_on_other_routes() -> None:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post("/x")
+    async def take(body: RunBody) -> Response:
+        assert body.code == "ab" * 100_000
+        return Response()
+
+    application = FastAPI()
+    application.include_router(router)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://era.example") as client:
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b'{"code": "'
+            for _ in range(100_000):
+                yield b"%s" % b"ab"  # an object for each, as from a socket
+            yield b'"}'
+
+        headers = {"Content-Type": "application/json"}
+        tracemalloc.start()
+        try:
+            answer = await client.post("/x", content=pieces(), headers=headers)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert answer.status_code == 200
     assert most < 2_000_000

@@ -182,7 +182,12 @@ class _StrictRequest(Request):
         self._body_type = body_type
 
     async def body(self) -> bytes:
-        return await super().body() or self._empty
+        if not hasattr(self, "_body"):  # where Starlette keeps it, but in pieces until it is whole
+            content = bytearray()
+            async for piece in self.stream():
+                content += piece
+            self._body = bytes(content)
+        return self._body or self._empty
 
     async def json(self) -> Any:
         try:

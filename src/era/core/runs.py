@@ -144,7 +144,7 @@ class Runs:
     async def execute(self, request: ExecuteRequest) -> Collected:
         """A run in a sandbox that is gone when this returns. Nothing of it is stored."""
         run = self._temporary_run(request)
-        return await asyncio.shield(asyncio.create_task(self._execute(request, run, lambda _: None)))
+        return await asyncio.shield(self._start_task(self._execute(request, run, lambda _: None)))
 
     async def execute_streamed(self, request: ExecuteRequest) -> AsyncGenerator[RunEvent]:
         """`execute`, told as `stream` tells a run. The program is ended where the caller stops listening: nobody else
@@ -188,7 +188,7 @@ class Runs:
             begun.set_result(_Begun(started, self._active_runs.get(started.run_id)))
 
         task = self._start_task(run(emit))
-        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # it takes both
+        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # a task and a future
         return task, begun.result() if begun.done() else None
 
     async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
