@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,6 +37,24 @@ START_SECONDS = STOP_SECONDS = 60.0
 
 THROUGH_ANOTHER_HOST = "--through-another-host"
 
+LONG = (
+    "sdk/test_typescript.py",
+    "hostile/test_model.py",
+    "hostile/test_neighbours.py",
+    "hostile/test_fuzz.py",
+    "hostile/test_failpoints.py",
+    "api/test_two_hosts.py",
+    "packages/test_builds.py",
+    "hostile/test_cut_off.py",
+    "client/test_start.py",
+    "hostile/test_half_open.py",
+    "hostile/test_power_loss.py",
+    "test_generated_clients.py",
+    "hostile/test_overlooked.py",
+    "api/test_dashboard_jobs.py",
+)
+"""Files of few tests that take more than half a minute. They begin first: no worker is left with one at the end."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     shown = "run the tests of a shared server, and reach it through a host of its cluster that isn't its sessions' home"
@@ -43,7 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With that option, leave out the tests for which it makes no difference."""
+    """Put files into the order in which workers are to begin them (scripts/test): long ones, then those of many tests.
+    With the option, leave out the tests for which it makes no difference."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG)}
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path]))
     if config.getoption(THROUGH_ANOTHER_HOST):
         concerned = [item for item in items if "kind_of_server" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in concerned])

@@ -171,4 +171,4 @@ def test_the_program_of_a_stream_that_nobody_reads_any_more_ends(client: httpx.C
     ) as answer:
         assert next(numbered(answer))[2]["content"] == "on\n"
         assert client.get("/api/storage/kv/ends/one").status_code == 404
-    eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)
+    assert eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Delegated:
     def remove(self) -> None:
         for group in self.groups:
             for below in (group / "service", group):
-                eventually(lambda below=below: _removed(below))  # type: ignore[misc]  # bound now
+                assert eventually(partial(_removed, below)), f"{below} is in use"
 
 
 def _removed(directory: Path) -> bool:
@@ -101,7 +102,11 @@ VACATE = """
 import os, sys
 from pathlib import Path
 from era.drivers import cgroups
-group, controller, vacate = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "vacate"
+group, controller, vacate, uid = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "vacate", int(sys.argv[4])
+(group / "cgroup.procs").write_text("0")
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
 try:
     if vacate:
         cgroups._vacate(group)
@@ -134,13 +139,11 @@ def tried(group: tuple[Path, str]) -> Try:
     directory, controller = group
 
     def tried(how: str) -> str:
-        enter = f'echo $$ > {directory}/cgroup.procs && exec setpriv --reuid {UID} --regid {UID} --clear-groups "$@"'
-        python = [sys.executable, "-c", VACATE, str(directory), controller, how]
+        python = [sys.executable, "-c", VACATE, str(directory), controller, how, str(UID)]
         source = str(Path(cgroups.__file__).parents[2])
         return subprocess.run(
-            ["sh", "-c", enter, "sh", *python], env={"PYTHONPATH": source}, capture_output=True, text=True, timeout=60,
-            check=True,
-        ).stdout.strip()  # fmt: skip
+            python, env={"PYTHONPATH": source}, capture_output=True, text=True, timeout=60, check=True
+        ).stdout.strip()
 
     return tried
 

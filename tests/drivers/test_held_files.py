@@ -84,7 +84,9 @@ def test_what_threads_have_is_found(
         assert process.stdout is not None
         process.stdout.readline()
         if program == FIRST_THREAD_ENDS:
-            eventually(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+            assert eventually(
+                lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            )
         held = processes.held([process.pid], device)
         assert held is not None
         assert file.stat().st_ino in held.open

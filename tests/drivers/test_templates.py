@@ -168,7 +168,7 @@ def test_all_processes_are_in_the_sandbox_s_namespaces_and_groups(request: pytes
     made = request.getfixturevalue(way)
     sandbox, other = made.make(), made.make()
     assert sandbox._group is not None
-    eventually(lambda: sandbox._group is not None and len(sandbox._group.processes()) >= 2)
+    assert eventually(lambda: sandbox._group is not None and len(sandbox._group.processes()) >= 2)
     pids = sandbox._group.processes()
     assert sandbox._init_pid in pids
     ours = namespaces(sandbox._init_pid)
@@ -372,14 +372,14 @@ def test_a_hash_seed_is_shared_by_so_many_and_no_more(weak_sandboxes: Sandboxes)
         return len(set(hashes))
 
     first = weak_sandboxes.driver.templates._current.pid
-    eventually(lambda: seeds() >= 3)
+    assert eventually(lambda: seeds() >= 3)
     assert len(set(hashes)) >= 3
     assert max(map(hashes.count, hashes)) <= 6  # those that are made while the next template starts count, too
     assert is_running(first)
     for sandbox in made:
         weak_sandboxes.close(sandbox)
     weak_sandboxes.make()
-    eventually(lambda: weak_sandboxes.make() and not is_running(first))
+    assert eventually(lambda: weak_sandboxes.make() and not is_running(first))
     assert not is_running(first)
 
 
@@ -399,7 +399,7 @@ def test_sandboxes_die_with_their_template_and_others_are_made(weak_sandboxes: S
     old = weak_sandboxes.make()
     template = weak_sandboxes.driver.templates._current
     os.kill(template.pid, 9)
-    eventually(lambda: not is_running(old._init_pid))
+    assert eventually(lambda: not is_running(old._init_pid))
     assert not is_running(old._init_pid)
     made: list[BubblewrapSandbox] = []
 
@@ -408,7 +408,7 @@ def test_sandboxes_die_with_their_template_and_others_are_made(weak_sandboxes: S
         assert run(weak_sandboxes, made[-1], "print('well')") == "well\n"
         return made[-1].is_forked
 
-    eventually(forked_again)
+    assert eventually(forked_again)
     assert not made[0].is_forked  # which didn't have to wait for another template
     assert made[-1].is_forked
 

@@ -86,7 +86,7 @@ class ForkedServer(Server):
         """Begin to time the iterations of its event loop."""
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGUSR2)
-        eventually(lambda: _TIMING in self.log)
+        assert eventually(lambda: _TIMING in self.log)
 
     def longest_iteration(self) -> float:
         """How long an iteration of its event loop took at most since then, in seconds of its thread on a processor: so

@@ -95,7 +95,7 @@ def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: MakeSer
 
 def assert_no_process(processes: list[int]) -> None:
     """Assert that these processes end."""
-    eventually(lambda: not any(map(is_running, processes)))
+    assert eventually(lambda: not any(map(is_running, processes)))
     assert [pid for pid in processes if is_running(pid)] == []
 
 

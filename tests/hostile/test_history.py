@@ -46,7 +46,7 @@ def stored(server: ForkedServer) -> int:
         sizes.append(size())
         return len(sizes) > 20 and len(set(sizes[-20:])) == 1
 
-    eventually(settled)
+    assert eventually(settled)
     return sizes[-1]
 
 

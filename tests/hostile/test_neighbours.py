@@ -43,7 +43,7 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
             until = server.processor_seconds() + _BUSY_SECONDS
             if weakness is None:
                 run(server)
-            eventually(lambda: server.processor_seconds() > until, seconds=300)
+            assert eventually(lambda: server.processor_seconds() > until, seconds=300)
         return server.longest_iteration()
     finally:
         server.stop()

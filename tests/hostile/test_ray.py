@@ -160,7 +160,7 @@ def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
             pid = json.loads(note.read_text())["pid"]
             if pid and is_running(pid):
                 os.kill(pid, signal.SIGTERM)
-                eventually(partial(has_ended, pid))
+                assert eventually(partial(has_ended, pid))
         below = descendants(process.pid)
         stop(process)
         shutil.rmtree(directory, ignore_errors=True)

@@ -330,9 +330,11 @@ print(value)
 def test_progress_and_cancellation_without_a_session(
     server: Server, client: httpx.Client, way: str, tool: str, code: str
 ) -> None:
-    program = TELLS_ITS_END if code == "code" else f"python3 - <<'END'\n{TELLS_ITS_END}\nEND"
+    program = TELLS_ITS_END if code == "code" else f"exec python3 - <<'END'\n{TELLS_ITS_END}\nEND"
     if "handshake" in way:
         pytest.skip("a cancellation in that form can't be told whose it is, see below")
+
+    client.delete("/api/storage/kv/ends/one")
 
     async def work(connected: Client) -> None:
         said: list[str] = []
@@ -346,7 +348,7 @@ def test_progress_and_cancellation_without_a_session(
         assert said == ["on\n"]
 
     used(server, way, work)
-    eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)
+    assert eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)
 
 
 @pytest.mark.parametrize("way", ["http", "stdio"])
@@ -472,5 +474,5 @@ def test_a_client_that_hangs_up_stops_its_run(server: Server, client: httpx.Clie
 
     headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
     with httpx.stream("POST", f"{server.url}/mcp", json=body, headers=headers, timeout=60):
-        eventually(lambda: status() == "running")
-    eventually(lambda: status() == "killed")
+        assert eventually(lambda: status() == "running")
+    assert eventually(lambda: status() == "killed")

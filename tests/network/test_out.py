@@ -277,7 +277,7 @@ def came_to(name: str) -> list[dict[str, Any]]:
 
 def received(name: str, count: int) -> list[dict[str, Any]]:
     """What came to a webhook of this name in the world, once so much did."""
-    eventually(lambda: len(came_to(name)) >= count)
+    assert eventually(lambda: len(came_to(name)) >= count)
     found = came_to(name)
     assert len(found) == count, found
     return found
@@ -321,7 +321,7 @@ def test_a_notice_arrives_by_tls_and_by_http(served: NetServer, session: NewSess
             first, again = received("late", 2)
             assert first["body"] == again["body"]
             path = f"/api/webhooks/{by_tls['id']}/deliveries"
-            eventually(lambda: client.get(path).json()["deliveries"][0]["status"] == "done")
+            assert eventually(lambda: client.get(path).json()["deliveries"][0]["status"] == "done")
             delivery = client.get(path).json()["deliveries"][0]
             assert (delivery["id"], delivery["http_status"], delivery["tries"]) == (told["id"], 200, 1)
             replayed = client.post(f"{path}/{delivery['id']}/replay")

@@ -154,7 +154,7 @@ def test_nothing_that_is_users_is_in_the_log(server: WeakServer, client: httpx.C
         },
     )
     assert made.status_code == 201, made.text
-    eventually(lambda: client.get(where).json()["setup_status"] == "failed")
+    assert eventually(lambda: client.get(where).json()["setup_status"] == "failed")
     code = f"""
 import os, sys
 print('{CANARY}', os.environ['VAR'], os.environ['TOKEN'])
