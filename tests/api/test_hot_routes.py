@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -85,6 +86,24 @@ def test_the_shortcut_runs_as_the_route(client: httpx.Client, session: MakeSessi
     assert shortcut == route
 
 
+def test_a_key_is_the_same_by_the_shortcut_and_by_the_route(client: httpx.Client, session: MakeSession) -> None:
+    where = f"/api/sessions/{session()}/run"
+    code = json.dumps({"code": "import time; print(time.time_ns())"})
+    keys = {"Idempotency-Key": "one"}
+    first, again = (client.post(where, content=code, headers=kind | keys) for kind in (SHORTCUT, ROUTE))
+    third = client.post(where, content=code, headers=SHORTCUT | keys)
+    assert first.json() == again.json() == third.json()
+    assert [got.headers.get("idempotent-replay") for got in (first, again, third)] == [None, "true", "true"]
+    for kind in (SHORTCUT, ROUTE):
+        other = client.post(where, content=BODIES["plain"], headers=kind | keys)
+        assert (other.status_code, other.json()["code"]) == (409, "idempotency_mismatch")
+        assert (
+            client.post(where, content=code, headers=kind | {"Idempotency-Key": "k" * 300}).json()["code"] == "bad_key"
+        )
+        two = [*kind.items(), ("Idempotency-Key", "two"), ("Idempotency-Key", "three")]
+        assert client.post(where, content=code, headers=two).json()["code"] == "bad_key"
+
+
 @pytest.mark.parametrize("where", ["nobody", "a%20b", "a" * 200, "%2e%2e"])
 @pytest.mark.parametrize(
     ("method", "call"), [("POST", "/run"), ("POST", "/processes"), ("GET", ""), ("PUT", "/files/a")]
@@ -165,7 +184,6 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
     await call([*pieces[:1] * 3, *gone])
     assert reached == [whole, gone]
     reached.clear()
-    await call(more=[(b"idempotency-key", b"k")])
     await call(more=[(b"last-event-id", b"1")])
     await call(more=[(b"content-type", b"text/plain")])
     await call(headers=[])
@@ -174,7 +192,7 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
     await call(path="/api/sessions/a/run/")
     await call(path="/api/sessions/a/streams")
     await call(type="websocket", path="/api/sessions/a/run")
-    assert reached == [pieces] * 9
+    assert reached == [pieces] * 8
 
 
 async def test_a_body_in_many_pieces_takes_no_more_memory_than_its_bytes() -> None:

@@ -3,9 +3,9 @@ read and write a file.
 
 FastAPI finds out anew for each request which route it is for, what its parameters and dependencies are, and in which
 order to call them; for these calls that costs more than the rest of the API. So a middleware calls the very functions
-of these routes for requests that are as nearly all are. Whatever is unusual about a request, such as a query, a header
-that matters or an invalid body, is left to FastAPI, which the request reaches as if nothing had happened. So nothing
-is refused here, and the two can't differ in what they refuse.
+of these routes for requests that are as nearly all are. Whatever is unusual about a request, such as a query or an
+invalid body, is left to FastAPI, which the request reaches as if nothing had happened. So there are no checks of their
+own here, and the two can't differ in what they refuse.
 """
 
 from __future__ import annotations
@@ -39,28 +39,26 @@ HOT: Sequence[Callable[..., Any]] = (
 )
 """The functions of these routes."""
 
-type _Given = Callable[[Request, Context, Mapping[str, str]], Awaitable[Any]]
-
-
-async def _nothing(*_: object) -> None:
-    """What a header stands for that isn't there."""
+type _Resolver = Callable[[Request, Context, Mapping[str, str]], Awaitable[Any]]
 
 
 async def _from_the_start(*_: object) -> int:
     return 0
 
 
-_DEPENDENCIES: Mapping[Callable[..., Any] | None, _Given] = {
+_DEPENDENCIES: Mapping[Callable[..., Any] | None, _Resolver] = {
     dependencies.context: lambda request, context, path: dependencies.context(request),
     dependencies.owned_id: lambda request, context, path: dependencies.owned_id(path["session_id"], request),
     dependencies.caller_id: lambda request, context, path: dependencies.caller_id(request),
-    dependencies.idempotency_key: _nothing,
+    dependencies.idempotency_key: lambda request, context, path: dependencies.idempotency_key(request),
     resumed_after: _from_the_start,
     files.path_in_url: lambda request, context, path: files.path_in_url(request),
 }
-"""How the dependencies of these routes are had without FastAPI. The headers of two of them make a request unusual."""
+"""How the dependencies of these routes are had without FastAPI."""
 
-_UNUSUAL = (b"idempotency-key", b"last-event-id")
+_UNUSUAL = b"last-event-id"
+"""The header that `_from_the_start` can do without: requests that have it are left to FastAPI."""
+
 _PARAMETER = re.compile(r"\{(\w+)(:rest)?\}")
 
 
@@ -84,8 +82,8 @@ class _HotRoute:
     ) -> Response:
         """What the function answers. Raises EraError."""
         arguments: dict[str, Any] = {name: path[name] for name in self._of_path}
-        for name, given in self._dependencies:
-            arguments[str(name)] = await given(request, context, path)
+        for name, resolve in self._dependencies:
+            arguments[str(name)] = await resolve(request, context, path)
         if self._request is not None:
             arguments[self._request] = request
         if body is not None:
@@ -150,7 +148,7 @@ def _is_plain(headers: Iterable[tuple[bytes, bytes]], route: _HotRoute) -> bool:
     """Whether a request has JSON where its route takes that, and no header that matters besides."""
     kinds = []
     for name, value in headers:
-        if name in _UNUSUAL:
+        if name == _UNUSUAL:
             return False
         if name == b"content-type":
             kinds.append(value)
