@@ -57,6 +57,7 @@ async def test_a_copy_stays_as_it_is(tmp_path: Path) -> None:
 
 
 async def test_it_is_closed_with_or_without_being_told(tmp_path: Path) -> None:
+    gc.collect()  # what other tests have left open
     before = len(os.listdir("/proc/self/fd"))
     made = [await written(tmp_path, some(MEMORY_BYTES + 1)) for _ in range(3)]
     made[0].close()

@@ -410,7 +410,8 @@ class BubblewrapSandbox:
             try:
                 self._process.wait(1)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                # Its group, since what it has cloned may still wait for it to map users, and would for ever.
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         if self._group is not None:
             self._group.remove()

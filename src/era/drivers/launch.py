@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def launch(
             if not info:
                 raise SandboxFailed("bubblewrap did not make the sandbox.")
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has cloned, which may wait for it
             process.wait()
             raise
         return Launched(process, json.loads(info)["child-pid"])

@@ -33,10 +33,12 @@ _ERROR_CHARACTERS = 2_000
 _START = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with the service
+if os.getppid() != int(sys.argv[1]):  # which died before that
+    os._exit(1)
 os.umask(0o022)  # the uids of sandboxes must be able to read the result
-if sys.argv[1] == "idle":
+if sys.argv[2] == "idle":
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-os.execv(sys.argv[2], sys.argv[2:])
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
@@ -116,7 +118,7 @@ async def _run(command: Sequence[str], environment: Mapping[str, str], *, idle: 
     """Run a program to its end; it is killed, with all it started, if this task is cancelled. Raises PreparationFailed,
     OSError."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-c", _START, "idle" if idle else "usual", *command),
+        *(sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), "idle" if idle else "usual", *command),
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,

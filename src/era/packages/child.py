@@ -43,7 +43,6 @@ def show(stage: str, binds: dict[str, str]) -> None:
 
 def main() -> None:
     plan = marshal.load(sys.stdin.buffer)  # noqa: S302  from the service, and faster than importing json
-    parent = os.getppid()
     if plan["uid"] is not None:
         show(plan["stage"], plan["binds"])
         os.setgroups([])
@@ -51,7 +50,7 @@ def main() -> None:
         os.setresuid(plan["uid"], plan["uid"], plan["uid"])
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != plan["parent"]:  # it died before that, perhaps before this had even begun
         os._exit(1)
     for name, value in plan["rlimits"].items():
         most = resource.getrlimit(getattr(resource, name))[1]

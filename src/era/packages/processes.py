@@ -92,6 +92,7 @@ class Processes:
         `say` gets the output as it comes. Raises SetupFailed where it takes too long or too much space."""
         shown = {"work": os.fspath(scratch), **{name: self._shown[name] for name in names}}
         plan = {
+            "parent": os.getpid(),
             "uid": uid,
             "stage": _STAGE,
             "binds": shown,

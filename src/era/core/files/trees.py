@@ -539,7 +539,7 @@ def opened(parent: int, name: str, mode: int) -> Iterator[int]:
     """
     needs_chmod = _needs_chmod(mode)
     if needs_chmod:
-        _change_mode(parent, name, mode | 0o500)
+        change_mode(parent, name, mode | 0o500)
     try:
         with closing(os.open(on_disk(name), DIRECTORY if stat.S_ISDIR(mode) else _FILE, dir_fd=parent)) as fd:
             if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
@@ -547,7 +547,7 @@ def opened(parent: int, name: str, mode: int) -> Iterator[int]:
             yield fd
     finally:
         if needs_chmod:
-            _change_mode(parent, name, mode)
+            change_mode(parent, name, mode)
 
 
 @contextmanager
@@ -555,7 +555,7 @@ def opened_directory(parent: int, name: str) -> Iterator[int]:
     """Open a directory to change its content, even if its mode forbids that. The mode is left as it is then."""
     mode = os.stat(on_disk(name), dir_fd=parent, follow_symlinks=False).st_mode
     if mode & 0o700 != 0o700 and os.geteuid() != 0:
-        _change_mode(parent, name, mode | 0o700)
+        change_mode(parent, name, mode | 0o700)
     with closing(os.open(on_disk(name), DIRECTORY, dir_fd=parent)) as fd:
         yield fd
 
@@ -590,7 +590,7 @@ def _needs_chmod(mode: int) -> bool:
     return mode & needed != needed and os.geteuid() != 0
 
 
-def _change_mode(parent: int, name: str, mode: int) -> None:
+def change_mode(parent: int, name: str, mode: int) -> None:
     """Set the permission bits of a file or directory, which must be of the kind that `mode` (an st_mode) says."""
     # chmod(2) would follow a link, and fchmod(2) needs a file that can be opened. A path descriptor avoids both.
     with closing(os.open(on_disk(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
