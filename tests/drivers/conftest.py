@@ -45,8 +45,18 @@ def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def _is_of(made: Sandboxes, pid: int) -> bool:
     """Whether a process belongs to these sandboxes, and not to others that a module has besides. Where there are no
-    control groups, each is taken to."""
-    if made.driver.cgroups is None or (made.driver.templates and pid == made.driver.templates._current.pid):
+    control groups, each in a sandbox is taken to that isn't known to be of the others, and each bubblewrap."""
+    if made.driver.cgroups is None:
+        if any(pid in other.processes() for other in Sandboxes.all - {made}):
+            return False
+        try:
+            inside = Path(f"/proc/{pid}/ns/user").readlink() != Path("/proc/self/ns/user").readlink()
+            return inside or Path(f"/proc/{pid}/comm").read_text() == "bwrap\n"
+        except PermissionError:
+            return True  # the processes of a sandbox let nobody look at their namespaces
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    if made.driver.templates and pid == made.driver.templates._current.pid:
         return True
     with contextlib.suppress(OSError):
         return made.cgroup_name in Path(f"/proc/{pid}/cgroup").read_text()

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 from era import languages
@@ -20,6 +20,7 @@ from era.core.program import CODE_ALONE, Ended, Invocation, Limits, Output, Prog
 from era.drivers import bubblewrap, gvisor, seccomp
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
+from tests.conftest import descendants
 from tests.drivers import guest_listeners
 from tests.drivers.fake import FakeDriver, FakeSandbox
 
@@ -84,6 +85,9 @@ class Result:
 class Sandboxes:
     """A driver of the test's own, one of DRIVERS, and sandboxes from it."""
 
+    all: ClassVar[set[Sandboxes]] = set()
+    """Those that have not been stopped."""
+
     def __init__(
         self,
         directory: Path,
@@ -94,6 +98,7 @@ class Sandboxes:
         cgroup_name: str = "",
     ) -> None:
         """`self_tested` are the languages of the driver's self-test."""
+        self.all.add(self)
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
@@ -197,6 +202,15 @@ class Sandboxes:
     def stop(self) -> None:
         self._runner.run(self.driver.stop())
         self._runner.close()
+        self.all.discard(self)
+
+    def processes(self) -> set[int]:
+        """The processes of the sandboxes that it has now."""
+        found: set[int] = set()
+        for sandbox in self.driver._sandboxes:
+            own = {sandbox._init_pid, sandbox._process.pid if sandbox._process else -1}
+            found.update(own, *map(descendants, own))
+        return found
 
     @contextmanager
     def _weakened(self) -> Iterator[None]:
