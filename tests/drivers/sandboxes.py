@@ -208,7 +208,7 @@ class Sandboxes:
         """The processes of the sandboxes that it has now."""
         found: set[int] = set()
         for sandbox in self.driver._sandboxes:
-            own = {sandbox._init_pid, sandbox._process.pid if sandbox._process else -1}
+            own = {sandbox._init_pid, sandbox._process.pid if sandbox._process else 0} - {0}
             found.update(own, *map(descendants, own))
         return found
 

@@ -11,6 +11,7 @@ import json
 import pkgutil
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 directory, address, key, calls = sys.argv[1:]
@@ -55,7 +56,7 @@ modules = {
     for _, name, _ in pkgutil.iter_modules(importlib.import_module(tag.name).__path__, f"{tag.name}.")
 }
 with made.AuthenticatedClient(base_url=address, token=key, timeout=60) as client:
-    for call in json.load(open(calls)):  # noqa: SIM115  it is a script that ends soon
+    for call in json.loads(Path(calls).read_text()):
         function = importlib.import_module(modules[call["operation"]]).sync_detailed
         takes = inspect.signature(function).parameters
         given = {name: value for name, value in filled(call["path"]).items() if name in takes} | call["query"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,14 +86,9 @@ class Runs:
         The run goes on when the caller stops listening.
         """
         task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
-        if begun is not None:
-            transcript = begun.started.transcript.share()
-            yield begun.started
-            async for piece in transcript.pieces():
-                yield piece
-        done = await asyncio.shield(task)
-        done.close()
-        yield done.result
+        async with aclosing(_told(task, begun)) as events:
+            async for event in events:
+                yield event
 
     async def run(
         self, session_id: OwnedId, request: RunRequest, started: Callable[[str], Awaitable[None]] | None = None
@@ -152,14 +147,9 @@ class Runs:
         run = self._temporary_run(request)
         task, begun = await self._started_task(partial(self._execute, request, run))
         try:
-            if begun is not None:
-                transcript = begun.started.transcript.share()
-                yield begun.started
-                async for piece in transcript.pieces():
-                    yield piece
-            done = await asyncio.shield(task)
-            done.close()
-            yield done.result
+            async with aclosing(_told(task, begun)) as events:
+                async for event in events:
+                    yield event
         finally:
             if not task.done():
                 run.stop_soon()
@@ -188,7 +178,8 @@ class Runs:
             begun.set_result(_Begun(started, self._active_runs.get(started.run_id)))
 
         task = self._start_task(run(emit))
-        await asyncio.wait([task, begun], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # a task and a future
+        either: set[asyncio.Future[Any]] = {task, begun}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return task, begun.result() if begun.done() else None
 
     async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
@@ -388,6 +379,18 @@ def _kind_of(request: RunRequest) -> str:
     if request.context is not None:
         return "cell"
     return "background" if request.background else "run"
+
+
+async def _told(task: asyncio.Task[Collected], begun: _Begun | None) -> AsyncGenerator[RunEvent]:
+    """What a run that was started is told as: see Runs.stream."""
+    if begun is not None:
+        transcript = begun.started.transcript.share()
+        yield begun.started
+        async for piece in transcript.pieces():
+            yield piece
+    done = await asyncio.shield(task)
+    done.close()
+    yield done.result
 
 
 def _end_unheard(task: asyncio.Task[Collected]) -> None:

@@ -54,15 +54,15 @@ def move(source: int, target: int, tree: Tree) -> Tree:
         raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
     if set(os.listdir(source)) - {STATE_FILE} != set(names):
         raise OSError(errno.ESTALE, "a directory isn't what it was")
+    # A directory that moves gets another `..`, which is written into it: only root can move one that isn't writable.
+    modes = {} if os.geteuid() == 0 else {name: stat.S_IFDIR | below.mode for name, below in tree.trees.items()}
+    shut = {name: mode for name, mode in modes.items() if not mode & stat.S_IWUSR}
     for name in names:
-        mode = stat.S_IFDIR | tree.trees[name].mode if name in tree.trees else 0
-        # A directory that moves gets another `..`, which is written into it: it must be writable, but to root.
-        is_shut = bool(mode) and not mode & stat.S_IWUSR and os.geteuid() != 0
-        if is_shut:
-            trees.change_mode(source, name, mode | stat.S_IWUSR)
+        if name in shut:
+            trees.change_mode(source, name, shut[name] | stat.S_IWUSR)
         os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-        if is_shut:
-            trees.change_mode(target, name, mode)
+        if name in shut:
+            trees.change_mode(target, name, shut[name])
     had, has = os.fstat(source), os.fstat(target)
     moved = _moved(target, tree, None if had.st_uid == has.st_uid else (has.st_uid, has.st_gid))
     _wait_for_the_next_tick()
