@@ -244,7 +244,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         with alone(settings):
             databases = await d1_databases.opened(in_rows, as_files, copies, settings.storage_database_mb << 20)
         if homes is not None:
-            homes.each_beat(api_keys.open, quotas.open, store.webhooks.open, databases.measure_all)
+            homes.shares(api_keys.open, quotas.open, store.webhooks.open)
+            homes.each_beat(databases.measure_all)
         storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20, quotas)
         await storage.open()
         try:

@@ -84,7 +84,7 @@ def test_the_use_of_secrets_is_recorded_without_their_values(owners: Owners) -> 
     assert outside["details"] == used
     assert "canary" not in str(entries(owners.operator, limit=1000))
     assert "canary" not in owners.server.log
-    rows = b"".join(path.read_bytes() for path in owners.server.data_dir.glob("era.sqlite*"))
+    rows = b"".join(path.read_bytes() for path in owners.server.content_dir.glob("era.sqlite*"))
     assert b"api.example.test" in rows
     assert b"canary-of-the-secret" not in rows
 

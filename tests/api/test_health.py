@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 import httpx
 import jsonschema_rs
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import MakeSession, Run
+from tests.conftest import MakeSession, Run, Server
 
 
 def test_health_describes_the_service(client: httpx.Client) -> None:
@@ -29,6 +31,13 @@ def test_the_operator_sees_limits_and_findings(client: httpx.Client) -> None:
     assert all(each["there"] or each["remedy"] for each in body["findings"])
 
 
+@pytest.fixture
+def at_home(server: Server) -> Iterator[httpx.Client]:
+    """A client of the host that does what is asked for: each tells of itself."""
+    with server.client(base_url=server.own_url) as client:
+        yield client
+
+
 def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
     """The samples of /metrics, by name and label values."""
     answer = client.get("/metrics")
@@ -40,12 +49,12 @@ def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_metrics_count_sessions_and_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    assert samples(client)["era_sessions", ()] == 0
+def test_metrics_count_sessions_and_runs(at_home: httpx.Client, session: MakeSession, run: Run) -> None:
+    assert samples(at_home)["era_sessions", ()] == 0
     where = session()
-    before = samples(client)
+    before = samples(at_home)
     run(where, "1/0")
-    after = samples(client)
+    after = samples(at_home)
     assert after["era_sessions", ()] == 1
     assert after["era_sandboxes", ("live",)] == 1
     key = ("era_runs", ("failed",))

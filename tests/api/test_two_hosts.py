@@ -23,6 +23,7 @@ import pytest
 
 from tests.api.guest_servers import start_in_background
 from tests.api.live import Terminal, process, start
+from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
 from tests.two_hosts import SECRET, Home
@@ -294,16 +295,46 @@ def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: http
     assert eventually(lambda: client.get("/api/sessions").json()["sessions"][0]["status"] == "live")
 
 
-def test_a_key_made_at_one_host_is_known_at_the_home_at_once(tmp_path: Path) -> None:
-    operator = {"Authorization": "Bearer the operator's key"}
-    home = Home(tmp_path / "data", {"ERA_SPARES": "0", "ERA_API_KEY": "the operator's key"}).start()
-    try:
-        with home.client(headers=operator) as client:
-            made = client.post("/api/keys", json={"owner": "ann"}).json()
-        with home.client(headers={"Authorization": f"Bearer {made['key']}"}) as client:
-            assert client.post("/api/sessions", json={"session_id": "hers", "language": "python"}).status_code == 201
-            link = client.post("/api/sessions/hers/links", json={"path": "a", "method": "PUT"})
-            assert link.status_code == 201, link.text
-            assert client.put(link.json()["url"], content=b"x").json()["size"] == 1
-    finally:
-        home.stop()
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home that only those with a key may call."""
+    data_dir = tmp_path_factory.mktemp("keyed") / "data"
+    home = Home(data_dir, {"ERA_SPARES": "0", "ERA_API_KEY": OPERATOR_KEY}).start()
+    yield home
+    assert home.stop() == 0, home.log
+    assert "Traceback" not in home.log, home.log
+
+
+def test_a_key_made_at_one_host_is_known_at_the_home_at_once(keyed: Home) -> None:
+    with client_with_key(keyed, new_key(keyed, "ann")["key"]) as client:
+        assert client.post("/api/sessions", json={"session_id": "hers", "language": "python"}).status_code == 201
+        link = client.post("/api/sessions/hers/links", json={"path": "a", "method": "PUT"})
+        assert link.status_code == 201, link.text
+        assert client.put(link.json()["url"], content=b"x").json()["size"] == 1
+
+
+def test_what_is_changed_at_one_host_holds_at_the_others_once_that_is_answered(keyed: Home) -> None:
+    key, home = new_key(keyed, "bea"), keyed.at_home()
+    where = f"/api/keys/{key['id']}"
+    with (
+        client_with_key(keyed, OPERATOR_KEY) as operator,
+        client_with_key(home, key["key"]) as bea,
+        client_with_key(home, OPERATOR_KEY) as operator_at_home,
+    ):
+        assert bea.get("/api/quotas").json()["key"]["quotas"] == {}
+        assert operator.patch(where, json={"quotas": {"sessions": 3}}).is_success
+        assert bea.get("/api/quotas").json()["key"]["quotas"] == {"sessions": 3}
+        assert operator.patch("/api/owners/bea", json={"quotas": {"sessions": 2}}).is_success
+        assert bea.get("/api/quotas").json()["quotas"]["sessions"] == 2
+        made = operator.post("/api/webhooks", json={"url": "http://203.0.113.7/era", "events": ["run.ended"]}).json()
+        assert operator.post("/api/sessions", json={"session_id": "told", "language": "python"}).is_success
+        assert operator.post("/api/sessions/told/run", json={"code": "1"}).is_success  # at the home
+        told = operator_at_home.get(f"/api/webhooks/{made['id']}/deliveries").json()["deliveries"]
+        assert [each["event"] for each in told] == ["run.ended"]
+        assert operator.delete(f"/api/webhooks/{made['id']}").is_success
+        rotated = operator.post(f"{where}/rotate", json={"grace_seconds": 0}).json()["key"]
+        assert bea.get("/api/quotas").status_code == 401
+        with client_with_key(home, rotated) as bea_again:
+            assert bea_again.get("/api/quotas").is_success
+            assert operator.delete(where).is_success
+            assert bea_again.get("/api/quotas").status_code == 401

@@ -37,7 +37,7 @@ def test_a_webhook_is_made_shown_and_deleted_by_its_owner_only(owners: Owners) -
         assert stranger.get("/api/webhooks").json() == {"webhooks": [], "count": 0}
         assert stranger.get(f"{path}/deliveries").status_code == 404
         assert stranger.delete(path).status_code == 404
-    rows = b"".join(file.read_bytes() for file in owners.server.data_dir.glob("era.sqlite*"))
+    rows = b"".join(file.read_bytes() for file in owners.server.content_dir.glob("era.sqlite*"))
     assert NOWHERE.encode() in rows
     assert secret.encode() not in rows
     assert secret not in owners.server.log

@@ -103,6 +103,27 @@ async def test_what_follows_a_heartbeat_keeps_none_from_being_sent() -> None:
     await homes.leave()
 
 
+async def test_all_who_ask_while_somebody_reads_have_one_more_reading_which_begins_afterwards() -> None:
+    homes = Homes(Rows(), LEASE, lambda: None)
+    change, seen, goes_on = 0, [], asyncio.Event()
+
+    async def read() -> None:
+        was = change
+        await goes_on.wait()
+        seen.append(was)
+
+    homes.shares(read)
+    first = asyncio.create_task(homes.catch_up())
+    await asyncio.sleep(0)
+    asked = []
+    for change in range(1, 10):  # noqa: B007  `read` sees it
+        asked.append(asyncio.create_task(homes.catch_up()))
+        await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.wait_for(asyncio.gather(first, *asked), 10)
+    assert seen == [0, 9]
+
+
 async def test_the_death_of_a_host_is_seen() -> None:
     rows = Rows()
     homes = await started(rows)

@@ -95,7 +95,7 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
         connections=HostConnections(),
-        active=lambda _: {},
+        answers={},
     )
     began = loop.time()
     if comes_after is not None:

@@ -61,6 +61,7 @@ async def create_api_key(body: KeyBody, request: Request, context: UseContext) -
     key, text = await context.api_keys.create(
         body.owner, body.description, tuple(dict.fromkeys(body.scopes)), _end(body.expires_at), quotas
     )
+    await context.tell_hosts()
     await context.audit.record(caller_of(request), "key.create", key.id, owner=key.owner)
     return _shown(key, text, 201)
 
@@ -90,6 +91,7 @@ async def change_api_key(key_id: KeyId, body: ChangeKey, request: Request, conte
         quotas = {**context.api_keys.get(key_id).quotas, **body.quotas.model_dump(exclude_unset=True)}
         changes["quotas"] = {name: most for name, most in quotas.items() if most is not None}
     key = await context.api_keys.change(key_id, **changes)
+    await context.tell_hosts()
     shown = key_answer(key, now())
     await context.audit.record(
         caller_of(request), "key.change", key_id, **{name: shown[name] for name in changes if name != "description"}
@@ -101,6 +103,7 @@ async def change_api_key(key_id: KeyId, body: ChangeKey, request: Request, conte
 async def rotate_api_key(key_id: KeyId, body: RotateKey, request: Request, context: UseContext) -> Response:
     """Give a key another secret, which only this answer shows. The one before stays good for `grace_seconds`."""
     key, text = await context.api_keys.rotate(key_id, body.grace_seconds)
+    await context.tell_hosts()
     await context.audit.record(caller_of(request), "key.rotate", key_id, grace_seconds=body.grace_seconds)
     return _shown(key, text)
 
@@ -109,5 +112,6 @@ async def rotate_api_key(key_id: KeyId, body: RotateKey, request: Request, conte
 async def revoke_api_key(key_id: KeyId, request: Request, context: UseContext) -> Response:
     """Revoke a key, at once. Its owner's sessions and storage stay."""
     await context.api_keys.revoke(key_id)
+    await context.tell_hosts()
     await context.audit.record(caller_of(request), "key.revoke", key_id)
     return Answer({"success": True, "id": key_id})

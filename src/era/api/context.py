@@ -154,6 +154,11 @@ class Context:
         """The other hosts of the cluster; None outside of one."""
         return other_hosts(self.settings, self.homes)
 
+    async def tell_hosts(self) -> None:
+        """Have the other hosts of the cluster read what all know alike, as something of that was changed here."""
+        if self.other_hosts is not None:
+            await self.other_hosts.tell_changed()
+
 
 async def context(request: Request) -> Context:
     """The application's context."""

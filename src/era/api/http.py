@@ -45,6 +45,7 @@ from era.api.guard import Guard, error_body, error_headers
 from era.api.hot_routes import HotRoutes
 from era.api.mcp import Mcp
 from era.api.observing import Observing
+from era.api.other_hosts import answers
 from era.api.to_home import ToHome, session_in
 from era.api.validation import invalid
 from era.errors import BadRequest, EraError, Fenced, MethodNotAllowed, NoSession, NotFound, SessionMoved
@@ -111,7 +112,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
             session_of_link=context.links.session_id,
             drain_seconds=settings.drain_seconds,
             connections=context.other_hosts.connections,
-            active=lambda owner: active_here(owner, context),
+            answers=answers(context.homes, lambda owner: active_here(owner, context)),
         )
     app.add_middleware(
         Guard,

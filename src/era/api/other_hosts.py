@@ -1,23 +1,27 @@
-"""Which sessions are active at other hosts of a cluster: that is in nobody's rows, so their homes are asked.
+"""What hosts of a cluster ask and tell each other, each by a request that only hosts can make (hop.py).
 
-Theory of operation. A list has sessions of any home. What one does is known to its home alone: who has its turn, and
-what is held in memory. So whoever lists asks the homes of what is on the page, all at once and for one owner, by a
-request that only hosts can make (hop.py). It answers with the sessions that aren't idle, which are no more than a host
-has sandboxes and waiting callers. A host that doesn't answer in time is left out.
+*Which sessions are active.* A list has sessions of any home. What one does is known to its home alone: who has its
+turn, and what is held in memory. So whoever lists asks the homes of what is on the page, all at once and for one owner.
+Each answers with the sessions that aren't idle, which are no more than a host has sandboxes and waiting callers. A host
+that doesn't answer in time is left out.
+
+*That something has changed which all know alike*: keys, quotas, webhooks. Each host reads those again with each
+heartbeat. So that a key that is revoked is good nowhere once that is answered, whoever changes something tells the
+others to read now. One that can't be told reads with its next heartbeat.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qs, quote
 
 import h11
 import structlog
 from starlette.types import Scope
 
-from era.api.hop import HEADER, Hops
+from era.api.hop import HEADER, Hops, target_of
 from era.api.host_connections import HostConnections
 from era.core.homes import Homes, Host
 from era.core.models import JsonObject, Session
@@ -27,15 +31,27 @@ from era.settings import Settings
 
 log = structlog.get_logger()
 
-ACTIVE_PATH = "/cluster/active"
+_ACTIVE_PATH = "/cluster/active"
+_CHANGED_PATH = "/cluster/changed"
 _SECONDS = 2.0
 _MAX_BYTES = 4 << 20
 
 
-def active_owner(scope: Scope) -> str:
-    """The owner whose active sessions another host asks for."""
-    query: bytes = scope["query_string"]
-    return parse_qs(query.decode("latin-1")).get("owner", [""])[0]
+type Answering = Callable[[Scope], Awaitable[JsonObject]]
+
+
+def answers(homes: Homes, active: Callable[[str], JsonObject]) -> Mapping[str, Answering]:
+    """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active."""
+
+    async def active_of_owner(scope: Scope) -> JsonObject:
+        query: bytes = scope["query_string"]
+        return active(parse_qs(query.decode("latin-1")).get("owner", [""])[0])
+
+    async def changed(scope: Scope) -> JsonObject:
+        await homes.catch_up()
+        return {}
+
+    return {_ACTIVE_PATH: active_of_owner, _CHANGED_PATH: changed}
 
 
 class OtherHosts:
@@ -53,7 +69,8 @@ class OtherHosts:
             return {}
         homes = await self._homes.others(sorted(session.key for session in sessions))
         hosts = {host.id: host for host in homes.values()}
-        answers = await asyncio.gather(*(self._ask(host, sessions[0].owner) for host in hosts.values()))
+        owner = f"owner={quote(sessions[0].owner, safe='')}"
+        answers = await asyncio.gather(*(self._ask(host, _ACTIVE_PATH, owner) for host in hosts.values()))
         by_host = dict(zip(hosts, answers, strict=True))
         found: dict[int, tuple[str, int] | None] = {}
         for session in sessions:
@@ -65,22 +82,28 @@ class OtherHosts:
                     found[session.key] = (told[0], told[1])
         return found
 
-    async def _ask(self, host: Host, owner: str) -> JsonObject | None:
-        """What a host says is active, by id; None where it says nothing of use."""
+    async def tell_changed(self) -> None:
+        """Have the others read now what all know alike."""
+        others = [host for host in self._homes.hosts.values() if host.url and host.id != self._homes.host_id]
+        await asyncio.gather(*(self._ask(host, _CHANGED_PATH) for host in others))
+
+    async def _ask(self, host: Host, path: str, query: str = "") -> JsonObject | None:
+        """What a host answers; None where that is nothing of use."""
         try:
             async with asyncio.timeout(_SECONDS):
-                return await self._answer(host, f"owner={quote(owner, safe='')}")
+                return await self._answer(host, path, query)
         except (OSError, h11.RemoteProtocolError, ValueError, EraError) as error:
             log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)
             return None
 
-    async def _answer(self, host: Host, query: str) -> JsonObject:
+    async def _answer(self, host: Host, path: str, query: str) -> JsonObject:
         """Raises OSError, h11.RemoteProtocolError, ValueError."""
         connection = await self.connections.to(host.url)
         try:
-            header = self.hops.header(_scope(query), host.id)
+            scope = _scope(path, query)
+            header = self.hops.header(scope, host.id)
             named = [("host", "cluster"), (HEADER.decode(), header.decode())]
-            request = h11.Request(method="GET", target=f"{ACTIVE_PATH}?{query}", headers=named)
+            request = h11.Request(method="GET", target=target_of(scope), headers=named)
             connection.writer.write(connection.http.send(request) or b"")
             connection.writer.write(connection.http.send(h11.EndOfMessage()) or b"")
             status, content = 0, bytearray()
@@ -111,14 +134,14 @@ def other_hosts(settings: Settings, homes: Homes | None) -> OtherHosts | None:
     return OtherHosts(homes, hops, HostConnections())
 
 
-def _scope(query: str) -> Scope:
+def _scope(path: str, query: str) -> Scope:
     """That of the request, as far as its header is about it."""
     return {
         "type": "http",
         "method": "GET",
         "scheme": "http",
-        "path": ACTIVE_PATH,
-        "raw_path": ACTIVE_PATH.encode(),
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": query.encode(),
         "headers": [(b"host", b"cluster")],
         "state": {"request_id": new_request_id()},

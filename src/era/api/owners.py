@@ -59,6 +59,7 @@ async def change_owner(owner: OwnerName, body: ChangeOwner, request: Request, co
     """Set quotas of an owner's. What there is already stays, also where it is more than may be from now on."""
     quotas = body.quotas.model_dump(exclude_unset=True)
     await context.quotas.set(owner, quotas)
+    await context.tell_hosts()
     await context.audit.record(caller_of(request), "quotas.change", owner, quotas=quotas)
     return Answer(await _owner(context, owner))
 

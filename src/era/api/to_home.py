@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import h11
@@ -31,9 +31,8 @@ from era.api.cut_off import cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hops, target_of
 from era.api.host_connections import CONNECT_SECONDS, Connection, HostConnections
-from era.api.other_hosts import ACTIVE_PATH, active_owner
+from era.api.other_hosts import Answering
 from era.core.homes import Homes, Host
-from era.core.models import JsonObject
 from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
 from era.wire.sessions import SESSION_ID
 
@@ -70,11 +69,11 @@ class ToHome:
         session_of_link: Callable[[str], str | None],
         drain_seconds: float,
         connections: HostConnections,
-        active: Callable[[str], JsonObject],
+        answers: Mapping[str, Answering],
     ) -> None:
         """`session_of_site` reads a session's key from the name of its site, `session_of_link` a session's id from the
-        token of a link. `drain_seconds` is how long a host that stops takes for its runs. `active` says which of an
-        owner's sessions are active here (other_hosts.py)."""
+        token of a link. `drain_seconds` is how long a host that stops takes for its runs. `answers` are those to what
+        other hosts ask, by path (other_hosts.py)."""
         self._app = app
         self._homes = homes
         self._hops = hops
@@ -83,7 +82,7 @@ class ToHome:
         # A host that is lost is so after its lease, one that stops gives its sessions away once it has ended.
         self._patience = max(1.5 * homes.lease_seconds, drain_seconds + _STOP_SECONDS) + CONNECT_SECONDS
         self._connections = connections
-        self._active = active
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer here, or have the home answer. Raises NoLease, SessionMoved, HomeUnreachable, HomeLost."""
@@ -92,8 +91,8 @@ class ToHome:
             return
         if "site" in scope["state"] or _ANSWERED.match(scope["path"]):
             self._homes.check_lease()
-        if "hop" in scope["state"] and scope["path"] == ACTIVE_PATH:
-            await Answer(self._active(active_owner(scope)))(scope, receive, send)
+        if "hop" in scope["state"] and (answering := self._answers.get(scope["path"])) is not None:
+            await Answer(await answering(scope))(scope, receive, send)
             return
         session = self._session(scope)
         if session is None or (isinstance(session, str) and self._homes.is_here(session)):

@@ -140,17 +140,20 @@ class ApiKeys:
         """With the digest in force. In the order in which they were made."""
 
         self._changing = asyncio.Lock()
+        """Held while rows are read or changed: what was read before somebody changed it may not come after that."""
+
         self.required = self._operator_digest is not None
         """Whether a call needs a key."""
 
     async def open(self) -> None:
         """Read the stored keys."""
         self._read_at = time.monotonic()
-        rows = await self._store.api_keys()
-        self._stored, self._by_id = {}, {}
-        for key, digest in rows:
-            if key.id not in self._revoked:
-                self._keep(key, digest)
+        async with self._changing:
+            rows = await self._store.api_keys()
+            self._stored, self._by_id = {}, {}
+            for key, digest in rows:
+                if key.id not in self._revoked:
+                    self._keep(key, digest)
         self.required = self.required or bool(self._stored)
 
     async def look_for(self, key_text: bytes) -> None:
@@ -220,8 +223,9 @@ class ApiKeys:
             )
         text, digest = _new_secret()
         key = ApiKey(new_id("key"), owner, description, now(), tuple(scopes), expires_at, dict(quotas or {}))
-        await self._store.add_api_key(key, digest)
-        self._keep(key, digest)
+        async with self._changing:
+            await self._store.add_api_key(key, digest)
+            self._keep(key, digest)
         return key, text
 
     async def change(self, key_id: str, **changes: Any) -> ApiKey:

@@ -147,7 +147,11 @@ class Homes:
         """The keys of sessions at home here, by id."""
 
         self._beating: asyncio.Task[None] | None = None
-        self._on_beat: list[Callable[[], Awaitable[None]]] = []
+        self._on_beat: list[Callable[[], Awaitable[None]]] = [self.catch_up]
+        self._shared: list[Callable[[], Awaitable[None]]] = []
+        self._catching_up = asyncio.Lock()
+        self._asked = self._answered = 0
+        """How often `catch_up` was called, and up to which of these calls all is read."""
 
     @property
     def host_id(self) -> str:
@@ -175,6 +179,23 @@ class Homes:
     def each_beat(self, *calls: Callable[[], Awaitable[None]]) -> None:
         """Have these called after each heartbeat. A failure is logged, and keeps no heartbeat from being sent."""
         self._on_beat.extend(calls)
+
+    def shares(self, *reads: Callable[[], Awaitable[None]]) -> None:
+        """Have these read what all hosts know alike, after each heartbeat and whenever another host has changed it."""
+        self._shared.extend(reads)
+
+    async def catch_up(self) -> None:
+        """Read again what all hosts know alike. All who ask while somebody reads have one more reading in common, which
+        begins after they asked: so however many changes there are, one reading is under way."""
+        self._asked += 1
+        asked = self._asked
+        async with self._catching_up:
+            if self._answered >= asked:
+                return
+            asked = self._asked
+            for read in self._shared:
+                await _logged(read)
+            self._answered = asked
 
     async def leave(self) -> None:
         """Give away all sessions at once. Nothing may be under way any more."""

@@ -23,6 +23,7 @@ anyway, and counts for nobody.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import deque
@@ -144,13 +145,17 @@ class Quotas:
         self._defaults = defaults
         self._of_key = of_key
         self._owners: dict[str, Amounts] = {}
+        self._reading = asyncio.Lock()
+        """Held while rows are read or written: what was read before somebody changed it may not come after that."""
+
         self._meters: dict[tuple[Kind, str], _Meter] = {}
         self.on_reached: list[Callable[[str, EraError], None]] = []
         """Called with the owner and the error when something of the owner's has reached a quota."""
 
     async def open(self) -> None:
-        """Read what was set, and what today has used. Hosts of a cluster do so with each heartbeat."""
-        self._owners = dict(await self._store.owners())
+        """Read what was set, and what today has used. Hosts of a cluster do so again and again."""
+        async with self._reading:
+            self._owners = dict(await self._store.owners())
         today = day_of(now())
         rows = await self._store.used_on(today)
         for meter in self._meters.values():
@@ -174,9 +179,10 @@ class Quotas:
 
     async def set(self, owner: str, change: Mapping[str, int | None]) -> None:
         """Set quotas of an owner's; None takes one back, and the default holds again."""
-        quotas = {name: value for name, value in {**self.own(owner), **change}.items() if value is not None}
-        await self._store.set_owner(owner, quotas)
-        self._owners[owner] = quotas
+        async with self._reading:
+            quotas = {name: value for name, value in {**self.own(owner), **change}.items() if value is not None}
+            await self._store.set_owner(owner, quotas)
+            self._owners[owner] = quotas
 
     def bounds(self, who: OwnedId, *names: str) -> list[Bound]:
         """The bounds of these names that are in force for a call, the owner's first."""

@@ -7,6 +7,7 @@ gone is removed when the next one is deleted.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -86,10 +87,13 @@ class WebhookRows:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._listeners = database.listeners
+        self._reading = asyncio.Lock()
+        """Held while they are read or changed: what was read before somebody changed it may not come after that."""
 
     async def open(self) -> None:
-        """Read which webhooks there are. Hosts of a cluster do so with each heartbeat."""
-        self._listeners.set(await self._database.read(_all_webhooks))
+        """Read which webhooks there are. Hosts of a cluster do so again and again."""
+        async with self._reading:
+            self._listeners.set(await self._database.read(_all_webhooks))
 
     async def add_webhook(self, webhook: Webhook) -> None:
         def job(connection: Connection) -> Sequence[Webhook]:
@@ -104,7 +108,8 @@ class WebhookRows:
             connection.execute(insert(_w).values({**values, "events": " ".join(webhook.events)}))
             return _all_webhooks(connection)
 
-        self._listeners.set(await self._database.write(job))
+        async with self._reading:
+            self._listeners.set(await self._database.write(job))
 
     async def webhooks(self, owner: str) -> Sequence[tuple[Webhook, Mapping[NoticeStatus, int]]]:
         counts = select(_n.c.webhook_id, _n.c.status, func.count()).group_by(_n.c.webhook_id, _n.c.status)
@@ -126,7 +131,8 @@ class WebhookRows:
             connection.execute(_ORPHANS)
             return _all_webhooks(connection)
 
-        self._listeners.set(await self._database.write(job))
+        async with self._reading:
+            self._listeners.set(await self._database.write(job))
 
     async def notices(self, owner: str, webhook_id: str) -> Sequence[Notice]:
         def job(connection: Connection) -> Sequence[Notice]:
