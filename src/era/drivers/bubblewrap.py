@@ -35,10 +35,10 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.entering import Entrance
 from era.drivers.forking import TemplateFailed
 from era.drivers.freezer import Freezer
-from era.drivers.launch import Launched, launch
+from era.drivers.launch import Bubblewrap, Launched, launch
 from era.drivers.memory import MemoryWatch
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
@@ -65,6 +65,7 @@ from era.drivers.process_supervisor import Life, ProcessSupervisor
 from era.drivers.self_test import self_test
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
+from era.drivers.survivor import Survivor
 from era.drivers.templates import Held, Template, Templates, hold, move_in
 from era.drivers.time_slice import TimeSlice
 from era.drivers.uids import Uids
@@ -105,7 +106,7 @@ class BubblewrapSandbox:
         self._watching = Watching(lambda: self.memory_watch(self._group))
 
         self._spawning: asyncio.Task[None] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Bubblewrap | None = None
         self._init_pid = 0
         self._init_pidfd = -1
         self._channel: Channel | None = None
@@ -321,7 +322,8 @@ class BubblewrapSandbox:
 
     def _launch(self, plan: Plan, **more: Any) -> Launched:
         """Start what a plan says as the sandbox's user; see launch.py."""
-        return launch(self._driver.paths.bwrap, plan, user=self.uid, stderr=self._log, **more)
+        driver = self._driver
+        return launch(driver.paths.bwrap, plan, driver.survivor, user=self.uid, stderr=self._log, **more)
 
     def plan(self, language: Language, control: int) -> Plan:
         """What to start, given the descriptor of the control socket."""
@@ -407,12 +409,7 @@ class BubblewrapSandbox:
             processes.wait_for(self._init_pidfd)
             os.close(self._init_pidfd)
         if self._process is not None:
-            try:
-                self._process.wait(1)
-            except subprocess.TimeoutExpired:
-                # Its group, since what it has cloned may still wait for it to map users, and would for ever.
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+            self._process.end(1)
         if self._group is not None:
             self._group.remove()
         os.close(self._log)
@@ -462,6 +459,7 @@ class BubblewrapDriver:
         self.entrance = Entrance(self)
         """By which process supervisors get into sandboxes."""
 
+        self.survivor = Survivor()
         self.spawner = ThreadPoolExecutor(1, "era-spawn")
         self.movers = ThreadPoolExecutor(4, "era-move")
         """Threads on which supervisors that are forked are waited for."""
@@ -539,6 +537,7 @@ class BubblewrapDriver:
         await self._on_spawner(self.entrance.stop)
         if self.cgroups is not None:
             self.cgroups.close()
+        await asyncio.to_thread(self.survivor.stop)
         self.spawner.shutdown()
         self.movers.shutdown()
         self.cleaner.shutdown()
@@ -592,7 +591,8 @@ class BubblewrapDriver:
                     hint="Start ERA as an ordinary user, or give it CAP_SYS_ADMIN.",
                 ) from error
             if self.template_forks and self.can_fork:
-                self.templates = Templates(lambda: Template(self.paths, self.limits, self.filters), self.template_forks)
+                start = partial(Template, self.paths, self.limits, self.filters, self.survivor)
+                self.templates = Templates(start, self.template_forks)
                 self.templates.prepare()
 
     async def _self_test(self, language: Language) -> None:

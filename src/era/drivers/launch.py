@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from era.drivers.options import Plan
+from era.drivers.survivor import Survivor
 from era.errors import SandboxFailed
 
 _CALLS = {
@@ -28,11 +29,33 @@ DESCRIPTORS = 1024 << 4
 """Bound for the open files of a sandbox's processes, before the supervisor sets that of a program."""
 
 
+class Bubblewrap(subprocess.Popen[bytes]):
+    """bubblewrap's own process, in a group with what it has cloned; `survivor` knows that until it is waited for."""
+
+    survivor: Survivor
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            super().wait(timeout)
+            self.survivor.remove(self.pid)
+        return self.returncode
+
+    def end(self, seconds: float = 0) -> None:
+        """Let nothing be left: kill it, unless it ends by itself in so many seconds, with what it has cloned, which
+        would wait for it for ever if it hasn't begun yet."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if seconds:
+                self.wait(seconds)
+                return
+        os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Launched:
     """What has been started."""
 
-    process: subprocess.Popen[bytes]
+    process: Bubblewrap
     """bubblewrap's own process, which ends after the other one."""
 
     child: int
@@ -42,6 +65,7 @@ class Launched:
 def launch(
     bwrap: Path,
     plan: Plan,
+    survivor: Survivor,
     *,
     user: int | None = None,
     filters: Iterable[bytes] = (),
@@ -78,7 +102,7 @@ def launch(
         for descriptor in loaded:
             options += ["--add-seccomp-fd", str(descriptor)]
         with contextlib.nullcontext() if user is None else _as_user(user):
-            process = subprocess.Popen(
+            process = Bubblewrap(
                 [str(bwrap), "--args", str(options_read.fileno()), "--", *plan.command],
                 stdin=stdin,
                 stdout=stdout,
@@ -87,7 +111,9 @@ def launch(
                 pass_fds=(options_read.fileno(), info_write.fileno(), *pass_fds, *data.values(), *loaded),
                 start_new_session=True,
             )
+        process.survivor = survivor
         try:
+            survivor.add(process.pid)
             info_write.close()
             with contextlib.suppress(PermissionError):  # the service's own limit is higher, which slows forks
                 resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
@@ -98,8 +124,7 @@ def launch(
             if not info:
                 raise SandboxFailed("bubblewrap did not make the sandbox.")
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has cloned, which may wait for it
-            process.wait()
+            process.end()
             raise
         return Launched(process, json.loads(info)["child-pid"])
 

@@ -28,6 +28,7 @@ from era.drivers.forking import Forked, Forker, TemplateFailed
 from era.drivers.launch import DESCRIPTORS, Launched, launch
 from era.drivers.options import READ_ONLY_PROC, Plan, template_arguments, template_files
 from era.drivers.staging import Paths, remove_tree
+from era.drivers.survivor import Survivor
 from era.errors import SandboxFailed
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ _HOLDER = "/usr/bin/cat"
 class Template(Forker):
     """One such process."""
 
-    def __init__(self, paths: Paths, limits: Limits, filters: tuple[bytes, ...]) -> None:
+    def __init__(self, paths: Paths, limits: Limits, filters: tuple[bytes, ...], survivor: Survivor) -> None:
         """Start it. Raises OSError, SandboxFailed."""
         name = f"template-{secrets.token_hex(8)}"
         self._directory = paths.sandboxes / name
@@ -57,7 +58,7 @@ class Template(Forker):
                 lambda data: template_arguments(paths, name, limits, config, data),
                 [guest.INTERPRETER, "main.py"],
             )
-            launched = launch(paths.bwrap, plan, pass_fds=given, stderr=log_fd)
+            launched = launch(paths.bwrap, plan, survivor, pass_fds=given, stderr=log_fd)
             self.pid = launched.child
             return launched.process
 
@@ -178,8 +179,7 @@ class Held:
         """Release the template, and end the holder. The namespaces stay if a supervisor is in there."""
         self.template.release()
         self.sock.close()
-        self.holder.process.kill()  # whose other process dies with it
-        self.holder.process.wait()
+        self.holder.process.end()
 
 
 def hold(template: Template, plan: Plan, start: Callable[..., Launched]) -> Held:
