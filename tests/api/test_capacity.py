@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.conftest import MakeServer, Server, eventually
 
@@ -63,6 +65,27 @@ def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
         assert client.delete(f"/api/sessions/a/runs/{runs[0]}").status_code == 200
         again = client.post("/api/sessions/c/run", json={"code": "print(1)"}, headers={"Idempotency-Key": "k"})
         assert (again.status_code, again.json()["stdout"]) == (200, "1\n"), "its key is free, for nothing has run"
+
+
+def test_a_stream_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins(own_server: MakeServer) -> None:
+    server = own_server(max_warm="1", spares="0")
+    with server.client() as client:
+        assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
+        assert client.post("/api/sessions/a/run", json=SLEEP).status_code == 202
+        assert eventually(lambda: client.get("/health").json()["sandboxes"]["busy"] == 1)
+        waits = client.build_request(
+            "POST",
+            "/api/execute",
+            json={"language": "python", "code": "print(1)"},
+            headers={"Accept": "text/event-stream"},
+            timeout=0.5,
+        )
+        with pytest.raises(httpx.ReadTimeout):
+            client.send(waits)
+        (status,) = eventually(lambda: re.findall(r"route=/api/execute .*status=(\d+)", server.log))
+        assert status == "499", "told to nobody: the queue's own end would be a 429"
+        assert "era_sandbox_places_waiting 0.0" in client.get("/metrics").text
+        _end(client)
 
 
 def test_runs_that_wait_keep_nobody_from_beginning(own_server: MakeServer) -> None:

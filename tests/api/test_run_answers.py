@@ -147,11 +147,39 @@ def test_execute_streams_what_the_plain_answer_has(client: httpx.Client) -> None
     assert set(done) == EXECUTE_KEYS - {"stdout", "stderr"} | {"type"}
 
 
-@pytest.mark.parametrize("accept", ["application/json, text/event-stream", "text/event-stream;q=0.1, */*", "*/*"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json, text/event-stream",
+        "text/event-stream;q=0.1, */*",
+        "text/event-stream, */*",
+        "text/event-stream;q=0, */*;q=0.1",
+        "text/event-stream;charset=utf-8;q=0.5, application/json;q=0.50",
+        "text/html, application/xhtml+xml, application/xml;q=0.9, */*;q=0.8",
+        "text/plain",
+        "*/*",
+        "",
+    ],
+)
 def test_execute_answers_json_to_whoever_takes_that(client: httpx.Client, accept: str) -> None:
     wanted = {"language": "python", "code": "print(1)"}
     answer = client.post("/api/execute", json=wanted, headers={"Accept": accept})
     assert checked(answer, ExecuteAnswer, EXECUTE_KEYS)["stdout"] == "1\n"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/event-stream, */*;q=0.9",
+        "application/json; q=0.2, Text/Event-Stream; Q=0.3",
+        "text/*",
+        "*/*, application/json;q=0",
+    ],
+)
+def test_execute_streams_to_whoever_wants_that_more(client: httpx.Client, accept: str) -> None:
+    wanted = {"language": "python", "code": "print(1)"}
+    with client.stream("POST", "/api/execute", json=wanted, headers={"Accept": accept}) as answer:
+        assert [kind for _, kind, _ in numbered(answer)] == ["stdout", "done"]
 
 
 def test_execute_answers_json_to_whoever_takes_that_in_a_second_header(client: httpx.Client) -> None:

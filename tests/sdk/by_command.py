@@ -13,9 +13,6 @@ from tests.client.command import environment
 from tests.conftest import ERA, Server
 from tests.sdk.scenarios import Refused, bytes_of, shown
 
-UNABLE = {"execute": "`era run` makes a session of its own, which takes no other files"}
-"""Calls that the command hasn't, and why."""
-
 _OUTCOMES = {"run", "stream"}
 """Calls whose exit code is the program's."""
 
@@ -79,6 +76,23 @@ def run(era: Command, on: str, args: dict[str, Any], *extra: str) -> Any:
     words += [f"--context={args['context']}"] if "context" in args else []
     words += ["--", *args["args"]] if "args" in args else []
     return json.loads(era.era("run", era.file(args["code"]), "-s", on, *extra, "--json", *words, fails=True))
+
+
+def once(era: Command, args: dict[str, Any], *extra: str) -> list[object]:
+    files = [f"--file={name}={era.file(content)}" for name, content in args.get("files", {}).items()]
+    return ["run", era.file(args["code"]), "--once", f"--language={args['language']}", *files, *extra]
+
+
+def execute(era: Command, _: str, args: dict[str, Any]) -> Any:
+    return json.loads(era.era(*once(era, args, "--json"), fails=True))
+
+
+def execute_stream(era: Command, _: str, args: dict[str, Any]) -> Any:
+    """What it prints as it comes; the rest isn't printed."""
+    done = subprocess.run(
+        [ERA, *map(str, once(era, args))], capture_output=True, env=environment(era._server), timeout=60, text=True
+    )
+    return {"stdout": done.stdout, "stderr": done.stderr, "exit_code": done.returncode}
 
 
 def stream(era: Command, on: str, args: dict[str, Any]) -> Any:
@@ -196,6 +210,8 @@ STEPS: dict[str, Step] = {
     "sessions.restore": simple("sessions", "restore"),
     "run": run,
     "stream": stream,
+    "execute": execute,
+    "execute.stream": execute_stream,
     "background": lambda era, on, args: run(era, on, args, "--background"),
     "data.get": simple("sessions", "data"),
     "data.all": simple("sessions", "data"),

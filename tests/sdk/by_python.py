@@ -89,7 +89,15 @@ async def run(_: Any, session: Any, args: dict[str, Any]) -> Any:
 
 @step("stream")
 async def stream(_: Any, session: Any, args: dict[str, Any]) -> Any:
-    following = await done(session.stream(**args))
+    return await _followed(await done(session.stream(**args)))
+
+
+@step("execute.stream")
+async def execute_stream(era: Any, _: Any, args: dict[str, Any]) -> Any:
+    return await _followed(await done(era.stream(**args)))
+
+
+async def _followed(following: Any) -> Any:
     events = await each(following)
     result = following.result
     for kind in ("stdout", "stderr"):

@@ -3,6 +3,7 @@ twice."""
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import signal
 import socket
@@ -18,6 +19,7 @@ import era
 from era import AsyncEra, Era
 from era.sdk.answers import RunRecord
 from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
+from tests.api.told import TELLS_ITS_END
 from tests.conftest import MakeServer, Server, eventually, free_port
 from tests.sdk.cutter import Cutter
 
@@ -190,6 +192,27 @@ async def test_a_broken_stream_goes_on_for_asyncio(server: Server) -> None:
             session = await client.session("python")
             async with await session.stream(NUMBERS) as stream:
                 assert (await stream.wait()).stdout == ALL
+
+
+def test_a_broken_stream_without_a_session_says_so_and_ends_the_program(server: Server) -> None:
+    with Cutter(server.url, cut_once_after(b"on\\n")) as way, Era(way.url) as client:
+        with client.stream("python", TELLS_ITS_END, timeout=300) as stream, pytest.raises(era.ConnectionLost):
+            stream.wait()
+        assert sum(b"/api/execute" in request for request in way.requests) == 1
+    with Era(server.url) as client:
+        assert eventually(lambda: client.storage.kv.get("ends", "one")) == "told"
+
+
+async def test_who_closes_a_stream_without_a_session_ends_the_program(server: Server) -> None:
+    async with AsyncEra(server.url) as client:
+        async with await client.stream("python", TELLS_ITS_END, timeout=300) as stream:
+            assert (await anext(aiter(stream))).answer["content"] == "on\n"
+            assert await client.storage.kv.get("ends", "one") is None
+        for _ in range(3000):
+            if told := await client.storage.kv.get("ends", "one"):
+                break
+            await asyncio.sleep(0.02)
+        assert told == "told"
 
 
 def test_a_run_whose_answer_is_lost_is_not_run_twice(server: Server) -> None:

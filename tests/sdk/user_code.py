@@ -42,6 +42,10 @@ def blocking() -> None:
                 assert_type(told, ProcessOutput | ProcessExit | Gap)
             assert_type(session.terminal(100, 30).wait().exit_code, int | None)
         assert_type(era.execute("node", "1", files={"a.js": ""}), ExecuteResult)
+        with era.stream("node", "1") as running:
+            for event in running:
+                assert_type(event, Stdout | Stderr | Gap)
+            assert_type(running.result, ExecuteResult)
         assert_type(era.storage.kv.get("n", "k"), str | None)
         assert_type(era.storage.d1.query("n", "SELECT 1", [1]), list[dict[str, Any]])
         try:

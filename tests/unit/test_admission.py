@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from era.core.admission import Slot
+from era.core.run_messages import ExecuteRequest
 from tests.owners import mine
-from tests.unit.core import Core, Listener, Ran, request
+from tests.unit.core import URL, Core, Listener, Ran, request, until
 
 SLOTS = 2
 BUSY = "print('paused')\nwhile not __import__('os').path.exists({go!r}): pass"
@@ -103,5 +104,21 @@ async def test_runs_outside_of_sessions_have_slots_too(core: Core) -> None:
     waits, go = core.paused()
     running = [asyncio.create_task(core.execute(waits)) for _ in range(SLOTS + 2)]
     assert (await core.execute("print('meanwhile')")).stdout == b"meanwhile\n"
+    go.touch()
+    await asyncio.gather(*running)
+
+
+async def test_a_stream_outside_of_sessions_whose_caller_leaves_gives_its_place_in_the_queue_back(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slot, "_look", lambda self: None)
+    waits, go = core.paused()
+    running = [asyncio.create_task(core.execute(waits)) for _ in range(SLOTS)]
+    left = ExecuteRequest("default", URL, "python", "print(1)", env={}, timeout=None, files={})
+    caller = asyncio.ensure_future(anext(core.runs.execute_streamed(left)))
+    await until(lambda: core.admission.places.waiting == 1)
+    caller.cancel()
+    await until(lambda: core.admission.places.waiting == 0)
+    assert len(core.driver.made) == SLOTS, "nothing was made for it"
     go.touch()
     await asyncio.gather(*running)

@@ -5,6 +5,7 @@ import { Keys, Owners } from "./keys.js";
 import { split } from "./options.js";
 import { pages } from "./pages.js";
 import { sessionPath } from "./paths.js";
+import { ExecuteStream } from "./runs.js";
 import { Session } from "./session.js";
 import { Storage } from "./storage.js";
 import type {
@@ -185,8 +186,14 @@ export class Era {
   /** Run code once, without a session. Without code, `options` have a `command`. */
   execute(language: string, code?: string, options: ExecuteOptions = {}): Promise<ExecuteResult> {
     const [body, call] = split(options);
-    const json = { language, code, ...body };
-    return this.#transport.json({ method: "POST", path: "/api/execute", json, endless: true }, call);
+    return this.#transport.json(execution({ language, code, ...body }), call);
+  }
+
+  /** `execute`, with its output as it comes. Leaving the loop ends the program. */
+  stream(language: string, code?: string, options: ExecuteOptions = {}): ExecuteStream {
+    const [body, call] = split(options);
+    const headers = { Accept: "text/event-stream" };
+    return new ExecuteStream(this.#transport, { ...execution({ language, code, ...body }), headers }, call);
   }
 
   /** The records of runs of all sessions that pass a filter, newest first. */
@@ -211,6 +218,11 @@ export class Era {
   server(options: CallOptions = {}): Promise<ServerFacts> {
     return this.#transport.json({ method: "GET", path: "/api/server" }, options);
   }
+}
+
+/** A run without a session, as a call. */
+function execution(json: object) {
+  return { method: "POST", path: "/api/execute", json, endless: true } as const;
 }
 
 /** A filter as the query of a call; what is undefined is no part of it. */

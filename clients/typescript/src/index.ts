@@ -21,7 +21,18 @@ export type { FileChange, FileEvent, Files, FileTree, LinkOptions, PutOptions } 
 export type { CallOptions, EraOptions, OnceOptions, Sent } from "./http.js";
 export type { DeliveryFilter, Inbox } from "./inbox.js";
 export type { Keys, Owners } from "./keys.js";
-export type { Done, Output, Run, RunEvent, RunOptions, Runs, RunStream } from "./runs.js";
+export type {
+  Done,
+  ExecuteDone,
+  ExecuteEvent,
+  ExecuteStream,
+  Output,
+  Run,
+  RunEvent,
+  RunOptions,
+  Runs,
+  RunStream,
+} from "./runs.js";
 export { bytesOf, type ProcessOutput } from "./process_output.js";
 export type { Process, Processes, ProcessEvent, ProcessExit, ProcessOptions } from "./processes.js";
 export type { SessionData } from "./data.js";

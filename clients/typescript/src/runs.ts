@@ -1,10 +1,10 @@
 /** Runs: their options, their streams, their records, and those in the background. */
 
-import { type CallOptions, once, type OnceOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
+import { type Call, type CallOptions, once, type OnceOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
 import { collect, pages } from "./pages.js";
 import { part } from "./paths.js";
 import { follow, type Gap } from "./streams.js";
-import type { Answer, Data, RunBody, RunRecord, RunResult } from "./types.js";
+import type { Answer, Data, ExecuteResult, RunBody, RunRecord, RunResult } from "./types.js";
 
 /** What a run takes besides its code: `command`, `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout`, `atomic`. */
 export interface RunOptions extends Partial<Omit<RunBody, "code" | "background">>, OnceOptions {
@@ -17,45 +17,70 @@ export type Done = { type: "done"; data?: Data } & Omit<RunResult, "stdout" | "s
 export type Output = { type: "stdout" | "stderr"; content: string };
 /** What a stream gives: output as it is written, and at the end how the run ended. */
 export type RunEvent = Output | Gap | Done;
+/** The end of a run without a session. */
+export type ExecuteDone = { type: "done" } & Omit<ExecuteResult, "stdout" | "stderr">;
+/** What the stream of a run without a session gives. */
+export type ExecuteEvent = Output | Gap | ExecuteDone;
 
 const FIRST_LOOK = 0.05;
 const LAST_LOOK = 2;
 
-/**
- * A run as it happens: `for await (const event of stream)`. Leaving the loop stops listening, not the run: `stop()` does
- * that. A stream can be read once.
- */
-export class RunStream implements AsyncIterable<RunEvent> {
-  /** Names the run, once it has begun. */
-  runId: string | undefined;
-  readonly #transport: Transport;
-  readonly #path: string;
-  readonly #events: AsyncGenerator<RunEvent, void, undefined>;
+/** A program's output as it comes, and how it ended: `for await (const event of stream)`. It can be read once. */
+abstract class OutputStream<Last extends { type: "done" }> implements AsyncIterable<Output | Gap | Last> {
+  readonly #events: AsyncGenerator<Output | Gap | Last, void, undefined>;
 
-  constructor(transport: Transport, path: string, json: object, data: boolean | undefined, options: OnceOptions) {
-    this.#transport = transport;
-    this.#path = path;
-    const headers = once(transport, options);
-    const plan = {
-      begin: { method: "POST", path: `${path}/stream`, query: { data }, json, headers, endless: true },
-      resume: (after: number) => (this.runId === undefined ? undefined : eventsOf(path, this.runId, { after, data })),
-      last: "done",
-    } as const;
-    this.#events = follow<RunEvent>(transport, plan, options, (response) => {
-      this.runId = response.headers.get(RUN_HEADER) ?? undefined;
-    });
+  constructor(events: AsyncGenerator<Output | Gap | Last, void, undefined>) {
+    this.#events = events;
   }
 
-  [Symbol.asyncIterator](): AsyncGenerator<RunEvent, void, undefined> {
+  [Symbol.asyncIterator](): AsyncGenerator<Output | Gap | Last, void, undefined> {
     return this.#events;
   }
 
   /** Read on to the end. */
-  async done(): Promise<Done> {
-    let last: RunEvent | undefined;
+  async done(): Promise<Last> {
+    let last: Output | Gap | Last | undefined;
     for await (const event of this.#events) last = event;
     if (last?.type !== "done") throw new TypeError("This stream has been read already.");
     return last;
+  }
+}
+
+/**
+ * A run without a session as it happens. Leaving the loop ends the program: nothing else could get at what it writes. So
+ * it isn't taken up again where the connection breaks, which throws StreamCut.
+ */
+export class ExecuteStream extends OutputStream<ExecuteDone> {
+  constructor(transport: Transport, begin: Call, options: CallOptions) {
+    super(follow(transport, { begin, resume: () => undefined, last: "done" }, options));
+  }
+}
+
+/** A run of a session as it happens. Leaving the loop stops listening, not the run: `stop()` does that. */
+export class RunStream extends OutputStream<Done> {
+  readonly #transport: Transport;
+  readonly #path: string;
+  readonly #began: { runId?: string | undefined };
+
+  constructor(transport: Transport, path: string, json: object, data: boolean | undefined, options: OnceOptions) {
+    const headers = once(transport, options);
+    const began: { runId?: string | undefined } = {};
+    const plan = {
+      begin: { method: "POST", path: `${path}/stream`, query: { data }, json, headers, endless: true },
+      resume: (after: number) => (began.runId === undefined ? undefined : eventsOf(path, began.runId, { after, data })),
+      last: "done",
+    } as const;
+    super(follow(transport, plan, options, (response) => {
+      began.runId = response.headers.get(RUN_HEADER) ?? undefined;
+    }));
+    this.#transport = transport;
+    this.#path = path;
+    this.#began = began;
+  }
+
+  /** Names the run, once it has begun. */
+  get runId(): string | undefined {
+    return this.#began.runId;
   }
 
   /** Stop the run, which the stream then tells of. */

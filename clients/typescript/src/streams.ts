@@ -72,10 +72,11 @@ export async function* follow<Event extends { type: string }>(
 
 /** A stream that ended before its last event: it can't be taken up again. */
 function cut(began: Response | undefined, cause: unknown): StreamCut {
+  const runId = began?.headers.get(RUN_HEADER) ?? undefined;
   return new StreamCut("The stream ended before its last event, and could not be taken up again.", {
     code: "stream_cut",
-    hint: "The run's record says how it went on.",
-    runId: began?.headers.get(RUN_HEADER) ?? undefined,
+    hint: runId === undefined ? "What it has written is lost." : "The run's record says how it went on.",
+    runId,
     cause,
   });
 }

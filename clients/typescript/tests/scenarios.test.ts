@@ -37,6 +37,7 @@ const OF_SERVER: Record<string, (era: Era, args: Args, on: string) => Promise<un
   "sessions.delete": async (era, _, on) => era.deleteSession(on),
   "sessions.restore": async (era, _, on) => (await era.restore(on)).info,
   execute: (era, { language, code, ...rest }) => era.execute(language, code, rest),
+  "execute.stream": async (era, { language, code, ...rest }) => collected(await all(era.stream(language, code, rest))),
   "kv.set": (era, { namespace, key, value, metadata }) => era.storage.kv(namespace).set(key, value, metadata),
   "kv.get": async (era, { namespace, key }) => (await era.storage.kv(namespace).get(key)) ?? null,
   "webhooks.create": (era, { url, ...options }) => era.webhooks.create(url, options),
@@ -55,12 +56,7 @@ const OF_SERVER: Record<string, (era: Era, args: Args, on: string) => Promise<un
 
 const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Promise<unknown>> = {
   run: (session, { code, ...rest }) => session.run(code, rest),
-  stream: async (session, { code, ...rest }) => {
-    const events = await all(session.stream(code, rest));
-    const text = (type: string) =>
-      events.map((event) => (event.type === type && "content" in event ? event.content : "")).join("");
-    return { ...events.at(-1), stdout: text("stdout"), stderr: text("stderr") };
-  },
+  stream: async (session, { code, ...rest }) => collected(await all(session.stream(code, rest))),
   background: async (session, { code, ...rest }) => ({
     run_id: (await session.background(code, rest)).id,
     status: "running",
@@ -126,6 +122,12 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
     return (await era.importCapsule(capsule, args)).info;
   },
 };
+
+/** The answer that a run's events add up to. */
+function collected(events: { type: string; content?: string }[]): Record<string, unknown> {
+  const text = (type: string) => events.map((event) => (event.type === type ? event.content : "")).join("");
+  return { ...events.at(-1), stdout: text("stdout"), stderr: text("stderr") };
+}
 
 /** What a process wrote to its standard output, and how it ended. */
 function written(events: ProcessEvent[]): Record<string, unknown> {

@@ -43,6 +43,33 @@ test("a stream goes on where it broke", async () => {
   assert.equal((await session.runs.list()).length, 5);
 });
 
+test("a stream without a session ends its program where it is left, and says so where it breaks", async () => {
+  const code = lines(
+    "import os, signal, time, era_storage",
+    "def end(*_):",
+    "    era_storage.kv.set('ends', os.environ['NAME'], 'told')",
+    "    os._exit(0)",
+    "signal.signal(signal.SIGTERM, end)",
+    "print('on', flush=True)",
+    "time.sleep(300)",
+  );
+  const told = client().storage.kv("ends");
+  for await (const event of client().stream("python", code, { timeout: 300, env: { NAME: "left" } })) {
+    assert.ok(event.type === "stdout" && event.content === "on\n");
+    break;
+  }
+  await using proxy = new HangingUp(/execute/, [230]);
+  const cut = client({ url: await proxy.start() }).stream("python", code, { timeout: 300, env: { NAME: "cut" } });
+  await assert.rejects(cut.done(), (error) => error instanceof StreamCut && error.runId === undefined);
+  assert.equal(proxy.matched, 1);
+  for (const name of ["left", "cut"]) {
+    for (let n = 0; n < 1000 && (await told.get(name)) === undefined; n++) {
+      await new Promise((go) => setTimeout(go, 30));
+    }
+    assert.equal(await told.get(name), "told");
+  }
+});
+
 test("a setup is followed to its end, whatever breaks", async () => {
   const setup = { commands: ["for n in $(seq 40); do echo line $n; sleep 0.01; done"] };
   await using session = await client().session("python", { setup, ephemeral: true });

@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -46,6 +46,9 @@ log = structlog.get_logger()
 
 STREAM_TYPE = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
+HUNG_UP = 499
+"""The status in the log of a request whose caller hung up before there was an answer: nginx's, as none is defined."""
+
 MAX_NUMBER = (1 << 63) - 1
 _HEARTBEAT = b": heartbeat\n\n"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -112,6 +115,29 @@ def stream_content(name: str, events: Any) -> dict[str, Any]:
         "contentSchema": {"$ref": f"#/components/schemas/{name}"},
     }
     return {STREAM_TYPE: {"schema": schema}}
+
+
+async def before_hang_up(request: Request, first: Awaitable[object]) -> bool:
+    """Wait for what an answer begins with. If the caller hangs up before, it is cancelled; whether it came. The body of
+    the request must have been read."""
+    coming = asyncio.ensure_future(first)
+    gone = asyncio.ensure_future(_hang_up(request.receive))
+    try:
+        await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            coming.cancel()
+            await asyncio.wait({coming})
+            return False
+        coming.result()
+        return True
+    finally:
+        coming.cancel()
+        gone.cancel()
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def event_stream(events: AsyncGenerator[Event | Gap], headers: Mapping[str, str] | None = None) -> StreamingResponse:

@@ -7,6 +7,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from era.api.accept import prefers
 from era.api.addresses import base_url
 from era.api.context import (
     REPLAY,
@@ -26,7 +27,7 @@ from era.api.context import (
     language,
     secrets_of,
 )
-from era.api.event_stream import STREAM_TYPE, described, event_stream, stream_content
+from era.api.event_stream import HUNG_UP, STREAM_TYPE, before_hang_up, described, event_stream, stream_content
 from era.api.invocations import invocation_of
 from era.api.run_events import closing_run_events, run_events
 from era.api.streaming import run_response
@@ -161,8 +162,9 @@ async def stream(
     },
 )
 async def execute(body: ExecuteBody, caller: CallerId, request: Request, context: UseContext) -> Response:
-    """Run code once, in a temporary sandbox that is gone when this answers. With `Accept: text/event-stream`, stream
-    its output: events `stdout`, `stderr`, then `done` or `error`; whoever hangs up ends the program."""
+    """Run code once, in a temporary sandbox that is gone when this answers. Where the header
+    Accept wants `text/event-stream` more than JSON, stream its output: events `stdout`, `stderr`, then `done` or
+    `error`; whoever hangs up ends the program."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     invocation = invocation_of(body, body.code)
@@ -188,17 +190,13 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         key_id=caller.key_id,
     )
     await context.audit.secrets(caller_of(request), "", request_.secrets)
-    if _wants_stream(",".join(request.headers.getlist("accept"))):
+    if prefers(",".join(request.headers.getlist("accept")), STREAM_TYPE, "application/json"):
         events = context.runs.execute_streamed(request_)
-        await anext(events)  # an error before the program has begun becomes an ordinary answer
+        # An error before the program has begun becomes an ordinary answer.
+        if not await before_hang_up(request, anext(events)):
+            return Response(status_code=HUNG_UP)
         return event_stream(closing_run_events(events, partial(execute_outcome, language=chosen)))
     return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
-
-
-def _wants_stream(accept: str) -> bool:
-    """Whether a caller with this header takes a stream and nothing else. Who lists JSON too gets JSON, as ever."""
-    kinds = {kind.partition(";")[0].strip().lower() for kind in accept.split(",")}
-    return STREAM_TYPE in kinds and not kinds & {"application/json", "application/*", "*/*"}
 
 
 def _files(files: dict[str, str]) -> dict[str, bytes]:

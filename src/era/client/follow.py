@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from era.client.output import notice
-from era.sdk.events import Gap, Stderr
-from era.sdk.sync.runs import RunStream
+from era.sdk.events import Gap, RunEvent, Stderr
+from era.sdk.sync.runs import ExecuteStream, RunStream
 from era.sdk.sync.sessions import Session
 
 _INTERRUPTED = 130
@@ -22,13 +23,7 @@ def follow(session: Session, start: Callable[[], RunStream]) -> int:
         try:
             if stream is None:
                 stream = start()
-            for event in stream:
-                if isinstance(event, Gap):
-                    notice("some output is no longer kept")
-                    continue
-                output = sys.stderr if isinstance(event, Stderr) else sys.stdout
-                output.write(event.content)
-                output.flush()
+            _print(stream)
             break
         except KeyboardInterrupt:
             if stopped or stream is None or stream.run_id is None:
@@ -47,14 +42,39 @@ def follow(session: Session, start: Callable[[], RunStream]) -> int:
     for shown in result.results or []:
         text = shown["data"].get("text/plain", f"<{', '.join(shown['data'])}>")
         print(text, flush=True)
-    if result.status not in ("ok", "failed") and not stopped:
-        notice(f"{result.status} after {result.answer['duration']}")
-    for name in ("stdout", "stderr"):
-        if result.answer[f"{name}_truncated"]:
-            notice(f"{name} is not all there, it was too long")
+    _tell_end(result.answer, stopped)
     if not result.state.committed:
         notice(f"nothing was kept of this run: {result.state.reason}")
     return _INTERRUPTED if stopped else result.exit_code
+
+
+def follow_once(stream: ExecuteStream) -> int:
+    """Print the output of a run without a session; returns its exit code. Ctrl-C hangs up, which ends it."""
+    try:
+        with stream:
+            _print(stream)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    _tell_end(stream.result.answer)
+    return stream.result.exit_code
+
+
+def _print(events: Iterable[RunEvent]) -> None:
+    for event in events:
+        if isinstance(event, Gap):
+            notice("some output is no longer kept")
+            continue
+        output = sys.stderr if isinstance(event, Stderr) else sys.stdout
+        output.write(event.content)
+        output.flush()
+
+
+def _tell_end(answer: dict[str, Any], stopped: bool = False) -> None:
+    if answer["status"] not in ("ok", "failed") and not stopped:
+        notice(f"{answer['status']} after {answer['duration']}")
+    for name in ("stdout", "stderr"):
+        if answer[f"{name}_truncated"]:
+            notice(f"{name} is not all there, it was too long")
 
 
 def _leave(session: Session) -> None:

@@ -6,11 +6,11 @@ import os
 from typing import Any
 
 from era.client.failure import Failure
-from era.client.follow import follow
+from era.client.follow import follow, follow_once
 from era.client.grammar import Parser
 from era.client.output import notice, print_json
 from era.client.servers import connect
-from era.client.words import add_run_options, json_object, run_options, text_of
+from era.client.words import add_run_options, json_object, labels, run_options, text_of
 from era.errors import NotFound
 from era.sdk.answers import RunResult
 from era.sdk.sync.client import Era
@@ -25,13 +25,15 @@ def add(parser: Parser) -> None:
     parser.describe(
         run,
         "Run FILE on a server and leave with its exit code.\n\nWith --session the code runs in that session, which is "
-        "made if it does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.",
+        "made if it does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.\n\nWith "
+        "--once there is no session at all: one call, of which nothing is kept. Ctrl-C ends the program.",
         (
             "era run hello.py",
             "era run count.py --session counter --data '{\"count\": 0}'",
             "echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada",
             "era run issues.py --secret GITHUB_TOKEN=api.github.com",
             "era run report.py --stdin numbers.csv -- --verbose 2026",
+            "era run test.py --once --file solution.py=upload/42.py",
         ),
     )
     parser.add_argument("file", metavar="FILE", help="the program; - for standard input")
@@ -40,6 +42,15 @@ def add(parser: Parser) -> None:
     parser.add_argument("-l", "--language", help="default: the one that FILE's ending belongs to")
     parser.add_argument("--context", metavar="NAME", help="as a cell in the session's interpreter of this name")
     parser.add_argument("--data", metavar="JSON", help="object that becomes the session's data before the run")
+    parser.add_argument("--once", action="store_true", help="without a session: nothing of it is kept")
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        dest="files",
+        metavar="NAME=PATH",
+        help="with --once: a text file beside the program",
+    )
     add_run_options(parser)
 
 
@@ -51,6 +62,12 @@ def run(named: Any) -> int:
         raise Failure("--data is the state of a session: say which with --session.")
     if named.session is None and named.background:
         raise Failure("--background needs a session that stays: say which with --session.")
+    if named.files and not named.once:
+        raise Failure("--file is for --once. To a session: era files put SESSION FILE.")
+    if named.once:
+        for name in ("session", "context", "data", "atomic", "background"):
+            if getattr(named, name) not in (None, False):
+                raise Failure(f"--{name} is about a session, and --once has none.")
     code = text_of(named.file)
     options = run_options(named)
     if named.args:
@@ -60,6 +77,8 @@ def run(named: Any) -> int:
             raise Failure("--context is an interpreter of a session: say which with --session.")
         options["context"] = named.context
     with connect(named) as era:
+        if named.once:
+            return _once(era, named, code, options)
         if named.session is None:
             language = _language(era, named)
             made = era.session(language, ephemeral=True, ttl=_ABANDONED_SECONDS, metadata={"made_by": "era run"})
@@ -93,6 +112,17 @@ def _run(session: Session, named: Any, code: str, options: dict[str, Any]) -> in
         return session.stream(code, **options)
 
     return follow(session, start)
+
+
+def _once(era: Era, named: Any, code: str, options: dict[str, Any]) -> int:
+    files = {name: text_of(path) for name, path in labels(named.files).items()}
+    stream = era.stream(_language(era, named), code, files=files, **options)
+    if not named.json:
+        return follow_once(stream)
+    with stream:
+        result = stream.wait()
+    print_json(result.answer)
+    return result.exit_code
 
 
 def _session(era: Era, named: Any, data: dict[str, Any] | None) -> Session:

@@ -142,17 +142,20 @@ class Runs:
         return await asyncio.shield(self._start_task(self._execute(request, run, lambda _: None)))
 
     async def execute_streamed(self, request: ExecuteRequest) -> AsyncGenerator[RunEvent]:
-        """`execute`, told as `stream` tells a run. The program is ended where the caller stops listening: nobody else
-        can get at what it writes."""
+        """`execute`, told as `stream` tells a run. The program is ended where the caller stops listening or is
+        cancelled, and never begins where it has no sandbox by then: nobody else can get at what it writes."""
         run = self._temporary_run(request)
-        task, begun = await self._started_task(partial(self._execute, request, run))
+        task, begun = self._starting_task(partial(self._execute, request, run))
         try:
-            async with aclosing(_told(task, begun)) as events:
+            async with aclosing(_told(task, await _begun(task, begun))) as events:
                 async for event in events:
                     yield event
         finally:
             if not task.done():
-                run.stop_soon()
+                if run.sandbox is None:
+                    task.cancel()
+                else:
+                    run.stop_soon()
                 task.add_done_callback(_end_unheard)
 
     async def drain(self, seconds: float) -> None:
@@ -171,16 +174,20 @@ class Runs:
         self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]
     ) -> tuple[asyncio.Task[Collected], _Begun | None]:
         """Start a run, and wait until its caller is told of it; None where it has ended before."""
+        task, begun = self._starting_task(run)
+        return task, await _begun(task, begun)
+
+    def _starting_task(
+        self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]
+    ) -> tuple[asyncio.Task[Collected], asyncio.Future[_Begun]]:
+        """Start a run. What it returns besides is there once its caller is told of it."""
         begun: asyncio.Future[_Begun] = asyncio.get_running_loop().create_future()
 
         def emit(started: RunStarted) -> None:
             # Its run may have ended by the time somebody looks.
             begun.set_result(_Begun(started, self._active_runs.get(started.run_id)))
 
-        task = self._start_task(run(emit))
-        either: set[asyncio.Future[Any]] = {task, begun}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return task, begun.result() if begun.done() else None
+        return self._start_task(run(emit)), begun
 
     async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
         """A run, or the replay of the one that had the same idempotency key."""
@@ -379,6 +386,13 @@ def _kind_of(request: RunRequest) -> str:
     if request.context is not None:
         return "cell"
     return "background" if request.background else "run"
+
+
+async def _begun(task: asyncio.Task[Collected], begun: asyncio.Future[_Begun]) -> _Begun | None:
+    """Wait until the caller of a run is told of it; None where it has ended before."""
+    either: set[asyncio.Future[Any]] = {task, begun}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    return begun.result() if begun.done() else None
 
 
 async def _told(task: asyncio.Task[Collected], begun: _Begun | None) -> AsyncGenerator[RunEvent]:

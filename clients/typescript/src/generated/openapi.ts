@@ -58,8 +58,9 @@ export interface paths {
         put?: never;
         /**
          * Execute
-         * @description Run code once, in a temporary sandbox that is gone when this answers. With `Accept: text/event-stream`, stream
-         *     its output: events `stdout`, `stderr`, then `done` or `error`; whoever hangs up ends the program.
+         * @description Run code once, in a temporary sandbox that is gone when this answers. Where the header
+         *     Accept wants `text/event-stream` more than JSON, stream its output: events `stdout`, `stderr`, then `done` or
+         *     `error`; whoever hangs up ends the program.
          */
         post: operations["execute"];
         delete?: never;

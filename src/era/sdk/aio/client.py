@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.keys import AsyncKeys, AsyncOwners
+from era.sdk.aio.runs import AsyncExecuteStream
 from era.sdk.aio.sessions import AsyncSession, AsyncSessions
 from era.sdk.aio.storage import AsyncStorage
+from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.aio.webhooks import AsyncWebhooks
 from era.sdk.answers import AuditEntry, DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
@@ -93,9 +95,22 @@ class AsyncEra:
         Options: `command` in place of code, `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout`, `files`,
         `allow_internet`, `limits`, `isolation`.
         """
+        return ExecuteResult(await self._connection.call(self._execution(language, code, options)))
+
+    async def stream(
+        self, language: str, code: str | None = None, **options: Unpack[ExecuteOptions]
+    ) -> AsyncExecuteStream:
+        """`execute`, with its output as it comes: an iterator of events, and the result at its end. Closing it ends the
+        program."""
+        call = self._execution(language, code, options)
+        call.headers["Accept"] = "text/event-stream"
+        stream = AsyncEventStream(self._connection, None, await self._connection.open(call), last="done")
+        return AsyncExecuteStream(stream)
+
+    def _execution(self, language: str, code: str | None, options: ExecuteOptions) -> Call:
         given = {"language": language, **run_body(code, options)}
         seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
-        return ExecuteResult(await self._connection.call(Call("POST", "/api/execute", json=given, seconds=seconds)))
+        return Call("POST", "/api/execute", json=given, seconds=seconds)
 
     async def runs(
         self,

@@ -11,8 +11,10 @@ from era.sdk.options import run_body
 from era.sdk.sugar import Opening, opened
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.keys import Keys, Owners
+from era.sdk.sync.runs import ExecuteStream
 from era.sdk.sync.sessions import Session, Sessions
 from era.sdk.sync.storage import Storage
+from era.sdk.sync.streams import EventStream
 from era.sdk.sync.webhooks import Webhooks
 
 if TYPE_CHECKING:
@@ -92,9 +94,20 @@ class Era:
         Options: `command` in place of code, `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout`, `files`,
         `allow_internet`, `limits`, `isolation`.
         """
+        return ExecuteResult(self._connection.call(self._execution(language, code, options)))
+
+    def stream(self, language: str, code: str | None = None, **options: Unpack[ExecuteOptions]) -> ExecuteStream:
+        """`execute`, with its output as it comes: an iterator of events, and the result at its end. Closing it ends the
+        program."""
+        call = self._execution(language, code, options)
+        call.headers["Accept"] = "text/event-stream"
+        stream = EventStream(self._connection, None, self._connection.open(call), last="done")
+        return ExecuteStream(stream)
+
+    def _execution(self, language: str, code: str | None, options: ExecuteOptions) -> Call:
         given = {"language": language, **run_body(code, options)}
         seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
-        return ExecuteResult(self._connection.call(Call("POST", "/api/execute", json=given, seconds=seconds)))
+        return Call("POST", "/api/execute", json=given, seconds=seconds)
 
     def runs(
         self,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from era.sdk.answers import RunRecord, RunResult
+from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.blocking import Answer, sleep
 from era.sdk.calls import Call
 from era.sdk.events import Gap, RunEvent, Stderr, Stdout
@@ -75,57 +75,32 @@ class Runs:
         return Run(self._connection, self._session, run_id)
 
 
-class RunStream:
-    """A run's output as it comes: an iterator of Stdout and Stderr, and then `result`.
+class Output[Result: (RunResult, ExecuteResult)]:
+    """A program's output as it comes: an iterator of Stdout and Stderr, and then `result`."""
 
-    If the connection breaks, it goes on where it was: nothing comes twice, and nothing is left out but what the server
-    no longer keeps, which is said by a Gap.
+    _Result: type[Result]
 
-    with session.stream("print('hello')") as stream:
-        for event in stream:
-            print(event.content, end="")
-    print(stream.result.status)
-    """
-
-    def __init__(
-        self, connection: Connection, session: str, answer: Answer, run_id: str | None = None, after: int = 0
-    ) -> None:
-        self.run_id = run_id or answer.headers.get("x-era-run")
-        """Names the run from the start. None if it is the repeated answer of an earlier one."""
-
-        self._connection = connection
-        self._session = session
-        path = None if self.run_id is None else f"{session}/runs/{quoted(self.run_id)}/events"
-        self._stream = EventStream(connection, path, answer, last="done", after=after)
-        self._result: RunResult | None = None
+    def __init__(self, stream: EventStream) -> None:
+        self._stream = stream
+        self._result: Result | None = None
         self._iterator = self._follow()
         self._output: dict[str, list[str]] = {"stdout": [], "stderr": []}
 
     @property
-    def result(self) -> RunResult:
-        """The run's result, with all output that has been iterated over. Only there when the iterator has ended."""
+    def result(self) -> Result:
+        """How it ended, with all output that has been iterated over. Only there when the iterator has ended."""
         if self._result is None:
             raise RuntimeError("The run hasn't ended: iterate over its events first.")
         return self._result
 
-    @property
-    def position(self) -> int:
-        """The number of the newest event that came, behind which another stream of the run would go on."""
-        return self._stream.position
-
-    def stop(self) -> None:
-        """Ask the run to end; its last events still come."""
-        if self.run_id is not None:
-            Run(self._connection, self._session, self.run_id).stop()
-
-    def wait(self) -> RunResult:
+    def wait(self) -> Result:
         """The result, when all events have come."""
         for _ in self:
             pass
         return self.result
 
     def close(self) -> None:
-        """Listen no longer. The run goes on."""
+        """Listen no longer."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -150,4 +125,53 @@ class RunStream:
     def _end(self, event: dict[str, Any]) -> None:
         event = {name: value for name, value in event.items() if name != "type"}
         output = {name: "".join(pieces) for name, pieces in self._output.items()}
-        self._result = RunResult({**output, **event})
+        self._result = self._Result({**output, **event})
+
+
+class ExecuteStream(Output[ExecuteResult]):
+    """A run without a session as it happens. Closing the stream ends the program: nothing else could get at what it
+    writes. So it doesn't go on where the connection breaks, which raises ConnectionLost.
+
+    with era.stream("python", "print('hello')") as stream:
+        for event in stream:
+            print(event.content, end="")
+    print(stream.result.status)
+    """
+
+    _Result = ExecuteResult
+
+
+class RunStream(Output[RunResult]):
+    """A run of a session as it happens. Closing the stream leaves the run going on.
+
+    If the connection breaks, it goes on where it was: nothing comes twice, and nothing is left out but what the server
+    no longer keeps, which is said by a Gap.
+
+    with session.stream("print('hello')") as stream:
+        for event in stream:
+            print(event.content, end="")
+    print(stream.result.status)
+    """
+
+    _Result = RunResult
+
+    def __init__(
+        self, connection: Connection, session: str, answer: Answer, run_id: str | None = None, after: int = 0
+    ) -> None:
+        self.run_id = run_id or answer.headers.get("x-era-run")
+        """Names the run from the start. None if it is the repeated answer of an earlier one."""
+
+        self._connection = connection
+        self._session = session
+        path = None if self.run_id is None else f"{session}/runs/{quoted(self.run_id)}/events"
+        super().__init__(EventStream(connection, path, answer, last="done", after=after))
+
+    @property
+    def position(self) -> int:
+        """The number of the newest event that came, behind which another stream of the run would go on."""
+        return self._stream.position
+
+    def stop(self) -> None:
+        """Ask the run to end; its last events still come."""
+        if self.run_id is not None:
+            Run(self._connection, self._session, self.run_id).stop()
