@@ -392,6 +392,13 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
+def at_home(server: Server) -> Iterator[httpx.Client]:
+    """A client of the host that does what is asked for: of health and metrics each host tells its own."""
+    with server.client(base_url=server.own_url) as client:
+        yield client
+
+
+@pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[MakeServer]:
     """Makes servers of the test's own, which may be killed and started again on their data.
 

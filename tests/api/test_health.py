@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import httpx
 import jsonschema_rs
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import MakeSession, Run, Server
+from tests.conftest import MakeSession, Run
 
 
 def test_health_describes_the_service(client: httpx.Client) -> None:
@@ -29,13 +27,6 @@ def test_the_operator_sees_limits_and_findings(client: httpx.Client) -> None:
     assert {"ERA_MEMORY_MB", "ERA_MAX_WARM", "ERA_MAX_TIMEOUT"} <= {each["name"] for each in body["limits"]}
     assert {"python", "bubblewrap"} <= {each["about"] for each in body["findings"] if each["there"]}
     assert all(each["there"] or each["remedy"] for each in body["findings"])
-
-
-@pytest.fixture
-def at_home(server: Server) -> Iterator[httpx.Client]:
-    """A client of the host that does what is asked for: each tells of itself."""
-    with server.client(base_url=server.own_url) as client:
-        yield client
 
 
 def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -51,7 +51,8 @@ async def test_a_cut_is_noticed(wires: Wires, one_way: bool) -> None:
     here, there = wires.place(1), wires.place(2)
     writer, _, other = await connected(here, there)
     writer.write(b"arrives")
-    await asyncio.sleep(0.1)
+    other.settimeout(60)
+    assert await asyncio.to_thread(other.recv, 7) == b"arrives"
     wires.between(there, here, LOST, back=Fate() if one_way else LOST)
     writer.write(b"is not acknowledged")
     began = time.monotonic()

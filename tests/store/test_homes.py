@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import pytest
 
 from era.core.homes import Host
+from era.core.live.records import ProcessRecord
 from era.core.metadata import SessionChange
 from era.core.models import Session, StoredCode
-from era.errors import CommitFailed, Fenced, HostLost, SessionDeleted, SessionMoved
+from era.errors import CommitFailed, Fenced, HostLost, NotFound, SessionDeleted, SessionMoved
 from era.store.homes import LOST, HomeRows
 from era.store.metadata import SqlStore
 from tests.owners import mine
@@ -49,9 +50,9 @@ async def join(url: str) -> AsyncIterator[Joined]:
         yield joined
 
 
-def age(url: str, name: str, part: float) -> None:
+def age(url: str, name: str, part: float, lease: float = LONG) -> None:
     """Have so much of a host's lease go by."""
-    micros = int(LONG * part * 1_000_000)
+    micros = int(lease * part * 1_000_000)
     assert execute(url, f"UPDATE hosts SET heartbeat_at = heartbeat_at - {micros} WHERE id = '{name}'") == 1
 
 
@@ -168,7 +169,8 @@ async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(url: str)
         await (await store.homes()).join(a, 1.0)
         homes = await other.homes()
         await homes.join(b, 1.0)
-        await asyncio.sleep(1.2)  # no heartbeat of either
+        for name in "ab":
+            age(url, name, 1.2, lease=1.0)  # no heartbeat of either
         seen = [sorted((await homes.beat(b)).hosts)]
         until = time.monotonic() + 30
         while seen[-1] != ["b"] and time.monotonic() < until:
@@ -195,6 +197,8 @@ async def test_a_purged_session_is_gone_rather_than_taken(join: Joined) -> None:
     await a.store.purge_session(mine("s"))
     with pytest.raises(SessionDeleted):
         await a.store.end_run(ended(session, "r"), data='{"n": 1}', snapshot=None)
+    with pytest.raises(NotFound):
+        await a.store.processes.begin(ProcessRecord("p", session.key, "true", 1))
 
 
 async def test_without_a_cluster_nothing_is_checked(url: str) -> None:

@@ -229,6 +229,30 @@ def test_libraries_log_in_the_same_form_and_repeat_no_traceback(form: str) -> No
         assert (other["event"], other["request"]) == ("other", "req_2")
 
 
+PROBES = """
+import sys
+from era.core.telemetry import RequestEnded
+from era.telemetry import logs
+logs.log_from("info", "json")
+for number, code in enumerate(["", "no_lease", "no_lease", "no_lease", "not_ready", "not_ready", "", "", "no_lease"]):
+    status = 503 if code else 200
+    for route in ("/ready", "/health"):
+        logs.write(RequestEnded(f"{route} {number}", "GET", route, status, 0.0, 0.5, code=code or None))
+"""
+
+
+def test_a_probe_that_goes_on_failing_is_logged_once() -> None:
+    written = subprocess.run([sys.executable, "-c", PROBES], capture_output=True, text=True, check=True).stderr
+    lines = [(line["request"], line["event"]) for line in map(json.loads, written.splitlines())]
+    for route in ("/ready", "/health"):
+        assert [(request, event) for request, event in lines if request.startswith(route)] == [
+            (f"{route} 1", "request_failed"),
+            (f"{route} 4", "request_failed"),
+            (f"{route} 6", "request"),
+            (f"{route} 8", "request_failed"),
+        ]
+
+
 def test_levels_leave_out_what_is_less_severe() -> None:
     command = [sys.executable, "-c", IN_A_PROCESS, "error", "json"]
     written = subprocess.run(command, capture_output=True, text=True, check=True).stderr

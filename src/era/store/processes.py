@@ -109,8 +109,8 @@ class ProcessRows:
 
 
 def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -> None:
-    check_home(connection, record.session_key)
     session = session_with_key(connection, record.session_key)
+    check_home(connection, record.session_key)
     if session.deleted_at is not None:
         raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
     _insert.execute(connection, _values(record))

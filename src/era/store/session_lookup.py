@@ -119,8 +119,11 @@ def session_with_id(connection: Connection, session_id: str) -> Session | None:
 
 
 def session_with_key(connection: Connection, key: int) -> Session:
-    """The session with this key, present or removed. There must be one."""
-    return session_from_row(_find_by_key.first(connection, {"session": key}))
+    """The session with this key, present or removed. Raises NotFound where it was purged meanwhile."""
+    row = _find_by_key.first(connection, {"session": key})
+    if row is None:
+        raise NotFound("This session was purged meanwhile.")
+    return session_from_row(row)
 
 
 def has_expired(connection: Connection, session: Session, at: int) -> bool:

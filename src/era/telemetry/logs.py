@@ -33,7 +33,10 @@ from era.core.telemetry import (
 log = structlog.get_logger()
 
 _ASKED_ALL_THE_TIME = frozenset({"/health", "/ready", "/metrics"})
-"""Requests for these are logged at the level `debug`."""
+"""Requests for these are logged at the level `debug`, unless they begin to fail, or fail no longer."""
+
+_failing: dict[str, str] = {}
+"""By route of these, the code of the error that was the last answer."""
 
 _QUOTED = re.compile(r"""[ \t=\r\n"']""")
 """What a value for people is put in quotes for."""
@@ -193,12 +196,22 @@ def _request(event: RequestEnded) -> None:
     if event.failure is not None:
         _mark(event.failure)
         log.error("request_failed", **fields, exc_info=event.failure)
+    elif event.route in _ASKED_ALL_THE_TIME and not _is_other(event):
+        log.debug("request", **fields)
     elif event.status >= 500 and event.code:  # or it is the answer of a session's own server
         log.error("request_failed", **fields)
-    elif event.route in _ASKED_ALL_THE_TIME:
-        log.debug("request", **fields)
     else:
         log.info("request", **fields)
+
+
+def _is_other(event: RequestEnded) -> bool:
+    """Whether a request for what is asked all the time fails though the one before didn't, or for another reason, or
+    the other way round."""
+    code = event.code if event.status >= 500 else None
+    before = _failing.pop(event.route, None)
+    if code:
+        _failing[event.route] = code
+    return code != before
 
 
 def _mark(error: BaseException) -> None:
