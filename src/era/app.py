@@ -149,6 +149,7 @@ def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
     return PackageInstaller(
         settings.data_dir.resolve(),
         blobs,
+        shared=shared_directory(settings),
         python=str(base_executable()),
         python_prefix=installation_directory(),
         node=languages.runtime("node").mounts[NODE],

@@ -43,11 +43,13 @@ class Nowhere:
 class Lab:
     """An installer in a directory that is closed to others, as a data directory is."""
 
-    def __init__(self, directory: Path, registry: Registry, **options: Any) -> None:
+    def __init__(self, directory: Path, registry: Registry, shared: Path | None = None, **options: Any) -> None:
+        """`shared` is the directory that it shares with others, as hosts of a cluster do."""
         self.directory = directory / "data"
-        self.directory.mkdir(mode=0o700)
+        self.directory.mkdir(mode=0o700, parents=True)
+        self.shared = shared or self.directory
         sizes = {"seconds": 30.0, "most_bytes": 64 << 20, "most_files": 1000, **options}
-        self.blobs = LocalBlobs(self.directory / "blobs")
+        self.blobs = LocalBlobs(self.shared / "blobs", "" if shared is None else f"{directory.name}.")
         with patch("era.store.blobs.sync"):  # which takes a second
             self.blobs.open()
         self.build = cast(Build, Nowhere())
@@ -55,6 +57,7 @@ class Lab:
         self.installer = PackageInstaller(
             self.directory,
             self.blobs,
+            shared=self.shared,
             python=str(base_executable()),
             python_prefix=installation_directory(),
             node=languages.runtime("node").mounts[NODE],

@@ -11,6 +11,7 @@ import stat
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -73,6 +74,24 @@ def test_a_set_whose_archive_another_host_removed_is_put_again(lab: Lab, registr
     assert lab.make(pip=["one"]) == made
     assert lab.archives() == {made.digest}
     assert lab.find_installed(pip=["one"]) == made
+
+
+def test_hosts_that_share_a_directory_come_to_the_same_packages(tmp_path: Path, registry: Registry) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    a, b = (Lab(tmp_path / name, registry, tmp_path / "shared") for name in "ab")
+    made = a.make(pip=["one"])
+    registry.put_python("one", "one-2.0-py3-none-any.whl", wheel("one", {"one.py": "x = 2"}, version="2.0"))
+    asked = len(registry.asked)
+    assert b.find_installed(pip=["one"]) is None, "it isn't there yet"
+    assert b.make(pip=["one"]) == made
+    assert_sound(b, made)
+    assert len(registry.asked) == asked, "without asking anybody"
+    assert b.find_installed(pip=["one"]) == made
+    os.utime(a.directory / "environments" / made.digest, (0, 0))
+    assert a.installer.sweep(set(), time.time() - 3600) == 1
+    assert b.find_installed(pip=["one"]) == made, "what is old at one host isn't so at the other"
+    assert b.make(pip=["one"], anew=True).pip[0]["version"] == "2.0", "whoever wants newer ones gets them"
+    assert a.make(pip=["one"]).pip[0]["version"] == "2.0"
 
 
 def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> None:

@@ -8,7 +8,8 @@ Theory of operation
 digest is that of an archive of all this (archives.py), so equal packages are stored once, and a directory of that name
 is complete and never changes. The archive is in the blob store; a directory that is missing here is unpacked from it.
 `environments/asked/` has a note for each list of requirements, which names the package set that it came to. Notes make
-a repeated setup fast, and possible without any network.
+a repeated setup fast, and possible without any network. Hosts of a cluster have them in the directory that they share:
+so a setup that was done at one host comes to the same versions at every other, which unpacks the archive.
 
 *Making.* Tools write into a scratch directory, as unprivileged users (processes.py). uv takes wheels only, npm runs no
 scripts and `go get` builds nothing, so all of them only unpack. If that isn't enough, what must run code runs in a
@@ -63,6 +64,7 @@ from era.core.setup.requirements import Packages
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
+from era.packages.notes import Notes
 from era.packages.processes import Processes, Space, size_of
 from era.packages.threads import in_thread
 
@@ -81,9 +83,6 @@ _UNCOMPILED = "uncompiled"
 
 _AT_A_TIME = 2
 """How many tools run on the host at the same time. Builds in sandboxes don't count."""
-
-_NOTE_DIGEST = "environment"
-"""The field of a note that has the digest; its name is older than the word package set."""
 
 _FORMAT = 2
 
@@ -117,6 +116,7 @@ class PackageInstaller:
         directory: Path,
         blobs: BlobStore,
         *,
+        shared: Path,
         python: str,
         python_prefix: Path | None,
         node: Path,
@@ -126,12 +126,12 @@ class PackageInstaller:
         most_files: int,
         variables: Mapping[str, str],
     ) -> None:
-        """`directory` is the service's data directory. `python` is the interpreter of sandboxes, and `python_prefix`
-        its installation if that isn't in /usr. `node` and `go` are the directories of their wheels. `seconds`,
-        `most_bytes` and `most_files` bound one installation. `variables` are the service's own environment
-        variables."""
+        """`directory` is the service's data directory, `shared` that which hosts of a cluster share, or the same.
+        `python` is the interpreter of sandboxes, and `python_prefix` its installation if that isn't in /usr. `node` and
+        `go` are the directories of their wheels. `seconds`, `most_bytes` and `most_files` bound one installation.
+        `variables` are the service's own environment variables."""
         self.package_sets = directory / "environments"
-        self._notes = self.package_sets / "asked"
+        self._notes = Notes(shared / "environments" / "asked")
         self._making = self.package_sets / "making"
         self._cache = directory / "cache"
         self._seconds = seconds
@@ -161,9 +161,10 @@ class PackageInstaller:
     def open(self) -> None:
         """Make the directories, and remove what a killed process left unfinished. Raises OSError."""
         trees.remove(self._making)
-        for directory, mode in ((self.package_sets, 0o711), (self._making, 0o700), (self._notes, 0o700)):
+        for directory, mode in ((self.package_sets, 0o711), (self._making, 0o700)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             directory.chmod(mode)
+        self._notes.open()
         for digest in self.digests():
             if (self.package_sets / digest / _UNCOMPILED).exists():
                 trees.remove(self.package_sets / digest)
@@ -183,15 +184,29 @@ class PackageInstaller:
 
     def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
-            try:
-                note = json.loads((self._notes / key).read_text())
-                package_set = self.get(note[_NOTE_DIGEST])
-                # In a cluster another host collects garbage, and doesn't know which sets are here.
-                if package_set is not None and self._blobs.renew(package_set.digest):
-                    os.utime(self.package_sets / package_set.digest)
-                    return replace(package_set, stdout=note["stdout"], stderr=note["stderr"])
-            except (OSError, ValueError, KeyError, TypeError):
+            note = self._notes.find(key)
+            package_set = None if note is None else self.get(note.digest)
+            if note is None or package_set is None:
                 continue
+            with suppress(OSError):
+                # In a cluster another host collects garbage, and doesn't know which sets are here.
+                if self._blobs.renew(note.digest):
+                    os.utime(self.package_sets / note.digest)
+                    self._notes.renew(key)
+                    return replace(package_set, stdout=note.stdout, stderr=note.stderr)
+        return None
+
+    async def _find_anywhere(self, packages: Packages, owner: str) -> PackageSet | None:
+        """`find_installed`, also where the set is in the blob store only: another host has made it, or nobody has used
+        it here for long."""
+        if (found := self.find_installed(packages, owner)) is not None:
+            return found
+        for key in (self._key(packages), self._key(packages, owner)):
+            if (note := self._notes.find(key)) is None:
+                continue
+            with suppress(OSError):  # it is installed then
+                if self._blobs.renew(note.digest) and await self.ensure(note.digest):
+                    return self.find_installed(packages, owner)
         return None
 
     def get(self, digest: str) -> PackageSet | None:
@@ -209,10 +224,10 @@ class PackageInstaller:
         key = self._key(packages)
         try:
             async with self._turns.take(key, bounded=False):
-                if not anew and (package_set := self.find_installed(packages, build.owner)) is not None:
+                if not anew and (package_set := await self._find_anywhere(packages, build.owner)) is not None:
                     return package_set
                 made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say))
-                self._note(key, made)
+                self._notes.write(key, made)
                 return made
         except MustBuild as must:
             if say is not None:
@@ -220,7 +235,7 @@ class PackageInstaller:
             kind = must.kind
         # Outside the turn: nobody else waits for this, however long it takes.
         made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say, build, kind))
-        self._note(self._key(packages, build.owner), made)
+        self._notes.write(self._key(packages, build.owner), made)
         return made
 
     async def ensure(self, digest: str) -> bool:
@@ -255,10 +270,8 @@ class PackageInstaller:
             if directory.stat().st_mtime < older_than:
                 self._drop(directory)
                 removed += 1
-        for note in self._notes.iterdir():
-            with suppress(OSError, ValueError, KeyError):
-                if json.loads(note.read_text())[_NOTE_DIGEST] not in self.digests():
-                    note.unlink()
+        # What another host has isn't known, but a note that it uses isn't old.
+        self._notes.sweep(self.digests(), older_than)
         if not self._scratch_directories and size_of(self._cache) > self._most_bytes:
             trees.remove(self._cache)
             self._open_cache()
@@ -273,13 +286,6 @@ class PackageInstaller:
         """The name of the note for these packages: of all sessions, or of the one that had them built (`owner`)."""
         text = json.dumps([_FORMAT, asdict(packages), self._runtimes, owner], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def _note(self, key: str, made: PackageSet) -> None:
-        """Write the note that names the package set which a request came to."""
-        temporary = self._notes / f"{key}.new"
-        note = {_NOTE_DIGEST: made.digest, "stdout": made.stdout, "stderr": made.stderr}
-        temporary.write_text(json.dumps(note))
-        temporary.rename(self._notes / key)
 
     async def _install(
         self, packages: Packages, scratch: Path, say: Say | None, build: Build | None = None, kind: str = ""
