@@ -68,6 +68,11 @@ class FakeSandbox:
             "--experimental-transform-types",
             "--disable-warning=ExperimentalWarning",
         ]
+        causes: list[Literal["timeout", "killed"]] = []
+        self._killed: Callable[[], None] = lambda: causes.append("killed")
+        self._program = None
+        if program.may_begin is not None:
+            await program.may_begin()
         interpreter = [sys.executable, "-u"] if self._language == "python" else node
         call = program.invocation
         with tempfile.TemporaryFile() as stdin:
@@ -85,8 +90,8 @@ class FakeSandbox:
         begun = time.monotonic()
         queue: asyncio.Queue[Output | None] = asyncio.Queue()
         truncated = {"stdout": False, "stderr": False}
-        causes: list[Literal["timeout", "killed"]] = []
-        self._killed: Callable[[], None] = lambda: causes.append("killed")
+        if causes:
+            _signal(process, signal.SIGKILL)
         assert process.stdout
         assert process.stderr
 

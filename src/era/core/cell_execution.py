@@ -29,8 +29,10 @@ class CellExecution:
         *,
         code: str,
         state: bytes,
+        may_begin: Callable[[], Awaitable[None]],
     ) -> None:
-        """`sandbox` is the session's, which the run has acquired. `state` is the content of the state file."""
+        """`sandbox` is the session's, which the run has acquired. `state` is the content of the state file. `may_begin`
+        is waited for before anything is executed."""
         self.sandbox = sandbox
         self.state = state
         self.answer: JsonObject | None = None
@@ -40,6 +42,7 @@ class CellExecution:
         """Whether it came as far as to an interpreter. Until then nothing of it has been executed."""
 
         self._contexts = contexts
+        self._may_begin = may_begin
         self._active = active
         self._session = session
         self._enforced: JsonObject = {}
@@ -71,6 +74,7 @@ class CellExecution:
 
     async def run(self, write: Callable[[Output], Awaitable[None]]) -> Ended:
         """Execute the cell; `write` gets its output as it comes, and is waited for. Raises as Contexts.run does."""
+        await self._may_begin()
         ended = await self._contexts.run(self._session, self._request, write, self._begun)
         self._enforced = ended.enforced
         self.answer = _answer(self._request.context, ended)

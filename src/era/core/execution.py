@@ -43,6 +43,7 @@ class Execution:
         keeps_scratch: bool = False,
         files: Mapping[str, bytes] | None = None,
         invocation: Invocation = CODE_ALONE,
+        may_begin: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """The request gives `env`, secrets and the server's URL; the rest is what a session and a request outside of
         any say in different ways.
@@ -78,6 +79,7 @@ class Execution:
             invocation=invocation,
             certificates=self.egress.certificates,
             supervised=self.egress.supervised,
+            may_begin=may_begin,
         )
 
     @property

@@ -48,8 +48,10 @@ class IdempotencyKeys:
     async def held(self, session_id: OwnedId, claim: Claim) -> AsyncIterator[Claimed | None]:
         """The key's first request, once that has ended; None where this is the first. Others with the key wait until
         the block ends. Raises KeyReused where the first request was a different one."""
-        await self._look_up(session_id, claim)  # Another request needn't wait to be refused.
-        async with self._turns.take((claim.route, session_id, claim.key), bounded=False):
+        turn = (claim.route, session_id, claim.key)
+        if self._turns.taken(turn):
+            await self._look_up(session_id, claim)  # Another request needn't wait to be refused.
+        async with self._turns.take(turn, bounded=False):
             yield await self._look_up(session_id, claim)
 
     async def _look_up(self, session_id: OwnedId, claim: Claim) -> Claimed | None:

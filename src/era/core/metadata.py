@@ -294,10 +294,18 @@ class MetadataStore(Protocol):
         ...
 
     async def begin_run(
-        self, session_id: OwnedId, run_id: str, claim: Claim | None = None, *, durably: bool = True
+        self,
+        session_id: OwnedId,
+        run_id: str,
+        claim: Claim | None = None,
+        *,
+        durably: bool = True,
+        known: Callable[[Session], object] | None = None,
     ) -> Session:
         """Record a run as `running`, with its claim, and read its session. Where not `durably`, a killed service finds
         the record again; a power cut may take it, but not once anything else was committed.
+
+        `known` may get the session before the record is kept: what needs no record can begin meanwhile.
 
         Raises NotFound or Expired, SetupUnderWay where the session's setup hasn't ended, Conflict where the run's id
         was used before or the key is claimed already. Then nothing is recorded.

@@ -164,7 +164,8 @@ class Sandbox(Protocol):
     def alive(self) -> bool: ...
 
     def run(self, program: Program) -> AsyncIterator[Output | Ended]:
-        """Run one program; the last event is `Ended`. When that has come, no process of the run is alive.
+        """Run one program; the last event is `Ended`. When that has come, no process of the run is alive. Where the
+        program might not begin (`may_begin`), the sandbox is of no use any more.
 
         Raises SandboxFailed if the sandbox was found dead before the program began: it did not run.
         """

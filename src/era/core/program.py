@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,6 +80,10 @@ class Program:
 
     supervised: bool = False
     """The kernel notifies the service before it connects this program to anything (guest/connect_filter.py)."""
+
+    may_begin: Callable[[], Awaitable[None]] | None = None
+    """Waited for before it begins, while all is made ready for it. What this raises, running it does: then it hasn't
+    begun."""
 
     keeps_scratch: bool = False
     """What it leaves in /tmp, /dev/shm and other memory is there for the next program. So it is beside processes,

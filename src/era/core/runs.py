@@ -262,13 +262,13 @@ class Runs:
         if request.atomic:
             session = await self._store.session(session_id)
             self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")
-        session = await self._record(session_id, run_id, request, slot, named=named)
+        session, recorded = await self._record(session_id, run_id, request, slot, named=named)
         told.language = session.language
         told.stages.end("record")
         transcript = self._parts.outputs.new()
         active = ActiveRun(run_id, session_id, session.key, transcript, request.background, request.service)
         active.joinable = request.context is not None or (session.persistent and not request.atomic)
-        run = SessionRun(self._parts, active, session, request, slot, emit, told)
+        run = SessionRun(self._parts, active, session, request, slot, emit, told, recorded)
         with self._active_runs.registered(active), self._yielding(active):
             try:
                 return Collected(await run.result(), transcript.stdout, transcript.stderr)
@@ -278,21 +278,33 @@ class Runs:
 
     async def _record(
         self, session_id: OwnedId, run_id: str, request: RunRequest, slot: Slot, *, named: bool
-    ) -> Session:
+    ) -> tuple[Session, asyncio.Future[Session]]:
         """Record the run as `running`, once the session's setup has ended, for which it waits without its slot. Raises
-        SetupUnderWay where that takes longer than the run may.
+        SetupUnderWay where that takes longer than the run may. Returns the session, and what is done once the record is
+        kept, which the program's begin waits for.
 
         The record is there so that a run which was cut off is known to have been lost. Where nobody is told of a run
         before its commit, a power cut may take the record with the run."""
         try:
-            return await self._store.begin_run(session_id, run_id, request.claim, durably=named)
+            return await self._begin(session_id, run_id, request, durably=named)
         except SetupUnderWay:
             slot.give_back()
             timeout = request.timeout or (await self._store.session(session_id)).default_timeout
             if not await self._setup_ended(session_id, timeout):
                 raise
             await slot.take()
-            return await self._store.begin_run(session_id, run_id, request.claim, durably=named)
+            return await self._begin(session_id, run_id, request, durably=named)
+
+    async def _begin(
+        self, session_id: OwnedId, run_id: str, request: RunRequest, *, durably: bool
+    ) -> tuple[Session, asyncio.Future[Session]]:
+        """Begin to record the run; see _record. Raises what MetadataStore.begin_run does."""
+        known: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        recorded = asyncio.ensure_future(
+            self._store.begin_run(session_id, run_id, request.claim, durably=durably, known=known.set_result)
+        )
+        await asyncio.wait({known, recorded}, return_when=asyncio.FIRST_COMPLETED)
+        return known.result() if known.done() else recorded.result(), recorded
 
     def _yielding(self, run: ActiveRun) -> AbstractContextManager[None]:
         """A service ends when somebody else waits for the session's turn; other runs don't."""

@@ -13,6 +13,7 @@ of one moment, in which processes stand still. Where that sandbox has to be thro
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -124,9 +125,11 @@ class SessionRun:
         slot: Slot,
         emit: Emit,
         told: RunEnded,
+        recorded: asyncio.Future[Session],
     ) -> None:
-        """`session` is its row as it was when the run was recorded. `emit` is called once there is a sandbox. `told` is
-        what operators will be told of the run, and is filled in."""
+        """`session` is its row as it was when the run was recorded. `emit` is called once there is a sandbox and the
+        record is kept: `recorded` says so, or raises. `told` is what operators will be told of the run, and is filled
+        in."""
         self._parts = parts
         self._active = active
         self._session = session
@@ -134,6 +137,7 @@ class SessionRun:
         self._slot = slot
         self._emit = emit
         self._told = told
+        self._recorded = recorded
         self._started = False
         """Whether the caller has been told of this run."""
 
@@ -171,9 +175,6 @@ class SessionRun:
         self._told.stages.end("sandbox")
         execution: Execution | CellExecution | None = None
         try:
-            if not self._started:
-                self._started = True
-                self._emit(RunStarted(self._active.run_id, self._active.transcript))
             data = json.loads(session.data)
             execution = self._execution(sandbox, data)
             ended = await execution.run(partial(keep_output, self._active.transcript))
@@ -196,7 +197,18 @@ class SessionRun:
                 pool.committed(session.key, session.snapshot)  # the sandbox, and all that runs in it, goes on
                 raise
             await pool.discard(sandbox, self._remade(error.message if isinstance(error, EraError) else "it failed."))
+            if isinstance(error, SandboxFailed):
+                await self._may_begin()  # a run that is on record and had a sandbox is told of, however it ends
             raise
+
+    async def _may_begin(self) -> None:
+        """Wait until the run is on record, and tell its caller. The sandbox makes all ready meanwhile."""
+        if not self._recorded.done():
+            await asyncio.wait({self._recorded})
+        self._recorded.result()
+        if not self._started:
+            self._started = True
+            self._emit(RunStarted(self._active.run_id, self._active.transcript))
 
     def _remade(self, why: str) -> str:
         """What processes of the session are told that end with the sandbox."""
@@ -208,7 +220,16 @@ class SessionRun:
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         if request.context is not None:
             state = jsontext.state_file(data)
-            return CellExecution(self._parts.contexts, self._active, session, sandbox, request, code=code, state=state)
+            return CellExecution(
+                self._parts.contexts,
+                self._active,
+                session,
+                sandbox,
+                request,
+                code=code,
+                state=state,
+                may_begin=self._may_begin,
+            )
         command = command_of(request.service)
         live = session.key in self._parts.liveness
         return Execution(
@@ -230,6 +251,7 @@ class SessionRun:
             ephemeral=not session.persistent and not live,
             keeps_scratch=live,
             invocation=Invocation(command=command) if command else request.invocation,
+            may_begin=self._may_begin,
         )
 
     async def _outcome(self, execution: Execution | CellExecution, ended: Ended) -> _Outcome:
@@ -322,6 +344,9 @@ class SessionRun:
     async def _end_without_result(self, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
         and recorded as lost."""
+        await asyncio.wait({self._recorded})
+        if self._recorded.exception() is not None:
+            return
         if isinstance(error, SessionDeleted) and self._has_ended:
             return  # It was recorded when its session was found gone.
         reason = error.message if isinstance(error, EraError) else "The service failed."

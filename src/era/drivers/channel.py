@@ -44,6 +44,8 @@ class Channel:
         self._writer = writer
         self._closed = False
         self._budget = Budget(self)
+        self._held_back: list[bytes] | None = None
+        """Frames that wait for the rest of a run to be sent."""
 
     @property
     def alive(self) -> bool:
@@ -70,7 +72,7 @@ class Channel:
 
         Raises SandboxFailed if the sandbox died before the program began.
         """
-        self._send_run(program, output_limit)
+        await self._send_run(program, output_limit)
         state: bytes | None = None
         begun: float | None = None
         room = {"stdout": output_limit, "stderr": output_limit}
@@ -115,11 +117,15 @@ class Channel:
 
     def _send_kind(self, kind: bytes) -> None:
         if not self._writer.is_closing():  # or the sandbox is gone, and with it the run
+            if self._held_back is not None:
+                self._held_back.append(_frame(kind, b""))
+                return
             with contextlib.suppress(OSError):
                 self._writer.write(_frame(kind, b""))
 
-    def _send_run(self, program: Program, output_limit: int) -> None:
-        """Send an R frame, and behind it, unframed, the content whose lengths it says."""
+    async def _send_run(self, program: Program, output_limit: int) -> None:
+        """Send an R frame, and behind it, unframed, the content whose lengths it says: environment and standard input
+        once the program may begin."""
         environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
         invocation = program.invocation
         header = {
@@ -140,8 +146,14 @@ class Channel:
             "cwd": invocation.cwd,
             "command": list(invocation.command),
         }
-        parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values()]
-        self._writer.write(b"".join([*parts, program.state, program.code, environment, invocation.stdin]))
+        parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values(), program.state, program.code]
+        self._held_back = []
+        if program.may_begin is not None:
+            self._writer.write(b"".join(parts))
+            parts.clear()
+            await program.may_begin()
+        self._writer.write(b"".join([*parts, environment, invocation.stdin, *self._held_back]))
+        self._held_back = None
 
     async def _receive(self) -> tuple[bytes, bytes]:
         """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""

@@ -50,7 +50,8 @@ Wire format. The host and the supervisor talk over one stream socket. A frame is
 payload (4 bytes, big endian) and the payload.
 
   host to guest:  R  JSON, the header of a run. Behind this frame, unframed, its files, the state, the code, the
-                     environment (JSON) and standard input, each as long as the header says
+                     environment (JSON) and standard input, each as long as the header says. The last two come only
+                     once the program may begin: what needs neither is done before
                   K  kill the run under way
                   T  end the run under way: SIGTERM, and SIGKILL after GRACE
                   J  processes are about to be started beside the run under way
@@ -222,14 +223,13 @@ class Supervisor:
             write_file(path, control.read(size))
         state = control.read(header["state"])
         code = control.read(header["code"])
+        self.fresh_files.write(STATE_FILE, state)
+        entry = self.free_entry()
+        written = None if header["command"] else self.fresh_files.write(entry, code)
+        self.layer.prepare()
         environment = bytearray(header["environment"])
         control.read_into(environment)
         invocation = Invocation(header, control.read(header["stdin"]))
-
-        self.fresh_files.write(STATE_FILE, state)
-        entry = self.free_entry()
-        written = None if invocation.command else self.fresh_files.write(entry, code)
-        self.layer.prepare()
         control.send(b"B", b"")  # from here on the run may have had effects, and must not be tried again
         begun = time.monotonic()
         refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]

@@ -151,14 +151,25 @@ class Database:
         return await self._on(self._writer, lambda: self._in_writer(False, job, *args, **kwargs))
 
     async def write_once[T](
-        self, job: Callable[..., T], *args: Any, patient: bool, syncs: bool = True, **kwargs: Any
+        self,
+        job: Callable[..., T],
+        *args: Any,
+        patient: bool,
+        syncs: bool = True,
+        known: Callable[[T], object] | None = None,
+        **kwargs: Any,
     ) -> T:
         """`write` a job that can tell whether it was committed before, and is told with `again` that it may have been.
 
         So a COMMIT whose answer didn't come is resolved as soon as the database is back. It is waited for, as
         `_PATIENCE_SECONDS` says, then, and for a `patient` caller whenever it is away.
+
+        `known` gets the job's result before the commit, where only a failure can come of that any more: on SQLite.
+        PostgreSQL may undo the transaction at its COMMIT, and have the job find something else.
         """
         again, deadline = False, None
+        if known is not None and self.engines.writer.dialect.name == "sqlite":
+            job = partial(_telling, asyncio.get_running_loop(), known, job)
         while True:
             try:
                 return await self._on(self._writer, partial(self._in_writer, syncs, job, *args, again=again, **kwargs))
@@ -275,3 +286,12 @@ class Database:
             connection, self._connection = self._connection, None
             connection.invalidate()
             connection.close()
+
+
+def _telling[T](
+    loop: asyncio.AbstractEventLoop, known: Callable[[T], object], job: Callable[..., T], *args: Any, **kwargs: Any
+) -> T:
+    """What the job returns, after telling `known` of it on its loop."""
+    result = job(*args, **kwargs)
+    loop.call_soon_threadsafe(known, result)
+    return result

@@ -1,6 +1,7 @@
 """Idempotency keys (`Idempotency-Key` of a request): claimed, answered, looked up, dropped after a day.
 
 Not to be confused with API keys (api_keys.py) or with keys of KV (storage_items.py). core/idempotency.py has the rules.
+Clients send a key with every run, so the statements on the path of one are precompiled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, Session, now
 from era.errors import Conflict
-from era.store.dialects import raising_if_taken
+from era.store.dialects import Precompiled, raising_if_taken
 from era.store.outputs import OUTPUT_COLUMNS, output_values
 from era.store.records import RUNS, record_from_row
 from era.store.tables import idempotency_keys as keys
@@ -20,15 +21,34 @@ from era.store.tables import runs
 _KEPT_MICROS = 24 * 3600 * 1_000_000
 
 _IS_CLAIM = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
-_FIND = select(
-    keys.c.request_hash,
-    keys.c.env_mark,
-    keys.c.run_id,
-    keys.c.answer,
-    *(keys.c[name] for name in OUTPUT_COLUMNS),
-).where(_IS_CLAIM, keys.c.created_at >= bindparam("since"))
+_find = Precompiled(
+    select(
+        keys.c.request_hash,
+        keys.c.env_mark,
+        keys.c.run_id,
+        keys.c.answer,
+        *(keys.c[name] for name in OUTPUT_COLUMNS),
+    ).where(_IS_CLAIM, keys.c.created_at >= bindparam("since"))
+)
 _RUN = RUNS.where(runs.c.id == bindparam("run_id"))
-_DROP_IF_OLD = delete(keys).where(_IS_CLAIM, keys.c.created_at < bindparam("since"))
+_drop_if_old = Precompiled(delete(keys).where(_IS_CLAIM, keys.c.created_at < bindparam("since")))
+_claim = Precompiled(
+    insert(keys).values(
+        scope=bindparam("of_scope"),
+        key=bindparam("of_key"),
+        request_hash=bindparam("new_hash"),
+        env_mark=bindparam("new_mark"),
+        session_key=bindparam("new_session"),
+        run_id=bindparam("new_run"),
+        created_at=bindparam("at"),
+    )
+)
+_answer = Precompiled(update(keys).where(_IS_CLAIM).values(answer=bindparam("new_answer")))
+_answer_run = Precompiled(
+    update(keys)
+    .where(_IS_CLAIM)
+    .values({"answer": bindparam("new_answer"), **{name: bindparam(f"new_{name}") for name in OUTPUT_COLUMNS}})
+)
 _DROP = delete(keys).where(_IS_CLAIM)
 _DROP_ALL_OLD = delete(keys).where(keys.c.created_at < bindparam("since"))
 
@@ -39,7 +59,7 @@ type Scope = Session | int | str
 def find_claim(connection: Connection, claim: Claim, scope: Scope) -> Claimed | None:
     """The first request with this key in the last day, and what it was answered."""
     values = _claim_parameters(claim, scope) | {"since": now() - _KEPT_MICROS}
-    row = connection.execute(_FIND, values).one_or_none()
+    row = _find.first(connection, values)
     if row is None:
         return None
     request_hash, env_mark, run_id, answer, *outputs = row
@@ -55,25 +75,24 @@ def claim_key(connection: Connection, claim: Claim | None, scope: Session | str,
     if claim is None:
         return
     parameters, at = _claim_parameters(claim, scope), now()
-    connection.execute(_DROP_IF_OLD, parameters | {"since": at - _KEPT_MICROS})
+    _drop_if_old.execute(connection, parameters | {"since": at - _KEPT_MICROS})
     values = {
-        "scope": parameters["of_scope"],
-        "key": claim.key,
-        "request_hash": claim.request_hash,
-        "env_mark": claim.env_mark,
-        "session_key": scope.key if isinstance(scope, Session) else None,
-        "run_id": run_id,
-        "created_at": at,
+        **parameters,
+        "new_hash": claim.request_hash,
+        "new_mark": claim.env_mark,
+        "new_session": scope.key if isinstance(scope, Session) else None,
+        "new_run": run_id,
+        "at": at,
     }
     with raising_if_taken(
         Conflict("A request with this key is under way.", hint="Ask again once it has ended.", code="run_under_way")
     ):
-        connection.execute(insert(keys).values(values))
+        _claim.execute(connection, values)
 
 
-def answer_claim(connection: Connection, claim: Claim, scope: Scope, values: dict[str, Any]) -> None:
-    """Store what a request was answered: `answer`, and `OUTPUT_COLUMNS` where it ran."""
-    connection.execute(update(keys).where(_IS_CLAIM).values(values), _claim_parameters(claim, scope))
+def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str) -> None:
+    """Store what a request was answered that runs nothing."""
+    _answer.execute(connection, _claim_parameters(claim, scope) | {"new_answer": answer})
 
 
 def answer_run(connection: Connection, session_key: int, answered: Answered | None) -> None:
@@ -83,8 +102,8 @@ def answer_run(connection: Connection, session_key: int, answered: Answered | No
     if answered.data is None:
         free_key(connection, answered.claim, session_key)
         return
-    outputs = {} if answered.outputs is None else output_values(answered.outputs)
-    answer_claim(connection, answered.claim, session_key, {"answer": answered.data, **outputs})
+    values = {"new_answer": answered.data, **output_values(answered.outputs or KeptOutputs(None, None), "new_")}
+    _answer_run.execute(connection, _claim_parameters(answered.claim, session_key) | values)
 
 
 def free_key(connection: Connection, claim: Claim, session_key: int) -> None:

@@ -213,10 +213,16 @@ class SqlStore:
         await self.database.write(versions.clear_name, self._retention, session_id, n)
 
     async def begin_run(
-        self, session_id: OwnedId, run_id: str, claim: Claim | None = None, *, durably: bool = True
+        self,
+        session_id: OwnedId,
+        run_id: str,
+        claim: Claim | None = None,
+        *,
+        durably: bool = True,
+        known: Callable[[Session], object] | None = None,
     ) -> Session:
         return await self.database.write_once(
-            runs.begin_run, self._retention, session_id, run_id, claim, syncs=durably, patient=False
+            runs.begin_run, self._retention, session_id, run_id, claim, syncs=durably, patient=False, known=known
         )
 
     async def end_run(

@@ -116,7 +116,7 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -
     _insert.execute(connection, _values(record))
     if claim is not None:
         claim_key(connection, claim, session)
-        answer_claim(connection, claim, session, {"answer": json.dumps(record.id)})
+        answer_claim(connection, claim, session, json.dumps(record.id))
 
 
 def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> None:

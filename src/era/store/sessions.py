@@ -366,7 +366,7 @@ def _answer_with_session(connection: Connection, key: int, claim: Claim | None, 
     """The session that a request has made, stored as the answer of its claim, if it has one."""
     session = _told(connection, session_with_key(connection, key))
     if claim is not None:
-        answer_claim(connection, claim, scope, {"answer": session_to_json(session)})
+        answer_claim(connection, claim, scope, session_to_json(session))
     return session
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from era.guest.workspace import STATE_FILE
 from tests.conftest import eventually
+from tests.drivers.begin_steps import begin_killed, begin_late, never_begin
 from tests.drivers.conformance.helpers import says, shared, uid_of
 
 # -- what a program is ----------------------------------------------------------------------------------------------
@@ -201,3 +203,24 @@ def test_ephemeral_leaves_nothing(sandboxes: Any) -> None:
     sandboxes.run(sandbox, "import os; os.makedirs('a/b'); open('a/b/c', 'w').close()", ephemeral=True)
     assert eventually(lambda: not os.listdir(sandbox.workspace))
     sandboxes.close(sandbox)
+
+
+# -- when it begins -------------------------------------------------------------------------------------------------
+
+
+def test_all_is_made_ready_for_a_program_that_may_not_begin_yet(sandboxes: Any, sandbox: Any) -> None:
+    code = "import time; print(time.time_ns())"
+    written, allowed, ended = sandboxes.do(sandbox, begin_late, code, STATE_FILE)
+    assert ended.exit_code == 0
+    assert int(written) > allowed
+
+
+def test_a_run_killed_before_it_begins(sandboxes: Any, sandbox: Any) -> None:
+    _, _, ended = sandboxes.do(sandbox, begin_killed, "import time; time.sleep(1000)", STATE_FILE)
+    assert (ended.cause, ended.sandbox_alive) == ("killed", True)
+    assert says(sandboxes, sandbox, "print(1)") == "1\n"
+
+
+def test_a_program_that_may_never_begin(sandboxes: Any, sandbox: Any) -> None:
+    assert sandboxes.do(sandbox, never_begin, "open('begun', 'w')") == "it may not"
+    assert not (sandbox.workspace / "begun").exists()
