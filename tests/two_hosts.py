@@ -7,17 +7,29 @@ what a call that reached the home a moment earlier would have done.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
 import signal
 import sqlite3
-from contextlib import closing
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.conftest import Server, assert_nothing_left, mounts
+from era.cluster.own_authority import certify
+from tests.conftest import Server, assert_nothing_left, free_port, mounts
 
 SECRET = "a secret that two hosts of a test know"
 _LEASE_SECONDS = "60"
 """Longer than a busy machine keeps a host from sending heartbeats."""
+
+_ELSEWHERE = """
+CREATE TRIGGER elsewhere AFTER UPDATE OF url ON hosts WHEN NEW.url <> '{url}' BEGIN UPDATE hosts SET url = '{url}'; END
+"""
 
 _AT_HOME = """
 CREATE TRIGGER at_home AFTER INSERT ON sessions WHEN NEW.deleted_at IS NULL BEGIN
@@ -32,6 +44,11 @@ class Home(Server):
     process, directory and log are its own."""
 
     other: Server | None = None
+    tls: bool = False
+    """The hosts talk over TLS."""
+
+    hosts_url: str = ""
+    """Where the other host calls it."""
 
     @property
     def content_dir(self) -> Path:
@@ -40,17 +57,45 @@ class Home(Server):
     def start(self) -> Home:
         self.settings |= {"ERA_SHARED_DIR": str(self.content_dir), "ERA_CLUSTER_SECRET": SECRET}
         self.settings |= {"ERA_LEASE_SECONDS": _LEASE_SECONDS}
+        of_other: Mapping[str, str] = {}
+        if self.tls:
+            certified = certify(self.data_dir.parent / f"{self.data_dir.name}-tls", ["home", "other"], "127.0.0.1")
+            self.hosts_url = f"https://127.0.0.1:{free_port()}"
+            self.settings |= {**certified["home"], "ERA_CLUSTER_PORT": self.hosts_url.rpartition(":")[2]}
+            of_other = {**certified["other"], "ERA_CLUSTER_PORT": "0"}
         super().start()
+        self.hosts_url = self.hosts_url or self.own_url
+        self.make_home()
+        settings = {**self.settings, "ERA_SPARES": "0", **of_other}
+        place = self.data_dir.parent / f"{self.data_dir.name}-other"
+        self.other = Server(place, settings, start_seconds=self.start_seconds).start()
+        self.url = self.other.url
+        return self
+
+    def make_home(self) -> None:
+        """Have all new sessions at home here, and the other host know where this one is."""
         host = (self.data_dir / "host-id").read_text()
         with closing(sqlite3.connect(self.content_dir / "era.sqlite")) as database:
             database.execute(_AT_HOME.format(host=host))
-            # As its next heartbeat says, which takes long with such a lease.
-            database.execute("UPDATE hosts SET url = ?", (self.own_url,))
+            self._is_at(database)
+
+    @contextmanager
+    def said_to_be_at(self, url: str) -> Iterator[None]:
+        """Within the block each host is told that the others are at this URL."""
+        with closing(sqlite3.connect(self.content_dir / "era.sqlite", timeout=60)) as database:
+            database.execute(_ELSEWHERE.format(url=url))
+            database.execute("UPDATE hosts SET url = url")
             database.commit()
-        settings = {**self.settings, "ERA_SPARES": "0"}
-        self.other = Server(self.data_dir.parent / f"{self.data_dir.name}-other", settings).start()
-        self.url = self.other.url
-        return self
+            try:
+                yield
+            finally:
+                database.execute("DROP TRIGGER elsewhere")
+                self._is_at(database)
+
+    def _is_at(self, database: sqlite3.Connection) -> None:
+        """Say where this host is, as its next heartbeat does, which takes long with such a lease."""
+        database.execute("UPDATE hosts SET url = ?", (self.hosts_url,))
+        database.commit()
 
     def at_home(self) -> Server:
         """The host that sessions are at home at, as one that is called."""
@@ -65,3 +110,11 @@ class Home(Server):
         code = super().stop(number)
         assert_nothing_left(before, processes, self.other.data_dir)
         return code
+
+    def hop(self, method: str, target: str, at: str, said: Mapping[str, Any]) -> bytes:
+        """The header of a request to it with this Host header, as a host signs it that says this."""
+        told = {**said, "to": (self.data_dir / "host-id").read_text(), "at": int(time.time() * 1e6)}
+        content = base64.urlsafe_b64encode(json.dumps(told).encode())
+        key = hmac.digest(SECRET.encode(), b"era hop", hashlib.sha256)
+        signed = b"\n".join([b"1", method.encode(), target.encode(), at.encode(), content])
+        return content + b"." + hmac.digest(key, signed, hashlib.sha256).hex().encode()

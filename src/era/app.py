@@ -373,10 +373,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await active_runs.stop_background(seconds)
                 await ending
 
-            def serves_at(port: int, app: ASGIApp) -> None:
+            def serves_at(port: int, hosts_port: int | None, app: ASGIApp) -> None:
                 network.serves_at(port, GuestPublicUrls(app).protocol)
                 if homes is not None:
-                    homes.reached_at(settings.host_url or server.own_url(settings.host, port))
+                    homes.reached_at(server.hosts_url(settings, port, hosts_port))
 
             background = [asyncio.create_task(job) for job in jobs]
             try:
@@ -420,7 +420,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     pool_counts=pool.counts,
                     at_a_time=lambda: {"runs": admission.places.count, "sandboxes": pool.places.count},
                     limits=tuple(settings_in_force(settings)),
-                    findings=lambda: doctor.findings(sandboxes.tested()),
+                    findings=lambda: doctor.findings(sandboxes.tested(), settings),
                     end_background=end_background,
                     end_runs=partial(pool.stop, why_stopped),
                     note=note,

@@ -6,13 +6,19 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 
 from era import languages
 from era.core.models import Isolation, JsonObject
 from era.core.server_facts import Finding
-from era.errors import NoIsolation
+from era.errors import NoIsolation, NotReady
+from era.host_tls import host_tls
+from era.settings import Settings
 
 _PACKAGES = {"seccomp": "install libseccomp (Debian, Ubuntu: apt-get install libseccomp2)"}
+_SOON = timedelta(days=14)
+"""Before its end, a certificate counts as one that is missing."""
+
 _CGROUP = "start ERA as root or in a delegated cgroup, on a machine with cgroups (memory, pids, cpu)"
 
 
@@ -61,9 +67,23 @@ def walls(kind: Isolation, isolation: JsonObject) -> Iterator[Finding]:
     yield wall(reason is None, "internet over TCP and UDP where a session may, by any client", reason or "")
 
 
-def findings(results: Mapping[Isolation, JsonObject | NoIsolation]) -> Iterator[Finding]:
+def cluster_findings(settings: Settings) -> Iterator[Finding]:
+    """Of a host whose cluster talks over TLS, whether its certificate is good, and for how long."""
+    try:
+        tls = host_tls(settings)
+    except NotReady as problem:
+        yield Finding("cluster", False, f"TLS between hosts: {problem.message}", "see docs/cluster.md")
+        return
+    if tls is not None:
+        soon = tls.expires < datetime.now(UTC) + _SOON
+        text = f"TLS between hosts: a certificate for {', '.join(tls.names)} until {tls.expires:%Y-%m-%d}"
+        yield Finding("cluster", not soon, text, "put a new one there, and restart this host" if soon else "")
+
+
+def findings(results: Mapping[Isolation, JsonObject | NoIsolation], settings: Settings) -> Iterator[Finding]:
     """All of it, with the sandboxes of these results, as `report` takes them."""
     yield from language_findings()
+    yield from cluster_findings(settings)
     for kind, isolation in results.items():
         if isinstance(isolation, NoIsolation):
             yield Finding(kind, False, isolation.message, isolation.hint)
@@ -71,7 +91,9 @@ def findings(results: Mapping[Isolation, JsonObject | NoIsolation]) -> Iterator[
             yield from walls(kind, isolation)
 
 
-def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None) -> Iterator[str]:
+def report(
+    results: Mapping[Isolation, JsonObject | NoIsolation], default: Isolation | None, settings: Settings
+) -> Iterator[str]:
     """The lines of the report. `results` has the `isolation()` of each driver that works, and why others don't.
     `default` is what `auto` means, None where nothing works."""
     yield f"Linux {platform.release()}, Python {sys.version.split()[0]}"
@@ -81,6 +103,8 @@ def report(results: Mapping[Isolation, JsonObject | NoIsolation], default: Isola
         preparation = preparations.get(finding.about) if finding.there else None
         if preparation is not None and preparation.ready_place() is None:
             yield f"         {preparation.title} is compiled when the service first starts, which takes a minute"
+    for finding in cluster_findings(settings):
+        yield from _lines(finding)
     for name, isolation in results.items():
         yield ""
         if isinstance(isolation, NoIsolation):

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import AliasChoices
 
 from era.errors import Forbidden, NotReady
+from era.host_tls import host_tls
 from era.settings import Settings
 from era.spelling import nearest
 
@@ -69,8 +70,10 @@ def check_access(settings: Settings) -> None:
 def check_cluster(settings: Settings) -> None:
     """Raises NotReady for a host of a cluster that the others couldn't reach, or couldn't trust."""
     if settings.shared_dir is None:
-        if settings.cluster_secret is not None:
-            raise NotReady("ERA_CLUSTER_SECRET is set, but not ERA_SHARED_DIR: set both for a host of a cluster.")
+        for name in ("cluster_secret", "cluster_certificate", "cluster_certificate_key", "cluster_authority"):
+            if getattr(settings, name) is not None:
+                setting = f"ERA_{name.upper()}"
+                raise NotReady(f"{setting} is set, but not ERA_SHARED_DIR: set both for a host of a cluster.")
         return
     if settings.cluster_secret is None:
         raise NotReady("A host of a cluster needs the secret of all its hosts: set ERA_CLUSTER_SECRET.")
@@ -78,6 +81,8 @@ def check_cluster(settings: Settings) -> None:
         raise NotReady("ERA_SHARED_DIR is this host's data directory; choose another with --data-dir or ERA_DATA_DIR.")
     if settings.host in ("0.0.0.0", "::") and settings.host_url is None:  # noqa: S104  it is only compared
         raise NotReady(f"At {settings.host} no other host reaches this one: set ERA_HOST_URL to a URL where they do.")
+    if host_tls(settings) is None and settings.cluster_port:
+        raise NotReady("ERA_CLUSTER_PORT is for hosts that talk over TLS: set ERA_CLUSTER_CERTIFICATE, too.")
 
 
 def check_directory(directory: Path) -> None:
@@ -113,13 +118,16 @@ def take_address(settings: Settings) -> list[socket.socket]:
     listening = listen(settings.host, settings.port)
     if settings.shared_dir is None:
         return listening
+    if settings.cluster_certificate is not None:
+        listening += listen(settings.host, settings.cluster_port, "ERA_CLUSTER_PORT")
     for each in listening:
         each.close()
     return []
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen at all addresses that the host has: `localhost` may have two. Raises NotReady."""
+def listen(host: str, port: int, option: str = "--port") -> list[socket.socket]:
+    """Sockets that listen at all addresses that the host has: `localhost` may have two. `option` sets the port. Raises
+    NotReady."""
     nowhere = NotReady(f"There is no address {host} to listen on: give one of this machine's with --host.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -141,21 +149,21 @@ def listen(host: str, port: int) -> list[socket.socket]:
         except OSError as error:
             for each in listening:
                 each.close()
-            raise NotReady(_unusable(host, port, error)) from None
+            raise NotReady(_unusable(host, port, error, option)) from None
     if not listening:
         raise nowhere
     return listening
 
 
-def _unusable(host: str, port: int, error: OSError) -> str:
+def _unusable(host: str, port: int, error: OSError, option: str) -> str:
     """Why an address can't be listened on, and what to do."""
     if error.errno == errno.EADDRINUSE:
-        return f"Port {port} of {host} is in use: choose another with --port (0: any), or stop what listens there."
+        return f"Port {port} of {host} is in use: choose another with {option} (0: any), or stop what listens there."
     if error.errno == errno.EACCES:
-        return f"Port {port} may be used by root only: choose one from 1024 with --port."
+        return f"Port {port} may be used by root only: choose one from 1024 with {option}."
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine: give one that is with --host."
-    return f"{host}, port {port}, can't be listened on: {error.strerror}; choose others with --host and --port."
+    return f"{host}, port {port}, can't be listened on: {error.strerror}; choose others with --host and {option}."
 
 
 def is_loopback(host: str) -> bool:

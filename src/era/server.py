@@ -16,6 +16,7 @@ from era.api.callers import Callers
 from era.api.context import Context
 from era.api.http import build
 from era.api.protocol import Protocol
+from era.host_tls import HostTls, host_tls
 from era.preflight import is_loopback, listen
 from era.settings import Settings
 
@@ -23,6 +24,7 @@ LAST_ANSWERS_SECONDS = 5
 """For callers to be told how runs ended that were still under way when the time to drain was over."""
 
 _DESCRIPTORS = 1 << 16
+_HANDSHAKE_SECONDS = 10.0
 
 
 class Signals:
@@ -66,7 +68,11 @@ async def serve(
     listening: Sequence[socket.socket] = (),
 ) -> None:
     """Serve the API until a signal comes. `say` gets the lines for the person who started it. `listening` are sockets
-    that listen where the settings say; without any they are made. Raises NotReady where they can't be."""
+    that listen where the settings say; without any they are made. Raises NotReady where they can't be, and where the
+    other hosts of the cluster and this one don't trust each other."""
+    tls = host_tls(settings)
+    if context.other_hosts is not None:
+        await context.other_hosts.check_trusted()
     app = build(settings, context)
     _CountedProtocol.callers = Callers(descriptor_limit() // 4)
     _CountedProtocol.is_site = staticmethod(lambda host: context.sites.name(host) is not None)
@@ -80,13 +86,14 @@ async def serve(
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_ANSWERS_SECONDS,
     )
 
-    def ready(port: int) -> None:
+    def ready(port: int, hosts_port: int | None) -> None:
         # Modules, routes and models stay: to look through them for garbage holds up all calls for a tenth of a second.
         gc.freeze()
-        context.serves_at(port, app)
+        context.serves_at(port, hosts_port, app)
         _announce(settings, context, port, say)
 
-    server = _Server(config, settings.drain_seconds, settings.unready_seconds, context, ready)
+    hosts = None if tls is None else (tls, listen(settings.host, settings.cluster_port, "ERA_CLUSTER_PORT"))
+    server = _Server(config, settings.drain_seconds, settings.unready_seconds, context, ready, hosts)
     signals.then(server.stop)
     try:
         await server.serve(list(listening) or listen(settings.host, settings.port))
@@ -96,6 +103,19 @@ async def serve(
 
 class _CountedProtocol(Protocol):
     """That of the connections that callers open."""
+
+
+class _HostsProtocol(_CountedProtocol):
+    """That of connections at the port for the other hosts of a cluster (host_tls.py)."""
+
+    served_port = 0
+    """That for everybody else, which is this server's as far as a request is concerned."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["from_host"] = True
+        if self.scope["server"] is not None:
+            self.scope["server"] = (self.scope["server"][0], self.served_port)
 
 
 class _Server(uvicorn.Server):
@@ -108,10 +128,13 @@ class _Server(uvicorn.Server):
         drain_seconds: float,
         unready_seconds: float,
         context: Context,
-        ready: Callable[[int], None],
+        ready: Callable[[int, int | None], None],
+        hosts: tuple[HostTls, Sequence[socket.socket]] | None,
     ) -> None:
-        """`ready` gets the port, once the server listens."""
+        """`ready` gets the port, once the server listens, and that for other hosts of the cluster, if there is one.
+        `hosts` are the sockets for those, and what they are to show."""
         super().__init__(config)
+        self._hosts = hosts
         self._drain_seconds = drain_seconds
         self._unready_seconds = unready_seconds
         self._context = context
@@ -144,7 +167,27 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready(self.servers[0].sockets[0].getsockname()[1])
+            port = self.servers[0].sockets[0].getsockname()[1]
+            self._ready(port, await self._serve_hosts(port))
+
+    async def _serve_hosts(self, served_port: int) -> int | None:
+        """Listen for other hosts, too; the port for that."""
+        if self._hosts is None:
+            return None
+        tls, sockets = self._hosts
+        _HostsProtocol.served_port = served_port
+        state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+        for each in sockets:
+            self.servers.append(
+                await asyncio.get_running_loop().create_server(
+                    lambda: _HostsProtocol(config=self.config, **state),
+                    sock=each,
+                    ssl=tls.server,
+                    ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                )
+            )
+        port: int = sockets[0].getsockname()[1]
+        return port
 
 
 def _announce(settings: Settings, context: Context, port: int, say: Callable[[str], None]) -> None:
@@ -163,9 +206,15 @@ def _announce(settings: Settings, context: Context, port: int, say: Callable[[st
         say("access       ANYBODY who reaches this address can run code: there is no API key")
 
 
-def own_url(host: str, port: int) -> str:
+def own_url(host: str, port: int, scheme: str = "http") -> str:
     """The URL of a server that listens at this address."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def hosts_url(settings: Settings, port: int, hosts_port: int | None) -> str:
+    """The URL at which other hosts of the cluster call a server that has this port, and perhaps that one for them."""
+    own = own_url(settings.host, port) if hosts_port is None else own_url(settings.host, hosts_port, "https")
+    return settings.host_url or own
 
 
 def raise_descriptor_limit() -> None:

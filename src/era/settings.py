@@ -73,6 +73,25 @@ class Settings(BaseSettings):
         description="URL at which the other hosts of the cluster reach this one. Left out: the address that it listens "
         "on.",
     )
+    cluster_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port at which the other hosts of the cluster reach this one over TLS; 0: the system chooses one. "
+        "Only with ERA_CLUSTER_CERTIFICATE.",
+    )
+    cluster_certificate: Path | None = Field(
+        default=None,
+        description="Has the hosts of the cluster talk over TLS: a file with this host's certificate in PEM, for the "
+        "address at which the others reach it, and those between it and the authority. Left out: hosts talk plain.",
+    )
+    cluster_certificate_key: Path | None = Field(
+        default=None, description="File with the key of ERA_CLUSTER_CERTIFICATE, in PEM and without a password."
+    )
+    cluster_authority: Path | None = Field(
+        default=None,
+        description="File with the certificate, in PEM, of the authority that signs those of hosts and of nobody else.",
+    )
     lease_seconds: float = Field(
         default=5,
         ge=0.5,

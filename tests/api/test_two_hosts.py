@@ -3,16 +3,11 @@ call that it passes on, if that host is of another version."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import json
 import os
 import signal
 import sqlite3
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -26,7 +21,7 @@ from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
-from tests.two_hosts import SECRET, Home
+from tests.two_hosts import Home
 
 SERVER = """\
 import base64, hashlib, socket, struct, threading, time
@@ -78,10 +73,10 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+@pytest.fixture(scope="module", params=["plain", pytest.param("over TLS", marks=pytest.mark.soak)])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     before, data_dir = mounts(), tmp_path_factory.mktemp("two") / "data"
-    home = Home(data_dir, {"ERA_SPARES": "0"}).start()
+    home = Home(data_dir, {"ERA_SPARES": "0"}, tls=request.param == "over TLS").start()
     yield home
     processes = home.descendants()
     assert home.stop() == 0, home.log
@@ -240,17 +235,12 @@ NEWER = {
 }
 
 
+@pytest.mark.parametrize("home", ["plain"], indirect=True)
 @pytest.mark.parametrize("said", [OLDER, NEWER], ids=["older", "newer"])
 def test_a_call_passed_on_by_a_host_of_another_version(home: Home, client: httpx.Client, said: dict[str, Any]) -> None:
     with home.at_home().client() as at_home:
         for method, status in (("GET", 200), ("POST", 403)):
-            host = (home.data_dir / "host-id").read_text()
-            told = {**said, "to": host, "at": int(time.time() * 1e6)}
-            content = base64.urlsafe_b64encode(json.dumps(told).encode())
-            key = hmac.digest(SECRET.encode(), b"era hop", hashlib.sha256)
-            at = home.own_url.removeprefix("http://").encode()
-            signed = b"\n".join([b"1", method.encode(), b"/api/sessions", at, content])
-            header = content + b"." + hmac.digest(key, signed, hashlib.sha256).hex().encode()
+            header = home.hop(method, "/api/sessions", home.own_url.removeprefix("http://"), said)
             answer = at_home.request(method, "/api/sessions", headers={b"x-era-hop": header})
             assert answer.status_code == status, answer.text
             assert answer.headers["x-request-id"] == said.get("request_id", answer.headers["x-request-id"])

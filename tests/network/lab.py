@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import interception
@@ -36,7 +34,7 @@ type Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awai
 def trusting(*authorities: Authority) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for one in authorities:
-        context.load_verify_locations(cadata=one._certificate.public_bytes(Encoding.PEM).decode())
+        context.load_verify_locations(cadata=one.certificate.decode())
     return context
 
 

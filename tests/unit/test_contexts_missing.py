@@ -9,6 +9,7 @@ import pytest
 from era import doctor, languages
 from era.errors import BadRequest
 from era.languages import ipython
+from era.settings import Settings
 from tests.unit.core import Core
 
 
@@ -35,7 +36,7 @@ async def test_contexts_say_what_is_missing(core: Core) -> None:
 
 @pytest.mark.usefixtures("without_ipython")
 def test_the_doctor_says_what_is_missing() -> None:
-    report = list(doctor.report({}, None))
+    report = list(doctor.report({}, None, Settings()))
     at = report.index("missing  contexts in python: The package ipython is not installed.")
     assert report[at + 1] == "         to get it: On the server: pip install ipython"
 
@@ -43,4 +44,4 @@ def test_the_doctor_says_what_is_missing() -> None:
 def test_nothing_is_missing_here() -> None:
     assert languages.contexts_missing("python") is None
     assert languages.contexts_missing("node") is None
-    assert not any("contexts" in line for line in doctor.report({}, None))
+    assert not any("contexts" in line for line in doctor.report({}, None, Settings()))

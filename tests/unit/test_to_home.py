@@ -87,14 +87,15 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         answered.append(loop.time())
 
+    hops = Hops("secret", homes, SETTINGS)
     to_home = ToHome(
         answer,
         homes=homes,
-        hops=Hops("secret", homes, SETTINGS),
+        hops=hops,
         session_of_site=lambda _: None,
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
-        connections=HostConnections(),
+        connections=HostConnections(hops, None),
         answers={},
     )
     began = loop.time()

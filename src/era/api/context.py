@@ -146,8 +146,9 @@ class Context:
     metrics: Callable[[], Awaitable[bytes]]
     """The metrics, in Prometheus' text format."""
 
-    serves_at: Callable[[int, ASGIApp], None]
-    """Called once this service listens, with its port and its application."""
+    serves_at: Callable[[int, int | None, ASGIApp], None]
+    """Called once this service listens, with its port, that for other hosts, if it is another one, and its
+    application."""
 
     @cached_property
     def other_hosts(self) -> OtherHosts | None:

@@ -114,11 +114,6 @@ class Exchange(ABC):
         """Whether the caller has been sent anything of the answer."""
         return self._began
 
-    @property
-    def is_reusable(self) -> bool:
-        """Whether the connection may carry another request: both directions have ended, and well."""
-        return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
-
     @abstractmethod
     def request(self) -> h11.Request:
         """The request to write. Raises BadRequest for one that can't be."""

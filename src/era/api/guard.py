@@ -36,7 +36,7 @@ from urllib.parse import parse_qs, unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.api import scopes
-from era.api.hop import HEADER, Hops
+from era.api.hop import HEADER, Hops, is_from_host
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
@@ -168,6 +168,8 @@ class Guard:
                 if self._keys is not None:
                     await self._keys.know(hop.caller.key_id)
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != HEADER]  # programs may see the others
+        elif is_from_host(scope):
+            raise Forbidden("At this port only what a host passes on is answered.", code="bad_hop")
         elif _ticket(scope) is not None and await hops.takes_tickets(_session_of_socket(scope)):
             scope["state"]["ticket_of_home"] = True
         elif self._keys is not None and (token := _bearer(headers)) is not None:

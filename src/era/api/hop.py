@@ -3,7 +3,8 @@
 It has who makes the call, as the guard found, at which address, and an HMAC of that, of the request's method and
 target, of both hosts and of the time by the database's clock. So a caller's API key doesn't travel on, and what is
 signed for one host is good at no other, and for half a minute at most. Hosts take the header from nobody who hasn't got
-their secret.
+their secret, and where they talk over TLS (host_tls.py) nowhere but at the port that is for hosts. There they take
+nothing else.
 
 While a cluster is upgraded, hosts of two versions pass calls on to each other. So what a header says grows by new names
 only, which older hosts don't look at; those that an older host needs stay as they are, for one version after the last
@@ -63,6 +64,7 @@ class Hops:
         self._key = hmac.digest(secret.encode(), b"era hop", hashlib.sha256)
         self._homes = homes
         self._settings = settings
+        self._has_own_port = settings.cluster_certificate is not None
 
     def header(self, scope: Scope, to: str) -> bytes:
         """The header of a request that goes to the host with this id."""
@@ -84,7 +86,13 @@ class Hops:
 
     def received(self, scope: Scope, value: bytes) -> Hop:
         """What the header of a request says. Raises Forbidden for one that no host of this cluster has made for this
-        one just now."""
+        one just now, or that hasn't come over TLS where hosts talk so."""
+        if self._has_own_port and not is_from_host(scope):
+            raise Forbidden(
+                "The hosts of this cluster talk over TLS, and this isn't the port for that.",
+                hint="Give each host ERA_CLUSTER_CERTIFICATE. Clients don't send this header.",
+                code="bad_hop",
+            )
         content, _, mac = value.rpartition(b".")
         if not hmac.compare_digest(mac, self._mac(scope, content)):
             raise _no_hop()
@@ -111,6 +119,11 @@ class Hops:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         parts = [b"1", scope["method"].encode(), target_of(scope), *hosts, content]
         return hmac.digest(self._key, b"\n".join(parts), hashlib.sha256).hex().encode()
+
+
+def is_from_host(scope: Scope) -> bool:
+    """Whether a request has come at the port for hosts, from one with a certificate."""
+    return "from_host" in scope["state"]
 
 
 def target_of(scope: Scope) -> bytes:

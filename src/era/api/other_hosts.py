@@ -8,12 +8,13 @@ that doesn't answer in time is left out.
 *That something has changed which all know alike*: keys, quotas, webhooks. Each host reads those again with each
 heartbeat. So that a key that is revoked is good nowhere once that is answered, whoever changes something tells the
 others to read now. One that can't be told reads with its next heartbeat.
+
+*Whether they trust each other* over TLS (host_tls.py), which a host asks the others when it starts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qs, quote
 
@@ -21,12 +22,12 @@ import h11
 import structlog
 from starlette.types import Scope
 
-from era.api.hop import HEADER, Hops, target_of
-from era.api.host_connections import HostConnections
+from era.api.hop import Hops
+from era.api.host_connections import HELLO_PATH, Expired, HostConnections, HungUp, NotTrusted
 from era.core.homes import Homes, Host
 from era.core.models import JsonObject, Session
-from era.core.telemetry import new_request_id
-from era.errors import EraError
+from era.errors import EraError, NotReady
+from era.host_tls import host_tls
 from era.settings import Settings
 
 log = structlog.get_logger()
@@ -34,8 +35,8 @@ log = structlog.get_logger()
 _ACTIVE_PATH = "/cluster/active"
 _CHANGED_PATH = "/cluster/changed"
 _SECONDS = 2.0
-_MAX_BYTES = 4 << 20
-
+_NO_ANSWER = (OSError, h11.RemoteProtocolError, ValueError, EraError)
+_HINT = "ERA_CLUSTER_CERTIFICATE is to be of one authority at all hosts, or set at none."
 
 type Answering = Callable[[Scope], Awaitable[JsonObject]]
 
@@ -51,7 +52,10 @@ def answers(homes: Homes, active: Callable[[str], JsonObject]) -> Mapping[str, A
         await homes.catch_up()
         return {}
 
-    return {_ACTIVE_PATH: active_of_owner, _CHANGED_PATH: changed}
+    async def hello(scope: Scope) -> JsonObject:
+        return {}
+
+    return {_ACTIVE_PATH: active_of_owner, _CHANGED_PATH: changed, HELLO_PATH: hello}
 
 
 class OtherHosts:
@@ -84,65 +88,46 @@ class OtherHosts:
 
     async def tell_changed(self) -> None:
         """Have the others read now what all know alike."""
-        others = [host for host in self._homes.hosts.values() if host.url and host.id != self._homes.host_id]
-        await asyncio.gather(*(self._ask(host, _CHANGED_PATH) for host in others))
+        await asyncio.gather(*(self._ask(host, _CHANGED_PATH) for host in self._others()))
+
+    async def check_trusted(self) -> None:
+        """Raises NotReady where this host starts in a cluster whose hosts refuse it, or that it refuses, over TLS. One
+        whose certificate is too old by now says nothing about this host's."""
+        tried = await asyncio.gather(
+            *(self._refusal(host) for host in self._others() if self.connections.uses_tls(host))
+        )
+        if tried and all(tried):
+            raise NotReady(f"The hosts of this cluster and this one don't trust each other: {tried[0]}. {_HINT}")
+
+    async def _refusal(self, host: Host) -> str:
+        """Why that host and this one can't talk; empty where they can, or nobody knows."""
+        try:
+            async with asyncio.timeout(_SECONDS):
+                self.connections.give_back(host, await self.connections.to(host))
+        except (NotTrusted, HungUp) as error:
+            log.warning("host_not_trusted", host=host.id, url=host.url, error=str(error))
+            return "" if isinstance(error, Expired) else f"{host.url}: {error}"
+        except _NO_ANSWER as error:
+            log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)
+        return ""
+
+    def _others(self) -> Sequence[Host]:
+        """Those that are there and listen."""
+        return [host for host in self._homes.hosts.values() if host.url and host.id != self._homes.host_id]
 
     async def _ask(self, host: Host, path: str, query: str = "") -> JsonObject | None:
         """What a host answers; None where that is nothing of use."""
         try:
             async with asyncio.timeout(_SECONDS):
-                return await self._answer(host, path, query)
-        except (OSError, h11.RemoteProtocolError, ValueError, EraError) as error:
+                return await self.connections.ask(host, path, query)
+        except _NO_ANSWER as error:
             log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)
             return None
 
-    async def _answer(self, host: Host, path: str, query: str) -> JsonObject:
-        """Raises OSError, h11.RemoteProtocolError, ValueError."""
-        connection = await self.connections.to(host.url)
-        try:
-            scope = _scope(path, query)
-            header = self.hops.header(scope, host.id)
-            named = [("host", "cluster"), (HEADER.decode(), header.decode())]
-            request = h11.Request(method="GET", target=target_of(scope), headers=named)
-            connection.writer.write(connection.http.send(request) or b"")
-            connection.writer.write(connection.http.send(h11.EndOfMessage()) or b"")
-            status, content = 0, bytearray()
-            while not isinstance(event := connection.http.next_event(), h11.EndOfMessage):
-                if event is h11.NEED_DATA:
-                    connection.http.receive_data(await connection.reader.read(1 << 16))
-                elif isinstance(event, h11.Response):
-                    status = event.status_code
-                elif isinstance(event, h11.Data) and len(content) < _MAX_BYTES:
-                    content += event.data
-                else:
-                    raise ConnectionError("it hung up, or its answer is too long")
-            if status != 200:
-                raise ConnectionError(f"it answered {status}")
-            answer: JsonObject = json.loads(content)
-            return answer
-        finally:
-            http = connection.http
-            is_reusable = http.our_state is h11.DONE and http.their_state is h11.DONE
-            self.connections.give_back(host.url, connection, is_reusable)
-
 
 def other_hosts(settings: Settings, homes: Homes | None) -> OtherHosts | None:
-    """The other hosts of the cluster; None outside of one."""
+    """The other hosts of the cluster; None outside of one. Raises NotReady where TLS can't be had."""
     if homes is None or settings.cluster_secret is None:
         return None
     hops = Hops(settings.cluster_secret.get_secret_value(), homes, settings)
-    return OtherHosts(homes, hops, HostConnections())
-
-
-def _scope(path: str, query: str) -> Scope:
-    """That of the request, as far as its header is about it."""
-    return {
-        "type": "http",
-        "method": "GET",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "headers": [(b"host", b"cluster")],
-        "state": {"request_id": new_request_id()},
-    }
+    return OtherHosts(homes, hops, HostConnections(hops, host_tls(settings)))

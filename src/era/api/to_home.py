@@ -6,7 +6,7 @@ streamed (exchange.py): plain calls, event streams, uploads and WebSockets alike
 there is no second way to do anything.
 
 Hosts trust each other by a secret that all have, and that nobody is told (hop.py). Programs in sandboxes reach no host.
-Whoever can read the connections between hosts can read what is passed on: `https` URLs of hosts keep it from them.
+Whoever can read the connections between hosts can read what is passed on, unless that is over TLS (host_tls.py).
 
 A call is passed on once. A host that gets one and isn't the home refuses it, rather than pass it on.
 
@@ -30,7 +30,7 @@ from era.api.context import Answer
 from era.api.cut_off import cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hops, target_of
-from era.api.host_connections import CONNECT_SECONDS, Connection, HostConnections
+from era.api.host_connections import CONNECT_SECONDS, Connection, HostConnections, NotTrusted
 from era.api.other_hosts import Answering
 from era.core.homes import Homes, Host
 from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
@@ -105,6 +105,9 @@ class ToHome:
             try:
                 if await self._pass_on(host, scope, receive, send):
                     return
+            except NotTrusted as error:
+                log.warning("home_not_trusted", host=host.id, url=host.url, error=str(error))
+                raise HomeUnreachable(f"The host where this session is at home can't be called: {error}.") from None
             except OSError as error:
                 log.info("home_unreachable", host=host.id, url=host.url, error=str(error))
             if asyncio.get_running_loop().time() > patience:
@@ -132,7 +135,7 @@ class ToHome:
     async def _pass_on(self, host: Host, scope: Scope, receive: Receive, send: Send) -> bool:
         """Have another host answer; false where it died before, and nothing but reading was asked for. Raises OSError
         where it can't be reached, and nothing was done; HomeLost where it died before it answered."""
-        connection = await self._connections.to(host.url)
+        connection = await self._connections.to(host)
         exchange = _ToHost(scope, receive, send, connection, self._hops.header(scope, host.id), self._homes, host)
         try:
             await exchange.run()
@@ -141,7 +144,7 @@ class ToHome:
                 raise
             return False
         finally:
-            self._connections.give_back(host.url, connection, exchange.is_reusable)
+            self._connections.give_back(host, connection)
         return True
 
 

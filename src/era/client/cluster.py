@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,18 @@ def _add_up(parser: Parser) -> None:
         "own. Any of them takes any call. They share the sessions in DIR; docs/cluster.md says what that gives. A host "
         "that ends is started anew. Settings are those of `era serve`, as ERA_ variables.\n\nOnce all are ready, "
         "DIR/cluster.json has their URLs. Ctrl-C stops them all, and so does `era cluster down`.",
-        ("era cluster up --dir ./cluster", "era cluster up --dir /var/lib/era --hosts 8 --port 8787"),
+        (
+            "era cluster up --dir ./cluster",
+            "era cluster up --dir /var/lib/era --hosts 8 --port 8787",
+            "era cluster up --dir ./cluster --tls",
+        ),
         json=False,
     )
     option = parser.add_argument
     option("--dir", type=Path, required=True, metavar="DIR", help="directory of the whole cluster")
     option("--hosts", type=int, default=3, help="how many hosts (3)")
     option("--port", type=int, default=0, help="port of the first host; the next have the ports after it; 0: any")
+    option("--tls", action="store_true", help="have the hosts talk over TLS, with certificates made for this start")
 
 
 def _add_down(parser: Parser) -> None:
@@ -67,8 +73,15 @@ def up(named: Any) -> int:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (running := _running(directory)) is not None:
         raise Failure(f"A cluster runs in {directory} already, by process {running['pid']}: era cluster down.")
-    cluster = _Cluster(directory, [_Host(directory, number, named.port) for number in range(1, named.hosts + 1)])
-    return cluster.run()
+    hosts = [_Host(directory, number, named.port) for number in range(1, named.hosts + 1)]
+    if named.tls:
+        with server_extra():
+            from era.cluster.own_authority import certify
+        address = os.environ.get("ERA_HOST") or "127.0.0.1"
+        certified = certify(directory / "tls", [host.name for host in hosts], address)
+        for host in hosts:
+            host.settings = certified[host.name]
+    return _Cluster(directory, hosts).run()
 
 
 def down(named: Any) -> int:
@@ -91,6 +104,9 @@ class _Host:
     def __init__(self, directory: Path, number: int, first_port: int) -> None:
         self.name = f"host-{number}"
         self.url = ""
+        self.settings: Mapping[str, str] = {}
+        """Those that are its own, besides its port and its directory."""
+
         self._port = first_port and first_port + number - 1
         self._data = directory / self.name
         self._log = directory / f"{self.name}.log"
@@ -111,7 +127,7 @@ class _Host:
             self._log_from = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "era.client.cli", "serve"],
-                env={**environment, **own},
+                env={**environment, **self.settings, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -113,9 +113,10 @@ def doctor(_: Any) -> int:
     with server_extra():
         from era.app import examine
         from era.doctor import report
+        from era.settings import Settings
 
     examined, default = asyncio.run(examine())
-    for line in report(examined, default):
+    for line in report(examined, default, Settings()):
         print(line)
     return 0 if default else 1
 

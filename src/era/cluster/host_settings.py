@@ -39,6 +39,9 @@ def host_environment(cluster: Mapping[str, str], node: Mapping[str, str], addres
             raise NotReady(f"{name} is {found[name]}: on the nodes of a cluster it must be an absolute path.")
     found.setdefault("ERA_HOST", address)
     port = found.setdefault("ERA_PORT", _PORT)
+    scheme = "http"
+    if found.get("ERA_CLUSTER_CERTIFICATE"):
+        scheme, port = "https", found.get("ERA_CLUSTER_PORT") or "0"
     if found["ERA_HOST"] in _EVERYWHERE and port != "0":
-        found.setdefault("ERA_HOST_URL", f"http://{f'[{address}]' if ':' in address else address}:{port}")
+        found.setdefault("ERA_HOST_URL", f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}")
     return found
