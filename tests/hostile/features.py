@@ -112,8 +112,10 @@ class Visit:
             time.sleep(min(float(wait), 5))
 
     def make(self, language: str = "python", **fields: Any) -> str:
+        """Create a session, whose programs may take long: beside 40 others' processes, a first compiling took 33 s."""
         name = f"s{uuid4().hex[:12]}"
-        body = {"language": language, "session_id": name, "limits": LIMITS, **fields}
+        long = {"default_timeout": _PATIENCE_SECONDS}
+        body = {"language": language, "session_id": name, "limits": LIMITS, **long, **fields}
         self.call("POST", "/api/sessions", 201, json=body)
         return f"/api/sessions/{name}"
 

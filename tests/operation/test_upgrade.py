@@ -16,12 +16,14 @@ from sqlalchemy import Boolean, MetaData, inspect, text
 
 from era.operation.check import check
 from era.operation.server_data import ServerData
+from era.store import migrations
 from tests.client.command import era
 from tests.conftest import Server, eventually
 from tests.owners import mine
 from tests.store.rows import engine_of, make_at_revision, opened
 
 REVISIONS = sorted(Path(__file__).with_name("revisions").glob("*.json"))
+MIGRATIONS = Path(migrations.__file__).with_name("versions")
 SERVED = {REVISIONS[0].stem, "0011", REVISIONS[-1].stem}
 """Those that are served in every run of the tests; of others only a soak does more than migrate them."""
 
@@ -65,6 +67,13 @@ def copy_rows(source: str, target: str) -> None:
                 new.execute(text(f"SELECT setval({sequence}, max({key.name})) FROM {table.name} HAVING count(*) > 0"))
     reading.dispose()
     writing.dispose()
+
+
+def test_each_revision_has_its_data() -> None:
+    """All but the newest, whose data are made before the next one is added."""
+    names = sorted(path.name[:4] for path in MIGRATIONS.glob("[0-9]*.py"))
+    assert len(names) > 20
+    assert set(names[:-1]) <= {path.stem for path in REVISIONS}
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
