@@ -372,8 +372,9 @@ class MetadataStore(Protocol):
         """The setups of present sessions that have not ended, a thousand at most, oldest session first."""
         ...
 
-    async def begin_setup(self, job: SetupJob) -> None:
-        """Mark a setup as `running`. Does nothing where the session asks for another setup by now."""
+    async def begin_setup(self, job: SetupJob) -> bool:
+        """Mark a setup as `running`; false, with nothing done, where it has ended, or the session asks for another one
+        by now."""
         ...
 
     async def end_setup(

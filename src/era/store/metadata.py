@@ -297,8 +297,8 @@ class SqlStore:
     async def unfinished_setups(self) -> Sequence[SetupJob]:
         return await self.database.read(setups.unfinished_setups)
 
-    async def begin_setup(self, job: SetupJob) -> None:
-        await self.database.write(setups.begin_setup, job)
+    async def begin_setup(self, job: SetupJob) -> bool:
+        return await self.database.write(setups.begin_setup, job)
 
     async def end_setup(
         self,

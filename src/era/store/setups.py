@@ -45,10 +45,11 @@ def unfinished_setups(connection: Connection) -> Sequence[SetupJob]:
     return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup, row.setup_lock) for row in rows]
 
 
-def begin_setup(connection: Connection, job: SetupJob) -> None:
-    """Mark a setup as `running`, unless its session asks for another one by now."""
+def begin_setup(connection: Connection, job: SetupJob) -> bool:
+    """See MetadataStore.begin_setup."""
     check_home(connection, job.session_key)
-    connection.execute(_SET_STATUS, {"session": job.session_key, "job": job.setup, "status": "running"})
+    values = {"session": job.session_key, "job": job.setup, "status": "running"}
+    return connection.execute(_SET_STATUS, values).rowcount > 0
 
 
 def end_setup(

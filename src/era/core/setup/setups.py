@@ -142,12 +142,15 @@ class Setups:
             return session
 
     async def settled(self, session_id: OwnedId, seconds: float) -> bool:
-        """Wait until the session's setup has ended, at most for `seconds`. Returns whether it has."""
+        """Wait until the session's setup has ended, at most for `seconds`. Returns whether it has.
+
+        Its job may still be about to hand the sandbox on when the row says so, and is waited for as well."""
         self.kick()
         deadline = time.monotonic() + seconds
         while not self._stopped:
             news = self._news
-            if (await self._store.session(session_id)).setup_status not in UNDER_WAY:
+            session = await self._store.session(session_id)
+            if session.setup_status not in UNDER_WAY and not self._is_at_work(session.key):
                 return True
             left = deadline - time.monotonic()
             if left <= 0:
@@ -215,7 +218,9 @@ class Setups:
         self._news = asyncio.Event()
 
     async def _run(self) -> None:
-        """Start a job for each setup that is to be done, and cancel those that were replaced."""
+        """Start a job for each setup that is to be done, and cancel those that were replaced.
+
+        A setup may end while the list that names it is on its way here. Its new job finds that out when it begins."""
         while True:
             self._wake.clear()
             try:
@@ -234,18 +239,24 @@ class Setups:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()
 
+    def _is_at_work(self, session_key: int) -> bool:
+        """Whether a job of the session is under way."""
+        return any(job.session_key == session_key for job in self._jobs)
+
     def _forget(self, job: SetupJob) -> None:
-        """Forget a job that has ended."""
+        """Forget a job that has ended, and wake those who wait for that."""
         progress = self._progress.pop(job)
         progress.end()
         self._last[job.session_key] = max(self._last.get(job.session_key, 0), progress.last)
         while len(self._last) > _MOST_NUMBERS:
             self._last.pop(next(iter(self._last)))
         del self._jobs[job]
+        self._announce()
 
     async def _begin(self, job: SetupJob, progress: Progress) -> None:
-        """Make the setup `running`, for the row and for those who follow it."""
-        await self._store.begin_setup(job)
+        """Make the setup `running`, for the row and for those who follow it. Raises NotFound where it has ended."""
+        if not await self._store.begin_setup(job):
+            raise NotFound(f"The setup of session '{job.session_id}' has ended, or is another one by now.")
         progress.began()
 
     async def _do(self, job: SetupJob) -> None:
@@ -319,7 +330,7 @@ class Setups:
         except BadRequest as problem:
             error = problem.message
         except NotFound:
-            return  # its session is gone
+            return  # its session is gone, or the setup has ended
         except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its code, and there won't be one soon
             error = f"{problem.message} {problem.hint}".rstrip()
         except EraError as problem:
