@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.conftest import MakeServer, Server, eventually
+from tests.gvisor import BOTH_KINDS
 
 LANGUAGES = ("python", "node", "typescript")
 NOTHING_ELSE = """
@@ -38,9 +39,9 @@ class StorageUser:
         self.client = server.client()
         self.made: dict[str, str] = {}
 
-    def session(self, language: str) -> str:
+    def session(self, language: str, **fields: Any) -> str:
         if language not in self.made:
-            body = {"language": language, "allowInternetAccess": False}
+            body = {"language": language, "allowInternetAccess": False, **fields}
             answer = self.client.post("/api/sessions", json=body)
             assert answer.status_code == 201, answer.text
             self.made[language] = answer.json()["id"]
@@ -59,15 +60,18 @@ class StorageUser:
         printed: str = outcome["stdout"]
         return printed
 
+    def close(self) -> None:
+        for session in self.made.values():
+            self.client.delete(f"/api/sessions/{session}?purge=true")
+        self.client.close()
+
 
 @pytest.fixture(scope="module")
 def inside(shared_server: Server) -> Iterator[StorageUser]:
     """One user of the storage for all tests of this module."""
     user = StorageUser(shared_server)
     yield user
-    for session in user.made.values():
-        user.client.delete(f"/api/sessions/{session}?purge=true")
-    user.client.close()
+    user.close()
 
 
 @pytest.fixture
@@ -457,7 +461,12 @@ def test_long_sql_of_one_client_holds_up_none_of_its_owners_other_clients(
         assert busy.result().json()["results"] == [{"n": 6_000_000}]
 
 
-def test_endless_sql_of_one_run_holds_up_nobody_else(inside: StorageUser, api: httpx.Client) -> None:
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_endless_sql_of_one_run_holds_up_nobody_else(
+    shared_server: Server, api: httpx.Client, request: pytest.FixtureRequest, kind: str
+) -> None:
+    hostile_user = StorageUser(shared_server)
+    request.addfinalizer(hostile_user.close)
     code = """
 import era_storage, threading
 sql = 'WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c'
@@ -468,9 +477,9 @@ for n in range(20): threading.Thread(target=go, args=(n,), daemon=True).start()
 print('begun', flush=True)
 threading.Event().wait()
 """
-    runs = f"/api/sessions/{inside.session('python')}/runs"
+    runs = f"/api/sessions/{hostile_user.session('python', isolation=kind)}/runs"
     with ThreadPoolExecutor(1) as pool:
-        hostile = pool.submit(inside.run, "python", code, timeout=60)
+        hostile = pool.submit(hostile_user.run, "python", code, timeout=60)
         assert eventually(lambda: (newest := api.get(runs).json()["runs"]) and newest[0]["status"] == "running")
         run = f"{runs}/{api.get(runs).json()['runs'][0]['run_id']}"
         assert eventually(lambda: api.get(f"{run}/stdout").text == "begun\n")

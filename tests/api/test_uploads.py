@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import httpx
@@ -167,6 +168,11 @@ def test_too_many_large_uploads_at_a_time_are_503(server: Server, client: httpx.
     assert [other.finish().status_code for other in others] == [200, 200]
 
 
+def have_come(server: Server, count: int, size: int) -> bool:
+    """Whether so many uploads of this size have been received completely."""
+    return [file.stat().st_size for file in (server.data_dir / "uploads").iterdir()].count(size) == count
+
+
 def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "python", "session_id": "busy"})
     statuses: list[int] = []
@@ -179,16 +185,15 @@ def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, clien
     run = threading.Thread(target=call, args=("POST", "/api/sessions/busy/run"), kwargs={"json": code})
     run.start()
     assert eventually(lambda: session(client, "busy")["status"] == "running")
-    content = os.urandom(2 * MIB)
+    content = os.urandom(2 * MIB + 1)  # the last byte is written when the upload is none under way any more
     waiting = [
         threading.Thread(target=call, args=("PUT", f"/api/sessions/busy/files/{n}"), kwargs={"content": content})
         for n in range(4)
     ]
-    for thread in waiting:
+    for number, thread in enumerate(waiting):
         thread.start()
-        before = statuses.copy()
-        time.sleep(0.1)
-        assert statuses == before
+        assert eventually(partial(have_come, server, number + 1, len(content)))
+        assert statuses == []
     assert client.put("/api/sessions/s/files/f", content=content).status_code == 200
     assert session(client, "busy")["status"] == "running"
     tell(client)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -55,6 +56,9 @@ class Load:
                 with self._lock:
                     self.acknowledged += 1
 
+    def has_acknowledged(self, count: int) -> bool:
+        return self.acknowledged >= count
+
     def join(self) -> None:
         for thread in self._threads:
             thread.join()
@@ -69,8 +73,9 @@ def test_kill_9_at_random_moments_loses_nothing_acknowledged(own_server: MakeSer
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "c", "data": {"n": 0}})
     count = 0
-    for _ in range(kills):
+    for kill in range(kills):
         load = Load(server, clients=4)
+        assert eventually(partial(load.has_acknowledged, kill % 4))  # however busy the machine is
         time.sleep(chance.uniform(0.05, 0.6))
         processes = server.descendants()
         server.stop(signal.SIGKILL)

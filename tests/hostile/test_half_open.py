@@ -13,6 +13,7 @@ import pytest
 
 from tests.api.owners import OPERATOR_KEY, WeakServer, client_with_key
 from tests.conftest import eventually
+from tests.gvisor import BOTH_KINDS
 
 LIMIT = 600
 SMALL = f"""
@@ -50,12 +51,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., WeakServer]]:
     """Starts a server with few descriptors."""
     made: list[WeakServer] = []
 
-    def start(weakness: str = "") -> WeakServer:
+    def start(weakness: str = "", kind: str = "bubblewrap") -> WeakServer:
         settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_DRAIN_SECONDS": "0", "ERA_SPARES": "0"}
         made.append(WeakServer(tmp_path / "data", settings, weakness=f"exec({SMALL + weakness!r})"))
         made[-1].start()
         with client_with_key(made[-1], OPERATOR_KEY) as client:
-            answer = client.post("/api/sessions", json={"language": "python", "session_id": "public"})
+            public = {"language": "python", "session_id": "public", "isolation": kind}
+            answer = client.post("/api/sessions", json=public)
             assert answer.status_code == 201
             client.put("/api/sessions/public/code", json={"code": CODE})
             assert run(client) == "hello\n"
@@ -93,9 +95,10 @@ def descriptors(server: WeakServer) -> int:
     return len(os.listdir(f"/proc/{server.pid}/fd"))
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("half", HALF)
-def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], half: str) -> None:
-    server = serve()
+def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], half: str, kind: str) -> None:
+    server = serve(kind=kind)
     with flood(server, HALF[half]):
         assert eventually(lambda: descriptors(server) < LIMIT / 2), descriptors(server)
         assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
