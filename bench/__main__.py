@@ -7,19 +7,17 @@ import contextlib
 import json
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import revisions
-from bench.arena import arena
+from bench.arena import DISK, arena
 from bench.lists import CASES, RATIOS
 from bench.measure import measure
 from bench.page import page
 from bench.report import machine, show, summarize
 
-_DISK = Path("/var/tmp")  # /tmp is memory on many machines, where a durable commit costs nothing
 _ROUNDS, _QUICK_ROUNDS, _AGAINST_ROUNDS = 20, 1, 8
 
 
@@ -41,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--dir",
         type=Path,
-        default=_DISK if _DISK.is_dir() else Path(tempfile.gettempdir()),
+        default=DISK,
         help="directory for the service's data during the benchmark (default %(default)s)",
     )
     options = parser.parse_args()

@@ -14,8 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+DISK = next(filter(Path.is_dir, (Path("/var/tmp"), Path(tempfile.gettempdir()))))
+"""Where the service's data lies: /tmp is memory on many machines, where a durable commit costs nothing."""
 
 _START_SECONDS = 120.0
 _POOL_SECONDS = 120.0
@@ -187,3 +191,14 @@ def service(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+@cache
+def with_settings(arena: Arena, name: str, **settings: str) -> Arena:
+    """The arena of a service of its own with these settings, which ends with the other one."""
+    directory = arena.scratch / name
+    directory.mkdir()
+    port, pid = arena.closers.enter_context(service(directory, settings=settings))
+    made = Arena(port, pid, directory, small=arena.small)
+    arena.closers.callback(made.close)
+    return made

@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 from bench import rivals
-from bench.arena import Arena, service
+from bench.arena import Arena, with_settings
 from bench.cases import Probe
 from bench.large import fill
 
@@ -37,20 +36,9 @@ _IDLE_SECONDS = 0.2
 _WAIT_SECONDS = 120.0
 
 
-@cache
-def _arena(arena: Arena, name: str, **settings: str) -> Arena:
-    """The arena of a service with these settings."""
-    directory = arena.scratch / name
-    directory.mkdir()
-    port, pid = arena.closers.enter_context(service(directory, settings=settings))
-    made = Arena(port, pid, directory, small=arena.small)
-    arena.closers.callback(made.close)
-    return made
-
-
 def creates_at_once(arena: Arena) -> Probe:
     """Creating sessions, and the first run of each, all at once. Raises RuntimeError where one of them fails."""
-    other = _arena(arena, "at-once")
+    other = with_settings(arena, "at-once")
     count = AT_ONCE // 25 if arena.small else AT_ONCE
 
     def one(_: int) -> str:
@@ -108,7 +96,7 @@ def two_loops(arena: Arena) -> Probe:
 
 def warm_among_others(arena: Arena) -> Probe:
     """A warm run, while so many other clients each run in a session of their own, one run after the other."""
-    other = _arena(arena, "warm")
+    other = with_settings(arena, "warm")
     count = WARM // 8 if arena.small else WARM
     sessions = [other.new_session("python") for _ in range(count)]
     for session in sessions:
@@ -128,7 +116,7 @@ def warm_among_others(arena: Arena) -> Probe:
 
 def in_turn(arena: Arena) -> Probe:
     """A run in the next of many sessions, of which few are warm, while other clients visit them too."""
-    other = _arena(arena, "in-turn", max_warm="32")
+    other = with_settings(arena, "in-turn", max_warm="32")
     sessions = [other.new_session("python") for _ in range(arena.size(IN_TURN) or 1)]
     following = itertools.cycle(sessions)
     lock = threading.Lock()
@@ -160,7 +148,7 @@ def wake_data(arena: Arena) -> Probe:
 
 
 def _wake(arena: Arena, name: str, code: str) -> Probe:
-    other = _arena(arena, name, idle_seconds=str(_IDLE_SECONDS), disk_write_mbps="0")
+    other = with_settings(arena, name, idle_seconds=str(_IDLE_SECONDS), disk_write_mbps="0")
     session = other.new_session("python")
     other.check_run(other.post(f"/api/sessions/{session}/run", {"code": code, "timeout": 600}))
 

@@ -1,19 +1,15 @@
-"""Cases of large sizes: sessions with many files or much data, and many sessions. A small arena has a hundredth."""
+"""Cases of large sizes: sessions with many files or much data. A small arena has a hundredth."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import time
 from collections.abc import Callable
-from contextlib import closing
 
 from bench.arena import Arena
 from bench.cases import Probe
 
 FILES, DIRECTORIES = 10_000, 100
 COPY_FILES, COPY_BYTES = 2_000, 1 << 30
-SESSIONS = 100_000
 
 _TOUCH = """\
 import time
@@ -90,13 +86,6 @@ def first_page_of_files(arena: Arena) -> Probe:
     return Probe(lambda _: arena.get(path), after=arena.check_status(200))
 
 
-def page_of_sessions(arena: Arena) -> Probe:
-    """A page of 50 of 100,000 sessions, by a label that half of them have."""
-    _many_sessions(arena, arena.size(SESSIONS))
-    path = "/api/sessions?limit=50&metadata.half=1"
-    return Probe(lambda _: arena.get(path), after=arena.check_status(200))
-
-
 def fill(files: int, directories: int, size: int) -> str:
     return _FILL.format(files=files, directories=directories, size=size)
 
@@ -108,29 +97,3 @@ def _big_session(arena: Arena) -> str:
     body = {"code": fill(files, 20, COPY_BYTES // COPY_FILES), "timeout": 600}
     arena.check_run(arena.post(f"/api/sessions/{session}/run", body))
     return session
-
-
-def _many_sessions(arena: Arena, count: int) -> None:
-    """Make `count` sessions: one by a call, the others by copying its rows in the database, which is quicker."""
-    label = {"half": "1"}
-    body = {"language": "python", "session_id": "bench-seed", "metadata": label}
-    arena.check_created(arena.post("/api/sessions", body))
-    with closing(sqlite3.connect(arena.data_dir / "era.sqlite", timeout=30)) as database, database:
-        seed = database.execute("SELECT key FROM sessions WHERE id = 'bench-seed'").fetchone()[0]
-        columns = [row[1] for row in database.execute("PRAGMA table_info(sessions)") if row[1] not in ("key", "id")]
-        names = ", ".join(columns)
-        database.execute(
-            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-            f"INSERT INTO sessions (id, {names}) SELECT 'bench-' || i, {names} FROM sessions, n WHERE key = ?",
-            (count - 1, seed),
-        )
-        for table in ("versions", "session_pairs"):
-            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})") if row[1] != "session_key"]
-            names = ", ".join(f"t.{column}" for column in columns)
-            database.execute(
-                f"INSERT INTO {table} (session_key, {', '.join(columns)}) SELECT s.key, {names} "
-                f"FROM sessions s, {table} t WHERE t.session_key = ? AND s.key > ? "
-                + ("AND s.key % 2 = 0" if table == "session_pairs" else ""),
-                (seed, seed),
-            )
-    time.sleep(0.5)  # SQLite writes its log of so many rows back now

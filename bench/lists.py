@@ -16,8 +16,10 @@ from bench import (
     large,
     live,
     live_servers,
+    many,
     neighbours,
     paint,
+    postgres,
     rivals,
     storage,
     walls,
@@ -160,7 +162,7 @@ CASES = [
     Case("duplicate", "a copy of 1 GiB in 2,000 files", large.duplicate),
     Case("rollback", "back to 1 GiB in 2,000 files", large.rollback),
     Case("files page", "100 of 10,000 files listed", large.first_page_of_files),
-    Case("sessions page", "50 of 100,000 sessions, by a label", large.page_of_sessions),
+    Case("sessions page", "50 of 100,000 sessions, by a label", many.page_of_sqlite),
     Case("storage run", "a warm run that gets a value of the storage", storage.run("python"), _PAUSES["python"]),
     Case("storage run node", "the same in Node", storage.run("node"), _PAUSES["node"]),
     Case("storage 100", "a warm run that gets a value 100 times", storage.many("python"), _PAUSES["python"]),
@@ -270,6 +272,12 @@ if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):
         Case("download direct", "the same on the host", download.direct, burst=1),
     ]
     RATIOS.append(Ratio("download", "download direct", goal=2))
+
+if postgres.IS_THERE:
+    CASES += [
+        Case("million page", "50 of 1,000,000 in PostgreSQL, by that label", many.page_of_postgresql("half"), goal=50),
+        Case("million page few", "the same by a label of the 100 oldest", many.page_of_postgresql("few"), goal=50),
+    ]
 
 if paint.IS_THERE:
     CASES += [

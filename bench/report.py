@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import gateway, revisions
+from bench import gateway, postgres, revisions
 from bench.cases import Case, Ratio
 from bench.measure import Measured, spread, summary
 from era.drivers import guest
@@ -56,6 +56,8 @@ def missing() -> list[str]:
     found = [what for what, program in programs.items() if shutil.which(program) is None]
     if shutil.which("podman"):
         found.append("podman (there is no case for it yet)")
+    if not postgres.IS_THERE:
+        found.append("a million sessions (there is no PostgreSQL)")
     return found if gateway.CASES else [*found, "Jupyter Kernel Gateway (`scripts/setup --bench` installs it)"]
 
 

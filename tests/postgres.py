@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -52,9 +52,18 @@ def binaries() -> Path | None:
 class Postgres:
     """A server. `directory` has its data and its socket."""
 
-    def __init__(self, commands: Path, directory: Path, *, address: str = "", there: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        commands: Path,
+        directory: Path,
+        *,
+        address: str = "",
+        there: Sequence[str] = (),
+        options: Mapping[str, str] = _OPTIONS,
+    ) -> None:
         """It listens at this address, too, where one is named. `there` is what its command begins with."""
         self._commands = commands
+        self._options = options
         self._there = there
         self._address = address
         self._data = directory / "data"
@@ -74,7 +83,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = [f"-c{name}={value}" for name, value in {**_OPTIONS, "listen_addresses": self._address}.items()]
+        options = [f"-c{name}={value}" for name, value in {**self._options, "listen_addresses": self._address}.items()]
         command = [str(self._commands / "postgres"), "-D", str(self._data), "-k", str(self.socket), *options]
         # It ends with this process, however that ends.
         parented = [*self._there, "setpriv", "--pdeathsig", "QUIT", *_as_ordinary_user()[1:]]
@@ -164,9 +173,9 @@ def _ordinary_user() -> pwd.struct_passwd:
     raise AssertionError("this machine has neither a user postgres nor nobody")
 
 
-def directory_of_server() -> Path:
+def directory_of_server(within: Path | None = None) -> Path:
     """A temporary directory of whoever runs the server. Those of pytest may be closed to others than root."""
-    directory = Path(tempfile.mkdtemp(prefix="era-postgres-"))
+    directory = Path(tempfile.mkdtemp(prefix="era-postgres-", dir=within))
     if os.geteuid() == 0:
         os.chown(directory, _ordinary_user().pw_uid, _ordinary_user().pw_gid)
     return directory

@@ -17,7 +17,7 @@ from era.errors import Conflict, NotFound
 from era.store import session_lookup
 from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
-from era.store.sessions import list_query
+from era.store.session_pages import page_query
 from tests.owners import mine
 from tests.store.rows import execute, make_at_revision, opened
 
@@ -91,7 +91,7 @@ async def test_finding_ones_own_sessions_takes_an_index(sqlite_store: SqlStore, 
             rows = database.execute(f"EXPLAIN QUERY PLAN {compiled}", [None] * len(compiled.positiontup)).fetchall()
         return "; ".join(row[3] for row in rows)
 
-    listed = plan(list_query(SessionFilter("ada", limit=10, before_key=7), 0))
+    listed = plan(page_query(SessionFilter("ada", limit=10, before_key=7), 0))
     assert listed.startswith("SEARCH sessions USING INDEX ix_sessions_owner (owner=? AND key<?)"), listed
     assert "TEMP B-TREE" not in listed
     for query, index in (

@@ -295,6 +295,25 @@ def _collated(element: bytewise, compiler: Any, **options: Any) -> str:
     return f'{compiler.process(element.column, **options)} COLLATE "C"'
 
 
+class up_to(FunctionElement[Any]):  # noqa: N801  named like SQLAlchemy's own functions
+    """Whether the first column equals the first value, and the second column is no more than the second value; said so
+    that the database looks it up in the index on both columns, whatever it believes about the table."""
+
+    inherit_cache = True
+
+
+@compiles(up_to)
+def _equal(element: up_to, compiler: Any, **options: Any) -> str:
+    of, value, key, last = (compiler.process(each, **options) for each in element.clauses)
+    return f"{of} = {value} AND {key} <= {last}"
+
+
+@compiles(up_to, "postgresql")
+def _as_row(element: up_to, compiler: Any, **options: Any) -> str:
+    of, value, key, last = (compiler.process(each, **options) for each in element.clauses)
+    return f"{of} >= {value} AND ({of}, {key}) <= ({value}, {last})"
+
+
 def violates_unique(error: Exception) -> bool:
     """Whether `error`, of SQLAlchemy or of a driver, says that a unique value exists already."""
     cause = getattr(error, "orig", None) or error

@@ -39,7 +39,7 @@ from era.core.models import (
 from era.core.quotas import Bound
 from era.core.usage import Use
 from era.errors import CommitFailed, SessionDeleted, Unavailable
-from era.store import capsules, idempotency, outputs, quotas, runs, sessions, setups, versions
+from era.store import capsules, idempotency, outputs, quotas, runs, session_pages, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
 from era.store.contexts import ContextRows
@@ -138,7 +138,7 @@ class SqlStore:
         return await read_session_of_site(self.database, key)
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
-        return await self.database.read(sessions.list_sessions, self._retention, which)
+        return await self.database.read(session_pages.list_sessions, self._retention, which)
 
     async def newest_ids(self, owner: str, limit: int) -> Sequence[str]:
         return await self.database.read(sessions.newest_ids, owner, limit)

@@ -7,18 +7,17 @@ be restored, so nobody sees it, and it is purged if its import is never complete
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Delete, Select, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Column, Connection, Delete, bindparam, delete, exists, func, insert, select, update
 
 from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import session_to_json
-from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
+from era.core.metadata import KEEP, Retention, SessionChange
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
 from era.errors import Conflict, NoSession
 from era.store.database import Database
@@ -30,17 +29,15 @@ from era.store.session_lookup import (
     IS_ACTIVE,
     IS_PRESENT,
     OF_OWNER,
-    SESSIONS,
     find_session,
     has_expired,
     last_removed,
     missing_session,
     owned_id_values,
-    restorable_since,
-    session_from_row,
     session_with_id,
     session_with_key,
 )
+from era.store.session_pages import pair
 from era.store.setups import PENDING
 from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.versions import insert_version, next_version, version_content
@@ -206,35 +203,9 @@ def complete_session(connection: Connection, key: int, session: Session, key_id:
     return _told(connection, session_with_key(connection, key))
 
 
-def list_sessions(connection: Connection, retention: Retention, which: SessionFilter) -> Sequence[Session]:
-    """The sessions that match, newest first."""
-    return [session_from_row(row) for row in connection.execute(list_query(which, restorable_since(retention)))]
-
-
 def newest_ids(connection: Connection, owner: str, limit: int) -> Sequence[str]:
     """See MetadataStore.newest_ids."""
     return list(connection.execute(_NEWEST_IDS.limit(limit), {"owner": owner}).scalars())
-
-
-def list_query(which: SessionFilter, since: int) -> Select[Any]:
-    """The query of `list_sessions`. Sessions removed before `since`, in microseconds, can't be restored."""
-    query = SESSIONS.where(sessions.c.owner == which.owner).order_by(sessions.c.key.desc())
-    if which.removed is None:
-        query = query.where(IS_PRESENT)
-    else:
-        is_expired = sessions.c.expired.is_(which.removed == "expired")
-        query = query.where(~IS_PRESENT, sessions.c.deleted_at > since, is_expired)
-    if which.language is not None:
-        query = query.where(sessions.c.language == which.language)
-    for name, text in (which.metadata or {}).items():
-        query = query.where(
-            sessions.c.key.in_(select(session_pairs.c.session_key).where(session_pairs.c.pair == _pair(name, text)))
-        )
-    if which.before_key is not None:
-        query = query.where(sessions.c.key < which.before_key)
-    if which.limit is not None:
-        query = query.limit(which.limit)
-    return query
 
 
 def change_session(connection: Connection, retention: Retention, session_id: OwnedId, change: SessionChange) -> Session:
@@ -454,15 +425,10 @@ def _changed_columns(change: SessionChange, at: int) -> dict[str, Any]:
 def _insert_pairs(connection: Connection, session_key: int, metadata: JsonObject) -> None:
     """Insert the rows by which filters on metadata find a session."""
     if metadata:
-        pairs = {_pair(name, _filter_text(value)) for name, value in metadata.items()}
+        pairs = {pair(name, _filter_text(value)) for name, value in metadata.items()}
         connection.execute(_INSERT_PAIRS, [{"session_key": session_key, "pair": pair} for pair in pairs])
 
 
 def _filter_text(value: object) -> str:
     """The text that a filter must give to match `value`: a string itself, anything else as compact JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _pair(name: str, text: str) -> str:
-    """The digest that stands for a metadata name with a value; see `session_pairs` in tables.py."""
-    return hashlib.sha256(json.dumps([name, text]).encode()).hexdigest()

@@ -1,0 +1,30 @@
+"""A PostgreSQL server for cases, set up as it comes and durable, on the same disk as the service's data."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+
+from bench.arena import DISK, Arena
+from tests.postgres import Postgres, binaries, directory_of_server
+
+IS_THERE = binaries() is not None
+
+
+@cache
+def _server(arena: Arena) -> Postgres:
+    """The server, which ends with the arena."""
+    commands = binaries()
+    assert commands is not None
+    directory = directory_of_server(DISK)
+    arena.closers.callback(shutil.rmtree, directory)
+    made = Postgres(commands, directory, options={})
+    made.start()
+    arena.closers.callback(made.stop)
+    return made
+
+
+def new_database(arena: Arena) -> str:
+    """The URL of a new database without tables."""
+    server = _server(arena)
+    return server.url(server.make_database(empty=True))
