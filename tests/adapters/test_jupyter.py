@@ -24,7 +24,8 @@ PATIENCE = 120.0
 class Notebook:
     """A kernel and its client."""
 
-    def __init__(self, manager: Any, client: Any) -> None:
+    def __init__(self, environment: dict[str, str], manager: Any, client: Any) -> None:
+        self.environment = environment
         self.manager = manager
         self.client = client
 
@@ -67,13 +68,41 @@ def notebook(shared_server: Server, tmp_path_factory: pytest.TempPathFactory) ->
         client.start_channels()
         try:
             client.wait_for_ready(timeout=PATIENCE)
-            yield Notebook(manager, client)
+            yield Notebook(environment, manager, client)
         finally:
             client.stop_channels()
             manager.shutdown_kernel()
             manager.context.destroy(linger=0)
             with Era(shared_server.url) as era:
                 era.sessions.delete("desk", purge=True)
+
+
+def test_cells_sent_at_once_to_a_kernel_that_starts_all_run_and_one_that_was_killed_leaves_nothing(
+    notebook: Notebook, shared_server: Server
+) -> None:
+    """Nobody waits for the kernel or for the cell before: at its first start, and where it stands in for one that was
+    killed."""
+    with Era(shared_server.url) as era:
+        desk = era.sessions.get_or_create("python", "desk")
+        before = len(desk.contexts())
+        manager = KernelManager(kernel_name="era")
+        manager.start_kernel(env=notebook.environment, stderr=subprocess.DEVNULL)
+        client = manager.blocking_client()
+        client.start_channels()
+        try:
+            for _ in range(2):
+                sent = [client.execute(code) for code in ("import time; time.sleep(0.2); n = 6", "n", "n += 1")]
+                replies: list[str] = []
+                while len(replies) < len(sent):
+                    message = client.get_shell_msg(timeout=PATIENCE)
+                    if message["parent_header"]["msg_id"] in sent:
+                        replies.append(message["content"]["status"])
+                assert replies == ["ok"] * len(sent)
+                manager.restart_kernel(now=True)
+            assert len(desk.contexts()) == before + 1, "the second took the place of the one that was killed"
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
 
 
 def test_cells_share_variables_and_show_things(notebook: Notebook, shared_server: Server) -> None:

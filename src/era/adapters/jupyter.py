@@ -7,13 +7,15 @@ Jupyter what the cell prints and shows.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import platform
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.kernelbase import Kernel
@@ -25,6 +27,9 @@ from era.sdk.sync.client import Era
 from era.sdk.sync.sessions import Context
 
 _SESSION, _LANGUAGE, _TIMEOUT = "ERA_JUPYTER_SESSION", "ERA_JUPYTER_LANGUAGE", "ERA_JUPYTER_TIMEOUT"
+_ABANDONED_SECONDS = 7 * 24 * 3600
+"""After so long without a cell a kernel's own session goes, which one that was killed could not delete."""
+
 _SUFFIXES = {"python": ".py", "node": ".js", "typescript": ".ts"}
 
 
@@ -42,7 +47,9 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]
         self.language_info = {"name": language, "file_extension": _SUFFIXES.get(language, ".txt")}
         self._timeout = float(os.environ.get(_TIMEOUT) or 600)
         self._language = language
-        self._name = f"jupyter-{uuid4().hex[:12]}"
+        # A kernel that Jupyter starts anew has the same file, and so the name of the one that was killed.
+        file = f"{platform.node()} {self.parent.connection_file}"
+        self._name = f"jupyter-{hashlib.sha256(file.encode()).hexdigest()[:12]}"
         self._era = Era()
         self._cells: Context | None = None
         self._own: str | None = None
@@ -95,10 +102,13 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]
             if name := os.environ.get(_SESSION):
                 session = self._era.sessions.get_or_create(self._language, name)
             else:
-                session = self._era.session(self._language, metadata={"jupyter": self._name})
+                session = self._era.session(self._language, metadata={"jupyter": self._name}, ttl=_ABANDONED_SECONDS)
                 self._own = session.id
+            cells = session.context(self._name)
+            with suppress(NotFound):
+                cells.delete()  # one that was killed could not, and a session has room for few
             self._session = session.id
-            self._cells = session.context(self._name)
+            self._cells = cells
         return self._cells
 
     async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:

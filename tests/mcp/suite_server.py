@@ -1,0 +1,406 @@
+"""ERA's server with the tools, prompts and resources that the conformance suite wants of a server, beside ERA's own:
+`python -m tests.mcp.suite_server serve`.
+
+Only what answers is added. Calls come through ERA's HTTP server and guard, the transport of era.api.mcp and the server
+object of era.mcp.protocol, as all do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+import re
+import sys
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import mcp_types as types
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
+
+from era.mcp import protocol
+from era.mcp.results import failure
+
+type Params = types.CallToolRequestParams
+type ToolAnswer = types.CallToolResult | types.InputRequiredResult
+type Tool = Callable[[protocol.RequestContext, Params], Awaitable[ToolAnswer]]
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+WAV = base64.b64encode(b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0@\x1f\0\0@\x1f\0\0\1\0\x08\0data\0\0\0\0").decode()
+KEY = b"of these tests only"
+
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
+SCHEMA_2020_12 = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "$defs": {
+        "address": {
+            "$anchor": "addressDef",
+            "type": "object",
+            "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+        }
+    },
+    "properties": {
+        "name": {"type": "string"},
+        "address": {"$ref": "#/$defs/address"},
+        "contactMethod": {"type": "string", "enum": ["phone", "email"]},
+        "phone": {"type": "string"},
+        "email": {"type": "string"},
+    },
+    "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+    "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+    "then": {"required": ["phone"]},
+    "else": {"required": ["email"]},
+    "additionalProperties": False,
+}
+IN_A_HEADER = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
+SCHEMAS: dict[str, dict[str, Any]] = {"json_schema_2020_12_tool": SCHEMA_2020_12, "test_headers": IN_A_HEADER}
+
+TOOLS: dict[str, Tool] = {}
+
+
+def tool(function: Tool) -> Tool:
+    """A tool whose name is the function's behind `test_`, as the suite has it."""
+    TOOLS[f"test_{function.__name__}"] = function
+    return function
+
+
+def says(text: str, *more: types.ContentBlock) -> types.CallToolResult:
+    return types.CallToolResult(content=[types.TextContent(text=text), *more])
+
+
+def resource(uri: str, text: str, kind: str = "text/plain") -> types.EmbeddedResource:
+    return types.EmbeddedResource(resource=types.TextResourceContents(uri=uri, mime_type=kind, text=text))
+
+
+IMAGE = types.ImageContent(data=PNG, mime_type="image/png")
+
+
+# -- tools that answer ----------------------------------------------------------------------------------------------
+
+
+@tool
+async def simple_text(_: protocol.RequestContext, __: Params) -> ToolAnswer:
+    return says("This is a simple text response for testing.")
+
+
+@tool
+async def image_content(_: protocol.RequestContext, __: Params) -> ToolAnswer:
+    return types.CallToolResult(content=[IMAGE])
+
+
+@tool
+async def audio_content(_: protocol.RequestContext, __: Params) -> ToolAnswer:
+    return types.CallToolResult(content=[types.AudioContent(data=WAV, mime_type="audio/wav")])
+
+
+@tool
+async def embedded_resource(_: protocol.RequestContext, __: Params) -> ToolAnswer:
+    return types.CallToolResult(content=[resource("test://embedded-resource", "This is an embedded resource content.")])
+
+
+@tool
+async def multiple_content_types(_: protocol.RequestContext, __: Params) -> ToolAnswer:
+    more = resource("test://mixed-content-resource", '{"test":"data","value":123}', "application/json")
+    return says("Multiple content types test:", IMAGE, more)
+
+
+@tool
+async def error_handling(_: protocol.RequestContext, __: Params) -> ToolAnswer:
+    return failure("This tool intentionally returns an error for testing")
+
+
+@tool
+async def tool_with_progress(context: protocol.RequestContext, _: Params) -> ToolAnswer:
+    for progress in (0, 50, 100):
+        await context.session.report_progress(progress, 100)
+        await asyncio.sleep(0.05)
+    return says("Done.")
+
+
+@tool
+async def tool_with_logging(context: protocol.RequestContext, _: Params) -> ToolAnswer:
+    for text in ("Tool execution started", "Tool processing data", "Tool execution completed"):
+        with warnings.catch_warnings(category=MCPDeprecationWarning, action="ignore"):
+            await context.session.send_log_message("info", text, related_request_id=context.request_id)
+        await asyncio.sleep(0.05)
+    return says("Done.")
+
+
+@tool
+async def logging_tool(context: protocol.RequestContext, params: Params) -> ToolAnswer:
+    return await tool_with_logging(context, params)
+
+
+@tool
+async def headers(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    return says(json.dumps(params.arguments))
+
+
+TOOLS["json_schema_2020_12_tool"] = headers  # its schema is what the suite looks at
+
+
+# -- tools that ask back --------------------------------------------------------------------------------------------
+
+
+def form(message: str, name: str, kind: str = "string") -> types.ElicitRequest:
+    schema = {"type": "object", "properties": {name: {"type": kind}}, "required": [name]}
+    return types.ElicitRequest(params=types.ElicitRequestFormParams(message=message, requested_schema=schema))
+
+
+def sample(text: str) -> types.CreateMessageRequest:
+    message = types.SamplingMessage(role="user", content=types.TextContent(text=text))
+    return types.CreateMessageRequest(params=types.CreateMessageRequestParams(messages=[message], max_tokens=100))
+
+
+def ask(state: str | None = None, **requests: Any) -> types.InputRequiredResult:
+    return types.InputRequiredResult(input_requests=requests, request_state=None if state is None else signed(state))
+
+
+def signed(state: str) -> str:
+    return f"{state}.{hmac.new(KEY, state.encode(), 'sha256').hexdigest()}"
+
+
+def state_of(params: Any) -> str:
+    """The state that a caller brings back; empty without one. Raises MCPError for one that isn't ours."""
+    given = params.request_state
+    state = (given or "").partition(".")[0]
+    if given is not None and not hmac.compare_digest(given, signed(state)):
+        raise MCPError(code=types.INVALID_PARAMS, message="The request's state is not one of this server's.")
+    return state
+
+
+def answers_of(params: Any) -> dict[str, Any]:
+    return {name: answer.model_dump(by_alias=True) for name, answer in (params.input_responses or {}).items()}
+
+
+@tool
+async def input_required_result_elicitation(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    answers = answers_of(params)
+    if "user_name" not in answers:
+        return ask(user_name=form("What is your name?", "name"))
+    return says(f"Hello, {answers['user_name']['content']['name']}!")
+
+
+@tool
+async def input_required_result_sampling(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    answers = answers_of(params)
+    if "capital_question" not in answers:
+        return ask(capital_question=sample("What is the capital of France?"))
+    return says(json.dumps(answers["capital_question"]["content"]))
+
+
+@tool
+async def input_required_result_list_roots(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    answers = answers_of(params)
+    if "client_roots" not in answers:
+        return ask(client_roots=types.ListRootsRequest(params=types.RequestParams()))
+    return says(str([str(root["uri"]) for root in answers["client_roots"]["roots"]]))
+
+
+@tool
+async def input_required_result_request_state(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    if state_of(params) != "asked":
+        return ask("asked", confirm=form("Please confirm", "ok", "boolean"))
+    return says("state-ok")
+
+
+@tool
+async def input_required_result_tampered_state(context: protocol.RequestContext, params: Params) -> ToolAnswer:
+    return await input_required_result_request_state(context, params)
+
+
+@tool
+async def input_required_result_multiple_inputs(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    if state_of(params) == "asked" and answers_of(params).keys() == {"user_name", "greeting", "client_roots"}:
+        return says("All are there.")
+    return ask(
+        "asked",
+        user_name=form("What is your name?", "name"),
+        greeting=sample("Generate a greeting"),
+        client_roots=types.ListRootsRequest(params=types.RequestParams()),
+    )
+
+
+@tool
+async def input_required_result_multi_round(_: protocol.RequestContext, params: Params) -> ToolAnswer:
+    state, answers = state_of(params), answers_of(params)
+    if state == "2" and "step2" in answers:
+        return says("All rounds are over.")
+    if state == "1" and "step1" in answers:
+        return ask("2", step2=form("Step 2: What is your favorite color?", "color"))
+    return ask("1", step1=form("Step 1: What is your name?", "name"))
+
+
+@tool
+async def input_required_result_capabilities(context: protocol.RequestContext, _: Params) -> ToolAnswer:
+    """Asks what the client can answer, and nothing else."""
+    possible: dict[str, tuple[types.ClientCapabilities, Any]] = {
+        "name": (types.ClientCapabilities(elicitation=types.ElicitationCapability()), form("Your name?", "name")),
+        "greeting": (types.ClientCapabilities(sampling=types.SamplingCapability()), sample("Generate a greeting")),
+    }
+    can = context.session.check_client_capability
+    return ask(None, **{name: request for name, (capability, request) in possible.items() if can(capability)})
+
+
+@tool
+async def missing_capability(context: protocol.RequestContext, _: Params) -> ToolAnswer:
+    needed = types.ClientCapabilities(sampling=types.SamplingCapability())
+    if context.session.check_client_capability(needed):
+        return says("Sampling is there.")
+    raise MCPError(
+        code=types.MISSING_REQUIRED_CLIENT_CAPABILITY,
+        message="This tool needs a client that samples.",
+        data={"requiredCapabilities": {"sampling": {}}},
+    )
+
+
+@tool
+async def streaming_elicitation(context: protocol.RequestContext, params: Params) -> ToolAnswer:
+    return await input_required_result_elicitation(context, params)
+
+
+# -- tools that ask back within a call, as only the older protocol does ------------------------------------------------
+
+
+@tool
+async def sampling(context: protocol.RequestContext, _: Params) -> ToolAnswer:
+    with warnings.catch_warnings(category=MCPDeprecationWarning, action="ignore"):
+        answer = await context.session.create_message(sample("Hello").params.messages, max_tokens=100)
+    return says(f"LLM response: {answer.content}")
+
+
+@tool
+async def elicitation(context: protocol.RequestContext, _: Params) -> ToolAnswer:
+    schema = {"type": "object", "properties": {"response": {"type": "string"}}, "required": ["response"]}
+    answer = await context.session.elicit_form("Please answer", schema)
+    return says(f"User response: {answer.action} {answer.content}")
+
+
+TOOLS["test_elicitation_sep1034_defaults"] = TOOLS["test_elicitation_sep1330_enums"] = elicitation
+
+
+# -- prompts and resources ------------------------------------------------------------------------------------------
+
+PROMPTS: dict[str, list[str]] = {
+    "test_simple_prompt": [],
+    "test_prompt_with_arguments": ["arg1", "arg2"],
+    "test_prompt_with_embedded_resource": ["resourceUri"],
+    "test_prompt_with_image": [],
+    "test_input_required_result_prompt": [],
+}
+
+
+async def list_prompts(_: protocol.RequestContext, __: Any) -> types.ListPromptsResult:
+    return types.ListPromptsResult(
+        prompts=[
+            types.Prompt(
+                name=name,
+                description="One of the suite's.",
+                arguments=[types.PromptArgument(name=each, description="A text.", required=True) for each in names],
+            )
+            for name, names in PROMPTS.items()
+        ]
+    )
+
+
+async def get_prompt(
+    _: protocol.RequestContext, params: types.GetPromptRequestParams
+) -> types.GetPromptResult | types.InputRequiredResult:
+    given = params.arguments or {}
+    answers = answers_of(params)
+    if params.name == "test_input_required_result_prompt" and "user_context" not in answers:
+        return ask(user_context=form("What context should the prompt use?", "context"))
+    content: list[types.ContentBlock]
+    match params.name:
+        case "test_simple_prompt":
+            content = [types.TextContent(text="This is a simple prompt for testing.")]
+        case "test_prompt_with_arguments":
+            text = f"Prompt with arguments: arg1='{given['arg1']}', arg2='{given['arg2']}'"
+            content = [types.TextContent(text=text)]
+        case "test_prompt_with_embedded_resource":
+            embedded = resource(given["resourceUri"], "Embedded resource content for testing.")
+            content = [embedded, types.TextContent(text="Please process the embedded resource above.")]
+        case "test_prompt_with_image":
+            content = [IMAGE, types.TextContent(text="Please analyze the image above.")]
+        case "test_input_required_result_prompt":
+            content = [types.TextContent(text=str(answers["user_context"]))]
+        case _:
+            raise MCPError(code=types.INVALID_PARAMS, message=f"There is no prompt '{params.name}'.")
+    return types.GetPromptResult(messages=[types.PromptMessage(role="user", content=each) for each in content])
+
+
+async def complete(_: protocol.RequestContext, params: types.CompleteRequestParams) -> types.CompleteResult:
+    values = [word for word in ("paris", "park", "party") if word.startswith(params.argument.value)]
+    return types.CompleteResult(completion=types.Completion(values=values, total=len(values), has_more=False))
+
+
+async def accept(_: protocol.RequestContext, __: Any) -> types.EmptyResult:
+    """Remembers nothing, as nothing of ERA's endpoint does."""
+    return types.EmptyResult()
+
+
+def content_of(uri: str) -> types.TextResourceContents | types.BlobResourceContents | None:
+    """The content of one of the suite's resources."""
+    if uri == "test://static-text":
+        text = "This is the content of the static text resource."
+        return types.TextResourceContents(uri=uri, mime_type="text/plain", text=text)
+    if uri == "test://static-binary":
+        return types.BlobResourceContents(uri=uri, mime_type="image/png", blob=PNG)
+    if match := re.fullmatch("test://template/([^/]+)/data", uri):
+        text = json.dumps({"id": match[1], "templateTest": True, "data": f"Data for ID: {match[1]}"})
+        return types.TextResourceContents(uri=uri, mime_type="application/json", text=text)
+    return None
+
+
+# -- the server -----------------------------------------------------------------------------------------------------
+
+
+def extended(server: Server[Any]) -> Server[Any]:
+    """ERA's server object with all of this beside its own."""
+
+    def own(method: str) -> Any:
+        entry = server.get_request_handler(method)
+        assert entry is not None
+        return entry.handler
+
+    list_tools, call_tool, read_resource = map(own, ("tools/list", "tools/call", "resources/read"))
+
+    async def list_all_tools(context: protocol.RequestContext, params: Any) -> types.ListToolsResult:
+        listed: types.ListToolsResult = await list_tools(context, params)
+        more = [
+            types.Tool(name=name, description="One of the suite's.", input_schema=SCHEMAS.get(name, NOTHING))
+            for name in TOOLS
+        ]
+        return listed.model_copy(update={"tools": [*listed.tools, *more]})
+
+    async def call_any_tool(context: protocol.RequestContext, params: Params) -> Any:
+        return await TOOLS.get(params.name, call_tool)(context, params)
+
+    async def read_any_resource(context: protocol.RequestContext, params: types.ReadResourceRequestParams) -> Any:
+        content = content_of(str(params.uri))
+        return types.ReadResourceResult(contents=[content]) if content else await read_resource(context, params)
+
+    add = server.add_request_handler
+    add("tools/list", types.PaginatedRequestParams, list_all_tools)
+    add("tools/call", types.CallToolRequestParams, call_any_tool)
+    add("resources/read", types.ReadResourceRequestParams, read_any_resource)
+    add("resources/subscribe", types.SubscribeRequestParams, accept)
+    add("resources/unsubscribe", types.UnsubscribeRequestParams, accept)
+    add("prompts/list", types.PaginatedRequestParams, list_prompts)
+    add("prompts/get", types.GetPromptRequestParams, get_prompt)
+    add("completion/complete", types.CompleteRequestParams, complete)
+    add("logging/setLevel", types.SetLevelRequestParams, accept)
+    return server
+
+
+if __name__ == "__main__":
+    from era.client.cli import main
+
+    made = protocol.mcp_server
+    protocol.mcp_server = lambda version, calls_of: extended(made(version, calls_of))
+    sys.argv[0] = "era"
+    main()
