@@ -247,6 +247,17 @@ def test_a_call_passed_on_by_a_host_of_another_version(home: Home, client: httpx
             assert answer.json().get("sessions", []) == []
 
 
+def test_a_call_has_the_same_id_in_the_logs_of_both_hosts(home: Home, client: httpx.Client) -> None:
+    assert (called := home.other) is not None
+    assert client.post("/api/sessions", json={"session_id": "logged", "language": "python"}).status_code == 201
+    answer = client.post("/api/sessions/logged/run", json={"code": "1"})
+    assert answer.json()["status"] == "ok"
+    request = f"request={answer.headers['x-request-id']}"
+    assert eventually(lambda: request in called.log)
+    events = {"run", "request"}
+    assert eventually(lambda: {line.split()[3] for line in home.log.splitlines() if request in line} == events)
+
+
 def test_a_list_shows_what_sessions_do_at_another_host(home: Home, client: httpx.Client) -> None:
     for name in ("runs", "live", "kernel", "idle"):
         assert client.post("/api/sessions", json={"session_id": name, "language": "python"}).status_code == 201

@@ -40,7 +40,7 @@ from era.api.hop import HEADER, Hops, is_from_host
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
-from era.core.telemetry import new_request_id
+from era.core.telemetry import new_request_id, origin
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
@@ -162,6 +162,8 @@ class Guard:
         if HEADER in headers:
             hop = hops.received(scope, headers[HEADER])
             scope["state"] |= {"hop": hop, "request_id": hop.request_id}
+            if (current := origin.get()) is not None:
+                current.request_id = hop.request_id  # what is logged of it has this id, too
             scope.update(client=hop.client, scheme=hop.scheme)
             if hop.caller is not None:
                 scope["state"]["caller"] = hop.caller

@@ -67,7 +67,7 @@ class Observing:
             status = state.get("broke_off") or status or _HUNG_UP  # what was to be sent, where that broke off
             self._note(
                 RequestEnded(
-                    request_id,
+                    state["request_id"],  # or that of the host which passes the request on
                     scope.get("method", "GET"),
                     route_of(scope),
                     status,
