@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import revisions
+from bench import memory, revisions
 from bench.arena import DISK, arena
 from bench.lists import CASES, RATIOS
 from bench.measure import measure
@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round, to see whether every case runs")
     parser.add_argument("--rounds", type=int, help=f"number of rounds (default {_ROUNDS})")
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="cases whose name begins with one of these, and their rivals"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="cases whose name begins with one of these, and their rivals; `memory` asks for what sessions take of it",
     )
     parser.add_argument(
         "--against",
@@ -79,7 +82,10 @@ def main() -> None:
         measured = measure(
             cases, place, rounds, options.quick, lambda done: status.update(f"round {done} of {rounds} done")
         )
-    figures = summarize(cases, ratios, measured, about)
+        # What many sessions take is measured once, with all cases or by name.
+        names = options.only or [memory.NAME]
+        taken = memory.of_sessions(place, quick=options.quick) if memory.NAME in names else {}
+    figures = summarize(cases, ratios, measured, about, taken)
     if options.page:
         options.page.parent.mkdir(parents=True, exist_ok=True)
         options.page.write_text(page(figures))

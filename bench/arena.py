@@ -43,7 +43,7 @@ class Arena:
         self.scratch = directory / "scratch"
         self.data_dir = directory / "data"
         self.port = port
-        self._pid = pid
+        self.pid = pid
         self.small = small
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
@@ -90,7 +90,7 @@ class Arena:
 
     def memory(self) -> int:
         """Resident bytes of the service's own process."""
-        status = Path(f"/proc/{self._pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]  # it is always there
 
     def new_session(self, language: str) -> str:

@@ -59,6 +59,18 @@ def creates_at_once(arena: Arena) -> Probe:
     return Probe(call, other.wait_for_pool, after)
 
 
+def create_and_keep(arena: Arena) -> Probe:
+    """A session created and run for the first time, which stays: the processor time of a sandbox that has ended would
+    be missing."""
+    other = with_settings(arena, "kept", idle_seconds="100000", max_warm="1000")
+    other.wait_for_pool()  # or its other languages would count
+
+    def call(_: object) -> tuple[int, bytes]:
+        return other.run(other.check_created(other.create("python")), _CODE)
+
+    return Probe(call, other.keep_open, other.check_run)
+
+
 def eight_clients(arena: Arena) -> Probe:
     """Runs of eight clients at once, each in a warm session of its own: how many the machine does in a second."""
     sessions = [arena.new_session("python") for _ in range(CLIENTS)]

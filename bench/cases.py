@@ -80,8 +80,13 @@ class Ratio:
     rival_quantile: float | None = None
     """Which of the rival's, where that is another one."""
 
+    processor: bool = False
+    """Compare processor time in place of what a clock says."""
+
     @property
     def name(self) -> str:
+        if self.processor:
+            return f"{self.case} ÷ {self.rival}, processor time"
         which = "" if self.quantile == 0.5 else f", p{self.quantile * 100:.0f}"
         return f"{self.case} ÷ {self.rival}{which}" + (
             "" if self.rival_quantile is None else f" ÷ p{self.rival_quantile * 100:.0f}"

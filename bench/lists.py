@@ -95,6 +95,12 @@ CASES = [
     Case("hundred changes", "one of 100 such runs in a row", warm("python", COUNTER), burst=100),
     Case("create and run", "a session created, and its first run", create_and_run(PROGRAMS["python"])),
     Case(
+        "create and keep",
+        "the same, for its processor time: sessions stay",
+        capacity.create_and_keep,
+        processor=True,
+    ),
+    Case(
         "eight clients",
         "80 runs of 8 clients in 8 warm sessions",
         capacity.eight_clients,
@@ -216,6 +222,7 @@ CASES = [
 RATIOS = [
     Ratio("python warm", "python host", goal=0.5),
     Ratio("create and run", "python host", goal=2),
+    Ratio("create and keep", "python host burst", goal=2, processor=True),
     Ratio("eight clients", "two loops", goal=0.6),
     Ratio("deno warm", "deno host", goal=0.4),
     Ratio("go warm", "go host"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.arena import Arena
 from bench.cases import Case, Probe, Ratio
-from bench.processor import used_by_others
+from bench.processor import TICK, used_by_others
 
 type Times = Mapping[str, Sequence[Sequence[float]]]
 """Seconds of each call, by case name, then round."""
@@ -81,8 +81,12 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
     return {"p50": statistics.median(calls), "p95": _quantile(calls, 0.95), "min": min(calls), "n": len(calls)}
 
 
-def spread(ratio: Ratio, times: Times) -> dict[str, float | None]:
+def spread(ratio: Ratio, measured: Measured) -> dict[str, float | None]:
     """Median, quartiles and extremes, over the rounds, of the ratio of the two quantiles in each round."""
+    times: Times = measured.times
+    if ratio.processor:
+        # The kernel counts in steps: a rival that took none of them took about one.
+        times = {name: [[max(used, TICK)] for used in rounds] for name, rounds in measured.processor.items()}
     pairs = zip(times[ratio.case], times[ratio.rival], strict=True)
     other = ratio.quantile if ratio.rival_quantile is None else ratio.rival_quantile
     ratios = [_quantile(case, ratio.quantile) / _quantile(rival, other) for case, rival in pairs]

@@ -88,6 +88,7 @@ def page(figures: Mapping[str, Any]) -> str:
                 for name, case in cases.items()
             ],
         ),
+        *_memory(figures["memory"]),
         "<details><summary>All figures, each call in seconds</summary>",
         f"<pre>{escape(json.dumps(figures, indent=1, ensure_ascii=False))}</pre></details>",
     ]
@@ -96,6 +97,11 @@ def page(figures: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _memory(figures: Mapping[str, float]) -> list[str]:
+    rows = [(what, f"{figure:.1f}") for what, figure in figures.items()]
+    return ["<h2>Memory and capacity</h2>", _table(("", ""), rows)] if rows else []
 
 
 def _plots(figures: Mapping[str, Any]) -> list[str]:

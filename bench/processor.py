@@ -7,11 +7,20 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
+TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def used_below(pid: int) -> float:
     """Seconds of processor time that a process and all that it has started have used, down to those that have ended."""
+    return sum(_ticks_below(pid).values()) * TICK
+
+
+def pids_below(pid: int) -> set[int]:
+    """A process, and all that it has started."""
+    return set(_ticks_below(pid))
+
+
+def _ticks_below(pid: int) -> dict[int, int]:
     times: dict[int, int] = {}
     children: dict[int, list[int]] = defaultdict(list)
     for directory in Path("/proc").iterdir():
@@ -24,12 +33,12 @@ def used_below(pid: int) -> float:
         process = int(directory.name)
         times[process] = sum(map(int, fields[11:15]))  # of its own, and of children that it has waited for
         children[int(fields[1])].append(process)
-    ticks, left = 0, [pid]
+    found, left = {}, [pid]
     while left:
         process = left.pop()
-        ticks += times.get(process, 0)
+        found[process] = times.get(process, 0)
         left += children[process]
-    return ticks * _TICK
+    return found
 
 
 def used_by_others() -> float:

@@ -62,10 +62,14 @@ def missing() -> list[str]:
 
 
 def summarize(
-    cases: Sequence[Case], ratios: Sequence[Ratio], measured: Measured, about: Mapping[str, Any]
+    cases: Sequence[Case],
+    ratios: Sequence[Ratio],
+    measured: Measured,
+    about: Mapping[str, Any],
+    memory: Mapping[str, float],
 ) -> dict[str, Any]:
     """All figures as JSON values. Times are in milliseconds, but for `seconds`, which are those of each call by
-    round."""
+    round. `memory` is what memory.py has measured."""
     times = measured.times
     return {
         "machine": dict(about),
@@ -81,7 +85,8 @@ def summarize(
             }
             for case in cases
         },
-        "ratios": {ratio.name: spread(ratio, times) for ratio in ratios},
+        "ratios": {ratio.name: spread(ratio, measured) for ratio in ratios},
+        "memory": dict(memory),
     }
 
 
@@ -97,6 +102,9 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     )
     console.print(f"isolation: {about['isolation']}", highlight=False, soft_wrap=True)
     console.print(f"the service at rest: {about['service_mb']:.0f} MB", highlight=False)
+
+    for what, figure in figures["memory"].items():
+        console.print(f"{what}: {figure:.1f}", highlight=False)
 
     times = _table("times, ms", "p50", "p95", "min", "n", "cpu", "goal", "what")
     for name, case in figures["cases"].items():

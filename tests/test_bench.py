@@ -40,6 +40,8 @@ def test_every_case_and_ratio_is_measured(tmp_path: Path) -> None:
     figures = [found["cases"][case.name][key] for case in CASES for key in ("p50", "p95", "min", "n")]
     figures += [found["ratios"][ratio.name][key] for ratio in RATIOS for key in ("median", "q1", "q3", "min", "max")]
     assert all(math.isfinite(figure) and figure > 0 for figure in figures)
+    assert all(figure > 0 for figure in found["memory"].values())
+    assert len(found["memory"]) == 1, "1,000 sessions are too many for a quick look"
     assert all(case.name in done.stdout for case in CASES)
     assert all(html.escape(name) in shown.read_text() for name in (*found["cases"], *found["ratios"]))
     assert sorted(tmp_path.iterdir()) == [shown, told], "the benchmark left something behind"
@@ -73,6 +75,7 @@ def figures() -> dict[str, Any]:
             "python host": {**times, "what": "python3 -c", "cpu": None},
         },
         "ratios": {"python warm ÷ python host": spread},
+        "memory": {"one more warm session, MB": 3.6},
     }
 
 
@@ -83,6 +86,7 @@ def test_the_page_has_every_figure_as_it_was_measured() -> None:
     raw = re.search("<pre>(.*)</pre>", made, re.DOTALL)
     assert raw
     assert json.loads(html.unescape(raw[1])) == figures()
+    assert "one more warm session, MB</td><td>3.6" in made
     assert not re.search(r'(?:src|href)="(?!#)|url\((?!#)', made), "it needs something from elsewhere"
 
 
