@@ -18,11 +18,19 @@ const page = {
     bundler.onEnd(async ({ metafile, errors }) => {
       if (errors.length) return;
       const names = {};
-      for (const [path, output] of Object.entries(metafile.outputs)) {
-        if (output.entryPoint) names[output.entryPoint.split('/').pop()] = path.split('/').pop();
+      const preloads = [];
+      for (const [path, { entryPoint, imports }] of Object.entries(metafile.outputs)) {
+        if (entryPoint) names[entryPoint.split('/').pop()] = path.split('/').pop();
+        // What the page's script is loaded with is asked for beside it, and not only once it has come.
+        if (entryPoint === 'src/main.tsx')
+          for (const each of imports)
+            if (each.kind === 'import-statement')
+              preloads.push(`<link rel="modulepreload" href="/assets/${each.path.split('/').pop()}">`);
       }
       const html = await readFile(join(here, 'src', 'index.html'), 'utf8');
-      const filled = html.replace(/\{\{([\w.]+)\}\}/g, (_, name) => `/assets/${names[name]}`);
+      const filled = html
+        .replace('{{preloads}}', preloads.join('\n  '))
+        .replace(/\{\{([\w.]+)\}\}/g, (_, name) => `/assets/${names[name]}`);
       await copyFile(join(here, 'src', 'icon.svg'), join(target, 'dashboard-icon.svg'));
       await writeFile(join(target, 'index.html'), filled);
     });

@@ -97,6 +97,12 @@ function Nav() {
           </li>
         ))}
         <li class="docs-link">
+          <a href="/docs/guide">
+            <Icon name="guide" size={18} />
+            Guide
+          </a>
+        </li>
+        <li class="docs-link">
           <a href="/docs">
             <Icon name="docs" size={18} />
             API
@@ -112,7 +118,7 @@ function Nav() {
           {apiKey.value && (
             <Button
               kind="quiet"
-              icon="key"
+              icon="leave"
               aria-label="Forget the key"
               title="Forget the key"
               onClick={() => {
@@ -150,6 +156,7 @@ function App() {
     [
       ...PAGES.map(([path, title, , keys]) => ({ title, keys, group: 'Go to', run: () => go(path) })),
       { title: 'New session', keys: 'n', group: 'Do', run: () => go('new') },
+      { title: 'Guide', group: 'Go to', run: () => location.assign('/docs/guide') },
       { title: 'API reference', group: 'Go to', run: () => location.assign('/docs') },
       { title: 'Light colours', group: 'Colours', run: () => setTheme('light') },
       { title: 'Dark colours', group: 'Colours', run: () => setTheme('dark') },
@@ -178,4 +185,6 @@ function App() {
 
 void watchHealth();
 const app = document.getElementById('app');
+// In its place is what is seen while this script is loaded.
+app?.replaceChildren();
 if (app) render(<App />, app);

@@ -19,6 +19,7 @@ before(async () => {
   await api(`/api/sessions/${id}/inbox`, { retries: 0 }, 'PUT');
   await api(`/proxy/${id}/inbox/orders`, '{"order": 1}', 'POST');
   await api('/api/storage/kv/seen/price', { value: '12' }, 'PUT');
+  await api(`/api/storage/kv/seen/${'long'.repeat(30)}`, { value: '1' }, 'PUT');
   webhook = (await api<{ id: string }>('/api/webhooks', { url: 'http://203.0.113.7/era' })).id;
 });
 
@@ -93,6 +94,23 @@ function excess(page: Page): Promise<number> {
   );
 }
 
+/** What stands beside names that may be long, and is broken into several lines by them: times, labels, states. */
+function squeezed(page: Page): Promise<string[]> {
+  return page.evaluate(() =>
+    [
+      ...document.querySelectorAll<HTMLElement>(
+        'time, .status, .label, .timeline a > .push ~ .soft > bdi, td.number, th',
+      ),
+    ]
+      .filter((each) => {
+        const range = document.createRange();
+        range.selectNodeContents(each);
+        return range.getBoundingClientRect().height > 2 * Number.parseFloat(getComputedStyle(each).fontSize);
+      })
+      .map((each) => `${each.className || each.tagName}: ${each.textContent}`),
+  );
+}
+
 test('axe finds nothing serious on any page, light or dark, and none is wider than its window', () =>
   withPage(
     async (page, complaints) => {
@@ -107,6 +125,9 @@ test('axe finds nothing serious on any page, light or dark, and none is wider th
         for (const width of WIDTHS) {
           await page.setViewportSize({ ...DESK, width });
           await eventually(async () => (await excess(page)) <= 0, `${path} fits into ${width} pixels`);
+          found.push(
+            ...(await squeezed(page)).map((each) => `${path} at ${width} pixels: ${each} is in several lines`),
+          );
         }
         await page.setViewportSize(DESK);
       }

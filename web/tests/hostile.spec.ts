@@ -91,7 +91,7 @@ w("end\\n")`;
     await page.getByRole('button', { name: 'Run', exact: true }).click();
     const output = page.getByRole('region', { name: 'Output of the run' });
     await output.getByText('end').waitFor();
-    const text = await output.innerText();
+    const text = (await output.locator('.output-line').allTextContents()).join('');
     assert.match(text, /^link$/m);
     assert.match(text, /^not cleared$/m);
     assert.match(text, /^100%$/m);

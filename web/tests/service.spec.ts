@@ -138,7 +138,7 @@ test('an error shows its hint, and what was typed stays', () =>
     await page.getByRole('button', { name: 'Create session' }).click();
     const problem = page.getByRole('alert');
     await problem.waitFor();
-    assert.match(await problem.innerText(), /exists|taken/);
+    assert.match((await problem.textContent()) ?? '', /exists|taken/);
     assert.equal(await page.getByLabel('Id', { exact: true }).inputValue(), id);
   }));
 

@@ -7,7 +7,7 @@ import { bytes } from '../format.ts';
 import { useInterval, useLoad } from '../hooks.ts';
 import { href } from '../router.ts';
 import type { TabProps } from '../session/page.tsx';
-import type { CellEnd, CellResult, Context } from '../types.ts';
+import type { CellResult, Context, RunEnd } from '../types.ts';
 import { Button, Empty, Problem, Status } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
@@ -23,7 +23,7 @@ interface Cell {
   code: string;
   run: number;
   running: boolean;
-  end: CellEnd | null;
+  end: RunEnd | null;
   error: Error | undefined;
 }
 
@@ -96,7 +96,7 @@ function CellView({
       const response = await send(at(session, 'stream'), { json: { code: now.code, context: NAME } });
       for await (const { data } of events(response)) {
         if (data.type === 'stdout' || data.type === 'stderr') screen.current?.write(data.type, String(data.content));
-        else if (data.type === 'done') put({ end: data as unknown as CellEnd });
+        else if (data.type === 'done') put({ end: data as unknown as RunEnd });
         else if (data.type === 'error') put({ error: new Error(String(data.error)) });
       }
     } catch (error) {

@@ -5,8 +5,9 @@ import { call } from '../api.ts';
 import { useLoad } from '../hooks.ts';
 import { href } from '../router.ts';
 import type { AuditEntry, Page } from '../types.ts';
-import { Ago, Button, Empty, Name, Problem, Select, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Empty, Name, Select } from '../ui/basics.tsx';
 import { sayError } from '../ui/dialog.tsx';
+import { Listing, Table } from '../ui/listing.tsx';
 
 const ACTIONS: [value: string, text: string][] = [
   ['', 'all'],
@@ -26,6 +27,7 @@ const ACTIONS: [value: string, text: string][] = [
 ];
 
 function plain(value: unknown): string {
+  if (Array.isArray(value)) return value.map(plain).join(', ');
   return typeof value === 'object' && value !== null ? JSON.stringify(value) : String(value);
 }
 
@@ -82,55 +84,44 @@ export function AuditPage() {
         />
       </header>
       <p class="soft lead">Who did what: an owner sees what was done with the owner’s keys, the operator all.</p>
-      <Problem error={loaded.error} retry={() => void loaded.reload()} />
-      {!loaded.value && !loaded.error && <Waiting />}
-      {loaded.value && !entries.length && (
-        <Empty icon="audit" title="Nothing yet">
-          <p class="soft">What is created, deleted or opened to others will be listed here.</p>
-        </Empty>
-      )}
-      {entries.length > 0 && (
-        <div class="table-box">
-          <table>
-            <thead>
-              <tr>
-                <th>When</th>
-                <th>Owner</th>
-                <th>Key</th>
-                <th>Action</th>
-                <th>To</th>
-                <th>Details</th>
+      <Listing
+        of={loaded}
+        items={() => entries}
+        empty={
+          <Empty icon="audit" title="Nothing yet">
+            <p class="soft">What is created, deleted or opened to others will be listed here.</p>
+          </Empty>
+        }
+      >
+        {() => (
+          <Table columns={['When', 'Owner', 'Key', 'Action', 'To', 'Details']}>
+            {entries.map((entry) => (
+              <tr key={entry.id}>
+                <td class="soft">
+                  <Ago time={entry.at} />
+                </td>
+                <td>
+                  <Name>{entry.owner}</Name>
+                </td>
+                <td class="mono soft">{entry.key ?? '–'}</td>
+                <td>{entry.action}</td>
+                <td>
+                  {entry.target && entry.action.startsWith('session.') ? (
+                    <a href={href('sessions', entry.target)}>
+                      <Name>{entry.target}</Name>
+                    </a>
+                  ) : (
+                    <Name>{entry.target ?? '–'}</Name>
+                  )}
+                </td>
+                <td class="soft wide">
+                  <Name>{details(entry)}</Name>
+                </td>
               </tr>
-            </thead>
-            <tbody>
-              {entries.map((entry) => (
-                <tr key={entry.id}>
-                  <td class="soft">
-                    <Ago time={entry.at} />
-                  </td>
-                  <td>
-                    <Name>{entry.owner}</Name>
-                  </td>
-                  <td class="mono soft">{entry.key ?? '–'}</td>
-                  <td>{entry.action}</td>
-                  <td>
-                    {entry.target && entry.action.startsWith('session.') ? (
-                      <a href={href('sessions', entry.target)}>
-                        <Name>{entry.target}</Name>
-                      </a>
-                    ) : (
-                      <Name>{entry.target ?? '–'}</Name>
-                    )}
-                  </td>
-                  <td class="soft">
-                    <Name>{details(entry)}</Name>
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
-      )}
+            ))}
+          </Table>
+        )}
+      </Listing>
       {cursor && <Button onClick={() => void more()}>Older entries</Button>}
     </section>
   );

@@ -4,8 +4,9 @@ import { useSignal } from '@preact/signals';
 import { call } from '../api.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import type { ApiKey } from '../types.ts';
-import { Ago, Button, Choices, Empty, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Choices, Empty, Form, Name, Problem, TextField } from '../ui/basics.tsx';
 import { confirm, Dialog, say } from '../ui/dialog.tsx';
+import { Listing, Table } from '../ui/listing.tsx';
 import { Secret } from './secret.tsx';
 
 const SCOPES: [name: string, hint: string][] = [
@@ -83,7 +84,6 @@ export function KeysPage() {
   const making = useSignal(false);
   const rotated = useSignal<ApiKey | null>(null);
   const loaded = useLoad((signal) => call<{ keys: ApiKey[] }>('/api/keys', { signal }), []);
-  const keys = loaded.value?.keys ?? [];
   const make = () => {
     making.value = true;
   };
@@ -98,95 +98,81 @@ export function KeysPage() {
       <p class="soft lead">
         Everything that is stored has an owner. A call with an owner’s key sees what that owner has, and nothing else.
       </p>
-      <Problem error={loaded.error} retry={() => void loaded.reload()} />
-      {!loaded.value && !loaded.error && <Waiting />}
-      {loaded.value && !keys.length && (
-        <Empty icon="key" title="No keys yet">
-          <p class="soft">With keys of their own, several people share this server without seeing each other.</p>
-        </Empty>
-      )}
-      {keys.length > 0 && (
-        <div class="table-box">
-          <table>
-            <thead>
-              <tr>
-                <th>Owner</th>
-                <th>Description</th>
-                <th>Good for</th>
-                <th>Ends</th>
-                <th>Created</th>
-                <th>Id</th>
-                <th>
-                  <span class="unseen">Actions</span>
-                </th>
+      <Listing
+        of={loaded}
+        items={(value) => value.keys}
+        empty={
+          <Empty icon="key" title="No keys yet">
+            <p class="soft">With keys of their own, several people share this server without seeing each other.</p>
+          </Empty>
+        }
+      >
+        {(keys) => (
+          <Table columns={['Owner', 'Description', 'Good for', 'Ends', 'Created', 'Id', { actions: 'Actions' }]}>
+            {keys.map((key) => (
+              <tr key={key.id}>
+                <td>
+                  <b>
+                    <Name>{key.owner}</Name>
+                  </b>
+                </td>
+                <td class="wide">
+                  <Name>{key.description}</Name>
+                </td>
+                <td>{key.scopes.join(', ')}</td>
+                <td class="soft">{key.expires_at?.slice(0, 16).replace('T', ' ') ?? 'never'}</td>
+                <td class="soft">
+                  <Ago time={key.created_at} />
+                </td>
+                <td class="mono soft">{key.id}</td>
+                <td class="actions">
+                  <Button
+                    kind="quiet"
+                    icon="refresh"
+                    aria-label={`Give the key ${key.id} another secret`}
+                    title="Rotate"
+                    onClick={() =>
+                      confirm({
+                        title: 'Another secret for this key',
+                        text: <p>The one before stays good for an hour, so that there is time to replace it.</p>,
+                        verb: 'Rotate',
+                        act: async () => {
+                          const path = `/api/keys/${encodeURIComponent(key.id)}/rotate`;
+                          rotated.value = await call<ApiKey>(path, { json: {} });
+                          await loaded.reload();
+                        },
+                      })
+                    }
+                  />
+                  <Button
+                    kind="quiet"
+                    icon="trash"
+                    aria-label={`Revoke the key ${key.id}`}
+                    title="Revoke"
+                    onClick={() =>
+                      confirm({
+                        title: 'Revoke this key',
+                        text: (
+                          <p>
+                            Calls with it are refused at once. What <Name>{key.owner}</Name> has stays.
+                          </p>
+                        ),
+                        verb: 'Revoke',
+                        danger: true,
+                        act: async () => {
+                          await call(`/api/keys/${encodeURIComponent(key.id)}`, { method: 'DELETE' });
+                          say('The key is revoked.');
+                          await loaded.reload();
+                        },
+                      })
+                    }
+                  />
+                </td>
               </tr>
-            </thead>
-            <tbody>
-              {keys.map((key) => (
-                <tr key={key.id}>
-                  <td>
-                    <b>
-                      <Name>{key.owner}</Name>
-                    </b>
-                  </td>
-                  <td>
-                    <Name>{key.description}</Name>
-                  </td>
-                  <td>{key.scopes.join(', ')}</td>
-                  <td class="soft">{key.expires_at?.slice(0, 16).replace('T', ' ') ?? 'never'}</td>
-                  <td class="soft">
-                    <Ago time={key.created_at} />
-                  </td>
-                  <td class="mono soft">{key.id}</td>
-                  <td class="number">
-                    <Button
-                      kind="quiet"
-                      icon="refresh"
-                      aria-label={`Give the key ${key.id} another secret`}
-                      title="Rotate"
-                      onClick={() =>
-                        confirm({
-                          title: 'Another secret for this key',
-                          text: <p>The one before stays good for an hour, so that there is time to replace it.</p>,
-                          verb: 'Rotate',
-                          act: async () => {
-                            const path = `/api/keys/${encodeURIComponent(key.id)}/rotate`;
-                            rotated.value = await call<ApiKey>(path, { json: {} });
-                            await loaded.reload();
-                          },
-                        })
-                      }
-                    />
-                    <Button
-                      kind="quiet"
-                      icon="trash"
-                      aria-label={`Revoke the key ${key.id}`}
-                      title="Revoke"
-                      onClick={() =>
-                        confirm({
-                          title: 'Revoke this key',
-                          text: (
-                            <p>
-                              Calls with it are refused at once. What <Name>{key.owner}</Name> has stays.
-                            </p>
-                          ),
-                          verb: 'Revoke',
-                          danger: true,
-                          act: async () => {
-                            await call(`/api/keys/${encodeURIComponent(key.id)}`, { method: 'DELETE' });
-                            say('The key is revoked.');
-                            await loaded.reload();
-                          },
-                        })
-                      }
-                    />
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
-      )}
+            ))}
+          </Table>
+        )}
+      </Listing>
       {rotated.value && (
         <NewSecret
           of={rotated.value}

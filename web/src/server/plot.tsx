@@ -14,6 +14,8 @@ interface Props {
 }
 
 const HEIGHT = 130;
+/** Between marks of the vertical axis; what is counted has no halves. */
+const STEPS = [...Array(12).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
 export function Plot({ title, times, series, unit = '', clock = '{HH}:{mm}:{ss}' }: Props) {
   const host = useRef<HTMLDivElement>(null);
@@ -43,7 +45,7 @@ export function Plot({ title, times, series, unit = '', clock = '{HH}:{mm}:{ss}'
           height: HEIGHT,
           cursor: { show: false },
           legend: { show: false },
-          padding: [8, 16, 0, 0],
+          padding: [8, 22, 0, 0],
           axes: [
             {
               ...axis,
@@ -51,7 +53,7 @@ export function Plot({ title, times, series, unit = '', clock = '{HH}:{mm}:{ss}'
               size: 24,
               values: [[1, clock, null, null, null, null, null, null, 1]],
             },
-            { ...axis, size: 36, space: 28 },
+            { ...axis, size: 36, space: 28, incrs: STEPS },
           ],
           scales: {
             // Of one time alone the library would show a whole day.
@@ -66,7 +68,8 @@ export function Plot({ title, times, series, unit = '', clock = '{HH}:{mm}:{ss}'
               label: each.label,
               stroke: color(each.color),
               width: 2,
-              points: { show: false },
+              // One value alone makes no line.
+              points: { show: (self: uPlot) => self.data[0].length < 2 },
             })),
           ],
         },

@@ -9,6 +9,7 @@ import { go, href } from '../router.ts';
 import type { Json, Resource } from '../types.ts';
 import { Ago, Button, Empty, Facts, Form, Name, Problem, Select, TextArea, TextField, Waiting } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
+import { Table } from '../ui/listing.tsx';
 import { Printed } from '../ui/output.tsx';
 import { Tree } from '../ui/tree.tsx';
 
@@ -149,36 +150,22 @@ function Database({ namespace, table }: { namespace: string; table: string }) {
       <Problem error={query.error} />
       {rows.value &&
         (columns.length ? (
-          // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reached by the keyboard
-          <div class="table-box tall" tabIndex={0} role="region" aria-label="Rows">
-            <table>
-              <thead>
-                <tr>
-                  {columns.map((column) => (
-                    <th key={column}>
-                      <Name>{column}</Name>
-                    </th>
-                  ))}
-                </tr>
-              </thead>
-              <tbody>
-                {rows.value.slice(0, 1000).map((row, at) => (
-                  <tr key={String(at)}>
-                    {columns.map((column) => (
-                      <td key={column} class={typeof row[column] === 'number' ? 'number' : ''}>
-                        <Name>
-                          {String(typeof row[column] === 'object' ? JSON.stringify(row[column]) : row[column]).slice(
-                            0,
-                            300,
-                          )}
-                        </Name>
-                      </td>
-                    ))}
-                  </tr>
+          <Table label="Rows" columns={columns.map((name) => ({ name }))}>
+            {rows.value.slice(0, 1000).map((row, at) => (
+              <tr key={String(at)}>
+                {columns.map((column) => (
+                  <td key={column} class={typeof row[column] === 'number' ? 'number' : ''}>
+                    <Name>
+                      {String(typeof row[column] === 'object' ? JSON.stringify(row[column]) : row[column]).slice(
+                        0,
+                        300,
+                      )}
+                    </Name>
+                  </td>
                 ))}
-              </tbody>
-            </table>
-          </div>
+              </tr>
+            ))}
+          </Table>
         ) : (
           <p class="soft">No rows.</p>
         ))}

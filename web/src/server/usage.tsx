@@ -8,6 +8,7 @@ import { href } from '../router.ts';
 import type { Owner, Quotas, Session, UsageDay } from '../types.ts';
 import { Button, Form, Name, Problem, TextField, Waiting } from '../ui/basics.tsx';
 import { Dialog, say } from '../ui/dialog.tsx';
+import { Listing, Table } from '../ui/listing.tsx';
 import { Plot } from './plot.tsx';
 
 const QUOTAS: [name: keyof Quotas, title: string, unit: string][] = [
@@ -20,6 +21,7 @@ const QUOTAS: [name: keyof Quotas, title: string, unit: string][] = [
   ['cpu_seconds_per_day', 'Processor time a day', 's'],
   ['egress_mb_per_day', 'Network a day', 'MiB'],
 ];
+const AMOUNTS = ['Runs', 'Processors', 'Network', 'Files', 'Storage'];
 const REFRESH_MS = 5000;
 const LARGEST = 5;
 const LOOKED_AT = 1000;
@@ -28,6 +30,8 @@ function amount(value: number, unit: string): string {
   const text = value.toLocaleString('en', { maximumFractionDigits: value < 10 ? 2 : 0 });
   return unit ? `${text} ${unit}` : text;
 }
+
+const withUnit = (title: string, unit: string) => (unit ? `${title} (${unit})` : title);
 
 /** How full each quota is; what has no bound has no bar. */
 function Meters({ owner }: { owner: Owner }) {
@@ -40,7 +44,7 @@ function Meters({ owner }: { owner: Owner }) {
           <li key={name}>
             <span>{title}</span>
             <span class="number soft">
-              {amount(used, unit)} {limit ? `of ${amount(limit, unit)}` : '– no bound'}
+              {amount(used, unit)} {limit ? `of ${amount(limit, unit)}` : '· no limit'}
             </span>
             {limit > 0 && (
               <meter
@@ -132,59 +136,43 @@ function Usage() {
   return (
     <section>
       <h2>The last 30 days</h2>
-      <Problem error={loaded.error} retry={() => void loaded.reload()} />
-      {!loaded.value && !loaded.error && <Waiting />}
-      {loaded.value && !days.length && <p class="soft">Nothing was used yet.</p>}
-      {days.length > 0 && (
-        <>
-          <div class="plots">
-            {plots.map(([title, color, value]) => {
-              const { times, values } = byDay(days, value);
-              return (
-                <Plot
-                  key={title}
-                  title={title}
-                  clock="{D}.{M}."
-                  times={times}
-                  series={[{ label: 'the last day', values, color }]}
-                />
-              );
-            })}
-          </div>
-          <div class="table-box">
-            <table>
-              <thead>
-                <tr>
-                  <th>Day</th>
-                  {several && <th>Owner</th>}
-                  <th class="number">Runs</th>
-                  <th class="number">Processors</th>
-                  <th class="number">Network</th>
-                  <th class="number">Files</th>
-                  <th class="number">Storage</th>
+      <Listing of={loaded} items={() => days} empty={<p class="soft">Nothing was used yet.</p>}>
+        {() => (
+          <>
+            <div class="plots">
+              {plots.map(([title, color, value]) => {
+                const { times, values } = byDay(days, value);
+                return (
+                  <Plot
+                    key={title}
+                    title={title}
+                    clock="{D}.{M}."
+                    times={times}
+                    series={[{ label: 'the last day', values, color }]}
+                  />
+                );
+              })}
+            </div>
+            <Table columns={['Day', ...(several ? ['Owner'] : []), ...AMOUNTS.map((number) => ({ number }))]}>
+              {days.map((day) => (
+                <tr key={`${day.day} ${day.owner}`}>
+                  <td>{day.day}</td>
+                  {several && (
+                    <td>
+                      <Name>{day.owner}</Name>
+                    </td>
+                  )}
+                  <td class="number">{day.runs.toLocaleString('en')}</td>
+                  <td class="number">{amount(day.cpu_seconds, 's')}</td>
+                  <td class="number">{bytes(day.egress_bytes)}</td>
+                  <td class="number">{day.disk_bytes === null ? '–' : bytes(day.disk_bytes)}</td>
+                  <td class="number">{day.storage_bytes === null ? '–' : bytes(day.storage_bytes)}</td>
                 </tr>
-              </thead>
-              <tbody>
-                {days.map((day) => (
-                  <tr key={`${day.day} ${day.owner}`}>
-                    <td>{day.day}</td>
-                    {several && (
-                      <td>
-                        <Name>{day.owner}</Name>
-                      </td>
-                    )}
-                    <td class="number">{day.runs.toLocaleString('en')}</td>
-                    <td class="number">{amount(day.cpu_seconds, 's')}</td>
-                    <td class="number">{bytes(day.egress_bytes)}</td>
-                    <td class="number">{day.disk_bytes === null ? '–' : bytes(day.disk_bytes)}</td>
-                    <td class="number">{day.storage_bytes === null ? '–' : bytes(day.storage_bytes)}</td>
-                  </tr>
-                ))}
-              </tbody>
-            </table>
-          </div>
-        </>
-      )}
+              ))}
+            </Table>
+          </>
+        )}
+      </Listing>
     </section>
   );
 }
@@ -206,11 +194,11 @@ function SetQuotas({ owner, onClose, onSet }: { owner: Owner; onClose: () => voi
   return (
     <Dialog title={`Quotas of ${owner.owner}`} onClose={onClose}>
       <Form onSubmit={() => void save.run()}>
-        <p class="soft">0 is no bound. What is left empty is as the server’s settings say.</p>
+        <p class="soft">0 means no limit. A field that is left empty follows the server’s settings.</p>
         {QUOTAS.map(([name, title, unit]) => (
           <TextField
             key={name}
-            label={unit ? `${title} (${unit})` : title}
+            label={withUnit(title, unit)}
             type="number"
             min={0}
             placeholder={String(owner.quotas[name])}
@@ -237,60 +225,48 @@ function Owners() {
   const changing = useSignal<Owner | null>(null);
   const loaded = useLoad((signal) => call<{ owners: Owner[] }>('/api/owners', { signal }), []);
   if (loaded.error instanceof ApiError && loaded.error.status === 403) return null;
-  const owners = loaded.value?.owners ?? [];
   const of = (owner: Owner, name: keyof Quotas) =>
     `${amount(owner.used[name], '')}${owner.quotas[name] ? ` of ${amount(owner.quotas[name], '')}` : ''}`;
   return (
     <section>
       <h2>Owners</h2>
-      <Problem error={loaded.error} retry={() => void loaded.reload()} />
-      {owners.length > 0 && (
-        <div class="table-box">
-          <table>
-            <thead>
-              <tr>
-                <th>Owner</th>
-                {QUOTAS.map(([name, title, unit]) => (
-                  <th key={name} class="number">
-                    {title}
-                    {unit ? ` (${unit})` : ''}
-                  </th>
+      <Listing of={loaded} items={(value) => value.owners}>
+        {(owners) => (
+          <Table
+            columns={[
+              'Owner',
+              ...QUOTAS.map(([, title, unit]) => ({ number: withUnit(title, unit) })),
+              { actions: 'Actions' },
+            ]}
+          >
+            {owners.map((owner) => (
+              <tr key={owner.owner}>
+                <td>
+                  <b>
+                    <Name>{owner.owner}</Name>
+                  </b>
+                </td>
+                {QUOTAS.map(([name]) => (
+                  <td key={name} class="number">
+                    {of(owner, name)}
+                  </td>
                 ))}
-                <th>
-                  <span class="unseen">Actions</span>
-                </th>
+                <td class="actions">
+                  <Button
+                    kind="quiet"
+                    icon="edit"
+                    aria-label={`Set quotas of ${owner.owner}`}
+                    title="Set quotas"
+                    onClick={() => {
+                      changing.value = owner;
+                    }}
+                  />
+                </td>
               </tr>
-            </thead>
-            <tbody>
-              {owners.map((owner) => (
-                <tr key={owner.owner}>
-                  <td>
-                    <b>
-                      <Name>{owner.owner}</Name>
-                    </b>
-                  </td>
-                  {QUOTAS.map(([name]) => (
-                    <td key={name} class="number">
-                      {of(owner, name)}
-                    </td>
-                  ))}
-                  <td class="number">
-                    <Button
-                      kind="quiet"
-                      icon="edit"
-                      aria-label={`Set quotas of ${owner.owner}`}
-                      title="Set quotas"
-                      onClick={() => {
-                        changing.value = owner;
-                      }}
-                    />
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
-      )}
+            ))}
+          </Table>
+        )}
+      </Listing>
       {changing.value && (
         <SetQuotas
           owner={changing.value}
@@ -312,7 +288,9 @@ export function UsagePage() {
       <header class="page-head">
         <h1>Usage</h1>
       </header>
-      <p class="soft lead">What you use, and how much you may: who has reached a quota is told so by an error.</p>
+      <p class="soft lead">
+        What you use, and what your quotas allow. A call beyond a quota is refused, with an error that names it.
+      </p>
       <Problem error={loaded.error} retry={() => void loaded.reload()} />
       {!loaded.value && !loaded.error && <Waiting />}
       {loaded.value && (

@@ -5,8 +5,9 @@ import { call } from '../api.ts';
 import { useAction, useInterval, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { Notice, Webhook } from '../types.ts';
-import { Ago, Button, Choices, Empty, Form, Name, Problem, Status, TextField, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Choices, Empty, Form, Name, Problem, Status, TextField } from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
+import { Listing, Table } from '../ui/listing.tsx';
 import { Secret } from './secret.tsx';
 
 const REFRESH_MS = 2000;
@@ -83,7 +84,6 @@ function Deliveries({ webhook }: { webhook: Webhook }) {
     [webhook.id],
   );
   useInterval(() => void loaded.reload(), REFRESH_MS);
-  const notices = loaded.value?.deliveries ?? [];
   const replay = async (notice: Notice) => {
     try {
       await call(at(webhook.id, 'deliveries', notice.id, 'replay'), { method: 'POST' });
@@ -98,54 +98,39 @@ function Deliveries({ webhook }: { webhook: Webhook }) {
       <h2 class="one-line">
         <Name>{webhook.url}</Name>
       </h2>
-      <Problem error={loaded.error} />
-      {!loaded.value && !loaded.error && <Waiting />}
-      {loaded.value && !notices.length && <p class="soft">Nothing was told yet.</p>}
-      {notices.length > 0 && (
-        <div class="table-box">
-          <table>
-            <thead>
-              <tr>
-                <th>Event</th>
-                <th>Status</th>
-                <th class="number">Tries</th>
-                <th class="number">Answer</th>
-                <th>When</th>
-                <th>
-                  <span class="unseen">Actions</span>
-                </th>
+      <Listing of={loaded} items={(value) => value.deliveries} empty={<p class="soft">Nothing was sent yet.</p>}>
+        {(notices) => (
+          <Table
+            columns={['Event', 'Status', { number: 'Tries' }, { number: 'Answer' }, 'When', { actions: 'Actions' }]}
+          >
+            {notices.map((notice) => (
+              <tr key={notice.id}>
+                <td>
+                  {notice.event}
+                  {notice.reason && <p class="problem-text reason">{notice.reason}</p>}
+                </td>
+                <td>
+                  <Status>{notice.status}</Status>
+                </td>
+                <td class="number">{notice.tries}</td>
+                <td class="number">{notice.http_status ?? '–'}</td>
+                <td class="soft">
+                  <Ago time={notice.ended_at ?? notice.created_at} />
+                </td>
+                <td class="actions">
+                  <Button
+                    kind="quiet"
+                    icon="refresh"
+                    aria-label={`Replay ${notice.event}`}
+                    title={notice.status === 'pending' ? 'Send now' : 'Send once more'}
+                    onClick={() => void replay(notice)}
+                  />
+                </td>
               </tr>
-            </thead>
-            <tbody>
-              {notices.map((notice) => (
-                <tr key={notice.id}>
-                  <td>
-                    {notice.event}
-                    {notice.reason && <p class="problem-text reason">{notice.reason}</p>}
-                  </td>
-                  <td>
-                    <Status>{notice.status}</Status>
-                  </td>
-                  <td class="number">{notice.tries}</td>
-                  <td class="number">{notice.http_status ?? '–'}</td>
-                  <td class="soft">
-                    <Ago time={notice.ended_at ?? notice.created_at} />
-                  </td>
-                  <td class="number">
-                    <Button
-                      kind="quiet"
-                      icon="refresh"
-                      aria-label={`Replay ${notice.event}`}
-                      title={notice.status === 'pending' ? 'Send now' : 'Send once more'}
-                      onClick={() => void replay(notice)}
-                    />
-                  </td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
-      )}
+            ))}
+          </Table>
+        )}
+      </Listing>
     </section>
   );
 }
@@ -161,7 +146,7 @@ export function WebhooksPage({ id }: { id: string | undefined }) {
       title: 'Delete this webhook',
       text: (
         <p>
-          Nothing more is told to <Name>{webhook.url}</Name>, also not what waits.
+          Nothing more is sent to <Name>{webhook.url}</Name>, not even what waits.
         </p>
       ),
       verb: 'Delete',
@@ -188,47 +173,52 @@ export function WebhooksPage({ id }: { id: string | undefined }) {
         </Button>
       </header>
       <p class="soft lead">
-        The server tells a URL of yours what happens to your sessions, signed, and again until it is taken.
+        The server posts what happens to your sessions to a URL of yours: signed, and again until it is accepted.
       </p>
-      <Problem error={loaded.error} retry={() => void loaded.reload()} />
-      {!loaded.value && !loaded.error && <Waiting />}
-      {loaded.value && !webhooks.length && (
-        <Empty icon="webhook" title="No webhooks yet">
-          <p class="soft">
-            With one, your own server learns when a run has ended, without asking.{' '}
-            <a href="/docs/guide/webhooks.html">More</a>
-          </p>
-        </Empty>
-      )}
-      {shown && (
-        <div class="columns timeline-columns">
-          <ol class="timeline" aria-label="Webhooks">
-            {webhooks.map((each) => (
-              <li key={each.id} class="with-button">
-                <a href={href('webhooks', each.id)} aria-current={each.id === shown.id ? 'true' : undefined}>
-                  <span class="one-line">
-                    <Name>{each.url}</Name>
-                  </span>
-                  <span class="soft">
-                    <Name>{each.description || each.events.join(', ')}</Name>
-                  </span>
-                  <span class="soft">
-                    {each.pending} waiting, {each.failed} given up{each.dropped ? `, ${each.dropped} lost` : ''}
-                  </span>
-                </a>
-                <Button
-                  kind="quiet"
-                  icon="trash"
-                  aria-label={`Delete the webhook ${each.id}`}
-                  title="Delete"
-                  onClick={() => remove(each)}
-                />
-              </li>
-            ))}
-          </ol>
-          <Deliveries key={shown.id} webhook={shown} />
-        </div>
-      )}
+      <Listing
+        of={loaded}
+        items={() => webhooks}
+        empty={
+          <Empty icon="webhook" title="No webhooks yet">
+            <p class="soft">
+              With one, your own server learns when a run has ended, without asking.{' '}
+              <a href="/docs/guide/webhooks.html">More</a>
+            </p>
+          </Empty>
+        }
+      >
+        {() =>
+          shown && (
+            <div class="columns timeline-columns">
+              <ol class="timeline" aria-label="Webhooks">
+                {webhooks.map((each) => (
+                  <li key={each.id} class="with-button">
+                    <a href={href('webhooks', each.id)} aria-current={each.id === shown.id ? 'true' : undefined}>
+                      <span class="one-line">
+                        <Name>{each.url}</Name>
+                      </span>
+                      <span class="soft">
+                        <Name>{each.description || each.events.join(', ')}</Name>
+                      </span>
+                      <span class="soft">
+                        {each.pending} waiting, {each.failed} given up{each.dropped ? `, ${each.dropped} lost` : ''}
+                      </span>
+                    </a>
+                    <Button
+                      kind="quiet"
+                      icon="trash"
+                      aria-label={`Delete the webhook ${each.id}`}
+                      title="Delete"
+                      onClick={() => remove(each)}
+                    />
+                  </li>
+                ))}
+              </ol>
+              <Deliveries key={shown.id} webhook={shown} />
+            </div>
+          )
+        }
+      </Listing>
       {making.value && (
         <NewWebhook
           onMade={() => void loaded.reload()}

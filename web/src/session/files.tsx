@@ -31,10 +31,10 @@ const MANY = 300;
 function treeOf(files: FileEntry[]): Folder {
   const root: Folder = { name: '', path: '', folders: new Map(), files: [] };
   for (const file of files) {
-    if (file.type === 'directory') continue;
     let folder = root;
     const parts = file.path.split('/');
-    for (const part of parts.slice(0, -1)) {
+    const directory = file.type === 'dir';
+    for (const part of directory ? parts : parts.slice(0, -1)) {
       const path = folder.path ? `${folder.path}/${part}` : part;
       let next = folder.folders.get(part);
       if (!next) {
@@ -43,7 +43,7 @@ function treeOf(files: FileEntry[]): Folder {
       }
       folder = next;
     }
-    folder.files.push(file);
+    if (!directory) folder.files.push(file);
   }
   return root;
 }

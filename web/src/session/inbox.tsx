@@ -21,6 +21,7 @@ import {
   Waiting,
 } from '../ui/basics.tsx';
 import { confirm, Dialog, say, sayError } from '../ui/dialog.tsx';
+import { Listing } from '../ui/listing.tsx';
 import { Printed } from '../ui/output.tsx';
 import type { TabProps } from './page.tsx';
 
@@ -263,8 +264,8 @@ export function InboxTab({ session, rest }: TabProps) {
         </p>
         <p class="soft">
           {verify ? `Signed (${verify.scheme}, in ${verify.header})` : 'Unsigned: anybody may deliver'},{' '}
-          {count(retries, 'retry', 'retries')}. {deliveries.pending} wait, {deliveries.running} run, {deliveries.done}{' '}
-          done, {deliveries.failed} failed.
+          {count(retries, 'retry', 'retries')}. {deliveries.pending} waiting, {deliveries.running} running,{' '}
+          {deliveries.done} done, {deliveries.failed} failed.
         </p>
         <Select
           label="Status"
@@ -281,25 +282,27 @@ export function InboxTab({ session, rest }: TabProps) {
             status.value = value;
           }}
         />
-        <Problem error={list.error} />
-        <ol class="timeline" aria-label="Deliveries">
-          {found.map((delivery) => (
-            <li key={delivery.id}>
-              <a
-                href={href('sessions', session.id, 'inbox', delivery.id)}
-                aria-current={delivery.id === chosen ? 'true' : undefined}
-              >
-                <Status>{delivery.status}</Status>
-                <Name>{delivery.path}</Name>
-                <span class="push" />
-                <span class="soft">
-                  <Ago time={delivery.received_at} />
-                </span>
-              </a>
-            </li>
-          ))}
-        </ol>
-        {list.value && !found.length && <p class="soft">None.</p>}
+        <Listing of={list} items={() => found} empty={<p class="soft">None.</p>}>
+          {() => (
+            <ol class="timeline" aria-label="Deliveries">
+              {found.map((delivery) => (
+                <li key={delivery.id}>
+                  <a
+                    href={href('sessions', session.id, 'inbox', delivery.id)}
+                    aria-current={delivery.id === chosen ? 'true' : undefined}
+                  >
+                    <Status>{delivery.status}</Status>
+                    <Name>{delivery.path}</Name>
+                    <span class="push" />
+                    <span class="soft">
+                      <Ago time={delivery.received_at} />
+                    </span>
+                  </a>
+                </li>
+              ))}
+            </ol>
+          )}
+        </Listing>
       </section>
       <section>
         {chosen && <Content key={chosen} session={session.id} id={chosen} changed={() => void reload()} />}

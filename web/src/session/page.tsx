@@ -62,7 +62,7 @@ export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: 
   );
   const current = useRef<HTMLAnchorElement>(null);
   // On a phone there are more of them than fit.
-  useEffect(() => current.current?.scrollIntoView({ block: 'nearest', inline: 'nearest' }), [tab, Boolean(session)]);
+  useEffect(() => current.current?.scrollIntoView({ block: 'nearest', inline: 'center' }), [tab, Boolean(session)]);
   const Tab = TABS.find(([name]) => name === tab)?.[3] ?? RunTab;
 
   if (!session && loaded.error)

@@ -11,6 +11,7 @@ import { Ago, Button, Name, Problem, Waiting } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
 import { Icon } from '../ui/icons.tsx';
+import { Table } from '../ui/listing.tsx';
 import { Picture } from './artifacts.tsx';
 import { rowsOf } from './csv.ts';
 import { PdfDocument } from './document.tsx';
@@ -56,38 +57,27 @@ async function load(path: string, empty: boolean, signal: AbortSignal): Promise<
   }
 }
 
-function Table({ text, separator }: { text: string; separator: string }) {
+function Sheet({ text, separator }: { text: string; separator: string }) {
   const rows = useMemo(() => rowsOf(text, separator, ROWS + 1), [text, separator]);
   const [head = [], ...body] = rows;
   const width = Math.min(COLUMNS, Math.max(...rows.map((row) => row.length)));
   const cells = (row: string[]) => Array.from({ length: width }, (_, at) => row[at] ?? '');
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reached by the keyboard
-    <div class="table-box tall" tabIndex={0} role="region" aria-label="Table">
-      <table>
-        <thead>
-          <tr>
-            {cells(head).map((cell, at) => (
-              <th key={String(at)}>
-                <Name>{cell.slice(0, 200)}</Name>
-              </th>
-            ))}
-          </tr>
-        </thead>
-        <tbody>
-          {body.map((row, line) => (
-            <tr key={String(line)}>
-              {cells(row).map((cell, at) => (
-                <td key={String(at)}>
-                  <Name>{cell.slice(0, 200)}</Name>
-                </td>
-              ))}
-            </tr>
+    <Table
+      label="Table"
+      columns={cells(head).map((cell) => ({ name: cell.slice(0, 200) }))}
+      foot={rows.length > ROWS && <p class="soft pad">These are the first {ROWS} rows.</p>}
+    >
+      {body.map((row, line) => (
+        <tr key={String(line)}>
+          {cells(row).map((cell, at) => (
+            <td key={String(at)}>
+              <Name>{cell.slice(0, 200)}</Name>
+            </td>
           ))}
-        </tbody>
-      </table>
-      {rows.length > ROWS && <p class="soft pad">These are the first {ROWS} rows.</p>}
-    </div>
+        </tr>
+      ))}
+    </Table>
   );
 }
 
@@ -174,7 +164,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
           {bytes(entry?.size ?? value?.size)}
           {entry && (
             <>
-              , <Ago time={entry.modified_at} />
+              , <Ago time={entry.modified_at ?? ''} />
             </>
           )}
         </span>
@@ -226,7 +216,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
         ) : value.text === null ? (
           <Unseen text="This isn’t text." />
         ) : asTable && value.size <= TABLE_BYTES ? (
-          <Table text={value.text} separator={separator} />
+          <Sheet text={value.text} separator={separator} />
         ) : asPage ? (
           <>
             <p class="pane-note soft">Shown without scripts, styles and anything from elsewhere.</p>

@@ -9,6 +9,7 @@ import { href } from '../router.ts';
 import type { Json, Page, RunRecord } from '../types.ts';
 import { Ago, Button, Empty, Facts, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
 import { say, sayError } from '../ui/dialog.tsx';
+import { Table } from '../ui/listing.tsx';
 import { Printed } from '../ui/output.tsx';
 import { Tree } from '../ui/tree.tsx';
 import { Artifacts } from './artifacts.tsx';
@@ -60,37 +61,26 @@ function Written({ session, record, stream }: { session: string; record: RunReco
 }
 
 function Connections({ record }: { record: RunRecord }) {
-  const { destinations, more } = record.egress;
+  const { destinations = [], more = 0 } = record.egress;
   if (!destinations.length) return <p class="soft">It connected to nothing.</p>;
   return (
-    <div class="table-box">
-      <table>
-        <thead>
-          <tr>
-            <th>Host</th>
-            <th>Allowed</th>
-            <th class="number">Connections</th>
-            <th class="number">Sent</th>
-            <th class="number">Received</th>
-          </tr>
-        </thead>
-        <tbody>
-          {destinations.map((each) => (
-            <tr key={`${each.host}:${each.port}`}>
-              <td>
-                <Name>{`${each.host}:${each.port}`}</Name>
-                {each.secrets.length > 0 && <small class="soft"> with {each.secrets.join(', ')}</small>}
-              </td>
-              <td>{each.allowed ? 'yes' : <span class="problem-text">{each.reason ?? 'no'}</span>}</td>
-              <td class="number">{each.connections}</td>
-              <td class="number">{bytes(each.sent)}</td>
-              <td class="number">{bytes(each.received)}</td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
-      {more > 0 && <p class="soft">and {more} more</p>}
-    </div>
+    <Table
+      columns={['Host', 'Allowed', { number: 'Connections' }, { number: 'Sent' }, { number: 'Received' }]}
+      foot={more > 0 && <p class="soft">and {more} more</p>}
+    >
+      {destinations.map((each) => (
+        <tr key={`${each.host}:${each.port}`}>
+          <td>
+            <Name>{`${each.host}:${each.port}`}</Name>
+            {each.secrets?.length ? <small class="soft"> with {each.secrets.join(', ')}</small> : null}
+          </td>
+          <td>{each.allowed ? 'yes' : <span class="problem-text">{each.reason ?? 'no'}</span>}</td>
+          <td class="number">{each.connections}</td>
+          <td class="number">{bytes(each.sent)}</td>
+          <td class="number">{bytes(each.received)}</td>
+        </tr>
+      ))}
+    </Table>
   );
 }
 

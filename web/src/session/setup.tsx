@@ -9,6 +9,7 @@ import { objectOf } from '../pages/new.tsx';
 import type { Installed, Session } from '../types.ts';
 import { Button, Copy, Empty, Form, Problem, Status, TextArea, Waiting } from '../ui/basics.tsx';
 import { Dialog, say } from '../ui/dialog.tsx';
+import { Table } from '../ui/listing.tsx';
 import { Output, type Screen } from '../ui/output.tsx';
 import type { TabProps } from './page.tsx';
 
@@ -164,26 +165,15 @@ export function SetupTab({ session, set, reload }: TabProps) {
         {lock &&
           (packages.length ? (
             <>
-              <div class="table-box">
-                <table>
-                  <thead>
-                    <tr>
-                      <th>Package</th>
-                      <th>Version</th>
-                      <th>From</th>
-                    </tr>
-                  </thead>
-                  <tbody>
-                    {packages.map((each) => (
-                      <tr key={`${each.kind}/${each.name}/${each.version}`}>
-                        <td>{each.name}</td>
-                        <td class="mono">{each.version}</td>
-                        <td class="soft">{each.kind}</td>
-                      </tr>
-                    ))}
-                  </tbody>
-                </table>
-              </div>
+              <Table columns={['Package', 'Version', 'From']}>
+                {packages.map((each) => (
+                  <tr key={`${each.kind}/${each.name}/${each.version}`}>
+                    <td>{each.name}</td>
+                    <td class="mono">{each.version}</td>
+                    <td class="soft">{each.kind}</td>
+                  </tr>
+                ))}
+              </Table>
               {lock.environment && (
                 <p class="soft one-line">
                   Digest <code>{lock.environment}</code>
