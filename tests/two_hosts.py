@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ class Home(Server):
     tls: bool = False
     """The hosts talk over TLS."""
 
+    of_other: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the other host's own."""
+
     hosts_url: str = ""
     """Where the other host calls it."""
 
@@ -56,17 +59,16 @@ class Home(Server):
 
     def start(self) -> Home:
         self.settings |= {"ERA_SHARED_DIR": str(self.content_dir), "ERA_CLUSTER_SECRET": SECRET}
-        self.settings |= {"ERA_LEASE_SECONDS": _LEASE_SECONDS}
-        of_other: Mapping[str, str] = {}
+        self.settings.setdefault("ERA_LEASE_SECONDS", _LEASE_SECONDS)
+        certified: Mapping[str, Mapping[str, str]] = {"home": {}, "other": {}}
         if self.tls:
             certified = certify(self.data_dir.parent / f"{self.data_dir.name}-tls", ["home", "other"], "127.0.0.1")
             self.hosts_url = f"https://127.0.0.1:{free_port()}"
             self.settings |= {**certified["home"], "ERA_CLUSTER_PORT": self.hosts_url.rpartition(":")[2]}
-            of_other = {**certified["other"], "ERA_CLUSTER_PORT": "0"}
         super().start()
         self.hosts_url = self.hosts_url or self.own_url
         self.make_home()
-        settings = {**self.settings, "ERA_SPARES": "0", **of_other}
+        settings = {**self.settings, "ERA_SPARES": "0", **certified["other"], "ERA_CLUSTER_PORT": "0", **self.of_other}
         place = self.data_dir.parent / f"{self.data_dir.name}-other"
         self.other = Server(place, settings, start_seconds=self.start_seconds).start()
         self.url = self.other.url
@@ -101,10 +103,12 @@ class Home(Server):
         """The host that sessions are at home at, as one that is called."""
         return Server(self.data_dir, self.settings, url=self.own_url, own_url=self.own_url)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, sandboxes_elsewhere: bool = False) -> int:
+        """As that of any server; the other host has sandboxes only where the test says so."""
         assert self.other is not None
         before, processes = mounts(), self.other.descendants()
-        assert not list((self.other.data_dir / "live").glob("sb-*")), "the host that isn't the home made a sandbox"
+        made = list((self.other.data_dir / "live").glob("sb-*"))
+        assert sandboxes_elsewhere or not made, "the host that isn't the home made a sandbox"
         assert self.other.stop() == 0, self.other.log
         assert "Traceback" not in self.other.log, self.other.log
         code = super().stop(number)

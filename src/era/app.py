@@ -48,6 +48,7 @@ from era.core.live.tickets import Tickets
 from era.core.live.watching import Watching
 from era.core.liveness import Liveness
 from era.core.models import Isolation, JsonObject
+from era.core.moves import Moves
 from era.core.outputs import History, Outputs
 from era.core.pool import MOVED, SERVICE_STOPPED, SandboxPool
 from era.core.public.inbox_worker import Inbox
@@ -354,7 +355,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await inbox.start()
             webhooks.start()
             live_sessions.start()
-            usage = Usage(store.usage, partial(stored_bytes, store, storage), settings.usage_days)
+            usage = Usage(store.usage, partial(storage.stored_bytes, store.sizes), settings.usage_days)
             jobs = (
                 collect_garbage(snapshots, store, pins, note, cluster),
                 expiry.run(),
@@ -364,7 +365,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
             readiness = Readiness(directory / "uploads", store.check_writable)
             looked_at = (store, store.inboxes, store.webhooks, pool, admission, live_sessions, readiness)
-            measured = MeasuredParts(*looked_at, directory, notes.flush, lambda: blobs.written)
+            stay = (pool.has, live_sessions.has, inbox.is_working, setups.is_under_way)
+            moves = None if homes is None else Moves(homes, turns, store.session, pool.places, live_sessions, stay)
+            measured = MeasuredParts(
+                *looked_at, directory, notes.flush, lambda: blobs.written, lambda: 0 if moves is None else moves.count
+            )
 
             async def end_background(seconds: float) -> None:
                 """Begin no deliveries any more, and end the runs in the background within so many seconds."""
@@ -415,6 +420,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     readiness=readiness,
                     store=store,
                     homes=homes,
+                    moves=moves,
                     list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
@@ -482,12 +488,6 @@ def signing_secret(settings: Settings, name: str) -> bytes:
     if settings.shared_dir is None or settings.cluster_secret is None:
         return signing_key(settings.data_dir.resolve() / name)
     return hmac.digest(settings.cluster_secret.get_secret_value().encode(), name.encode(), hashlib.sha256)
-
-
-async def stored_bytes(store: SqlStore, storage: Storage) -> Mapping[str, tuple[int, int]]:
-    """By owner: bytes in storage, and bytes of the files of sessions."""
-    sizes = await store.sizes()
-    return {owner: (storage.used(owner), sizes.get(owner, (0, 0))[1]) for owner in {*sizes, *storage.owners()}}
 
 
 async def collect(settings: Settings) -> int:

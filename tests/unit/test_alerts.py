@@ -126,6 +126,7 @@ class Watched:
             self.data_dir,
             lambda: None,
             lambda: core.blobs.written,
+            lambda: 0,
         )
         return (await metrics_text(self.metrics, parts)).decode()
 

@@ -50,6 +50,9 @@ class Rows:
         self.taken.append(session_key)
         return Home(self.others["other"], 1)
 
+    async def give(self, session_key: int, host_id: str) -> bool:
+        return False
+
     def forget(self, session_key: int) -> None: ...
 
 

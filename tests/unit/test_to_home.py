@@ -16,12 +16,17 @@ from starlette.types import Receive, Scope, Send
 from era.api.addresses import base_url, served_port
 from era.api.hop import HEADER, Hops
 from era.api.host_connections import HostConnections
+from era.api.other_hosts import OtherHosts
 from era.api.to_home import ToHome
 from era.core.api_keys import Caller
 from era.core.homes import Home, Homes, Host, Place
+from era.core.moves import Moves
+from era.core.places import Places
+from era.core.turns import Turns
 from era.errors import Forbidden, HomeUnreachable
 from era.settings import Settings
 from tests.unit.test_homes import Rows
+from tests.unit.test_moves import Live
 
 SILENT = Host("silent", "")
 SETTINGS = Settings(api_key=SecretStr("k"), host="0.0.0.0")
@@ -68,7 +73,7 @@ def scope(host: str = "localhost:8000", **fields: Any) -> Scope:
     }
 
 
-async def nothing() -> Any: ...
+async def nothing(*_: Any) -> Any: ...
 
 
 async def sent(message: Any) -> None: ...
@@ -91,11 +96,11 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
     to_home = ToHome(
         answer,
         homes=homes,
-        hops=hops,
         session_of_site=lambda _: None,
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
-        connections=HostConnections(hops, None),
+        other_hosts=OtherHosts(homes, hops, HostConnections(hops, None)),
+        moves=Moves(homes, Turns(), nothing, Places(1, hint=""), Live(), ()),
         answers={},
     )
     began = loop.time()

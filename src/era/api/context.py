@@ -44,6 +44,7 @@ from era.core.live.tickets import Tickets
 from era.core.live.watching import Watching
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
+from era.core.moves import Moves
 from era.core.outputs import History
 from era.core.public.inbox import InboxStore
 from era.core.public.inbox_worker import Inbox
@@ -111,6 +112,7 @@ class Context:
     readiness: Readiness
     store: MetadataStore
     homes: Homes | None
+    moves: Moves | None
     """This host's part in a cluster; None outside of one."""
 
     list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]

@@ -53,6 +53,9 @@ class Hop:
     base_url: str | None
     """The URL for the programs of this call (addresses.py); None where it isn't said: that of the home."""
 
+    again: bool
+    """Another host had passed the call on to the one that says this, from where the session has just moved."""
+
     port: int | None
     """The port at which the host that was called serves; None where it isn't said: that of the home."""
 
@@ -80,6 +83,7 @@ class Hops:
             "scheme": scope["scheme"],
             "base_url": base_url(request, self._settings),
             "port": served_port(request, self._settings),
+            "again": "hop" in state,
         }
         content = base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode())
         return content + b"." + self._mac(scope, content)
@@ -107,6 +111,7 @@ class Hops:
             said.get("request_id") or new_request_id(),
             said.get("scheme") or scope["scheme"],
             said.get("base_url"),
+            bool(said.get("again")),
             said.get("port"),
         )
 

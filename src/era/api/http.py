@@ -101,18 +101,18 @@ def build(settings: Settings, context: Context) -> FastAPI:
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
     app.add_middleware(HotRoutes, routes=app.state.routes, context=context, failed=_era_error)
-    hops = None
-    if context.homes is not None and context.other_hosts is not None:
+    hops, moves = None, context.moves
+    if context.homes is not None and context.other_hosts is not None and moves is not None:
         hops = context.other_hosts.hops
         app.add_middleware(
             ToHome,
             homes=context.homes,
-            hops=hops,
             session_of_site=context.sites.session_key,
             session_of_link=context.links.session_id,
             drain_seconds=settings.drain_seconds,
-            connections=context.other_hosts.connections,
-            answers=answers(context.homes, lambda owner: active_here(owner, context)),
+            other_hosts=context.other_hosts,
+            moves=moves,
+            answers=answers(context.homes, moves, lambda owner: active_here(owner, context)),
         )
     app.add_middleware(
         Guard,

@@ -9,6 +9,8 @@ that doesn't answer in time is left out.
 heartbeat. So that a key that is revoked is good nowhere once that is answered, whoever changes something tells the
 others to read now. One that can't be told reads with its next heartbeat.
 
+*How many sessions they have room for*, which a host asks that has none (core/moves.py).
+
 *Whether they trust each other* over TLS (host_tls.py), which a host asks the others when it starts.
 """
 
@@ -26,6 +28,7 @@ from era.api.hop import Hops
 from era.api.host_connections import HELLO_PATH, Expired, HostConnections, HungUp, NotTrusted
 from era.core.homes import Homes, Host
 from era.core.models import JsonObject, Session
+from era.core.moves import Moves
 from era.errors import EraError, NotReady
 from era.host_tls import host_tls
 from era.settings import Settings
@@ -34,14 +37,18 @@ log = structlog.get_logger()
 
 _ACTIVE_PATH = "/cluster/active"
 _CHANGED_PATH = "/cluster/changed"
+_ROOM_PATH = "/cluster/room"
 _SECONDS = 2.0
+_ROOM_SECONDS = 0.5
+"""For which a call of somebody else's waits."""
+
 _NO_ANSWER = (OSError, h11.RemoteProtocolError, ValueError, EraError)
 _HINT = "ERA_CLUSTER_CERTIFICATE is to be of one authority at all hosts, or set at none."
 
 type Answering = Callable[[Scope], Awaitable[JsonObject]]
 
 
-def answers(homes: Homes, active: Callable[[str], JsonObject]) -> Mapping[str, Answering]:
+def answers(homes: Homes, moves: Moves, active: Callable[[str], JsonObject]) -> Mapping[str, Answering]:
     """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active."""
 
     async def active_of_owner(scope: Scope) -> JsonObject:
@@ -55,7 +62,10 @@ def answers(homes: Homes, active: Callable[[str], JsonObject]) -> Mapping[str, A
     async def hello(scope: Scope) -> JsonObject:
         return {}
 
-    return {_ACTIVE_PATH: active_of_owner, _CHANGED_PATH: changed, HELLO_PATH: hello}
+    async def room(scope: Scope) -> JsonObject:
+        return moves.room_for_others()
+
+    return {_ACTIVE_PATH: active_of_owner, _CHANGED_PATH: changed, HELLO_PATH: hello, _ROOM_PATH: room}
 
 
 class OtherHosts:
@@ -115,10 +125,14 @@ class OtherHosts:
         """Those that are there and listen."""
         return [host for host in self._homes.hosts.values() if host.url and host.id != self._homes.host_id]
 
-    async def _ask(self, host: Host, path: str, query: str = "") -> JsonObject | None:
+    async def room(self, host: Host) -> JsonObject | None:
+        """How many sessions that host has room for (core/moves.py); None where it says nothing of use."""
+        return await self._ask(host, _ROOM_PATH, seconds=_ROOM_SECONDS)
+
+    async def _ask(self, host: Host, path: str, query: str = "", *, seconds: float = _SECONDS) -> JsonObject | None:
         """What a host answers; None where that is nothing of use."""
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await self.connections.ask(host, path, query)
         except _NO_ANSWER as error:
             log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)

@@ -8,7 +8,8 @@ there is no second way to do anything.
 Hosts trust each other by a secret that all have, and that nobody is told (hop.py). Programs in sandboxes reach no host.
 Whoever can read the connections between hosts can read what is passed on, unless that is over TLS (host_tls.py).
 
-A call is passed on once. A host that gets one and isn't the home refuses it, rather than pass it on.
+A call is passed on once. A host that gets one and isn't the home refuses it, rather than pass it on; but for a session
+that has just moved from there (core/moves.py), after which it is sent once more.
 
 Until a request is written, nothing has happened, and the call waits until its session's host answers or is known to be
 dead, when this host takes the session. After that nobody knows whether the host has done it: so a call is told when its
@@ -29,10 +30,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from era.api.context import Answer
 from era.api.cut_off import cut_off
 from era.api.exchange import Exchange, reason
-from era.api.hop import HEADER, Hops, target_of
-from era.api.host_connections import CONNECT_SECONDS, Connection, HostConnections, NotTrusted
-from era.api.other_hosts import Answering
+from era.api.hop import HEADER, Hop, target_of
+from era.api.host_connections import CONNECT_SECONDS, Connection, NotTrusted
+from era.api.other_hosts import Answering, OtherHosts
+from era.core.api_keys import Caller
 from era.core.homes import Homes, Host
+from era.core.models import OwnedId
+from era.core.moves import Moves
 from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
 from era.wire.sessions import SESSION_ID
 
@@ -47,6 +51,9 @@ _SILENT_SECONDS = 360.0
 
 _SESSION = re.compile(rf"/api/sessions/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
 _PUBLIC = re.compile(rf"/proxy/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
+_ROOM = re.compile(r"/api/sessions/[^/]+/(run|stream|processes|terminal)")
+"""Calls for which a session needs a sandbox."""
+
 _LINK = re.compile(r"/links/([^/]+)")
 _ANSWERED = re.compile(r"/(api|mcp|proxy|links)(/|$)")
 """Paths at which a host without a lease answers nothing."""
@@ -64,11 +71,11 @@ class ToHome:
         app: ASGIApp,
         *,
         homes: Homes,
-        hops: Hops,
         session_of_site: Callable[[Any], int | None],
         session_of_link: Callable[[str], str | None],
         drain_seconds: float,
-        connections: HostConnections,
+        other_hosts: OtherHosts,
+        moves: Moves,
         answers: Mapping[str, Answering],
     ) -> None:
         """`session_of_site` reads a session's key from the name of its site, `session_of_link` a session's id from the
@@ -76,12 +83,14 @@ class ToHome:
         other hosts ask, by path (other_hosts.py)."""
         self._app = app
         self._homes = homes
-        self._hops = hops
+        self._hops = other_hosts.hops
         self._session_of_site = session_of_site
         self._session_of_link = session_of_link
         # A host that is lost is so after its lease, one that stops gives its sessions away once it has ended.
         self._patience = max(1.5 * homes.lease_seconds, drain_seconds + _STOP_SECONDS) + CONNECT_SECONDS
-        self._connections = connections
+        self._connections = other_hosts.connections
+        self._ask_for_room = other_hosts.room
+        self._moves = moves
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,12 +104,17 @@ class ToHome:
             await Answer(await answering(scope))(scope, receive, send)
             return
         session = self._session(scope)
-        if session is None or (isinstance(session, str) and self._homes.is_here(session)):
+        if session is None:
             await self._here(scope, receive, send, session)
             return
+        async with self._moves.calling(session):
+            await self._answered(scope, receive, send, session)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, session: str | int) -> None:
         patience = asyncio.get_running_loop().time() + self._patience
-        while (host := await self._homes.elsewhere(session, take=_needs_home(scope))) is not None:
-            if "hop" in scope["state"]:
+        while (host := await self._elsewhere(scope, session)) is not None:
+            hop: Hop | None = scope["state"].get("hop")
+            if hop is not None and (hop.again or not self._moves.has_gone(session)):
                 raise SessionMoved("This session is at home at another host by now.")
             try:
                 if await self._pass_on(host, scope, receive, send):
@@ -115,6 +129,22 @@ class ToHome:
             await self._homes.news(_LOOK_SECONDS)
             self._homes.check_lease()
         await self._here(scope, receive, send, session)
+
+    async def _elsewhere(self, scope: Scope, session: str | int) -> Host | None:
+        """The other host that is to answer: the session's home, or that which it becomes now."""
+        if not isinstance(session, str) or not self._homes.is_here(session):
+            host = await self._homes.elsewhere(session, take=_needs_home(scope))
+            if host is not None:
+                return host
+        caller: Caller | None = scope["state"].get("caller")
+        if caller is None or not isinstance(session, str) or (wanted := _ROOM.fullmatch(scope["path"])) is None:
+            return None
+        if scope["method"] != ("GET" if wanted[1] == "terminal" else "POST"):
+            return None
+        who = OwnedId(caller.owner, session, caller.key_id)
+        if not await self._moves.move(who, live=wanted[1] in ("processes", "terminal"), ask=self._ask_for_room):
+            return None
+        return await self._homes.elsewhere(session, take=True)
 
     async def _here(self, scope: Scope, receive: Receive, send: Send, session: str | int | None) -> None:
         if "ticket_of_home" in scope["state"] and "caller" not in scope["state"]:

@@ -119,6 +119,11 @@ class HomeStore(Protocol):
         """The session's home: this host, if there was none or that was dead, else whatever it is. Raises HostLost."""
         ...
 
+    async def give(self, session_key: int, host_id: str) -> bool:
+        """Have another host be the home of a session that is at home here; whether it is now. It isn't where that host
+        is dead."""
+        ...
+
     def forget(self, session_key: int) -> None:
         """Forget that the session is at home here, so that the next check asks the rows anew."""
         ...
@@ -145,6 +150,12 @@ class Homes:
 
         self._here: OrderedDict[str, int] = OrderedDict()
         """The keys of sessions at home here, by id."""
+
+        self._giving: set[int] = set()
+        """The keys of sessions that are just given to another host."""
+
+        self._gifts = 0
+        """How often that began or ended, so that what was found before isn't taken for true."""
 
         self._beating: asyncio.Task[None] | None = None
         self._on_beat: list[Callable[[], Awaitable[None]]] = [self.catch_up]
@@ -291,13 +302,31 @@ class Homes:
     async def owns(self, session_key: int) -> bool:
         """Whether the session with this key is at home here, from now on if nobody else has it: so what is to be done
         for a session is done by one host. False where the host has no lease."""
-        if not self.has_lease:
-            return False
-        place = await self._store.find(session_key)
-        if place is None:
-            return False
-        home = place.home or await self._store.take(session_key)
-        return home.host.id == self._host.id
+        while self.has_lease and session_key not in self._giving:
+            gifts = self._gifts
+            place = await self._store.find(session_key)
+            if place is None:
+                return False
+            home = place.home or await self._store.take(session_key)
+            if gifts == self._gifts:
+                return home.host.id == self._host.id
+        return False
+
+    def key_here(self, session_id: str) -> int | None:
+        """The key of a session that is known to be at home here."""
+        return self._here.get(session_id)
+
+    async def give(self, session_id: str, session_key: int, host: Host) -> bool:
+        """Have another host be a session's home from now on, with nothing of it under way here; whether it is. Raises
+        Unavailable where nobody knows."""
+        self._giving.add(session_key)
+        self._gifts += 1
+        try:
+            return await self._store.give(session_key, host.id)
+        finally:
+            self._giving.remove(session_key)
+            self._gifts += 1
+            self.moved(session_id)
 
     def moved(self, session_id: str) -> None:
         """Note that a session turned out not to be at home here."""

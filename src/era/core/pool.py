@@ -406,6 +406,10 @@ class SandboxPool:
             self._liveness.remove(session_key)
             lost(why)
 
+    def has(self, session_key: int) -> bool:
+        """Whether the session has a sandbox, or is about to have one."""
+        return session_key in self._warm or session_key in self._acquiring or session_key in self._putting_away
+
     def idle_session_keys(self) -> list[int]:
         """The keys of sessions that have a sandbox and use it for nothing now, or of which a directory is kept."""
         return [*(key for key, warm in self._warm.items() if not warm.busy), *self._kept.keys()]

@@ -22,7 +22,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
@@ -198,6 +198,13 @@ class Storage:
     def used(self, owner: str) -> int:
         """Bytes that an owner's storage counts for."""
         return self._used[owner] + sum(self.databases.sizes(owner).values())
+
+    async def stored_bytes(
+        self, sizes: Callable[[], Awaitable[Mapping[str, tuple[int, int]]]]
+    ) -> Mapping[str, tuple[int, int]]:
+        """By owner: bytes in storage, and bytes of the files of sessions, of which `sizes` tells."""
+        files = await sizes()
+        return {owner: (self.used(owner), files.get(owner, (0, 0))[1]) for owner in {*files, *self.owners()}}
 
     def owners(self) -> Iterable[str]:
         """Who has had anything in storage."""

@@ -51,6 +51,8 @@ _MOVE = (
     .where(homes.c.session_key == bindparam("session"))
     .values(host_id=bindparam("new_host"), epoch=homes.c.epoch + 1)
 )
+_IS_ALIVE = exists().where(hosts.c.id == bindparam("new_host"), ~hosts.c.dead)
+_GIVE = _MOVE.where(homes.c.host_id == bindparam("host"), _IS_ALIVE)
 _PLACE = (
     select(sessions.c.key, homes.c.epoch, hosts.c.id, hosts.c.url)
     .select_from(sessions)
@@ -153,6 +155,11 @@ class HomeRows:
 
     async def take(self, session_key: int) -> Home:
         return await self._database.write(take_home, self._fence, session_key)
+
+    async def give(self, session_key: int, host_id: str) -> bool:
+        values = {"session": session_key, "host": self._fence.host_id, "new_host": host_id}
+        given: int = await self._database.write(lambda connection: connection.execute(_GIVE, values).rowcount)
+        return bool(given)
 
     def forget(self, session_key: int) -> None:
         self._fence.held.pop(session_key, None)

@@ -41,6 +41,9 @@ class MeasuredParts:
     blobs_written: Callable[[], int]
     """How many blobs this process has written."""
 
+    sessions_moved: Callable[[], int]
+    """How many sessions have moved from here to a host with more room."""
+
 
 async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
     """All metrics. Where the database fails those that are read from it are missing, and `era_ready` is 0."""
@@ -63,7 +66,8 @@ async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
         gauges += await _of_rows(parts)
     parts.flush()
     written = Gauge("era_blobs_written", "Blobs that were stored.", parts.blobs_written())
-    return metrics.text(gauges, [written])
+    moved = Gauge("era_sessions_moved", "Sessions that moved to a host with more room.", parts.sessions_moved())
+    return metrics.text(gauges, [written, moved])
 
 
 async def _is_ready(readiness: Readiness) -> int:

@@ -144,6 +144,19 @@ class LiveSessions:
     def count(self) -> int:
         return len(self._live)
 
+    def has(self, session_key: int) -> bool:
+        """Whether the session is live, or is about to be."""
+        return session_key in self._live or session_key in self._opening
+
+    @property
+    def most(self) -> int:
+        """How many may be live."""
+        return min(self._most, self._parts.pool.room * 3 // 4)
+
+    def has_room(self, owner: str) -> bool:
+        """Whether another session of this owner's may become live."""
+        return self._owners[owner] < self.most - self._owners.total()
+
     def running_processes(self) -> int:
         """How many processes run in all of them."""
         return sum(len(live.processes.running) for live in self._live.values())
@@ -257,10 +270,9 @@ class LiveSessions:
         """Raises TooManyLive where another live session would be too many, or Unavailable."""
         if self._stopped:
             raise Unavailable("This server is about to stop.")
-        most = min(self._most, self._parts.pool.room * 3 // 4)
-        own, left = self._owners[session.owner], most - self._owners.total()
-        if own < left:
+        if self.has_room(session.owner):
             return
+        own, most = self._owners[session.owner], self.most
         mine = [live.session.id for live in self._live.values() if live.session.owner == session.owner]
         raise TooManyLive(
             f"Session '{session.id}' can't be live: {self._owners.total()} sessions are, {own} of them yours, and this "

@@ -183,6 +183,10 @@ class Inbox:
         if self._woken.pop(session_key).is_set():  # a delivery came after the worker's last look
             self._wake(session_key)
 
+    def is_working(self, session_key: int) -> bool:
+        """Whether deliveries of the session are being run."""
+        return session_key in self._workers
+
     async def _poll(self) -> None:
         """Every _POLL_SECONDS, start workers for sessions that can run deliveries and have no worker."""
         while True:

@@ -212,6 +212,10 @@ class Setups:
         if removed:
             log.info("package_sets_removed", count=removed)
 
+    def is_under_way(self, session_key: int) -> bool:
+        """Whether a setup of the session is done here."""
+        return any(job.session_key == session_key for job in self._jobs)
+
     def _announce(self) -> None:
         """Wake those who wait for news of setups."""
         self._news.set()

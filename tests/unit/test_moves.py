@@ -1,0 +1,226 @@
+"""Which sessions move to another host, and when: on rows that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from era.core.homes import Home, Homes, Host, Place
+from era.core.models import EMPTY, JsonObject, OwnedId, Session
+from era.core.moves import Moves
+from era.core.places import Places
+from era.core.turns import Turns
+from era.errors import NoSession, Unavailable
+from tests.owners import mine
+from tests.unit.core import until
+from tests.unit.test_homes import Rows
+
+SESSION = Session(
+    1,
+    "s",
+    mine("s").owner,
+    "python",
+    True,
+    "{}",
+    {},
+    False,
+    False,
+    60,
+    None,
+    1,
+    EMPTY,
+    created_at=1,
+    updated_at=1,
+    last_run_at=None,
+)
+ROOM = {"a": {"sandboxes": 1, "live": 1}, "b": {"sandboxes": 3, "live": 0}, "c": {"sandboxes": 2, "live": 2}}
+
+
+class Given(Rows):
+    """Rows that note what was given to whom."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = {name: Host(name, f"http://{name}") for name in ROOM}
+        self.given: list[tuple[int, str]] = []
+        self.may_give = asyncio.Event()
+        self.may_give.set()
+        self.problem: Exception | None = None
+
+    async def give(self, session_key: int, host_id: str) -> bool:
+        await self.may_give.wait()
+        if self.problem is not None:
+            raise self.problem
+        self.given.append((session_key, host_id))
+        return True
+
+
+@dataclass
+class Live:
+    """Live sessions, as many as a test says."""
+
+    number: int = 1
+    most: int = 4
+
+    def count(self) -> int:
+        return self.number
+
+    def has_room(self, owner: str) -> bool:
+        return self.number < self.most
+
+
+@dataclass
+class Cluster:
+    """A host without room, at which session `s` is at home."""
+
+    rows: Given
+    homes: Homes
+    turns: Turns
+    moves: Moves
+    live: Live
+    stays: set[int]
+    asked: list[str] = field(default_factory=list)
+    room: dict[str, JsonObject | None] = field(default_factory=lambda: dict(ROOM))
+
+    async def ask(self, host: Host) -> JsonObject | None:
+        self.asked.append(host.id)
+        return self.room[host.id]
+
+    async def move(self, *, live: bool = False, name: str = "s") -> bool:
+        async with self.moves.calling(name):
+            return await self.moves.move(mine(name), live=live, ask=self.ask)
+
+    async def is_home(self, name: str = "s", key: int = 1) -> None:
+        self.rows.place = Place(key, Home(Host(self.homes.host_id, ""), 1))
+        assert await self.homes.elsewhere(name, take=True) is None
+
+
+@asynccontextmanager
+async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
+    rows = Given()
+    homes = Homes(rows, 60, lambda: None)
+    await homes.start()
+    turns = Turns()
+    live, stays = Live(), set[int]()
+
+    async def find(session: OwnedId) -> Session:
+        if session.owner != mine("s").owner:
+            raise NoSession(session.id)
+        return replace(SESSION, key=homes.key_here(session.id) or 0)
+
+    moves = Moves(homes, turns, find, Places(places, hint=""), live, [stays.__contains__])
+    one = Cluster(rows, homes, turns, moves, live, stays)
+    await one.is_home()
+    try:
+        yield one
+    finally:
+        await homes.leave()
+
+
+async def test_a_session_moves_to_the_host_with_most_room() -> None:
+    async with cluster() as one:
+        assert await one.move()
+        assert one.rows.given == [(1, "b")]
+        assert not one.homes.is_here("s")
+        assert one.moves.has_gone("s")
+        assert one.moves.has_gone(1)
+        assert one.moves.count == 1
+        # What is known of others' room is asked once a second, and what was sent there counts at once.
+        for key in (2, 3, 4, 5, 6, 7):
+            await one.is_home(f"s{key}", key)
+            await one.move(name=f"s{key}")
+        assert sorted(host for _, host in one.rows.given) == ["a", "b", "b", "b", "c", "c"]
+        assert one.asked == ["a", "b", "c"]
+
+
+async def test_a_session_that_is_to_be_live_moves_where_it_can_be() -> None:
+    async with cluster(places=8) as one:
+        assert not await one.move(live=True)
+        one.live.number = 4
+        assert not await one.move()
+        assert await one.move(live=True)
+        assert one.rows.given == [(1, "c")]
+
+
+async def stays_with_a_sandbox(one: Cluster) -> None:
+    one.stays.add(1)
+
+
+async def is_at_home_elsewhere(one: Cluster) -> None:
+    one.homes.moved("s")
+
+
+async def finds_no_room(one: Cluster) -> None:
+    one.room = dict.fromkeys(ROOM, None) | {"a": {"sandboxes": 0, "live": 9}}
+
+
+@pytest.mark.parametrize("why", [stays_with_a_sandbox, is_at_home_elsewhere, finds_no_room])
+async def test_what_stays(why: Callable[[Cluster], Any]) -> None:
+    async with cluster() as one:
+        await why(one)
+        assert not await one.move()
+        assert one.rows.given == []
+        assert not one.moves.has_gone("s")
+
+
+async def test_a_session_stays_while_anything_of_it_is_under_way() -> None:
+    async with cluster() as one:
+        for other in ("s", 1):  # another call, which may name it by its key
+            async with one.moves.calling(other):
+                assert not await one.move()
+        async with one.turns.take(mine("s")):
+            assert not await one.move()
+        async with cluster(places=1) as roomy:
+            assert not await roomy.move()
+        assert await one.move()
+
+
+async def test_nobody_has_a_session_of_somebody_elses_move() -> None:
+    async with cluster() as one, one.moves.calling("s"):
+        assert not await one.moves.move(OwnedId("another", "s"), live=False, ask=one.ask)
+        assert one.rows.given == []
+
+
+async def test_calls_wait_at_the_gate_while_their_session_moves() -> None:
+    async with cluster() as one:
+        one.rows.may_give.clear()
+        passed: list[str | int] = []
+
+        async def call(session: str | int) -> None:
+            async with one.moves.calling(session):
+                assert one.moves.has_gone(session)
+                passed.append(session)
+
+        moving = asyncio.create_task(one.move())
+        await until(lambda: one.turns.taken(mine("s")))
+        assert not await one.homes.owns(1)
+        calls = [asyncio.create_task(call(session)) for session in ("s", 1)]
+        async with one.moves.calling("other"):
+            await asyncio.sleep(0)
+        assert passed == []
+        one.rows.may_give.set()
+        assert await moving
+        await asyncio.gather(*calls)
+        assert sorted(map(str, passed)) == ["1", "s"]
+
+
+async def test_where_it_is_not_known_whether_it_moved_its_home_is_looked_up() -> None:
+    async with cluster() as one:
+        one.rows.problem = Unavailable("the database is away")
+        assert not await one.move()
+        assert not one.homes.is_here("s")
+        assert one.moves.count == 0
+
+
+async def test_room_for_others_ends_at_three_quarters() -> None:
+    async with cluster(places=8) as one:
+        assert one.moves.room_for_others() == {"sandboxes": 6, "live": 2}
+        for _ in range(7):
+            await one.moves._places.take("me")
+        one.live.number = 4
+        assert one.moves.room_for_others() == {"sandboxes": 0, "live": 0}
