@@ -45,7 +45,7 @@ LONG = (
     "hostile/test_failpoints.py",
     "api/test_two_hosts.py",
     "packages/test_builds.py",
-    "hostile/test_cut_off.py",
+    "hostile/test_dead_peers.py",
     "client/test_start.py",
     "hostile/test_half_open.py",
     "hostile/test_power_loss.py",

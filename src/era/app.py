@@ -30,7 +30,7 @@ from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files.archives import Archives
-from era.core.files.moments import Moments
+from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
@@ -259,7 +259,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 log.warning("processes_lost", count=lost, why="the service stopped while they ran")
             liveness = Liveness()
             bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
-            moments = Moments(snapshots, directory / "uploads")
+            moments = LiveSnapshots(snapshots, directory / "uploads")
             pool = SandboxPool(
                 sandboxes,
                 snapshots,

@@ -15,7 +15,7 @@ import pytest
 from era.api import streaming
 from era.core.models import StateOutcome
 from era.core.run_messages import Collected, RunResult
-from era.core.written import Written
+from era.core.spooled_output import SpooledOutput
 from era.wire.runs import execute_answer, run_answer
 from tests.conftest import MakeServer, Server
 from tests.gvisor import BOTH_KINDS
@@ -41,7 +41,7 @@ async def test_a_long_answer_is_the_short_one_s(
     shown: Callable[..., dict[str, Any]], which: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def answer() -> bytes:
-        stdout, stderr = Written(tmp_path), Written(tmp_path)
+        stdout, stderr = SpooledOutput(tmp_path), SpooledOutput(tmp_path)
         await stdout.append(OUTPUTS[which])
         await stderr.append(b'"stdout":""')
         state = StateOutcome(1, committed=True)

@@ -16,7 +16,7 @@ from era.core.models import StateOutcome
 from era.core.public import headers, relay
 from era.core.public.relay import Call, Reply
 from era.core.run_messages import Collected, RunResult
-from era.core.written import Written
+from era.core.spooled_output import SpooledOutput
 from era.errors import RelayFailed
 
 PATH = "/proxy/s/"
@@ -51,7 +51,7 @@ def replied(printed: bytes, **fields: Any) -> Reply:
     )
 
     async def reply() -> Reply:
-        stdout, stderr = Written(), Written()
+        stdout, stderr = SpooledOutput(), SpooledOutput()
         await stdout.append(printed)
         await stderr.append(b"secret")
         return await relay.reply(Collected(result, stdout, stderr), headers.Place(PATH, None))

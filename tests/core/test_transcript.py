@@ -12,8 +12,8 @@ import pytest
 
 from era.core.outputs import INLINE_BYTES, Outputs
 from era.core.program import STREAMS, Output, Stream
+from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
 from era.core.transcript import Piece, Transcript, plain_count
-from era.core.written import MEMORY_BYTES, PIECE, Written
 from era.store.blobs import LocalBlobs
 
 TEXT = "aé…😀\n" * 3
@@ -101,7 +101,7 @@ async def test_what_is_kept_is_read_as_it_was_live(tmp_path: Path, outputs: Outp
 
 async def test_output_of_which_no_order_is_known_is_read_in_one_that_is_always_the_same(tmp_path: Path) -> None:
     texts = {"stdout": ("é" * PIECE).encode() + b"x", "stderr": b"y" + ("…" * PIECE).encode()}
-    streams = {name: Written(tmp_path) for name in texts}
+    streams = {name: SpooledOutput(tmp_path) for name in texts}
     for name, text in texts.items():
         for at in range(0, len(text), PIECE):
             await streams[name].append(text[at : at + PIECE])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from era.core.files.moments import Moments
+from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
@@ -80,7 +80,7 @@ async def _writers(sandbox: Sandbox) -> AsyncIterator[Callable[[Seen], Awaitable
         blobs.open()
         aside.mkdir()
         snapshots = Snapshots(blobs)
-        moments, last = Moments(snapshots, aside), EMPTY
+        moments, last = LiveSnapshots(snapshots, aside), EMPTY
 
         async def look(seen: Seen) -> None:
             nonlocal last

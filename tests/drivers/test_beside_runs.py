@@ -107,8 +107,8 @@ def test_its_supervisor_is_out_of_reach(sandboxes: Sandboxes) -> None:
 WITHOUT_DOMAINS = {**WITHOUT_LANDLOCK, "self.supervisor.own_domain.enter()": "pass"}
 SHARED_PROC = {
     '    mount_proc(request["read_only_proc"])': (
-        "    import entering\n"
-        "    is_second and entering._mount('/proc', '/dev/shm', None, 0x5000)\n"
+        "    import namespace_entry\n"
+        "    is_second and namespace_entry._mount('/proc', '/dev/shm', None, 0x5000)\n"
         '    mount_proc(request["read_only_proc"])'
     )
 }

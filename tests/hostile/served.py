@@ -31,7 +31,7 @@ from sqlalchemy import Connection
 from era import app
 from era.api import exchange, streaming
 from era.api.protocol import Protocol
-from era.core import loop_slices, written
+from era.core import loop_slices, spooled_output
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
@@ -270,7 +270,7 @@ def _endless_1xx() -> None:
 
 def _outputs_in_memory() -> None:
     """What runs print is in memory as a whole, and answers are made in one piece."""
-    _patch(written, MEMORY_BYTES=1 << 40)
+    _patch(spooled_output, MEMORY_BYTES=1 << 40)
     _patch(streaming, _SMALL=1 << 40)
 
     def hold(self: results.Shortened, piece: str) -> None:

@@ -10,7 +10,7 @@ from era.core.metadata import Retention
 from era.core.models import Session, now
 from era.core.public.inbox import Content, Delivery, DeliveryStatus, Outcome
 from era.core.public.signatures import Verify
-from era.core.retrying import delay
+from era.core.retry_delay import delay
 from era.errors import NotFound, TooManyDeliveries
 from era.store import inbox as rows
 from era.store.metadata import SqlStore

@@ -13,7 +13,7 @@ from typing import Any
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
 from era.core.expiry import Expiry
-from era.core.files.moments import Moments
+from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.homes import ALONE
@@ -140,7 +140,7 @@ class Core:
         self.blobs = LocalBlobs(directory / "blobs")
         self.snapshots = Snapshots(self.blobs)
         (directory / "aside").mkdir(exist_ok=True)
-        self.moments = Moments(self.snapshots, directory / "aside")
+        self.moments = LiveSnapshots(self.snapshots, directory / "aside")
         self.outputs = Outputs(self.blobs, kept=10)
         self.driver = Driver(directory / "sandboxes")
         self.packages = Packages()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
 from era.core.moves import Moves
-from era.core.places import Places
 from era.core.turns import Turns
 from era.errors import NoSession, Unavailable
 from tests.owners import mine
@@ -113,7 +113,7 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
             raise NoSession(session.id)
         return replace(SESSION, key=homes.key_here(session.id) or 0)
 
-    moves = Moves(homes, turns, find, Places(places, hint=""), live, [stays.__contains__])
+    moves = Moves(homes, turns, find, FairQueue(places, hint=""), live, [stays.__contains__])
     one = Cluster(rows, homes, turns, moves, live, stays)
     await one.is_home()
     try:

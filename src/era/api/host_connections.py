@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import h11
 from starlette.types import Scope
 
-from era.api.cut_off import ask_when_idle
+from era.api.dead_peers import ask_when_idle
 from era.api.hop import HEADER, Hops, target_of
 from era.api.tunnel import PIECE, connect
 from era.core.homes import Host

@@ -40,13 +40,13 @@ from era.api import (
     webhooks,
 )
 from era.api.context import Answer, BodyProblem, Context, active_here
-from era.api.elsewhere import path_hint, session_path_hint
+from era.api.foreign_calls import path_hint, session_path_hint
 from era.api.guard import Guard, error_body, error_headers
+from era.api.home_forwarding import HomeForwarding, session_in
 from era.api.hot_routes import HotRoutes
 from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.other_hosts import answers
-from era.api.to_home import ToHome, session_in
 from era.api.validation import invalid
 from era.errors import BadRequest, EraError, Fenced, MethodNotAllowed, NoSession, NotFound, SessionMoved
 from era.settings import Settings
@@ -105,7 +105,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     if context.homes is not None and context.other_hosts is not None and moves is not None:
         hops = context.other_hosts.hops
         app.add_middleware(
-            ToHome,
+            HomeForwarding,
             homes=context.homes,
             session_of_site=context.sites.session_key,
             session_of_link=context.links.session_id,

@@ -16,7 +16,7 @@ from era.api.context import Answer
 from era.api.ranges import requested_range
 from era.core.loop_slices import Budget
 from era.core.run_messages import Collected, RunResult
-from era.core.written import Written
+from era.core.spooled_output import SpooledOutput
 from era.errors import EraError
 
 _SMALL = 64 << 10
@@ -89,7 +89,9 @@ def _escaped(text: str) -> bytes:
     return json.dumps(text, ensure_ascii=False)[1:-1].encode()
 
 
-async def ranged_response(request: Request, content: Written, media_type: str, headers: dict[str, str]) -> Response:
+async def ranged_response(
+    request: Request, content: SpooledOutput, media_type: str, headers: dict[str, str]
+) -> Response:
     """`content`, which this closes, as a 200, or the range of it that the request asks for as a 206."""
     headers = {"Accept-Ranges": "bytes", **headers}
     try:

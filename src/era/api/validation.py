@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from starlette.datastructures import QueryParams
 
-from era.api.elsewhere import field_hint
+from era.api.foreign_calls import field_hint
 from era.errors import BadRequest
 from era.spelling import did_you_mean
 

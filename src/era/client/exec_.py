@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from era.client.argument_values import add_run_options, run_options
 from era.client.failure import Failure
 from era.client.follow import follow
 from era.client.grammar import Parser
 from era.client.output import print_json
 from era.client.servers import connect
-from era.client.words import add_run_options, run_options
 from era.sdk.answers import RunResult
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from era.client.argument_values import add_run_options, json_object, labels, run_options, text_of
 from era.client.failure import Failure
 from era.client.follow import follow, follow_once
 from era.client.grammar import Parser
 from era.client.output import notice, print_json
 from era.client.servers import connect
-from era.client.words import add_run_options, json_object, labels, run_options, text_of
 from era.errors import NotFound
 from era.sdk.answers import RunResult
 from era.sdk.sync.client import Era

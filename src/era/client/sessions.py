@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from era.client.argument_values import json_object, json_or_text, labels, text_of
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.output import pairs, print_json, table
 from era.client.servers import connect
-from era.client.words import json_object, json_or_text, labels, text_of
 from era.sdk.answers import SessionInfo
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from era.client.argument_values import json_object, json_or_text
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.output import print_json, table
 from era.client.servers import connect
-from era.client.words import json_object, json_or_text
 
 _KV, _R2 = "era storage kv", "era storage r2"
 

@@ -1,10 +1,10 @@
 """Admission: a few runs at a time for each processor, the others in order.
 
 Theory of operation. More runs than processors can do at a time gain nothing: each takes longer, and all end late. So a
-run begins when it has a *slot*, and slots are given out in fair order (places.py). A run has its slot only as long as
-it works: one that waits, for a connection, a clock or a lock, uses no processor, and one that has had a whole slice of
-processor time stands back behind all others anyway (drivers/time_slice.py). Either gives its slot to the next and goes
-on without one. So a hundred runs that sleep, or that serve public URLs, keep nobody from beginning, and a long one
+run begins when it has a *slot*, and slots are given out in fair order (fair_queue.py). A run has its slot only as long
+as it works: one that waits, for a connection, a clock or a lock, uses no processor, and one that has had a whole slice
+of processor time stands back behind all others anyway (drivers/time_slice.py). Either gives its slot to the next and
+goes on without one. So a hundred runs that sleep, or that serve public URLs, keep nobody from beginning, and a long one
 delays a short one by no more than its slice.
 
 What is measured is processor time, not age: on a busy machine every run is old.
@@ -18,8 +18,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from era.core.fair_queue import FairQueue
 from era.core.models import OwnedId
-from era.core.places import Places
 from era.core.ports import SLICE, Sandbox
 
 _SLOTS_PER_PROCESSOR = 2
@@ -38,7 +38,7 @@ _MAKING = 1.0
 class Slot:
     """A run's right to use a processor."""
 
-    def __init__(self, slots: Places, owner: str, check: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(self, slots: FairQueue, owner: str, check: Callable[[], Awaitable[object]] | None = None) -> None:
         """`check` raises what a run is told that needs no slot any more."""
         self._slots = slots
         self._owner = owner
@@ -129,13 +129,13 @@ class Admission:
     def __init__(self, processors: int | None = None) -> None:
         """`processors` are those that this process may use, if not given."""
         processors = processors or len(os.sched_getaffinity(0))
-        self._slots = Places(
+        self._slots = FairQueue(
             processors * _SLOTS_PER_PROCESSOR, hint="Send it again after as many seconds as Retry-After says."
         )
         self._of_sessions: dict[OwnedId, Slot] = {}
 
     @property
-    def places(self) -> Places:
+    def places(self) -> FairQueue:
         """The slots, to be looked at."""
         return self._slots
 

@@ -24,9 +24,9 @@ from typing import Protocol
 
 import structlog
 
+from era.core.fair_queue import FairQueue
 from era.core.homes import Homes, Host
 from era.core.models import JsonObject, OwnedId, Session
-from era.core.places import Places
 from era.core.turns import Turns
 from era.errors import EraError
 
@@ -58,7 +58,7 @@ class Moves:
         homes: Homes,
         turns: Turns,
         find: Callable[[OwnedId], Awaitable[Session]],
-        places: Places,
+        places: FairQueue,
         live: Live,
         stay: Sequence[Callable[[int], bool]],
     ) -> None:

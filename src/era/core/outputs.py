@@ -15,9 +15,9 @@ from era.core.metadata import MetadataStore, RunFilter
 from era.core.models import JsonObject, KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
 from era.core.run_messages import RunResult, pieces_of, result_of
+from era.core.spooled_output import SpooledOutput
 from era.core.transcript import Piece, Transcript
 from era.core.views import data_view
-from era.core.written import Written
 from era.errors import CommitFailed, Conflict, EraError, NotFound, Unavailable
 
 INLINE_BYTES = 16 << 10
@@ -48,7 +48,7 @@ class Outputs:
             if not self._kept and not always:
                 return None
             parts = [transcript.stdout, transcript.stderr, *([] if transcript.is_plain else [transcript.order])]
-            told = Written(self._directory)
+            told = SpooledOutput(self._directory)
             if cell is not None:
                 await told.append(json.dumps(cell, ensure_ascii=False).encode())
                 parts.append(told)
@@ -68,7 +68,7 @@ class Outputs:
             digests.get(told),
         )
 
-    async def open(self, kept: KeptOutputs, stream: Stream) -> Written:
+    async def open(self, kept: KeptOutputs, stream: Stream) -> SpooledOutput:
         """One stream, to be read and closed. Raises Unavailable where the disk fails."""
         if stream == "stdout":
             return await self._open(kept.stdout, kept.stdout_digest)
@@ -91,17 +91,17 @@ class Outputs:
             answer: JsonObject = json.loads(await told.whole())
         return answer
 
-    async def _open(self, content: bytes | None, digest: str | None) -> Written:
+    async def _open(self, content: bytes | None, digest: str | None) -> SpooledOutput:
         if content is not None:
-            written = Written()
+            written = SpooledOutput()
             await written.append(content)
             return written
         try:
-            return Written.of_file(await asyncio.to_thread(self._blobs.open_blob, digest or ""))
+            return SpooledOutput.of_file(await asyncio.to_thread(self._blobs.open_blob, digest or ""))
         except OSError as error:
             raise Unavailable(f"The output could not be read: {error.strerror}.") from error
 
-    def _put(self, long: Sequence[Written]) -> list[str]:
+    def _put(self, long: Sequence[SpooledOutput]) -> list[str]:
         with self._blobs.batch() as batch:
             return [written.put(batch) for written in long]
 
@@ -136,7 +136,7 @@ class History:
         record, kept = await self._store.run(session_id, run_id)
         return record, await self._outputs.cell(kept)
 
-    async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> Written:
+    async def output(self, session_id: OwnedId, run_id: str, stream: Stream) -> SpooledOutput:
         """A run's output: what it has written so far, or all that was kept; to be read and closed. Raises NotFound
         where it isn't kept any more, Conflict where the run has ended and its end could not be recorded."""
         run, record, kept = await self._find(session_id, run_id)
@@ -145,7 +145,7 @@ class History:
         if kept is not None:
             return await self._outputs.open(kept, stream)
         if record.status != "lost" and not (record.stdout_bytes or record.stderr_bytes):
-            return Written()
+            return SpooledOutput()
         raise NotFound(
             f"The output of run '{run_id}' is not kept.",
             hint="The outputs of a session's newest runs are kept (ERA_OUTPUTS_KEPT), and those of lost runs never.",

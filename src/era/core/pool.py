@@ -19,12 +19,12 @@ from functools import partial
 import structlog
 
 from era import languages
+from era.core.directory_cache import CachedDirectory, DirectoryCache
+from era.core.fair_queue import FairQueue
 from era.core.files.snapshots import Snapshots
-from era.core.kept import Kept, KeptDirectories
 from era.core.limits import Rules
 from era.core.liveness import Liveness
 from era.core.models import EMPTY, Language, OwnedId, Session, Snapshot, WantedIsolation
-from era.core.places import Places
 from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
 from era.core.tasks import log_failure
@@ -151,9 +151,9 @@ class SandboxPool:
 
         self._acquiring: dict[int, _Acquiring] = {}
 
-        self._kept = KeptDirectories(kept_bytes, snapshots.forget)
+        self._kept = DirectoryCache(kept_bytes, snapshots.forget)
         self._limit = WarmLimit() if max_warm is None else None
-        self._room = Places(
+        self._room = FairQueue(
             FIRST if max_warm is None else max_warm,
             hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
             patience=_PATIENCE,
@@ -259,7 +259,9 @@ class SandboxPool:
         )
         return sandbox
 
-    async def _woken(self, kept: Kept, spec: _Spec, session: Session, acquiring: _Acquiring) -> Sandbox | None:
+    async def _woken(
+        self, kept: CachedDirectory, spec: _Spec, session: Session, acquiring: _Acquiring
+    ) -> Sandbox | None:
         """A sandbox with what was kept of the session's directory, brought to its snapshot; None where that fails, and
         it has to be restored as a whole. Raises as `acquire` does."""
         sandbox: Sandbox | None = None
@@ -289,7 +291,9 @@ class SandboxPool:
         spec = _Spec(language, isolation, limits or self._rules.defaults)
         return await self._new(spec, owner, _Acquiring(use="temporary"))
 
-    async def _new(self, spec: _Spec, owner: str, acquiring: _Acquiring, kept: Kept | None = None) -> Sandbox:
+    async def _new(
+        self, spec: _Spec, owner: str, acquiring: _Acquiring, kept: CachedDirectory | None = None
+    ) -> Sandbox:
         """A sandbox that no session has, which takes one place of the room until `_close`; one into which `kept` can be
         moved quickly. Raises TooBusy, Unavailable where the server is about to stop, and SessionDeleted where there is
         no need of it any more."""
@@ -310,7 +314,7 @@ class SandboxPool:
         self._in_room.add(sandbox.id)
         return sandbox
 
-    async def _ready_or_made(self, spec: _Spec, kept: Kept | None, acquiring: _Acquiring) -> Sandbox:
+    async def _ready_or_made(self, spec: _Spec, kept: CachedDirectory | None, acquiring: _Acquiring) -> Sandbox:
         """One of the sandboxes that are ready, if they are of this kind and there is one; else one made now. So is one
         for a kept directory with many files: it takes over their uid, for to give each another owner takes longer."""
         driver = await self._drivers.get(spec.isolation)
@@ -380,7 +384,7 @@ class SandboxPool:
             self._make_way()
 
     @property
-    def places(self) -> Places:
+    def places(self) -> FairQueue:
         """The room, to be looked at."""
         return self._room
 

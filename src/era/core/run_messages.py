@@ -19,8 +19,8 @@ from era.core.models import (
 )
 from era.core.program import CODE_ALONE, Invocation, Limits
 from era.core.secrets import Secret
+from era.core.spooled_output import SpooledOutput
 from era.core.transcript import Piece, Transcript, plain_count
-from era.core.written import Written
 
 _SETUP_ERROR = 500
 """Characters of a setup's error in the answer of a run. The session's `setup_result` has all of it."""
@@ -197,8 +197,8 @@ class Collected:
     """A run's result with all of its output. Close it, or have it collected."""
 
     result: RunResult
-    stdout: Written
-    stderr: Written
+    stdout: SpooledOutput
+    stderr: SpooledOutput
 
     def close(self) -> None:
         self.stdout.close()

@@ -3,7 +3,7 @@ session_run.py.
 
 Theory of operation. A run executes as a task of its own, so a caller that hangs up neither stops a program halfway nor
 loses its commit. `stream` hands on what that task reports as it happens; `run` waits for its end.
-Output is in neither's memory but for its first bytes (written.py).
+Output is in neither's memory but for its first bytes (spooled_output.py).
 """
 
 from __future__ import annotations

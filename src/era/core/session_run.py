@@ -26,7 +26,7 @@ from era.core.admission import Slot
 from era.core.cell_execution import CellExecution
 from era.core.cells import Contexts
 from era.core.execution import Execution, keep_output, status_of
-from era.core.files.moments import Moments
+from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
@@ -81,7 +81,7 @@ class RunParts:
     history: HistoryBound
     liveness: Liveness
     contexts: Contexts
-    moments: Moments
+    moments: LiveSnapshots
     quotas: Quotas
     usage: UsageStore
     rules: Rules

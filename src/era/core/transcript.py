@@ -1,6 +1,6 @@
 """What a run writes to stdout and stderr, in the order in which it came: numbered pieces, for any number of readers.
 
-Theory of operation. The bytes of each stream are kept apart (written.py), since that is how they are asked for
+Theory of operation. The bytes of each stream are kept apart (spooled_output.py), since that is how they are asked for
 afterwards. Beside them is a compact list: of each piece that came, its stream and its size. A reader walks along the
 list, so it gets the same pieces with the same numbers while the run lasts, from what is kept of it, and after a restart
 of the service. It has a position and no queue: however slow it is, it takes one piece of memory and holds up nobody.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from era.core.loop_slices import Budget
 from era.core.program import STREAMS, Output, Stream
-from era.core.written import PIECE, Written
+from era.core.spooled_output import PIECE, SpooledOutput
 
 _READ_AT_ONCE = 2048
 """Bytes of the list that a reader takes in one step."""
@@ -46,9 +46,9 @@ class Transcript:
 
     def __init__(self, directory: Path | None = None) -> None:
         """`directory` is where temporary files go."""
-        self.stdout = Written(directory)
-        self.stderr = Written(directory)
-        self.order = Written(directory)
+        self.stdout = SpooledOutput(directory)
+        self.stderr = SpooledOutput(directory)
+        self.order = SpooledOutput(directory)
         """The list of the pieces."""
 
         self.count = 0
@@ -64,13 +64,15 @@ class Transcript:
         """Set when there is more or all has come, and then replaced."""
 
     @classmethod
-    async def of(cls, stdout: Written, stderr: Written, order: Written | None, count: int | None) -> Transcript:
+    async def of(
+        cls, stdout: SpooledOutput, stderr: SpooledOutput, order: SpooledOutput | None, count: int | None
+    ) -> Transcript:
         """What was kept of a run that has ended; closed with this. `count` and `order` are None where they are
         PLAIN."""
         made = cls()
         made.stdout, made.stderr = stdout, stderr
         if order is None:
-            order, count = Written(), 0
+            order, count = SpooledOutput(), 0
             for stream in STREAMS:
                 async for size in _plain_sizes(made[stream]):
                     await order.append(_entry(stream, size))
@@ -78,7 +80,7 @@ class Transcript:
         made.order, made.count, made.ended = order, count or 0, True
         return made
 
-    def __getitem__(self, stream: Stream) -> Written:
+    def __getitem__(self, stream: Stream) -> SpooledOutput:
         return self.stdout if stream == "stdout" else self.stderr
 
     @property
@@ -167,7 +169,7 @@ def plain_count(*sizes: int) -> int:
     return sum(-(-size // PIECE) for size in sizes)
 
 
-async def _plain_sizes(written: Written) -> AsyncIterator[int]:
+async def _plain_sizes(written: SpooledOutput) -> AsyncIterator[int]:
     """The sizes of the pieces of a stream without a list."""
     start = 0
     for border in range(PIECE, written.size + PIECE, PIECE):

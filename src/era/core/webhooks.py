@@ -38,7 +38,7 @@ from era.core.expiry import MICROS
 from era.core.fair_slots import FairSlots
 from era.core.homes import Cluster
 from era.core.models import JsonObject, new_id, now
-from era.core.retrying import delay
+from era.core.retry_delay import delay
 from era.core.telemetry import Note, NoticeTried, ignore
 from era.errors import EraError, RateReached
 

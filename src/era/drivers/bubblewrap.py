@@ -49,15 +49,15 @@ from era.core.models import JsonObject, Language
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest, prefix, processes, seccomp, walls
-from era.drivers.beside import Beside
+from era.drivers import guest, isolation_report, prefix, processes, seccomp
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
-from era.drivers.entering import Entrance
 from era.drivers.forking import TemplateFailed
 from era.drivers.freezer import Freezer
 from era.drivers.launch import Bubblewrap, Launched, launch
+from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
 from era.drivers.memory import MemoryWatch
+from era.drivers.namespace_entry import NamespaceEntry
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.preparations import Preparations
@@ -104,7 +104,6 @@ class BubblewrapSandbox:
         self._group: Group | None = None
         self._out_of_memory = OutOfMemory()
         self._watching = Watching(lambda: self.memory_watch(self._group))
-
         self._spawning: asyncio.Task[None] | None = None
         self._process: Bubblewrap | None = None
         self._init_pid = 0
@@ -113,7 +112,7 @@ class BubblewrapSandbox:
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
         self._log = os.memfd_create("era-sandbox-log")
-        self._beside: Beside | None = None
+        self._beside: LazyProcessSupervisor | None = None
         self._freezer: Freezer | None = None
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -181,17 +180,18 @@ class BubblewrapSandbox:
             raise SandboxFailed("The sandbox is gone.")
         return await self._beside.get()
 
-    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> Beside:
+    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> LazyProcessSupervisor:
         """What it has beside runs; `variables` are those of every process, and `channel` is that of runs."""
         entrances = self._group.entrances if self._group is not None else list
         config = guest.process_supervisor_config(self.limits, cgroup=self._group is not None)
+        out_of_memory, on_change = self._out_of_memory, self._watching.set_processes
 
         async def enter(control: int) -> Life:
             return await self._driver.entrance.enter(
                 self._init_pid, config, uid=self.uid, control=control, log=self._log, entrances=entrances
             )
 
-        return Beside(enter, variables, self._out_of_memory, self._watching.set_processes, self.log, channel.join_run)
+        return LazyProcessSupervisor(enter, variables, out_of_memory, on_change, self.log, channel.join_run)
 
     def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
@@ -367,7 +367,7 @@ class BubblewrapSandbox:
         return {
             "driver": self._driver.name,
             "uid": os.getuid() if self.uid is None else self.uid,
-            **walls.seen(report),
+            **isolation_report.seen(report),
             "network": "none",
             "cgroup": self._group.limits() if self._group else None,
             "memory": "cgroup" if self._group else "watched",
@@ -456,7 +456,7 @@ class BubblewrapDriver:
         self.templates: Templates | None = None
         """None where there are none."""
 
-        self.entrance = Entrance(self)
+        self.entrance = NamespaceEntry(self)
         """By which process supervisors get into sandboxes."""
 
         self.survivor = Survivor()
@@ -538,9 +538,8 @@ class BubblewrapDriver:
         if self.cgroups is not None:
             self.cgroups.close()
         await asyncio.to_thread(self.survivor.stop)
-        self.spawner.shutdown()
-        self.movers.shutdown()
-        self.cleaner.shutdown()
+        for threads in (self.spawner, self.movers, self.cleaner):
+            threads.shutdown()
 
     async def _on_spawner(self, call: Callable[..., None], *given: object) -> None:
         await asyncio.get_running_loop().run_in_executor(self.spawner, call, *given)
@@ -553,7 +552,8 @@ class BubblewrapDriver:
     def summary(self, enforced: JsonObject, *, own_uid: bool) -> str:
         """A sentence about what is in force."""
         first = f"{self.name}, {len(enforced['namespaces'])} namespaces, no capabilities"
-        return walls.summary(first, enforced, own_uid=own_uid, inner=walls.of_the_kernel(enforced))
+        inner = isolation_report.of_the_kernel(enforced)
+        return isolation_report.summary(first, enforced, own_uid=own_uid, inner=inner)
 
     def forget(self, sandbox: BubblewrapSandbox) -> None:
         """Called by a sandbox of which nothing is left: its uid can be given to another one."""

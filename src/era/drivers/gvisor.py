@@ -34,7 +34,7 @@ and without one by RLIMIT_FSIZE. A run that takes too much is ended before the g
 kernel would end the sentry, and with it everything.
 
 *Two descriptors* are handed on: 3, the control socket of the supervisor of runs, and 4, by which the container's first
-process gets that of the supervisor of processes (guest/division.py). Nothing else of the host is open inside.
+process gets that of the supervisor of processes (guest/container_split.py). Nothing else of the host is open inside.
 
 *What gVisor lacks.* A read-only /dev would have read-only devices. So /dev is writable, and a run that changes it costs
 the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no pidfds,
@@ -55,12 +55,12 @@ from typing import Any
 from era.core.models import JsonObject, Language
 from era.core.process import HeldFiles
 from era.core.program import Limits
-from era.drivers import guest, prefix, processes, walls
-from era.drivers.beside import Beside
+from era.drivers import guest, isolation_report, prefix, processes
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
-from era.drivers.division import Division
+from era.drivers.container_split import ContainerSplit
+from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
 from era.drivers.memory import GroupWatch, MemoryWatch
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
 from era.drivers.process_supervisor import Life
@@ -71,12 +71,13 @@ _RUNSC = "/usr/bin/runsc"
 """Where distributions install it; sandboxes have the host's /usr."""
 _INSTALL = "On Debian and Ubuntu: apt-get install runsc. Elsewhere put gVisor's runsc there (https://gvisor.dev)."
 _CONTROL, _DIVISION = 3, 4
-"""Descriptors of what the container is given: the control socket of the supervisor of runs, and guest/division.py's."""
+"""Descriptors of what the container is given: the control socket of the supervisor of runs, and
+guest/container_split.py's."""
 
 _BUNDLE = "/tmp/bundle"  # noqa: S108  in the outer sandbox, where the inner one's own /tmp covers it
 _STATE = "/tmp/state"  # noqa: S108  a path inside the sandbox
 _CAPABILITIES, _SETS = ["CAP_SETPCAP", "CAP_SYS_ADMIN"], ("bounding", "effective", "permitted")
-"""What the container's first process has in the sentry, and all others have given up (guest/division.py)."""
+"""What the container's first process has in the sentry, and all others have given up (guest/container_split.py)."""
 
 _NO_RLIMITS = ("RLIMIT_DATA", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING")
 """gVisor ignores the first and refuses to set the others. What they would bound is in the sentry's memory anyway."""
@@ -175,13 +176,13 @@ class GvisorSandbox(BubblewrapSandbox):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._division: Division | None = None
+        self._division: ContainerSplit | None = None
         self._their_division = -1
         """The descriptor of its other end, as long as the sandbox is started."""
 
     def _start_supervisor(self, language: Language, control: socket.socket) -> None:
         ours, theirs = socket.socketpair()
-        self._division = Division(ours)
+        self._division = ContainerSplit(ours)
         with theirs:
             self._their_division = theirs.fileno()
             super()._start_supervisor(language, control)
@@ -225,7 +226,7 @@ class GvisorSandbox(BubblewrapSandbox):
             [*starter, *runsc],
         )
 
-    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> Beside:
+    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> LazyProcessSupervisor:
         division = self._division
         if division is None:
             raise SandboxFailed("The sandbox did not start.")
@@ -233,7 +234,7 @@ class GvisorSandbox(BubblewrapSandbox):
         async def enter(control: int) -> Life:
             return division.start(control)
 
-        return Beside(
+        return LazyProcessSupervisor(
             enter,
             variables,
             self._out_of_memory,
@@ -299,7 +300,7 @@ class GvisorDriver(BubblewrapDriver):
 
     def summary(self, enforced: JsonObject, *, own_uid: bool) -> str:
         first = "gVisor (systrap) in bubblewrap, no system call of the host's, no capabilities"
-        return walls.summary(first, enforced, own_uid=own_uid)
+        return isolation_report.summary(first, enforced, own_uid=own_uid)
 
     def etc_files(self) -> dict[str, bytes]:
         return etc_files()

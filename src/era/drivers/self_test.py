@@ -8,7 +8,7 @@ from era import languages
 from era.core.models import JsonObject, Language
 from era.core.ports import Driver, Sandbox
 from era.core.program import Limits, Output, Program
-from era.drivers import walls
+from era.drivers import isolation_report
 from era.errors import NoIsolation, SandboxFailed
 
 
@@ -21,7 +21,7 @@ async def self_test(
         sandbox = await driver.create(language, limits)
     except SandboxFailed as error:
         raise NoIsolation(
-            f"No {language} sandbox can be made. {error.message}", hint=walls.advice(error.message)
+            f"No {language} sandbox can be made. {error.message}", hint=isolation_report.advice(error.message)
         ) from error
     try:
         code = languages.DEFINITIONS[language].hello.encode()

@@ -5,9 +5,9 @@ Theory of operation
 ===================
 
 *Apart from runs.* The supervisor of runs kills all in its PID namespace at the end of each run. Processes stay, since
-they aren't in it: this one is PID 1 of another, in the same namespaces else (entering.py says how it gets there). Runs
-and processes can't see, signal or look into each other, and neither can reach the other's supervisor. When this one
-ends, the kernel ends all processes.
+they aren't in it: this one is PID 1 of another, in the same namespaces else (namespace_entry.py says how it gets
+there). Runs and processes can't see, signal or look into each other, and neither can reach the other's supervisor. When
+this one ends, the kernel ends all processes.
 
 *One loop.* It never waits but for events. Nothing that a process does or leaves undone can hold up another one: what
 goes in and out of processes is read and written without blocking, a little at a time.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 
-import ending
+import early_exit
 import last_value
 
 TYPE_CHECKING = False  # as type checkers know it
@@ -32,7 +32,7 @@ class ProgramModule:
 
     def __init__(self) -> None:
         self._last_value = last_value.prepared()
-        self._ending = ending.prepared()
+        self._ending = early_exit.prepared()
 
     def watch(self, path: str) -> None:
         """Follow the module that this process runs next: the program at `path`, which is absolute."""

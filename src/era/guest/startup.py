@@ -9,9 +9,9 @@ import os
 import resource
 
 import connect_filter
-import division
+import container_split
+import immortal_objects
 import landlock
-import lasting
 import socket_broker
 import template
 from isolation import isolation_seen
@@ -33,8 +33,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def prepare() -> dict[str, Any]:
     """Read the configuration (ERA_GUEST, JSON; drivers/guest.py writes it), hand over sockets, put up the walls, and
-    return the configuration, completed. In a template (template.py), and in gVisor (division.py), this returns in forks
-    only."""
+    return the configuration, completed. In a template (template.py), and in gVisor (container_split.py), this returns
+    in forks only."""
     config: dict[str, Any] = json.loads(os.environ.pop("ERA_GUEST"))
     preloaded = None
     gc.disable()
@@ -42,7 +42,7 @@ def prepare() -> dict[str, Any]:
         preloaded = preload(for_many=True)
         config = template.serve(config)
     if "division" in config:
-        config = division.divide(config)
+        config = container_split.divide(config)
     control = config["control"]
     if control != 3:
         os.dup2(control, 3, inheritable=False)
@@ -78,6 +78,6 @@ def preload(*, for_many: bool = False) -> ProgramModule:
     watching = program_module.ProgramModule()
     gc.collect()
     if for_many:
-        lasting.make_lasting()
+        immortal_objects.make_lasting()
     gc.freeze()  # and nobody's collection writes to these objects, which all forks share
     return watching

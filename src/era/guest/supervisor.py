@@ -6,16 +6,16 @@ Theory of operation
 *Becoming the program.* The sandbox's first process is `python3 main.py`, with `main.py` not there yet and this
 directory on the path. Python imports `sitecustomize` before it looks at `main.py`, and that import runs `serve()`,
 which never returns in PID 1. For a run it forks; the child *returns* from `serve()`, and the interpreter goes on with
-what it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes. So the program is a real
-`python3 main.py` from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a
-start. Where nobody can notice the last part of finalizing, it is left out (ending.py). Other languages have a process
-of theirs started in the same place, waiting in a preload script (node_wait.cjs).
-PID 1 may be a fork itself, of a template (template.py).
+what it was asked for: it opens `main.py`, makes `__main__`, runs it, finalizes. So the program is a real `python3
+main.py` from argv to exit handlers, with none of our frames beneath it, and yet costs a fork instead of a start. Where
+nobody can notice the last part of finalizing, it is left out (early_exit.py). Other languages have a process of theirs
+started in the same place, waiting in a preload script (node_wait.cjs). PID 1 may be a fork itself, of a template
+(template.py).
 
 *Spares.* The process for the next run is made ahead of need and waits at a pipe for its environment. It is made only
-once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and
-can't read or change it. A Python spare is already as far as it can be before it waits (waiting.py): what it writes to
-then need not be copied during the run.
+once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and can't
+read or change it. A Python spare is already as far as it can be before it waits (spare_wait.py): what it writes to then
+need not be copied during the run.
 
 *Files.* The program and the state of a run are new files, which are made before the run, and those that they take the
 place of are let go of after it (fresh_files.py).
@@ -79,13 +79,13 @@ import time
 import connect_filter
 import landlock
 import socket_broker
+import spare_wait
 import startup
-import waiting
 import workspace
-from following import Control, Spare, follow, zero
 from fresh_files import FreshFiles
 from invocation import Invocation, execute
 from layer import Layer
+from output_follower import Control, Spare, follow, zero
 from processes import (
     Scheduling,
     read_environment,
@@ -113,22 +113,22 @@ OURS = (
         "supervisor",
         "workspace",
         "landlock",
-        "lasting",
+        "immortal_objects",
         "layer",
         "system_v",
         "connect_filter",
-        "following",
+        "output_follower",
         "fresh_files",
         "socket_broker",
         "invocation",
         "isolation",
         "processes",
-        "entering",
-        "division",
+        "namespace_entry",
+        "container_split",
         "last_value",
-        "ending",
+        "early_exit",
         "program_module",
-        "waiting",
+        "spare_wait",
         "startup",
         "template",
     ),
@@ -372,13 +372,13 @@ class Supervisor:
         if self.program_module is not None:
             self.program_module.watch(path)
         # Kept, and not let go of: that would write to many pages which this process still shares with the supervisor.
-        _kept.extend((self, waiting.Waiting(path, self.begin)))
+        _kept.extend((self, spare_wait.Waiting(path, self.begin)))
         gc.enable()
 
     def begin(self) -> None:
         """Wait for the environment; the program begins when this returns."""
         try:
-            waiting.rehearse()
+            spare_wait.rehearse()
             environment = read_environment()
             os.close(3)
             os.environ.update(environment)

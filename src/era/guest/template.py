@@ -11,8 +11,8 @@ configuration that says nothing about any session. What it is asked, it doesn't 
 and only the child reads what stands there. So nothing of one sandbox is in its memory when the next is forked.
 
 *Walls first.* bubblewrap makes a sandbox's namespaces and its mounts, with a process of the system's in there that does
-nothing (`cat`). A child of the template enters them (entering.py says how), and puts up every other wall before it
-becomes the supervisor, which has no descriptor of the template's. So what is in force at the first program is what
+nothing (`cat`). A child of the template enters them (namespace_entry.py says how), and puts up every other wall before
+it becomes the supervisor, which has no descriptor of the template's. So what is in force at the first program is what
 bubblewrap would have put into force. A test compares the two, line by line (tests/drivers/test_templates.py).
 
 *Where there is none.* The supervisor of processes always moves into a sandbox that is there already. Where supervisors
@@ -32,7 +32,7 @@ import resource
 import signal
 import sys
 
-from entering import (
+from namespace_entry import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,

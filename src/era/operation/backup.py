@@ -35,8 +35,8 @@ from era import __version__
 from era.core.models import now, timestamp
 from era.errors import BadRequest
 from era.operation import contents, rows
+from era.operation.atomic_directories import check_free, placing
 from era.operation.contents import Advance
-from era.operation.placing import check_free, placing
 from era.operation.server_data import STORE_ID, Content, ServerData, blob_path, is_damaged, new_bucket, reading
 from era.store import place
 from era.store.migrations import upgrade

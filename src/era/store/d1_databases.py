@@ -7,7 +7,7 @@ setting outlives a call. A worker that doesn't answer well after its own deadlin
 was cancelled.
 
 On several machines a database is kept in rows, and its file is a copy, which is brought up to date before each call
-(d1_kept.py).
+(d1_replicas.py).
 
 Owners get workers in turn, and none gets all of them, so endless statements of one don't hold up another's. What an
 owner has is shared in the same way by his sessions and the connections of his clients. Workers yield to the service and
@@ -35,7 +35,7 @@ from weakref import WeakValueDictionary
 from era.core.fair_slots import FairSlots
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
-from era.store.d1_kept import KeptDatabases, Name
+from era.store.d1_replicas import DatabaseReplicas, Name
 
 _WORKER = Path(__file__).with_name("d1_worker.py")
 _WORKERS, _WORKERS_EACH = 4, 2
@@ -61,7 +61,7 @@ class D1Databases:
     """The databases of all owners: a port of core/storage.py. `open` before anything, `close` when done."""
 
     def __init__(
-        self, directory: Path, most_bytes: int, *, before: Path | None = None, kept: KeptDatabases | None = None
+        self, directory: Path, most_bytes: int, *, before: Path | None = None, kept: DatabaseReplicas | None = None
     ) -> None:
         """`directory` belongs to one process, or to the hosts of a cluster, between which SQLite's locks decide. It has
         a directory for each owner. A database has at most `most_bytes`.
@@ -177,7 +177,7 @@ class D1Databases:
         return await self._call_worker({**request, "most_bytes": most})
 
     async def _run_shared(
-        self, kept: KeptDatabases, name: Name, request: Mapping[str, Any], room: int
+        self, kept: DatabaseReplicas, name: Name, request: Mapping[str, Any], room: int
     ) -> dict[str, Any]:
         """Run a call on a copy of what is kept, and store what it changes. Raises as `_call_worker` does, Unavailable
         where the rows can't be had, or other hosts change them all the time."""
@@ -312,16 +312,16 @@ class D1Databases:
         ending.add_done_callback(self._ending.discard)
 
 
-async def opened(kept: KeptDatabases, directory: Path, copies: Path | None, most_bytes: int) -> D1Databases:
+async def opened(kept: DatabaseReplicas, directory: Path, copies: Path | None, most_bytes: int) -> D1Databases:
     """The databases of programs: files in a directory, or kept in rows, with `copies` of what is used. What is in the
     other place is brought there; nobody else does so meanwhile. Raises Unavailable, OSError."""
     as_files = D1Databases(directory / "sql", most_bytes, before=directory / "d1")
     if copies is None:
-        await kept.give_out(directory / "sql", SUFFIX)
+        await kept.export_files(directory / "sql", SUFFIX)
         as_files.open()
         return as_files
     as_files.open()
-    await kept.take_in(files(directory / "sql"))
+    await kept.import_files(files(directory / "sql"))
     databases = D1Databases(copies, most_bytes, kept=kept)
     databases.open()
     await databases.measure_all()

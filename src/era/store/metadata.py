@@ -43,7 +43,7 @@ from era.store import capsules, idempotency, outputs, quotas, runs, session_page
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
 from era.store.contexts import ContextRows
-from era.store.d1_kept import KeptDatabases
+from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
@@ -103,13 +103,13 @@ class SqlStore:
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
 
-    async def d1_databases(self) -> KeptDatabases:
+    async def d1_databases(self) -> DatabaseReplicas:
         """The rows of programs' SQL databases. Call it once, on an open store."""
         if self._alone or self.database.engines.writer.dialect.name == "sqlite":
-            return KeptDatabases(self.database)
+            return DatabaseReplicas(self.database)
         self._d1_database = Database(self._url, alone=False)
         await self._d1_database.open()
-        return KeptDatabases(self._d1_database)
+        return DatabaseReplicas(self._d1_database)
 
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises NotReady, Unavailable."""

@@ -437,7 +437,7 @@ storage_items = Table(
     Index("ix_storage_items_digest", "digest", sqlite_where=_HAS_DIGEST, postgresql_where=_HAS_DIGEST),
 )
 
-# Programs' SQL databases where hosts share them (d1_kept.py); `mark` is another one after each change.
+# Programs' SQL databases where hosts share them (d1_replicas.py); `mark` is another one after each change.
 d1_databases = Table(
     "d1_databases",
     metadata,

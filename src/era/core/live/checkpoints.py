@@ -1,9 +1,9 @@
 """Checkpoints: what the tree of a live session holds becomes the session's next version.
 
 Theory of operation. A checkpoint is a commit like any other: it is made in the session's turn, and is a version, with a
-cause of its own. What it holds is the tree of one moment (files/moments.py). Where the tree is what the version in
-force says already, there is no new one. A run's own commit takes the tree in the same way (session_run.py), so nothing
-needs a checkpoint while a run has the turn.
+cause of its own. What it holds is the tree of one moment (files/live_snapshots.py). Where the tree is what the version
+in force says already, there is no new one. A run's own commit takes the tree in the same way (session_run.py), so
+nothing needs a checkpoint while a run has the turn.
 
 They are made on request and by themselves: when a process has ended, from time to time while something may change, and
 when the session is put away, which is also what the stop of the service does (live_sessions.py). One that can't be made
@@ -16,7 +16,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from era.core.files.moments import Moments
+from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.session_files import keeping_files
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
@@ -48,7 +48,7 @@ class Checkpoints:
     """Makes what the trees of live sessions hold durable."""
 
     def __init__(
-        self, store: MetadataStore, pool: SandboxPool, turns: Turns, moments: Moments, history: HistoryBound
+        self, store: MetadataStore, pool: SandboxPool, turns: Turns, moments: LiveSnapshots, history: HistoryBound
     ) -> None:
         self._store = store
         self._pool = pool

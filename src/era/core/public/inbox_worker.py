@@ -40,7 +40,7 @@ from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
 from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, Next, Outcome, Received, no_inbox
 from era.core.public.signatures import Verify, is_genuine
-from era.core.retrying import delay
+from era.core.retry_delay import delay
 from era.core.run_messages import Collected, RunRequest
 from era.core.runs import Runs
 from era.core.telemetry import BeginTrace, DeliveryEnded, Note, Origin, ignore, origin, untraced

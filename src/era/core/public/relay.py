@@ -18,7 +18,7 @@ from era.core import jsontext
 from era.core.models import Status
 from era.core.public import headers
 from era.core.run_messages import Collected, RunResult
-from era.core.written import Written
+from era.core.spooled_output import SpooledOutput
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10
@@ -63,7 +63,7 @@ class Reply:
 
     status: int
     headers: list[tuple[str, str]]
-    body: bytes | Written
+    body: bytes | SpooledOutput
 
 
 def environment(call: Call, *, key: bytes | None, own_origin: bool = False) -> dict[str, str]:
@@ -130,7 +130,7 @@ async def reply(run: Collected, place: headers.Place) -> Reply:
         return Reply(whole.status, whole.headers, body)
 
 
-async def _begin_of(written: Written) -> bytes:
+async def _begin_of(written: SpooledOutput) -> bytes:
     """The first byte that is no white space, none where there is none."""
     async for piece in written.pieces(0, written.size):
         if stripped := piece.lstrip():
@@ -138,7 +138,7 @@ async def _begin_of(written: Written) -> bytes:
     return b""
 
 
-def _text(result: RunResult, body: bytes | Written, place: headers.Place) -> Reply:
+def _text(result: RunResult, body: bytes | SpooledOutput, place: headers.Place) -> Reply:
     """The response of a program that printed text."""
     status = 200 if result.exit_code == 0 else 500
     return Reply(status, _headers({}, "text/plain; charset=utf-8", place), body)

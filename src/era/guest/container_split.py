@@ -3,7 +3,7 @@
 Theory of operation
 ===================
 
-Nothing of the host's can enter a container of gVisor's as it enters a sandbox of bubblewrap's (entering.py): its
+Nothing of the host's can enter a container of gVisor's as it enters a sandbox of bubblewrap's (namespace_entry.py): its
 namespaces are the sentry's. So who makes them has to be inside from the start, and where the supervisor of runs can't
 reach it: its `kill(-1)` at the end of a run kills all that is below it. So the container's first process is this one.
 It forks the supervisor of runs into a PID namespace of its own, and that of processes, when the host wants it, into
@@ -27,7 +27,7 @@ import os
 import select
 import signal
 
-from entering import give_up_privileges, make_mounts_private, mount_proc, mount_terminals, receive
+from namespace_entry import give_up_privileges, make_mounts_private, mount_proc, mount_terminals, receive
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:

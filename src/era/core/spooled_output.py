@@ -24,7 +24,7 @@ PIECE = 64 << 10
 """Bytes of a piece that is read."""
 
 
-class Written:
+class SpooledOutput:
     """What a run has written to one stream so far. Close it, or have it collected."""
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -39,7 +39,7 @@ class Written:
         self._shared = False
 
     @classmethod
-    def of_file(cls, fd: int) -> Written:
+    def of_file(cls, fd: int) -> SpooledOutput:
         """The content of a file, which this takes over."""
         made = cls()
         made._take(fd)
@@ -81,18 +81,18 @@ class Written:
         """All of it. Only for what is small."""
         return await self.read(0, self.size)
 
-    def so_far(self) -> Written:
+    def so_far(self) -> SpooledOutput:
         """A copy of what has been written by now, which stays as it is and has a life of its own."""
-        copy = Written()
+        copy = SpooledOutput()
         in_file, buffer = self._state
         if in_file:
             copy._take(os.dup(self._fd))
         copy._state = in_file, buffer[:]
         return copy
 
-    def another(self) -> Written:
+    def another(self) -> SpooledOutput:
         """A new one with its temporary file in the same place."""
-        return Written(self._directory)
+        return SpooledOutput(self._directory)
 
     def put(self, batch: BlobBatch) -> str:
         """Put all of it into a batch of the blob store, once nothing is appended any more. Returns the digest. Blocks;

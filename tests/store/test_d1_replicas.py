@@ -16,7 +16,7 @@ from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest
 from era.store import d1_databases
 from era.store.d1_databases import D1Databases
-from era.store.d1_kept import CHUNK, MOVED, KeptDatabases
+from era.store.d1_replicas import CHUNK, MOVED, DatabaseReplicas
 from tests.store.rows import execute, opened
 
 NAME = (DEFAULT_OWNER, "n")
@@ -26,7 +26,7 @@ ROOM = 1 << 30
 @dataclass
 class OneHost:
     databases: D1Databases
-    kept: KeptDatabases
+    kept: DatabaseReplicas
     directory: Path
 
     async def run(self, sql: str, params: Any = ()) -> list[dict[str, Any]]:
@@ -147,11 +147,11 @@ async def test_files_become_rows_and_rows_files(hosts: list[OneHost], tmp_path: 
         connection.execute("CREATE TABLE t (n)")
         connection.execute("INSERT INTO t VALUES (7)")
     a, b = hosts
-    await a.kept.take_in(d1_databases.files(files))
+    await a.kept.import_files(d1_databases.files(files))
     assert [each.name for each in path.parent.iterdir()] == [f"n.sqlite{MOVED}"]
     assert await b.run("SELECT n FROM t") == [{"n": 7}]
     await b.run("UPDATE t SET n = 8")
-    await a.kept.give_out(files, d1_databases.SUFFIX)
+    await a.kept.export_files(files, d1_databases.SUFFIX)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT n FROM t").fetchall() == [(8,)]
     assert await a.kept.sizes() == {}

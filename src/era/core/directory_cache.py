@@ -33,7 +33,7 @@ _FREE_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedDirectory:
     """A session's directory, in a sandbox that is dead."""
 
     sandbox: Sandbox
@@ -41,7 +41,7 @@ class Kept:
     """What it holds."""
 
 
-class KeptDirectories:
+class DirectoryCache:
     """The kept directories, by session."""
 
     def __init__(self, most_bytes: int, forget: Callable[[str], None]) -> None:
@@ -49,7 +49,7 @@ class KeptDirectories:
         is about to be removed."""
         self._most_bytes = most_bytes
         self._forget = forget
-        self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._kept: OrderedDict[int, CachedDirectory] = OrderedDict()
         self._bytes = self._files = 0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -65,7 +65,7 @@ class KeptDirectories:
     def add(self, session_key: int, sandbox: Sandbox, snapshot: Snapshot) -> None:
         """Keep the directory of a sandbox that was put away, which holds this snapshot. Others may go for it."""
         self._drop(session_key)
-        self._kept[session_key] = Kept(sandbox, snapshot)
+        self._kept[session_key] = CachedDirectory(sandbox, snapshot)
         self._bytes += _disk_bytes(snapshot)
         self._files += snapshot.file_count
         while self._kept and (
@@ -73,7 +73,7 @@ class KeptDirectories:
         ):
             self._drop(next(iter(self._kept)))
 
-    def take(self, session_key: int) -> Kept | None:
+    def take(self, session_key: int) -> CachedDirectory | None:
         """Take out the session's directory, if there is one. The caller closes it, with `close_soon` or `close`."""
         kept = self._kept.pop(session_key, None)
         if kept is not None:
@@ -81,12 +81,12 @@ class KeptDirectories:
             self._files -= kept.snapshot.file_count
         return kept
 
-    async def close(self, kept: Kept) -> None:
+    async def close(self, kept: CachedDirectory) -> None:
         """Remove a directory that was taken out. It is gone when this returns."""
         self._forget(kept.sandbox.id)
         await kept.sandbox.close()
 
-    def close_soon(self, kept: Kept) -> None:
+    def close_soon(self, kept: CachedDirectory) -> None:
         """The same, without waiting for it."""
         task = asyncio.create_task(self.close(kept))
         self._closing.add(task)

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from era.core import places
-from era.core.places import Places
+from era.core import fair_queue
+from era.core.fair_queue import FairQueue
 from era.errors import TooBusy
 from tests.unit.core import until
 
@@ -15,7 +15,7 @@ from tests.unit.core import until
 class Order:
     """Who got a place, in order."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: FairQueue) -> None:
         self._places = places
         self.served: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
@@ -35,11 +35,11 @@ class Order:
 
 
 @pytest.fixture
-def one() -> Places:
-    return Places(1, hint="later")
+def one() -> FairQueue:
+    return FairQueue(1, hint="later")
 
 
-async def test_who_waits_is_served_in_order(one: Places) -> None:
+async def test_who_waits_is_served_in_order(one: FairQueue) -> None:
     order = Order(one)
     for name in "abc":
         await order.ask("me", name)
@@ -50,7 +50,7 @@ async def test_who_waits_is_served_in_order(one: Places) -> None:
     assert (order.served, one.wanted) == (["a", "b", "c"], 0)
 
 
-async def test_owners_take_turns(one: Places) -> None:
+async def test_owners_take_turns(one: FairQueue) -> None:
     order = Order(one)
     for number in range(4):
         await order.ask("many", f"many {number}")
@@ -62,7 +62,7 @@ async def test_owners_take_turns(one: Places) -> None:
     assert order.served == ["many 0", "many 1", "few", "other", "many 2", "many 3"]
 
 
-async def test_a_place_is_not_lost_with_its_caller(one: Places) -> None:
+async def test_a_place_is_not_lost_with_its_caller(one: FairQueue) -> None:
     order = Order(one)
     for name in "abc":
         await order.ask("me", name)
@@ -75,7 +75,7 @@ async def test_a_place_is_not_lost_with_its_caller(one: Places) -> None:
     assert (order.served, one.wanted) == (["a"], 0)
 
 
-async def test_fewer_and_more_places(one: Places) -> None:
+async def test_fewer_and_more_places(one: FairQueue) -> None:
     order = Order(one)
     for name in "abc":
         await order.ask("me", name)
@@ -89,7 +89,7 @@ async def test_fewer_and_more_places(one: Places) -> None:
     assert (order.served, one.wanted) == (["a", "b", "c"], 1)
 
 
-async def test_who_waits_while_nothing_comes_free_is_told(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_while_nothing_comes_free_is_told(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one, "_patience", 0.2)
     await one.take("me")
     with pytest.raises(TooBusy) as refused:
@@ -99,7 +99,7 @@ async def test_who_waits_while_nothing_comes_free_is_told(one: Places, monkeypat
     assert one.wanted == 0
 
 
-async def test_who_waits_while_places_come_free_is_patient(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_while_places_come_free_is_patient(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one, "_patience", 2.0)
     order = Order(one)
     for _ in range(8):
@@ -111,8 +111,8 @@ async def test_who_waits_while_places_come_free_is_patient(one: Places, monkeypa
     await asyncio.gather(*order.tasks)
 
 
-async def test_who_would_wait_for_too_long_is_told_at_once(one: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_LONGEST", 0.5)
+async def test_who_would_wait_for_too_long_is_told_at_once(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_queue, "_LONGEST", 0.5)
     order = Order(one)
     for _ in range(30):
         await order.ask("me")

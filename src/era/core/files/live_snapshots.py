@@ -7,10 +7,10 @@ Theory of operation
 the tree was what is known already when the scan began (`Scan.was_still`).
 
 *Standing still.* Where the sandbox can be frozen, everything in it stands still while the directory is scanned and what
-has changed is put aside (aside.py): that takes milliseconds, since most of the tree is known from the time before, and
-copies share blocks with the files where the file system can do that. Then everything goes on, while what was put aside
-is hashed, stored and made durable. A directory that isn't known yet is looked at once before, while processes go on: so
-the moment is short all the same.
+has changed is put aside (content_copies.py): that takes milliseconds, since most of the tree is known from the time
+before, and copies share blocks with the files where the file system can do that. Then everything goes on, while what
+was put aside is hashed, stored and made durable. A directory that isn't known yet is looked at once before, while
+processes go on: so the moment is short all the same.
 
 *Looking twice.* Where it can't be frozen, it is looked at until two looks agree. If nothing changed between what the
 first saw and what the second saw, file by file, then all was so at the time between the two. If they never agree, the
@@ -36,7 +36,7 @@ from pathlib import Path
 
 from era.core import limits
 from era.core.files import trees
-from era.core.files.aside import Aside
+from era.core.files.content_copies import ContentCopies
 from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
 from era.core.files.memory import Memory
 from era.core.files.paths import Parts
@@ -60,7 +60,7 @@ _MOST_KNOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class LiveSnapshot:
     """What a working directory held."""
 
     snapshot: Snapshot
@@ -73,14 +73,14 @@ class _Look:
     """A scanned tree, what was put aside of it, and the watch and the held files at that time."""
 
     tree: Tree
-    aside: Aside
+    aside: ContentCopies
     watch: Watch | None
     held: HeldFiles | None
     missed: bool = False
     """Whether anything was gone when it was looked at."""
 
 
-class Moments:
+class LiveSnapshots:
     """Takes snapshots of live sessions' working directories."""
 
     def __init__(self, snapshots: Snapshots, directory: Path) -> None:
@@ -93,7 +93,7 @@ class Moments:
 
     async def take(
         self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None, *, changed: bool = False
-    ) -> Moment:
+    ) -> LiveSnapshot:
         """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
         raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
         that it was changed just now, so that nothing would come of looking whether it is as it was."""
@@ -106,10 +106,10 @@ class Moments:
             self._snapshots.forget(sandbox.id)
             raise
 
-    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, *, changed: bool) -> Moment:
+    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, *, changed: bool) -> LiveSnapshot:
         memory = self._snapshots.memory_of(sandbox, previous)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
-            return Moment(previous, consistent=True)
+            return LiveSnapshot(previous, consistent=True)
         is_known = memory is not None and (
             memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE or not sandbox.opens_on_host
         )
@@ -125,7 +125,7 @@ class Moments:
                 sandbox, lambda: self._store(found, known), bulk=look.aside.bytes > _BULK_BYTES
             )
         self._snapshots.remember(sandbox.id, updated)
-        return Moment(updated.snapshot, consistent)
+        return LiveSnapshot(updated.snapshot, consistent)
 
     def _is_unchanged(self, sandbox: Sandbox, memory: Memory) -> bool:
         """Whether a small tree that is known is still what it was, at this moment. What a process had mapped at the
@@ -156,12 +156,12 @@ class Moments:
                     self._cant_freeze.clear()
                 self._cant_freeze.add(sandbox.id)
                 return None
-            aside = Aside(self._directory)
+            aside = ContentCopies(self._directory)
             stack.callback(aside.close)
             return await self._snapshots.in_slot(lambda: self._look(sandbox, memory, entry, aside, is_warm=is_warm))
 
     def _look(
-        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: Aside, *, is_warm: bool
+        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: ContentCopies, *, is_warm: bool
     ) -> _Look:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
         with trees.opened_root(sandbox.workspace) as root:
@@ -235,7 +235,7 @@ class Moments:
     async def _warm(self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None) -> Memory | None:
         """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
         then is true of each file, but of no moment; nothing where that fails, as the next look will say."""
-        aside = Aside(self._directory)
+        aside = ContentCopies(self._directory)
 
         def job() -> Memory:
             with trees.opened_root(sandbox.workspace) as root:
@@ -269,7 +269,7 @@ class Moments:
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
 
-        def job(aside: Aside) -> tuple[_Look, bool]:
+        def job(aside: ContentCopies) -> tuple[_Look, bool]:
             with trees.opened_root(sandbox.workspace) as root:
                 held = sandbox.held_files(os.fstat(root).st_dev)
                 bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
@@ -287,7 +287,7 @@ class Moments:
             return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
 
         for left in reversed(range(_LOOKS)):
-            aside = Aside(self._directory)
+            aside = ContentCopies(self._directory)
             stack.callback(aside.close)
             look, agrees = await self._on_thread(sandbox, partial(job, aside))
             if agrees or not left:

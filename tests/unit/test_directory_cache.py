@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from era.core import kept
+from era.core import directory_cache
 from era.core.files import restoring, trees
 from era.core.files.edits import Changes, Remove
 from era.core.models import Snapshot
@@ -148,7 +148,7 @@ async def test_nothing_is_kept_of_a_deleted_session(core: Core) -> None:
 
 
 async def test_the_oldest_goes_first(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_MOST_FILES", 2 * FILES + 10)
+    monkeypatch.setattr(directory_cache, "_MOST_FILES", 2 * FILES + 10)
     for name in ("a", "b", "c"):
         await core.session(name)
         await core.run(FILL, name)
@@ -159,7 +159,7 @@ async def test_the_oldest_goes_first(core: Core, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_none_is_kept_while_the_disk_is_short(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_FREE_SHARE", 1.1)
+    monkeypatch.setattr(directory_cache, "_FREE_SHARE", 1.1)
     await fill_and_put_away(core)
     await until(lambda: directories(core) == 1)
     assert (await core.run(SHOW)).stdout == SHOWN

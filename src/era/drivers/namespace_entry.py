@@ -1,6 +1,7 @@
 """Where a sandbox's process supervisor comes from: a fork of the service's that enters the sandbox's namespaces.
 
-guest/template.py and guest/entering.py say how that one does it, and what hostile code in there could do about it.
+guest/template.py and guest/namespace_entry.py say how that one does it, and what hostile code in there could do about
+it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Startable(Protocol):
     movers: ThreadPoolExecutor
 
 
-class Entrance:
+class NamespaceEntry:
     """By which process supervisors get into the sandboxes of one driver."""
 
     def __init__(self, driver: Startable) -> None:
@@ -133,7 +134,7 @@ class Entrance:
 def _enter(
     forker: Forker, pid: int, config: JsonObject, *, uid: int | None, control: int, log: int, groups: list[int]
 ) -> Forked:
-    """See Entrance.enter. Blocks. Raises TemplateFailed."""
+    """See NamespaceEntry.enter. Blocks. Raises TemplateFailed."""
     request: JsonObject = {
         "config": config,
         "uid": uid,

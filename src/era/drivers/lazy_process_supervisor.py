@@ -15,7 +15,7 @@ from era.errors import SandboxFailed
 _START_SECONDS = 20.0
 
 
-class Beside:
+class LazyProcessSupervisor:
     """The process supervisor of one sandbox."""
 
     def __init__(

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from era.api.cut_off import SECONDS, ask_when_idle, cut_off
+from era.api.dead_peers import SECONDS, ask_when_idle, cut_off
 from tests.hostile.wires import Fate, Place, Wires, inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from era.core.written import MEMORY_BYTES, PIECE, Written
+from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
 from era.store.blobs import LocalBlobs
 
 
@@ -18,8 +18,8 @@ def some(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-async def written(directory: Path, content: bytes) -> Written:
-    made = Written(directory)
+async def written(directory: Path, content: bytes) -> SpooledOutput:
+    made = SpooledOutput(directory)
     for at in range(0, len(content), PIECE):
         await made.append(content[at : at + PIECE])
     return made

@@ -1,5 +1,5 @@
-"""Programs' SQL databases where hosts on several machines share them: kept in rows, in chunks, and copied to whoever
-uses one (d1_databases.py).
+"""Replicas of programs' SQL databases, which hosts on several machines share: the original is in rows, in chunks, and
+each host has a copy as a file of those that it uses (d1_databases.py).
 
 Theory of operation. A host has a copy of a database, a file, as long as it likes. Before each call it reads the
 database's row: its mark is new with each change, so a copy with the same mark is as new as the row, and any other gets
@@ -64,11 +64,11 @@ class _Copy:
     """Of its chunks."""
 
     counter: bytes
-    stale: set[int] = field(default_factory=set)
-    """Chunks that a call has changed which didn't count."""
+    diverged: set[int] = field(default_factory=set)
+    """Chunks that a call changed in the copy and that weren't stored, so that the next pull has to bring them again."""
 
 
-class KeptDatabases:
+class DatabaseReplicas:
     """The rows of databases, and what this host has of them as files."""
 
     def __init__(self, database: Database) -> None:
@@ -84,7 +84,7 @@ class KeptDatabases:
         """Store what has changed in the file since it was pulled; false where the rows have changed, too, and nothing
         was stored. Raises Unavailable; then it may have been."""
         copy = self._copies.pop(name, None)
-        new = await asyncio.to_thread(_looked_at, path)
+        new = await asyncio.to_thread(_scanned, path)
         if new is None or (copy is not None and new.counter == copy.counter):
             if copy is not None:
                 self._copies[name] = copy
@@ -96,7 +96,7 @@ class KeptDatabases:
             new.key, new.version = stored
             self._copies[name] = new
         elif copy is not None:
-            copy.stale |= changed.union(range(len(new.digests), len(copy.digests)))
+            copy.diverged |= changed.union(range(len(new.digests), len(copy.digests)))
             self._copies[name] = copy
         return stored is not None
 
@@ -115,7 +115,7 @@ class KeptDatabases:
         found = await self._database.read(lambda connection: connection.execute(query).all())
         return {(owner, namespace): size for owner, namespace, size in found}
 
-    async def take_in(self, files: Iterable[tuple[Name, Path]]) -> None:
+    async def import_files(self, files: Iterable[tuple[Name, Path]]) -> None:
         """Put databases that are files into rows. The files stay, under other names. Raises Unavailable, OSError."""
         for name, path in files:
             draft = path.with_suffix(".taken-in")
@@ -127,7 +127,7 @@ class KeptDatabases:
             draft.unlink(missing_ok=True)
             path.rename(f"{path}{MOVED}")
 
-    async def give_out(self, directory: Path, suffix: str) -> None:
+    async def export_files(self, directory: Path, suffix: str) -> None:
         """Make files of all databases that are in rows: from now on they are those. Raises Unavailable, OSError."""
         for name in await self.sizes():
             path = directory / name[0] / f"{name[1]}{suffix}"
@@ -142,7 +142,7 @@ class KeptDatabases:
 
 
 def _pull(connection: Connection, name: Name, path: Path, copy: _Copy | None) -> dict[Name, _Copy]:
-    """See KeptDatabases.pull; what is known of the copy then, by name."""
+    """See DatabaseReplicas.pull; what is known of the copy then, by name."""
     row = connection.execute(_FIND, _named(name)).one_or_none()
     if row is None or copy is None or copy.key != row.key:
         copy = None
@@ -150,12 +150,12 @@ def _pull(connection: Connection, name: Name, path: Path, copy: _Copy | None) ->
             each.unlink(missing_ok=True)
     if row is None:
         return {}
-    if copy is not None and copy.mark == row.mark and not copy.stale:
+    if copy is not None and copy.mark == row.mark and not copy.diverged:
         return {name: copy}
     new = _Copy(row.key, row.version, row.mark, [] if copy is None else copy.digests, b"")
     is_wanted = d1_chunks.c.database_key == row.key
     if copy is not None:
-        is_wanted &= or_(d1_chunks.c.version > copy.version, d1_chunks.c.number.in_(copy.stale))
+        is_wanted &= or_(d1_chunks.c.version > copy.version, d1_chunks.c.number.in_(copy.diverged))
     query = select(d1_chunks.c.number, d1_chunks.c.content).where(is_wanted).order_by(d1_chunks.c.number)
     count = -(-row.size // CHUNK)
     new.digests[count:] = []
@@ -174,7 +174,7 @@ def _pull(connection: Connection, name: Name, path: Path, copy: _Copy | None) ->
 def _push(
     connection: Connection, name: Name, path: Path, copy: _Copy | None, new: _Copy, changed: set[int], *, again: bool
 ) -> tuple[int, int] | None:
-    """See KeptDatabases.push; the key and version of what was stored."""
+    """See DatabaseReplicas.push; the key and version of what was stored."""
     size = path.stat().st_size
     row = connection.execute(_FIND, _named(name)).one_or_none()
     if again and row is not None and row.mark == new.mark:
@@ -209,7 +209,7 @@ def _drop(connection: Connection, name: Name) -> bool:
     return True
 
 
-def _looked_at(path: Path) -> _Copy | None:
+def _scanned(path: Path) -> _Copy | None:
     """What a file holds that isn't kept yet; None where there is none."""
     try:
         with path.open("rb") as file:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from era.api import elsewhere
-from era.api.elsewhere import field_hint, path_hint, session_path_hint
+from era.api import foreign_calls
+from era.api.foreign_calls import field_hint, path_hint, session_path_hint
 from era.wire import runs, sessions, storage
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_a_misspelt_field_or_one_of_another_call_has_no_such_hint(name: str, kno
 
 
 def hints() -> Iterator[str]:
-    for value in vars(elsewhere).values():
+    for value in vars(foreign_calls).values():
         if isinstance(value, dict):
             yield from (hint for hint in value.values() if isinstance(hint, str))
 

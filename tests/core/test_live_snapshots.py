@@ -19,7 +19,7 @@ import pytest
 
 from era.core.files import trees
 from era.core.files.file_systems import times_tell_of_maps
-from era.core.files.moments import Moment, Moments
+from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
 from era.core.process import HeldFiles
@@ -100,19 +100,19 @@ class MomentLab(Lab):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         (directory / "aside").mkdir()
-        self.moments = Moments(self.snapshots, directory / "aside")
+        self.moments = LiveSnapshots(self.snapshots, directory / "aside")
         workspace = directory / "live"
         workspace.mkdir()
         self.live = Live(workspace, "live")
         self.last: Snapshot = EMPTY
 
-    def moment(self) -> Moment:
+    def moment(self) -> LiveSnapshot:
         moment = asyncio.run(self._take())
         self.last = moment.snapshot
         assert os.listdir(self.directory / "aside") == []
         return moment
 
-    async def _take(self) -> Moment:
+    async def _take(self) -> LiveSnapshot:
         return await self.moments.take(self.live.sandbox, self.last)
 
     def contents(self, snapshot: Snapshot | None = None) -> dict[str, bytes]:
@@ -372,7 +372,7 @@ def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab.live, "frozen", never)
         before = lab.last
-        assert lab.moment() == Moment(before, consistent=True)
+        assert lab.moment() == LiveSnapshot(before, consistent=True)
         for path, changed in (("a", "a/b"), (".", "a"), (".", "link")):
             # There and back again, so that nothing tells it but the times.
             os.rename(lab.live.workspace / changed, lab.live.workspace / path / "away")
@@ -384,7 +384,7 @@ def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> 
             lab.moment()
             time.sleep(SETTLE)
             patch.setattr(lab.live, "frozen", never)
-            assert lab.moment() == Moment(before, consistent=True)
+            assert lab.moment() == LiveSnapshot(before, consistent=True)
 
 
 @pytest.mark.parametrize("freezes_later", [True, False])

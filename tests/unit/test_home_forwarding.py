@@ -14,14 +14,14 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from era.api.addresses import base_url, served_port
+from era.api.home_forwarding import HomeForwarding
 from era.api.hop import HEADER, Hops
 from era.api.host_connections import HostConnections
 from era.api.other_hosts import OtherHosts
-from era.api.to_home import ToHome
 from era.core.api_keys import Caller
+from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
 from era.core.moves import Moves
-from era.core.places import Places
 from era.core.turns import Turns
 from era.errors import Forbidden, HomeUnreachable
 from era.settings import Settings
@@ -93,14 +93,14 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
         answered.append(loop.time())
 
     hops = Hops("secret", homes, SETTINGS)
-    to_home = ToHome(
+    to_home = HomeForwarding(
         answer,
         homes=homes,
         session_of_site=lambda _: None,
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
         other_hosts=OtherHosts(homes, hops, HostConnections(hops, None)),
-        moves=Moves(homes, Turns(), nothing, Places(1, hint=""), Live(), ()),
+        moves=Moves(homes, Turns(), nothing, FairQueue(1, hint=""), Live(), ()),
         answers={},
     )
     began = loop.time()

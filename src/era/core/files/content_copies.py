@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 _numbers = count()
 
 
-class Aside:
+class ContentCopies:
     """The content of files of one tree. Larger files are copies in a directory, which share blocks with the originals
     where the file system can do that. `close` it at the end."""
 

@@ -1,9 +1,9 @@
 """The hop: a call that has reached a host which isn't the session's home, passed on to the home.
 
-Theory of operation. Any host of a cluster takes any call. The guard checks it there, as on a single server; then ToHome
-finds out where the session is at home and, if that is another host, writes the request to it and its answer back, both
-streamed (exchange.py): plain calls, event streams, uploads and WebSockets alike. The home does everything else, so
-there is no second way to do anything.
+Theory of operation. Any host of a cluster takes any call. The guard checks it there, as on a single server; then
+HomeForwarding finds out where the session is at home and, if that is another host, writes the request to it and its
+answer back, both streamed (exchange.py): plain calls, event streams, uploads and WebSockets alike. The home does
+everything else, so there is no second way to do anything.
 
 Hosts trust each other by a secret that all have, and that nobody is told (hop.py). Programs in sandboxes reach no host.
 Whoever can read the connections between hosts can read what is passed on, unless that is over TLS (host_tls.py).
@@ -28,7 +28,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from era.api.context import Answer
-from era.api.cut_off import cut_off
+from era.api.dead_peers import cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hop, target_of
 from era.api.host_connections import CONNECT_SECONDS, Connection, NotTrusted
@@ -63,7 +63,7 @@ _NOT_PASSED_ON = _OWN | {"content-length", "transfer-encoding", "date", "x-reque
 """Headers that are between two ends of one connection, or that are made anew."""
 
 
-class ToHome:
+class HomeForwarding:
     """ASGI middleware, for requests that have passed the guard: passes them on to their session's home."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """The host's end of the division of a container of gVisor's in two, one part for runs and one for processes.
 
-guest/division.py is the other end, and has the theory of operation and the wire format.
+guest/container_split.py is the other end, and has the theory of operation and the wire format.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import socket
 
 
-class Division:
+class ContainerSplit:
     """Starts the process supervisor of one sandbox, of which there is one at a time."""
 
     def __init__(self, sock: socket.socket) -> None:

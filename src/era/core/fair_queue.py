@@ -25,7 +25,7 @@ _WEIGHT = 0.2
 """How much the last interval counts in the mean of those between two places that came free."""
 
 
-class Places:
+class FairQueue:
     """So many places, and who waits for them."""
 
     def __init__(
