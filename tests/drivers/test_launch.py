@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import kill
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from era.drivers import processes
+from era.drivers.launch import Bubblewrap
+from era.drivers.survivor import Survivor
 from tests.conftest import eventually, is_running
 from tests.hostile.conftest import strace
 
@@ -79,3 +82,30 @@ def test_nothing_waits_for_a_bubblewrap_that_was_killed_with_its_service(tmp_pat
     finally:
         with suppress(ProcessLookupError):
             kill(second, signal.SIGKILL)
+
+
+class Noted(Survivor):
+    """One that is told of groups, and kills none."""
+
+    def __init__(self) -> None:
+        self.removed: list[int] = []
+
+    def remove(self, group: int) -> None:
+        self.removed.append(group)
+
+
+def killed(process: Bubblewrap) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("end", [Bubblewrap.wait, Bubblewrap.end, Bubblewrap.poll, killed])
+def test_a_group_whose_number_is_free_is_killed_no_more(end: Callable[[Bubblewrap], object]) -> None:
+    """However it is learned that bubblewrap has ended: else the number, which may be somebody else's by the time that
+    the service ends, would be killed then."""
+    process = Bubblewrap(["/bin/true"], start_new_session=True)
+    process.survivor = survivor = Noted()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(2):
+        end(process)
+        assert survivor.removed == [process.pid]

@@ -35,20 +35,33 @@ class Bubblewrap(subprocess.Popen[bytes]):
     survivor: Survivor
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            super().wait(timeout)
-            self.survivor.remove(self.pid)
-        return self.returncode
+        with self._noticed():
+            return super().wait(timeout)
+
+    def poll(self) -> int | None:
+        """Also called by `kill`, which thus waits for one that has ended."""
+        with self._noticed():
+            return super().poll()
 
     def end(self, seconds: float = 0) -> None:
         """Let nothing be left: kill it, unless it ends by itself in so many seconds, with what it has cloned, which
         would wait for it for ever if it hasn't begun yet."""
+        if self.returncode is not None:
+            return  # its group may be somebody else's by now
         with contextlib.suppress(subprocess.TimeoutExpired):
             if seconds:
                 self.wait(seconds)
                 return
         os.killpg(self.pid, signal.SIGKILL)
         self.wait()
+
+    @contextlib.contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """Tell the survivor, if it is in this block that the process has been waited for: then its number is free."""
+        had_ended = self.returncode is not None
+        yield
+        if not had_ended and self.returncode is not None:
+            self.survivor.remove(self.pid)
 
 
 @dataclass(frozen=True, slots=True)
