@@ -12,6 +12,7 @@ at once, and in OpenSSL's own words.
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -88,15 +89,16 @@ def _load(context: ssl.SSLContext, settings: Settings) -> None:
 def _tried(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> tuple[tuple[str, ...], datetime]:
     """Have this host call itself: names of its certificate, and the end of its time. Raises NotReady."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    caller = client.wrap_bio(down, up, server_hostname=name)
-    called = server.wrap_bio(up, down, server_side=True)
-    for end in (caller, called, caller, called):
-        try:
-            end.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLCertVerificationError as error:
-            raise NotReady(f"Other hosts wouldn't take ERA_CLUSTER_CERTIFICATE: {why_refused(error)}.") from None
+    try:
+        caller = client.wrap_bio(down, up, server_hostname=name)
+        called = server.wrap_bio(up, down, server_side=True)
+        for end in (caller, called, caller, called):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    except ssl.SSLError as error:  # of a key that TLS 1.3 has no signatures for, too
+        raise NotReady(f"Other hosts wouldn't take ERA_CLUSTER_CERTIFICATE: {why_refused(error)}.") from None
+    except ValueError:
+        raise NotReady(f"Other hosts couldn't call this one: '{name}' is no name of a host.") from None
     certificate = caller.getpeercert() or {}
     names = tuple(str(each[1]) for each in certificate.get("subjectAltName", ()))
     return names, datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"]))).astimezone()

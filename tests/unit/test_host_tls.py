@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from era.doctor import cluster_findings
 from era.errors import NotReady
@@ -49,6 +50,7 @@ def files(issuer: Issuer = ISSUER, name: str = "127.0.0.1", *, calls: bool = Tru
         ({"certificate": b""}, {}, "ERA_CLUSTER_CERTIFICATE_KEY and ERA_CLUSTER_AUTHORITY, too"),
         (files(), {"cluster_authority": Path("/nowhere")}, "ERA_CLUSTER_AUTHORITY can't be read"),
         (files(), {"host_url": "http://127.0.0.1:8788"}, "ERA_HOST_URL is plain"),
+        (files(), {"host_url": "https://host..internal:8788"}, "is no name of a host"),
         (files(), {"shared_dir": None, "cluster_secret": None}, "ERA_SHARED_DIR"),
         ({}, {"cluster_port": 8788}, "ERA_CLUSTER_CERTIFICATE, too"),
     ],
@@ -60,6 +62,14 @@ def test_a_certificate_that_the_others_would_refuse(
         check_cluster(settings(tmp_path, content, **changed))
     assert "\n" not in problem.value.message
     assert not problem.value.hint
+
+
+def test_a_key_that_tls_has_no_signatures_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ec, "SECP256R1", ec.SECP256K1)
+        content = files()
+    with pytest.raises(NotReady, match="Other hosts wouldn't take ERA_CLUSTER_CERTIFICATE"):
+        check_cluster(settings(tmp_path, content))
 
 
 def test_a_certificate_for_the_name_at_which_the_others_call(tmp_path: Path) -> None:
