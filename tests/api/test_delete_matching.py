@@ -55,6 +55,7 @@ def test_what_the_list_shows_is_deleted(client: httpx.Client, query: dict[str, s
         "limit=1",
         "cursor=x",
         "metadata.team=blue&metadata.team=red",
+        "&".join(f"metadata.k{n}=v" for n in range(33)),
         "language=cobol",
         "status=done",
         "metadata=blue",

@@ -147,6 +147,13 @@ def test_the_list_can_be_filtered(client: httpx.Client, session: MakeSession, qu
     assert [item["id"] for item in client.get(f"/api/sessions?{query}").json()["sessions"]] == expected
 
 
+def test_the_list_is_not_filtered_by_so_many_labels_that_the_query_takes_long(client: httpx.Client) -> None:
+    labels = {f"metadata.k{number}": "v" for number in range(33)}
+    assert refused(client.get("/api/sessions", params={**labels, "limit": 1}), 400)["code"] == "invalid_field"
+    labels.popitem()
+    assert client.get("/api/sessions", params={**labels, "limit": 1}).json()["count"] == 0
+
+
 def test_a_session_is_running_while_it_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where, other = session(), session()
     with ThreadPoolExecutor(1) as pool:

@@ -83,15 +83,25 @@ async def create_session(
     return await made_answer(made, request, context)
 
 
+_MOST_LABELS = 32
+"""By which a list is filtered: a query grows with each."""
+
+
 async def labels(
     request: Request,
     _documented: Annotated[
         str | None, Query(alias=f"metadata{ANY_KEY}", description="Only those whose label KEY has this value.")
     ] = None,
 ) -> dict[str, str]:
-    """The labels that sessions must have, from the query parameters `metadata.KEY=VALUE`."""
-    prefix = "metadata."
-    return {name.removeprefix(prefix): value for name, value in request.query_params.items() if name.startswith(prefix)}
+    """The labels that sessions must have, from the query parameters `metadata.KEY=VALUE`. Raises BadRequest for
+    too many."""
+    prefix, given = "metadata.", request.query_params.items()
+    found = {name.removeprefix(prefix): value for name, value in given if name.startswith(prefix)}
+    if len(found) > _MOST_LABELS:
+        raise BadRequest(
+            f"A list is filtered by at most {_MOST_LABELS} labels, and {len(found)} are given.", code="invalid_field"
+        )
+    return found
 
 
 Labels = Annotated[dict[str, str], Depends(labels)]
