@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from era.api.addresses import base_url, served_port
 from era.api.home_forwarding import HomeForwarding
-from era.api.hop import HEADER, Hops
+from era.api.hop import HEADER, Hop, Hops
 from era.api.host_connections import HostConnections
 from era.api.other_hosts import OtherHosts
 from era.core.api_keys import Caller
@@ -25,8 +25,9 @@ from era.core.moves import Moves
 from era.core.turns import Turns
 from era.errors import Forbidden, HomeUnreachable
 from era.settings import Settings
+from tests.owners import mine
 from tests.unit.test_homes import Rows
-from tests.unit.test_moves import Live
+from tests.unit.test_moves import Live, cluster
 
 SILENT = Host("silent", "")
 SETTINGS = Settings(api_key=SecretStr("k"), host="0.0.0.0")
@@ -196,3 +197,32 @@ async def test_what_a_host_does_not_say_gives_nobody_more_than_he_has() -> None:
         request = Request({**arrived, "state": {"hop": hop}})
         assert base_url(request, SETTINGS) == "http://10.0.0.8:9000"
         assert served_port(request, SETTINGS) == 9000
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_call_is_passed_on_twice_at_most(again: bool) -> None:
+    """So one that was has its session move no further, which it couldn't follow."""
+    async with cluster() as one:
+        hops = Hops("secret", one.homes, SETTINGS)
+        answered: list[Scope] = []
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            answered.append(scope)
+
+        other_hosts = OtherHosts(one.homes, hops, HostConnections(hops, None))
+        other_hosts.room = one.ask  # type: ignore[method-assign]  # nobody answers there
+        forwarding = HomeForwarding(
+            answer,
+            homes=one.homes,
+            session_of_site=lambda _: None,
+            session_of_link=lambda _: None,
+            drain_seconds=0,
+            other_hosts=other_hosts,
+            moves=one.moves,
+            answers={},
+        )
+        hop = Hop(None, None, "req_1", "http", None, again, None)
+        state = {"request_id": "req_1", "caller": Caller(mine("s").owner), "hop": hop}
+        await forwarding(scope(path="/api/sessions/s/run", state=state), nothing, sent)
+        assert one.rows.given == ([] if again else [(1, "b")])
+        assert answered

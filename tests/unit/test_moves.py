@@ -209,6 +209,20 @@ async def test_calls_wait_at_the_gate_while_their_session_moves() -> None:
         assert sorted(map(str, passed)) == ["1", "s"]
 
 
+async def test_a_session_moves_also_where_its_new_home_has_fallen_silent_meanwhile() -> None:
+    async with cluster() as one:
+        await one.is_home("s2", 2)
+        one.rows.may_give.clear()
+        moving = asyncio.create_task(one.move())
+        await until(lambda: one.turns.taken(mine("s")))
+        one.room = dict.fromkeys(ROOM, None)
+        one.moves._asked_at -= 60
+        assert not await one.move(name="s2")
+        one.rows.may_give.set()
+        assert await moving
+        assert one.moves.has_gone("s")
+
+
 async def test_where_it_is_not_known_whether_it_moved_its_home_is_looked_up() -> None:
     async with cluster() as one:
         one.rows.problem = Unavailable("the database is away")

@@ -112,8 +112,10 @@ class Context:
     readiness: Readiness
     store: MetadataStore
     homes: Homes | None
-    moves: Moves | None
     """This host's part in a cluster; None outside of one."""
+
+    moves: Moves | None
+    """Which sessions move to another host; None outside of a cluster."""
 
     list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]
     """All files and links of a snapshot."""

@@ -136,6 +136,9 @@ class HomeForwarding:
             host = await self._homes.elsewhere(session, take=_needs_home(scope))
             if host is not None:
                 return host
+        hop: Hop | None = scope["state"].get("hop")
+        if hop is not None and hop.again:
+            return None  # once more would be once too often
         caller: Caller | None = scope["state"].get("caller")
         if caller is None or not isinstance(session, str) or (wanted := _ROOM.fullmatch(scope["path"])) is None:
             return None

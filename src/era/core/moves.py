@@ -63,8 +63,8 @@ class Moves:
         stay: Sequence[Callable[[int], bool]],
     ) -> None:
         """`find` finds a session of its owner's, or raises EraError. `places` are those of this host for sandboxes, and
-        `live` are its live sessions. `stay` are whatever says of a session's key
-        that there is more of it here than rows and blobs."""
+        `live` are its live sessions. `stay` are whatever says of a session's key that there is more of it here than
+        rows and blobs."""
         self._homes = homes
         self._turns = turns
         self._find = find
@@ -133,7 +133,8 @@ class Moves:
             leaving.set()
         if moved:
             self.count += 1
-            self._room[host.id].subtract({"sandboxes", kind})
+            if host.id in self._room:  # others may have asked meanwhile, and it hasn't answered
+                self._room[host.id].subtract({"sandboxes", kind})
             for name in (session.id, key):
                 self._gone[name] = time.monotonic()
                 self._gone.move_to_end(name)

@@ -150,7 +150,7 @@ class Setups:
         while not self._stopped:
             news = self._news
             session = await self._store.session(session_id)
-            if session.setup_status not in UNDER_WAY and not self._is_at_work(session.key):
+            if session.setup_status not in UNDER_WAY and not self.is_under_way(session.key):
                 return True
             left = deadline - time.monotonic()
             if left <= 0:
@@ -242,10 +242,6 @@ class Setups:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()
-
-    def _is_at_work(self, session_key: int) -> bool:
-        """Whether a job of the session is under way."""
-        return any(job.session_key == session_key for job in self._jobs)
 
     def _forget(self, job: SetupJob) -> None:
         """Forget a job that has ended, and wake those who wait for that."""
