@@ -14,6 +14,7 @@ import uvicorn
 
 from era.api.callers import Callers
 from era.api.context import Context
+from era.api.host_connections import CONNECT_SECONDS
 from era.api.http import build
 from era.api.protocol import Protocol
 from era.host_tls import HostTls, host_tls
@@ -24,7 +25,8 @@ LAST_ANSWERS_SECONDS = 5
 """For callers to be told how runs ended that were still under way when the time to drain was over."""
 
 _DESCRIPTORS = 1 << 16
-_HANDSHAKE_SECONDS = 10.0
+_HANDSHAKE_SECONDS = CONNECT_SECONDS
+"""Which is for how long another host waits for its end."""
 
 
 class Signals:
