@@ -101,14 +101,15 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]
         if self._cells is None:
             if name := os.environ.get(_SESSION):
                 session = self._era.sessions.get_or_create(self._language, name)
+                with suppress(NotFound):
+                    session.context(
+                        self._name
+                    ).delete()  # one that was killed could not, and a session has room for few
             else:
                 session = self._era.session(self._language, metadata={"jupyter": self._name}, ttl=_ABANDONED_SECONDS)
                 self._own = session.id
-            cells = session.context(self._name)
-            with suppress(NotFound):
-                cells.delete()  # one that was killed could not, and a session has room for few
             self._session = session.id
-            self._cells = cells
+            self._cells = session.context(self._name)
         return self._cells
 
     async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
