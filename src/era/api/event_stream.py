@@ -46,9 +46,6 @@ log = structlog.get_logger()
 
 STREAM_TYPE = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
-HUNG_UP = 499
-"""The status in the log of a request whose caller hung up before there was an answer: nginx's, as none is defined."""
-
 MAX_NUMBER = (1 << 63) - 1
 _HEARTBEAT = b": heartbeat\n\n"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -16,7 +16,9 @@ from era.core.api_keys import Caller
 from era.core.telemetry import Note, Origin, RequestEnded, Trace, new_request_id, origin
 from era.wire.sessions import SESSION_ID
 
-_HUNG_UP = 499
+HUNG_UP = 499
+"""The status in the log of a request whose caller hung up before there was an answer: nginx's, as none is defined."""
+
 _SESSION = re.compile(rf"/(?:api/sessions|proxy)/({SESSION_ID[1:-1]})(?:/|$)")
 
 
@@ -64,7 +66,7 @@ class Observing:
             caller: Caller | None = state.get("caller")
             code, message = state.get("refusal", (None, None))
             found = _SESSION.match(scope["path"])
-            status = state.get("broke_off") or status or _HUNG_UP  # what was to be sent, where that broke off
+            status = state.get("broke_off") or status or HUNG_UP  # what was to be sent, where that broke off
             self._note(
                 RequestEnded(
                     state["request_id"],  # or that of the host which passes the request on

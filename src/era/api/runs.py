@@ -27,8 +27,9 @@ from era.api.context import (
     language,
     secrets_of,
 )
-from era.api.event_stream import HUNG_UP, STREAM_TYPE, before_hang_up, described, event_stream, stream_content
+from era.api.event_stream import STREAM_TYPE, before_hang_up, described, event_stream, stream_content
 from era.api.invocations import invocation_of
+from era.api.observing import HUNG_UP
 from era.api.run_events import closing_run_events, run_events
 from era.api.streaming import run_response
 from era.core.models import OwnedId
