@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from era.api.addresses import base_url, served_port
 from era.api.home_forwarding import HomeForwarding
@@ -23,11 +23,11 @@ from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
 from era.core.moves import Moves
 from era.core.turns import Turns
-from era.errors import Forbidden, HomeUnreachable
+from era.errors import Forbidden, HomeUnreachable, Unavailable
 from era.settings import Settings
 from tests.owners import mine
 from tests.unit.test_homes import Rows
-from tests.unit.test_moves import Live, cluster
+from tests.unit.test_moves import Cluster, Live, cluster
 
 SILENT = Host("silent", "")
 SETTINGS = Settings(api_key=SecretStr("k"), host="0.0.0.0")
@@ -199,30 +199,51 @@ async def test_what_a_host_does_not_say_gives_nobody_more_than_he_has() -> None:
         assert served_port(request, SETTINGS) == 9000
 
 
+def forwarding_at(one: Cluster, answer: ASGIApp) -> HomeForwarding:
+    """That of the host without room."""
+    hops = Hops("secret", one.homes, SETTINGS)
+    other_hosts = OtherHosts(one.homes, hops, HostConnections(hops, None))
+    other_hosts.room = one.ask  # type: ignore[method-assign]  # nobody answers there
+    return HomeForwarding(
+        answer,
+        homes=one.homes,
+        session_of_site=lambda _: None,
+        session_of_link=lambda _: None,
+        drain_seconds=0,
+        other_hosts=other_hosts,
+        moves=one.moves,
+        answers={},
+    )
+
+
+async def test_a_call_follows_a_session_of_which_it_is_not_known_whether_it_moved() -> None:
+    """The answer to the move was lost: where the session is now is looked up, rather than taken to be as before."""
+    async with cluster() as one:
+        new_home = one.rows.others["b"]
+
+        async def lost(session_key: int, host_id: str) -> bool:
+            one.rows.place = Place(1, Home(new_home, 2))
+            raise Unavailable("the database went away")
+
+        one.rows.give = lost  # type: ignore[method-assign]  # committed, and not known to be
+        forwarding = forwarding_at(one, nothing)
+        state = {"request_id": "req_1", "caller": Caller(mine("s").owner)}
+        async with one.moves.calling("s"):
+            called = scope(path="/api/sessions/s/run", state=state)
+            assert await forwarding._elsewhere(called, "s") == new_home
+
+
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_call_is_passed_on_twice_at_most(again: bool) -> None:
     """So one that was has its session move no further, which it couldn't follow."""
     async with cluster() as one:
-        hops = Hops("secret", one.homes, SETTINGS)
         answered: list[Scope] = []
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             answered.append(scope)
 
-        other_hosts = OtherHosts(one.homes, hops, HostConnections(hops, None))
-        other_hosts.room = one.ask  # type: ignore[method-assign]  # nobody answers there
-        forwarding = HomeForwarding(
-            answer,
-            homes=one.homes,
-            session_of_site=lambda _: None,
-            session_of_link=lambda _: None,
-            drain_seconds=0,
-            other_hosts=other_hosts,
-            moves=one.moves,
-            answers={},
-        )
         hop = Hop(None, None, "req_1", "http", None, again, None)
         state = {"request_id": "req_1", "caller": Caller(mine("s").owner), "hop": hop}
-        await forwarding(scope(path="/api/sessions/s/run", state=state), nothing, sent)
+        await forwarding_at(one, answer)(scope(path="/api/sessions/s/run", state=state), nothing, sent)
         assert one.rows.given == ([] if again else [(1, "b")])
         assert answered

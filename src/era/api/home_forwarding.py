@@ -145,9 +145,10 @@ class HomeForwarding:
         if scope["method"] != ("GET" if wanted[1] == "terminal" else "POST"):
             return None
         who = OwnedId(caller.owner, session, caller.key_id)
-        if not await self._moves.move(who, live=wanted[1] in ("processes", "terminal"), ask=self._ask_for_room):
+        moved = await self._moves.move(who, live=wanted[1] in ("processes", "terminal"), ask=self._ask_for_room)
+        if not moved and self._homes.is_here(session):
             return None
-        return await self._homes.elsewhere(session, take=True)
+        return await self._homes.elsewhere(session, take=True)  # also where the answer to the move was lost
 
     async def _here(self, scope: Scope, receive: Receive, send: Send, session: str | int | None) -> None:
         if "ticket_of_home" in scope["state"] and "caller" not in scope["state"]:
