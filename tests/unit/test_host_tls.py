@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from era.api.hop import Hops
+from era.api.host_connections import HostConnections
+from era.core.homes import Homes, Host
 from era.doctor import cluster_findings
 from era.errors import NotReady
 from era.host_tls import host_tls
 from era.issuer import Issuer
 from era.preflight import check_cluster
 from era.settings import Settings
+from tests.unit.test_homes import Rows
 
 ISSUER, FOREIGN = Issuer("hosts"), Issuer("others")
 YEAR = timedelta(days=365)
@@ -90,3 +97,54 @@ def test_the_doctor_says_until_when_a_certificate_is_good(tmp_path: Path) -> Non
         assert not finding.there
         assert finding.remedy
     assert not list(cluster_findings(Settings()))
+
+
+@asynccontextmanager
+async def answering(directory: Path, answer: bytes) -> AsyncIterator[tuple[HostConnections, Host]]:
+    """What gives this answer, with a certificate that is trusted, as a proxy has that stands in front of a host."""
+    tls = host_tls(settings(directory, files()))
+    assert tls is not None
+    homes = Homes(Rows(), 60, lambda: None)
+    await homes.start()
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    try:
+        async with await asyncio.start_server(answers, "127.0.0.1", ssl=tls.server) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield HostConnections(Hops("secret", homes, Settings()), tls), Host("another", url)
+    finally:
+        await homes.leave()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\n[]",
+        b"hello\r\n\r\n",
+    ],
+)
+async def test_what_answers_as_no_host_does_is_one_that_cannot_be_reached(tmp_path: Path, answer: bytes) -> None:
+    async with answering(tmp_path, answer) as (connections, host):
+        with pytest.raises(OSError, match="no host of a cluster"):
+            await connections.to(host)
+
+
+async def test_a_host_of_the_version_before_does_not_know_the_first_question(tmp_path: Path) -> None:
+    unknown = b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n{}"
+    async with answering(tmp_path, unknown) as (connections, host):
+        connection = await connections.to(host)
+        assert connection.http.our_state is h11.IDLE
+        connection.writer.transport.abort()
+
+
+async def test_a_host_that_ends_is_one_that_cannot_be_reached(tmp_path: Path) -> None:
+    last = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+    async with answering(tmp_path, last) as (connections, host):
+        with pytest.raises(OSError, match="hangs up after its first answer"):
+            await connections.to(host)

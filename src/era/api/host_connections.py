@@ -106,9 +106,15 @@ class HostConnections:
             raise NotTrusted(f"it doesn't talk TLS as this host does: {why_refused(error)}") from None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._exchange(connection, host, HELLO_PATH)
-        except BaseException:
+                status, _ = await self._exchange(connection, host, HELLO_PATH)
+            if status not in (200, 404):  # a host of the version before is not asked for more than an answer
+                raise ConnectionError(f"it answered {status}")
+            if not connection.is_reusable:
+                raise ConnectionError("it hangs up after its first answer, as a host does that ends")
+        except BaseException as error:
             connection.writer.transport.abort()
+            if isinstance(error, ValueError | h11.RemoteProtocolError):
+                raise ConnectionError("what answers there is no host of a cluster") from error
             raise
         connection.http.start_next_cycle()
         return connection
@@ -127,7 +133,10 @@ class HostConnections:
         h11.RemoteProtocolError."""
         connection = await self.to(host)
         try:
-            return await self._exchange(connection, host, path, query)
+            status, answer = await self._exchange(connection, host, path, query)
+            if status != 200:
+                raise ConnectionError(f"it answered {status}")
+            return answer
         finally:
             self.give_back(host, connection)
 
@@ -137,8 +146,8 @@ class HostConnections:
         ask_when_idle(writer)
         return Connection(reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=PIECE))
 
-    async def _exchange(self, connection: Connection, host: Host, path: str, query: str = "") -> JsonObject:
-        """One question and its answer."""
+    async def _exchange(self, connection: Connection, host: Host, path: str, query: str = "") -> tuple[int, JsonObject]:
+        """One question, and the status and content of its answer. Raises as `ask` does."""
         scope = _scope(path, query)
         header = self._hops.header(scope, host.id)
         named = [("host", "cluster"), (HEADER.decode(), header.decode())]
@@ -159,11 +168,11 @@ class HostConnections:
             else:
                 raise ConnectionError("it hung up, or its answer is too long")
         answer: JsonObject = json.loads(content)
+        if not isinstance(answer, dict):
+            raise ValueError("it answered something else than an object")
         if status == 403:
             raise NotTrusted(f"it says: {answer.get('error')}")
-        if status != 200:
-            raise ConnectionError(f"it answered {status}")
-        return answer
+        return status, answer
 
 
 def _scope(path: str, query: str) -> Scope:
