@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from era.api.addresses import base_url, served_port
 from era.api.home_forwarding import HomeForwarding
 from era.api.hop import HEADER, Hop, Hops
-from era.api.host_connections import HostConnections
+from era.api.host_connections import HostConnections, HungUp
 from era.api.other_hosts import OtherHosts
 from era.core.api_keys import Caller
 from era.core.fair_queue import FairQueue
@@ -247,3 +247,21 @@ async def test_a_call_is_passed_on_twice_at_most(again: bool) -> None:
         await forwarding_at(one, answer)(scope(path="/api/sessions/s/run", state=state), nothing, sent)
         assert one.rows.given == ([] if again else [(1, "b")])
         assert answered
+
+
+def test_a_call_is_told_that_the_home_refuses_this_hosts_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs up then, which a host does that ends, too: so it is called again, as long as that may take."""
+
+    async def hangs_up(*_: Any) -> Any:
+        raise HungUp("it hung up when it had seen this host's certificate")
+
+    monkeypatch.setattr(HostConnections, "to", hangs_up)
+
+    async def called() -> None:
+        async with cluster() as one:
+            one.homes.moved("s")
+            one.rows.place = Place(1, Home(one.rows.others["b"], 2))
+            await forwarding_at(one, nothing)(scope(path="/api/sessions/s/run"), nothing, sent)
+
+    with asyncio.Runner(loop_factory=QuickLoop) as runner, pytest.raises(HomeUnreachable, match="certificate"):
+        runner.run(called())

@@ -114,7 +114,7 @@ async def answering(directory: Path, answer: bytes) -> AsyncIterator[tuple[HostC
         writer.close()
 
     try:
-        async with await asyncio.start_server(answers, "127.0.0.1", ssl=tls.server) as server:
+        async with asyncio.timeout(60), await asyncio.start_server(answers, "127.0.0.1", ssl=tls.server) as server:
             url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             yield HostConnections(Hops("secret", homes, Settings()), tls), Host("another", url)
     finally:

@@ -31,7 +31,7 @@ from era.api.context import Answer
 from era.api.dead_peers import cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hop, target_of
-from era.api.host_connections import CONNECT_SECONDS, Connection, NotTrusted
+from era.api.host_connections import CONNECT_SECONDS, Connection, HungUp, NotTrusted
 from era.api.other_hosts import Answering, OtherHosts
 from era.core.api_keys import Caller
 from era.core.homes import Homes, Host
@@ -116,6 +116,7 @@ class HomeForwarding:
             hop: Hop | None = scope["state"].get("hop")
             if hop is not None and (hop.again or not self._moves.has_gone(session)):
                 raise SessionMoved("This session is at home at another host by now.")
+            why = ""
             try:
                 if await self._pass_on(host, scope, receive, send):
                     return
@@ -124,8 +125,9 @@ class HomeForwarding:
                 raise HomeUnreachable(f"The host where this session is at home can't be called: {error}.") from None
             except OSError as error:
                 log.info("home_unreachable", host=host.id, url=host.url, error=str(error))
+                why = f": {error}" if isinstance(error, HungUp) else ""
             if asyncio.get_running_loop().time() > patience:
-                raise HomeUnreachable("The host where this session is at home can't be reached.")
+                raise HomeUnreachable(f"The host where this session is at home can't be reached{why}.")
             await self._homes.news(_LOOK_SECONDS)
             self._homes.check_lease()
         await self._here(scope, receive, send, session)
