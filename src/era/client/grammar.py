@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 
     def describe(self, call: Call, text: str, examples: Sequence[str], *, json: bool = True) -> Parser:
         """Say what this command does, with examples, and add the options that all commands have."""
-        self.description = text
+        self.description = text[0].upper() + text[1:]
         self.epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples)
         self.set_defaults(call=call, json=False)
         if json:

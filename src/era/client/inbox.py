@@ -27,7 +27,7 @@ def add(parser: Parser) -> None:
         ("replay", replay, "run a delivery once more", "era inbox replay app dlv_…"),
     ):
         each = command(name, summary)
-        each.describe(call, summary.capitalize() + ".", (example,))
+        each.describe(call, f"{summary}.", (example,))
         each.add_argument("session", metavar="SESSION")
         if name == "set":
             each.add_argument("--retries", type=int, metavar="N", help="how often one that failed is tried again")

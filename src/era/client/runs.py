@@ -30,7 +30,7 @@ def add(parser: Parser) -> None:
         ("output", output, "print what a run wrote"),
     ):
         each = command(name, summary)
-        each.describe(call, summary.capitalize() + ".", (f"era runs {name} app run_…",))
+        each.describe(call, f"{summary}.", (f"era runs {name} app run_…",))
         each.add_argument("session", metavar="SESSION")
         each.add_argument("run", metavar="RUN")
         if name == "output":

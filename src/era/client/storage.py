@@ -35,7 +35,7 @@ def add(parser: Parser) -> None:
         ("exec", d1_exec, "run statements in one transaction", "era storage d1 exec shop 'CREATE TABLE t (n)'"),
     ):
         each = command(name, summary)
-        each.describe(call, summary.capitalize() + ".", (example,))
+        each.describe(call, f"{summary}.", (example,))
         each.add_argument("namespace", metavar="NAMESPACE")
         each.add_argument("sql", metavar="SQL")
         each.add_argument("params", metavar="PARAM", nargs="*", help="for each ?: JSON, or text where it is none")
@@ -57,7 +57,7 @@ def add(parser: Parser) -> None:
 
 def _keyed(command: Any, name: str, call: Any, summary: str, example: str) -> Parser:
     each: Parser = command(name, summary)
-    each.describe(call, summary.capitalize() + ".", (example,))
+    each.describe(call, f"{summary}.", (example,))
     each.add_argument("namespace", metavar="NAMESPACE")
     if name == "list":
         each.add_argument("--prefix", default="", help="only those that begin like this")

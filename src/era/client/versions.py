@@ -17,11 +17,11 @@ def add(parser: Parser) -> None:
         ("show", show, "show a version with its data", "era versions show app 3"),
         ("diff", diff, "show what a version changed", "era versions diff app 3"),
         ("name", name_, "name a version, so that it is kept", "era versions name app 3 before-the-move"),
-        ("unname", unname, "take a version its name", "era versions unname app 3"),
+        ("unname", unname, "take a version's name away", "era versions unname app 3"),
         ("rollback", rollback, "make a new version with the content of an old one", "era versions rollback app 3"),
     ):
         each = command(name, summary)
-        each.describe(call, summary.capitalize() + ".", (example,))
+        each.describe(call, f"{summary}.", (example,))
         each.add_argument("session", metavar="SESSION")
         if name == "list":
             each.add_argument("-n", "--limit", type=int, metavar="N", help="how many at most")

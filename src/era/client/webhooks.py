@@ -30,21 +30,23 @@ def add(parser: Parser) -> None:
     each.add_argument("--description", default="", help="what it is for")
     each = command("list", "list your webhooks")
     each.describe(list_, "List your webhooks: id, URL, events, how many notices wait.", ("era webhooks list",))
-    each = command("deliveries", "list what was told to a webhook")
+    each = command("deliveries", "list what was sent to a webhook")
     each.describe(
-        deliveries, "List what waits to be told, and what was told last or given up.", ("era webhooks deliveries wh_…",)
+        deliveries,
+        "List the notices that wait, and those that were sent last or given up.",
+        ("era webhooks deliveries wh_…",),
     )
     each.add_argument("webhook", metavar="WEBHOOK_ID")
-    each = command("replay", "have something told once more")
+    each = command("replay", "send a notice once more")
     each.describe(
         replay,
-        "Send a notice once more that was told or given up, after what waits; one that waits skips its delay.",
+        "Send a notice once more that was sent or given up, after those that wait; one that waits skips its delay.",
         ("era webhooks replay wh_… evt_…",),
     )
     each.add_argument("webhook", metavar="WEBHOOK_ID")
     each.add_argument("delivery", metavar="DELIVERY_ID")
     each = command("delete", "delete a webhook")
-    each.describe(delete, "Delete a webhook, with what waits to be told to it.", ("era webhooks delete wh_…",))
+    each.describe(delete, "Delete a webhook, with the notices that wait for it.", ("era webhooks delete wh_…",))
     each.add_argument("webhook", metavar="WEBHOOK_ID")
 
 
