@@ -78,7 +78,7 @@ WHEN = {
     "not_live": "The session isn't live, and only files of a live one can be watched",
     "not_operator": "Only the operator may do this",
     "not_persistent": "The session was made with `persistent` false, and keeps no files",
-    "not_public": "The session's public URL is closed; or a program in a session called more of this server than it may",
+    "not_public": "The session's public URL is closed; or a program of a session called more of the server than it may",
     "not_ready": "The server can take no runs: it is stopping, or can't store anything",
     "output_gone": "The run's output isn't kept any more",
     "precondition_failed": "The file isn't as `If-Match` or `If-None-Match` demands",
