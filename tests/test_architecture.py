@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {
         "app",
         "cluster",
+        "directory_locks",
         "doctor",
         "errors",
         "mcp",
@@ -73,7 +74,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # files beside the folders
     "__init__": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "bounds": {"core", "settings"},
-    "app": CORE | ADAPTERS | {"api", "bounds", "doctor", "errors", "languages", "server", "settings", "telemetry"},
+    "app": CORE
+    | ADAPTERS
+    | {"api", "bounds", "directory_locks", "doctor", "errors", "languages", "server", "settings", "telemetry"},
+    "directory_locks": {"errors", "settings", "store"},
     "doctor": {"core", "errors", "host_tls", "languages", "settings"},
     "errors": set(),
     "host_tls": {"errors", "settings"},
@@ -87,7 +91,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
 places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""
 
-ONLY_WHEN_CALLED = {"api": {"mcp"}, "client": {"app", "cluster", "doctor", "mcp", "operation", "preflight", "settings"}}
+ONLY_WHEN_CALLED = {
+    "api": {"mcp"},
+    "client": {"app", "cluster", "directory_locks", "doctor", "mcp", "operation", "preflight", "settings"},
+}
 """Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import hmac
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -69,11 +68,12 @@ from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
 from era.core.webhooks import Webhooks
+from era.directory_locks import alone, exclusive, shared_directory, sharing
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
 from era.drivers.preparations import Preparations
-from era.errors import Conflict, NoIsolation
+from era.errors import NoIsolation
 from era.languages.go import GO
 from era.languages.node import NODE
 from era.languages.python import base_executable, installation_directory
@@ -160,11 +160,6 @@ def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
         most_files=settings.files,
         variables=dict(os.environ),
     )
-
-
-def shared_directory(settings: Settings) -> Path:
-    """What a host of a cluster shares with the others; a single server has it all in its data directory."""
-    return (settings.shared_dir or settings.data_dir).resolve()
 
 
 def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
@@ -366,7 +361,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             readiness = Readiness(directory / "uploads", store.check_writable)
             looked_at = (store, store.inboxes, store.webhooks, pool, admission, live_sessions, readiness)
             stay = (pool.has, live_sessions.has, inbox.is_working, setups.is_under_way)
-            moves = None if homes is None else Moves(homes, turns, store.session, pool.places, live_sessions, stay)
+            tickets = Tickets()
+            moves = None
+            if homes is not None:
+                moves = Moves(homes, turns, store.session, pool.places, live_sessions, stay, tickets.has)
             measured = MeasuredParts(
                 *looked_at, directory, notes.flush, lambda: blobs.written, lambda: 0 if moves is None else moves.count
             )
@@ -397,7 +395,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     checkpoints=checkpoints,
                     processes=SessionProcesses(live_sessions, store.processes, store, idempotency),
                     watching=Watching(live_sessions, store),
-                    tickets=Tickets(),
+                    tickets=tickets,
                     live_servers=live_servers,
                     sites=Sites(signing_secret(settings, "site-key"), store, settings.public_host),
                     inbox=inbox,
@@ -551,50 +549,3 @@ async def _serve(
             raise
         return 128 + signals.received
     return 0
-
-
-@contextmanager
-def sharing(settings: Settings) -> Iterator[None]:
-    """Hold the shared directory of a cluster's hosts, as one of them. Raises Conflict where a single server has it."""
-    if settings.shared_dir is None:
-        yield
-        return
-    directory = settings.shared_dir.resolve()
-    make_directory(directory)
-    problem = Conflict(
-        f"Another ERA service has {directory} for itself.", hint="Stop it, or choose another ERA_SHARED_DIR."
-    )
-    with _locked(directory, fcntl.LOCK_SH, problem):
-        yield
-
-
-@contextmanager
-def alone(settings: Settings) -> Iterator[None]:
-    """Within the block no other host of the cluster begins to use what they share: the first makes it."""
-    if settings.shared_dir is None:
-        yield
-        return
-    with (settings.shared_dir / "starting").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Hold the data directory's lock. Raises Conflict where another process holds it."""
-    problem = Conflict(
-        f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
-    )
-    with _locked(directory, fcntl.LOCK_EX, problem):
-        yield
-
-
-@contextmanager
-def _locked(directory: Path, kind: int, problem: Conflict) -> Iterator[None]:
-    """Hold a directory's lock, of this kind. Raises the problem where another process is in its way."""
-    with (directory / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise problem from None
-        yield

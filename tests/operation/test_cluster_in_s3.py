@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from era.app import blob_store, collect, sharing
+from era.app import blob_store, collect
+from era.directory_locks import sharing
 from era.errors import Conflict
 from era.operation.backup import restore
 from era.operation.check import check

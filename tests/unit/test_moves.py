@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from era.core.api_keys import Caller
 from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
+from era.core.live.tickets import Tickets
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
 from era.core.moves import Moves
 from era.core.turns import Turns
@@ -84,6 +86,7 @@ class Cluster:
     moves: Moves
     live: Live
     stays: set[int]
+    tickets: Tickets
     asked: list[str] = field(default_factory=list)
     room: dict[str, JsonObject | None] = field(default_factory=lambda: dict(ROOM))
 
@@ -106,15 +109,16 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
     homes = Homes(rows, 60, lambda: None)
     await homes.start()
     turns = Turns()
-    live, stays = Live(), set[int]()
+    live, stays, tickets = Live(), set[int](), Tickets()
 
     async def find(session: OwnedId) -> Session:
         if session.owner != mine("s").owner:
             raise NoSession(session.id)
         return replace(SESSION, key=homes.key_here(session.id) or 0)
 
-    moves = Moves(homes, turns, find, FairQueue(places, hint=""), live, [stays.__contains__])
-    one = Cluster(rows, homes, turns, moves, live, stays)
+    places_here, stay = FairQueue(places, hint=""), [stays.__contains__]
+    moves = Moves(homes, turns, find, places_here, live, stay, tickets.has)
+    one = Cluster(rows, homes, turns, moves, live, stays, tickets)
     await one.is_home()
     try:
         yield one
@@ -151,6 +155,11 @@ async def stays_with_a_sandbox(one: Cluster) -> None:
     one.stays.add(1)
 
 
+async def has_a_ticket(one: Cluster) -> None:
+    one.tickets.give(Caller(mine("s").owner), "other")
+    one.tickets.give(Caller(mine("s").owner), "s")
+
+
 async def is_at_home_elsewhere(one: Cluster) -> None:
     one.homes.moved("s")
 
@@ -159,7 +168,7 @@ async def finds_no_room(one: Cluster) -> None:
     one.room = dict.fromkeys(ROOM, None) | {"a": {"sandboxes": 0, "live": 9}}
 
 
-@pytest.mark.parametrize("why", [stays_with_a_sandbox, is_at_home_elsewhere, finds_no_room])
+@pytest.mark.parametrize("why", [stays_with_a_sandbox, has_a_ticket, is_at_home_elsewhere, finds_no_room])
 async def test_what_stays(why: Callable[[Cluster], Any]) -> None:
     async with cluster() as one:
         await why(one)

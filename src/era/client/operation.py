@@ -144,7 +144,7 @@ def restore(named: Any) -> int:
 
 def check(named: Any) -> int:
     with server_extra():
-        from era.app import exclusive
+        from era.directory_locks import exclusive
         from era.operation.backup import ABOUT
         from era.operation.check import check
     if named.backup and not named.repair:
@@ -175,7 +175,7 @@ def check(named: Any) -> int:
 
 def migrate(named: Any) -> int:
     with server_extra():
-        from era.app import exclusive
+        from era.directory_locks import exclusive
         from era.operation.migrate import migrate
         from era.settings import Settings
     secret = Settings().database_url

@@ -61,6 +61,7 @@ class Moves:
         places: FairQueue,
         live: Live,
         stay: Sequence[Callable[[int], bool]],
+        has_ticket: Callable[[str], bool],
     ) -> None:
         """`find` finds a session of its owner's, or raises EraError. `places` are those of this host for sandboxes, and
         `live` are its live sessions. `stay` are whatever says of a session's key that there is more of it here than
@@ -71,6 +72,7 @@ class Moves:
         self._places = places
         self._live = live
         self._stay = stay
+        self._has_ticket = has_ticket
         self._calls: Counter[str | int] = Counter()
         """Calls under way about a session, by its id or, where they name that, its key."""
 
@@ -148,7 +150,7 @@ class Moves:
         key = self._homes.key_here(session.id)
         if key is None or self._calls[session.id] != 1 or self._calls[key] or self._turns.taken(session):
             return False
-        if any(stays(key) for stays in self._stay):
+        if any(stays(key) for stays in self._stay) or self._has_ticket(session.id):
             return False
         return not self._places.is_free or (live and not self._live.has_room(session.owner))
 

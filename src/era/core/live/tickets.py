@@ -43,6 +43,11 @@ class Tickets:
         self._tickets[ticket] = _Ticket(caller, session_id, time.monotonic() + SECONDS)
         return ticket
 
+    def has(self, session_id: str) -> bool:
+        """Whether a ticket for a session of this name is still good."""
+        self._drop_old()
+        return any(ticket.session_id == session_id for ticket in self._tickets.values())
+
     def take(self, ticket: str, session_id: str) -> Caller | None:
         """Whom this ticket was given to, for this session; None where it isn't good. It isn't any more after this."""
         given = self._tickets.pop(ticket, None)

@@ -1,0 +1,67 @@
+"""Who has a directory for itself: locks of data directories, and of what the hosts of a cluster share.
+
+The kernel gives a lock back however its process ends, so none is left behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from era.errors import Conflict
+from era.settings import Settings
+from era.store.blobs import make_directory
+
+
+def shared_directory(settings: Settings) -> Path:
+    """What a host of a cluster shares with the others; a single server has it all in its data directory."""
+    return (settings.shared_dir or settings.data_dir).resolve()
+
+
+@contextmanager
+def sharing(settings: Settings) -> Iterator[None]:
+    """Hold the shared directory of a cluster's hosts, as one of them. Raises Conflict where a single server has it."""
+    if settings.shared_dir is None:
+        yield
+        return
+    directory = settings.shared_dir.resolve()
+    make_directory(directory)
+    problem = Conflict(
+        f"Another ERA service has {directory} for itself.", hint="Stop it, or choose another ERA_SHARED_DIR."
+    )
+    with _locked(directory, fcntl.LOCK_SH, problem):
+        yield
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Within the block no other host of the cluster begins to use what they share: the first makes it."""
+    if settings.shared_dir is None:
+        yield
+        return
+    with (settings.shared_dir / "starting").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold the data directory's lock. Raises Conflict where another process holds it."""
+    problem = Conflict(
+        f"Another ERA service uses {directory}.", hint="Stop it, or choose another directory with --data-dir."
+    )
+    with _locked(directory, fcntl.LOCK_EX, problem):
+        yield
+
+
+@contextmanager
+def _locked(directory: Path, kind: int, problem: Conflict) -> Iterator[None]:
+    """Hold a directory's lock, of this kind. Raises the problem where another process is in its way."""
+    with (directory / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise problem from None
+        yield
