@@ -245,7 +245,8 @@ interception.Swap = Swap
 right_write = authority.Authority.write
 def write(self, path):
     right_write(self, path)
-    path.with_suffix(".key").write_bytes(self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key = self._issuer._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.with_suffix(".key").write_bytes(key)
 authority.Authority.write = write
 right_run_egress, kept = egress.SandboxNetwork.run_egress, []
 def run_egress(self, sandbox, *, secrets=(), **rest):

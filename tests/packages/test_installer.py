@@ -21,6 +21,7 @@ from era.core.setup import locks
 from era.core.setup.package_sets import PackageSet
 from era.core.setup.requirements import packages_of
 from era.packages import archives
+from era.packages.notes import Notes
 from tests.packages.lab import Lab, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
 
@@ -263,7 +264,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", ["put", "_finish", "_publish", "_note"])
+@pytest.mark.parametrize("step", ["put", "_finish", "_publish", "write"])
 def test_killed_between_blob_place_and_note(
     lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -273,12 +274,13 @@ def test_killed_between_blob_place_and_note(
         raise Killed
 
     with monkeypatch.context() as context:
-        target: object = lab.blobs if step == "put" else lab.installer
-        context.setattr(target, "batch" if step == "put" else step, killed)
+        targets: dict[str, tuple[object, str]] = {"put": (lab.blobs, "batch"), "write": (Notes, "write")}
+        target, name = targets.get(step, (lab.installer, step))
+        context.setattr(target, name, killed)
         with pytest.raises(Killed):
             lab.make(pip=["one"])
     assert bool(lab.archives()) is (step != "put"), "the blob comes first"
-    assert bool(lab.installer.digests()) is (step == "_note"), "then the place, and then the note"
+    assert bool(lab.installer.digests()) is (step == "write"), "then the place, and then the note"
     assert lab.find_installed(pip=["one"]) is None
     lab.installer.open()
     made = lab.make(pip=["one"])
