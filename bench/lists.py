@@ -8,6 +8,7 @@ import shutil
 from bench import (
     capacity,
     clients,
+    cluster,
     crowd,
     download,
     drivers,
@@ -284,7 +285,12 @@ if postgres.IS_THERE:
     CASES += [
         Case("million page", "50 of 1,000,000 in PostgreSQL, by that label", many.page_of_postgresql("half"), goal=50),
         Case("million page few", "the same by a label of the 100 oldest", many.page_of_postgresql("few"), goal=50),
+        Case("home run", "a warm run that changes data, in a cluster, at its home", cluster.run_at(0), burst=20),
+        Case("hop run", "the same through another host", cluster.run_at(1), burst=20),
+        Case("take-over", "a run elsewhere, from its home's pause on", cluster.take_over, burst=1, goal=10_000),
+        Case("drain", "100 live sessions of a host that stops, elsewhere", cluster.drain, burst=1, goal=30_000),
     ]
+    RATIOS.append(Ratio("hop run", "home run", goal=1.6))
 
 if paint.IS_THERE:
     CASES += [
