@@ -63,3 +63,16 @@ class Cutter:
         for each in (near, far):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def cut_once_after(text: bytes) -> Cut:
+    """Cut the first connection that brings this."""
+    done: list[int] = []
+
+    def cut(number: int, came: bytes) -> bool:
+        if text not in came or done:
+            return False
+        done.append(number)
+        return True
+
+    return cut

@@ -21,46 +21,17 @@ from era.sdk.answers import RunRecord
 from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
 from tests.api.told import TELLS_ITS_END
 from tests.conftest import MakeServer, Server, eventually, free_port
-from tests.sdk.cutter import Cutter
+from tests.sdk.cutter import Cutter, cut_once_after
+from tests.sdk.scripted import Script, Scripted, refusal, serving
 
 NUMBERS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.02)"
 ALL = "".join(f"{n}\n" for n in range(40))
 
 
-class Scripted(http.server.BaseHTTPRequestHandler):
-    """Answers with what stands in the server's `script`, one after the other."""
-
-    def answer(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.seen.append((self.command, self.path, dict(self.headers)))  # type: ignore[attr-defined]
-        status, headers, body = self.server.script.pop(0)  # type: ignore[attr-defined]
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815  names of http.server
-
-    def log_message(self, *_: Any) -> None: ...
-
-
 @pytest.fixture
 def scripted() -> Iterator[Any]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        server.script, server.seen = [], []  # type: ignore[attr-defined]
-        server.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    with serving() as server:
         yield server
-        server.shutdown()
-
-
-type Script = tuple[int, dict[str, str], bytes]
-
-
-def refusal(status: int, code: str, **headers: str) -> Script:
-    body = f'{{"error": "No.", "code": "{code}", "hint": "Do this.", "request_id": "req_1"}}'
-    return status, headers, body.encode()
 
 
 def test_nobody_is_there() -> None:
@@ -159,19 +130,6 @@ def test_addresses_and_keys_come_from_the_environment(monkeypatch: pytest.Monkey
     with Era() as client:
         assert client.health() == {"status": "ok"}
     assert scripted.seen[0][2]["Authorization"] == "Bearer k"
-
-
-def cut_once_after(text: bytes) -> Any:
-    """Cut the first connection that brings this."""
-    done: list[int] = []
-
-    def cut(number: int, came: bytes) -> bool:
-        if text not in came or done:
-            return False
-        done.append(number)
-        return True
-
-    return cut
 
 
 def test_a_broken_stream_goes_on_without_loss(server: Server) -> None:

@@ -18,8 +18,7 @@ from era.sdk.events import ProcessEvent, ProcessExit, ProcessOutput
 from tests.api.live import refusal, socket
 from tests.client.command import environment, era
 from tests.conftest import ERA, MakeServer, Server, eventually
-from tests.sdk.cutter import Cutter
-from tests.sdk.test_misuse import cut_once_after
+from tests.sdk.cutter import Cutter, cut_once_after
 
 ASK = "import sys\nfor line in sys.stdin:\n    print('got', line.strip(), flush=True)\nprint('end')"
 
