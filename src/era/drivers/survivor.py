@@ -58,10 +58,13 @@ class Survivor:
 
     def stop(self) -> None:
         """End it. Groups that it has still are killed."""
+        self._stdin = None
         if self._process is not None:
             self._process.communicate()
 
     def _tell(self, line: str) -> None:
-        if self._stdin is not None:
-            with suppress(BrokenPipeError):  # somebody has killed it; what it is for happens once in many kills
-                self._stdin.write(line.encode())
+        stdin = self._stdin
+        if stdin is not None:
+            # Somebody has killed it, and what it is for happens once in many kills; or it is being stopped.
+            with suppress(BrokenPipeError, ValueError):
+                stdin.write(line.encode())
