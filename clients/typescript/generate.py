@@ -84,7 +84,9 @@ def codes() -> dict[str, set[int]]:
         for call in calls:
             raised = classes.get(ast.unparse(call.func).rpartition(".")[2])
             given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            if raised is not None and given and isinstance(given[0], ast.Constant):
+            if raised is not None and given:
+                if not isinstance(given[0], ast.Constant):
+                    raise SystemExit(f"{path}:{call.lineno}: write the error's code there, or nobody finds it.")
                 found[str(given[0].value)].add(raised.status)
     return dict(sorted(found.items()))
 

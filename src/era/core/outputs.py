@@ -18,7 +18,7 @@ from era.core.run_messages import RunResult, pieces_of, result_of
 from era.core.spooled_output import SpooledOutput
 from era.core.transcript import Piece, Transcript
 from era.core.views import data_view
-from era.errors import CommitFailed, Conflict, EraError, NotFound, Unavailable
+from era.errors import CommitFailed, Conflict, EraError, NotFound, RunLost, Unavailable
 
 INLINE_BYTES = 16 << 10
 """Longer output is a blob: it would make the database large and its pages slow to walk."""
@@ -183,11 +183,11 @@ class History:
             await run.ended.wait()
             record, kept = await self._store.run(session_id, record.id)
         if record.exit_code is None:
-            raise EraError(
-                f"Run '{record.id}' has no result: {record.reason or 'its end is not on record'}.",
-                hint="Nothing of it is kept but its record.",
-                code="run_lost" if record.status in ("lost", "running") else "no_result",
-            )
+            problem = f"Run '{record.id}' has no result: {record.reason or 'its end is not on record'}."
+            hint = "Nothing of it is kept but its record."
+            if record.status in ("lost", "running"):
+                raise RunLost(problem, hint=hint)
+            raise EraError(problem, hint=hint, code="no_result")
         if after != pieces_of(record) + 1:
             yield await self._result(session_id, record, await self._outputs.cell(kept))
 

@@ -69,8 +69,12 @@ export class InvalidField extends BadRequest {}
 export class InvalidJson extends BadRequest {}
 /** `is_a_directory`, a 409. */
 export class IsADirectory extends Conflict {}
+/** `is_a_file`, a 409. */
+export class IsAFile extends Conflict {}
 /** `is_a_link`, a 409. */
 export class IsALink extends Conflict {}
+/** `is_no_file`, a 409. */
+export class IsNoFile extends Conflict {}
 /** `is_running`, a 409. */
 export class IsRunning extends Conflict {}
 /** `key_expired`, a 409. */
@@ -103,6 +107,8 @@ export class NoLiveFiles extends Unavailable {}
 export class NoOperator extends Conflict {}
 /** `no_permission`, a 409. */
 export class NoPermission extends Conflict {}
+/** `no_result`, a 500. */
+export class NoResult extends EraError {}
 /** `no_such_context`, a 404. */
 export class NoSuchContext extends NotFound {}
 /** `no_such_delivery`, a 404. */
@@ -228,7 +234,9 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   invalid_field: InvalidField,
   invalid_json: InvalidJson,
   is_a_directory: IsADirectory,
+  is_a_file: IsAFile,
   is_a_link: IsALink,
+  is_no_file: IsNoFile,
   is_running: IsRunning,
   key_expired: KeyExpired,
   link_expired: LinkExpired,
@@ -247,6 +255,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   no_live_files: NoLiveFiles,
   no_operator: NoOperator,
   no_permission: NoPermission,
+  no_result: NoResult,
   no_such_context: NoSuchContext,
   no_such_delivery: NoSuchDelivery,
   no_such_name: NoSuchName,

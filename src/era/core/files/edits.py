@@ -292,15 +292,16 @@ def _check_kind(old: Entry | None, kind: str, path: Parts) -> None:
 
 def in_the_way(kind: str, path: Parts) -> Conflict:
     """The error for an entry of another kind."""
-    what, code = {
-        "file": ("a file", "is_a_file"),
-        "dir": ("a directory", "is_a_directory"),
-        "link": ("a symbolic link, and those are never followed", "is_a_link"),
-        "other": ("a pipe, a socket or a device", "is_no_file"),
-    }[kind]
-    return Conflict(
-        f"'{display_path(path)}' is {what}.", hint="Choose another path, or delete what is there first.", code=code
-    )
+    shown, hint = display_path(path), "Choose another path, or delete what is there first."
+    match kind:
+        case "file":
+            return Conflict(f"'{shown}' is a file.", hint=hint, code="is_a_file")
+        case "dir":
+            return Conflict(f"'{shown}' is a directory.", hint=hint, code="is_a_directory")
+        case "link":
+            what = "a symbolic link, and those are never followed"
+            return Conflict(f"'{shown}' is {what}.", hint=hint, code="is_a_link")
+    return Conflict(f"'{shown}' is a pipe, a socket or a device.", hint=hint, code="is_no_file")
 
 
 def _duplicate(parts: Parts) -> BadRequest:
