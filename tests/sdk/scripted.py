@@ -8,14 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+type Script = tuple[int, dict[str, str], bytes]
+"""An answer: its status, headers and body."""
 
-class Scripted(http.server.BaseHTTPRequestHandler):
-    """Answers with what stands in the server's `script`, one after the other."""
+
+class ScriptedServer(http.server.ThreadingHTTPServer):
+    """Such a server, at a free port of this machine."""
+
+    def __init__(self, *script: Script, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.script = list(script)
+        """What it answers next, one after the other."""
+
+        self.seen: list[tuple[str, str, dict[str, str]]] = []
+        """Method, path and headers of each request."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: ScriptedServer
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.seen.append((self.command, self.path, dict(self.headers)))  # type: ignore[attr-defined]
-        status, headers, body = self.server.script.pop(0)  # type: ignore[attr-defined]
+        self.server.seen.append((self.command, self.path, dict(self.headers)))
+        status, headers, body = self.server.script.pop(0)
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -28,17 +47,12 @@ class Scripted(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[Any]:
-    """Such a server, with its `url`, its `script`, and what it has `seen`."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+def serving() -> Iterator[ScriptedServer]:
+    """A scripted server that serves within the block."""
+    with ScriptedServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        server.script, server.seen = [], []  # type: ignore[attr-defined]
-        server.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
         yield server
         server.shutdown()
-
-
-type Script = tuple[int, dict[str, str], bytes]
 
 
 def refusal(status: int, code: str, **headers: str) -> Script:

@@ -4,13 +4,11 @@ twice."""
 from __future__ import annotations
 
 import asyncio
-import http.server
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,14 +20,14 @@ from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
 from tests.api.told import TELLS_ITS_END
 from tests.conftest import MakeServer, Server, eventually, free_port
 from tests.sdk.cutter import Cutter, cut_once_after
-from tests.sdk.scripted import Script, Scripted, refusal, serving
+from tests.sdk.scripted import Script, ScriptedServer, refusal, serving
 
 NUMBERS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.02)"
 ALL = "".join(f"{n}\n" for n in range(40))
 
 
 @pytest.fixture
-def scripted() -> Iterator[Any]:
+def scripted() -> Iterator[ScriptedServer]:
     with serving() as server:
         yield server
 
@@ -48,7 +46,7 @@ async def test_nobody_is_there_for_asyncio() -> None:
             await client.sessions.list()
 
 
-def test_something_else_is_there(scripted: Any) -> None:
+def test_something_else_is_there(scripted: ScriptedServer) -> None:
     scripted.script = [(200, {}, b"<html>"), (404, {}, b"nginx"), (200, {}, b"<html>")]
     with Era(scripted.url) as client:
         for _ in range(2):
@@ -71,7 +69,7 @@ def test_something_else_is_there(scripted: Any) -> None:
         (418, "teapot", era.EraError),
     ],
 )
-def test_each_refusal_has_its_class(scripted: Any, status: int, code: str, kind: type[era.EraError]) -> None:
+def test_each_refusal_has_its_class(scripted: ScriptedServer, status: int, code: str, kind: type[era.EraError]) -> None:
     scripted.script = [refusal(status, code)]
     with Era(scripted.url) as client, pytest.raises(kind) as told:
         client.sessions.get("x")
@@ -82,7 +80,7 @@ def test_each_refusal_has_its_class(scripted: Any, status: int, code: str, kind:
     assert str(error) == "No. Do this."
 
 
-def test_what_is_refused_for_now_is_tried_again(scripted: Any) -> None:
+def test_what_is_refused_for_now_is_tried_again(scripted: ScriptedServer) -> None:
     done: Script = (200, {}, b'{"run_id": "run_1", "status": "ok"}')
     info: Script = (200, {}, b'{"id": "x", "language": "python", "default_timeout": 30}')
     scripted.script = [info, refusal(429, "too_busy", **{"Retry-After": "0"}), done]
@@ -92,7 +90,7 @@ def test_what_is_refused_for_now_is_tried_again(scripted: Any) -> None:
     assert first == second
 
 
-def test_nothing_is_tried_again_later_than_its_answer_is_wanted(scripted: Any) -> None:
+def test_nothing_is_tried_again_later_than_its_answer_is_wanted(scripted: ScriptedServer) -> None:
     """The script has one answer for each call: another attempt would have none."""
     late = refusal(503, "too_busy", **{"Retry-After": "20"})
     scripted.script = [late]
@@ -104,7 +102,7 @@ def test_nothing_is_tried_again_later_than_its_answer_is_wanted(scripted: Any) -
         client.health()
 
 
-def test_a_change_is_not_tried_again_where_it_may_be_done_already(scripted: Any) -> None:
+def test_a_change_is_not_tried_again_where_it_may_be_done_already(scripted: ScriptedServer) -> None:
     info: Script = (200, {}, b'{"id": "x", "language": "python", "default_timeout": 30}')
     scripted.script = [info, refusal(503, "commit_failed"), info]
     with Era(scripted.url) as client:
@@ -122,7 +120,9 @@ def test_a_wrong_key(own_server: MakeServer) -> None:
         assert client.sessions.list() == []
 
 
-def test_addresses_and_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, scripted: Any) -> None:
+def test_addresses_and_keys_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, scripted: ScriptedServer
+) -> None:
     monkeypatch.setenv("ERA_SERVER", "http://other.invalid")
     monkeypatch.setenv("ERA_URL", f"{scripted.url}/")
     monkeypatch.setenv("ERA_API_KEY", "k")
@@ -210,8 +210,7 @@ def test_a_server_that_comes_back() -> None:
     port = free_port()
 
     def serve() -> None:
-        with http.server.HTTPServer(("127.0.0.1", port), Scripted) as server:
-            server.script, server.seen = [(200, {}, b'{"status": "ok"}')], []  # type: ignore[attr-defined]  # as in `scripted`
+        with ScriptedServer((200, {}, b'{"status": "ok"}'), port=port) as server:
             server.handle_request()
 
     serving = threading.Timer(0.3, serve)

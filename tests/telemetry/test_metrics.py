@@ -221,7 +221,7 @@ async def test_notes_are_handed_on_together_with_their_requests() -> None:
     notes.note(second)
     assert taken == [], "whoever noted it doesn't wait"
     async with asyncio.timeout(30):
-        while not taken:  # noqa: ASYNC110
+        while not taken:  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
     assert taken == [(first, "req_1"), (second, "")]
     failed = RequestEnded("req_2", "GET", "/x", 500, 0.0, 0.1, failure=ValueError())

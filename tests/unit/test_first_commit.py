@@ -9,7 +9,7 @@ import pytest
 
 from era.errors import Unavailable
 from tests.owners import mine
-from tests.unit.core import Core, Listener, request
+from tests.unit.core import Core, Listener, request, until
 
 
 @pytest.fixture
@@ -46,25 +46,23 @@ async def test_a_run_that_is_streamed_or_in_the_background(core: Core, durably: 
 @pytest.fixture
 async def committing(core: Core, monkeypatch: pytest.MonkeyPatch) -> asyncio.Future[None]:
     """What the commits of records of runs that begin wait for."""
-    until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    may_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     begin_run = core.store.begin_run
 
     async def slow(*args: Any, **more: Any) -> Any:
         session = await begin_run(*args, **more)
-        await until
+        await may_end
         return session
 
     monkeypatch.setattr(core.store, "begin_run", slow)
-    return until
+    return may_end
 
 
 async def test_no_program_begins_before_its_record_is_kept(core: Core, committing: asyncio.Future[None]) -> None:
     await core.session()
     begun = core.directory / "begun"
     listener = Listener(core.runs.stream(mine("s"), request(f"open({str(begun)!r}, 'w')", claim=core.claim("key"))))
-    async with asyncio.timeout(60):
-        while not [path for made in core.driver.made for path in made.workspace.iterdir()]:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: [path for made in core.driver.made for path in made.workspace.iterdir()])
     assert not listener.events
     assert not begun.exists()
     committing.set_result(None)

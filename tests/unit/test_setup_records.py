@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from era.core.metadata import SetupJob
 from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.setups import Setups
@@ -21,7 +23,9 @@ def setups_of(core: Core) -> tuple[Setups, Commands]:
     return Setups(core.store, none, none, core.turns, none, commands, core.liveness, 10.0), commands
 
 
-async def test_what_commands_left_is_not_kept_where_that_could_not_be_recorded(core: Core) -> None:
+async def test_what_commands_left_is_not_kept_where_that_could_not_be_recorded(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The setup is taken up again, with the files of the version in force."""
     setups, _ = setups_of(core)
     end_setup, failures = core.store.end_setup, [Unavailable("the disk is full")]
@@ -31,7 +35,7 @@ async def test_what_commands_left_is_not_kept_where_that_could_not_be_recorded(c
             raise failures.pop()
         return await end_setup(*args, **fields)
 
-    core.store.end_setup = failing  # type: ignore[method-assign]
+    monkeypatch.setattr(core.store, "end_setup", failing)
     await core.session("s", setup='{"commands": ["echo tried >> log"]}')
     await setups.start()
     try:
@@ -43,7 +47,9 @@ async def test_what_commands_left_is_not_kept_where_that_could_not_be_recorded(c
         await setups.stop()
 
 
-async def test_a_setup_that_ends_while_it_is_listed_is_not_done_again(core: Core) -> None:
+async def test_a_setup_that_ends_while_it_is_listed_is_not_done_again(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second time its commands would share the sandbox with a run, which would end with it."""
     setups, commands = setups_of(core)
     end_setup, run, unfinished_setups = core.store.end_setup, commands.run, core.store.unfinished_setups
@@ -70,9 +76,9 @@ async def test_a_setup_that_ends_while_it_is_listed_is_not_done_again(core: Core
         await read.wait()
         return await end_setup(*args, **fields)
 
-    core.store.unfinished_setups = late  # type: ignore[method-assign]
-    core.store.end_setup = end  # type: ignore[method-assign]
-    commands.run = counted  # type: ignore[method-assign, assignment]  # it takes what it is given
+    monkeypatch.setattr(core.store, "unfinished_setups", late)
+    monkeypatch.setattr(core.store, "end_setup", end)
+    monkeypatch.setattr(commands, "run", counted)
     await core.session("s", setup='{"commands": ["echo done"]}')
     await setups.start()
     try:
