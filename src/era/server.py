@@ -17,7 +17,7 @@ from era.api.context import Context
 from era.api.host_connections import CONNECT_SECONDS
 from era.api.http import build
 from era.api.protocol import Protocol
-from era.host_tls import HostTls, host_tls
+from era.host_tls import HostTls
 from era.preflight import is_loopback, listen
 from era.settings import Settings
 
@@ -72,8 +72,9 @@ async def serve(
     """Serve the API until a signal comes. `say` gets the lines for the person who started it. `listening` are sockets
     that listen where the settings say; without any they are made. Raises NotReady where they can't be, and where the
     other hosts of the cluster and this one don't trust each other."""
-    tls = host_tls(settings)
+    tls = None
     if context.other_hosts is not None:
+        tls = context.other_hosts.connections.tls
         await context.other_hosts.check_trusted()
     app = build(settings, context)
     _CountedProtocol.callers = Callers(descriptor_limit() // 4)

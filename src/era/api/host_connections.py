@@ -72,12 +72,14 @@ class HostConnections:
         """With `tls` no other host is called than over that, with this host's certificate."""
         self._hops = hops
         self._idle: dict[str, list[Connection]] = {}
-        self._asks_for_tls = tls is not None
-        self._tls = None if tls is None else tls.client
+        self.tls = tls
+        """None where this host talks plain."""
+
+        self._client = None if tls is None else tls.client
 
     def uses_tls(self, host: Host) -> bool:
         """Whether this host or the other one wants TLS between them."""
-        return self._asks_for_tls or host.url.startswith("https:")
+        return self.tls is not None or host.url.startswith("https:")
 
     async def to(self, host: Host) -> Connection:
         """A connection to this host. Raises NotTrusted, OSError."""
@@ -92,13 +94,13 @@ class HostConnections:
             connection.writer.transport.abort()
         parts = urlsplit(host.url)
         if parts.scheme != "https":
-            if self._asks_for_tls:
+            if self.tls is not None:
                 raise NotTrusted(f"it talks plain at {host.url}, and this host over TLS only")
             return await self._connect(parts.hostname, parts.port or 80, None)
-        if self._tls is None:
-            self._tls = await asyncio.to_thread(ssl.create_default_context)
+        if self._client is None:
+            self._client = await asyncio.to_thread(ssl.create_default_context)
         try:
-            connection = await self._connect(parts.hostname, parts.port or 443, self._tls)
+            connection = await self._connect(parts.hostname, parts.port or 443, self._client)
         except ssl.SSLCertVerificationError as error:
             kind = Expired if error.verify_code == _EXPIRED else NotTrusted
             raise kind(f"its certificate isn't good here: {why_refused(error)}") from None
@@ -158,7 +160,7 @@ class HostConnections:
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 piece = await connection.reader.read(1 << 16)
-                if not piece and not status and self._tls is not None:
+                if not piece and not status and self._client is not None:
                     raise HungUp("it hung up when it had seen this host's certificate")
                 http.receive_data(piece)
             elif isinstance(event, h11.Response):
