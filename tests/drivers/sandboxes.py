@@ -124,9 +124,10 @@ class Sandboxes:
         await self.driver.clear()
         await self.driver.start()
 
-    def make(self, language: Language = "python") -> BubblewrapSandbox:
+    def make(self, language: Language = "python", package_set: str | None = None) -> BubblewrapSandbox:
         with self._weakened():
-            made: BubblewrapSandbox = self._runner.run(self.driver.create(language, self._weakness.limits))
+            making = self.driver.create(language, self._weakness.limits, package_set)
+            made: BubblewrapSandbox = self._runner.run(making)
             return made
 
     def run(

@@ -14,13 +14,21 @@ from typing import Any
 
 import pytest
 
-from era.drivers import forking, templates
+from era.drivers import forking, prefix, templates
 from era.drivers.bubblewrap import BubblewrapSandbox
 from tests.conftest import eventually, is_running
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness
 from tests.drivers.test_attacks import HOST_PROC
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no templates")
+
+PACKAGE_SET = "0" * 64
+ITS_VALUE = """
+class Series:
+    name = None
+    def to_frame(self, _):
+        print("asked for its table")
+"""
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
@@ -128,12 +136,27 @@ PASSING = re.compile(
 """Lines of /proc/PID/status that say how much there is at a moment, or what the machine has."""
 
 
-def test_a_program_sees_what_it_would_see_without_templates(sandboxes: Sandboxes, started: Sandboxes) -> None:
+def package_set(sandboxes: Sandboxes) -> str:
+    """The name of a package set that is made for a driver, with two modules; the values of one's would be kept."""
+    made = sandboxes.driver.directory.parent / "environments" / PACKAGE_SET
+    site = made / prefix.PACKAGES_SITE.replace(prefix.PYTHON_PACKAGES, "python").lstrip("/")
+    for directory in (made / "node_modules", site / "pandas"):
+        directory.mkdir(parents=True, exist_ok=True)
+    (site / "pandas" / "__init__.py").write_text(ITS_VALUE)
+    (site / "packaged.py").write_text("place = __file__\n")
+    return PACKAGE_SET
+
+
+@pytest.mark.parametrize("has_packages", [False, True])
+def test_a_program_sees_what_it_would_see_without_templates(
+    sandboxes: Sandboxes, started: Sandboxes, has_packages: bool
+) -> None:
     seen: list[Any] = []
     for made in (sandboxes, started):
-        sandbox = made.make()
+        sandbox = made.make(package_set=package_set(made) if has_packages else None)
         assert sandbox.is_forked == (made is sandboxes)
         seen.append(json.loads(run(made, sandbox, LOOKS)))
+        assert (prefix.PACKAGES_SITE in seen[-1]["sys"]["path"]) == has_packages
     forked, other = seen
     for who in ("self", "1"):
         status = [
@@ -155,6 +178,14 @@ def test_a_program_sees_what_it_would_see_without_templates(sandboxes: Sandboxes
             differ = {item: (forked[name].get(item), other[name].get(item)) for item in items}
             assert {item: pair for item, pair in differ.items() if pair[0] != pair[1]} == {}, name
         assert forked[name] == other[name], name
+
+
+def test_packages_are_found_and_their_values_kept(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make(package_set=package_set(sandboxes))
+    assert sandbox.is_forked
+    assert run(sandboxes, sandbox, "import packaged; print(packaged.place)") == f"{prefix.PACKAGES_SITE}/packaged.py\n"
+    assert run(sandboxes, sandbox, "import pandas; pandas.Series()") == "asked for its table\n"
+    assert "ModuleNotFoundError" in sandboxes.run(sandboxes.make(), "import packaged").stderr
 
 
 def test_what_is_in_force_is_the_same(sandboxes: Sandboxes, started: Sandboxes) -> None:

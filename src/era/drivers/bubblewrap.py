@@ -294,8 +294,7 @@ class BubblewrapSandbox:
         if driver.cgroups is not None:
             self._group = self._out_of_memory.group = driver.cgroups.create(self.id, self.group_limits())
             self._watching.slice = TimeSlice(self._group, self.cpu_seconds)
-        # Python looks for a session's packages when it starts, and a template's has been started.
-        if driver.templates is not None and (self.package_set is None or language != "python"):
+        if driver.templates is not None:
             template = driver.templates.take()
             if template is not None:
                 return hold(template, self.plan(language, -1), self._launch)

@@ -142,6 +142,7 @@ def supervisor_config(
         "guest": GUEST,
         "clients": LIBRARY,
         "site": prefix.SITE,
+        "packages": prefix.PACKAGES_SITE,
         "layer": prefix.LAYER,
         "layer_directories": prefix.LAYER_DIRECTORIES,
         "landlock": landlock_grants(),

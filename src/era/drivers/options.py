@@ -63,7 +63,7 @@ def template_arguments(
     options += [*variables(config), *read_only(paths, {}, None)]
     for path, descriptor in data.items():
         options += ["--ro-bind-data", str(descriptor), path]
-    options += ["--ro-bind", "/proc", "/proc", "--dev", "/dev"]
+    options += ["--ro-bind", "/proc", "/proc", "--dev", "/dev", "--dir", prefix.PACKAGES_SITE]
     return options + own(paths, template_id, limits, config)
 
 

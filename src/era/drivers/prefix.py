@@ -15,7 +15,8 @@ by a directory with one `.pth` file, which names LAYER's site directory, the pac
 interpreter itself (`/usr/bin/python3`, which is what an empty PATH finds) imports the same as the prefix's.
 
 *PID 1.* Python acts upon `.pth` files of a site directory when it starts, and the supervisor is started from the prefix
-as well. LAYER is empty at that moment: what a session has in it is put there afterwards.
+as well. LAYER is empty at that moment: what a session has in it is put there afterwards. Where PID 1 is a fork of a
+template, which has no package set, it looks for that itself (guest/startup.py).
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ LAYER = f"{PREFIX}/layer"
 
 _SITE = f"lib/python3.{sys.version_info.minor}/site-packages"
 SITE = f"{PREFIX}/{_SITE}"
+PACKAGES_SITE = f"{PYTHON_PACKAGES}/{_SITE}"
+"""Where modules of a package set lie. A template has an empty directory there, so that Python puts it into `sys.path`,
+and a fork in a sandbox without packages takes it out again (guest/startup.py)."""
 
 LAYER_DIRECTORIES = ("bin", "etc", "include", "share", _SITE)
 """What LAYER always has, or installing into it would fail."""
@@ -83,7 +87,7 @@ def write(directory: Path) -> None:
         path.chmod(0o755)
     version = ".".join(map(str, sys.version_info[:3]))
     _write(prefix / "pyvenv.cfg", f"home = {base.parent}\ninclude-system-site-packages = true\nversion = {version}\n")
-    _write(site / "era.pth", f"{SITE}\n{PYTHON_PACKAGES}/{_SITE}\n{PIP}\n")
+    _write(site / "era.pth", f"{SITE}\n{PACKAGES_SITE}\n{PIP}\n")
     for name in _NAMES:
         _link(commands / name, base)
     for name in _PIP_NAMES:

@@ -34,6 +34,10 @@ class ProgramModule:
         self._last_value = last_value.prepared()
         self._ending = early_exit.prepared()
 
+    def look_for_packages(self) -> None:
+        """Look anew whether there are packages whose values are kept."""
+        self._last_value = last_value.prepared()
+
     def watch(self, path: str) -> None:
         """Follow the module that this process runs next: the program at `path`, which is absolute."""
         value, end = self._last_value, self._ending

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import resource
+import sys
 
 import connect_filter
 import container_split
@@ -41,6 +42,8 @@ def prepare() -> dict[str, Any]:
     if "template" in config:
         preloaded = preload(for_many=True)
         config = template.serve(config)
+        if config["fork"]:
+            look_for_packages(config["packages"], preloaded)
     if "division" in config:
         config = container_split.divide(config)
     control = config["control"]
@@ -81,3 +84,13 @@ def preload(*, for_many: bool = False) -> ProgramModule:
         immortal_objects.make_lasting()
     gc.freeze()  # and nobody's collection writes to these objects, which all forks share
     return watching
+
+
+def look_for_packages(place: str, watching: ProgramModule) -> None:
+    """In a fork of a template, do what Python would have done at its start: have the session's packages on the path,
+    where it has any. The template had an empty directory at this place."""
+    sys.path_importer_cache.pop(place, None)
+    if os.path.isdir(place):
+        watching.look_for_packages()
+    else:
+        sys.path.remove(place)
