@@ -60,16 +60,18 @@ const inertStyles = {
 };
 
 /**
- * pdf.js reads documents in a worker, which is a file by itself; importing it gives its name. What some documents need
- * is beside it, under names that pdf.js knows: the fonts that each reader has, tables of characters, decoders of two kinds
+ * pdf.js reads documents in a worker, which is a file by itself; importing it gives its name. It has no bound on what a
+ * document unpacks to, so the bound comes before it (src/session/bounded.js). What some documents need is beside it, under names that pdf.js knows: the fonts that each reader has, tables of characters, decoders of two kinds
  * of pictures.
  */
 const pdfjs = {
   name: 'pdfjs',
   setup(bundler) {
+    const bound = join(here, 'src', 'session', 'bounded.js');
     bundler.onLoad({ filter: /pdf\.worker\.min\.mjs$/ }, async ({ path }) => ({
-      contents: await readFile(path),
+      contents: Buffer.concat([await readFile(bound), await readFile(path)]),
       loader: 'file',
+      watchFiles: [bound],
     }));
     bundler.onEnd(async () => {
       for (const folder of ['standard_fonts', 'cmaps', 'wasm']) {

@@ -86,7 +86,9 @@ export class Pdf {
       port.terminate();
       parts?.abort();
     });
-    port.addEventListener('error', () => failed(new Error('This document can’t be read.')));
+    port.addEventListener('error', ({ message }) => {
+      failed(new Error(`This document can’t be read: ${message.replace(/^Uncaught \w+: /, '')}.`));
+    });
     const task = getDocument({
       ...(parts ? { range: parts } : { data: source.start.slice() }),
       worker: new PDFWorker({ port: port as unknown as null }), // its types know of no port
