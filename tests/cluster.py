@@ -93,15 +93,16 @@ class Cluster:
 
 
 @contextmanager
-def running(directory: Path, hosts: int = 2, **settings: str) -> Iterator[Cluster]:
-    """A cluster for as long as the block lasts. At the end nothing of it may be left."""
+def running(directory: Path, hosts: int = 2, *options: str, **settings: str) -> Iterator[Cluster]:
+    """A cluster for as long as the block lasts, with these options of the command. At the end nothing of it may be
+    left."""
     before = mounts()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0", "ERA_API_KEY": KEY}
     environment |= {"ERA_LEASE_SECONDS": str(LEASE_SECONDS), **settings}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     directory.mkdir()
-    command = [str(ERA), "cluster", "up", "--hosts", str(hosts), "--dir", str(directory)]
+    command = [str(ERA), "cluster", "up", "--hosts", str(hosts), "--dir", str(directory), *options]
     with (directory / "up.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     cluster = Cluster(directory, process)
@@ -144,6 +145,15 @@ class History:
     patience: float = 60.0
     """Seconds for which a client waits for an answer."""
 
+    pause: float = 0.0
+    """Seconds between two appends of a client."""
+
+    parts_die: bool = False
+    """A run may be cut off as its sandbox is."""
+
+    name: str = "t"
+    """What its tokens begin with."""
+
     answered: list[tuple[str, str, list[str]]] = field(default_factory=list)
     """Session, token, and the log that the answer had."""
 
@@ -166,10 +176,11 @@ class History:
             session = self.sessions[count % len(self.sessions)]
             with self._lock:
                 self._tokens += 1
-                token = f"t{self._tokens}"
+                token = f"{self.name}{self._tokens}"
             host = count // len(self.sessions)
             while not self._try(session, token, host, again) and again and not self.stop.is_set():
                 host += 1
+            self.stop.wait(self.pause)
 
     def _try(self, session: str, token: str, host: int, again: bool) -> bool:
         """Append a token once; whether the answer says what became of it."""
@@ -192,7 +203,11 @@ class History:
                 self.lost.append((session, token))
                 return True
             body = answer.json()
-            assert body["status"] == "ok", body
+            if body["status"] != "ok":
+                assert self.parts_die, body
+                if not body["state"]["committed"]:
+                    self.lost.append((session, token))
+                return True
             self.answered.append((session, token, body["data"]["log"]))
             return True
 

@@ -106,6 +106,12 @@ class Postgres:
             self._process.wait(START_SECONDS)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that all others of the server are below."""
+        assert self._process is not None
+        return self._process.pid
+
     def url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self.socket}"
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import ssl
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from era.errors import NotReady
 from era.preflight import check_cluster
 from era.settings import Settings
 from tests.client.command import era
+from tests.cluster import running
+from tests.conftest import eventually
 
 SECRET = "a secret of thirty-two characters"
 
@@ -38,3 +44,44 @@ def test_what_cannot_be_started_or_stopped(tmp_path: Path) -> None:
     assert "--hosts" in era(None, "cluster", "up", *where, "--hosts", "0", code=2).stderr
     (tmp_path / "cluster.json").write_text(json.dumps({"pid": os.getpid(), "hosts": []}))
     assert f"by process {os.getpid()}" in era(None, "cluster", "up", *where, code=2).stderr
+
+
+@pytest.mark.slow
+def test_hosts_on_one_machine_talk_over_tls(tmp_path: Path) -> None:
+    directory = tmp_path / "cluster"
+
+    def ports_of_hosts() -> list[str]:
+        """Where the hosts that are alive are called by each other."""
+        with closing(sqlite3.connect(directory / "shared" / "era.sqlite")) as database:
+            return [url for (url,) in database.execute("SELECT url FROM hosts WHERE NOT dead ORDER BY started_at")]
+
+    with running(directory, 2, "--tls") as cluster:
+        files = sorted((directory / "tls").iterdir())
+        assert [file.name for file in files] == [
+            "authority.pem",
+            "host-1.key",
+            "host-1.pem",
+            "host-2.key",
+            "host-2.pem",
+        ]
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        with cluster.clients() as [home, other]:
+            assert home.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+            for client in (home, other):
+                assert client.post("/api/sessions/s/run", json={"code": "print(1)"}).status_code == 200
+        urls = ports_of_hosts()
+        assert len(urls) == 2
+        trusting = ssl.create_default_context(cafile=str(directory / "tls" / "authority.pem"))
+        for url in urls:
+            assert url.startswith("https://")
+            with pytest.raises(httpx.HTTPError):  # whoever shows no certificate gets no answer
+                httpx.get(f"{url}/health", verify=trusting)
+
+        # One that is started anew has its certificate again.
+        pid = cluster.pid(1)
+        cluster.kill(1)
+        assert eventually(lambda: cluster.pid(1) != pid and cluster.is_ready(1))
+        with cluster.clients() as [_, again]:
+            assert eventually(lambda: again.post("/api/sessions/s/run", json={"code": "print(1)"}).status_code == 200)
+        assert len(set(ports_of_hosts()) - set(urls)) <= 1
+        assert all(url.startswith("https://") for url in ports_of_hosts())

@@ -1,5 +1,5 @@
 """A cluster on a network of its own (wires.py): hosts, PostgreSQL and S3, each at a place of which any may be cut off
-from any other.
+from any other, and hosts with clocks of their own.
 
 What watches over the hosts starts anew those that end, as `era cluster up` does on one machine.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,12 +24,14 @@ from typing import Any
 import httpx
 
 from tests.cluster import KEY
-from tests.conftest import ERA, START_SECONDS, STOP_SECONDS, Server, descendants, eventually, is_running
+from tests.conftest import START_SECONDS, STOP_SECONDS, Server, descendants, eventually, is_running
 from tests.hostile.wires import Place, Wires, inside
 from tests.postgres import Postgres, binaries, directory_of_server
-from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, radosgw
+from tests.store.s3 import ACCESS_KEY, SECRET_KEY, Radosgw
 
 _PORT = 8787
+
+_CLOCKED = Path(__file__).parent / "clocked.py"
 
 
 @dataclass
@@ -38,8 +42,18 @@ class WiredHost:
     directory: Path
     settings: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
-    starts: int = 0
+    codes: list[int] = field(default_factory=list)
+    """With which it has ended, each time."""
+
     stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.set_clock(0)
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
 
     @property
     def url(self) -> str:
@@ -47,21 +61,33 @@ class WiredHost:
 
     @property
     def log(self) -> str:
-        return (self.directory.parent / f"{self.directory.name}.log").read_text(errors="replace")
+        return self._beside("log").read_text(errors="replace")
+
+    @property
+    def _clock(self) -> Path:
+        return self._beside("clock")
+
+    def _beside(self, kind: str) -> Path:
+        return self.directory.parent / f"{self.directory.name}.{kind}"
+
+    def set_clock(self, seconds: float) -> None:
+        """Have its clock be off by so much."""
+        with open(os.open(self._clock, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            file.write(struct.pack("d", seconds))
 
     def watch(self) -> None:
         """Start it again and again, until it is to stop."""
+        command = ("setpriv", "--pdeathsig", "TERM", sys.executable, "-P", str(_CLOCKED), str(self._clock), "serve")
         while not self.stopping:
-            with (self.directory.parent / f"{self.directory.name}.log").open("ab") as log:
+            with self._beside("log").open("ab") as log:
                 self.process = subprocess.Popen(
-                    self.place.command("setpriv", "--pdeathsig", "TERM", str(ERA), "serve"),
+                    self.place.command(*command),
                     env=dict(self.settings),
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
-            self.starts += 1
-            self.process.wait()
+            self.codes.append(self.process.wait())
             time.sleep(0.5)
 
     def signal(self, number: int) -> None:
@@ -88,8 +114,12 @@ class WiredCluster:
     content: Place
     hosts: list[WiredHost]
     postgres: Postgres
-    s3: S3
+    s3: Radosgw
     database: str
+    lease_seconds: float
+    outage_seconds: float = 25.0
+    """For which S3 is gone at least, when it is."""
+
     threads: list[threading.Thread] = field(default_factory=list)
 
     def told(self) -> list[dict[str, Any]]:
@@ -113,11 +143,8 @@ class WiredCluster:
 
 
 @contextmanager
-def wired(
-    directory: Path, hosts: int = 3, each: Mapping[int, Mapping[str, str]] | None = None, **more: str
-) -> Iterator[WiredCluster]:
-    """Such a cluster for as long as the block lasts, and this thread at the clients' place. `more` are settings of all
-    hosts, `each` those of one."""
+def wired(directory: Path, hosts: int, lease_seconds: float = 5) -> Iterator[WiredCluster]:
+    """Such a cluster for as long as the block lasts, and this thread at the clients' place."""
     commands = binaries()
     assert commands is not None
     with ExitStack() as stack:
@@ -133,9 +160,10 @@ def wired(
         database = postgres.make_database(empty=True)
         s3_directory = Path(tempfile.mkdtemp(prefix="era-s3-"))
         stack.callback(shutil.rmtree, s3_directory)
-        s3 = stack.enter_context(radosgw(s3_directory, content.address, content.command()))
+        s3 = Radosgw(s3_directory, content.address, content.command())
+        stack.callback(s3.kill)
+        s3.start()
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-        os.environ |= keys
         s3.make_bucket("wired")
         directory.mkdir()
         base = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
@@ -150,15 +178,14 @@ def wired(
             "ERA_DATABASE_URL": f"postgresql://postgres@{rows.address}:5432/{database}",
             "ERA_BLOBS": s3.url("wired"),
             "ERA_PORT": str(_PORT),
-            **more,
+            "ERA_LEASE_SECONDS": str(lease_seconds),
         }
         made = []
         for number in range(hosts):
             place = wires.place(10 + number)
             own = {"ERA_HOST": place.address, "ERA_DATA_DIR": str(directory / f"host-{number + 1}")}
-            settings = {**base, **own, **((each or {}).get(number, {}))}
-            made.append(WiredHost(place, directory / f"host-{number + 1}", settings))
-        cluster = WiredCluster(wires, clients, rows, content, made, postgres, s3, database)
+            made.append(WiredHost(place, directory / f"host-{number + 1}", {**base, **own}))
+        cluster = WiredCluster(wires, clients, rows, content, made, postgres, s3, database, lease_seconds)
         stack.callback(_stop, cluster)
         for host in made:
             thread = threading.Thread(target=host.watch, daemon=True)

@@ -92,6 +92,14 @@ class Wires:
         """All packets arrive from now on."""
         self._fates = {}
 
+    @contextmanager
+    def mended(self) -> Iterator[None]:
+        """All packets arrive after the block, whatever was decided within it."""
+        try:
+            yield
+        finally:
+            self.mend()
+
     def close(self) -> None:
         self._closing = True
         self._thread.join()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, select
 
@@ -95,6 +96,9 @@ def test_all_rows_are_moved_and_the_server_goes_on_there(source: Path, empty_pos
             assert len(await store.webhooks.notices(DEFAULT_OWNER, "wh_1")) == 3
             return later.key
 
+    with psycopg.connect(empty_postgres_url) as connection:
+        believed = connection.execute("SELECT reltuples FROM pg_class WHERE relname = 'sessions'").fetchone()
+    assert believed == (len(before["sessions"]),), "PostgreSQL knows nothing of its new rows"
     assert asyncio.run(goes_on()) == before["sessions"][0][0] + 2, "a key was given twice"
     with pytest.raises(NotReady, match="set ERA_DATABASE_URL to that"):
         place.rows_url(source, None)

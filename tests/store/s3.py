@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +33,11 @@ START_SECONDS = 30.0
 TRIES = 4
 
 
-@dataclass(frozen=True)
 class S3:
     """Where the server is. Each test takes a bucket of its own."""
 
-    endpoint: str
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
 
     def url(self, bucket: str, prefix: str = "some/prefix", endpoint: str | None = None) -> str:
         return f"s3://{bucket}/{prefix}?endpoint={endpoint or self.endpoint}&region={REGION}"
@@ -91,22 +90,41 @@ def _with_a_user(directory: Path) -> Path:
     raise AssertionError(f"radosgw-admin hung {TRIES} times")
 
 
+class Radosgw(S3):
+    """The server itself, which a test may kill and start again."""
+
+    def __init__(self, directory: Path, address: str = "127.0.0.1", there: Sequence[str] = ()) -> None:
+        """It is to run on a free port of this address. `there` is what its command begins with."""
+        self._directory = _with_a_user(directory)
+        self._place = address, free_port()
+        super().__init__("http://{}:{}".format(*self._place))
+        self._there = there
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers. It ends with this process, however that ends."""
+        address, port = self._place
+        command = [*self._there, "setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(self._directory)]
+        command.append(f"--rgw-frontends=beast endpoint={address}:{port} tcp_nodelay=1")
+        with (self._directory / "out").open("wb") as out:
+            self._process = subprocess.Popen(command, stdout=out, stderr=out)
+        _wait_for(address, port, self._process, self._directory / "out")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
 @contextmanager
-def radosgw(directory: Path, address: str = "127.0.0.1", there: Sequence[str] = ()) -> Iterator[S3]:
-    """Run the server on a free port of this address, until the block ends or this process does. `there` is what its
-    command begins with."""
-    directory = _with_a_user(directory)
-    port = free_port()
-    command = [*there, "setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(directory)]
-    command.append(f"--rgw-frontends=beast endpoint={address}:{port} tcp_nodelay=1")
-    with (directory / "out").open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+def radosgw(directory: Path) -> Iterator[S3]:
+    """Run the server until the block ends."""
+    server = Radosgw(directory)
     try:
-        _wait_for(address, port, process, directory / "out")
-        yield S3(f"http://{address}:{port}")
+        server.start()
+        yield server
     finally:
-        process.kill()
-        process.wait()
+        server.kill()
 
 
 def _wait_for(address: str, port: int, process: subprocess.Popen[bytes], out: Path) -> None:

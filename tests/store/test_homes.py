@@ -179,6 +179,44 @@ async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(url: str)
         assert (seen[0], seen[-1]) == (["a", "b"], ["b"])
 
 
+async def test_a_session_that_is_given_away_is_at_home_there(join: Joined) -> None:
+    a, b = await join("a"), await join("b")
+    session = await made(a)
+    assert not await a.homes.give(session.key, "b"), "it is at home nowhere"
+    await a.store.begin_run(mine("s"), "r1")
+    assert not await b.homes.give(session.key, "b"), "whose home is another host can only be given by that"
+    assert not await a.homes.give(session.key, "c"), "there is no such host"
+    assert await a.homes.give(session.key, "b")
+    assert not await a.homes.give(session.key, "b"), "it is another host's by now"
+    place = await a.homes.find(session.key)
+    assert place is not None
+    assert place.home is not None
+    assert (place.home.host, place.home.epoch) == (b.host, 2)
+    # What was under way there is fenced off, as if the session had been taken.
+    with pytest.raises(Fenced):
+        await a.store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
+    assert (await b.store.begin_run(mine("s"), "r2")).version == 1
+    await b.homes.leave("a")
+    assert not await b.homes.give(session.key, "a"), "that host is dead"
+    await b.store.end_run(ended(session, "r2"), data='{"n": 2}', snapshot=None)
+    assert (await b.store.session(mine("s"))).data == '{"n": 2}'
+
+
+async def test_a_session_is_given_to_one_host_only(join: Joined) -> None:
+    a, *others = [await join(name) for name in "abc"]
+    keys = []
+    for number in range(10):
+        keys.append((await made(a, f"s{number}")).key)
+        await a.store.begin_run(mine(f"s{number}"), f"r{number}")
+    for key in keys:
+        given = await asyncio.gather(*(a.homes.give(key, other.host.id) for other in others))
+        assert sorted(given) == [False, True]
+        place = await a.homes.find(key)
+        assert place is not None
+        assert place.home is not None
+        assert (place.home.host, place.home.epoch) == (others[given.index(True)].host, 2)
+
+
 @pytest.mark.soak
 async def test_many_hosts_that_beat_at_once_are_in_nobodys_way(join: Joined) -> None:
     hosts = [await join(f"h{number}") for number in range(8)]

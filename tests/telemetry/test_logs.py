@@ -273,3 +273,9 @@ def test_lines_for_people_are_those_of_the_librarys_plain_renderer(value: object
     fields = {"timestamp": "now", "level": "info", "event": "run", "zero": value, "a": value}
     plain = structlog.dev.ConsoleRenderer(colors=False)
     assert logs.CONSOLE(None, "info", dict(fields)) == plain(None, "info", dict(fields))
+
+
+def test_the_log_ends_quietly_with_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = logs._Unfailing(sys.stderr)
+    monkeypatch.setattr(logs, "suppress", None)  # as names of modules are by the time that objects are closed
+    stream.close()

@@ -106,6 +106,10 @@ class _Unfailing(io.TextIOBase):
         with suppress(OSError):
             self._stream.flush()
 
+    def close(self) -> None:
+        """Nothing: the stream is others', and each line is flushed. The interpreter closes what it takes apart, when
+        names of modules such as this one's may be gone."""
+
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=repr)
 
