@@ -15,6 +15,7 @@ from era.core.cells import Cell, CellOutcome
 from era.core.live.context import Context
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
 from era.core.program import Output
+from era.drivers import processes
 from era.languages import ipython, node
 from era.languages.python import base_executable
 from era.languages.typescript import LANGUAGE as TYPESCRIPT
@@ -173,7 +174,7 @@ async def interpreter(
     process = await LocalProcess.start(command, environment or {}, directory)
     context = Context("c", "python", process)
     try:
-        await context.ready()
+        await context.ready(lambda: processes.cpu_seconds([process.pid]))
         yield Cells(context)
     finally:
         await context.close("The test is over.")

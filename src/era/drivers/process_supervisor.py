@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 
 from era.core.loop_slices import Budget
 from era.core.models import JsonObject
+from era.core.patience import while_it_works
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
 from era.drivers.channel import receive_guest_listeners
 from era.drivers.guest import with_library
@@ -26,9 +27,6 @@ from era.errors import SandboxFailed
 
 ROOM = 1 << 17
 """Bytes of a process's output that are kept here until somebody reads them, and of input that are kept there."""
-
-_START_SECONDS = 20.0
-"""For the supervisor to start a process, which takes it milliseconds unless everything stands still."""
 
 _MEMORY_SECONDS = 0.2
 """For it to say what memory processes take, while that may grow."""
@@ -233,8 +231,10 @@ class ProcessSupervisor:
         broker: SocketBroker | None,
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
+        cpu_seconds: Callable[[], float],
     ) -> None:
-        """`variables` are those of every process, unless its own are others."""
+        """`variables` are those of every process, unless its own are others. `cpu_seconds` is how much processor time
+        the sandbox has used."""
         self.enforced: JsonObject = {"separated_by": "pid_namespace"}
         self.broker = broker
         self._own_broker: SocketBroker | None = None
@@ -242,6 +242,7 @@ class ProcessSupervisor:
         self._reader, self._writer = reader, writer
         self._variables = variables
         self.out_of_memory = out_of_memory
+        self._cpu_seconds = cpu_seconds
         self._numbers = itertools.count(1)
         self._processes: dict[int, GuestProcess] = {}
         self._budget = Budget(self)
@@ -265,6 +266,7 @@ class ProcessSupervisor:
         life: Life,
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
+        cpu_seconds: Callable[[], float],
         *,
         sandbox_broker: SocketBroker | None = None,
     ) -> ProcessSupervisor:
@@ -273,7 +275,7 @@ class ProcessSupervisor:
         own = (await receive_guest_listeners(sock, names=()))[1] if sandbox_broker is None else None
         try:
             reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
-            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory)
+            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, cpu_seconds)
             kind, _, payload = await made._receive()
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
@@ -314,7 +316,7 @@ class ProcessSupervisor:
         }
         self.send(b"S", number, json.dumps(header).encode(), specification)
         try:
-            async with asyncio.timeout(_START_SECONDS):
+            async with while_it_works(self._cpu_seconds):
                 await process.started.wait()
         except TimeoutError:
             self.life.kill()  # in gVisor processes can have it stand still

@@ -80,9 +80,22 @@ shell._domain.on('error', failed);
 process.on('uncaughtException', failed);
 process.on('unhandledRejection', failed);
 
-// While a script runs, the REPL's own watchdog has SIGINT, and a listener would be in its way.
-const interrupted = () => shell.emit('SIGINT');
-process.on('SIGINT', interrupted);
+// Interrupts. While a script runs, the REPL's own watchdog has SIGINT, and a listener would be in its way. Between the
+// two nobody has it, and then it ends the process. So the service says first that it wants a cell interrupted, which is
+// taken whenever a cell waits for something, and sends SIGINT where one goes on computing.
+const interrupted = () => {
+  if (cell?.finish) shell.emit('SIGINT'); // a second one would close the REPL otherwise
+};
+const listen = () => {
+  // All of them, since a watchdog has taken away what Node believes to have.
+  const others = process.rawListeners('SIGINT').filter((each) => each !== interrupted);
+  process.removeAllListeners('SIGINT');
+  for (const each of [interrupted, ...others]) process.on('SIGINT', each);
+};
+listen();
+// The REPL calls it with the watchdog on duty, right before the script begins and right after its end.
+let watched = () => {};
+shell._setRawMode = () => watched();
 
 const result = (data, main) => {
   if (!cell) return;
@@ -132,16 +145,19 @@ const run = (code, done) => {
   };
   try {
     const script = javaScript(code);
-    send('B');
+    watched = () => {
+      watched = () => {};
+      send('B');
+    };
     process.removeListener('SIGINT', interrupted);
-    evaluate(script, shell.context, `cell-${count}`, (error, value) =>
-      cell?.finish?.(error?.err ?? error, value, Boolean(error)),
-    );
+    evaluate(script, shell.context, `cell-${count}`, (error, value) => {
+      listen();
+      cell?.finish?.(error?.err ?? error, value, Boolean(error));
+    });
   } catch (error) {
     cell.finish?.(error, undefined, true);
   } finally {
-    process.removeListener('SIGINT', interrupted);
-    process.on('SIGINT', interrupted);
+    listen();
   }
 };
 
@@ -228,7 +244,8 @@ channel.on('data', (piece) => {
     const payload = received.subarray(5, 5 + size).toString();
     received = received.subarray(5 + size);
     if (kind === 'X') execute(parse(payload));
+    else if (kind === 'I') interrupted();
   }
 });
 if (isTypeScript) Module.stripTypeScriptTypes('enum A { B }', { mode: 'transform' });
-send('Y', { kernel: `Node ${process.version}`, memory_bytes: rss() });
+send('Y', { kernel: `Node ${process.version}`, hears: true, memory_bytes: rss() });

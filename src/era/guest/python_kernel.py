@@ -25,7 +25,8 @@ handle it otherwise, for itself only.
 Wire format, both ways: a kind (1 byte), the length of the payload (4 bytes, big endian), the payload.
 
   service to kernel:  X  JSON, a cell: `code`, `env`, `cwd`, `stdin`, `mark` (text), `limit` (bytes of results)
-  kernel to service:  Y  JSON, what the interpreter is; it is ready
+                      I  interrupt the cell under way, if there is one. For kernels that hear it
+  kernel to service:  Y  JSON, what the interpreter is, and whether it `hears` while a cell is under way; it is ready
                       B  the cell begins: from here on it can be interrupted
                       P  JSON, a result: `data`, `metadata`, `main`, perhaps `display_id` and `update`
                       C  take back all results so far

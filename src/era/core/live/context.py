@@ -11,7 +11,9 @@ bound and belongs to the next cell.
 *The end of a cell* is what the kernel says over the channel, once the marks behind the cell's output have come, too.
 
 *Interrupts.* At its deadline, or when somebody wants it stopped, a cell gets SIGINT. If it goes on for GRACE seconds,
-the interpreter is killed. That loses the variables, and the answer says so.
+the interpreter is killed. That loses the variables, and the answer says so. Node loses signals, or even dies of one, in
+the moment in which a cell's synchronous part ends. So its kernel is told by a message first, which it takes whenever
+the cell waits for something, and gets SIGINT only where the cell goes on computing.
 
 *Trust.* All that comes from the process may have been made by a cell. It can end the interpreter, and lie about
 results, variables and output: those of its own session. What isn't a message at all ends the interpreter.
@@ -32,6 +34,7 @@ import structlog
 
 from era.core.cells import Cell, CellOutcome
 from era.core.live.kernel_frames import (
+    INTERRUPT_FRAME,
     RESULTS_BYTES,
     CellEnd,
     CellResults,
@@ -43,6 +46,7 @@ from era.core.live.kernel_frames import (
 )
 from era.core.loop_slices import Budget
 from era.core.models import now
+from era.core.patience import while_it_works
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessOutput
 from era.core.program import STREAMS, Output, Stream
@@ -55,8 +59,10 @@ GRACE = 2.0
 """Seconds that an interrupted cell has to end."""
 
 _START_SECONDS = 60.0
-_BEGIN_SECONDS = 0.05
-"""Between a cell's beginning and an interrupt that came earlier. By then Node can take it."""
+"""How long an interpreter that uses no processor is waited for: what it needs may be being prepared."""
+
+_HEAR_SECONDS = 0.05
+"""What a kernel that can be told of an interrupt has to take it, before it gets SIGINT."""
 
 _MARK_SECONDS = 10.0
 """How long marks are waited for. They come at once, unless a cell has changed what its descriptors are."""
@@ -95,10 +101,13 @@ class _Running:
     """By somebody else than itself."""
 
     begun: bool = False
-    """It can be interrupted: SIGINT does nothing before."""
+    """It can be interrupted: SIGINT does nothing before, or kills."""
 
     signalled: bool = False
     """It is to be, as soon as it has begun."""
+
+    told: bool = False
+    """Its kernel was told of an interrupt by a message."""
 
     stopping: bool = False
     """It is killed if it goes on."""
@@ -122,6 +131,9 @@ class Context:
 
         self._process = process
         self._ready = asyncio.Event()
+        self._hears = False
+        """Whether the kernel takes interrupts as messages."""
+
         self._frames = Frames()
         self._budget = Budget(self)
         self._running: _Running | None = None
@@ -143,11 +155,14 @@ class Context:
     def busy(self) -> bool:
         return self._running is not None
 
-    async def ready(self) -> None:
-        """Wait until it can take cells. Raises Unavailable, and then it has ended."""
+    async def ready(self, cpu_seconds: Callable[[], float]) -> None:
+        """Wait until it can take cells. `cpu_seconds` is how much processor time the sandbox has used. Raises
+        Unavailable, and then it has ended."""
         waiting = asyncio.create_task(self._ready.wait())
         try:
-            await asyncio.wait([waiting, self._following], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(TimeoutError):
+                async with while_it_works(cpu_seconds, _START_SECONDS):
+                    await asyncio.wait([waiting, self._following], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
         if not self._ready.is_set():
@@ -214,7 +229,7 @@ class Context:
         if running is None or running.done.done():
             return False
         running.interrupted = True
-        await self._signal(running)
+        self._signal(running)
         return True
 
     async def stop_cell(self) -> None:
@@ -222,7 +237,7 @@ class Context:
         running = self._running
         if running is not None and not running.done.done() and not running.stopping:
             running.interrupted = True
-            await self._stop(running, "a cell did not end when it was stopped")
+            self._stop(running, "a cell did not end when it was stopped")
 
     async def close(self, why: str) -> None:
         """End the interpreter. `why` is a sentence."""
@@ -237,23 +252,28 @@ class Context:
         await asyncio.wait([running.done], timeout=running.cell.timeout)
         if not running.done.done():
             running.timed_out = True
-            await self._stop(running, "a cell went on after its timeout")
+            self._stop(running, "a cell went on after its timeout")
         await running.done
 
-    async def _stop(self, running: _Running, why: str) -> None:
-        """Send SIGINT, and GRACE later SIGKILL."""
+    def _stop(self, running: _Running, why: str) -> None:
+        """Interrupt it, and send SIGKILL GRACE later."""
         running.stopping = True
-        await self._signal(running)
+        self._signal(running)
         self._timers.append(asyncio.get_running_loop().call_later(GRACE, self._kill_soon, running, why))
 
-    async def _signal(self, running: _Running) -> None:
-        """Send SIGINT, now or once the cell has begun."""
+    def _signal(self, running: _Running) -> None:
+        """Interrupt it, now or once the cell has begun."""
         running.signalled = True
         if running.begun:
-            await self._process.signal(signal.SIGINT)
+            self._signalling = asyncio.create_task(self._have_interrupted(running))
 
-    async def _signal_later(self, running: _Running) -> None:
-        await asyncio.sleep(_BEGIN_SECONDS)
+    async def _have_interrupted(self, running: _Running) -> None:
+        """Tell the kernel, if it can be told and hasn't been; send SIGINT where that isn't enough."""
+        if self._hears and not running.told:
+            running.told = True
+            with contextlib.suppress(BrokenPipeError):
+                await self._process.send(INTERRUPT_FRAME)
+            await asyncio.sleep(_HEAR_SECONDS)
         if self._running is running and not running.done.done():
             await self._process.signal(signal.SIGINT)
 
@@ -334,13 +354,14 @@ class Context:
         if kind == b"Y":
             told = parse(payload)
             self.kernel = str(told.get("kernel", ""))[:100]
+            self._hears = told.get("hears") is True
             self._ready.set()
         elif running is None or running.end is not None:
             raise KernelBroken("wrote about a cell while there was none")
         elif kind == b"B":
             running.begun = True
             if running.signalled:
-                self._signalling = asyncio.create_task(self._signal_later(running))
+                self._signal(running)
         elif kind == b"P":
             running.results.add(payload)
         elif kind == b"C":

@@ -250,7 +250,7 @@ class Contexts:
             raise Unavailable(f"There are no contexts in {session.language}.")
         spec = ProcessSpec(kernel.command, kernel.environment, channel=True)
         context = Context(name, session.language, await of.live.start(spec, base_url))
-        await context.ready()
+        await context.ready(of.live.sandbox.cpu_seconds)
         return context
 
     def _of_session(self, live: LiveSession) -> _OfSession:

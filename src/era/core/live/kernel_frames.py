@@ -18,6 +18,7 @@ from era.core.models import JsonObject
 RESULTS_BYTES = 4 << 20
 """Of the results of a cell, at most."""
 
+INTERRUPT_FRAME = b"I\0\0\0\0"
 _MOST_IN_FRAME = RESULTS_BYTES + (1 << 20)
 _MOST_RESULTS = 10_000
 _SHOWN = 64 << 10

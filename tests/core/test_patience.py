@@ -1,0 +1,45 @@
+"""How long is waited for what a sandbox is starting."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from era.core import patience
+from era.core.patience import while_it_works
+
+
+def used_since(seconds: float, until: float = 1e9) -> Callable[[], float]:
+    """A count of processor time that grows, as time does, for `until` seconds."""
+    return lambda: min(time.monotonic() - seconds, until)
+
+
+async def test_what_gets_on_is_waited_for() -> None:
+    async with while_it_works(used_since(time.monotonic()), 0.4):
+        await asyncio.sleep(2)
+
+
+@pytest.mark.parametrize("until", [0.0, 0.8])
+async def test_what_stands_still_is_not(until: float) -> None:
+    """Neither what never did anything nor what has stopped."""
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with while_it_works(used_since(begun, until), 0.4):
+            await asyncio.sleep(60)
+    assert until + 0.35 < time.monotonic() - begun < 30
+
+
+async def test_nothing_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "MOST_SECONDS", 1.0)
+    with pytest.raises(TimeoutError):
+        async with while_it_works(used_since(time.monotonic()), 0.4):
+            await asyncio.sleep(60)
+
+
+async def test_errors_are_passed_on() -> None:
+    with pytest.raises(ValueError, match="mine"):
+        async with while_it_works(lambda: 0.0, 0.4):
+            raise ValueError("mine")
