@@ -230,7 +230,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
-        quotas = Quotas(store.usage, quotas_by_default(settings), api_keys.quotas_of)
+        counts = None if homes is None else store.quota_counts(homes.host_id)
+        quotas = Quotas(store.usage, quotas_by_default(settings), api_keys.quotas_of, counts)
         await quotas.open()
         store.bounds = quotas.bounds
         await store.webhooks.open()

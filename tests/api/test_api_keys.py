@@ -48,8 +48,9 @@ def test_only_the_operator_lists_makes_and_revokes_keys(owners: Owners) -> None:
             assert client.get("/api/sessions").status_code == 401
     # The key is neither in the database nor in the log.
     assert owners.operator.delete(f"/api/keys/{created['id']}").json() == {"success": True, "id": created["id"]}
-    kept = [path for path in owners.server.data_dir.glob("era.sqlite*") if created["key"].encode() in path.read_bytes()]
-    assert kept == []
+    rows = list(owners.server.content_dir.glob("era.sqlite*"))
+    assert rows
+    assert [path for path in rows if created["key"].encode() in path.read_bytes()] == []
     assert created["key"] not in owners.server.log
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from era.core import quotas as of_quotas
+from era.core.meters import MINUTE_US, Window
 from era.core.models import OwnedId, now
 from era.core.run_messages import Collected
 from era.core.usage import Use, day_of
@@ -49,15 +51,39 @@ async def test_runs_a_minute(core: Core, monkeypatch: pytest.MonkeyPatch) -> Non
     assert error.retry_after is not None
     assert 1 <= error.retry_after <= 60
     # It is honest: a moment before there is no place, and then there is one for each that began a minute ago.
-    begun = list(core.quotas._meters["owner", "default"].begun)
+    begun = [first / 1e6 for first, *_ in core.quotas._meters["owner", "default"].runs.entries]
     assert len(begun) == 5
     with monkeypatch.context() as clock:
         clock.setattr("era.core.quotas.time.monotonic", lambda: begun[0] + 59.5)
         with pytest.raises(RateReached) as early:
-            core.quotas.begin_run(mine("s"))
+            await begin_run(core)
         assert early.value.retry_after == 1
         clock.setattr("era.core.quotas.time.monotonic", lambda: begun[0] + 60.001)
-        core.quotas.begin_run(mine("s"))
+        await begin_run(core)
+
+
+async def begin_run(core: Core) -> None:
+    async with core.quotas.running(mine("s"), 0):
+        pass
+
+
+def test_a_minute_of_many_runs_is_kept_in_little_and_never_has_too_many() -> None:
+    most, every = 6_000, 4_999  # microseconds: some 12,000 a minute are asked for
+    window, begun, at = Window(), list[int](), 0
+    while at < 3 * MINUTE_US:
+        wait = window.wait(most, at)
+        if wait is None:
+            window.add(at)
+            begun.append(at)
+        else:
+            assert 0 < wait <= MINUTE_US
+            assert Window(window.entries).wait(most, at + wait) is None
+        at += every
+        assert len(window.entries) <= 300
+    assert len(begun) >= 3 * most - 3 * 200  # what is kept by the second comes back up to a second later
+    assert all(later - first >= MINUTE_US for first, later in zip(begun, begun[most:], strict=False))
+    again = Window(json.loads(json.dumps(window.entries)))
+    assert again.wait(most, at) == window.wait(most, at)
 
 
 async def test_sandboxes_in_use(core: Core) -> None:
@@ -88,12 +114,12 @@ async def test_memory_in_use(core: Core) -> None:
     for n in range(2):
         await core.session(f"s{n}")
     await core.session("small", limits={"memory_mb": each // 2})
-    release = [core.quotas.hold(mine(f"s{n}"), each << 20) for n in range(2)]
+    release = [await core.quotas.hold(mine(f"s{n}"), each << 20) for n in range(2)]
     with pytest.raises(QuotaReached) as full:
         await core.execute("pass")
     assert full.value.details["used"] == 2 * each
     await core.run("pass", "small")
-    release[0]()
+    await release[0]()
     await core.execute("pass")
     assert core.quotas.in_use("default")["memory_mb"] == each
 
@@ -169,7 +195,7 @@ async def test_a_day_that_is_used_up(core: Core) -> None:
     await core.quotas.set("default", {"cpu_seconds_per_day": 10, "egress_mb_per_day": 1})
     today = day_of(now())
     core.quotas.used(Use("default", "", today, 1, 9_999_999, 1 << 19))
-    core.quotas.begin_run(mine("s"))
+    await begin_run(core)
     core.quotas.used(Use("default", "", today, 1, 1, 0))
     with pytest.raises(RateReached) as used:
         await core.run("pass")

@@ -112,7 +112,9 @@ def build(settings: Settings, context: Context) -> FastAPI:
             drain_seconds=settings.drain_seconds,
             other_hosts=context.other_hosts,
             moves=moves,
-            answers=answers(context.homes, moves, lambda owner: active_here(owner, context)),
+            answers=answers(
+                context.homes, moves, lambda owner: active_here(owner, context), context.quotas.in_use_here
+            ),
         )
     app.add_middleware(
         Guard,

@@ -9,6 +9,8 @@ that doesn't answer in time is left out.
 heartbeat. So that a key that is revoked is good nowhere once that is answered, whoever changes something tells the
 others to read now. One that can't be told reads with its next heartbeat.
 
+*What owners use there*, for whoever shows that beside quotas.
+
 *How many sessions they have room for*, which a host asks that has none (core/moves.py).
 
 *Whether they trust each other* over TLS (host_tls.py), which a host asks the others when it starts.
@@ -37,6 +39,7 @@ log = structlog.get_logger()
 
 _ACTIVE_PATH = "/cluster/active"
 _CHANGED_PATH = "/cluster/changed"
+_IN_USE_PATH = "/cluster/in-use"
 _ROOM_PATH = "/cluster/room"
 _SECONDS = 2.0
 _ROOM_SECONDS = 0.5
@@ -48,8 +51,11 @@ _HINT = "ERA_CLUSTER_CERTIFICATE is to be of one authority at all hosts, or set 
 type Answering = Callable[[Scope], Awaitable[JsonObject]]
 
 
-def answers(homes: Homes, moves: Moves, active: Callable[[str], JsonObject]) -> Mapping[str, Answering]:
-    """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active."""
+def answers(
+    homes: Homes, moves: Moves, active: Callable[[str], JsonObject], in_use: Callable[[], JsonObject]
+) -> Mapping[str, Answering]:
+    """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active, and
+    `in_use` what each owner uses here."""
 
     async def active_of_owner(scope: Scope) -> JsonObject:
         query: bytes = scope["query_string"]
@@ -62,10 +68,19 @@ def answers(homes: Homes, moves: Moves, active: Callable[[str], JsonObject]) -> 
     async def hello(scope: Scope) -> JsonObject:
         return {}
 
+    async def used(scope: Scope) -> JsonObject:
+        return in_use()
+
     async def room(scope: Scope) -> JsonObject:
         return moves.room_for_others()
 
-    return {_ACTIVE_PATH: active_of_owner, _CHANGED_PATH: changed, HELLO_PATH: hello, _ROOM_PATH: room}
+    return {
+        _ACTIVE_PATH: active_of_owner,
+        _CHANGED_PATH: changed,
+        HELLO_PATH: hello,
+        _IN_USE_PATH: used,
+        _ROOM_PATH: room,
+    }
 
 
 class OtherHosts:
@@ -95,6 +110,11 @@ class OtherHosts:
                 elif (told := answer.get(session.id)) is not None:
                     found[session.key] = (told[0], told[1])
         return found
+
+    async def in_use(self) -> Sequence[JsonObject]:
+        """What each owner uses at the other hosts, of each host that tells."""
+        answers = await asyncio.gather(*(self._ask(host, _IN_USE_PATH) for host in self._others()))
+        return [answer for answer in answers if answer is not None]
 
     async def tell_changed(self) -> None:
         """Have the others read now what all know alike."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from era.api.api_keys import operator_only
 from era.api.context import Answer, Context, Owner, StrictRoute, UseContext, caller_of, errors
 from era.core.api_keys import OWNER, SCOPES
-from era.core.models import now
+from era.core.models import JsonObject, now
+from era.core.quotas import OF_HOSTS
 from era.core.usage import day_of
 from era.errors import Forbidden
 from era.wire.api_keys import ChangeOwner, OwnerAnswer, OwnersAnswer, QuotasAnswer, owner_answer
@@ -22,17 +23,30 @@ _OPERATOR = [Depends(operator_only)]
 OwnerName = Annotated[str, Path(pattern=OWNER, description="The owner's name.")]
 
 
-async def _owner(context: Context, owner: str, sizes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
-    """An owner's quotas, and how much there is of each. `sizes` are those of the store, if they are known."""
-    sizes = await context.store.sizes() if sizes is None else sizes
+async def _elsewhere(context: Context) -> Sequence[JsonObject]:
+    """What owners use at other hosts of the cluster."""
+    return [] if context.other_hosts is None else await context.other_hosts.in_use()
+
+
+def _owner(
+    context: Context, owner: str, sizes: Mapping[str, tuple[int, int]], elsewhere: Sequence[JsonObject]
+) -> dict[str, Any]:
+    """An owner's quotas, and how much there is of each."""
     sessions, disk_bytes = sizes.get(owner, (0, 0))
+    in_use = context.quotas.in_use(owner)
+    for name in OF_HOSTS:
+        in_use[name] += sum(host.get(owner, {}).get(name, 0) for host in elsewhere)
     used = {
-        **context.quotas.in_use(owner),
+        **in_use,
         "sessions": sessions,
         "disk_mb": _in_mib(disk_bytes),
         "storage_mb": _in_mib(context.storage.used(owner)),
     }
     return owner_answer(owner, context.quotas.of_owner(owner), context.quotas.own(owner), used)
+
+
+async def _one(context: Context, owner: str) -> dict[str, Any]:
+    return _owner(context, owner, await context.store.sizes(), await _elsewhere(context))
 
 
 def _in_mib(size: int) -> float:
@@ -43,15 +57,15 @@ def _in_mib(size: int) -> float:
 async def list_owners(context: UseContext) -> Response:
     """List the owners who have a key, sessions or quotas of their own, with their quotas and what is used."""
     names = {key.owner for key in context.api_keys.list()} | set(context.quotas.owners())
-    sizes = await context.store.sizes()
-    owners = [await _owner(context, name, sizes) for name in sorted(names | set(sizes))]
+    sizes, elsewhere = await context.store.sizes(), await _elsewhere(context)
+    owners = [_owner(context, name, sizes, elsewhere) for name in sorted(names | set(sizes))]
     return Answer({"owners": owners, "count": len(owners)})
 
 
 @router.get("/api/owners/{owner}", dependencies=_OPERATOR, responses={200: {"model": OwnerAnswer}, **errors()})
 async def get_owner(owner: OwnerName, context: UseContext) -> Response:
     """Show an owner's quotas and what is used of them. An owner of whom nothing is known has the defaults."""
-    return Answer(await _owner(context, owner))
+    return Answer(await _one(context, owner))
 
 
 @router.patch("/api/owners/{owner}", dependencies=_OPERATOR, responses={200: {"model": OwnerAnswer}, **errors()})
@@ -61,7 +75,7 @@ async def change_owner(owner: OwnerName, body: ChangeOwner, request: Request, co
     await context.quotas.set(owner, quotas)
     await context.tell_hosts()
     await context.audit.record(caller_of(request), "quotas.change", owner, quotas=quotas)
-    return Answer(await _owner(context, owner))
+    return Answer(await _one(context, owner))
 
 
 @router.get("/api/quotas", responses={200: {"model": QuotasAnswer}, **errors()})
@@ -72,7 +86,7 @@ async def get_quotas(request: Request, owner: Owner, context: UseContext) -> Res
     if caller.key_id:
         scopes = [scope for scope in SCOPES if scope in caller.scopes]
         key = {"id": caller.key_id, "scopes": scopes, "quotas": dict(context.api_keys.quotas_of(caller.key_id))}
-    return Answer({**await _owner(context, owner), "key": key})
+    return Answer({**await _one(context, owner), "key": key})
 
 
 _DAYS = 30

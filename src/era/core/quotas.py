@@ -11,11 +11,16 @@ A call counts for its owner and, where it came with a key that has quotas of its
 reach either. What comes without a key (public URLs, inboxes, processes that go on) counts for its session's owner.
 
 Each quota is counted where it can't be passed by many calls at once. Runs and sandboxes are counted here, in memory and
-without waiting between look and count; one process has the data directory, so nobody else counts. (Each host of a
-cluster counts its own: there an owner may have as much on each.) What is in rows,
+without waiting between look and count; one process has the data directory, so nobody else counts. What is in rows,
 sessions and their files, is counted by the transaction that adds to it (store/quotas.py). Storage has its own count
 (storage.py). What a day has used is read from the rows of usage at the start (usage.py) and added to after each run:
 a run that has begun isn't ended by it, but no other begins.
+
+Hosts of a cluster count runs and sandboxes in rows besides (store/quota_counts.py), of those for whom there is such a
+quota: one small transaction before a run, in which the calls of one owner come one after the other, and one after it,
+which takes its sandbox from the count. A row of a sandbox names its host, and counts as long as that isn't dead, so
+nothing has to be given back after a crash. Rows that couldn't be taken away, and those of sandboxes that were in use
+when a quota was set, are put right with the next heartbeat (`open`).
 
 A sandbox counts while a program runs in it or its session is live. One that is only kept warm makes way for others
 anyway, and counts for nobody.
@@ -26,22 +31,26 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+import structlog
+
+from era.core.meters import Meter, Refusal
 from era.core.models import JsonObject, OwnedId, now
-from era.core.usage import DAY_MICROS, Use, day_of
+from era.core.usage import Use, day_of
 from era.errors import EraError, QuotaReached, RateReached
+
+log = structlog.get_logger()
 
 type Kind = Literal["owner", "key"]
 type Amounts = Mapping[str, int]
 """Numbers by the name of a quota. 0 stands for no bound."""
 
-_MINUTE = 60.0
 _MIB = 1 << 20
 _NAMED = 100
 """Sessions that an error names at most."""
@@ -60,6 +69,12 @@ WORDS: Mapping[str, str] = {
 
 OF_KEYS = tuple(name for name in WORDS if name != "storage_mb")
 """Those that a key can have. Storage belongs to owners: no item of it is any key's."""
+
+OF_HOSTS = ("sandboxes", "memory_mb", "runs_per_minute")
+"""Those of which each host of a cluster sees its own part only."""
+
+_OF_SANDBOXES = ("sandboxes", "memory_mb")
+_OF_RUNS = ("cpu_seconds_per_day", "egress_mb_per_day", "runs_per_minute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +100,12 @@ class Bound:
         self.report(error)
         return error
 
-    def exceeded(self, used: int | float, seconds: float) -> RateReached:
-        """The error for a call that comes too early by so many seconds; it is reported."""
-        error = RateReached(f"{self._said}, and has had {used:g}.", details=self._details(used))
-        error.retry_after = max(1, math.ceil(seconds))
+    def refused(self, refusal: Refusal) -> QuotaReached | RateReached:
+        """The error for a call for which there is no room; it is reported."""
+        if refusal.seconds is None:
+            return self.reached(refusal.used, refusal.filled_by)
+        error = RateReached(f"{self._said}, and has had {refusal.used:g}.", details=self._details(refusal.used))
+        error.retry_after = max(1, math.ceil(refusal.seconds))
         self.report(error)
         return error
 
@@ -115,40 +132,56 @@ class OwnerStore(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Meter:
-    """What an owner or a key uses now."""
+class Held(NamedTuple):
+    """For whom the sandbox of a session counts."""
 
-    begun: deque[float] = field(default_factory=deque)
-    """When the runs of the last minute began, by the monotonic clock."""
+    kind: Kind
+    subject: str
+    session: str
 
-    sandboxes: dict[OwnedId, tuple[int, int]] = field(default_factory=dict)
-    """By session: how many hold its sandbox, and the bytes of memory that it may take."""
 
-    memory: int = 0
-    day: int = 0
-    cpu_us: int = 0
-    egress_bytes: int = 0
-    """Of that day."""
+class SharedCounts(Protocol):
+    """Where the hosts of a cluster count what each of them sees its part of only. Every call is one transaction."""
 
-    def turn_to(self, day: int) -> None:
-        if day != self.day:
-            self.day, self.cpu_us, self.egress_bytes = day, 0, 0
+    async def take(
+        self, owner: str, session: str, bounds: Sequence[Bound], memory: int, *, run: bool
+    ) -> tuple[Bound, Refusal] | None:
+        """Count the sandbox of a session of this owner's, at this host, for each of these bounds, and with `run`
+        another run; None then. Else why not: the first bound that leaves no room, and nothing is counted."""
+        ...
+
+    async def correct(self, add: Mapping[Held, int], drop: Sequence[Held]) -> None:
+        """Count these sandboxes at this host, with the bytes that they may take, and those no more."""
+        ...
 
 
 class Quotas:
     """The quotas of all owners and keys, and what counts for those that are counted here. `open` before anything."""
 
-    def __init__(self, store: OwnerStore, defaults: Amounts, of_key: Callable[[str], Amounts]) -> None:
-        """`defaults` are those of owners for whom nothing else was set. `of_key` gives a key's own, by its id."""
+    def __init__(
+        self,
+        store: OwnerStore,
+        defaults: Amounts,
+        of_key: Callable[[str], Amounts],
+        counts: SharedCounts | None = None,
+    ) -> None:
+        """`defaults` are those of owners for whom nothing else was set. `of_key` gives a key's own, by its id. `counts`
+        are a cluster's."""
         self._store = store
+        self._counts = counts
         self._defaults = defaults
         self._of_key = of_key
         self._owners: dict[str, Amounts] = {}
         self._reading = asyncio.Lock()
         """Held while rows are read or written: what was read before somebody changed it may not come after that."""
 
-        self._meters: dict[tuple[Kind, str], _Meter] = {}
+        self._meters: dict[tuple[Kind, str], Meter] = {}
+        self._holders: Counter[Held] = Counter()
+        """How many hold a sandbox, or are just about to."""
+
+        self._in_rows: set[Held] = set()
+        """What may be counted in rows as being in use here."""
+
         self.on_reached: list[Callable[[str, EraError], None]] = []
         """Called with the owner and the error when something of the owner's has reached a quota."""
 
@@ -162,6 +195,9 @@ class Quotas:
             meter.day = 0  # what was counted is in the rows
         for owner, key_id, cpu_us, egress_bytes in rows:
             self.used(Use(owner, key_id, today, 0, cpu_us, egress_bytes))
+        if self._counts is not None:
+            in_use = [held for held in self._holders if held not in self._in_rows and self._bounds_sandboxes(held)]
+            await self._correct(in_use, [held for held in self._in_rows if held not in self._holders])
 
     # -- what is in force --------------------------------------------------------------------------------------------
 
@@ -205,14 +241,20 @@ class Quotas:
         """How much an owner uses of what is counted here, by the name of the quota."""
         meter = self._meter("owner", owner)
         meter.turn_to(day_of(now()))
-        _forget_old(meter.begun)
+        meter.runs.forget_old(_monotonic_us())
         return {
             "sandboxes": len(meter.sandboxes),
             "memory_mb": meter.memory // _MIB,
-            "runs_per_minute": len(meter.begun),
+            "runs_per_minute": len(meter.runs),
             "cpu_seconds_per_day": round(meter.cpu_us / 1e6, 3),
             "egress_mb_per_day": round(meter.egress_bytes / _MIB, 3),
         }
+
+    def in_use_here(self) -> dict[str, dict[str, float]]:
+        """How much each owner uses of what each host of a cluster counts for itself, of those that use anything."""
+        owners = [subject for kind, subject in self._meters if kind == "owner"]
+        used = {owner: {name: self.in_use(owner)[name] for name in OF_HOSTS} for owner in owners}
+        return {owner: amounts for owner, amounts in used.items() if any(amounts.values())}
 
     def _report(self, owner: str, error: EraError) -> None:
         for listener in self.on_reached:
@@ -220,64 +262,101 @@ class Quotas:
 
     # -- what is counted here ----------------------------------------------------------------------------------------
 
-    def begin_run(self, who: OwnedId) -> None:
-        """Count a run. Raises RateReached where it is one too many, or its day is used up; then nothing is counted."""
-        bounds = self.bounds(who, "cpu_seconds_per_day", "egress_mb_per_day", "runs_per_minute")
-        meters = []
-        for bound in bounds:
-            meter = self._meter(bound.kind, bound.subject)
-            meter.turn_to(day_of(now()))
-            if bound.name == "cpu_seconds_per_day":
-                _check_day(bound, meter.cpu_us / 1e6)
-            elif bound.name == "egress_mb_per_day":
-                _check_day(bound, meter.egress_bytes / _MIB)
-            else:
-                _forget_old(meter.begun)
-                if (over := len(meter.begun) - bound.most) >= 0:
-                    seconds = meter.begun[over] + _MINUTE - time.monotonic()
-                    raise bound.exceeded(len(meter.begun), seconds)
-                meters.append(meter)
-        for meter in meters:
-            meter.begun.append(time.monotonic())
-
-    def hold(self, who: OwnedId, memory: int) -> Callable[[], None]:
-        """Count the sandbox of the session `who`, which may take `memory` bytes, until the function that this returns
-        is called, once. All who hold the same session's count as one. Raises QuotaReached."""
-        for bound in self.bounds(who, "sandboxes", "memory_mb"):
-            meter = self._meter(bound.kind, bound.subject)
-            if who in meter.sandboxes:
-                continue
-            names = [session.id for session in meter.sandboxes]
-            if bound.name == "sandboxes" and len(meter.sandboxes) >= bound.most:
-                raise bound.reached(len(meter.sandboxes), names)
-            if bound.name == "memory_mb" and meter.memory + memory > bound.most * _MIB:
-                raise bound.reached(meter.memory // _MIB, names)
-        meters = [self._meter("owner", who.owner)]
-        if who.key_id and self._of_key(who.key_id):
-            meters.append(self._meter("key", who.key_id))
-        for meter in meters:
-            holders, held = meter.sandboxes.get(who, (0, memory))
-            meter.sandboxes[who] = (holders + 1, held)
-            meter.memory += 0 if holders else memory
-
-        def release() -> None:
-            for meter in meters:
-                holders, held = meter.sandboxes.pop(who)
-                if holders > 1:
-                    meter.sandboxes[who] = (holders - 1, held)
-                else:
-                    meter.memory -= held
-
-        return release
-
-    @contextmanager
-    def held(self, who: OwnedId, memory: int) -> Iterator[None]:
-        """`hold` for a block."""
-        release = self.hold(who, memory)
+    @asynccontextmanager
+    async def running(self, who: OwnedId, memory: int) -> AsyncIterator[None]:
+        """Count a run, and its sandbox within the block; see `hold`. Raises RateReached and QuotaReached."""
+        release = await self._take(who, memory, *_OF_RUNS, *_OF_SANDBOXES)
         try:
             yield
         finally:
-            release()
+            await release()
+
+    async def hold(self, who: OwnedId, memory: int) -> Callable[[], Awaitable[None]]:
+        """Count the sandbox of the session `who`, which may take `memory` bytes, until the function that this returns
+        is called, once. All who hold the same session's count as one. Raises QuotaReached."""
+        return await self._take(who, memory, *_OF_SANDBOXES)
+
+    async def _take(self, who: OwnedId, memory: int, *names: str) -> Callable[[], Awaitable[None]]:
+        """Count what bounds of these names are about; where that would be too much, nothing is counted."""
+        bounds = self.bounds(who, *names)
+        subjects: list[tuple[Kind, str]] = [("owner", who.owner)]
+        if who.key_id and self._of_key(who.key_id):
+            subjects.append(("key", who.key_id))
+        helds = [Held(kind, subject, who.id) for kind, subject in subjects]
+        if self._counts is None:
+            self._check(who, bounds, memory)
+        for held in helds:
+            self._holders[held] += 1
+            self._meter(held.kind, held.subject).sandboxes.setdefault(who.id, memory)
+        release = partial(self._let_go, helds)
+        if self._counts is not None and bounds:
+            try:
+                await self._take_in_rows(self._counts, who, bounds, memory, run="runs_per_minute" in names)
+            except BaseException:
+                await release()
+                raise
+        for bound in bounds:
+            if bound.name == "runs_per_minute":
+                self._meter(bound.kind, bound.subject).runs.add(_monotonic_us())
+        return release
+
+    def _check(self, who: OwnedId, bounds: Sequence[Bound], memory: int) -> None:
+        """Raises RateReached, QuotaReached."""
+        for bound in bounds:
+            meter = self._meter(bound.kind, bound.subject)
+            refusal = meter.refusal(bound.name, bound.most, who.id, memory, _monotonic_us())
+            if refusal is not None:
+                raise bound.refused(refusal)
+
+    async def _take_in_rows(
+        self, counts: SharedCounts, who: OwnedId, bounds: Sequence[Bound], memory: int, *, run: bool
+    ) -> None:
+        """Raises RateReached, QuotaReached, Unavailable."""
+        taken = {Held(bound.kind, bound.subject, who.id) for bound in bounds if bound.name in _OF_SANDBOXES}
+        try:
+            refused = await counts.take(who.owner, who.id, bounds, memory, run=run)
+        except BaseException:
+            self._in_rows |= taken  # for all that is known
+            raise
+        if refused is not None:
+            bound, refusal = refused
+            raise bound.refused(refusal)
+        self._in_rows |= taken
+
+    async def _let_go(self, helds: Sequence[Held]) -> None:
+        """Count the sandbox of a session no more for one who held it."""
+        gone = []
+        for held in helds:
+            self._holders[held] -= 1
+            if not self._holders[held]:
+                del self._holders[held]
+                del self._meter(held.kind, held.subject).sandboxes[held.session]
+                if held in self._in_rows:
+                    gone.append(held)
+        if gone:
+            await asyncio.shield(asyncio.ensure_future(self._correct([], gone)))
+
+    async def _correct(self, add: Sequence[Held], drop: Sequence[Held]) -> None:
+        """Have rows count these sandboxes, which are in use, and those no more. If that fails, the next heartbeat tries
+        again."""
+        if self._counts is None or not (add or drop):
+            return
+        self._in_rows.update(add)
+        memory = {held: self._meter(held.kind, held.subject).sandboxes[held.session] for held in add}
+        try:
+            await self._counts.correct(memory, drop)
+        except EraError as error:
+            log.warning("quotas_not_counted", error=error.message, then="the next heartbeat tries again")
+            self._in_rows.difference_update(add)
+            self._in_rows.update(drop)
+        else:
+            # Who holds one again meanwhile has counted it after this.
+            self._in_rows.difference_update(held for held in drop if held not in self._holders)
+
+    def _bounds_sandboxes(self, held: Held) -> bool:
+        """Whether there is a quota for which this sandbox counts."""
+        amounts = self.of_owner(held.subject) if held.kind == "owner" else self._of_key(held.subject)
+        return any(amounts.get(name) for name in _OF_SANDBOXES)
 
     def used(self, use: Use) -> None:
         """Count what a run has used of its day."""
@@ -290,20 +369,13 @@ class Quotas:
             meter.cpu_us += use.cpu_us
             meter.egress_bytes += use.egress_bytes
 
-    def _meter(self, kind: Kind, name: str) -> _Meter:
+    def _meter(self, kind: Kind, name: str) -> Meter:
         meter = self._meters.get((kind, name))
         if meter is None:
-            meter = self._meters[kind, name] = _Meter()
+            meter = self._meters[kind, name] = Meter()
         return meter
 
 
-def _check_day(bound: Bound, used: float) -> None:
-    """Raises RateReached until the next day begins, in UTC, where this one is used up."""
-    if used >= bound.most:
-        raise bound.exceeded(round(used, 3), ((day_of(now()) + 1) * DAY_MICROS - now()) / 1e6)
-
-
-def _forget_old(begun: deque[float]) -> None:
-    oldest = time.monotonic() - _MINUTE
-    while begun and begun[0] <= oldest:
-        begun.popleft()
+def _monotonic_us() -> int:
+    """Microseconds of a clock that nobody sets."""
+    return int(time.monotonic() * 1e6)

@@ -216,12 +216,11 @@ class Runs:
         """A run that counts for its owner's and its key's quotas; see _when_admitted. Raises RateReached,
         QuotaReached."""
         quotas = self._parts.quotas
-        quotas.begin_run(session_id)
         memory = 0
         if quotas.bounds_memory(session_id):
             session = await self._store.session(session_id)
             memory = self._parts.rules.granted(session.limits).memory_bytes
-        with quotas.held(session_id, memory):
+        async with quotas.running(session_id, memory):
             return await self._when_admitted(session_id, request, emit, named=named)
 
     async def _when_admitted(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
@@ -322,9 +321,9 @@ class Runs:
         limits = request.limits or self._parts.rules.defaults
         told = RunEnded(run.run_id, request.owner, None, "execute", request.language)
         try:
-            quotas.begin_run(run.session_id)
-            with quotas.held(run.session_id, limits.memory_bytes), noted(self._parts.note, told):
-                return await self._execute_noted(run, request, emit, told)
+            async with quotas.running(run.session_id, limits.memory_bytes):
+                with noted(self._parts.note, told):
+                    return await self._execute_noted(run, request, emit, told)
         finally:
             run.ended.set()
             with suppress(OSError):

@@ -8,6 +8,7 @@ other hosts' transactions got in the way of is undone by PostgreSQL and run agai
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _POSTGRESQL_READERS = 4
 _OLDEST_POSTGRESQL = 130000
 _OWNERSHIP_KEY = 0x657261 << 8  # an advisory lock's: "era"
 _MIGRATION_KEY = _OWNERSHIP_KEY + 1
+_TURN_SECONDS = 3
 _TAKEN = "55P03"
 _GONE_CLASSES = ("08", "57P")
 _GONE = ("25006", "53300")  # a standby that can't be written to, no more connections
@@ -130,8 +132,10 @@ class Precompiled:
     def execute(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """The number of rows changed."""
         cursor = self._run(connection, values)
-        cursor.close()
-        return int(cursor.rowcount)
+        try:
+            return int(cursor.rowcount)  # PostgreSQL's driver has forgotten it once the cursor is closed
+        finally:
+            cursor.close()
 
     def _run(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         compiled = self._by_dialect.get(type(connection.dialect))
@@ -273,6 +277,18 @@ def begin_migration(connection: Connection) -> None:
         # What another one has committed while this one waited must be seen.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_KEY})")
+
+
+def one_after_the_other(connection: Connection, name: str) -> None:
+    """Wait until no other transaction that named the same is under way, and see then what those have committed. Its
+    first statement. Whoever does nothing within it for some seconds loses it."""
+    if connection.dialect.name != "sqlite":
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+        connection.exec_driver_sql(
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
+            f"SET LOCAL idle_in_transaction_session_timeout = '{_TURN_SECONDS}s';"
+            f"SELECT pg_advisory_xact_lock({key})"
+        )
 
 
 class bytewise(ColumnElement[str]):  # noqa: N801  named like SQLAlchemy's own functions

@@ -48,6 +48,7 @@ from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
 from era.store.processes import ProcessRows
+from era.store.quota_counts import QuotaCounts
 from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
 from era.store.usage import UsageRows
@@ -83,6 +84,7 @@ class SqlStore:
         self._d1_database: Database | None = None
         """Those of programs' SQL databases: a large one keeps no commit waiting."""
 
+        self._quota_database: Database | None = None
         self._alone = alone
         self.usage = UsageRows(self.database)
         self.webhooks = WebhookRows(self.database)
@@ -103,6 +105,12 @@ class SqlStore:
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
 
+    def quota_counts(self, host_id: str) -> QuotaCounts:
+        """The rows in which this host of a cluster counts for quotas, on connections of their own, which are made when
+        there is something to count. Call it once, on an open store."""
+        self._quota_database = Database(self._url, alone=False)
+        return QuotaCounts(self._quota_database, host_id)
+
     async def d1_databases(self) -> DatabaseReplicas:
         """The rows of programs' SQL databases. Call it once, on an open store."""
         if self._alone or self.database.engines.writer.dialect.name == "sqlite":
@@ -117,7 +125,7 @@ class SqlStore:
 
     async def close(self) -> None:
         """Let what has begun finish, then disconnect. May be called twice."""
-        for own in (self._own_database, self._d1_database):
+        for own in (self._own_database, self._d1_database, self._quota_database):
             if own is not None:
                 await own.close()
         await self.database.close()

@@ -362,6 +362,26 @@ usage = Table(
     Column("disk_bytes", BigInteger),
 )
 
+# What hosts of a cluster count together for quotas (quota_counts.py): when the runs of the last minute began, as JSON,
+quota_runs = Table(
+    "quota_runs",
+    metadata,
+    Column("kind", String(8), primary_key=True),
+    Column("subject", String(64), primary_key=True),
+    Column("begun", Text, nullable=False),
+)
+
+# and the sandboxes in use, which count as long as their host isn't dead.
+quota_sandboxes = Table(
+    "quota_sandboxes",
+    metadata,
+    Column("kind", String(8), primary_key=True),
+    Column("subject", String(64), primary_key=True),
+    Column("session_id", String(64), primary_key=True),
+    Column("host_id", String(64), ForeignKey(hosts.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("memory", BigInteger, nullable=False),
+)
+
 # What owners did. `number` counts an owner's entries, so that the oldest can be dropped.
 audit = Table(
     "audit",

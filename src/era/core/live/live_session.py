@@ -34,6 +34,10 @@ log = structlog.get_logger()
 _DISK_TICK = 0.2
 
 
+async def _nothing_held() -> None:
+    pass
+
+
 class LiveSession:
     """A session from its first process until it is put away or lost."""
 
@@ -66,7 +70,7 @@ class LiveSession:
         self.closed = asyncio.Event()
         """It isn't live any more."""
 
-        self.release: Callable[[], None] = lambda: None
+        self.release: Callable[[], Awaitable[None]] = _nothing_held
         """Called once it isn't live any more: its sandbox counts for no quota then."""
 
         self.wants_checkpoint = asyncio.Event()

@@ -235,8 +235,12 @@ class LiveSessions:
         """Make a session live, for the call of `who`. Raises as `opened` does."""
         parts = self._parts
         self._check_room(session)
-        release = parts.quotas.hold(who, parts.rules.granted(session.limits).memory_bytes)
         self._owners[session.owner] += 1
+        try:
+            release = await parts.quotas.hold(who, parts.rules.granted(session.limits).memory_bytes)
+        except BaseException:
+            self._owners[session.owner] -= 1
+            raise
         made: list[LiveSession] = []
 
         def lost(why: str) -> None:
@@ -261,7 +265,7 @@ class LiveSessions:
         except BaseException:
             if not made:
                 self._owners[session.owner] -= 1
-                release()
+                await release()
             raise
         self._begin(self._keep(live))
         return live
@@ -313,9 +317,9 @@ class LiveSessions:
     async def _clear_away(self, live: LiveSession, why: str) -> None:
         """Take away what a live session had, whose sandbox goes."""
         await live.end(why)
-        self._forget(live)
+        await self._forget(live)
 
-    def _forget(self, live: LiveSession) -> None:
+    async def _forget(self, live: LiveSession) -> None:
         if not live.closed.is_set():
             live.closed.set()
             if self._live.get(live.session_key) is live:
@@ -323,7 +327,7 @@ class LiveSessions:
             if self._by_id.get(live.session_id) is live:
                 del self._by_id[live.session_id]
             self._owners[live.session.owner] -= 1
-            live.release()
+            await live.release()
 
     async def _put_away_at_once(self, live: LiveSession) -> None:
         try:
@@ -347,7 +351,7 @@ class LiveSessions:
         pool = self._parts.pool
         try:
             if not live.session.persistent:
-                self._forget(live)  # its files have lived as long as it was live
+                await self._forget(live)  # its files have lived as long as it was live
                 await pool.discard(live.sandbox)
                 return
             await self._parts.checkpoints.checkpoint(live, "put_away")
@@ -356,7 +360,7 @@ class LiveSessions:
             await pool.discard(live.sandbox, f"What the session's processes left could not be kept: {message}")
             raise
         pool.let_go(live.session_key, live.sandbox)
-        self._forget(live)
+        await self._forget(live)
 
     async def _keep(self, live: LiveSession) -> None:
         """Have checkpoints made: when a process has ended, and from time to time while something may change."""
