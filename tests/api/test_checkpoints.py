@@ -18,6 +18,7 @@ from tests.api.answers import checked, refused
 from tests.api.files_api import get, put
 from tests.api.live import ended, process, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
+from tests.gvisor import BOTH_KINDS
 
 COUNTERS = """
 import os
@@ -70,8 +71,9 @@ def test_a_checkpoint_is_a_version_of_what_processes_have_written(client: httpx.
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes can't be frozen")
-def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: MakeSession, isolation: str) -> None:
+    where = session(isolation=isolation)
     start(client, where, ["python3", "-c", COUNTERS])
     assert eventually(lambda: len(client.get(f"/api/sessions/{where}/files").json()["files"]) == 40)
     seen = 0

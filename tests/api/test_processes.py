@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.live import content, ended, events, output, process, start
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+from tests.gvisor import BOTH_KINDS
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:
@@ -130,17 +131,21 @@ def test_signals_timeouts_and_ends(client: httpx.Client, session: MakeSession) -
     assert record["reason"] == "It reached its timeout of 1.5 seconds."
 
 
-def test_commands_that_cannot_be_started(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+def test_commands_that_cannot_be_started(client: httpx.Client, session: MakeSession, isolation: str) -> None:
+    where = session(isolation=isolation)
     assert ended(client, where, start(client, where, ["no-such-program"]))["exit_code"] == 127
     assert ended(client, where, start(client, where, ["/etc"]))["exit_code"] == 126
+    assert output(client, where, start(client, where, "\n  echo lines\n")) == b"lines\n"
     last = start(client, where, ["no-such-program"])
     assert b"no-such-program" in output(client, where, last)
 
 
 BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "processes", {"command": ""}, 400, "bad_request"),
+    ("POST", "processes", {"command": " \n"}, 400, "bad_request"),
     ("POST", "processes", {"command": []}, 400, "bad_request"),
+    ("POST", "processes", {"command": ["", "x"]}, 400, "bad_request"),
     ("POST", "processes", {}, 400, "invalid_field"),
     ("POST", "processes", {"command": "x", "cwd": "../.."}, 400, "bad_path"),
     ("POST", "processes", {"command": "x", "cwd": "/etc"}, 400, "bad_path"),
@@ -171,12 +176,14 @@ BAD: list[tuple[str, str, Any, int, str]] = [
 ]
 
 
-def test_bad_input_disturbs_nothing(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+def test_bad_input_disturbs_nothing(client: httpx.Client, session: MakeSession, run: Run, isolation: str) -> None:
+    where = session(isolation=isolation)
     start(client, where, "while true; do echo tick; sleep 0.05; done", tag="held")
     for method, path, body, status, code in BAD:
         answer = client.request(method, f"/api/sessions/{where}/{path}", json=body)
         assert code_of(answer) == (status, code), (path, body, answer.text)
+        assert code != "session_live" or "/stop" in answer.json()["hint"], answer.text
     archive = client.put(
         f"/api/sessions/{where}/archive", content=b"\0" * 1024, headers={"Content-Type": "application/x-tar"}
     )
@@ -307,9 +314,10 @@ def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
         assert eventually(lambda: client.post("/api/sessions/b/processes", json=another).status_code == 201)
 
 
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
 @pytest.mark.parametrize("joined", [False, True])
-def test_not_persistent(client: httpx.Client, session: MakeSession, run: Run, joined: bool) -> None:
-    where = session(persistent=False)
+def test_not_persistent(client: httpx.Client, session: MakeSession, run: Run, joined: bool, isolation: str) -> None:
+    where = session(persistent=False, isolation=isolation)
     if joined:
         run(where, "open('before', 'w')")
     start(client, where, "echo x > f; exec sleep 1000")

@@ -8,10 +8,11 @@ import httpx
 import pytest
 
 from tests.api.guest_servers import start_in_background
+from tests.api.live import process, start
 from tests.api.setups import make, settled
 from tests.client.command import era
 from tests.client.test_sync import write
-from tests.conftest import MakeServer, Run, Server
+from tests.conftest import MakeServer, Run, Server, eventually
 from tests.packages.registry import serving
 
 FLASK = {
@@ -69,6 +70,18 @@ def test_nothing(client):
 }
 
 
+RUNNING = """\
+import json
+from urllib.request import Request, urlopen
+
+def test_the_running_app():
+    item = "http://127.0.0.1:5000/items/coffee"
+    sent = Request(item, b'{"price": 7}', {"Content-Type": "application/json"}, method="PUT")
+    assert urlopen(sent).status == 200
+    assert json.load(urlopen(item))["price"] == 7
+"""
+
+
 def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Run, tmp_path: Path) -> None:
     setup = {"pip": {"requirements": "flask\npytest"}}
     where = make(client, setup, service="flask --app shop run --port $PORT", default_timeout=60)
@@ -87,6 +100,16 @@ def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Ru
     outcome = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q']))")
     assert (outcome["exit_code"], outcome["status"]) == (1, "failed")
     assert "1 failed, 4 passed" in outcome["stdout"]
+
+    # The tests of an app that runs beside them.
+    start(client, where, "exec flask --app shop run --port 5000", tag="app")
+    client.put(f"/api/sessions/{where}/files/tests/test_running.py", content=RUNNING.encode())
+    assert eventually(lambda: client.get(f"/proxy/{where}/5000/items/tea").status_code == 200)
+    outcome = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q', 'tests/test_running.py']))")
+    assert (outcome["exit_code"], "1 passed" in outcome["stdout"]) == (0, True), outcome
+    assert client.get(f"/proxy/{where}/5000/items/coffee").json()["price"] == 7, "it is the same app"
+    assert process(client, where, "app")["status"] == "running"
+    client.post(f"/api/sessions/{where}/stop")
 
 
 EXPRESS = {

@@ -12,6 +12,7 @@ import pytest
 from tests.api.live import PATIENCE, Terminal, ended, output, process, refusal, socket, start
 from tests.api.owners import OPERATOR_KEY, Owners, WeakServer, client_with_key
 from tests.conftest import MakeSession, Server, eventually
+from tests.gvisor import BOTH_KINDS
 
 
 def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -141,11 +142,12 @@ def test_a_client_that_does_not_read_holds_up_nobody(
 
 
 @pytest.mark.skipif(shutil.which("vim") is None, reason="needs vim")
-def test_full_screen_programs(client: httpx.Client, session: MakeSession, server: Server) -> None:
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+def test_full_screen_programs(client: httpx.Client, session: MakeSession, server: Server, isolation: str) -> None:
     """A terminal emulator shows what a person would see."""
     pyte = pytest.importorskip("pyte")
 
-    where = session()
+    where = session(isolation=isolation)
     screen = pyte.Screen(80, 24)
     colour = screen.select_graphic_rendition
 
@@ -183,6 +185,15 @@ def test_full_screen_programs(client: httpx.Client, session: MakeSession, server
         until("(END)")
         assert [line.strip() for line in screen.display[:23]] == [str(n) for n in range(78, 101)]
         shell.send("q")
+        until("> ")
+        shell.send("clear; python3 -q; clear; echo left\r")
+        until(">>> ")
+        shell.send("6 * 7\r")
+        until("42")
+        shell.send("for letter in 'ab':\r    print(letter * 3)\r\r")
+        until("bbb")
+        shell.send("exit()\r")
+        until("left")
         until("> ")
         if shutil.which("top"):
             shell.send("clear; top\r")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.network.conftest import NEEDS_GVISOR, NetServer, new_session
+from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, new_session
 from tests.network.world import PUBLIC
 
 FETCHES = """
@@ -48,6 +51,27 @@ except OSError: print('nobody')
 FETCHES_ON = """
 import json, urllib.request
 for _ in range(100): print(json.load(urllib.request.urlopen('http://www.example.test/hello', timeout=20))['hello'])
+"""
+
+AS_ADA = "-c user.name=Ada -c user.email=ada@example.test"
+CLONES = f"""
+set -e
+git clone -q http://www.example.test/git/KIND.git project
+cd project
+cat greeting
+echo more >> greeting
+git {AS_ADA} commit -qam 'More'
+git push -q
+git status -sb
+"""
+CHANGES = f"""
+set -e
+cd project
+git pull -q
+echo from a run >> greeting
+git {AS_ADA} commit -qam 'Beside'
+git push -q
+git log --format=%s
 """
 
 KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
@@ -121,3 +145,37 @@ def test_what_a_run_may_not_reach_a_process_may_not_either(served: NetServer, ki
         closed = new_session(client, isolation=kind, allowInternetAccess=False)
         process = started(client, closed.id, REFUSED)
         assert ended(client, closed.id, process)[0] == "OSError\n"
+
+
+def git(*words: str | Path) -> str:
+    """What git says here."""
+    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repository_is_cloned_changed_and_pushed(
+    machine: Machine, served: NetServer, kind: str, tmp_path: Path
+) -> None:
+    """By a process, and then by a run beside another one."""
+    repository, first = machine.keys / "git" / f"{kind}.git", tmp_path / "first"
+    git("init", "-q", "--bare", "-b", "main", repository)
+    git("init", "-q", "-b", "main", first)
+    (first / "greeting").write_text("hello\n")
+    git("-C", first, "add", ".")
+    git("-C", first, *AS_ADA.split(), "commit", "-qm", "First")
+    git("-C", first, "push", "-q", repository, "main")
+    with served.client() as client:
+        one = new_session(client, isolation=kind)
+        command = CLONES.replace("KIND", kind)
+        body = {"command": command}
+        answer = client.post(f"/api/sessions/{one.id}/processes", json=body)
+        assert answer.status_code == 201, answer.text
+        process = answer.json()["process_id"]
+        said, record = ended(client, one.id, process)
+        assert (said, record["exit_code"]) == ("hello\n## main...origin/main\n", 0)
+        assert git("-C", repository, "show", "main:greeting") == "hello\nmore\n"
+        client.post(f"/api/sessions/{one.id}/processes", json={"command": "exec sleep 1000"})
+        ran = client.post(f"/api/sessions/{one.id}/run", json={"command": CHANGES}).json()
+        assert (ran["stdout"], ran["exit_code"]) == ("Beside\nMore\nFirst\n", 0), ran
+        assert git("-C", repository, "show", "main:greeting") == "hello\nmore\nfrom a run\n"

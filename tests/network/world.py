@@ -8,6 +8,7 @@ Run as a program, with the directory of its keys: serves until its stdin ends.
                            POST /upload, /posts (JSON, which comes back with an id), /hooks/NAME (GET has what came;
                            a NAME that begins with `late` answers 503 to the first)
                            /socket, a WebSocket that says back the short messages it hears
+                           /git/NAME.git, the repository NAME.git in `git` below the directory, by git's own server
     https 8443             the same with a certificate that nobody has signed
     tcp   9000             says what it was sent
     udp   9000             the same
@@ -21,9 +22,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -115,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.speak_websocket()
             elif url.path.startswith("/hooks/"):
                 self.answer(hooks.get(url.path, []))
+            elif url.path.startswith("/git/"):
+                self.answer_git(b"")
             elif url.path.startswith("/users/"):
                 login = url.path.removeprefix("/users/")
                 self.answer({"login": login, "name": login.title(), "public_repos": 7})
@@ -141,6 +146,31 @@ class Handler(BaseHTTPRequestHandler):
             if head[0] & 15 == 8:  # the client's goodbye
                 return
 
+    def answer_git(self, body: bytes) -> None:
+        """Answer as git-http-backend(1) does. Whoever asks may push."""
+        url = urlsplit(self.path)
+        variables = {
+            "PATH": os.environ["PATH"],
+            "GIT_PROJECT_ROOT": str(Path(sys.argv[1]) / "git"),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "GIT_PROTOCOL": self.headers["Git-Protocol"] or "",
+            "REMOTE_USER": "somebody",
+            "REQUEST_METHOD": self.command,
+            "PATH_INFO": url.path.removeprefix("/git"),
+            "QUERY_STRING": url.query,
+            "CONTENT_TYPE": self.headers["Content-Type"] or "",
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": self.headers["Content-Encoding"] or "",
+        }
+        said = subprocess.run(["git", "http-backend"], input=body, env=variables, capture_output=True, check=True)
+        head, _, content = said.stdout.partition(b"\r\n\r\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        self.send_response(int(fields.pop("Status", "200").split()[0]))
+        for name, text in {**fields, "Content-Length": str(len(content))}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(content)
+
     def do_TRACE(self) -> None:
         self.answer(str(self.headers))
 
@@ -149,6 +179,9 @@ class Handler(BaseHTTPRequestHandler):
             sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             told = {"length": len(sent["token"])} if "token" in sent else {}
             self.answer({**sent, **told, "id": 101}, 201)
+            return
+        if self.path.startswith("/git/"):
+            self.answer_git(self.rfile.read(int(self.headers["Content-Length"])))
             return
         if self.path.startswith("/hooks/"):
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()

@@ -29,7 +29,8 @@ def invocation_of(body: InvokedBody, code: str | None) -> Invocation:
 
 def command_words(command: str | list[str]) -> list[str]:
     """A command as an argument vector. Raises BadRequest or TooLarge for what no program can be called with."""
-    if not command or not command[0].strip():
+    named = command if isinstance(command, str) else "".join(command[:1])
+    if not named.strip():
         raise BadRequest("'command' names no program.")
     words = command_of(command)
     _check_words("command", words)
