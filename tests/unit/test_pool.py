@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from era.core import pool as pools
+from era.core import ready_sandboxes
 from era.core.models import EMPTY, Session, Snapshot
 from era.core.ports import Sandbox
 from era.errors import SandboxFailed, TooBusy, Unavailable
@@ -314,7 +315,7 @@ async def test_a_dead_spare_is_passed_over(directory: Path, template: Path) -> N
 async def test_spares_that_can_t_be_made_are_tried_again(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_REFILL_PAUSE", 0.01)
+    monkeypatch.setattr(ready_sandboxes, "_PAUSE", 0.01)
     async with Core.opened(directory, template, spares=1) as core:
         core.driver.refusals = 7
         await core.pool.start()

@@ -1,9 +1,9 @@
 """The pool of this machine's sandboxes: which session has which, which are kept warm, and who is evicted.
 
 A session that runs keeps its sandbox warm until it has been idle for a while or another session needs the room; then
-rows and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready for each language, with
-the server's usual isolation and limits and without packages, so that a session's first run does not wait for one to be
-made. A sandbox serves one session in its life, so nothing can be handed on from one to the next.
+rows and blobs are all that is left of it. A few sandboxes that belong to nobody are kept ready, so that a session's
+first run does not wait for one to be made (ready_sandboxes.py). A sandbox serves one session in its life, so nothing
+can be handed on from one to the next.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from era import languages
 from era.core.directory_cache import CachedDirectory, DirectoryCache
 from era.core.fair_queue import FairQueue
 from era.core.files.snapshots import Snapshots
@@ -27,6 +25,7 @@ from era.core.liveness import Liveness
 from era.core.models import EMPTY, Language, OwnedId, Session, Snapshot, WantedIsolation
 from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
+from era.core.ready_sandboxes import ReadySandboxes
 from era.core.tasks import log_failure
 from era.core.telemetry import Note, SandboxAcquired, SandboxClosed, SandboxStarted, ignore
 from era.core.warm_limit import FIRST, WarmLimit
@@ -35,8 +34,6 @@ from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 log = structlog.get_logger()
 
 _SWEEP_SECONDS = 1.0
-_REFILL_PAUSE = 5.0
-"""Seconds before the pool tries again after a sandbox could not be made."""
 _PATIENCE = 5.0
 """Seconds that callers wait for room while none at all comes free."""
 
@@ -168,17 +165,12 @@ class SandboxPool:
         self._putting_away: dict[int, asyncio.Task[None]] = {}
         """By the key of the session that loses its sandbox."""
 
-        self._ready: dict[Language, deque[Sandbox]] = {language: deque() for language in languages.LANGUAGES}
-        self._refill: dict[Language, asyncio.Event] = {language: asyncio.Event() for language in languages.LANGUAGES}
-        """Set when one of those that are ready may have been taken."""
-
+        self._ready = ReadySandboxes(spares, self._spare, self._closed)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
     async def start(self) -> None:
-        for language in languages.runtimes():
-            self._refill[language].set()
-            self._tasks.append(asyncio.create_task(self._keep_ready(language)))
+        self._ready.start()
         self._tasks.append(asyncio.create_task(self._sweep()))
 
     async def stop(self, why: str = SERVICE_STOPPED) -> None:
@@ -191,19 +183,18 @@ class SandboxPool:
         # At once: callers wait for the ends of runs, and a sandbox that is just being made may take a while.
         ending = [asyncio.create_task(warm.sandbox.close()) for warm in self._warm.values()]
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        ready = [sandbox for pool in self._ready.values() for sandbox in pool]
-        sandboxes = [*ready, *(warm.sandbox for warm in self._warm.values())]
-        await asyncio.gather(*ending, *(sandbox.close() for sandbox in sandboxes))
+        await asyncio.gather(self._ready.stop(), *ending, *(warm.sandbox.close() for warm in self._warm.values()))
         self._warm.clear()
         await asyncio.gather(*self._putting_away.values(), *self._making_way, return_exceptions=True)
         await self._kept.close_all()
 
     def counts(self) -> dict[str, int]:
-        """How many belong to sessions (`live`), how many of those are `busy`, and how many are `ready` for new ones."""
+        """How many belong to sessions (`live`), how many of those are `busy`, and how many of the usual driver
+        are `ready` for new ones."""
         return {
             "live": len(self._warm),
             "busy": sum(warm.busy for warm in self._warm.values()),
-            "ready": sum(len(pool) for pool in self._ready.values()),
+            "ready": self._ready.usual(),
         }
 
     async def acquire(self, session: Session) -> Sandbox:
@@ -322,19 +313,25 @@ class SandboxPool:
         if kept is not None and kept.sandbox.uid is not None and kept.snapshot.file_count > _MANY_FILES:
             heir_to = kept.sandbox if kept.sandbox.enforced["driver"] == driver.name else None
         usual = heir_to is None and spec.limits == self._rules.defaults and spec.package_set is None
-        if usual and driver is await self._drivers.get("auto"):
-            ready = self._ready[spec.language]
-            self._refill[spec.language].set()
-            while ready:
-                sandbox = ready.popleft()
-                if sandbox.alive:
-                    acquiring.how = "ready"
-                    return sandbox
-                self._note(SandboxClosed(sandbox.id, "died"))
-                await sandbox.close()
+        if usual:
+            is_default = driver is await self._drivers.get("auto")
+            sandbox = await self._ready.take("auto" if is_default else spec.isolation, spec.language)
+            if sandbox is not None:
+                acquiring.how = "ready"
+                return sandbox
         if spec.package_set is not None:
             await self._ensure_packages(spec.package_set)
         return await self._made(driver, spec, acquiring.use, heir_to)
+
+    async def _spare(self, isolation: WantedIsolation, language: Language) -> Sandbox:
+        """One that is to be ready. Raises as `_made` does."""
+        driver = await self._drivers.get(isolation)
+        return await self._made(driver, _Spec(language, isolation, self._rules.defaults), "spare")
+
+    async def _closed(self, sandbox: Sandbox, reason: str) -> None:
+        """Close one that was ready."""
+        self._note(SandboxClosed(sandbox.id, reason))
+        await sandbox.close()
 
     async def _made(self, driver: Driver, spec: _Spec, use: str, heir_to: Sandbox | None = None) -> Sandbox:
         """A sandbox that is made now. Raises as Driver.create does."""
@@ -535,26 +532,12 @@ class SandboxPool:
         self._making_way.discard(task)
         self._make_way()
 
-    async def _keep_ready(self, language: Language) -> None:
-        """Make sandboxes of this language ahead of need, for ever."""
-        ready, refill = self._ready[language], self._refill[language]
-        while True:
-            await refill.wait()
-            refill.clear()
-            while len(ready) < self._spares:
-                try:
-                    driver = await self._drivers.get("auto")
-                    ready.append(await self._made(driver, _Spec(language, "auto", self._rules.defaults), "spare"))
-                except (EraError, OSError):
-                    if self._stopped:
-                        return
-                    await asyncio.sleep(_REFILL_PAUSE)
-
     async def _sweep(self) -> None:
         """Close sandboxes that have been idle for too long or have died, and adapt the room, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             self._follow_memory()
+            self._ready.sweep()
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
                 if warm.busy or warm.lost is not None:
@@ -566,6 +549,6 @@ class SandboxPool:
         """Have as much room as memory allows, unless a setting says how much there is."""
         if self._limit is not None:
             idle = [warm.sandbox for warm in self._warm.values() if not warm.busy]
-            self._limit.measure([*idle, *(sandbox for ready in self._ready.values() for sandbox in ready)])
+            self._limit.measure([*idle, *self._ready.all()])
             self._room.resize(self._limit.limit(len(self._in_room)))
             self._make_way()

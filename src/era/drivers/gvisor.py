@@ -56,6 +56,7 @@ from era.core.models import JsonObject, Language
 from era.core.process import HeldFiles
 from era.core.program import Limits
 from era.drivers import guest, isolation_report, prefix, processes
+from era.drivers.alternation import Alternation
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
@@ -226,7 +227,7 @@ class GvisorSandbox(BubblewrapSandbox):
             [*starter, *runsc],
         )
 
-    def make_beside(self, channel: Channel, variables: Mapping[str, str]) -> LazyProcessSupervisor:
+    def make_beside(self, channel: Channel | Alternation, variables: Mapping[str, str]) -> LazyProcessSupervisor:
         division = self._division
         if division is None:
             raise SandboxFailed("The sandbox did not start.")

@@ -25,6 +25,22 @@ def seen(report: JsonObject) -> JsonObject:
     }
 
 
+def of_sandbox(
+    driver: str, uid: int | None, group: JsonObject | None, rlimits: dict[str, int], report: JsonObject
+) -> JsonObject:
+    """What is in force in a sandbox: `seen` of its `report`, and what bounds it. `uid` is None for this process's own,
+    `group` None without a control group."""
+    return {
+        "driver": driver,
+        "uid": os.getuid() if uid is None else uid,
+        **seen(report),
+        "network": "none",
+        "cgroup": group,
+        "memory": "cgroup" if group else "watched",
+        "rlimits": rlimits,
+    }
+
+
 def of_the_kernel(enforced: JsonObject) -> list[str]:
     """The walls that the kernel has inside a sandbox, in words."""
     return [

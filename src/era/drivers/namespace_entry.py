@@ -86,10 +86,11 @@ class NamespaceEntry:
         control: int,
         log: int,
         entrances: Callable[[], list[int]],
+        of_template: bool = False,
     ) -> Forked:
-        """Have a process supervisor with this configuration forked into the namespaces of process `pid`, with
-        `control` as its socket and `log` as its stderr. `entrances` opens the files by which it enters its control
-        groups. Raises TemplateFailed, OSError, SandboxFailed."""
+        """Have a supervisor with this configuration forked into the namespaces of process `pid`, with `control` as its
+        socket and `log` as its stderr: that of processes or, only `of_template`, one of runs. `entrances` opens the
+        files by which it enters its control groups. Raises TemplateFailed, OSError, SandboxFailed."""
         loop, driver = asyncio.get_running_loop(), self._driver
         templates = driver.templates
 
@@ -109,7 +110,11 @@ class NamespaceEntry:
             try:
                 return await loop.run_in_executor(driver.movers, enter, template)
             except TemplateFailed:
-                pass  # for which programs in there can be the reason: no template is given up for it
+                if of_template:
+                    raise
+                # Programs in there can be the reason: no template is given up for it.
+        if of_template:
+            raise TemplateFailed("There is none at the moment.")
         enterer = await loop.run_in_executor(driver.spawner, self._take_enterer)
         return await loop.run_in_executor(driver.movers, enter, enterer)
 

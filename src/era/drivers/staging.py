@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from era.drivers import guest
+from era.errors import NoIsolation
 
 _STAGE = Path("/run/era")
 _FEW = 32
@@ -44,6 +45,17 @@ class Paths:
 
 
 def staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
+    """See `_staged`. Raises NoIsolation where that can't be."""
+    try:
+        return _staged(paths, files)
+    except OSError as error:
+        raise NoIsolation(
+            f"This root may not mount ({error.strerror}), so sandboxes can't be set up.",
+            hint="Start ERA as an ordinary user, or give it CAP_SYS_ADMIN.",
+        ) from error
+
+
+def _staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
     """Bind all of `paths` under one directory, in a mount namespace that this thread gets. Returns where it is then.
     `files` are those under /etc that are made, by their paths inside. Raises OSError."""
     os.unshare(os.CLONE_NEWNS)

@@ -2,13 +2,39 @@
 #
 # The program takes the place of main.go, by an overlay if it couldn't have that name. The session is a module: its own
 # where it has a go.mod, else one called "session". Positions in messages are those of main.go.
+#
+# What was built is kept, by a hash of all that it is made of, and isn't built again. Where that isn't known for certain
+# (links, replaced modules, workspaces, embedded files, other variables of Go's that name files) Go decides.
 directory=$PWD
 case $3 in /*) cd "${3%/*}" ;; esac # it is to start in another directory than its own
 file=${3##*/}
 version=$1 network=$2
 shift 3
 
-cache=${GOCACHE%/*}
+cache=${GOCACHE%/*} modules=/opt/env-go
+
+inputs() { # a hash of what the program is made of, or nothing
+  if [ "$GOFLAGS" != "-buildvcs=false -modcacherw" ] || [ "$GOENV" != off ]; then return; fi
+  if [ -n "$GOROOT$GOWORK$GOMODCACHE$GOTOOLDIR" ] || [ -e go.work ]; then return; fi
+  {
+    printf '%s\n' "$PWD" "$file" && cat /opt/go/VERSION && env | grep '^GO\|^CGO_' | sort
+    if [ -d $modules ]; then cat $modules/go.sum; fi
+    find . -type l -exec false {} + &&
+      find . -type f \( -name '*.go' -o -name 'go.*' -o -name modules.txt -o -name '*.[chmsSfF]' -o -name '*.c[cpx]*' \
+        -o -name '*.h[hpx]*' -o -name '*.s[xyw]*' -o -name '*.f[o9]*' \) -exec sha256sum {} + | sort &&
+      ! grep -qs '^[[:space:]]*replace' go.mod && ! grep -rqs --include='*.go' go:embed . && echo known
+  } >"$cache/inputs" 2>&1
+  if [ "$(tail -n 1 "$cache/inputs")" = known ]; then sha256sum "$cache/inputs" | cut -d ' ' -f 1; fi
+}
+
+mkdir -p "$cache/programs"
+variables=$GOFLAGS
+key=$(inputs)
+if [ -d $modules ]; then export GOMODCACHE=$modules/mod GOFLAGS="$GOFLAGS -mod=mod -modfile=$cache/go.mod"; fi
+if [ -n "$key" ] && [ -x "$cache/programs/$key" ]; then
+  ln -f "$cache/programs/$key" "$cache/program" && cd "$directory" && exec "$cache/program" "$@"
+fi
+
 if [ ! -e "$GOCACHE/trim.txt" ]; then
   mkdir -p "$GOCACHE" "$cache/gopath"
   if [ -d /opt/go-std/ready ]; then cp -rs /opt/go-std/ready/. "$GOCACHE"; rm -f "$GOCACHE/trim.txt"; fi
@@ -17,10 +43,8 @@ fi
 
 replaced=
 if [ "$file" != main.go ]; then replaced="\"$PWD/main.go\":\"$PWD/$file\""; fi
-modules=/opt/env-go
 if [ -d $modules ]; then
   # The session's setup brought these. What they add to go.mod and go.sum is nobody's file.
-  export GOMODCACHE=$modules/mod GOFLAGS="$GOFLAGS -mod=mod -modfile=$cache/go.mod"
   cat $modules/go.sum >"$cache/go.sum"
   if [ -e go.sum ]; then cat go.sum >>"$cache/go.sum"; fi
   if [ -e go.mod ]; then cat go.mod >"$cache/go.mod"; else cat $modules/go.mod >"$cache/go.mod"; fi
@@ -37,4 +61,10 @@ offline=off
 if [ "$network" = online ] && [ ! -d $modules ]; then offline=; fi
 HOME=/nonexistent GOMAXPROCS=2 GOPROXY=${GOPROXY:-$offline} \
   go build -p 2 -ldflags=-w -overlay "$cache/overlay.json" -o "$cache/program" . >&2 || exit 1
+
+# Unless a process has changed something meanwhile. Four are kept: the cache is memory.
+if [ -n "$key" ] && [ "$(unset GOMODCACHE; GOFLAGS=$variables; inputs)" = "$key" ]; then
+  ls -t "$cache/programs" | tail -n +4 | while read -r old; do rm -f "$cache/programs/$old"; done
+  ln -f "$cache/program" "$cache/programs/$key"
+fi
 cd "$directory" && exec "$cache/program" "$@"

@@ -13,8 +13,9 @@ started in the same place, waiting in a preload script (node_wait.cjs). PID 1 ma
 (template.py).
 
 *Spares.* The process for the next run is made ahead of need and waits at a pipe for its environment. It is made only
-once everything of the run before is dead, so no program ever shares the sandbox with the spare of a later run and can't
-read or change it. A Python spare is already as far as it can be before it waits (spare_wait.py): what it writes to then
+once everything of the run before is dead, so no program ever shares its PID namespace with the spare of a later run and
+can't read or change it. (In a burst, a sandbox of Node's has two supervisors that take turns; drivers/alternation.py.)
+A Python spare is already as far as it can be before it waits (spare_wait.py): what it writes to then
 need not be copied during the run.
 
 *Files.* The program and the state of a run are new files, which are made before the run, and those that they take the
@@ -62,6 +63,8 @@ payload (4 bytes, big endian) and the payload.
                   O, E  a piece of stdout, of stderr
                   S  the state file's content, if it isn't what was written before the run
                   D  JSON, how the run ended. It comes last
+                  F  what the run has left is removed. Only where the header asks for it: another supervisor of runs
+                     has the next one (drivers/alternation.py)
 """
 
 from __future__ import annotations
@@ -203,11 +206,14 @@ class Supervisor:
                 header = json.loads(payload)
                 self.run(header)
                 ended = time.monotonic()
-                if not in_a_burst:
+                tells_when_clean = header["tells_when_clean"]
+                if not in_a_burst and not tells_when_clean:
                     # The host is committing this run, and has better use for the processor at this moment.
                     select.select([self.control.fd], [], [], COURTESY)
                 self.control.note_joined()
                 self.clean(header["ephemeral"], header["keeps_scratch"] or self.control.joined)
+                if tells_when_clean:
+                    self.control.send(b"F", b"")
                 self.fresh_files.prepare()
                 self.spare = self.make_spare(self.entry)
 

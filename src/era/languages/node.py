@@ -19,6 +19,7 @@ def find(*flags: str, language: str = "node") -> Runtime:
         version=version,
         cold=(node, "--require", f"{GUEST}/node_require.cjs", *flags),
         warm=(node, "--require", f"{GUEST}/node_wait.cjs", *flags),
+        starts_from_nothing_of_the_session=True,
         mounts={NODE: directory},
         programs=f"{NODE}/bin",
         kernel=Kernel((node, *flags, f"{GUEST}/node_kernel.cjs", language)),

@@ -1,0 +1,136 @@
+"""The sandboxes that are ready for sessions which have none yet.
+
+Theory of operation. They have the server's usual limits and no packages. For each language a few with the usual driver
+are always kept. Those of another driver, which a machine may never need, are made ahead once a session has asked for
+that driver and language. They go when nobody has asked for REMEMBERED seconds, or memory becomes short: all of them
+together may take SHARE of what is available.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from era import languages
+from era.core.models import Language, WantedIsolation
+from era.core.ports import Sandbox
+from era.core.warm_limit import available_memory
+from era.errors import EraError
+
+REMEMBERED = 600.0
+SHARE = 0.1
+
+_PAUSE = 5.0
+"""Seconds before another try after a sandbox could not be made."""
+
+_FIRST_BYTES = 64 << 20
+"""What one takes before any has been measured."""
+
+type _Kind = tuple[WantedIsolation, Language]
+
+
+@dataclass(slots=True)
+class _Ready:
+    """Those of one kind."""
+
+    sandboxes: deque[Sandbox] = field(default_factory=deque)
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when one may have been taken."""
+
+    asked_at: float = 0.0
+
+
+class ReadySandboxes:
+    """See the theory of operation. `start` before anything, `stop` when done."""
+
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[WantedIsolation, Language], Awaitable[Sandbox]],
+        close: Callable[[Sandbox, str], Awaitable[None]],
+        memory: Callable[[], int] = available_memory,
+    ) -> None:
+        """`count` are kept of each kind. `make` makes one; it may raise EraError, OSError. `close` gets the reason
+        besides: `died` or `idle`. `memory` says how many bytes are available."""
+        self._count, self._make, self._close, self._memory = count, make, close, memory
+        self._kinds: dict[_Kind, _Ready] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_stopped = False
+
+    def start(self) -> None:
+        for language in languages.runtimes():
+            self._of(("auto", language)).wanted.set()
+
+    async def stop(self) -> None:
+        """Close all, and make none any more."""
+        self._is_stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = [sandbox for ready in self._kinds.values() for sandbox in ready.sandboxes]
+        await asyncio.gather(*self._closing, *(sandbox.close() for sandbox in left), return_exceptions=True)
+
+    async def take(self, isolation: WantedIsolation, language: Language) -> Sandbox | None:
+        """One of this kind, where there is one. `auto` is the usual driver, and only `auto`."""
+        ready = self._of((isolation, language))
+        ready.asked_at = time.monotonic()
+        ready.wanted.set()
+        while ready.sandboxes:
+            sandbox = ready.sandboxes.popleft()
+            if sandbox.alive:
+                return sandbox
+            await self._close(sandbox, "died")
+        return None
+
+    def usual(self) -> int:
+        """How many there are of the usual driver."""
+        return sum(len(ready.sandboxes) for (isolation, _), ready in self._kinds.items() if isolation == "auto")
+
+    def all(self) -> list[Sandbox]:
+        return [sandbox for ready in self._kinds.values() for sandbox in ready.sandboxes]
+
+    def sweep(self) -> None:
+        """Close those of other drivers that nobody has asked for lately, or for which there is no memory."""
+        for kind, ready in self._kinds.items():
+            while ready.sandboxes and not self._may_be_there(kind, more=0):
+                self._closing.add(task := asyncio.create_task(self._closed(ready.sandboxes.popleft())))
+                task.add_done_callback(self._closing.discard)
+
+    async def _closed(self, sandbox: Sandbox) -> None:
+        await self._close(sandbox, "idle")
+
+    def _of(self, kind: _Kind) -> _Ready:
+        if kind not in self._kinds:
+            self._kinds[kind] = _Ready()
+            if not self._is_stopped:
+                self._tasks.append(asyncio.create_task(self._keep(kind)))
+        return self._kinds[kind]
+
+    async def _keep(self, kind: _Kind) -> None:
+        """Make sandboxes of a kind ahead of need, for ever."""
+        ready = self._kinds[kind]
+        while True:
+            await ready.wanted.wait()
+            ready.wanted.clear()
+            while len(ready.sandboxes) < self._count and self._may_be_there(kind, more=1):
+                try:
+                    ready.sandboxes.append(await self._make(*kind))
+                except (EraError, OSError):
+                    if self._is_stopped:
+                        return
+                    await asyncio.sleep(_PAUSE)
+
+    def _may_be_there(self, kind: _Kind, *, more: int) -> bool:
+        """Whether sandboxes of a kind may be there, `more` of them than now."""
+        if kind[0] == "auto":
+            return True
+        if time.monotonic() > self._kinds[kind].asked_at + REMEMBERED:
+            return False
+        others = [each for (name, _), ready in self._kinds.items() if name != "auto" for each in ready.sandboxes]
+        sizes = [sandbox.memory_bytes() for sandbox in others]
+        each = max(sizes, default=0) or _FIRST_BYTES
+        return sum(sizes) + more * each <= SHARE * (self._memory() + sum(sizes))

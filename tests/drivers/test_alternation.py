@@ -1,0 +1,124 @@
+"""Two supervisors that take turns in a burst: a program can't reach the spare of the other, which stays in use."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.drivers.alternation import Alternation
+from tests.conftest import descendants, eventually
+from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no templates")
+
+REACHES = """
+const fs = require('node:fs');
+const seen = fs.readdirSync('/proc').filter(name => Number(name) > 1 && Number(name) !== process.pid);
+const read = seen.filter(pid => { try { return fs.readFileSync(`/proc/${pid}/environ`, 'latin1').includes('ERA_SPARE') }
+                                  catch { return false } });
+for (const pid of seen) try { process.kill(Number(pid), 'SIGKILL') } catch {}
+try { process.kill(-1, 0); process.kill(-1, 'SIGKILL') } catch {}
+console.log(JSON.stringify([seen.length, read.length]));
+"""
+"""Looks for other processes, reads what they were started with, and kills what it can."""
+
+BESIDE = {
+    'control.send(b"B", b"")  # from here': (
+        'beside = self.make_spare(self.entry)\\n        time.sleep(0.3)\\n        control.send(b"B", b"")  # from here'
+    ).replace("\\n", "\n"),
+    **WITHOUT_LANDLOCK,
+}
+"""A `Weakness.supervisor`: the spare of the next run is made in the same namespace before a program begins."""
+
+
+@pytest.fixture(scope="module")
+def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path_factory.mktemp("alternating"), Weakness(), self_tested=["node"])
+    yield made
+    made.stop()
+
+
+def alternating(sandboxes: Sandboxes) -> tuple[Any, Any]:
+    """A sandbox of Node's whose supervisors take turns, and what does so. The first has the next run."""
+    sandbox = sandboxes.make("node")
+    turns: Any = sandbox._channel
+    assert isinstance(turns, Alternation)
+    turns._ended_at = time.monotonic() + 60  # or a busy machine might be too slow for a burst
+    assert sandboxes.run(sandbox, "console.log(1)").stdout == "1\n"
+    sandboxes.do(sandbox, second_made)
+    while turns._current is not turns._first:
+        assert sandboxes.run(sandbox, "console.log(1)").stdout == "1\n"
+    return sandbox, turns
+
+
+async def second_made(sandbox: Any) -> None:
+    await sandbox._channel._making
+    assert sandbox._channel._second is not None, sandbox.log()
+
+
+def spare(turns: Any) -> list[int]:
+    """Processes of the second supervisor, but for itself."""
+    return sorted(descendants(turns._second.life.pid))
+
+
+def test_a_program_can_not_reach_the_spare_of_the_other_supervisor(sandboxes: Sandboxes) -> None:
+    sandbox, turns = alternating(sandboxes)
+    eventually(lambda: any("node" in Path(f"/proc/{pid}/cmdline").read_text() for pid in spare(turns)))
+    before = spare(turns)
+    assert sandboxes.run(sandbox, REACHES).stdout == "[0,0]\n"
+    assert spare(turns) == before, "it was reached"
+    assert turns._current is turns._second
+    assert sandboxes.run(sandbox, REACHES).stdout == "[0,0]\n"
+    assert sandbox.alive
+    sandboxes.close(sandbox)
+
+
+def test_a_spare_in_the_same_namespace_is_reached(tmp_path: Path) -> None:
+    made = Sandboxes(tmp_path / "weak", Weakness(supervisor=BESIDE), self_tested=["node"])
+    try:
+        seen, read = map(int, made.run(made.make("node"), REACHES).stdout.strip("[]\n").split(","))
+        assert seen > 0
+        assert read > 0
+    finally:
+        made.stop()
+
+
+def test_what_a_run_leaves_is_gone_before_the_next(sandboxes: Sandboxes) -> None:
+    sandbox, turns = alternating(sandboxes)
+    for _ in range(4):
+        leaves = (
+            "const fs = require('fs'); console.log(fs.readdirSync('/tmp').length); fs.writeFileSync('/tmp/left', '')"
+        )
+        assert sandboxes.run(sandbox, leaves).stdout == "0\n"
+        kept = "const fs = require('fs'); fs.appendFileSync('kept', 'x'); console.log(fs.readFileSync('kept').length)"
+        sandboxes.run(sandbox, kept)
+    assert sandboxes.run(sandbox, kept).stdout == "5\n"
+    assert turns._second is not None
+    sandboxes.close(sandbox)
+
+
+def test_it_ends_when_no_run_comes(sandboxes: Sandboxes) -> None:
+    sandbox, turns = alternating(sandboxes)
+    life = turns._second.life.pid
+    sandboxes.do(sandbox, rest)
+    assert turns._second is None
+    eventually(lambda: not Path(f"/proc/{life}").exists())
+    assert sandboxes.run(sandbox, "console.log(2)").stdout == "2\n"
+    sandboxes.close(sandbox)
+
+
+async def rest(sandbox: Any) -> None:
+    sandbox._channel._end_second()
+    await sandbox._channel.ended()
+
+
+def test_nothing_of_it_is_left_with_the_sandbox(sandboxes: Sandboxes) -> None:
+    sandbox, turns = alternating(sandboxes)
+    life = turns._second.life.pid
+    sandboxes.close(sandbox)
+    assert not Path(f"/proc/{life}").exists()

@@ -1,0 +1,86 @@
+"""Go programs that were built before aren't built again; whatever they are made of, a change shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from era import languages
+from tests.drivers.sandboxes import Sandboxes, Weakness
+
+pytestmark = pytest.mark.skipif("go" not in languages.runtimes(), reason="there is no Go")
+
+PROGRAM = """package main
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+)
+
+var given string
+
+func main() {
+	about, _ := os.Stat("/proc/self/exe")
+	fmt.Println(about.Sys().(*syscall.Stat_t).Ino, TEXT, given)
+}
+"""
+GIVEN = b"""//go:build given
+
+package main
+
+func init() { given = "variable" }
+"""
+EMBEDDED = """package main
+
+import (
+	_ "embed"
+	"fmt"
+)
+
+//go:embed part.txt
+var part string
+
+func main() { fmt.Println(0, part) }
+"""
+
+
+@pytest.fixture(scope="module")
+def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
+    made = Sandboxes(tmp_path_factory.mktemp("go"), Weakness(), self_tested=["python"])
+    yield made
+    made.stop()
+
+
+def test_what_was_built_is_run_again_and_every_change_shows(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make("go")
+
+    def run(program: str, *, env: dict[str, str] | None = None, **files: bytes) -> list[str]:
+        """What it prints: the number of its file first."""
+        named = {name.replace("_", "."): content for name, content in files.items()}
+        result = sandboxes.run(sandbox, program, env=env, files=named, timeout=300)
+        assert result.ended.exit_code == 0, result.stderr
+        return result.stdout.split()
+
+    first, other = PROGRAM.replace("TEXT", '"first"'), PROGRAM.replace("TEXT", '"other"')
+    number, *said = run(first, given_go=GIVEN)
+    assert said == ["first"]
+    assert run(other)[1:] == ["other"]
+    assert run(first) == [number, "first"], "it was built again"
+    variables = "-buildvcs=false -modcacherw -tags=given"
+    assert run(first, env={"GOFLAGS": variables})[1:] == ["first", "variable"]
+    assert run(first) == [number, "first"]
+
+    parts = PROGRAM.replace("TEXT", "part")
+    assert run(parts, part_go=b"package main\n\nconst part = 1\n")[1:] == ["1"]
+    assert run(parts, part_go=b"package main\n\nconst part = 2\n")[1:] == ["2"]
+    (sandbox.workspace / "part.go").unlink()
+    (sandbox.workspace / "part.go").symlink_to("linked")
+    assert run(parts, linked=b"package main\n\nconst part = 3\n")[1:] == ["3"]
+    assert run(parts, linked=b"package main\n\nconst part = 4\n")[1:] == ["4"]
+    (sandbox.workspace / "part.go").unlink()
+
+    assert run(EMBEDDED, part_txt=b"5") == ["0", "5"]
+    assert run(EMBEDDED, part_txt=b"6") == ["0", "6"]
+    sandboxes.close(sandbox)
