@@ -365,7 +365,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             tickets = Tickets()
             moves = None
             if homes is not None:
-                moves = Moves(homes, turns, store.session, pool.places, live_sessions, stay, tickets.has)
+                moves = Moves(
+                    homes, turns, store.session, pool.places, live_sessions, stay, tickets.has, readiness.check
+                )
             measured = MeasuredParts(
                 *looked_at, directory, notes.flush, lambda: blobs.written, lambda: 0 if moves is None else moves.count
             )
@@ -425,7 +427,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     pool_counts=pool.counts,
                     at_a_time=lambda: {"runs": admission.places.count, "sandboxes": pool.places.count},
                     limits=tuple(settings_in_force(settings)),
-                    findings=lambda: doctor.findings(sandboxes.tested(), settings),
+                    findings=lambda tls: doctor.findings(sandboxes.tested(), tls),
                     end_background=end_background,
                     end_runs=partial(pool.stop, why_stopped),
                     note=note,

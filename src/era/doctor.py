@@ -12,7 +12,7 @@ from era import languages
 from era.core.models import Isolation, JsonObject
 from era.core.server_facts import Finding
 from era.errors import NoIsolation, NotReady
-from era.host_tls import host_tls
+from era.host_tls import HostTls, host_tls
 from era.settings import Settings
 
 _PACKAGES = {"seccomp": "install libseccomp (Debian, Ubuntu: apt-get install libseccomp2)"}
@@ -68,22 +68,26 @@ def walls(kind: Isolation, isolation: JsonObject) -> Iterator[Finding]:
 
 
 def cluster_findings(settings: Settings) -> Iterator[Finding]:
-    """Of a host whose cluster talks over TLS, whether its certificate is good, and for how long."""
+    """Of a host whose cluster is to talk over TLS, whether the certificate that the settings name is good."""
     try:
-        tls = host_tls(settings)
+        yield from certificate_findings(host_tls(settings))
     except NotReady as problem:
         yield Finding("cluster", False, f"TLS between hosts: {problem.message}", "see docs/cluster.md")
-        return
+
+
+def certificate_findings(tls: HostTls | None) -> Iterator[Finding]:
+    """For how long this host's certificate is good, where there is one."""
     if tls is not None:
         soon = tls.expires < datetime.now(UTC) + _SOON
         text = f"TLS between hosts: a certificate for {', '.join(tls.names)} until {tls.expires:%Y-%m-%d}"
         yield Finding("cluster", not soon, text, "put a new one there, and restart this host" if soon else "")
 
 
-def findings(results: Mapping[Isolation, JsonObject | NoIsolation], settings: Settings) -> Iterator[Finding]:
-    """All of it, with the sandboxes of these results, as `report` takes them."""
+def findings(results: Mapping[Isolation, JsonObject | NoIsolation], tls: HostTls | None) -> Iterator[Finding]:
+    """All of it, with the sandboxes of these results, as `report` takes them, and the certificate that is in use,
+    whatever its file holds by now."""
     yield from language_findings()
-    yield from cluster_findings(settings)
+    yield from certificate_findings(tls)
     for kind, isolation in results.items():
         if isinstance(isolation, NoIsolation):
             yield Finding(kind, False, isolation.message, isolation.hint)

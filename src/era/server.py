@@ -72,9 +72,8 @@ async def serve(
     """Serve the API until a signal comes. `say` gets the lines for the person who started it. `listening` are sockets
     that listen where the settings say; without any they are made. Raises NotReady where they can't be, and where the
     other hosts of the cluster and this one don't trust each other."""
-    tls = None
+    tls = context.hosts_tls
     if context.other_hosts is not None:
-        tls = context.other_hosts.connections.tls
         await context.other_hosts.check_trusted()
     app = build(settings, context)
     _CountedProtocol.callers = Callers(descriptor_limit() // 4)

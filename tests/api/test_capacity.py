@@ -67,7 +67,10 @@ def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
         assert (again.status_code, again.json()["stdout"]) == (200, "1\n"), "its key is free, for nothing has run"
 
 
-def test_a_stream_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins(own_server: MakeServer) -> None:
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins(
+    own_server: MakeServer, accept: str
+) -> None:
     server = own_server(max_warm="1", spares="0")
     with server.client() as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
@@ -77,7 +80,7 @@ def test_a_stream_without_a_session_whose_caller_hangs_up_in_the_queue_never_beg
             "POST",
             "/api/execute",
             json={"language": "python", "code": "print(1)"},
-            headers={"Accept": "text/event-stream"},
+            headers={"Accept": accept},
             timeout=0.5,
         )
         with pytest.raises(httpx.ReadTimeout):

@@ -147,6 +147,18 @@ def foreign(tmp_path: Path) -> Mapping[str, str]:
     return certify(tmp_path / "foreign", ["foreign"], "127.0.0.1")["foreign"]
 
 
+def test_the_certificate_in_use_is_shown_whatever_its_file_holds_by_now(home: Home, client: httpx.Client) -> None:
+    file = Path(files(home)["ERA_CLUSTER_CERTIFICATE"])
+    content = file.read_bytes()
+    file.write_text("the next one, half copied")
+    try:
+        (shown,) = [each for each in client.get("/api/server").json()["findings"] if each["about"] == "cluster"]
+    finally:
+        file.write_bytes(content)
+    assert shown["there"]
+    assert "127.0.0.1" in shown["text"]
+
+
 def test_everything_passes_over_tls(home: Home, client: httpx.Client) -> None:
     assert client.post("/api/sessions/tls/run", json={"code": "print(6 * 7)"}).json()["stdout"] == "42\n"
     body = {"code": "for n in range(3): print(n, flush=True)"}

@@ -416,6 +416,13 @@ def test_plain_json_rpc_is_enough(client: httpx.Client) -> None:
         answer = client.post(path, content=body, headers={"Accept": "*/*", "Content-Type": "text/plain"})
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json"), answer.text
         assert answer.json()["result"]["content"][0]["text"] == "42"
+    for accept, kind in (
+        ("application/json, text/event-stream;q=0", "application/json"),
+        ("Application/JSON, Text/Event-Stream", "text/event-stream"),
+        ("text/event-stream", "text/event-stream"),
+    ):
+        answer = client.post("/mcp", content=body, headers={"Accept": accept})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind), accept
     assert client.get("/mcp").status_code == 405
     assert client.post("/mcp", content="{").json()["error"]["code"] == -32700
     answer = client.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "no/such"})

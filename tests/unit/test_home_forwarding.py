@@ -101,7 +101,7 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
         other_hosts=OtherHosts(homes, hops, HostConnections(hops, None)),
-        moves=Moves(homes, Turns(), nothing, FairQueue(1, hint=""), Live(), (), lambda _: False),
+        moves=Moves(homes, Turns(), nothing, FairQueue(1, hint=""), Live(), (), lambda _: False, nothing),
         answers={},
     )
     began = loop.time()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from era.core.homes import Home, Homes, Host, Place
 from era.core.live.tickets import Tickets
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
 from era.core.moves import Moves
+from era.core.readiness import Readiness
 from era.core.turns import Turns
 from era.errors import NoSession, Unavailable
 from tests.owners import mine
@@ -54,6 +57,10 @@ class Given(Rows):
         self.may_give.set()
         self.problem: Exception | None = None
 
+    async def write(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+
     async def give(self, session_key: int, host_id: str) -> bool:
         await self.may_give.wait()
         if self.problem is not None:
@@ -87,6 +94,7 @@ class Cluster:
     live: Live
     stays: set[int]
     tickets: Tickets
+    readiness: Readiness
     asked: list[str] = field(default_factory=list)
     room: dict[str, JsonObject | None] = field(default_factory=lambda: dict(ROOM))
 
@@ -117,8 +125,9 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
         return replace(SESSION, key=homes.key_here(session.id) or 0)
 
     places_here, stay = FairQueue(places, hint=""), [stays.__contains__]
-    moves = Moves(homes, turns, find, places_here, live, stay, tickets.has)
-    one = Cluster(rows, homes, turns, moves, live, stays, tickets)
+    readiness = Readiness(Path(tempfile.gettempdir()), rows.write)
+    moves = Moves(homes, turns, find, places_here, live, stay, tickets.has, readiness.check)
+    one = Cluster(rows, homes, turns, moves, live, stays, tickets, readiness)
     await one.is_home()
     try:
         yield one
@@ -242,8 +251,19 @@ async def test_where_it_is_not_known_whether_it_moved_its_home_is_looked_up() ->
 
 async def test_room_for_others_ends_at_three_quarters() -> None:
     async with cluster(places=8) as one:
-        assert one.moves.room_for_others() == {"sandboxes": 6, "live": 2}
+        assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2}
         for _ in range(7):
             await one.moves._places.take("me")
         one.live.number = 4
-        assert one.moves.room_for_others() == {"sandboxes": 0, "live": 0}
+        assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0}
+
+
+@pytest.mark.parametrize("why", ["database", "stopping"])
+async def test_a_host_that_is_not_ready_has_no_room_for_others(why: str) -> None:
+    async with cluster(places=8) as one:
+        if why == "database":
+            one.rows.problem = Unavailable("the database is away")
+        else:
+            assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2}
+            one.readiness.stop()
+        assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0}

@@ -32,6 +32,6 @@ def test_no_setting_is_told_that_is_a_secret_or_a_place() -> None:
 
 
 def test_what_is_missing_says_how_to_get_it() -> None:
-    found = list(doctor.findings({"gvisor": NoIsolation("runsc is missing", hint="install it")}, Settings()))
+    found = list(doctor.findings({"gvisor": NoIsolation("runsc is missing", hint="install it")}, None))
     assert found[-1] == Finding("gvisor", False, "runsc is missing", "install it")
     assert {each.about for each in found[:-1]} == set(languages.LANGUAGES)

@@ -14,6 +14,14 @@ def prefers(accept: str, wanted: str, usual: str) -> bool:
     return _weight(weights, wanted) > _weight(weights, usual)
 
 
+def takes(accept: str, wanted: str) -> bool:
+    """Whether a caller with this header names the media type `wanted`, or all of its kind, as one that he takes. `*/*`
+    doesn't name any."""
+    weights = _weights(accept)
+    weights.pop("*/*", None)
+    return _weight(weights, wanted) > 0
+
+
 def _weight(weights: dict[str, float], kind: str) -> float:
     """From 0 to 1, as the narrowest range says that the media type is in."""
     ranges = (kind, f"{kind.partition('/')[0]}/*", "*/*")

@@ -64,6 +64,7 @@ from era.core.usage import Usage
 from era.core.versions import Versions
 from era.core.webhooks import Webhooks
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
+from era.host_tls import HostTls
 from era.settings import Settings
 from era.spelling import did_you_mean
 from era.wire.base import ErrorAnswer
@@ -132,8 +133,8 @@ class Context:
     limits: Sequence[SettingInForce]
     """The settings that bound something."""
 
-    findings: Callable[[], Iterable[Finding]]
-    """What this machine has and lacks."""
+    findings: Callable[[HostTls | None], Iterable[Finding]]
+    """What this machine has and lacks, and for how long this host's certificate is good."""
 
     end_background: Callable[[float], Coroutine[Any, Any, None]]
     """End background runs and commit them, within this many seconds."""
@@ -158,6 +159,11 @@ class Context:
     def other_hosts(self) -> OtherHosts | None:
         """The other hosts of the cluster; None outside of one."""
         return other_hosts(self.settings, self.homes)
+
+    @property
+    def hosts_tls(self) -> HostTls | None:
+        """TLS between the hosts of the cluster, as it was read at the start; None where they talk plain."""
+        return None if self.other_hosts is None else self.other_hosts.connections.tls
 
     async def tell_hosts(self) -> None:
         """Have the other hosts of the cluster read what all know alike, as something of that was changed here."""

@@ -114,9 +114,9 @@ def stream_content(name: str, events: Any) -> dict[str, Any]:
     return {STREAM_TYPE: {"schema": schema}}
 
 
-async def before_hang_up(request: Request, first: Awaitable[object]) -> bool:
-    """Wait for what an answer begins with. If the caller hangs up before, it is cancelled; whether it came. The body of
-    the request must have been read."""
+async def before_hang_up[T](request: Request, first: Awaitable[T]) -> T | None:
+    """Wait for an answer, or for what it begins with. If the caller hangs up before, it is cancelled, and this is None.
+    The body of the request must have been read."""
     coming = asyncio.ensure_future(first)
     gone = asyncio.ensure_future(_hang_up(request.receive))
     try:
@@ -124,9 +124,8 @@ async def before_hang_up(request: Request, first: Awaitable[object]) -> bool:
         if not coming.done():
             coming.cancel()
             await asyncio.wait({coming})
-            return False
-        coming.result()
-        return True
+            return None
+        return coming.result()
     finally:
         coming.cancel()
         gone.cancel()

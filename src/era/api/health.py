@@ -62,4 +62,4 @@ async def metrics(context: UseContext) -> Response:
 @strict.get("/api/server", dependencies=[Depends(operator_only)], responses={200: {"model": ServerAnswer}, **errors()})
 async def get_server(context: UseContext) -> Response:
     """Show the limits in force on this server, and what its machine has and lacks. For the operator only."""
-    return Answer(server_answer(__version__, context.at_a_time(), context.limits, context.findings()))
+    return Answer(server_answer(__version__, context.at_a_time(), context.limits, context.findings(context.hosts_tls)))

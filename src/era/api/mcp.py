@@ -19,6 +19,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from era import __version__
+from era.api.accept import takes
+from era.api.event_stream import STREAM_TYPE
 from era.api.guard import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
@@ -57,11 +59,10 @@ class Mcp:
             raise
         scope = {**scope, "headers": list(scope["headers"])}
         headers = MutableHeaders(scope=scope)
-        streams = "text/event-stream" in headers.get("accept", "")
-        # Clients of plain JSON-RPC say less than the protocol's transport asks for. The guard has turned pages of other
-        # sites away already, so nothing hangs on the type that a body has.
-        if not streams:
-            headers["accept"] = "application/json"
+        streams = takes(",".join(headers.getlist("accept")), STREAM_TYPE)
+        # Clients of plain JSON-RPC say less than the protocol's transport asks for, which knows no weights either. The
+        # guard has turned pages of other sites away already, so nothing hangs on the type that a body has.
+        headers["accept"] = f"application/json, {STREAM_TYPE}" if streams else "application/json"
         headers["content-type"] = "application/json"
         await (streamed if streams else in_one).handle_request(scope, receive, send)
 

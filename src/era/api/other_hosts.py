@@ -72,7 +72,7 @@ def answers(
         return in_use()
 
     async def room(scope: Scope) -> JsonObject:
-        return moves.room_for_others()
+        return await moves.room_for_others()
 
     return {
         _ACTIVE_PATH: active_of_owner,

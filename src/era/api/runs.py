@@ -165,7 +165,7 @@ async def stream(
 async def execute(body: ExecuteBody, caller: CallerId, request: Request, context: UseContext) -> Response:
     """Run code once, in a temporary sandbox that is gone when this answers. Where the header
     Accept wants `text/event-stream` more than JSON, stream its output: events `stdout`, `stderr`, then `done` or
-    `error`; whoever hangs up ends the program."""
+    `error`. Whoever hangs up ends the program."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
     invocation = invocation_of(body, body.code)
@@ -194,10 +194,13 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
     if prefers(",".join(request.headers.getlist("accept")), STREAM_TYPE, "application/json"):
         events = context.runs.execute_streamed(request_)
         # An error before the program has begun becomes an ordinary answer.
-        if not await before_hang_up(request, anext(events)):
+        if await before_hang_up(request, anext(events)) is None:
             return Response(status_code=HUNG_UP)
         return event_stream(closing_run_events(events, partial(execute_outcome, language=chosen)))
-    return await run_response(await context.runs.execute(request_), partial(execute_answer, language=chosen))
+    done = await before_hang_up(request, context.runs.execute(request_))
+    if done is None:
+        return Response(status_code=HUNG_UP)
+    return await run_response(done, partial(execute_answer, language=chosen))
 
 
 def _files(files: dict[str, str]) -> dict[str, bytes]:

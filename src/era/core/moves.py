@@ -62,10 +62,11 @@ class Moves:
         live: Live,
         stay: Sequence[Callable[[int], bool]],
         has_ticket: Callable[[str], bool],
+        check_ready: Callable[[], Awaitable[None]],
     ) -> None:
         """`find` finds a session of its owner's, or raises EraError. `places` are those of this host for sandboxes, and
         `live` are its live sessions. `stay` are whatever says of a session's key that there is more of it here than
-        rows and blobs."""
+        rows and blobs. `check_ready` raises EraError where this host can't take runs, or is about to stop."""
         self._homes = homes
         self._turns = turns
         self._find = find
@@ -73,6 +74,7 @@ class Moves:
         self._live = live
         self._stay = stay
         self._has_ticket = has_ticket
+        self._check_ready = check_ready
         self._calls: Counter[str | int] = Counter()
         """Calls under way about a session, by its id or, where they name that, its key."""
 
@@ -87,8 +89,12 @@ class Moves:
         self.count = 0
         """How many have moved."""
 
-    def room_for_others(self) -> JsonObject:
+    async def room_for_others(self) -> JsonObject:
         """How many sessions other hosts may send here, with a sandbox and live."""
+        try:
+            await self._check_ready()
+        except EraError:
+            return {"sandboxes": 0, "live": 0}
         free = 0 if self._places.waiting else self._places.count * 3 // 4 - self._places.taken
         return {"sandboxes": max(free, 0), "live": max(self._live.most * 3 // 4 - self._live.count(), 0)}
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing, nullcontext, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -137,19 +137,25 @@ class Runs:
         return record
 
     async def execute(self, request: ExecuteRequest) -> Collected:
-        """A run in a sandbox that is gone when this returns. Nothing of it is stored."""
-        run = self._temporary_run(request)
-        return await asyncio.shield(self._start_task(self._execute(request, run, lambda _: None)))
+        """A run in a sandbox that is gone when this returns. Nothing of it is stored. The program is ended where the
+        caller is cancelled, and never begins where it has no sandbox by then: nobody else can get at what it writes."""
+        with self._executing(request) as (task, _):
+            return await asyncio.shield(task)
 
     async def execute_streamed(self, request: ExecuteRequest) -> AsyncGenerator[RunEvent]:
-        """`execute`, told as `stream` tells a run. The program is ended where the caller stops listening or is
-        cancelled, and never begins where it has no sandbox by then: nobody else can get at what it writes."""
-        run = self._temporary_run(request)
-        task, begun = self._starting_task(partial(self._execute, request, run))
-        try:
+        """`execute`, told as `stream` tells a run, and ended where the caller stops listening, too."""
+        with self._executing(request) as (task, begun):
             async with aclosing(_told(task, await _begun(task, begun))) as events:
                 async for event in events:
                     yield event
+
+    @contextmanager
+    def _executing(self, request: ExecuteRequest) -> Iterator[tuple[asyncio.Task[Collected], asyncio.Future[_Begun]]]:
+        """A run without a session, as `_starting_task` starts it, which doesn't outlive the block for long."""
+        run = self._temporary_run(request)
+        task, begun = self._starting_task(partial(self._execute, request, run))
+        try:
+            yield task, begun
         finally:
             if not task.done():
                 if run.sandbox is None:
