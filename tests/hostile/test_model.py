@@ -292,6 +292,7 @@ def test_on_local_blobs(own_server: MakeServer) -> None:
     _search(own_server(drain_seconds="2"), examples=2, steps=20)
 
 
+@pytest.mark.soak
 def test_on_a_bucket(own_server: MakeServer, s3: S3, bucket: str) -> None:
     _search(own_server(blobs=s3.url(bucket), drain_seconds="2"), examples=1, steps=15)
 

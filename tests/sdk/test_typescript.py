@@ -14,12 +14,14 @@ import pytest
 from era import __version__
 from tests.conftest import MakeServer, Server, free_port
 from tests.sdk.typescript import SOURCE, App, JsRuntime, app, tsc
+from tests.soaked import some
 
 __all__ = ["app"]  # a fixture
 
 KEY = "the-operators-own-key"
 RUNTIMES: list[JsRuntime] = ["node", "deno"]
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
+by_node = pytest.mark.parametrize("runtime", some(RUNTIMES, ("node",)))
 
 
 def check(app: App, runtime: JsRuntime, test: str, **variables: str) -> None:
@@ -107,12 +109,12 @@ def strict_server(own_server: MakeServer) -> Server:
     return own_server(api_key=KEY, max_waiting="1", outputs_kept="1")
 
 
-@runtimes
+@by_node
 def test_misuse(app: App, runtime: JsRuntime, strict_server: Server) -> None:
     check(app, runtime, "misuse.test.ts", ERA_TEST_URL=strict_server.url, ERA_TEST_KEY=KEY)
 
 
-@runtimes
+@by_node
 def test_streams_that_break(app: App, runtime: JsRuntime, strict_server: Server) -> None:
     check(app, runtime, "streams.test.ts", ERA_TEST_URL=strict_server.url, ERA_TEST_KEY=KEY)
 
