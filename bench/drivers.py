@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 
 from bench.arena import Arena
 from bench.cases import Probe
 from era.core.models import Language
-from era.core.program import Limits, Output, Program
+from era.core.program import CODE_ALONE, Invocation, Limits, Output, Program
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.gvisor import GvisorDriver
 
-_DRIVERS = {"gvisor": GvisorDriver, "bubblewrap": BubblewrapDriver}
+DRIVERS = {"gvisor": GvisorDriver, "bubblewrap": BubblewrapDriver}
 _LIMITS = Limits(
     memory_bytes=512 << 20,
     cpus=1.0,
@@ -23,6 +26,7 @@ _LIMITS = Limits(
     output_bytes=1 << 20,
     tmp_bytes=64 << 20,
 )
+_SECONDS = 120.0
 
 
 class SyncDriver:
@@ -42,12 +46,13 @@ class SyncDriver:
     def create(self, language: Language = "python") -> BubblewrapSandbox:
         return self._runner.run(self._driver.create(language, self._limits))
 
-    def run(self, sandbox: BubblewrapSandbox, code: str) -> bytes:
+    def run(self, sandbox: BubblewrapSandbox, code: str, invocation: Invocation = CODE_ALONE) -> bytes:
         """Run a program and return its output. Raises RuntimeError if it fails."""
 
         async def follow() -> bytes:
             output = b""
-            async for event in sandbox.run(Program(code.encode(), b"{}", {}, 20, ephemeral=False, files={})):
+            program = Program(code.encode(), b"{}", {}, _SECONDS, ephemeral=False, files={}, invocation=invocation)
+            async for event in sandbox.run(program):
                 if isinstance(event, Output):
                     output += event.data
                 elif event.exit_code != 0:
@@ -55,6 +60,10 @@ class SyncDriver:
             return output
 
         return self._runner.run(follow())
+
+    def command(self, sandbox: BubblewrapSandbox, command: list[str]) -> bytes:
+        """The same with a command."""
+        return self.run(sandbox, "", Invocation(command=command))
 
     def discard(self, sandbox: BubblewrapSandbox) -> None:
         self._runner.run(sandbox.close())
@@ -64,11 +73,17 @@ class SyncDriver:
         self._runner.close()
 
 
+@cache
+def shared(arena: Arena, kind: str) -> SyncDriver:
+    """A driver that several cases have together, whose sandboxes may use all processors."""
+    return SyncDriver(arena, DRIVERS[kind], replace(_LIMITS, cpus=os.cpu_count() or 1))
+
+
 def warm(code: str, kind: str = "gvisor") -> Callable[[Arena], Probe]:
     """A run in a warm sandbox."""
 
     def start(arena: Arena) -> Probe:
-        driver = SyncDriver(arena, _DRIVERS[kind])
+        driver = SyncDriver(arena, DRIVERS[kind])
         sandbox = driver.create()
 
         def after(output: bytes) -> None:

@@ -19,6 +19,7 @@ from bench import (
     live_servers,
     many,
     neighbours,
+    ordinary,
     paint,
     postgres,
     rivals,
@@ -216,6 +217,7 @@ CASES = [
     Case("http floor", "GET of a file that can't be: HTTP alone", http),
     Case("commit floor", "a durable commit of SQLite, same disk", commit),
     *live.CASES,
+    *ordinary.CASES,
     *clients.CASES,
     *gateway.CASES,
 ]
@@ -270,6 +272,7 @@ RATIOS = [
     Ratio("session create", "commit floor"),
     Ratio("python warm", "http floor"),
     *live.RATIOS,
+    *ordinary.RATIOS,
     *clients.RATIOS,
     *gateway.RATIOS,
 ]

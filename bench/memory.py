@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,11 +30,13 @@ def of_sessions(arena: Arena, *, quick: bool) -> Mapping[str, float]:
     failed = _warm(other, _MORE)
     figures = {"one more warm session, MB": (_private(other) - before) / _MORE}
     if not quick:
+        began = time.monotonic()
         failed += _warm(other, SESSIONS - 2 - _MORE)
         warm = other.health()["sandboxes"]["live"]
         figures |= {
             f"sessions warm, of {SESSIONS}": warm,
             "failures of their creates and runs": failed,
+            "seconds until they were": time.monotonic() - began,
             "the service with them, MB": other.memory() / (1 << 20),
         }
     return figures

@@ -73,7 +73,7 @@ def summarize(
     times = measured.times
     return {
         "machine": dict(about),
-        "rounds": len(next(iter(times.values()))),
+        "rounds": len(next(iter(times.values()), [])),
         "load": list(measured.load),
         "cases": {
             case.name: {

@@ -13,26 +13,28 @@ shift 3
 
 cache=${GOCACHE%/*} modules=/opt/env-go
 
-inputs() { # a hash of what the program is made of, or nothing
+inputs() { # a hash of what the program is made of, or nothing; few programs are started for it
   if [ "$GOFLAGS" != "-buildvcs=false -modcacherw" ] || [ "$GOENV" != off ]; then return; fi
   if [ -n "$GOROOT$GOWORK$GOMODCACHE$GOTOOLDIR" ] || [ -e go.work ]; then return; fi
-  {
-    printf '%s\n' "$PWD" "$file" && cat /opt/go/VERSION && env | grep '^GO\|^CGO_' | sort
-    if [ -d $modules ]; then cat $modules/go.sum; fi
-    find . -type l -exec false {} + &&
-      find . -type f \( -name '*.go' -o -name 'go.*' -o -name modules.txt -o -name '*.[chmsSfF]' -o -name '*.c[cpx]*' \
-        -o -name '*.h[hpx]*' -o -name '*.s[xyw]*' -o -name '*.f[o9]*' \) -exec sha256sum {} + | sort &&
-      ! grep -qs '^[[:space:]]*replace' go.mod && ! grep -rqs --include='*.go' go:embed . && echo known
-  } >"$cache/inputs" 2>&1
-  if [ "$(tail -n 1 "$cache/inputs")" = known ]; then sha256sum "$cache/inputs" | cut -d ' ' -f 1; fi
+  read -r toolchain </opt/go/VERSION
+  sources=$(
+    find . -type l -print -o -type f \( -name '*.go' -o -name 'go.*' -o -name modules.txt -o -name '*.[chmsSfF]' \
+      -o -name '*.c[cpx]*' -o -name '*.h[hpx]*' -o -name '*.s[xyw]*' -o -name '*.f[o9]*' \) -exec sha256sum {} + 2>&1
+  ) || return
+  case $sources in ./* | *"
+./"*) return ;; esac # links: what they lead to may be anywhere
+  if [ -d $modules ]; then sources="$sources $(cat $modules/go.sum)"; fi
+  given=$(export -p | while read -r _ each; do case $each in GO* | CGO_*) printf '%s\n' "$each" ;; esac done)
+  hash=$(printf '%s\n' "$PWD" "$file" "$toolchain" "$given" "$sources" | sha256sum)
+  echo "${hash%% *}"
 }
 
-mkdir -p "$cache/programs"
 variables=$GOFLAGS
 key=$(inputs)
 if [ -d $modules ]; then export GOMODCACHE=$modules/mod GOFLAGS="$GOFLAGS -mod=mod -modfile=$cache/go.mod"; fi
 if [ -n "$key" ] && [ -x "$cache/programs/$key" ]; then
-  ln -f "$cache/programs/$key" "$cache/program" && cd "$directory" && exec "$cache/program" "$@"
+  [ "$cache/programs/$key" -ef "$cache/program" ] || ln -f "$cache/programs/$key" "$cache/program" || exit 1
+  cd "$directory" && exec "$cache/program" "$@"
 fi
 
 if [ ! -e "$GOCACHE/trim.txt" ]; then
@@ -62,8 +64,10 @@ if [ "$network" = online ] && [ ! -d $modules ]; then offline=; fi
 HOME=/nonexistent GOMAXPROCS=2 GOPROXY=${GOPROXY:-$offline} \
   go build -p 2 -ldflags=-w -overlay "$cache/overlay.json" -o "$cache/program" . >&2 || exit 1
 
-# Unless a process has changed something meanwhile. Four are kept: the cache is memory.
-if [ -n "$key" ] && [ "$(unset GOMODCACHE; GOFLAGS=$variables; inputs)" = "$key" ]; then
+# Unless it embeds files or has modules replaced, or a process has changed something meanwhile. The cache is memory.
+if [ -n "$key" ] && ! grep -qs '^[[:space:]]*replace' go.mod && ! grep -rqs --include='*.go' go:embed . &&
+  [ "$(unset GOMODCACHE; GOFLAGS=$variables; inputs)" = "$key" ]; then
+  mkdir -p "$cache/programs"
   ls -t "$cache/programs" | tail -n +4 | while read -r old; do rm -f "$cache/programs/$old"; done
   ln -f "$cache/program" "$cache/programs/$key"
 fi
