@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 
-from era.core.models import Claim
+from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs
+from era.core.usage import Use
 from era.errors import BadRequest, CommitFailed, Conflict, NotReady
 from era.store import database, dialects, place
 from era.store.database import Database, DatabaseAway
@@ -23,83 +21,11 @@ from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.postgres import Postgres
 from tests.store.rows import ended, new, opened
+from tests.store.wire import Wire, wire
 
+__all__ = ["wire"]
 
-class Wire:
-    """Stands between a store and the server, and cuts the store off at a COMMIT:
-
-    before   the server never gets it
-    after    the server carries it out, and its answer doesn't arrive
-    late     the server gets and carries it out half a second after the store was cut off
-    """
-
-    def __init__(self, postgres: Postgres) -> None:
-        self._server = f"{postgres.socket}/.s.PGSQL.5432"
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._plan: str | None = None
-        self.cuts = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def url(self, url: str) -> str:
-        """The URL of a database as reached through here."""
-        return f"postgresql://postgres@127.0.0.1:{self._listener.getsockname()[1]}/{database_of(url)}?sslmode=disable"
-
-    def cut(self, when: str) -> None:
-        """Cut off at the next COMMIT."""
-        self._plan = when
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
-            server.connect(self._server)
-            is_cut, answered = threading.Event(), threading.Event()
-            threading.Thread(target=self._carry_back, args=(server, client, is_cut, answered), daemon=True).start()
-            while piece := client.recv(1 << 16):
-                if b"COMMIT\0" in piece and self._plan is not None:
-                    plan, self._plan = self._plan, None
-                    self.cuts += 1
-                    is_cut.set()
-                    if plan == "late":
-                        client.shutdown(socket.SHUT_RDWR)
-                        time.sleep(0.5)
-                    if plan != "before":
-                        server.sendall(piece)
-                        answered.wait(60)
-                    break
-                server.sendall(piece)
-            server.shutdown(socket.SHUT_RDWR)
-            client.shutdown(socket.SHUT_RDWR)
-
-    def _carry_back(
-        self, server: socket.socket, client: socket.socket, is_cut: threading.Event, answered: threading.Event
-    ) -> None:
-        with suppress(OSError):
-            while piece := server.recv(1 << 16):
-                if is_cut.is_set():
-                    answered.set()
-                else:
-                    client.sendall(piece)
-            client.shutdown(socket.SHUT_RDWR)
-
-
-def database_of(url: str) -> str:
-    return url.partition("@/")[2].partition("?")[0]
-
-
-@pytest.fixture
-def wire(postgres: Postgres) -> Iterator[Wire]:
-    wire = Wire(postgres)
-    yield wire
-    wire.close()
+USE = Use(DEFAULT_OWNER, "", 20_000)
 
 
 @pytest.fixture
@@ -185,6 +111,37 @@ async def test_a_run_whose_commit_was_cut_off_is_stored_once(
             await store.begin_run(mine("a"), "r1")
     finally:
         await store.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(postgres_url: str, wire: Wire, when: str) -> None:
+    """Each message of both its transactions in turn."""
+    async with opened(wire.url(postgres_url), alone=False) as store:
+        session = await store.create_session(new("a"))
+        await store.usage.add_use(USE)
+        number, was_cut = 0, True
+        while was_cut:
+            number += 1
+            claim = Claim("run", f"key {number}", "h" * 64, "mark")
+            cuts = wire.cuts
+            await store.check_writable()  # so that it is connected
+            wire.cut(when, message=number)
+            session = await store.begin_run(mine("a"), f"r{number}", claim)
+            outputs = KeptOutputs(b"said", b"")
+            record = ended(session, f"r{number}")
+            answered = Answered(claim, "{}", outputs)
+            stored = await store.end_run(
+                record, data=f'{{"n": {number}}}', snapshot=None, outputs=outputs, answered=answered, use=USE
+            )
+            was_cut = wire.cuts > cuts
+            wire.spare()
+            assert stored.version == number + 1
+        assert number > 6, "hardly any message was cut"
+        assert [each.id for each in await store.runs(session.key, 99)] == [f"r{n}" for n in range(number, 0, -1)]
+        newest = await store.versions(mine("a"), limit=99, before=None)
+        assert [each.n for each in newest] == [*range(number + 1, 0, -1)]
+        [used] = await store.usage.days(USE.owner, USE.day, USE.day)
+        assert used.runs == number + 1, "a run was counted twice, or never"
 
 
 @pytest.mark.parametrize(("when", "version"), [("before", 1), ("after", 2)])

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from era.core.metadata import Retention
 from era.core.models import EMPTY, Answered, Claim, KeptOutputs, Snapshot
-from era.errors import Conflict, NotFound, SessionDeleted, Unavailable
+from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import runs as runs_module
 from era.store.metadata import SqlStore
 from era.store.runs import DELETED, LOST
@@ -86,6 +86,19 @@ async def test_a_run_id_is_used_once(store: SqlStore) -> None:
     await store.begin_run(mine("a"), "r1")
     with pytest.raises(Conflict, match="Run 'r1'"):
         await store.begin_run(mine("a"), "r1")
+
+
+async def test_a_run_ends_once(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    await store.begin_run(mine("a"), "r1")
+    first = ended(session, "r1")
+    await store.end_run(first, data='{"n": 1}', snapshot=None, outputs=KeptOutputs(b"first", b""))
+    with pytest.raises(CommitFailed, match="has ended"):
+        await store.end_run(ended(session, "r1"), data='{"n": 2}', snapshot=None, outputs=KeptOutputs(b"second", b""))
+    assert (await store.session(mine("a"))).data == '{"n": 1}'
+    _, outputs = await store.run(mine("a"), "r1")
+    assert outputs is not None
+    assert outputs.stdout == b"first"
 
 
 async def test_runs_under_way_at_a_stop_are_lost(url: str) -> None:

@@ -9,9 +9,10 @@ it wrote survives this process, and is durable once a later transaction is.
 Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
 connection is dropped after each, since nobody knows what state it is in.
 
-A server of PostgreSQL may go and come back. A connection that was cut off while nothing went on is made again without
-a word; else the job fails with DatabaseAway, and the next one tries to connect again. If it was cut off during COMMIT,
-nobody here can know whether that happened, and the error says so: who can find out by what it wrote does (`end_run`).
+A server of PostgreSQL may go and come back. Where a connection is found to be cut off before COMMIT is sent, nothing
+has happened: another one is made without a word, and the job run again, once. If none can be made it fails with
+DatabaseAway, and the next job tries to connect again. If it was cut off during COMMIT, nobody here can know whether
+that happened, and the error says so: who can find out by what it wrote does (`end_run`).
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ class Database:
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def read[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `job(connection, …)` in a transaction that only reads, and sees the database at one moment.
+        """Run `job(connection, …)` in a transaction that only reads, and sees the database at one moment. Where its
+        connection was cut off it is run again.
 
         Raises Unavailable where the database failed.
         """
@@ -211,11 +213,15 @@ class Database:
     def _in_writer[**P, T](
         self, syncs: bool, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        may_be_cut_off = self._connection is not None
         for tries in itertools.count(1):
             try:
                 return self._try_to_write(syncs, job, *args, **kwargs)
             except self._errors as error:
                 self._disconnect()
+                if may_be_cut_off and dialects.is_away(self.engines.writer, error):
+                    may_be_cut_off = False
+                    continue
                 if tries == _TRIES or not dialects.may_run_again(self.engines.writer, error):
                     raise
             time.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # noqa: S311  no secret
@@ -241,12 +247,7 @@ class Database:
         return result
 
     def _begin_to_write(self, syncs: bool) -> tuple[Connection, RootTransaction]:
-        """The writer's connection, in a transaction. If it was cut off meanwhile it is made again."""
-        if self._connection is not None and self.engines.writer.dialect.name != "sqlite":
-            try:
-                return self._connection, self._connection.begin()
-            except self._errors:
-                self._disconnect()
+        """The writer's connection, in a transaction."""
         if self._connection is None:
             self._connection, self._syncs = self.engines.writer.connect(), True
         if syncs != self._syncs:
@@ -255,31 +256,22 @@ class Database:
         return self._connection, self._connection.begin()
 
     def _in_reader[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._begin_to_read() as connection:
-            try:
-                return job(connection, *args, **kwargs)
-            except self._errors as error:
-                if dialects.is_away(self.engines.reader, error):
+        for may_be_cut_off in (True, False):
+            with self.engines.reader.connect() as connection:
+                connection.begin()
+                try:
+                    return job(connection, *args, **kwargs)
+                except self._errors as error:
+                    if not dialects.is_away(self.engines.reader, error):
+                        raise
+                    with suppress(*self._errors):
+                        connection.exec_driver_sql(
+                            "SELECT 1"
+                        )  # SQLAlchemy learns of it, and drops the pool's others, too
                     connection.invalidate()
-                raise
-
-    def _begin_to_read(self) -> Connection:
-        """A connection in a transaction. If it was cut off meanwhile another one is made."""
-        try:
-            return self._new_read()
-        except self._errors as error:
-            if not dialects.is_away(self.engines.reader, error):
-                raise
-            return self._new_read()  # Of the pool's connections the first that is found cut off takes all with it.
-
-    def _new_read(self) -> Connection:
-        connection = self.engines.reader.connect()
-        try:
-            connection.begin()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+                    if not may_be_cut_off:
+                        raise
+        raise AssertionError
 
     def _disconnect(self) -> None:
         if self._connection is not None:

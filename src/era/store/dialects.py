@@ -9,8 +9,9 @@ other hosts' transactions got in the way of is undone by PostgreSQL and run agai
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,8 @@ _TAKEN = "55P03"
 _GONE_CLASSES = ("08", "57P")
 _GONE = ("25006", "53300")  # a standby that can't be written to, no more connections
 _UNDONE = ("40001", "40P01")
+_TO_BEGIN = "to_begin"
+"""Where a connection's `info` has the BEGIN that goes to PostgreSQL with the transaction's first statement."""
 
 _CLIENT = {
     "application_name": "era",
@@ -113,7 +116,7 @@ class Precompiled:
     """A statement compiled once per dialect and run on the driver's own cursor, in a fifth of SQLAlchemy's usual time.
 
     For the few statements that every run needs. Errors are the driver's, values come as the driver gives them, and
-    a lost connection isn't noticed: the caller drops the connection after any error.
+    a lost connection isn't noticed: the caller drops the connection after any error. `together` runs several.
     """
 
     def __init__(self, statement: Select[Any] | UpdateBase) -> None:
@@ -123,33 +126,57 @@ class Precompiled:
 
     def first(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         """The first row, as the driver's tuple, or None."""
-        cursor = self._run(connection, values)
-        try:
-            return cursor.fetchone()
-        finally:
-            cursor.close()
+        return together(connection, (self, values))[0].row
 
     def execute(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """The number of rows changed."""
-        cursor = self._run(connection, values)
-        try:
-            return int(cursor.rowcount)  # PostgreSQL's driver has forgotten it once the cursor is closed
-        finally:
-            cursor.close()
+        return together(connection, (self, values))[0].count
 
-    def _run(self, connection: Connection, values: Mapping[str, Any]) -> Any:
+    def send(self, connection: Connection, cursor: Any, values: Mapping[str, Any]) -> None:
+        """Run it by this cursor of the driver's."""
         compiled = self._by_dialect.get(type(connection.dialect))
         sql, order, fixed = compiled or self._compile(connection.dialect)
         values = {**fixed, **values}
-        cursor = connection.connection.cursor()
         cursor.execute(sql, values if order is None else [values[name] for name in order])
-        return cursor
 
     def _compile(self, dialect: Dialect) -> tuple[str, list[str] | None, dict[str, Any]]:
         compiled: Any = self._statement.compile(dialect=dialect)
         fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._by_dialect[type(dialect)] = made = (str(compiled), compiled.positiontup, fixed)
         return made
+
+
+type Asked = tuple[Precompiled, Mapping[str, Any]]
+"""A statement and its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a statement: its first row, as the driver's tuple, or None; and the number of rows it concerned."""
+
+    row: Any
+    count: int
+
+
+def together(connection: Connection, *asked: Asked) -> list[Answer]:
+    """Run statements one after the other, for one round trip to PostgreSQL: it has them all before it answers the
+    first. A transaction that has yet to begin does so with them. The first that fails raises, and none of those after
+    it is carried out."""
+    if not asked:
+        return []
+    raw: Any = connection.connection
+    cursors = [raw.cursor() for _ in asked]
+    begin = connection.info.pop(_TO_BEGIN, None)
+    try:
+        with nullcontext() if connection.dialect.name == "sqlite" else raw.pipeline():
+            if begin is not None:
+                raw.execute(begin)
+            for (statement, values), cursor in zip(asked, cursors, strict=True):
+                statement.send(connection, cursor, values)
+        return [Answer(cursor.fetchone() if cursor.description else None, int(cursor.rowcount)) for cursor in cursors]
+    finally:
+        for cursor in cursors:
+            cursor.close()
 
 
 class database_time(FunctionElement[int]):  # noqa: N801  it is a function of SQL's
@@ -330,20 +357,25 @@ def _as_row(element: up_to, compiler: Any, **options: Any) -> str:
     return f"{of} >= {value} AND ({of}, {key}) <= ({value}, {last})"
 
 
-def violates_unique(error: Exception) -> bool:
-    """Whether `error`, of SQLAlchemy or of a driver, says that a unique value exists already."""
-    cause = getattr(error, "orig", None) or error
+def violates_unique(error: Exception, within: Table | None = None) -> bool:
+    """Whether `error`, of SQLAlchemy or of a driver, says that a unique value exists already; in this table, if one is
+    named."""
+    cause: Any = getattr(error, "orig", None) or error
+    if _sqlstate(cause) == "23505":
+        return within is None or cause.diag.table_name == within.name
     name = getattr(cause, "sqlite_errorname", None)
-    return name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY") or _sqlstate(cause) == "23505"
+    is_taken = name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
+    return is_taken and (within is None or f" {within.name}." in str(cause))
 
 
 @contextmanager
-def raising_if_taken(conflict: Exception) -> Iterator[None]:
-    """Raise `conflict` instead of the database's error where the block inserts a unique value that exists already."""
+def raising_if_taken(conflict: Exception, within: Table | None = None) -> Iterator[None]:
+    """Raise `conflict` instead of the database's error where the block inserts a unique value that exists already, in
+    this table, if one is named."""
     try:
         yield
     except Exception as error:
-        if violates_unique(error):
+        if violates_unique(error, within):
             raise conflict from None
         raise
 
@@ -384,6 +416,7 @@ def _sqlite(url: str, connections: int, *, writes: bool) -> Engine:
 
 
 def _postgresql(url: URL, connections: int, begin: str, own: Sequence[str] = ()) -> Engine:
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # It warns of what it raises besides.
     engine = _engine(url, connections, use_native_hstore=False)
 
     @event.listens_for(engine, "connect")
@@ -398,7 +431,12 @@ def _postgresql(url: URL, connections: int, begin: str, own: Sequence[str] = ())
             raise
 
     @event.listens_for(engine, "begin")
-    def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+    def begin_with_the_first_statement(connection: Connection) -> None:
+        connection.info[_TO_BEGIN] = begin
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def begin_transaction(connection: Connection, *_: object) -> None:
+        if statement := connection.info.pop(_TO_BEGIN, None):
+            connection.connection.cursor().execute(statement)
 
     return engine

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, literal_co
 from era.core.homes import Home, Host, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
 from era.store.database import Database, Fence
-from era.store.dialects import Precompiled, database_time, insert_if_absent
+from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, together
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, homes, hosts, inboxes, leader, processes, runs, sessions
 from era.store.webhooks import tell_lost
@@ -191,26 +191,29 @@ _MOST_HELD = 200_000
 """Sessions whose epochs are remembered; of any other it is read anew."""
 
 
-def check_home(connection: Connection, session_key: int, *, goes_on: bool = False) -> None:
+def check_home(connection: Connection, session_key: int, *asked: Asked, goes_on: bool = False) -> Sequence[Answer]:
     """See to it that the session is at home here until this transaction ends. Takes it where nobody else has it, unless
     what is to be written `goes_on` with something that began while it was at home here.
 
-    Raises SessionMoved, or Fenced where the session was at home here and isn't any more. Nothing was changed then.
+    `asked` are the transaction's next statements, which go together with the question; returns their answers.
+    Raises SessionMoved, or Fenced where the session was at home here and isn't any more: then what they did is undone
+    with the transaction.
     """
     fence: Fence = connection.info["fence"]
     if fence.host_id is None:
-        return
+        return together(connection, *asked)
     epoch = fence.held.get(session_key)
     if epoch is not None or goes_on:
-        row = _hold.first(connection, {"session": session_key, "host": fence.host_id})
-        if row is not None and epoch in (None, row[0]):
-            return
+        held, *answers = together(connection, (_hold, {"session": session_key, "host": fence.host_id}), *asked)
+        if held.row is not None and epoch in (None, held.row[0]):
+            return answers
         fence.held.pop(session_key, None)
         if connection.execute(_IS_THERE, {"session": session_key}).first() is None:
-            return  # It was purged, and its home with it: whoever writes finds that out.
+            return answers  # It was purged, and its home with it: whoever writes finds that out.
         raise Fenced("This session has another home by now, and nothing of this was kept.")
     if take_home(connection, fence, session_key).host.id != fence.host_id:
         raise SessionMoved("This session is at home at another host by now.")
+    return together(connection, *asked)
 
 
 def _renew(connection: Connection, host: Host) -> tuple[int, int]:

@@ -6,13 +6,15 @@ Clients send a key with every run, so the statements on the path of one are prec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, Session, now
 from era.errors import Conflict
-from era.store.dialects import Precompiled, raising_if_taken
+from era.store.dialects import Asked, Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, output_values
 from era.store.records import RUNS, record_from_row
 from era.store.tables import idempotency_keys as keys
@@ -49,7 +51,7 @@ _answer_run = Precompiled(
     .where(_IS_CLAIM)
     .values({"answer": bindparam("new_answer"), **{name: bindparam(f"new_{name}") for name in OUTPUT_COLUMNS}})
 )
-_DROP = delete(keys).where(_IS_CLAIM)
+_drop = Precompiled(delete(keys).where(_IS_CLAIM))
 _DROP_ALL_OLD = delete(keys).where(keys.c.created_at < bindparam("since"))
 
 type Scope = Session | int | str
@@ -67,15 +69,17 @@ def find_claim(connection: Connection, claim: Claim, scope: Scope) -> Claimed | 
     return Claimed(request_hash, env_mark, run, answer, KeptOutputs(*outputs))
 
 
-def claim_key(connection: Connection, claim: Claim | None, scope: Session | str, *, run_id: str | None = None) -> None:
-    """Claim a key for a request, and for the run that it begins. None claims nothing.
+def claim_key(connection: Connection, claim: Claim | None, scope: Session | str) -> None:
+    """Claim a key for a request. None claims nothing. Raises Conflict where another request holds the key."""
+    with raising_if_claimed():
+        together(connection, *claiming(claim, scope))
 
-    Raises Conflict where another request holds the key.
-    """
+
+def claiming(claim: Claim | None, scope: Session | str, *, run_id: str | None = None) -> Sequence[Asked]:
+    """The statements that claim a key for a request, and for the run that it begins; within `raising_if_claimed`."""
     if claim is None:
-        return
+        return ()
     parameters, at = _claim_parameters(claim, scope), now()
-    _drop_if_old.execute(connection, parameters | {"since": at - _KEPT_MICROS})
     values = {
         **parameters,
         "new_hash": claim.request_hash,
@@ -84,10 +88,15 @@ def claim_key(connection: Connection, claim: Claim | None, scope: Session | str,
         "new_run": run_id,
         "at": at,
     }
-    with raising_if_taken(
-        Conflict("A request with this key is under way.", hint="Ask again once it has ended.", code="run_under_way")
-    ):
-        _claim.execute(connection, values)
+    return (_drop_if_old, parameters | {"since": at - _KEPT_MICROS}), (_claim, values)
+
+
+def raising_if_claimed() -> AbstractContextManager[None]:
+    """Raises Conflict where the block claims a key that another request holds."""
+    return raising_if_taken(
+        Conflict("A request with this key is under way.", hint="Ask again once it has ended.", code="run_under_way"),
+        within=keys,
+    )
 
 
 def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str) -> None:
@@ -95,20 +104,21 @@ def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str
     _answer.execute(connection, _claim_parameters(claim, scope) | {"new_answer": answer})
 
 
-def answer_run(connection: Connection, session_key: int, answered: Answered | None) -> None:
-    """Store what a run's request was answered, or free its key where it didn't run. None is a run without a key."""
+def answering_run(session_key: int, answered: Answered | None) -> Sequence[Asked]:
+    """The statement that stores what a run's request was answered, or frees its key where it didn't run. None is a run
+    without a key."""
     if answered is None:
-        return
+        return ()
+    of_claim = _claim_parameters(answered.claim, session_key)
     if answered.data is None:
-        free_key(connection, answered.claim, session_key)
-        return
+        return ((_drop, of_claim),)
     values = {"new_answer": answered.data, **output_values(answered.outputs or KeptOutputs(None, None), "new_")}
-    _answer_run.execute(connection, _claim_parameters(answered.claim, session_key) | values)
+    return ((_answer_run, of_claim | values),)
 
 
 def free_key(connection: Connection, claim: Claim, session_key: int) -> None:
     """Forget a key whose request did nothing."""
-    connection.execute(_DROP, _claim_parameters(claim, session_key))
+    _drop.execute(connection, _claim_parameters(claim, session_key))
 
 
 def prune_keys(connection: Connection) -> int:

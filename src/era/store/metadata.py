@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Concatenate
 
 from sqlalchemy import Connection, literal, select
@@ -352,7 +353,17 @@ class SqlStore:
         take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
     ) -> T:
         await self.session(session_id)  # This is a call, and may have to be noted as one.
-        return await self.database.read(capsules.dump_session, self._retention, session_id, history=history, take=take)
+        has_begun = False
+
+        def take_once(session: Session, versions: Iterator[VersionContent], runs: Iterator[KeptRun]) -> T:
+            nonlocal has_begun
+            if has_begun:  # What it has taken can't be taken back.
+                raise DatabaseAway(may_have_committed=False)
+            has_begun = True
+            return take(session, versions, runs)
+
+        dump = partial(capsules.dump_session, history=history, take=take_once)
+        return await self.database.read(dump, self._retention, session_id)
 
     async def load(
         self,
@@ -374,7 +385,7 @@ class SqlStore:
         await self.database.read(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
     async def check_writable(self) -> None:
-        await self.database.write(lambda connection: None)
+        await self.database.write(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
     async def counts(self) -> dict[str, Any]:
         def count(connection: Connection) -> dict[str, Any]:

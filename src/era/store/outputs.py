@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, union
+from sqlalchemy import Connection, bindparam, delete, exists, insert, select, union
 
 from era.core.metadata import Retention
 from era.core.models import KeptOutputs
-from era.store.dialects import Precompiled
+from era.store.dialects import Asked, Precompiled
 from era.store.tables import idempotency_keys, outputs, runs, storage_items
 
 OUTPUT_COLUMNS = (
@@ -33,6 +33,22 @@ NEWEST_TOO_OLD = (
 _insert = Precompiled(
     insert(outputs).values({column.name: bindparam(f"new_{column.name}") for column in outputs.c}).inline()
 )
+_insert_of_run = Precompiled(
+    insert(outputs).from_select(
+        [column.name for column in outputs.c],
+        select(
+            *(
+                runs.c.key if column.name == "run_key" else bindparam(f"new_{column.name}", type_=column.type)
+                for column in outputs.c
+            )
+        ).where(
+            runs.c.id == bindparam("of_run"),
+            ~exists().where(outputs.c.session_key == runs.c.session_key, outputs.c.run_key == runs.c.key),
+        ),
+    )
+)
+"""Where they are there, the run has ended before. Whoever ends it again finds that out."""
+
 _prune = Precompiled(
     delete(outputs).where(outputs.c.session_key == bindparam("session"), outputs.c.run_key <= NEWEST_TOO_OLD)
 )
@@ -50,13 +66,15 @@ _DIGESTS = union(
 )
 
 
-def keep_outputs(
-    connection: Connection, retention: Retention, session_key: int, run_key: int, kept: KeptOutputs | None
-) -> None:
-    """Keep what a run wrote, if anything, and drop what older runs wrote, beyond as many runs as retention says."""
-    if kept is not None and retention.outputs:
-        insert_outputs(connection, session_key, run_key, kept)
-        prune_outputs(connection, retention, session_key)
+def keeping_outputs(retention: Retention, session_key: int, run_id: str, kept: KeptOutputs | None) -> Sequence[Asked]:
+    """The statements that keep what a run wrote, if anything, and drop what older runs wrote, beyond as many runs as
+    retention says."""
+    if kept is None or not retention.outputs:
+        return ()
+    prune = (_prune, {"session": session_key, "kept": retention.outputs})
+    if kept == _NOTHING:
+        return (prune,)
+    return (_insert_of_run, {"of_run": run_id, "new_session_key": session_key, **output_values(kept, "new_")}), prune
 
 
 def insert_outputs(connection: Connection, session_key: int, run_key: int, kept: KeptOutputs | None) -> None:

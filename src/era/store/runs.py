@@ -20,16 +20,16 @@ from era.core.setup.setups import UNDER_WAY
 from era.core.usage import Use, day_of
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
 from era.store.database import Database
-from era.store.dialects import Precompiled, violates_unique
+from era.store.dialects import Asked, Precompiled, together, violates_unique
 from era.store.homes import check_home
-from era.store.idempotency import answer_run, claim_key
-from era.store.outputs import NEWEST_TOO_OLD, keep_outputs, outputs_of_run
+from era.store.idempotency import answering_run, claiming, raising_if_claimed
+from era.store.outputs import NEWEST_TOO_OLD, keeping_outputs, outputs_of_run
 from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
 from era.store.tables import idempotency_keys as keys
 from era.store.tables import outputs, runs, sessions
-from era.store.usage import add_use
-from era.store.versions import next_version, trim_history
+from era.store.usage import add_use, adding, begin_use
+from era.store.versions import adding_version, incrementing, prune_kinds, pruning, trim_history
 from era.store.webhooks import tell, tell_lost
 
 DELETED = "the session was deleted while this run was under way"
@@ -116,18 +116,20 @@ def begin_run(
     """See MetadataStore.begin_run, and Database.write_once for `again`: where an earlier try hasn't ended yet, the
     insert waits for it."""
     session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
+    if again or session.setup_status in UNDER_WAY:
+        check_home(connection, session.key)
     if session.setup_status in UNDER_WAY:
         raise SetupUnderWay(f"The setup of session '{session_id}' is under way.")
     if again and connection.execute(_RUNNING, {"session": session.key, "run_id": run_id}).first() is not None:
         return session
     try:
-        _insert.execute(connection, _begun(run_id, session))
+        with raising_if_claimed():
+            begun = (_insert, _begun(run_id, session))
+            check_home(connection, session.key, begun, *claiming(claim, session, run_id=run_id))
     except Exception as error:
-        if violates_unique(error) and not again:
+        if violates_unique(error, runs) and not again:
             raise Conflict(f"Run '{run_id}' already exists.", hint="Run ids are used once.") from None
         raise
-    claim_key(connection, claim, session, run_id=run_id)
     return session
 
 
@@ -158,24 +160,39 @@ def end_run(
     """
     if again and (stored := _stored_end(connection, record)) is not None:
         return None if stored.reason == DELETED else stored
-    check_home(connection, record.session_key, goes_on=True)
-    version = _end_state(connection, retention, record, data, snapshot)
-    add_use(connection, use)
+    key, at = record.session_key, record.ended_at or now()
+    is_new = record.committed and (data is not None or snapshot is not None)
+    counting = incrementing(key, at, snapshot, of_run=True) if is_new else (_note_run, {"session": key, "at": at})
+    counted, *used = check_home(connection, key, counting, *([] if use is None else [adding(use)]), goes_on=True)
+    if use is not None:
+        begin_use(connection, use, used[0])
+    version: int | None = counted.row and counted.row[0]
     ended = replace(record, version=version)
-    if version is not None:
-        ended = replace(ended, versions_dropped=trim_history(connection, record.session_key, trim))
-    else:
+    adds: Sequence[Asked] = ()
+    prunes: Sequence[Asked] = ()
+    if version is None:
         ended = replace(ended, committed=False, reason=DELETED)
-    row = _finish.first(connection, _finish_values(ended))
-    if who is not None and row is not None:
+    elif is_new:
+        adds = (adding_version(key, version, "run", at, data=data, snapshot=snapshot, run_id=record.id),)
+        prunes = pruning(retention, key, version)
+    if version is not None and trim is not None:
+        together(connection, *adds)
+        adds = ()
+        ended = replace(ended, versions_dropped=trim_history(connection, key, trim))
+    keeps: Sequence[Asked] = ()
+    if version is not None:
+        keeps = (*keeping_outputs(retention, key, record.id, outputs), *answering_run(key, answered))
+    finish = (_finish, _finish_values(ended))
+    finished, *others = together(connection, *adds, finish, *prunes, *keeps)[len(adds) :]
+    if prunes and others[0].row is not None:
+        prune_kinds(connection, retention, key)
+    if who is not None and finished.row is not None:
         tell(connection, who.owner, "run.ended", _told(who.id, ended))
     if version is None:
         return None  # The record stays, for the session may be restored.
-    if row is None:
+    if finished.row is None:
         raise NotRunning(f"run {record.id!r} was never begun or has ended")
-    keep_outputs(connection, retention, record.session_key, row[0], outputs)
-    answer_run(connection, record.session_key, answered)
-    return replace(ended, key=row[0])
+    return replace(ended, key=finished.row[0])
 
 
 def _stored_end(connection: Connection, record: RunRecord) -> RunRecord | None:
@@ -186,20 +203,6 @@ def _stored_end(connection: Connection, record: RunRecord) -> RunRecord | None:
     if stored is None or (stored.status, stored.ended_at) != (record.status, record.ended_at):
         return None
     return stored
-
-
-def _end_state(
-    connection: Connection, retention: Retention, record: RunRecord, data: str | None, snapshot: Snapshot | None
-) -> int | None:
-    """Commit what the run leaves, if that is anything new. The number of the version now in force, or None where the
-    session isn't present."""
-    at = record.ended_at or now()
-    if record.committed and (data is not None or snapshot is not None):
-        return next_version(
-            connection, retention, record.session_key, "run", at, data=data, snapshot=snapshot, run_id=record.id
-        )
-    row = _note_run.first(connection, {"session": record.session_key, "at": at})
-    return None if row is None else int(row[0])
 
 
 def _finish_values(record: RunRecord) -> dict[str, Any]:

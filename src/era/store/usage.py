@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
@@ -11,7 +12,7 @@ from era.core.models import now
 from era.core.quotas import Amounts
 from era.core.usage import DayOfUsage, Use, day_of
 from era.store.database import Database
-from era.store.dialects import Precompiled
+from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.tables import owners, usage
 
 _THIS = (
@@ -42,11 +43,24 @@ _begin = Precompiled(
 )
 
 
-def add_use(connection: Connection, use: Use | None) -> None:
-    """Add to a day's row, which is made if there is none. It is part of the transaction of every run."""
-    if use is None:
-        return
-    values = {
+def add_use(connection: Connection, use: Use) -> None:
+    """Add to a day's row, which is made if there is none."""
+    begin_use(connection, use, together(connection, adding(use))[0])
+
+
+def adding(use: Use) -> Asked:
+    """The statement that adds to a day's row. `begin_use` must follow. It is part of the transaction of every run."""
+    return _add, _values(use)
+
+
+def begin_use(connection: Connection, use: Use, added: Answer) -> None:
+    """Make the day's row where there was none to add to."""
+    if not added.count:
+        _begin.execute(connection, _values(use))
+
+
+def _values(use: Use) -> Mapping[str, Any]:
+    return {
         "of_day": use.day,
         "of_owner": use.owner,
         "of_key": use.key_id,
@@ -54,8 +68,6 @@ def add_use(connection: Connection, use: Use | None) -> None:
         "new_cpu_us": use.cpu_us,
         "new_egress_bytes": use.egress_bytes,
     }
-    if not _add.execute(connection, values):
-        _begin.execute(connection, values)
 
 
 class UsageRows:

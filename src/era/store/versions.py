@@ -25,7 +25,7 @@ from era.core.models import (
     now,
 )
 from era.errors import Conflict, NotFound
-from era.store.dialects import Precompiled
+from era.store.dialects import Asked, Precompiled, together
 from era.store.homes import check_home
 from era.store.records import snapshot_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, session_with_key
@@ -76,10 +76,16 @@ _INCREMENT = (
 )
 _increment = Precompiled(_INCREMENT)
 _increment_for_run = Precompiled(_INCREMENT.values(last_run_at=bindparam("at")))
+_FIRST_CHECKPOINT = select(versions.c.n).where(_OF_SESSION, IS_CHECKPOINT).limit(1)
+_first_checkpoint = Precompiled(_FIRST_CHECKPOINT)
 _prune = Precompiled(
-    delete(versions).where(_OF_SESSION, versions.c.n <= bindparam("last"), versions.c.n.not_in(_NAMED))
+    delete(versions).where(
+        _OF_SESSION,
+        versions.c.n <= bindparam("last"),
+        versions.c.n.not_in(_NAMED),
+        _FIRST_CHECKPOINT.scalar_subquery().is_(None),
+    )
 )
-_first_checkpoint = Precompiled(select(versions.c.n).where(_OF_SESSION, IS_CHECKPOINT).limit(1))
 _TOO_OLD = select(versions.c.n).where(_OF_SESSION).order_by(versions.c.n.desc()).limit(1).offset(bindparam("kept"))
 _PRUNE_KIND = delete(versions).where(_OF_SESSION, versions.c.n <= bindparam("last"), versions.c.n.not_in(_NAMED))
 _DROP = delete(versions).where(
@@ -131,9 +137,7 @@ def next_version(
     `at` is its time in microseconds; data or snapshot of None is copied from the version before. The answer is its
     number, or None, with nothing changed, where the session isn't present.
     """
-    increment = _increment if run_id is None else _increment_for_run
-    stored = 0 if snapshot is None else snapshot.stored_bytes
-    row = increment.first(connection, {"session": session_key, "at": at, "stored": stored})
+    row = together(connection, incrementing(session_key, at, snapshot, of_run=run_id is not None))[0].row
     if row is None:
         return None
     n: int = row[0]
@@ -142,17 +146,37 @@ def next_version(
     return n
 
 
+def incrementing(session_key: int, at: int, snapshot: Snapshot | None, *, of_run: bool) -> Asked:
+    """The statement that counts a session's version up, and answers with its number. `adding_version` must follow."""
+    increment = _increment_for_run if of_run else _increment
+    stored = 0 if snapshot is None else snapshot.stored_bytes
+    return increment, {"session": session_key, "at": at, "stored": stored}
+
+
 def prune(connection: Connection, retention: Retention, session_key: int, n: int, *, is_checkpoint: bool) -> None:
     """Drop a session's versions without a name that are too old. `n` is the newest, and `is_checkpoint` whether that
     is one.
 
     Checkpoints are counted for themselves. So numbers tell nothing where there are some, and rows are counted.
     """
-    if not is_checkpoint and n <= retention.versions:
-        return
-    if not is_checkpoint and not has_checkpoints(connection, session_key):
-        _prune.execute(connection, {"session": session_key, "last": n - retention.versions})
-        return
+    if not is_checkpoint:
+        asked = pruning(retention, session_key, n)
+        if not asked or together(connection, *asked)[0].row is None:
+            return
+    prune_kinds(connection, retention, session_key)
+
+
+def pruning(retention: Retention, session_key: int, n: int) -> Sequence[Asked]:
+    """The statements that drop a session's versions that are too old where it has no checkpoints, after one that says
+    whether it has any: then none are dropped, and `prune_kinds` must follow. `n` is the newest, and no checkpoint."""
+    if n <= retention.versions:
+        return ()
+    last = {"session": session_key, "last": n - retention.versions}
+    return (_first_checkpoint, {"session": session_key}), (_prune, last)
+
+
+def prune_kinds(connection: Connection, retention: Retention, session_key: int) -> None:
+    """`prune` where there are checkpoints."""
     for kind, kept in ((IS_CHECKPOINT, retention.checkpoints), (IS_NO_CHECKPOINT, retention.versions)):
         last = connection.execute(_TOO_OLD.where(kind), {"session": session_key, "kept": kept}).scalar_one_or_none()
         if last is not None:
@@ -176,6 +200,21 @@ def insert_version(
     run_id: str | None = None,
 ) -> None:
     """Insert the row of version `n`. Data or snapshot of None is copied from version `n - 1`, which must exist."""
+    adding = adding_version(session_key, n, cause, at, data=data, snapshot=snapshot, run_id=run_id)
+    together(connection, adding)
+
+
+def adding_version(
+    session_key: int,
+    n: int,
+    cause: Cause,
+    at: int,
+    *,
+    data: str | None,
+    snapshot: Snapshot | None,
+    run_id: str | None = None,
+) -> Asked:
+    """The statement of `insert_version`."""
     values: dict[str, Any] = {
         "new_session_key": session_key,
         "new_n": n,
@@ -190,7 +229,7 @@ def insert_version(
         values["new_snapshot_root"] = snapshot.root
         values["new_file_count"] = snapshot.file_count
         values["new_total_bytes"] = snapshot.total_bytes
-    _insert[data is not None, snapshot is not None].execute(connection, values)
+    return _insert[data is not None, snapshot is not None], values
 
 
 def trim_history(connection: Connection, session_key: int, trim: Trim | None) -> int:
