@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -66,11 +66,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     With the option, leave out the tests for which it makes no difference."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG)}
     counts = Counter(item.path for item in items)
-    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path]))
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path], item.path))
     if config.getoption(THROUGH_ANOTHER_HOST):
         concerned = [item for item in items if "kind_of_server" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in concerned])
         items[:] = concerned
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Have each worker begin to import elsewhere in a directory. After a fresh checkout nothing is compiled yet, and
+    workers that went the same way would each compile everything."""
+    report = yield
+    if isinstance(collector, pytest.Directory):
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        first = len(report.result) * worker // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        report.result = report.result[first:] + report.result[:first]
+    return report
 
 
 def pytest_configure() -> None:
