@@ -13,12 +13,12 @@ import pytest
 
 from era.core import pool as pools
 from era.core import ready_sandboxes
-from era.core.models import EMPTY, Session, Snapshot
+from era.core.models import EMPTY, Session, Snapshot, WantedIsolation
 from era.core.ports import Sandbox
 from era.errors import SandboxFailed, TooBusy, Unavailable
 from era.languages import runtimes
 from tests.drivers.sandboxes import LIMITS
-from tests.unit.core import Core, until
+from tests.unit.core import Core, Driver, until
 
 
 @pytest.fixture
@@ -300,6 +300,26 @@ async def test_spares_are_the_usual_kind_only(directory: Path, template: Path) -
         for number, change in enumerate(changes):
             session = await core.session(f"s{number}")
             assert await used(core, replace(session, **change)) not in spares
+
+
+async def test_spares_of_another_driver_are_for_sessions_that_want_it(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Core.opened(directory, template, spares=1) as core:
+        other = Driver(directory / "other")
+
+        class Both:
+            async def get(self, isolation: WantedIsolation) -> Driver:
+                return other if isolation == "gvisor" else core.driver
+
+        monkeypatch.setattr(core.pool, "_drivers", Both())
+        await core.pool.start()
+        first, second, usual = await sessions(core, 3)
+        assert await used(core, replace(first, isolation="gvisor")) is other.made[0]
+        await until(lambda: len(other.made) == 2)
+        ready = other.made[1]
+        assert await used(core, usual) in core.driver.made
+        assert await used(core, replace(second, isolation="gvisor")) is ready
 
 
 async def test_a_dead_spare_is_passed_over(directory: Path, template: Path) -> None:

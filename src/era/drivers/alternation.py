@@ -42,7 +42,7 @@ from era.errors import SandboxFailed
 BURST = 0.1
 """A run that comes within so many seconds of the last one's end makes it a burst."""
 
-LINGER = 5.0
+LINGER = 30.0
 
 ROOM_BYTES, ROOM_TASKS = 64 << 20, 24
 """What the second supervisor and a spare of Node's or TypeScript's take, generously."""
