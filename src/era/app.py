@@ -214,7 +214,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         outputs = Outputs(blobs, settings.outputs_kept, directory / "uploads")
         packages = installer(settings, blobs)
         await asyncio.to_thread(packages.open)
-        pins = Pins(packages.digests)
+        pins = Pins(packages.digests, shared=homes is not None)
         package_sets = InstalledPackageSets(store, packages)
         capsules = Capsules(
             store, snapshots, blobs, pins, package_sets, directory, max_timeout=settings.max_timeout, slots=slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -33,13 +34,13 @@ LONG = os.urandom(40_000)
 class Service:
     """The stores of rows and of blobs, and the capsules over both. It implements locks.Locks itself."""
 
-    def __init__(self, place: Path, retention: Retention) -> None:
+    def __init__(self, place: Path, retention: Retention, *, shared: bool, grace_seconds: float) -> None:
         place.mkdir()
         self.place = place
-        self.lab = Lab(place, grace_seconds=0)
+        self.lab = Lab(place, grace_seconds=grace_seconds)
         self.blobs: CountingBlobs = self.lab.blobs
         self.store = SqlStore(f"sqlite:///{place}/era.sqlite", retention)
-        self.pins = Pins()
+        self.pins = Pins(shared=shared)
         self.capsules = Capsules(
             self.store, self.lab.snapshots, self.blobs, self.pins, self, place, max_timeout=3600, slots=Slots(4)
         )
@@ -47,9 +48,16 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def at(cls, place: Path, retention: Retention = Retention()) -> AsyncIterator[Service]:  # noqa: B008
-        """A service that is open within the block."""
-        service = cls(place, retention)
+    async def at(
+        cls,
+        place: Path,
+        retention: Retention = Retention(),  # noqa: B008  it is frozen
+        *,
+        shared: bool = False,
+        grace_seconds: float = 0,
+    ) -> AsyncIterator[Service]:
+        """A service that is open within the block; with `shared` as a host whose content others collect, too."""
+        service = cls(place, retention, shared=shared, grace_seconds=grace_seconds)
         await service.store.open()
         try:
             yield service
@@ -83,8 +91,20 @@ class Service:
     async def collect(self) -> int:
         return await self.lab.snapshots.collect_garbage(*await self.pins.needed(self.store))
 
+    def grow_old(self) -> None:
+        """Have all blobs be put an hour ago."""
+        for path in self._blob_files():
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+
+    def new(self) -> set[str]:
+        """The blobs that count as put just now."""
+        return {path.name for path in self._blob_files() if path.stat().st_mtime > time.time() - 60}
+
+    def _blob_files(self) -> list[Path]:
+        return [path for path in (self.place / "blobs").rglob("*") if path.is_file() and path.name != "lock"]
+
     def stored(self) -> set[str]:
-        return {path.name for path in (self.place / "blobs").rglob("*") if path.is_file()}
+        return {path.name for path in self._blob_files()}
 
     async def restored(self, snapshot: Snapshot) -> dict[bytes, tuple[Any, ...]]:
         place = self.lab.place()

@@ -14,12 +14,16 @@ import pytest
 
 from era.core.capsules import exports
 from era.core.capsules import format as layout
+from era.core.capsules.pins import Pins
+from era.core.files.snapshots import Snapshots
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import DEFAULT_OWNER, KeptOutputs, RunRecord, Session, StoredCode, Version, VersionContent, now
 from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
+from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
+from tests.conftest import eventually
 from tests.core.lab import described
 from tests.core.moving import Service, portable_fields
 from tests.owners import mine
@@ -103,6 +107,61 @@ async def test_nothing_of_an_export_is_cleared_away(service: Service) -> None:
     assert service.stored() == set()
     made = await service.load(content)
     assert await service.restored(made.snapshot) == expected
+
+
+async def test_nothing_of_an_export_is_cleared_away_by_another_host(tmp_path: Path) -> None:
+    """One host collects garbage for all, and knows nothing of the others' exports."""
+    async with Service.at(tmp_path / "s", shared=True, grace_seconds=3) as service:
+        place = await service.make("s")
+        expected = described(place.workspace)
+        service.grow_old()
+        export = await service.capsules.open(mine("s"), history=True)
+        await service.store.purge_session(mine("s"))
+        await collected_elsewhere(service)
+        assert service.new() == service.stored()
+        for _ in range(2):
+            service.grow_old()
+            renewed = await asyncio.to_thread(eventually, lambda: service.new() == service.stored())
+            assert renewed, "it counts as put again and again"
+            assert await collected_elsewhere(service) == 0
+        content = b"".join([chunk async for chunk in export.chunks()])
+        export.close()
+        service.grow_old()
+        assert await collected_elsewhere(service) > 0
+        made = await service.load(content)
+        assert await service.restored(made.snapshot) == expected
+
+
+async def test_an_export_whose_content_another_host_removes_fails_before_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Service.at(tmp_path / "s", shared=True, grace_seconds=3600) as service:
+        await service.make("s")
+        plan = service.capsules._exporter._plan
+
+        def removed_after(contents: Any) -> Any:
+            planned = plan(contents)
+            service.grow_old()
+            assert asyncio.run(collected_elsewhere(service, rows=False)) > 0
+            return planned
+
+        monkeypatch.setattr(service.capsules._exporter, "_plan", removed_after)
+        with pytest.raises(Unavailable, match="removed meanwhile"):
+            await service.capsules.open(mine("s"), history=True)
+        assert not service.pins._held
+
+
+async def collected_elsewhere(service: Service, *, rows: bool = True) -> int:
+    """What another host removes, for which what was put a minute ago is old: what `rows` don't need, or all."""
+    blobs = LocalBlobs(service.place / "blobs", "elsewhere")
+    blobs.open()
+    snapshots = Snapshots(blobs, grace_seconds=60)
+    try:
+        roots, others = await Pins().needed(service.store) if rows else ((), ())
+        return await snapshots.collect_garbage(roots, others)
+    finally:
+        await snapshots.close()
+        blobs.close()
 
 
 async def test_a_collection_waits_for_what_an_export_reads(service: Service) -> None:

@@ -87,5 +87,5 @@ async def test_it_would_stay_if_nothing_counted_as_put(core: Core) -> None:
     after.last_put = 0.0
     snapshots = Snapshots(after, grace_seconds=3600)
     assert await snapshots.collect_garbage([]) == 0
-    snapshots._grace_seconds = 0
+    snapshots.grace_seconds = 0
     assert await snapshots.collect_garbage([]) == 0

@@ -9,6 +9,7 @@ before its first byte is sent.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import tempfile
@@ -72,6 +73,9 @@ class Export:
         self._pieces = larger_pieces(pieces)
         self._threads = threads
         self._pins, self._pin, self._files = held
+        self.renewing: asyncio.Task[None] | None = None
+        """What keeps its content from other hosts' garbage collection."""
+
         self._reading = threading.Lock()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -87,6 +91,8 @@ class Export:
         """Release the pin and close the files. Files are closed on a thread: if `chunks` was cancelled, another may
         still be reading a piece."""
         self._pins.release(self._pin)
+        if self.renewing is not None:
+            self.renewing.cancel()
         try:
             self._threads.submit(self._close_files)
         except RuntimeError:  # the executor was shut down with the service, so no thread is reading
@@ -134,13 +140,40 @@ class Exporter:
                 try:
                     plan = asyncio.get_running_loop().run_in_executor(self._threads, self._plan, contents)
                     objects, size = await plan
+                    stored = [digest for digest, _ in objects if digest not in contents.short]
+                    if self._others_collect:
+                        await self._renew(stored)
                 except BaseException:
                     self._pins.release(contents.pin)
                     raise
                 held = (self._pins, contents.pin, stack.pop_all())
         except OSError as error:
             raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
-        return Export(session_id.id, size, self._pieces(contents, objects), self._threads, held)
+        export = Export(session_id.id, size, self._pieces(contents, objects), self._threads, held)
+        if self._others_collect:
+            export.renewing = asyncio.create_task(self._keep_renewing(stored))
+        return export
+
+    @property
+    def _others_collect(self) -> bool:
+        """Whether another host may remove what is exported here."""
+        return self._pins.shared and self._blobs.may_sweep
+
+    async def _renew(self, digests: Sequence[str]) -> None:
+        """Count stored content as put now. Raises OSError where some of it is gone."""
+
+        def job() -> None:
+            for digest in digests:
+                if not self._blobs.renew(digest):
+                    raise FileNotFoundError(errno.ENOENT, "its content was removed meanwhile")
+
+        await asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    async def _keep_renewing(self, digests: Sequence[str]) -> None:
+        while True:
+            await asyncio.sleep(self._snapshots.grace_seconds / 3)
+            with suppress(OSError):  # whoever reads it is told
+                await self._renew(digests)
 
     async def _write(self, session_id: OwnedId, history: bool, stack: ExitStack) -> _Contents:
         """Read the session's rows into temporary files, which `stack` closes, and pin what they name."""

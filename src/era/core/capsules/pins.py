@@ -4,6 +4,10 @@ An export reads rows and then, for as long as its client takes, the content that
 interleave: reading rows and pinning what they name (an export), and reading what rows need and what is pinned (a
 garbage collection). A lock sees to that. So what an export has read was pinned before the collection looked, or was
 named by a row when it did, or was put so recently that the grace period protects it.
+
+Hosts of a cluster share content, and one collects garbage for all: it knows of no other host's pins. So where content
+is `shared`, an export counts all that it will read as put now, before it answers, and again before the grace period is
+over. What was removed since the rows were read is found missing then, and the export fails before its first byte.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ class Pin:
 class Pins:
     """All pins that are held, and what garbage collection must keep."""
 
-    def __init__(self, local: Callable[[], Iterable[str]] = tuple) -> None:
-        """`local` returns blobs that are in use on this machine, whether rows name them or not."""
+    def __init__(self, local: Callable[[], Iterable[str]] = tuple, *, shared: bool = False) -> None:
+        """`local` returns blobs that are in use on this machine, whether rows name them or not. `shared` says that
+        other hosts may collect garbage, too."""
         self._local = local
+        self.shared = shared
         self._lock = asyncio.Lock()
         self._held: set[Pin] = set()
 

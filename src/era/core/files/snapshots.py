@@ -125,7 +125,9 @@ class Snapshots:
     ) -> None:
         self.blobs = blobs
         self._watches = watches or WatchBudget()
-        self._grace_seconds = grace_seconds
+        self.grace_seconds = grace_seconds
+        """For which garbage collection leaves what was put."""
+
         self._memories: dict[str, Memory] = {}
         self._counts: dict[str, int] = {}
         """How many entries trees have, by root. An upper bound: pipes and the like, which aren't kept, may count."""
@@ -323,7 +325,7 @@ class Snapshots:
         If nothing can have become garbage since the last call, nothing is done. Raises Unavailable, and deletes
         nothing, where a tree object can't be read: what it names would be lost for good.
         """
-        older_than = time.time() - self._grace_seconds
+        older_than = time.time() - self.grace_seconds
         kept_roots, kept_blobs = frozenset(roots), frozenset(blobs)
         if self._collected is not None:
             *kept_last_time, swept_before = self._collected
