@@ -18,7 +18,7 @@ from tests.api.answers import checked, refused
 from tests.api.files_api import get, put
 from tests.api.live import ended, process, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
-from tests.gvisor import BOTH_KINDS
+from tests.gvisor import BOTH_KINDS, of_kind
 
 COUNTERS = """
 import os
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_a_version_of_what_processes_have_written(client: httpx.
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes can't be frozen")
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
 def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: MakeSession, isolation: str) -> None:
-    where = session(isolation=isolation)
+    where = session(**of_kind(isolation))
     start(client, where, ["python3", "-c", COUNTERS])
     assert eventually(lambda: len(client.get(f"/api/sessions/{where}/files").json()["files"]) == 40)
     seen = 0

@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.live import content, ended, events, output, process, start
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
-from tests.gvisor import BOTH_KINDS
+from tests.gvisor import BOTH_KINDS, of_kind
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:
@@ -133,7 +133,7 @@ def test_signals_timeouts_and_ends(client: httpx.Client, session: MakeSession) -
 
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
 def test_commands_that_cannot_be_started(client: httpx.Client, session: MakeSession, isolation: str) -> None:
-    where = session(isolation=isolation)
+    where = session(**of_kind(isolation))
     assert ended(client, where, start(client, where, ["no-such-program"]))["exit_code"] == 127
     assert ended(client, where, start(client, where, ["/etc"]))["exit_code"] == 126
     assert output(client, where, start(client, where, "\n  echo lines\n")) == b"lines\n"
@@ -178,7 +178,7 @@ BAD: list[tuple[str, str, Any, int, str]] = [
 
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
 def test_bad_input_disturbs_nothing(client: httpx.Client, session: MakeSession, run: Run, isolation: str) -> None:
-    where = session(isolation=isolation)
+    where = session(**of_kind(isolation))
     start(client, where, "while true; do echo tick; sleep 0.05; done", tag="held")
     for method, path, body, status, code in BAD:
         answer = client.request(method, f"/api/sessions/{where}/{path}", json=body)
@@ -317,7 +317,7 @@ def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
 @pytest.mark.parametrize("joined", [False, True])
 def test_not_persistent(client: httpx.Client, session: MakeSession, run: Run, joined: bool, isolation: str) -> None:
-    where = session(persistent=False, isolation=isolation)
+    where = session(persistent=False, **of_kind(isolation))
     if joined:
         run(where, "open('before', 'w')")
     start(client, where, "echo x > f; exec sleep 1000")

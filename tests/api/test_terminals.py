@@ -12,7 +12,7 @@ import pytest
 from tests.api.live import PATIENCE, Terminal, ended, output, process, refusal, socket, start
 from tests.api.owners import OPERATOR_KEY, Owners, WeakServer, client_with_key
 from tests.conftest import MakeSession, Server, eventually
-from tests.gvisor import BOTH_KINDS
+from tests.gvisor import BOTH_KINDS, of_kind
 
 
 def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -147,7 +147,7 @@ def test_full_screen_programs(client: httpx.Client, session: MakeSession, server
     """A terminal emulator shows what a person would see."""
     pyte = pytest.importorskip("pyte")
 
-    where = session(isolation=isolation)
+    where = session(**of_kind(isolation))
     screen = pyte.Screen(80, 24)
     colour = screen.select_graphic_rendition
 

@@ -64,6 +64,22 @@ def test_a_process_has_the_walls_of_a_run(sandboxes: Sandboxes) -> None:
     assert process["descriptors"] == ["0", "1", "2", "3"]  # the last is of the directory that was listed
 
 
+OWN_MODULE = "import sysconfig; open(sysconfig.get_path('purelib') + '/own.py', 'w').close()"
+
+
+async def looks_for_packages(sandbox: Any) -> tuple[bool, bool]:
+    """Whether there may be packages after a process that has installed none, and after one that has."""
+    await asyncio.sleep(0.1)  # as long as changes take at most to show in the times of files
+    await steps.process(sandbox, spec("true"))
+    before = sandbox.may_have_packages()
+    await steps.process(sandbox, spec("python3", "-c", OWN_MODULE))
+    return before, sandbox.may_have_packages()
+
+
+def test_packages_are_looked_for_once_a_process_has_installed_some(sandboxes: Sandboxes) -> None:
+    assert sandboxes.do(sandboxes.make(), looks_for_packages) == (False, True)
+
+
 async def namespaces(sandbox: Any) -> tuple[dict[str, str], dict[str, str]]:
     supervisor = await sandbox.process_supervisor()
     pids = sandbox._init_pid, supervisor.life.pid

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from era.drivers.bubblewrap import BubblewrapSandbox
 from tests.conftest import eventually
+from tests.drivers import process_steps as steps
+from tests.drivers.process_steps import shell
 from tests.drivers.sandboxes import Sandboxes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only in a control group can a run stand back")
@@ -69,3 +73,33 @@ while True:
 """
     assert sandboxes.run(sandbox, code, timeout=60).ended.exit_code == 0
     assert sandbox.cpu_seconds() - before > 0.45
+
+
+async def comes_forward(sandbox: Any, idle: Path, wanted: Any) -> bool:
+    """Whether a process that has used up its slice gets another one by what `wanted` does."""
+    process = await steps.started(sandbox, shell("while :; do :; done", stdin=True))
+    async with asyncio.timeout(60):
+        while idle.read_text().strip() == "0":  # noqa: ASYNC110  the kernel tells nobody
+            await asyncio.sleep(0.02)
+    await wanted(sandbox, process)
+    came_forward = idle.read_text().strip() == "0"
+    await process.kill()
+    return came_forward
+
+
+async def types(_: Any, process: Any) -> None:
+    await process.write(b"x")
+
+
+async def starts_another(sandbox: Any, _: Any) -> None:
+    await steps.started(sandbox, shell("exec sleep 1000"))
+
+
+async def looks(sandbox: Any, _: Any) -> None:
+    await sandbox.process_supervisor()
+
+
+@pytest.mark.parametrize(("wanted", "comes"), [(types, True), (starts_another, True), (looks, False)])
+def test_processes_come_forward_for_whoever_waits_for_them(sandboxes: Sandboxes, wanted: Any, comes: bool) -> None:
+    sandbox = sandboxes.make()
+    assert sandboxes.do(sandbox, comes_forward, _idle_file(sandbox), wanted) is comes

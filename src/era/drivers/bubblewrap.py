@@ -155,8 +155,8 @@ class BubblewrapSandbox:
         supervisor = self._supervisor_beside()
         broker = (supervisor.broker if supervisor else None) or self.broker  # that one's answers at any time
         connection = None if broker is None else await broker.connect(port)
-        if connection is not None and self._watching.slice is not None:
-            self._watching.slice.begin_anew()
+        if connection is not None:
+            self._watching.begin_anew()
         return connection
 
     def may_have_packages(self) -> bool:
@@ -176,16 +176,16 @@ class BubblewrapSandbox:
         return processes.cpu_seconds(self._processes()) if seconds is None else seconds
 
     async def process_supervisor(self) -> ProcessSupervisor:
-        if not self.alive or self._beside is None:
+        if not self.alive or self._beside is None or self._packages is None:
             raise SandboxFailed("The sandbox is gone.")
+        self._packages.begin()
         return await self._beside.get()
 
     def make_beside(self, channel: Channel | Alternation, variables: Mapping[str, str]) -> LazyProcessSupervisor:
         """What it has beside runs; `variables` are those of every process, and `channel` is that of runs."""
         enter = self._entering(guest.process_supervisor_config(self.limits, cgroup=self._group is not None))
-        on_change, before = self._watching.set_processes, channel.join_run
-        memory, cpu = self._out_of_memory, self.cpu_seconds
-        return LazyProcessSupervisor(enter, variables, memory, on_change, self.log, before, cpu)
+        memory, watching, before = self._out_of_memory, self._watching, channel.join_run
+        return LazyProcessSupervisor(enter, variables, memory, watching, self.log, before, self.cpu_seconds)
 
     def _entering(self, config: JsonObject, **more: Any) -> Callable[[int], Awaitable[Forked]]:
         """What has one more supervisor with this configuration enter; see NamespaceEntry.enter."""

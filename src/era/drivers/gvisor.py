@@ -239,7 +239,7 @@ class GvisorSandbox(BubblewrapSandbox):
             enter,
             variables,
             self._out_of_memory,
-            self._watching.set_processes,
+            self._watching,
             self.log,
             channel.join_run,
             self.cpu_seconds,

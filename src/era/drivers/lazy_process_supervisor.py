@@ -11,6 +11,7 @@ from era.drivers.forking import TemplateFailed
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.process_supervisor import Life, ProcessSupervisor
 from era.drivers.socket_broker import SocketBroker
+from era.drivers.watching import Watching
 from era.errors import SandboxFailed
 
 
@@ -22,7 +23,7 @@ class LazyProcessSupervisor:
         enter: Callable[[int], Awaitable[Life]],
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
-        on_change: Callable[[bool], None],
+        watching: Watching,
         log: Callable[[], str],
         before: Callable[[], None],
         cpu_seconds: Callable[[], float],
@@ -30,12 +31,12 @@ class LazyProcessSupervisor:
         sandbox_broker: SocketBroker | None = None,
     ) -> None:
         """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
-        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `on_change` is called when there
-        is a supervisor from now on, or none any more; `before`, when one is about to be made. `log` is what it has said
-        to its stderr, and `cpu_seconds` is how much processor time the sandbox has used. `sandbox_broker` is that of
-        the sandbox, where the supervisor brings none of its own."""
+        OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `watching` is told when there
+        are processes and when somebody waits for one; `before` is called when a supervisor is about to be made. `log`
+        is what it has said to its stderr, and `cpu_seconds` is how much processor time the sandbox has used.
+        `sandbox_broker` is that of the sandbox, where the supervisor brings none of its own."""
         self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
-        self._on_change, self._before, self._sandbox_broker = on_change, before, sandbox_broker
+        self._watching, self._before, self._sandbox_broker = watching, before, sandbox_broker
         self._cpu_seconds = cpu_seconds
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
@@ -66,7 +67,7 @@ class LazyProcessSupervisor:
             # What has been started must be known here, also where whoever waits is cancelled.
             self._making = asyncio.create_task(self._make())
             self._supervisor = await asyncio.shield(self._making)
-            self._on_change(True)
+            self._watching.set_processes(True)
             return self._supervisor
 
     async def close(self) -> None:
@@ -92,9 +93,10 @@ class LazyProcessSupervisor:
                     self._variables,
                     self._out_of_memory,
                     self._cpu_seconds,
+                    self._watching.begin_anew,
                     sandbox_broker=self._sandbox_broker,
                 )
-                made.on_end = lambda: self._on_change(False)
+                made.on_end = lambda: self._watching.set_processes(False)
                 return made
         except BaseException as error:
             ours.close()

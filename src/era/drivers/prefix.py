@@ -121,7 +121,8 @@ class Layer:
         return not self._reliable or self._changed() != self._made
 
     def begin(self) -> None:
-        """Called before each run. A change within the same tick of the clock as the making would not show."""
+        """Called before each run, and before processes. A change within the same tick of the clock as the making would
+        not show."""
         if self._reliable is None:
             self._reliable = time.time_ns() > max(self._made) + _TICK_NS
 

@@ -128,6 +128,7 @@ class GuestProcess:
                 self._read = 0
 
     async def write(self, data: bytes) -> None:
+        self._supervisor.awaited()
         await self._stdin.write(data, lambda piece: self._send(b"W", piece))
 
     async def close_stdin(self) -> None:
@@ -232,9 +233,10 @@ class ProcessSupervisor:
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
         cpu_seconds: Callable[[], float],
+        awaited: Callable[[], None],
     ) -> None:
         """`variables` are those of every process, unless its own are others. `cpu_seconds` is how much processor time
-        the sandbox has used."""
+        the sandbox has used, and `awaited` is called when somebody waits for what a process does."""
         self.enforced: JsonObject = {"separated_by": "pid_namespace"}
         self.broker = broker
         self._own_broker: SocketBroker | None = None
@@ -243,6 +245,7 @@ class ProcessSupervisor:
         self._variables = variables
         self.out_of_memory = out_of_memory
         self._cpu_seconds = cpu_seconds
+        self.awaited = awaited
         self._numbers = itertools.count(1)
         self._processes: dict[int, GuestProcess] = {}
         self._budget = Budget(self)
@@ -267,6 +270,7 @@ class ProcessSupervisor:
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
         cpu_seconds: Callable[[], float],
+        awaited: Callable[[], None],
         *,
         sandbox_broker: SocketBroker | None = None,
     ) -> ProcessSupervisor:
@@ -275,7 +279,7 @@ class ProcessSupervisor:
         own = (await receive_guest_listeners(sock, names=()))[1] if sandbox_broker is None else None
         try:
             reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
-            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, cpu_seconds)
+            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, cpu_seconds, awaited)
             kind, _, payload = await made._receive()
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
@@ -295,6 +299,7 @@ class ProcessSupervisor:
     async def start(self, spec: ProcessSpec) -> GuestProcess:
         if not self.alive:
             raise SandboxFailed("The processes of this sandbox are gone.")
+        self.awaited()
         number = next(self._numbers)
         process = self._processes[number] = GuestProcess(self, number, spec)
         terminal = {"TERM": "xterm-256color"} if spec.pty else {}

@@ -33,6 +33,11 @@ class Watching:
         self.runs = False
         self._go_on()
 
+    def begin_anew(self) -> None:
+        """Somebody waits for what runs, as for a short run."""
+        if self.slice is not None:
+            self.slice.begin_anew()
+
     def set_processes(self, there: bool) -> None:
         """There are processes beside runs from now on, or none any more."""
         self._has_processes = there

@@ -13,6 +13,7 @@ says why, and the last one stands. They push out older checkpoints, and no other
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -83,11 +84,11 @@ class Checkpoints:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def commit_edit(self, live: LiveSession) -> int:
+    async def commit_edit(self, live: LiveSession, session: Awaitable[Session] | None = None) -> int:
         """Commit the tree, which a client has changed, in the session's turn. Returns how many old versions had to go
-        for it. Raises as `request` does."""
-        session = keeping_files(await self._store.session(live.session_id))
-        return (await self._committed(live, session, "files", changed=True))[1]
+        for it. `session` is its row, where that was asked for earlier in this turn. Raises as `request` does."""
+        row = await (session or self._store.session(live.session_id))
+        return (await self._committed(live, keeping_files(row), "files", changed=True))[1]
 
     async def _requested(self, live: LiveSession) -> Checkpoint:
         async with self._turns.take(live.session_id, patience=_PATIENCE):

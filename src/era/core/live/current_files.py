@@ -163,9 +163,15 @@ class CurrentFiles:
         async with self._files.received(session_id, path, body) as (session, upload):
 
             async def live_put(live: LiveSession, helper: FileHelper) -> int:
-                await self._check(helper, path, condition)
-                await self._write(helper, path, upload, mode)
-                return await self._checkpoints.commit_edit(live)
+                reading = asyncio.create_task(self._store.session(session_id))  # while the helper writes
+                try:
+                    await self._check(helper, path, condition)
+                    await self._write(helper, path, upload, mode)
+                    return await self._checkpoints.commit_edit(live, reading)
+                except BaseException:
+                    reading.cancel()
+                    await asyncio.gather(reading, return_exceptions=True)
+                    raise
 
             async def stored_put() -> int:
                 return await self._files.put_received(session, path, upload, condition, mode=mode, patience=patience)

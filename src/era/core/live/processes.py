@@ -63,6 +63,11 @@ class ProcessRequest:
     claim: Claim | None = None
 
 
+_TURNS = 5
+"""Of the event loop, between a process's end and the storing of it. By then those who follow it have its last output:
+the thread that stores would hold them up."""
+
+
 class LiveProcess:
     """A process of a live session, running or ended."""
 
@@ -295,6 +300,8 @@ class Processes:
             log.exception("process_not_followed", process=process.record.id)
             process.finish(None, None)
         self._ended(request)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         await self._record_end(process)
 
     async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:
