@@ -63,14 +63,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put files into the order in which workers are to begin them (scripts/test): long ones, then those of many tests.
-    With the option, leave out the tests for which it makes no difference."""
+    With the option, skip the tests for which it makes no difference, and say why."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG)}
     counts = Counter(item.path for item in items)
     items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path], item.path))
     if config.getoption(THROUGH_ANOTHER_HOST):
-        concerned = [item for item in items if "kind_of_server" in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=[item for item in items if item not in concerned])
-        items[:] = concerned
+        for item in items:
+            fixtures = getattr(item, "fixturenames", ())
+            if "kind_of_server" not in fixtures:
+                why = (
+                    "it starts servers of its own" if "own_server" in fixtures else "it uses no server that tests share"
+                )
+                item.add_marker(pytest.mark.skip(reason=f"not through another host: {why}"))
 
 
 @pytest.hookimpl(wrapper=True)
