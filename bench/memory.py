@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench import many
 from bench.arena import Arena, with_settings
 from bench.processor import pids_below
 
@@ -17,8 +18,10 @@ NAME = "memory"
 """How it is asked for beside names of cases."""
 
 SESSIONS, CLIENTS = 1000, 8
+IDLE = 10_000
 _MORE = 8
 _CODE = "print(1)"
+_PATIENCE_SECONDS = 60.0
 
 
 def of_sessions(arena: Arena, *, quick: bool) -> Mapping[str, float]:
@@ -29,6 +32,7 @@ def of_sessions(arena: Arena, *, quick: bool) -> Mapping[str, float]:
     before = _private(other)
     failed = _warm(other, _MORE)
     figures = {"one more warm session, MB": (_private(other) - before) / _MORE}
+    figures |= _of_idle_sessions(arena)
     if not quick:
         began = time.monotonic()
         failed += _warm(other, SESSIONS - 2 - _MORE)
@@ -40,6 +44,21 @@ def of_sessions(arena: Arena, *, quick: bool) -> Mapping[str, float]:
             "the service with them, MB": other.memory() / (1 << 20),
         }
     return figures
+
+
+def _of_idle_sessions(arena: Arena) -> Mapping[str, float]:
+    """How many more processes a service has with 10,000 sessions, of which some have run something just before."""
+    other = with_settings(arena, "idle", idle_seconds="0.5")
+    other.wait_for_pool()
+    before, count = len(pids_below(other.pid)), arena.size(IDLE)
+    many.make(other, f"sqlite:///{other.data_dir / 'era.sqlite'}", count)
+    if _warm(other, _MORE):
+        raise RuntimeError("A session failed.")
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while other.health()["sandboxes"]["live"] and time.monotonic() < until:
+        time.sleep(0.1)
+    other.wait_for_pool()
+    return {f"processes of {count} idle sessions": len(pids_below(other.pid)) - before}
 
 
 def _warm(arena: Arena, count: int) -> int:

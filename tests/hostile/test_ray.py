@@ -10,10 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ import pytest
 
 from era.app import cgroup_name
 from era.cluster.host_process import NOTE
+from tests.cluster import KEY, History
 from tests.conftest import ERA, Server, assert_nothing_left, descendants, eventually, is_running, mounts
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.soak
 
 PACKAGES = Path(__file__).parent.parent.parent / ".tools" / "ray"
-KEY = "the operator's key of a cluster on Ray"
 RAY_SECONDS = 300.0
 """A busy machine takes a minute to start Ray."""
 
@@ -42,10 +43,14 @@ def has_ended(pid: int) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a node of Ray, and wait for its processes."""
+    """Stop a node of Ray, and wait for its processes. Where Ray's head is gone some of them stay, and are killed."""
     below = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
     process.wait(RAY_SECONDS)
+    eventually(lambda: not any(map(is_running, below)), 10)
+    for pid in filter(is_running, below):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not any(map(is_running, below)))
 
 
@@ -54,9 +59,40 @@ class RayCluster:
     """A Ray of one node on this machine, and what commands of `era` need for it."""
 
     directory: Path
-    process: subprocess.Popen[bytes]
-    address: str
     environment: dict[str, str]
+    directories_of_ray: list[Path] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    """Of the hosts that a history is about."""
+
+    def start_head(self) -> None:
+        """Start Ray's head, a new one if there was one before."""
+        # Its sockets' names must be short.
+        directory = Path(f"/tmp/era-ray-{os.getpid()}-{len(self.directories_of_ray)}")
+        self.directories_of_ray.append(directory)
+        options = ["--head", "--block", "--port=0", "--num-cpus=0", "--include-dashboard=false"]
+        options += ["--disable-usage-stats", f"--temp-dir={directory}"]
+        # What nodes need of hosts is for their actors only: the driver tells them.
+        environment = {name: value for name, value in self.environment.items() if not name.startswith("ERA_")}
+        log = self.directory / f"ray-{len(self.directories_of_ray)}.log"
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*START, *options], env=environment, stdout=out, stderr=out, cwd=self.directory
+            )
+
+        def address() -> str:
+            found = re.search(r"--address='([0-9.]+:[0-9]+)'", log.read_text())
+            return found[1] if found else ""
+
+        assert eventually(lambda: address() or self.process.poll() is not None, RAY_SECONDS), log.read_text()
+        self.address = address()
+        assert self.address, log.read_text()
+
+    def told(self) -> list[dict[str, Any]]:
+        """As History asks."""
+        return [{"url": url} for url in self.urls]
+
+    def server(self, number: int) -> Server:
+        return Server(self.directory, url=self.urls[number])
 
     def era(self, *words: str, code: int = 0) -> Any:
         """Run a command with --json; what it printed."""
@@ -125,45 +161,31 @@ def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
         "PYTHONPATH": str(PACKAGES),
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_AUTH_MODE": "token",
+        "ERA_ISOLATION": "bubblewrap",
+        "ERA_SPARES": "0",
+        "ERA_API_KEY": KEY,
+        "ERA_PORT": "0",
+        "ERA_DATA_DIR": str(tmp_path / "host"),
+        "ERA_SHARED_DIR": str(tmp_path / "shared"),
+        "ERA_CLUSTER_SECRET": "a secret of the cluster's own, long enough",
+        "ERA_DATABASE_URL": postgres_url,
     }
-    options = ["--head", "--block", "--port=0", "--num-cpus=0", "--include-dashboard=false", "--disable-usage-stats"]
-    # Its sockets' names must be short.
-    directory = Path(f"/tmp/era-ray-{os.getpid()}")
+    (tmp_path / "driver.log").touch()
     before = mounts()
-    with (tmp_path / "ray.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*START, *options, f"--temp-dir={directory}"], env=environment, stdout=log, stderr=log, cwd=tmp_path
-        )
-
-    def address() -> str:
-        found = re.search(r"--address='([0-9.]+:[0-9]+)'", (tmp_path / "ray.log").read_text())
-        return found[1] if found else ""
-
+    cluster = RayCluster(tmp_path, environment)
     try:
-        started = eventually(lambda: address() or process.poll() is not None, RAY_SECONDS)
-        assert started, (tmp_path / "ray.log").read_text()
-        assert address(), (tmp_path / "ray.log").read_text()
-        settings = {
-            "ERA_ISOLATION": "bubblewrap",
-            "ERA_SPARES": "0",
-            "ERA_API_KEY": KEY,
-            "ERA_PORT": "0",
-            "ERA_DATA_DIR": str(tmp_path / "host"),
-            "ERA_SHARED_DIR": str(tmp_path / "shared"),
-            "ERA_CLUSTER_SECRET": "a secret of the cluster's own, long enough",
-            "ERA_DATABASE_URL": postgres_url,
-        }
-        (tmp_path / "driver.log").touch()
-        yield RayCluster(tmp_path, process, address(), {**environment, **settings})
+        cluster.start_head()
+        yield cluster
     finally:
         for note in tmp_path.glob(f"*/{NOTE}"):  # A test that failed may have left its hosts.
             pid = json.loads(note.read_text())["pid"]
             if pid and is_running(pid):
                 os.kill(pid, signal.SIGTERM)
                 assert eventually(partial(has_ended, pid))
-        below = descendants(process.pid)
-        stop(process)
-        shutil.rmtree(directory, ignore_errors=True)
+        below = descendants(cluster.process.pid)
+        stop(cluster.process)
+        for directory in cluster.directories_of_ray:
+            shutil.rmtree(directory, ignore_errors=True)
     assert_nothing_left(before, below, tmp_path / "host", cgroup_name(tmp_path / "host"))
 
 
@@ -226,7 +248,7 @@ def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
     assert ray.era("host", "list") == {"hosts": []}
 
     # The secrets of the hosts are in nothing that Ray or we have written.
-    for file in (*Path(f"/tmp/era-ray-{os.getpid()}").rglob("*"), *ray.directory.glob("*/*.log*")):
+    for file in (*ray.directories_of_ray[0].rglob("*"), *ray.directory.glob("*/*.log*")):
         if file.is_file() and not file.is_symlink():
             assert KEY.encode() not in file.read_bytes(), file
 
@@ -265,6 +287,63 @@ def test_nodes_come_and_go(ray: RayCluster) -> None:
             driver.send_signal(signal.SIGTERM)
             assert driver.wait(RAY_SECONDS) == 0, ray.log()
     assert not is_running(host["pid"])
+
+
+def test_a_history_while_rays_head_is_gone(ray: RayCluster) -> None:
+    """Its GCS is killed, which ends all of Ray that is on that node, and with it, sooner or later, the other node's."""
+    sessions = [f"s{number}" for number in range(8)]
+    history = History(ray, sessions, patience=30, pause=0.05)
+
+    def goes_on() -> None:
+        before = len(history.answered)
+        assert eventually(lambda: len(history.answered) > before + 20), "nothing goes on"
+
+    threads: list[threading.Thread] = []
+    try:
+        with ray.driver() as driver:
+            first = ray.serves(driver)
+            with ray.another_node(ray.directory / "second"):
+                found = eventually(lambda: ready(ray.log()) - {first}, RAY_SECONDS)
+                assert found, ray.log()
+                ray.urls = [first, *found]
+                pids = {ray.host(url)["pid"] for url in ray.urls}
+                with ray.client(first) as client:
+                    for session in sessions:
+                        made = client.post("/api/sessions", json={"session_id": session, "language": "python"})
+                        assert made.status_code == 201, made.text
+                threads += [
+                    threading.Thread(target=history.append, args=(3 * each,), kwargs={"again": each % 2 == 0})
+                    for each in range(4)
+                ]
+                for thread in threads:
+                    thread.start()
+                goes_on()
+                (gcs,) = [pid for pid in descendants(ray.process.pid) if "gcs_server" in command_of(pid).split("\0")[0]]
+                os.kill(gcs, signal.SIGKILL)
+                goes_on()
+                ray.process.wait(RAY_SECONDS)
+                goes_on()
+            assert all(map(is_running, pids)), "a host ended with Ray"
+
+        # Another Ray, and a driver of it, which finds the host that is there.
+        ray.start_head()
+        goes_on()
+        with ray.driver() as driver:
+            assert ray.serves(driver) == first
+            assert ray.host(first)["pid"] in pids
+            goes_on()
+            history.stop.set()
+            for thread in threads:
+                thread.join(60)
+            with ray.client(ray.urls[1]) as client:
+                history.check(client)
+                assert client.get("/api/runs", params={"status": "running"}).json()["runs"] == []
+            assert history.lost == []
+            assert history.unknown == 0, "Ray's end was noticed by a caller"
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(RAY_SECONDS) == 0, ray.log()
+    finally:
+        history.stop.set()
 
 
 def ready(log: str) -> set[str]:

@@ -264,10 +264,8 @@ class Database:
                 except self._errors as error:
                     if not dialects.is_away(self.engines.reader, error):
                         raise
-                    with suppress(*self._errors):
-                        connection.exec_driver_sql(
-                            "SELECT 1"
-                        )  # SQLAlchemy learns of it, and drops the pool's others, too
+                    with suppress(*self._errors):  # SQLAlchemy finds it so itself, and gives up the pool's others, too.
+                        connection.exec_driver_sql("SELECT 1")
                     connection.invalidate()
                     if not may_be_cut_off:
                         raise
