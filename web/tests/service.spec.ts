@@ -102,7 +102,7 @@ test('a server with a key asks for it, and keeps it out of URLs', () =>
     await page.goto(`${KEYED_SERVER}/#/keys`);
     await page.getByRole('button', { name: 'New key' }).click();
     await page.getByLabel('Owner').fill('mina');
-    await page.getByRole('button', { name: 'Create' }).click();
+    await page.getByRole('button', { name: 'Create', exact: true }).click();
     await page.getByText('It is shown this once only.').waitFor();
     await page.getByRole('button', { name: 'Done' }).click();
     await page.getByRole('cell', { name: 'mina' }).waitFor();
@@ -215,7 +215,7 @@ test('a webhook is made, and its notice sent once more', () =>
     const create = async (url: string) => {
       await page.getByRole('button', { name: 'New webhook' }).click();
       await page.getByLabel('URL').fill(url);
-      await page.getByRole('button', { name: 'Create' }).click();
+      await page.getByRole('button', { name: 'Create', exact: true }).click();
     };
     await create('http://10.0.0.1/');
     await page.getByRole('alert').getByText('ERA_EGRESS_PRIVATE').waitFor();

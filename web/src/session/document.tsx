@@ -9,12 +9,21 @@ import type { Pdf, Source } from './pdf.ts';
 const GAP = 12;
 /** Browsers don't lay out boxes of any height. */
 const PAGES = 10_000;
+/** How long it is quiet before pages count as looked at: a key or a click scrolls over all that lie between. */
+const QUIET_MS = 150;
 const ZOOMS = [0.5, 0.75, 1, 1.5, 2, 3];
 
-function Sheet({ pdf, n, top, width }: { pdf: Pdf; n: number; top: number; width: number }) {
+/** A page. One that comes into view while the document is `passing` is drawn when that has come to rest. */
+function Sheet(given: { pdf: Pdf; n: number; top: number; width: number; passing: boolean }) {
+  const { pdf, n, top, width, passing } = given;
   const host = useRef<HTMLDivElement>(null);
   const [problem, setProblem] = useState('');
+  const [seen, setSeen] = useState(!passing);
   useEffect(() => {
+    if (!passing) setSeen(true);
+  }, [passing]);
+  useEffect(() => {
+    if (!seen) return;
     const controller = new AbortController();
     setProblem('');
     if (host.current)
@@ -22,7 +31,7 @@ function Sheet({ pdf, n, top, width }: { pdf: Pdf; n: number; top: number; width
         if (!controller.signal.aborted) setProblem(error.message);
       });
     return () => controller.abort();
-  }, [pdf, n, width]);
+  }, [pdf, n, width, seen]);
   return (
     <div
       class="pdf-page"
@@ -42,6 +51,8 @@ export function PdfDocument({ source, label }: { source: Source; label: string }
   const error = useSignal<Error | undefined>(undefined);
   const zoom = useSignal(1);
   const [view, setView] = useState({ top: 0, height: 0, width: 0 });
+  const [passing, setPassing] = useState(false);
+  const quiet = useRef(0);
   /** How many pages are above what is seen; it stays where the pages change their size. */
   const above = useRef(0);
   const measure = () => {
@@ -64,6 +75,7 @@ export function PdfDocument({ source, label }: { source: Source; label: string }
       .catch(failed);
     return () => controller.abort();
   }, [source.path, source.etag]);
+  useEffect(() => () => clearTimeout(quiet.current), []);
   useLayoutEffect(() => {
     measure();
     const observer = new ResizeObserver(measure);
@@ -125,13 +137,17 @@ export function PdfDocument({ source, label }: { source: Source; label: string }
         onScroll={(event) => {
           above.current = event.currentTarget.scrollTop / step;
           measure();
+          setPassing(true);
+          clearTimeout(quiet.current);
+          quiet.current = window.setTimeout(() => setPassing(false), QUIET_MS);
         }}
       >
         <div style={{ height: `${shown * step + GAP}px`, width: `${width + 2 * GAP}px` }}>
           {pdf.value &&
             Array.from({ length: Math.max(0, last - first) }, (_, index) => {
               const n = first + index + 1;
-              return pdf.value && <Sheet key={n} pdf={pdf.value} n={n} top={(n - 1) * step + GAP} width={width} />;
+              const top = (n - 1) * step + GAP;
+              return pdf.value && <Sheet key={n} pdf={pdf.value} n={n} top={top} width={width} passing={passing} />;
             })}
         </div>
       </div>
