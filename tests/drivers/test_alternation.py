@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from era.drivers.alternation import Alternation
+from era.drivers import alternation
+from era.drivers.alternation import ROOM_BYTES, Alternation
+from era.drivers.cgroups import Group
+from era.drivers.forking import Forked
 from tests.conftest import descendants, eventually
-from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness
+from tests.drivers.sandboxes import LIMITS, WITHOUT_LANDLOCK, Sandboxes, Weakness
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no templates")
 
@@ -34,6 +40,15 @@ BESIDE = {
     **WITHOUT_LANDLOCK,
 }
 """A `Weakness.supervisor`: the spare of the next run is made in the same namespace before a program begins."""
+
+SLOW = {
+    "                self.control.note_joined()": (
+        '                [time.sleep(0.01) for _ in range(1000) if os.path.exists("slow")]\n'
+        "                self.control.note_joined()"
+    )
+}
+"""A `Weakness.supervisor`: it removes what a run has left only once a file of the session's is gone, or after ten
+seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +85,8 @@ def test_a_program_can_not_reach_the_spare_of_the_other_supervisor(sandboxes: Sa
     sandbox, turns = alternating(sandboxes)
     eventually(lambda: any("node" in Path(f"/proc/{pid}/cmdline").read_text() for pid in spare(turns)))
     before = spare(turns)
+    assert sandbox.enforced["cgroup"]["memory_bytes"] == LIMITS.memory_bytes + ROOM_BYTES
+    assert sandbox.enforced["cgroup"] == sandbox._group.limits()
     assert sandboxes.run(sandbox, REACHES).stdout == "[0,0]\n"
     assert spare(turns) == before, "it was reached"
     assert turns._current is turns._second
@@ -113,7 +130,8 @@ def test_it_ends_when_no_run_comes(sandboxes: Sandboxes) -> None:
 
 
 async def rest(sandbox: Any) -> None:
-    sandbox._channel._end_second()
+    await sandbox._channel._cleaning
+    sandbox._channel._end_idle()
     await sandbox._channel.ended()
 
 
@@ -122,3 +140,50 @@ def test_nothing_of_it_is_left_with_the_sandbox(sandboxes: Sandboxes) -> None:
     life = turns._second.life.pid
     sandboxes.close(sandbox)
     assert not Path(f"/proc/{life}").exists()
+
+
+def test_it_does_not_end_before_it_has_removed_what_a_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Sandboxes(tmp_path, Weakness(supervisor=SLOW), self_tested=["node"])
+    try:
+        sandbox, turns = alternating(slow)
+        while turns._current is not turns._second:
+            slow.run(sandbox, "")
+        monkeypatch.setattr(alternation, "LINGER", 0.05)
+        slow.run(sandbox, "const fs = require('fs'); fs.writeFileSync('slow', ''); fs.writeFileSync('/tmp/left', '')")
+        slow.do(sandbox, while_it_lingers)
+        (sandbox.workspace / "slow").unlink()
+        looks = slow.run(sandbox, "console.log(require('fs').readdirSync('/tmp').length)")
+        assert looks.stdout == "0\n"
+    finally:
+        slow.stop()
+
+
+async def while_it_lingers(sandbox: Any) -> None:
+    await asyncio.sleep(0.2)
+
+
+async def test_one_that_does_not_start_leaves_the_event_loop_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alternation, "_START_SECONDS", 0.1)
+    broker, theirs = socket.socketpair()
+    process = subprocess.Popen(["sleep", "60"])
+    opened: list[Any] = [broker, theirs]
+
+    async def enter(control: int) -> Forked:
+        """Start what sends its broker and then nothing."""
+        opened.append(socket.socket(fileno=os.dup(control)))
+        socket.send_fds(opened[-1], [b"N\0\0\0\0"], [theirs.fileno()])
+        return Forked(process.pid, os.pidfd_open(process.pid))
+
+    first: Any = None
+    turns = Alternation(first, first, Group(2, {}), {}, enter, {}, lambda broker: None)
+    await turns._make()
+    assert turns._second is None
+    assert process.wait(10) < 0
+    for _ in range(10):  # some get the descriptors that it had
+        ours, other = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        other.send(b"x")
+        assert await asyncio.wait_for(reader.read(1), 10) == b"x"
+        opened += [other, writer]
+    for each in opened:
+        each.close()

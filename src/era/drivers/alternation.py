@@ -13,7 +13,8 @@ turns: while a program of the one runs, the other starts its spare.
 *What keeps a program from that spare.* It can name no process of the other PID namespace, and no /proc that it can see
 has them: so it can't signal, trace or read it, or take its descriptors. `kill(-1)` ends at the namespace. The spare
 listens to nothing, and what it starts from is read-only: that a language's does is for its `Runtime` to say. What both
-have in common, as all that ever runs in this sandbox, is files, network and bounds.
+have in common, as all that ever runs in this sandbox, is files, network and bounds. So a program can keep the spare
+from starting, as by taking all processes that there may be: then the next run starts its own.
 
 *Bounds.* What waits takes memory and processes, which the control group has more of for that (`ROOM_BYTES`,
 `ROOM_TASKS`). A program that takes all of it is killed before any supervisor; a spare that is killed is made anew.
@@ -77,13 +78,14 @@ class Alternation:
         first: Channel,
         broker: SocketBroker,
         group: Group,
+        enforced: JsonObject,
         enter: Callable[[int], Awaitable[Forked]],
         variables: Mapping[str, str],
         on_turn: Callable[[SocketBroker], None],
     ) -> None:
-        """`first` leads to the supervisor that there is, which has `broker`. `group` is the sandbox's. `enter` has
-        another one started, given the descriptor of its control socket. Every program has `variables`. `on_turn` gets
-        the broker of the supervisor that has the next run."""
+        """`first` leads to the supervisor that there is, which has `broker`. `group` is the sandbox's, and what this
+        lets it have is entered in `enforced`. `enter` has another one started, given the descriptor of its control
+        socket. Every program has `variables`. `on_turn` gets the broker of the supervisor that has the next run."""
         self._enter, self._variables, self._on_turn = enter, variables, on_turn
         self._current = self._first = _Supervisor(first, broker)
         self._second: _Supervisor | None = None
@@ -91,6 +93,10 @@ class Alternation:
         self._may_make = True
         self._group: Group | None = group
         """Until it has room for the second."""
+
+        self._enforced = enforced
+        self._cleaning: asyncio.Task[None] | None = None
+        """Has ended once what the last run has left is removed."""
 
         self._ending: set[asyncio.Task[None]] = set()
         self._lingering: asyncio.TimerHandle | None = None
@@ -104,14 +110,17 @@ class Alternation:
         """See Channel.run."""
         if self._lingering is not None:
             self._lingering.cancel()
-        for supervisor in self._all():
-            if supervisor is not self._current:
-                await supervisor.channel.cleaned()
+        if self._cleaning is not None:
+            await asyncio.shield(self._cleaning)
+            self._cleaning = None
         if self._making is None and self._may_make and time.monotonic() - self._ended_at < BURST:
             self._making = asyncio.create_task(self._make())
         channel = self._current.channel
         async for event in channel.run(program, output_limit, tells_when_clean=self._making is not None):
             if isinstance(event, Ended):
+                if self._making is not None:
+                    self._cleaning = asyncio.create_task(channel.cleaned())
+                    self._cleaning.add_done_callback(_note_failure)
                 self._take_turns()
             yield event
 
@@ -148,7 +157,17 @@ class Alternation:
         self._ended_at = time.monotonic()
         if self._second is not None:
             self._use(self._second if self._current is self._first else self._first)
-            self._lingering = asyncio.get_running_loop().call_later(LINGER, self._end_second)
+            self._linger()
+
+    def _linger(self) -> None:
+        self._lingering = asyncio.get_running_loop().call_later(LINGER, self._end_idle)
+
+    def _end_idle(self) -> None:
+        """End the second, unless it is still removing what its last run has left: nobody else would."""
+        if self._cleaning is None or self._cleaning.done():
+            self._end_second()
+        else:
+            self._linger()
 
     def _use(self, supervisor: _Supervisor) -> None:
         self._current = supervisor
@@ -171,9 +190,11 @@ class Alternation:
         ours.setblocking(False)
         life: Forked | None = None
         broker: SocketBroker | None = None
+        channel: Channel | None = None
         try:
             if self._group is not None:
                 self._group.widen(ROOM_BYTES, ROOM_TASKS)
+                self._enforced["cgroup"] = self._group.limits()
                 self._group = None
             with theirs:
                 life = await self._enter(theirs.fileno())
@@ -183,7 +204,10 @@ class Alternation:
                 await channel.ready()
         except (OSError, TimeoutError, SandboxFailed, TemplateFailed):
             self._may_make = False
-            ours.close()
+            if channel is None:
+                ours.close()
+            else:  # or the event loop would go on with a descriptor that others get
+                channel.close()
             if broker is not None:
                 broker.close()
             if life is not None:
@@ -194,3 +218,9 @@ class Alternation:
         self._second = _Supervisor(channel, broker, life)
         if not self._may_make:  # closed meanwhile
             self._end_second()
+
+
+def _note_failure(cleaning: asyncio.Task[None]) -> None:
+    """Keep asyncio from reporting that a supervisor died meanwhile: `alive` says so."""
+    if not cleaning.cancelled():
+        cleaning.exception()

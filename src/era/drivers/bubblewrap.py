@@ -131,7 +131,7 @@ class BubblewrapSandbox:
             raise SandboxFailed("The sandbox is gone.")
         if self._beside is not None and self._beside.is_used:
             program = replace(program, keeps_scratch=True)
-        memory = self._watching.begin_run()
+        memory, broker = self._watching.begin_run(), self.broker
         self._out_of_memory.begin_run()
         if self._packages is not None:
             self._packages.begin()
@@ -140,8 +140,8 @@ class BubblewrapSandbox:
                 yield self._out_of_memory.classify(event, memory) if isinstance(event, Ended) else event
         finally:
             self._watching.end_run()
-            if self.broker is not None:
-                self.broker.tidy()
+            if broker is not None:
+                broker.tidy()
 
     async def kill_run(self) -> None:
         if self._channel is not None:
@@ -194,10 +194,10 @@ class BubblewrapSandbox:
 
     def _alternation(self, language: Language, first: Channel, variables: Mapping[str, str]) -> Channel | Alternation:
         """What runs go over, where `first` leads to the supervisor that there is."""
-        if not self._may_alternate(language) or self._group is None or self.broker is None:
+        if (group := self._group) is None or (broker := self.broker) is None or not self._may_alternate(language):
             return first
         enter = self._entering(alternation.second_of(self._config(language, -1)), of_template=True)
-        return Alternation(first, self.broker, self._group, enter, variables, partial(setattr, self, "broker"))
+        return Alternation(first, broker, group, self.enforced, enter, variables, partial(setattr, self, "broker"))
 
     def _may_alternate(self, language: Language) -> bool:
         """Whether a burst may have a second supervisor of runs."""
