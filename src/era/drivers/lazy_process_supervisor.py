@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 
-from era.core.patience import while_it_works
+from era.core.stall_timeout import stall_timeout
 from era.drivers.forking import TemplateFailed
 from era.drivers.out_of_memory import OutOfMemory
 from era.drivers.process_supervisor import Life, ProcessSupervisor
@@ -86,7 +86,7 @@ class LazyProcessSupervisor:
             with theirs:
                 life = await self._enter(theirs.fileno())
             self._out_of_memory.begin_processes()
-            async with while_it_works(self._cpu_seconds):
+            async with stall_timeout(self._cpu_seconds):
                 made = await ProcessSupervisor.over(
                     ours,
                     life,

@@ -17,8 +17,8 @@ from typing import Literal, Protocol
 
 from era.core.loop_slices import Budget
 from era.core.models import JsonObject
-from era.core.patience import while_it_works
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
+from era.core.stall_timeout import stall_timeout
 from era.drivers.channel import receive_guest_listeners
 from era.drivers.guest import with_library
 from era.drivers.out_of_memory import OutOfMemory
@@ -321,7 +321,7 @@ class ProcessSupervisor:
         }
         self.send(b"S", number, json.dumps(header).encode(), specification)
         try:
-            async with while_it_works(self._cpu_seconds):
+            async with stall_timeout(self._cpu_seconds):
                 await process.started.wait()
         except TimeoutError:
             self.life.kill()  # in gVisor processes can have it stand still

@@ -46,10 +46,10 @@ from era.core.live.kernel_frames import (
 )
 from era.core.loop_slices import Budget
 from era.core.models import now
-from era.core.patience import while_it_works
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessOutput
 from era.core.program import STREAMS, Output, Stream
+from era.core.stall_timeout import stall_timeout
 from era.core.tasks import log_failure
 from era.errors import Unavailable
 
@@ -161,7 +161,7 @@ class Context:
         waiting = asyncio.create_task(self._ready.wait())
         try:
             with contextlib.suppress(TimeoutError):
-                async with while_it_works(cpu_seconds, _START_SECONDS):
+                async with stall_timeout(cpu_seconds, _START_SECONDS):
                     await asyncio.wait([waiting, self._following], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()

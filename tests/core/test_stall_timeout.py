@@ -1,4 +1,4 @@
-"""How long is waited for what a sandbox is starting."""
+"""core.stall_timeout: what uses processor time is waited for, what stands still is not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from era.core import patience
-from era.core.patience import while_it_works
+from era.core import stall_timeout as stall_timeouts
+from era.core.stall_timeout import stall_timeout
 
 
 def used_since(seconds: float, until: float = 1e9) -> Callable[[], float]:
@@ -18,7 +18,7 @@ def used_since(seconds: float, until: float = 1e9) -> Callable[[], float]:
 
 
 async def test_what_gets_on_is_waited_for() -> None:
-    async with while_it_works(used_since(time.monotonic()), 0.4):
+    async with stall_timeout(used_since(time.monotonic()), 0.4):
         await asyncio.sleep(2)
 
 
@@ -27,19 +27,19 @@ async def test_what_stands_still_is_not(until: float) -> None:
     """Neither what never did anything nor what has stopped."""
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
-        async with while_it_works(used_since(begun, until), 0.4):
+        async with stall_timeout(used_since(begun, until), 0.4):
             await asyncio.sleep(60)
     assert until + 0.35 < time.monotonic() - begun < 30
 
 
 async def test_nothing_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "MOST_SECONDS", 1.0)
+    monkeypatch.setattr(stall_timeouts, "MOST_SECONDS", 1.0)
     with pytest.raises(TimeoutError):
-        async with while_it_works(used_since(time.monotonic()), 0.4):
+        async with stall_timeout(used_since(time.monotonic()), 0.4):
             await asyncio.sleep(60)
 
 
 async def test_errors_are_passed_on() -> None:
     with pytest.raises(ValueError, match="mine"):
-        async with while_it_works(lambda: 0.0, 0.4):
+        async with stall_timeout(lambda: 0.0, 0.4):
             raise ValueError("mine")
