@@ -21,7 +21,7 @@ from era.preflight import check_variables, take_address
 from era.settings import Settings
 from tests.client.command import environment, era
 from tests.conftest import ERA, Server, assert_nothing_left, mounts
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 HEAVY = {"era.app", "era.server", "era.api", "fastapi", "uvicorn", "sqlalchemy"}
 """What takes a second to import."""
@@ -177,7 +177,7 @@ def start(data_dir: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("often", some([False, True], 1), ids=["once", "often"])
+@pytest.mark.parametrize("often", soak_the_rest([False, True], 1), ids=["once", "often"])
 def test_ctrl_c_at_any_moment_leaves_no_traceback_and_nothing_else(tmp_path: Path, often: bool) -> None:
     """From the first import to the end of the process; the moments are random, over twice the time of a start."""
     before = mounts()

@@ -17,10 +17,10 @@ from era.core.files.diffs import FileChange, written_files
 from era.core.models import EMPTY
 from era.errors import CommitFailed
 from tests.core.lab import Lab, described, mutate
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 
-@pytest.mark.parametrize("seed", some(range(5), 2))
+@pytest.mark.parametrize("seed", soak_the_rest(range(5), 2))
 def test_what_was_written_is_what_is_new_or_has_another_time_or_content(tmp_path: Path, seed: int) -> None:
     lab, chance = Lab(tmp_path), random.Random(seed)
     place, snapshot = lab.place(), EMPTY

@@ -15,7 +15,7 @@ from era.core.files.edits import Changes, PutFile, Remove
 from era.core.files.trees import Bounds
 from era.core.models import EMPTY, Snapshot
 from tests.core.lab import Lab, Place, described, mutate
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 NPM_LIST = ".package-lock.json"
 
@@ -47,7 +47,7 @@ def put(lab: Lab, *paths: str) -> Changes:
     return changes
 
 
-@pytest.mark.parametrize("seed", some(range(8), 2))
+@pytest.mark.parametrize("seed", soak_the_rest(range(8), 2))
 def test_whatever_is_done_to_them_they_come_back(lab: Lab, seed: int) -> None:
     """Small trees and large ones, which are watched; for a service that knows the place, and one that doesn't."""
     chance = random.Random(seed)

@@ -24,7 +24,7 @@ from era.core.files.trees import Bounds, SnapshotRefused
 from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from tests.core.lab import CLOCK_OF_FILES, LIMITS, SETTLE, Lab, Place, described, mutate
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 NAMES = st.one_of(
     st.sampled_from([b"a", b"b.txt", b"new\nline", b"\xff\xfe", b"\xed\xa0\x80", "é😀".encode(), b"-rf", b" ", b"\\"]),
@@ -82,7 +82,7 @@ def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", some(range(6), 2))
+@pytest.mark.parametrize("seed", soak_the_rest(range(6), 2))
 def test_what_is_remembered_never_changes_the_answer(seed: int, lab: Lab) -> None:
     chance = random.Random(seed)
     place, snapshot = lab.place(), EMPTY

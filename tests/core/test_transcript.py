@@ -15,7 +15,7 @@ from era.core.program import STREAMS, Output, Stream
 from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
 from era.core.transcript import Piece, Transcript, plain_count
 from era.store.blobs import LocalBlobs
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 TEXT = "aé…😀\n" * 3
 
@@ -51,7 +51,7 @@ async def test_pieces_are_numbered_in_the_order_in_which_they_came(tmp_path: Pat
         assert await pieces(made, after) == found[after:]
 
 
-@pytest.mark.parametrize("seed", some(range(20), 4))
+@pytest.mark.parametrize("seed", soak_the_rest(range(20), 4))
 async def test_a_piece_is_whole_text(tmp_path: Path, seed: int) -> None:
     """However the bytes are cut, each piece can be read by itself, and all together say what the bytes say."""
     chance = random.Random(seed)

@@ -20,7 +20,7 @@ from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, Snapshot
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place, described, mutate
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 LARGE = 60
 
@@ -72,7 +72,7 @@ def mutate_oddly(workspace: Path, chance: random.Random) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bulk", [False, True])
-@pytest.mark.parametrize("seed", some(range(8), 2))
+@pytest.mark.parametrize("seed", soak_the_rest(range(8), 2))
 def test_a_partial_scan_finds_what_a_full_scan_finds(
     seed: int, lab: Lab, monkeypatch: pytest.MonkeyPatch, *, bulk: bool
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_partial_scan_finds_what_a_full_scan_finds(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", some(range(6), 2))
+@pytest.mark.parametrize("seed", soak_the_rest(range(6), 2))
 def test_a_warm_directory_is_restored_to_any_snapshot(seed: int, lab: Lab) -> None:
     chance = random.Random(seed)
     place, snapshot = lab.place(), EMPTY

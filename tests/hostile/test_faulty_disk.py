@@ -22,7 +22,7 @@ from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from tests.hostile.commits import Commits
 from tests.hostile.power import workload
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 CALLS = ("open", "write", "fsync", "rename", "utime", "unlink", "listdir", "read", "posix_fadvise", "stat", "sendfile")
 
@@ -100,7 +100,7 @@ async def reopened(directory: Path) -> Stores:
     "error",
     [pytest.param(errno.EIO, id="EIO"), pytest.param(errno.ENOSPC, id="ENOSPC", marks=pytest.mark.soak)],
 )
-@pytest.mark.parametrize("call", some(CALLS, CALLS[:7]))
+@pytest.mark.parametrize("call", soak_the_rest(CALLS, CALLS[:7]))
 async def test_a_commit_whose_files_fail_leaves_the_old_state(call: str, error: int, scratch: Path) -> None:
     stores = await reopened(scratch)
     await stores.commits.create()
@@ -201,7 +201,7 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bo
     return failed
 
 
-@pytest.mark.parametrize("limit", some([40_000, 100_000, 400_000, 1_000_000], [100_000, 1_000_000]))
+@pytest.mark.parametrize("limit", soak_the_rest([40_000, 100_000, 400_000, 1_000_000], [100_000, 1_000_000]))
 async def test_a_file_size_limit_loses_nothing_acknowledged(limit: int, scratch: Path) -> None:
     """With `ulimit -f`."""
     directory = scratch / "disk"
@@ -217,7 +217,7 @@ async def test_a_file_size_limit_loses_nothing_acknowledged(limit: int, scratch:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
-@pytest.mark.parametrize("size", some(["700k", "1200k", "2400k"], ["1200k"]))
+@pytest.mark.parametrize("size", soak_the_rest(["700k", "1200k", "2400k"], ["1200k"]))
 async def test_a_full_disk_loses_nothing_acknowledged(size: str, scratch: Path) -> None:
     """Commits fail, what was acknowledged stays, and once there is room again commits work."""
     disk = scratch / "disk"

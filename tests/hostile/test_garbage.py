@@ -25,7 +25,7 @@ from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs
 from tests.hostile.commits import Commits, FakeSandbox, fill, read
 from tests.owners import mine
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 from tests.store.s3 import S3
 
 POOL = 12
@@ -154,14 +154,14 @@ async def churn_for(churn: Churn, count: int, seed: int) -> set[str]:
 MANY = 20
 
 
-@pytest.mark.parametrize("seed", some(range(20), 1))
+@pytest.mark.parametrize("seed", soak_the_rest(range(20), 1))
 async def test_collections_race_commits_on_the_disk(seed: int, scratch: Path) -> None:
     async with churning(LocalBlobs(scratch / "blobs"), scratch) as churn:
         needed = await churn_for(churn, 300, seed)
     assert {path.name for path in (scratch / "blobs").rglob("*") if path.is_file()} == needed
 
 
-@pytest.mark.parametrize("seed", some(range(6), 1))
+@pytest.mark.parametrize("seed", soak_the_rest(range(6), 1))
 async def test_collections_race_commits_in_a_bucket(seed: int, s3: S3, bucket: str, scratch: Path) -> None:
     blobs = S3Blobs(s3.url(bucket), scratch / "cache", cache_bytes=100_000, owner="tests")
     async with churning(blobs, scratch) as churn:

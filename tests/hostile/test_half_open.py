@@ -14,7 +14,7 @@ import pytest
 from tests.api.owners import OPERATOR_KEY, WeakServer, client_with_key
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 LIMIT = 600
 SMALL = f"""
@@ -97,7 +97,7 @@ def descriptors(server: WeakServer) -> int:
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("half", some(HALF, ("nothing", "a part of a head", "a part of a body")))
+@pytest.mark.parametrize("half", soak_the_rest(HALF, ("nothing", "a part of a head", "a part of a body")))
 def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], half: str, kind: str) -> None:
     server = serve(kind=kind)
     with flood(server, HALF[half]):
@@ -108,7 +108,7 @@ def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], h
             assert httpx.get(f"{server.url}/proxy/public/1/", timeout=10).text == "hello\n"
 
 
-@pytest.mark.parametrize("half", some(["nothing", "a part of a head"], 1))
+@pytest.mark.parametrize("half", soak_the_rest(["nothing", "a part of a head"], 1))
 def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., WeakServer], half: str) -> None:
     server = serve(UNCOUNTED)
     with flood(server, HALF[half]):

@@ -10,7 +10,7 @@ from bench.neighbours import NEIGHBOURS, Neighbour, beside
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 _BUSY_SECONDS = 1.5
 _FAR_LESS = 0.5
@@ -51,7 +51,7 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("name", some(WEAKNESSES, ("1xx", "storage")))
+@pytest.mark.parametrize("name", soak_the_rest(WEAKNESSES, ("1xx", "storage")))
 def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str, kind: str) -> None:
     """They wait far less than where it has no budget, and runs beside it end as well."""
     ours = longest_iteration(tmp_path, name, kind, None)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import MakeServer, Server, eventually
 from tests.postgres import Postgres
-from tests.store.wire import Wire, wire
+from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
 
-__all__ = ["wire"]
+__all__ = ["postgres_proxy"]
 
 COUNT = """
 import json, pathlib, time
@@ -91,20 +91,26 @@ def test_it_answers_503_while_its_database_is_away_and_goes_on_by_itself(
     ids=["silent", "says something", "changes something", "with a key"],
 )
 def test_a_run_waits_for_its_database_a_few_times_only(
-    own_server: MakeServer, postgres_url: str, wire: Wire, tmp_path: Path, code: str, keyed: bool, most: int
+    own_server: MakeServer,
+    postgres_url: str,
+    postgres_proxy: PostgresProxy,
+    tmp_path: Path,
+    code: str,
+    keyed: bool,
+    most: int,
 ) -> None:
     """As a host of a cluster, whose changes are checked."""
     shared = {"shared_dir": str(tmp_path / "shared"), "cluster_secret": "a secret of thirty-two characters"}
-    server = own_server(database_url=wire.url(postgres_url), lease_seconds="60", **shared)
+    server = own_server(database_url=postgres_proxy.url(postgres_url), lease_seconds="60", **shared)
     with server.client() as client:
         assert eventually(lambda: answered(server, "/ready"))
         assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
         waits = []
         for number in range(10):
-            before = wire.round_trips
+            before = postgres_proxy.round_trips
             headers = {"Idempotency-Key": f"k{number}"} if keyed else {}
             answer = client.post("/api/sessions/a/run", json={"code": code}, headers=headers)
             assert answer.status_code == 200, answer.text
-            waits.append(wire.round_trips - before)
+            waits.append(postgres_proxy.round_trips - before)
     print(f"{min(waits)} round trips at least: {waits}")
     assert min(waits) <= most, waits  # at least: some of the others have a heartbeat or the like among them

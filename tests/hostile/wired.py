@@ -31,7 +31,7 @@ from tests.store.s3 import ACCESS_KEY, SECRET_KEY, Radosgw
 
 _PORT = 8787
 
-_CLOCKED = Path(__file__).parent / "clocked.py"
+_SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock.py"
 
 
 @dataclass
@@ -77,7 +77,8 @@ class WiredHost:
 
     def watch(self) -> None:
         """Start it again and again, until it is to stop."""
-        command = ("setpriv", "--pdeathsig", "TERM", sys.executable, "-P", str(_CLOCKED), str(self._clock), "serve")
+        ends_with_us = ("setpriv", "--pdeathsig", "TERM")
+        command = (*ends_with_us, sys.executable, "-P", str(_SHIFTED_CLOCK), str(self._clock), "serve")
         while not self.stopping:
             with self._beside("log").open("ab") as log:
                 self.process = subprocess.Popen(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.served import ForkedServer
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
 LOUD = f"import os\nfor _ in range({10 * MIB} >> 16): os.write(1, b'\\x01' * 65536)"
@@ -16,7 +16,7 @@ CALLERS = 6
 MOST = 60 * MIB
 
 
-@pytest.mark.parametrize("weakness", some([None, "outputs in memory"], 1))
+@pytest.mark.parametrize("weakness", soak_the_rest([None, "outputs in memory"], 1))
 def test_memory_stays_flat_whatever_tools_print(tmp_path: Path, weakness: str | None) -> None:
     server = ForkedServer(tmp_path / "data", weakness=weakness).start()
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.network.conftest import Machine, NetServer, Session, new_session
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 LIMIT = 600
 SMALL = f"""
@@ -209,7 +209,7 @@ def test_callers_of_one_session_cant_take_all(few: NetServer) -> None:
         client.delete(f"/api/sessions/{hanging.id}?purge=true")
 
 
-@pytest.mark.parametrize("attack", some(ATTACKS, ("connections",)))
+@pytest.mark.parametrize("attack", soak_the_rest(ATTACKS, ("connections",)))
 def test_without_counting_they_take_all(machine: Machine, tmp_path: Path, attack: str) -> None:
     server = machine.serve(tmp_path / "data", weakness=f"exec({SMALL + COUNTLESS!r})", ERA_DRAIN_SECONDS="0")
     with suppress(httpx.HTTPError), attacked(server, "bubblewrap", ATTACKS[attack][0]) as greedy:

@@ -14,14 +14,14 @@ import pytest
 from era import __version__
 from tests.conftest import MakeServer, Server, free_port
 from tests.sdk.typescript import SOURCE, App, JsRuntime, app, tsc
-from tests.soaked import some
+from tests.soaking import soak_the_rest
 
 __all__ = ["app"]  # a fixture
 
 KEY = "the-operators-own-key"
 RUNTIMES: list[JsRuntime] = ["node", "deno"]
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
-by_node = pytest.mark.parametrize("runtime", some(RUNTIMES, ("node",)))
+by_node = pytest.mark.parametrize("runtime", soak_the_rest(RUNTIMES, ("node",)))
 
 
 def check(app: App, runtime: JsRuntime, test: str, **variables: str) -> None:

@@ -20,10 +20,10 @@ from era.store.database import Database, DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.postgres import Postgres
+from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.store.rows import ended, new, opened
-from tests.store.wire import Wire, wire
 
-__all__ = ["wire"]
+__all__ = ["postgres_proxy"]
 
 USE = Use(DEFAULT_OWNER, "", 20_000)
 
@@ -88,20 +88,20 @@ async def test_a_run_that_ends_while_it_stays_away_is_not_kept(
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "shared"])
 @pytest.mark.parametrize("when", ["before", "after", "late"])
 async def test_a_run_whose_commit_was_cut_off_is_stored_once(
-    postgres_url: str, wire: Wire, when: str, alone: bool
+    postgres_url: str, postgres_proxy: PostgresProxy, when: str, alone: bool
 ) -> None:
-    store = SqlStore(wire.url(postgres_url), alone=alone)
+    store = SqlStore(postgres_proxy.url(postgres_url), alone=alone)
     try:
         await store.open()
         session = await store.create_session(new("a"))
         claim = Claim("run", "key", "h" * 64, "mark")
-        wire.cut(when)
+        postgres_proxy.cut(when)
         assert (await store.begin_run(mine("a"), "r1", claim)).key == session.key
-        wire.cut(when)
+        postgres_proxy.cut(when)
         record = ended(session, "r1", enforced={"network": "none"})
         stored = await store.end_run(record, data='{"n": 1}', snapshot=None)
         assert stored == replace(record, version=2, key=stored.key)
-        assert wire.cuts == 2
+        assert postgres_proxy.cuts == 2
         assert list(await store.runs(session.key, 9)) == [stored]
         assert [each.n for each in await store.versions(mine("a"), limit=9, before=None)] == [2, 1]
         claimed = await store.find_claim(mine("a"), claim)
@@ -114,18 +114,20 @@ async def test_a_run_whose_commit_was_cut_off_is_stored_once(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(postgres_url: str, wire: Wire, when: str) -> None:
+async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(
+    postgres_url: str, postgres_proxy: PostgresProxy, when: str
+) -> None:
     """Each message of both its transactions in turn."""
-    async with opened(wire.url(postgres_url), alone=False) as store:
+    async with opened(postgres_proxy.url(postgres_url), alone=False) as store:
         session = await store.create_session(new("a"))
         await store.usage.add_use(USE)
         number, was_cut = 0, True
         while was_cut:
             number += 1
             claim = Claim("run", f"key {number}", "h" * 64, "mark")
-            cuts = wire.cuts
+            cuts = postgres_proxy.cuts
             await store.check_writable()  # so that it is connected
-            wire.cut(when, message=number)
+            postgres_proxy.cut(when, message=number)
             session = await store.begin_run(mine("a"), f"r{number}", claim)
             outputs = KeptOutputs(b"said", b"")
             record = ended(session, f"r{number}")
@@ -133,8 +135,8 @@ async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(postgres_url:
             stored = await store.end_run(
                 record, data=f'{{"n": {number}}}', snapshot=None, outputs=outputs, answered=answered, use=USE
             )
-            was_cut = wire.cuts > cuts
-            wire.spare()
+            was_cut = postgres_proxy.cuts > cuts
+            postgres_proxy.spare()
             assert stored.version == number + 1
         assert number > 6, "hardly any message was cut"
         assert [each.id for each in await store.runs(session.key, 99)] == [f"r{n}" for n in range(number, 0, -1)]
@@ -146,14 +148,14 @@ async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(postgres_url:
 
 @pytest.mark.parametrize(("when", "version"), [("before", 1), ("after", 2)])
 async def test_what_can_not_be_found_out_in_time_is_said_to_be_unknown(
-    postgres_url: str, wire: Wire, when: str, version: int, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, postgres_proxy: PostgresProxy, when: str, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a second end, which says that nothing was kept, doesn't take the place of the one that may be stored."""
     monkeypatch.setattr(database, "_PATIENCE_SECONDS", 0.0)
-    async with opened(wire.url(postgres_url)) as store:
+    async with opened(postgres_proxy.url(postgres_url)) as store:
         session = await store.create_session(new("a"))
         await store.begin_run(mine("a"), "r1")
-        wire.cut(when)
+        postgres_proxy.cut(when)
         with pytest.raises(CommitFailed, match="not known"):
             await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
         second = ended(session, "r1", status="failed", committed=False)
@@ -167,9 +169,11 @@ async def test_what_can_not_be_found_out_in_time_is_said_to_be_unknown(
         assert (await store.session(mine("a"))).version == version
 
 
-async def test_other_writes_that_were_cut_off_say_that_it_is_not_known(postgres_url: str, wire: Wire) -> None:
-    async with opened(wire.url(postgres_url)) as store:
-        wire.cut("after")
+async def test_other_writes_that_were_cut_off_say_that_it_is_not_known(
+    postgres_url: str, postgres_proxy: PostgresProxy
+) -> None:
+    async with opened(postgres_proxy.url(postgres_url)) as store:
+        postgres_proxy.cut("after")
         with pytest.raises(DatabaseAway, match="not known") as away:
             await store.create_session(new("a"))
         assert away.value.may_have_committed

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 
-def some(cases: Iterable[Any], of: int | Iterable[Any]) -> list[Any]:
-    """Parameters of a test: so many cases from the first on, or these, and in soak tests all."""
+def soak_the_rest(cases: Iterable[Any], kept_cases: int | Iterable[Any]) -> list[Any]:
+    """A test's parameters. All get the mark `soak`, but for `kept_cases`: so many, or these."""
     every = list(cases)
-    kept = every[:of] if isinstance(of, int) else list(of)
+    kept = every[:kept_cases] if isinstance(kept_cases, int) else list(kept_cases)
     assert all(case in every for case in kept), "a case that there isn't"
     return [case if case in kept else pytest.param(case, marks=pytest.mark.soak) for case in every]

@@ -1,4 +1,4 @@
-"""What stands between a store and PostgreSQL: it cuts the store off at any message, and counts how often it waits."""
+"""A proxy between a store and PostgreSQL: it cuts the store off at any message, and counts how often it waits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 0.005
 """For which answers are held back, so that what is sent without waiting for them comes before them."""
 
 
-class Wire:
+class PostgresProxy:
     """Carries what a store and the server say, and cuts the store off at a message of its own:
 
     before   the server never gets it
@@ -117,7 +117,7 @@ def database_of(url: str) -> str:
 
 
 @pytest.fixture
-def wire(postgres: Postgres) -> Iterator[Wire]:
-    wire = Wire(postgres)
-    yield wire
-    wire.close()
+def postgres_proxy(postgres: Postgres) -> Iterator[PostgresProxy]:
+    proxy = PostgresProxy(postgres)
+    yield proxy
+    proxy.close()
