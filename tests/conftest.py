@@ -158,6 +158,8 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
         # The strongest isolation of this machine may be slower, and isn't the same everywhere.
         environment |= {"ERA_ISOLATION": "bubblewrap"}
+        # Most make fewer sandboxes than would be kept ready.
+        environment |= {"ERA_SPARES": "0"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile again
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = SERVE
@@ -339,7 +341,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type
     """One server for all tests that only need a server. At the end nothing of it may be left."""
     before = mounts()
     data_dir = tmp_path_factory.mktemp("shared") / "data"
-    server = kind_of_server(data_dir).start()
+    server = kind_of_server(data_dir, {"ERA_SPARES": "1"}).start()
     yield server
     processes = server.descendants()
     assert server.stop() == 0, server.log

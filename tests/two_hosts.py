@@ -68,7 +68,7 @@ class Home(Server):
         super().start()
         self.hosts_url = self.hosts_url or self.own_url
         self.make_home()
-        settings = {**self.settings, "ERA_SPARES": "0", **certified["other"], "ERA_CLUSTER_PORT": "0", **self.of_other}
+        settings = {**self.settings, **certified["other"], "ERA_CLUSTER_PORT": "0", **self.of_other}
         place = self.data_dir.parent / f"{self.data_dir.name}-other"
         self.other = Server(place, settings, start_seconds=self.start_seconds).start()
         self.url = self.other.url

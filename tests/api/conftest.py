@@ -54,7 +54,7 @@ def live(client: httpx.Client, session: MakeSession) -> str:
 def owners(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Owners]:
     """Two owners on a server of their own. At the end nothing of it may be left."""
     before, data_dir = mounts(), tmp_path_factory.mktemp("owners") / "data"
-    server = kind_of_server(data_dir, {"ERA_API_KEY": OPERATOR_KEY, "ERA_SPARES": "0"}).start()
+    server = kind_of_server(data_dir, {"ERA_API_KEY": OPERATOR_KEY}).start()
     owners = Owners.of(server)
     yield owners
     owners.close()

@@ -106,7 +106,7 @@ def test_a_host_header_is_nobodys_base_url(
     """Neither of the owner's runs, nor of code that answers the public, nor of a service's later callers."""
     if weakened:
         monkeypatch.setattr("tests.conftest.Server", CredulousServer)
-    server = own_server(api_key="the-key", spares="0")
+    server = own_server(api_key="the-key")
     evil = {"Host": "evil.example"}
     with server.client(headers={"Authorization": "Bearer the-key"}) as owner, server.client() as anybody:
         ours = f"{server.url}/proxy/"

@@ -103,7 +103,7 @@ def test_a_server_without_an_operator_key_makes_no_keys(client: httpx.Client) ->
 def test_keys_and_their_owners_data_outlive_the_service(own_server: MakeServer) -> None:
     """Revoked keys stay revoked. A server restarted without ERA_API_KEY accepts the other keys and nobody without one,
     and has no operator who could manage keys."""
-    server = own_server(spares="0", api_key=OPERATOR_KEY)
+    server = own_server(api_key=OPERATOR_KEY)
 
     def era(*words: str) -> list[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}

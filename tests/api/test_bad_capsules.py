@@ -185,7 +185,7 @@ def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> 
 
 def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -> None:
     """Also, no file is left, and the same capsule can be imported afterwards."""
-    server = own_server(spares="0")
+    server = own_server()
     chance = random.Random(11)
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})

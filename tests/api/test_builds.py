@@ -49,7 +49,7 @@ def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: Mak
     registry.put_python("made", "made-1.0.tar.gz", sdist("made", "print('at work'); files['made.py'] = 'x = 1'"))
     registry.put_python("broken", "broken-1.0.tar.gz", sdist("broken", "raise SystemExit('no compiler, say')"))
     put_evil_npm(registry, {"scripts": {"install": "echo built > built.txt"}})
-    server = own_server(uid=54323 if os.getuid() == 0 else None, spares="0")
+    server = own_server(uid=54323 if os.getuid() == 0 else None)
     with server.client() as client:
         setup = {"pip": ["made"], "npm": ["evil"]}
         first, second = (make(client, setup, allowInternetAccess=access) for access in (True, False))
@@ -91,7 +91,7 @@ def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registr
         if version == "1.0":
             old_page = registry.pages["/simple/one/"]
     both, registry.pages["/simple/one/"] = registry.pages["/simple/one/"], old_page
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         where = make(client, {"pip": ["one"]})
         settled(client, where)

@@ -26,7 +26,7 @@ def _create_and_run(server: Server, number: int) -> tuple[int, int, str]:
 
 def test_first_runs_of_more_sessions_than_there_is_room_for(own_server: MakeServer) -> None:
     """Each sandbox that is idle makes way for who waits, whenever it becomes idle."""
-    server = own_server(max_warm="3", spares="0")
+    server = own_server(max_warm="3")
     began = time.monotonic()
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(lambda number: _create_and_run(server, number), range(16)))
@@ -37,7 +37,7 @@ def test_first_runs_of_more_sessions_than_there_is_room_for(own_server: MakeServ
 
 
 def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
-    server = own_server(max_warm="2", spares="0")
+    server = own_server(max_warm="2")
     with server.client() as client:
         for name in "abcde":
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
@@ -71,7 +71,7 @@ def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
 def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins(
     own_server: MakeServer, accept: str
 ) -> None:
-    server = own_server(max_warm="1", spares="0")
+    server = own_server(max_warm="1")
     with server.client() as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
         assert client.post("/api/sessions/a/run", json=SLEEP).status_code == 202
@@ -92,7 +92,7 @@ def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins
 
 
 def test_runs_that_wait_keep_nobody_from_beginning(own_server: MakeServer) -> None:
-    server = own_server(max_warm="40", spares="0")
+    server = own_server(max_warm="40")
     with server.client() as client:
 
         def sleep(number: int) -> None:

@@ -63,7 +63,7 @@ def test_an_imported_session_is_all_that_the_exported_one_was(
     capsule = export_capsule(client, "s")
     assert b"hush-hush" not in capsule
     before = described(client, "s")
-    with (own_server(spares="0") if elsewhere else server).client() as there:
+    with (own_server() if elsewhere else server).client() as there:
         new_id = None if elsewhere else "copy"
         name = new_id or "s"
         shown = import_capsule(there, capsule, new_id)

@@ -90,7 +90,7 @@ def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: Ma
 
 
 def test_they_come_when_a_process_ends_and_from_time_to_time(own_server: MakeServer) -> None:
-    server = own_server(spares="0", checkpoint_seconds="0.3", keep_alive="60")
+    server = own_server(checkpoint_seconds="0.3", keep_alive="60")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         ended(client, "s", start(client, "s", "echo one > a"))
@@ -148,7 +148,7 @@ def test_a_session_that_keeps_no_files_has_none(client: httpx.Client, session: M
 
 
 def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer) -> None:
-    server = own_server(spares="0", checkpoint_seconds="600")
+    server = own_server(checkpoint_seconds="600")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "base", b"base")

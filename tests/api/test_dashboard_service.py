@@ -9,4 +9,4 @@ from tests.conftest import MakeServer, Server
 
 
 def test_in_the_browser(server: Server, own_server: MakeServer, tmp_path: Path) -> None:
-    in_the_browser("service.spec.ts", server, tmp_path, own_server(api_key="open sesame", spares="0"))
+    in_the_browser("service.spec.ts", server, tmp_path, own_server(api_key="open sesame"))

@@ -76,7 +76,7 @@ def test_a_put_that_waits_fails_when_its_session_is_deleted(
 
 def test_kill_9_during_a_put_leaves_the_old_or_the_new_file(own_server: MakeServer) -> None:
     """And nothing in between, and nothing acknowledged is lost."""
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "a", b"0" * (2 * MIB))
@@ -139,9 +139,9 @@ def send_and_fetch_in_flat_memory(server: Server, size: int) -> None:
 
 
 def test_128_mib_up_and_down_in_flat_memory(own_server: MakeServer) -> None:
-    send_and_fetch_in_flat_memory(own_server(spares="0"), 128 * MIB)
+    send_and_fetch_in_flat_memory(own_server(), 128 * MIB)
 
 
 @pytest.mark.soak
 def test_1_gib_up_and_down_in_flat_memory(own_server: MakeServer) -> None:
-    send_and_fetch_in_flat_memory(own_server(spares="0"), 1024 * MIB)
+    send_and_fetch_in_flat_memory(own_server(), 1024 * MIB)

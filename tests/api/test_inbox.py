@@ -360,7 +360,7 @@ def test_deliveries_that_are_refused(client: httpx.Client, session: MakeSession)
 
 def test_nothing_acknowledged_is_lost(own_server: MakeServer) -> None:
     key = "the-key-of-the-api"
-    server = own_server(api_key=key, drain_seconds="0", spares="0")
+    server = own_server(api_key=key, drain_seconds="0")
     bearer = {"Authorization": f"Bearer {key}"}
     for how, retries in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):  # a run stopped by SIGTERM is no failed attempt
         where = how.name

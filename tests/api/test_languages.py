@@ -148,7 +148,7 @@ def with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_language_is_one_file(own_server: MakeServer, with_more: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(with_more))
-    with own_server(spares="0").client() as client:
+    with own_server().client() as client:
         languages = {language["name"]: language for language in client.get("/api/languages").json()["languages"]}
         assert set(languages) == {*LANGUAGES, "ruby", "cobol"}
         assert (languages["cobol"]["available"], languages["cobol"]["version"]) == (False, None)

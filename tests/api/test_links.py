@@ -119,7 +119,7 @@ def test_a_link_dies_with_its_key(owners: Owners) -> None:
 
 
 def test_links_outlive_a_restart_but_not_another_operator_key(own_server: MakeServer) -> None:
-    server = own_server(api_key="first", spares="0")
+    server = own_server(api_key="first")
     with client_with_key(server, "first") as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "a", b"a")
@@ -143,7 +143,7 @@ def test_links_outlive_a_restart_but_not_another_operator_key(own_server: MakeSe
 
 def test_forging_a_link_needs_the_key(own_server: MakeServer) -> None:
     """The same token is refused, and let in where the comparison is taken out."""
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "a", b"a")

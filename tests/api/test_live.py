@@ -293,7 +293,7 @@ def test_a_request_without_an_answer_is_502_when_its_server_ends(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="every other test here runs as an ordinary user then")
 def test_live_servers_of_an_ordinary_users_service(own_server: MakeServer) -> None:
-    server = own_server(uid=54321, spares="0")
+    server = own_server(uid=54321)
     with server.client() as client:
         client.post("/api/sessions", json={"language": "node", "session_id": "s", "service": "exec node app.js"})
         assert client.put("/api/sessions/s/files/app.js", content=WEBSOCKET_ECHO.encode()).status_code == 200

@@ -56,7 +56,7 @@ def _raw(client: httpx.Client, where: str) -> httpx.Response:
 
 
 def test_named_versions_are_kept(own_server: MakeServer) -> None:
-    server = own_server(versions_kept="2", history_mb="1", spares="0")
+    server = own_server(versions_kept="2", history_mb="1")
     fill = "import os; open('f', 'wb').write(os.urandom(300_000))"
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -96,7 +96,7 @@ def test_named_versions_are_kept(own_server: MakeServer) -> None:
 
 
 def test_answers_say_how_many_versions_were_dropped(own_server: MakeServer) -> None:
-    server = own_server(history_mb="1", spares="0")
+    server = own_server(history_mb="1")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         files_url, archive = "/api/sessions/s/files/f", io.BytesIO()

@@ -257,7 +257,7 @@ def test_a_page_needs_the_type_of_json(server: Server, client: httpx.Client, kin
 
 
 def test_with_a_bearer_token_a_page_has_been_asked_before(own_server: MakeServer) -> None:
-    server = own_server(api_key="the-key", spares="0")
+    server = own_server(api_key="the-key")
     told = {"origin": "http://elsewhere.example", "content-type": "text/plain"}
     with server.client(headers={"authorization": "Bearer the-key"}) as client:
         assert client.post("/api/sessions", content=b'{"language":"python"}', headers=told).status_code == 201

@@ -250,7 +250,7 @@ ApiKeys.revoke = lambda self, key_id: self._store.drop_api_key(key_id)
 
 
 def test_each_attack_succeeds_on_a_weakened_service(tmp_path: Path) -> None:
-    settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_SPARES": "0"}
+    settings = {"ERA_API_KEY": OPERATOR_KEY}
     server = WeakServer(tmp_path / "weak", settings, weakness=f"exec({WEAK!r})").start()
     try:
         weak = Owners.of(server)

@@ -82,7 +82,7 @@ class PassiveServer(Server):
 def test_a_password_is_for_one_session(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch, weakened: bool) -> None:
     if weakened:
         monkeypatch.setattr("tests.conftest.Server", PassiveServer)
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         for name in ("victim", "stored", "live"):
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
@@ -111,7 +111,7 @@ def test_a_password_is_for_one_session(own_server: MakeServer, monkeypatch: pyte
 
 def test_the_server_itself_asks_for_no_password(own_server: MakeServer) -> None:
     """A browser would send it to all sessions."""
-    server = own_server(api_key="the-key", spares="0")
+    server = own_server(api_key="the-key")
     with server.client() as client:
         for path in (
             "/",

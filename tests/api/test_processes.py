@@ -299,7 +299,7 @@ def test_the_disk_limit_counts_for_processes(client: httpx.Client, session: Make
 
 
 def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
-    server = own_server(max_live_sessions="2", spares="0", keep_alive="1")
+    server = own_server(max_live_sessions="2", keep_alive="1")
     with server.client() as client:
         for name in ("a", "b"):
             client.post("/api/sessions", json={"language": "python", "session_id": name})

@@ -13,7 +13,7 @@ import pytest
 from tests.api.capsule_api import export_capsule, import_capsule
 from tests.api.setups import make, settled
 from tests.conftest import MakeServer, MakeSession, Run
-from tests.gvisor import needs_gvisor
+from tests.gvisor import needs_gvisor, of_kind
 from tests.packages.registry import wheel
 
 WHEEL = "wheels/mine-1.0-py3-none-any.whl"
@@ -60,7 +60,7 @@ def shown(client: httpx.Client, where: str) -> tuple[list[str], int, int]:
 
 @pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
 def test_what_pip_installs_lasts(client: httpx.Client, session: MakeSession, run: Run, isolation: str) -> None:
-    where = session(isolation=isolation)
+    where = session(**of_kind(isolation))
     put_wheel(client, where)
     outcome = run(where, PYTHON_INSTALLS, timeout=90)
     assert (outcome["stdout"], outcome["status"]) == ("1\n", "ok"), outcome

@@ -111,7 +111,7 @@ def test_without_the_sandbox_policy_the_attacks_succeed(
     own_server: MakeServer, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.conftest.Server", WeakServer)
-    outcomes, sessions = attack(own_server(spares="0"), browser, PLAIN)
+    outcomes, sessions = attack(own_server(), browser, PLAIN)
     for name in ("read", "frame", "cookie", "storage"):
         assert CANARY in outcomes[name], outcomes
     assert "42" in outcomes["execute"]

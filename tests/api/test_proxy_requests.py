@@ -154,7 +154,7 @@ class ImpatientServer(Server):
 def test_a_body_that_trickles_is_408(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece comes in time, the whole doesn't."""
     monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         client.put("/api/sessions/s/code", json={"code": COUNTER})

@@ -15,7 +15,7 @@ from tests.conftest import MakeServer, eventually
 
 
 def test_a_service_that_takes_runs_is_ready(own_server: MakeServer) -> None:
-    server = own_server(api_key="k" * 32, spares="0")
+    server = own_server(api_key="k" * 32)
     with server.client() as anybody:
         answer = anybody.get("/ready")
         assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
@@ -27,7 +27,7 @@ def test_a_service_that_takes_runs_is_ready(own_server: MakeServer) -> None:
 
 
 def test_a_data_directory_that_cannot_be_written_to_is_told_until_it_can(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     uploads = server.data_dir / "uploads"
     with server.client() as client:
         assert client.get("/ready").status_code == 200
@@ -43,7 +43,7 @@ def test_a_data_directory_that_cannot_be_written_to_is_told_until_it_can(own_ser
 
 
 def test_a_service_told_to_stop_says_so_and_goes_on_for_a_while(own_server: MakeServer) -> None:
-    server = own_server(spares="0", unready_seconds="5")
+    server = own_server(unready_seconds="5")
     with server.client() as client:
         assert client.get("/ready").status_code == 200
         os.kill(server.pid, signal.SIGTERM)

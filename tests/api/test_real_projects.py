@@ -214,7 +214,7 @@ def test_a_go_module_with_two_dependencies(
         registry.put_go("example.com/words", {"title/title.go": sub}, requires=["example.com/base"])
         for name, value in registry.environment().items():
             monkeypatch.setenv(name, value)
-        server = own_server(spares="0")
+        server = own_server()
         with server.client() as client:
             where = make(client, {"go": {"goMod": GO["go.mod"]}}, "go", default_timeout=120)
             found = settled(client, where)

@@ -165,7 +165,7 @@ def test_no_output_is_kept_when_outputs_kept_is_0(own_server: MakeServer) -> Non
 
 
 def test_records_and_outputs_outlive_a_kill(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         outcome = client.post("/api/sessions/s/run", json={"code": "print('x' * 30000)"}).json()

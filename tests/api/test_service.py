@@ -180,7 +180,7 @@ def test_a_websocket_starts_the_service(client: httpx.Client, served: MakeSessio
 
 
 def test_a_service_ends_when_idle_and_when_its_room_is_needed(own_server: MakeServer) -> None:
-    server = own_server(idle_seconds="1", max_warm="2", spares="0", max_timeout="6")
+    server = own_server(idle_seconds="1", max_warm="2", max_timeout="6")
     with server.client() as client:
         for name in ("a", "b", "c"):
             client.post(

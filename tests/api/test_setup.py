@@ -280,7 +280,7 @@ def test_known_packages_need_no_registry(own_server: MakeServer, monkeypatch: py
         registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
         for name, value in registry.environment().items():
             monkeypatch.setenv(name, value)
-        server = own_server(spares="0")
+        server = own_server()
         with server.client() as client:
             known = make(client, {"pip": ["one"]})
             settled(client, known)
@@ -307,7 +307,7 @@ def has_failed(client: httpx.Client, where: str) -> bool:
 
 
 def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         where = make(client, {"pip": ["six"], "npm": ["ms"]})
         while not list((server.data_dir / "environments" / "making").iterdir()):
@@ -338,7 +338,7 @@ def test_a_run_waits_for_a_setup_no_longer_than_its_timeout(
     """The registry accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
-        server = own_server(spares="0", setup_seconds="5")
+        server = own_server(setup_seconds="5")
         with server.client() as client:
             where = make(client, {"pip": ["six"]})
             begun = time.monotonic()

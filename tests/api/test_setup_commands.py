@@ -17,7 +17,7 @@ import pytest
 from tests.api.answers import RUN_KEYS, refused
 from tests.api.setups import make, settled
 from tests.conftest import MakeServer, Run, Server, eventually
-from tests.gvisor import needs_gvisor
+from tests.gvisor import needs_gvisor, of_kind
 from tests.packages.registry import serving, wheel
 
 
@@ -80,7 +80,7 @@ def test_commands_have_packages_and_files(own_server: MakeServer, monkeypatch: p
         registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
         for name, value in registry.environment().items():
             monkeypatch.setenv(name, value)
-        server = own_server(spares="0")
+        server = own_server()
         with server.client() as client:
             where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
             client.put(
@@ -139,7 +139,7 @@ def test_commands_have_the_sessions_limits_and_network(client: httpx.Client) -> 
 
 @needs_gvisor
 def test_commands_in_gvisor(client: httpx.Client, run: Run) -> None:
-    where = make(client, {"commands": ["dmesg > kernel"]}, isolation="gvisor")
+    where = make(client, {"commands": ["dmesg > kernel"]}, **of_kind("gvisor"))
     settled(client, where)
     assert "Starting gVisor" in client.get(f"/api/sessions/{where}/files/kernel").text
     assert run(where, "print(len(open('kernel').read()) > 0)")["stdout"] == "True\n"
@@ -246,7 +246,7 @@ def test_endless_output_is_bounded(client: httpx.Client) -> None:
 
 
 def test_a_setup_that_was_cut_off_begins_again(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         where = make(client, {"commands": ["echo x >> made", "echo began; sleep 2"]})
         client.put(f"/api/sessions/{where}/files/other", content=b"1")
@@ -318,7 +318,7 @@ def test_commands_share_the_scratch_directories_and_runs_find_them_empty(
     client: httpx.Client, run: Run, isolation: str
 ) -> None:
     commands = ["echo 1 > /tmp/a; echo 2 > /dev/shm/b", "cat /tmp/a /dev/shm/b > kept"]
-    where = make(client, {"commands": commands}, isolation=isolation)
+    where = make(client, {"commands": commands}, **of_kind(isolation))
     settled(client, where)
     code = "import os; print(open('kept').read(), os.listdir('/tmp'), os.listdir('/dev/shm'))"
     assert run(where, code, timeout=60)["stdout"] == "1\n2\n [] []\n"

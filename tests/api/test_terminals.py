@@ -280,9 +280,7 @@ Tickets.take = lambda self, ticket, session_id: self._tickets[ticket].caller
 
 def test_tickets_that_could_be_used_again_would_be_found(tmp_path: Path) -> None:
     """The same attacks get in at a server whose tickets stay good, for any session."""
-    server = WeakServer(
-        tmp_path / "data", {"ERA_API_KEY": OPERATOR_KEY, "ERA_SPARES": "0"}, weakness=f"exec({REUSABLE!r})"
-    )
+    server = WeakServer(tmp_path / "data", {"ERA_API_KEY": OPERATOR_KEY}, weakness=f"exec({REUSABLE!r})")
     server.start()
     try:
         with client_with_key(server, OPERATOR_KEY) as client:

@@ -194,7 +194,7 @@ def test_nothing_comes_back_after_the_grace_period(own_server: MakeServer) -> No
 
 
 def test_expiry_is_caught_up_after_a_restart(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "short", "ttl": 1})
         client.post("/api/sessions", json={"language": "python", "session_id": "long", "ttl": 3600})
@@ -216,7 +216,7 @@ def test_restoring_what_is_not_gone_is_refused(client: httpx.Client, session: Ma
 
 
 def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         body = {"language": "python", "session_id": "s", "ttl": 1}
         assert client.post("/api/sessions", json=body).status_code == 201

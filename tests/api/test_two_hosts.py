@@ -76,7 +76,7 @@ while True:
 @pytest.fixture(scope="module", params=["plain", pytest.param("over TLS", marks=pytest.mark.soak)])
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     before, data_dir = mounts(), tmp_path_factory.mktemp("two") / "data"
-    home = Home(data_dir, {"ERA_SPARES": "0"}, tls=request.param == "over TLS").start()
+    home = Home(data_dir, tls=request.param == "over TLS").start()
     yield home
     processes = home.descendants()
     assert home.stop() == 0, home.log
@@ -204,7 +204,7 @@ def test_a_stop_waits_for_no_client_that_answers_nothing(home: Home, client: htt
 
 
 def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
         assert client.post("/api/sessions", json=body).status_code == 201
@@ -300,7 +300,7 @@ def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: http
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A home that only those with a key may call."""
     data_dir = tmp_path_factory.mktemp("keyed") / "data"
-    home = Home(data_dir, {"ERA_SPARES": "0", "ERA_API_KEY": OPERATOR_KEY}).start()
+    home = Home(data_dir, {"ERA_API_KEY": OPERATOR_KEY}).start()
     yield home
     assert home.stop() == 0, home.log
     assert "Traceback" not in home.log, home.log

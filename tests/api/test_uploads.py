@@ -82,7 +82,7 @@ class Upload:
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that waits three seconds for the next piece of a body, and accepts three large uploads at a time."""
     directory = tmp_path_factory.mktemp("impatient") / "data"
-    settings = {"ERA_BODY_IDLE_SECONDS": "3", "ERA_MAX_UPLOADS": "3", "ERA_SPARES": "0", "ERA_GRACE_SECONDS": "0"}
+    settings = {"ERA_BODY_IDLE_SECONDS": "3", "ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0"}
     server = Server(directory, settings).start()
     yield server
     assert server.stop() == 0, server.log

@@ -278,7 +278,7 @@ def test_old_versions_are_dropped(own_server: MakeServer) -> None:
 
 
 def test_versions_outlive_a_kill(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"n": 1}})
         client.post("/api/sessions/s/run", json={"code": setting({"n": 2}, f="file")})

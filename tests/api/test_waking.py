@@ -53,7 +53,7 @@ def _put_away(server: Server, client: httpx.Client, kept: int) -> None:
 
 @pytest.fixture
 def server(own_server: MakeServer) -> Server:
-    server = own_server(max_warm="1", spares="0")
+    server = own_server(max_warm="1")
     with server.client() as client:
         for name in ("s", "other"):
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201

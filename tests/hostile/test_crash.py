@@ -211,7 +211,7 @@ def test_a_dead_sandbox_is_remade_and_its_run_is_killed(own_server: MakeServer) 
 
 
 def test_deleting_a_session_ends_its_run_and_its_queue(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
+    server = own_server()
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         answers: list[httpx.Response] = []

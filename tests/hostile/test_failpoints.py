@@ -72,7 +72,6 @@ class Service:
         self.before = mounts()
         self.log = directory / "strace"
         settings = {
-            "ERA_SPARES": "0",
             "ERA_ISOLATION": "bubblewrap",
             "ERA_VERSIONS_KEPT": str(KEPT),
             "ERA_GRACE_SECONDS": "0",

@@ -30,7 +30,7 @@ json.dump(data, open('.session_data.json', 'w'))
 def full_home(directory: Path, others_warm: int, **settings: str) -> Iterator[Home]:
     """A home with room for two sandboxes, beside a host with room for so many."""
     before = mounts()
-    settings = {"ERA_SPARES": "0", "ERA_MAX_WARM": "2", "ERA_LEASE_SECONDS": "20", **settings}
+    settings = {"ERA_MAX_WARM": "2", "ERA_LEASE_SECONDS": "20", **settings}
     home = Home(directory / "data", settings, of_other={"ERA_MAX_WARM": str(others_warm)}).start()
     try:
         wait_for_the_other(home)

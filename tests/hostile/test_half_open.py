@@ -53,7 +53,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., WeakServer]]:
     made: list[WeakServer] = []
 
     def start(weakness: str = "", kind: str = "bubblewrap") -> WeakServer:
-        settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_DRAIN_SECONDS": "0", "ERA_SPARES": "0"}
+        settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_DRAIN_SECONDS": "0"}
         made.append(WeakServer(tmp_path / "data", settings, weakness=f"exec({SMALL + weakness!r})"))
         made[-1].start()
         with client_with_key(made[-1], OPERATOR_KEY) as client:

@@ -25,7 +25,7 @@ MANY_NAMES = "import os\nfor n in range(2000): open('x' * 200 + str(n) + os.uran
 
 @pytest.fixture(params=[None, "no bound of history"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ForkedServer]:
-    settings = {"ERA_SPARES": "0", "ERA_ISOLATION": "bubblewrap", "ERA_HISTORY_MB": str(LIMIT // MIB)}
+    settings = {"ERA_ISOLATION": "bubblewrap", "ERA_HISTORY_MB": str(LIMIT // MIB)}
     server = ForkedServer(tmp_path / "data", settings, weakness=request.param)
     server.start()
     yield server

@@ -45,7 +45,7 @@ era.host_tls.host_tls = weak
 @contextmanager
 def two_hosts(directory: Path, start_seconds: float = START_SECONDS, **settings: str) -> Iterator[Home]:
     before = mounts()
-    settings = {"ERA_SPARES": "0", **settings}
+    settings = dict(settings)
     home = Home(directory / "data", settings, start_seconds=start_seconds, tls=True).start()
     try:
         yield home

@@ -194,7 +194,7 @@ def test_a_preflight_allows_nothing(server: Server, client: httpx.Client) -> Non
 
 def test_with_an_api_key_only_the_key_counts(own_server: MakeServer) -> None:
     """Wherever a request comes from: no page of another site knows the key."""
-    server = own_server(api_key="the-key", spares="0")
+    server = own_server(api_key="the-key")
     key = {"authorization": "Bearer the-key"}
     with server.client() as client:
         for name in FOREIGN:

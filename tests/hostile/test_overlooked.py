@@ -89,7 +89,7 @@ class Session:
 def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_server: Callable[..., Server]) -> None:
     if user == "root" and os.geteuid() != 0:
         pytest.skip("not root")
-    server = own_server(uid=None if user == "root" or os.geteuid() else 4201, spares="0")
+    server = own_server(uid=None if user == "root" or os.geteuid() else 4201)
     with server.client() as client:
         for name, change in CHANGES.items():
             session = Session(client, isolation)

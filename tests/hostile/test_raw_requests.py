@@ -169,7 +169,7 @@ def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server
 
 @pytest.mark.parametrize("path", [b"/api/sessions", b"/health", b"/openapi.json"])
 def test_two_hosts_are_refused_with_a_key_too(own_server: MakeServer, path: bytes) -> None:
-    server = own_server(api_key="the-key", spares="0")
+    server = own_server(api_key="the-key")
     for hosts in (b"Host: SELF\r\nHost: evil.example\r\n", b"Host: evil.example\r\nHost: SELF\r\n"):
         with Connection(server) as connection:
             head = b"GET " + path + b" HTTP/1.1\r\nAuthorization: Bearer the-key\r\nConnection: close\r\n"

@@ -72,7 +72,7 @@ for directory, _, files in sorted(os.walk('a')):
 
 def test_a_session_moves_from_disk_to_a_bucket_and_back(own_server: MakeServer, s3: S3, bucket: str) -> None:
     """By capsules, with files, data, versions and runs; and the session works there."""
-    disk, remote = own_server(spares="0"), own_server(spares="0", blobs=s3.url(bucket))
+    disk, remote = own_server(), own_server(blobs=s3.url(bucket))
     with disk.client() as client:
         body = {"language": "python", "session_id": "s", "metadata": {"who": "me"}}
         assert client.post("/api/sessions", json=body).status_code == 201

@@ -33,7 +33,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """The data directory of a server that was stopped, a backup that was taken of it under load, and what was known to
     its clients before and after the backup."""
     directory, known = tmp_path_factory.mktemp("kept"), Known()
-    server = Server(directory / "data", {"ERA_SPARES": "0"}).start()
+    server = Server(directory / "data").start()
     try:
         with under_load(server, known):
             era(None, "backup", "--data-dir", server.data_dir, directory / "backup", "--json", code=0)
@@ -54,7 +54,7 @@ def test_a_backup_under_load_is_a_server_as_of_one_moment(kept: Kept, tmp_path: 
     assert json.loads((backup / "backup.json").read_text())["problems"] == {}
     era(None, "restore", backup, "--data-dir", tmp_path / "data", code=0)
     assert check(ServerData(tmp_path / "data"), quiet).problems == []
-    server = Server(tmp_path / "data", {"ERA_SPARES": "0"}).start()
+    server = Server(tmp_path / "data").start()
     try:
         assert_as_of_one_moment(server, known)
     finally:

@@ -39,7 +39,7 @@ class Backed:
         self.backup = directory / "backup"
         self.known = Known()
         env = {"ERA_DATABASE_URL": str(self.data.database_url), "ERA_BLOBS": self.data.blobs_url}
-        server = Server(self.data.directory, {"ERA_SPARES": "0", **env}).start()
+        server = Server(self.data.directory, env).start()
         try:
             with under_load(server, self.known):
                 era(None, "backup", "--data-dir", self.data.directory, self.backup, code=0, env=env)
@@ -70,7 +70,7 @@ def test_a_backup_under_load_is_restored_to_one_machine(backed: Backed, tmp_path
     assert (tmp_path / "data" / "blobs").is_dir()
     assert not (tmp_path / "data" / "store-id").exists()
     assert check(ServerData(tmp_path / "data"), quiet).problems == []
-    server = Server(tmp_path / "data", {"ERA_SPARES": "0"}).start()
+    server = Server(tmp_path / "data").start()
     try:
         assert_as_of_one_moment(server, backed.known)
     finally:

@@ -32,7 +32,7 @@ era.core.versions.Versions.list = list
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeakServer]:
     """A server that logs JSON, and has a bug: versions can't be listed."""
     before, data_dir = mounts(), tmp_path_factory.mktemp("logs") / "data"
-    settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_SPARES": "0", "ERA_LOG_FORMAT": "json"}
+    settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_LOG_FORMAT": "json"}
     server = WeakServer(data_dir, settings, weakness=f"exec({FAILING!r})")
     server.start()
     yield server

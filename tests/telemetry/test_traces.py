@@ -70,7 +70,7 @@ def collector() -> Iterator[Collector]:
 def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that sends traces, soon, and tells programs of theirs."""
     before, data_dir = mounts(), tmp_path_factory.mktemp("traces") / "data"
-    settings = {"ERA_TRACES": collector.url, "ERA_TRACE_PROGRAMS": "true", "ERA_SPARES": "0"}
+    settings = {"ERA_TRACES": collector.url, "ERA_TRACE_PROGRAMS": "true"}
     server = Server(data_dir, {**settings, "OTEL_BSP_SCHEDULE_DELAY": "50"}).start()
     yield server
     processes = server.descendants()
