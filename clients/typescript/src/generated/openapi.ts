@@ -60,7 +60,7 @@ export interface paths {
          * Execute
          * @description Run code once, in a temporary sandbox that is gone when this answers. Where the header
          *     Accept wants `text/event-stream` more than JSON, stream its output: events `stdout`, `stderr`, then `done` or
-         *     `error`; whoever hangs up ends the program.
+         *     `error`. Whoever hangs up ends the program.
          */
         post: operations["execute"];
         delete?: never;
