@@ -122,7 +122,7 @@ def _is_first_inside(pid: int) -> bool:
 def stress(own_server: MakeServer, *, runs: int, sessions: int) -> None:
     """Make so many runs in so many sessions, and check what is left of them."""
     before, chance = mounts(), random.Random(runs)
-    server = own_server(max_warm="12", outputs_kept="5", versions_kept="5")
+    server = own_server(max_warm="12", outputs_kept="5", versions_kept="5", spares="1")
     load = Load(server, sessions)
     with server.client() as client:
         for number in range(sessions):

@@ -220,17 +220,20 @@ test('documents that are broken, endless or heavy end with their preview', () =>
 test('what a page unpacks to has a bound', () =>
   withPage(async (page) => {
     const id = await session('unpacks');
-    const unpacked = (size: number) => {
+    const unpacked = (name: string, size: number) => {
       const content = Buffer.alloc(size, ' ');
       content.write(written('behind it all'), size - 100);
-      return document([written('A first page'), stream(deflateSync(content, { level: 1 }), '/Filter /FlateDecode')]);
+      return document([
+        written(`Page one of ${name}`),
+        stream(deflateSync(content, { level: 1 }), '/Filter /FlateDecode'),
+      ]);
     };
     for (const [name, size] of [
       ['much.pdf', 20 << 20],
       ['more.pdf', 300 << 20],
     ] as const) {
-      await page.goto(await stored(id, name, unpacked(size)));
-      await sheet(page, 1).getByText('A first page').waitFor();
+      await page.goto(await stored(id, name, unpacked(name, size)));
+      await sheet(page, 1).getByText(`Page one of ${name}`).waitFor();
       await page.getByLabel('Page', { exact: true }).fill('2');
       await page.keyboard.press('Enter');
       if (name === 'much.pdf') await sheet(page, 2).getByText('behind it all').waitFor();

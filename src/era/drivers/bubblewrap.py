@@ -201,8 +201,8 @@ class BubblewrapSandbox:
 
     def _may_alternate(self, language: Language) -> bool:
         """Whether a burst may have a second supervisor of runs."""
-        slow = languages.runtime(language).starts_from_nothing_of_the_session
-        return slow and self._group is not None and self._driver.templates is not None
+        may = languages.runtime(language).may_start_beside_programs
+        return may and self._group is not None and self._driver.templates is not None
 
     def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
         return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()

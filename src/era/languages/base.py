@@ -50,7 +50,7 @@ class Runtime:
     """argv of a spare: a process that gets ready, then waits at descriptor 3 for its environment; the program's file is
     appended (see guest/node_wait.cjs). None if no spare is kept."""
 
-    starts_from_nothing_of_the_session: bool = False
+    may_start_beside_programs: bool = False
     """Whether a spare takes long to start, and reads no file that programs can change until it has its environment: it
     may start while a program runs, where that can't reach it (drivers/alternation.py)."""
 

@@ -1,7 +1,7 @@
 /** One file: as text to edit, as a picture, a table, a PDF document, or a page that can do nothing. */
 
 import { useSignal } from '@preact/signals';
-import { useMemo } from 'preact/hooks';
+import { useEffect, useMemo } from 'preact/hooks';
 import { ApiError, call, download, fileAt, send } from '../api.ts';
 import { draft, dropDraft, keepDraft } from '../drafts.ts';
 import { bytes } from '../format.ts';
@@ -99,12 +99,13 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
   const document = ending === 'pdf';
   const raw = useSignal(draft(name) !== undefined);
   const text = useSignal(draft(name));
-  // The file that is being edited is loaded again only after it was saved.
+  const loaded = useLoad((signal) => load(url, entry?.size === 0, signal), [url]);
+  // It is loaded again when the list says that it has changed, but not while somebody edits it.
   const editing = text.value !== undefined;
-  const loaded = useLoad(
-    (signal) => load(url, entry?.size === 0, signal),
-    [url, editing ? 'edited' : (entry?.etag ?? '')],
-  );
+  const changed = entry?.etag && loaded.value && !loaded.value.etag.includes(entry.etag);
+  useEffect(() => {
+    if (changed && !editing) void loaded.reload();
+  }, [entry?.etag, !!changed, editing]);
   const began = useSignal('');
   const value = loaded.value;
   const shown = text.value ?? value?.text ?? '';
