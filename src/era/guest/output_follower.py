@@ -193,7 +193,7 @@ def follow(
                 if kind == b"J":
                     control.joined = True
                 elif kind == b"K":
-                    cause = "killed"
+                    cause = "killed" if cause == "exit" else cause  # what came first counts
                     running = False
                 elif kind == b"T" and cause == "exit":
                     cause = "killed"

@@ -41,6 +41,18 @@ def test_a_run_can_be_killed(sandboxes: Any, sandbox: Any) -> None:
     assert says(sandboxes, sandbox, "print('well')") == "well\n"
 
 
+def test_a_run_that_is_killed_after_its_deadline_was_out_of_time(sandboxes: Any, sandbox: Any) -> None:
+    code = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"out of time"))
+while True:
+    time.sleep(1)
+"""
+    result = sandboxes.run(sandbox, code, timeout=0.5, meanwhile="kill")
+    assert result.stdout == "out of time"
+    assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
+
+
 def test_output_is_bounded(sandboxes: Any, sandbox: Any) -> None:
     result = sandboxes.run(
         sandbox, "import sys\nfor _ in range(48): sys.stdout.write('x' * (1 << 16))\nprint('end', file=sys.stderr)"
