@@ -157,9 +157,8 @@ class Server:
         """Start the service and wait until it serves."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
         # The strongest isolation of this machine may be slower, and isn't the same everywhere.
-        environment |= {"ERA_ISOLATION": "bubblewrap"}
-        # Most make fewer sandboxes than would be kept ready.
-        environment |= {"ERA_SPARES": "0"}
+        # Most tests make fewer sandboxes than would be kept ready.
+        environment |= {"ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile again
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = SERVE

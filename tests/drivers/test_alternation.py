@@ -163,7 +163,7 @@ async def while_it_lingers(sandbox: Any) -> None:
 
 
 async def test_one_that_does_not_start_leaves_the_event_loop_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alternation, "_START_SECONDS", 0.1)
+    monkeypatch.setattr(alternation, "START_SECONDS", 0.1)
     broker, theirs = socket.socketpair()
     process = subprocess.Popen(["sleep", "60"])
     opened: list[Any] = [broker, theirs]

@@ -146,19 +146,22 @@ def rows_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def rows_out_of_reach(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def _out_of_reach(cluster: WiredCluster, place: Place) -> Iterator[None]:
     with cluster.wires.mended():
         for host in cluster.hosts:
-            cluster.wires.between(host.place, cluster.rows, LOST)
+            cluster.wires.between(host.place, place, LOST)
         yield
+
+
+def rows_out_of_reach(cluster: WiredCluster, chance: random.Random) -> AbstractContextManager[None]:
+    """No host reaches PostgreSQL."""
+    return _out_of_reach(cluster, cluster.rows)
 
 
 @contextmanager
 def content_out_of_reach(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
     """S3 is gone for a while."""
-    with cluster.wires.mended():
-        for host in cluster.hosts:
-            cluster.wires.between(host.place, cluster.content, LOST)
+    with _out_of_reach(cluster, cluster.content):
         time.sleep(cluster.outage_seconds)
         yield
 

@@ -45,7 +45,6 @@ era.host_tls.host_tls = weak
 @contextmanager
 def two_hosts(directory: Path, start_seconds: float = START_SECONDS, **settings: str) -> Iterator[Home]:
     before = mounts()
-    settings = dict(settings)
     home = Home(directory / "data", settings, start_seconds=start_seconds, tls=True).start()
     try:
         yield home

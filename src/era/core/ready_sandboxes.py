@@ -58,7 +58,7 @@ class ReadySandboxes:
         self._count, self._make, self._close, self._memory = count, make, close, memory
         self._kinds: dict[_Kind, _Ready] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Future[None]] = set()
         self._is_stopped = False
 
     def start(self) -> None:
@@ -97,11 +97,8 @@ class ReadySandboxes:
         """Close those of other drivers that nobody has asked for lately, or for which there is no memory."""
         for kind, ready in self._kinds.items():
             while ready.sandboxes and not self._may_be_there(kind, more=0):
-                self._closing.add(task := asyncio.create_task(self._closed(ready.sandboxes.popleft())))
+                self._closing.add(task := asyncio.ensure_future(self._close(ready.sandboxes.popleft(), "idle")))
                 task.add_done_callback(self._closing.discard)
-
-    async def _closed(self, sandbox: Sandbox) -> None:
-        await self._close(sandbox, "idle")
 
     def _of(self, kind: _Kind) -> _Ready:
         if kind not in self._kinds:

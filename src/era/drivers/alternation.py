@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 from era.core.models import JsonObject
 from era.core.program import Ended, Output, Program
+from era.core.stall_timeout import START_SECONDS
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.forking import Forked, TemplateFailed
@@ -47,8 +48,6 @@ LINGER = 30.0
 
 ROOM_BYTES, ROOM_TASKS = 64 << 20, 24
 """What the second supervisor and a spare of Node's or TypeScript's take, generously."""
-
-_START_SECONDS = 20.0
 
 
 def second_of(config: JsonObject) -> JsonObject:
@@ -198,7 +197,7 @@ class Alternation:
                 self._group = None
             with theirs:
                 life = await self._enter(theirs.fileno())
-            async with asyncio.timeout(_START_SECONDS):
+            async with asyncio.timeout(START_SECONDS):
                 _, broker = await receive_guest_listeners(ours, ())
                 channel = await Channel.over(ours, self._variables)
                 await channel.ready()

@@ -45,7 +45,8 @@ class Paths:
 
 
 def staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
-    """See `_staged`. Raises NoIsolation where that can't be."""
+    """Bind all of `paths` under one directory, in a mount namespace that this thread gets. Returns where it is then.
+    `files` are those under /etc that are made, by their paths inside. Raises NoIsolation."""
     try:
         return _staged(paths, files)
     except OSError as error:
@@ -56,8 +57,7 @@ def staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
 
 
 def _staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
-    """Bind all of `paths` under one directory, in a mount namespace that this thread gets. Returns where it is then.
-    `files` are those under /etc that are made, by their paths inside. Raises OSError."""
+    """`staged`, which raises OSError."""
     os.unshare(os.CLONE_NEWNS)
     _mount("none", Path("/"), None, _MS_REC | _MS_SLAVE)
     _STAGE.mkdir(parents=True, exist_ok=True)

@@ -27,12 +27,12 @@ from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, V
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.database import Database
-from era.store.dialects import Precompiled, raising_if_taken
+from era.store.dialects import Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, insert_outputs, prune_outputs
 from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import find_session
 from era.store.tables import outputs, runs, versions
-from era.store.versions import VERSIONS, insert_name, insert_version, version_from_row
+from era.store.versions import VERSIONS, adding_version, insert_name, version_from_row
 
 IMPORTED = {"imported": True}
 """What `enforced` of a run's record says where the run was on another server."""
@@ -154,16 +154,17 @@ def _insert_foreign_run(connection: Connection, session_key: int, record: RunRec
 def _insert_foreign_versions(connection: Connection, session_key: int, batch: Sequence[VersionContent]) -> None:
     for content in batch:
         version = content.version
-        insert_version(
-            connection,
+        run_id = _run_id_here(connection, session_key, version.run_id)
+        inserting = adding_version(
             session_key,
             version.n,
             version.cause,
             version.created_at,
             data=content.data,
             snapshot=version.snapshot,
-            run_id=_run_id_here(connection, session_key, version.run_id),
+            run_id=run_id,
         )
+        together(connection, inserting)
         if version.name is not None:
             insert_name(connection, session_key, version.n, version.name)
 

@@ -25,14 +25,14 @@ from era.store.tables import hosts, quota_runs, quota_sandboxes, usage
 _RUNS = (quota_runs.c.kind == bindparam("of_kind")) & (quota_runs.c.subject == bindparam("of_subject"))
 _BEGUN = select(quota_runs.c.begun).where(_RUNS)
 _SET_BEGUN = update(quota_runs).where(_RUNS).values(begun=bindparam("new_begun"))
+_SANDBOXES = (quota_sandboxes.c.kind == bindparam("of_kind")) & (quota_sandboxes.c.subject == bindparam("of_subject"))
 _IN_USE = (
     select(quota_sandboxes.c.session_id, quota_sandboxes.c.memory)
-    .where(quota_sandboxes.c.kind == bindparam("of_kind"), quota_sandboxes.c.subject == bindparam("of_subject"))
+    .where(_SANDBOXES)
     .where(exists().where(hosts.c.id == quota_sandboxes.c.host_id, ~hosts.c.dead))
 )
 _DROP = delete(quota_sandboxes).where(
-    quota_sandboxes.c.kind == bindparam("of_kind"),
-    quota_sandboxes.c.subject == bindparam("of_subject"),
+    _SANDBOXES,
     quota_sandboxes.c.session_id == bindparam("session"),
     quota_sandboxes.c.host_id == bindparam("host"),
 )
@@ -66,20 +66,19 @@ class QuotaCounts:
     ) -> tuple[Bound, Refusal] | None:
         one_after_the_other(connection, f"quotas of {owner}")
         at = connection.execute(select(database_time())).scalar_one()
-        meters: dict[tuple[Kind, str], Meter] = {}
-        for kind, subject in dict.fromkeys((bound.kind, bound.subject) for bound in bounds):
-            names = {bound.name for bound in bounds if bound.subject == subject and bound.kind == kind}
-            meters[kind, subject] = _meter(connection, kind, subject, names)
+        names: dict[tuple[Kind, str], set[str]] = {}
+        for bound in bounds:
+            names.setdefault((bound.kind, bound.subject), set()).add(bound.name)
+        meters = {whose: _meter(connection, *whose, of_names) for whose, of_names in names.items()}
         for bound in bounds:
             refusal = meters[bound.kind, bound.subject].refusal(bound.name, bound.most, session, memory, at)
             if refusal is not None:
                 return bound, refusal
         for (kind, subject), meter in meters.items():
-            names = {bound.name for bound in bounds if bound.subject == subject and bound.kind == kind}
-            if run and "runs_per_minute" in names:
+            if run and "runs_per_minute" in names[kind, subject]:
                 meter.runs.add(at)
                 _set_begun(connection, kind, subject, meter.runs)
-            if names & {"sandboxes", "memory_mb"}:
+            if names[kind, subject] & {"sandboxes", "memory_mb"}:
                 self._add(connection, Held(kind, subject, session), memory)
         return None
 

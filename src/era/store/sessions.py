@@ -21,7 +21,7 @@ from era.core.metadata import KEEP, Retention, SessionChange
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
 from era.errors import Conflict, NoSession
 from era.store.database import Database
-from era.store.dialects import raising_if_taken
+from era.store.dialects import raising_if_taken, together
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key
 from era.store.session_lookup import (
@@ -40,7 +40,7 @@ from era.store.session_lookup import (
 from era.store.session_pages import pair
 from era.store.setups import PENDING
 from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
-from era.store.versions import insert_version, next_version, version_content
+from era.store.versions import adding_version, next_version, version_content
 from era.store.webhooks import tell
 
 _LONG_AGO = -(1 << 62)
@@ -146,7 +146,7 @@ def create_session(connection: Connection, new: NewSession, claim: Claim | None)
     }
     claim_key(connection, claim, new.id.owner)
     key = insert_session(connection, values)
-    insert_version(connection, key, 1, "create", at, data=new.data, snapshot=EMPTY)
+    together(connection, adding_version(key, 1, "create", at, data=new.data, snapshot=EMPTY))
     _insert_pairs(connection, key, new.metadata)
     return _answer_with_session(connection, key, claim, new.id.owner)
 
@@ -162,7 +162,7 @@ def copy_session(connection: Connection, retention: Retention, copy: NewCopy, cl
     own = {"id": copy.id, "history_bytes": source.history_bytes, "api_key_id": copy.source_id.key_id or None}
     key = insert_session(connection, settings_of(source) | times | own)
     data = content.data if copy.data is None else copy.data
-    insert_version(connection, key, 1, "duplicate", at, data=data, snapshot=content.version.snapshot)
+    together(connection, adding_version(key, 1, "duplicate", at, data=data, snapshot=content.version.snapshot))
     _insert_pairs(connection, key, source.metadata)
     return _answer_with_session(connection, key, claim, source)
 

@@ -141,7 +141,7 @@ def next_version(
     if row is None:
         return None
     n: int = row[0]
-    insert_version(connection, session_key, n, cause, at, data=data, snapshot=snapshot, run_id=run_id)
+    together(connection, adding_version(session_key, n, cause, at, data=data, snapshot=snapshot, run_id=run_id))
     prune(connection, retention, session_key, n, is_checkpoint=cause in CHECKPOINTS)
     return n
 
@@ -188,22 +188,6 @@ def has_checkpoints(connection: Connection, session_key: int) -> bool:
     return _first_checkpoint.first(connection, {"session": session_key}) is not None
 
 
-def insert_version(
-    connection: Connection,
-    session_key: int,
-    n: int,
-    cause: Cause,
-    at: int,
-    *,
-    data: str | None,
-    snapshot: Snapshot | None,
-    run_id: str | None = None,
-) -> None:
-    """Insert the row of version `n`. Data or snapshot of None is copied from version `n - 1`, which must exist."""
-    adding = adding_version(session_key, n, cause, at, data=data, snapshot=snapshot, run_id=run_id)
-    together(connection, adding)
-
-
 def adding_version(
     session_key: int,
     n: int,
@@ -214,7 +198,8 @@ def adding_version(
     snapshot: Snapshot | None,
     run_id: str | None = None,
 ) -> Asked:
-    """The statement of `insert_version`."""
+    """The statement that inserts the row of version `n`. Data or snapshot of None is copied from version `n - 1`, which
+    must exist."""
     values: dict[str, Any] = {
         "new_session_key": session_key,
         "new_n": n,
