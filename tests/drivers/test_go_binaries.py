@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +47,25 @@ func main() { fmt.Println(0, part) }
 """
 
 
+FAULTS_OF_CHILDREN = """package main
+
+import "syscall"
+
+func main() {
+	var usage syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_CHILDREN, &usage)
+	println(usage.Minflt > 0)
+}
+"""
+ASSEMBLED = "package main\n\nfunc value() int64\n\nfunc main() { println(value()) }\n"
+ASSEMBLER = """#include "value.h"
+
+TEXT ·value(SB), 4, $0-8
+	MOVQ $VALUE, ret+0(FP)
+	RET
+"""
+
+
 @pytest.fixture(scope="module")
 def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
     made = Sandboxes(tmp_path_factory.mktemp("go"), Weakness(), self_tested=["python"])
@@ -83,4 +103,34 @@ def test_what_was_built_is_run_again_and_every_change_shows(sandboxes: Sandboxes
 
     assert run(EMBEDDED, part_txt=b"5") == ["0", "5"]
     assert run(EMBEDDED, part_txt=b"6") == ["0", "6"]
+    sandboxes.close(sandbox)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its assembler is of this machine")
+def test_what_assembler_includes_shows(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make("go")
+    for value in ("1", "2"):
+        files = {"value_amd64.s": ASSEMBLER.encode(), "value.h": f"#define VALUE {value}\n".encode()}
+        assert sandboxes.run(sandbox, ASSEMBLED, files=files, timeout=300).stderr == f"{value}\n"
+    sandboxes.close(sandbox)
+
+
+def test_no_other_process_is_started_for_a_program_that_was_built(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make("go")
+    built, again = (sandboxes.run(sandbox, FAULTS_OF_CHILDREN, timeout=300).stderr for _ in range(2))
+    assert built == "true\n"
+    assert again == "false\n"
+    sandboxes.close(sandbox)
+
+
+def test_four_programs_are_kept(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make("go")
+    numbers = []
+    for text in (*"abcde", "e", "a"):
+        result = sandboxes.run(sandbox, PROGRAM.replace("TEXT", f'"{text}"'), timeout=300)
+        number, said = result.stdout.split()
+        assert said == text
+        numbers.append(number)
+    assert numbers[4] == numbers[5], "the last one is there still"
+    assert numbers[0] != numbers[6], "the first one had to make way"
     sandboxes.close(sandbox)

@@ -27,7 +27,7 @@ NODE_MODULES = "/node_modules"
 """Installed packages of Node, which finds them here from any directory."""
 
 GO_MODULES = "/opt/env-go"
-"""Installed modules of Go; guest/go_run.sh looks for them here."""
+"""Installed modules of Go; guest/go_run.py looks for them here."""
 
 SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  paths inside the sandbox, on tmpfs of its own
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
@@ -132,6 +132,7 @@ def supervisor_config(
         "fork": runtime.forks,
         "warm": runtime.warm,
         "cold": runtime.cold,
+        "starter": runtime.starter,
         "online": definition.online,
         "offline": definition.offline,
         "environment": dict(definition.environment),

@@ -168,6 +168,8 @@ class Supervisor:
         """argv of a waiting process, without the entry; None: there is none."""
         self.cold = config["cold"]
         """argv of a process that starts from nothing, without the entry."""
+        self.start = __import__(config["starter"]).start if config["starter"] else execute
+        """Called with that argv, completed, and the environment, to become the program."""
         self.options = config["offline"], config["online"]
         """More of argv: for runs without internet, and with it."""
         self.environment: dict[str, str] = config["environment"]
@@ -358,7 +360,9 @@ class Supervisor:
                 os.close(3)
                 restore_signals()
                 program = f"{self.workspace}/{entry}" if invocation.directory else entry
-                execute(invocation.command or [*self.cold, *options, program, *invocation.args], environment)
+                if invocation.command:
+                    execute(invocation.command, environment)
+                self.start([*self.cold, *options, program, *invocation.args], environment)
             self.become(f"{self.workspace}/{entry}")
             sys.argv.extend(invocation.args)
             sys.orig_argv.extend(invocation.args)

@@ -46,6 +46,10 @@ class Runtime:
     cold: tuple[str, ...]
     """argv that runs a program. The program's file is appended."""
 
+    starter: str | None = None
+    """A module of era/guest. Its `start(argv, environment)` is called with `cold` and what is appended to that, in the
+    process that becomes the program, instead of executing it."""
+
     warm: tuple[str, ...] | None = None
     """argv of a spare: a process that gets ready, then waits at descriptor 3 for its environment; the program's file is
     appended (see guest/node_wait.cjs). None if no spare is kept."""

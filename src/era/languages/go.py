@@ -1,7 +1,7 @@
 """Go, from the wheel that pip installs with the service. A program is compiled in its sandbox by `go build`, and run.
 
 What makes that quick is the standard library, compiled once for the machine (preparation.py) and mounted read-only. A
-sandbox has a build cache of its own, which begins as links to that one (guest/go_run.sh), so no session ever writes to
+sandbox has a build cache of its own, which begins as links to that one (guest/go_run.py), so no session ever writes to
 what another reads.
 """
 
@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from era.languages.base import CACHE, GUEST, Definition, Runtime, wheel
+from era.languages.base import CACHE, Definition, Runtime, wheel
 from era.languages.preparation import Preparation
 
 GO = "/opt/go"
@@ -25,7 +25,8 @@ def _find() -> Runtime:
     place = library.ready_place()
     return Runtime(
         version=version,
-        cold=("/bin/sh", f"{GUEST}/go_run.sh", ".".join(version.split(".")[:2])),
+        cold=(".".join(version.split(".")[:2]),),
+        starter="go_run",
         mounts={GO: directory} if place is None else {GO: directory, library.mount: place},
         programs=f"{GO}/bin",
     )
