@@ -119,6 +119,9 @@ def report(
         yield f"{name}: works" + (", and is what sessions get that don't say" if name == default else "")
         for wall in walls(name, isolation):
             yield from _lines(wall)
+        if settings.cgroup_parent:
+            text = f"control groups of sandboxes are made below ERA_CGROUP_PARENT, {settings.cgroup_parent}"
+            yield from _lines(Finding(name, True, text))
 
 
 def _lines(finding: Finding) -> Iterator[str]:

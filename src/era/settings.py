@@ -114,6 +114,12 @@ class Settings(BaseSettings):
         default="auto",
         description="Sandbox of sessions that choose none; auto is the strongest that works on this machine.",
     )
+    cgroup_parent: str = Field(
+        default="",
+        pattern=r"^(self|(/[^/.][^/]*)+)?$",
+        description="Control group below which those of sandboxes are made, as a path from the root of each hierarchy, "
+        "such as /era.slice; self: the one that ERA is in. It must be there. Left out: ERA chooses.",
+    )
     memory_mb: int = Field(default=512, ge=64, description="Memory of a sandbox, in MiB.")
     cpus: float = Field(default=1.0, ge=0.05, description="Processors of a sandbox.")
     pids: int = Field(default=256, ge=16, description="Processes and threads of a sandbox at a time.")

@@ -114,6 +114,14 @@ def test_doctor_reports_each_wall() -> None:
             assert len(after.strip()) > 20, f"no remedy for {line}"
 
 
+def test_control_groups_where_no_parent_is_are_refused(tmp_path: Path) -> None:
+    env = {"ERA_CGROUP_PARENT": "/era-of-nobody"}
+    said = "ERA_CGROUP_PARENT is /era-of-nobody, and sandboxes can't be bounded there"
+    refused = era(None, "serve", "--data-dir", tmp_path / "d", "--port", "0", code=2, env=env)
+    assert said in refused.stderr
+    assert "\nbubblewrap: can't be had\nmissing  " + said in era(None, "doctor", code=1, env=env).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "env", "message"),
     [
@@ -122,6 +130,7 @@ def test_doctor_reports_each_wall() -> None:
         ((), {"ERA_MEMORY_MB": "lots"}, "ERA_MEMORY_MB"),
         ((), {"ERA_PORT": "70000"}, "ERA_PORT"),
         (("--log-level", "loud"), {}, "ERA_LOG_LEVEL"),
+        ((), {"ERA_CGROUP_PARENT": "/era/../other"}, "ERA_CGROUP_PARENT"),
     ],
 )
 def test_serve_refuses_wrong_settings(

@@ -96,12 +96,14 @@ class Sandboxes:
         *,
         self_tested: Sequence[Language] = languages.LANGUAGES,
         cgroup_name: str = "",
+        driver_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`self_tested` are the languages of the driver's self-test."""
+        """`self_tested` are the languages of the driver's self-test, `driver_settings` more arguments of its."""
         self.all.add(self)
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
-        self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name)
+        more = driver_settings or {}
+        self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name, **more)
         self.driver.template_forks = weakness.template_forks
         self._weakness = weakness
         if weakness.supervisor:

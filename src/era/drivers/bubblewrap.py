@@ -435,6 +435,7 @@ class BubblewrapDriver:
         limits: Limits,
         *,
         cgroup_name: str,
+        cgroup_parent: str = "",
         package_sets: Path | None = None,
         certificates: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
@@ -443,11 +444,11 @@ class BubblewrapDriver:
         template_forks: int = 64,
     ) -> None:
         """Sandboxes have their files below `directory` and their control groups below `cgroup_name`; no other driver
-        may use either. `package_sets` is the directory of package sets, each named by its digest. `certificates`
-        is what most programs have as `Program.certificates`. `mounts` is what sandboxes have of the machine besides
-        runtimes, by its path inside. Sandboxes of a language are made once `preparations` has it prepared.
-        `why_offline` says why a sandbox's programs can't have the internet, None where they can. `template_forks` is
-        how many sandboxes may come from one template (templates.py), 0 for none."""
+        may use either. `cgroup_parent` is where that group is made (`Cgroups.find`). `package_sets` is the directory of
+        package sets, each named by its digest. `certificates` is what most programs have as `Program.certificates`.
+        `mounts` is what sandboxes have of the machine besides runtimes, by its path inside. Sandboxes of a language are
+        made once `preparations` has it prepared. `why_offline` says why a sandbox's programs can't have the internet,
+        None where they can. `template_forks` is how many may come from one template (templates.py), 0 for none."""
         self.certificates = certificates or {}
         self._why_offline = why_offline
         self.directory = directory / "live"
@@ -477,8 +478,7 @@ class BubblewrapDriver:
         """The languages whose sandboxes `start` tests."""
 
         self._preparations = preparations
-
-        self._cgroup_name = cgroup_name
+        self._find_cgroups = partial(Cgroups.find, cgroup_name, self.directory, cgroup_parent)
         self.uids = Uids(directory)
         self._sandboxes: set[BubblewrapSandbox] = set()
         self._enforced: JsonObject = {}
@@ -494,7 +494,7 @@ class BubblewrapDriver:
         )
 
     async def clear(self) -> None:
-        """Remove what an earlier service left in the directory and the control group."""
+        """Remove what an earlier service left. Raises NoIsolation where no control group can be had at its parent."""
         await self._on_spawner(self._clear)
 
     async def start(self) -> None:
@@ -576,7 +576,7 @@ class BubblewrapDriver:
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.cgroups = Cgroups.find(self._cgroup_name, self.directory)
+        self.cgroups = self._find_cgroups()
         if self.cgroups is not None:
             self.cgroups.remove_leftovers()
         remove_tree(self.directory)

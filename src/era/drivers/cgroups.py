@@ -2,10 +2,11 @@
 disk writes.
 
 All sandboxes of a service live in one group named after its data directory, so that a service that comes back after
-`kill -9` finds what its predecessor left, kills it and removes it. That group is made at the root of the hierarchies.
-Where the service can't write there (an ordinary user), it is made below the group that the service is in itself, if
-that was delegated to it as systemd does. Where neither can be (most containers), `find` returns None and the driver
-reports that no cgroup is in force.
+`kill -9` finds what its predecessor left, kills it and removes it. That group is made below the parent that the
+settings name, and nowhere else. Without one it is made at the root of the hierarchies. Where the service can't write
+there (an ordinary user), it is made below the group that the service is in itself, if that was delegated to it as
+systemd does. Where neither can be (most containers), `find` returns None and the driver reports that no cgroup is in
+force.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from era.core.jsontext import number
 from era.core.models import JsonObject
 from era.core.program import Limits
 from era.drivers import processes
+from era.errors import NoIsolation
 
 _CPU_PERIOD_US = 100_000
 _REMOVAL_SECONDS = 5.0
@@ -31,9 +33,16 @@ _MOST_ROUNDS = 50  # of moving processes of a group, while these start others
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "io")
 _PIECE = 1 << 16
 _VERSION_1_NAMES = {"io": "blkio"}
+SELF = "self"
+"""As a parent, the group that the service is in itself."""
+
 _SERVICE = "service"
 """The group for the service itself, below one that was delegated to it."""
 
+_PARENT = (
+    "Make this group in each hierarchy, for ERA alone and with the controllers memory and pids, or leave "
+    "ERA_CGROUP_PARENT out."
+)
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
 """The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
 
@@ -192,11 +201,15 @@ class Cgroups:
         self._disk = disk
 
     @classmethod
-    def find(cls, name: str, place: Path) -> Cgroups | None:
+    def find(cls, name: str, place: Path, parent: str = "") -> Cgroups | None:
         """Make the service's own group `name` in the hierarchies where this process may. None where it may not, or
         where memory or processes can't be bounded. Sandboxes write to the disk that has the directory `place`. This
-        process may be in another group afterwards: see `_vacate`."""
-        for version, roots in _hierarchies():
+        process may be in another group afterwards: see `_vacate`.
+
+        With a `parent`, SELF or a path from the root of each hierarchy, it is made below that group. Raises NoIsolation
+        where it can't be in each hierarchy that bounds something: what bounds the parent wouldn't bound sandboxes."""
+        why = "no hierarchy has such a group with the controllers memory and pids"
+        for version, roots in _below(parent) if parent else _hierarchies():
             if "memory" not in roots or "pids" not in roots:
                 continue
             try:
@@ -208,12 +221,19 @@ class Cgroups:
                     (root / name).mkdir(exist_ok=True)
                     if version == 2:
                         _delegate(root / name, roots)
-            except OSError:
+            except OSError as error:
+                why = f"{root}: {error.strerror}"
+                for directory in set(parents.values()):
+                    with contextlib.suppress(OSError):  # it wasn't made, or holds what an earlier service left
+                        directory.rmdir()
                 continue
-            freezer = _freezer(name)
+            freezer = _freezer(name, parent)
             if freezer is not None and freezer in parents.values():
                 parents["freezer"], freezer = freezer, None
             return cls(version, parents, _disk_of(place), freezer)
+        if parent:
+            nowhere = f"ERA_CGROUP_PARENT is {parent}, and sandboxes can't be bounded there: {why}."
+            raise NoIsolation(nowhere, hint=_PARENT)
         return None
 
     def create(self, name: str, limits: Limits) -> Group:
@@ -327,6 +347,22 @@ def _hierarchies() -> Iterator[tuple[int, dict[str, Path]]]:
             yield 2, _available(own)
 
 
+def _below(parent: str) -> Iterator[tuple[int, dict[str, Path]]]:
+    """As `_hierarchies`, of the group that the setting names. A group that isn't there is one of them, too: it isn't
+    made, since it would have no bounds."""
+    yield 1, {controller: _named(root, controller, parent) for controller, root in _version_1().items()}
+    for root in set(_version_2().values()):
+        yield 2, _available(_named(root, "", parent))
+
+
+def _named(root: Path, controller: str, parent: str) -> Path:
+    """The group that the setting names, below the root of a controller's hierarchy; see `_own_group`."""
+    if parent != SELF:
+        return root / parent.lstrip("/")
+    own = _own_group(root, controller) or root
+    return own.parent if not controller and own.name == _SERVICE else own
+
+
 def _version_1() -> dict[str, Path]:
     """The root of each controller's hierarchy that is mounted with version 1."""
     return {
@@ -376,13 +412,15 @@ def _vacate(directory: Path) -> None:
         (directory / _SERVICE / "cgroup.procs").write_text(str(pid))
 
 
-def _freezer(name: str) -> Path | None:
+def _freezer(name: str, parent: str) -> Path | None:
     """The service's own group `name` by which groups below it can be frozen, made where it isn't there; None where
-    there is none. Beside version 1, version 2 is mostly mounted, too: it can freeze without any controller."""
+    there is none. Beside version 1, version 2 is mostly mounted, too: it can freeze without any controller. A hierarchy
+    for freezing alone bounds nothing, so in one that hasn't the parent it is made without."""
     roots = [(directory, "") for directory, _ in _mounts("cgroup2")]
     roots += [(directory, "freezer") for directory, options in _mounts("cgroup") if "freezer" in options]
+    named = [_named(root, controller, parent) for root, controller in roots] if parent else []
     own = [group for root, controller in roots if (group := _own_group(root, controller))]
-    for root in (*(root for root, _ in roots), *own):
+    for root in (*named, *(root for root, _ in roots), *own):
         try:
             (root / name).mkdir(exist_ok=True)
             if any((root / name / file).exists() for file in (_FREEZE, _FREEZER_STATE)):

@@ -81,8 +81,8 @@ class DriverChoice:
         """Test all drivers: what the sandboxes of each have in force, or why it fails. Called instead of `start`."""
         results: dict[Isolation, JsonObject | NoIsolation] = {}
         for name, driver in self._drivers.items():
-            await driver.clear()
             try:
+                await driver.clear()
                 results[name] = (await self._tested(name)).isolation()
             except NoIsolation as problem:
                 results[name] = problem
