@@ -79,6 +79,27 @@ def test_a_client_and_processes_see_each_others_files_at_once(client: httpx.Clie
     assert process(client, where, "sleeper")["status"] == "running"
 
 
+def test_what_a_put_stores_ahead_is_what_its_version_names(own_server: MakeServer) -> None:
+    server = own_server(spares="0")
+    with server.client() as client:
+        where = str(client.post("/api/sessions", json={"language": "python"}).json()["id"])
+        start(client, where, "sleep 1000")
+        assert put(client, where, "d/file", b"one").is_success
+        shell(client, where, "chmod 640 d/file; ln -s file d/link")
+        client.post(f"/api/sessions/{where}/checkpoint").raise_for_status()
+
+        def stored() -> set[str]:
+            return {path.name for path in (server.content_dir / "blobs").glob("??/*")}
+
+        for path, new in (("d/file", 3), ("made/on/the/way", 5)):  # the content, and each directory on its way
+            before = stored()
+            assert put(client, where, path, f"content of {path}".encode()).is_success
+            assert len(stored() - before) == new
+        client.post(f"/api/sessions/{where}/stop").raise_for_status()
+        assert get(client, where, "d/file").content == b"content of d/file"
+        assert get(client, where, "made/on/the/way").content == b"content of made/on/the/way"
+
+
 def test_each_change_is_durable_when_it_is_answered(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:

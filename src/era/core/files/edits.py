@@ -40,6 +40,8 @@ class PutFile:
     size: int
     mtime_ns: int
     mode: int | None = None
+    uploaded: bool = True
+    """Whether its entry says that a client has put it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,15 @@ def _changed(
         elif isinstance(change, PutFile):
             _check_kind(old, "file", here)
             mode = change.mode if change.mode is not None else old[4] if old else FILE_MODE
-            entries[name] = ["file", name, change.digest, change.size, mode, change.mtime_ns, *UPLOADED]
+            entries[name] = [
+                "file",
+                name,
+                change.digest,
+                change.size,
+                mode,
+                change.mtime_ns,
+                *UPLOADED[: change.uploaded],
+            ]
             totals = totals.plus(Totals(0, 0, change.size))
         elif isinstance(change, Place):
             if old is not None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -92,13 +92,21 @@ class LiveSnapshots:
         """The ids of sandboxes that could not be frozen once, so that looking at them before would be of no use."""
 
     async def take(
-        self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None, *, changed: bool = False
+        self,
+        sandbox: Sandbox,
+        previous: Snapshot,
+        entry: str | None = None,
+        *,
+        changed: bool = False,
+        stored: Awaitable[None] | None = None,
     ) -> LiveSnapshot:
         """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
         raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
-        that it was changed just now, so that nothing would come of looking whether it is as it was."""
+        that it was changed just now, so that nothing would come of looking whether it is as it was. `stored` is waited
+        for once the tree has been looked at: somebody stores what it is expected to hold meanwhile, and raises nothing.
+        """
         try:
-            return await self._take(sandbox, previous, entry, changed=changed)
+            return await self._take(sandbox, previous, entry, changed=changed, stored=stored)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -106,7 +114,15 @@ class LiveSnapshots:
             self._snapshots.forget(sandbox.id)
             raise
 
-    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, *, changed: bool) -> LiveSnapshot:
+    async def _take(
+        self,
+        sandbox: Sandbox,
+        previous: Snapshot,
+        entry: str | None,
+        *,
+        changed: bool,
+        stored: Awaitable[None] | None,
+    ) -> LiveSnapshot:
         memory = self._snapshots.memory_of(sandbox, previous)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
             return LiveSnapshot(previous, consistent=True)
@@ -120,6 +136,8 @@ class LiveSnapshots:
             consistent = look is not None
             if look is None:
                 look, consistent = await self._agreeing_look(sandbox, memory, stack)
+            if stored is not None:
+                await stored
             found, known = look, memory
             updated = await self._on_thread(
                 sandbox, lambda: self._store(found, known), bulk=look.aside.bytes > _BULK_BYTES

@@ -231,6 +231,14 @@ class SessionFiles:
         except OSError as error:
             raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
 
+    async def edit_ahead(self, session: Session, path: Parts, upload: Upload, mtime_ns: int, mode: int | None) -> None:
+        """Make durable what a snapshot needs in which only this file of a live session has changed, before anything
+        names it: the content and the directories. One that comes out otherwise stores what differs itself. Raises as
+        Snapshots.edit does, and BadRequest."""
+        changes = Changes()
+        changes.add(path, PutFile(upload.digest, upload.size, mtime_ns, mode, uploaded=False))
+        await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
+
     async def content(self, upload: Upload, size: int) -> AsyncIterator[bytes]:
         """The content of an upload, in pieces of `size` bytes at most. Raises Unavailable where the disk fails."""
         if upload.content is not None:

@@ -84,11 +84,17 @@ class Checkpoints:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def commit_edit(self, live: LiveSession, session: Awaitable[Session] | None = None) -> int:
+    async def commit_edit(
+        self,
+        live: LiveSession,
+        session: Awaitable[Session] | None = None,
+        stored: Awaitable[None] | None = None,
+    ) -> int:
         """Commit the tree, which a client has changed, in the session's turn. Returns how many old versions had to go
-        for it. `session` is its row, where that was asked for earlier in this turn. Raises as `request` does."""
+        for it. `session` is its row, where that was asked for earlier in this turn, and `stored` is waited for before
+        anything of the tree is stored. Raises as `request` does."""
         row = await (session or self._store.session(live.session_id))
-        return (await self._committed(live, keeping_files(row), "files", changed=True))[1]
+        return (await self._committed(live, keeping_files(row), "files", changed=True, stored=stored))[1]
 
     async def _requested(self, live: LiveSession) -> Checkpoint:
         async with self._turns.take(live.session_id, patience=_PATIENCE):
@@ -105,13 +111,19 @@ class Checkpoints:
         return (await self._committed(live, session, "checkpoint"))[0]
 
     async def _committed(
-        self, live: LiveSession, session: Session, cause: Cause, *, changed: bool = False
+        self,
+        live: LiveSession,
+        session: Session,
+        cause: Cause,
+        *,
+        changed: bool = False,
+        stored: Awaitable[None] | None = None,
     ) -> tuple[Checkpoint, int]:
         """The same, with a cause, which is that of a loose checkpoint where the tree isn't of one moment; and how many
-        old versions had to go for it. `changed` is as for Moments.take."""
+        old versions had to go for it. `changed` and `stored` are as for LiveSnapshots.take."""
         trim = None
         try:
-            moment = await self._moments.take(live.sandbox, session.snapshot, changed=changed)
+            moment = await self._moments.take(live.sandbox, session.snapshot, changed=changed, stored=stored)
         except SnapshotRefused as refused:
             message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."
             if isinstance(refused, WorkspaceFull):

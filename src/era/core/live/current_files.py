@@ -27,7 +27,7 @@ from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
-from era.errors import BadRequest, NotFound, SessionLive, Unavailable
+from era.errors import BadRequest, EraError, NotFound, SessionLive, Unavailable
 
 _ATTEMPTS = 5
 _SETTLE_SECONDS = 30.0
@@ -164,13 +164,23 @@ class CurrentFiles:
 
             async def live_put(live: LiveSession, helper: FileHelper) -> int:
                 reading = asyncio.create_task(self._store.session(session_id))  # while the helper writes
+                storing: asyncio.Task[None] | None = None
                 try:
                     await self._check(helper, path, condition)
-                    await self._write(helper, path, upload, mode)
-                    return await self._checkpoints.commit_edit(live, reading)
+                    if upload.size <= PIECE:
+                        now = time.time_ns()
+                        # The commit finds this stored. Where it fails, the commit stores it, or fails in its stead.
+                        storing = asyncio.create_task(
+                            _quietly(self._files.edit_ahead(session, path, upload, now, mode))
+                        )
+                        content = b"".join([piece async for piece in self._files.content(upload, PIECE)])
+                        await helper.call("put", path, content, **_at(path), mode=mode, mtime_ns=now)
+                    else:
+                        await self._write(helper, path, upload, mode)
+                    return await self._checkpoints.commit_edit(live, reading, storing)
                 except BaseException:
                     reading.cancel()
-                    await asyncio.gather(reading, return_exceptions=True)
+                    await asyncio.gather(*filter(None, (reading, storing)), return_exceptions=True)
                     raise
 
             async def stored_put() -> int:
@@ -259,17 +269,7 @@ class CurrentFiles:
         condition.check(path, current)
 
     async def _write(self, helper: FileHelper, path: Parts, upload: Upload, mode: int | None) -> None:
-        """Have the helper make a file of an upload."""
-        placed = {"mode": mode, "mtime_ns": time.time_ns()}
-        if upload.size <= PIECE:
-            content = b"".join([piece async for piece in self._files.content(upload, PIECE)])
-            # The commit finds it stored, unless that has failed; then it says so.
-            storing = asyncio.create_task(_quietly(self._files.put_ahead(upload)))
-            try:
-                await helper.call("put", path, content, **_at(path), **placed)
-            finally:
-                await asyncio.wait({storing})
-            return
+        """Have the helper make a file of a large upload, piece by piece."""
         made, _ = await helper.call("create", path, **_at(path))
         handle = number_of(made, "handle")
         try:
@@ -277,7 +277,7 @@ class CurrentFiles:
             async for piece in self._files.content(upload, PIECE):
                 await helper.call("write", path, piece, handle=handle, at=at)
                 at += len(piece)
-            await helper.call("place", path, handle=handle, name=path[-1], **placed)
+            await helper.call("place", path, handle=handle, name=path[-1], mode=mode, mtime_ns=time.time_ns())
         except BaseException:
             await _quietly(helper.call("close", handle=handle))
             raise
@@ -361,5 +361,5 @@ async def _quietly(work: Awaitable[object]) -> None:
     """Do something whose failure means nothing."""
     try:
         await work
-    except (Unavailable, OSError, NotFound):
+    except (EraError, OSError):
         return
