@@ -21,6 +21,7 @@ from bench import (
     neighbours,
     ordinary,
     paint,
+    podman,
     postgres,
     rivals,
     storage,
@@ -220,6 +221,7 @@ CASES = [
     *ordinary.CASES,
     *clients.CASES,
     *gateway.CASES,
+    *podman.CASES,
 ]
 
 RATIOS = [
@@ -275,6 +277,7 @@ RATIOS = [
     *ordinary.RATIOS,
     *clients.RATIOS,
     *gateway.RATIOS,
+    *podman.RATIOS,
 ]
 
 if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):

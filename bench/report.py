@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import gateway, postgres, revisions
+from bench import gateway, podman, postgres, revisions
 from bench.cases import Case, Ratio
 from bench.measure import Measured, spread, summary
 from era.drivers import guest
@@ -52,10 +52,10 @@ def machine(health: Mapping[str, Any], memory: int, against: str | None = None) 
 
 def missing() -> list[str]:
     """Rivals that can't be measured here, each with why."""
-    programs = {"gVisor (no runsc on the PATH)": "runsc", "podman (it isn't installed)": "podman"}
-    found = [what for what, program in programs.items() if shutil.which(program) is None]
-    if shutil.which("podman"):
-        found.append("podman (there is no case for it yet)")
+    found = [] if shutil.which("runsc") else ["gVisor (no runsc on the PATH)"]
+    runtime, problem = podman.usable()
+    if runtime is None:
+        found.append(f"podman ({problem})")
     if not postgres.IS_THERE:
         found.append("a million sessions (there is no PostgreSQL)")
     return found if gateway.CASES else [*found, "Jupyter Kernel Gateway (`scripts/setup --bench` installs it)"]
