@@ -36,6 +36,10 @@ MOST = 64
 _ENDED_BYTES = 8 << 20
 """Of output of ended processes, that a live session keeps besides the newest one's."""
 
+_LAST_OUTPUT_SECONDS = 0.02
+"""For which the storing of a process's end waits until those who follow it have had its last output: the thread that
+stores would hold them up, since it shares the interpreter with the event loop."""
+
 _BYTE_US = 0.002
 """What it costs to take a byte of output."""
 
@@ -61,11 +65,6 @@ class ProcessRequest:
     """Seconds; None is without end."""
 
     claim: Claim | None = None
-
-
-_TURNS = 5
-"""Of the event loop, between a process's end and the storing of it. By then those who follow it have its last output:
-the thread that stores would hold them up."""
 
 
 class LiveProcess:
@@ -300,8 +299,7 @@ class Processes:
             log.exception("process_not_followed", process=process.record.id)
             process.finish(None, None)
         self._ended(request)
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await process.log.caught_up(_LAST_OUTPUT_SECONDS)
         await self._record_end(process)
 
     async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:
