@@ -1,7 +1,8 @@
 // Bundles the dashboard into the package, where the server finds it: `node build.mjs [--watch]`.
 //
-// Names of scripts and styles hold a digest of their content, so a browser may keep them for good. The page itself is
-// written last: while it isn't there, the server knows that there is no dashboard.
+// Names of scripts hold a digest of their content, so a browser may keep them for good. Styles and the script that sets the
+// theme are in the page: it is painted as soon as it has come, where it would wait for each file that it needs first. The
+// page is written last: while it isn't there, the server knows that there is no dashboard.
 
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -11,26 +12,31 @@ import { build, context } from 'esbuild';
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, '..', 'src', 'era', 'web', 'dashboard');
 
+/** What the page has in itself. */
+const IN_PAGE = ['theme.ts', 'main.css'];
+
 /** Write the page with the names that the bundler has chosen. */
 const page = {
   name: 'page',
   setup(bundler) {
     bundler.onEnd(async ({ metafile, errors }) => {
       if (errors.length) return;
-      const names = {};
-      const preloads = [];
+      const parts = { preloads: '' };
       for (const [path, { entryPoint, imports }] of Object.entries(metafile.outputs)) {
-        if (entryPoint) names[entryPoint.split('/').pop()] = path.split('/').pop();
-        // What the page's script is loaded with is asked for beside it, and not only once it has come.
-        if (entryPoint === 'src/main.tsx')
+        const name = entryPoint?.split('/').pop();
+        if (IN_PAGE.includes(name)) {
+          parts[name] = (await readFile(join(here, path), 'utf8')).trim();
+          await rm(join(here, path));
+        } else if (name === 'main.tsx') {
+          parts[name] = `/assets/${path.split('/').pop()}`;
+          // What the page's script is loaded with is asked for beside it, and not only once it has come.
           for (const each of imports)
             if (each.kind === 'import-statement')
-              preloads.push(`<link rel="modulepreload" href="/assets/${each.path.split('/').pop()}">`);
+              parts.preloads += `<link rel="modulepreload" href="/assets/${each.path.split('/').pop()}">`;
+        }
       }
       const html = await readFile(join(here, 'src', 'index.html'), 'utf8');
-      const filled = html
-        .replace('{{preloads}}', preloads.join('\n  '))
-        .replace(/\{\{([\w.]+)\}\}/g, (_, name) => `/assets/${names[name]}`);
+      const filled = html.replace(/\{\{([\w.]+)\}\}/g, (_, name) => parts[name]);
       await copyFile(join(here, 'src', 'icon.svg'), join(target, 'dashboard-icon.svg'));
       await writeFile(join(target, 'index.html'), filled);
     });

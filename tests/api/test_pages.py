@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -33,7 +35,13 @@ def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
     policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == "'none'"
     assert policy["frame-ancestors"] == "'none'"
-    assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert policy["connect-src"] == "'self'"
+    # Inline are only the styles and the script that the dashboard's page was built with.
+    inline = dict.fromkeys(("script", "style"), "")
+    for kind, text in re.findall(r"<(script|style)>(.*?)</\1>", answer.text if path == "/" else "", re.DOTALL):
+        inline[kind] += f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    assert {kind: policy[f"{kind}-src"] for kind in inline} == {kind: f"'self'{part}" for kind, part in inline.items()}
+    assert all(inline.values()) is bool(BUILT and path == "/")
     of_the_dashboard = BUILT and (path == "/" or path.removeprefix("/assets/") in BUILT)
     assert policy["img-src"] == ("'self' blob:" if of_the_dashboard else "'self'")
     hashed = re.search(r"-[0-9A-Z]{8}\.(m?js|css)$", path)

@@ -9,6 +9,7 @@ stays on disk.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import re
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
-# The pages load scripts and styles from this server only, run no inline ones, connect to nothing else and can't be
-# framed. So even if text from a session were taken for HTML by mistake, it could do nothing.
+# The pages load scripts and styles from this server only, connect to nothing else and can't be framed. Inline are only
+# those that the dashboard's page was built with, each named by its digest. So even if text from a session were taken
+# for HTML by mistake, it could do nothing.
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -63,6 +65,8 @@ _ASK_EACH_TIME = "no-cache"  # browsers keep it, but ask each time; thanks to th
 _FOR_GOOD = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r".+-[0-9A-Z]{8}\.(m?js|css)")
 """Names that the dashboard's build gives: with a digest of the content."""
+_INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
+"""What the dashboard's page has in itself. A browser takes the digest of just what is between the tags."""
 _IN_GUIDE = re.compile(r"(?:[\w-]+/)*[\w-]+(?:\.[\w-]+)*", re.ASCII)
 """Paths within the guide: no segment begins with a dot."""
 
@@ -90,6 +94,10 @@ def _kept(directory: Path, name: str, public_host: str | None) -> _File | None:
     policy = dict(_DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY)
     if directory == _DASHBOARD and public_host:
         policy["frame-src"] += f" https://*.{public_host}"
+    if directory == _DASHBOARD and name == "index.html":
+        for kind, text in _INLINE.findall((directory / name).read_bytes()):
+            digest = base64.b64encode(hashlib.sha256(text).digest()).decode()
+            policy[f"{kind.decode()}-src"] += f" 'sha256-{digest}'"
     return _read(directory / name, policy)
 
 
