@@ -167,6 +167,25 @@ async def test_an_interrupt_that_comes_before_the_cell_is_kept_for_it(cells: Cel
         assert (outcome.cause, outcome.lost) == ("killed", None)
 
 
+async def test_a_cell_that_listens_for_the_signal_itself_is_interrupted_all_the_same(
+    cells: Cells, tmp_path: Path
+) -> None:
+    await cells.run("var heard = 0; process.on('SIGINT', () => { heard += 1 })")
+    for code in (
+        "process.on('SIGINT', () => { heard += 10 }); while (true) {}",
+        "process.once('SIGINT', () => { heard += 10 }); while (true) {}",
+    ):
+        outcome, _ = await cells.run(code, timeout=0.5)
+        assert (outcome.cause, outcome.exit_code, outcome.lost) == ("timeout", 124, None)
+    assert await cells.value("heard") == "0", "the signal was the cell's end"
+    await cells.run(
+        "setTimeout(() => process.kill(process.pid, 'SIGINT'), 1);"
+        "setTimeout(() => require('fs').writeFileSync('sent', ''), 50); undefined"
+    )
+    await until(lambda: (tmp_path / "sent").exists())
+    assert await cells.value("heard") == "21", "all of them are listened to between cells"
+
+
 async def test_signals_between_cells_do_nothing(cells: Cells, tmp_path: Path) -> None:
     """Not even several, of which the REPL would end."""
     await cells.run("var x = 5; process.on('SIGINT', () => { x += 1 })")

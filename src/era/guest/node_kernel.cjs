@@ -80,17 +80,35 @@ shell._domain.on('error', failed);
 process.on('uncaughtException', failed);
 process.on('unhandledRejection', failed);
 
-// Interrupts. While a script runs, the REPL's own watchdog has SIGINT, and a listener would be in its way. Between the
-// two nobody has it, and then it ends the process. So the service says first that it wants a cell interrupted, which is
-// taken whenever a cell waits for something, and sends SIGINT where one goes on computing.
+// Interrupts. While a script runs, the REPL's own watchdog has SIGINT. Between scripts nobody has it, and then it ends the
+// process. So the service says first that it wants a cell interrupted, which is taken whenever a cell waits for something,
+// and sends SIGINT where one goes on computing.
 const interrupted = () => {
   if (cell?.finish) shell.emit('SIGINT'); // a second one would close the REPL otherwise
 };
-const listen = () => {
+// Node has a signal from the first listener until the last one goes, and would take SIGINT away from the watchdog. So
+// listeners of cells stay where they are, but nothing is listened for while a script runs.
+let isScriptRunning = false;
+const begin = process.rawListeners('newListener').find((each) => each.name === 'startListeningIfSignal');
+if (begin) {
+  process.removeListener('newListener', begin);
+  process.on('newListener', (name) => {
+    if (name !== 'SIGINT' || !isScriptRunning) begin(name);
+  });
+}
+const setListeners = (ours) => {
   // All of them, since a watchdog has taken away what Node believes to have.
   const others = process.rawListeners('SIGINT').filter((each) => each !== interrupted);
   process.removeAllListeners('SIGINT');
-  for (const each of [interrupted, ...others]) process.on('SIGINT', each);
+  for (const each of [...ours, ...others]) process.on('SIGINT', each);
+};
+const listen = () => {
+  isScriptRunning = false;
+  setListeners([interrupted]);
+};
+const leaveToWatchdog = () => {
+  isScriptRunning = true;
+  setListeners([]);
 };
 listen();
 // The REPL calls it with the watchdog on duty, right before the script begins and right after its end.
@@ -149,7 +167,7 @@ const run = (code, done) => {
       watched = () => {};
       send('B');
     };
-    process.removeListener('SIGINT', interrupted);
+    leaveToWatchdog();
     evaluate(script, shell.context, `cell-${count}`, (error, value) => {
       listen();
       cell?.finish?.(error?.err ?? error, value, Boolean(error));
