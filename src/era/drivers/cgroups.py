@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import signal
@@ -293,7 +294,10 @@ class Cgroups:
             _write(cpu, "cpu.max", f"{quota} {_CPU_PERIOD_US}")
         elif cpu:
             _write(cpu, "cpu.cfs_period_us", str(_CPU_PERIOD_US))
-            _write(cpu, "cpu.cfs_quota_us", str(quota))
+            try:
+                _write(cpu, "cpu.cfs_quota_us", str(quota))
+            except OSError:  # version 1 allows no more than a group above has
+                _write(cpu, "cpu.cfs_quota_us", str(min(quota, int(_cpus_above(cpu) * _CPU_PERIOD_US))))
         if io and self._disk and limits.write_bytes_per_second:
             bound = limits.write_bytes_per_second
             with contextlib.suppress(OSError):  # not every disk can be bounded; what is in force is read back
@@ -323,6 +327,16 @@ def _write(directory: Path, name: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _cpus_above(directory: Path) -> float:
+    """The least processors that a group above this one of version 1 has by its quota; infinite without any."""
+    least = math.inf
+    for above in directory.parents:
+        with contextlib.suppress(OSError):
+            quota, period = (int(_read(above, f"cpu.cfs_{which}_us")) for which in ("quota", "period"))
+            least = min(least, quota / period if quota > 0 else math.inf)
+    return least
 
 
 def _mounts(kind: str) -> list[tuple[Path, set[str]]]:
