@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
+from era.core.homes import Host
 from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs
 from era.core.usage import Use
 from era.errors import BadRequest, CommitFailed, Conflict, NotReady
 from era.store import database, dialects, place
 from era.store.database import Database, DatabaseAway
 from era.store.metadata import SqlStore
+from era.store.usage import add_use
 from tests.owners import mine
 from tests.postgres import Postgres
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
@@ -204,6 +207,48 @@ async def test_hosts_that_share_a_database_do_not_lose_each_others_writes(postgr
     finally:
         for host in hosts:
             await host.close()
+
+
+async def test_a_transaction_that_others_get_in_the_way_of_again_and_again(postgres_url: str) -> None:
+    """It is run again until it goes well, on the connection that there is."""
+    loop, connections = asyncio.get_running_loop(), list[int]()
+    count = text("UPDATE sessions SET default_timeout = default_timeout + 1 WHERE id = 'a'")
+    async with opened(postgres_url, alone=False) as one, opened(postgres_url, alone=False) as other:
+        await other.create_session(new("a", default_timeout=0.0))
+
+        def overtaken(connection: Connection) -> None:
+            connections.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+            connection.execute(text("SELECT default_timeout FROM sessions WHERE id = 'a'")).scalar_one()
+            if len(connections) <= 15:
+                overtaking = other.database.write(lambda its: its.execute(count))
+                asyncio.run_coroutine_threadsafe(overtaking, loop).result(60)
+            connection.execute(count)
+
+        await one.database.write(overtaken)
+        assert len(connections) == 16
+        assert len(set(connections)) == 1
+        assert (await one.session(mine("a"))).default_timeout == 16
+
+
+async def test_hosts_count_an_owners_usage_beside_each_other(postgres_url: str) -> None:
+    added, may_commit = threading.Event(), threading.Event()
+
+    def add_slowly(connection: Connection) -> None:
+        add_use(connection, USE)
+        added.set()
+        assert may_commit.wait(60)
+
+    async with opened(postgres_url, alone=False) as one, opened(postgres_url, alone=False) as other:
+        for n, store in enumerate((one, other)):
+            await (await store.homes()).join(Host(f"h{n}", ""), 3600.0)
+        slow = asyncio.create_task(one.database.write(add_slowly))
+        try:
+            assert await asyncio.to_thread(added.wait, 60)
+            await asyncio.wait_for(other.usage.add_use(USE), 30)
+        finally:
+            may_commit.set()
+        await slow
+        assert [day.runs for day in await one.usage.days(DEFAULT_OWNER, USE.day, USE.day)] == [2]
 
 
 async def test_only_one_service_has_a_database_for_itself(

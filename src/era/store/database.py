@@ -7,7 +7,9 @@ returns, or an error is raised and nothing of it happened. Only `write_unsynced`
 it wrote survives this process, and is durable once a later transaction is.
 
 Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
-connection is dropped after each, since nobody knows what state it is in.
+connection is dropped after each, since nobody knows what state it is in; but not where PostgreSQL has undone the
+transaction for the sake of another host's. That is common where hosts have much to do, and the job is run again until
+it goes well.
 
 A server of PostgreSQL may go and come back. Where a connection is found to be cut off before COMMIT is sent, nothing
 has happened: another one is made without a word, and the job run again, once. If none can be made it fails with
@@ -41,9 +43,11 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
-_TRIES = 10
-_PAUSE_SECONDS = 0.02
-"""Between two tries of a transaction that others got in the way of: at random, up to this times the number of tries."""
+_TRIES, _UNDONE_TRIES = 10, 100
+"""Of a transaction that finds a value taken, and of one that others got in the way of otherwise."""
+
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.004, 0.2
+"""Between two tries: at random, up to the first times the number of tries, and no longer than the second."""
 
 
 class DatabaseAway(Unavailable):
@@ -218,13 +222,15 @@ class Database:
             try:
                 return self._try_to_write(syncs, job, *args, **kwargs)
             except self._errors as error:
-                self._disconnect()
-                if may_be_cut_off and dialects.is_away(self.engines.writer, error):
-                    may_be_cut_off = False
-                    continue
-                if tries == _TRIES or not dialects.may_run_again(self.engines.writer, error):
+                if not dialects.may_run_again(self.engines.writer, error):
+                    self._disconnect()
+                    if may_be_cut_off and dialects.is_away(self.engines.writer, error):
+                        may_be_cut_off = False
+                        continue
                     raise
-            time.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # noqa: S311  no secret
+                if tries >= (_TRIES if dialects.violates_unique(error) else _UNDONE_TRIES):
+                    raise
+            time.sleep(random.uniform(0, min(_PAUSE_SECONDS * tries, _LONGEST_PAUSE_SECONDS)))  # noqa: S311  no secret
         raise AssertionError
 
     def _try_to_write[**P, T](

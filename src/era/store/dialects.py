@@ -103,6 +103,9 @@ def connect(url: str, *, alone: bool = True, notices_within: float | None = None
         {name: value for name, value in client.items() if name not in parsed.query}
     )
     own = (
+        # A SERIALIZABLE transaction that reads a whole table, as is quicker while that is small, conflicts with all who
+        # write to it.
+        "SET enable_seqscan = off",
         f"SET lock_timeout = {int(OWNERSHIP_SECONDS * 1000)}",
         f"SELECT pg_advisory_lock{'' if alone else '_shared'}({_OWNERSHIP_KEY})",
         "SET lock_timeout = 0",

@@ -163,7 +163,9 @@ def end_run(
     key, at = record.session_key, record.ended_at or now()
     is_new = record.committed and (data is not None or snapshot is not None)
     counting = incrementing(key, at, snapshot, of_run=True) if is_new else (_note_run, {"session": key, "at": at})
-    counted, *used = check_home(connection, key, counting, *([] if use is None else [adding(use)]), goes_on=True)
+    counted, *used = check_home(
+        connection, key, counting, *([] if use is None else [adding(connection, use)]), goes_on=True
+    )
     if use is not None:
         begin_use(connection, use, used[0])
     version: int | None = counted.row and counted.row[0]

@@ -347,14 +347,15 @@ owners = Table(
     Column("quotas", Text, nullable=False),
 )
 
-# What was used on each day (since 1970, in UTC), by owner and key; `key_id` is empty for what came without one. The
-# last two are the most that was measured that day, in the row without a key.
+# What was used on each day (since 1970, in UTC), by owner, key and host; `key_id` is empty for what came without one.
+# The last two are the most that was measured that day, in rows without a key.
 usage = Table(
     "usage",
     metadata,
     Column("day", BigInteger, primary_key=True),
     Column("owner", String(64), primary_key=True),
     Column("key_id", String(64), primary_key=True),
+    Column("host_id", String(64), primary_key=True),  # of the host that counted it; empty outside of a cluster
     Column("runs", BigInteger, nullable=False, server_default="0"),
     Column("cpu_us", BigInteger, nullable=False, server_default="0"),
     Column("egress_bytes", BigInteger, nullable=False, server_default="0"),

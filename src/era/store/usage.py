@@ -19,6 +19,7 @@ _THIS = (
     (usage.c.day == bindparam("of_day"))
     & (usage.c.owner == bindparam("of_owner"))
     & (usage.c.key_id == bindparam("of_key"))
+    & (usage.c.host_id == bindparam("of_host"))
 )
 _add = Precompiled(
     update(usage)
@@ -35,6 +36,7 @@ _begin = Precompiled(
         day=bindparam("of_day"),
         owner=bindparam("of_owner"),
         key_id=bindparam("of_key"),
+        host_id=bindparam("of_host"),
         runs=bindparam("new_runs"),
         cpu_us=bindparam("new_cpu_us"),
         egress_bytes=bindparam("new_egress_bytes"),
@@ -44,23 +46,29 @@ _begin = Precompiled(
 
 
 def add_use(connection: Connection, use: Use) -> None:
-    """Add to a day's row, which is made if there is none."""
-    begin_use(connection, use, together(connection, adding(use))[0])
+    """Add to this host's row of a day, which is made if there is none."""
+    begin_use(connection, use, together(connection, adding(connection, use))[0])
 
 
-def adding(use: Use) -> Asked:
-    """The statement that adds to a day's row. `begin_use` must follow. It is part of the transaction of every run."""
-    return _add, _values(use)
+def adding(connection: Connection, use: Use) -> Asked:
+    """The statement that adds to this host's row of a day. `begin_use` must follow. It is part of the transaction of
+    every run: to one row of all hosts only one of them could add at a time."""
+    return _add, _values(connection, use)
 
 
 def begin_use(connection: Connection, use: Use, added: Answer) -> None:
     """Make the day's row where there was none to add to."""
     if not added.count:
-        _begin.execute(connection, _values(use))
+        _begin.execute(connection, _values(connection, use))
 
 
-def _values(use: Use) -> Mapping[str, Any]:
+def _host(connection: Connection) -> str:
+    return connection.info["fence"].host_id or ""
+
+
+def _values(connection: Connection, use: Use) -> Mapping[str, Any]:
     return {
+        "of_host": _host(connection),
         "of_day": use.day,
         "of_owner": use.owner,
         "of_key": use.key_id,
@@ -102,6 +110,7 @@ class UsageRows:
             for owner, (storage_bytes, disk_bytes) in sizes.items():
                 add_use(connection, Use(owner, "", day, runs=0))
                 row = (usage.c.day == day) & (usage.c.owner == owner) & (usage.c.key_id == "")
+                row &= usage.c.host_id == _host(connection)
                 for column, size in ((usage.c.storage_bytes, storage_bytes), (usage.c.disk_bytes, disk_bytes)):
                     larger = func.coalesce(column, 0) <= size
                     connection.execute(update(usage).where(row, larger).values({column.name: size}))
