@@ -24,6 +24,7 @@ from bench import (
     podman,
     postgres,
     rivals,
+    shares,
     storage,
     walls,
 )
@@ -297,6 +298,10 @@ if postgres.IS_THERE:
         Case("drain", "100 live sessions of a host that stops, elsewhere", cluster.drain, burst=1, goal=30_000),
     ]
     RATIOS.append(Ratio("hop run", "home run", goal=1.6))
+    if os.geteuid() == 0:
+        told = f"{shares.RUNS} runs at each of the hosts, which have a quarter of a processor each"
+        CASES += [Case(f"shares {count}", told, shares.runs_at(count), burst=1) for count in (1, 2, 4)]
+        RATIOS += [Ratio("shares 2", "shares 1", goal=1.25), Ratio("shares 4", "shares 1", goal=1.25)]
 
 if paint.IS_THERE:
     CASES += [

@@ -18,7 +18,7 @@ def _server(arena: Arena) -> Postgres:
     assert commands is not None
     directory = directory_of_server(DISK)
     arena.closers.callback(shutil.rmtree, directory)
-    made = Postgres(commands, directory, options={})
+    made = Postgres(commands, directory, options={"max_connections": "200"})
     made.start()
     arena.closers.callback(made.stop)
     return made

@@ -16,6 +16,7 @@ import pytest
 from era.drivers import cgroups
 from tests.conftest import eventually
 from tests.drivers.as_user import UID, opened
+from tests.drivers.parent_group import all_roots, removed
 from tests.drivers.test_memory import HELD, TAKES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can delegate control groups")
@@ -47,27 +48,7 @@ class Delegated:
     def remove(self) -> None:
         for group in self.groups:
             for below in (group / "service", group):
-                assert eventually(partial(_removed, below)), f"{below} is in use"
-
-
-def _removed(directory: Path) -> bool:
-    try:
-        directory.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def all_roots() -> dict[str, Path]:
-    """Those of the hierarchies by which memory can be bounded here."""
-    roots = cgroups._version_1()
-    if "memory" not in roots:
-        roots = cgroups._version_2()
-        for root in set(roots.values()):
-            cgroups._delegate(root, roots)
-    return roots
+                assert eventually(partial(removed, below)), f"{below} is in use"
 
 
 @pytest.fixture(scope="module", params=["bubblewrap as a user", "gvisor as a user"])
