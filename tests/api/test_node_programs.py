@@ -21,11 +21,23 @@ def test_variables_of_node_work(session: MakeSession, run: Run, language: str) -
     assert outcome(run(where, code, env=env)) == (0, "--stack-trace-limit=1 2 9\n", "")
 
 
+def test_what_most_programs_need_is_loaded_before_a_run(session: MakeSession, run: Run) -> None:
+    where = session("node")
+    code = "require('fs').writeSync(1, `${process.moduleLoadList.includes('NativeModule net')}`)"
+    assert run(where, code)["stdout"] == "true"
+    assert run(where, code, env={"NODE_OPTIONS": "--no-warnings"})["stdout"] == "false"
+
+
 NODE_PROGRAMS = {
     "what it is": """
 console.log(__filename, __dirname, require.main === module, process.argv.length, process.cwd(), module.paths[0]);
 console.log(typeof window, typeof globalThis.gc, this === module.exports, process.exitCode);
 console.log(process.stdin.isTTY, process.stdout.isTTY, process.listenerCount('SIGTERM'), process.listenerCount('exit'));
+""",
+    "what is open": """
+const fs = require('fs');
+for (const fd of [1, 2]) fs.writeSync(1, /flags:.*/.exec(fs.readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))[0] + '\\n');
+fs.writeSync(1, JSON.stringify([process.getActiveResourcesInfo(), process._getActiveHandles().length]));
 """,
     "stdin is empty": """
 console.log(JSON.stringify(require('fs').readFileSync(0, 'utf8')));

@@ -35,15 +35,6 @@ Object.setPrototypeOf(
   }),
 );
 
-// `import` has no such cache, but resolve hooks. Those show in stack traces, so only programs that need them have them.
-const source = (() => {
-  try {
-    return fs.readFileSync(process.argv[1], 'utf8');
-  } catch {
-    return '';
-  }
-})();
-
 // TypeScript names modules of its own without their endings, or with those of the JavaScript that they would become.
 const ENDINGS = ['.ts', '.tsx', '.mts', '.cts', '.js', '.mjs', '.cjs', '.json'];
 const FOR_JAVASCRIPT = { '.js': ['.ts', '.tsx'], '.jsx': ['.tsx'], '.mjs': ['.mts'], '.cjs': ['.cts'] };
@@ -65,31 +56,46 @@ const nextWithoutUs = (next, specifier, context) => {
     throw error;
   }
 };
-if (process.execArgv.includes('--experimental-transform-types') && /['"`]\.{1,2}(\/|['"`])/.test(source)) {
-  Module.registerHooks({
-    resolve(specifier, context, next) {
-      if (!/^\.{1,2}(\/|$)/.test(specifier) || !context.parentURL?.startsWith('file:')) return next(specifier, context);
-      const url = new URL(specifier, context.parentURL);
-      const file = isFile(fileURLToPath(url)) ? undefined : meant(fileURLToPath(url));
-      if (context.conditions.includes('require')) return next(file ?? specifier, context);
-      if (file === undefined) return nextWithoutUs(next, specifier, context);
-      const importAttributes = file.endsWith('.json')
-        ? { type: 'json', ...context.importAttributes }
-        : context.importAttributes;
-      return { ...next(`${pathToFileURL(file)}${url.search}`, { ...context, importAttributes }), importAttributes };
-    },
-  });
-}
 
-if (source.includes('era_storage') || source.includes('era_state')) {
-  Module.registerHooks({
-    resolve(specifier, context, next) {
-      const directory = context.parentURL?.startsWith('file:') && path.dirname(new URL(context.parentURL).pathname);
-      if (!directory || !NAMED.test(specifier) || isThere(decodeURIComponent(directory), specifier)) {
-        return next(specifier, context);
-      }
-      const file = ours(specifier);
-      return { url: `file://${file}`, format: file.endsWith('.mjs') ? 'module' : 'commonjs', shortCircuit: true };
-    },
-  });
-}
+// `import` has no such cache, but resolve hooks. Those show in stack traces, so only programs that need them have them.
+const lookAtProgram = () => {
+  const source = (() => {
+    try {
+      return fs.readFileSync(process.argv[1], 'utf8');
+    } catch {
+      return '';
+    }
+  })();
+  if (process.execArgv.includes('--experimental-transform-types') && /['"`]\.{1,2}(\/|['"`])/.test(source)) {
+    Module.registerHooks({
+      resolve(specifier, context, next) {
+        if (!/^\.{1,2}(\/|$)/.test(specifier) || !context.parentURL?.startsWith('file:')) return next(specifier, context);
+        const url = new URL(specifier, context.parentURL);
+        const file = isFile(fileURLToPath(url)) ? undefined : meant(fileURLToPath(url));
+        if (context.conditions.includes('require')) return next(file ?? specifier, context);
+        if (file === undefined) return nextWithoutUs(next, specifier, context);
+        const importAttributes = file.endsWith('.json')
+          ? { type: 'json', ...context.importAttributes }
+          : context.importAttributes;
+        return { ...next(`${pathToFileURL(file)}${url.search}`, { ...context, importAttributes }), importAttributes };
+      },
+    });
+  }
+
+  if (source.includes('era_storage') || source.includes('era_state')) {
+    Module.registerHooks({
+      resolve(specifier, context, next) {
+        const directory = context.parentURL?.startsWith('file:') && path.dirname(new URL(context.parentURL).pathname);
+        if (!directory || !NAMED.test(specifier) || isThere(decodeURIComponent(directory), specifier)) {
+          return next(specifier, context);
+        }
+        const file = ours(specifier);
+        return { url: `file://${file}`, format: file.endsWith('.mjs') ? 'module' : 'commonjs', shortCircuit: true };
+      },
+    });
+  }
+};
+
+// A spare has no program yet: node_wait.cjs calls it once there is one.
+module.exports = lookAtProgram;
+if (path.basename(module.parent?.filename ?? '') !== 'node_wait.cjs') lookAtProgram();
