@@ -371,7 +371,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     homes, turns, store.session, pool.places, live_sessions, stay, tickets.has, readiness.check
                 )
             measured = MeasuredParts(
-                *looked_at, directory, notes.flush, lambda: blobs.written, lambda: 0 if moves is None else moves.count
+                *looked_at,
+                directory,
+                notes.flush,
+                lambda: blobs.written,
+                lambda: 0 if moves is None else moves.count,
+                homes,
             )
 
             async def end_background(seconds: float) -> None:

@@ -9,7 +9,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -278,22 +278,50 @@ def test_a_list_shows_what_sessions_do_at_another_host(home: Home, client: httpx
     assert client.get("/cluster/active", params={"owner": "default"}).status_code == 404
 
 
+def test_the_hosts_of_a_cluster_are_listed(home: Home, client: httpx.Client) -> None:
+    assert client.post("/api/sessions", json={"session_id": "listed", "language": "python"}).status_code == 201
+    start(client, "listed", "exec sleep 600")
+    listed = client.get("/api/hosts")
+    hosts = {each["id"]: each for each in listed.json()["hosts"] if each["status"] != "dead"}
+    called, at_home = listed.json()["this"], (home.data_dir / "host-id").read_text()
+    assert hosts.keys() == {called, at_home}
+    assert listed.headers["x-era-host"] == called
+    assert client.get("/api/sessions/listed").headers["x-era-host"] == at_home
+    assert {each["status"] for each in hosts.values()} == {"ready"}
+    assert sorted(each["leader"] for each in hosts.values()) == [False, True]
+    assert hosts[called]["sessions"] == 0 < hosts[at_home]["sessions"]
+    assert hosts[called]["state"]["processes"] == 0 < hosts[at_home]["state"]["processes"]
+    assert 0 < hosts[at_home]["state"]["live_sessions"] <= hosts[at_home]["state"]["sandboxes"]["live"]
+    with paused(home):
+        silent = {each["id"]: each for each in client.get("/api/hosts").json()["hosts"]}[at_home]
+    assert (silent["status"], silent["state"]) == ("silent", None)
+    # Nobody but a host may ask for what it says of itself.
+    assert client.get("/cluster/state").status_code == 404
+
+
 def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: httpx.Client) -> None:
     """A list doesn't wait for long, and what isn't known to be idle isn't deleted as such."""
     assert client.post("/api/sessions", json={"session_id": "silent", "language": "python"}).status_code == 201
     start(client, "silent", "exec sleep 600")
-    stopped = Path(f"/proc/{home.pid}/stat")
+    with paused(home):
+        assert [each["status"] for each in client.get("/api/sessions").json()["sessions"]] == ["idle"]
+        assert client.delete("/api/sessions", params={"status": "idle"}).json()["deleted_sessions"] == []
+    assert eventually(lambda: client.get("/api/sessions").json()["sessions"][0]["status"] == "live")
+
+
+@contextmanager
+def paused(home: Home) -> Iterator[None]:
+    """Within the block the home does nothing."""
+    state = Path(f"/proc/{home.pid}/stat")
     with closing(sqlite3.connect(home.content_dir / "era.sqlite", isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")  # so that the home isn't paused with the lock
         os.kill(home.pid, signal.SIGSTOP)
-        assert eventually(lambda: stopped.read_text().rpartition(")")[2].split()[0] == "T")
+        assert eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
         database.execute("ROLLBACK")
     try:
-        assert [each["status"] for each in client.get("/api/sessions").json()["sessions"]] == ["idle"]
-        assert client.delete("/api/sessions", params={"status": "idle"}).json()["deleted_sessions"] == []
+        yield
     finally:
         os.kill(home.pid, signal.SIGCONT)
-    assert eventually(lambda: client.get("/api/sessions").json()["sessions"][0]["status"] == "live")
 
 
 @pytest.fixture(scope="module")

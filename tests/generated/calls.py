@@ -39,7 +39,7 @@ _CODE = "import json\nd = json.load(open('.session_data.json'))\nd['n'] += 1\n"
 _CODE += "json.dump(d, open('.session_data.json', 'w'))\nprint(d['n'])"
 
 CALLS = [
-    *(Call(name) for name in ("health", "ready", "metrics", "list_languages", "get_server")),
+    *(Call(name) for name in ("health", "ready", "metrics", "list_languages", "get_server", "list_hosts")),
     Call(
         "create_session",
         {"language": "python", "session_id": "walked", "data": {"n": 1}, "setup": {"commands": ["true"]}},

@@ -60,6 +60,29 @@ async def made(one: OneHost, name: str = "s") -> Session:
     return await one.store.create_session(new(name))
 
 
+async def test_the_hosts_on_record(join: Joined, url: str) -> None:
+    a, b, c = await join("a"), await join("b"), await join("c")
+    for name in ("one", "two", "gone"):
+        await a.homes.take((await made(a, name)).key)
+    await a.store.delete_session(mine("gone"))
+    await b.homes.take((await made(a, "three")).key)
+    await c.homes.leave("c")
+    records = await b.homes.records()
+    assert [(each.host.id, each.dead, each.leads, each.sessions) for each in records] == [
+        ("a", False, True, 2),
+        ("b", False, False, 1),
+        ("c", True, False, 0),
+    ]
+    assert all(each.started_at <= each.heartbeat_at for each in records)
+    age(url, "a", 1.1)
+    await b.homes.beat(b.host)
+    assert [(each.dead, each.leads) for each in await b.homes.records()] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+
+
 async def test_the_first_host_that_needs_a_session_is_its_home(join: Joined) -> None:
     a, b = await join("a"), await join("b")
     session = await made(a)

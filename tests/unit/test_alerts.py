@@ -27,6 +27,7 @@ from era.core.admission import Admission
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
+from era.core.homes import Homes
 from era.core.models import StoredCode, now
 from era.core.public.inbox import Content
 from era.core.readiness import Readiness
@@ -38,6 +39,7 @@ from era.telemetry.gauges import MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics
 from tests.owners import mine
 from tests.unit.core import Core, until
+from tests.unit.test_homes import Rows
 
 MONITORING = Path(__file__).parent.parent.parent / "docs" / "monitoring"
 RULES = {
@@ -127,6 +129,7 @@ class Watched:
             lambda: None,
             lambda: core.blobs.written,
             lambda: 0,
+            Homes(Rows(), 60, lambda: None),
         )
         return (await metrics_text(self.metrics, parts)).decode()
 

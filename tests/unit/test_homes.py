@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from era.core import models
-from era.core.homes import Home, Homes, Host, Place, View
+from era.core.homes import Home, Homes, Host, HostRecord, Place, View
 from era.core.models import now, set_clock
 from era.errors import HostLost, NoLease, Unavailable
 from tests.unit.core import until
@@ -39,6 +39,9 @@ class Rows:
 
     async def leave(self, host_id: str) -> None:
         self.left.append(host_id)
+
+    async def records(self) -> Sequence[HostRecord]:
+        return []
 
     async def find(self, session: str | int) -> Place | None:
         return self.place

@@ -47,6 +47,7 @@ export type Context = Answers['ContextAnswer'];
 export type CellResult = Known<Answers['ResultAnswer'], { data: { [type: string]: string } }>;
 export type Finding = Answers['FindingAnswer'];
 export type SettingInForce = Answers['LimitAnswer'];
+export type Hosts = Answers['HostsAnswer'];
 export type ServerFacts = Known<Answers['ServerAnswer'], { at_a_time: { runs: number; sandboxes: number } }>;
 
 /** A page of a list. */

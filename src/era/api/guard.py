@@ -44,6 +44,7 @@ from era.core.telemetry import new_request_id, origin
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
+HOST_HEADER = b"x-era-host"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)|/links/[^/]+", re.DOTALL)
@@ -88,7 +89,9 @@ def error_headers(error: EraError) -> dict[str, str]:
 
 
 class Guard:
-    """ASGI middleware. It also gives each request an id, in `state.request_id` and the header X-Request-Id."""
+    """ASGI middleware. It also gives each request an id, in `state.request_id` and the header X-Request-Id.
+
+    In a cluster the header X-ERA-Host says which host has answered; a host that passes a call on leaves the home's."""
 
     def __init__(
         self,
@@ -137,6 +140,8 @@ class Guard:
             if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
                 began = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if self._hops is not None and all(name != HOST_HEADER for name, _ in message["headers"]):
+                    message["headers"].append((HOST_HEADER, self._hops.host_id.encode()))
             await send(message)
 
         try:

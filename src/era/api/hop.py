@@ -69,6 +69,10 @@ class Hops:
         self._settings = settings
         self._has_own_port = settings.cluster_certificate is not None
 
+    @property
+    def host_id(self) -> str:
+        return self._homes.host_id
+
     def header(self, scope: Scope, to: str) -> bytes:
         """The header of a request that goes to the host with this id."""
         state, client, request = scope["state"], scope.get("client"), Request(scope)

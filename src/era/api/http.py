@@ -23,6 +23,7 @@ from era.api import (
     files,
     health,
     history,
+    hosts,
     inbox,
     languages,
     links,
@@ -87,6 +88,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
         owners,
         webhooks,
         health,
+        hosts,
         languages,
         pages,
     )
@@ -113,7 +115,11 @@ def build(settings: Settings, context: Context) -> FastAPI:
             other_hosts=context.other_hosts,
             moves=moves,
             answers=answers(
-                context.homes, moves, lambda owner: active_here(owner, context), context.quotas.in_use_here
+                context.homes,
+                moves,
+                lambda owner: active_here(owner, context),
+                context.quotas.in_use_here,
+                lambda: hosts.state_of_this(context),
             ),
         )
     app.add_middleware(

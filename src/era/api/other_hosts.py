@@ -11,6 +11,8 @@ others to read now. One that can't be told reads with its next heartbeat.
 
 *What owners use there*, for whoever shows that beside quotas.
 
+*How they are*, for the operator's list of hosts.
+
 *How many sessions they have room for*, which a host asks that has none (core/moves.py).
 
 *Whether they trust each other* over TLS (host_tls.py), which a host asks the others when it starts.
@@ -41,6 +43,7 @@ _ACTIVE_PATH = "/cluster/active"
 _CHANGED_PATH = "/cluster/changed"
 _IN_USE_PATH = "/cluster/in-use"
 _ROOM_PATH = "/cluster/room"
+_STATE_PATH = "/cluster/state"
 _SECONDS = 2.0
 _ROOM_SECONDS = 0.5
 """For which a call of somebody else's waits."""
@@ -52,10 +55,14 @@ type Answering = Callable[[Scope], Awaitable[JsonObject]]
 
 
 def answers(
-    homes: Homes, moves: Moves, active: Callable[[str], JsonObject], in_use: Callable[[], JsonObject]
+    homes: Homes,
+    moves: Moves,
+    active: Callable[[str], JsonObject],
+    in_use: Callable[[], JsonObject],
+    state: Callable[[], Awaitable[JsonObject]],
 ) -> Mapping[str, Answering]:
-    """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active, and
-    `in_use` what each owner uses here."""
+    """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active,
+    `in_use` what each owner uses here, and `state` how this host is."""
 
     async def active_of_owner(scope: Scope) -> JsonObject:
         query: bytes = scope["query_string"]
@@ -74,12 +81,16 @@ def answers(
     async def room(scope: Scope) -> JsonObject:
         return await moves.room_for_others()
 
+    async def own_state(scope: Scope) -> JsonObject:
+        return await state()
+
     return {
         _ACTIVE_PATH: active_of_owner,
         _CHANGED_PATH: changed,
         HELLO_PATH: hello,
         _IN_USE_PATH: used,
         _ROOM_PATH: room,
+        _STATE_PATH: own_state,
     }
 
 
@@ -115,6 +126,12 @@ class OtherHosts:
         """What each owner uses at the other hosts, of each host that tells."""
         answers = await asyncio.gather(*(self._ask(host, _IN_USE_PATH) for host in self._others()))
         return [answer for answer in answers if answer is not None]
+
+    async def states(self) -> Mapping[str, JsonObject]:
+        """How the other hosts are that tell, by id."""
+        others = self._others()
+        answers = await asyncio.gather(*(self._ask(host, _STATE_PATH) for host in others))
+        return {host.id: answer for host, answer in zip(others, answers, strict=True) if answer is not None}
 
     async def tell_changed(self) -> None:
         """Have the others read now what all know alike."""

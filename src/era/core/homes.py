@@ -59,6 +59,20 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class HostRecord:
+    """What the rows say of a host that is alive, or was within the last day. Times are the database's, in microseconds
+    since 1970."""
+
+    host: Host
+    started_at: int
+    heartbeat_at: int
+    dead: bool
+    leads: bool
+    sessions: int
+    """How many are at home there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Home:
     """Where a session is at home."""
 
@@ -105,6 +119,10 @@ class HomeStore(Protocol):
 
     async def leave(self, host_id: str) -> None:
         """Declare this host dead, so that nobody need wait for its lease to be over."""
+        ...
+
+    async def records(self) -> Sequence[HostRecord]:
+        """The hosts on record, in the order in which they came. Counts all homes, so it isn't for every request."""
         ...
 
     async def find(self, session: str | int) -> Place | None:
@@ -224,7 +242,7 @@ class Homes:
     @property
     def has_lease(self) -> bool:
         """Whether this host may answer."""
-        return _monotonic() < self._valid_until
+        return self.lease_left > 0
 
     def check_lease(self) -> None:
         """Raises NoLease where this host may not answer, as others may have taken what was its."""
@@ -253,8 +271,7 @@ class Homes:
                 self._lost()
                 return
             except EraError as error:
-                left = self._valid_until - _monotonic()
-                log.warning("heartbeat_failed", error=error.message, lease_left=round(max(left, 0.0), 1))
+                log.warning("heartbeat_failed", error=error.message, lease_left=round(self.lease_left, 1))
 
     def _saw(self, sent: float, view: View) -> None:
         """Note what a heartbeat saw that was sent at this time, and tell those who wait."""
@@ -269,6 +286,15 @@ class Homes:
         for call in self._on_beat:
             # Beside the next heartbeats, never before them.
             asyncio.create_task(_logged(call))  # noqa: RUF006  it is over in a moment, and nobody waits for it
+
+    async def records(self) -> Sequence[HostRecord]:
+        """See HomeStore."""
+        return await self._store.records()
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds until this host may answer nothing more, unless a heartbeat comes before."""
+        return max(self._valid_until - _monotonic(), 0.0)
 
     # -- homes ------------------------------------------------------------------------------------------------------
 

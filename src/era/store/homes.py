@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, insert, literal_column, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, literal_column, select, update
 
-from era.core.homes import Home, Host, Place, View
+from era.core.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
 from era.store.database import Database, Fence
 from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, together
@@ -72,6 +72,14 @@ _RENEW = (
 _DECLARE = update(hosts).where(~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us < database_time())
 _FORGET = delete(hosts).where(hosts.c.dead, hosts.c.heartbeat_at + _FORGOTTEN_US < database_time())
 _LEADER = select(leader.c.host_id)
+_RECORDS = select(hosts.c.id, hosts.c.url, hosts.c.started_at, hosts.c.heartbeat_at, hosts.c.dead).order_by(
+    hosts.c.started_at, hosts.c.id
+)
+_AT_HOME = (
+    select(homes.c.host_id, func.count())
+    .join(sessions, (sessions.c.key == homes.c.session_key) & IS_PRESENT)
+    .group_by(homes.c.host_id)
+)
 
 
 def _homeless(session_key: Any) -> Any:
@@ -131,6 +139,24 @@ class HomeRows:
             _mark_lost(connection)
 
         await self._database.write(job)
+
+    async def records(self) -> Sequence[HostRecord]:
+        def job(connection: Connection) -> Sequence[HostRecord]:
+            counts = dict(tuple(row) for row in connection.execute(_AT_HOME))
+            leading = connection.execute(_LEADER).scalar_one_or_none()
+            return [
+                HostRecord(
+                    Host(row.id, row.url),
+                    row.started_at,
+                    row.heartbeat_at,
+                    row.dead,
+                    not row.dead and row.id == leading,
+                    counts.get(row.id, 0),
+                )
+                for row in connection.execute(_RECORDS)
+            ]
+
+        return await self._database.read(job)
 
     async def find(self, session: str | int) -> Place | None:
         query = _BY_ID if isinstance(session, str) else _BY_KEY

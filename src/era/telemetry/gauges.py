@@ -12,6 +12,7 @@ from pathlib import Path
 from era import __version__
 from era.core.admission import Admission
 from era.core.expiry import MICROS
+from era.core.homes import Homes
 from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
 from era.core.models import now
@@ -44,6 +45,9 @@ class MeasuredParts:
     sessions_moved: Callable[[], int]
     """How many sessions have moved from here to a host with more room."""
 
+    homes: Homes | None
+    """In a cluster."""
+
 
 async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
     """All metrics. Where the database fails those that are read from it are missing, and `era_ready` is 0."""
@@ -62,6 +66,11 @@ async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
         Gauge("era_processes_running", "Processes of live sessions.", parts.live_sessions.running_processes()),
         *await asyncio.to_thread(_of_disk, parts.data_dir),
     ]
+    if parts.homes is not None:
+        gauges += [
+            Gauge("era_hosts", "Hosts of the cluster that are alive, as this one sees it.", len(parts.homes.hosts)),
+            Gauge("era_lease_seconds", "What is left of this host's lease.", parts.homes.lease_left),
+        ]
     with suppress(EraError):  # the alert on era_ready says so
         gauges += await _of_rows(parts)
     parts.flush()

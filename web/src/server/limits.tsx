@@ -8,7 +8,8 @@ import { Icon } from '../ui/icons.tsx';
 
 type Props = { loaded: Loaded<ServerFacts> };
 
-function isOthers(error: Error | undefined): boolean {
+/** Whether only the operator may see this. */
+export function isOthers(error: Error | undefined): boolean {
   return error instanceof ApiError && error.status === 403;
 }
 

@@ -9,6 +9,7 @@ import type { Json, RunRecord, ServerFacts } from '../types.ts';
 import { Ago, Facts, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Tree } from '../ui/tree.tsx';
+import { HostsOfCluster } from './hosts.tsx';
 import { Findings, LimitsInForce } from './limits.tsx';
 import { metricsError, type Sample, samples, startSampling, total } from './metrics.ts';
 import { Plot } from './plot.tsx';
@@ -147,6 +148,7 @@ export function OverviewPage() {
           series={[{ label: 'all', values: all.map((each) => total(each.values, 'era_sessions')), color: '--plot-2' }]}
         />
       </div>
+      <HostsOfCluster />
       {now && (
         <div class="columns">
           <section>

@@ -1,9 +1,9 @@
 /** The settings of a session, its capsule, copies, and its end. */
 
 import { useSignal } from '@preact/signals';
-import { at, call, download } from '../api.ts';
+import { at, call, download, send } from '../api.ts';
 import { exactly } from '../format.ts';
-import { useAction } from '../hooks.ts';
+import { useAction, useLoad } from '../hooks.ts';
 import { objectOf } from '../pages/new.tsx';
 import { go } from '../router.ts';
 import { forgetSession } from '../sessions.ts';
@@ -75,6 +75,11 @@ export function SettingsTab({ session, set }: TabProps) {
   const before = useSignal(formOf(session));
   const form = useSignal(before.value);
   const forking = useSignal(false);
+  const home = useLoad(
+    async (signal) => (await send(at(session.id), { signal })).headers.get('X-ERA-Host'),
+    [session.id],
+  );
+  const about: [string, string][] = home.value ? [['At home at', home.value]] : [];
   const change = (changed: Partial<Values>) => {
     form.value = { ...form.value, ...changed };
   };
@@ -229,6 +234,7 @@ export function SettingsTab({ session, set }: TabProps) {
               ['Created', exactly(session.created_at)],
               ['Last run', session.last_run_at ? exactly(session.last_run_at) : 'never'],
               ['Files', session.persistent ? 'outlive a run' : 'go with each run'],
+              ...about,
             ]}
           />
         </section>

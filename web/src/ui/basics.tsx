@@ -110,6 +110,10 @@ export function Name({ children }: { children: string }) {
 
 const TONES: { [status: string]: string } = {
   ok: 'good',
+  ready: 'good',
+  not_ready: 'wait',
+  silent: 'bad',
+  dead: 'bad',
   done: 'good',
   completed: 'good',
   running: 'live',

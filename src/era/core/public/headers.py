@@ -41,7 +41,7 @@ _HOP_BY_HOP = frozenset(
 )
 _NOT_FOR_GUESTS = _HOP_BY_HOP | {
     # set by this server
-    *("content-length", "date", "x-request-id", "x-era-run", "x-content-type-options"),
+    *("content-length", "date", "x-request-id", "x-era-run", "x-era-host", "x-content-type-options"),
     # in force for the whole origin
     *("service-worker-allowed", "clear-site-data", "strict-transport-security", "alt-svc", "accept-ch", "set-cookie2"),
     *("nel", "report-to", "reporting-endpoints", "set-login", "speculation-rules", "use-as-dictionary"),
