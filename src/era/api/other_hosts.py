@@ -155,7 +155,7 @@ class OtherHosts:
             log.warning("host_not_trusted", host=host.id, url=host.url, error=str(error))
             return "" if isinstance(error, Expired) else f"{host.url}: {error}"
         except _NO_ANSWER as error:
-            log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)
+            _log_no_answer(host, error)
         return ""
 
     def _others(self) -> Sequence[Host]:
@@ -172,8 +172,12 @@ class OtherHosts:
             async with asyncio.timeout(seconds):
                 return await self.connections.ask(host, path, query)
         except _NO_ANSWER as error:
-            log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)
+            _log_no_answer(host, error)
             return None
+
+
+def _log_no_answer(host: Host, error: Exception) -> None:
+    log.info("host_not_asked", host=host.id, url=host.url, error=str(error) or type(error).__name__)
 
 
 def other_hosts(settings: Settings, homes: Homes | None) -> OtherHosts | None:
