@@ -10,27 +10,28 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, String, bindparam, cast, delete, insert, select, update
 
-from era.core.models import Answered, Claim, Claimed, KeptOutputs, Session, now
+from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
 from era.errors import Conflict
-from era.store.dialects import Asked, Precompiled, raising_if_taken, together
+from era.store.dialects import Answer, Asked, Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, output_values
 from era.store.records import RUNS, record_from_row
+from era.store.session_lookup import IS_PRESENT, OF_OWNER, owned_id_values
 from era.store.tables import idempotency_keys as keys
-from era.store.tables import runs
+from era.store.tables import runs, sessions
 
 _KEPT_MICROS = 24 * 3600 * 1_000_000
 
+_IS_KEPT = keys.c.created_at >= bindparam("since")
 _IS_CLAIM = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
-_find = Precompiled(
-    select(
-        keys.c.request_hash,
-        keys.c.env_mark,
-        keys.c.run_id,
-        keys.c.answer,
-        *(keys.c[name] for name in OUTPUT_COLUMNS),
-    ).where(_IS_CLAIM, keys.c.created_at >= bindparam("since"))
+_FIND = select(
+    keys.c.request_hash, keys.c.env_mark, keys.c.run_id, keys.c.answer, *(keys.c[name] for name in OUTPUT_COLUMNS)
+).where(_IS_KEPT)
+_find = Precompiled(_FIND.where(_IS_CLAIM))
+_SESSION = select(cast(sessions.c.key, String)).where(OF_OWNER, IS_PRESENT).scalar_subquery()
+_find_in_session = Precompiled(
+    _FIND.where(keys.c.scope == bindparam("of_route", type_=String) + ":" + _SESSION, keys.c.key == bindparam("of_key"))
 )
 _RUN = RUNS.where(runs.c.id == bindparam("run_id"))
 _drop_if_old = Precompiled(delete(keys).where(_IS_CLAIM, keys.c.created_at < bindparam("since")))
@@ -58,10 +59,25 @@ type Scope = Session | int | str
 """Within what a key is unique: a session (or its key) or, where the request is to make a session, its owner."""
 
 
-def find_claim(connection: Connection, claim: Claim, scope: Scope) -> Claimed | None:
-    """The first request with this key in the last day, and what it was answered."""
-    values = _claim_parameters(claim, scope) | {"since": now() - _KEPT_MICROS}
-    row = _find.first(connection, values)
+def find_claim(connection: Connection, claim: Claim, owner: str) -> Claimed | None:
+    """The first request with this key in the last day that was to make a session of an owner's, and what it was
+    answered."""
+    values = _claim_parameters(claim, owner) | {"since": now() - _KEPT_MICROS}
+    return _claimed(connection, _find.first(connection, values))
+
+
+def finding_claim(claim: Claim, session_id: OwnedId) -> Asked:
+    """The statement that looks for the first request with this key in a session, whose key needn't be known yet."""
+    values = {"of_route": claim.route, "of_key": claim.key, "since": now() - _KEPT_MICROS}
+    return _find_in_session, values | owned_id_values(session_id)
+
+
+def claimed_in_session(connection: Connection, _: Session, found: Answer) -> Claimed | None:
+    """What `finding_claim` has found."""
+    return _claimed(connection, found.row)
+
+
+def _claimed(connection: Connection, row: Any) -> Claimed | None:
     if row is None:
         return None
     request_hash, env_mark, run_id, answer, *outputs = row

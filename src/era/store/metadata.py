@@ -296,9 +296,8 @@ class SqlStore:
     async def find_claim(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
         if not session_id.id:
             return await self.database.read(idempotency.find_claim, claim, session_id.owner)
-        return await self._read(
-            session_id, lambda connection, session: idempotency.find_claim(connection, claim, session)
-        )
+        finding = idempotency.finding_claim(claim, session_id)
+        return await read_session(self.database, self._retention, session_id, idempotency.claimed_in_session, finding)
 
     async def prune_idempotency_keys(self) -> int:
         return await self.database.write(idempotency.prune_keys)

@@ -10,8 +10,8 @@ The statements on the path of every run are precompiled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Concatenate
 
 from sqlalchemy import Connection, bindparam, exists, literal_column, select, update
 
@@ -20,7 +20,7 @@ from era.core.metadata import Retention
 from era.core.models import OwnedId, Session, StoredCode, now
 from era.errors import EraError, Expired, NoSession, NotFound
 from era.store.database import Database
-from era.store.dialects import Precompiled
+from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.records import snapshot_from_row
 from era.store.tables import processes, runs, sessions, versions
 
@@ -96,10 +96,17 @@ _LAST_REMOVED = _LAST_REMOVED_OF_ANY_OWNER.where(OF_OWNER)
 
 def find_session(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
     """The owner's session with this id. Raises NotFound or Expired."""
-    row = _find_by_owned_id.first(connection, owned_id_values(session_id))
-    if row is None:
+    return find_session_and(connection, retention, session_id)[0]
+
+
+def find_session_and(
+    connection: Connection, retention: Retention, session_id: OwnedId, *asked: Asked
+) -> tuple[Session, Sequence[Answer]]:
+    """The same with the answers to other statements, which wait for the database together with this one."""
+    found, *answers = together(connection, (_find_by_owned_id, owned_id_values(session_id)), *asked)
+    if found.row is None:
         raise missing_session(connection, retention, session_id)
-    return _not_expired(connection, session_from_row(row))
+    return _not_expired(connection, session_from_row(found.row)), answers
 
 
 def find_public_session(connection: Connection, retention: Retention, session_id: str) -> Session:
@@ -158,43 +165,49 @@ def restorable_since(retention: Retention) -> int:
 
 
 async def read_session[T](
-    database: Database, retention: Retention, session_id: OwnedId, job: Callable[[Connection, Session], T]
+    database: Database,
+    retention: Retention,
+    session_id: OwnedId,
+    job: Callable[Concatenate[Connection, Session, ...], T],
+    *asked: Asked,
 ) -> T:
-    """The result of `job(connection, session)`, and note the call if that is due. Raises NotFound or Expired."""
-    return await _read_and_touch(database, lambda connection: find_session(connection, retention, session_id), job)
+    """The result of `job(connection, session, …)`, which gets the answers to what is `asked` besides, and note the call
+    if that is due. Raises NotFound or Expired."""
+
+    def read(connection: Connection) -> tuple[Session, T]:
+        session, answers = find_session_and(connection, retention, session_id, *asked)
+        return session, job(connection, session, *answers)
+
+    return await _read_and_touch(database, read)
 
 
 async def read_public_session(database: Database, retention: Retention, session_id: str) -> Session:
     """`find_public_session` as a call, which is noted if that is due. Raises NotFound or Expired."""
-    return await _read_and_touch(
-        database,
-        lambda connection: find_public_session(connection, retention, session_id),
-        lambda _, session: session,
-    )
+
+    def read(connection: Connection) -> tuple[Session, Session]:
+        session = find_public_session(connection, retention, session_id)
+        return session, session
+
+    return await _read_and_touch(database, read)
 
 
 async def read_session_of_site(database: Database, key: int) -> Session:
     """The present session with this key as a call, which is noted if that is due. Raises NotFound or Expired."""
 
-    def find(connection: Connection) -> Session:
+    def read(connection: Connection) -> tuple[Session, Session]:
         row = _find_by_key.first(connection, {"session": key})
         session = None if row is None else session_from_row(row)
         if session is None or session.removal is not None:
             raise NotFound("The session of this site is gone.")
-        return _not_expired(connection, session)
+        session = _not_expired(connection, session)
+        return session, session
 
-    return await _read_and_touch(database, find, lambda _, session: session)
+    return await _read_and_touch(database, read)
 
 
-async def _read_and_touch[T](
-    database: Database, find: Callable[[Connection], Session], job: Callable[[Connection, Session], T]
-) -> T:
-    """Read in one transaction. If the call must put off the session's expiry, do so in a second one and read again:
-    the session may have ended in between."""
-
-    def read(connection: Connection) -> tuple[Session, T]:
-        session = find(connection)
-        return session, job(connection, session)
+async def _read_and_touch[T](database: Database, read: Callable[[Connection], tuple[Session, T]]) -> T:
+    """Read a session, and what is asked of it, in one transaction. If the call must put off the session's expiry, do so
+    in a second one and read again: the session may have ended in between."""
 
     def touch_and_read(connection: Connection, key: int) -> tuple[Session, T]:
         note_call(connection, key, now())
