@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from era.core.models import JsonObject
@@ -84,9 +84,11 @@ class FakeSupervisor:
         self._ended = asyncio.Event()
         self.alive = True
 
-    async def start(self, spec: ProcessSpec) -> FakeProcess:
+    async def start(self, spec: ProcessSpec, may_begin: Callable[[], Awaitable[None]] | None = None) -> FakeProcess:
         if not self.alive:
             raise SandboxFailed("The supervisor is gone.")
+        if may_begin is not None:
+            await may_begin()
         process = await asyncio.create_subprocess_exec(
             *spec.command,
             cwd=self._workspace / spec.cwd,

@@ -135,6 +135,40 @@ async def end_processes(sandbox: Sandbox) -> None:
 # -- input and output ------------------------------------------------------------------------------------------------
 
 
+async def waits_for_its_record(sandbox: Sandbox) -> tuple[bytes, Said, ProcessEnded]:
+    """A process that is put on record late: what there was of what it makes until then, and how it went on."""
+    recorded = asyncio.get_running_loop().create_future()
+    what = shell("touch made; echo ${#LONG}; exit 7", env={"LONG": "x" * 100_000})
+    starting = asyncio.create_task((await sandbox.process_supervisor()).start(what, lambda: recorded))
+    seen, _ = await process(sandbox, shell("sleep 0.5; ls | grep made"))
+    assert not starting.done()
+    recorded.set_result(None)
+    return seen.get("stdout", b""), *await Following(await starting).end()
+
+
+async def can_t_be_put_on_record(sandbox: Sandbox) -> tuple[str, bytes]:
+    """A process that is never put on record: what its start raises, and what there is of what it makes in the end."""
+
+    async def alive() -> bytes:
+        return (await process(sandbox, shell("set -- /proc/[0-9]*; echo $#")))[0]["stdout"]
+
+    before = await alive()
+    recorded = asyncio.get_running_loop().create_future()
+    starting = asyncio.create_task((await sandbox.process_supervisor()).start(shell("touch refused"), lambda: recorded))
+    assert await alive() > before, "it is being made ready"
+    recorded.set_exception(LookupError("there is no session"))
+    try:
+        await starting
+        raised = ""
+    except LookupError as error:
+        raised = str(error)
+    async with asyncio.timeout(PATIENCE):
+        while await alive() > before:
+            pass
+    seen, _ = await process(sandbox, shell("ls | grep refused"))
+    return raised, seen.get("stdout", b"")
+
+
 async def refuses_input(sandbox: Sandbox) -> list[str]:
     """Which writes are refused, of those that must be."""
     refused = []

@@ -76,6 +76,41 @@ async def test_who_follows_a_process_has_its_last_output_before_its_end_is_store
     assert had_before_end == [[b"last\n"]]
 
 
+async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await core.session()
+    begin, may_begin, problem = core.store.processes.begin, asyncio.Event(), NotFound("It was deleted.")
+
+    async def late_begin(record: ProcessRecord, claim: Claim | None = None) -> None:
+        await may_begin.wait()
+        if record.tag == "refused":
+            raise problem
+        await begin(record, claim)
+
+    monkeypatch.setattr(core.store.processes, "begin", late_begin)
+    starting = asyncio.create_task(start(core, "echo > made"))
+    refused = asyncio.create_task(start(core, "echo > refused", tag="refused"))
+    cancelled = asyncio.create_task(start(core, "echo > cancelled"))
+    await until(lambda: session.key in core.live_sessions._live)
+    live = core.live_sessions._live[session.key]
+    await until(lambda: len(live.processes.all) == 3)
+    cancelled.cancel()
+    await asyncio.sleep(0.2)
+    [sandbox] = core.driver.alive
+    assert not [*sandbox.workspace.iterdir()]
+    may_begin.set()
+    await live_process(core, (await starting).id)
+    await until(lambda: (sandbox.workspace / "made").exists())
+    with pytest.raises(NotFound) as raised:
+        await refused
+    assert raised.value is problem
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    await until(lambda: not live.processes.running)
+    assert [path.name for path in sandbox.workspace.iterdir()] == ["made"]
+    assert {record.status for record in await core.processes.list(S)} == {"ended"}
+    assert len(await core.processes.list(S)) == 2, "the one that was refused is on no record"
+
+
 async def test_a_process_beside_runs(core: Core) -> None:
     await core.session()
     server = await start(core, "echo up; exec sleep 100", tag="server")

@@ -22,7 +22,7 @@ Installer (setup/package_sets.py), Locks (setup/locks.py).
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -116,8 +116,10 @@ class ProcessSupervisor(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    async def start(self, spec: ProcessSpec) -> GuestProcess:
-        """Start a process. Returns once it runs, or has failed to. Raises SandboxFailed."""
+    async def start(self, spec: ProcessSpec, may_begin: Callable[[], Awaitable[None]] | None = None) -> GuestProcess:
+        """Start a process. Returns once it runs, or has failed to. `may_begin` is waited for before it executes
+        anything, while it is made ready; where that raises, it is killed, and this raises the same. Raises
+        SandboxFailed."""
         ...
 
     async def wait(self) -> None:

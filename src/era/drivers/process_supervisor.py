@@ -12,7 +12,7 @@ import json
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Literal, Protocol
 
 from era.core.loop_slices import Budget
@@ -296,7 +296,7 @@ class ProcessSupervisor:
     def alive(self) -> bool:
         return self._following is not None and not self._following.done() and not self._is_closing
 
-    async def start(self, spec: ProcessSpec) -> GuestProcess:
+    async def start(self, spec: ProcessSpec, may_begin: Callable[[], Awaitable[None]] | None = None) -> GuestProcess:
         if not self.alive:
             raise SandboxFailed("The processes of this sandbox are gone.")
         self.awaited()
@@ -312,15 +312,17 @@ class ProcessSupervisor:
             }
         ).encode()
         header = {
-            "size": len(specification),
             "room": ROOM,
             "stdin": spec.stdin,
             "pty": [spec.pty.cols, spec.pty.rows] if spec.pty else None,
             "channel": spec.channel,
             "supervised": spec.supervised,
         }
-        self.send(b"S", number, json.dumps(header).encode(), specification)
+        self.send(b"S", number, json.dumps(header).encode())
         try:
+            if may_begin is not None:
+                await may_begin()
+            self.send(b"E", number, len(specification).to_bytes(4, "big"), specification)
             async with stall_timeout(self._cpu_seconds):
                 await process.started.wait()
         except TimeoutError:

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 from collections import deque
+from itertools import pairwise
 
 from invocation import execute
 
@@ -175,10 +176,15 @@ class Input:
 class GuestProcess:
     """A process, from its start until the host has been told its end."""
 
-    def __init__(self, supervisor: ProcessSupervisor, number: int, header: dict[str, Any], specification: int) -> None:
-        """`header` is the payload of an S frame, `specification` a file with JSON; see `be_child`."""
-        self.supervisor, self.number = supervisor, number
-        self.header, self.specification = header, specification
+    def __init__(self, supervisor: ProcessSupervisor, number: int, header: dict[str, Any]) -> None:
+        """`header` is the payload of an S frame."""
+        self.supervisor, self.number, self.header = supervisor, number, header
+        self.specification = -1
+        """A file in memory, for `be_child`; -1 where that needs none any more."""
+
+        self.starting = -1
+        """What is written to once all of it is there, and closed where it never will be."""
+
         self.room: int = header["room"]
         """Bytes of output that the host has room for."""
 
@@ -200,18 +206,24 @@ class GuestProcess:
         theirs: list[int] = []
         try:
             stdin, stdout, stderr, channel = self.make_descriptors(ours, theirs)
+            self.specification = os.memfd_create("era")
+            ours.append(self.specification)
+            start, self.starting = os.pipe2(os.O_CLOEXEC)
+            theirs.append(start)
+            ours.append(self.starting)
             # A signal that comes before the child has set its handlers waits until it has.
             unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 pid = os.fork()
                 if not pid:
-                    self.be_child(stdin, stdout, stderr, channel, unblocked)
+                    self.be_child(stdin, stdout, stderr, channel, start, unblocked)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         except OSError as problem:
             for fd in (*ours, *theirs):
                 os.close(fd)
             self.outputs, self.input, self.channel, self.terminal = [], None, None, -1
+            self.specification = self.starting = -1
             self.supervisor.send(b"S", self.number, bytes(4))
             self.say(f"era: {problem.strerror}\n")
             self.tell({"exit_code": 126, "signal": None, "cpu_us": 0, "peak_memory_bytes": None})
@@ -225,6 +237,26 @@ class GuestProcess:
         self.supervisor.send(b"S", self.number, pid.to_bytes(4, "big"))
         for output in self.outputs:
             output.go_on()
+
+    def specify(self, piece: memoryview) -> None:
+        """Take a part of its specification."""
+        while piece and self.specification >= 0:
+            piece = piece[os.write(self.specification, piece) :]
+
+    def go_on(self) -> None:
+        """It has its whole specification."""
+        if self.starting >= 0:
+            try:
+                os.write(self.starting, b"1")
+            except BrokenPipeError:
+                pass  # it has ended
+        self.forget_specification()
+
+    def forget_specification(self) -> None:
+        for fd in (self.specification, self.starting):
+            if fd >= 0:
+                os.close(fd)
+        self.specification = self.starting = -1
 
     def make_descriptors(self, ours: list[int], theirs: list[int]) -> tuple[int, int, int, int]:
         """Make what it is connected by. Returns the child's standard streams and channel. Raises OSError."""
@@ -276,10 +308,10 @@ class GuestProcess:
         return ends[0], ends[1], ends[2], channel
 
     def be_child(
-        self, stdin: int, stdout: int, stderr: int, channel: int, unblocked: set[signal.Signals | int]
+        self, stdin: int, stdout: int, stderr: int, channel: int, start: int, unblocked: set[signal.Signals | int]
     ) -> NoReturn:
-        """Become the process. Its specification is JSON: `command` or `module`, `environment`, `cwd`. Its mask of
-        signals is to be `unblocked`."""
+        """Become the process, once there is something to read at `start`. Its specification is JSON: `command` or
+        `module`, `environment`, `cwd`. Its mask of signals is to be `unblocked`."""
         code = 126
         try:
             signal.set_wakeup_fd(-1)
@@ -291,11 +323,18 @@ class GuestProcess:
                 os.dup2(fd, target)
             if self.terminal >= 0:
                 fcntl.ioctl(0, _TIOCSCTTY, 0)
-            specification = json.loads(os.pread(self.specification, self.header["size"], 0))
             self.supervisor.own_domain.enter()  # before its descriptor is closed
             if channel >= 0:
                 os.dup2(channel, CHANNEL)
-            os.closerange(CHANNEL if channel < 0 else CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            kept = sorted((self.specification, start))
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            for first, end in pairwise([CHANNEL if channel < 0 else CHANNEL + 1, *kept, most]):
+                os.closerange(first + (first in kept), end)
+            if not os.read(start, 1):
+                os._exit(code)  # it isn't wanted any more
+            specification = json.loads(os.pread(self.specification, os.fstat(self.specification).st_size, 0))
+            for fd in kept:
+                os.close(fd)
             _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
             score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
             os.write(score, b"1000")  # out of memory: processes go, not their supervisor
@@ -424,6 +463,7 @@ class GuestProcess:
     def tell(self, ended: dict[str, Any]) -> None:
         """Tell the host of the end."""
         self.ended, self.is_told = ended, True
+        self.forget_specification()
         self.supervisor.send(b"D", self.number, json.dumps(ended).encode())
         self.supervisor.processes.pop(self.number, None)
         for stream in (self.input, self.channel):

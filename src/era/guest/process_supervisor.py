@@ -21,7 +21,8 @@ bounded by the number of processes. What is not yet sent to the host is bounded,
 
 *Specification.* What a process is to execute, with its environment, goes from the control socket through one buffer,
 zeroed at once, into a file in memory that only the child reads. So nothing of it is in our heap when the next process
-is forked; some of those never execute anything (`module`).
+is forked; some of those never execute anything (`module`). It may come later than the rest: the child is forked, gets
+ready and waits for it, while the host puts the process on record.
 
 *Scratch.* As the supervisor of runs, this one bounds the number of files in memory. It can't tell who has made them.
 So there may be twice as many: those of processes, and what one run may add. Beyond that all processes end, and what is
@@ -35,7 +36,8 @@ descends from it may live on, like what a shell has started in the background; i
 Wire format. As that of the other supervisor (supervisor.py), but a frame has, behind its kind, the number of a process
 (4 bytes), which the host chooses.
 
-  host to guest:  S  JSON, start a process. Behind this frame, unframed, `size` bytes: its specification
+  host to guest:  S  JSON, fork a process. It executes nothing before its specification has come
+                  E  how many bytes that has (4 bytes). It follows, unframed
                   W  write to its standard input or PTY     X  end its standard input
                   H  write to its channel
                   G  a signal's number (1 byte), and whether the whole group gets it (1 byte)
@@ -45,7 +47,7 @@ Wire format. As that of the other supervisor (supervisor.py), but a frame has, b
                   M  say how much memory all processes take
   guest to host:  N, G  as of the other supervisor, without guest listeners
                   Y  JSON, the isolation as seen from inside: ready
-                  S  its pid (4 bytes): it runs
+                  S  its pid (4 bytes): it is forked
                   O, E, P, C  a piece of stdout, stderr, PTY, channel
                   a, c  so many bytes (4) have been written to its input, its channel: there is room for them again
                   x, y  its input, its channel, takes nothing any more
@@ -109,13 +111,12 @@ class ProcessSupervisor:
 
         self.buffer = bytearray(BUFFER_BYTES)
         self.filled = 0
-        self.specification = -1
-        """Where the specification of the process to be started goes; -1 where none is expected."""
-
         self.missing = 0
-        """Bytes of it that are still to come."""
+        """Bytes of a process's specification that are still to come."""
 
-        self.start: tuple[int, dict[str, Any]] = (0, {})
+        self.waiting: GuestProcess | None = None
+        """The process that waits for them, unless it has ended."""
+
         self.woken = -1
         """Readable once a child has ended."""
 
@@ -232,7 +233,7 @@ class ProcessSupervisor:
         self.filled += count
         at = 0
         while at < self.filled:
-            if self.specification >= 0:
+            if self.missing:
                 size = min(self.missing, self.filled - at)
                 self.take_specification(view[at : at + size])
                 at += size
@@ -251,9 +252,10 @@ class ProcessSupervisor:
 
     def on_frame(self, kind: bytes, number: int, payload: memoryview) -> None:
         if kind == b"S":
-            header = json.loads(bytes(payload))
-            self.specification, self.missing = os.memfd_create("era"), header["size"]
-            self.start = number, header
+            self.start_process(number, json.loads(bytes(payload)))
+            return
+        if kind == b"E":
+            self.waiting, self.missing = self.processes.get(number), int.from_bytes(payload, "big")
             return
         if kind == b"M":
             self.send(b"M", 0, memory_bytes().to_bytes(8, "big"))
@@ -277,21 +279,15 @@ class ProcessSupervisor:
             process.resize(int.from_bytes(payload[:2], "big"), int.from_bytes(payload[2:], "big"))
 
     def take_specification(self, piece: memoryview) -> None:
-        """Take a part of a process's specification, and start it with the last one. Zeroes `piece`."""
+        """Take a part of a process's specification, and have it go on with the last one. Zeroes `piece`."""
         self.missing -= len(piece)
-        rest = piece
-        while rest:
-            rest = rest[os.write(self.specification, rest) :]
+        if self.waiting is not None:
+            self.waiting.specify(piece)
+            if not self.missing:
+                self.waiting.go_on()
         piece[:] = bytes(len(piece))
-        if not self.missing:
-            specification, self.specification = self.specification, -1
-            number, header = self.start
-            try:
-                self.start_process(number, header, specification)
-            finally:
-                os.close(specification)
 
-    def start_process(self, number: int, header: dict[str, Any], specification: int) -> None:
+    def start_process(self, number: int, header: dict[str, Any]) -> None:
         self.scheduling.restore()
         if header["supervised"] and not self.is_supervised and self.broker is not None:
             import connect_filter
@@ -299,7 +295,7 @@ class ProcessSupervisor:
             # It's on us, and on all that we start from here on: the kernel takes one notification descriptor only.
             self.broker.send(b"L", [connect_filter.install()])
             self.is_supervised = True
-        process = GuestProcess(self, number, header, specification)
+        process = GuestProcess(self, number, header)
         self.processes[number] = process
         process.begin()
 

@@ -45,6 +45,16 @@ def test_a_command_that_can_t_be_started(sandboxes: Any, live: Any) -> None:
     assert b"no-such-program: No such file" in said["pty"]
 
 
+def test_nothing_is_executed_before_a_process_is_on_record(sandboxes: Any, live: Any) -> None:
+    made_before, said, ended = sandboxes.do(live, steps.waits_for_its_record)
+    assert made_before == b""
+    assert (said, ended.exit_code) == ({"stdout": b"100000\n"}, 7)
+
+
+def test_a_process_that_can_t_be_put_on_record_is_killed(sandboxes: Any, live: Any) -> None:
+    assert sandboxes.do(live, steps.can_t_be_put_on_record) == ("there is no session", b"")
+
+
 def test_it_starts_in_a_directory_below(sandboxes: Any, live: Any) -> None:
     sandboxes.do(live, steps.process, shell("mkdir -p sub/directory"))
     said, _ = sandboxes.do(live, steps.process, spec("pwd", cwd="sub/directory"))

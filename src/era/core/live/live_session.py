@@ -113,8 +113,7 @@ class LiveSession:
 
     async def _supervised(self) -> tuple[ProcessSupervisor, ProcessEgress]:
         async with self._supervising:
-            if not self.is_open:
-                raise SandboxFailed(self.why_lost or "The session is being put away.")
+            self._check_open()
             if self._supervisor is None or self._egress is None or not self._supervisor.alive:
                 await self._egress_stack.aclose()
                 self._supervisor = await self.sandbox.process_supervisor()
@@ -130,11 +129,22 @@ class LiveSession:
                 )
             return self._supervisor, self._egress
 
+    def _check_open(self) -> None:
+        """Raises SandboxFailed where nothing may be begun in it any more."""
+        if not self.is_open:
+            raise SandboxFailed(self.why_lost or "The session is being put away.")
+
     async def start(
-        self, spec: ProcessSpec, base_url: str, env: Mapping[str, str] | None = None, secrets: Sequence[Secret] = ()
+        self,
+        spec: ProcessSpec,
+        base_url: str,
+        env: Mapping[str, str] | None = None,
+        secrets: Sequence[Secret] = (),
+        may_begin: Callable[[], Awaitable[None]] | None = None,
     ) -> GuestProcess:
         """Start what `spec` says, with the variables, the network and the storage of the session's programs. Who starts
-        something with secrets calls `forget` when it has ended. Raises SandboxFailed, NoIsolation."""
+        something with secrets calls `forget` when it has ended. `may_begin` is as for ProcessSupervisor.start. Raises
+        SandboxFailed, NoIsolation."""
         session = self.session
         supervisor, egress = await self._supervised()
         if secrets:
@@ -144,7 +154,7 @@ class LiveSession:
         made = environment(given, session.id, session.language, base_url, storage)
         try:
             return await supervisor.start(
-                replace(spec, env={**egress.certificates, **made}, supervised=egress.supervised)
+                replace(spec, env={**egress.certificates, **made}, supervised=egress.supervised), may_begin
             )
         except BaseException:
             self.forget(secrets)
@@ -167,10 +177,15 @@ class LiveSession:
         supervisor = {} if self._supervisor is None else self._supervisor.enforced
         return {**self.sandbox.enforced, **supervisor, **({} if self._egress is None else self._egress.enforced)}
 
-    async def _start_process(self, request: ProcessRequest) -> GuestProcess:
+    async def _start_process(self, request: ProcessRequest, recorded: Callable[[], Awaitable[None]]) -> GuestProcess:
         env = {**({} if request.pty is None else {"TERM": "xterm-256color"}), **request.env}
         spec = ProcessSpec(command_of(request.command), {}, request.cwd, request.stdin, request.pty)
-        guest = await self.start(spec, request.base_url, env, request.secrets)
+
+        async def may_begin() -> None:
+            await recorded()
+            self._check_open()
+
+        guest = await self.start(spec, request.base_url, env, request.secrets, may_begin)
         if self._allowance is None:
             self._allowance = Allowance(self.sandbox, self.session.snapshot, self._disk_full, _DISK_TICK)
         return guest

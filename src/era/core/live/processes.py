@@ -1,9 +1,9 @@
 """The processes of one live session: started, followed, fed, signalled, ended, and put on record.
 
 Theory of operation. What a process writes goes into its log as it comes (output_log.py), so that nobody who reads it
-can hold it up. Its record is in the database from before it starts until its end; whatever is `running` there at the
-next start of the service was lost. A process that has ended stays here with its output as long as its session is live;
-after that its row has the end of it.
+can hold it up. Its record is in the database from before it executes anything until its end; whatever is `running`
+there at the next start of the service was lost. A process that has ended stays here with its output as long as its
+session is live; after that its row has the end of it.
 """
 
 from __future__ import annotations
@@ -208,12 +208,13 @@ class Processes:
         session_key: int,
         store: ProcessStore,
         most: int,
-        start: Callable[[ProcessRequest], Awaitable[GuestProcess]],
+        start: Callable[[ProcessRequest, Callable[[], Awaitable[None]]], Awaitable[GuestProcess]],
         *,
         ended: Callable[[ProcessRequest], None],
         why_gone: Callable[[], str | None],
     ) -> None:
-        """`most` run at a time. `start` starts one in the sandbox; `ended` is called when one has ended."""
+        """`most` run at a time. `start` starts one in the sandbox, and waits by its second argument until that is
+        on record before it executes anything; `ended` is called when one has ended."""
         self._session_key = session_key
         self._store = store
         self._most = most
@@ -261,14 +262,14 @@ class Processes:
             pty=request.pty is not None,
         )
         process = self._all[record.id] = LiveProcess(record, ("session", self._session_key))
+        recording = asyncio.create_task(self._store.begin(record, request.claim))
         try:
-            await self._store.begin(record, request.claim)
-        except BaseException:
-            del self._all[record.id]
-            raise
-        try:
-            guest = await self._start(request)
+            guest = await self._start(request, lambda: asyncio.shield(recording))
         except BaseException as error:
+            await asyncio.wait({recording})
+            if recording.exception() is not None:
+                del self._all[record.id]
+                raise
             process.fail(error.message if isinstance(error, EraError) else "The service failed.")
             self._begin(self._record_end(process, request.claim))
             raise
