@@ -110,8 +110,7 @@ type Process = subprocess.Popen[bytes] | Forked
 
 @cache
 def preloaded() -> Preloaded:
-    """What servers are forked from, unless something of them is changed before they start, and other commands that
-    import as much."""
+    """What servers and other commands are forked from."""
     return Preloaded()
 
 
@@ -126,6 +125,9 @@ class Server:
 
     hidden: str | None = None
     """A file of the machine that the service finds empty. Needs root."""
+
+    weakness: str = ""
+    """Python statements that take something out of the service, or change it, before it starts."""
 
     start_seconds: float = START_SECONDS
     process: Process | None = None
@@ -162,9 +164,6 @@ class Server:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile again
         environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(self.data_dir), **self.settings}
         command = SERVE
-        if self.hidden is not None:
-            script = f"mount --bind /dev/null '{self.hidden}' && exec '{ERA}' serve"
-            command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
         if self.uid is not None:
             command, extra = self._as_ordinary_user(self.uid)
             environment |= extra
@@ -181,8 +180,15 @@ class Server:
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
         if command == SERVE and "PYTHONPATH" not in environment:  # with that, there is something else to import
-            return preloaded().start(command[1:], environment, (0, log.fileno(), log.fileno()))
+            streams = 0, log.fileno(), log.fileno()
+            return preloaded().start(command[1:], environment, streams, before=self._before())
+        assert not self.weakness, "only a service that is forked executes that"
+        assert self.hidden is None, "the same"
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def _before(self) -> str:
+        """The Python statements that a forked service executes before it starts."""
+        return (mounting("/dev/null", self.hidden) if self.hidden is not None else "") + self.weakness
 
     def _as_ordinary_user(self, uid: int) -> tuple[list[str], dict[str, str]]:
         """The command that serves as `uid`, and its additional environment. A mount namespace shows that user the
@@ -249,6 +255,15 @@ class Server:
         match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert match
         return int(match[1]) << 10
+
+
+def mounting(source: str | Path, target: str) -> str:
+    """Python statements that put one file in the place of another for the process that executes them."""
+    return (
+        "import os, subprocess; os.unshare(os.CLONE_NEWNS); "
+        "subprocess.run(['mount', '--make-rslave', '/'], check=True); "
+        f"subprocess.run(['mount', '--bind', {str(source)!r}, {target!r}], check=True)\n"
+    )
 
 
 def free_port() -> int:
@@ -426,10 +441,10 @@ def own_server(tmp_path: Path) -> Iterator[MakeServer]:
     before = mounts()
     servers: list[Server] = []
 
-    def make(uid: int | None = None, hidden: str | None = None, **settings: str) -> Server:
+    def make(uid: int | None = None, hidden: str | None = None, weakness: str = "", **settings: str) -> Server:
         name = f"data{len(servers)}"
         values = {f"ERA_{key.upper()}": value for key, value in settings.items()}
-        server = Server(tmp_path / name, values, uid, hidden)
+        server = Server(tmp_path / name, values, uid, hidden, weakness)
         servers.append(server)
         return server.start()
 

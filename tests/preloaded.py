@@ -1,9 +1,9 @@
 """A process that has imported the server, and forks the `era` command at each call: to import it takes longer than most
 tests do.
 
-What is forked goes on as `era` does, from the first line of its `main` to the interpreter's own end; a server ends just
-before that. Starts from nothing, and such ends, are tested in tests/client/test_start.py, and by every server here that
-has been changed before it starts.
+What is forked goes on as `era` does, from the first line of its `main` to just before the interpreter's own end, and a
+server tests sandboxes of one language at its start instead of all. Starts from nothing, and such ends, are tested in
+tests/client/test_start.py, sandboxes of every language in tests/drivers/test_languages.py.
 """
 
 from __future__ import annotations
@@ -40,10 +40,16 @@ class Preloaded:
         atexit.register(self._end)
 
     def start(
-        self, words: list[str], environment: dict[str, str], streams: tuple[int, int, int], cwd: Path | None = None
+        self,
+        words: list[str],
+        environment: dict[str, str],
+        streams: tuple[int, int, int],
+        cwd: Path | None = None,
+        before: str = "",
     ) -> Forked:
-        """Start `era` with these arguments, and with descriptors for its input, output and errors."""
-        question = {"words": words, "environment": environment, "cwd": str(cwd or Path.cwd())}
+        """Start `era` with these arguments, and with descriptors for its input, output and errors. `before` are Python
+        statements that the process executes first."""
+        question = {"words": words, "environment": environment, "cwd": str(cwd or Path.cwd()), "before": before}
         return Forked(self, self.ask(question, *streams))
 
     def ask(self, question: dict[str, Any], *fds: int) -> Any:
@@ -90,9 +96,9 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _serve() -> NoReturn:
-    """Serve, but for the end of the interpreter: it takes apart all that was imported, and copies the pages which hold
-    that, which takes longer than most tests. Threads, exit handlers and streams end as ever."""
+def _carry_out() -> NoReturn:
+    """Do what the command does, but for the end of the interpreter: it takes apart all that was imported, and copies the
+    pages which hold that, which takes longer than most tests. Threads, exit handlers and streams end as ever."""
     gc.freeze()  # nor does it look for garbage among that
     code: object = 0
     try:
@@ -104,6 +110,20 @@ def _serve() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code if isinstance(code, int) else code is not None)
+
+
+def _self_test_one_language() -> None:
+    """Have drivers test sandboxes of Python only when they start, and not of each language: that would take longer than
+    all else of a server's start."""
+    from era.drivers.bubblewrap import BubblewrapDriver
+
+    make = BubblewrapDriver.__init__
+
+    def init(driver: BubblewrapDriver, *given: Any, **more: Any) -> None:
+        make(driver, *given, **more)
+        driver.self_tested = ["python"]
+
+    BubblewrapDriver.__init__ = init  # type: ignore[method-assign]
 
 
 def _answer(here: socket.socket) -> None:
@@ -131,6 +151,7 @@ def _answer(here: socket.socket) -> None:
         os.environ.clear()
         os.environ.update(question["environment"])
         sys.argv = [str(Path(sys.executable).with_name("era")), *question["words"]]
+        exec(question["before"], {})
         return
 
 
@@ -143,11 +164,10 @@ if __name__ == "__main__":
         import_module(name)
     for name in ("backup", "check", "migrate"):
         import_module(f"era.operation.{name}")
+    _self_test_one_language()
     gc.collect()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this by hanging up
     _answer(socket.socket(fileno=int(sys.argv[1])))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.argv[1:2] == ["serve"]:
-        _serve()
-    main()
+    _carry_out()

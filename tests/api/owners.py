@@ -5,30 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import httpx
 
-from tests.conftest import Process, Server, eventually
+from tests.conftest import Server, eventually
 
 OPERATOR_KEY = "the operator's own key"
 SECRET = "canary-7c1d90"
-
-
-@dataclass
-class WeakServer(Server):
-    """A service with some of its checks taken out."""
-
-    weakness: str = ""
-    """Python statements, run before the service starts."""
-
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
-        if self.weakness:
-            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.client.cli import main; main()"
-            command = [sys.executable, "-c", code, "serve"]
-        return super()._spawn(command, environment, log)
 
 
 def client_with_key(server: Server, key: str) -> httpx.Client:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
@@ -125,12 +121,7 @@ def test_bytes_after_an_answer_are_dropped(server: Server, live: str) -> None:
         assert second.endswith(b"body"), name
 
 
-@dataclass
-class CopyingServer(Server):
-    """A service that copies the bytes of guests instead of parsing their answers."""
-
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        weakened = """\
+COPYING = """
 from era.api import forward
 async def copy(self):
     self._began = True
@@ -138,14 +129,12 @@ async def copy(self):
         await self._caller.send_raw(piece)
     await self._caller.hang_up()
 forward._ToProgram._download = copy
-from era.client.cli import main
-main()
 """
-        return subprocess.Popen([sys.executable, "-c", weakened, "serve"], stdout=log, stderr=log, env=environment)
+"""Copies the bytes of guests instead of parsing their answers."""
 
 
 def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
-    server = CopyingServer(tmp_path / "data").start()
+    server = Server(tmp_path / "data", weakness=COPYING).start()
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
@@ -178,22 +167,17 @@ def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession,
     assert eventually(lambda: client.get(stdout).text.count("hung up") >= 3)
 
 
-@dataclass
-class HurriedServer(Server):
-    """A service whose timeouts are short enough for a test."""
-
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        hurry = (
-            "from era.api import forward; forward.HEAD_SECONDS = 0.6; forward.IDLE_SECONDS = 0.8; "
-            "from era.core.public import live_servers; "
-            "live_servers._START_SECONDS = 1.0; live_servers.MAX_CALLERS = 4; "
-            "from era.client.cli import main; main()"
-        )
-        return subprocess.Popen([sys.executable, "-c", hurry, "serve"], stdout=log, stderr=log, env=environment)
+HURRIED = """
+from era.api import forward
+from era.core.public import live_servers
+forward.HEAD_SECONDS, forward.IDLE_SECONDS = 0.6, 0.8
+live_servers._START_SECONDS, live_servers.MAX_CALLERS = 1.0, 4
+"""
+"""Timeouts that are short enough for a test."""
 
 
 def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
-    server = HurriedServer(tmp_path / "data").start()
+    server = Server(tmp_path / "data", weakness=HURRIED).start()
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})

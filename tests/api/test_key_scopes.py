@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.owners import OPERATOR_KEY, Owners, WeakServer, client_with_key
-from tests.conftest import eventually
+from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
+from tests.conftest import Server, eventually
 
 SESSION = "scoped"
 
@@ -103,7 +103,7 @@ WEAKNESS = "import era.api.scopes; era.api.scopes.check = lambda *_, **__: None"
 
 def test_without_the_check_the_attack_succeeds(tmp_path: Path) -> None:
     """What the test above tries is refused by the check of scopes, and by nothing else."""
-    server = WeakServer(tmp_path / "weak", {"ERA_API_KEY": OPERATOR_KEY}, weakness=WEAKNESS).start()
+    server = Server(tmp_path / "weak", {"ERA_API_KEY": OPERATOR_KEY}, weakness=WEAKNESS).start()
     try:
         weak = Owners.of(server)
         with client_with_key(server, make_key(weak, scopes=["read"])["key"]) as reader:

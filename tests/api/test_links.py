@@ -11,8 +11,8 @@ from era.core import links
 from era.wire.files import FileWrittenAnswer, LinkAnswer
 from tests.api.answers import checked, refused
 from tests.api.files_api import get, put
-from tests.api.owners import OPERATOR_KEY, Owners, WeakServer, client_with_key, new_key
-from tests.conftest import MakeServer, MakeSession, eventually
+from tests.api.owners import OPERATOR_KEY, Owners, client_with_key, new_key
+from tests.conftest import MakeServer, MakeSession, Server, eventually
 
 KEYS = {"url", "path", "method", "expires_at"}
 
@@ -154,8 +154,8 @@ def test_forging_a_link_needs_the_key(own_server: MakeServer) -> None:
     forged = base64.urlsafe_b64encode(content).decode().rstrip("=")
     refused(httpx.get(f"{server.url}/links/{forged}"), 404)
     server.stop()
-    weak = WeakServer(server.data_dir, server.settings)
-    weak.weakness = "import hmac; hmac.compare_digest = lambda a, b: True"
+    weakness = "import hmac; hmac.compare_digest = lambda a, b: True"
+    weak = Server(server.data_dir, server.settings, weakness=weakness)
     weak.start()
     try:
         assert httpx.get(f"{weak.url}/links/{forged}").content == b"canary"

@@ -18,7 +18,6 @@ from tests.api.owners import (
     SECRET,
     TAR,
     Owners,
-    WeakServer,
     call_every_route,
     client_with_key,
     error_without_id,
@@ -32,6 +31,7 @@ from tests.api.owners import (
     stdout_of,
 )
 from tests.capsules import parts
+from tests.conftest import Server
 
 
 def test_no_route_finds_another_owners_session(owners: Owners) -> None:
@@ -251,7 +251,7 @@ ApiKeys.revoke = lambda self, key_id: self._store.drop_api_key(key_id)
 
 def test_each_attack_succeeds_on_a_weakened_service(tmp_path: Path) -> None:
     settings = {"ERA_API_KEY": OPERATOR_KEY}
-    server = WeakServer(tmp_path / "weak", settings, weakness=f"exec({WEAK!r})").start()
+    server = Server(tmp_path / "weak", settings, weakness=WEAK).start()
     try:
         weak = Owners.of(server)
         values = make_full_session(weak.ada)

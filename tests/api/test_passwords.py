@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from typing import IO
 
 import httpx
 import pytest
 
 from tests.api.guest_servers import start_in_background
-from tests.conftest import MakeServer, Server
+from tests.conftest import MakeServer
 
 TYPED = "Basic " + base64.b64encode(b"mina:canary").decode()
 
@@ -68,21 +65,13 @@ class Browser:
         return str(json.loads(answer.text)["heard"])
 
 
-@dataclass
-class PassiveServer(Server):
-    """A service that passes on every challenge as it is."""
-
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        weakness = "from era.core.public import challenges; challenges.allowed = lambda value, realm: [value]"
-        changed = f"{weakness}\nfrom era.client.cli import main; main()"
-        return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
+PASSIVE = "from era.core.public import challenges; challenges.allowed = lambda value, realm: [value]"
+"""Passes on every challenge as it is."""
 
 
 @pytest.mark.parametrize("weakened", [False, True], ids=["sound", "weakened"])
-def test_a_password_is_for_one_session(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch, weakened: bool) -> None:
-    if weakened:
-        monkeypatch.setattr("tests.conftest.Server", PassiveServer)
-    server = own_server()
+def test_a_password_is_for_one_session(own_server: MakeServer, weakened: bool) -> None:
+    server = own_server(weakness=PASSIVE if weakened else "")
     with server.client() as client:
         for name in ("victim", "stored", "live"):
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201

@@ -5,13 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO
 
 import httpx
 import pytest
@@ -142,19 +138,9 @@ def test_malformed_requests_start_no_run(client: httpx.Client, publish: Publish,
     assert client.get(f"/api/sessions/{url.split('/')[2]}/runs").json()["count"] == 0
 
 
-@dataclass
-class ImpatientServer(Server):
-    """A service that waits one second for a whole body."""
-
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        changed = "from era.api import proxy; proxy._BODY_SECONDS = 1.0; from era.client.cli import main; main()"
-        return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
-
-
-def test_a_body_that_trickles_is_408(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each piece comes in time, the whole doesn't."""
-    monkeypatch.setattr("tests.conftest.Server", ImpatientServer)
-    server = own_server()
+def test_a_body_that_trickles_is_408(own_server: MakeServer) -> None:
+    """Each piece comes in time, the whole doesn't: the service waits one second for that."""
+    server = own_server(weakness="from era.api import proxy; proxy._BODY_SECONDS = 1.0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         client.put("/api/sessions/s/code", json={"code": COUNTER})

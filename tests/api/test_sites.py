@@ -13,7 +13,6 @@ import pytest
 
 from tests.api.answers import refused
 from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
-from tests.api.owners import WeakServer
 from tests.api.websocket import WebSocket
 from tests.browser import Browser
 from tests.conftest import MakeServer, MakeSession, Server
@@ -359,7 +358,7 @@ WIDE_COOKIES = "from era.core.public import headers; headers._of_site = lambda n
 def test_the_walls_are_what_keeps_them_apart(tmp_path: Path) -> None:
     """The same requests against a service without them."""
     for weakness, attack in ((WEAKNESS, "own pages"), (WIDE_COOKIES, "cookies")):
-        server = WeakServer(tmp_path / attack.replace(" ", "-"), weakness=weakness).start()
+        server = Server(tmp_path / attack.replace(" ", "-"), weakness=weakness).start()
         try:
             with server.client() as client:
                 client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()

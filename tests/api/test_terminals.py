@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.api.live import PATIENCE, Terminal, ended, output, process, refusal, socket, start
-from tests.api.owners import OPERATOR_KEY, Owners, WeakServer, client_with_key
+from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
 from tests.conftest import MakeSession, Server, eventually
 from tests.gvisor import BOTH_KINDS, of_kind
 
@@ -280,7 +280,7 @@ Tickets.take = lambda self, ticket, session_id: self._tickets[ticket].caller
 
 def test_tickets_that_could_be_used_again_would_be_found(tmp_path: Path) -> None:
     """The same attacks get in at a server whose tickets stay good, for any session."""
-    server = WeakServer(tmp_path / "data", {"ERA_API_KEY": OPERATOR_KEY}, weakness=f"exec({REUSABLE!r})")
+    server = Server(tmp_path / "data", {"ERA_API_KEY": OPERATOR_KEY}, weakness=REUSABLE)
     server.start()
     try:
         with client_with_key(server, OPERATOR_KEY) as client:

@@ -7,14 +7,11 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
@@ -141,19 +138,12 @@ def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
     assert answers[0].json()["data"] == {"done": 1}
 
 
-class PatientServer(Server):
-    """A server that gives its last answers more time, since a busy machine may need it."""
-
-    def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        changed = "from era import server; server.LAST_ANSWERS_SECONDS = 50; from era.client.cli import main; main()"
-        return subprocess.Popen([sys.executable, "-c", changed, "serve"], stdout=log, stderr=log, env=environment)
+PATIENT = "from era import server; server.LAST_ANSWERS_SECONDS = 50"
+"""More time for the last answers, since a busy machine may need it."""
 
 
-def test_a_stop_is_bounded_and_every_caller_gets_an_answer(
-    own_server: MakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tests.conftest.Server", PatientServer)
-    server = own_server(drain_seconds="0.5")
+def test_a_stop_is_bounded_and_every_caller_gets_an_answer(own_server: MakeServer) -> None:
+    server = own_server(weakness=PATIENT, drain_seconds="0.5")
     answers: list[httpx.Response] = []
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})

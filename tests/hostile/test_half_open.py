@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.owners import OPERATOR_KEY, WeakServer, client_with_key
-from tests.conftest import eventually
+from tests.api.owners import OPERATOR_KEY, client_with_key
+from tests.conftest import Server, eventually
 from tests.gvisor import BOTH_KINDS
 from tests.soaking import soak_the_rest
 
@@ -48,13 +48,13 @@ CODE = "import sys; print('hello')"
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., WeakServer]]:
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts a server with few descriptors."""
-    made: list[WeakServer] = []
+    made: list[Server] = []
 
-    def start(weakness: str = "", kind: str = "bubblewrap") -> WeakServer:
+    def start(weakness: str = "", kind: str = "bubblewrap") -> Server:
         settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_DRAIN_SECONDS": "0"}
-        made.append(WeakServer(tmp_path / "data", settings, weakness=f"exec({SMALL + weakness!r})"))
+        made.append(Server(tmp_path / "data", settings, weakness=SMALL + weakness))
         made[-1].start()
         with client_with_key(made[-1], OPERATOR_KEY) as client:
             public = {"language": "python", "session_id": "public", "isolation": kind}
@@ -76,7 +76,7 @@ def run(client: httpx.Client) -> str:
 
 
 @contextmanager
-def flood(server: WeakServer, sent: bytes, count: int = 1500) -> Iterator[None]:
+def flood(server: Server, sent: bytes, count: int = 1500) -> Iterator[None]:
     """So many connections, each with the begin of a request."""
     host, _, port = server.url.removeprefix("http://").rpartition(":")
     connections = []
@@ -92,13 +92,13 @@ def flood(server: WeakServer, sent: bytes, count: int = 1500) -> Iterator[None]:
             sock.close()
 
 
-def descriptors(server: WeakServer) -> int:
+def descriptors(server: Server) -> int:
     return len(os.listdir(f"/proc/{server.pid}/fd"))
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("half", soak_the_rest(HALF, ("nothing", "a part of a head", "a part of a body")))
-def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], half: str, kind: str) -> None:
+def test_half_open_requests_harm_nobody_else(serve: Callable[..., Server], half: str, kind: str) -> None:
     server = serve(kind=kind)
     with flood(server, HALF[half]):
         assert eventually(lambda: descriptors(server) < LIMIT / 2), descriptors(server)
@@ -109,7 +109,7 @@ def test_half_open_requests_harm_nobody_else(serve: Callable[..., WeakServer], h
 
 
 @pytest.mark.parametrize("half", soak_the_rest(["nothing", "a part of a head"], 1))
-def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., WeakServer], half: str) -> None:
+def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., Server], half: str) -> None:
     server = serve(UNCOUNTED)
     with flood(server, HALF[half]):
         assert eventually(lambda: descriptors(server) > LIMIT * 0.9)
@@ -118,14 +118,14 @@ def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., WeakServ
 
 
 @pytest.mark.parametrize("weakness", ["", BLIND])
-def test_a_slow_upload_with_a_key_goes_on(serve: Callable[..., WeakServer], weakness: str) -> None:
+def test_a_slow_upload_with_a_key_goes_on(serve: Callable[..., Server], weakness: str) -> None:
     server = serve(weakness)
     # Which connections are the oldest when there are too many depends on how quickly they come.
     goes_on = all(_slow_upload_goes_on(server) for _ in range(1 if not weakness else 5))
     assert goes_on == (not weakness)
 
 
-def _slow_upload_goes_on(server: WeakServer) -> bool:
+def _slow_upload_goes_on(server: Server) -> bool:
     """Whether an upload with a key is answered though others open many connections in the middle of it."""
     host, _, port = server.url.removeprefix("http://").rpartition(":")
     head = "PUT /api/sessions/public/files/a.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"

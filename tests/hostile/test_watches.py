@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.owners import WeakServer
+from tests.conftest import Server
 from tests.gvisor import BOTH_KINDS
 
 MOST = 40
@@ -38,7 +38,7 @@ def watched(pid: int) -> int:
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("weakness", [FEW, UNBOUND], ids=["bounded", "not bounded"])
 def test_a_run_cant_have_all_watches(tmp_path: Path, kind: str, weakness: str) -> None:
-    server = WeakServer(tmp_path / "data", weakness=weakness)
+    server = Server(tmp_path / "data", weakness=weakness)
     server.start()
     assert server.pid is not None
     try:

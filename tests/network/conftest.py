@@ -7,10 +7,10 @@ process in another one. Nothing of it touches the network of the real machine.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ import pytest
 
 from era.app import cgroup_name
 from era.network import interception
-from tests.conftest import Process, Server, assert_nothing_left, mounts
+from tests.conftest import Process, Server, assert_nothing_left, mounting, mounts
 from tests.network import world
 from tests.network.lab import GOOD, Lab, trusting
 
@@ -70,18 +70,18 @@ class Machine:
 @dataclass
 class NetServer(Server):
     resolv: Path = Path()
-    weakness: str = ""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
-        if self.weakness:
-            code = f"import sys; sys.argv[0] = 'era'; {self.weakness}; from era.client.cli import main; main()"
-            if self.uid is None:
-                command = [sys.executable, "-c", code, "serve"]
-            else:
-                command = [*command[:-1], command[-1].replace("-m era.client.cli", f"-c {shlex.quote(code)}")]
-        script = f"mount --bind '{self.resolv}' /etc/resolv.conf && exec \"$@\""
-        wrapped = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command]
-        return super()._spawn(wrapped, environment, log)
+        if self.uid is not None:
+            script = f"mount --bind '{self.resolv}' /etc/resolv.conf && exec \"$@\""
+            command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command]
+        return super()._spawn(command, environment, log)
+
+    def _before(self) -> str:
+        """Enter the machine's network namespace; what servers are forked from is in the real one."""
+        network = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+        entering = f"with open({network!r}) as network: os.setns(network.fileno(), os.CLONE_NEWNET)"
+        return f"import os\n{entering}\n{mounting(self.resolv, '/etc/resolv.conf')}{super()._before()}"
 
 
 def ip(*words: str) -> None:
@@ -207,7 +207,7 @@ def odd(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A server with less patience, that may reach some private ranges, and that leaves everything open behind a run
     that was at www.example.test:9000."""
     data_dir = tmp_path_factory.mktemp("odd") / "data"
-    server = machine.serve(data_dir, weakness=f"exec({ODD!r})", ERA_EGRESS_PRIVATE="10.77.0.0/24, 192.168.77.2")
+    server = machine.serve(data_dir, weakness=ODD, ERA_EGRESS_PRIVATE="10.77.0.0/24, 192.168.77.2")
     yield server
     server.stop()
 

@@ -462,7 +462,7 @@ SocketBroker.new_socket = new
 
 def test_a_copy_of_a_listener_is_in_nobody_s_way(machine: Machine, tmp_path: Path) -> None:
     """PID 1 of a sandbox has one of each until it gets to close it."""
-    server = machine.serve(tmp_path / "data", weakness=f"exec({KEEPS_COPIES!r})")
+    server = machine.serve(tmp_path / "data", weakness=KEEPS_COPIES)
     code = """
 import socket
 for _ in range(5):

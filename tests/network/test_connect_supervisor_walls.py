@@ -206,7 +206,7 @@ def test_an_address_that_changes_leads_to_no_other(
 ) -> None:
     one = session()
     assert one.says(FLIP.format(port=canary, seconds=3), timeout=60) == "False True True\n"
-    server = machine.serve(tmp_path / "data", weakness=f"exec({LATE!r})")
+    server = machine.serve(tmp_path / "data", weakness=LATE)
     with server.client() as client:
         assert new_session(client).says(FLIP.format(port=canary, seconds=40), timeout=60).startswith("True")
     server.stop()
@@ -257,7 +257,7 @@ def test_nobody_hears_of_names_that_are_not_on_the_list(session: NewSession, mac
     session(egress={"allow": ["www.example.test"]}).says(code, timeout=60)
     asked = "import urllib.request; print(urllib.request.urlopen('http://example.test/queries').read())"
     assert "hidden" not in session().says(asked)
-    server = machine.serve(tmp_path / "data", weakness=f"exec({SIEVE!r})")
+    server = machine.serve(tmp_path / "data", weakness=SIEVE)
     with server.client() as client:
         new_session(client, egress={"allow": ["www.example.test"]}).says(code, timeout=60)
         assert "my-secret.hidden.test" in new_session(client).says(asked)
@@ -320,7 +320,7 @@ def test_off_means_that_nothing_is_asked_and_nothing_leaves(anywhere: NewSession
 
 
 def test_off_that_is_not_heeded_is_not_off(machine: Machine, tmp_path: Path) -> None:
-    server = machine.serve(tmp_path / "data", weakness=f"exec({CARELESS!r})")
+    server = machine.serve(tmp_path / "data", weakness=CARELESS)
     with server.client() as client:
         outcome = attack(new_session(client, allowInternetAccess=False), OFF)
         assert outcome.pop("filters") == "4"
@@ -523,6 +523,6 @@ print(any(updates), any(transfers), any(b"canary" in one for one in heard))
 def test_the_machines_nameserver_hears_questions_only(machine: Machine, session: NewSession, tmp_path: Path) -> None:
     """No updates, no zone transfers, no records."""
     assert session().says(NAMESERVER) == "4 4 5 5 0 False False False\n"
-    weak = machine.serve(tmp_path / "data", weakness=f"exec({FORWARDING!r})")
+    weak = machine.serve(tmp_path / "data", weakness=FORWARDING)
     with weak.client() as client:
         assert new_session(client).says(NAMESERVER).endswith(" True True True\n")

@@ -98,7 +98,7 @@ def descriptors(server: NetServer) -> int:
 @pytest.fixture(scope="module")
 def few(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
     """A server with few descriptors."""
-    server = machine.serve(tmp_path_factory.mktemp("few") / "data", weakness=f"exec({SMALL!r})")
+    server = machine.serve(tmp_path_factory.mktemp("few") / "data", weakness=SMALL)
     yield server
     server.stop()
 
@@ -211,7 +211,7 @@ def test_callers_of_one_session_cant_take_all(few: NetServer) -> None:
 
 @pytest.mark.parametrize("attack", soak_the_rest(ATTACKS, ("connections",)))
 def test_without_counting_they_take_all(machine: Machine, tmp_path: Path, attack: str) -> None:
-    server = machine.serve(tmp_path / "data", weakness=f"exec({SMALL + COUNTLESS!r})", ERA_DRAIN_SECONDS="0")
+    server = machine.serve(tmp_path / "data", weakness=SMALL + COUNTLESS, ERA_DRAIN_SECONDS="0")
     with suppress(httpx.HTTPError), attacked(server, "bubblewrap", ATTACKS[attack][0]) as greedy:
         assert eventually(greedy.has_begun, 40)
         server.stop()

@@ -178,7 +178,7 @@ def test_a_host_that_repeats_a_value_tells_the_program_nothing(
     placeholders = "302 placeholder\n404 placeholder\n200 placeholder\n201 placeholder\n"
     sound = f"{placeholders}405 nothing\ntarget False\nplain False\n"
     assert session().says(REPEATED, secrets=secrets) == sound
-    weak = machine.serve(tmp_path / "data", weakness=f"exec({LEAKY!r})")
+    weak = machine.serve(tmp_path / "data", weakness=LEAKY)
     with weak.client() as http:
         told = new_session(http).says(REPEATED, secrets=secrets)
         assert told == f"{placeholders}200 placeholder\ntarget True\nplain True\n".replace("placeholder", "value")
@@ -261,7 +261,7 @@ egress.SandboxNetwork.run_egress = run_egress
 def test_nothing_of_it_is_anywhere(served: NetServer, machine: Machine, tmp_path: Path, talkative: bool) -> None:
     server = served
     if talkative:
-        server = machine.serve(tmp_path / "data", weakness=f"exec({TALKATIVE!r})")
+        server = machine.serve(tmp_path / "data", weakness=TALKATIVE)
     with server.client() as http:
         one = new_session(http)
         outcome = one.run(LOOK, secrets={"TOKEN": {"value": UNSEEN, "hosts": ["api.example.test"]}}, timeout=120)

@@ -13,8 +13,8 @@ import pytest
 import structlog
 
 from era.telemetry import logs
-from tests.api.owners import OPERATOR_KEY, WeakServer, client_with_key
-from tests.conftest import assert_nothing_left, eventually, mounts
+from tests.api.owners import OPERATOR_KEY, client_with_key
+from tests.conftest import Server, assert_nothing_left, eventually, mounts
 
 CANARY = "canary-3f9a71"
 """Part of all that callers send in these tests but for ids."""
@@ -29,11 +29,11 @@ era.core.versions.Versions.list = list
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeakServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that logs JSON, and has a bug: versions can't be listed."""
     before, data_dir = mounts(), tmp_path_factory.mktemp("logs") / "data"
     settings = {"ERA_API_KEY": OPERATOR_KEY, "ERA_LOG_FORMAT": "json"}
-    server = WeakServer(data_dir, settings, weakness=f"exec({FAILING!r})")
+    server = Server(data_dir, settings, weakness=FAILING)
     server.start()
     yield server
     processes = server.descendants()
@@ -42,18 +42,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeakServer]:
 
 
 @pytest.fixture
-def client(server: WeakServer) -> Iterator[httpx.Client]:
+def client(server: Server) -> Iterator[httpx.Client]:
     with client_with_key(server, OPERATOR_KEY) as client:
         yield client
         client.delete("/api/sessions?purge=true")
 
 
-def lines(server: WeakServer) -> list[dict[str, Any]]:
+def lines(server: Server) -> list[dict[str, Any]]:
     """The lines of the log."""
     return [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
 
 
-def of_request(server: WeakServer, answer: httpx.Response) -> list[dict[str, Any]]:
+def of_request(server: Server, answer: httpx.Response) -> list[dict[str, Any]]:
     """The lines that this request brought about. They come before its answer has ended, or soon after."""
     request_id = answer.headers["X-Request-Id"]
     found = eventually(lambda: any(line["event"].startswith("request") for line in _of(server, request_id)))
@@ -61,11 +61,11 @@ def of_request(server: WeakServer, answer: httpx.Response) -> list[dict[str, Any
     return _of(server, request_id)
 
 
-def _of(server: WeakServer, request_id: str) -> list[dict[str, Any]]:
+def _of(server: Server, request_id: str) -> list[dict[str, Any]]:
     return [line for line in lines(server) if line.get("request") == request_id]
 
 
-def test_a_request_and_its_run_are_logged_once_each(server: WeakServer, client: httpx.Client) -> None:
+def test_a_request_and_its_run_are_logged_once_each(server: Server, client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "python", "session_id": "logged"})
     answer = client.post("/api/sessions/logged/run", json={"code": "import sys; sys.exit(3)"})
     run, request = of_request(server, answer)
@@ -81,7 +81,7 @@ def test_a_request_and_its_run_are_logged_once_each(server: WeakServer, client: 
     assert request["ms"] >= run["ms"]
 
 
-def test_a_refusal_says_which(server: WeakServer, client: httpx.Client) -> None:
+def test_a_refusal_says_which(server: Server, client: httpx.Client) -> None:
     run, request = of_request(server, client.post("/api/sessions/nobodys/run", json={"code": "1"}))
     assert run.items() >= {"event": "run", "outcome": "refused", "code": "not_found"}.items()
     assert request.items() >= {"event": "request", "level": "info", "status": 404, "code": "not_found"}.items()
@@ -89,7 +89,7 @@ def test_a_refusal_says_which(server: WeakServer, client: httpx.Client) -> None:
     assert (request["status"], request["code"], "owner" in request) == (401, "unauthorized", False)
 
 
-def test_a_bug_is_logged_once_with_its_traceback_and_without_values(server: WeakServer, client: httpx.Client) -> None:
+def test_a_bug_is_logged_once_with_its_traceback_and_without_values(server: Server, client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "python", "session_id": "bug"})
     closed = {"Connection": "close"}  # the server closes it anyhow, soon after: no other request may be on its way
     answer = client.get("/api/sessions/bug/versions", headers=closed)
@@ -101,7 +101,7 @@ def test_a_bug_is_logged_once_with_its_traceback_and_without_values(server: Weak
     assert CANARY not in server.log
 
 
-def test_a_failure_of_the_servers_is_logged_once(server: WeakServer, client: httpx.Client) -> None:
+def test_a_failure_of_the_servers_is_logged_once(server: Server, client: httpx.Client) -> None:
     client.post("/api/sessions", json={"language": "python", "session_id": "disk"})
     blobs = server.data_dir / "blobs"
     (server.data_dir / "blobs").rename(server.data_dir / "away")
@@ -117,7 +117,7 @@ def test_a_failure_of_the_servers_is_logged_once(server: WeakServer, client: htt
     assert [line["level"] for line in lines(server) if line.get("request") == request["request"]] == ["info", "error"]
 
 
-def test_what_goes_on_besides_is_logged_too(server: WeakServer, client: httpx.Client) -> None:
+def test_what_goes_on_besides_is_logged_too(server: Server, client: httpx.Client) -> None:
     fields = {"language": "python", "session_id": "besides", "allowPublicAccess": True}
     client.post("/api/sessions", json={**fields, "setup": {"commands": ["true"]}})
     client.put("/api/sessions/besides/code", json={"code": "pass"})
@@ -139,7 +139,7 @@ def test_what_goes_on_besides_is_logged_too(server: WeakServer, client: httpx.Cl
     assert eventually(lambda: named("sandbox_closed", **ids, sandbox=run["sandbox"], reason="deleted"))
 
 
-def test_nothing_that_is_users_is_in_the_log(server: WeakServer, client: httpx.Client) -> None:
+def test_nothing_that_is_users_is_in_the_log(server: Server, client: httpx.Client) -> None:
     """Not in one format alone: the other is made of the same fields."""
     where = "/api/sessions/silent"
     made = client.post(
