@@ -24,7 +24,7 @@ import httpx
 import pytest
 
 from era import languages
-from era.app import cgroup_name
+from era.drivers.cgroups import cgroup_name
 from tests.postgres import empty_postgres_url, postgres, postgres_url
 from tests.preloaded import Forked, Preloaded
 

@@ -2,6 +2,8 @@
 
 Each process of the tests has a server of its own, on a Unix socket in a temporary directory, which ends with it; so a
 test may stop it and start it again. It doesn't sync to disk: what is tested isn't PostgreSQL's own durability.
+
+The tables are imported by what needs them: every process of the tests imports this module, and most have no database.
 """
 
 from __future__ import annotations
@@ -22,12 +24,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from era.store.metadata import SqlStore
-from era.store.tables import metadata
-
 START_SECONDS = 60.0
 _TEMPLATE = "era_template"
-_TABLES = [*reversed(metadata.sorted_tables)]
 _OPTIONS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -138,13 +136,16 @@ class Postgres:
     def emptied(self, name: str) -> bool:
         """Delete all rows of a database with ERA's tables, and let keys begin anew; whether that could be done. To make
         another database takes several times as long."""
+        from era.store.tables import metadata
+
+        tables = [table.name for table in reversed(metadata.sorted_tables)]
         try:
             with closing(psycopg.connect(self.url(name), autocommit=True)) as connection:
                 connection.execute(
                     "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
-                connection.execute("; ".join(f'DELETE FROM "{table.name}"' for table in _TABLES).encode())
+                connection.execute("; ".join(f'DELETE FROM "{name}"' for name in tables).encode())
                 connection.execute("SELECT setval(seqrelid::regclass, 1, false) FROM pg_sequence")
         except psycopg.Error:
             return False
@@ -155,6 +156,8 @@ class Postgres:
 
 
 async def _migrate(url: str) -> None:
+    from era.store.metadata import SqlStore
+
     store = SqlStore(url)
     try:
         await store.open()

@@ -97,8 +97,8 @@ class Forked:
 
 
 def _carry_out() -> NoReturn:
-    """Do what the command does, but for the end of the interpreter: it takes apart all that was imported, and copies the
-    pages which hold that, which takes longer than most tests. Threads, exit handlers and streams end as ever."""
+    """Do what the command does, but for the end of the interpreter: it takes apart all that was imported, and copies
+    the pages which hold that, which takes longer than most tests. Threads, exit handlers and streams end as ever."""
     gc.freeze()  # nor does it look for garbage among that
     code: object = 0
     try:
@@ -123,7 +123,7 @@ def _self_test_one_language() -> None:
         make(driver, *given, **more)
         driver.self_tested = ["python"]
 
-    BubblewrapDriver.__init__ = init  # type: ignore[method-assign]
+    BubblewrapDriver.__init__ = init  # type: ignore[method-assign, assignment]
 
 
 def _answer(here: socket.socket) -> None:

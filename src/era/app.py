@@ -70,6 +70,7 @@ from era.core.versions import Versions
 from era.core.webhooks import Webhooks
 from era.directory_locks import alone, exclusive, shared_directory, sharing
 from era.drivers.bubblewrap import BubblewrapDriver
+from era.drivers.cgroups import cgroup_name
 from era.drivers.choice import DriverChoice
 from era.drivers.gvisor import GvisorDriver
 from era.drivers.preparations import Preparations
@@ -101,11 +102,6 @@ log = structlog.get_logger()
 _TRANSFER_THREADS = 8
 _DELIVERIES = 16
 """Deliveries of inboxes that run at a time, where no setting bounds the sandboxes."""
-
-
-def cgroup_name(data_dir: Path) -> str:
-    """The name of the control group of the service on this data directory: always the same, and no other service's."""
-    return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
 def drivers(

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any, ClassVar
 from unittest.mock import patch
 
-from era import languages
 from era.core.models import JsonObject, Language
 from era.core.program import CODE_ALONE, Ended, Invocation, Limits, Output, Program
 from era.drivers import bubblewrap, gvisor, seccomp
@@ -94,11 +93,12 @@ class Sandboxes:
         weakness: Weakness,
         driver: str = "bubblewrap",
         *,
-        self_tested: Sequence[Language] = languages.LANGUAGES,
+        self_tested: Sequence[Language] = ("python",),
         cgroup_name: str = "",
         driver_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`self_tested` are the languages of the driver's self-test, `driver_settings` more arguments of its."""
+        """`self_tested` are the languages of the driver's self-test; a service's drivers test all that there are.
+        `driver_settings` are more arguments of the driver's."""
         self.all.add(self)
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"

@@ -15,7 +15,7 @@ from tests.drivers.sandboxes import Sandboxes, Weakness
 
 @contextmanager
 def opened(directory: Path, weakness: Weakness) -> Iterator[Sandboxes]:
-    sandboxes = Sandboxes(directory, weakness, self_tested=["python"])
+    sandboxes = Sandboxes(directory, weakness)
     try:
         yield sandboxes
     finally:

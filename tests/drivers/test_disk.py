@@ -129,7 +129,7 @@ def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes) -> None:
 @pytest.mark.parametrize("code", [GROWS["files that are only mapped"], IN_FLIGHT], ids=["mapped", "in flight"])
 def test_gvisor_has_a_descriptor_of_each_file(tmp_path: Path, code: str) -> None:
     weakness = Weakness(limits=replace(LIMITS, disk_bytes=128 << 20))
-    made = Sandboxes(tmp_path / "gvisor", weakness, "gvisor", self_tested=("python",))
+    made = Sandboxes(tmp_path / "gvisor", weakness, "gvisor")
     sandbox = made.make()
     program = SLOWLY.replace("range(8)", "range(160)").replace("0.02", "0.002") + code + "\ntime.sleep(3)\nprint('all')"
     said, result = ended(made, lambda program: bounded(sandbox, program, EMPTY), program, {"TIMES": "20"})

@@ -26,7 +26,7 @@ SERVICE = """
 import sys
 from pathlib import Path
 from tests.drivers.sandboxes import Sandboxes, Weakness
-sandboxes = Sandboxes(Path(sys.argv[1]), Weakness(), "gvisor", self_tested=("python",), cgroup_name=sys.argv[2])
+sandboxes = Sandboxes(Path(sys.argv[1]), Weakness(), "gvisor", cgroup_name=sys.argv[2])
 idle, busy = sandboxes.make(), sandboxes.make()
 print("ready", flush=True)
 sandboxes.run(busy, "import os, time; os.fork(); print('up', flush=True); time.sleep(600)", timeout=600)

@@ -44,7 +44,7 @@ type Specification = JsonObject
 def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
     before, processes = mounts(), set(descendants(os.getpid()))
     directory = tmp_path_factory.mktemp("gvisor")
-    made = Sandboxes(directory, Weakness(), "gvisor", self_tested=("python",))
+    made = Sandboxes(directory, Weakness(), "gvisor")
     yield made
     running = [pid for pid in descendants(os.getpid()) if pid not in processes]
     made.stop()

@@ -35,7 +35,7 @@ while True: TAKE
 
 @pytest.fixture(scope="module")
 def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
-    made = Sandboxes(tmp_path_factory.mktemp("gvisor"), Weakness(), "gvisor", self_tested=["python"])
+    made = Sandboxes(tmp_path_factory.mktemp("gvisor"), Weakness(), "gvisor")
     yield made
     made.stop()
 

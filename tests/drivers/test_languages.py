@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from era import languages
 from era.core.program import Invocation
 from tests.drivers.as_user import opened
+from tests.drivers.sandboxes import Sandboxes, Weakness
+from tests.gvisor import needs_gvisor
 
 DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor", "gvisor as a user"]
 
@@ -159,6 +162,14 @@ def every_sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 def test_every_language_is_here() -> None:
     assert set(SAMPLES) == set(languages.LANGUAGES) == set(languages.runtimes())
+
+
+@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+def test_a_driver_tests_each_language_when_it_starts(tmp_path: Path, driver: str) -> None:
+    """Other tests' drivers are content with Python."""
+    made = Sandboxes(tmp_path, Weakness(), driver, self_tested=languages.LANGUAGES)
+    made.stop()
+    assert set(made.driver.self_tested) == set(SAMPLES) - {"go"}, "Go's compiler would take too long"
 
 
 @pytest.mark.parametrize("language", SAMPLES)

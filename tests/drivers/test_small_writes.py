@@ -29,7 +29,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def sandboxes(tmp_path: Path, driver: str, request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
-    made = Sandboxes(tmp_path / "own", request.param, driver, self_tested=["python"])
+    made = Sandboxes(tmp_path / "own", request.param, driver)
     yield made
     made.stop()
 

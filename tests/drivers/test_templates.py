@@ -35,14 +35,14 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 @pytest.fixture(scope="module")
 def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
-    made = Sandboxes(tmp_path_factory.mktemp("forked"), Weakness(), self_tested=["python"])
+    made = Sandboxes(tmp_path_factory.mktemp("forked"), Weakness())
     yield made
     made.stop()
 
 
 @pytest.fixture
 def weak_sandboxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sandboxes]:
-    made = Sandboxes(tmp_path / "weak", request.param, self_tested=["python"])
+    made = Sandboxes(tmp_path / "weak", request.param)
     yield made
     made.stop()
 
@@ -50,7 +50,7 @@ def weak_sandboxes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[S
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
     """Sandboxes in which bubblewrap starts the supervisor."""
-    made = Sandboxes(tmp_path_factory.mktemp("started"), Weakness(template_forks=0), self_tested=["python"])
+    made = Sandboxes(tmp_path_factory.mktemp("started"), Weakness(template_forks=0))
     yield made
     made.stop()
 
@@ -495,7 +495,7 @@ def test_a_supervisor_that_comes_too_late_is_ended(weak_sandboxes: Sandboxes, mo
     ids=["it doesn't start", "it can't enter", "it dies", "it is no sandbox"],
 )
 def test_without_templates_sandboxes_start_by_themselves(tmp_path: Path, weakness: Weakness) -> None:
-    made = Sandboxes(tmp_path / "sandboxes", weakness, self_tested=["python"])
+    made = Sandboxes(tmp_path / "sandboxes", weakness)
     try:
         for _ in range(3):
             sandbox = made.make()

@@ -74,11 +74,11 @@ class _Fork:
 class ForkedServer(Server):
     """A server in a forked process."""
 
-    weakness: str | None = None
+    named_weakness: str | None = None
     """A key of WEAKNESSES."""
 
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        process = _forks.Process(target=_serve, args=(environment, log.name, self.weakness))
+        process = _forks.Process(target=_serve, args=(environment, log.name, self.named_weakness))
         process.start()
         return cast("subprocess.Popen[bytes]", _Fork(process))
 

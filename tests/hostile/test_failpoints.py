@@ -76,7 +76,7 @@ class Service:
             "ERA_VERSIONS_KEPT": str(KEPT),
             "ERA_GRACE_SECONDS": "0",
         }
-        self.server = ForkedServer(directory / "data", settings, weakness=weakness)
+        self.server = ForkedServer(directory / "data", settings, named_weakness=weakness)
         self.server.start()
         self.disk = Disk(self.server.data_dir)
         self.client = self.server.client()

@@ -26,7 +26,7 @@ MANY_NAMES = "import os\nfor n in range(2000): open('x' * 200 + str(n) + os.uran
 @pytest.fixture(params=[None, "no bound of history"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ForkedServer]:
     settings = {"ERA_ISOLATION": "bubblewrap", "ERA_HISTORY_MB": str(LIMIT // MIB)}
-    server = ForkedServer(tmp_path / "data", settings, weakness=request.param)
+    server = ForkedServer(tmp_path / "data", settings, named_weakness=request.param)
     server.start()
     yield server
     server.stop()
@@ -76,7 +76,7 @@ def test_a_session_that_rewrites_its_files_holds_no_more_than_its_limit(
         assert kept[0] == outcome["state"]["version"]
         assert len(client.get("/api/sessions/s/archive").content) > 0, "the current version is there"
         held = stored(server)
-        if server.weakness:
+        if server.named_weakness:
             assert dropped == 0
             assert len(kept) == RUNS + 2
             assert held > LIMIT * 9 // 8 + MIB, "this attack is none"

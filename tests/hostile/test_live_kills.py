@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era.app import cgroup_name
+from era.drivers.cgroups import cgroup_name
 from tests.api.live import PATIENCE, Terminal, process, socket, start
 from tests.conftest import MakeServer, Server, assert_nothing_left, cgroups, eventually, is_running, mounts
 from tests.gvisor import needs_gvisor

@@ -33,7 +33,7 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
     """The longest iteration of the event loop beside a neighbour of this name, in a sandbox of this kind, in seconds on
     a processor."""
     directory.mkdir(exist_ok=True)
-    server = ForkedServer(directory / f"{weakness}", weakness=weakness, start_seconds=120)
+    server = ForkedServer(directory / f"{weakness}", named_weakness=weakness, start_seconds=120)
     server.start()
     port = int(server.url.rpartition(":")[2])
     try:

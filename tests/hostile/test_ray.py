@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import pytest
 
-from era.app import cgroup_name
 from era.cluster.host_process import NOTE
+from era.drivers.cgroups import cgroup_name
 from tests.cluster import KEY, History
 from tests.conftest import ERA, Server, assert_nothing_left, descendants, eventually, is_running, mounts
 from tests.postgres import Postgres

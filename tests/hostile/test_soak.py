@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import pytest
 
-from era.app import cgroup_name
+from era.drivers.cgroups import cgroup_name
 from era.languages import runtimes
 from tests.client.command import era
 from tests.conftest import Server, assert_nothing_left, cgroups, eventually, held, mounts

@@ -18,7 +18,7 @@ MOST = 60 * MIB
 
 @pytest.mark.parametrize("weakness", soak_the_rest([None, "outputs in memory"], 1))
 def test_memory_stays_flat_whatever_tools_print(tmp_path: Path, weakness: str | None) -> None:
-    server = ForkedServer(tmp_path / "data", weakness=weakness).start()
+    server = ForkedServer(tmp_path / "data", named_weakness=weakness).start()
 
     def call(code: str) -> str:
         params = {"name": "era_python", "arguments": {"code": code}}

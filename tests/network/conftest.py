@@ -21,7 +21,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
-from era.app import cgroup_name
+from era.drivers.cgroups import cgroup_name
 from era.network import interception
 from tests.conftest import Process, Server, assert_nothing_left, mounting, mounts
 from tests.network import world

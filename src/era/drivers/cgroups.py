@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import math
 import os
 import re
@@ -46,6 +47,11 @@ _PARENT = (
 )
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
 """The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
+
+
+def cgroup_name(data_dir: Path) -> str:
+    """The name of the control group of the service on this data directory: always the same, and no other service's."""
+    return "era-" + hashlib.sha256(bytes(data_dir.resolve())).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
