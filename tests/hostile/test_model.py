@@ -123,7 +123,9 @@ class Service(RuleBasedStateMachine):
         outcome = self._run(session, write, remove, None if data is None else json.dumps(data), exit_code=len(write))
         assert outcome["exit_code"] == len(write)
         model = self.models[session]
-        changes = bool(write) or any(path in model.state.files for path in remove) or model.has_other(data)
+        # What is written and then removed was never there.
+        written = write.keys() - set(remove)
+        changes = bool(written) or any(path in model.state.files for path in remove) or model.has_other(data)
         model.state.files.update(write)
         for path in remove:
             model.state.files.pop(path, None)
