@@ -364,7 +364,15 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             moves = None
             if homes is not None:
                 moves = Moves(
-                    homes, turns, store.session, pool.places, live_sessions, stay, tickets.has, readiness.check
+                    homes,
+                    turns,
+                    store.session,
+                    pool.places,
+                    live_sessions,
+                    packages,
+                    stay,
+                    tickets.has,
+                    readiness.check,
                 )
             measured = MeasuredParts(
                 *looked_at,
@@ -429,6 +437,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
                     at_a_time=lambda: {"runs": admission.places.count, "sandboxes": pool.places.count},
+                    places=pool.places.counts,
                     limits=tuple(settings_in_force(settings)),
                     findings=lambda tls: doctor.findings(sandboxes.tested(), tls),
                     end_background=end_background,

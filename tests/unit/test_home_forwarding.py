@@ -27,7 +27,7 @@ from era.errors import Forbidden, HomeUnreachable, Unavailable
 from era.settings import Settings
 from tests.owners import mine
 from tests.unit.test_homes import Rows
-from tests.unit.test_moves import Cluster, Live, cluster
+from tests.unit.test_moves import Cluster, Installed, Live, cluster
 
 SILENT = Host("silent", "")
 SETTINGS = Settings(api_key=SecretStr("k"), host="0.0.0.0")
@@ -101,7 +101,7 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
         other_hosts=OtherHosts(homes, hops, HostConnections(hops, None)),
-        moves=Moves(homes, Turns(), nothing, FairQueue(1, hint=""), Live(), (), lambda _: False, nothing),
+        moves=Moves(homes, Turns(), nothing, FairQueue(1, hint=""), Live(), Installed(), (), lambda _: False, nothing),
         answers={},
     )
     began = loop.time()

@@ -56,6 +56,11 @@ class Given(Rows):
         self.may_give = asyncio.Event()
         self.may_give.set()
         self.problem: Exception | None = None
+        self.own: Host | None = None
+        """Who takes a home; where nobody is said to, another host has taken it."""
+
+    async def take(self, session_key: int) -> Home:
+        return await super().take(session_key) if self.own is None else Home(self.own, 1)
 
     async def write(self) -> None:
         if self.problem is not None:
@@ -84,6 +89,19 @@ class Live:
 
 
 @dataclass
+class Installed:
+    """The package sets of this machine, those that a test says."""
+
+    here: set[str] = field(default_factory=set)
+
+    def digests(self) -> set[str]:
+        return self.here
+
+    def is_here(self, digest: str) -> bool:
+        return digest in self.here
+
+
+@dataclass
 class Cluster:
     """A host without room, at which session `s` is at home."""
 
@@ -92,11 +110,14 @@ class Cluster:
     turns: Turns
     moves: Moves
     live: Live
+    installed: Installed
     stays: set[int]
     tickets: Tickets
     readiness: Readiness
     asked: list[str] = field(default_factory=list)
     room: dict[str, JsonObject | None] = field(default_factory=lambda: dict(ROOM))
+    packages: str | None = None
+    """Those of every session."""
 
     async def ask(self, host: Host) -> JsonObject | None:
         self.asked.append(host.id)
@@ -110,6 +131,14 @@ class Cluster:
         self.rows.place = Place(key, Home(Host(self.homes.host_id, ""), 1))
         assert await self.homes.elsewhere(name, take=True) is None
 
+    async def arrives(self, name: str = "s", key: int = 1, packages: str | None = None) -> None:
+        """A session that had no home is called here."""
+        self.homes.moved(name)
+        self.packages = packages
+        self.rows.own = Host(self.homes.host_id, "")
+        self.rows.place = Place(key, None, packages)
+        assert await self.homes.elsewhere(name, take=True) is None
+
 
 @asynccontextmanager
 async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
@@ -117,17 +146,17 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
     homes = Homes(rows, 60, lambda: None)
     await homes.start()
     turns = Turns()
-    live, stays, tickets = Live(), set[int](), Tickets()
+    live, installed, stays, tickets = Live(), Installed(), set[int](), Tickets()
 
     async def find(session: OwnedId) -> Session:
         if session.owner != mine("s").owner:
             raise NoSession(session.id)
-        return replace(SESSION, key=homes.key_here(session.id) or 0)
+        return replace(SESSION, key=homes.key_here(session.id) or 0, package_set=one.packages)
 
     places_here, stay = FairQueue(places, hint=""), [stays.__contains__]
     readiness = Readiness(Path(tempfile.gettempdir()), rows.write)
-    moves = Moves(homes, turns, find, places_here, live, stay, tickets.has, readiness.check)
-    one = Cluster(rows, homes, turns, moves, live, stays, tickets, readiness)
+    moves = Moves(homes, turns, find, places_here, live, installed, stay, tickets.has, readiness.check)
+    one = Cluster(rows, homes, turns, moves, live, installed, stays, tickets, readiness)
     await one.is_home()
     try:
         yield one
@@ -249,13 +278,79 @@ async def test_where_it_is_not_known_whether_it_moved_its_home_is_looked_up() ->
         assert one.moves.count == 0
 
 
+def with_packages(host: str) -> dict[str, JsonObject | None]:
+    return {**ROOM, host: {**ROOM[host], "packages": ["p"]}}
+
+
+async def test_a_session_without_a_home_goes_where_its_packages_are() -> None:
+    async with cluster(places=8) as one:
+        one.room = with_packages("a")
+        await one.arrives(packages="p")
+        assert await one.move()
+        assert one.rows.given == [(1, "a")]
+
+
+async def test_that_is_asked_once() -> None:
+    async with cluster(places=8) as one:
+        await one.arrives(packages="p")
+        assert not await one.move(), "nobody has them"
+        one.room = with_packages("a")
+        one.moves._asked_at -= 60
+        assert not await one.move()
+        assert one.asked == ["a", "b", "c"]
+
+
+async def test_a_session_that_has_all_it_needs_here_stays_and_asks_nobody() -> None:
+    async with cluster(places=8) as one:
+        one.room = with_packages("a")
+        for packages in (None, "q"):
+            one.installed.here = {"q"}
+            await one.arrives(packages=packages)
+            assert not await one.move()
+        await one.is_home()  # one that was here before, wherever its packages are
+        one.packages = "p"
+        assert not await one.move()
+        assert one.asked == []
+
+
+async def test_where_packages_are_there_must_be_room() -> None:
+    async with cluster(places=8) as one:
+        one.room = with_packages("c") | {"c": {"sandboxes": 0, "live": 9, "packages": ["p"]}}
+        await one.arrives(packages="p")
+        assert not await one.move()
+
+
+async def test_a_full_host_sends_a_session_where_its_packages_are_first() -> None:
+    async with cluster() as one:
+        one.room = with_packages("a")
+        one.packages = "p"
+        assert await one.move()
+        await one.is_home("s2", 2)
+        assert await one.move(name="s2")
+        assert one.rows.given == [(1, "a"), (2, "b")], "a has no room any more"
+
+
+async def test_a_session_without_a_home_leaves_the_last_quarter_to_those_that_have_one() -> None:
+    async with cluster(places=8) as one:
+        for _ in range(6):
+            await one.moves._places.take("me")
+        await one.arrives()
+        assert not await one.move()
+        await one.moves._places.take("me")
+        await one.is_home()
+        assert not await one.move(), "it was here before"
+        await one.arrives()
+        assert await one.move()
+        assert one.rows.given == [(1, "b")]
+
+
 async def test_room_for_others_ends_at_three_quarters() -> None:
     async with cluster(places=8) as one:
-        assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2}
+        assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2, "packages": []}
         for _ in range(7):
             await one.moves._places.take("me")
         one.live.number = 4
-        assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0}
+        assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0, "packages": []}
 
 
 @pytest.mark.parametrize("why", ["database", "stopping"])
@@ -264,6 +359,6 @@ async def test_a_host_that_is_not_ready_has_no_room_for_others(why: str) -> None
         if why == "database":
             one.rows.problem = Unavailable("the database is away")
         else:
-            assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2}
+            assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2, "packages": []}
             one.readiness.stop()
         assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0}

@@ -130,6 +130,9 @@ class Context:
     at_a_time: Callable[[], Mapping[str, int]]
     """How many runs may work, and how many sandboxes sessions may have, at a time."""
 
+    places: Callable[[], Mapping[str, int]]
+    """How many sandboxes sessions may have, have and wait for, as /ready shows it."""
+
     limits: Sequence[SettingInForce]
     """The settings that bound something."""
 

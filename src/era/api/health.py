@@ -41,7 +41,7 @@ async def ready(context: UseContext) -> Response:
     if context.homes is not None:
         context.homes.check_lease()
     await context.readiness.check()
-    return Answer({"status": "ready"})
+    return Answer({"status": "ready", "sandboxes": context.places()})
 
 
 @strict.get(

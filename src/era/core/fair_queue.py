@@ -67,6 +67,10 @@ class FairQueue:
         """How many wait for one."""
         return sum(map(len, self._queues.values()))
 
+    def counts(self) -> dict[str, int]:
+        """How many places there are, are taken, and are waited for."""
+        return {"places": self.count, "taken": self.taken, "waiting": self.waiting}
+
     @property
     def is_free(self) -> bool:
         """Whether whoever takes one now doesn't wait."""

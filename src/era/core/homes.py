@@ -86,6 +86,8 @@ class Place:
 
     session_key: int
     home: Home | None
+    packages: str | None = None
+    """The digest of the session's installed packages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,9 @@ class Homes:
 
         self._here: OrderedDict[str, int] = OrderedDict()
         """The keys of sessions at home here, by id."""
+
+        self._arrived: dict[str, Place] = {}
+        """Those of them that had no home until they were called here, and haven't been asked for by `arrival`."""
 
         self._giving: set[int] = set()
         """The keys of sessions that are just given to another host."""
@@ -317,6 +322,8 @@ class Homes:
         if home.host.id != self._host.id:
             return home.host
         if isinstance(session, str):
+            if place.home is None:
+                self._arrived[session] = place
             self._remember(session, place.session_key)
         return None
 
@@ -342,6 +349,10 @@ class Homes:
         """The key of a session that is known to be at home here."""
         return self._here.get(session_id)
 
+    def arrival(self, session_id: str) -> Place | None:
+        """A session that had no home until it was called here: as it was then. None from the second time on."""
+        return self._arrived.pop(session_id, None)
+
     async def give(self, session_id: str, session_key: int, host: Host) -> bool:
         """Have another host be a session's home from now on, with nothing of it under way here; whether it is. Raises
         Unavailable where nobody knows."""
@@ -356,6 +367,7 @@ class Homes:
 
     def moved(self, session_id: str) -> None:
         """Note that a session turned out not to be at home here."""
+        self._arrived.pop(session_id, None)
         key = self._here.pop(session_id, None)
         if key is not None:
             self._store.forget(key)
@@ -377,7 +389,7 @@ class Homes:
         self._here[session_id] = session_key
         self._here.move_to_end(session_id)
         if len(self._here) > _REMEMBERED:
-            self._here.popitem(last=False)
+            self._arrived.pop(self._here.popitem(last=False)[0], None)
 
 
 class Cluster(Protocol):

@@ -1,10 +1,14 @@
-"""Sessions that move to another host of the cluster, because their home has no room for them.
+"""Sessions that move to another host of the cluster, which has room for them or their packages.
 
 Theory of operation. A session needs room when it gets a sandbox: for a run, or for good when it becomes live. Where its
 home has none, another session's sandbox would have to make way, or the call would wait or be refused. If another host
 has room then, the session moves there instead, and the call with it. What moves has nothing but rows and blobs here: a
 session with a sandbox stays, since it has its room. As sandboxes make way in the order in which they were last used,
 those move first that have been idle for longest.
+
+A session that had no home until it was called here moves for less: where over three quarters of the room is taken, or
+where its packages are installed at another host that has room, and aren't here. This is asked once, at its
+first call for a sandbox. Whatever the reason, a host that has its packages goes before one that has more room.
 
 Nothing may be under way in what moves. So its turn is held meanwhile, calls that come wait at the gate (`calling`), and
 one that has passed the gate keeps its session from moving. Those that waited go on to the new home.
@@ -18,14 +22,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from enum import StrEnum
+from itertools import islice
 from typing import Protocol
 
 import structlog
 
 from era.core.fair_queue import FairQueue
-from era.core.homes import Homes, Host
+from era.core.homes import Homes, Host, Place
 from era.core.models import JsonObject, OwnedId, Session
 from era.core.turns import Turns
 from era.errors import EraError
@@ -34,6 +40,9 @@ log = structlog.get_logger()
 
 _KNOWN_SECONDS = 1.0
 """For which what hosts said of their room is taken for true, less what was sent there since."""
+
+_MOST_TOLD = 2000
+"""Package sets of which a host tells others that it has them."""
 
 _REMEMBERED_SECONDS = 60.0
 """For which calls that look for a session here are sent after it."""
@@ -50,6 +59,24 @@ class Live(Protocol):
     def has_room(self, owner: str) -> bool: ...
 
 
+class Installed(Protocol):
+    """The package sets on this machine."""
+
+    def digests(self) -> Collection[str]:
+        """Reads a directory."""
+        ...
+
+    def is_here(self, digest: str) -> bool: ...
+
+
+class Why(StrEnum):
+    """Why a session moves, as the log has it."""
+
+    FULL = "no room"
+    NEARLY_FULL = "no home, and little room"
+    PACKAGES = "no home, and its packages are there"
+
+
 class Moves:
     """Which sessions move. Only in a cluster."""
 
@@ -60,6 +87,7 @@ class Moves:
         find: Callable[[OwnedId], Awaitable[Session]],
         places: FairQueue,
         live: Live,
+        installed: Installed,
         stay: Sequence[Callable[[int], bool]],
         has_ticket: Callable[[str], bool],
         check_ready: Callable[[], Awaitable[None]],
@@ -72,6 +100,7 @@ class Moves:
         self._find = find
         self._places = places
         self._live = live
+        self._installed = installed
         self._stay = stay
         self._has_ticket = has_ticket
         self._check_ready = check_ready
@@ -85,18 +114,26 @@ class Moves:
         """Those that have moved, and when."""
 
         self._room: dict[str, Counter[str]] = {}
+        self._packages: dict[str, frozenset[str]] = {}
+        """What other hosts said last, by their ids."""
+
         self._asked_at = -_KNOWN_SECONDS
         self.count = 0
         """How many have moved."""
 
     async def room_for_others(self) -> JsonObject:
-        """How many sessions other hosts may send here, with a sandbox and live."""
+        """How many sessions other hosts may send here, with a sandbox and live, and which package sets are here."""
         try:
             await self._check_ready()
         except EraError:
             return {"sandboxes": 0, "live": 0}
         free = 0 if self._places.waiting else self._places.count * 3 // 4 - self._places.taken
-        return {"sandboxes": max(free, 0), "live": max(self._live.most * 3 // 4 - self._live.count(), 0)}
+        live = max(self._live.most * 3 // 4 - self._live.count(), 0)
+        try:
+            packages = await asyncio.to_thread(self._installed.digests)
+        except OSError:
+            packages = ()
+        return {"sandboxes": max(free, 0), "live": live, "packages": list(islice(packages, _MOST_TOLD))}
 
     @asynccontextmanager
     async def calling(self, session: str | int) -> AsyncIterator[None]:
@@ -117,17 +154,21 @@ class Moves:
         return at is not None and time.monotonic() < at + _REMEMBERED_SECONDS
 
     async def move(self, session: OwnedId, *, live: bool, ask: Callable[[Host], Awaitable[JsonObject | None]]) -> bool:
-        """Have the session move, if there is no room here for what the only call about it wants, and elsewhere there
-        is; whether it has. `live` says what it wants, `ask` has another host say its `room_for_others`."""
+        """Have the session move, if another host is better for what the only call about it wants; whether it has.
+        `live` says what it wants, `ask` has another host say its `room_for_others`."""
         kind = "live" if live else "sandboxes"
-        if not self._may_leave(session, live):
+        arrival = self._homes.arrival(session.id)
+        if not self._why(session, live, arrival):
             return False
         try:
             found = await self._find(session)  # or anybody could have others' sessions move
         except EraError:
             return False
-        host, key = await self._roomiest(kind, ask), found.key
-        if host is None or self._homes.key_here(session.id) != key or not self._may_leave(session, live):
+        host, key = await self._best(kind, found.package_set, ask), found.key
+        why = self._why(session, live, arrival)
+        if host is None or self._homes.key_here(session.id) != key or not why:
+            return False
+        if why is Why.PACKAGES and found.package_set not in self._packages[host.id]:
             return False
         leaving = self._leaving[session.id] = self._leaving[key] = asyncio.Event()
         try:
@@ -148,20 +189,29 @@ class Moves:
                 self._gone.move_to_end(name)
             while self._gone and next(iter(self._gone.values())) + _REMEMBERED_SECONDS < time.monotonic():
                 self._gone.popitem(last=False)
-            log.info("session_moved", session=session.id, to=host.id, why=f"no room: {kind}")
+            log.info("session_moved", session=session.id, to=host.id, why=why)
         return moved
 
-    def _may_leave(self, session: OwnedId, live: bool) -> bool:
-        """Whether there is no room for it here, and nothing of it under way but the call that asks."""
+    def _why(self, session: OwnedId, live: bool, arrival: Place | None) -> Why | None:
+        """Why it should be elsewhere; None where there is no reason, or something of it is under way besides the call
+        that asks. It had no home before where it has just arrived."""
         key = self._homes.key_here(session.id)
         if key is None or self._calls[session.id] != 1 or self._calls[key] or self._turns.taken(session):
-            return False
+            return None
         if any(stays(key) for stays in self._stay) or self._has_ticket(session.id):
-            return False
-        return not self._places.is_free or (live and not self._live.has_room(session.owner))
+            return None
+        if not self._places.is_free or (live and not self._live.has_room(session.owner)):
+            return Why.FULL
+        if arrival is None:
+            return None
+        if arrival.packages is not None and not self._installed.is_here(arrival.packages):
+            return Why.PACKAGES
+        return Why.NEARLY_FULL if self._places.taken * 4 > self._places.count * 3 else None
 
-    async def _roomiest(self, kind: str, ask: Callable[[Host], Awaitable[JsonObject | None]]) -> Host | None:
-        """The other host with most room of this kind; None where none has any."""
+    async def _best(
+        self, kind: str, packages: str | None, ask: Callable[[Host], Awaitable[JsonObject | None]]
+    ) -> Host | None:
+        """Of the other hosts that have room of this kind, the one with most, those that have these packages first."""
         others = [host for host in self._homes.hosts.values() if host.id != self._homes.host_id and host.url]
         if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
             self._asked_at = time.monotonic()
@@ -171,6 +221,12 @@ class Moves:
                 for host, answer in zip(others, answers, strict=True)
                 if answer is not None
             }
+            self._packages = {
+                host.id: frozenset(map(str, answer.get("packages", ())))
+                for host, answer in zip(others, answers, strict=True)
+                if answer is not None
+            }
         room, kinds = self._room, {"sandboxes", kind}
         found = [host for host in others if host.id in room and all(room[host.id][each] > 0 for each in kinds)]
-        return max(found, key=lambda host: self._room[host.id][kind], default=None)
+        told = self._packages
+        return max(found, key=lambda host: (packages in told[host.id], room[host.id][kind]), default=None)

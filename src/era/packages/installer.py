@@ -220,6 +220,10 @@ class PackageInstaller:
         """The package sets on this machine."""
         return {name for name in os.listdir(self.package_sets) if _DIGEST.fullmatch(name)}
 
+    def is_here(self, digest: str) -> bool:
+        """Whether a package set is on this machine."""
+        return (self.package_sets / digest / archives.LOCK).exists()
+
     async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:
         key = self._key(packages)
         try:
@@ -241,10 +245,10 @@ class PackageInstaller:
     async def ensure(self, digest: str) -> bool:
         if not _DIGEST.fullmatch(digest):
             return False
-        if self._is_here(digest):
+        if self.is_here(digest):
             return True
         async with self._turns.take(digest, bounded=False):
-            if self._is_here(digest):
+            if self.is_here(digest):
                 return True
             try:
                 await self._in_scratch(lambda scratch: self._restore(digest, scratch))
@@ -469,7 +473,7 @@ class PackageInstaller:
                 batch.put_spooled(os.fspath(scratch / "archive"), installed.digest)
 
         await in_thread(put)
-        if self._is_here(installed.digest):
+        if self.is_here(installed.digest):
             os.utime(self.package_sets / installed.digest)
             return
         await self._finish(installed.digest, scratch, deadline)
@@ -542,16 +546,12 @@ class PackageInstaller:
         try:
             made.rename(place)
         except OSError:
-            if self._is_here(digest):  # another installation came to the same
+            if self.is_here(digest):  # another installation came to the same
                 os.utime(place)
             else:
                 self._drop(place)
                 made.rename(place)
         sync_file_system(self.package_sets)
-
-    def _is_here(self, digest: str) -> bool:
-        """Whether a package set is on this machine."""
-        return (self.package_sets / digest / archives.LOCK).exists()
 
     def _drop(self, directory: Path) -> None:
         """Remove a package set: rename it first, since removing takes long, so that nobody sees half of one."""

@@ -54,7 +54,7 @@ _MOVE = (
 _IS_ALIVE = exists().where(hosts.c.id == bindparam("new_host"), ~hosts.c.dead)
 _GIVE = _MOVE.where(homes.c.host_id == bindparam("host"), _IS_ALIVE)
 _PLACE = (
-    select(sessions.c.key, homes.c.epoch, hosts.c.id, hosts.c.url)
+    select(sessions.c.key, sessions.c.package_set, homes.c.epoch, hosts.c.id, hosts.c.url)
     .select_from(sessions)
     .join(homes, homes.c.session_key == sessions.c.key, isouter=True)
     .join(hosts, (hosts.c.id == homes.c.host_id) & ~hosts.c.dead, isouter=True)
@@ -165,7 +165,8 @@ class HomeRows:
             row = connection.execute(query, {"session": session}).one_or_none()
             if row is None:
                 return None
-            return Place(row.key, None if row.id is None else Home(Host(row.id, row.url), row.epoch))
+            home = None if row.id is None else Home(Host(row.id, row.url), row.epoch)
+            return Place(row.key, home, row.package_set)
 
         return await self._database.read(job)
 

@@ -17,3 +17,6 @@ class HealthAnswer(BaseModel):
 
 class ReadyAnswer(BaseModel):
     status: Literal["ready"]
+    sandboxes: dict[str, int] = Field(
+        description="How many sessions may have a sandbox (`places`), have one (`taken`) and wait for one (`waiting`)."
+    )

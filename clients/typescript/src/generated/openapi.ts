@@ -3716,6 +3716,13 @@ export interface components {
              * @constant
              */
             status: "ready";
+            /**
+             * Sandboxes
+             * @description How many sessions may have a sandbox (`places`), have one (`taken`) and wait for one (`waiting`).
+             */
+            sandboxes: {
+                [key: string]: number;
+            };
         };
         /** RecordedEgress */
         RecordedEgress: {
