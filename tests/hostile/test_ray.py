@@ -25,7 +25,7 @@ import pytest
 from era.cluster.host_process import NOTE
 from era.drivers.cgroups import cgroup_name
 from tests.cluster import KEY, History
-from tests.conftest import ERA, Server, assert_nothing_left, descendants, eventually, is_running, mounts
+from tests.conftest import ERA, Server, assert_nothing_left, descendants, eventually, free_port, is_running, mounts
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.soak
@@ -36,6 +36,51 @@ RAY_SECONDS = 300.0
 
 
 START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--object-store-memory=80000000")
+
+
+HEAD_ID = "f" * 51 + "00000"
+OF_AUTOSCALER = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+}
+
+
+def autoscaler(port: int, directory: Path) -> dict[str, Any]:
+    """What Ray's autoscaler is told: where the head listens, and which nodes it may make."""
+    head = {"resources": {}, "node_config": {}, "max_workers": 0}
+    host = {
+        "resources": {"era_host": 1, "object_store_memory": 80_000_000},
+        "labels": {"era": "yes"},
+        "node_config": {},
+        "min_workers": 0,
+        "max_workers": 3,
+    }
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    nothing: dict[str, Any] = {f"{name}_commands": [] for name in commands} | {
+        "file_mounts": {},
+        "cluster_synced_files": [],
+    }
+    return nothing | {
+        "cluster_name": "era",
+        "max_workers": 3,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external",
+            "module": "tests.hostile.ray_nodes.Nodes",
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "port": port,
+            "directory": str(directory),
+        },
+        "auth": {"ssh_user": "nobody"},
+        "available_node_types": {"ray.head.default": head, "host": host},
+        "head_node_type": "ray.head.default",
+    }
 
 
 def has_ended(pid: int) -> bool:
@@ -60,6 +105,9 @@ class RayCluster:
 
     directory: Path
     environment: dict[str, str]
+    autoscaled: bool = False
+    """Whether Ray's autoscaler makes its other nodes, and takes them."""
+
     directories_of_ray: list[Path] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     """Of the hosts that a history is about."""
@@ -69,10 +117,16 @@ class RayCluster:
         # Its sockets' names must be short.
         directory = Path(f"/tmp/era-ray-{os.getpid()}-{len(self.directories_of_ray)}")
         self.directories_of_ray.append(directory)
-        options = ["--head", "--block", "--port=0", "--num-cpus=0", "--include-dashboard=false"]
+        port = free_port() if self.autoscaled else 0
+        options = ["--head", "--block", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
         options += ["--disable-usage-stats", f"--temp-dir={directory}"]
         # What nodes need of hosts is for their actors only: the driver tells them.
         environment = {name: value for name, value in self.environment.items() if not name.startswith("ERA_")}
+        if self.autoscaled:
+            config = self.directory / "autoscaler.json"
+            config.write_text(json.dumps(autoscaler(port, self.directory)))
+            options.append(f"--autoscaling-config={config}")
+            environment |= OF_AUTOSCALER
         log = self.directory / f"ray-{len(self.directories_of_ray)}.log"
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -151,6 +205,18 @@ class RayCluster:
 
 @pytest.fixture
 def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
+    with ray_cluster(tmp_path, postgres_url) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def autoscaled_ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
+    with ray_cluster(tmp_path, postgres_url, autoscaled=True) as cluster:
+        yield cluster
+
+
+@contextmanager
+def ray_cluster(tmp_path: Path, postgres_url: str, *, autoscaled: bool = False) -> Iterator[RayCluster]:
     if not (PACKAGES / "ray").is_dir():
         pytest.skip("there is no Ray here: scripts/setup --soak")
     home = tmp_path / "home"
@@ -158,7 +224,7 @@ def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "RAY_", "PYTHON"))}
     environment |= {
         "HOME": str(home),
-        "PYTHONPATH": str(PACKAGES),
+        "PYTHONPATH": f"{PACKAGES}:{PACKAGES.parent.parent}",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_AUTH_MODE": "token",
         "ERA_ISOLATION": "bubblewrap",
@@ -172,7 +238,7 @@ def ray(tmp_path: Path, postgres_url: str) -> Iterator[RayCluster]:
     }
     (tmp_path / "driver.log").touch()
     before = mounts()
-    cluster = RayCluster(tmp_path, environment)
+    cluster = RayCluster(tmp_path, environment, autoscaled)
     try:
         cluster.start_head()
         yield cluster
@@ -340,6 +406,52 @@ def test_a_history_while_rays_head_is_gone(ray: RayCluster) -> None:
                 assert client.get("/api/runs", params={"status": "running"}).json()["runs"] == []
             assert history.lost == []
             assert history.unknown == 0, "Ray's end was noticed by a caller"
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(RAY_SECONDS) == 0, ray.log()
+    finally:
+        history.stop.set()
+
+
+def test_nodes_are_made_for_load_and_go_without(autoscaled_ray: RayCluster) -> None:
+    """By Ray's own autoscaler, whose machines are processes here (ray_nodes.py)."""
+    ray = autoscaled_ray
+    ray.environment |= {"ERA_MAX_WARM": "4", "ERA_IDLE_SECONDS": "5"}
+    sessions = [f"s{number}" for number in range(5)]
+    history = History(ray, ["s0"], patience=30, pause=0.2)
+    appends = threading.Thread(target=history.append, args=(0,), kwargs={"again": True})
+    write = {"code": "open('f', 'w').write('kept')"}
+    read = {"code": "print(open('f').read())"}
+    bounds = ("--max-hosts", "2", "--scale-down-seconds", "5", "--label", "era=yes")
+    try:
+        with ray.driver(*bounds) as driver:
+            # There is no node for a host yet, and one is to be.
+            first = ray.serves(driver)
+            ray.urls = [first]
+            with ray.client(first) as client:
+                for session in sessions[:4]:
+                    made = client.post("/api/sessions", json={"session_id": session, "language": "python"})
+                    assert made.status_code == 201, made.text
+                    assert client.post(f"/api/sessions/{session}/run", json=write).status_code == 200
+                appends.start()
+
+                # It is full, so another node comes. What is called now has a place there.
+                found = eventually(lambda: ready(ray.log()) - {first}, RAY_SECONDS)
+                assert found, ray.log()
+                ray.urls += found
+                pids = {url: ray.host(url)["pid"] for url in ray.urls}
+
+                # Once it isn't needed a node goes, after its host. Its sessions are at the other, with all they had.
+                assert eventually(lambda: "isn't needed" in ray.log(), RAY_SECONDS), ray.log()
+                assert eventually(lambda: "its node is gone" in ray.log(), RAY_SECONDS), ray.log()
+                (left,) = [url for url in ray.urls if is_running(pids[url])]
+            with ray.client(left) as client:
+                for session in sessions[:4]:
+                    assert client.post(f"/api/sessions/{session}/run", json=read).json()["stdout"] == "kept\n"
+                history.stop.set()
+                appends.join(60)
+                history.check(client)
+            assert len(history.answered) > 20
+            assert history.lost == []
             driver.send_signal(signal.SIGTERM)
             assert driver.wait(RAY_SECONDS) == 0, ray.log()
     finally:

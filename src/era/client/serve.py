@@ -54,6 +54,14 @@ def add(parser: Parser) -> None:
         "this machine is a node of. Settings are those of all hosts (docs/cluster.md)",
     )
     option("--label", action="append", metavar="KEY=VALUE", help="with --cluster: only nodes with this label of Ray's")
+    option("--max-hosts", type=int, metavar="N", help="with --cluster: have Ray's autoscaler make nodes, up to N hosts")
+    option("--min-hosts", type=int, metavar="N", help="with --max-hosts: no fewer than N hosts; left out: 1")
+    option(
+        "--scale-down-seconds",
+        type=float,
+        metavar="S",
+        help="with --max-hosts: a host goes when one fewer would have done for S seconds; left out: 600",
+    )
     option("--keep-hosts", action="store_true", help="with --cluster: leave the hosts running when this ends")
 
 
@@ -74,8 +82,8 @@ def serve(named: Any) -> int:
     if named.cluster is not None:
         url = None if settings.database_url is None else settings.database_url.get_secret_value()
         return _serve_cluster(named, url, options)
-    if named.label or named.keep_hosts:
-        raise Failure("--label and --keep-hosts are for --cluster.")
+    if named.label or named.keep_hosts or named.max_hosts is not None:
+        raise Failure("--label, --keep-hosts and --max-hosts are for --cluster.")
     for warning in check(settings, os.environ):
         print(f"era: {warning}", file=sys.stderr)
     listening = take_address(settings)
@@ -94,12 +102,28 @@ def _serve_cluster(named: Any, database_url: str | None, options: dict[str, Any]
     labels = dict(label.partition("=")[::2] for label in named.label or ())
     if not all(labels.values()):
         raise Failure("--label is KEY=VALUE.")
+    bounds = _bounds(named)
     for warning in check_variables(os.environ):
         print(f"era: {warning}", file=sys.stderr)
     hosts = reach(named.cluster, labels, database_url)
     given = {f"ERA_{name.upper()}": _spelt(value) for name, value in options.items()}
     settings = of_cluster(os.environ) | given
-    return drive(hosts, settings, lambda line: print(line, flush=True), keep_hosts=named.keep_hosts)
+    return drive(hosts, settings, lambda line: print(line, flush=True), keep_hosts=named.keep_hosts, bounds=bounds)
+
+
+def _bounds(named: Any) -> Any:
+    """How many hosts there may be, a Bounds; None where their number is that of the nodes. Raises Failure."""
+    with server_extra():
+        from era.cluster.scaling import Bounds
+    if named.max_hosts is None:
+        if named.min_hosts is not None or named.scale_down_seconds is not None:
+            raise Failure("--min-hosts and --scale-down-seconds are for --max-hosts.")
+        return None
+    least = 1 if named.min_hosts is None else named.min_hosts
+    seconds = 600.0 if named.scale_down_seconds is None else named.scale_down_seconds
+    if not 1 <= least <= named.max_hosts or not seconds >= 0:
+        raise Failure("--min-hosts is at least 1, and --max-hosts no less; --scale-down-seconds is no less than 0.")
+    return Bounds(least, named.max_hosts, seconds)
 
 
 def _spelt(value: object) -> str:

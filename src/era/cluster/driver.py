@@ -1,6 +1,7 @@
 """The driver: sees to it that each node of a Ray cluster has a host, as nodes come and go, and tells of them.
 
-It may end at any time, by any means: hosts and their actors go on, and the next driver finds them.
+It may end at any time, by any means: hosts and their actors go on, and the next driver finds them. Where it is told how
+many hosts there may be, it also has Ray's autoscaler make nodes, and take those whose hosts have drained (scaling.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from era.cluster.ray_hosts import NodeHost, RayHosts, connect
+from era.cluster.scaling import Bounds, Scaling
 from era.errors import Unavailable
 from era.store.place import check_database
 
@@ -26,16 +28,25 @@ def reach(address: str, labels: Mapping[str, str], database_url: str | None) -> 
     return connect(address, labels)
 
 
-def drive(hosts: RayHosts, cluster: Mapping[str, str], say: Callable[[str], None], *, keep_hosts: bool) -> int:
+def drive(
+    hosts: RayHosts,
+    cluster: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    keep_hosts: bool,
+    bounds: Bounds | None = None,
+) -> int:
     """Keep a host on each node, with these settings, until SIGINT or SIGTERM; then stop them all, unless they are to be
-    kept. Returns the exit code; `say` gets the lines for the person who started it."""
+    kept. With `bounds`, have as many nodes as there is load for. Returns the exit code; `say` gets the lines for the
+    person who started it."""
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())  # in the place of Ray's own
     told = _Told(say)
+    scaling = None if bounds is None else Scaling(bounds)
     while not stopping.is_set():
         try:
-            told.tell(hosts.ensure(cluster))
+            told.tell(_ensure(hosts, cluster, scaling, told))
         except Unavailable as error:
             told.trouble(error.message)
         stopping.wait(_LOOK_SECONDS)
@@ -43,6 +54,8 @@ def drive(hosts: RayHosts, cluster: Mapping[str, str], say: Callable[[str], None
         say("The hosts go on; `era host stop` stops them.")
         return 0
     try:
+        if bounds is not None:
+            hosts.request(0)
         left = hosts.stop_all(_ANSWER_SECONDS)
     except Unavailable as error:
         say(f"{error.message}: the hosts go on.")
@@ -52,6 +65,20 @@ def drive(hosts: RayHosts, cluster: Mapping[str, str], say: Callable[[str], None
     return 1 if left else 0
 
 
+def _ensure(hosts: RayHosts, cluster: Mapping[str, str], scaling: Scaling | None, told: _Told) -> list[NodeHost]:
+    """Have each node that stays have a host, and so many nodes as `scaling` says; what is known of the hosts."""
+    going = hosts.leaving()
+    if scaling is None:
+        return hosts.ensure(cluster, going)
+    seen = hosts.ensure(cluster, going | scaling.leaving)
+    others = [each for each in seen if each.node.id not in going]
+    wanted = scaling.decide(others)
+    missing = max(wanted - (len(others) - len(scaling.leaving)), 0)
+    told.scales([each.node.address for each in others if each.node.id in scaling.leaving], missing)
+    hosts.request(sum(each.node.scales for each in others) + missing if missing else 0)
+    return seen
+
+
 class _Told:
     """What was said, so that only news is said."""
 
@@ -59,6 +86,7 @@ class _Told:
         self._say = say
         self._lines: dict[str, str] = {}
         self._trouble = ""
+        self._scales: tuple[list[str], int] = ([], 0)
         self._serves = False
 
     def tell(self, seen: list[NodeHost]) -> None:
@@ -75,6 +103,15 @@ class _Told:
         if not self._serves and seen and len(ready) == len(seen):
             self._serves = True
             self._say(f"ERA serves   {ready[0]}   and {len(ready) - 1} more hosts; any takes any call")
+
+    def scales(self, leaving: list[str], missing: int) -> None:
+        """Say which hosts aren't needed, by address, and how many more are."""
+        if (leaving, missing) != self._scales:
+            for address in leaving:
+                self._say(f"{address}   isn't needed: its host drains, then Ray may take its node")
+            if missing:
+                self._say(f"Ray is asked for more nodes: {missing}")
+        self._scales = leaving, missing
 
     def trouble(self, message: str) -> None:
         """Say that Ray fails, or no longer does."""

@@ -73,6 +73,12 @@ class HostStatus:
     detail: str = ""
     """Why it isn't ready, for people."""
 
+    places: int = 0
+    """How many sessions may have a sandbox there; 0 where that isn't known."""
+
+    taken: int = 0
+    """How many have one, or wait for one."""
+
 
 @dataclass(slots=True)
 class _Note:
@@ -105,6 +111,7 @@ class HostProcess:
         self._wanted = not self._note.drained
         self._ready = False
         self._detail = ""
+        self._places = self._taken = 0
         self._failures = 0
         self._restarts = 0
         self._began_at = -_AGAIN_SECONDS
@@ -132,7 +139,9 @@ class HostProcess:
             return HostStatus("failing", detail="its settings aren't known: `era serve --cluster` tells them")
         else:
             state = "failing" if self._failures else "starting"
-        return HostStatus(state, url, pid, self._restarts, "" if state == "ready" else self._detail)
+        if state == "ready":
+            return HostStatus(state, url, pid, self._restarts, places=self._places, taken=self._taken)
+        return HostStatus(state, url, pid, self._restarts, self._detail)
 
     def keep_running(self, environment: Mapping[str, str] | None = None) -> None:
         """Have it run from now on, unless it was drained. A new environment is that of its next process."""
@@ -233,6 +242,7 @@ class HostProcess:
             self._answered_at = time.monotonic()
             self._ready = answer.status_code == 200
             self._detail = "" if self._ready else f"GET /ready answers {answer.status_code}"
+            self._places, self._taken = _load(answer)
         self._ask_at = time.monotonic() + (_HEALTH_SECONDS if self._ready else _HEALTH_SECONDS / 10)
 
     def _is_running(self) -> bool:
@@ -284,6 +294,16 @@ def stop_seconds(environment: Mapping[str, str]) -> float:
         except ValueError:
             seconds += times * default
     return seconds
+
+
+def _load(answer: httpx.Response) -> tuple[int, int]:
+    """The places for sandboxes that GET /ready tells of, and how many are taken or waited for; zeros where it tells of
+    none."""
+    try:
+        told = answer.json()["sandboxes"]
+        return int(told["places"]), int(told["taken"]) + int(told["waiting"])
+    except (ValueError, TypeError, KeyError):
+        return 0, 0
 
 
 def began(pid: int) -> int:

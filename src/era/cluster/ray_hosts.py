@@ -3,10 +3,13 @@
 Ray starts, watches and restarts; it owns nothing. Which host has a session is decided by PostgreSQL alone, so whatever
 Ray believes, or loses, can't do harm: a host outlives its actor, its node's Ray and Ray's head.
 
-An actor is detached, so that it outlives the driver that made it, bound to its node, and claims no resources. What it
-is told of settings comes in a call and not at its making, since Ray keeps what an actor is made of: passwords would be
-there. So an actor that Ray has restarted can watch, drain and stop its host, and start it once a driver has told it
-the settings anew.
+An actor is detached, so that it outlives the driver that made it, and bound to its node. Where the node has the
+resource `era_host`, the actor claims it: to Ray's autoscaler the node is busy then, whatever the host does, until the
+host has drained and its actor is gone.
+
+What an actor is told of settings comes in a call and not at its making, since Ray keeps what an actor is made of:
+passwords would be there. So an actor that Ray has restarted can watch, drain and stop its host, and start it once a
+driver has told it the settings anew.
 
 Ray is an extra of the package (`cluster`), imported by `connect` only, and never by a server.
 """
@@ -17,7 +20,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +31,11 @@ from era.cluster.host_settings import host_environment
 from era.errors import NotReady, Unavailable
 
 NAMESPACE = "era"
+HOST_RESOURCE = "era_host"
+"""One for each node that Ray's autoscaler may make or take away; nodes without it are left alone."""
+
 _LOOK_SECONDS = 0.1
+_AGAIN_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 """For which actors are waited for that don't answer, as they are being started or their node has just gone."""
@@ -41,6 +48,8 @@ class Node:
     id: str
     address: str
     labels: Mapping[str, str]
+    scales: bool = False
+    """Whether Ray's autoscaler may take it away once it has no host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,8 @@ class RayHosts:
         self._ray = ray
         self._labels = labels
         self._actors: dict[str, Any] = {}
+        self._requested: int | None = None
+        self._requested_at = 0.0
 
     @property
     def own_node(self) -> str:
@@ -143,23 +154,57 @@ class RayHosts:
         """The nodes that are alive and are to have a host."""
         with _translated():
             found = [
-                Node(each["NodeID"], each["NodeManagerAddress"], each.get("Labels", {}))
+                Node(
+                    each["NodeID"],
+                    each["NodeManagerAddress"],
+                    each.get("Labels", {}),
+                    HOST_RESOURCE in each.get("Resources", {}),
+                )
                 for each in self._ray.nodes()
                 if each["Alive"]
             ]
         return [node for node in found if self._labels.items() <= node.labels.items()]
 
-    def ensure(self, cluster: Mapping[str, str]) -> list[NodeHost]:
-        """See to it that each node has a host, with these settings."""
+    def ensure(self, cluster: Mapping[str, str], leaving: Container[str] = ()) -> list[NodeHost]:
+        """See to it that each node has a host, with these settings, but for the nodes with the ids `leaving`: hosts
+        there drain, and then their actors end, so that Ray takes the nodes for idle."""
         nodes = self.nodes()
         for gone in self._actors.keys() - {node.id for node in nodes}:
             # Ray would have it wait for its node, which never comes back under this id.
             self._kill(self._actors.pop(gone))
-        for node in nodes:
+        staying = [node for node in nodes if node.id not in leaving]
+        for node in staying:
             if node.id not in self._actors:
                 with _translated():
                     self._actors[node.id] = self._make(node, cluster.get("ERA_DATA_DIR", ""))
-        return self._ask(nodes, "ensure", dict(cluster))
+        seen = self._ask(staying, "ensure", dict(cluster))
+        return seen + [self._send_away(node) for node in nodes if node.id in leaving]
+
+    def _send_away(self, node: Node) -> NodeHost:
+        """Have a node's host drain, then end its actor. Told again each time: an actor that was restarted meanwhile
+        doesn't know."""
+        found = self._tell(node, "stop", False)
+        if found.host is not None and found.host.pid == 0:
+            self._kill(self._actors.pop(node.id))
+        return found
+
+    def leaving(self) -> set[str]:
+        """The ids of nodes that Ray is told to drain, as one of which the cloud takes back the machine."""
+        from ray._private.state import state  # as Ray's own libraries ask; there is no public call
+
+        with _translated():
+            return set(state.get_draining_nodes())
+
+    def request(self, count: int) -> None:
+        """Have Ray's autoscaler see to it that so many nodes can have a host; with 0, to no more than have one. It is
+        said again from time to time: a head that was started anew doesn't know."""
+        from ray.autoscaler.sdk import request_resources
+
+        if count == self._requested and time.monotonic() < self._requested_at + _AGAIN_SECONDS:
+            return
+        with _translated():
+            request_resources(bundles=[{HOST_RESOURCE: 1}] * count)
+        self._requested, self._requested_at = count, time.monotonic()
 
     def known(self) -> list[NodeHost]:
         """The nodes that have a host's actor."""
@@ -212,6 +257,7 @@ class RayHosts:
             "lifetime": "detached",
             "get_if_exists": True,
             "num_cpus": 0,
+            "resources": {HOST_RESOURCE: 1} if node.scales else {},
             "max_restarts": -1,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
         }
