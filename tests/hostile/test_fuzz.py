@@ -10,29 +10,18 @@ import pytest
 from tests.conftest import MakeServer
 from tests.hostile.fuzz import Fuzz
 
-SHORT_SECONDS = 15.0
 SOAK_SECONDS = 75.0  # a round
 SOAK_ROUNDS = 4
-OF_OTHER_FORMATS = {"PUT /api/sessions/{session_id}/archive", "POST /api/sessions/import"}
-"""Operations that take an archive, which random bytes never are."""
-
-OF_OPERATORS = {
-    "POST /api/keys",
-    *(f"{method} /api/keys/{{key_id}}" for method in ("DELETE", "GET", "PATCH")),
-    "POST /api/keys/{key_id}/rotate",
-}
-"""Operations that a server without an operator key refuses."""
 
 
 def test_requests_from_the_description_never_make_the_service_fail(own_server: MakeServer) -> None:
-    fuzz = Fuzz(own_server(), SHORT_SECONDS)  # it changes settings of the server, too
-    fuzz.known_corners()
-    fuzz.extend(SHORT_SECONDS)  # a busy machine has used up the time
-    fuzz.random_cases(number=1, examples=25)
+    """So many of them, not for so long: what is found doesn't depend on how busy the machine is."""
+    fuzz = Fuzz(own_server())  # it changes settings of the server, too
+    fuzz.known_corners(most=6)
+    fuzz.random_cases(number=1, examples=4)
+    never = fuzz.never_succeeded(rounds=10, examples=25)
     if fuzz.findings:
         pytest.fail(fuzz.report())
-    reached = {operation for operation, status in fuzz.statuses if status < 300}
-    never = {operation.label for operation in fuzz.operations} - reached - OF_OTHER_FORMATS - OF_OPERATORS
     assert not never, fuzz.report()
 
 

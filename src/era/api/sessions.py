@@ -230,7 +230,7 @@ async def get_session(
     return Answer(answer)
 
 
-@router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 413, 429)})
+@router.patch("/{session_id}", responses={200: {"model": ChangedAnswer}, **errors(404, 409, 413, 429)})
 async def change_session(session_id: SessionId, body: ChangeSession, request: Request, context: UseContext) -> Response:
     """Change a session's settings, data or setup. Changing data or setup waits for the run under way."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")

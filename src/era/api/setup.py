@@ -17,7 +17,7 @@ from era.wire.setup import EnvironmentAnswer, SetupEvent, environment_answer, re
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["setup"], route_class=StrictRoute)
 
 
-@router.post("/setup", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
+@router.post("/setup", responses={200: {"model": SessionAnswer}, **errors(404, 409, 429)})
 async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
     """Install the session's packages again, after a failure or to get newer versions. Waits for the run under way."""
     return Answer(session_view(await context.setups.again(session_id), context))

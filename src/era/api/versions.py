@@ -81,7 +81,7 @@ async def clear_name(session_id: SessionId, number: Number, context: UseContext)
     return Answer({"success": True, "version": number})
 
 
-@router.post("/rollback", responses={200: {"model": SessionAnswer}, **errors(404, 429)})
+@router.post("/rollback", responses={200: {"model": SessionAnswer}, **errors(404, 409, 429)})
 async def rollback(session_id: SessionId, body: RollbackBody, context: UseContext) -> Response:
     """Make a new version with the content of an old one. Waits for the run under way."""
     return Answer(session_view(await context.versions.rollback(session_id, body.version), context))
