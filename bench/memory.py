@@ -41,13 +41,14 @@ def of_sessions(arena: Arena, *, quick: bool) -> Mapping[str, float]:
             f"sessions warm, of {SESSIONS}": warm,
             "failures of their creates and runs": failed,
             "seconds until they were": time.monotonic() - began,
-            "the service with them, MB": other.memory() / (1 << 20),
+            "the service with those that are warm, MB": other.memory() / (1 << 20),
         }
     return figures
 
 
 def _of_idle_sessions(arena: Arena) -> Mapping[str, float]:
-    """How many more processes a service has with 10,000 sessions, of which some have run something just before."""
+    """How many more processes a service has with 10,000 sessions, of which some have run something just before, and what
+    it takes of memory."""
     other = with_settings(arena, "idle", idle_seconds="0.5")
     other.wait_for_pool()
     before, count = len(pids_below(other.pid)), arena.size(IDLE)
@@ -58,7 +59,10 @@ def _of_idle_sessions(arena: Arena) -> Mapping[str, float]:
     while other.health()["sandboxes"]["live"] and time.monotonic() < until:
         time.sleep(0.1)
     other.wait_for_pool()
-    return {f"processes of {count} idle sessions": len(pids_below(other.pid)) - before}
+    return {
+        f"processes of {count} idle sessions": len(pids_below(other.pid)) - before,
+        "the service with them, MB": other.memory() / (1 << 20),
+    }
 
 
 def _warm(arena: Arena, count: int) -> int:
