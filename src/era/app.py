@@ -242,7 +242,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
             homes.each_beat(databases.measure_all)
-        storage = Storage(store.storage_items, blobs, databases, settings.storage_mb << 20, quotas)
+        most, is_shared = settings.storage_mb << 20, homes is not None
+        storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared)
         await storage.open()
         try:
             if homes is None and (lost := await store.mark_lost()):

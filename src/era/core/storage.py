@@ -82,12 +82,17 @@ class Page:
     """Whether there are items after these."""
 
 
+class NoRoom(Exception):
+    """An item wasn't put: its owner's would count for too much."""
+
+
 class ItemStore(Protocol):
     """Rows of items; see store/storage_items.py. Every call is one transaction, durable when it returns."""
 
-    async def put_item(self, item: Item) -> int:
+    async def put_item(self, item: Item, most: int | None = None) -> int:
         """Put an item. If it replaces one, it takes over that one's `created_at`. Returns the bytes that the replaced
-        one counted for."""
+        one counted for. Raises NoRoom where the owner's items would count for more than `most` then, whoever else puts
+        some meanwhile."""
         ...
 
     async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None: ...
@@ -117,8 +122,8 @@ class ItemStore(Protocol):
         """For each of an owner's kinds and namespaces: kind, namespace, number of items, bytes of their values."""
         ...
 
-    async def item_bytes(self) -> Mapping[str, int]:
-        """The bytes that items count for, by owner."""
+    async def item_bytes(self, owner: str | None = None) -> Mapping[str, int]:
+        """The bytes that items count for, by owner; of one owner, if one is named and has any."""
         ...
 
 
@@ -171,13 +176,17 @@ class Storage:
         databases: Databases,
         most_bytes: int,
         quotas: Quotas | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
-        """`most_bytes` is what all of it may take together, `quotas` say what an owner's may."""
+        """`most_bytes` is what all of it may take together, `quotas` say what an owner's may. With `is_shared`, other
+        hosts of a cluster change it, too."""
         self.store = store
         self.blobs = blobs
         self.databases = databases
         self._most_bytes = most_bytes
         self._quotas = quotas
+        self._is_shared = is_shared
         self._used: Counter[str] = Counter()
         """Bytes that items count for, by owner."""
 
@@ -220,13 +229,22 @@ class Storage:
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
-        """The block adds to the storage of an owner, and where he has a quota nothing else does meanwhile."""
+        """The block adds to the storage of an owner, and where he has a quota nothing else does meanwhile at this host.
+        What others have put and deleted counts, then."""
         if self.bound(owner) is None:
             yield
             return
         lock = self._turns.setdefault(owner, asyncio.Lock())
         async with lock:
+            if self._is_shared:
+                self._used[owner] = (await self.store.item_bytes(owner)).get(owner, 0)
             yield
+
+    def most_items(self, bound: Bound | None) -> int | None:
+        """The bytes that an owner's items may count for, where other hosts put some at the same time."""
+        if bound is None or not self._is_shared:
+            return None
+        return bound.most * _MIB - sum(self.databases.sizes(bound.subject).values())
 
     def release(self, owner: str, size: int) -> None:
         """Give back `size` bytes of room."""
@@ -403,8 +421,14 @@ class Namespaces:
             item = Item(
                 self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
             )
-            freed = await self._store.put_item(item)  # not in one line with the next: others count meanwhile
-            self._storage.release(self._owner, freed)
+            bound = self._storage.bound(self._owner)
+            try:
+                freed = await self._store.put_item(item, self._storage.most_items(bound))
+            except NoRoom:
+                if bound is None:
+                    raise
+                self._storage.refuse(bound)
+            self._storage.release(self._owner, freed)  # not in one line with the first: others count meanwhile
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
         freed = await self._store.delete_item(self._owner, kind, namespace, key)

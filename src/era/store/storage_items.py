@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
 
-from era.core.storage import ROW_BYTES, Item, Kind
+from era.core.storage import ROW_BYTES, Item, Kind, NoRoom
 from era.store.database import Database
 from era.store.dialects import bytewise
 from era.store.tables import storage_items
@@ -29,7 +29,7 @@ class StorageItemRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put_item(self, item: Item) -> int:
+    async def put_item(self, item: Item, most: int | None = None) -> int:
         def job(connection: Connection) -> int:
             this = _is_item(item.owner, item.kind, item.namespace, item.key)
             before = connection.execute(select(_t.created_at, _COUNTED).where(this)).one_or_none()
@@ -48,6 +48,9 @@ class StorageItemRows:
                 "value": item.value,
             }
             connection.execute(insert(storage_items).values(values))
+            counted = select(func.sum(_COUNTED)).where(_t.owner == item.owner)
+            if most is not None and connection.execute(counted).scalar_one() > most:
+                raise NoRoom
             return 0 if before is None else int(before[1])
 
         return await self._database.write(job)
@@ -116,8 +119,10 @@ class StorageItemRows:
 
         return await self._database.read(job)
 
-    async def item_bytes(self) -> Mapping[str, int]:
+    async def item_bytes(self, owner: str | None = None) -> Mapping[str, int]:
         query = select(_t.owner, func.sum(_COUNTED)).group_by(_t.owner)
+        if owner is not None:
+            query = query.where(_t.owner == owner)
         return await self._database.read(
             lambda connection: {owner: int(size) for owner, size in connection.execute(query)}
         )
