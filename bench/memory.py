@@ -47,8 +47,8 @@ def of_sessions(arena: Arena, *, quick: bool) -> Mapping[str, float]:
 
 
 def _of_idle_sessions(arena: Arena) -> Mapping[str, float]:
-    """How many more processes a service has with 10,000 sessions, of which some have run something just before, and what
-    it takes of memory."""
+    """How many more processes a service has with 10,000 sessions, of which some have run something just before, and
+    what it takes of memory."""
     other = with_settings(arena, "idle", idle_seconds="0.5")
     other.wait_for_pool()
     before, count = len(pids_below(other.pid)), arena.size(IDLE)
