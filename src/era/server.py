@@ -24,6 +24,9 @@ from era.settings import Settings
 LAST_ANSWERS_SECONDS = 5
 """For callers to be told how runs ended that were still under way when the time to drain was over."""
 
+_FRAME_SECONDS = 1.0
+"""How long a program of a background run that is to be ended may take to end a frame."""
+
 _DESCRIPTORS = 1 << 16
 _HANDSHAKE_SECONDS = CONNECT_SECONDS
 """Which is for how long another host waits for its end."""
@@ -157,10 +160,21 @@ class _Server(uvicorn.Server):
 
     async def _end_runs(self) -> None:
         """End background runs at once, and all others after the time to drain."""
-        background = asyncio.create_task(self._context.end_background(self._drain_seconds))
+        background = asyncio.create_task(self._end_background())
         await asyncio.sleep(self._drain_seconds)
         await background
         await self._context.end_runs()
+
+    async def _end_background(self) -> None:
+        """End background runs, of which some may be servers in the middle of a WebSocket's frame: those end it first,
+        since nothing can be said to a caller within one."""
+        connections = [each for each in self.server_state.connections if isinstance(each, Protocol)]
+        leaving = [asyncio.create_task(each.left.wait()) for each in connections if each.left is not None]
+        if leaving:
+            _, late = await asyncio.wait(leaving, timeout=_FRAME_SECONDS)
+            for each in late:
+                each.cancel()
+        await self._context.end_background(self._drain_seconds)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -57,6 +57,11 @@ def serve(peer):
                 time.sleep(0.002)
         except OSError:
             return
+    elif path == b"/trickles":
+        peer.sendall(b"\\x82\\x7e\\x10\\x00" + bytes(2048))
+        while True:
+            time.sleep(0.3)
+            peer.sendall(bytes(2048) + b"\\x82\\x7e\\x10\\x00" + bytes(2048))
     peer.close()
 
 def heard(peer):
@@ -203,13 +208,15 @@ def test_a_stop_waits_for_no_client_that_answers_nothing(home: Home, client: htt
     home.url = other.url
 
 
-def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_server: MakeServer) -> None:
+@pytest.mark.parametrize("path", ["floods", "trickles"])
+def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_server: MakeServer, path: str) -> None:
+    """Between two frames, however long the program takes for one, and though each ends as the next begins."""
     server = own_server()
     with server.client() as client:
         body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
         assert client.post("/api/sessions", json=body).status_code == 201
         start_in_background(client, "sockets", SERVER)
-        socket = WebSocket(server, "/proxy/sockets/3000/floods")
+        socket = WebSocket(server, f"/proxy/sockets/3000/{path}")
         assert socket.receive() == (2, bytes(4096))
     os.kill(server.pid, signal.SIGTERM)
     while (frame := socket.receive())[0] != 8:

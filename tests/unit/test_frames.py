@@ -25,6 +25,8 @@ def test_where_frames_end_is_known_however_they_are_cut() -> None:
             follower, at, count = frames.FrameFollower(), 0, 0
             while at < len(sent):
                 piece = sent[at : at + rng.randint(1, longest)]
+                end = min(each for each in ends | {0} if each >= at)
+                assert follower.left_of_frame(piece) == min(end - at, len(piece))
                 count += follower.follow(piece)
                 at += len(piece)
                 assert follower.is_between == (at in ends)

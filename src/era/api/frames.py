@@ -52,6 +52,16 @@ class FrameFollower:
         """Whether what passes next is the beginning of a frame."""
         return not self._left and not self._head
 
+    def left_of_frame(self, data: bytes) -> int:
+        """How many of the next bytes belong to the frame under way; none where the next one begins with them."""
+        if not self._head:
+            return min(self._left, len(data))
+        whole = self._head + data
+        if (found := _payload(whole, 0)) is None:
+            return len(data)
+        start, size = found
+        return min(start + size + (4 if whole[1] & _MASKED else 0) - len(self._head), len(data))
+
     def follow(self, data: bytes) -> int:
         """Take the next bytes that pass; how many frames began in them."""
         data, at, count = self._head + data, self._left, 0

@@ -118,6 +118,9 @@ class Protocol(HttpToolsProtocol):
 
         self.budget = Budget(self)
 
+        self.left: asyncio.Event | None = None
+        """Of a WebSocket that is passed on: set once its caller was told to leave, or it has ended."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport, self._await_slice)

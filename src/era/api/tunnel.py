@@ -69,6 +69,7 @@ class Tunnel:
         """Set when the caller has sent a Close frame, or is gone."""
 
         self._to_be_ended = False
+        self._left = caller.left = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def run(self, from_caller: asyncio.StreamReader, first: bytes) -> None:
@@ -86,6 +87,7 @@ class Tunnel:
                     async with asyncio.timeout(_CLOSE_SECONDS):
                         if not down.done():
                             await self._send_close(down)
+                        self._left.set()
                         if self._down.has_closed:
                             await self._caller_closed.wait()
             await self._hang_up()
@@ -93,12 +95,16 @@ class Tunnel:
             for task in (down, up, leaving):
                 task.cancel()
             await asyncio.gather(down, up, leaving, return_exceptions=True)
+            self._left.set()
             self.ended.set()
 
     async def _to_caller(self, piece: bytes) -> None:
         """Pass on what the server sends, until it ends, or the frame under way does where the caller is to leave."""
         has_caller = True
         while not (self._to_be_ended and self._down.is_between):
+            if self._to_be_ended:
+                # Perhaps no piece ever ends where a frame does, as each comes with the beginning of the next.
+                piece = piece[: self._down.left_of_frame(piece)]
             count = self._down.follow(piece)
             if has_caller:
                 try:
