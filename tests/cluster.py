@@ -148,7 +148,7 @@ class History:
     pause: float = 0.0
     """Seconds between two appends of a client."""
 
-    parts_die: bool = False
+    children_die: bool = False
     """A run may be cut off as its sandbox is."""
 
     name: str = "t"
@@ -204,7 +204,7 @@ class History:
                 return True
             body = answer.json()
             if body["status"] != "ok":
-                assert self.parts_die, body
+                assert self.children_die, body
                 if not body["state"]["committed"]:
                     self.lost.append((session, token))
                 return True

@@ -1,4 +1,5 @@
-"""Faults of a cluster (wired.py): what is cut, late, paused, killed, gone or wrong within a block, and right after it.
+"""Faults of a cluster (networked_cluster.py): what is cut, late, paused, killed, gone or wrong within a block, and soon
+after it.
 
 Each is drawn from a random generator of its own, so a schedule of them is the same whenever its seed is.
 """
@@ -10,62 +11,69 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
-from tests.conftest import descendants, eventually
-from tests.hostile.wired import WiredCluster
-from tests.hostile.wires import Fate, Place
+from tests.conftest import descendants, eventually, is_running
+from tests.hostile.network import Impairment, Node
+from tests.hostile.networked_cluster import NetworkedCluster, Ray
 
-LOST = Fate(lost=True)
+LOST = Impairment(lost=True)
 MINUTES = 240.0
 """By which a clock is off; S3 refuses what is signed by one that is off by a quarter of an hour."""
 
-type Fault = Callable[[WiredCluster, random.Random], AbstractContextManager[None]]
+MOST_SECONDS = 4.0
+"""For which a fault goes on at most, once a session works again in spite of it. That may take until a lease is over, so
+some faults are over before that, and some aren't."""
+
+type Fault = Callable[[NetworkedCluster, random.Random], AbstractContextManager[None]]
 
 
 @contextmanager
-def cut(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
-    """Two places don't reach each other, or one of them not the other."""
-    host = chance.choice(cluster.hosts).place
-    others = [cluster.rows, cluster.content, *(each.place for each in cluster.hosts if each.place is not host)]
-    ends: list[Place] = [host, chance.choice(others)]
+def partitioned(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
+    """Two nodes don't reach each other, or one of them not the other."""
+    host = chance.choice(cluster.hosts).node
+    others = [cluster.database_node, cluster.s3_node, *(each.node for each in cluster.hosts if each.node is not host)]
+    ends: list[Node] = [host, chance.choice(others)]
     chance.shuffle(ends)
-    with cluster.wires.mended():
-        cluster.wires.between(ends[0], ends[1], LOST, back=chance.choice((LOST, Fate())))
+    with cluster.network.healed():
+        cluster.network.impair(ends[0], ends[1], LOST, back=chance.choice((LOST, Impairment())))
         yield
 
 
 @contextmanager
-def late(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def delayed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """Packets come late, in another order, and twice. A run asks PostgreSQL several things, one after the other."""
-    places = [cluster.rows, cluster.content, *(host.place for host in cluster.hosts)]
-    fate = Fate(seconds=chance.uniform(0.005, 0.05), doubled=0.3)
-    with cluster.wires.mended():
-        for number, one in enumerate(places):
-            for other in places[:number]:
-                cluster.wires.between(one, other, fate)
+    nodes = [cluster.database_node, cluster.s3_node, *(host.node for host in cluster.hosts)]
+    impairment = Impairment(seconds=chance.uniform(0.005, 0.05), doubled=0.3)
+    with cluster.network.healed():
+        for number, one in enumerate(nodes):
+            for other in nodes[:number]:
+                cluster.network.impair(one, other, impairment)
         yield
 
 
 @contextmanager
-def paused(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def paused(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """A host doesn't go on until its lease is over. As soon as it does, it finds that out and ends."""
     number = chance.randrange(len(cluster.hosts))
     host = cluster.hosts[number]
     assert eventually(lambda: cluster.is_ready(number))
-    ends = len(host.codes)
-    with host.paused():
+    codes = host.watched.codes if host.watched is not None else None
+    ends = len(codes or ())
+    with host.paused() as pid:
         over = time.monotonic() + 1.5 * cluster.lease_seconds
         yield
         time.sleep(max(over - time.monotonic(), 0))
-    assert eventually(lambda: len(host.codes) > ends), "a host whose lease was over goes on"
-    assert host.codes[ends] == os.EX_TEMPFAIL, host.codes
+    assert eventually(lambda: not is_running(pid)), "a host whose lease was over goes on"
+    if codes is not None:
+        assert eventually(lambda: len(codes) > ends)
+        assert codes[ends] == os.EX_TEMPFAIL, codes
 
 
 @contextmanager
-def paused_shortly(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def paused_shortly(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """A host doesn't go on for a part of its lease."""
     with chance.choice(cluster.hosts).paused():
         time.sleep(chance.uniform(0.1, 0.7) * cluster.lease_seconds)
@@ -73,20 +81,20 @@ def paused_shortly(cluster: WiredCluster, chance: random.Random) -> Iterator[Non
 
 
 @contextmanager
-def killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """`kill -9` of a host."""
     chance.choice(cluster.hosts).signal(signal.SIGKILL)
     yield
 
 
 @contextmanager
-def stopped(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def stopped(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     chance.choice(cluster.hosts).signal(signal.SIGTERM)
     yield
 
 
 @contextmanager
-def parts_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def child_processes_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """`kill -9` of processes that a host has started: what sandboxes are made of, programs, helpers."""
     for _ in range(10):
         host = chance.choice(cluster.hosts)
@@ -98,7 +106,7 @@ def parts_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]
 
 
 @contextmanager
-def clock_off(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def clock_off(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """A host's clock jumps by minutes, and back."""
     host = chance.choice(cluster.hosts)
     host.set_clock(chance.choice((-MINUTES, MINUTES)))
@@ -109,7 +117,7 @@ def clock_off(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def rows_cut_off(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def database_connections_cut(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """All connections to PostgreSQL are ended again and again, at any point of a commit."""
     ending = threading.Event()
     own = random.Random(chance.random())
@@ -128,7 +136,7 @@ def rows_cut_off(cluster: WiredCluster, chance: random.Random) -> Iterator[None]
 
 
 @contextmanager
-def no_rows(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def database_stopped(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """PostgreSQL ends, in good order or not, and is started again."""
     cluster.postgres.stop(chance.choice((signal.SIGINT, signal.SIGQUIT)))
     try:
@@ -138,7 +146,7 @@ def no_rows(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def rows_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def database_process_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """`kill -9` of a process of PostgreSQL, whose others then end and begin anew."""
     with suppress(ProcessLookupError):
         os.kill(chance.choice(descendants(cluster.postgres.pid)), signal.SIGKILL)
@@ -146,28 +154,28 @@ def rows_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
 
 
 @contextmanager
-def _out_of_reach(cluster: WiredCluster, place: Place) -> Iterator[None]:
-    with cluster.wires.mended():
+def _out_of_reach(cluster: NetworkedCluster, node: Node) -> Iterator[None]:
+    with cluster.network.healed():
         for host in cluster.hosts:
-            cluster.wires.between(host.place, place, LOST)
+            cluster.network.impair(host.node, node, LOST)
         yield
 
 
-def rows_out_of_reach(cluster: WiredCluster, chance: random.Random) -> AbstractContextManager[None]:
+def database_unreachable(cluster: NetworkedCluster, chance: random.Random) -> AbstractContextManager[None]:
     """No host reaches PostgreSQL."""
-    return _out_of_reach(cluster, cluster.rows)
+    return _out_of_reach(cluster, cluster.database_node)
 
 
 @contextmanager
-def content_out_of_reach(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def s3_unreachable(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """S3 is gone for a while."""
-    with _out_of_reach(cluster, cluster.content):
+    with _out_of_reach(cluster, cluster.s3_node):
         time.sleep(cluster.outage_seconds)
         yield
 
 
 @contextmanager
-def content_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[None]:
+def s3_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
     """`kill -9` of S3, which is started again."""
     cluster.s3.kill()
     try:
@@ -176,10 +184,68 @@ def content_killed(cluster: WiredCluster, chance: random.Random) -> Iterator[Non
         cluster.s3.start()
 
 
-SOME: tuple[Fault, ...] = (cut, late, paused, paused_shortly, killed, stopped, parts_killed, clock_off, rows_cut_off)
+def _ray(cluster: NetworkedCluster) -> Ray:
+    assert cluster.ray is not None
+    return cluster.ray
+
+
+@contextmanager
+def ray_gcs_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
+    """`kill -9` of Ray's GCS, which ends its head, and all other nodes of Ray when they don't find it again."""
+    ray = _ray(cluster)
+    ray.kill("gcs_server", ray.head)
+    yield
+
+
+@contextmanager
+def ray_gcs_and_host_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
+    """A host ends while there is no Ray that would start it anew."""
+    with ray_gcs_killed(cluster, chance), killed(cluster, chance):
+        yield
+
+
+@contextmanager
+def ray_node_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
+    """`kill -9` of a node's Ray, and with it of the actor that watches over the host."""
+    ray = _ray(cluster)
+    ray.kill("raylet", chance.choice(ray.nodes))
+    yield
+
+
+@contextmanager
+def ray_driver_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
+    """`kill -9` of `era serve --cluster`."""
+    _ray(cluster).driver.signal(signal.SIGKILL)
+    yield
+
+
+@contextmanager
+def ray_partitioned(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
+    """Ray's head and a node don't reach each other, or one of them not the other."""
+    ends = [_ray(cluster).head.node, chance.choice(cluster.hosts).node]
+    chance.shuffle(ends)
+    with cluster.network.healed():
+        cluster.network.impair(ends[0], ends[1], LOST, back=chance.choice((LOST, Impairment())))
+        yield
+
+
+PARTIAL: tuple[Fault, ...] = (
+    partitioned,
+    delayed,
+    paused,
+    paused_shortly,
+    killed,
+    stopped,
+    child_processes_killed,
+    clock_off,
+    database_connections_cut,
+)
 """What leaves some host that works, and so each session, within seconds."""
 
-ALL: tuple[Fault, ...] = (no_rows, rows_killed, rows_out_of_reach, content_out_of_reach, content_killed)
+TOTAL: tuple[Fault, ...] = (database_stopped, database_process_killed, database_unreachable, s3_unreachable, s3_killed)
+
+RAY: tuple[Fault, ...] = (ray_gcs_killed, ray_gcs_and_host_killed, ray_node_killed, ray_driver_killed, ray_partitioned)
+"""What leaves all hosts as they are, or all but one, which isn't started anew before Ray is."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +258,25 @@ class Step:
 
     seed: float
 
-    def on(self, cluster: WiredCluster) -> AbstractContextManager[None]:
+    def on(self, cluster: NetworkedCluster) -> AbstractContextManager[None]:
         return self.fault(cluster, random.Random(self.seed))
 
 
 def schedule(seed: int, faults: int) -> list[Step]:
     """So many faults at random; the same ones for the same seed."""
     chance = random.Random(seed)
-    # Cables are cut most often: each pair of places, and each way, is a case of its own.
-    drawn = (chance.choice(ALL) if chance.random() < 0.2 else chance.choice((cut, cut, *SOME)) for _ in range(faults))
-    return [Step(fault, chance.uniform(0, 8), chance.random()) for fault in drawn]
+    # Cables are cut most often: each pair of nodes, and each way, is a case of its own.
+    several = (partitioned, partitioned, *PARTIAL)
+    drawn = (chance.choice(TOTAL) if chance.random() < 0.2 else chance.choice(several) for _ in range(faults))
+    return _steps(chance, drawn)
+
+
+def schedule_under_ray(seed: int, faults: int) -> list[Step]:
+    """The same where hosts run under Ray, which every other fault is one of. It knows no clock but the machine's."""
+    chance = random.Random(seed)
+    others = [fault for fault in (*PARTIAL, *TOTAL) if fault is not clock_off]
+    return _steps(chance, (chance.choice(others if number % 2 else RAY) for number in range(faults)))
+
+
+def _steps(chance: random.Random, faults: Iterable[Fault]) -> list[Step]:
+    return [Step(fault, chance.uniform(0, MOST_SECONDS), chance.random()) for fault in faults]

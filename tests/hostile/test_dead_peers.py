@@ -12,21 +12,21 @@ from contextlib import suppress
 import pytest
 
 from era.api.dead_peers import SECONDS, ask_when_idle, cut_off
-from tests.hostile.wires import Fate, Place, Wires, inside
+from tests.hostile.network import Impairment, Network, Node, inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
 
-LOST = Fate(lost=True)
+LOST = Impairment(lost=True)
 
 
 @pytest.fixture
-def wires() -> Iterator[Wires]:
-    made = Wires()
+def network() -> Iterator[Network]:
+    made = Network()
     yield made
     made.close()
 
 
-async def connected(here: Place, there: Place) -> tuple[asyncio.StreamWriter, asyncio.StreamReader, socket.socket]:
+async def connected(here: Node, there: Node) -> tuple[asyncio.StreamWriter, asyncio.StreamReader, socket.socket]:
     """A connection from here, and its other end, which nobody reads from."""
     with inside(there):
         listening = socket.create_server((there.address, 0))
@@ -47,13 +47,13 @@ async def closed(writer: asyncio.StreamWriter, other: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("one_way", [False, True])
-async def test_a_cut_is_noticed(wires: Wires, one_way: bool) -> None:
-    here, there = wires.place(1), wires.place(2)
+async def test_a_cut_is_noticed(network: Network, one_way: bool) -> None:
+    here, there = network.node(1), network.node(2)
     writer, _, other = await connected(here, there)
     writer.write(b"arrives")
     other.settimeout(60)
     assert await asyncio.to_thread(other.recv, 7) == b"arrives"
-    wires.between(there, here, LOST, back=Fate() if one_way else LOST)
+    network.impair(there, here, LOST, back=Impairment() if one_way else LOST)
     writer.write(b"is not acknowledged")
     began = time.monotonic()
     await asyncio.wait_for(cut_off(writer), 10 * SECONDS)
@@ -61,21 +61,21 @@ async def test_a_cut_is_noticed(wires: Wires, one_way: bool) -> None:
     await closed(writer, other)
 
 
-async def test_whoever_does_not_read_is_there_all_the_same(wires: Wires) -> None:
-    here, there = wires.place(1), wires.place(2)
+async def test_whoever_does_not_read_is_there_all_the_same(network: Network) -> None:
+    here, there = network.node(1), network.node(2)
     writer, _, other = await connected(here, there)
     writer.write(bytes(32 << 20))  # more than any buffer takes
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(cut_off(writer), 2 * SECONDS)
-    wires.between(here, there, LOST)
+    network.impair(here, there, LOST)
     await asyncio.wait_for(cut_off(writer), 10 * SECONDS)
     await closed(writer, other)
 
 
-async def test_a_cut_is_noticed_where_nothing_is_under_way(wires: Wires) -> None:
-    here, there = wires.place(1), wires.place(2)
+async def test_a_cut_is_noticed_where_nothing_is_under_way(network: Network) -> None:
+    here, there = network.node(1), network.node(2)
     writer, reader, other = await connected(here, there)
-    wires.between(here, there, LOST)
+    network.impair(here, there, LOST)
     with pytest.raises(TimeoutError, match="timed out"):
         await asyncio.wait_for(reader.read(1), 60)
     await closed(writer, other)

@@ -1,7 +1,7 @@
 """A network of this test's own, whose packets pass through the test: it drops, delays and doubles them, each way apart.
 
-Theory of operation. Each place is a network namespace with a TUN device, and what a place sends comes out of that as a
-packet, which a thread here hands to the place it is for. So it is as if a cable were cut: nobody is told, TCP sends
+Theory of operation. Each node is a network namespace with a TUN device, and what a node sends comes out of that as a
+packet, which a thread here hands to the node it is for. So it is as if a cable were cut: nobody is told, TCP sends
 again, with growing pauses, and goes on once the cable is mended. A relay would acknowledge what it swallows.
 """
 
@@ -27,7 +27,7 @@ _NETWORK = "10.77.0."
 
 
 @dataclass(frozen=True)
-class Place:
+class Node:
     """A network namespace and its device, by file descriptors."""
 
     address: str
@@ -40,8 +40,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What becomes of packets from one place to another."""
+class Impairment:
+    """What becomes of packets from one node to another."""
 
     lost: bool = False
     seconds: float = 0.0
@@ -51,18 +51,18 @@ class Fate:
     """Part of them that comes twice."""
 
 
-_WELL = Fate()
+_NONE = Impairment()
 
 
-class Wires:
+class Network:
     """Places that reach each other. `close` when done."""
 
     def __init__(self, seed: int = 0) -> None:
         self._chance = random.Random(seed)
-        self._places: dict[bytes, Place] = {}
+        self._nodes: dict[bytes, Node] = {}
         """By their addresses' bytes."""
 
-        self._fates: dict[tuple[bytes, bytes], Fate] = {}
+        self._impairments: dict[tuple[bytes, bytes], Impairment] = {}
         self._late: list[tuple[float, int, int, bytes]] = []
         """When, a number, the device, the packet."""
 
@@ -72,40 +72,40 @@ class Wires:
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._thread.start()
 
-    def place(self, number: int) -> Place:
-        """Make a place, which has the address with this number."""
-        made: list[Place] = []
+    def node(self, number: int) -> Node:
+        """Make a node, which has the address with this number."""
+        made: list[Node] = []
         thread = threading.Thread(target=lambda: made.append(_make(f"{_NETWORK}{number}")))
         thread.start()
         thread.join()
-        (place,) = made
-        self._places[_raw(place)] = place
-        self._selector.register(place.device, selectors.EVENT_READ)
-        return place
+        (node,) = made
+        self._nodes[_raw(node)] = node
+        self._selector.register(node.device, selectors.EVENT_READ)
+        return node
 
-    def between(self, one: Place, other: Place, fate: Fate = _WELL, *, back: Fate | None = None) -> None:
-        """Decide what becomes of packets from one place to the other, and of those `back`; the same, if left out."""
-        self._fates[_raw(one), _raw(other)] = fate
-        self._fates[_raw(other), _raw(one)] = fate if back is None else back
+    def impair(self, one: Node, other: Node, impairment: Impairment = _NONE, *, back: Impairment | None = None) -> None:
+        """Decide what becomes of packets from one node to the other, and of those `back`; the same, if left out."""
+        self._impairments[_raw(one), _raw(other)] = impairment
+        self._impairments[_raw(other), _raw(one)] = impairment if back is None else back
 
-    def mend(self) -> None:
+    def heal(self) -> None:
         """All packets arrive from now on."""
-        self._fates = {}
+        self._impairments = {}
 
     @contextmanager
-    def mended(self) -> Iterator[None]:
+    def healed(self) -> Iterator[None]:
         """All packets arrive after the block, whatever was decided within it."""
         try:
             yield
         finally:
-            self.mend()
+            self.heal()
 
     def close(self) -> None:
         self._closing = True
         self._thread.join()
-        for place in self._places.values():
-            os.close(place.device)
-            os.close(place.namespace)
+        for node in self._nodes.values():
+            os.close(node.device)
+            os.close(node.namespace)
 
     def _carry(self) -> None:
         while not self._closing:
@@ -124,49 +124,49 @@ class Wires:
                 _write(device, packet)
 
     def _send(self, packet: bytes) -> None:
-        if packet[0] >> 4 != 4 or (place := self._places.get(packet[16:20])) is None:
+        if packet[0] >> 4 != 4 or (node := self._nodes.get(packet[16:20])) is None:
             return
-        fate = self._fates.get((packet[12:16], packet[16:20]), _WELL)
-        if fate.lost:
+        impairment = self._impairments.get((packet[12:16], packet[16:20]), _NONE)
+        if impairment.lost:
             return
-        for _ in range(2 if self._chance.random() < fate.doubled else 1):
-            if fate.seconds:
+        for _ in range(2 if self._chance.random() < impairment.doubled else 1):
+            if impairment.seconds:
                 self._count += 1
-                at = time.monotonic() + self._chance.uniform(0, fate.seconds)
-                heapq.heappush(self._late, (at, self._count, place.device, packet))
+                at = time.monotonic() + self._chance.uniform(0, impairment.seconds)
+                heapq.heappush(self._late, (at, self._count, node.device, packet))
             else:
-                _write(place.device, packet)
+                _write(node.device, packet)
 
 
 @contextmanager
-def inside(place: Place) -> Iterator[None]:
-    """This thread, and those that it starts, are in that place for as long as the block lasts."""
+def inside(node: Node) -> Iterator[None]:
+    """This thread, and those that it starts, are in that node for as long as the block lasts."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.setns(place.namespace, os.CLONE_NEWNET)
+        os.setns(node.namespace, os.CLONE_NEWNET)
         yield
     finally:
         os.setns(before, os.CLONE_NEWNET)
         os.close(before)
 
 
-def _make(address: str) -> Place:
-    """Make a place, on a thread that has it from then on."""
+def _make(address: str) -> Node:
+    """Make a node, on a thread that has it from then on."""
     os.unshare(os.CLONE_NEWNET)
     namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"wire", _IFF_TUN | _IFF_NO_PI))
+    fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"tun", _IFF_TUN | _IFF_NO_PI))
     for words in (
         "link set lo up",
-        f"addr add {address}/24 dev wire",
-        f"link set wire mtu {_MTU} up",
+        f"addr add {address}/24 dev tun",
+        f"link set tun mtu {_MTU} up",
     ):
         subprocess.run(["ip", *words.split()], check=True, capture_output=True)
-    return Place(address, namespace, device)
+    return Node(address, namespace, device)
 
 
-def _raw(place: Place) -> bytes:
-    return bytes(map(int, place.address.split(".")))
+def _raw(node: Node) -> bytes:
+    return bytes(map(int, node.address.split(".")))
 
 
 def _write(device: int, packet: bytes) -> None:
