@@ -56,8 +56,12 @@ LONG = (
 """Files of few tests that take more than half a minute. They begin first: no worker is left with one at the end."""
 
 
+OF_CLUSTERS = ("test_cluster.py", "test_two_hosts.py")
+"""Files of the API's tests that are about several hosts as it is."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    shown = "run the tests of a shared server, and reach it through a host of its cluster that isn't its sessions' home"
+    shown = "reach servers through a host of their cluster that isn't their sessions' home"
     parser.addoption(THROUGH_ANOTHER_HOST, action="store_true", help=shown)
 
 
@@ -69,11 +73,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path], item.path))
     if config.getoption(THROUGH_ANOTHER_HOST):
         for item in items:
-            fixtures = getattr(item, "fixturenames", ())
-            if "kind_of_server" not in fixtures:
-                why = (
-                    "it starts servers of its own" if "own_server" in fixtures else "it uses no server that tests share"
-                )
+            if "kind_of_server" not in getattr(item, "fixturenames", ()):
+                why = "it makes a cluster itself" if item.path.name in OF_CLUSTERS else "it calls no sound server"
                 item.add_marker(pytest.mark.skip(reason=f"not through another host: {why}"))
 
 
@@ -152,6 +153,11 @@ class Server:
         return self._log_path.read_text(errors="replace")
 
     @property
+    def log_of_calls(self) -> str:
+        """The log of the host that is called, which has a line for each request."""
+        return self.log
+
+    @property
     def _log_path(self) -> Path:
         return self.data_dir.parent / f"{self.data_dir.name}.log"
 
@@ -196,14 +202,21 @@ class Server:
         self.data_dir.mkdir(exist_ok=True)
         os.chown(self.data_dir, uid, uid)
         project = Path(__file__).parent.parent
+        shown = {project: "/mnt/project", self.data_dir: "/mnt/data"}
+        extra = {"PYTHONPATH": "/mnt/project/src", "ERA_DATA_DIR": "/mnt/data", "HOME": "/mnt"}
+        if "ERA_SHARED_DIR" in self.settings:
+            shared = Path(self.settings["ERA_SHARED_DIR"])
+            shared.mkdir(exist_ok=True)
+            os.chown(shared, uid, uid)
+            shown[shared] = extra["ERA_SHARED_DIR"] = "/mnt/shared"
+        binds = "".join(f"mkdir {there} && mount --bind '{here}' {there} && " for here, there in shown.items())
         script = (
-            "mount -t tmpfs none /mnt && mkdir /mnt/project /mnt/data "
-            f"&& mount --bind '{project}' /mnt/project && mount --bind '{self.data_dir}' /mnt/data && cd / "
+            f"mount -t tmpfs none /mnt && {binds} cd / "
             f"&& exec setpriv --reuid {uid} --regid {uid} --clear-groups "
             "/mnt/project/.venv/bin/python -m era.client.cli serve"
         )
         command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
-        return command, {"PYTHONPATH": "/mnt/project/src", "ERA_DATA_DIR": "/mnt/data", "HOME": "/mnt"}
+        return command, extra
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send the service a signal and wait for its end; returns its exit code."""
@@ -342,7 +355,7 @@ def assert_nothing_left(before_mounts: list[str], processes: list[int], data_dir
 
 @pytest.fixture(scope="session")
 def kind_of_server(pytestconfig: pytest.Config) -> type[Server]:
-    """What servers are that many tests share: each alone, or reached through another host of its cluster."""
+    """What servers are: each alone, or reached through another host of its cluster."""
     if pytestconfig.getoption(THROUGH_ANOTHER_HOST):
         from tests.two_hosts import Home
 
@@ -433,7 +446,7 @@ def at_home(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[MakeServer]:
+def own_server(tmp_path: Path, kind_of_server: type[Server]) -> Iterator[MakeServer]:
     """Makes servers of the test's own, which may be killed and started again on their data.
 
     Settings are keywords: `own_server(max_warm="2")` sets ERA_MAX_WARM.
@@ -444,7 +457,7 @@ def own_server(tmp_path: Path) -> Iterator[MakeServer]:
     def make(uid: int | None = None, hidden: str | None = None, weakness: str = "", **settings: str) -> Server:
         name = f"data{len(servers)}"
         values = {f"ERA_{key.upper()}": value for key, value in settings.items()}
-        server = Server(tmp_path / name, values, uid, hidden, weakness)
+        server = kind_of_server(tmp_path / name, values, uid, hidden, weakness)
         servers.append(server)
         return server.start()
 

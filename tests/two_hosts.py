@@ -1,5 +1,5 @@
-"""A server that tests reach through another host of its cluster: with `--through-another-host` it is what `server` and
-`owners` are, so the tests of the API show that it makes no difference which host is called.
+"""A server that tests reach through another host of its cluster: with `--through-another-host` it is what `server`,
+`owners` and `own_server` make, so the tests of the API show that it makes no difference which host is called.
 
 The rows have a trigger by which each new session is at home at one host, and tests call the other one. The trigger is
 what a call that reached the home a moment earlier would have done.
@@ -32,9 +32,13 @@ CREATE TRIGGER elsewhere AFTER UPDATE OF url ON hosts WHEN NEW.url <> '{url}' BE
 """
 
 _AT_HOME = """
+DROP TRIGGER IF EXISTS at_home;
 CREATE TRIGGER at_home AFTER INSERT ON sessions WHEN NEW.deleted_at IS NULL BEGIN
   INSERT INTO homes (session_key, host_id, epoch) VALUES (NEW.key, '{host}', 1);
-END
+END;
+UPDATE homes SET host_id = '{host}', epoch = epoch + 1 WHERE host_id IN (SELECT id FROM hosts WHERE dead);
+INSERT INTO homes (session_key, host_id, epoch)
+  SELECT key, '{host}', 1 FROM sessions WHERE deleted_at IS NULL AND key NOT IN (SELECT session_key FROM homes);
 """
 
 
@@ -57,67 +61,95 @@ class Home(Server):
     def content_dir(self) -> Path:
         return self.data_dir.parent / f"{self.data_dir.name}-shared"
 
+    @property
+    def log_of_calls(self) -> str:
+        assert self.other is not None
+        return self.other.log
+
     def start(self) -> Home:
+        """Start both hosts. Where only the home had ended, the other one is started anew, too."""
+        self._stop_other()
         self.settings |= {"ERA_SHARED_DIR": str(self.content_dir), "ERA_CLUSTER_SECRET": SECRET}
         self.settings.setdefault("ERA_LEASE_SECONDS", _LEASE_SECONDS)
         certified: Mapping[str, Mapping[str, str]] = {"home": {}, "other": {}}
         if self.tls:
             certified = certify(self.data_dir.parent / f"{self.data_dir.name}-tls", ["home", "other"], "127.0.0.1")
-            self.hosts_url = f"https://127.0.0.1:{free_port()}"
-            self.settings |= {**certified["home"], "ERA_CLUSTER_PORT": self.hosts_url.rpartition(":")[2]}
+            self.settings |= {**certified["home"], "ERA_CLUSTER_PORT": str(free_port())}
         super().start()
-        self.hosts_url = self.hosts_url or self.own_url
+        self.hosts_url = f"https://127.0.0.1:{self.settings['ERA_CLUSTER_PORT']}" if self.tls else self.own_url
         self.make_home()
         settings = {**self.settings, **certified["other"], "ERA_CLUSTER_PORT": "0", **self.of_other}
         place = self.data_dir.parent / f"{self.data_dir.name}-other"
-        self.other = Server(place, settings, start_seconds=self.start_seconds).start()
+        self.other = Server(
+            place, settings, self.uid, self.hidden, self.weakness, start_seconds=self.start_seconds
+        ).start()
         self.url = self.other.url
         return self
 
     def make_home(self) -> None:
-        """Have all new sessions at home here, and the other host know where this one is."""
-        host = (self.data_dir / "host-id").read_text()
-        with closing(sqlite3.connect(self.content_dir / "era.sqlite")) as database:
-            database.execute(_AT_HOME.format(host=host))
-            self._is_at(database)
+        """Have all sessions at home here that are at home at no other host, and all new ones; and the other host know
+        where this one is."""
+        self._execute(_AT_HOME.format(host=self._host_id))
+        self._tell_url()
 
     @contextmanager
     def said_to_be_at(self, url: str) -> Iterator[None]:
         """Within the block each host is told that the others are at this URL."""
-        with closing(sqlite3.connect(self.content_dir / "era.sqlite", timeout=60)) as database:
-            database.execute(_ELSEWHERE.format(url=url))
-            database.execute("UPDATE hosts SET url = url")
-            database.commit()
-            try:
-                yield
-            finally:
-                database.execute("DROP TRIGGER elsewhere")
-                self._is_at(database)
+        self._execute(_ELSEWHERE.format(url=url) + "UPDATE hosts SET url = url;")
+        try:
+            yield
+        finally:
+            self._execute("DROP TRIGGER elsewhere;")
+            self._tell_url()
 
-    def _is_at(self, database: sqlite3.Connection) -> None:
+    def _tell_url(self) -> None:
         """Say where this host is, as its next heartbeat does, which takes long with such a lease."""
-        database.execute("UPDATE hosts SET url = ?", (self.hosts_url,))
-        database.commit()
+        self._execute(f"UPDATE hosts SET url = '{self.hosts_url}' WHERE id = '{self._host_id}';")
+
+    def _execute(self, statements: str) -> None:
+        with closing(sqlite3.connect(self.content_dir / "era.sqlite", timeout=60)) as database:
+            database.executescript(f"BEGIN IMMEDIATE; {statements} COMMIT;")
+
+    @property
+    def _host_id(self) -> str:
+        return (self.data_dir / "host-id").read_text()
 
     def at_home(self) -> Server:
         """The host that sessions are at home at, as one that is called."""
         return Server(self.data_dir, self.settings, url=self.own_url, own_url=self.own_url)
 
     def stop(self, number: int = signal.SIGTERM, *, sandboxes_elsewhere: bool = False) -> int:
-        """As that of any server; the other host has sandboxes only where the test says so."""
-        assert self.other is not None
+        """As that of any server. The other host is told to stop before the home is, and after it where that is killed;
+        it ends in good order either way, and has sandboxes only where the test says so."""
+        if number != signal.SIGKILL:
+            self._stop_other(sandboxes_elsewhere=sandboxes_elsewhere)
+        code = super().stop(number)
+        self._stop_other(sandboxes_elsewhere=sandboxes_elsewhere)
+        return code
+
+    def _stop_other(self, *, sandboxes_elsewhere: bool = False) -> None:
+        if self.other is None or self.other.process is None:
+            return
         before, processes = mounts(), self.other.descendants()
         made = list((self.other.data_dir / "live").glob("sb-*"))
         assert sandboxes_elsewhere or not made, "the host that isn't the home made a sandbox"
         assert self.other.stop() == 0, self.other.log
         assert "Traceback" not in self.other.log, self.other.log
-        code = super().stop(number)
         assert_nothing_left(before, processes, self.other.data_dir)
-        return code
+
+    def _memory(self, field: str) -> int:
+        """Of both hosts, as what passes through one must be bounded in both."""
+        assert self.other is not None
+        return super()._memory(field) + self.other._memory(field)
+
+    def reset_peak(self) -> int:
+        assert self.other is not None
+        self.other.reset_peak()
+        return super().reset_peak()
 
     def hop(self, method: str, target: str, at: str, said: Mapping[str, Any]) -> bytes:
         """The header of a request to it with this Host header, as a host signs it that says this."""
-        told = {**said, "to": (self.data_dir / "host-id").read_text(), "at": int(time.time() * 1e6)}
+        told = {**said, "to": self._host_id, "at": int(time.time() * 1e6)}
         content = base64.urlsafe_b64encode(json.dumps(told).encode())
         key = hmac.digest(SECRET.encode(), b"era hop", hashlib.sha256)
         signed = b"\n".join([b"1", method.encode(), target.encode(), at.encode(), content])

@@ -31,8 +31,8 @@ def test_first_runs_of_more_sessions_than_there_is_room_for(own_server: MakeServ
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(lambda number: _create_and_run(server, number), range(16)))
     assert answers == [(201, 200, f"{number}\n") for number in range(16)]
-    with server.client() as client:
-        assert client.get("/health").json()["sandboxes"] == {"live": 3, "busy": 0, "ready": 0}
+    with server.client(base_url=server.own_url) as at_home:
+        assert at_home.get("/health").json()["sandboxes"] == {"live": 3, "busy": 0, "ready": 0}
     assert time.monotonic() - began < 120
 
 
@@ -72,10 +72,10 @@ def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins
     own_server: MakeServer, accept: str
 ) -> None:
     server = own_server(max_warm="1")
-    with server.client() as client:
+    with server.client() as client, server.client(base_url=server.own_url) as at_home:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
         assert client.post("/api/sessions/a/run", json=SLEEP).status_code == 202
-        assert eventually(lambda: client.get("/health").json()["sandboxes"]["busy"] == 1)
+        assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["busy"] == 1)
         waits = client.build_request(
             "POST",
             "/api/execute",
@@ -85,7 +85,7 @@ def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins
         )
         with pytest.raises(httpx.ReadTimeout):
             client.send(waits)
-        (status,) = eventually(lambda: re.findall(r"route=/api/execute .*status=(\d+)", server.log))
+        (status,) = eventually(lambda: re.findall(r"route=/api/execute .*status=(\d+)", server.log_of_calls))
         assert status == "499", "told to nobody: the queue's own end would be a 429"
         assert "era_sandbox_places_waiting 0.0" in client.get("/metrics").text
         _end(client)
@@ -93,7 +93,7 @@ def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins
 
 def test_runs_that_wait_keep_nobody_from_beginning(own_server: MakeServer) -> None:
     server = own_server(max_warm="40")
-    with server.client() as client:
+    with server.client() as client, server.client(base_url=server.own_url) as at_home:
 
         def sleep(number: int) -> None:
             body = {"language": "python", "session_id": f"s{number}"}
@@ -102,7 +102,7 @@ def test_runs_that_wait_keep_nobody_from_beginning(own_server: MakeServer) -> No
 
         for number in range(12):
             sleep(number)
-        assert eventually(lambda: client.get("/health").json()["sandboxes"]["busy"] == 12)
+        assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["busy"] == 12)
         assert _create_and_run(server, 1) == (201, 200, "1\n")
         _end(client)
 

@@ -81,10 +81,12 @@ def answers(server: Server, path: str, how_many: int, kind: str) -> None:
 @pytest.mark.parametrize("path", ["/api/sessions/{}/run", "/api/execute", "/api/sessions/{}/stream"])
 @pytest.mark.parametrize("weakness", [None, "outputs in memory"])
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-def test_memory_stays_flat_whatever_runs_print(tmp_path: Path, path: str, weakness: str | None, kind: str) -> None:
+def test_memory_stays_flat_whatever_runs_print(
+    own_server: MakeServer, tmp_path: Path, path: str, weakness: str | None, kind: str
+) -> None:
     if weakness and "stream" in path:
         pytest.skip("where nobody is slow, a stream is in memory in pieces only")
-    server = ForkedServer(tmp_path / "data", named_weakness=weakness).start()
+    server = ForkedServer(tmp_path / "data", named_weakness=weakness).start() if weakness else own_server()
     try:
         with server.client() as client:  # so that all is loaded that a run needs
             client.post("/api/execute", json={"language": "python", "code": "print('x' * 100_000)"})

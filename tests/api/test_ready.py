@@ -33,7 +33,7 @@ def test_a_service_that_takes_runs_is_ready(own_server: MakeServer) -> None:
 def test_a_data_directory_that_cannot_be_written_to_is_told_until_it_can(own_server: MakeServer) -> None:
     server = own_server()
     uploads = server.data_dir / "uploads"
-    with server.client() as client:
+    with server.client(base_url=server.own_url) as client:
         assert client.get("/ready").status_code == 200
         uploads.rename(server.data_dir / "aside")
         assert eventually(lambda: client.get("/ready").status_code == 503)
@@ -48,12 +48,12 @@ def test_a_data_directory_that_cannot_be_written_to_is_told_until_it_can(own_ser
 
 def test_a_service_told_to_stop_says_so_and_goes_on_for_a_while(own_server: MakeServer) -> None:
     server = own_server(unready_seconds="5")
-    with server.client() as client:
+    with server.client(base_url=server.own_url) as client:
         assert client.get("/ready").status_code == 200
         os.kill(server.pid, signal.SIGTERM)
         assert eventually(lambda: client.get("/ready").status_code == 503)
         assert client.get("/ready").json()["details"] == {"reason": "stopping"}
-        with server.client() as other:  # it still listens
+        with server.client(base_url=server.own_url) as other:  # it still listens
             assert other.get("/health").status_code == 200
     assert server.stop() == 0
 

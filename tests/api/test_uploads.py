@@ -79,11 +79,11 @@ class Upload:
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def impatient(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
     """A server that waits three seconds for the next piece of a body, and accepts three large uploads at a time."""
     directory = tmp_path_factory.mktemp("impatient") / "data"
     settings = {"ERA_BODY_IDLE_SECONDS": "3", "ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0"}
-    server = Server(directory, settings).start()
+    server = kind_of_server(directory, settings).start()
     yield server
     assert server.stop() == 0, server.log
     assert "Traceback" not in server.log, server.log
