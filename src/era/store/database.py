@@ -8,8 +8,8 @@ it wrote survives this process, and is durable once a later transaction is.
 
 Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
 connection is dropped after each, since nobody knows what state it is in; but not where PostgreSQL has undone the
-transaction for the sake of another host's. That is common where hosts have much to do, and the job is run again until
-it goes well.
+transaction for the sake of another host's. That is common where hosts have much to do, and the job is run again up to
+a hundred times.
 
 A server of PostgreSQL may go and come back. Where a connection is found to be cut off before COMMIT is sent, nothing
 has happened: another one is made without a word, and the job run again, once. If none can be made it fails with
