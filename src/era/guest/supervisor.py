@@ -360,9 +360,8 @@ class Supervisor:
                 os.close(3)
                 restore_signals()
                 program = f"{self.workspace}/{entry}" if invocation.directory else entry
-                if invocation.command:
-                    execute(invocation.command, environment)
-                self.start([*self.cold, *options, program, *invocation.args], environment)
+                start = execute if invocation.command else self.start
+                start(invocation.command or [*self.cold, *options, program, *invocation.args], environment)
             self.become(f"{self.workspace}/{entry}")
             sys.argv.extend(invocation.args)
             sys.orig_argv.extend(invocation.args)
