@@ -25,6 +25,7 @@ READY = textwrap.dedent(
         def do_GET(self):
             self.send_response(200 if self.path == "/ready" else 404)
             self.end_headers()
+            self.wfile.write(b'{"status": "ready", "sandboxes": {"places": 8, "taken": 3, "waiting": 2}}')
         def log_message(self, *_): pass
     server = http.server.HTTPServer(("127.0.0.1", int(os.environ["ERA_PORT"])), Handler)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -76,6 +77,7 @@ def test_a_host_is_started_started_anew_and_stopped(make: Make) -> None:
     host = make()
     first = until(host, "ready")
     assert is_running(first.pid)
+    assert (first.places, first.taken) == (8, 5), "those who wait count"
     os.kill(first.pid, signal.SIGKILL)
 
     def anew() -> bool:
@@ -224,6 +226,9 @@ def test_what_the_command_says_of_that() -> None:
     done = era(None, "host", "list", "--cluster", "127.0.0.1:1", code=2)
     assert done.stderr.startswith("era: Ray at 127.0.0.1:1 can't be reached")
     assert "are for --cluster" in era(None, "serve", "--keep-hosts", code=2).stderr
+    assert "for --max-hosts" in era(None, "serve", "--cluster", "127.0.0.1:2", "--min-hosts", "2", code=2).stderr
+    bounds = ("--min-hosts", "3", "--max-hosts", "2")
+    assert "no less" in era(None, "serve", "--cluster", "127.0.0.1:2", *bounds, code=2).stderr
     url = "postgresql://era:hidden@127.0.0.1:1/era"
     done = era(None, "serve", "--cluster", "127.0.0.1:2", code=2, env={"ERA_DATABASE_URL": url})
     assert "postgresql://127.0.0.1:1/era can't be used" in done.stderr

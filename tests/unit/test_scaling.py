@@ -1,10 +1,13 @@
-"""How many hosts a cluster is to have: decided from what is known of them, by a clock that stands still."""
+"""How many hosts a cluster is to have: decided from what is known of them, by a clock that stands still. With Ray that
+is tried in tests/hostile/test_ray.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+from era.cluster import driver
 from era.cluster.host_process import HostStatus
 from era.cluster.ray_hosts import Node, NodeHost
 from era.cluster.scaling import Bounds, Scaling
@@ -103,3 +106,64 @@ def test_one_that_leaves_is_taken_back_before_another_is_made() -> None:
     back.taken = [8, 0]
     assert back.decide() == 2
     assert back.scaling.leaving == set()
+
+
+@dataclass
+class Hosts:
+    """The hosts of such a cluster, as the driver sees them, and what it says of them to Ray."""
+
+    cluster: Cluster
+    draining: set[str] = field(default_factory=set)
+    requested: list[int] = field(default_factory=list)
+    sent_away: Container[str] = ()
+
+    def leaving(self) -> set[str]:
+        return self.draining
+
+    def ensure(self, settings: Mapping[str, str], leaving: Container[str] = ()) -> Sequence[NodeHost]:
+        self.sent_away = leaving
+        return self.cluster.seen()
+
+    def request(self, count: int) -> None:
+        self.requested.append(count)
+
+    def look(self, *, scales: bool = True) -> None:
+        told = driver._Told(said.append)
+        driver._ensure(cast(Any, self), {}, self.cluster.scaling if scales else None, told)
+
+
+said: list[str] = []
+
+
+def test_nodes_are_requested_only_while_some_are_missing() -> None:
+    hosts = Hosts(Cluster([8]))
+    hosts.look()
+    hosts.cluster.taken = [8, 0]
+    hosts.look()
+    assert hosts.requested == [2, 0]
+
+
+def test_nodes_that_cannot_come_or_go_are_not_among_those_requested() -> None:
+    hosts = Hosts(Cluster([8, 8], fixed={"a"}))
+    hosts.look()
+    assert hosts.requested == [3], "b, and two more"
+
+
+def test_a_node_that_ray_drains_is_drained_and_replaced() -> None:
+    hosts = Hosts(Cluster([0, 0], least=2), draining={"b"})
+    hosts.look()
+    assert "b" in hosts.sent_away
+    assert hosts.requested == [2]
+    hosts.look(scales=False)
+    assert "b" in hosts.sent_away
+    assert hosts.requested == [2], "nobody asked for that"
+
+
+def test_the_host_that_is_not_needed_is_sent_away() -> None:
+    hosts = Hosts(Cluster([1, 0]))
+    hosts.look()
+    hosts.cluster.now += 60
+    hosts.look()
+    hosts.look()
+    assert hosts.sent_away == {"b"}
+    assert hosts.requested == [0, 0, 0]

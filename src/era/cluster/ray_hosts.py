@@ -190,10 +190,14 @@ class RayHosts:
 
     def leaving(self) -> set[str]:
         """The ids of nodes that Ray is told to drain, as one of which the cloud takes back the machine."""
-        from ray._private.state import state  # as Ray's own libraries ask; there is no public call
+        try:
+            from ray._private.state import state  # as Ray's own libraries ask: there is no public call
 
+            draining = state.get_draining_nodes
+        except (ImportError, AttributeError):  # Another version of Ray: such a node's host has no warning then.
+            return set()
         with _translated():
-            return set(state.get_draining_nodes())
+            return set(draining())
 
     def request(self, count: int) -> None:
         """Have Ray's autoscaler see to it that so many nodes can have a host; with 0, to no more than have one. It is
