@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.api.live import start
+from tests.api.setups import settled
 from tests.cluster import History
 from tests.conftest import Server, assert_nothing_left, eventually, mounts
 from tests.two_hosts import Home
@@ -110,6 +111,28 @@ def test_a_session_that_cannot_be_live_here_is_live_elsewhere(tmp_path: Path) ->
         assert homes(home) == {"a": here, "b": here, "c": there, "d": there}
         listed = client.get("/api/sessions").json()["sessions"]
         assert {each["id"]: each["processes"] for each in listed} == dict.fromkeys("abcd", 1)
+
+
+def test_a_session_without_a_home_goes_where_its_packages_are(tmp_path: Path) -> None:
+    with full_home(tmp_path, 8, ERA_MAX_WARM="8") as home, home.client() as elsewhere:
+        made = elsewhere.post(
+            "/api/sessions", json={"session_id": "p", "language": "python", "setup": {"pip": ["six"]}}
+        )
+        assert made.status_code == 201, made.text
+        settled(elsewhere, "p")
+        with closing(sqlite3.connect(home.content_dir / "era.sqlite", timeout=60)) as database:
+            database.execute("DROP TRIGGER at_home")  # by which new sessions are at home there from the beginning
+        for name in ("q", "r"):
+            copied = elsewhere.post("/api/sessions/p/duplicate", json={"id": name})
+            assert copied.status_code == 201, copied.text
+        make(elsewhere, "s")
+        for name in "qrs":
+            code = "print(1)" if name == "s" else "import six; print(1)"
+            ran = elsewhere.post(f"/api/sessions/{name}/run", json={"code": code})
+            assert ran.json()["stdout"] == "1\n", ran.text
+        here = (True, 2)
+        assert homes(home) == {"p": (True, 1), "q": here, "r": here, "s": (False, 1)}
+        assert not list((home.data_dir.parent / "data-other" / "environments").glob("?" * 64))
 
 
 @dataclass

@@ -427,7 +427,7 @@ def test_nodes_are_made_for_load_and_go_without(autoscaled_ray: RayCluster) -> N
     """By Ray's own autoscaler, whose machines are processes here (ray_nodes.py)."""
     ray = autoscaled_ray
     # The lease is one that a busy machine keeps; what follows its end is tried elsewhere.
-    ray.environment |= {"ERA_MAX_WARM": "4", "ERA_IDLE_SECONDS": "5", "ERA_LEASE_SECONDS": "20"}
+    ray.environment |= {"ERA_MAX_WARM": "4", "ERA_IDLE_SECONDS": "15", "ERA_LEASE_SECONDS": "20"}
     sessions = [f"s{number}" for number in range(4)]
     history = History(ray, ["s0"], patience=30, pause=0.2)
     appends = threading.Thread(target=history.append, args=(0,), kwargs={"again": True})
