@@ -202,6 +202,21 @@ async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(url: str)
         assert (seen[0], seen[-1]) == (["a", "b"], ["b"])
 
 
+async def test_a_host_that_is_always_late_declares_others_dead_all_the_same(url: str) -> None:
+    async with opened(url, alone=False) as store, opened(url, alone=False) as other:
+        a, b = Host("a", "http://a"), Host("b", "http://b")
+        await (await store.homes()).join(a, 0.5)
+        homes = await other.homes()
+        await homes.join(b, 0.5)
+        age(url, "a", 1.2, lease=0.5)
+        seen = ["a", "b"]
+        until = time.monotonic() + 30
+        while seen != ["b"] and time.monotonic() < until:
+            age(url, "b", 0.6, lease=0.5)
+            seen = sorted((await homes.beat(b)).hosts)
+        assert seen == ["b"]
+
+
 async def test_a_session_that_is_given_away_is_at_home_there(join: Joined) -> None:
     a, b = await join("a"), await join("b")
     session = await made(a)

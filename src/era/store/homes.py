@@ -10,6 +10,7 @@ Which host a connection is of stands in its `info`, as a `Fence` that all connec
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -108,7 +109,7 @@ class HomeRows:
         `checked` is the one whose changes of sessions are checked."""
         self._database = database
         self._fence = checked.fence
-        self._patient_until = 0.0
+        self._patient_until = -math.inf
         """Until when nobody is declared dead from here, by the monotonic clock."""
 
     async def join(self, host: Host, lease_seconds: float) -> View:
@@ -128,9 +129,11 @@ class HomeRows:
         # Apart: a transaction that changes one host's row and looks at all would be in the way of those of all others.
         # A heartbeat that a power cut undoes went together with the host.
         since_us, lease_us = await self._database.write_unsynced(_renew, host)
-        if since_us > _LATE * lease_us:
+        lease, at = lease_us / 1e6, time.monotonic()
+        if since_us > _LATE * lease_us and at >= self._patient_until + lease:
             # Perhaps the database was away for all: whoever comes back to it first may not take what is the others'.
-            self._patient_until = time.monotonic() + lease_us / 1e6
+            # But one that is late again and again, on a machine with too much to do, isn't patient for ever.
+            self._patient_until = at + lease
         return await self._database.write_unsynced(_look, host, declares=time.monotonic() >= self._patient_until)
 
     async def leave(self, host_id: str) -> None:
