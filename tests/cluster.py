@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class Cluster:
                     break
                 except sqlite3.OperationalError:
                     os.kill(pid, signal.SIGCONT)
+                    time.sleep(0.2)  # for what it is doing to come to an end
         try:
             yield pid
         finally:

@@ -171,7 +171,6 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
         directory / "blob-cache",
         cache_bytes=settings.blob_cache_mb << 20,
         owner=installation(shared_directory(settings) / "store-id"),
-        is_shared=settings.shared_dir is not None,
     )
 
 
@@ -202,6 +201,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             store = await open_store(settings)
             await asyncio.to_thread(blobs.open)
         homes = await cluster_homes(settings, store)
+        if homes is not None and isinstance(blobs, S3Blobs):
+            blobs.share(store.condemned())
         cluster = homes or ALONE
         why_stopped = SERVICE_STOPPED if homes is None else MOVED
         slots = Slots(settings.max_uploads)
@@ -518,7 +519,7 @@ async def collect(settings: Settings) -> int:
         sets = directory / "environments"
         pins = Pins(lambda: os.listdir(sets) if sets.is_dir() else [])
         try:
-            return await collect_unneeded(snapshots, store, pins) or 0
+            return await collect_unneeded(snapshots, store, pins)
         finally:
             await asyncio.to_thread(blobs.close)
             await snapshots.close()

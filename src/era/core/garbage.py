@@ -14,11 +14,13 @@ from era.core.metadata import MetadataStore
 from era.core.models import now
 from era.core.setup.setups import Setups
 from era.core.telemetry import GarbageCollected, Note, ignore
-from era.errors import EraError
+from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()
 
 _PERIOD_SECONDS = 3600.0
+_FENCE_TRIES = 12
+_FENCE_PAUSE_SECONDS = 5.0
 
 
 async def collect_garbage(
@@ -41,20 +43,23 @@ async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, n
         put_off = isinstance(error.__cause__, BlockingIOError)
         note(GarbageCollected(time.monotonic() - began, message=error.message, put_off=put_off))
     else:
-        left = "hosts share the bucket: content is left to `era gc`" if removed is None else None
-        note(GarbageCollected(time.monotonic() - began, removed or 0, left, put_off=removed is None))
+        note(GarbageCollected(time.monotonic() - began, removed))
 
 
-async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int | None:
-    """Drop rows that nobody can get back, then the content that no row needs any more; how many blobs, None where this
-    process may remove none. Raises Unavailable."""
+async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int:
+    """Drop rows that nobody can get back, then the content that no row needs any more; how many blobs. Raises
+    Unavailable."""
     # Sessions too: what an import left that was killed would else name its content until the next collection.
     while await store.purge(now()):
         pass
     await store.prune_idempotency_keys()
     await store.prune_runs()
-    if not snapshots.blobs.may_sweep:
-        return None
+    for _ in range(_FENCE_TRIES):
+        if await store.fence_dead_hosts():
+            break
+        await asyncio.sleep(_FENCE_PAUSE_SECONDS)
+    else:
+        raise Unavailable("a host hangs, and hasn't been declared dead") from BlockingIOError()
     return await snapshots.collect_garbage(*await pins.needed(store))
 
 

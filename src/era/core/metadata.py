@@ -449,6 +449,11 @@ class MetadataStore(Protocol):
         """
         ...
 
+    async def fence_dead_hosts(self) -> bool:
+        """See to it that hosts of the cluster which were declared dead can commit nothing any more, however long they
+        are paused. False where that can't be said of all, or a host's lease is over and nobody has declared it dead."""
+        ...
+
     async def sizes(self) -> Mapping[str, tuple[int, int]]:
         """How many present sessions each owner has, and the bytes of their files."""
         ...

@@ -58,9 +58,6 @@ class LocalBlobs:
     """A BlobStore in one directory, which belongs to one process at a time, or to the hosts of a cluster. `open` before
     anything."""
 
-    may_sweep = True
-    """Hosts of a cluster lock what they remove against what they put."""
-
     def __init__(self, directory: Path, host: str = "") -> None:
         """`host` names this host of a cluster, the same after every start; empty where no other process puts blobs."""
         self._host = host
@@ -126,6 +123,9 @@ class LocalBlobs:
 
     def renew(self, digest: str) -> bool:
         return self._reuse(digest) is not None
+
+    def hold(self) -> None:
+        """None: what was put lately stays, so it is enough to `renew` that again and again."""
 
     def expect(self, digests: Iterable[str]) -> None:
         """Does nothing: blobs on the local disk needn't be fetched ahead."""

@@ -26,6 +26,7 @@ from era.core.metadata import Retention
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
+from era.store.condemned import check_alive
 from era.store.database import Database
 from era.store.dialects import Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, insert_outputs, prune_outputs
@@ -126,6 +127,7 @@ async def load_session(
 def _insert_foreign_runs(
     connection: Connection, retention: Retention, session_key: int, batch: Sequence[KeptRun]
 ) -> None:
+    check_alive(connection)
     for record, kept in batch:
         run_key = _insert_foreign_run(connection, session_key, record)
         if retention.outputs:
@@ -152,6 +154,7 @@ def _insert_foreign_run(connection: Connection, session_key: int, record: RunRec
 
 
 def _insert_foreign_versions(connection: Connection, session_key: int, batch: Sequence[VersionContent]) -> None:
+    check_alive(connection)
     for content in batch:
         version = content.version
         run_id = _run_id_here(connection, session_key, version.run_id)

@@ -9,8 +9,8 @@ nothing of the call counts, and it is made again on what is there now. So calls 
 together, whichever host is called, and a host that was paused or cut off changes nothing that it hasn't seen. An answer
 is given once that is stored. SQLite's locks, which network file systems don't keep, have no part in it.
 
-Why rows, and not blobs: nothing collects garbage in a bucket while hosts run, and a database that is written to leaves
-some behind with each call.
+Why rows, and not blobs: to collect garbage in a bucket is slow, and a database that is written to leaves some behind
+with each call.
 """
 
 from __future__ import annotations

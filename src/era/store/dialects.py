@@ -200,9 +200,11 @@ def _time_of_postgresql(_element: object, _compiler: object, **_: object) -> str
     return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
 
 
-def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
-    """Insert a row unless there is one with its primary key; whether there was none. A row that another transaction is
-    inserting is waited for."""
+def insert_if_absent(
+    connection: Connection, table: Table, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> bool:
+    """Insert a row unless there is one with its primary key; whether there was none. Or several, each by itself;
+    whether any wasn't there. A row that another transaction is inserting is waited for."""
     made: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
     return connection.execute(made.values(values).on_conflict_do_nothing()).rowcount > 0
 

@@ -43,6 +43,7 @@ from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, quotas, runs, session_pages, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
+from era.store.condemned import Condemned, fence_dead_hosts
 from era.store.contexts import ContextRows
 from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import Database, DatabaseAway
@@ -343,6 +344,13 @@ class SqlStore:
 
     async def output_digests(self) -> Sequence[str]:
         return await self.database.read(outputs.output_digests)
+
+    async def fence_dead_hosts(self) -> bool:
+        return await self.database.write(fence_dead_hosts)
+
+    def condemned(self) -> Condemned:
+        """The rows by which hosts remove content from a bucket that they share. Call it on the store's loop."""
+        return Condemned(self.database)
 
     async def dump[T](
         self,

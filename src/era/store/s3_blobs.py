@@ -13,10 +13,11 @@ than half an hour ago. Within this process puts and sweeps also know of each oth
 anything else (`_recent`), a sweep passes over what was noted, and a put waits while its content is being removed
 (`_removing`). If it isn't known whether a removal was carried out, it may still come, so a put of that content waits
 on. None of that holds between processes: what another one puts again after the sweep has listed it, and before it is
-removed, would be lost. So nothing is swept by hosts of a cluster, which share a prefix (`is_shared`). Another process
-that needs all content to stay for a while keeps an object `PREFIX/held/…` young (`held_off`): no sweep begins while
-there is one. A sweep that had begun before does no harm: what it removes no row named when it began, and what a row
-names since then was put since then.
+removed, would be lost. So hosts of a cluster, which share a prefix, tell each other by rows (condemned.py, `share`).
+
+Another process that needs content to stay for a while keeps an object `PREFIX/held/…` young (s3_holds.py). A sweep that
+had begun before does no harm: what it removes no row named when it began, and what a row names since then was put since
+then.
 
 A prefix belongs to one installation, since each sweeps what its own rows don't name: `open` writes the installation's
 id there, and refuses a prefix that bears another one.
@@ -39,11 +40,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from era.core.files.durable import sync
 from era.errors import Conflict, Unavailable
 from era.store.blob_cache import BlobCache, Incoming
+from era.store.condemned import Condemned
 from era.store.s3_client import Bucket, Damaged, Patience
+from era.store.s3_holds import Hold, held
+from era.store.s3_shared import Collection, confirm
 
 CHUNK = 1 << 20
 """Bytes that are read from a file at a time."""
@@ -65,12 +70,6 @@ _FRESH_SECONDS = 1800.0
 _DOUBT_SECONDS = 60.0
 """For how long a removal that got no answer may still be carried out."""
 
-_HOLDS = "held"
-_HOLD_SECONDS = 900.0
-"""For how long an object below `_HOLDS` keeps sweeps off. Longer than clocks may differ, and than a bucket is away."""
-
-_HOLD_AGAIN_SECONDS = 60.0
-
 _OWNER = "owner"
 """The object that holds the id of the installation."""
 
@@ -83,6 +82,16 @@ _PARTS = re.compile(rb"era parts (\d{1,6})")
 _PATIENCE = Patience()
 
 
+class _Upload(NamedTuple):
+    """When an upload began."""
+
+    at: float
+    """In seconds since 1970."""
+
+    database_at: int
+    """A time before that by the database's clock, where hosts share the prefix."""
+
+
 class S3Blobs:
     """A BlobStore in a bucket. `open` before anything, `close` when done."""
 
@@ -93,15 +102,15 @@ class S3Blobs:
         *,
         cache_bytes: int,
         owner: str,
-        is_shared: bool = False,
         patience: Patience = _PATIENCE,
     ) -> None:
-        """`cache` is the cache's directory, `owner` the id of this installation; `is_shared` says that hosts of a
-        cluster put blobs as well. Raises BadRequest for a bad `url`."""
+        """`cache` is the cache's directory, `owner` the id of this installation. Raises BadRequest for a bad `url`."""
         self._bucket = Bucket(url, patience)
         self._cache = BlobCache(cache, cache_bytes)
         self._owner = owner
-        self.may_sweep = not is_shared
+        self._condemned: Condemned | None = None
+        """What hosts of a cluster tell each other."""
+
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-blobs")
         self._small_uploads = threading.BoundedSemaphore(_SMALL_UPLOADS)
         self._part_uploads = threading.BoundedSemaphore(_PART_UPLOADS)
@@ -112,8 +121,11 @@ class S3Blobs:
         self._recent: dict[str, float] = {}
         """When a batch last put a digest, in seconds since 1970."""
 
-        self._uploaded: dict[str, float] = {}
-        """When an upload of a digest last began that succeeded, in seconds since 1970."""
+        self._uploaded: dict[str, _Upload] = {}
+        """The last upload of a digest that succeeded."""
+
+        self._forgotten_at = time.time()
+        """When notes were last dropped that no longer matter."""
 
         self._removing: dict[str, float] = {}
         """Digests that a sweep removes, and until when that may go on, by the monotonic clock."""
@@ -146,6 +158,10 @@ class S3Blobs:
                 hint="Choose another prefix. If the data directory was restored, restore its file `store-id`, too.",
             )
 
+    def share(self, condemned: Condemned) -> None:
+        """Put and remove content beside other hosts of a cluster from now on. Call it before anything is put."""
+        self._condemned = condemned
+
     def close(self) -> None:
         """Let uploads finish. Downloads and sweeps in progress fail at their next request."""
         self._closed = True
@@ -163,6 +179,8 @@ class S3Blobs:
             finally:
                 batch._wait()
             batch._finish()
+            if self._condemned is not None:
+                confirm(self._condemned, batch._put_at, self._put_again)
         finally:
             with self._changed:
                 del self._batches[id(batch)]
@@ -180,8 +198,12 @@ class S3Blobs:
         return cached if cached is not None else self._bucket.patiently(lambda: self._download(digest))
 
     def renew(self, digest: str) -> bool:
-        """True: nobody but this service removes content from its bucket, and hosts of a cluster remove none."""
+        """True: whoever names it by a row sees to it that it isn't removed just then (`keep_named`)."""
         return True
+
+    def hold(self) -> Hold:
+        """What can keep content, of whatever process."""
+        return Hold(self._bucket)
 
     def expect(self, digests: Iterable[str]) -> None:
         """Fetch blobs that are about to be opened into the cache, several at a time. Raises OSError."""
@@ -193,12 +215,12 @@ class S3Blobs:
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
 
-        Raises OSError; BlockingIOError, and removes nothing, while a backup reads the blobs, and where hosts of a
-        cluster put some.
+        Raises OSError; BlockingIOError, and removes nothing, while a backup reads the blobs.
         """
-        if not self.may_sweep:
-            raise BlockingIOError(errno.EAGAIN, "other hosts put content there; stop them all, then call `era gc`")
-        self._check_not_held()
+        keep = keep | held(self._bucket)
+        if self._condemned is not None:
+            collection = Collection(self._bucket, self._condemned, self._threads, _digest_of)
+            return collection.run(keep, older_than, self._check_open)
         with self._changed:
             # A batch may have begun before that time and still be in progress.
             older_than = min([older_than, *self._batches.values()])
@@ -208,40 +230,21 @@ class S3Blobs:
             self._check_open()
             old: dict[str, list[str]] = {}
             for name, modified, _ in page:
-                if modified < older_than and (match := _NAME.fullmatch(name)) and match[1] not in keep:
-                    old.setdefault(match[1], []).append(name)
+                digest = _digest_of(name)
+                if digest is not None and modified < older_than and digest not in keep:
+                    old.setdefault(digest, []).append(name)
             removed += self._remove(old)
         return removed
 
     @contextmanager
     def held_off(self) -> Iterator[None]:
         """Keep sweeps off, of whatever process. Raises OSError."""
-        hold, over = f"{_HOLDS}/{secrets.token_hex(8)}", threading.Event()
-        self._bucket.put(hold, b"")
-
-        def keep() -> None:
-            while not over.wait(_HOLD_AGAIN_SECONDS):
-                with suppress(OSError):  # there is time for many more tries
-                    self._bucket.put(hold, b"")
-
-        keeper = threading.Thread(target=keep, name="era-hold")
-        keeper.start()
+        hold = self.hold()
         try:
+            hold.everything()
             yield
         finally:
-            over.set()
-            keeper.join()
-            with suppress(OSError):  # it is soon too old to count
-                self._bucket.delete([hold])
-
-    def _check_not_held(self) -> None:
-        """Raises BlockingIOError while another process holds sweeps off, OSError. What a killed one left is removed."""
-        since = time.time() - _HOLD_SECONDS
-        holds = self._bucket.below(_HOLDS)
-        if over := [name for name, modified, _ in holds if modified < since]:
-            self._bucket.delete(over)
-        if any(modified >= since for _, modified, _ in holds):
-            raise BlockingIOError(errno.EAGAIN, "a backup or a check is under way")
+            hold.release()
 
     def sizes(self) -> dict[str, int]:
         """The bytes of all content, by digest. Raises OSError."""
@@ -290,7 +293,7 @@ class S3Blobs:
         """Drop notes of puts and removals that no longer matter, so that they don't grow for ever."""
         now = time.monotonic()
         self._recent = {digest: at for digest, at in self._recent.items() if at >= older_than}
-        self._uploaded = {digest: at for digest, at in self._uploaded.items() if digest in self._recent}
+        self._uploaded = {digest: upload for digest, upload in self._uploaded.items() if digest in self._recent}
         self._removing = {digest: until for digest, until in self._removing.items() if until > now}
 
     def _remove(self, old: Mapping[str, Sequence[str]]) -> int:
@@ -311,19 +314,20 @@ class S3Blobs:
                 self._changed.notify_all()
         return sum(digest in old[digest] for digest in removable)
 
-    def _protect(self, digest: str) -> bool:
-        """Protect content from sweeps from now on, after waiting for one that is removing it. True where it was
-        uploaded so lately that it needn't be again."""
+    def _protect(self, digest: str) -> _Upload | None:
+        """Protect content from sweeps from now on, after waiting for one that is removing it. The upload of it that was
+        so lately that it needn't be uploaded again."""
         with self._changed:
             while (left := self._removing.get(digest, 0.0) - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
             now = time.time()
             self._recent[digest] = now
-            return now - self._uploaded.get(digest, 0.0) < _FRESH_SECONDS
+            upload = self._uploaded.get(digest)
+            return upload if upload is not None and now - upload.at < _FRESH_SECONDS else None
 
     def _put(self, digest: str, content: bytes) -> None:
         """Upload content as one object, and add it to the cache. Raises OSError."""
-        begun = time.time()
+        begun = self._upload()
         self._bucket.put(digest, content)
         self._note_upload(digest, begun)
         with suppress(OSError), self._cache.incoming() as new:  # A full cache disk is no reason to fail.
@@ -333,7 +337,7 @@ class S3Blobs:
     def _put_parts(self, digest: str, parts: Iterable[bytes]) -> None:
         """Upload content in parts, from the batch's own thread, which waits for them. Raises OSError, also where the
         parts don't have the digest."""
-        begun = time.time()
+        begun = self._upload()
         hasher = hashlib.sha256()
         uploads: list[Future[None]] = []
         try:
@@ -352,9 +356,27 @@ class S3Blobs:
         self._bucket.put(digest, b"era parts %d" % len(uploads))
         self._note_upload(digest, begun)
 
-    def _note_upload(self, digest: str, begun: float) -> None:
+    def _put_again(self, digest: str) -> None:
+        """Upload content that a batch put and another host removed, if it is in the cache. Raises OSError."""
+        cached = self._cache.find(digest)
+        if cached is None:
+            with self._changed:
+                self._uploaded.pop(digest, None)
+            raise OSError(errno.EAGAIN, "the same content was just removed; try again")
+        with open(cached, "rb") as file:
+            self._put(digest, file.read())
+
+    def _upload(self) -> _Upload:
+        """An upload that begins now."""
+        return _Upload(time.time(), 0 if self._condemned is None else self._condemned.now())
+
+    def _note_upload(self, digest: str, begun: _Upload) -> None:
         with self._changed:
             self._uploaded[digest] = begun
+            if self._condemned is not None and time.time() - self._forgotten_at > _FRESH_SECONDS:
+                # No sweep in this process may ever do it.
+                self._forgotten_at = time.time()
+                self._forget(self._forgotten_at - _FRESH_SECONDS)
 
     def _submit(self, job: Callable[[], None], slots: threading.BoundedSemaphore) -> Future[None]:
         """Start `job` on one of the threads, after waiting for a slot."""
@@ -398,7 +420,9 @@ class S3Batch:
 
     def __init__(self, store: S3Blobs) -> None:
         self._store = store
-        self._digests: set[str] = set()
+        self._put_at: dict[str, int] = {}
+        """What is put, each with a time before its upload by the database's clock, where hosts share the prefix."""
+
         self._uploads: list[Future[None]] = []
         self._written = 0
 
@@ -437,12 +461,12 @@ class S3Batch:
 
     def _have(self, digest: str) -> bool:
         """Whether the content needn't be uploaded. It is protected from sweeps from now on."""
-        if digest in self._digests:
+        if digest in self._put_at:
             return True
-        is_fresh = self._store._protect(digest)
-        self._digests.add(digest)
-        self._written += not is_fresh
-        return is_fresh
+        upload = self._store._protect(digest)
+        self._put_at[digest] = (upload or self._store._upload()).database_at
+        self._written += upload is None
+        return upload is not None
 
     def _stop_if_failed(self) -> None:
         """Raises OSError where an upload of this batch has failed: then no more are begun."""
@@ -465,8 +489,14 @@ class S3Batch:
             future.result()
         with self._store._changed:
             # The batch may have taken long, and the row that names these is still to be committed.
-            self._store._recent.update(dict.fromkeys(self._digests, time.time()))
+            self._store._recent.update(dict.fromkeys(self._put_at, time.time()))
             self._store.written += self._written
+
+
+def _digest_of(name: str) -> str | None:
+    """The digest of the blob that the object of this name belongs to, if it is one's."""
+    match = _NAME.fullmatch(name)
+    return match and match[1]
 
 
 def _pieces(read: Callable[[int, int], bytes], size: int, piece: int) -> Iterator[bytes]:

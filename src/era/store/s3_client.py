@@ -12,12 +12,15 @@ import errno
 import logging
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
+from urllib.error import HTTPError
 from urllib.parse import parse_qsl, urlsplit
+from urllib.request import Request, urlopen
 
 import obstore
 from obstore import exceptions
@@ -136,9 +139,13 @@ class Bucket:
     def pages(self) -> Iterator[Sequence[Listed]]:
         """All objects, in lists of up to a thousand."""
         last = ""
-        while page := self.patiently(lambda after=last: self._page(after)):  # type: ignore[misc]
+        while page := self.page(last):
             yield page
             last = page[-1].name
+
+    def page(self, after: str) -> Sequence[Listed]:
+        """Up to a thousand objects whose names come after `after`."""
+        return self.patiently(lambda: self._page(after))
 
     def _page(self, after: str) -> Sequence[Listed]:
         """Up to `_PAGE` objects whose names come after `after`."""
@@ -154,6 +161,22 @@ class Bucket:
         """Delete up to a thousand objects. Names that don't exist are no error."""
         if names:
             self.patiently(lambda: obstore.delete(self._store, names))
+
+    def signed_removals(self, names: Sequence[str], seconds: float) -> Sequence[Callable[[], None]]:
+        """For each object what deletes it, which the server refuses once so many seconds are over, by its clock and
+        ours. So a process that is paused meanwhile deletes nothing afterwards."""
+        urls = obstore.sign(self._store, "DELETE", names, timedelta(seconds=seconds)) if names else []
+        return [lambda url=url: self.patiently(lambda: _delete(url, self._patience.silence)) for url in urls]  # type: ignore[misc]
+
+    def seconds_ahead(self, name: str) -> float:
+        """By how many seconds the server's clock is ahead of ours, or less. `NAME/…` is for objects of this purpose."""
+        own = f"{name}/{secrets.token_hex(8)}"
+        self.put(own, b"")
+        now, modified = time.time(), {each.name: each.modified for each in self.below(name)}
+        if own not in modified:
+            raise _failure("the blob store lost what was just put")
+        self.delete([each for each, at in modified.items() if each == own or at < modified[own] - 3600])  # of the dead
+        return modified[own] - now
 
     def patiently[T](self, job: Callable[[], T]) -> T:
         """The result of `job`, which is repeated while its failure may be temporary.
@@ -179,6 +202,21 @@ class Bucket:
                 _log.warning("the blob store failed, trying again: %s", reason)
             time.sleep(self._patience.pause * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  no secret
         raise AssertionError("unreachable")
+
+
+def _delete(url: str, seconds: float) -> None:
+    """Make a request that was signed ahead. Raises BaseError."""
+    try:
+        with urlopen(Request(url, method="DELETE"), timeout=seconds):  # noqa: S310  the bucket's own scheme
+            return
+    except HTTPError as error:
+        if error.code == 404:
+            return
+        if error.code == 403:
+            raise exceptions.PermissionDeniedError("status: 403") from None
+        raise exceptions.GenericError(f"status: {error.code}") from None
+    except OSError:  # its text may have the URL, and with it the signature
+        raise exceptions.GenericError("error sending request") from None
 
 
 def _listed(item: obstore.ObjectMeta) -> Listed:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from era.core.metadata import Retention, SetupJob
 from era.core.models import OwnedId, Session, Snapshot, Trim, now
 from era.errors import NotFound
+from era.store.condemned import keep_named
 from era.store.homes import check_home
 from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
 from era.store.tables import SETUP_UNDER_WAY, sessions
@@ -74,6 +75,7 @@ def end_setup(
         if snapshot != session_with_key(connection, job.session_key).snapshot:
             next_version(connection, retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
             trim_history(connection, job.session_key, trim)
+    keep_named(connection, package_set)
     values = {"session": job.session_key, "job": job.setup, "status": status, "result": result}
     values |= {"new_package_set": package_set, "at": at}
     return connection.execute(_COMPLETE if status == "completed" else _END, values).rowcount > 0

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
 
 from era.core.storage import ROW_BYTES, Item, Kind, NoRoom
+from era.store.condemned import check_alive
 from era.store.database import Database
 from era.store.dialects import bytewise
 from era.store.tables import storage_items
@@ -31,6 +32,8 @@ class StorageItemRows:
 
     async def put_item(self, item: Item, most: int | None = None) -> int:
         def job(connection: Connection) -> int:
+            if item.digest is not None:
+                check_alive(connection)
             this = _is_item(item.owner, item.kind, item.namespace, item.key)
             before = connection.execute(select(_t.created_at, _COUNTED).where(this)).one_or_none()
             if before is not None:

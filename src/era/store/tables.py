@@ -480,3 +480,14 @@ d1_chunks = Table(
     Column("version", BigInteger, nullable=False),
     Column("content", LargeBinary, nullable=False),
 )
+
+# Content in a bucket that a host of a cluster is to remove, or has removed (condemned.py): which collection is to, NULL
+# for none; until when a removal may have gone on, 0 where there was none; and until when none may begin.
+condemned = Table(
+    "condemned",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("collection", String(32)),
+    Column("gone_at", BigInteger, nullable=False),
+    Column("kept_until", BigInteger, nullable=False),
+)

@@ -27,7 +27,7 @@ from era.core.capsules import tars
 from era.core.capsules.pins import Pin, Pins
 from era.core.capsules.validators import MAX_OBJECTS, too_large
 from era.core.files.pack import larger_pieces
-from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.snapshots import BlobStore, Hold, Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.core.program import STREAMS
@@ -136,12 +136,15 @@ class Exporter:
         """
         try:
             with ExitStack() as stack:
+                hold = await self._hold(stack)
                 contents = await self._write(session_id, history, stack)
                 try:
                     plan = asyncio.get_running_loop().run_in_executor(self._threads, self._plan, contents)
                     objects, size = await plan
                     stored = [digest for digest, _ in objects if digest not in contents.short]
-                    if self._others_collect:
+                    if hold is not None:
+                        await asyncio.get_running_loop().run_in_executor(self._threads, hold.only, stored)
+                    elif self._pins.shared:
                         await self._renew(stored)
                 except BaseException:
                     self._pins.release(contents.pin)
@@ -150,14 +153,24 @@ class Exporter:
         except OSError as error:
             raise Unavailable(f"The capsule could not be made: {error.strerror}.") from error
         export = Export(session_id.id, size, self._pieces(contents, objects), self._threads, held)
-        if self._others_collect:
+        if hold is None and self._pins.shared:
             export.renewing = asyncio.create_task(self._keep_renewing(stored))
         return export
 
-    @property
-    def _others_collect(self) -> bool:
-        """Whether another host may remove what is exported here."""
-        return self._pins.shared and self._blobs.may_sweep
+    async def _hold(self, stack: ExitStack) -> Hold | None:
+        """What keeps content from other hosts' garbage collections until `stack` closes, where there is such a
+        thing."""
+        hold = self._blobs.hold() if self._pins.shared else None
+        if hold is not None:
+            stack.callback(self._release, hold)
+            await asyncio.get_running_loop().run_in_executor(self._threads, hold.everything)
+        return hold
+
+    def _release(self, hold: Hold) -> None:
+        try:
+            self._threads.submit(hold.release)
+        except RuntimeError:  # the executor was shut down with the service
+            hold.release()
 
     async def _renew(self, digests: Sequence[str]) -> None:
         """Count stored content as put now. Raises OSError where some of it is gone."""

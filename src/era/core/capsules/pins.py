@@ -7,7 +7,8 @@ named by a row when it did, or was put so recently that the grace period protect
 
 Hosts of a cluster share content, and one collects garbage for all: it knows of no other host's pins. So where content
 is `shared`, an export counts all that it will read as put now, before it answers, and again before the grace period is
-over. What was removed since the rows were read is found missing then, and the export fails before its first byte.
+over; in a bucket it has a hold on it from before it reads rows. What was removed since the rows were read is found
+missing then, and the export fails before its first byte.
 """
 
 from __future__ import annotations

@@ -73,6 +73,16 @@ _BULK_ENTRIES = 10_000
 """As does a full scan of so many entries."""
 
 
+class Hold(Protocol):
+    """What keeps content. Its methods block. `release` may be called at any time."""
+
+    def everything(self) -> None: ...
+
+    def only(self, digests: Iterable[str]) -> None: ...
+
+    def release(self) -> None: ...
+
+
 class BlobStore(Protocol):
     """Content by its SHA-256 in hexadecimal; store/blobs.py and store/s3_blobs.py implement it.
 
@@ -100,13 +110,12 @@ class BlobStore(Protocol):
         """Whether there is such a blob; then it counts as put now. Immediate."""
         ...
 
-    def expect(self, digests: Iterable[str]) -> None:
-        """A hint that these are about to be read, so that a remote store can fetch them together."""
+    def hold(self) -> Hold | None:
+        """What can keep content, whoever else may sweep. None where content is kept by `renew`."""
         ...
 
-    @property
-    def may_sweep(self) -> bool:
-        """Whether this process may delete blobs at all: where others put some too, it may not."""
+    def expect(self, digests: Iterable[str]) -> None:
+        """A hint that these are about to be read, so that a remote store can fetch them together."""
         ...
 
     def sweep(self, keep: set[str], older_than: float) -> int:

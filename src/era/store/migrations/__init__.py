@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from era.errors import Unavailable
 from era.store.dialects import begin_migration
 
-HEAD = "0025"
+HEAD = "0026"
 """The newest revision; a test compares it with the files in versions/."""
 
 

@@ -1,0 +1,220 @@
+"""Rows by which hosts of a cluster remove content from a bucket that they share, and miss none that they need.
+
+Theory of operation. A bucket has no locks: between the moment when a host finds content old and unneeded and the one
+when it is deleted, another host may put the same content again, and name it in a row. So that stands here first. A
+collection *condemns* what it is about to delete, and then looks at its age once more. Whoever puts content looks here
+afterwards, before anything names it: what is condemned then isn't any more. So a put is seen by the second look if it
+came before it, and has seen the row if it came after it. What is still condemned in the end is *removed*: a
+transaction says until when that may go on (`gone_at`), then it is deleted, and then the row says when that was over. A
+put that began before that time may be lost with it, and is made again.
+
+Rows of what was removed stay for a day. Whoever relies on content that he put half a day ago, or longer, puts it again.
+All times are the database's, so a host that was paused errs on the safe side.
+
+Content that no row names yet is safe for an hour from its put (`Snapshots.grace_seconds`). Where most of that is over
+when a batch of puts ends, a row keeps it for longer. A paused host could name it later still. So before a collection
+reads what rows name, it sees to it that hosts which were declared dead can commit nothing any more
+(`fence_dead_hosts`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from itertools import batched
+from typing import Any, Concatenate, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, exists, func, literal, select, update
+
+from era.errors import EraError, HostLost
+from era.store.database import Database
+from era.store.dialects import database_time, insert_if_absent
+from era.store.tables import condemned, homes, hosts
+
+RELY_US = 12 * 3600 * 1_000_000
+"""For how long after a put content may be relied on."""
+
+LONG_AGO_US = 2400 * 1_000_000
+"""A put this long ago doesn't keep content for long any more. More than `_FRESH_SECONDS` of s3_blobs.py."""
+
+_KEPT_US = 6 * 3600 * 1_000_000
+_REMEMBERED_US = 2 * RELY_US
+_MOST_STALE_SECONDS = 30.0
+_AT_ONCE = 1000
+_NOBODY = ""
+"""The home of sessions whose host was declared dead: no host has this id."""
+
+_c = condemned.c
+_OF = _c.digest.in_(bindparam("digests", expanding=True))
+_FIND = select(database_time().label("now"), _c.digest, _c.gone_at).select_from(
+    select(literal(1)).subquery().join(condemned, _OF, isouter=True)
+)  # in one question, since a run waits for the answer
+_NOW = select(database_time())
+_KEEP = update(condemned).where(_OF).values(kept_until=bindparam("until"))
+_SPARE = update(condemned).where(_OF, _c.collection.is_not(None)).values(collection=None)
+_CONDEMN = (
+    update(condemned)
+    .where(_OF, _c.gone_at < database_time(), _c.kept_until < bindparam("began"))
+    .values(collection=bindparam("of"))
+)
+_CONDEMNED = select(_c.digest).where(_OF, _c.collection == bindparam("of"))
+_BEGIN = (
+    update(condemned)
+    .where(_OF, _c.collection == bindparam("of"))
+    .values(collection=None, gone_at=bindparam("until"))
+    .returning(_c.digest)
+)
+_END = update(condemned).where(_OF, _c.gone_at == bindparam("until")).values(gone_at=database_time())
+_FORGET = delete(condemned).where(_c.gone_at < bindparam("since"), _c.kept_until < bindparam("since"))
+
+_dead = select(hosts.c.id).where(hosts.c.dead)
+_OVERDUE = exists().where(~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us < database_time())
+_DEAD_HOMES = homes.c.host_id.not_in(select(hosts.c.id).where(~hosts.c.dead)) & (homes.c.host_id != _NOBODY)
+
+
+class Run(NamedTuple):
+    """A collection of garbage."""
+
+    id: str
+    began: int
+    """By the database's clock."""
+
+
+class Condemned:
+    """The rows, for the threads on which content is put and removed. Its methods block, but for those of the loop on
+    which it was made; they raise OSError where the database fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._known, self._read_at = 0, float("-inf")
+
+    def now(self) -> int:
+        """A time by the database's clock that is past, and was lately."""
+        with self._lock:
+            if time.monotonic() - self._read_at < _MOST_STALE_SECONDS:
+                return self._known
+        return self.find(())[1]
+
+    def find(self, digests: Collection[str]) -> tuple[Mapping[str, int], int]:
+        """The rows of these digests, each with the time until which a removal may have gone on; and what time it is."""
+        found, now = self._wait(self._database.read(_find, list(digests)))
+        with self._lock:
+            self._known, self._read_at = now, time.monotonic()
+        return found, now
+
+    def spare(self, digests: Collection[str], keep: Collection[str] = ()) -> tuple[Mapping[str, int], int]:
+        """`find` for all of these; none of them is condemned any more, and none of `keep` will be for a while."""
+
+        def job(connection: Connection) -> tuple[Mapping[str, int], int]:
+            _keep(connection, keep)
+            concerned = sorted({*digests, *keep})
+            for some in batched(concerned, _AT_ONCE):
+                connection.execute(_SPARE, {"digests": some})
+            return _find(connection, concerned)
+
+        return self._write(job)
+
+    def begin_collection(self) -> Run:
+        """A new collection. What others had condemned isn't any more."""
+
+        def job(connection: Connection) -> Run:
+            now: int = connection.execute(_NOW).scalar_one()
+            connection.execute(update(condemned).where(_c.collection.is_not(None)).values(collection=None))
+            connection.execute(_FORGET, {"since": now - _REMEMBERED_US})
+            return Run(secrets.token_hex(16), now)
+
+        return self._write(job)
+
+    def condemn(self, run: Run, digests: Sequence[str]) -> Sequence[str]:
+        """Those of up to a thousand digests that are condemned now, by this collection: all that nobody is removing or
+        keeping."""
+
+        def job(connection: Connection) -> Sequence[str]:
+            insert_if_absent(connection, condemned, [_row(digest) for digest in digests])
+            connection.execute(_CONDEMN, {"digests": digests, "of": run.id, "began": run.began})
+            return list(connection.execute(_CONDEMNED, {"digests": digests, "of": run.id}).scalars())
+
+        return self._write(job)
+
+    def begin_removal(self, run: Run, digests: Sequence[str], seconds: float) -> tuple[Sequence[str], int]:
+        """Those of the digests that are still condemned, which may be deleted for so many seconds from now on; and when
+        these are over."""
+
+        def job(connection: Connection) -> tuple[Sequence[str], int]:
+            until: int = connection.execute(_NOW).scalar_one() + int(seconds * 1e6)
+            values = {"digests": digests, "of": run.id, "until": until}
+            return list(connection.execute(_BEGIN, values).scalars()), until
+
+        return self._write(job)
+
+    def end_removal(self, digests: Sequence[str], until: int) -> None:
+        """These are deleted, and no request to delete them is under way any more."""
+
+        def job(connection: Connection) -> None:
+            connection.execute(_END, {"digests": digests, "until": until})
+
+        self._write(job)
+
+    def _write[T](self, job: Callable[Concatenate[Connection, ...], T]) -> T:
+        return self._wait(self._database.write(job))
+
+    def _wait[T](self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except EraError as error:
+            raise OSError(5, error.message) from error
+
+
+def _row(digest: str) -> Mapping[str, Any]:
+    return {"digest": digest, "collection": None, "gone_at": 0, "kept_until": 0}
+
+
+def _find(connection: Connection, digests: Sequence[str]) -> tuple[Mapping[str, int], int]:
+    answers = [
+        row for some in batched(digests or [""], _AT_ONCE) for row in connection.execute(_FIND, {"digests": some})
+    ]
+    return {row.digest: row.gone_at for row in answers if row.digest is not None}, answers[-1].now
+
+
+def _keep(connection: Connection, digests: Collection[str]) -> None:
+    until = connection.execute(_NOW).scalar_one() + _KEPT_US
+    for some in batched(digests, _AT_ONCE):
+        insert_if_absent(connection, condemned, [_row(digest) for digest in some])
+        connection.execute(_KEEP, {"digests": some, "until": until})
+
+
+def keep_named(connection: Connection, digest: str | None) -> None:
+    """Within a transaction that names content which was put at any time: no collection that has begun removes it."""
+    if digest is not None and connection.info["fence"].host_id is not None:
+        _keep(connection, [digest])
+        connection.execute(_SPARE, {"digests": [digest]})
+
+
+def check_alive(connection: Connection) -> None:
+    """See to it that this host isn't declared dead and fenced before this transaction has ended. For transactions that
+    name content and don't check a session's home. Raises HostLost."""
+    host_id = connection.info["fence"].host_id
+    alive = select(hosts.c.id).where(hosts.c.id == host_id, ~hosts.c.dead)
+    # This lock is in nobody's way but the fence's.
+    if host_id is not None and not connection.execute(alive.with_for_update(read=True, key_share=True)).first():
+        raise HostLost("This host was declared dead by the others of its cluster.")
+
+
+def fence_dead_hosts(connection: Connection) -> bool:
+    """Whether no host that is dead or hangs can commit anything any more that names content: it has no sessions, and no
+    transaction under way. Outside of a cluster that is so."""
+    if connection.info["fence"].host_id is None:
+        return True
+    free = select(homes.c.session_key).where(_DEAD_HOMES).with_for_update(skip_locked=True)
+    mine = [row.session_key for row in connection.execute(free)]
+    for some in batched(mine, _AT_ONCE):
+        connection.execute(update(homes).where(homes.c.session_key.in_(some)).values(host_id=_NOBODY))
+    left = connection.execute(select(func.count()).select_from(homes).where(_DEAD_HOMES)).scalar_one()
+    dead = len(connection.execute(_dead.with_for_update(skip_locked=True)).all())
+    at_work = connection.execute(select(func.count()).select_from(hosts).where(hosts.c.dead)).scalar_one() - dead
+    return not left and not at_work and not connection.execute(select(_OVERDUE)).scalar_one()

@@ -1,0 +1,358 @@
+"""Hosts that remove content from a bucket which they share: nothing that another one puts or names goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from era.core.capsules.pins import Pins
+from era.core.files import snapshots
+from era.core.files.snapshots import Snapshots
+from era.core.garbage import collect_unneeded
+from era.core.homes import Host
+from era.core.metadata import SetupJob
+from era.core.models import DEFAULT_OWNER, Snapshot, now
+from era.core.storage import Item
+from era.errors import Fenced, HostLost, Unavailable
+from era.store import condemned as rows
+from era.store import s3_blobs, s3_shared
+from era.store.condemned import Condemned
+from era.store.homes import HomeRows
+from era.store.metadata import SqlStore
+from era.store.s3_blobs import S3Blobs
+from era.store.s3_client import Bucket
+from tests.owners import mine
+from tests.store.rows import ended, execute, new, opened
+from tests.store.s3 import S3
+from tests.store.test_homes import LONG, age
+
+FUTURE = 3600.0
+
+
+@dataclass
+class OneHost:
+    """A host that shares the rows and the bucket with others."""
+
+    store: SqlStore
+    homes: HomeRows
+    host: Host
+    condemned: Condemned
+    blobs: S3Blobs
+
+    async def put(self, *contents: bytes) -> list[str]:
+        return await asyncio.to_thread(put, self.blobs, *contents)
+
+    async def sweep(self, keep: set[str] | None = None, older_than: float | None = None) -> int:
+        """A collection for which all is old, unless it says otherwise."""
+        before = time.time() + 60 if older_than is None else older_than
+        return await asyncio.to_thread(self.blobs.sweep, keep or set(), before)
+
+
+def put(blobs: S3Blobs, *contents: bytes) -> list[str]:
+    with blobs.batch() as batch:
+        return [batch.put(content) for content in contents]
+
+
+type Join = Callable[[str], Awaitable[OneHost]]
+
+
+@pytest.fixture
+async def join(url: str, s3: S3, bucket: str, tmp_path: Path) -> AsyncIterator[Join]:
+    """Makes a host of this name."""
+    async with AsyncExitStack() as stack:
+
+        async def joined(name: str) -> OneHost:
+            store = await stack.enter_async_context(opened(url, alone=False))
+            homes, host = await store.homes(), Host(name, f"http://{name}")
+            await homes.join(host, LONG)
+            blobs = S3Blobs(s3.url(bucket), tmp_path / name, cache_bytes=1 << 20, owner="tests")
+            blobs.open()
+            stack.callback(blobs.close)
+            condemned = store.condemned()
+            blobs.share(condemned)
+            return OneHost(store, homes, host, condemned, blobs)
+
+        yield joined
+
+
+async def present(one: OneHost, digest: str) -> bool:
+    return digest in await asyncio.to_thread(one.blobs.sizes)
+
+
+async def test_what_nothing_needs_goes_and_the_rest_stays(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    garbage, kept = await b.put(b"garbage", b"kept")
+    assert await a.sweep({kept}, time.time() - FUTURE) == 0, "it is young"
+    assert await a.sweep({kept}) == 1
+    assert (await present(a, garbage), await present(a, kept)) == (False, True)
+    assert await a.sweep({kept}) == 0
+
+
+async def test_large_content_goes_with_its_parts(
+    join: Join, s3: S3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era.store.s3_blobs.PART", 1 << 16)
+    a = await join("a")
+    (tmp_path / "large").write_bytes(os.urandom(300_000))
+
+    def put_file() -> None:
+        with (tmp_path / "large").open("rb", buffering=0) as file, a.blobs.batch() as batch:
+            batch.put_file(file.fileno(), 300_000)
+
+    await asyncio.to_thread(put_file)
+    assert len(s3.names(bucket)) > 5
+    assert await a.sweep() == 1
+    assert s3.names(bucket) == ["owner"]
+
+
+async def test_what_is_put_while_it_is_condemned_stays(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector has found it old, and is about to remove it."""
+    a, b = await join("a"), await join("b")
+    (digest,) = await a.put(b"content")
+    begin, found = a.condemned.begin_removal, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def begin_late(*arguments: object) -> object:
+        loop.call_soon_threadsafe(found.set)
+        asyncio.run_coroutine_threadsafe(b.put(b"content"), loop).result()
+        return begin(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(a.condemned, "begin_removal", begin_late)
+    assert await a.sweep() == 0
+    assert found.is_set()
+    assert await present(b, digest)
+
+
+async def test_what_is_put_before_it_is_condemned_is_found_young(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = await join("a"), await join("b")
+    (digest,) = await a.put(b"content")
+    await asyncio.sleep(1.1)
+    old, condemn = time.time() - 0.5, a.condemned.condemn
+    loop = asyncio.get_running_loop()
+
+    def condemn_late(*arguments: object) -> object:
+        asyncio.run_coroutine_threadsafe(b.put(b"content"), loop).result()
+        return condemn(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(a.condemned, "condemn", condemn_late)
+    assert await a.sweep(older_than=old) == 0
+    assert await present(b, digest)
+
+
+async def test_what_is_put_while_it_is_removed_is_put_again(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = await join("a"), await join("b")
+    (digest,) = await a.put(b"content")
+    signed, putting = a.blobs._bucket.signed_removals, []
+    loop = asyncio.get_running_loop()
+
+    def remove_late(remove: Callable[[], None]) -> None:
+        putting.append(asyncio.run_coroutine_threadsafe(b.put(b"content"), loop))
+        time.sleep(1.0)  # it was uploaded, and waits for the end of this
+        remove()
+
+    monkeypatch.setattr(
+        a.blobs._bucket,
+        "signed_removals",
+        lambda names, seconds: [lambda each=each: remove_late(each) for each in signed(names, seconds)],
+    )
+    assert await a.sweep() == 1
+    assert await asyncio.wrap_future(putting[0]) == [digest]
+    assert await present(b, digest)
+
+
+async def test_what_was_put_lately_and_removed_since_is_put_again(join: Join) -> None:
+    """This host wouldn't upload it again."""
+    a, b = await join("a"), await join("b")
+    (digest,) = await b.put(b"content")
+    assert await a.sweep() == 1
+    assert await b.put(b"content") == [digest]
+    assert await present(a, digest)
+
+
+async def test_what_is_in_no_cache_has_to_be_put_anew(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    (digest,) = await b.put(b"content")
+    assert await a.sweep() == 1
+    b.blobs._cache.clear()
+    with pytest.raises(OSError, match="try again"):
+        await b.put(b"content")
+    assert await b.put(b"content") == [digest]
+    assert await present(a, digest)
+
+
+async def test_a_long_batch_keeps_what_it_put_first(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its end that is old, and no row names it yet."""
+    a, b = await join("a"), await join("b")
+    monkeypatch.setattr(s3_shared, "LONG_AGO_US", -1_000_000)
+    (digest,) = await b.put(b"content")
+    assert await a.sweep() == 0
+    assert await present(a, digest)
+
+
+async def test_a_killed_collection_holds_up_nobody_for_long(
+    join: Join, monkeypatch: pytest.MonkeyPatch, s3: S3, bucket: str
+) -> None:
+    a, b = await join("a"), await join("b")
+    contents = [b"content %d" % number for number in range(20)]
+    digests = await a.put(*contents)
+    monkeypatch.setattr(s3_shared, "_REMOVAL_SECONDS", 3.0)
+    signed = a.blobs._bucket.signed_removals
+
+    def die(remove: Callable[[], None], digest: str) -> None:
+        if digest in digests[10:]:
+            raise KeyError("as if it were killed")
+        remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            a.blobs._bucket,
+            "signed_removals",
+            lambda names, seconds: [lambda each=each: die(each, names[0]) for each in signed(names, seconds)],
+        )
+        with pytest.raises(KeyError):
+            await a.sweep()
+    assert await b.put(contents[0], contents[19]) == [digests[0], digests[19]]
+    assert await b.sweep({digests[0], digests[19]}) >= 1
+    assert set(s3.names(bucket)) == {"owner", digests[0], digests[19]}
+
+
+async def test_another_collection_takes_over_what_one_has_condemned(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    digests = await a.put(b"content")
+    first = await asyncio.to_thread(a.condemned.begin_collection)
+    assert await asyncio.to_thread(a.condemned.condemn, first, digests) == digests
+    other = await asyncio.to_thread(b.condemned.begin_collection)
+    assert await asyncio.to_thread(b.condemned.condemn, other, digests) == digests
+    assert (await asyncio.to_thread(a.condemned.begin_removal, first, digests, 9.0))[0] == []
+    assert (await asyncio.to_thread(b.condemned.begin_removal, other, digests, 9.0))[0] == digests
+    assert await asyncio.to_thread(a.condemned.condemn, first, digests) == [], "it is being removed"
+
+
+async def test_rows_of_what_is_gone_go_after_a_day(join: Join, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await join("a")
+    await a.put(b"content")
+    assert await a.sweep() == 1
+    await a.sweep()
+    assert execute(url, "UPDATE condemned SET gone_at = gone_at") == 1
+    monkeypatch.setattr(rows, "_REMEMBERED_US", -1_000_000)
+    await a.sweep()
+    assert execute(url, "UPDATE condemned SET gone_at = gone_at") == 0
+
+
+async def test_a_request_to_delete_is_good_for_a_while_only(join: Join, s3: S3, bucket: str) -> None:
+    """What a paused collector still sends."""
+    a = await join("a")
+    (digest,) = await a.put(b"content")
+    (late,) = a.blobs._bucket.signed_removals([digest], 1.0)
+    await asyncio.sleep(2.5)
+    with pytest.raises(OSError, match="403"):
+        late()
+    assert await present(a, digest)
+    (in_time,) = a.blobs._bucket.signed_removals([digest], 60.0)
+    in_time()
+    assert not await present(a, digest)
+    in_time()  # it is gone, as is wanted
+
+
+async def test_nothing_goes_where_clocks_are_apart(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await join("a")
+    await a.put(b"content")
+    monkeypatch.setattr(Bucket, "seconds_ahead", lambda *_: 200.0)
+    with pytest.raises(OSError, match="200 seconds apart"):
+        await a.sweep()
+
+
+async def test_content_that_is_held_stays(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    exported, garbage = await a.put(b"exported", b"garbage")
+    hold = b.blobs.hold()
+    await asyncio.to_thread(hold.everything)
+    with pytest.raises(BlockingIOError):
+        await a.sweep()
+    await asyncio.to_thread(hold.only, [exported])
+    assert await a.sweep() == 1
+    assert (await present(a, exported), await present(a, garbage)) == (True, False)
+    await asyncio.to_thread(hold.release)
+    assert await a.sweep() == 1
+
+
+async def test_a_setup_keeps_the_package_set_that_it_found(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    (digest,) = await a.put(b"packages")
+    session = await b.store.create_session(new("s", setup="{}"))
+    await b.homes.take(session.key)
+    run = await asyncio.to_thread(a.condemned.begin_collection)
+    await asyncio.to_thread(a.condemned.condemn, run, [digest])
+    job = SetupJob(session.key, mine("s"), "{}", None)
+    assert await b.store.end_setup(job, status="completed", result="{}", package_set=digest)
+    assert (await asyncio.to_thread(a.condemned.begin_removal, run, [digest], 9.0))[0] == []
+    assert await asyncio.to_thread(a.condemned.condemn, run, [digest]) == [], "named since that collection began"
+
+
+async def test_a_dead_host_names_nothing_any_more(join: Join, url: str) -> None:
+    """It was paused, and nobody has taken its sessions."""
+    a, b = await join("a"), await join("b")
+    session = await b.store.create_session(new("s"))
+    await b.store.begin_run(mine("s"), "r1")
+    at = now()
+    item = Item(DEFAULT_OWNER, "kv", "n", "k", 9, at, at, None, "0" * 64, None)
+    await b.store.storage_items.put_item(item)
+    assert await a.store.fence_dead_hosts()
+    age(url, "b", 1.1)
+    assert not await a.store.fence_dead_hosts(), "nobody has declared it dead"
+    with pytest.raises(Unavailable, match="hangs"):
+        await no_patience(a)
+    await a.homes.beat(a.host)
+    assert await a.store.fence_dead_hosts()
+    execute(url, "UPDATE runs SET status = 'running'")  # so that it is not for that that it is refused
+    with pytest.raises(Fenced):
+        await b.store.end_run(ended(session, "r1"), data="{}", snapshot=Snapshot("0" * 64, 1, 1))
+    with pytest.raises(HostLost):
+        await b.store.storage_items.put_item(item)
+    assert (await a.homes.take(session.key)).host == a.host
+
+
+async def no_patience(one: OneHost) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("era.core.garbage._FENCE_PAUSE_SECONDS", 0.0)
+        return await collect_unneeded(Snapshots(one.blobs), one.store, Pins())
+
+
+async def test_a_dead_hosts_transaction_under_way_is_waited_for(join: Join, url: str) -> None:
+    if not url.startswith("postgresql"):
+        pytest.skip("SQLite has one transaction at a time")
+    a, b = await join("a"), await join("b")
+    session = await b.store.create_session(new("s"))
+    await b.homes.take(session.key)
+    begun, over = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(connection: Connection) -> None:
+        rows.check_alive(connection)
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(over.wait(), loop).result()
+
+    writing = asyncio.create_task(b.store.database.write(slow))
+    await begun.wait()
+    age(url, "b", 1.1)
+    await a.homes.beat(a.host)
+    assert not await a.store.fence_dead_hosts()
+    over.set()
+    await writing
+    assert await a.store.fence_dead_hosts()
+
+
+def test_times_leave_room() -> None:
+    minute = 60 * 1_000_000
+    assert s3_blobs._FRESH_SECONDS * 1e6 < rows.LONG_AGO_US
+    assert rows.LONG_AGO_US + 20 * minute <= snapshots._GRACE_SECONDS * 1e6, "a commit has 20 minutes at least"
+    assert s3_shared._LONGEST_SECONDS * 1e6 + 60 * minute < rows._KEPT_US < rows.RELY_US < rows._REMEMBERED_US
+    assert s3_shared._SIGNED_SECONDS + s3_shared._APART_SECONDS < s3_shared._REMOVAL_SECONDS
