@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from era import languages
-from tests.drivers.sandboxes import Sandboxes, Weakness
+from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 
 pytestmark = pytest.mark.skipif("go" not in languages.runtimes(), reason="there is no Go")
 
@@ -121,6 +124,20 @@ def test_no_other_process_is_started_for_a_program_that_was_built(sandboxes: San
     assert built == "true\n"
     assert again == "false\n"
     sandboxes.close(sandbox)
+
+
+def test_sources_may_be_larger_than_a_programs_memory(tmp_path: Path) -> None:
+    sandboxes = Sandboxes(tmp_path / "s", Weakness(limits=replace(LIMITS, disk_bytes=1 << 30)))
+    sandbox = sandboxes.make("go")
+    unused = sandbox.workspace / "unused"
+    unused.mkdir()
+    for number in range(20):
+        (unused / f"{number}.h").touch()
+        os.truncate(unused / f"{number}.h", 16 << 20)
+    for _ in range(2):
+        result = sandboxes.run(sandbox, "package main\n\nfunc main() { println(1) }\n", timeout=300)
+        assert (result.stderr, result.ended.cause) == ("1\n", "exit")
+    sandboxes.stop()
 
 
 def test_four_programs_are_kept(sandboxes: Sandboxes) -> None:

@@ -82,10 +82,17 @@ def program_key(file: str, environment: dict[str, str]) -> str | None:
     given = {name: value for name, value in environment.items() if name.startswith(("GO", "CGO_"))}
     if any(given.get(name) != value for name, value in _USUAL.items()) or any(map(given.get, _UNUSUAL)):
         return None
-    parts = [os.fsencode(file), json.dumps(given, sort_keys=True).encode(), _content(f"{_GO}/VERSION")]
+    hashed = blake2b(digest_size=32)
+
+    def add(*parts: bytes) -> None:  # at once: all sources together may be more than the program's memory
+        for part in parts:
+            hashed.update(b"%d " % len(part))
+            hashed.update(part)
+
+    add(os.fsencode(file), json.dumps(given, sort_keys=True).encode(), _content(f"{_GO}/VERSION"))
     try:
         if os.path.isdir(_MODULES):
-            parts += _content(f"{_MODULES}/go.mod"), _content(f"{_MODULES}/go.sum")
+            add(_content(f"{_MODULES}/go.mod"), _content(f"{_MODULES}/go.sum"))
         pending = ["."]
         while pending:
             with os.scandir(pending.pop()) as entries:
@@ -95,15 +102,11 @@ def program_key(file: str, environment: dict[str, str]) -> str | None:
                     elif entry.is_symlink():
                         raise _Uncertain  # what it leads to may be anywhere
                     elif entry.name.endswith(_SOURCES) or entry.name in _OF_MODULES:
-                        parts += os.fsencode(entry.path), _source(entry)
+                        add(os.fsencode(entry.path), _source(entry))
                     elif entry.name == "go.work":
                         raise _Uncertain
     except (OSError, _Uncertain):
         return None
-    hashed = blake2b(digest_size=32)
-    for part in parts:
-        hashed.update(b"%d " % len(part))
-        hashed.update(part)
     return hashed.hexdigest()
 
 
