@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,19 @@ def test_a_sandbox_has_no_more_processors_than_the_parent(parent: ParentGroup, t
     group.remove()
     found.close()
     assert in_force == (0.25 if found.version == 1 else LIMITS.cpus), "version 2 allows more, and bounds all the same"
+
+
+def test_of_a_group_that_the_system_refuses_nothing_is_left(tmp_path: Path) -> None:
+    found = Cgroups.find("era-refused", tmp_path)
+    if found is None or "cpu" not in all_roots():
+        pytest.skip("there is no control group for processors here")
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):  # it is less than the least quota
+            found.create("sb-refused", replace(LIMITS, cpus=0.001))
+    finally:
+        left = found.remove_leftovers()
+        found.close()
+    assert left == 0
 
 
 def test_a_parent_that_is_missing_somewhere_is_refused(parent: ParentGroup, tmp_path: Path) -> None:

@@ -247,9 +247,13 @@ class Cgroups:
         """A group with its limits set. Raises OSError."""
         directories = {controller: parent / name for controller, parent in self._parents.items()}
         group = Group(self.version, directories, None if self._freezer is None else self._freezer / name)
-        for directory in set(group.directories.values()):
-            directory.mkdir()
-        self._set(group, limits)
+        try:
+            for directory in set(group.directories.values()):
+                directory.mkdir()
+            self._set(group, limits)
+        except BaseException:
+            group.remove()
+            raise
         return group
 
     def remove_leftovers(self) -> int:
@@ -303,7 +307,7 @@ class Cgroups:
             try:
                 _write(cpu, "cpu.cfs_quota_us", str(quota))
             except OSError:  # version 1 allows no more than a group above has
-                _write(cpu, "cpu.cfs_quota_us", str(min(quota, int(_cpus_above(cpu) * _CPU_PERIOD_US))))
+                _write(cpu, "cpu.cfs_quota_us", str(int(min(quota, _cpus_above(cpu) * _CPU_PERIOD_US))))
         if io and self._disk and limits.write_bytes_per_second:
             bound = limits.write_bytes_per_second
             with contextlib.suppress(OSError):  # not every disk can be bounded; what is in force is read back
