@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,13 +14,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from era.core import limits
 from era.core.capsules.pins import Pins
+from era.core.capsules.service import Capsules
 from era.core.files import snapshots
+from era.core.files.edits import Changes, PutFile
 from era.core.files.snapshots import Snapshots
+from era.core.files.spool import Slots
 from era.core.garbage import collect_unneeded
 from era.core.homes import Host
 from era.core.metadata import SetupJob
-from era.core.models import DEFAULT_OWNER, Snapshot, now
+from era.core.models import DEFAULT_OWNER, EMPTY, JsonObject, Session, Snapshot, now
 from era.core.storage import Item
 from era.errors import Fenced, HostLost, Unavailable
 from era.store import condemned as rows
@@ -29,6 +34,7 @@ from era.store.homes import HomeRows
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs
 from era.store.s3_client import Bucket
+from tests.core.lab import LIMITS
 from tests.owners import mine
 from tests.store.rows import ended, execute, new, opened
 from tests.store.s3 import S3
@@ -282,6 +288,40 @@ async def test_content_that_is_held_stays(join: Join) -> None:
     assert (await present(a, exported), await present(a, garbage)) == (True, False)
     await asyncio.to_thread(hold.release)
     assert await a.sweep() == 1
+
+
+class NoLocks:
+    """See locks.Locks."""
+
+    async def ensure(self, digest: str) -> None: ...
+
+    def lock(self, session: Session) -> JsonObject | None: ...
+
+
+async def test_what_another_host_exports_stays(join: Join, tmp_path: Path) -> None:
+    """Its session is purged meanwhile."""
+    a, b = await join("a"), await join("b")
+    trees, content = Snapshots(a.blobs), os.urandom(50_000)
+    changes = Changes()
+    changes.add(("f",), PutFile(hashlib.sha256(content).hexdigest(), len(content), 0, None))
+    snapshot = await trees.edit(EMPTY, changes, lambda batch: (batch.put(content), None)[1], limits.bounds(LIMITS))
+    await a.store.create_session(new("s"))
+    await a.store.commit(mine("s"), "files", data=None, snapshot=snapshot)
+    capsules = Capsules(
+        a.store, trees, a.blobs, Pins(shared=True), NoLocks(), tmp_path, max_timeout=9.0, slots=Slots(1)
+    )
+    export = await capsules.open(mine("s"), history=True)
+    try:
+        await b.store.purge_session(mine("s"))
+        assert await b.store.snapshot_roots() == []
+        assert await b.sweep() == 0
+        a.blobs._cache.clear()
+        assert content in b"".join([chunk async for chunk in export.chunks()])
+    finally:
+        export.close()
+        await capsules.close()
+        await trees.close()
+    assert await b.sweep() == 2
 
 
 async def test_a_setup_keeps_the_package_set_that_it_found(join: Join) -> None:
