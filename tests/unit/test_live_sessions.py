@@ -111,6 +111,35 @@ async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, mon
     assert len(await core.processes.list(S)) == 2, "the one that was refused is on no record"
 
 
+async def test_a_process_that_begins_can_be_ended(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await core.session()
+    begin, may_begin = core.store.processes.begin, asyncio.Event()
+
+    async def late_begin(record: ProcessRecord, claim: Claim | None = None) -> None:
+        await may_begin.wait()
+        if record.tag == "refused":
+            raise NotFound("It was deleted.")
+        await begin(record, claim)
+
+    monkeypatch.setattr(core.store.processes, "begin", late_begin)
+    starting = [asyncio.create_task(start(core, "exec sleep 100", tag=tag)) for tag in ("started", "refused")]
+    await until(lambda: session.key in core.live_sessions._live)
+    live = core.live_sessions._live[session.key]
+    await until(lambda: len(live.processes.all) == 2)
+    logs = {process.record.tag: process.log for process in live.processes.all}
+    ending = asyncio.gather(*(process.end("somebody wanted it") for process in live.processes.all))
+    await asyncio.sleep(0)
+    may_begin.set()
+    async with asyncio.timeout(10):
+        await ending
+    assert {tag: log.exit and log.exit.reason for tag, log in logs.items()} == {
+        "started": "somebody wanted it",
+        "refused": "It could not be put on record.",
+    }
+    await asyncio.gather(*starting, return_exceptions=True)
+    assert [record.status for record in await core.processes.list(S)] == ["ended"]
+
+
 async def test_a_process_beside_runs(core: Core) -> None:
     await core.session()
     server = await start(core, "echo up; exec sleep 100", tag="server")

@@ -77,6 +77,9 @@ class LiveProcess:
         self.ended = asyncio.Event()
         """It is dead, and that is on record."""
 
+        self._begun = asyncio.Event()
+        """It runs, or never will."""
+
         self._guest: GuestProcess | None = None
         self._budget = Budget(source)
         self._takes_input = record.stdin or record.pty
@@ -93,6 +96,7 @@ class LiveProcess:
     def started(self, guest: GuestProcess) -> None:
         self._guest = guest
         self.record = replace(self.record, pid=guest.pid)
+        self._begun.set()
 
     async def follow(self, guest: GuestProcess, why_gone: Callable[[], str | None]) -> None:
         """Take its output until it has ended, and say how in `record` and log. `why_gone` tells why the sandbox was
@@ -117,6 +121,7 @@ class LiveProcess:
         """It couldn't be started."""
         self._because(why)
         self.finish(None, None)
+        self._begun.set()
 
     def finish(self, exit_code: int | None, signal: int | None) -> None:
         """It is dead. Nobody is told before that is on record."""
@@ -188,6 +193,7 @@ class LiveProcess:
 
     async def end(self, why: str, *, timed_out: bool = False) -> None:
         """Tell it to end, kill it two seconds later, and return once it is dead and that is on record."""
+        await self._begun.wait()
         if self.record.status == "running" and self._guest is not None:
             self._because(why)
             self._timed_out |= timed_out
@@ -269,6 +275,8 @@ class Processes:
             await asyncio.wait({recording})
             if recording.exception() is not None:
                 del self._all[record.id]
+                process.fail("It could not be put on record.")
+                process.tell_end()  # to who has found it meanwhile
                 raise
             process.fail(error.message if isinstance(error, EraError) else "The service failed.")
             self._begin(self._record_end(process, request.claim))
