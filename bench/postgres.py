@@ -6,19 +6,20 @@ import shutil
 from functools import cache
 
 from bench.arena import DISK, Arena
-from tests.postgres import Postgres, binaries, directory_of_server
+from era.cluster.engines.postgresql import commands
+from tests.postgres import Postgres, directory_of_server
 
-IS_THERE = binaries() is not None
+IS_THERE = commands() is not None
 
 
 @cache
 def _server(arena: Arena) -> Postgres:
     """The server, which ends with the arena."""
-    commands = binaries()
-    assert commands is not None
+    found = commands()
+    assert found is not None
     directory = directory_of_server(DISK)
     arena.closers.callback(shutil.rmtree, directory)
-    made = Postgres(commands, directory, options={"max_connections": "200"})
+    made = Postgres(found, directory, options={"max_connections": "200"})
     made.start()
     arena.closers.callback(made.stop)
     return made

@@ -39,7 +39,9 @@ class Cluster:
         return int(self.told()[number]["pid"])
 
     def log(self, number: int) -> str:
-        return (self.directory / f"host-{number + 1}.log").read_text(errors="replace")
+        own = self.directory / f"host-{number + 1}.log"
+        under_ray = self.directory / f"host-{number + 1}" / "host.log"
+        return (own if own.exists() else under_ray).read_text(errors="replace")
 
     def server(self, number: int) -> Server:
         """A host as the tests' other helpers know servers."""
@@ -94,33 +96,42 @@ class Cluster:
             return False
 
 
-@contextmanager
-def running(directory: Path, hosts: int = 2, *options: str, **settings: str) -> Iterator[Cluster]:
-    """A cluster for as long as the block lasts, with these options of the command. At the end nothing of it may be
-    left."""
-    before = mounts()
+def start(
+    directory: Path, hosts: int = 2, *options: str, seconds: float = 2 * STOP_SECONDS, **settings: str
+) -> Cluster:
+    """A cluster with these options of the command, which is to be ready in so many seconds. The caller stops it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0", "ERA_API_KEY": KEY}
     environment |= {"ERA_LEASE_SECONDS": str(LEASE_SECONDS), **settings}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     command = [str(ERA), "cluster", "up", "--hosts", str(hosts), "--dir", str(directory), *options]
     with (directory / "up.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    cluster = Cluster(directory, process)
     try:
-        started = eventually(
-            lambda: (directory / "cluster.json").exists() or process.poll() is not None, 2 * STOP_SECONDS
-        )
+        started = eventually(lambda: (directory / "cluster.json").exists() or process.poll() is not None, seconds)
         assert started, (directory / "up.log").read_text()
         assert process.poll() is None, (directory / "up.log").read_text()
+    except BaseException:
+        process.terminate()
+        process.wait(4 * STOP_SECONDS)
+        raise
+    return Cluster(directory, process)
+
+
+@contextmanager
+def running(
+    directory: Path, hosts: int = 2, *options: str, seconds: float = 2 * STOP_SECONDS, **settings: str
+) -> Iterator[Cluster]:
+    """Such a cluster for as long as the block lasts. At the end nothing of it may be left."""
+    before = mounts()
+    cluster = start(directory, hosts, *options, seconds=seconds, **settings)
+    try:
         yield cluster
     finally:
-        below = descendants(process.pid)
-        subprocess.run(
-            [str(ERA), "cluster", "down", "--dir", str(directory)], env=environment, timeout=2 * STOP_SECONDS
-        )
-        assert process.wait(STOP_SECONDS) == 0
+        below = descendants(cluster.process.pid)
+        subprocess.run([str(ERA), "cluster", "down", "--dir", str(directory)], timeout=4 * STOP_SECONDS)
+        assert cluster.process.wait(STOP_SECONDS) == 0
     assert not (directory / "cluster.json").exists()
     for number in range(hosts):
         assert_nothing_left(before, below, directory / f"host-{number + 1}")

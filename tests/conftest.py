@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import httpx
 import pytest
 
 from era import languages
+from era.cluster.engines.process import free_port as free_port
 from era.drivers.cgroups import cgroup_name
 from tests.postgres import empty_postgres_url, postgres, postgres_url
 from tests.preloaded import Forked, Preloaded
@@ -277,15 +277,6 @@ def mounting(source: str | Path, target: str) -> str:
         "subprocess.run(['mount', '--make-rslave', '/'], check=True); "
         f"subprocess.run(['mount', '--bind', {str(source)!r}, {target!r}], check=True)\n"
     )
-
-
-def free_port() -> int:
-    """A port that nobody has, of those that the system gives to nobody who leaves the choice to it: until it is used,
-    no test and program beside this one gets it."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def descendants(pid: int) -> list[int]:

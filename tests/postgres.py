@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import pwd
 import shutil
 import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +21,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-START_SECONDS = 60.0
+from era.cluster.engines.postgresql import MISSING, Server, commands, ordinary_user
+
 _TEMPLATE = "era_template"
 _OPTIONS = {
     "listen_addresses": "",
@@ -36,15 +34,6 @@ _OPTIONS = {
     "log_min_messages": "warning",
 }
 _names = (f"test{n}" for n in itertools.count())
-
-
-def binaries() -> Path | None:
-    """The directory of the newest server's commands: Debian doesn't put them on PATH."""
-    on_path = shutil.which("initdb")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name))
-    if found:
-        return found[-1].parent
-    return None if on_path is None else Path(on_path).resolve().parent
 
 
 class Postgres:
@@ -60,55 +49,40 @@ class Postgres:
         options: Mapping[str, str] = _OPTIONS,
     ) -> None:
         """It listens at this address, too, where one is named. `there` is what its command begins with."""
-        self._commands = commands
-        self._options = options
+        self._options = {**options, "listen_addresses": address, "unix_socket_directories": str(directory)}
         self._there = there
-        self._address = address
-        self._data = directory / "data"
+        self._server = Server(commands, directory / "data", directory / "log")
         self.socket = directory
-        self._process: subprocess.Popen[bytes] | None = None
         self._has_template = False
         self.spare: list[str] = []
         """Databases with ERA's tables and no rows, which tests have used."""
 
-        command = [str(commands / "initdb"), "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
         # Sorts by a language's rules, as most installations do: the service's order is that of bytes all the same.
         locale = ["--locale=C", "--locale-provider=icu", "--icu-locale=en-US"]
-        subprocess.run([*_as_ordinary_user(), *command, *locale, "--no-sync"], check=True, capture_output=True, cwd="/")
+        self._server.initialise("-U", "postgres", "-A", "trust", *locale, "--no-sync")
         if address:
-            with (self._data / "pg_hba.conf").open("a") as known:
+            with (directory / "data" / "pg_hba.conf").open("a") as known:
                 known.write("host all all samenet trust\n")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = [f"-c{name}={value}" for name, value in {**self._options, "listen_addresses": self._address}.items()]
-        command = [str(self._commands / "postgres"), "-D", str(self._data), "-k", str(self.socket), *options]
-        # It ends with this process, however that ends.
-        parented = [*self._there, "setpriv", "--pdeathsig", "QUIT", *_as_ordinary_user()[1:]]
-        with (self.socket / "log").open("ab") as log:
-            self._process = subprocess.Popen([*parented, *command], stdout=log, stderr=log, cwd="/")
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                psycopg.connect(self.url("postgres")).close()
-                return
-            except psycopg.OperationalError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError((self.socket / "log").read_text(errors="replace")) from None
-            time.sleep(0.02)
+        self._server.start(self._options, self._answers, self._there)
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url("postgres")).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def stop(self, number: int = signal.SIGINT) -> None:
         """End it: SIGINT cuts connections off, SIGQUIT crashes it."""
-        if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait(START_SECONDS)
-            self._process = None
+        self._server.stop(number)
 
     @property
     def pid(self) -> int:
         """Of the process that all others of the server are below."""
-        assert self._process is not None
-        return self._process.pid
+        return self._server.pid
 
     def url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self.socket}"
@@ -165,43 +139,26 @@ async def _migrate(url: str) -> None:
         await store.close()
 
 
-def _as_ordinary_user() -> list[str]:
-    """What a command begins with that isn't to be root's: PostgreSQL refuses to be."""
-    if os.geteuid() != 0:
-        return ["setpriv"]
-    user = _ordinary_user()
-    return ["setpriv", "--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups"]
-
-
-def _ordinary_user() -> pwd.struct_passwd:
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    raise AssertionError("this machine has neither a user postgres nor nobody")
-
-
 def directory_of_server(within: Path | None = None) -> Path:
     """A temporary directory of whoever runs the server. Those of pytest may be closed to others than root."""
     directory = Path(tempfile.mkdtemp(prefix="era-postgres-", dir=within))
     if os.geteuid() == 0:
-        os.chown(directory, _ordinary_user().pw_uid, _ordinary_user().pw_gid)
+        os.chown(directory, ordinary_user().pw_uid, ordinary_user().pw_gid)
     return directory
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The server. Without PostgreSQL tests that need it are skipped, but not where nobody would notice."""
-    commands = binaries()
-    if commands is None:
-        reason = "there is no PostgreSQL here: apt-get install postgresql"
+    found = commands()
+    if found is None:
+        reason = MISSING
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     directory = directory_of_server()
     try:
-        server = Postgres(commands, directory)
+        server = Postgres(found, directory)
         server.start()
         try:
             yield server

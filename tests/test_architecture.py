@@ -56,9 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdk/sync": {"errors", "sdk", "urls"},
     "adapters": {"errors", "sdk", "sdk/aio", "sdk/sync"},
     "cluster": {"errors", "issuer", "store"},
+    "cluster/engines": {"cluster", "errors"},
     "client": {
         "app",
         "cluster",
+        "cluster/engines",
         "directory_locks",
         "doctor",
         "errors",
@@ -93,7 +95,17 @@ places where code may be; ARCHITECTURE.md's map says of each folder which questi
 
 ONLY_WHEN_CALLED = {
     "api": {"mcp"},
-    "client": {"app", "cluster", "directory_locks", "doctor", "mcp", "operation", "preflight", "settings"},
+    "client": {
+        "app",
+        "cluster",
+        "cluster/engines",
+        "directory_locks",
+        "doctor",
+        "mcp",
+        "operation",
+        "preflight",
+        "settings",
+    },
 }
 """Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +18,14 @@ from urllib.parse import urlsplit
 
 import obstore
 import pytest
-from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from era.cluster.engines.s3 import MISSING, Server, blobs_url, is_there, make_bucket
+from era.cluster.engines.s3 import bucket as bucket_at
 from tests.conftest import free_port
 
 ACCESS_KEY = "ACCESSKEYOFTESTS"
 SECRET_KEY = "canary-secret-key-7c1e"
-REGION = "us-east-1"
-START_SECONDS = 30.0
-TRIES = 4
 
 
 class S3:
@@ -40,54 +35,17 @@ class S3:
         self.endpoint = endpoint
 
     def url(self, bucket: str, prefix: str = "some/prefix", endpoint: str | None = None) -> str:
-        return f"s3://{bucket}/{prefix}?endpoint={endpoint or self.endpoint}&region={REGION}"
+        return blobs_url(bucket, prefix, endpoint or self.endpoint)
 
     def make_bucket(self, name: str) -> None:
-        # A put of the name "" makes the bucket. The answer has no ETag, which the library then misses.
-        with suppress(BaseError):
-            obstore.put(self.bucket(name), "", b"", use_multipart=False)
+        make_bucket(self.bucket(name))
 
     def bucket(self, name: str, prefix: str | None = None) -> S3Store:
-        return S3Store(
-            name,
-            prefix=prefix,
-            endpoint=self.endpoint,
-            region=REGION,
-            access_key_id=ACCESS_KEY,
-            secret_access_key=SECRET_KEY,
-            client_options={"allow_http": True},
-        )
+        return bucket_at(name, prefix, self.endpoint, ACCESS_KEY, SECRET_KEY)
 
     def names(self, bucket: str, prefix: str = "some/prefix") -> list[str]:
         found = obstore.list(self.bucket(bucket, prefix)).collect()
         return sorted(item["path"] for item in found)
-
-
-def _options(directory: Path) -> list[str]:
-    return [
-        "--no-mon-config",
-        "--conf=/dev/null",
-        "--rgw-backend-store=dbstore",
-        "--rgw-config-store=dbstore",
-        f"--dbstore-config-uri=file:{directory}/config.db",
-        f"--dbstore-db-dir={directory}",
-        f"--rgw-data={directory}",
-        f"--run-dir={directory}",
-        f"--log-file={directory}/log",
-    ]
-
-
-def _with_a_user(directory: Path) -> Path:
-    """A directory below it where our user is known. Should radosgw-admin hang, which it does, another is begun with."""
-    keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
-    for attempt in range(TRIES):
-        found = directory / str(attempt)
-        found.mkdir()
-        user = ["radosgw-admin", *_options(found), "user", "create", "--uid=tests", "--display-name=tests", *keys]
-        with suppress(subprocess.TimeoutExpired):
-            subprocess.run(user, check=True, capture_output=True, timeout=START_SECONDS)
-            return found
-    raise AssertionError(f"radosgw-admin hung {TRIES} times")
 
 
 class Radosgw(S3):
@@ -95,25 +53,18 @@ class Radosgw(S3):
 
     def __init__(self, directory: Path, address: str = "127.0.0.1", there: Sequence[str] = ()) -> None:
         """It is to run on a free port of this address. `there` is what its command begins with."""
-        self._directory = _with_a_user(directory)
+        self._server = Server(directory / "data", directory / "out")
+        self._server.initialise(f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
         self._place = address, free_port()
         super().__init__("http://{}:{}".format(*self._place))
         self._there = there
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers. It ends with this process, however that ends."""
-        address, port = self._place
-        command = [*self._there, "setpriv", "--pdeathsig", "KILL", "radosgw", "-f", *_options(self._directory)]
-        command.append(f"--rgw-frontends=beast endpoint={address}:{port} tcp_nodelay=1")
-        with (self._directory / "out").open("wb") as out:
-            self._process = subprocess.Popen(command, stdout=out, stderr=out)
-        _wait_for(address, port, self._process, self._directory / "out")
+        self._server.start(*self._place, self._there)
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._server.stop()
 
 
 @contextmanager
@@ -127,22 +78,11 @@ def radosgw(directory: Path) -> Iterator[S3]:
         server.kill()
 
 
-def _wait_for(address: str, port: int, process: subprocess.Popen[bytes], out: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        with suppress(OSError), socket.create_connection((address, port), 1):
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"radosgw did not start:\n{out.read_text(errors='replace')}")
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """The server. Without radosgw tests that need it are skipped, but not where nobody would notice."""
-    if shutil.which("radosgw") is None or shutil.which("radosgw-admin") is None:
-        reason = "there is no radosgw here: apt-get install radosgw"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    if not is_there():
+        pytest.fail(MISSING) if os.environ.get("CI") else pytest.skip(MISSING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)

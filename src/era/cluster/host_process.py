@@ -285,6 +285,12 @@ def _read(file: Path) -> _Note:
     return note
 
 
+def served_by(data_dir: Path) -> tuple[str, int]:
+    """Where the host with this data directory serves, and its process, by the watcher's note; or empty and 0."""
+    note = _read(data_dir / NOTE)
+    return (note.url, note.pid) if note.pid else ("", 0)
+
+
 def stop_seconds(environment: Mapping[str, str]) -> float:
     """How long a host with this environment may take to end. It says itself if a setting is no number."""
     seconds = _STOP_SECONDS

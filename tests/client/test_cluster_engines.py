@@ -1,0 +1,170 @@
+"""`era cluster up` with engines of its own: PostgreSQL, S3 and Ray, begun, kept and ended with the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from argparse import Namespace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from era.client import cluster as command
+from era.cluster.engines import postgresql, ray_nodes, s3
+from era.errors import NotReady
+from tests.client.command import era
+from tests.cluster import Cluster, running, start
+from tests.conftest import assert_nothing_left, descendants, eventually, is_running, mounts
+
+RAY = Path(__file__).parent.parent.parent / ".tools" / "ray"
+RAY_SECONDS = 300.0
+PROGRAM = "p = open('f', 'a+'); p.write('x'); p.seek(0); print(p.read())"
+
+
+def needs(*missing: tuple[object, str]) -> None:
+    """Skip the test where one of these isn't there, but not where nobody would notice."""
+    for is_there, reason in missing:
+        if not is_there:
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+
+
+def run_through_each(cluster: Cluster, before: int) -> int:
+    """Run the program at each host in turn; how often it has run in the session, which it had `before` times."""
+    with cluster.clients() as clients:
+        for client in clients:
+            before += 1
+            answer = client.post("/api/sessions/s/run", json={"code": PROGRAM})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["stdout"] == "x" * before + "\n"
+    return before
+
+
+def check_secrets(directory: Path, *files: str) -> None:
+    """Nobody else can read these files, and nothing that they keep secret is in a log."""
+    kept = [directory / file for file in files]
+    assert [file.stat().st_mode & 0o777 for file in kept] == [0o600] * len(files)
+    secret = []
+    for file in kept:
+        text = file.read_text()
+        values = json.loads(text).values() if file.suffix else [text]
+        secret += [value for value in values if isinstance(value, str)]
+    logs = [*directory.rglob("*log"), *directory.rglob("*.log")]
+    assert len(secret) >= len(files) < len(logs)
+    for log in logs:
+        if log.is_file():
+            assert not any(value in log.read_text(errors="replace") for value in secret), log
+
+
+def test_postgresql_and_s3_of_a_clusters_own(tmp_path: Path) -> None:
+    needs((postgresql.commands(), postgresql.MISSING), (s3.is_there(), s3.MISSING))
+    directory, options = tmp_path / "cluster", ("--postgresql", "--s3")
+    with running(directory, 2, *options) as cluster:
+        with cluster.clients() as [client, _]:
+            assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+        count = run_through_each(cluster, 0)
+        # The rows are behind the password, and the shared directory has neither rows nor content.
+        keys = json.loads((directory / "postgresql" / "keys.json").read_text())
+        url = f"postgresql://era:{{}}@127.0.0.1:{keys['port']}/era"
+        with psycopg.connect(url.format(keys["password"])) as connection:
+            assert connection.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(url.format("wrong"))
+        assert not (directory / "shared" / "era.sqlite").exists()
+        assert not (directory / "shared" / "blobs").exists()
+        said = (directory / "up.log").read_text()
+        assert [line.split()[0] for line in said.splitlines()] == ["postgresql", "s3", "host-1", "host-2"]
+    check_secrets(directory, "postgresql/keys.json", "s3/keys.json")
+
+    with running(directory, 2, *options) as cluster:
+        count = run_through_each(cluster, count)
+        # An engine that ends is started anew.
+        (server,) = [pid for pid in descendants(cluster.process.pid) if name_of(pid) == "radosgw"]
+        os.kill(server, signal.SIGKILL)
+        assert eventually(lambda: "s3 has ended and is started anew\n" in (directory / "up.log").read_text())
+        assert eventually(lambda: (directory / "up.log").read_text().count("s3   127.0.0.1") == 2)
+        run_through_each(cluster, count)
+
+
+def test_a_command_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    needs((postgresql.commands(), postgresql.MISSING))
+    directory, before = tmp_path / "cluster", mounts()
+    cluster = start(directory, 2, "--postgresql")
+    with cluster.clients() as [client, _]:
+        assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+    count = run_through_each(cluster, 0)
+    below = descendants(cluster.process.pid)
+    cluster.process.kill()
+    cluster.process.wait()
+    for number in (1, 2):
+        assert_nothing_left(before, below, directory / f"host-{number}")
+    with running(directory, 2, "--postgresql") as cluster:
+        run_through_each(cluster, count)
+
+
+@pytest.mark.soak
+def test_all_engines(tmp_path: Path) -> None:
+    needs((postgresql.commands(), postgresql.MISSING), (s3.is_there(), s3.MISSING), (RAY.is_dir(), ray_nodes.MISSING))
+    directory = tmp_path / "cluster"
+    count = 0
+    for again in (False, True):
+        with running(directory, 2, "--full", seconds=RAY_SECONDS, PYTHONPATH=str(RAY)) as cluster:
+            pids = [cluster.pid(number) for number in (0, 1)]
+            assert all(map(is_running, pids))
+            if not again:
+                with cluster.clients() as [client, _]:
+                    made = client.post("/api/sessions", json={"session_id": "s", "language": "python"})
+                    assert made.status_code == 201
+            count = run_through_each(cluster, count)
+        assert not any(map(is_running, pids))
+    check_secrets(directory, "postgresql/keys.json", "s3/keys.json", "ray/token")
+
+
+def test_what_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "cluster"
+
+    def refused(*wanted: str, **variables: str) -> str:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            named = Namespace(
+                dir=directory, hosts=2, port=0, tls=False, full=False, postgresql=False, s3=False, ray=False
+            )
+            vars(named).update(dict.fromkeys(wanted, True))
+            with pytest.raises(NotReady) as raised:
+                command.up(named)
+        return raised.value.message
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postgresql, "commands", lambda: None)
+        patch.setattr(s3, "is_there", lambda: True)
+        assert "apt-get install postgresql" in refused("full")
+    assert "era-sessions[server,cluster]" in era(None, "cluster", "up", "--ray", "--dir", directory, code=2).stderr
+    for name in ("initdb", "setpriv"):
+        (tmp_path / name).touch(mode=0o755)
+    done = era(None, "cluster", "up", "--s3", "--dir", directory, code=2, env={"PATH": str(tmp_path)})
+    assert done.stderr == "era: --s3: there is no radosgw here: apt-get install radosgw\n"
+    assert not directory.exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(postgresql, "commands", lambda: tmp_path)
+        patch.setattr(s3, "is_there", lambda: True)
+        patch.setattr(ray_nodes, "is_there", lambda: True)
+        assert "ERA_DATABASE_URL" in refused("postgresql", ERA_DATABASE_URL="postgresql://elsewhere/era")
+        assert "ERA_BLOBS" in refused("s3", ERA_BLOBS="s3://elsewhere/era")
+        assert "--postgresql" in refused("ray")
+        # Of a cluster that was begun otherwise, sessions would be missing.
+        (directory / "shared").mkdir(parents=True)
+        assert "without --s3" in refused("s3")
+        (directory / "postgresql").mkdir()
+        (directory / "postgresql" / "keys.json").touch()
+        assert "with --postgresql" in refused()
+    assert sorted(path.name for path in directory.iterdir()) == ["postgresql", "shared"]
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
