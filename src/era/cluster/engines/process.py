@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from era.cluster.host_process import last_line
 from era.errors import NotReady
 
 LOOPBACK = "127.0.0.1"
@@ -72,14 +73,14 @@ class ServerProcess:
         while not answers():
             if self.has_ended or time.monotonic() > until:
                 self.stop(signal.SIGKILL)
-                raise NotReady(f"{self._name} doesn't start: {self.said(begin)[-2000:] or self._log}")
+                raise NotReady(f"{self._name} doesn't start ({self._log}): {last_line(self._said(begin))}")
             time.sleep(_LOOK_SECONDS)
 
-    def said(self, begin: int = 0) -> str:
+    def _said(self, begin: int) -> str:
         """What is in its log from there on."""
         with self._log.open("rb") as log:
             log.seek(begin)
-            return log.read().decode(errors="replace").strip()
+            return log.read().decode(errors="replace")
 
     def stop(self, number: int, seconds: float = 60.0) -> None:
         """End it by this signal; kill it if it takes longer."""
