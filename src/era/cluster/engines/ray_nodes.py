@@ -19,6 +19,14 @@ MISSING = "there is no Ray here: pip install 'era-sessions[server,cluster]'"
 _START_SECONDS = 300.0
 """A busy machine takes a minute to start Ray."""
 
+_NODE = f"""
+import ray._private.services as services
+services.get_node_ip_address = lambda address=None: {LOOPBACK!r}
+from ray.scripts.scripts import main
+main()
+"""
+"""The command `ray`, which otherwise takes another address of the machine where it is told loopback."""
+
 _STOP_SECONDS = 60.0
 _LONGEST = 40
 """Bytes of the path of Ray's directory: those of its sockets are longer by 65, and must be shorter than 108."""
@@ -64,7 +72,7 @@ class RayNodes:
             log = self._directory / f"node-{number}.log"
             node = ServerProcess("Ray", log)
             self._nodes.append(node)
-            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=0"]
+            command = [sys.executable, "-c", _NODE, "start", "--block", "--num-cpus=0"]
             command += [f"--node-ip-address={LOOPBACK}", "--object-store-memory=80000000"]
             command += head if number == 1 else [f"--address={self.address}"]
             log.unlink(missing_ok=True)
@@ -73,18 +81,17 @@ class RayNodes:
         return self.address
 
     def settings(self) -> dict[str, str]:
-        """Those of its nodes, and of the driver."""
-        return {
-            "RAY_AUTH_TOKEN_PATH": str(self._directory / "token"),
-            "RAY_AUTH_MODE": "token",
-            # Without this Ray takes another address of the machine where it is told loopback. The name is only Ray's.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        }
+        """Those of the driver, once it is started."""
+        # Drivers take loopback by the last one, which in spite of its name counts on Linux, too. Nodes refuse it.
+        return {**self._token(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+    def _token(self) -> dict[str, str]:
+        return {"RAY_AUTH_TOKEN_PATH": str(self._directory / "token"), "RAY_AUTH_MODE": "token"}
 
     def _environment(self) -> dict[str, str]:
         """That of nodes: what hosts share the driver tells them."""
         base = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "AWS_", "RAY_"))}
-        return base | self.settings()
+        return base | self._token()
 
     def stop(self) -> None:
         for node in reversed(self._nodes):
