@@ -96,10 +96,8 @@ class Cluster:
             return False
 
 
-def start(
-    directory: Path, hosts: int = 2, *options: str, seconds: float = 2 * STOP_SECONDS, **settings: str
-) -> Cluster:
-    """A cluster with these options of the command, which is to be ready in so many seconds. The caller stops it."""
+def start(directory: Path, hosts: int = 2, *options: str, **settings: str) -> Cluster:
+    """A cluster with these options of the command, which the caller stops."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0", "ERA_API_KEY": KEY}
     environment |= {"ERA_LEASE_SECONDS": str(LEASE_SECONDS), **settings}
@@ -109,7 +107,9 @@ def start(
     with (directory / "up.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        started = eventually(lambda: (directory / "cluster.json").exists() or process.poll() is not None, seconds)
+        started = eventually(
+            lambda: (directory / "cluster.json").exists() or process.poll() is not None, 5 * STOP_SECONDS
+        )
         assert started, (directory / "up.log").read_text()
         assert process.poll() is None, (directory / "up.log").read_text()
     except BaseException:
@@ -120,12 +120,10 @@ def start(
 
 
 @contextmanager
-def running(
-    directory: Path, hosts: int = 2, *options: str, seconds: float = 2 * STOP_SECONDS, **settings: str
-) -> Iterator[Cluster]:
+def running(directory: Path, hosts: int = 2, *options: str, **settings: str) -> Iterator[Cluster]:
     """Such a cluster for as long as the block lasts. At the end nothing of it may be left."""
     before = mounts()
-    cluster = start(directory, hosts, *options, seconds=seconds, **settings)
+    cluster = start(directory, hosts, *options, **settings)
     try:
         yield cluster
     finally:

@@ -19,7 +19,6 @@ from tests.cluster import Cluster, running, start
 from tests.conftest import assert_nothing_left, descendants, eventually, is_running, mounts
 
 RAY = Path(__file__).parent.parent.parent / ".tools" / "ray"
-RAY_SECONDS = 300.0
 PROGRAM = "p = open('f', 'a+'); p.write('x'); p.seek(0); print(p.read())"
 
 
@@ -109,7 +108,7 @@ def test_all_engines(tmp_path: Path) -> None:
     directory = tmp_path / "cluster"
     count = 0
     for again in (False, True):
-        with running(directory, 2, "--full", seconds=RAY_SECONDS, PYTHONPATH=str(RAY)) as cluster:
+        with running(directory, 2, "--full", PYTHONPATH=str(RAY)) as cluster:
             pids = [cluster.pid(number) for number in (0, 1)]
             assert all(map(is_running, pids))
             if not again:

@@ -26,11 +26,12 @@ from typing import Any
 
 import httpx
 
+from era.cluster.engines.postgresql import commands
 from era.cluster.host_process import LOG, NOTE
 from tests.cluster import KEY
 from tests.conftest import ERA, START_SECONDS, STOP_SECONDS, Server, descendants, eventually, is_running
 from tests.hostile.network import Network, Node, inside
-from tests.postgres import Postgres, binaries, directory_of_server
+from tests.postgres import Postgres, directory_of_server
 from tests.store.s3 import ACCESS_KEY, SECRET_KEY, Radosgw
 
 _PORT = 8787
@@ -282,8 +283,8 @@ def networked_cluster(
     directory: Path, hosts: int, lease_seconds: float = 5, *, under_ray: bool = False
 ) -> Iterator[NetworkedCluster]:
     """Such a cluster for as long as the block lasts, and this thread on the clients' node."""
-    commands = binaries()
-    assert commands is not None
+    found = commands()
+    assert found is not None
     with ExitStack() as stack:
         network = Network()
         stack.callback(network.close)
@@ -291,7 +292,7 @@ def networked_cluster(
         stack.enter_context(inside(clients))
         pg_directory = directory_of_server()
         stack.callback(shutil.rmtree, pg_directory)
-        postgres = Postgres(commands, pg_directory, address=database_node.address, there=database_node.command())
+        postgres = Postgres(found, pg_directory, address=database_node.address, there=database_node.command())
         postgres.start()
         stack.callback(postgres.stop)
         database = postgres.make_database(empty=True)
