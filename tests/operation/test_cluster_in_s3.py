@@ -87,6 +87,7 @@ def test_a_cluster_in_postgresql_and_s3(tmp_path: Path, s3: S3, bucket: str, pos
         era(None, "check", "--data-dir", shared, code=0, env=env)
         refused = era(None, "gc", "--data-dir", shared, code=2, env=env)
         assert "uses" in refused.stderr
+        assert eventually(lambda: cluster.is_ready(0)), "what the killed one left goes when it starts anew"
     era(None, "gc", "--data-dir", shared, code=0, env=env)
     era(None, "check", "--data-dir", shared, code=0, env=env)
     restore(tmp_path / "backup", ServerData(tmp_path / "alone"), quiet)
