@@ -83,5 +83,6 @@ def test_hosts_on_one_machine_talk_over_tls(tmp_path: Path) -> None:
         assert eventually(lambda: cluster.pid(1) != pid and cluster.is_ready(1))
         with cluster.clients() as [_, again]:
             assert eventually(lambda: again.post("/api/sessions/s/run", json={"code": "print(1)"}).status_code == 200)
+        # Where it is called its row says from the first heartbeat on.
+        assert eventually(lambda: all(url.startswith("https://") for url in ports_of_hosts()))
         assert len(set(ports_of_hosts()) - set(urls)) <= 1
-        assert all(url.startswith("https://") for url in ports_of_hosts())
