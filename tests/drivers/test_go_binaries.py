@@ -140,6 +140,14 @@ def test_sources_may_be_larger_than_a_programs_memory(tmp_path: Path) -> None:
     sandboxes.stop()
 
 
+def test_another_package_than_main_is_no_program(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make("go")
+    for _ in range(2):
+        result = sandboxes.run(sandbox, "package other\n\nfunc main() {}\n", timeout=300)
+        assert (result.stderr, result.ended.exit_code) == ("main.go is not of package main\n", 1)
+    sandboxes.close(sandbox)
+
+
 def test_four_programs_are_kept(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make("go")
     numbers = []

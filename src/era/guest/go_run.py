@@ -74,7 +74,11 @@ def start(argv: list[str], environment: dict[str, str]) -> NoReturn:
         os.link(kept, f"{kept}.new")
         os.replace(f"{kept}.new", program)
     os.chdir(directory)
-    os.execve(program, [program, *args], {**variables, "PWD": directory})
+    try:
+        os.execve(program, [program, *args], {**variables, "PWD": directory})
+    except PermissionError:  # of another package Go makes an archive, and nothing to execute
+        os.write(2, b"main.go is not of package main\n")
+        os._exit(1)  # as `go run` does
 
 
 def program_key(file: str, environment: dict[str, str]) -> str | None:
