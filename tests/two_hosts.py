@@ -95,7 +95,7 @@ class Home(Server):
     @contextmanager
     def said_to_be_at(self, url: str) -> Iterator[None]:
         """Within the block each host is told that the others are at this URL."""
-        self._execute(_ELSEWHERE.format(url=url) + "UPDATE hosts SET url = url;")
+        self._execute(_ELSEWHERE.format(url=url) + "; UPDATE hosts SET url = url;")
         try:
             yield
         finally:

@@ -136,7 +136,8 @@ def test_a_session_survives_its_host(cluster: Cluster, hosts: list[httpx.Client]
     with ThreadPoolExecutor(1) as thread:
         code = "open('f', 'w').write('half')\nimport time; time.sleep(1000)"
         lost = thread.submit(other.post, f"/api/sessions/{session}/run", json={"code": code, "timeout": 1000})
-        assert eventually(lambda: other.get(f"/api/sessions/{session}").json()["status"] == "running")
+        runs = f"/api/sessions/{session}/runs"
+        assert eventually(lambda: other.get(runs).json()["runs"][0]["status"] == "running")  # it is on record
         killed = cluster.pid(0)
         cluster.kill(0)
         answer = lost.result(EFFECTIVE_SECONDS)

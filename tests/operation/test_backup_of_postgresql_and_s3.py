@@ -177,7 +177,7 @@ def test_nothing_is_swept_from_a_bucket_while_a_backup_reads(
         killed.__enter__()  # and it never ends
         with pytest.raises(BlockingIOError):
             blobs.sweep(set(), time.time() + 3600)
-        monkeypatch.setattr("era.store.s3_blobs._HOLD_SECONDS", -3600.0)
+        monkeypatch.setattr("era.store.s3_holds._HOLD_SECONDS", -3600.0)
         assert blobs.sweep(set(), 0.0) == 0
         assert [name for name in backed.s3.names("backed", tmp_path.name) if name.startswith("held")] == []
 

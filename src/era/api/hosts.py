@@ -27,7 +27,7 @@ async def list_hosts(context: UseContext) -> Response:
 
 
 async def state_of_this(context: Context) -> JsonObject:
-    """How this host is, as `StateAnswer`."""
+    """How this host is, as `HostState`."""
     reason = ""
     try:
         await context.readiness.check()

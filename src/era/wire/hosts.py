@@ -10,7 +10,7 @@ from era.core.homes import HostRecord
 from era.core.models import JsonObject, timestamp
 
 
-class StateAnswer(BaseModel):
+class HostState(BaseModel):
     """What a host says of itself."""
 
     version: str
@@ -22,7 +22,7 @@ class StateAnswer(BaseModel):
     moved_away: int = Field(description="Sessions that have moved to hosts with more room since this one was started.")
 
 
-class HostAnswer(BaseModel):
+class ClusterHost(BaseModel):
     id: str
     url: str = Field(description="Where other hosts reach it; empty as long as it doesn't listen.")
     status: Literal["ready", "not_ready", "silent", "dead"] = Field(
@@ -32,16 +32,16 @@ class HostAnswer(BaseModel):
     sessions: int = Field(description="How many are at home there.")
     started_at: str
     heartbeat_at: str = Field(description="The last one, by the database's clock.")
-    state: StateAnswer | None = Field(description="What it says of itself; null if it doesn't answer.")
+    state: HostState | None = Field(description="What it says of itself; null if it doesn't answer.")
 
 
 class HostsAnswer(BaseModel):
-    hosts: list[HostAnswer] = Field(description="In the order in which they were started.")
+    hosts: list[ClusterHost] = Field(description="In the order in which they were started.")
     this: str | None = Field(description="The id of the host that answered; null outside of a cluster.")
 
 
 def host_answer(record: HostRecord, state: JsonObject | None) -> dict[str, Any]:
-    """A host and what it said of itself, if it did, as `HostAnswer`."""
+    """A host and what it said of itself, if it did, as `ClusterHost`."""
     if record.dead:
         status, state = "dead", None
     elif state is None:

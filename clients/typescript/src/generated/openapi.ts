@@ -1955,6 +1955,41 @@ export interface components {
             /** Deleted */
             deleted: number;
         };
+        /** ClusterHost */
+        ClusterHost: {
+            /** Id */
+            id: string;
+            /**
+             * Url
+             * @description Where other hosts reach it; empty as long as it doesn't listen.
+             */
+            url: string;
+            /**
+             * Status
+             * @description `silent`: it has a lease, and doesn't answer. `dead`: its lease was over, or it was stopped.
+             * @enum {string}
+             */
+            status: "ready" | "not_ready" | "silent" | "dead";
+            /**
+             * Leader
+             * @description Whether it does what is done once in the cluster.
+             */
+            leader: boolean;
+            /**
+             * Sessions
+             * @description How many are at home there.
+             */
+            sessions: number;
+            /** Started At */
+            started_at: string;
+            /**
+             * Heartbeat At
+             * @description The last one, by the database's clock.
+             */
+            heartbeat_at: string;
+            /** @description What it says of itself; null if it doesn't answer. */
+            state: components["schemas"]["HostState"] | null;
+        };
         /** CodeAnswer */
         CodeAnswer: {
             /** Code */
@@ -2853,13 +2888,74 @@ export interface components {
                 [key: string]: number;
             };
         };
+        /** HostAnswer */
+        HostAnswer: {
+            /**
+             * Url
+             * @description By which anybody may call the session.
+             */
+            url: string;
+            /** Base Url */
+            base_url: string;
+            /** Session Id */
+            session_id: string;
+            /** Port */
+            port: number;
+            /**
+             * Label
+             * @description Of the session's site, in its host name behind the port.
+             */
+            label: string;
+            /**
+             * Site Url
+             * @description The same under a host name of the session's own, as a site of its own.
+             */
+            site_url: string;
+        };
+        /**
+         * HostState
+         * @description What a host says of itself.
+         */
+        HostState: {
+            /** Version */
+            version: string;
+            /**
+             * Ready
+             * @description Whether it can take runs.
+             */
+            ready: boolean;
+            /**
+             * Reason
+             * @description Why it can't.
+             */
+            reason: string | null;
+            /**
+             * Sandboxes
+             * @description How many there are, by use: as in `GET /health`.
+             */
+            sandboxes: {
+                [key: string]: number;
+            };
+            /** Live Sessions */
+            live_sessions: number;
+            /**
+             * Processes
+             * @description Those of live sessions.
+             */
+            processes: number;
+            /**
+             * Moved Away
+             * @description Sessions that have moved to hosts with more room since this one was started.
+             */
+            moved_away: number;
+        };
         /** HostsAnswer */
         HostsAnswer: {
             /**
              * Hosts
              * @description In the order in which they were started.
              */
-            hosts: components["schemas"]["era__wire__hosts__HostAnswer"][];
+            hosts: components["schemas"]["ClusterHost"][];
             /**
              * This
              * @description The id of the host that answered; null outside of a cluster.
@@ -3878,7 +3974,7 @@ export interface components {
             stdout_truncated: boolean;
             /** Stderr Truncated */
             stderr_truncated: boolean;
-            state: components["schemas"]["era__wire__runs__StateAnswer"];
+            state: components["schemas"]["StateAnswer"];
             /** Artifacts */
             artifacts: components["schemas"]["ArtifactAnswer"][];
             /** Artifacts More */
@@ -4637,117 +4733,6 @@ export interface components {
             webhooks: components["schemas"]["WebhookAnswer"][];
             /** Count */
             count: number;
-        };
-        /** HostAnswer */
-        era__wire__hosts__HostAnswer: {
-            /** Id */
-            id: string;
-            /**
-             * Url
-             * @description Where other hosts reach it; empty as long as it doesn't listen.
-             */
-            url: string;
-            /**
-             * Status
-             * @description `silent`: it has a lease, and doesn't answer. `dead`: its lease was over, or it was stopped.
-             * @enum {string}
-             */
-            status: "ready" | "not_ready" | "silent" | "dead";
-            /**
-             * Leader
-             * @description Whether it does what is done once in the cluster.
-             */
-            leader: boolean;
-            /**
-             * Sessions
-             * @description How many are at home there.
-             */
-            sessions: number;
-            /** Started At */
-            started_at: string;
-            /**
-             * Heartbeat At
-             * @description The last one, by the database's clock.
-             */
-            heartbeat_at: string;
-            /** @description What it says of itself; null if it doesn't answer. */
-            state: components["schemas"]["era__wire__hosts__StateAnswer"] | null;
-        };
-        /**
-         * StateAnswer
-         * @description What a host says of itself.
-         */
-        era__wire__hosts__StateAnswer: {
-            /** Version */
-            version: string;
-            /**
-             * Ready
-             * @description Whether it can take runs.
-             */
-            ready: boolean;
-            /**
-             * Reason
-             * @description Why it can't.
-             */
-            reason: string | null;
-            /**
-             * Sandboxes
-             * @description How many there are, by use: as in `GET /health`.
-             */
-            sandboxes: {
-                [key: string]: number;
-            };
-            /** Live Sessions */
-            live_sessions: number;
-            /**
-             * Processes
-             * @description Those of live sessions.
-             */
-            processes: number;
-            /**
-             * Moved Away
-             * @description Sessions that have moved to hosts with more room since this one was started.
-             */
-            moved_away: number;
-        };
-        /** StateAnswer */
-        era__wire__runs__StateAnswer: {
-            /** Version */
-            version: number;
-            /** Committed */
-            committed: boolean;
-            /** Reason */
-            reason: string | null;
-            /**
-             * Versions Dropped
-             * @description How many old versions the commit dropped to keep the history within its bound. Left out if none.
-             * @default 0
-             */
-            versions_dropped?: number;
-        };
-        /** HostAnswer */
-        era__wire__sessions__HostAnswer: {
-            /**
-             * Url
-             * @description By which anybody may call the session.
-             */
-            url: string;
-            /** Base Url */
-            base_url: string;
-            /** Session Id */
-            session_id: string;
-            /** Port */
-            port: number;
-            /**
-             * Label
-             * @description Of the session's site, in its host name behind the port.
-             */
-            label: string;
-            /**
-             * Site Url
-             * @description The same under a host name of the session's own, as a site of its own.
-             */
-            site_url: string;
         };
     };
     responses: never;
@@ -6561,7 +6546,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["era__wire__sessions__HostAnswer"];
+                    "application/json": components["schemas"]["HostAnswer"];
                 };
             };
         };
