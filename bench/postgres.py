@@ -19,7 +19,7 @@ def _server(arena: Arena) -> Postgres:
     assert found is not None
     directory = directory_of_server(DISK)
     arena.closers.callback(shutil.rmtree, directory)
-    made = Postgres(found, directory, options={"max_connections": "200"})
+    made = Postgres(found, directory, options={"max_connections": "200", "max_pred_locks_per_transaction": "512"})
     made.start()
     arena.closers.callback(made.stop)
     return made

@@ -30,6 +30,7 @@ _OPTIONS = {
     "full_page_writes": "off",
     "shared_buffers": "16MB",
     "max_connections": "60",
+    "max_pred_locks_per_transaction": "512",
     "autovacuum": "off",
     "log_min_messages": "warning",
 }
@@ -64,9 +65,9 @@ class Postgres:
             with (directory / "data" / "pg_hba.conf").open("a") as known:
                 known.write("host all all samenet trust\n")
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        self._server.start(self._options, self._answers, self._there)
+    def start(self, **options: str) -> None:
+        """Start it, with these besides its own options, and wait until it answers."""
+        self._server.start({**self._options, **options}, self._answers, self._there)
 
     def _answers(self) -> bool:
         try:
@@ -78,6 +79,11 @@ class Postgres:
     def stop(self, number: int = signal.SIGINT) -> None:
         """End it: SIGINT cuts connections off, SIGQUIT crashes it."""
         self._server.stop(number)
+
+    @property
+    def said(self) -> str:
+        """What its log has."""
+        return (self.socket / "log").read_text()
 
     @property
     def pid(self) -> int:

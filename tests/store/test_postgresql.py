@@ -6,14 +6,18 @@ import asyncio
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
 from era.core.homes import Host
+from era.core.metadata import SessionChange
 from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs
 from era.core.usage import Use
 from era.errors import BadRequest, CommitFailed, Conflict, NotReady
@@ -228,6 +232,29 @@ async def test_a_transaction_that_others_get_in_the_way_of_again_and_again(postg
         assert len(connections) == 16
         assert len(set(connections)) == 1
         assert (await one.session(mine("a"))).default_timeout == 16
+
+
+async def test_writes_wait_while_there_is_no_room_for_predicate_locks(
+    restarted: Postgres, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL keeps those of all transactions that are beside one that is open for long."""
+    restarted.stop()
+    restarted.start(max_connections="12", max_pred_locks_per_transaction="10")
+    async with opened(postgres_url) as store:
+        assert "few predicate locks (max_pred_locks_per_transaction is 10)" in caplog.text
+        with closing(psycopg.connect(postgres_url)) as long:
+            long.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+            long.execute("UPDATE leader SET host_id = 'x'")
+            open_until = time.monotonic() + 5
+            threading.Timer(5, long.close).start()
+            number = 0
+            while time.monotonic() < open_until:
+                number += 1
+                run = f"r{number}"
+                await store.create_session(new(f"s{number}"))
+                await store.begin_run(mine(f"s{number}"), run)
+                await store.change_session(mine(f"s{number}"), SessionChange(default_timeout=1.0))
+    assert "out of shared memory" in restarted.said
 
 
 async def test_hosts_count_an_owners_usage_beside_each_other(postgres_url: str) -> None:

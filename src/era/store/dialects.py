@@ -38,6 +38,8 @@ from era.errors import NotReady
 OWNERSHIP_SECONDS = 5.0
 """For which a writer waits for one before it to let the database go: the server may not know yet that that is gone."""
 
+_log = logging.getLogger(__name__)
+
 _SQLITE_READERS = 2
 _POSTGRESQL_READERS = 4
 _OLDEST_POSTGRESQL = 130000
@@ -47,7 +49,11 @@ _TURN_SECONDS = 3
 _TAKEN = "55P03"
 _GONE_CLASSES = ("08", "57P")
 _GONE = ("25006", "53300")  # a standby that can't be written to, no more connections
-_UNDONE = ("40001", "40P01")
+_UNDONE = ("40001", "40P01", "53200")  # the last: no room for the locks by which others would be found out
+_PREDICATE_LOCKS = 512
+"""`max_pred_locks_per_transaction` below which a server is told about it. A run's transactions take some 20 each, and
+PostgreSQL keeps those of all that ended after the oldest one that is still open began."""
+
 _TO_BEGIN = "to_begin"
 """Where a connection's `info` has the BEGIN that goes to PostgreSQL with the transaction's first statement."""
 
@@ -286,6 +292,7 @@ def check_server(engine: Engine) -> None:
         with engine.begin() as connection:
             version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
             encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+            locks = int(connection.exec_driver_sql("SHOW max_pred_locks_per_transaction").scalar_one())
             may_create = connection.exec_driver_sql(
                 "SELECT has_schema_privilege(current_schema(), 'CREATE') AND NOT pg_is_in_recovery()"
             ).scalar_one()
@@ -301,6 +308,13 @@ def check_server(engine: Engine) -> None:
         raise NotReady(f"{place} has the encoding {encoding}: make one with CREATE DATABASE … ENCODING 'UTF8'.")
     if not may_create:
         raise NotReady(f"{place} can't be written to by its user: name the primary, or GRANT CREATE ON SCHEMA public.")
+    if locks < _PREDICATE_LOCKS:
+        _log.warning(
+            "PostgreSQL has room for few predicate locks (max_pred_locks_per_transaction is %d), so many writes at a "
+            "time may have to wait for each other: set it to %d or more",
+            locks,
+            _PREDICATE_LOCKS,
+        )
 
 
 def begin_migration(connection: Connection) -> None:

@@ -129,7 +129,7 @@ class PostgreSQL:
         self._directory = directory
         self._server = Server(found, directory / "data", directory / "log")
         self._options = {"listen_addresses": LOOPBACK, "unix_socket_directories": ""}
-        self._options["max_connections"] = str(40 + 25 * hosts)
+        self._options |= {"max_connections": str(40 + 25 * hosts), "max_pred_locks_per_transaction": "512"}
 
     @property
     def has_ended(self) -> bool:
