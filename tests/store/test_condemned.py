@@ -129,7 +129,7 @@ async def test_what_is_put_while_it_is_condemned_stays(join: Join, monkeypatch: 
     def begin_late(*arguments: object) -> object:
         loop.call_soon_threadsafe(found.set)
         asyncio.run_coroutine_threadsafe(b.put(b"content"), loop).result()
-        return begin(*arguments)  # type: ignore[arg-type]
+        return begin(*arguments)  # type: ignore[arg-type]  # whatever it is given
 
     monkeypatch.setattr(a.condemned, "begin_removal", begin_late)
     assert await a.sweep() == 0
@@ -146,7 +146,7 @@ async def test_what_is_put_before_it_is_condemned_is_found_young(join: Join, mon
 
     def condemn_late(*arguments: object) -> object:
         asyncio.run_coroutine_threadsafe(b.put(b"content"), loop).result()
-        return condemn(*arguments)  # type: ignore[arg-type]
+        return condemn(*arguments)  # type: ignore[arg-type]  # whatever it is given
 
     monkeypatch.setattr(a.condemned, "condemn", condemn_late)
     assert await a.sweep(older_than=old) == 0
@@ -329,12 +329,12 @@ async def test_a_setup_keeps_the_package_set_that_it_found(join: Join) -> None:
     (digest,) = await a.put(b"packages")
     session = await b.store.create_session(new("s", setup="{}"))
     await b.homes.take(session.key)
-    run = await asyncio.to_thread(a.condemned.begin_collection)
-    await asyncio.to_thread(a.condemned.condemn, run, [digest])
+    collection = await asyncio.to_thread(a.condemned.begin_collection)
+    await asyncio.to_thread(a.condemned.condemn, collection, [digest])
     job = SetupJob(session.key, mine("s"), "{}", None)
     assert await b.store.end_setup(job, status="completed", result="{}", package_set=digest)
-    assert (await asyncio.to_thread(a.condemned.begin_removal, run, [digest], 9.0))[0] == []
-    assert await asyncio.to_thread(a.condemned.condemn, run, [digest]) == [], "named since that collection began"
+    assert (await asyncio.to_thread(a.condemned.begin_removal, collection, [digest], 9.0))[0] == []
+    assert await asyncio.to_thread(a.condemned.condemn, collection, [digest]) == [], "named since that collection began"
 
 
 async def test_a_dead_host_names_nothing_any_more(join: Join, url: str) -> None:

@@ -75,17 +75,18 @@ _OVERDUE = exists().where(~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us
 _DEAD_HOMES = homes.c.host_id.not_in(select(hosts.c.id).where(~hosts.c.dead)) & (homes.c.host_id != _NOBODY)
 
 
-class Run(NamedTuple):
-    """A collection of garbage."""
+class GarbageCollection(NamedTuple):
+    """One collection of garbage, by which rows say who has condemned content."""
 
     id: str
     began: int
-    """By the database's clock."""
+    """In microseconds since 1970, by the database's clock."""
 
 
 class Condemned:
-    """The rows, for the threads on which content is put and removed. Its methods block, but for those of the loop on
-    which it was made; they raise OSError where the database fails."""
+    """The rows of condemned content, for the threads on which content is put and removed: methods block, and are not to
+    be called on the loop on which this was made. They raise OSError where the database fails. Times are in microseconds
+    since 1970."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -94,7 +95,7 @@ class Condemned:
         self._known, self._read_at = 0, float("-inf")
 
     def now(self) -> int:
-        """A time by the database's clock that is past, and was lately."""
+        """A time by the database's clock: half a minute ago at most, and never later than now."""
         with self._lock:
             if time.monotonic() - self._read_at < _MOST_STALE_SECONDS:
                 return self._known
@@ -108,7 +109,7 @@ class Condemned:
         return found, now
 
     def spare(self, digests: Collection[str], keep: Collection[str] = ()) -> tuple[Mapping[str, int], int]:
-        """`find` for all of these; none of them is condemned any more, and none of `keep` will be for a while."""
+        """Condemn none of these any more, and none of `keep` for some hours; what `find` says of all of them."""
 
         def job(connection: Connection) -> tuple[Mapping[str, int], int]:
             _keep(connection, keep)
@@ -119,41 +120,42 @@ class Condemned:
 
         return self._write(job)
 
-    def begin_collection(self) -> Run:
-        """A new collection. What others had condemned isn't any more."""
+    def begin_collection(self) -> GarbageCollection:
+        """Begin a collection. What others had condemned isn't any more."""
 
-        def job(connection: Connection) -> Run:
+        def job(connection: Connection) -> GarbageCollection:
             now: int = connection.execute(_NOW).scalar_one()
             connection.execute(update(condemned).where(_c.collection.is_not(None)).values(collection=None))
             connection.execute(_FORGET, {"since": now - _REMEMBERED_US})
-            return Run(secrets.token_hex(16), now)
+            return GarbageCollection(secrets.token_hex(16), now)
 
         return self._write(job)
 
-    def condemn(self, run: Run, digests: Sequence[str]) -> Sequence[str]:
-        """Those of up to a thousand digests that are condemned now, by this collection: all that nobody is removing or
-        keeping."""
+    def condemn(self, collection: GarbageCollection, digests: Sequence[str]) -> Sequence[str]:
+        """Condemn up to a thousand digests, but for those that somebody is removing or keeping; which are condemned."""
 
         def job(connection: Connection) -> Sequence[str]:
             insert_if_absent(connection, condemned, [_row(digest) for digest in digests])
-            connection.execute(_CONDEMN, {"digests": digests, "of": run.id, "began": run.began})
-            return list(connection.execute(_CONDEMNED, {"digests": digests, "of": run.id}).scalars())
+            connection.execute(_CONDEMN, {"digests": digests, "of": collection.id, "began": collection.began})
+            return list(connection.execute(_CONDEMNED, {"digests": digests, "of": collection.id}).scalars())
 
         return self._write(job)
 
-    def begin_removal(self, run: Run, digests: Sequence[str], seconds: float) -> tuple[Sequence[str], int]:
-        """Those of the digests that are still condemned, which may be deleted for so many seconds from now on; and when
-        these are over."""
+    def begin_removal(
+        self, collection: GarbageCollection, digests: Sequence[str], seconds: float
+    ) -> tuple[Sequence[str], int]:
+        """Begin to remove those of the digests that are still condemned; which these are, and until when they may be
+        deleted, which is so many seconds from now."""
 
         def job(connection: Connection) -> tuple[Sequence[str], int]:
             until: int = connection.execute(_NOW).scalar_one() + int(seconds * 1e6)
-            values = {"digests": digests, "of": run.id, "until": until}
+            values = {"digests": digests, "of": collection.id, "until": until}
             return list(connection.execute(_BEGIN, values).scalars()), until
 
         return self._write(job)
 
     def end_removal(self, digests: Sequence[str], until: int) -> None:
-        """These are deleted, and no request to delete them is under way any more."""
+        """Note that these are deleted, and that no request to delete them is under way any more."""
 
         def job(connection: Connection) -> None:
             connection.execute(_END, {"digests": digests, "until": until})

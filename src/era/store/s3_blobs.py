@@ -315,8 +315,8 @@ class S3Blobs:
         return sum(digest in old[digest] for digest in removable)
 
     def _protect(self, digest: str) -> _Upload | None:
-        """Protect content from sweeps from now on, after waiting for one that is removing it. The upload of it that was
-        so lately that it needn't be uploaded again."""
+        """Protect content from sweeps from now on, after waiting for one that is removing it. Returns its last upload
+        where that was so lately that there needn't be another."""
         with self._changed:
             while (left := self._removing.get(digest, 0.0) - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
@@ -327,7 +327,7 @@ class S3Blobs:
 
     def _put(self, digest: str, content: bytes) -> None:
         """Upload content as one object, and add it to the cache. Raises OSError."""
-        begun = self._upload()
+        begun = self._begin_upload()
         self._bucket.put(digest, content)
         self._note_upload(digest, begun)
         with suppress(OSError), self._cache.incoming() as new:  # A full cache disk is no reason to fail.
@@ -337,7 +337,7 @@ class S3Blobs:
     def _put_parts(self, digest: str, parts: Iterable[bytes]) -> None:
         """Upload content in parts, from the batch's own thread, which waits for them. Raises OSError, also where the
         parts don't have the digest."""
-        begun = self._upload()
+        begun = self._begin_upload()
         hasher = hashlib.sha256()
         uploads: list[Future[None]] = []
         try:
@@ -366,15 +366,15 @@ class S3Blobs:
         with open(cached, "rb") as file:
             self._put(digest, file.read())
 
-    def _upload(self) -> _Upload:
-        """An upload that begins now."""
+    def _begin_upload(self) -> _Upload:
+        """The note of an upload that begins now."""
         return _Upload(time.time(), 0 if self._condemned is None else self._condemned.now())
 
     def _note_upload(self, digest: str, begun: _Upload) -> None:
         with self._changed:
             self._uploaded[digest] = begun
             if self._condemned is not None and time.time() - self._forgotten_at > _FRESH_SECONDS:
-                # No sweep in this process may ever do it.
+                # A sweep does it, too, but another host may do all of them.
                 self._forgotten_at = time.time()
                 self._forget(self._forgotten_at - _FRESH_SECONDS)
 
@@ -464,7 +464,7 @@ class S3Batch:
         if digest in self._put_at:
             return True
         upload = self._store._protect(digest)
-        self._put_at[digest] = (upload or self._store._upload()).database_at
+        self._put_at[digest] = (upload or self._store._begin_upload()).database_at
         self._written += upload is None
         return upload is not None
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import parse_qsl, urlsplit
@@ -119,7 +120,7 @@ class Bucket:
                 "retry_timeout": timedelta(seconds=patience.silence),
                 "backoff": {"init_backoff": timedelta(seconds=patience.pause / 3)},
             },
-            **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]
+            **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]  # a dict
         )
 
     def put(self, name: str, content: bytes) -> None:
@@ -163,19 +164,25 @@ class Bucket:
             self.patiently(lambda: obstore.delete(self._store, names))
 
     def signed_removals(self, names: Sequence[str], seconds: float) -> Sequence[Callable[[], None]]:
-        """For each object what deletes it, which the server refuses once so many seconds are over, by its clock and
-        ours. So a process that is paused meanwhile deletes nothing afterwards."""
+        """Functions that delete these objects, one each, by requests that are signed now. The server refuses them once
+        so many seconds are over, by its clock and ours: so a process that is paused meanwhile deletes nothing
+        afterwards."""
         urls = obstore.sign(self._store, "DELETE", names, timedelta(seconds=seconds)) if names else []
-        return [lambda url=url: self.patiently(lambda: _delete(url, self._patience.silence)) for url in urls]  # type: ignore[misc]
+        return [partial(self._delete_signed, url) for url in urls]
+
+    def _delete_signed(self, url: str) -> None:
+        self.patiently(lambda: _delete(url, self._patience.silence))
 
     def seconds_ahead(self, name: str) -> float:
-        """By how many seconds the server's clock is ahead of ours, or less. `NAME/…` is for objects of this purpose."""
+        """By how many seconds the server's clock is ahead of ours, or a little less: it dates an object `NAME/…` that
+        is put for that."""
         own = f"{name}/{secrets.token_hex(8)}"
         self.put(own, b"")
         now, modified = time.time(), {each.name: each.modified for each in self.below(name)}
         if own not in modified:
             raise _failure("the blob store lost what was just put")
-        self.delete([each for each, at in modified.items() if each == own or at < modified[own] - 3600])  # of the dead
+        # Old ones are of processes that were killed.
+        self.delete([each for each, at in modified.items() if each == own or at < modified[own] - 3600])
         return modified[own] - now
 
     def patiently[T](self, job: Callable[[], T]) -> T:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import batched
 
-from era.store.condemned import LONG_AGO_US, RELY_US, Condemned, Run
+from era.store.condemned import LONG_AGO_US, RELY_US, Condemned, GarbageCollection
 from era.store.s3_client import Bucket, Listed
 
 _AT_ONCE = 200
@@ -74,16 +74,16 @@ class Collection:
         if abs(ahead) > _APART_SECONDS:
             raise OSError(errno.ETIME, f"the clocks of this host and the bucket are {abs(ahead):.0f} seconds apart")
         older_than += ahead
-        run = self._condemned.begin_collection()
+        collection = self._condemned.begin_collection()
         removed, after = 0, ""
         while page := self._bucket.page(after):
             go_on()
             if old := self._old(page, keep, older_than):
-                condemned = self._condemned.condemn(run, sorted(old))
+                condemned = self._condemned.condemn(collection, sorted(old))
                 # What was put meanwhile is young now; whoever puts it from here on sees that it is condemned.
                 still = self._old(self._bucket.page(after), keep, older_than)
                 for some in batched([digest for digest in condemned if digest in still], _AT_ONCE):
-                    removed += self._remove(run, {digest: still[digest] for digest in some})
+                    removed += self._remove(collection, {digest: still[digest] for digest in some})
             after = page[-1].name
         return removed
 
@@ -97,12 +97,12 @@ class Collection:
                 old.setdefault(digest, []).append(name)
         return old
 
-    def _remove(self, run: Run, names: Mapping[str, Sequence[str]]) -> int:
+    def _remove(self, collection: GarbageCollection, names: Mapping[str, Sequence[str]]) -> int:
         """Delete the objects of content that is still condemned; how many blobs."""
         removals = {
             digest: self._bucket.signed_removals(objects, _SIGNED_SECONDS) for digest, objects in names.items()
         }  # before the time begins in which they may be used
-        condemned, until = self._condemned.begin_removal(run, list(names), _REMOVAL_SECONDS)
+        condemned, until = self._condemned.begin_removal(collection, list(names), _REMOVAL_SECONDS)
         for _ in self._threads.map(
             lambda remove: remove(), [each for digest in condemned for each in removals[digest]]
         ):
