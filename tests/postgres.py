@@ -46,12 +46,12 @@ class Postgres:
         directory: Path,
         *,
         address: str = "",
-        there: Sequence[str] = (),
+        prefix: Sequence[str] = (),
         options: Mapping[str, str] = _OPTIONS,
     ) -> None:
-        """It listens at this address, too, where one is named. `there` is what its command begins with."""
+        """It listens at this address, too, where one is named. `prefix` is put before its command."""
         self._options = {**options, "listen_addresses": address, "unix_socket_directories": str(directory)}
-        self._there = there
+        self._prefix = prefix
         self._server = Server(commands, directory / "data", directory / "log")
         self.socket = directory
         self._has_template = False
@@ -67,7 +67,7 @@ class Postgres:
 
     def start(self, **options: str) -> None:
         """Start it, with these besides its own options, and wait until it answers."""
-        self._server.start({**self._options, **options}, self._answers, self._there)
+        self._server.start({**self._options, **options}, self._answers, self._prefix)
 
     def _answers(self) -> bool:
         try:

@@ -107,7 +107,8 @@ ONLY_WHEN_CALLED = {
         "settings",
     },
 }
-"""Imports allowed only inside functions, so that commands that don't serve start fast and need no server library."""
+"""Imports allowed only inside functions, or for type checkers, so that commands that don't serve start fast and need no
+server library."""
 
 
 def questions() -> dict[str, str]:
@@ -146,7 +147,7 @@ class Import:
     line: int
     relative: bool
     at_once: bool
-    """It is loaded as soon as the importing file is, not only when a function is called."""
+    """It is loaded as soon as the importing file is, not only when a function is called, or for type checkers."""
 
 
 def is_folder(module: str) -> bool:
@@ -167,7 +168,9 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[I
             below = [f"{base}.{alias.name}" for alias in node.names]
             names = below if base == "era" else sorted({name if is_folder(name) else base for name in below})
             yield from (Import(name, node.lineno, node.level > 0, at_once) for name in names)
-        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
         for child in ast.iter_child_nodes(node):
             yield from visit(child, at_once and not later)
 
@@ -275,6 +278,7 @@ def test_rules_bite(module: str, source: str) -> None:
         ("era.api.http", "import fastapi\nfrom era.wire.runs import RunBody\nfrom era.settings import Settings"),
         ("era.app", "import era.store, era.drivers, era.network, era.api"),
         ("era.client.cli", "import argparse\ndef serve():\n    from era.app import serve"),
+        ("era.client.cli", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from era.app import serve"),
     ],
 )
 def test_rules_let_pass(module: str, source: str) -> None:

@@ -55,7 +55,7 @@ _NONE = Impairment()
 
 
 class Network:
-    """Places that reach each other. `close` when done."""
+    """Nodes that reach each other. `close` when done."""
 
     def __init__(self, seed: int = 0) -> None:
         self._chance = random.Random(seed)

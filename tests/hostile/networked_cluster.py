@@ -292,7 +292,7 @@ def networked_cluster(
         stack.enter_context(inside(clients))
         pg_directory = directory_of_server()
         stack.callback(shutil.rmtree, pg_directory)
-        postgres = Postgres(found, pg_directory, address=database_node.address, there=database_node.command())
+        postgres = Postgres(found, pg_directory, address=database_node.address, prefix=database_node.command())
         postgres.start()
         stack.callback(postgres.stop)
         database = postgres.make_database(empty=True)

@@ -51,17 +51,17 @@ class S3:
 class Radosgw(S3):
     """The server itself, which a test may kill and start again."""
 
-    def __init__(self, directory: Path, address: str = "127.0.0.1", there: Sequence[str] = ()) -> None:
-        """It is to run on a free port of this address. `there` is what its command begins with."""
+    def __init__(self, directory: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
+        """It is to run on a free port of this address. `prefix` is put before its command."""
         self._server = Server(directory / "data", directory / "out")
         self._server.initialise(f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
         self._place = address, free_port()
         super().__init__("http://{}:{}".format(*self._place))
-        self._there = there
+        self._prefix = prefix
 
     def start(self) -> None:
         """Start it, and wait until it answers. It ends with this process, however that ends."""
-        self._server.start(*self._place, self._there)
+        self._server.start(*self._place, self._prefix)
 
     def kill(self) -> None:
         self._server.stop()

@@ -15,16 +15,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.serve import server_extra
 from era.errors import NotReady
 
+if TYPE_CHECKING:
+    from era.cluster.engines.trial import Engine
+
 _FILE = "cluster.json"
 _LOCK = "lock"
-"""Whose it is, its processes still are."""
+"""The file that is locked as long as a cluster of this directory runs, or is just being started or stopped."""
 
 _ENGINES = ("postgresql", "s3", "ray")
 _START_SECONDS = 120.0
@@ -96,9 +99,9 @@ def up(named: Any) -> int:
         raise Failure(f"A cluster runs in {directory} already, by process {running['pid']}: era cluster down.")
     check(directory, wanted, os.environ)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _locked(directory):
+    if not _take_lock(directory):
         raise Failure(f"A cluster in {directory} is just being started or stopped.")
-    return _guarded(lambda pid: _run(named, directory, wanted, pid))
+    return _in_child(lambda pid: _run(named, directory, wanted, pid))
 
 
 def _run(named: Any, directory: Path, wanted: set[str], pid: int) -> int:
@@ -114,9 +117,9 @@ def _run(named: Any, directory: Path, wanted: set[str], pid: int) -> int:
     return _Cluster(directory, hosts, wanted, pid).run()
 
 
-def _guarded(run: Callable[[int], int]) -> int:
-    """Do it in a child, which is told to end when this process ends, also if that is killed: then there is somebody who
-    stops hosts and engines one after the other. `run` is told this process's id. The exit code."""
+def _in_child(run: Callable[[int], int]) -> int:
+    """Call `run` with this process's id, in a child; the exit code that it returns. The child is told to end when this
+    process ends, also if that is killed: so there is still somebody who stops hosts and engines one after the other."""
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -139,7 +142,7 @@ def down(named: Any) -> int:
     with suppress(ProcessLookupError):
         os.kill(running["pid"], signal.SIGTERM)
     until = time.monotonic() + _DOWN_SECONDS
-    while not _locked(named.dir.resolve()):
+    while not _take_lock(named.dir.resolve()):
         if time.monotonic() > until:
             raise Failure(f"Process {running['pid']} has not stopped its hosts in {_DOWN_SECONDS:g} seconds.")
         time.sleep(_LOOK_SECONDS)
@@ -275,7 +278,7 @@ class _Cluster:
 
     def run(self) -> int:
         """Start all and watch over it until a signal comes; the exit code."""
-        started: list[_Engine] = []
+        started: list[Engine] = []
         try:
             self._on_signals(self._break_off)
             with suppress(_Stopped):
@@ -310,7 +313,7 @@ class _Cluster:
         self._on_signals(self._stop)  # Ctrl-C is two signals: the terminal's, and that of the process above
         raise _Stopped
 
-    def _start_engine(self, engine: _Engine) -> None:
+    def _start_engine(self, engine: Engine) -> None:
         where = engine.start()
         self._environment.update(engine.settings())
         print(f"{engine.name}   {where}", flush=True)
@@ -360,21 +363,6 @@ class _Cluster:
         draft.replace(self._directory / _FILE)
 
 
-class _Engine(Protocol):
-    """As era.cluster.engines.trial has them, which isn't loaded before it is needed."""
-
-    name: str
-
-    @property
-    def has_ended(self) -> bool: ...
-
-    def start(self) -> str: ...
-
-    def settings(self) -> dict[str, str]: ...
-
-    def stop(self) -> None: ...
-
-
 class _Stopped(BaseException):
     """A signal came while engines were started."""
 
@@ -388,8 +376,8 @@ def _secret(file: Path) -> str:
     return file.read_text()
 
 
-def _locked(directory: Path) -> bool:
-    """Have the directory's lock until this process and its children end, unless somebody has it."""
+def _take_lock(directory: Path) -> bool:
+    """Take the directory's lock, until this process and its forks end; False where another process has it."""
     lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -41,7 +41,7 @@ def ordinary_user() -> pwd.struct_passwd:
 
 
 def _as_ordinary_user() -> list[str]:
-    """What setpriv is told."""
+    """Options of setpriv by which the server is an ordinary user's; none where this process is one's."""
     if os.geteuid() != 0:
         return []
     user = ordinary_user()
@@ -94,7 +94,7 @@ class Server:
             raise NotReady(f"PostgreSQL's data can't be made: {' '.join(done.stderr.split())}")
         draft.rename(self._data)
 
-    def start(self, options: Mapping[str, str], answers: Callable[[], bool], there: Sequence[str] = ()) -> None:
+    def start(self, options: Mapping[str, str], answers: Callable[[], bool], prefix: Sequence[str] = ()) -> None:
         """Start it, and wait until it answers. See ServerProcess."""
         opened = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -104,7 +104,7 @@ class Server:
                 answers,
                 START_SECONDS,
                 dies_by="QUIT",
-                there=there,
+                prefix=prefix,
                 user=_as_ordinary_user(),
                 pass_fds=(opened,),
             )
@@ -128,8 +128,12 @@ class PostgreSQL:
             raise NotReady(MISSING)
         self._directory = directory
         self._server = Server(found, directory / "data", directory / "log")
-        self._options = {"listen_addresses": LOOPBACK, "unix_socket_directories": ""}
-        self._options |= {"max_connections": str(40 + 25 * hosts), "max_pred_locks_per_transaction": "512"}
+        self._options = {
+            "listen_addresses": LOOPBACK,
+            "unix_socket_directories": "",
+            "max_connections": str(40 + 25 * hosts),
+            "max_pred_locks_per_transaction": "512",
+        }
 
     @property
     def has_ended(self) -> bool:

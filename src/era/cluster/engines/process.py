@@ -46,18 +46,19 @@ class ServerProcess:
         seconds: float,
         *,
         dies_by: str = "KILL",
-        there: Sequence[str] = (),
+        prefix: Sequence[str] = (),
         user: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
         """Start it, and wait until it answers.
 
-        It gets the signal `dies_by` when this process ends, however that ends. `there` is what the command begins with,
-        `user` what setpriv is told of the user whose process it is. Raises NotReady where it doesn't start.
+        It gets the signal `dies_by` when this process ends, however that ends. `prefix` is put before the command, as
+        `nsenter …` is, and `user` are options of setpriv that say whose process it is. Raises NotReady where it doesn't
+        start.
         """
         begin = self._log.stat().st_size if self._log.exists() else 0
-        parented = [*there, "setpriv", "--pdeathsig", dies_by, *user, *command]
+        parented = [*prefix, "setpriv", "--pdeathsig", dies_by, *user, *command]
         with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self._process = subprocess.Popen(
                 parented,
@@ -96,13 +97,15 @@ class ServerProcess:
 
 
 def listens(address: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
     with suppress(OSError), socket.create_connection((address, port), 1):
         return True
     return False
 
 
 def free_port() -> int:
-    """A port that nobody has, of those that the system gives to nobody who leaves the choice to it."""
+    """A port that nobody has now, below those that the system gives to whoever leaves the choice to it: so nobody is
+    likely to get it before it is used."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with suppress(OSError), socket.create_server((LOOPBACK, port)):

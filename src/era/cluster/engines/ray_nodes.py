@@ -25,7 +25,7 @@ services.get_node_ip_address = lambda address=None: {LOOPBACK!r}
 from ray.scripts.scripts import main
 main()
 """
-"""The command `ray`, which otherwise takes another address of the machine where it is told loopback."""
+"""The command `ray`, but for what it does with loopback as a node's address: it would take another of the machine's."""
 
 _STOP_SECONDS = 60.0
 _LONGEST = 40
@@ -82,7 +82,7 @@ class RayNodes:
 
     def settings(self) -> dict[str, str]:
         """Those of the driver, once it is started."""
-        # Drivers take loopback by the last one, which in spite of its name counts on Linux, too. Nodes refuse it.
+        # By the last one drivers take loopback. In spite of its name it counts on Linux, too. Nodes refuse it.
         return {**self._token(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
     def _token(self) -> dict[str, str]:

@@ -40,8 +40,8 @@ class Server:
         return self._process.has_ended
 
     def initialise(self, *options: str) -> tuple[str, str]:
-        """Make its data; the access key and the secret key of its user, who is made with these options. Should
-        radosgw-admin hang, which it does, it is begun with anew. Raises NotReady."""
+        """Make its data and a user, with these options of radosgw-admin; returns the user's access key and secret key.
+        Now and then radosgw-admin hangs: then it is killed, and all is begun anew. Raises NotReady."""
         for _ in range(_TRIES):
             shutil.rmtree(self._data, ignore_errors=True)
             self._data.mkdir(mode=0o700)
@@ -60,11 +60,11 @@ class Server:
                 return key["access_key"], key["secret_key"]
         raise NotReady(f"radosgw-admin hung {_TRIES} times.")
 
-    def start(self, address: str, port: int, there: Sequence[str] = ()) -> None:
+    def start(self, address: str, port: int, prefix: Sequence[str] = ()) -> None:
         """Start it, and wait until it answers. See ServerProcess."""
         command = ["radosgw", "-f", *self._options()]
         command.append(f"--rgw-frontends=beast endpoint={address}:{port} tcp_nodelay=1")
-        self._process.start(command, lambda: listens(address, port), START_SECONDS, there=there)
+        self._process.start(command, lambda: listens(address, port), START_SECONDS, prefix=prefix)
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         self._process.stop(number, START_SECONDS)
@@ -103,6 +103,7 @@ def make_bucket(bucket: S3Store) -> None:
 
 
 def blobs_url(bucket: str, prefix: str, endpoint: str) -> str:
+    """That bucket, as ERA_BLOBS names it."""
     return f"s3://{bucket}/{prefix}?endpoint={endpoint}&region={REGION}"
 
 
