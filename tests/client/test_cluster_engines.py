@@ -7,12 +7,14 @@ import os
 import signal
 from argparse import Namespace
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 import pytest
 
 from era.client import cluster as command
 from era.cluster.engines import postgresql, ray_nodes, s3
+from era.cluster.engines.process import ServerProcess
 from era.errors import NotReady
 from tests.client.command import era
 from tests.cluster import Cluster, running, start
@@ -100,6 +102,46 @@ def test_a_command_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         assert_nothing_left(before, below, directory / f"host-{number}")
     with running(directory, 2, "--postgresql") as cluster:
         run_through_each(cluster, count)
+
+
+def test_an_engine_is_started_again_until_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = ServerProcess("The engine", tmp_path / "log")
+    with pytest.raises(NotReady, match="The engine doesn't start"):
+        process.start(["false"], lambda: False, 60)
+    assert process.has_ended, "so it is started again"
+    with pytest.raises(NotReady):
+        process.start(["sleep", "600"], lambda: False, 0.1)
+    assert process.has_ended
+
+    class Engine:
+        """One that has ended, and starts at the third try."""
+
+        name = "s3"
+        has_ended = True
+        problems: ClassVar[list[Exception]] = [NotReady("Its port is taken."), OSError("Its disk is full.")]
+
+        def start(self) -> str:
+            if self.problems:
+                raise self.problems.pop(0)
+            self.has_ended = False
+            return "there"
+
+        def settings(self) -> dict[str, str]:
+            return {}
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(command, "_AGAIN_SECONDS", 0.0)
+    cluster = command._Cluster(tmp_path, [], set(), 0)
+    cluster._engines = [Engine()]
+    for _ in range(4):
+        cluster._watch()
+    said = capsys.readouterr()
+    again = "s3 has ended and is started anew\n"
+    assert said.err == f"{again}Its port is taken.\n{again}Its disk is full.\n{again}"
+    assert said.out == "s3   there\n"
 
 
 @pytest.mark.soak

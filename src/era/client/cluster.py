@@ -345,8 +345,8 @@ class _Cluster:
                 self._again_at = time.monotonic() + _AGAIN_SECONDS
                 try:
                     self._start_engine(engine)
-                except NotReady as error:
-                    print(error.message, file=sys.stderr, flush=True)
+                except (NotReady, OSError) as error:
+                    print(error, file=sys.stderr, flush=True)
         for host in self._hosts:
             if host.look() and host.may_start:
                 print(f"{host.name} has ended and is started anew", file=sys.stderr, flush=True)

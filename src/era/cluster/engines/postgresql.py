@@ -148,9 +148,12 @@ class PostgreSQL:
             options = ("-U", "era", "-A", "scram-sha-256", "--locale=C")
             self._server.initialise(*options, password=keys["password"])
         self._server.start({**self._options, "port": keys["port"]}, self._answers)
-        with closing(psycopg.connect(f"{self._url}postgres", autocommit=True)) as connection:
-            if connection.execute("SELECT 1 FROM pg_database WHERE datname = 'era'").fetchone() is None:
-                connection.execute("CREATE DATABASE era TEMPLATE template0")
+        try:
+            with closing(psycopg.connect(f"{self._url}postgres", autocommit=True)) as connection:
+                if connection.execute("SELECT 1 FROM pg_database WHERE datname = 'era'").fetchone() is None:
+                    connection.execute("CREATE DATABASE era TEMPLATE template0")
+        except psycopg.Error as error:
+            raise NotReady(f"PostgreSQL has no database for ERA: {' '.join(str(error).split())}") from error
         return f"{LOOPBACK}:{keys['port']}"
 
     def _answers(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import time
@@ -73,7 +72,8 @@ class ServerProcess:
         until = time.monotonic() + seconds
         while not answers():
             if self.has_ended or time.monotonic() > until:
-                self.stop(signal.SIGKILL)
+                self._process.kill()  # `has_ended` from here on, so it is started again where it is watched
+                self._process.wait()
                 raise NotReady(f"{self._name} doesn't start ({self._log}): {last_line(self._said(begin))}")
             time.sleep(_LOOK_SECONDS)
 
