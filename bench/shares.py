@@ -43,7 +43,7 @@ def _hosts(arena: Arena, count: int) -> Sequence[Arena]:
             "ERA_SHARED_DIR": str(place / "shared"),
             "ERA_CLUSTER_SECRET": "a secret of the hosts of a benchmark",
             "ERA_CGROUP_PARENT": group.path,
-            "ERA_LEASE_SECONDS": "15",  # so that one that has all to do that it can keeps its lease on a busy machine
+            "ERA_LEASE_SECONDS": "15",  # for hosts at their quota on a busy machine, whose heartbeats are late
             "ERA_SPARES": "0",
         }
         entered = "".join(f"echo 0 > {each}/cgroup.procs; " for each in group.directories)

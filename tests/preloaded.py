@@ -123,7 +123,7 @@ def _self_test_one_language() -> None:
         make(driver, *given, **more)
         driver.self_tested = ["python"]
 
-    BubblewrapDriver.__init__ = init  # type: ignore[method-assign, assignment]
+    BubblewrapDriver.__init__ = init  # type: ignore[method-assign, assignment]  # for all that are made
 
 
 def _answer(here: socket.socket) -> None:

@@ -33,7 +33,7 @@ _ABANDONED_SECONDS = 7 * 24 * 3600
 _SUFFIXES = {"python": ".py", "node": ".js", "typescript": ".ts"}
 
 
-class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]
+class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no ipykernel
     """A kernel that has one context. Its session is a named one, which stays, or one of its own, which ends with it."""
 
     implementation = "era"

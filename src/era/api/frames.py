@@ -53,7 +53,7 @@ class FrameFollower:
         return not self._left and not self._head
 
     def left_of_frame(self, data: bytes) -> int:
-        """How many of the next bytes belong to the frame under way; none where the next one begins with them."""
+        """How many of the next bytes belong to the frame under way; 0 where they begin another one."""
         if not self._head:
             return min(self._left, len(data))
         whole = self._head + data

@@ -121,7 +121,7 @@ class Protocol(HttpToolsProtocol):
         self.left: asyncio.Event | None = None
         """Of a WebSocket that is passed on: set once its caller was told to leave, or it has ended."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # not any transport
         super().connection_made(transport)
         self.flow = _Flow(transport, self._await_slice)
         if self.client is not None:

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 _PERIOD_SECONDS = 3600.0
 _FENCE_TRIES = 12
 _FENCE_PAUSE_SECONDS = 5.0
+"""A minute in all: a host that hangs is declared dead by then, unless leases are longer."""
 
 
 async def collect_garbage(
@@ -59,6 +60,7 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
             break
         await asyncio.sleep(_FENCE_PAUSE_SECONDS)
     else:
+        # The cause is that of what a backup puts off: this is no failure either.
         raise Unavailable("a host hangs, and hasn't been declared dead") from BlockingIOError()
     return await snapshots.collect_garbage(*await pins.needed(store))
 

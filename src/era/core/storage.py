@@ -241,7 +241,8 @@ class Storage:
             yield
 
     def most_items(self, bound: Bound | None) -> int | None:
-        """The bytes that an owner's items may count for, where other hosts put some at the same time."""
+        """The bytes that an owner's items may count for in rows. None where no other host puts any, so that what is
+        counted here is enough."""
         if bound is None or not self._is_shared:
             return None
         return bound.most * _MIB - sum(self.databases.sizes(bound.subject).values())
@@ -428,7 +429,7 @@ class Namespaces:
                 if bound is None:
                     raise
                 self._storage.refuse(bound)
-            self._storage.release(self._owner, freed)  # not in one line with the first: others count meanwhile
+            self._storage.release(self._owner, freed)  # not in one line with the await: others count meanwhile
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
         freed = await self._store.delete_item(self._owner, kind, namespace, key)

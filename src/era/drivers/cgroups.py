@@ -41,7 +41,7 @@ SELF = "self"
 _SERVICE = "service"
 """The group for the service itself, below one that was delegated to it."""
 
-_PARENT = (
+_PARENT_HINT = (
     "Make this group in each hierarchy, for ERA alone and with the controllers memory and pids, or leave "
     "ERA_CGROUP_PARENT out."
 )
@@ -239,8 +239,8 @@ class Cgroups:
                 parents["freezer"], freezer = freezer, None
             return cls(version, parents, _disk_of(place), freezer)
         if parent:
-            nowhere = f"ERA_CGROUP_PARENT is {parent}, and sandboxes can't be bounded there: {why}."
-            raise NoIsolation(nowhere, hint=_PARENT)
+            message = f"ERA_CGROUP_PARENT is {parent}, and sandboxes can't be bounded there: {why}."
+            raise NoIsolation(message, hint=_PARENT_HINT)
         return None
 
     def create(self, name: str, limits: Limits) -> Group:

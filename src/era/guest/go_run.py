@@ -126,7 +126,7 @@ def _source(entry: os.DirEntry[str]) -> bytes:
 
 
 def _content(path: str) -> bytes:
-    """Raises OSError, _Uncertain."""
+    """What is in a file, which is no link. Raises OSError, and _Uncertain where that is too much to read."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         content = b""

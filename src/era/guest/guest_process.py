@@ -239,12 +239,12 @@ class GuestProcess:
             output.go_on()
 
     def specify(self, piece: memoryview) -> None:
-        """Take a part of its specification."""
+        """Take a part of its specification, unless it has ended."""
         while piece and self.specification >= 0:
             piece = piece[os.write(self.specification, piece) :]
 
-    def go_on(self) -> None:
-        """It has its whole specification."""
+    def release(self) -> None:
+        """Let the child execute what it is to, as its whole specification is there."""
         if self.starting >= 0:
             try:
                 os.write(self.starting, b"1")

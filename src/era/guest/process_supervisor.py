@@ -279,12 +279,12 @@ class ProcessSupervisor:
             process.resize(int.from_bytes(payload[:2], "big"), int.from_bytes(payload[2:], "big"))
 
     def take_specification(self, piece: memoryview) -> None:
-        """Take a part of a process's specification, and have it go on with the last one. Zeroes `piece`."""
+        """Take a part of a process's specification, and let it execute after the last one. Zeroes `piece`."""
         self.missing -= len(piece)
         if self.waiting is not None:
             self.waiting.specify(piece)
             if not self.missing:
-                self.waiting.go_on()
+                self.waiting.release()
         piece[:] = bytes(len(piece))
 
     def start_process(self, number: int, header: dict[str, Any]) -> None:

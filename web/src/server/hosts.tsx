@@ -18,7 +18,7 @@ const COLUMNS = [
   'Heartbeat',
 ];
 
-/** Nothing outside of a cluster, or for others than the operator. */
+/** The list of hosts. Outside of a cluster, and for others than the operator, there is nothing to show. */
 export function HostsOfCluster() {
   const loaded = useLoad((signal) => call<Hosts>('/api/hosts', { signal }), []);
   useInterval(() => void loaded.reload(), REFRESH_MS);

@@ -171,15 +171,8 @@ def _changed(
         elif isinstance(change, PutFile):
             _check_kind(old, "file", here)
             mode = change.mode if change.mode is not None else old[4] if old else FILE_MODE
-            entries[name] = [
-                "file",
-                name,
-                change.digest,
-                change.size,
-                mode,
-                change.mtime_ns,
-                *UPLOADED[: change.uploaded],
-            ]
+            uploaded = UPLOADED if change.uploaded else ()
+            entries[name] = ["file", name, change.digest, change.size, mode, change.mtime_ns, *uploaded]
             totals = totals.plus(Totals(0, 0, change.size))
         elif isinstance(change, Place):
             if old is not None:

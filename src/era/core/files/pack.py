@@ -82,7 +82,7 @@ def gzip_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
 def zip_pieces(read: ReadTree, open_blob: OpenBlob, root: str | None, made_at: int) -> Iterator[bytes]:
     """A zip archive of a tree, whose names must be UTF-8. Its central directory is held in memory until the end."""
     sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]  # it only writes
         for path, entry in walk(read, root):
             info, content = _zip_entry(open_blob, path, entry, made_at)
             with archive.open(info, "w") as file:
