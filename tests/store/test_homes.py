@@ -83,6 +83,21 @@ async def test_the_hosts_on_record(join: Joined, url: str) -> None:
     ]
 
 
+async def test_a_home_that_was_taken_in_vain_is_taken_once_more(join: Joined) -> None:
+    """The transaction that took it was undone."""
+    a, b = await join("a"), await join("b")
+    await made(a)
+    with pytest.raises(NotFound):
+        await a.store.rollback(mine("s"), 9)
+    assert (await a.store.change_session(mine("s"), SessionChange(default_timeout=7))).default_timeout == 7
+    await made(a, "t")
+    with pytest.raises(NotFound):
+        await a.store.rollback(mine("t"), 9)
+    await b.store.change_session(mine("t"), SessionChange(default_timeout=8))
+    with pytest.raises(SessionMoved):
+        await a.store.change_session(mine("t"), SessionChange(default_timeout=9))
+
+
 async def test_the_first_host_that_needs_a_session_is_its_home(join: Joined) -> None:
     a, b = await join("a"), await join("b")
     session = await made(a)

@@ -49,6 +49,9 @@ _TRIES, _UNDONE_TRIES = 10, 100
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.004, 0.2
 """Between two tries: at random, up to the first times the number of tries, and no longer than the second."""
 
+_UNDO = "undo"
+"""Where a connection's `info` has what `if_undone` was given."""
+
 
 class DatabaseAway(Unavailable):
     """The database's server can't be reached, or has cut the connection off.
@@ -237,14 +240,17 @@ class Database:
         self, syncs: bool, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         connection, transaction = self._begin_to_write(syncs)
+        undo = connection.info[_UNDO] = list[Callable[[], None]]()
         try:
             result = job(connection, *args, **kwargs)
         except BaseException:
+            _all(undo)
             transaction.rollback()
             raise
         try:
             transaction.commit()
         except self._errors as error:
+            _all(undo)
             if connection.dialect.name == "sqlite" or dialects.was_undone(error):
                 transaction.rollback()
                 raise
@@ -282,6 +288,16 @@ class Database:
             connection, self._connection = self._connection, None
             connection.invalidate()
             connection.close()
+
+
+def if_undone(connection: Connection, undo: Callable[[], None]) -> None:
+    """Have this called, on the writer's thread, if the transaction under way isn't committed, or may not be."""
+    connection.info[_UNDO].append(undo)
+
+
+def _all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _telling[T](

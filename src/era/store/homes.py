@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, literal_column, select, update
 
 from era.core.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
-from era.store.database import Database, Fence
+from era.store.database import Database, Fence, if_undone
 from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, together
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, homes, hosts, inboxes, leader, processes, runs, sessions
@@ -211,10 +212,19 @@ def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
         _mark_lost(connection)  # What its dead host began is found by that host's home, so before it moves.
         connection.execute(_MOVE, {"session": session_key, "new_host": fence.host_id})
     epoch: int = connection.execute(_HOME, {"session": session_key}).one().epoch
+    if_undone(connection, partial(_held_before, fence, session_key, fence.held.get(session_key)))
     fence.held[session_key] = epoch
     while len(fence.held) > _MOST_HELD:
         fence.held.pop(next(iter(fence.held)))
     return Home(Host(fence.host_id, own.url), epoch)
+
+
+def _held_before(fence: Fence, session_key: int, epoch: int | None) -> None:
+    """Know again what was known before a session was taken."""
+    if epoch is None:
+        fence.held.pop(session_key, None)
+    else:
+        fence.held[session_key] = epoch
 
 
 _MOST_HELD = 200_000
