@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import Connection
+from obstore import exceptions
+from sqlalchemy import Connection, Delete, Update, bindparam, delete
 
 from era.core import limits
 from era.core.capsules.pins import Pins
@@ -23,17 +27,18 @@ from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots
 from era.core.garbage import collect_unneeded
 from era.core.homes import Host
-from era.core.metadata import SetupJob
-from era.core.models import DEFAULT_OWNER, EMPTY, JsonObject, Session, Snapshot, now
+from era.core.metadata import MetadataStore, Retention, SetupJob
+from era.core.models import DEFAULT_OWNER, EMPTY, JsonObject, NewCopy, Session, Snapshot, Version, VersionContent, now
 from era.core.storage import Item
-from era.errors import Fenced, HostLost, Unavailable
+from era.errors import Fenced, HostLost, NotFound, Unavailable
 from era.store import condemned as rows
-from era.store import s3_blobs, s3_shared
+from era.store import s3_blobs, s3_client, s3_shared, sessions, tables
 from era.store.condemned import Condemned
 from era.store.homes import HomeRows
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs
 from era.store.s3_client import Bucket
+from tests.conftest import eventually
 from tests.core.lab import LIMITS
 from tests.owners import mine
 from tests.store.rows import ended, execute, new, opened
@@ -159,10 +164,10 @@ async def test_what_is_put_while_it_is_removed_is_put_again(join: Join, monkeypa
     signed, putting = a.blobs._bucket.signed_removals, []
     loop = asyncio.get_running_loop()
 
-    def remove_late(remove: Callable[[], None]) -> None:
+    def remove_late(remove: Callable[[], bool]) -> bool:
         putting.append(asyncio.run_coroutine_threadsafe(b.put(b"content"), loop))
         time.sleep(1.0)  # it was uploaded, and waits for the end of this
-        remove()
+        return remove()
 
     monkeypatch.setattr(
         a.blobs._bucket,
@@ -172,6 +177,49 @@ async def test_what_is_put_while_it_is_removed_is_put_again(join: Join, monkeypa
     assert await a.sweep() == 1
     assert await asyncio.wrap_future(putting[0]) == [digest]
     assert await present(b, digest)
+
+
+async def test_what_a_lost_request_removes_late_is_put_again(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It got no answer, the next one did."""
+    a, b = await join("a"), await join("b")
+    (digest,) = await a.put(b"content")
+    remove, lost = s3_client._delete, list[str]()
+
+    def lose_first(url: str, seconds: float) -> None:
+        if not lost:
+            lost.append(url)
+            raise exceptions.GenericError("error sending request")
+        remove(url, seconds)
+
+    monkeypatch.setattr(s3_client, "_delete", lose_first)
+    monkeypatch.setattr(s3_shared, "_REMOVAL_SECONDS", 6.0)
+    assert await a.sweep() == 1
+    putting = asyncio.create_task(b.put(b"content"))
+    assert await asyncio.to_thread(eventually, lambda: digest in a.blobs.sizes())
+    await asyncio.to_thread(remove, lost[0], 9.0)
+    assert await putting == [digest]
+    assert await present(a, digest)
+
+
+async def test_parts_stay_where_their_blob_could_not_be_removed(
+    join: Join, s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would seem to be there (`renew`)."""
+    a = await join("a")
+    digest = "0" * 64
+    for name in (digest, *(f"{digest}.{number}" for number in range(5))):
+        await asyncio.to_thread(a.blobs._bucket.put, name, b"era parts 5")
+    remove = s3_client._delete
+
+    def refuse(url: str, seconds: float) -> None:
+        if urlsplit(url).path.endswith(digest):
+            raise exceptions.PermissionDeniedError("status: 403")
+        remove(url, seconds)
+
+    monkeypatch.setattr(s3_client, "_delete", refuse)
+    with pytest.raises(OSError, match="403"):
+        await a.sweep()
+    assert len(s3.names(bucket)) == 1 + 6
 
 
 async def test_what_was_put_lately_and_removed_since_is_put_again(join: Join) -> None:
@@ -212,10 +260,10 @@ async def test_a_killed_collection_holds_up_nobody_for_long(
     monkeypatch.setattr(s3_shared, "_REMOVAL_SECONDS", 3.0)
     signed = a.blobs._bucket.signed_removals
 
-    def die(remove: Callable[[], None], digest: str) -> None:
+    def die(remove: Callable[[], bool], digest: str) -> bool:
         if digest in digests[10:]:
             raise KeyError("as if it were killed")
-        remove()
+        return remove()
 
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -274,6 +322,57 @@ async def test_nothing_goes_where_clocks_are_apart(join: Join, monkeypatch: pyte
     monkeypatch.setattr(Bucket, "seconds_ahead", lambda *_: 200.0)
     with pytest.raises(OSError, match="200 seconds apart"):
         await a.sweep()
+
+
+async def test_nothing_goes_once_a_clock_was_set(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests would be good for longer than puts wait."""
+    a = await join("a")
+    (digest,) = await a.put(b"content")
+    ahead = iter([0.0, 200.0])
+    monkeypatch.setattr(Bucket, "seconds_ahead", lambda *_: next(ahead))
+    with pytest.raises(OSError, match="200 seconds apart"):
+        await a.sweep()
+    assert await present(a, digest)
+
+
+def later(seconds: float) -> SimpleNamespace:
+    """The module `time` of somebody who was paused for so long."""
+    return SimpleNamespace(time=lambda: time.time() + seconds, monotonic=time.monotonic, sleep=time.sleep)
+
+
+async def test_a_collection_that_was_paused_before_it_began_removes_nothing(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept when it read rows may not be any more."""
+    a = await join("a")
+    (digest,) = await a.put(b"content")
+    begin = a.condemned.begin_collection
+
+    def paused() -> rows.GarbageCollection:
+        monkeypatch.setattr(s3_shared, "time", later(5 * 3600.0))
+        return begin()
+
+    monkeypatch.setattr(a.condemned, "begin_collection", paused)
+    with pytest.raises(OSError, match="too long"):
+        await a.sweep()
+    assert await present(a, digest)
+
+
+async def test_a_collection_that_was_paused_while_it_read_rows_leaves_what_was_put_before(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host may have been paused, too, and names that content now."""
+    a, b = await join("a"), await join("b")
+    (digest,) = await b.put(b"content")
+
+    class Paused(Pins):
+        async def needed(self, store: MetadataStore) -> tuple[Sequence[str], Sequence[str]]:
+            found = await super().needed(store)
+            monkeypatch.setattr(snapshots, "time", later(2 * 3600.0))
+            return found
+
+    assert await collect_unneeded(Snapshots(a.blobs), a.store, Paused()) == 0
+    assert await present(a, digest)
 
 
 async def test_content_that_is_held_stays(join: Join) -> None:
@@ -337,6 +436,82 @@ async def test_a_setup_keeps_the_package_set_that_it_found(join: Join) -> None:
     assert await asyncio.to_thread(a.condemned.condemn, collection, [digest]) == [], "named since that collection began"
 
 
+@asynccontextmanager
+async def under_way(one: OneHost, job: Callable[[Connection], object]) -> AsyncIterator[None]:
+    """Within the block a transaction of a host has done this, and isn't committed yet."""
+    done, over = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(connection: Connection) -> None:
+        job(connection)
+        loop.call_soon_threadsafe(done.set)
+        asyncio.run_coroutine_threadsafe(over.wait(), loop).result()
+
+    writing = asyncio.create_task(one.store.database.write(slow))
+    await done.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        await writing
+
+
+async def test_a_copy_under_way_is_named_by_one_row_or_the_other(join: Join, url: str) -> None:
+    """A collection that reads rows just then keeps what both sessions have."""
+    if not url.startswith("postgresql"):
+        pytest.skip("SQLite has one transaction at a time")
+    a, b = await join("a"), await join("b")
+    root = "0" * 64
+    await a.store.create_session(new("s"))
+    await a.store.commit(mine("s"), "files", data=None, snapshot=Snapshot(root, 1, 1))
+    copy = NewCopy(mine("s"), "copy")
+    async with under_way(b, lambda connection: sessions.copy_session(connection, Retention(), copy, None)):
+        purging = asyncio.create_task(a.store.purge_session(mine("s")))
+        await asyncio.wait([purging], timeout=1.0)
+        assert await a.store.snapshot_roots() == [root]
+    await purging
+    assert await a.store.snapshot_roots() == [root]
+
+
+async def test_an_import_whose_purge_has_begun_is_not_completed(
+    join: Join, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host was paused, and whoever purged it was killed."""
+    a, b = await join("a"), await join("b")
+    session = await b.store.create_session(new("s"))
+    monkeypatch.setattr("era.store.capsules._BATCH_ROWS", 3)
+    inserted, over = threading.Event(), threading.Event()
+
+    def versions() -> Iterator[VersionContent]:
+        for n in range(1, 4):
+            yield VersionContent(Version(n, now(), "create", None, EMPTY), "{}")
+        inserted.set()
+        over.wait()
+
+    importing = asyncio.create_task(b.store.load(replace(session, id="copy", version=3), versions, lambda: iter(())))
+    await asyncio.to_thread(inserted.wait)
+    age(url, "b", 1.1)
+    await a.homes.beat(a.host)
+    execute_one = sessions._execute
+
+    def killed(connection: Connection, statement: Delete | Update, key: int) -> int:
+        if statement is sessions._PURGE_KEY:
+            raise KeyError("as if it were killed")
+        return execute_one(connection, statement, key)
+
+    with monkeypatch.context() as patch:
+        first = delete(tables.versions).where(tables.versions.c.session_key == bindparam("session"))
+        patch.setattr(sessions, "_PURGE_SOME", (first.where(tables.versions.c.n == 1),))
+        patch.setattr(sessions, "_execute", killed)
+        with pytest.raises(KeyError):
+            await a.store.purge(now())
+    over.set()
+    with pytest.raises(Fenced):
+        await importing
+    with pytest.raises(NotFound):
+        await a.store.session(mine("copy"))
+
+
 async def test_a_dead_host_names_nothing_any_more(join: Join, url: str) -> None:
     """It was paused, and nobody has taken its sessions."""
     a, b = await join("a"), await join("b")
@@ -372,21 +547,22 @@ async def test_a_dead_hosts_transaction_under_way_is_waited_for(join: Join, url:
     a, b = await join("a"), await join("b")
     session = await b.store.create_session(new("s"))
     await b.homes.take(session.key)
-    begun, over = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
+    async with under_way(b, rows.check_alive):
+        age(url, "b", 1.1)
+        await a.homes.beat(a.host)
+        assert not await a.store.fence_dead_hosts()
+    assert await a.store.fence_dead_hosts()
 
-    def slow(connection: Connection) -> None:
-        rows.check_alive(connection)
-        loop.call_soon_threadsafe(begun.set)
-        asyncio.run_coroutine_threadsafe(over.wait(), loop).result()
 
-    writing = asyncio.create_task(b.store.database.write(slow))
-    await begun.wait()
-    age(url, "b", 1.1)
-    await a.homes.beat(a.host)
-    assert not await a.store.fence_dead_hosts()
-    over.set()
-    await writing
+async def test_a_transaction_that_hangs_is_waited_for(join: Join, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host lives, and what it names was put before."""
+    if not url.startswith("postgresql"):
+        pytest.skip("SQLite has one transaction at a time")
+    a, b = await join("a"), await join("b")
+    async with under_way(b, rows.check_alive):
+        assert await a.store.fence_dead_hosts()
+        monkeypatch.setattr(rows, "_HANGS_SECONDS", 0.0)
+        assert not await a.store.fence_dead_hosts()
     assert await a.store.fence_dead_hosts()
 
 

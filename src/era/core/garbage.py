@@ -55,14 +55,15 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
         pass
     await store.prune_idempotency_keys()
     await store.prune_runs()
+    began = time.time()  # and not later: whatever is paused from here on has put what it names since then, or nearly
     for _ in range(_FENCE_TRIES):
         if await store.fence_dead_hosts():
             break
         await asyncio.sleep(_FENCE_PAUSE_SECONDS)
     else:
         # The cause is that of what a backup puts off: this is no failure either.
-        raise Unavailable("a host hangs, and hasn't been declared dead") from BlockingIOError()
-    return await snapshots.collect_garbage(*await pins.needed(store))
+        raise Unavailable("a host hangs, and hasn't been declared dead, or a transaction does") from BlockingIOError()
+    return await snapshots.collect_garbage(*await pins.needed(store), began=began)
 
 
 async def remove_packages(setups: Setups) -> None:

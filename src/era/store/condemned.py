@@ -15,6 +15,24 @@ Content that no row names yet is safe for an hour from its put (`Snapshots.grace
 when a batch of puts ends, a row keeps it for longer. A paused host could name it later still. So before a collection
 reads what rows name, it sees to it that hosts which were declared dead can commit nothing any more
 (`fence_dead_hosts`).
+
+Why nothing is removed that a row names:
+
+- *It was named when the collection read rows.* Then it is kept.
+- *It is named only since then.* Its batch ended 20 minutes before the commit at most, if the host wasn't paused. If it
+  was, it was alive at the fence, so it has put it hardly longer before that. What was put less than an hour before the
+  fence is left alone, however long it takes to read rows, and so is what a row keeps, where a batch took long. A
+  collection that goes on after another host has taken the lead may do so: nothing of that gets older for it.
+- *A row has it from another one.* `copy_session` keeps the first until its end, so whoever reads rows sees one of them.
+- *It was put at any time*, as a package set was. First a row keeps it, then it is looked for, then it is named
+  (`S3Blobs.renew`, `keep_named`).
+- *An import names it whose host is dead.* Its purge takes its home first, so it isn't completed with rows missing.
+- *A process is killed, or an answer doesn't come.* A put without an answer is named by no row. No row that is condemned
+  outlasts the next collection, and no removal its `gone_at`, which stays where an answer to a request was lost.
+- *Clocks differ.* The bucket's is compared with the host's before each removal, for how long requests are good.
+
+It takes for granted that a host whose heartbeats come commits within 20 minutes what it has put, and that the database
+neither loses commits nor sets its clock back.
 """
 
 from __future__ import annotations
@@ -31,7 +49,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, func, literal, sel
 
 from era.errors import EraError, HostLost
 from era.store.database import Database
-from era.store.dialects import database_time, insert_if_absent
+from era.store.dialects import database_time, insert_if_absent, others_hang
 from era.store.tables import condemned, homes, hosts
 
 RELY_US = 12 * 3600 * 1_000_000
@@ -44,8 +62,13 @@ _KEPT_US = 6 * 3600 * 1_000_000
 _REMEMBERED_US = 2 * RELY_US
 _MOST_STALE_SECONDS = 30.0
 _AT_ONCE = 1000
+_HANGS_SECONDS = 600.0
+"""A transaction that takes longer may name content that was put long ago."""
+
 _NOBODY = ""
-"""The home of sessions whose host was declared dead: no host has this id."""
+"""The home of sessions that were taken from their host: no host has this id."""
+
+LOSE_HOME = update(homes).values(host_id=_NOBODY, epoch=homes.c.epoch + 1)
 
 _c = condemned.c
 _OF = _c.digest.in_(bindparam("digests", expanding=True))
@@ -209,14 +232,16 @@ def check_alive(connection: Connection) -> None:
 
 def fence_dead_hosts(connection: Connection) -> bool:
     """Whether no host that is dead or hangs can commit anything any more that names content: it has no sessions, and no
-    transaction under way. Outside of a cluster that is so."""
+    transaction under way, nor has any other host one that hangs. Outside of a cluster that is so."""
     if connection.info["fence"].host_id is None:
         return True
     free = select(homes.c.session_key).where(_DEAD_HOMES).with_for_update(skip_locked=True)
     mine = [row.session_key for row in connection.execute(free)]
     for some in batched(mine, _AT_ONCE):
-        connection.execute(update(homes).where(homes.c.session_key.in_(some)).values(host_id=_NOBODY))
+        connection.execute(LOSE_HOME.where(homes.c.session_key.in_(some)))
     left = connection.execute(select(func.count()).select_from(homes).where(_DEAD_HOMES)).scalar_one()
     dead = len(connection.execute(_dead.with_for_update(skip_locked=True)).all())
     at_work = connection.execute(select(func.count()).select_from(hosts).where(hosts.c.dead)).scalar_one() - dead
-    return not left and not at_work and not connection.execute(select(_OVERDUE)).scalar_one()
+    if left or at_work or others_hang(connection, _HANGS_SECONDS):
+        return False
+    return not connection.execute(select(_OVERDUE)).scalar_one()

@@ -337,6 +337,19 @@ def one_after_the_other(connection: Connection, name: str) -> None:
         )
 
 
+def others_hang(connection: Connection, seconds: float) -> bool:
+    """Whether another transaction has written something, or waits to, for longer than that."""
+    if connection.dialect.name == "sqlite":
+        return False  # this one is alone
+    return bool(
+        connection.exec_driver_sql(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND backend_xid IS NOT NULL AND xact_start < clock_timestamp() - make_interval(secs => %s))",
+            (seconds,),
+        ).scalar_one()
+    )
+
+
 class bytewise(ColumnElement[str]):  # noqa: N801  named like SQLAlchemy's own functions
     """A text column in the order of its bytes, whatever the database's language."""
 

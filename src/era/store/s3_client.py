@@ -163,15 +163,24 @@ class Bucket:
         if names:
             self.patiently(lambda: obstore.delete(self._store, names))
 
-    def signed_removals(self, names: Sequence[str], seconds: float) -> Sequence[Callable[[], None]]:
+    def signed_removals(self, names: Sequence[str], seconds: float) -> Sequence[Callable[[], bool]]:
         """Functions that delete these objects, one each, by requests that are signed now. The server refuses them once
         so many seconds are over, by its clock and ours: so a process that is paused meanwhile deletes nothing
-        afterwards."""
+        afterwards. They return whether no request is under way any more: one that got no answer may still be carried
+        out, though the next one has succeeded."""
         urls = obstore.sign(self._store, "DELETE", names, timedelta(seconds=seconds)) if names else []
         return [partial(self._delete_signed, url) for url in urls]
 
-    def _delete_signed(self, url: str) -> None:
-        self.patiently(lambda: _delete(url, self._patience.silence))
+    def _delete_signed(self, url: str) -> bool:
+        tries = 0
+
+        def once() -> None:
+            nonlocal tries
+            tries += 1
+            _delete(url, self._patience.silence)
+
+        self.patiently(once)
+        return tries == 1
 
     def seconds_ahead(self, name: str) -> float:
         """By how many seconds the server's clock is ahead of ours, or a little less: it dates an object `NAME/…` that

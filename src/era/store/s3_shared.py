@@ -68,13 +68,10 @@ class Collection:
     def run(self, keep: set[str], older_than: float, go_on: Callable[[], None]) -> int:
         """Remove content that isn't in `keep` and was last put before `older_than`, by our clock; how many blobs.
         `go_on` is called now and then, and may raise."""
-        if time.time() - older_than > _LONGEST_SECONDS:
-            raise OSError(errno.ETIME, "it took too long to find what is needed")
-        ahead = self._bucket.seconds_ahead("clock")
-        if abs(ahead) > _APART_SECONDS:
-            raise OSError(errno.ETIME, f"the clocks of this host and the bucket are {abs(ahead):.0f} seconds apart")
-        older_than += ahead
         collection = self._condemned.begin_collection()
+        if time.time() - older_than > _LONGEST_SECONDS:  # and not before: it may have been paused in between
+            raise OSError(errno.ETIME, "it took too long to find what is needed")
+        older_than += self._seconds_ahead()
         removed, after = 0, ""
         while page := self._bucket.page(after):
             go_on()
@@ -99,13 +96,28 @@ class Collection:
 
     def _remove(self, collection: GarbageCollection, names: Mapping[str, Sequence[str]]) -> int:
         """Delete the objects of content that is still condemned; how many blobs."""
+        seconds = _SIGNED_SECONDS + max(self._seconds_ahead(), 0.0)  # our clock may have been set since this began
         removals = {
-            digest: self._bucket.signed_removals(objects, _SIGNED_SECONDS) for digest, objects in names.items()
+            digest: self._bucket.signed_removals(objects, seconds) for digest, objects in names.items()
         }  # before the time begins in which they may be used
         condemned, until = self._condemned.begin_removal(collection, list(names), _REMOVAL_SECONDS)
-        for _ in self._threads.map(
-            lambda remove: remove(), [each for digest in condemned for each in removals[digest]]
-        ):
-            pass
-        self._condemned.end_removal(condemned, until)
+        # What a lost request may still delete counts as being removed until none is good any more.
+        doubtful: set[str] = set()
+        for parts in (False, True):  # where the blob's own object is, its parts are
+            sent = [
+                (digest, remove)
+                for digest in condemned
+                for name, remove in zip(names[digest], removals[digest], strict=True)
+                if (name != digest) == parts
+            ]
+            over = self._threads.map(lambda each: each[1](), sent)
+            doubtful.update(digest for (digest, _), is_over in zip(sent, over, strict=True) if not is_over)
+        self._condemned.end_removal([digest for digest in condemned if digest not in doubtful], until)
         return sum(digest in names[digest] for digest in condemned)
+
+    def _seconds_ahead(self) -> float:
+        """By how much the bucket's clock is ahead of ours. Raises OSError where they are too far apart."""
+        ahead = self._bucket.seconds_ahead("clock")
+        if abs(ahead) > _APART_SECONDS:
+            raise OSError(errno.ETIME, f"the clocks of this host and the bucket are {abs(ahead):.0f} seconds apart")
+        return ahead

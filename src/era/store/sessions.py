@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Delete, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Column, Connection, Delete, Update, bindparam, delete, exists, func, insert, select, update
 
 from era.core import limits
 from era.core.expiry import MICROS, slack
@@ -20,6 +20,7 @@ from era.core.idempotency import session_to_json
 from era.core.metadata import KEEP, Retention, SessionChange
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
 from era.errors import Conflict, NoSession
+from era.store.condemned import LOSE_HOME
 from era.store.database import Database
 from era.store.dialects import raising_if_taken, together
 from era.store.homes import check_home
@@ -42,6 +43,16 @@ from era.store.setups import PENDING
 from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.versions import adding_version, next_version, version_content
 from era.store.webhooks import tell
+
+_STAY = (
+    select(versions.c.n)
+    .where(versions.c.session_key == bindparam("session"), versions.c.n == bindparam("number"))
+    .with_for_update(read=True, key_share=True)
+)
+"""Nobody removes this version until the transaction ends."""
+
+_STAY_SAME = select(sessions.c.key).where(sessions.c.key == bindparam("session")).with_for_update(read=True)
+"""Nobody changes this session until the transaction ends."""
 
 _LONG_AGO = -(1 << 62)
 """`deleted_at` of an incomplete session."""
@@ -113,6 +124,10 @@ _PURGE_SOME = (
     _delete_batch(versions.c.n, 5),
     _delete_batch(deliveries.c.key, 100),
 )
+_LOSE_HOME = LOSE_HOME.where(
+    homes.c.session_key == bindparam("session"),
+    exists().where(sessions.c.key == bindparam("session"), sessions.c.deleted_at == _LONG_AGO),
+)
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _PURGE_ID = delete(sessions).where(OF_OWNER).returning(sessions.c.key)
 
@@ -156,7 +171,12 @@ def copy_session(connection: Connection, retention: Retention, copy: NewCopy, cl
     at = now()
     source = find_session(connection, retention, copy.source_id)
     claim_key(connection, claim, source)
-    content = version_content(connection, source, retention, copy.version or source.version)
+    n = copy.version or source.version
+    # So a collection of garbage that doesn't see the original's row any more sees the copy's.
+    connection.execute(_STAY, {"session": source.key, "number": n})
+    if source.package_set is not None:
+        connection.execute(_STAY_SAME, {"session": source.key})
+    content = version_content(connection, source, retention, n)
     times = {"created_at": at, "updated_at": at, "expires_at": _expiry(source.ttl, at)}
     # What is copied holds no more than all of the source does.
     own = {"id": copy.id, "history_bytes": source.history_bytes, "api_key_id": copy.source_id.key_id or None}
@@ -322,13 +342,15 @@ async def purge(database: Database, retention: Retention, at: int, incomplete: C
 async def purge_removed(database: Database, key: int) -> None:
     """Drop the rows of a session if it is removed. In small transactions: it may have many rows, and others want to
     write, too."""
+    # An incomplete one first loses its home: the host that imports it may be back from a pause, and complete it.
+    await database.write(_execute, _LOSE_HOME, key)
     for statement in _PURGE_SOME:
         while await database.write(_execute, statement, key):
             pass
     await database.write(_execute, _PURGE_KEY, key)
 
 
-def _execute(connection: Connection, statement: Delete, key: int) -> int:
+def _execute(connection: Connection, statement: Delete | Update, key: int) -> int:
     """Run one of the statements above for a session; how many rows went."""
     return connection.execute(statement, {"session": key}).rowcount
 

@@ -107,7 +107,7 @@ class BlobStore(Protocol):
         ...
 
     def renew(self, digest: str) -> bool:
-        """Whether there is such a blob; then it counts as put now. Immediate."""
+        """Whether there is such a blob; then it counts as put now."""
         ...
 
     def hold(self) -> Hold | None:
@@ -326,15 +326,18 @@ class Snapshots:
         except OSError as error:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
-    async def collect_garbage(self, roots: Iterable[str], blobs: Iterable[str] = ()) -> int:
+    async def collect_garbage(
+        self, roots: Iterable[str], blobs: Iterable[str] = (), *, began: float | None = None
+    ) -> int:
         """Delete content that no snapshot in `roots` needs, that isn't in `blobs`, and that is older than the grace
         period. Returns how many blobs were deleted.
 
-        The grace period protects what was put but isn't named by a row yet, so the arguments must be read just before.
+        The grace period protects what was put but isn't named by a row yet. So it ends at a time before the arguments
+        were read: `began`, in seconds since 1970, or else now, if that was just before.
         If nothing can have become garbage since the last call, nothing is done. Raises Unavailable, and deletes
         nothing, where a tree object can't be read: what it names would be lost for good.
         """
-        older_than = time.time() - self.grace_seconds
+        older_than = (time.time() if began is None else began) - self.grace_seconds
         kept_roots, kept_blobs = frozenset(roots), frozenset(blobs)
         if self._collected is not None:
             *kept_last_time, swept_before = self._collected
