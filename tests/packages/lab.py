@@ -84,7 +84,8 @@ class Lab:
         return self.runner(settled())
 
     def find_installed(self, **setup: Any) -> PackageSet | None:
-        return self.installer.find_installed(packages_of(setup), self.build.owner)
+        found: PackageSet | None = self.run(self.installer.find_installed(packages_of(setup), self.build.owner))
+        return found
 
     def archives(self) -> set[str]:
         """The digests in the blob store."""

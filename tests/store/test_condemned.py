@@ -436,6 +436,15 @@ async def test_a_setup_keeps_the_package_set_that_it_found(join: Join) -> None:
     assert await asyncio.to_thread(a.condemned.condemn, collection, [digest]) == [], "named since that collection began"
 
 
+async def test_a_package_set_is_found_only_where_it_stays(join: Join) -> None:
+    a, b = await join("a"), await join("b")
+    found, removed = await a.put(b"found", b"removed")
+    assert await asyncio.to_thread(b.blobs.renew, found)
+    assert await a.sweep() == 1
+    assert (await present(a, found), await present(a, removed)) == (True, False)
+    assert not await asyncio.to_thread(b.blobs.renew, removed)
+
+
 @asynccontextmanager
 async def under_way(one: OneHost, job: Callable[[Connection], object]) -> AsyncIterator[None]:
     """Within the block a transaction of a host has done this, and isn't committed yet."""

@@ -182,7 +182,7 @@ class PackageInstaller:
         while tasks := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
             await asyncio.gather(*tasks)
 
-    def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
+    async def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self._key(packages), self._key(packages, owner)):
             note = self._notes.find(key)
             package_set = None if note is None else self.get(note.digest)
@@ -190,7 +190,7 @@ class PackageInstaller:
                 continue
             with suppress(OSError):
                 # In a cluster another host collects garbage, and doesn't know which sets are here.
-                if self._blobs.renew(note.digest):
+                if await in_thread(self._blobs.renew, note.digest):
                     os.utime(self.package_sets / note.digest)
                     self._notes.renew(key)
                     return replace(package_set, stdout=note.stdout, stderr=note.stderr)
@@ -199,14 +199,14 @@ class PackageInstaller:
     async def _find_anywhere(self, packages: Packages, owner: str) -> PackageSet | None:
         """`find_installed`, also where the set is in the blob store only: another host has made it, or nobody has used
         it here for long."""
-        if (found := self.find_installed(packages, owner)) is not None:
+        if (found := await self.find_installed(packages, owner)) is not None:
             return found
         for key in (self._key(packages), self._key(packages, owner)):
             if (note := self._notes.find(key)) is None:
                 continue
             with suppress(OSError):  # it is installed then
-                if self._blobs.renew(note.digest) and await self.ensure(note.digest):
-                    return self.find_installed(packages, owner)
+                if await in_thread(self._blobs.renew, note.digest) and await self.ensure(note.digest):
+                    return await self.find_installed(packages, owner)
         return None
 
     def get(self, digest: str) -> PackageSet | None:

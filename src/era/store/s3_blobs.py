@@ -198,8 +198,12 @@ class S3Blobs:
         return cached if cached is not None else self._bucket.patiently(lambda: self._download(digest))
 
     def renew(self, digest: str) -> bool:
-        """True: whoever names it by a row sees to it that it isn't removed just then (`keep_named`)."""
-        return True
+        """Whether there is such a blob, which no other host removes then for some hours. Within this process whoever
+        asks sees to that."""
+        if self._condemned is None:
+            return True
+        found, now = self._condemned.spare((), [digest])
+        return found.get(digest, 0) < now and self._bucket.has(digest)
 
     def hold(self) -> Hold:
         """What can keep content, of whatever process."""

@@ -137,6 +137,14 @@ class Bucket:
         """The content of an object. Raises FileNotFoundError."""
         return self.patiently(lambda: bytes(obstore.get(self._store, name).bytes()))
 
+    def has(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            self.patiently(lambda: obstore.head(self._store, name))
+        except FileNotFoundError:
+            return False
+        return True
+
     def pages(self) -> Iterator[Sequence[Listed]]:
         """All objects, in lists of up to a thousand."""
         last = ""

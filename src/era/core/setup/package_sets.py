@@ -49,9 +49,10 @@ class SetupFailed(Exception):
 class Installer(Protocol):
     """Installs package sets and keeps them on this machine. Implemented by packages/."""
 
-    def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
-        """The set that these packages came to when they were last installed, None if it isn't on this machine any more.
-        A set that had to be built is found only by the `owner` (Build.owner) for whom it was built. Reads two files."""
+    async def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
+        """The set that these packages came to when they were last installed, None if it isn't on this machine or not in
+        the blob store any more. A set that had to be built is found only by the `owner` (Build.owner) for whom it was
+        built."""
         ...
 
     async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:

@@ -308,7 +308,8 @@ class Setups:
         try:
             packages = packages_of(json.loads(job.setup))
             if packages:
-                installed = None if anew or job.lock else self._installer.find_installed(packages, str(job.session_key))
+                if not anew and not job.lock:
+                    installed = await self._installer.find_installed(packages, str(job.session_key))
                 if installed is None:
                     await self._begin(job, progress)
                     begun = time.monotonic()
