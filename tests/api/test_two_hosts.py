@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from era import Era
 from tests.api.guest_servers import start_in_background
 from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
@@ -302,6 +303,11 @@ def test_the_hosts_of_a_cluster_are_listed(home: Home, client: httpx.Client) -> 
     with paused(home):
         silent = {each["id"]: each for each in client.get("/api/hosts").json()["hosts"]}[at_home]
     assert (silent["status"], silent["state"]) == ("silent", None)
+    with Era(home.url) as era:
+        assert {each["id"]: each["status"] for each in era.hosts()}.items() >= {
+            called: "ready",
+            at_home: "ready",
+        }.items()
     # Nobody but a host may ask for what it says of itself.
     assert client.get("/cluster/state").status_code == 404
 

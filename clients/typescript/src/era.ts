@@ -12,6 +12,7 @@ import type {
   Answer,
   AuditEntry,
   AuditList,
+  ClusterHost,
   DayOfUsage,
   DeletedSession,
   DeletedSessions,
@@ -217,6 +218,12 @@ export class Era {
   /** The limits in force on the server, and what its machine has and lacks; for the operator only. */
   server(options: CallOptions = {}): Promise<ServerFacts> {
     return this.#transport.json({ method: "GET", path: "/api/server" }, options);
+  }
+
+  /** The hosts of a cluster and how each is, also those that died within the last day; for the operator only. */
+  async hosts(options: CallOptions = {}): Promise<ClusterHost[]> {
+    return (await this.#transport.json<Answer<"/api/hosts", "get">>({ method: "GET", path: "/api/hosts" }, options))
+      .hosts;
   }
 }
 

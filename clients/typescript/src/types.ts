@@ -93,4 +93,5 @@ export type WebhookDelivery = Answer<"/api/webhooks/{webhook_id}/deliveries", "g
 export type AuditList = Answer<"/api/audit", "get">;
 export type AuditEntry = AuditList["entries"][number];
 export type ServerFacts = Answer<"/api/server", "get">;
+export type ClusterHost = Answer<"/api/hosts", "get">["hosts"][number];
 export type LanguageInfo = Answer<"/api/languages", "get">["languages"][number];

@@ -279,4 +279,5 @@ test("the server and its sessions", async () => {
   assert.ok((await era.languages()).some(({ name }) => name === "python"));
   assert.equal((await era.health())["status"], "ok");
   assert.ok((await era.server()).limits.some(({ name }) => name === "ERA_MEMORY_MB"));
+  assert.deepEqual(await era.hosts(), []);
 });

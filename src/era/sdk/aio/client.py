@@ -164,3 +164,9 @@ class AsyncEra:
         """The limits in force on the server, and what its machine has and lacks; for the operator only."""
         server: dict[str, Any] = await self._connection.get("/api/server")
         return server
+
+    async def hosts(self) -> list[dict[str, Any]]:
+        """The hosts of a cluster and how each is, also those that died within the last day; for the operator only. None
+        outside of one."""
+        answer: dict[str, Any] = await self._connection.get("/api/hosts")
+        return list(answer["hosts"])

@@ -161,3 +161,9 @@ class Era:
         """The limits in force on the server, and what its machine has and lacks; for the operator only."""
         server: dict[str, Any] = self._connection.get("/api/server")
         return server
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """The hosts of a cluster and how each is, also those that died within the last day; for the operator only. None
+        outside of one."""
+        answer: dict[str, Any] = self._connection.get("/api/hosts")
+        return list(answer["hosts"])
