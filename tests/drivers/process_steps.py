@@ -581,18 +581,20 @@ async def system_v_objects(sandbox: Sandbox) -> list[str]:
     return seen
 
 
-async def too_many_files_in_memory(sandbox: Sandbox) -> tuple[str, str, ProcessEnded]:
-    """A process makes as many files in /tmp as a run may, then more. How runs end beside it, and how it ends."""
+async def too_many_files_in_memory(sandbox: Sandbox) -> tuple[str, str, ProcessEnded, str]:
+    """Processes make as many files in /tmp as a run may, then more. How a run beside, the last and one after it end."""
     makes = (
-        "import time\nfor number in range({first}, {last}): open(f'/tmp/{{number}}', 'w').close()\n"
+        "import subprocess, time\nfor _ in range({children}): subprocess.Popen(['sleep', '1000'])\n"
+        "for number in range({first}, {last}): open(f'/tmp/{{number}}', 'w').close()\n"
         "print('up', flush=True); time.sleep(1000)"
     )
     sleeps = "import time; time.sleep(0.5)"
-    first = await begun(sandbox, spec("python3", "-c", makes.format(first=0, last=9_990)))
+    first = await begun(sandbox, spec("python3", "-c", makes.format(first=0, last=9_990, children=0)))
     await first.until(b"up")
     _, beside = await run(sandbox, sleeps)
-    second = await begun(sandbox, spec("python3", "-c", makes.format(first=10_000, last=30_000)))
+    second = await begun(sandbox, spec("python3", "-c", makes.format(first=10_000, last=30_000, children=30)))
     said, ended = await second.end()
+    after, _ = await (await begun(sandbox, spec("sh", "-c", "sleep 0.5; echo well"))).end()
     await first.end()
     await end_processes(sandbox)
-    return beside.cause, said.get("stderr", b"").decode(), ended
+    return beside.cause, said.get("stderr", b"").decode(), ended, after.get("stdout", b"").decode()

@@ -289,6 +289,8 @@ class ProcessSupervisor:
 
     def start_process(self, number: int, header: dict[str, Any]) -> None:
         self.scheduling.restore()
+        if self.is_overfull:
+            self.reap(0)  # all were killed, and what they left in memory would be held against the new one
         if header["supervised"] and not self.is_supervised and self.broker is not None:
             import connect_filter
 
@@ -307,9 +309,13 @@ class ProcessSupervisor:
             os.read(self.woken, 1 << 12)
         except BlockingIOError:
             pass
+        self.reap(os.WNOHANG)
+
+    def reap(self, options: int) -> None:
+        """See to what has ended; without WNOHANG, wait until all has."""
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, options)
             except ChildProcessError:
                 if self.is_overfull:
                     self.is_overfull = False

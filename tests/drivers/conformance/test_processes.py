@@ -188,10 +188,11 @@ def test_system_v_objects_of_processes_stay_beside_runs(sandboxes: Any, live: An
 
 
 def test_files_in_memory_are_bounded_beside_processes(sandboxes: Any, live: Any) -> None:
-    cause, said, ended = sandboxes.do(live, steps.too_many_files_in_memory)
+    cause, said, ended, after = sandboxes.do(live, steps.too_many_files_in_memory)
     assert cause == "exit", "files of processes count against a run"
     assert "holds more than 20000 files" in said
     assert (ended.signal, ended.cause) == (9, "signal")
+    assert after == "well\n", "its files are held against others"
 
 
 def test_a_fork_bomb_in_a_process(sandboxes: Any, live: Any) -> None:
