@@ -56,17 +56,26 @@ def delayed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
 
 @contextmanager
 def paused(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
-    """A host doesn't go on until its lease is over. As soon as it does, it finds that out and ends."""
+    """A host doesn't go on until its lease is over. As soon as it does, it finds that out and ends; unless the others
+    were late, too, so that none of them has declared it dead, nor taken what is its."""
     number = chance.randrange(len(cluster.hosts))
     host = cluster.hosts[number]
     assert eventually(lambda: cluster.is_ready(number))
+    with cluster.client(number) as client:
+        paused_id = client.get("/api/hosts").json()["this"]
     codes = host.watched.codes if host.watched is not None else None
     ends = len(codes or ())
     with host.paused() as pid:
         over = time.monotonic() + 1.5 * cluster.lease_seconds
         yield
         time.sleep(max(over - time.monotonic(), 0))
-    assert eventually(lambda: not is_running(pid)), "a host whose lease was over goes on"
+    others = [each for each in range(len(cluster.hosts)) if each != number]
+    assert eventually(lambda: any(map(cluster.is_ready, others)))
+    with cluster.client(next(filter(cluster.is_ready, others))) as client:
+        [status] = [each["status"] for each in client.get("/api/hosts").json()["hosts"] if each["id"] == paused_id]
+    if status != "dead":
+        return
+    assert eventually(lambda: not is_running(pid)), "a host that was declared dead goes on"
     if codes is not None:
         assert eventually(lambda: len(codes) > ends)
         assert codes[ends] == os.EX_TEMPFAIL, codes
