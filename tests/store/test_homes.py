@@ -41,10 +41,10 @@ async def join(url: str) -> AsyncIterator[Joined]:
     """Opens a store on the same database as a host with this name."""
     async with AsyncExitStack() as stack:
 
-        async def joined(name: str) -> OneHost:
+        async def joined(name: str, lease: float = LONG) -> OneHost:
             store = await stack.enter_async_context(opened(url, alone=False))
             one = OneHost(Host(name, f"http://{name}"), store, await store.homes())
-            await one.homes.join(one.host, LONG)
+            await one.homes.join(one.host, lease)
             return one
 
         yield joined
@@ -201,35 +201,27 @@ async def test_nobody_is_declared_dead_by_whoever_comes_back_first(join: Joined,
     assert set((await a.homes.beat(a.host)).hosts) == {"a", "b"}
 
 
-async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(url: str) -> None:
-    async with opened(url, alone=False) as store, opened(url, alone=False) as other:
-        a, b = Host("a", "http://a"), Host("b", "http://b")
-        await (await store.homes()).join(a, 1.0)
-        homes = await other.homes()
-        await homes.join(b, 1.0)
-        for name in "ab":
-            age(url, name, 1.2, lease=1.0)  # no heartbeat of either
-        seen = [sorted((await homes.beat(b)).hosts)]
-        until = time.monotonic() + 30
-        while seen[-1] != ["b"] and time.monotonic() < until:
-            await asyncio.sleep(0.2)
-            seen.append(sorted((await homes.beat(b)).hosts))
-        assert (seen[0], seen[-1]) == (["a", "b"], ["b"])
+async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(join: Joined, url: str) -> None:
+    _, b = await join("a", 1.0), await join("b", 1.0)
+    for name in "ab":
+        age(url, name, 1.2, lease=1.0)  # no heartbeat of either
+    seen = [sorted((await b.homes.beat(b.host)).hosts)]
+    until = time.monotonic() + 30
+    while seen[-1] != ["b"] and time.monotonic() < until:
+        await asyncio.sleep(0.2)
+        seen.append(sorted((await b.homes.beat(b.host)).hosts))
+    assert (seen[0], seen[-1]) == (["a", "b"], ["b"])
 
 
-async def test_a_host_that_is_always_late_declares_others_dead_all_the_same(url: str) -> None:
-    async with opened(url, alone=False) as store, opened(url, alone=False) as other:
-        a, b = Host("a", "http://a"), Host("b", "http://b")
-        await (await store.homes()).join(a, 0.5)
-        homes = await other.homes()
-        await homes.join(b, 0.5)
-        age(url, "a", 1.2, lease=0.5)
-        seen = ["a", "b"]
-        until = time.monotonic() + 30
-        while seen != ["b"] and time.monotonic() < until:
-            age(url, "b", 0.6, lease=0.5)
-            seen = sorted((await homes.beat(b)).hosts)
-        assert seen == ["b"]
+async def test_a_host_that_is_always_late_declares_others_dead_all_the_same(join: Joined, url: str) -> None:
+    _, b = await join("a", 0.5), await join("b", 0.5)
+    age(url, "a", 1.2, lease=0.5)
+    seen = ["a", "b"]
+    until = time.monotonic() + 30
+    while seen != ["b"] and time.monotonic() < until:
+        age(url, "b", 0.6, lease=0.5)
+        seen = sorted((await b.homes.beat(b.host)).hosts)
+    assert seen == ["b"]
 
 
 async def test_a_session_that_is_given_away_is_at_home_there(join: Joined) -> None:

@@ -8,13 +8,13 @@ import time
 import structlog
 
 from era.core.capsules.pins import Pins
-from era.core.files.snapshots import Snapshots
+from era.core.files.snapshots import CollectionPutOff, Snapshots
 from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import now
 from era.core.setup.setups import Setups
 from era.core.telemetry import GarbageCollected, Note, ignore
-from era.errors import EraError, Unavailable
+from era.errors import EraError
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, n
     try:
         removed = await collect_unneeded(snapshots, store, pins)
     except EraError as error:
-        put_off = isinstance(error.__cause__, BlockingIOError)
+        put_off = isinstance(error, CollectionPutOff)
         note(GarbageCollected(time.monotonic() - began, message=error.message, put_off=put_off))
     else:
         note(GarbageCollected(time.monotonic() - began, removed))
@@ -61,8 +61,7 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
             break
         await asyncio.sleep(_FENCE_PAUSE_SECONDS)
     else:
-        # The cause is that of what a backup puts off: this is no failure either.
-        raise Unavailable("a host hangs, and hasn't been declared dead, or a transaction does") from BlockingIOError()
+        raise CollectionPutOff("a host hangs, and hasn't been declared dead, or a transaction does")
     return await snapshots.collect_garbage(*await pins.needed(store), began=began)
 
 

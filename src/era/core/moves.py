@@ -216,17 +216,13 @@ class Moves:
         if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
             self._asked_at = time.monotonic()
             answers = await asyncio.gather(*(ask(host) for host in others))
+            told = {host.id: answer for host, answer in zip(others, answers, strict=True) if answer is not None}
             self._room = {
-                host.id: Counter({name: int(answer.get(name, 0)) for name in ("sandboxes", "live")})
-                for host, answer in zip(others, answers, strict=True)
-                if answer is not None
+                host: Counter({name: int(answer.get(name, 0)) for name in ("sandboxes", "live")})
+                for host, answer in told.items()
             }
-            self._packages = {
-                host.id: frozenset(map(str, answer.get("packages", ())))
-                for host, answer in zip(others, answers, strict=True)
-                if answer is not None
-            }
+            self._packages = {host: frozenset(map(str, answer.get("packages", ()))) for host, answer in told.items()}
         room, kinds = self._room, {"sandboxes", kind}
         found = [host for host in others if host.id in room and all(room[host.id][each] > 0 for each in kinds)]
-        told = self._packages
-        return max(found, key=lambda host: (packages in told[host.id], room[host.id][kind]), default=None)
+        installed = self._packages
+        return max(found, key=lambda host: (packages in installed[host.id], room[host.id][kind]), default=None)

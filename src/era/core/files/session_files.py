@@ -208,7 +208,7 @@ class SessionFiles:
         """
         self._liveness.check_not(session, LIVE)
         if upload.content is None:
-            await self.put_ahead(upload)
+            await self._put_ahead(upload)
         changes = Changes()
         changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
         async with self._turns.take(session.owned_id, patience=patience):
@@ -219,7 +219,7 @@ class SessionFiles:
             snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
             return (await self.commit(session, snapshot))[1]
 
-    async def put_ahead(self, upload: Upload) -> None:
+    async def _put_ahead(self, upload: Upload) -> None:
         """Make what was received durable before anything names it. Raises Unavailable."""
 
         def put() -> None:

@@ -73,6 +73,10 @@ _BULK_ENTRIES = 10_000
 """As does a full scan of so many entries."""
 
 
+class CollectionPutOff(Unavailable):
+    """No garbage is collected now, since somebody reads what there is, or may still name it. That is no failure."""
+
+
 class Hold(Protocol):
     """What keeps content. Its methods block. `release` may be called at any time."""
 
@@ -349,6 +353,8 @@ class Snapshots:
 
         try:
             removed = await self.on_thread(job, bulk=True)
+        except BlockingIOError as error:
+            raise CollectionPutOff(f"unused files could not be cleared away: {error.strerror}") from error
         except OSError as error:
             raise Unavailable(f"unused files could not be cleared away: {error.strerror}") from error
         self._collected = (kept_roots, kept_blobs, older_than)
