@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from era import Era
-from tests.api.guest_servers import start_in_background
+from tests.api.guest_servers import HTTP_SERVER, start_in_background
 from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
@@ -310,6 +311,17 @@ def test_the_hosts_of_a_cluster_are_listed(home: Home, client: httpx.Client) -> 
         }.items()
     # Nobody but a host may ask for what it says of itself.
     assert client.get("/cluster/state").status_code == 404
+
+
+def test_what_hosts_ask_each_other_is_a_path_like_any_other_at_a_site(home: Home, client: httpx.Client) -> None:
+    """Though a host has signed that it passes the request on."""
+    body = {"session_id": "site", "language": "python", "allowPublicAccess": True}
+    assert client.post("/api/sessions", json=body).status_code == 201
+    start_in_background(client, "site", HTTP_SERVER)
+    name = urlsplit(client.get("/api/sessions/site/host", params={"port": 3000}).json()["site_url"]).netloc
+    for path in ("active?owner=default", "changed", "hello", "in-use", "room", "state"):
+        answer = client.get(f"/cluster/{path}", headers={"Host": name})
+        assert answer.json().get("path") == f"/cluster/{path}", answer.text
 
 
 def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: httpx.Client) -> None:

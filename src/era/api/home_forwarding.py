@@ -100,7 +100,9 @@ class HomeForwarding:
             return
         if "site" in scope["state"] or _ANSWERED.match(scope["path"]):
             self._homes.check_lease()
-        if "hop" in scope["state"] and (answering := self._answers.get(scope["path"])) is not None:
+        # Under a site all paths are its session's, and whoever calls one may be anybody.
+        of_host = "hop" in scope["state"] and "site" not in scope["state"]
+        if of_host and (answering := self._answers.get(scope["path"])) is not None:
             await Answer(await answering(scope))(scope, receive, send)
             return
         session = self._session(scope)
