@@ -478,7 +478,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
 
 async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
-    """This host's part in the cluster, which it has joined; None for a single server."""
+    """This host's part in the cluster, which it has joined; None for a single server. Raises NotReady where another
+    host is reached at the same URL."""
     if settings.shared_dir is None:
         return None
     rows = await store.homes(settings.lease_seconds)
@@ -487,6 +488,8 @@ async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
     if before.exists():
         # Whoever holds the data directory's lock knows that the host which had it is gone.
         await rows.leave(before.read_text())
+    if (url := server.fixed_hosts_url(settings)) is not None:
+        await homes.check_alone_at(url)
     before.write_text(homes.host_id)
     await homes.start()
     return homes

@@ -233,6 +233,13 @@ def hosts_url(settings: Settings, port: int, hosts_port: int | None) -> str:
     return settings.host_url or own
 
 
+def fixed_hosts_url(settings: Settings) -> str | None:
+    """The URL at which other hosts of the cluster will call this server, where that is known before it listens."""
+    hosts_port = None if settings.cluster_certificate is None else settings.cluster_port
+    is_known = settings.host_url is not None or (settings.port if hosts_port is None else hosts_port) != 0
+    return hosts_url(settings, settings.port, hosts_port) if is_known else None
+
+
 def raise_descriptor_limit() -> None:
     """Let this process hold as many descriptors as it may, up to what many runs with many connections need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -15,7 +15,8 @@ import pytest
 from tests.api.guest_servers import HTTP_SERVER, start_in_background
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
-from tests.cluster import KEY, Cluster, History, running
+from tests.client.command import era
+from tests.cluster import KEY, LEASE_SECONDS, Cluster, History, running
 from tests.conftest import eventually
 
 EFFECTIVE_SECONDS = 60
@@ -127,6 +128,23 @@ def test_a_key_made_at_one_host_is_good_at_the_others(cluster: Cluster, hosts: l
 def test_nobody_else_passes_calls_on(hosts: list[httpx.Client], header: str) -> None:
     answer = hosts[0].get("/api/sessions", headers={"X-Era-Hop": header})
     assert (answer.status_code, answer.json()["code"]) == (403, "bad_hop")
+
+
+def test_a_host_with_the_address_of_another_one_does_not_start(cluster: Cluster) -> None:
+    url = cluster.told()[0]["url"]
+    settings = {
+        "ERA_SHARED_DIR": str(cluster.directory / "shared"),
+        "ERA_CLUSTER_SECRET": (cluster.directory / "secret").read_text().strip(),
+        "ERA_DATA_DIR": str(cluster.directory / "another"),
+        "ERA_LEASE_SECONDS": str(LEASE_SECONDS),
+        "ERA_HOST_URL": url,
+        "ERA_PORT": "0",
+    }
+    told = era(None, "serve", code=2, env=settings).stderr.splitlines()
+    assert [line for line in told if line.startswith("era: ")] == [
+        f"era: Another host of this cluster is at {url}, too: give each an address of its own, with ERA_HOST and "
+        "ERA_PORT, or ERA_HOST_URL."
+    ]
 
 
 def test_a_session_survives_its_host(cluster: Cluster, hosts: list[httpx.Client]) -> None:

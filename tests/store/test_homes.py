@@ -83,6 +83,18 @@ async def test_the_hosts_on_record(join: Joined, url: str) -> None:
     ]
 
 
+async def test_the_heartbeats_of_the_hosts_at_a_url(join: Joined, url: str) -> None:
+    a, b = await join("a"), await join("b")
+    first = await b.homes.heartbeats_at("http://a")
+    assert list(first) == ["a"]
+    await a.homes.beat(a.host)
+    assert (await b.homes.heartbeats_at("http://a"))["a"] > first["a"]
+    age(url, "a", 1.1)
+    assert await b.homes.heartbeats_at("http://a") == {}
+    await b.homes.leave("b")
+    assert await a.homes.heartbeats_at("http://b") == {}
+
+
 async def test_a_home_that_was_taken_in_vain_is_taken_once_more(join: Joined) -> None:
     """The transaction that took it was undone."""
     a, b = await join("a"), await join("b")

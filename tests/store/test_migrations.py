@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
 from contextlib import closing
 
 import pytest
@@ -10,8 +12,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from era.core.homes import Host
 from era.core.models import Snapshot
-from era.errors import Conflict, Unavailable
+from era.errors import Conflict, NotReady, Unavailable
 from era.store import migrations
 from era.store.tables import metadata as tables
 from tests.owners import mine
@@ -37,6 +40,79 @@ async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str) -> No
     with pytest.raises(Unavailable, match="9999"):
         async with opened(url):
             pass
+
+
+HOST = (
+    "INSERT INTO hosts (id, url, started_at, heartbeat_at, lease_us, dead) VALUES ('{name}', '', 1, {at}, {us}, {dead})"
+)
+BEAT = "UPDATE hosts SET heartbeat_at = heartbeat_at + 1"
+
+
+async def test_nothing_is_migrated_under_hosts_that_could_not_go_on(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are gone without a word are waited for until their leases are over."""
+    url = empty_url
+    make_at_revision(url, "0025")
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")  # as the hosts have it
+    micros = time.time_ns() // 1000
+    execute(
+        url,
+        HOST.format(name="left", at=micros, us=3_600_000_000, dead="true"),
+        HOST.format(name="gone", at=micros - 3_600_000_000, us=5_000_000, dead="false"),
+        HOST.format(name="works", at=micros, us=3_600_000_000, dead="false"),
+    )
+
+    async def beating() -> None:
+        while True:
+            await asyncio.to_thread(execute, url, BEAT)
+            await asyncio.sleep(0.05)
+
+    beats = asyncio.create_task(beating())
+    with pytest.raises(NotReady, match="stop all of them"):
+        async with opened(url, alone=False):
+            pass
+    beats.cancel()
+    await asyncio.wait([beats])
+    assert execute(url, "UPDATE alembic_version SET version_num = '0025' WHERE version_num = '0025'") == 1
+    # Where they can go on, nobody is asked.
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "_heartbeats", lambda _: pytest.fail("hosts were looked for"))
+        patched.setattr(migrations, "ROLLING", frozenset({"0026"}))
+        async with opened(url, alone=False):
+            pass
+    execute(url, "DROP TABLE condemned", "UPDATE alembic_version SET version_num = '0025'")
+    # One that has just been killed.
+    over = (time.time_ns() // 1000) + 1_500_000
+    execute(url, f"UPDATE hosts SET heartbeat_at = {over} - lease_us WHERE id = 'works'")
+    async with opened(url, alone=False):
+        assert time.time_ns() // 1000 >= over
+
+
+def test_each_revision_that_hosts_can_go_on_beside_exists() -> None:
+    script = ScriptDirectory.from_config(migration_config())
+    assert {each.revision for each in script.walk_revisions()} >= migrations.ROLLING
+
+
+async def test_a_host_goes_on_beside_what_the_next_version_adds(empty_url: str) -> None:
+    """Tables, and columns that may be left out: what a revision may add that others go on beside."""
+    url = empty_url
+    async with opened(url, alone=False) as store:
+        homes = await store.homes()
+        await homes.join(Host("a", "http://a"), 3600)
+        columns = [
+            f"ALTER TABLE {table.name} ADD COLUMN later VARCHAR(8) DEFAULT 'x'" for table in tables.sorted_tables
+        ]
+        later = "CREATE TABLE later (key BIGINT PRIMARY KEY)"
+        execute(url, *columns, later, "UPDATE alembic_version SET version_num = '9999'")
+        session = await store.create_session(new("a"))
+        await store.begin_run(mine("a"), "r1")
+        await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)
+        assert (await store.session(mine("a"))).version == 2
+        assert [run.id for run in await store.runs(session.key, 9)] == ["r1"]
+        assert list((await homes.beat(Host("a", "http://a"))).hosts) == ["a"]
 
 
 OLD_ROWS = (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
 from era.core import models
 from era.core.homes import Home, Homes, Host, HostRecord, Place, View
 from era.core.models import now, set_clock
-from era.errors import HostLost, NoLease, Unavailable
+from era.errors import HostLost, NoLease, NotReady, Unavailable
 from tests.unit.core import until
 
 LEASE = 0.5
@@ -27,6 +27,7 @@ class Rows:
         self.place = Place(1, None)
         self.left: list[str] = []
         self.taken: list[int] = []
+        self.seen: Iterator[Mapping[str, int]] = iter(())
 
     async def join(self, host: Host, lease_seconds: float) -> View:
         return await self.beat(host)
@@ -39,6 +40,9 @@ class Rows:
 
     async def leave(self, host_id: str) -> None:
         self.left.append(host_id)
+
+    async def heartbeats_at(self, url: str) -> Mapping[str, int]:
+        return next(self.seen)
 
     async def records(self) -> Sequence[HostRecord]:
         return []
@@ -80,6 +84,16 @@ async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_g
     await homes.leave()
     assert rows.left == [homes.host_id]
     assert not homes.has_lease
+
+
+async def test_no_two_hosts_are_reached_at_one_url() -> None:
+    rows = Rows()
+    homes = Homes(rows, LEASE, lambda: None)
+    rows.seen = iter([{"gone": 1}, {"gone": 1, "new": 5}, {"new": 5}, {}])
+    await homes.check_alone_at("http://a")
+    rows.seen = iter([{"gone": 1, "other": 5}, {"other": 5}, {"other": 6}])
+    with pytest.raises(NotReady, match=r"at http://a, too: .* ERA_HOST_URL"):
+        await homes.check_alone_at("http://a")
 
 
 async def test_a_host_that_was_declared_dead_ends() -> None:

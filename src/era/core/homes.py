@@ -32,7 +32,7 @@ from typing import Protocol
 import structlog
 
 from era.core.models import new_id, set_clock
-from era.errors import EraError, HostLost, NoLease
+from era.errors import EraError, HostLost, NoLease, NotReady
 
 log = structlog.get_logger()
 
@@ -123,6 +123,10 @@ class HomeStore(Protocol):
         """Declare this host dead, so that nobody need wait for its lease to be over."""
         ...
 
+    async def heartbeats_at(self, url: str) -> Mapping[str, int]:
+        """The times of the last heartbeats of the hosts that are reached at this URL and have a lease, by id."""
+        ...
+
     async def records(self) -> Sequence[HostRecord]:
         """The hosts on record, in the order in which they came. Counts all homes, so it isn't for every request."""
         ...
@@ -205,6 +209,18 @@ class Homes:
         sent = _monotonic()
         self._saw(sent, await self._store.join(self._host, self._lease_seconds))
         self._beating = asyncio.create_task(self._beat())
+
+    async def check_alone_at(self, url: str) -> None:
+        """Raises NotReady where another host is reached at this URL. One that was, and is gone, is waited for until its
+        lease is over: nothing else tells it from one that is there."""
+        first: dict[str, int] = {}
+        while found := await self._store.heartbeats_at(url):
+            if any(first.setdefault(host, at) != at for host, at in found.items()):
+                raise NotReady(
+                    f"Another host of this cluster is at {url}, too: give each an address of its own, with ERA_HOST "
+                    "and ERA_PORT, or ERA_HOST_URL."
+                )
+            await asyncio.sleep(self._lease_seconds / _BEATS / 2)
 
     def reached_at(self, url: str) -> None:
         """Say where this host listens; the next heartbeat tells the others."""

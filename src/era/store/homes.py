@@ -35,6 +35,9 @@ _FORGOTTEN_US = 24 * 3600 * 1_000_000
 """How long the rows of dead hosts are kept, for people to look at. A host without a row is dead, too."""
 
 _ALIVE = select(hosts.c.id, hosts.c.url).where(~hosts.c.dead)
+_AT_URL = select(hosts.c.id, hosts.c.heartbeat_at).where(
+    hosts.c.url == bindparam("at_url"), ~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us > database_time()
+)
 _HOLD = select(homes.c.epoch).where(homes.c.session_key == bindparam("session"), homes.c.host_id == bindparam("host"))
 _hold = Precompiled(_HOLD.with_for_update(read=True))
 _IS_THERE = select(sessions.c.key).where(sessions.c.key == bindparam("session"))
@@ -143,6 +146,12 @@ class HomeRows:
             _mark_lost(connection)
 
         await self._database.write(job)
+
+    async def heartbeats_at(self, url: str) -> Mapping[str, int]:
+        def job(connection: Connection) -> Mapping[str, int]:
+            return {row.id: row.heartbeat_at for row in connection.execute(_AT_URL, {"at_url": url})}
+
+        return await self._database.read(job)
 
     async def records(self) -> Sequence[HostRecord]:
         def job(connection: Connection) -> Sequence[HostRecord]:

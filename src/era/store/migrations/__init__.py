@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, select, text
 
-from era.errors import Unavailable
-from era.store.dialects import begin_migration
+from era.errors import NotReady, Unavailable
+from era.store.dialects import begin_migration, database_time
+from era.store.tables import hosts
 
 HEAD = "0026"
 """The newest revision; a test compares it with the files in versions/."""
 
+ROLLING: frozenset[str] = frozenset()
+"""Revisions that hosts of the version before can go on beside, as these need know nothing of what is added. For any
+other all hosts of a cluster must have been stopped."""
+
+_LOOK_SECONDS = 0.2
+_MOST_SECONDS = 15.0
+"""For which the end of a lease is waited for."""
+
 
 def upgrade(engine: Engine) -> None:
-    """Bring the database to `HEAD` in one transaction. Raises Unavailable where a newer ERA has migrated it."""
-    if _revision(engine) == HEAD:
+    """Bring the database to `HEAD` in one transaction. Raises Unavailable where a newer ERA has migrated it, NotReady
+    where hosts are at work that couldn't go on afterwards."""
+    revision = _revision(engine)
+    if revision == HEAD:
         return  # The usual start, without the 0.3 s that importing alembic costs.
+    if revision is not None and not ROLLING.issuperset(_between(revision, HEAD)):
+        _wait_for_hosts_that_are_gone(engine)
 
     from alembic import command
     from alembic.config import Config
@@ -57,6 +71,34 @@ def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
         finally:
             pragma.execute("PRAGMA foreign_keys = ON")
             pragma.close()
+
+
+def _between(revision: str, newest: str) -> list[str]:
+    """The revisions after the first, up to the second."""
+    return [f"{number:04}" for number in range(int(revision) + 1, int(newest) + 1)]
+
+
+def _wait_for_hosts_that_are_gone(engine: Engine) -> None:
+    """Wait until the leases are over of hosts that haven't left a cluster, but send no heartbeat any more. Raises
+    NotReady where one does, or has a lease for too long to wait."""
+    first: dict[str, int] = {}
+    until = time.monotonic() + _MOST_SECONDS
+    while found := _heartbeats(engine):
+        if time.monotonic() > until or any(first.setdefault(host, at) != at for host, at in found.items()):
+            raise NotReady(
+                "Hosts of this cluster are at work that can't go on with the tables of this version of ERA: stop all "
+                "of them, then start this version."
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
+def _heartbeats(engine: Engine) -> Mapping[str, int]:
+    """The last heartbeats of hosts that have a lease."""
+    with engine.begin() as connection:
+        if not inspect(connection).has_table(hosts.name):
+            return {}
+        has_lease = ~hosts.c.dead & (hosts.c.heartbeat_at + hosts.c.lease_us > database_time())
+        return {row.id: row.heartbeat_at for row in connection.execute(select(hosts).where(has_lease))}
 
 
 def _revision(engine: Engine) -> str | None:
