@@ -86,6 +86,28 @@ async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_g
     assert not homes.has_lease
 
 
+async def test_what_tells_of_this_host_ends_with_its_lease() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    ended: list[str] = []
+    with homes.while_leased(lambda: ended.append("over before")):
+        before = rows.beats
+        await until(lambda: rows.beats > before + 2 * 5)  # of several leases
+    assert ended == []
+    with homes.while_leased(lambda: ended.append("goes on")):
+        rows.failure = Unavailable("the database is away")
+        await until(lambda: ended)
+        assert not homes.has_lease
+    with homes.while_leased(lambda: ended.append("came too late")):
+        assert ended == ["goes on", "came too late"]
+    rows.failure = None
+    await until(lambda: homes.has_lease)
+    with homes.while_leased(lambda: ended.append("again")):
+        rows.failure = Unavailable("the database is away once more")
+        await until(lambda: len(ended) == 3)
+    await homes.leave()
+
+
 async def test_no_two_hosts_are_reached_at_one_url() -> None:
     rows = Rows()
     homes = Homes(rows, LEASE, lambda: None)

@@ -21,11 +21,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import h11
 import structlog
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.api.context import Answer
 from era.api.dead_peers import cut_off
@@ -33,6 +34,7 @@ from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hop, target_of
 from era.api.host_connections import CONNECT_SECONDS, Connection, HungUp, NotTrusted
 from era.api.other_hosts import Answering, OtherHosts
+from era.api.protocol import Protocol
 from era.core.api_keys import Caller
 from era.core.homes import Homes, Host
 from era.core.models import OwnedId
@@ -53,6 +55,9 @@ _SESSION = re.compile(rf"/api/sessions/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
 _PUBLIC = re.compile(rf"/proxy/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
 _ROOM = re.compile(r"/api/sessions/[^/]+/(run|stream|processes|terminal)")
 """Calls for which a session needs a sandbox."""
+
+_FOLLOWS = re.compile(r"/api/sessions/[^/]+/(.*/)?(events|watch|attach|terminal)", re.DOTALL)
+"""Calls whose answers go on for as long as something lives here."""
 
 _LINK = re.compile(r"/links/([^/]+)")
 _ANSWERED = re.compile(r"/(api|mcp|proxy|links)(/|$)")
@@ -157,9 +162,31 @@ class HomeForwarding:
     async def _here(self, scope: Scope, receive: Receive, send: Send, session: str | int | None) -> None:
         if "ticket_of_home" in scope["state"] and "caller" not in scope["state"]:
             raise Unauthorized("This ticket went with the host that gave it.")
+        path = scope["path"]
+        if session is not None and ("site" in scope["state"] or _FOLLOWS.fullmatch(path) or _PUBLIC.fullmatch(path)):
+            await self._leased(scope, receive, send)
+            return
         await self._app(scope, receive, send)
-        if scope["method"] == "DELETE" and isinstance(session, str) and scope["path"].count("/") == 3:
+        if scope["method"] == "DELETE" and isinstance(session, str) and path.count("/") == 3:
             self._homes.moved(session)  # another session may get its id, and another home
+
+    async def _leased(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer here, and reset the caller's connection where the lease ends within the answer: what is followed here
+        may by then be lost, and the session be at home elsewhere."""
+        connection: Protocol = scope["extensions"]["era.connection"]
+        with ExitStack() as ended:
+
+            def begin() -> None:
+                ended.enter_context(self._homes.while_leased(connection.transport.abort))
+
+            async def noting(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    begin()
+                await send(message)
+
+            if connection.upgrading:
+                begin()
+            await self._app(scope, receive, noting)
 
     def _session(self, scope: Scope) -> str | int | None:
         """The id or key of the session that a request is about; None where it is about no one session."""

@@ -25,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -184,6 +185,8 @@ class Homes:
         self._gifts = 0
         """How often that began or ended, so that what was found before isn't taken for true."""
 
+        self._ends_with_lease: dict[object, Callable[[], None]] = {}
+        self._lease_timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
         self._on_beat: list[Callable[[], Awaitable[None]]] = [self.catch_up]
         self._shared: list[Callable[[], Awaitable[None]]] = []
@@ -252,6 +255,8 @@ class Homes:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
         self._valid_until = 0.0
         try:
             await self._store.leave(self._host.id)
@@ -269,6 +274,30 @@ class Homes:
         """Raises NoLease where this host may not answer, as others may have taken what was its."""
         if not self.has_lease:
             raise NoLease("This host has had no contact with its cluster's database for too long to answer.")
+
+    @contextmanager
+    def while_leased(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have `end` called where this host has no lease within the block: it ends what tells somebody for a while what
+        goes on here."""
+        if not self.has_lease:
+            end()
+        key = object()
+        self._ends_with_lease[key] = end
+        try:
+            yield
+        finally:
+            del self._ends_with_lease[key]
+
+    def _look_at_lease(self) -> None:
+        """End what ends with the lease, if that is over, or look again when it will be."""
+        if (left := self.lease_left) > 0:
+            self._lease_timer = asyncio.get_running_loop().call_later(left, self._look_at_lease)
+            return
+        self._lease_timer = None
+        ends = list(self._ends_with_lease.values())
+        log.warning("lease_over", ended=len(ends), then="nothing is answered until the database can be reached")
+        for end in ends:
+            end()
 
     @property
     def leads(self) -> bool:
@@ -302,6 +331,8 @@ class Homes:
             log.warning("clocks_apart", seconds=round(apart / 1e6, 1), then="the database's clock counts")
         self._view, self._seen_at = view, sent
         self._valid_until = sent + self._lease_seconds * (1 - _MARGIN)
+        if self._lease_timer is None:
+            self._look_at_lease()
         self._news.set()
         self._news = asyncio.Event()
         for call in self._on_beat:
