@@ -83,11 +83,12 @@ from era.network.authority import BUNDLE
 from era.network.connect_supervisor import why_unsupported
 from era.network.egress import SandboxNetwork, certificates
 from era.network.indexes import IndexListeners
+from era.network.server_addresses import ServerAddresses
 from era.network.storage import StorageListeners
 from era.network.webhooks import WebhookSender
 from era.packages.installer import PackageInstaller
 from era.settings import Settings
-from era.store import d1_databases, place
+from era.store import d1_databases, place, s3_client
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, installation
@@ -190,7 +191,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     """
     directory = settings.data_dir.resolve()
     make_directory(directory)
-    private = policy.ranges(settings.egress_private)
+    private = policy.private_ranges(settings.egress_private)
+    closed = policy.ranges(settings.egress_refused, "ERA_EGRESS_REFUSED")
     metrics = Metrics()
     metrics.expect(languages.runtimes())
     with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
@@ -204,6 +206,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         if homes is not None and isinstance(blobs, S3Blobs):
             blobs.share(store.condemned())
         cluster = homes or ALONE
+        servers = server_addresses(settings, homes)
+        await servers.look()
+        reachable = policy.Policy(private, closed, servers)
         why_stopped = SERVICE_STOPPED if homes is None else MOVED
         slots = Slots(settings.max_uploads)
         spool = Spool(directory / "uploads", slots)
@@ -219,7 +224,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             store, snapshots, blobs, pins, package_sets, directory, max_timeout=settings.max_timeout, slots=slots
         )
         descriptors: Shares[str] = Shares(server.descriptor_limit() // 2)
-        network = SandboxNetwork(descriptors, private)
+        network = SandboxNetwork(descriptors, reachable, servers.has_host)
         bundle = directory / "certificates.pem"
         network.authority.write(bundle)
         preparations = Preparations(languages.preparations(), directory / "prepared")
@@ -235,7 +240,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         store.bounds = quotas.bounds
         await store.webhooks.open()
         key = signing_secret(settings, "webhook-key")
-        webhooks = Webhooks(store.webhooks, WebhookSender(private), key, cluster, quotas.on_reached, note)
+        webhooks = Webhooks(store.webhooks, WebhookSender(reachable), key, cluster, quotas.on_reached, note)
         in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
         copies = directory / "sql-copies" if homes is not None and settings.database_url is not None else None
         with alone(settings):
@@ -357,6 +362,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 expiry.run(),
                 remove_packages(setups),
                 usage.keep(),
+                servers.keep(),
             )
 
             readiness = Readiness(directory / "uploads", store.check_writable)
@@ -493,6 +499,16 @@ async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
     before.write_text(homes.host_id)
     await homes.start()
     return homes
+
+
+def server_addresses(settings: Settings, homes: Homes | None) -> ServerAddresses:
+    """The addresses of PostgreSQL, S3 and the hosts of the cluster, where there are such."""
+    database = [] if settings.database_url is None else place.servers_of(settings.database_url.get_secret_value())
+
+    def hosts() -> list[str]:
+        return [] if homes is None else [host.url for host in homes.hosts.values()]
+
+    return ServerAddresses([*database, *s3_client.servers_of(settings.blobs)], hosts)
 
 
 def _end_at_once() -> None:

@@ -206,7 +206,13 @@ class Settings(BaseSettings):
     egress_private: str = Field(
         default="",
         description="Private address ranges that programs with internet access may reach, such as "
-        "10.1.0.0/16,192.168.7.0/24. This machine itself is never reachable.",
+        "10.1.0.0/16,192.168.7.0/24. Neither this machine nor what it works with is ever reachable.",
+    )
+
+    egress_refused: str = Field(
+        default="",
+        description="Addresses and ranges that programs never reach, besides those that are refused anyway, such as "
+        "203.0.113.7,198.51.100.0/24.",
     )
 
     setup_seconds: float = Field(

@@ -299,6 +299,10 @@ def test_a_host_under_ray(ray: RayCluster, postgres: Postgres) -> None:
         assert ray.serves(driver) == url
         assert ray.host(url)["pid"] == again["pid"]
 
+        # Its programs are kept from all nodes of Ray.
+        variables = Path(f"/proc/{ray.host(url)['pid']}/environ").read_bytes().split(b"\0")
+        assert f"ERA_EGRESS_REFUSED={ray.address.rpartition(':')[0]}".encode() in variables
+
         # Programs can't reach Ray, by any of the machine's addresses, though others can.
         with ray.client(url) as client:
             port = int(ray.address.rpartition(":")[2])

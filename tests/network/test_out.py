@@ -23,6 +23,7 @@ from era.core.public.signatures import Verify, is_genuine
 from era.core.shares import Shares
 from era.network.authority import TRUSTED
 from era.network.egress import SandboxNetwork
+from era.network.policy import Policy
 from tests.conftest import eventually
 from tests.network import world
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, NewSession, new_session
@@ -201,7 +202,7 @@ for host in ("10.77.0.2", "192.168.77.2", "inside.test", "10.77.0.1", "172.16.77
 
 def test_a_sandbox_without_a_way_out_says_so() -> None:
     """None of ours is, but one may be."""
-    network = SandboxNetwork(Shares(1000))
+    network = SandboxNetwork(Shares(1000), Policy())
     sandbox = cast(Sandbox, SimpleNamespace(id="sb", guest_listeners={}, broker=None))
     egress = network.run_egress(sandbox, owner="me", internet=True, egress={})
     network.stop()

@@ -8,7 +8,7 @@ import pytest
 
 from era.core.allowlist import NotAnEntry, allowlist
 from era.errors import BadRequest
-from era.network.policy import Policy, ranges
+from era.network.policy import Policy, private_ranges
 
 REFUSED = {
     "loopback": ["127.0.0.1", "127.255.0.1", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1"],
@@ -67,7 +67,7 @@ def test_public_addresses_pass(address: str) -> None:
 
 
 def test_a_setting_lifts_private_ranges_and_nothing_else() -> None:
-    policy = Policy(ranges("10.1.0.0/16, 100.64.0.0/10,fd00::/8"))
+    policy = Policy(private_ranges("10.1.0.0/16, 100.64.0.0/10,fd00::/8"))
     assert [policy.refuses(ip_address(one)) for one in ("10.1.2.3", "100.64.0.1", "fd00::1", "::ffff:10.1.0.1")] == [
         None
     ] * 4
@@ -82,7 +82,7 @@ def test_a_setting_lifts_private_ranges_and_nothing_else() -> None:
 )
 def test_a_setting_that_would_lift_more_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="ERA_EGRESS_PRIVATE"):
-        ranges(text)
+        private_ranges(text)
 
 
 def test_names_are_compared_as_dns_does() -> None:

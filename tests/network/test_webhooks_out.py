@@ -30,7 +30,7 @@ class Everywhere(Policy):
 
 
 def without_walls() -> WebhookSender:
-    sender = WebhookSender()
+    sender = WebhookSender(Policy())
     sender._policy = Everywhere()
     return sender
 
@@ -92,7 +92,7 @@ class Resolver:
     ],
 )
 async def test_private_addresses_are_refused_as_egress_is(url: str) -> None:
-    sender = WebhookSender()
+    sender = WebhookSender(Policy())
     async with listening() as target:
         url = url.format(port=target.port)
         with pytest.raises(Unsent):
@@ -125,7 +125,7 @@ async def test_a_name_that_leads_elsewhere_later_leads_nowhere(monkeypatch: pyte
 
     async with listening() as target:
         url = f"http://rebinding.example:{target.port}/"
-        sender = WebhookSender((), Resolver([PUBLIC, LOCAL]))
+        sender = WebhookSender(Policy(), Resolver([PUBLIC, LOCAL]))
         await sender.check(url)
         with pytest.raises(Unsent, match="loopback"):
             await sender.send(url, {}, b"{}")
@@ -135,10 +135,10 @@ async def test_a_name_that_leads_elsewhere_later_leads_nowhere(monkeypatch: pyte
         with monkeypatch.context() as dialled:
             dialled.setattr(dialing, "connect", connect)
             with pytest.raises(Unsent):
-                await WebhookSender((), resolve).send(url, {}, b"{}")
+                await WebhookSender(Policy(), resolve).send(url, {}, b"{}")
         assert (resolve.asked, connected) == (["rebinding.example"], [PUBLIC])
         # A sender that judges one answer and connects by the next is taken in.
-        weak = WebhookSender((), Resolver([PUBLIC, LOCAL]))
+        weak = WebhookSender(Policy(), Resolver([PUBLIC, LOCAL]))
         judge = weak._allowed
 
         def judged_only(addresses: Sequence[Address]) -> Sequence[Address]:
@@ -187,5 +187,5 @@ async def test_what_is_no_answer(answer: bytes) -> None:
 )
 async def test_what_is_no_url_of_a_webhook(url: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        await WebhookSender().check(url)
+        await WebhookSender(Policy()).check(url)
     assert "https://" in refused.value.hint

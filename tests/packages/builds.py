@@ -24,6 +24,7 @@ from era.core.shares import Shares
 from era.languages.node import NODE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners
+from era.network.policy import Policy
 from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.packages.registry import tarball
 
@@ -68,7 +69,7 @@ def real_builds(
         max_warm=4,
         idle_seconds=60,
     )
-    network = SandboxNetwork(Shares(1000))
+    network = SandboxNetwork(Shares(1000), Policy())
     try:
         yield sandboxes, Builds(pool, network, IndexListeners(), rules)
     finally:

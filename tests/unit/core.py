@@ -42,6 +42,7 @@ from era.core.transcript import Piece
 from era.core.turns import Turns
 from era.errors import SandboxFailed
 from era.network.egress import SandboxNetwork
+from era.network.policy import Policy
 from era.network.storage import StorageListeners
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
@@ -107,7 +108,7 @@ class Network(SandboxNetwork):
     """The real one, which notes what it was asked for. The fake driver's sandboxes have no egress by it."""
 
     def __init__(self) -> None:
-        super().__init__(Shares(1000))
+        super().__init__(Shares(1000), Policy())
         self.asked: list[tuple[bool, JsonObject, Sequence[Secret]]] = []
 
     def run_egress(

@@ -37,6 +37,9 @@ HOST_RESOURCE = "era_host"
 _LOOK_SECONDS = 0.1
 _AGAIN_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
+_REFUSED = "ERA_EGRESS_REFUSED"
+"""What programs never reach, whatever else they may."""
+
 _ANSWER_SECONDS = 10.0
 """For which actors are waited for that don't answer, as they are being started or their node has just gone."""
 
@@ -177,8 +180,14 @@ class RayHosts:
             if node.id not in self._actors:
                 with _translated():
                     self._actors[node.id] = self._make(node, cluster.get("ERA_DATA_DIR", ""))
-        seen = self._ask(staying, "ensure", dict(cluster))
+        seen = self._ask(staying, "ensure", {**cluster, _REFUSED: self._addresses(cluster.get(_REFUSED, ""))})
         return seen + [self._send_away(node) for node in nodes if node.id in leaving]
+
+    def _addresses(self, others: str) -> str:
+        """The addresses of all nodes that are alive, also of those without a host, such as Ray's head, and `others`."""
+        with _translated():
+            found = {str(each["NodeManagerAddress"]) for each in self._ray.nodes() if each["Alive"]}
+        return ",".join([*filter(None, [others]), *sorted(found)])
 
     def _send_away(self, node: Node) -> NodeHost:
         """Have a node's host drain, then end its actor. Told again each time: an actor that was restarted meanwhile

@@ -1,14 +1,23 @@
-"""Outgoing connections from this machine, to addresses that were judged before."""
+"""Outgoing connections from this machine, to addresses that were judged before; and the addresses of names."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv4Address
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, ip_address
 
 from era.core.allowlist import Address
 
 CONNECT_SECONDS = 10.0
+
+type Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+
+async def resolve(host: str, port: int) -> Sequence[Address]:
+    """The addresses of a host, by this machine's resolver. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [ip_address(str(place[0]).partition("%")[0]) for *_, place in found]
 
 
 def family(address: Address) -> socket.AddressFamily:

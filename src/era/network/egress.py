@@ -18,11 +18,11 @@ record says why. It runs all the same: less network than asked for is reported, 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from weakref import WeakValueDictionary
 
-from era.core.allowlist import Range, allowlist_of
+from era.core.allowlist import Address, allowlist_of
 from era.core.models import JsonObject
 from era.core.ports import ProcessEgress, RunEgress, Sandbox, SocketBroker
 from era.core.secrets import Secret
@@ -50,11 +50,17 @@ def certificates() -> Mapping[str, str]:
 class SandboxNetwork:
     """See ports.Network. `stop` comes last."""
 
-    def __init__(self, descriptors: Shares[str], private: Sequence[Range] = ()) -> None:
-        """`descriptors` are those of the service that owners' runs may take, and `private` the private ranges that
-        programs may reach."""
+    def __init__(
+        self,
+        descriptors: Shares[str],
+        rules: policy.Policy,
+        has_host: Callable[[Address, int], bool] = lambda *_: False,
+    ) -> None:
+        """`descriptors` are those of the service that owners' runs may take. `has_host` says where other hosts of the
+        cluster are called, which is for programs as if they had called this one."""
         self.descriptors = descriptors
-        self.policy = policy.Policy(private)
+        self.policy = rules
+        self.has_host = has_host
         self.authority = authority.Authority()
         self.service: tuple[int, MakeServiceProtocol] | None = None
         """The port at which this service listens, once it does, and what serves programs that connect to it."""
@@ -226,6 +232,8 @@ class SupervisedEgress:
     def _service_protocol(self, target: Target) -> MakeServiceProtocol | None:
         """What serves programs that connect to this target, if that is this service itself."""
         address, port = target
-        if self._network.service is None or port != self._network.service[0] or address.is_unspecified:
+        if self._network.service is None or address.is_unspecified:
             return None
-        return self._network.service[1] if address.is_loopback or policy.is_own(address) else None
+        own_port, make_protocol = self._network.service
+        is_own = port == own_port and (address.is_loopback or policy.is_own(address))
+        return make_protocol if is_own or self._network.has_host(address, port) else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_network
 
@@ -36,6 +36,8 @@ class Rule:
 
 NOT_IN_ALLOWLIST = Rule("not_in_allowlist", "the session's egress.allow doesn't have it")
 OWN = Rule("own_address", "it is an address of the machine that ERA runs on")
+SERVER = Rule("server_address", "it is an address of what ERA works with, such as its database or another host")
+CLOSED = Rule("closed", "the server's ERA_EGRESS_REFUSED has it")
 _UNSPECIFIED = Rule("unspecified", "it is no address of anything")
 _LOOPBACK = Rule("loopback", "it is a loopback address")
 _LINK_LOCAL = Rule("link_local", "it is a link-local address, where clouds serve credentials")
@@ -76,9 +78,14 @@ _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 class Policy:
     """The server's policy, the same for all sessions."""
 
-    def __init__(self, private: Sequence[Range] = ()) -> None:
-        """`private` are ranges that may be connected to although they are private."""
+    def __init__(
+        self, private: Sequence[Range] = (), closed: Sequence[Range] = (), servers: Container[Address] = ()
+    ) -> None:
+        """`private` are ranges that may be connected to although they are private, `closed` those that may not be
+        whatever they are, and `servers` addresses of what ERA works with."""
         self._private = tuple(private)
+        self._closed = tuple(closed)
+        self._servers = servers
 
     def refuses(self, address: Address) -> Rule | None:
         """The rule that refuses this address, None where it may be connected to."""
@@ -88,6 +95,10 @@ class Policy:
                 if form in network and not (rule.may_be_lifted and self._is_lifted(form)):
                     # ::1 and :: embed IPv4 addresses too, but their own rules come first.
                     return rule
+            if form in self._servers:
+                return SERVER
+            if any(form in network for network in self._closed):
+                return CLOSED
         return OWN if any(map(is_own, forms)) else None
 
     def _is_lifted(self, address: Address) -> bool:
@@ -116,22 +127,28 @@ def is_own(address: Address) -> bool:
     return True
 
 
-def ranges(text: str) -> list[Range]:
-    """Parse ERA_EGRESS_PRIVATE: ranges separated by commas. Raises BadRequest for one that may not be allowed."""
-    found = []
+def ranges(text: str, setting: str) -> list[Range]:
+    """Parse a setting: ranges and addresses separated by commas. Raises BadRequest."""
+    found: list[Range] = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         try:
-            network = ip_network(entry)
+            found.append(ip_network(entry))
         except ValueError:
             raise BadRequest(
-                f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is no range of addresses.",
+                f"{setting} has {entry[:80]!r}, which is no range of addresses.",
                 hint="Write ranges as 10.1.0.0/16, separated by commas.",
             ) from None
+    return found
+
+
+def private_ranges(text: str) -> list[Range]:
+    """Parse ERA_EGRESS_PRIVATE. Raises BadRequest for a range that may not be allowed."""
+    found = ranges(text, "ERA_EGRESS_PRIVATE")
+    for network in found:
         liftable = [known for known, rule in _RANGES if rule.may_be_lifted]
         if not any(network.version == known.version and network.subnet_of(known) for known in liftable):  # type: ignore[arg-type]  # both of one version
             raise BadRequest(
-                f"ERA_EGRESS_PRIVATE has {entry[:80]!r}, which is not within a private range.",
+                f"ERA_EGRESS_PRIVATE has '{network}', which is not within a private range.",
                 hint="It may name ranges of " + ", ".join(map(str, liftable)) + "; all else is decided already.",
             )
-        found.append(network)
     return found

@@ -15,19 +15,19 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 import h11
 
 from era import __version__
-from era.core.allowlist import Address, Range
+from era.core.allowlist import Address
 from era.core.webhooks import MAX_URL, Unsent
 from era.errors import BadRequest
 from era.network import dialing
+from era.network.dialing import Resolve, resolve
 from era.network.policy import Policy
 
 _SECONDS = 15.0
@@ -35,22 +35,13 @@ _MAX_HEAD = 64 << 10
 _NAMED = 3
 """Addresses that an error names at most."""
 
-type Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
-
-
-async def resolve(host: str, port: int) -> Sequence[Address]:
-    """The addresses of a host, by this machine's resolver. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ip_address(str(place[0]).partition("%")[0]) for *_, place in found]
-
 
 class WebhookSender:
     """See `Sender` in core/webhooks.py."""
 
-    def __init__(self, private: Sequence[Range] = (), resolve: Resolve = resolve) -> None:
-        """`private` is as for Policy."""
-        self._policy = Policy(private)
-        self._resolve = resolve
+    def __init__(self, policy: Policy, lookup: Resolve = resolve) -> None:
+        self._policy = policy
+        self._resolve = lookup
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:

@@ -90,6 +90,15 @@ def place_of(database_url: str) -> str:
     return dialects.place_of(url)
 
 
+def servers_of(database_url: str) -> list[str]:
+    """The names and addresses of the servers that a URL names; none for one that is reached by a socket of Unix."""
+    url = make_url(database_url)
+    said = [url.host or "", *(url.query.get(name, "") for name in ("host", "hostaddr"))]
+    several = [each for some in said for each in ([some] if isinstance(some, str) else some)]
+    names = [name.partition(":")[0] if name.count(":") == 1 else name for each in several for name in each.split(",")]
+    return [name.strip("[]") for name in names if name and not name.startswith("/")]
+
+
 def note(directory: Path, database_url: str) -> None:
     """Note that the rows of this data directory are in that database of PostgreSQL. Raises OSError."""
     place = place_of(database_url)

@@ -98,6 +98,12 @@ def parse(url: str) -> BucketPrefix:
     return BucketPrefix(parts.netloc, parts.path.strip("/"), endpoint, region)
 
 
+def servers_of(url: str) -> list[str]:
+    """The name or address of the server that `url` names; none for no bucket, or one of AWS."""
+    endpoint = parse(url).endpoint if url else None
+    return [] if endpoint is None else [str(urlsplit(endpoint).hostname)]
+
+
 class Bucket:
     """The objects below a prefix, by name. May be used from several threads. All methods raise OSError."""
 
