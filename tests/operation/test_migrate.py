@@ -18,6 +18,7 @@ from era.core.public.inbox import Content
 from era.core.storage import Item
 from era.core.webhooks import EVENTS, Webhook
 from era.errors import BadRequest, Conflict, NotReady
+from era.operation import migrate as moving
 from era.operation.migrate import migrate
 from era.store import place
 from era.store.tables import metadata
@@ -123,3 +124,28 @@ def test_what_can_not_be_moved_changes_nothing(source: Path, empty_postgres_url:
         migrate(source, empty_postgres_url)
     assert [row[1] for row in rows_of(empty_postgres_url)["sessions"]] == ["theirs"]
     assert rows_of(f"sqlite:///{source}/era.sqlite") == before
+
+
+@pytest.mark.parametrize("step", ["note", "_put_aside"])
+def test_what_was_interrupted_is_finished_when_it_is_repeated(
+    source: Path, empty_postgres_url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows_of(f"sqlite:///{source}/era.sqlite")
+    with monkeypatch.context() as interrupted:
+
+        def fail(*_: object) -> None:
+            raise OSError("interrupted")
+
+        interrupted.setattr(place if step == "note" else moving, step, fail)
+        with pytest.raises(OSError, match="interrupted"):
+            migrate(source, empty_postgres_url)
+    assert rows_of(empty_postgres_url) == before, "this isn't the case in question"
+    execute(empty_postgres_url, "UPDATE api_keys SET description = 'another'")
+    with pytest.raises(Conflict, match="has rows already"):
+        migrate(source, empty_postgres_url)
+    assert (source / "era.sqlite").exists()
+    execute(empty_postgres_url, "UPDATE api_keys SET description = 'what\tfor\n'")
+    moved = migrate(source, empty_postgres_url)
+    assert moved.rows == {name: len(some) for name, some in before.items()}
+    assert place.rows_url(source, empty_postgres_url) == empty_postgres_url
+    assert not (source / "era.sqlite").exists()

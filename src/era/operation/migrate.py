@@ -1,8 +1,9 @@
 """Moving the rows of a stopped server from its data directory to a database of PostgreSQL.
 
 All or nothing: rows are copied and counted in one transaction of each database. Then the data directory notes where
-its rows are (store/place.py), and its own file is kept under another name. All else that is in a data directory, the
-content of files and programs' SQL databases, stays as it is.
+its rows are (store/place.py), and its own file is kept under another name. Where it was interrupted in between it can
+be repeated: a database that has these very rows, and no others, is one to which they were moved. All else that is in a
+data directory, the content of files and programs' SQL databases, stays as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from era.core.files.durable import sync
-from era.errors import NotFound
+from era.errors import Conflict, NotFound
 from era.operation import rows
 from era.operation.server_data import reading
 from era.store import place
@@ -39,8 +40,15 @@ def migrate(directory: Path, database_url: str) -> Moved:
     if not (directory / place.SQLITE).is_file():
         raise NotFound(f"{directory} has no {place.SQLITE}.", hint="Name a server's data directory (ERA_DATA_DIR).")
     target = place.place_of(database_url)
-    with reading(f"sqlite:///{directory / place.SQLITE}") as found, rows.filling(database_url) as connection:
-        moved = rows.copy(found, connection)
+    with reading(f"sqlite:///{directory / place.SQLITE}") as found:
+        try:
+            with rows.filling(database_url) as connection:
+                moved = rows.copy(found, connection)
+        except Conflict:
+            same = rows.counted_if_same(found, database_url)
+            if same is None:
+                raise
+            moved = same
     place.note(directory, database_url)
     _put_aside(directory)
     return Moved(target, moved)

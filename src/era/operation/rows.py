@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import batched
+from itertools import batched, zip_longest
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, create_engine, func, insert, select, text
+from sqlalchemy import Connection, String, Table, create_engine, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from era.errors import BadRequest, Conflict, Unavailable
@@ -41,6 +41,37 @@ def filling(database_url: str) -> Iterator[Connection]:
         raise Unavailable(f"{name} failed: {dialects.message(error)}", hint="Nothing was stored there.") from error
     finally:
         writer.dispose()
+
+
+def counted_if_same(rows: Connection, database_url: str) -> dict[str, int] | None:
+    """How many rows a database of PostgreSQL has, by table, where these are the same ones; None where they aren't.
+    Raises NotReady, Unavailable."""
+    reader = dialects.connect(database_url, alone=False).reader
+    try:
+        with reader.connect() as other, other.begin():
+            counts = {table.name: _count_if_same(rows, other, table) for table in metadata.sorted_tables}
+    except (SQLAlchemyError, dialects.driver_error(reader)) as error:
+        raise Unavailable(f"{place.place_of(database_url)} failed: {dialects.message(error)}") from error
+    finally:
+        reader.dispose()
+    known = {name: count for name, count in counts.items() if count is not None}
+    return known if len(known) == len(counts) else None
+
+
+def _count_if_same(one: Connection, other: Connection, table: Table) -> int | None:
+    """How many rows a table has in both databases, None where they differ."""
+    in_order = select(table).order_by(
+        *(dialects.bytewise(key) if isinstance(key.type, String) else key for key in table.primary_key)
+    )
+    found, there = (each.execute(in_order, execution_options={"yield_per": _FETCHED}) for each in (one, other))
+    count = 0
+    for row, its in zip_longest(found, there):
+        if row != its:
+            found.close()
+            there.close()
+            return None
+        count += 1
+    return count
 
 
 def remove_all(database_url: str) -> None:
