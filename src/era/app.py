@@ -91,7 +91,7 @@ from era.settings import Settings
 from era.store import d1_databases, place, s3_client
 from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
-from era.store.s3_blobs import S3Blobs, installation
+from era.store.s3_blobs import S3Blobs, check_bucket, installation
 from era.telemetry import logs
 from era.telemetry.gauges import MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics
@@ -187,7 +187,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     """Everything behind the API: started when the block begins, stopped when it ends.
 
     Raises Conflict where another service uses the data directory, NoIsolation where sandboxes can't be had, BadRequest
-    for settings that make no sense, NotReady where the database can't be had.
+    for settings that make no sense, NotReady where the database or the bucket can't be had.
     """
     directory = settings.data_dir.resolve()
     make_directory(directory)
@@ -199,8 +199,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         notes = Notes(metrics.note, logs.write, traces.note)
         note = notes.note
         with alone(settings):
-            blobs = blob_store(settings)
+            if settings.blobs:  # before anything is made of which one would have to know that it is of no use
+                await asyncio.to_thread(check_bucket, settings.blobs, shared_directory(settings) / "store-id")
             store = await open_store(settings)
+            blobs = blob_store(settings)
             await asyncio.to_thread(blobs.open)
         homes = await cluster_homes(settings, store)
         if homes is not None and isinstance(blobs, S3Blobs):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
+from pathlib import Path
 
+import pytest
+
+from era.errors import NotReady
+from era.store.s3_blobs import check_bucket
+from tests.client.command import era
 from tests.conftest import MakeServer, Server
 from tests.store.s3 import S3, SECRET_KEY, FaultyS3
 
@@ -53,6 +60,27 @@ def test_another_installations_prefix_is_refused(own_server: MakeServer, s3: S3,
     except AssertionError as refused:
         text = str(refused)
     assert "belong to another installation" in text
+
+
+def test_a_bucket_that_can_not_be_used_is_told_at_the_start(
+    s3: S3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, and nothing is written: neither rows nor the id by which a bucket would know the directory."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and doesn't listen
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        started = {"ERA_BLOBS": s3.url(bucket, endpoint=nowhere), "ERA_DATA_DIR": str(tmp_path), "ERA_PORT": "0"}
+        told = [line for line in era(None, "serve", code=2, env=started).stderr.splitlines() if line[:4] == "era:"]
+    assert told == [
+        f"era: s3://{bucket}/some/prefix at {nowhere} can't be used (the blob store failed: it could not be reached): "
+        "correct ERA_BLOBS and AWS_…, or start the S3 server."
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    with pytest.raises(NotReady, match="there is no such bucket"):
+        check_bucket(s3.url("nothing"), tmp_path / "store-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(NotReady, match="the blob store refused"):
+        check_bucket(s3.url(bucket), tmp_path / "store-id")
 
 
 FURNISH = """

@@ -43,10 +43,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from era.core.files.durable import sync
-from era.errors import Conflict, Unavailable
+from era.errors import Conflict, NotReady, Unavailable
 from era.store.blob_cache import BlobCache, Incoming
 from era.store.condemned import Condemned
-from era.store.s3_client import Bucket, Damaged, Patience
+from era.store.s3_client import Bucket, Damaged, Patience, parse
 from era.store.s3_holds import Hold, held
 from era.store.s3_shared import Collection, confirm
 
@@ -153,10 +153,7 @@ class S3Blobs:
         except OSError as error:
             raise Unavailable(f"The blob store can't be used: {error.strerror}.") from None
         if owner != self._owner:
-            raise Conflict(
-                "The blob store's bucket and prefix belong to another installation of ERA.",
-                hint="Choose another prefix. If the data directory was restored, restore its file `store-id`, too.",
-            )
+            raise _anothers()
 
     def share(self, condemned: Condemned) -> None:
         """Put and remove content beside other hosts of a cluster from now on. Call it before anything is put."""
@@ -288,10 +285,7 @@ class S3Blobs:
 
     def _read_owner(self) -> str | None:
         """The id of the installation that the prefix belongs to; None for a new prefix. Raises OSError."""
-        try:
-            return self._bucket.get(_OWNER).decode(errors="replace")
-        except FileNotFoundError:
-            return None
+        return _owner_in(self._bucket)
 
     def _forget(self, older_than: float) -> None:
         """Drop notes of puts and removals that no longer matter, so that they don't grow for ever."""
@@ -516,6 +510,37 @@ def _pieces(read: Callable[[int, int], bytes], size: int, piece: int) -> Iterato
             return
         yield content
         offset += len(content)
+
+
+def check_bucket(url: str, store_id: Path) -> None:
+    """Find out whether a bucket can be used by the installation whose id is kept in `store_id`, if it has one yet.
+    Nothing is written. Raises NotReady, Conflict where the prefix is another installation's, BadRequest for a bad
+    `url`."""
+    named = parse(url)
+    try:
+        owner = _owner_in(Bucket(url, _PATIENCE))
+    except OSError as error:
+        where = f"s3://{named.bucket}/{named.prefix} at {named.endpoint or 'AWS'}"
+        raise NotReady(
+            f"{where} can't be used ({error.strerror}): correct ERA_BLOBS and AWS_…, or start the S3 server."
+        ) from None
+    if owner is not None and (not store_id.exists() or owner != store_id.read_text().strip()):
+        raise _anothers()
+
+
+def _owner_in(bucket: Bucket) -> str | None:
+    """Whose the prefix of a bucket is; None for nobody's. Raises OSError."""
+    try:
+        return bucket.get(_OWNER).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _anothers() -> Conflict:
+    return Conflict(
+        "The blob store's bucket and prefix belong to another installation of ERA.",
+        hint="Choose another prefix. If the data directory was restored, restore its file `store-id`, too.",
+    )
 
 
 def installation(file: Path) -> str:
