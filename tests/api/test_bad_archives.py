@@ -20,7 +20,7 @@ import pytest
 
 from era.core.files import archives, pack, unpack
 from era.core.files.spool import Slots, Spool
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.models import EMPTY
 from era.errors import BadRequest, EraError, TooLarge
 from tests.api.answers import refused

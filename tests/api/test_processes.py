@@ -298,6 +298,36 @@ def test_the_disk_limit_counts_for_processes(client: httpx.Client, session: Make
     assert "disk space" in ended(client, where, "greedy")["reason"]
 
 
+SHORT = "from era.core.files import allowance; allowance._FIRST = 60.0"
+"""Every process ends before it would be measured."""
+
+UNCHECKED = f"""{SHORT}
+from era.core.live.live_session import LiveSession
+async def nothing(self, **_): pass
+LiveSession.check_disk = nothing
+"""
+
+
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+@pytest.mark.parametrize("weakness", [SHORT, UNCHECKED], ids=["checked", "not checked"])
+def test_short_processes_cannot_fill_the_disk(own_server: MakeServer, weakness: str, isolation: str) -> None:
+    """A session of which too much is left is put away, and takes no room any more."""
+    server = own_server(weakness=weakness)
+    with server.client() as client:
+        limits = {"disk_mb": 8}
+        made = {"language": "python", "session_id": "s", "isolation": isolation, "limits": limits}
+        assert client.post("/api/sessions", json=made).status_code == 201
+        short = start(client, "s", "for name in a b; do head -c 5000000 /dev/zero > $name; done")
+        assert ended(client, "s", short)["exit_code"] == 0
+        seconds = 60.0 if weakness == SHORT else 3.0
+        is_put_away = eventually(lambda: client.get("/api/sessions/s").json()["status"] == "idle", seconds)
+        assert is_put_away == (weakness == SHORT)
+        if is_put_away:
+            look = {"code": "import os; print(sorted(os.listdir()))"}  # which may come just before it is
+            left = [client.post("/api/sessions/s/run", json=look).json()["stdout"] for _ in range(2)]
+            assert left[1] == "['.session_data.json', 'main.py']\n"
+
+
 def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
     server = own_server(max_live_sessions="2", keep_alive="1")
     with server.client() as client:

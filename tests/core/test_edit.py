@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from era.core.files import paths, trees
 from era.core.files.edits import Changes, PutFile, PutLink, Remove
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.models import EMPTY, Snapshot
 from era.errors import BadRequest, Conflict, EraError, NotFound, TooLarge
 from tests.core.lab import SETTLE, Lab, described

@@ -16,7 +16,7 @@ import pytest
 
 from era.core.capsules.imports import check
 from era.core.files.packages import PACKAGES
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.models import Session
 from era.errors import BadRequest, TooLarge
 from tests import capsules

@@ -12,7 +12,7 @@ import pytest
 from era.core.files import edits
 from era.core.files.diffs import FileChange
 from era.core.files.edits import Changes, PutFile, Remove
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.models import EMPTY, Snapshot
 from tests.core.lab import Lab, Place, described, mutate
 from tests.soaking import soak_the_rest

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from era.core.files import trees
-from era.core.files.trees import Bounds, SnapshotRefused
+from era.core.files.totals import Bounds
+from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from tests.core.lab import CLOCK_OF_FILES, LIMITS, SETTLE, Lab, Place, described, mutate

@@ -228,6 +228,7 @@ class Sandboxes:
             stack.enter_context(patched(gvisor, "flags", self._weakness.flags))
             if self._weakness.unfiltered:
                 stack.enter_context(patch.object(seccomp, "filters", lambda: ()))
+                stack.enter_context(patch.object(seccomp, "outer_filters", lambda: ()))
             if self._weakness.as_root:
                 self.driver.uids.take = lambda: None
             yield

@@ -74,6 +74,16 @@ libc = ctypes.CDLL(None, use_errno=True)
 print('GOT' if {call} >= 0 else os.strerror(ctypes.get_errno()))
 """
 
+ALLOCATES = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open('allocated', os.O_RDWR | os.O_CREAT)
+for mode in (0, 1, 16, 17):
+    if libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(1 << 20)) == 0: print('GOT', mode)
+    else: print(os.strerror(ctypes.get_errno()))
+"""
+"""More of the disk than can be written in the time."""
+
 # The value goes back as it is: what counts is whether the write is let through.
 REWRITES = """
 try:
@@ -118,10 +128,15 @@ ATTACKS = [
         CALLS.format(call="libc.unshare(0x10000000)"),
         Weakness(without("--disable-userns"), unfiltered=True),
     ),
-    Attack(
-        "how the supervisor is scheduled, and so all later runs",
-        CALLS.format(call="max(libc.sched_setscheduler(1, 5, b'\\0' * 4), libc.setpriority(2, 0, 7))"),
-        Weakness(unfiltered=True),
+    Attack("much of the disk in a moment", ALLOCATES, Weakness(unfiltered=True)),
+    *(
+        Attack(f"how later runs are scheduled: {call}", CALLS.format(call=call), Weakness(unfiltered=True))
+        for call in (
+            "libc.sched_setscheduler(1, 5, b'\\0' * 4)",
+            "libc.sched_setaffinity(1, 8, bytes([255] * 8))",
+            "libc.setpriority(0, 1, 7)",
+            "libc.setpriority(2, 0, 7)",
+        )
     ),
     Attack(
         "the root directory",

@@ -20,6 +20,7 @@ from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.sandboxes import Sandboxes, Weakness, with_more
 from tests.drivers.test_attacks import (
+    ALLOCATES,
     CALLS,
     CANARY,
     CONNECTS,
@@ -161,6 +162,7 @@ ATTACKS = [
             }
         ),
     ),
+    Attack("much of the disk in a moment", ALLOCATES, Weakness(unfiltered=True)),
     Attack("a mount", CALLS.format(call="libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)"), capable("CAP_SYS_ADMIN")),
     Attack("another root", CALLS.format(call="libc.chroot(b'/tmp')"), capable("CAP_SYS_CHROOT")),
     Attack("another user", CALLS.format(call="libc.setuid(12345)"), capable("CAP_SETUID")),

@@ -8,7 +8,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Sequence
-from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
+from errno import EAFNOSUPPORT, ENOSYS, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_each_call_gets_its_answer(filters: Sequence[bytes]) -> None:
     for number in [*range(1024), 5000, 0x3FFFFFFF]:
         name = name_of(number)
         # Those that no filter of arguments refuses.
-        given = {"socket": (1,), "socketpair": (1,), "ioprio_set": (1,)}
+        given = {"socket": (1,), "socketpair": (1,), "ioprio_set": (1,), "fallocate": (0, 3)}
         arguments = (0, *[KEEP] * 3) if "chown" in name else given.get(name, ())
         got = verdict(filters, number, arguments, NATIVE)
         if got != answers.get(name, ENOSYS):
@@ -75,6 +75,7 @@ def test_calls_of_x32_are_not_there(filters: Sequence[bytes]) -> None:
 
 SIGCHLD, THREAD = 17, 0x3D0F00
 TIOCSTI, TIOCLINUX, TCGETS = 0x5412, 0x541C, 0x5401
+RESERVE = (0x40305828, 0x4030582A, 0x40305839)
 SOCKETS = ("socket", "socketpair")
 SCHEDULE = ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
 MAKE_NODE = (("mknod", (0,)), ("mknodat", (0, 0)))
@@ -89,6 +90,9 @@ ARGUMENTS = [
     ("ioctl", (0, TCGETS), 0),
     *(("ioctl", (0, TIOCSTI | high), EPERM) for high in (0, HIGH, 0xFFFFFFFF << 32)),
     *(("ioctl", (0, TIOCLINUX | high), EPERM) for high in (0, HIGH, 0xFFFFFFFF << 32)),
+    *(("fallocate", (3, mode), EOPNOTSUPP) for mode in (0, 0x1, 0x10, 0x11, 0x40, 0x41, HIGH, HIGH | 0x2 << 32)),
+    *(("fallocate", (3, mode), 0) for mode in (0x3, 0x8, 0x20, HIGH | 0x3)),
+    *(("ioctl", (3, high | request), EOPNOTSUPP) for request in RESERVE for high in (0, HIGH)),
     ("prlimit64", (0, 7), 0),
     ("prlimit64", (1, 7), EPERM),
     *((call, (pid,), EPERM if pid & 0xFFFFFFFF == 1 else 0) for call in SCHEDULE for pid in (0, 1, 2, 77, HIGH | 1)),

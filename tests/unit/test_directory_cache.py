@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from era.core import directory_cache
-from era.core.files import restoring, trees
+from era.core.files import restoring
 from era.core.files.edits import Changes, Remove
+from era.core.files.totals import Bounds
 from era.core.models import Snapshot
 from era.errors import SandboxFailed
 from tests.drivers.fake import FakeSandbox
@@ -93,7 +94,7 @@ async def test_what_a_client_has_changed_meanwhile_is_there(core: Core) -> None:
     session = await core.store.session(mine("s"))
     changes = Changes()
     changes.add(("d0",), Remove(recursive=True))
-    bounds = trees.Bounds()
+    bounds = Bounds()
     snapshot = await core.snapshots.edit(session.snapshot, changes, lambda batch: None, bounds)
     await core.store.commit(mine("s"), "files", data=None, snapshot=snapshot)
     with restored(core) as calls:

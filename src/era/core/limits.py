@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.jsontext import number
 from era.core.models import JsonObject
 from era.core.program import Limits

@@ -6,9 +6,9 @@ Theory of operation
 *A sandbox in a sandbox.* bubblewrap makes the outer one just as it does for programs: the same read-only files, own
 namespaces, no network, an unprivileged uid of its own, the control group, and a PID 1 with which everything ends.
 gVisor's `runsc` runs in it instead of a program, and has no more of the host than a program would have. So whoever
-breaks out of gVisor is still in a bubblewrap sandbox, though without its filter of system calls: runsc has to mount and
-to make namespaces. What a sandbox holds, its start, its end and the leftovers of a killed service are those of the
-bubblewrap driver, since they are the same code.
+breaks out of gVisor is still in a bubblewrap sandbox, though without most of its filter of system calls: runsc has to
+mount and to make namespaces. What a sandbox holds, its start, its end and the leftovers of a killed service are those
+of the bubblewrap driver, since they are the same code.
 
 *Processes.* That PID 1 is a program of ours (guest/gvisor.py), which starts `runsc` and ends with it. `runsc` is root
 of its sandbox's user namespace, and has there the capabilities it needs to build its own walls; outside that is the
@@ -55,7 +55,7 @@ from typing import Any
 from era.core.models import JsonObject, Language
 from era.core.process import HeldFiles
 from era.core.program import Limits
-from era.drivers import guest, isolation_report, prefix, processes
+from era.drivers import guest, isolation_report, prefix, processes, seccomp
 from era.drivers.alternation import Alternation
 from era.drivers.bubblewrap import BubblewrapDriver, BubblewrapSandbox
 from era.drivers.cgroups import Group
@@ -308,8 +308,8 @@ class GvisorDriver(BubblewrapDriver):
         return etc_files()
 
     def make_filters(self) -> tuple[bytes, ...]:
-        """No filters for the outer sandbox: runsc needs calls that programs don't, and filters its own."""
-        return ()
+        """runsc needs calls that programs don't, and filters its own; only what gofers do for programs is filtered."""
+        return seccomp.outer_filters()
 
     async def start(self) -> None:
         if not Path(_RUNSC).exists():

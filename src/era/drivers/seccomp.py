@@ -27,7 +27,8 @@ import os
 import re
 import struct
 import sys
-from errno import EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT
+from collections.abc import Callable, Sequence
+from errno import EAFNOSUPPORT, ENOSYS, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 
 from era.drivers import guest
 from era.errors import NoIsolation
@@ -116,6 +117,8 @@ def _is_above(argument: int, value: int) -> Condition:
 
 _NEW_NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_ALLOCATES_NOTHING = 0x02 | 0x08 | 0x20  # fallocate(2) that makes a hole, or takes or puts one in
+_RESERVE = (0x40305828, 0x4030582A, 0x40305839)  # ioctls of all file systems that are fallocate by another name
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 _ROUTE = 0  # the protocol of AF_NETLINK by which programs list their interfaces
 _LOADED_PROTOCOLS = (33, 115, 132, 136, 256)  # DCCP, L2TP, SCTP, UDP-Lite, SMC: asking for one loads a kernel module
@@ -143,7 +146,15 @@ _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, _INT)  # Linux, its 32-bit uname, it
 type Rule = tuple[str, int, tuple[Condition, ...]]
 """A call, the errno that it fails with, and the conditions for that, all of which have to hold."""
 
+NO_ALLOCATION: list[Rule] = [
+    ("fallocate", EOPNOTSUPP, ((1, _MASKED_EQUAL, _ALLOCATES_NOTHING, 0),)),
+    *(("ioctl", EOPNOTSUPP, (_is(1, request),)) for request in _RESERVE),
+]
+"""It takes a moment, however much of the disk it takes: more than is seen in time (core/files/allowance.py), and behind
+the ends of files, where it isn't seen. The C library writes zeros instead."""
+
 RULES: list[Rule] = [
+    *NO_ALLOCATION,
     *(("clone", EPERM, (_has(0, flag),)) for flag in _NEW_NAMESPACES),
     *(("ioctl", EPERM, (_is(1, request),)) for request in (_TIOCSTI, _TIOCLINUX)),
     ("prlimit64", EPERM, (_is_not(0, 0),)),
@@ -236,8 +247,19 @@ class _Builder:
             raise OSError(-result, os.strerror(-result))
 
 
-def filters() -> tuple[bytes, bytes, bytes]:
+def filters() -> tuple[bytes, ...]:
     """The filters of owners, of arguments and of calls, for the kernel to load in this order. Raises NoIsolation."""
+    return _made(lambda library: (_owners(library), _arguments(library, RULES), _calls(library)))
+
+
+def outer_filters() -> tuple[bytes, ...]:
+    """The filter for a sandbox in which another kernel answers the calls of programs, and makes its own for them.
+    Raises NoIsolation."""
+    return _made(lambda library: (_arguments(library, NO_ALLOCATION),))
+
+
+def _made(make: Callable[[ctypes.CDLL], tuple[bytes, ...]]) -> tuple[bytes, ...]:
+    """What `make` makes with libseccomp. Raises NoIsolation."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
@@ -258,7 +280,7 @@ def filters() -> tuple[bytes, bytes, bytes]:
     )
     library.seccomp_export_bpf.argtypes = (ctypes.c_void_p, ctypes.c_int)
     try:
-        return _owners(library), _arguments(library), _calls(library)
+        return make(library)
     except OSError as error:
         raise NoIsolation(
             f"libseccomp can't make the filter of system calls: {error}.", hint="Install libseccomp 2.5 or newer."
@@ -292,11 +314,11 @@ def _owners(library: ctypes.CDLL) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-def _arguments(library: ctypes.CDLL) -> bytes:
+def _arguments(library: ctypes.CDLL, rules: Sequence[Rule]) -> bytes:
     """The filter that refuses harmful arguments."""
     builder = _Builder(library, _ALLOW)
     try:
-        for call, number, conditions in RULES:
+        for call, number, conditions in rules:
             builder.add(call, _errno(number), conditions)
         return builder.compiled()
     finally:

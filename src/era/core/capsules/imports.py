@@ -26,7 +26,7 @@ from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
 from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, too_large
 from era.core.files.snapshots import BlobStore
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.metadata import MetadataStore
 from era.core.models import KeptRun, OwnedId, Session, Snapshot
 from era.core.outputs import INLINE_BYTES

@@ -12,7 +12,7 @@ from era.core.capsules.imports import Importer
 from era.core.capsules.pins import Pins
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.setup.locks import Locks

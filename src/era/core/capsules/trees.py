@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from era.core.capsules.validators import bad_capsule, too_large
 from era.core.files.packages import PACKAGES, is_packages
-from era.core.files.trees import Bounds, Totals, name_bytes
+from era.core.files.totals import Bounds, Totals
+from era.core.files.trees import name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
 MAX_TREE_BYTES = 128 << 20

@@ -30,6 +30,7 @@ import structlog
 
 from era.core.files import trees
 from era.core.files.packages import PACKAGES, on_disk
+from era.core.files.totals import allocated_bytes
 from era.core.limits import bounds
 from era.core.models import Snapshot
 from era.core.ports import Sandbox
@@ -50,8 +51,6 @@ _REGULARLY, _REGULAR_SHARE = 1.0, 50
 _OFTEN, _SOON = 3, 0.25
 """A run is ended when so many measurements in a row find descriptors in flight; the pause between those in seconds."""
 
-_BLOCK = 512  # the unit of st_blocks on every file system
-
 
 class Full(Exception):
     """The working directory exceeds its limits; the message says which."""
@@ -64,6 +63,7 @@ async def bounded(sandbox: Sandbox, program: Program, before: Snapshot) -> Async
     then has the cause `disk_full`, and `disk_problem` says which limit it was.
     """
     allowance = Allowance(sandbox, before, sandbox.kill_run)
+    allowance.start()
     try:
         async with aclosing(sandbox.run(program)) as events:  # type: ignore[type-var]  # drivers return generators
             async for event in events:
@@ -73,7 +73,8 @@ async def bounded(sandbox: Sandbox, program: Program, before: Snapshot) -> Async
 
 
 class Allowance:
-    """Watches the disk usage of one run, or of processes beside runs, in a task that starts after _FIRST seconds."""
+    """Watches the disk usage of one run, or of processes beside runs, in a task that starts after _FIRST seconds. It
+    can be stopped and started again: what was lost meanwhile counts, too."""
 
     def __init__(
         self, sandbox: Sandbox, before: Snapshot, end: Callable[[], Awaitable[None]], tick: float = TICK
@@ -94,13 +95,20 @@ class Allowance:
         self._due_at = time.monotonic() + _REGULARLY
         self._not_before = 0.0
         self._task: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_FIRST, self._start)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self.problem = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FIRST, self._begin)
 
     def stop(self) -> None:
-        self._timer.cancel()
-        if self._task is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None and self.problem is None:  # or it is just about to end what exceeds them
             self._task.cancel()
+        self._task = None
 
     def with_cause(self, ended: Ended) -> Ended:
         """`ended`, with the cause `disk_full` if the run was killed for that."""
@@ -108,22 +116,29 @@ class Allowance:
             return ended
         return replace(ended, cause="disk_full", disk_problem=self.problem)
 
-    def _start(self) -> None:
-        self._task = self._loop.create_task(self._follow())
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
-        """Check every tick. End what exceeds the limits."""
+        """Check every tick, until the limits are exceeded."""
         while True:
-            try:
-                if self._may_be_over():
-                    await asyncio.to_thread(self._measure)
-            except Full as full:
-                self.problem = str(full)
-                await self._end()
+            if await self.check():
                 return
-            except OSError as error:
-                log.warning("disk_not_measured", sandbox=self._sandbox.id, error=error.strerror)
             await asyncio.sleep(self._tick)
+
+    async def check(self, *, surely: bool = False) -> bool:
+        """Measure if that is called for, or in any case. End what exceeds the limits, and return whether anything
+        does."""
+        try:
+            if surely or self._may_be_over():
+                await asyncio.to_thread(self._measure)
+        except Full as full:
+            self.problem = str(full)
+            await self._end()
+            return True
+        except OSError as error:
+            log.warning("disk_not_measured", sandbox=self._sandbox.id, error=error.strerror)
+        return False
 
     def _may_be_over(self) -> bool:
         """Whether a measurement is called for: the limits may be exceeded, or it is time for a routine one."""
@@ -195,7 +210,7 @@ class _Usage:
                     if status.st_ino in self._linked:
                         continue
                     self._linked.add(status.st_ino)
-                self.bytes += status.st_blocks * _BLOCK
+                self.bytes += allocated_bytes(status)
                 self.check(0)
                 if stat.S_ISDIR(status.st_mode):
                     self._add_below(fd, entry.name, depth)

@@ -20,7 +20,8 @@ from era.core.files.paths import Parts, name_problem, state_file
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
-from era.core.files.trees import BlobBatch, Bounds
+from era.core.files.totals import Bounds
+from era.core.files.trees import BlobBatch
 from era.core.files.unpack import BadArchive, Format, Member
 from era.core.files.unzip import zip_members
 from era.core.metadata import MetadataStore

@@ -24,7 +24,7 @@ from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remo
 from era.core.files.paths import Parts
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Spool, Threads, Upload
-from era.core.files.trees import Bounds
+from era.core.files.totals import Bounds
 from era.core.files.unpack import PIECE
 from era.core.history import HistoryBound
 from era.core.limits import Rules, bounds

@@ -44,9 +44,9 @@ from era.core.files.file_systems import is_tmpfs
 from era.core.files.memory import Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
+from era.core.files.totals import Bounds
 from era.core.files.trees import (
     BlobBatch,
-    Bounds,
     CountingBatch,
     FullScanNeeded,
     Scan,
@@ -552,7 +552,7 @@ class Snapshots:
             self.count_entries(root, self._entries_of(read, snapshot.root, more.entries, bounds) + more.entries)
             files, stored = snapshot.file_count + more.files, counting.total + changes.put_bytes()
         if NODE_MODULES in changes.entries:  # whether it counts may have changed with it
-            _, files, total_bytes = edits.own_totals(self.read_tree, root)
+            _, files, total_bytes, _ = edits.own_totals(self.read_tree, root)
         return Snapshot(root, files, total_bytes, stored)
 
     def _entries_of(self, read: ReadTree, root: str | None, more: int, bounds: Bounds) -> int:

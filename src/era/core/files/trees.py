@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, Protocol
 
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.packages import NODE_MODULES, NPM_LIST, PACKAGES, on_disk
+from era.core.files.totals import Bounds, Totals, spare_bytes, work_of_listing
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
 
@@ -102,15 +103,6 @@ class CountingBatch:
         self._batch.put_spooled(path, digest)
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a tree may hold at most. `depth` is how many directories may be nested."""
-
-    entries: int = 200_000
-    total_bytes: int = 4 << 30
-    depth: int = 128
-
-
 class Fingerprint(NamedTuple):
     """The metadata by which an unchanged file is recognised without reading it."""
 
@@ -138,6 +130,9 @@ class File:
     uploaded: bool = False
     """Whether a client has put it and no run has changed it since."""
 
+    spare_bytes: int = 0
+    """See totals.py."""
+
 
 class Link(NamedTuple):
     target: str
@@ -146,20 +141,6 @@ class Link(NamedTuple):
 
 FILE_BYTES = 16 << 10
 """As which a smaller file counts where it's about how much work there is."""
-
-
-class Totals(NamedTuple):
-    """Counts of everything below a directory. `entries` are all, `files` are files and links."""
-
-    entries: int = 0
-    files: int = 0
-    total_bytes: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        return Totals(self.entries + other.entries, self.files + other.files, self.total_bytes + other.total_bytes)
-
-    def minus(self, other: Totals) -> Totals:
-        return Totals(self.entries - other.entries, self.files - other.files, self.total_bytes - other.total_bytes)
 
 
 @dataclass(slots=True)
@@ -175,15 +156,17 @@ class Tree:
 
     digest: str | None = None
     totals: Totals = field(default_factory=Totals)
+    spare_bytes: int = 0
+    """Its own, which the totals don't have; see totals.py."""
 
     def totals_of(self, name: str) -> Totals:
         """The share of one entry in the totals; nothing for a name that doesn't exist."""
-        if name in self.files:
-            return Totals(1, 1, self.files[name].fingerprint.size)
+        if (file := self.files.get(name)) is not None:
+            return Totals(1, 1, file.fingerprint.size, file.spare_bytes)
         if name in self.links:
             return Totals(1, 1, len(name_bytes(self.links[name].target)))
-        if name in self.trees:
-            return Totals(1).plus(self.trees[name].totals)
+        if (tree := self.trees.get(name)) is not None:
+            return Totals(1, 0, 0, tree.spare_bytes).plus(tree.totals)
         return Totals(1) if name in self.others else Totals()
 
     def update_totals(self) -> None:
@@ -272,7 +255,10 @@ class Scan:
         self._small = small
         self._watch = watch
         self._is_rescan = False
-        self._entries = self._total_bytes = 0
+        self._entries = self._total_bytes = self._spare_bytes = 0
+        self._work = 0
+        """Entries so far, and for how many those count that are much to list."""
+
         self._started = time.time_ns()
         self._newest_ns = 0
         """The newest ctime of directories below the root and of links, as it was behind each one's scan."""
@@ -289,6 +275,8 @@ class Scan:
 
         Raises SnapshotRefused beyond the bounds, TreeNotSmall.
         """
+        status = os.fstat(root)
+        self._count(0, 0, spare_bytes(status), work_of_listing(status))
         return self._scan(root, None if known is None or is_tmpfs(root) else known, ())
 
     def rescan(self, root: int, known: Tree, touched: Touched) -> Tree:
@@ -298,7 +286,8 @@ class Scan:
         """
         self._is_rescan = True
         tree = self._rescan(root, known, touched, ())
-        self._check(tree.totals.entries, tree.totals.total_bytes)
+        entries, _, total_bytes, spare = tree.totals
+        self._check(entries, total_bytes, spare + spare_bytes(os.fstat(root)))
         return tree
 
     def _scan(self, fd: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
@@ -308,7 +297,7 @@ class Scan:
         if self._watch is not None:
             self._watch.add(fd, path)
         tree = Tree()
-        children: list[tuple[str, int]] = []
+        children: list[tuple[str, os.stat_result]] = []
         with os.scandir(fd) as entries:
             for entry in entries:
                 name = entry.name
@@ -317,18 +306,19 @@ class Scan:
                 try:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
-                        children.append((name, status.st_mode))
-                        self._count(0)
+                        children.append((name, status))
+                        self._count(1, 0, spare_bytes(status), 1 + work_of_listing(status))
                     else:
                         self._add(tree, fd, name, status, known, path)
-                        self._count(tree.totals_of(name).total_bytes)
+                        _, _, total_bytes, spare = tree.totals_of(name)
+                        self._count(1, total_bytes, spare, 1)
                 except (OSError, Changed) as error:
                     self._overlook(error)
         if self._packages and not path:
-            children.append((PACKAGES, os.stat(on_disk(PACKAGES), dir_fd=fd, follow_symlinks=False).st_mode))
-        for name, mode in children:
+            children.append((PACKAGES, os.stat(on_disk(PACKAGES), dir_fd=fd, follow_symlinks=False)))
+        for name, status in children:
             try:
-                tree.trees[name] = self._scan_child(fd, name, mode, known, path)
+                tree.trees[name] = self._scan_child(fd, name, status, known, path)
             except (OSError, Changed) as error:
                 self._overlook(error)
         if self._packages and not path:
@@ -340,11 +330,13 @@ class Scan:
             tree.digest = known.digest
         return tree
 
-    def _scan_child(self, fd: int, name: str, mode: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
-        """Scan a subdirectory of `fd`, whose st_mode is `mode`; `known` and `path` are those of `fd`."""
-        with opened(fd, name, mode) as child:
+    def _scan_child(
+        self, fd: int, name: str, status: os.stat_result, known: Tree | None, path: tuple[str, ...]
+    ) -> Tree:
+        """Scan a subdirectory of `fd` with this status; `known` and `path` are those of `fd`."""
+        with opened(fd, name, status.st_mode) as child:
             below = self._scan(child, known.trees.get(name) if known else None, (*path, name))
-        below.mode = mode & 0o777
+        below.mode, below.spare_bytes = status.st_mode & 0o777, spare_bytes(status)
         return below
 
     def _rescan(self, fd: int, known: Tree, touched: Touched, path: tuple[str, ...]) -> Tree:
@@ -375,9 +367,9 @@ class Scan:
             try:
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     if was is None or name in touched.new:
-                        tree.trees[name] = self._scan_child(fd, name, status.st_mode, known, path)
+                        tree.trees[name] = self._scan_child(fd, name, status, known, path)
                     else:
-                        tree.trees[name] = self._rescan_child(fd, name, status.st_mode, was, touched, path)
+                        tree.trees[name] = self._rescan_child(fd, name, status, was, touched, path)
                 elif status is not None:
                     self._add(tree, fd, name, status, known, path)
             except (OSError, Changed) as error:
@@ -386,17 +378,20 @@ class Scan:
                 _drop_empty_packages(tree)
             tree.totals = tree.totals.minus(before).plus(tree.totals_of(name))
         unchanged = known.digest is not None and tree.matches(known) and tree.others == known.others
-        return known if unchanged else tree
+        return known if unchanged and tree.totals == known.totals else tree
 
-    def _rescan_child(self, fd: int, name: str, mode: int, was: Tree, touched: Touched, path: tuple[str, ...]) -> Tree:
-        """The subdirectory `name`, which was `was` at the last scan: rescanned where it was touched, with its present
-        `mode`."""
+    def _rescan_child(
+        self, fd: int, name: str, status: os.stat_result, was: Tree, touched: Touched, path: tuple[str, ...]
+    ) -> Tree:
+        """The subdirectory `name`, which was `was` at the last scan: rescanned where it was touched, as its `status` is
+        now."""
         below = was
         if name in touched.below:
-            with opened(fd, name, mode) as child:
+            with opened(fd, name, status.st_mode) as child:
                 below = self._rescan(child, was, touched.below[name], (*path, name))
-        if below.mode != mode & 0o777:
-            below = replace(below, mode=mode & 0o777)
+        mode, spare = status.st_mode & 0o777, spare_bytes(status)
+        if (below.mode, below.spare_bytes) != (mode, spare):
+            below = replace(below, mode=mode, spare_bytes=spare)
         return below
 
     def _add(
@@ -405,7 +400,9 @@ class Scan:
         """Add the entry of a file, a link or something else that is no directory."""
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            tree.files[name] = self._file(fingerprint(status), known.files.get(name) if known else None)
+            file = self._file(fingerprint(status), known.files.get(name) if known else None)
+            spare = spare_bytes(status)
+            tree.files[name] = file if file.spare_bytes == spare else replace(file, spare_bytes=spare)
             if self._watch is not None and self._watch.note_links(path, name, status.st_nlink) and self._is_rescan:
                 raise FullScanNeeded
         elif kind == stat.S_IFLNK:
@@ -429,19 +426,23 @@ class Scan:
             raise error
         self.missed = True
 
-    def _count(self, total_bytes: int) -> None:
-        """Count an entry during a full scan. Raises WorkspaceFull, TreeNotSmall."""
-        self._entries += 1
+    def _count(self, entries: int, total_bytes: int, spare: int, work: int) -> None:
+        """Count what a full scan has come to. Raises WorkspaceFull, TreeNotSmall."""
+        self._entries += entries
         self._total_bytes += total_bytes
-        if self._small is not None and self._entries > self._small:
+        self._spare_bytes += spare
+        self._work += work
+        if self._small is not None and self._work > self._small:
             raise TreeNotSmall
-        self._check(self._entries, self._total_bytes)
+        self._check(self._entries, self._total_bytes, self._spare_bytes)
 
-    def _check(self, entries: int, total_bytes: int) -> None:
+    def _check(self, entries: int, total_bytes: int, spare: int) -> None:
+        most = self._bounds.total_bytes
         if entries > self._bounds.entries:
             raise WorkspaceFull(f"the working directory holds more than {self._bounds.entries} files and directories")
-        if total_bytes > self._bounds.total_bytes:
-            raise WorkspaceFull(f"the working directory holds more than {self._bounds.total_bytes} bytes")
+        if total_bytes + spare > most:
+            verb = "holds" if total_bytes > most else "has allocated"
+            raise WorkspaceFull(f"the working directory {verb} more than {most} bytes")
 
 
 def _drop_empty_packages(tree: Tree) -> None:

@@ -94,10 +94,11 @@ class _OfSession:
         self.disk_problem = None
         if self._allowance is None:
             self._allowance = Allowance(self.live.sandbox, self.live.session.snapshot, self._disk_full, _DISK_TICK)
+            self._allowance.start()
 
     async def _disk_full(self) -> None:
         problem = None if self._allowance is None else self._allowance.problem
-        self._allowance, self.disk_problem = None, problem
+        self._allowance, self.disk_problem, self.live.is_full = None, problem, True
         await self.close(f"The session was out of disk space: {problem}.")
 
     async def close(self, why: str) -> None:

@@ -81,7 +81,10 @@ class LiveSession:
         self._egress_stack = AsyncExitStack()
         self._stack = AsyncExitStack()
         self._supervising = asyncio.Lock()
-        self._allowance: Allowance | None = None
+        self._allowance = Allowance(sandbox, session.snapshot, self._disk_full, _DISK_TICK)
+        self.is_full = False
+        """Whether it exceeds its disk limits. It is put away then: what it has can't be kept, and takes room."""
+
         self._users = 0
         self.used_at = time.monotonic()
         self.is_changed = False
@@ -186,8 +189,7 @@ class LiveSession:
             self._check_open()
 
         guest = await self.start(spec, request.base_url, env, request.secrets, may_begin)
-        if self._allowance is None:
-            self._allowance = Allowance(self.sandbox, self.session.snapshot, self._disk_full, _DISK_TICK)
+        self._allowance.start()
         return guest
 
     def _process_ended(self, request: ProcessRequest) -> None:
@@ -196,25 +198,25 @@ class LiveSession:
         self.is_changed = True
         self.wants_checkpoint.set()
         if not self.processes.running:
-            self._stop_watching()
-
-    def _stop_watching(self) -> None:
-        if self._allowance is not None:
             self._allowance.stop()
-            self._allowance = None
+
+    async def check_disk(self, *, surely: bool = False) -> None:
+        """See to its disk limits, in any case or where no process runs, beside which that is done: short ones end
+        before."""
+        if not self.is_full and (surely or not self.processes.running):
+            await self._allowance.check(surely=surely)
 
     async def _disk_full(self) -> None:
         """End all processes, since together they exceed the session's disk limits."""
-        problem = "" if self._allowance is None else f": {self._allowance.problem}"
-        self._allowance = None
-        await self.processes.end_all(f"The session was out of disk space{problem}.")
+        self.is_full = True
+        await self.processes.end_all(f"The session was out of disk space: {self._allowance.problem}.")
 
     async def end(self, why: str) -> None:
         """End everything in the sandbox but what runs need. May be called again."""
         self.is_open = False
         if self.why_lost is None:
             await self.processes.end_all(why)
-        self._stop_watching()
+        self._allowance.stop()
         hooks, self.at_end = self.at_end, []
         for hook in hooks:
             try:

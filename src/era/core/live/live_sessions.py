@@ -47,7 +47,7 @@ from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.quotas import Quotas
 from era.core.setup.setups import UNDER_WAY
 from era.core.turns import Turns
-from era.errors import BeingStopped, EraError, NotFound, RunUnderWay, SetupUnderWay, TooManyLive, Unavailable
+from era.errors import BeingStopped, EraError, NotFound, RunUnderWay, SetupUnderWay, TooLarge, TooManyLive, Unavailable
 
 log = structlog.get_logger()
 
@@ -381,9 +381,12 @@ class LiveSessions:
             if not live.is_open:
                 return
             try:
+                await live.check_disk()
                 await self._parts.checkpoints.checkpoint(live, occasion)
             except EraError as error:
                 log.warning("no_checkpoint", session=live.session_key, error=error.message)
+                if isinstance(error, TooLarge):
+                    await live.check_disk(surely=True)
 
     async def _look(self) -> None:
         """Put away what is idle, and let go what is dead, for ever."""
@@ -401,7 +404,7 @@ class LiveSessions:
         busy = live.session_key in self._opening or self._parts.turns.taken(live.session_id)
         # The pool knows when a run was committed, be it of a cell or an ordinary one.
         used_at = max(live.used_at, self._parts.pool.used_at(live.session_key))
-        return not busy and live.is_idle and time.monotonic() > used_at + self._keep_alive
+        return not busy and (live.is_full or (live.is_idle and time.monotonic() > used_at + self._keep_alive))
 
     async def _put_away_if_idle(self, live: LiveSession) -> None:
         if self._is_due(live) and live.is_open:
