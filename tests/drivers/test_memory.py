@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -52,6 +53,44 @@ hold()
 """Programs that take 600 MiB where sandboxes have 256, each process and each file less than that."""
 
 
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("measured", "late", "exceeded"),
+    [
+        ([900, 500, 100, 100], True, False),  # what the run before has left goes away
+        ([900, 963, 900, 300], True, False),
+        ([900, 965], True, True),
+        ([900, 100, 257], True, True),  # and doesn't count any more once it's gone
+        ([100, 257], True, True),
+        ([257], False, True),
+        ([256, 256], False, False),
+    ],
+)
+async def test_memory_of_the_run_before(measured: list[int], late: bool, exceeded: bool) -> None:
+    """In MiB, of a sandbox that may take 256."""
+    values, ended, loop = iter(measured), asyncio.Event(), asyncio.get_running_loop()
+
+    def measure() -> int:
+        value = next(values, None)
+        if value is None:
+            loop.call_soon_threadsafe(ended.set)
+        return (value or 0) * MIB
+
+    async def kill() -> bool:
+        ended.set()
+        return True
+
+    watch = MemoryWatch(256 * MIB, measure, kill, first=0, gives_back_late=late)
+    watch.interval = 0.001
+    watch.start()
+    await ended.wait()
+    await asyncio.sleep(0)
+    watch.stop()
+    assert watch.exceeded == exceeded
+
+
 @pytest.fixture(scope="module", params=DRIVERS)
 def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     directory = tmp_path_factory.mktemp("sandboxes")
@@ -92,4 +131,15 @@ hold()
     sandbox = sandboxes.make()
     result = sandboxes.run(sandbox, HELD + code, env={"SECONDS": "0"}, timeout=60)
     assert (result.stdout, result.ended.cause) == ("GOT\n", "exit"), result.stderr
+    sandboxes.close(sandbox)
+
+
+def test_a_run_after_one_that_took_too_much(sandboxes: Any) -> None:
+    """gVisor gives memory back late, which isn't the next run's fault."""
+    sandbox = sandboxes.make()
+    for _ in range(3):
+        result = sandboxes.run(sandbox, HELD + TAKES["many processes"], env={"SECONDS": "60"}, timeout=120)
+        assert (result.ended.cause, result.ended.sandbox_alive) == ("oom", True), result.stderr
+        result = sandboxes.run(sandbox, "import time\nfor _ in range(10): time.sleep(0.05)\nprint('well')", timeout=60)
+        assert (result.stdout, result.ended.cause) == ("well\n", "exit"), result.ended
     sandboxes.close(sandbox)

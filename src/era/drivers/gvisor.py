@@ -62,7 +62,7 @@ from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
 from era.drivers.container_split import ContainerSplit
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
-from era.drivers.memory import GroupWatch, MemoryWatch
+from era.drivers.memory import GroupWatch, MemoryWatch, of_gvisor
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
 from era.drivers.process_supervisor import Life
 from era.drivers.staging import Paths
@@ -262,7 +262,13 @@ class GvisorSandbox(BubblewrapSandbox):
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         if group is None:
-            return super().memory_watch(group)
+            return MemoryWatch(
+                self._watched_bytes(),
+                lambda: of_gvisor(self._processes()),
+                self.relieve,
+                first=0,
+                gives_back_late=True,
+            )
         return GroupWatch(self.limits.memory_bytes + _OWN_MEMORY, group.memory_bytes, self.relieve)
 
     async def relieve(self) -> bool:

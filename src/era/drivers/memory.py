@@ -19,7 +19,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import structlog
 
@@ -33,8 +33,9 @@ INTERVAL = 0.05
 GROUP_INTERVAL = 0.02
 """The same where a control group counts the memory, which is quick."""
 
-GROUP_GROWTH = 64 << 20
-"""Bytes that a run may take while memory of the run before isn't given back yet."""
+LATE_GROWTH = 64 << 20
+"""Bytes that a run may take while memory of the run before isn't given back yet. gVisor gives back by and by what a
+program has taken, so that isn't the fault of the run after it."""
 
 _FIRST = 0.1
 _SHARE = 10
@@ -49,23 +50,33 @@ class MemoryWatch:
     """Ends a run, or processes beside it, once the sandbox takes more than `most` bytes of memory. `start` it, and
     `stop` it at the end."""
 
-    first = _FIRST
-    """Seconds before the first measurement."""
+    interval = INTERVAL
 
-    def __init__(self, most: int, pids: Callable[[], list[int]], kill: Callable[[], Awaitable[bool]]) -> None:
-        """`pids` are the processes of the sandbox. `kill` ends what takes the memory, and says whether it was the
-        run."""
+    def __init__(
+        self,
+        most: int,
+        used: Callable[[], int],
+        kill: Callable[[], Awaitable[bool]],
+        *,
+        first: float = _FIRST,
+        gives_back_late: bool = False,
+    ) -> None:
+        """`used` measures what the sandbox takes, in bytes, on a thread. `kill` ends what takes the memory, and says
+        whether it was the run. `first` is the seconds before the first measurement: 0 with `gives_back_late`, where
+        what is there at first may be what the run before has left (see LATE_GROWTH)."""
         self.exceeded = False
         """Whether the run was ended."""
 
         self._most = most
-        self._pids = pids
+        self._used = used
         self._kill = kill
+        self._first = first
+        self._gives_back_late = gives_back_late
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self.first, self._follow_soon)
+        self._timer = asyncio.get_running_loop().call_later(self._first, self._follow_soon)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -78,16 +89,24 @@ class MemoryWatch:
 
     async def _follow(self) -> None:
         """Measure until the run has ended or takes too much."""
+        lowest: int | None = None
         while True:
             began = time.monotonic()
-            if await asyncio.to_thread(self._is_over) and await self._kill():
-                self.exceeded = True
+            try:
+                used = await self._measure()
+                took = time.monotonic() - began
+                lowest = used if lowest is None else min(lowest, used)
+                if used > (max(self._most, lowest + LATE_GROWTH) if self._gives_back_late else self._most):
+                    if await self._kill():
+                        self.exceeded = True
+                        return
+                    lowest = used  # nor is it the run's fault what processes took that were ended
+            except (OSError, KeyError):  # the sandbox is gone
                 return
-            await asyncio.sleep(max(INTERVAL, _SHARE * (time.monotonic() - began)))
+            await asyncio.sleep(max(self.interval, _SHARE * took))
 
-    def _is_over(self) -> bool:
-        pids = self._pids()
-        return at_most(pids) > self._most and used(pids) > self._most
+    async def _measure(self) -> int:
+        return await asyncio.to_thread(self._used)
 
 
 class GroupWatch(MemoryWatch):
@@ -97,38 +116,38 @@ class GroupWatch(MemoryWatch):
     the data, what the run has taken. So the group has a reserve, and the run is ended before that is used up.
     """
 
-    first = GROUP_INTERVAL
+    interval = GROUP_INTERVAL
 
     def __init__(self, most: int, used: Callable[[], int], kill: Callable[[], Awaitable[bool]]) -> None:
         """`used` is the memory of the group, in bytes. For `kill` see MemoryWatch."""
-        super().__init__(most, list, kill)
-        self._used = used
+        super().__init__(most, used, kill, first=GROUP_INTERVAL, gives_back_late=True)
 
-    async def _follow(self) -> None:
-        lowest: int | None = None
-        while True:
-            try:
-                used = self._used()
-                lowest = used if lowest is None else min(lowest, used)
-                # gVisor gives back only by and by what the run before has taken. That isn't this run's fault.
-                if used > max(self._most, lowest + GROUP_GROWTH):
-                    if await self._kill():
-                        self.exceeded = True
-                        return
-                    lowest = used  # nor is it the run's fault what processes took that were ended
-            except (OSError, KeyError):  # the sandbox is gone
-                return
-            await asyncio.sleep(GROUP_INTERVAL)
+    async def _measure(self) -> int:
+        return self._used()
 
 
-def at_most(pids: Iterable[int]) -> int:
-    """A bound of what these processes take, which is quickly had: all that each has in memory, as if they shared
-    nothing, and their files in memory."""
-    resident = 0
+def of_processes(pids: Iterable[int], most: int) -> int:
+    """Bytes of memory that these processes take, or a bound of them where that isn't above `most`: it is quickly had,
+    from what each has in memory, as if they shared nothing, and their files in memory."""
+    pids = list(pids)
+    bound = sum(resident for resident, _ in _resident(pids)) + sum(_files(pids).values())
+    return bound if bound <= most else used(pids)
+
+
+def of_gvisor(pids: Iterable[int]) -> int:
+    """Bytes of memory that the processes of a gVisor sandbox take: what each has for itself, and the files in memory,
+    of which one is the memory of all programs. gVisor keeps descriptors of them, so no maps have to be read, which
+    takes longest of all when a program takes much."""
+    pids = list(pids)
+    return sum(resident - shared for resident, shared in _resident(pids)) + sum(_files(pids).values())
+
+
+def _resident(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Bytes of each of these processes that are in memory, and those of them that belong to a file or are shared."""
     for pid in pids:
-        with contextlib.suppress(OSError, IndexError):  # it has ended
-            resident += int(processes.told(pid, "statm", _NOT_NOTHING).split()[1]) * _PAGE
-    return resident + sum(_files(pids).values())
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended
+            resident, shared = processes.told(pid, "statm", _NOT_NOTHING).split()[1:3]
+            yield int(resident) * _PAGE, int(shared) * _PAGE
 
 
 def used(pids: Iterable[int]) -> int:
