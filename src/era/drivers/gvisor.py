@@ -62,7 +62,7 @@ from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
 from era.drivers.container_split import ContainerSplit
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
-from era.drivers.memory import GroupWatch, MemoryWatch, of_gvisor
+from era.drivers.memory import SUPERVISOR_BYTES, GroupWatch, MemoryWatch, of_gvisor
 from era.drivers.options import Plan, own_directories, read_only, resolver_files
 from era.drivers.process_supervisor import Life
 from era.drivers.staging import Paths
@@ -263,7 +263,7 @@ class GvisorSandbox(BubblewrapSandbox):
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         if group is None:
             return MemoryWatch(
-                self._watched_bytes(),
+                self.group_limits().memory_bytes + SUPERVISOR_BYTES,
                 lambda: of_gvisor(self._processes()),
                 self.relieve,
                 first=0,

@@ -37,6 +37,9 @@ LATE_GROWTH = 64 << 20
 """Bytes that a run may take while memory of the run before isn't given back yet. gVisor gives back by and by what a
 program has taken, so that isn't the fault of the run after it."""
 
+SUPERVISOR_BYTES = 32 << 20
+"""What the processes of a sandbox take that belong to no program, generously."""
+
 _FIRST = 0.1
 _SHARE = 10
 """A measurement is followed by a pause of at least this many times its duration."""
