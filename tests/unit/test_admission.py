@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from era.core.admission import Slot
+from era.core.admission import Slot, Wanted
+from era.core.recent_mean import RecentMean
 from era.core.run_messages import ExecuteRequest
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, Ran, request, until
@@ -122,3 +125,46 @@ async def test_a_stream_outside_of_sessions_whose_caller_leaves_gives_its_place_
     assert len(core.driver.made) == SLOTS, "nothing was made for it"
     go.touch()
     await asyncio.gather(*running)
+
+
+async def test_runs_that_work_for_long_want_a_processor_and_those_that_wait_do_not(core: Core) -> None:
+    waits, go = core.paused()
+    listeners = await begun(core, [waits] + [BUSY.format(go=str(go))] * 3)
+    await until(lambda: core.admission.places.taken == 0)
+    await asyncio.sleep(2.5)  # and stay so, beyond another look or two
+    assert core.admission.wanted.now == 3
+    go.touch()
+    await asyncio.gather(*(listener.task for listener in listeners))
+    assert core.admission.wanted.now == 0
+
+
+def test_processors_are_full_once_runs_have_waited_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = 0.0
+    monkeypatch.setattr("era.core.admission.RecentMean", partial(RecentMean, clock=lambda: at))
+    wanted = Wanted(SLOTS)
+    wanted.add(100)
+    at = 1.0
+    assert not wanted.is_full(), "a burst, however large, isn't enough"
+    at = 5.0
+    assert wanted.is_full()
+    assert 60 < wanted.lately() < 66
+    wanted.add(-99)
+    assert not wanted.is_full(), "there is a free slot"
+    wanted.add(1)
+    assert wanted.is_full()
+    at = 10.0
+    assert not wanted.is_full(), "nobody has waited for seconds"
+
+
+def test_the_mean_of_the_last_seconds() -> None:
+    at = 0.0
+    mean = RecentMean(5, clock=lambda: at)
+    mean.set(8)
+    assert mean.mean() == 0
+    at = 5.0
+    assert mean.mean() == pytest.approx(8 * (1 - math.exp(-1)))
+    at = 500.0
+    mean.shift(-3)
+    assert mean.mean() == pytest.approx(5)
+    at = 505.0
+    assert mean.mean() == pytest.approx(8 - 3 * math.exp(-1))

@@ -8,6 +8,10 @@ goes on without one. So a hundred runs that sleep, or that serve public URLs, ke
 delays a short one by no more than its slice.
 
 What is measured is processor time, not age: on a busy machine every run is old.
+
+How many runs *want* a processor is counted besides: those that wait for a slot, have one, or have used up their slice
+and go on working. A host of a cluster goes by that for whether its processors are full (moves.py). What goes on beside
+runs, such as processes, isn't counted.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from contextlib import asynccontextmanager, suppress
 from era.core.fair_queue import FairQueue
 from era.core.models import OwnedId
 from era.core.ports import SLICE, Sandbox
+from era.core.recent_mean import RecentMean
 
 _SLOTS_PER_PROCESSOR = 2
 """One that runs, and one whose run is being begun or committed meanwhile."""
@@ -28,19 +33,66 @@ _SLOTS_PER_PROCESSOR = 2
 _LOOK = 0.05
 """Seconds between two looks at what a run does with its slot. Most end before the first."""
 
+_LOOK_LATER = 1.0
+"""Seconds between two looks at whether a run that has used up its slice still works."""
+
 _WORKS = 0.1
 """A run works as long as it uses so much of a processor."""
 
+_WORKS_BEHIND = 0.02
+"""The same of one without a slot, for which others may leave little."""
+
 _MAKING = 1.0
 """Seconds for which a run keeps its slot while its sandbox is being made."""
+
+_LATELY = 5.0
+"""Seconds over which is looked at how many runs want a processor."""
+
+
+class Wanted:
+    """How many runs want a processor, now and over the last seconds."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.now = 0
+        self._mean = RecentMean(_LATELY)
+        self._too_many = RecentMean(_LATELY)
+
+    def add(self, count: int) -> None:
+        """So many more want one from now on."""
+        self.now += count
+        self._mean.set(self.now)
+        self._too_many.set(self.now > self.slots)
+
+    def lately(self) -> float:
+        """How many wanted one in the last seconds, on average."""
+        return self._mean.mean()
+
+    def is_full(self) -> bool:
+        """Whether another one would be too many now, and there were too many most of the last seconds."""
+        return self.now >= self.slots and self._too_many.mean() > 0.5
+
+    def one_went(self) -> None:
+        """A session whose runs wanted one is at another host from now on."""
+        self._mean.shift(-1)
 
 
 class Slot:
     """A run's right to use a processor."""
 
-    def __init__(self, slots: FairQueue, owner: str, check: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(
+        self,
+        slots: FairQueue,
+        wanted: Wanted,
+        owner: str,
+        check: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         """`check` raises what a run is told that needs no slot any more."""
         self._slots = slots
+        self._wanted = wanted
+        self._wants = False
+        """Whether the run counts in `wanted`."""
+
         self._owner = owner
         self._check = check
         self._is_stale = False
@@ -59,12 +111,14 @@ class Slot:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self) -> None:
-        """Wait for a slot. Raises TooBusy, and what `check` raises where none is free."""
+        """Wait for a slot. Raises TooBusy, and what `check` raises where none is free. Whoever calls this calls
+        `give_back` in any case."""
+        self._set_wants(True)
         while not await self._taken():
             pass
         self._held = True
         self._taken_at = time.monotonic()
-        self._look_later()
+        self._look_in(_LOOK)
 
     def check_again(self) -> None:
         """Whoever waits for the slot is to check first whether it's still needed."""
@@ -93,34 +147,49 @@ class Slot:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._set_wants(False)
+        self._stand_back()
+
+    def _stand_back(self) -> None:
+        """Go on without the slot, but still want a processor."""
         if self._held:
             self._held = False
             self._slots.give_back()
+
+    def _set_wants(self, wants: bool) -> None:
+        if wants != self._wants:
+            self._wants = wants
+            self._wanted.add(1 if wants else -1)
 
     def use(self, sandbox: Sandbox) -> None:
         """The run has this sandbox from now on."""
         self._sandbox = sandbox
         self._end = None
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+    def _look_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Give the slot back unless the run works and is short so far."""
+        """Give the slot back unless the run works and is short so far. Whether it wants a processor is looked at once
+        more after that, as in so short a time it may have got none, and then for as long as it does."""
         now = time.monotonic()
         if self._sandbox is None:
-            gives_way = now > self._taken_at + _MAKING
+            works, is_short = now <= self._taken_at + _MAKING, True
         else:
             used = self._sandbox.cpu_seconds()
             if self._end is None:
-                self._end, gives_way = used + SLICE, False
+                self._end, works = used + SLICE, True
             else:
-                gives_way = used >= self._end or used - self._used < _WORKS * (now - self._looked_at)
+                least = _WORKS if self._held else _WORKS_BEHIND
+                works = used - self._used >= least * (now - self._looked_at)
+            is_short = used < self._end
             self._used, self._looked_at = used, now
-        if gives_way:
-            self.give_back()
-        else:
-            self._look_later()
+        looks_again = works or self._held
+        self._set_wants(works)
+        if not works or not is_short:
+            self._stand_back()
+        if looks_again:
+            self._look_in(_LOOK if self._held else _LOOK_LATER)
 
 
 class Admission:
@@ -129,9 +198,9 @@ class Admission:
     def __init__(self, processors: int | None = None) -> None:
         """`processors` are those that this process may use, if not given."""
         processors = processors or len(os.sched_getaffinity(0))
-        self._slots = FairQueue(
-            processors * _SLOTS_PER_PROCESSOR, hint="Send it again after as many seconds as Retry-After says."
-        )
+        slots = processors * _SLOTS_PER_PROCESSOR
+        self._slots = FairQueue(slots, hint="Send it again after as many seconds as Retry-After says.")
+        self.wanted = Wanted(slots)
         self._of_sessions: dict[OwnedId, Slot] = {}
 
     @property
@@ -143,9 +212,9 @@ class Admission:
     async def admitted(self, owner: str) -> AsyncIterator[Slot]:
         """Wait for a slot, for a run of this owner's, and have it within the block for as long as the run needs it.
         Raises TooBusy."""
-        slot = Slot(self._slots, owner)
-        await slot.take()
+        slot = Slot(self._slots, self.wanted, owner)
         try:
+            await slot.take()
             yield slot
         finally:
             slot.give_back()
@@ -154,7 +223,7 @@ class Admission:
     async def admitted_of(self, session_id: OwnedId, check: Callable[[], Awaitable[object]]) -> AsyncIterator[Slot]:
         """The same for a run of this session, which has its turn. `check` raises where the session is gone, and then
         the run needs no slot any more."""
-        slot = self._of_sessions[session_id] = Slot(self._slots, session_id.owner, check)
+        slot = self._of_sessions[session_id] = Slot(self._slots, self.wanted, session_id.owner, check)
         try:
             await slot.take()
             yield slot
