@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from era import doctor, languages, server
 from era.api.context import Context
 from era.api.guest_api import GuestPublicUrls, GuestStorage
+from era.api.other_hosts import other_hosts
 from era.bounds import quotas_by_default, retention, rules, settings_in_force
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
@@ -369,21 +370,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
             readiness = Readiness(directory / "uploads", store.check_writable)
             looked_at = (store, store.inboxes, store.webhooks, pool, admission, live_sessions, readiness)
-            stay = (pool.has, live_sessions.has, inbox.is_working, setups.is_under_way)
             tickets = Tickets()
-            moves = None
-            if homes is not None:
-                moves = Moves(
-                    homes,
-                    turns,
-                    store.session,
-                    pool.places,
-                    live_sessions,
-                    packages,
-                    stay,
-                    tickets.has,
-                    readiness.check,
-                )
+            moves: Moves | None = None
             measured = MeasuredParts(
                 *looked_at,
                 directory,
@@ -407,11 +395,27 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
 
             background = [asyncio.create_task(job) for job in jobs]
             try:
+                others = other_hosts(settings, homes)
+                if homes is not None and others is not None:
+                    moves = Moves(
+                        homes,
+                        others,
+                        turns,
+                        store.session,
+                        pool,
+                        admission.wanted,
+                        live_sessions,
+                        packages,
+                        (inbox.is_working, setups.is_under_way),
+                        tickets.has,
+                        readiness.check,
+                    )
+                assign = None if moves is None else moves.place
                 yield Context(
                     settings=settings,
                     rules=limit_rules,
                     sessions=Sessions(
-                        store, pool, turns, idempotency, expiry, limit_rules, liveness, admission, setups.kick
+                        store, pool, turns, idempotency, expiry, limit_rules, liveness, admission, setups.kick, assign
                     ),
                     runs=runs,
                     live_sessions=live_sessions,
@@ -443,6 +447,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     store=store,
                     homes=homes,
                     moves=moves,
+                    other_hosts=others,
                     list_snapshot=snapshots.entries,
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,

@@ -135,6 +135,23 @@ def test_a_session_without_a_home_goes_where_its_packages_are(tmp_path: Path) ->
         assert not list((home.data_dir.parent / "data-other" / "environments").glob("?" * 64))
 
 
+def test_a_new_session_is_set_up_where_the_same_was_done_before(tmp_path: Path) -> None:
+    six = {"language": "python", "setup": {"pip": ["six"]}}
+    with full_home(tmp_path, 8, ERA_MAX_WARM="8") as home, home.client() as elsewhere:
+        assert elsewhere.post("/api/sessions", json={"session_id": "p", **six}).status_code == 201
+        settled(elsewhere, "p")
+        with closing(sqlite3.connect(home.content_dir / "era.sqlite", timeout=60)) as database:
+            database.execute("DROP TRIGGER at_home")  # by which new sessions are at home there from the beginning
+        for name in ("q", "r"):
+            assert elsewhere.post("/api/sessions", json={"session_id": name, **six}).status_code == 201
+        # One is run at once, the other looked at.
+        ran = elsewhere.post("/api/sessions/q/run", json={"code": "import six; print(1)"})
+        assert ran.json()["stdout"] == "1\n", ran.text
+        settled(elsewhere, "r")
+        assert {name for name, (at_home, _) in homes(home).items() if at_home} == {"p", "q", "r"}
+        assert not list((home.data_dir.parent / "data-other" / "environments").glob("?" * 64))
+
+
 @dataclass
 class Both:
     """The two hosts, as a history calls them."""

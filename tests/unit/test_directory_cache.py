@@ -204,3 +204,16 @@ async def test_a_session_with_packages_is_restored_at_once(core: Core, monkeypat
     created.clear()
     assert (await core.run(SHOW + "\nprint(open('../packages/module.py').read())")).stdout == SHOWN + b"1\n"
     assert len(created) == 1
+
+
+async def test_nothing_is_kept_of_a_session_that_has_moved(core: Core) -> None:
+    await core.run(FILL, "s")
+    session = await core.store.session(mine("s"))
+    core.pool.release_soon(session.key)
+    await until(lambda: not core.pool.has(session.key))
+    assert core.pool.session_keys() == []
+    await core.run(FILL, "s")
+    await core.run("pass", "other")
+    assert session.key in core.pool.session_keys(), "its sandbox has made way"
+    core.pool.release_soon(session.key)
+    assert session.key not in core.pool.session_keys()

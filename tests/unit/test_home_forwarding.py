@@ -18,6 +18,7 @@ from era.api.home_forwarding import HomeForwarding
 from era.api.hop import HEADER, Hop, Hops
 from era.api.host_connections import HostConnections, HungUp
 from era.api.other_hosts import OtherHosts
+from era.core.admission import Wanted
 from era.core.api_keys import Caller
 from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
@@ -27,7 +28,7 @@ from era.errors import Forbidden, HomeUnreachable, Unavailable
 from era.settings import Settings
 from tests.owners import mine
 from tests.unit.test_homes import Rows
-from tests.unit.test_moves import Cluster, Installed, Live, cluster
+from tests.unit.test_moves import Cluster, Installed, Live, Sandboxes, cluster
 
 SILENT = Host("silent", "")
 SETTINGS = Settings(api_key=SecretStr("k"), host="0.0.0.0")
@@ -94,14 +95,27 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
         answered.append(loop.time())
 
     hops = Hops("secret", homes, SETTINGS)
+    others = OtherHosts(homes, hops, HostConnections(hops, None))
     to_home = HomeForwarding(
         answer,
         homes=homes,
         session_of_site=lambda _: None,
         session_of_link=lambda _: None,
         drain_seconds=drain_seconds,
-        other_hosts=OtherHosts(homes, hops, HostConnections(hops, None)),
-        moves=Moves(homes, Turns(), nothing, FairQueue(1, hint=""), Live(), Installed(), (), lambda _: False, nothing),
+        other_hosts=others,
+        moves=Moves(
+            homes,
+            others,
+            Turns(),
+            nothing,
+            Sandboxes(FairQueue(1, hint="")),
+            Wanted(1),
+            Live(),
+            Installed(),
+            (),
+            lambda _: False,
+            nothing,
+        ),
         answers={},
     )
     began = loop.time()
@@ -202,15 +216,13 @@ async def test_what_a_host_does_not_say_gives_nobody_more_than_he_has() -> None:
 def forwarding_at(one: Cluster, answer: ASGIApp) -> HomeForwarding:
     """That of the host without room."""
     hops = Hops("secret", one.homes, SETTINGS)
-    other_hosts = OtherHosts(one.homes, hops, HostConnections(hops, None))
-    other_hosts.room = one.ask  # type: ignore[method-assign]  # nobody answers there
     return HomeForwarding(
         answer,
         homes=one.homes,
         session_of_site=lambda _: None,
         session_of_link=lambda _: None,
         drain_seconds=0,
-        other_hosts=other_hosts,
+        other_hosts=OtherHosts(one.homes, hops, HostConnections(hops, None)),
         moves=one.moves,
         answers={},
     )

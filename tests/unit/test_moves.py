@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from era.core.admission import Wanted
 from era.core.api_keys import Caller
 from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
@@ -19,6 +20,7 @@ from era.core.live.tickets import Tickets
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
 from era.core.moves import Moves
 from era.core.readiness import Readiness
+from era.core.setup.requirements import Packages
 from era.core.turns import Turns
 from era.errors import NoSession, Unavailable
 from tests.owners import mine
@@ -80,12 +82,35 @@ class Live:
 
     number: int = 1
     most: int = 4
+    keys: set[int] = field(default_factory=set)
 
     def count(self) -> int:
         return self.number
 
+    def has(self, session_key: int) -> bool:
+        return session_key in self.keys
+
     def has_room(self, owner: str) -> bool:
         return self.number < self.most
+
+
+@dataclass
+class Sandboxes:
+    """The sandboxes of this host: whose there are, and whose are busy."""
+
+    places: FairQueue
+    keys: set[int] = field(default_factory=set)
+    busy: set[int] = field(default_factory=set)
+    released: list[int] = field(default_factory=list)
+
+    def has(self, session_key: int) -> bool:
+        return session_key in self.keys | self.busy
+
+    def is_busy(self, session_key: int) -> bool:
+        return session_key in self.busy
+
+    def release_soon(self, session_key: int) -> None:
+        self.released.append(session_key)
 
 
 @dataclass
@@ -93,6 +118,12 @@ class Installed:
     """The package sets of this machine, those that a test says."""
 
     here: set[str] = field(default_factory=set)
+
+    def name(self, packages: Packages) -> str:
+        return " ".join(packages.pip)
+
+    def is_prepared(self, name: str) -> bool:
+        return name in self.here
 
     def digests(self) -> set[str]:
         return self.here
@@ -103,29 +134,42 @@ class Installed:
 
 @dataclass
 class Cluster:
-    """A host without room, at which session `s` is at home."""
+    """A host without room, at which session `s` is at home, and what is asked of the others."""
 
     rows: Given
     homes: Homes
     turns: Turns
-    moves: Moves
+    sandboxes: Sandboxes
+    processors: Wanted
     live: Live
     installed: Installed
-    stays: set[int]
+    works: set[int]
     tickets: Tickets
     readiness: Readiness
     asked: list[str] = field(default_factory=list)
-    room: dict[str, JsonObject | None] = field(default_factory=lambda: dict(ROOM))
+    told: dict[str, JsonObject | None] = field(default_factory=lambda: dict(ROOM))
     packages: str | None = None
     """Those of every session."""
 
-    async def ask(self, host: Host) -> JsonObject | None:
+    kicked: list[str] = field(default_factory=list)
+    moves: Moves = field(init=False)
+
+    async def find(self, session: OwnedId) -> Session:
+        if session.owner != mine("s").owner:
+            raise NoSession(session.id)
+        return replace(SESSION, key=self.homes.key_here(session.id) or 0, package_set=self.packages)
+
+    async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
         self.asked.append(host.id)
-        return self.room[host.id]
+        told = self.told[host.id]
+        return told and {**told, "prepared": packages in told.get("prepared", ())}
+
+    async def look_for_setups(self, host: Host) -> None:
+        self.kicked.append(host.id)
 
     async def move(self, *, live: bool = False, name: str = "s") -> bool:
-        async with self.moves.calling(name):
-            return await self.moves.move(mine(name), live=live, ask=self.ask)
+        async with self.moves.calling(name, to_run=not live):
+            return await self.moves.move(mine(name), live=live)
 
     async def is_home(self, name: str = "s", key: int = 1) -> None:
         self.rows.place = Place(key, Home(Host(self.homes.host_id, ""), 1))
@@ -139,24 +183,40 @@ class Cluster:
         self.rows.place = Place(key, None, packages)
         assert await self.homes.elsewhere(name, take=True) is None
 
+    def is_busy(self, wanted: int, *, since: float = 60) -> None:
+        """So many runs have wanted a processor for a while, and session `s` has been here for so long."""
+        self.processors.add(wanted)
+        self.processors._mean.shift(wanted)
+        self.processors._too_many.shift(wanted > self.processors.slots)
+        self.homes._since[1] -= since
+
+
+def at(wanted: float, slots: int = 4, **more: Any) -> JsonObject:
+    """What a host with room says, whose runs want so many processors."""
+    return {"sandboxes": 8, "live": 8, "wanted": wanted, "slots": slots, **more}
+
 
 @asynccontextmanager
 async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
     rows = Given()
     homes = Homes(rows, 60, lambda: None)
     await homes.start()
-    turns = Turns()
-    live, installed, stays, tickets = Live(), Installed(), set[int](), Tickets()
-
-    async def find(session: OwnedId) -> Session:
-        if session.owner != mine("s").owner:
-            raise NoSession(session.id)
-        return replace(SESSION, key=homes.key_here(session.id) or 0, package_set=one.packages)
-
-    places_here, stay = FairQueue(places, hint=""), [stays.__contains__]
+    sandboxes, works, tickets = Sandboxes(FairQueue(places, hint="")), set[int](), Tickets()
     readiness = Readiness(Path(tempfile.gettempdir()), rows.write)
-    moves = Moves(homes, turns, find, places_here, live, installed, stay, tickets.has, readiness.check)
-    one = Cluster(rows, homes, turns, moves, live, installed, stays, tickets, readiness)
+    one = Cluster(rows, homes, Turns(), sandboxes, Wanted(4), Live(), Installed(), works, tickets, readiness)
+    one.moves = Moves(
+        homes,
+        one,
+        one.turns,
+        one.find,
+        sandboxes,
+        one.processors,
+        one.live,
+        one.installed,
+        [works.__contains__],
+        tickets.has,
+        readiness.check,
+    )
     await one.is_home()
     try:
         yield one
@@ -189,8 +249,16 @@ async def test_a_session_that_is_to_be_live_moves_where_it_can_be() -> None:
         assert one.rows.given == [(1, "c")]
 
 
-async def stays_with_a_sandbox(one: Cluster) -> None:
-    one.stays.add(1)
+async def has_a_sandbox(one: Cluster) -> None:
+    one.sandboxes.keys.add(1)
+
+
+async def is_live(one: Cluster) -> None:
+    one.live.keys.add(1)
+
+
+async def works(one: Cluster) -> None:
+    one.works.add(1)
 
 
 async def has_a_ticket(one: Cluster) -> None:
@@ -203,10 +271,10 @@ async def is_at_home_elsewhere(one: Cluster) -> None:
 
 
 async def finds_no_room(one: Cluster) -> None:
-    one.room = dict.fromkeys(ROOM, None) | {"a": {"sandboxes": 0, "live": 9}}
+    one.told = dict.fromkeys(ROOM, None) | {"a": {"sandboxes": 0, "live": 9}}
 
 
-@pytest.mark.parametrize("why", [stays_with_a_sandbox, has_a_ticket, is_at_home_elsewhere, finds_no_room])
+@pytest.mark.parametrize("why", [has_a_sandbox, is_live, works, has_a_ticket, is_at_home_elsewhere, finds_no_room])
 async def test_what_stays(why: Callable[[Cluster], Any]) -> None:
     async with cluster() as one:
         await why(one)
@@ -229,7 +297,7 @@ async def test_a_session_stays_while_anything_of_it_is_under_way() -> None:
 
 async def test_nobody_has_a_session_of_somebody_elses_move() -> None:
     async with cluster() as one, one.moves.calling("s"):
-        assert not await one.moves.move(OwnedId("another", "s"), live=False, ask=one.ask)
+        assert not await one.moves.move(OwnedId("another", "s"), live=False)
         assert one.rows.given == []
 
 
@@ -262,7 +330,7 @@ async def test_a_session_moves_also_where_its_new_home_has_fallen_silent_meanwhi
         one.rows.may_give.clear()
         moving = asyncio.create_task(one.move())
         await until(lambda: one.turns.taken(mine("s")))
-        one.room = dict.fromkeys(ROOM, None)
+        one.told = dict.fromkeys(ROOM, None)
         one.moves._asked_at -= 60
         assert not await one.move(name="s2")
         one.rows.may_give.set()
@@ -284,7 +352,7 @@ def with_packages(host: str) -> dict[str, JsonObject | None]:
 
 async def test_a_session_without_a_home_goes_where_its_packages_are() -> None:
     async with cluster(places=8) as one:
-        one.room = with_packages("a")
+        one.told = with_packages("a")
         await one.arrives(packages="p")
         assert await one.move()
         assert one.rows.given == [(1, "a")]
@@ -294,7 +362,7 @@ async def test_that_is_asked_once() -> None:
     async with cluster(places=8) as one:
         await one.arrives(packages="p")
         assert not await one.move(), "nobody has them"
-        one.room = with_packages("a")
+        one.told = with_packages("a")
         one.moves._asked_at -= 60
         assert not await one.move()
         assert one.asked == ["a", "b", "c"]
@@ -302,7 +370,7 @@ async def test_that_is_asked_once() -> None:
 
 async def test_a_session_that_has_all_it_needs_here_stays_and_asks_nobody() -> None:
     async with cluster(places=8) as one:
-        one.room = with_packages("a")
+        one.told = with_packages("a")
         for packages in (None, "q"):
             one.installed.here = {"q"}
             await one.arrives(packages=packages)
@@ -315,14 +383,14 @@ async def test_a_session_that_has_all_it_needs_here_stays_and_asks_nobody() -> N
 
 async def test_where_packages_are_there_must_be_room() -> None:
     async with cluster(places=8) as one:
-        one.room = with_packages("c") | {"c": {"sandboxes": 0, "live": 9, "packages": ["p"]}}
+        one.told = with_packages("c") | {"c": {"sandboxes": 0, "live": 9, "packages": ["p"]}}
         await one.arrives(packages="p")
         assert not await one.move()
 
 
 async def test_a_full_host_sends_a_session_where_its_packages_are_first() -> None:
     async with cluster() as one:
-        one.room = with_packages("a")
+        one.told = with_packages("a")
         one.packages = "p"
         assert await one.move()
         await one.is_home("s2", 2)
@@ -333,10 +401,10 @@ async def test_a_full_host_sends_a_session_where_its_packages_are_first() -> Non
 async def test_a_session_without_a_home_leaves_the_last_quarter_to_those_that_have_one() -> None:
     async with cluster(places=8) as one:
         for _ in range(6):
-            await one.moves._places.take("me")
+            await one.sandboxes.places.take("me")
         await one.arrives()
         assert not await one.move()
-        await one.moves._places.take("me")
+        await one.sandboxes.places.take("me")
         await one.is_home()
         assert not await one.move(), "it was here before"
         await one.arrives()
@@ -346,11 +414,13 @@ async def test_a_session_without_a_home_leaves_the_last_quarter_to_those_that_ha
 
 async def test_room_for_others_ends_at_three_quarters() -> None:
     async with cluster(places=8) as one:
-        assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2, "packages": []}
+        one.is_busy(3)
+        told = {"packages": [], "prepared": False, "wanted": 3, "slots": 4}
+        assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2, **told}
         for _ in range(7):
-            await one.moves._places.take("me")
+            await one.sandboxes.places.take("me")
         one.live.number = 4
-        assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0, "packages": []}
+        assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0, **told}
 
 
 @pytest.mark.parametrize("why", ["database", "stopping"])
@@ -359,6 +429,74 @@ async def test_a_host_that_is_not_ready_has_no_room_for_others(why: str) -> None
         if why == "database":
             one.rows.problem = Unavailable("the database is away")
         else:
-            assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2, "packages": []}
+            assert (await one.moves.room_for_others())["sandboxes"] == 6
             one.readiness.stop()
         assert await one.moves.room_for_others() == {"sandboxes": 0, "live": 0}
+
+
+NEW = replace(SESSION, setup='{"pip": ["six"]}', setup_status="pending")
+
+
+async def test_a_new_session_is_set_up_where_the_same_has_been_done() -> None:
+    async with cluster(places=8) as one:
+        one.rows.own = Host(one.homes.host_id, "")
+        one.rows.place = Place(1, None)
+        one.told = {**ROOM, "a": {**ROOM["a"], "prepared": ["six"]}}
+        await one.moves.place(NEW)
+        assert (one.rows.given, one.kicked) == ([(1, "a")], ["a"])
+        assert one.moves.has_gone("s")
+
+
+async def has_done_it(one: Cluster) -> None:
+    one.installed.here = {"six"}
+
+
+async def is_another_request(one: Cluster) -> None:
+    one.told["a"] = {**ROOM["a"], "prepared": ["seven"]}
+
+
+async def has_no_room(one: Cluster) -> None:
+    one.told["a"] = {"sandboxes": 0, "live": 9, "prepared": ["six"]}
+
+
+async def was_taken(one: Cluster) -> None:
+    one.rows.own = one.rows.others["c"]
+
+
+@pytest.mark.parametrize("why", [has_done_it, is_another_request, has_no_room, was_taken])
+async def test_a_new_session_is_set_up_where_it_was_made(why: Callable[[Cluster], Any]) -> None:
+    async with cluster(places=8) as one:
+        one.rows.own = Host(one.homes.host_id, "")
+        one.rows.place = Place(1, None)
+        one.told = {**ROOM, "a": {**ROOM["a"], "prepared": ["six"]}}
+        await why(one)
+        await one.moves.place(NEW)
+        assert (one.rows.given, one.kicked) == ([], [])
+
+
+async def test_a_new_session_is_not_set_up_where_little_room_is_left() -> None:
+    async with cluster(places=8) as one:
+        one.rows.own = Host(one.homes.host_id, "")
+        one.rows.place = Place(1, None)
+        one.installed.here = {"six"}
+        for _ in range(7):
+            await one.sandboxes.places.take("me")
+        await one.moves.place(NEW)
+        assert one.rows.given == [(1, "b")]
+
+
+async def test_calls_about_a_new_session_wait_until_it_has_its_place() -> None:
+    async with cluster(places=8) as one:
+        one.rows.own = Host(one.homes.host_id, "")
+        one.rows.place = Place(1, None)
+        one.told = {**ROOM, "a": {**ROOM["a"], "prepared": ["six"]}}
+        one.rows.may_give.clear()
+        placing = asyncio.create_task(one.moves.place(NEW))
+        await until(lambda: one.turns.taken(mine("s")))
+        called = asyncio.create_task(one.move())
+        await asyncio.sleep(0.05)
+        assert not called.done()
+        one.rows.may_give.set()
+        await placing
+        assert not await called
+        assert one.rows.given == [(1, "a")]

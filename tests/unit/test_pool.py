@@ -263,6 +263,22 @@ async def test_releasing_kills_what_runs(core: Core) -> None:
     assert core.pool.counts() == {"live": 0, "busy": 0, "ready": 0}
 
 
+async def test_what_a_session_that_has_moved_leaves_is_removed(small: Core) -> None:
+    session, other = await sessions(small, 2)
+    sandbox = await small.pool.acquire(session)
+    assert small.pool.is_busy(session.key)
+    small.pool.committed(session.key, session.snapshot)
+    assert small.pool.has(session.key)
+    assert not small.pool.is_busy(session.key)
+    await used(small, other)
+    small.pool.release_soon(session.key)
+    assert small.pool.is_busy(session.key), "it is just being closed"
+    await until(lambda: not small.pool.has(session.key))
+    assert not sandbox.alive
+    assert small.pool.counts() == {"live": 1, "busy": 0, "ready": 0}
+    assert await free_places(small, 5) == 2, "the other one's makes way"
+
+
 async def test_what_is_idle_for_long_or_dead_is_closed(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
@@ -23,7 +22,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope
 
 from era import languages
-from era.api.other_hosts import OtherHosts, other_hosts
+from era.api.other_hosts import OtherHosts
 from era.api.validation import body_hint, check_query, invalid, query_names
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
@@ -118,6 +117,9 @@ class Context:
     moves: Moves | None
     """Which sessions move to another host; None outside of a cluster."""
 
+    other_hosts: OtherHosts | None
+    """The other hosts of the cluster; None outside of one."""
+
     list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]
     """All files and links of a snapshot."""
 
@@ -157,11 +159,6 @@ class Context:
     serves_at: Callable[[int, int | None, ASGIApp], None]
     """Called once this service listens, with its port, that for other hosts, if it is another one, and its
     application."""
-
-    @cached_property
-    def other_hosts(self) -> OtherHosts | None:
-        """The other hosts of the cluster; None outside of one."""
-        return other_hosts(self.settings, self.homes)
 
     @property
     def hosts_tls(self) -> HostTls | None:

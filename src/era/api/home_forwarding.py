@@ -56,6 +56,9 @@ _PUBLIC = re.compile(rf"/proxy/({SESSION_ID[1:-1]})(/.*)?", re.DOTALL)
 _ROOM = re.compile(r"/api/sessions/[^/]+/(run|stream|processes|terminal)")
 """Calls for which a session needs a sandbox."""
 
+_RUN = ("run", "stream")
+"""Those of them that wait for the session's turn."""
+
 _FOLLOWS = re.compile(r"/api/sessions/[^/]+/(.*/)?(events|watch|attach|terminal)", re.DOTALL)
 """Calls whose answers go on for as long as something lives here."""
 
@@ -94,7 +97,6 @@ class HomeForwarding:
         # A host that is lost is so after its lease, one that stops gives its sessions away once it has ended.
         self._patience = max(1.5 * homes.lease_seconds, drain_seconds + _STOP_SECONDS) + CONNECT_SECONDS
         self._connections = other_hosts.connections
-        self._ask_for_room = other_hosts.room
         self._moves = moves
         self._answers = answers
 
@@ -114,7 +116,7 @@ class HomeForwarding:
         if session is None:
             await self._here(scope, receive, send, session)
             return
-        async with self._moves.calling(session):
+        async with self._moves.calling(session, to_run=_wanted(scope) in _RUN):
             await self._answered(scope, receive, send, session)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, session: str | int) -> None:
@@ -149,12 +151,10 @@ class HomeForwarding:
         if hop is not None and hop.again:
             return None  # once more would be once too often
         caller: Caller | None = scope["state"].get("caller")
-        if caller is None or not isinstance(session, str) or (wanted := _ROOM.fullmatch(scope["path"])) is None:
-            return None
-        if scope["method"] != ("GET" if wanted[1] == "terminal" else "POST"):
+        if caller is None or not isinstance(session, str) or (wanted := _wanted(scope)) is None:
             return None
         who = OwnedId(caller.owner, session, caller.key_id)
-        moved = await self._moves.move(who, live=wanted[1] in ("processes", "terminal"), ask=self._ask_for_room)
+        moved = await self._moves.move(who, live=wanted not in _RUN)
         if not moved and self._homes.is_here(session):
             return None
         return await self._homes.elsewhere(session, take=True)  # also where the answer to the move was lost
@@ -274,6 +274,12 @@ def session_in(path: str) -> str | None:
     """The id of the session that a path names; None where it names none."""
     match = _SESSION.fullmatch(path) or _PUBLIC.fullmatch(path)
     return match and match[1]
+
+
+def _wanted(scope: Scope) -> str | None:
+    """For what a request wants a sandbox of its session; None where it wants none."""
+    match = _ROOM.fullmatch(scope["path"])
+    return match[1] if match and scope["method"] == ("GET" if match[1] == "terminal" else "POST") else None
 
 
 def _passed_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -120,6 +120,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
                 lambda owner: active_here(owner, context),
                 context.quotas.in_use_here,
                 lambda: hosts.state_of_this(context),
+                context.setups.kick,
             ),
         )
     app.add_middleware(

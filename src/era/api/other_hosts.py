@@ -13,7 +13,8 @@ others to read now. One that can't be told reads with its next heartbeat.
 
 *How they are*, for the operator's list of hosts.
 
-*How many sessions they have room for*, which a host asks that has none (core/moves.py).
+*How much room they have for sessions*, which a host asks that has none (core/moves.py), and that there is a setup for
+them to do.
 
 *Whether they trust each other* over TLS (host_tls.py), which a host asks the others when it starts.
 """
@@ -43,6 +44,7 @@ _ACTIVE_PATH = "/cluster/active"
 _CHANGED_PATH = "/cluster/changed"
 _IN_USE_PATH = "/cluster/in-use"
 _ROOM_PATH = "/cluster/room"
+_SETUPS_PATH = "/cluster/setups"
 _STATE_PATH = "/cluster/state"
 _SECONDS = 2.0
 _ROOM_SECONDS = 0.5
@@ -60,13 +62,13 @@ def answers(
     active: Callable[[str], JsonObject],
     in_use: Callable[[], JsonObject],
     state: Callable[[], Awaitable[JsonObject]],
+    kick_setups: Callable[[], None],
 ) -> Mapping[str, Answering]:
     """What other hosts ask, by path, and this one answers. `active` says which of an owner's sessions are active,
-    `in_use` what each owner uses here, and `state` how this host is."""
+    `in_use` what each owner uses here, and `state` how this host is. `kick_setups` has setups looked for."""
 
     async def active_of_owner(scope: Scope) -> JsonObject:
-        query: bytes = scope["query_string"]
-        return active(parse_qs(query.decode("latin-1")).get("owner", [""])[0])
+        return active(_parameter(scope, "owner"))
 
     async def changed(scope: Scope) -> JsonObject:
         await homes.catch_up()
@@ -79,7 +81,11 @@ def answers(
         return in_use()
 
     async def room(scope: Scope) -> JsonObject:
-        return await moves.room_for_others()
+        return await moves.room_for_others(_parameter(scope, "packages") or None)
+
+    async def look_for_setups(scope: Scope) -> JsonObject:
+        kick_setups()
+        return {}
 
     async def own_state(scope: Scope) -> JsonObject:
         return await state()
@@ -90,6 +96,7 @@ def answers(
         HELLO_PATH: hello,
         _IN_USE_PATH: used,
         _ROOM_PATH: room,
+        _SETUPS_PATH: look_for_setups,
         _STATE_PATH: own_state,
     }
 
@@ -162,9 +169,14 @@ class OtherHosts:
         """Those that are there and listen."""
         return [host for host in self._homes.hosts.values() if host.url and host.id != self._homes.host_id]
 
-    async def room(self, host: Host) -> JsonObject | None:
-        """How many sessions that host has room for (core/moves.py); None where it says nothing of use."""
-        return await self._ask(host, _ROOM_PATH, seconds=_ROOM_SECONDS)
+    async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
+        """See moves.Others."""
+        query = "" if packages is None else f"packages={quote(packages, safe='')}"
+        return await self._ask(host, _ROOM_PATH, query, seconds=_ROOM_SECONDS)
+
+    async def look_for_setups(self, host: Host) -> None:
+        """See moves.Others."""
+        await self._ask(host, _SETUPS_PATH, seconds=_ROOM_SECONDS)
 
     async def _ask(self, host: Host, path: str, query: str = "", *, seconds: float = _SECONDS) -> JsonObject | None:
         """What a host answers; None where that is nothing of use."""
@@ -174,6 +186,12 @@ class OtherHosts:
         except _NO_ANSWER as error:
             _log_no_answer(host, error)
             return None
+
+
+def _parameter(scope: Scope, name: str) -> str:
+    """A parameter of a question; empty where it isn't given."""
+    query: bytes = scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get(name, [""])[0]
 
 
 def _log_no_answer(host: Host, error: Exception) -> None:

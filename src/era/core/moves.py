@@ -1,38 +1,53 @@
 """Sessions that move to another host of the cluster, which has room for them or their packages.
 
-Theory of operation. A session needs room when it gets a sandbox: for a run, or for good when it becomes live. Where its
-home has none, another session's sandbox would have to make way, or the call would wait or be refused. If another host
-has room then, the session moves there instead, and the call with it. What moves has nothing but rows and blobs here: a
-session with a sandbox stays, since it has its room. As sandboxes make way in the order in which they were last used,
-those move first that have been idle for longest.
+Theory of operation. A session moves when it is called: then its home may have no room for what the call wants, and
+another host has. So the call goes there with it, and only what is called is ever moved. There are two kinds of room.
+
+*Places for sandboxes*, and for live sessions. A session needs one when it gets a sandbox. Where its home has none,
+another session's sandbox would have to make way, or the call would wait or be refused. As sandboxes make way in the
+order in which they were last used, those move first that have been idle for longest: one that has a sandbox has its
+room, and stays, unless it is to be live and can't be here.
+
+*Processors*. Where more runs want one than there are slots, for seconds on end (admission.py), those sessions move that
+are called: the hot ones, since others use no processor. Their sandbox, which nothing uses at that moment, is removed
+here, and made anew from what is committed there.
 
 A session that had no home until it was called here moves for less: where over three quarters of the room is taken, or
 where its packages are installed at another host that has room, and aren't here. This is asked once, at its
-first call for a sandbox. Whatever the reason, a host that has its packages goes before one that has more room.
+first call for a sandbox. Whatever the reason, a host that has its packages goes before one that has more room. One that
+is made with a setup is given away before that begins, to a host that has done the same setup before (`place`).
 
-Nothing may be under way in what moves. So its turn is held meanwhile, calls that come wait at the gate (`calling`), and
-one that has passed the gate keeps its session from moving. Those that waited go on to the new home.
+Nothing may be under way in what moves, and nothing that lasts is ended for it. So its turn is held meanwhile, calls
+that come wait at the gate (`calling`), and one that has passed the gate keeps its session from moving. A hot session is
+never without calls: while it waits for those that have passed to end, only runs wait at the gate, which would wait for
+the session's turn anyway. Those that waited go on to the new home.
 
-It doesn't come back at once: a host has room for others only up to three quarters of its own, and none while anybody
-waits there. So between two moves of a session a quarter of a host must have become free, or full.
+It doesn't come back at once. A host has room for others only up to three quarters of its own places, and none while
+anybody waits there. As for processors, the other host must have at most three quarters as much to do for each, with the
+session, and a session stays for some seconds wherever it has come to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from typing import Protocol
 
 import structlog
 
+from era.core.admission import Wanted
 from era.core.fair_queue import FairQueue
 from era.core.homes import Homes, Host, Place
 from era.core.models import JsonObject, OwnedId, Session
+from era.core.recent_mean import RecentMean
+from era.core.setup.requirements import Packages, packages_of
 from era.core.turns import Turns
 from era.errors import EraError
 
@@ -47,6 +62,38 @@ _MOST_TOLD = 2000
 _REMEMBERED_SECONDS = 60.0
 """For which calls that look for a session here are sent after it."""
 
+_STAYS_SECONDS = 10.0
+"""For which a session stays for which other processors would be better: once it has come, or couldn't move."""
+
+_PATIENCE = 10.0
+"""Seconds for which a hot session waits to move for the runs before."""
+
+_BETWEEN_SECONDS = 0.25
+"""For which it does while nobody has its turn, so that calls which wait for it lose no more."""
+
+_LOOK_SECONDS = 0.05
+_SETTLED_SECONDS = 5.0
+"""After which what a host says of its load has the sessions in it that were sent there."""
+
+
+class Sandboxes(Protocol):
+    """The sandboxes of this host."""
+
+    @property
+    def places(self) -> FairQueue: ...
+
+    def has(self, session_key: int) -> bool:
+        """Whether the session has a sandbox, or is about to have one."""
+        ...
+
+    def is_busy(self, session_key: int) -> bool:
+        """Whether it is in use or held, or just being made or closed."""
+        ...
+
+    def release_soon(self, session_key: int) -> None:
+        """Begin to remove one that isn't busy."""
+        ...
+
 
 class Live(Protocol):
     """The live sessions of this host."""
@@ -55,6 +102,8 @@ class Live(Protocol):
     def most(self) -> int: ...
 
     def count(self) -> int: ...
+
+    def has(self, session_key: int) -> bool: ...
 
     def has_room(self, owner: str) -> bool: ...
 
@@ -68,13 +117,64 @@ class Installed(Protocol):
 
     def is_here(self, digest: str) -> bool: ...
 
+    def name(self, packages: Packages) -> str:
+        """What these packages are called among hosts with the same runtimes."""
+        ...
+
+    def is_prepared(self, name: str) -> bool:
+        """Whether the packages of this name are here. Reads a file."""
+        ...
+
+
+class Others(Protocol):
+    """The other hosts."""
+
+    async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
+        """What a host says as its `room_for_others`; None where it says nothing of use."""
+        ...
+
+    async def look_for_setups(self, host: Host) -> None:
+        """Have a host look for setups to do now, rather than within a second."""
+        ...
+
 
 class Why(StrEnum):
     """Why a session moves, as the log has it."""
 
     FULL = "no room"
+    BUSY = "no processor for it"
     NEARLY_FULL = "no home, and little room"
     PACKAGES = "no home, and its packages are there"
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """A session that is about to move."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has, or stays."""
+
+    fewer: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a call about it has ended."""
+
+    for_all: bool = False
+    """Whether all calls about it wait, and not just runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What another host has said of its room."""
+
+    room: Counter[str]
+    """Places, by kind."""
+
+    packages: frozenset[str]
+    is_prepared: bool
+    """Whether it has the packages that it was asked for."""
+
+    wanted: float
+    slots: int
+    """See admission.Wanted; 0 where it says nothing of that."""
 
 
 class Moves:
@@ -83,46 +183,54 @@ class Moves:
     def __init__(
         self,
         homes: Homes,
+        others: Others,
         turns: Turns,
         find: Callable[[OwnedId], Awaitable[Session]],
-        places: FairQueue,
+        sandboxes: Sandboxes,
+        processors: Wanted,
         live: Live,
         installed: Installed,
-        stay: Sequence[Callable[[int], bool]],
+        works: Sequence[Callable[[int], bool]],
         has_ticket: Callable[[str], bool],
         check_ready: Callable[[], Awaitable[None]],
     ) -> None:
-        """`find` finds a session of its owner's, or raises EraError. `places` are those of this host for sandboxes, and
-        `live` are its live sessions. `stay` are whatever says of a session's key that there is more of it here than
-        rows and blobs. `check_ready` raises EraError where this host can't take runs, or is about to stop."""
+        """`find` finds a session of its owner's, or raises EraError. `works` are whatever says of a session's key that
+        this host does something for it, besides runs and what is live. `check_ready` raises EraError where this host
+        can't take runs, or is about to stop."""
         self._homes = homes
+        self._others = others
         self._turns = turns
         self._find = find
-        self._places = places
+        self._sandboxes = sandboxes
+        self._places = sandboxes.places
+        self._processors = processors
         self._live = live
         self._installed = installed
-        self._stay = stay
+        self._works = works
         self._has_ticket = has_ticket
         self._check_ready = check_ready
         self._calls: Counter[str | int] = Counter()
         """Calls under way about a session, by its id or, where they name that, its key."""
 
-        self._leaving: dict[str | int, asyncio.Event] = {}
-        """Sessions that are just moving, by both, whose events are set when they have."""
+        self._leaving: dict[str | int, _Leaving] = {}
+        """Sessions that are about to move, by both."""
 
         self._gone: OrderedDict[str | int, float] = OrderedDict()
         """Those that have moved, and when."""
 
-        self._room: dict[str, Counter[str]] = {}
-        self._packages: dict[str, frozenset[str]] = {}
+        self._told: dict[str, _Told] = {}
         """What other hosts said last, by their ids."""
+
+        self._sent: dict[str, RecentMean] = {}
+        """How many sessions were sent to a host that what it says of its load doesn't have in it yet."""
 
         self._asked_at = -_KNOWN_SECONDS
         self.count = 0
         """How many have moved."""
 
-    async def room_for_others(self) -> JsonObject:
-        """How many sessions other hosts may send here, with a sandbox and live, and which package sets are here."""
+    async def room_for_others(self, packages: str | None = None) -> JsonObject:
+        """How many sessions other hosts may send here, with a sandbox and live, which package sets are here, and how
+        much the processors have to do; and whether these packages are here."""
         try:
             await self._check_ready()
         except EraError:
@@ -130,99 +238,235 @@ class Moves:
         free = 0 if self._places.waiting else self._places.count * 3 // 4 - self._places.taken
         live = max(self._live.most * 3 // 4 - self._live.count(), 0)
         try:
-            packages = await asyncio.to_thread(self._installed.digests)
+            digests = await asyncio.to_thread(self._installed.digests)
+            prepared = packages is not None and await asyncio.to_thread(self._installed.is_prepared, packages)
         except OSError:
-            packages = ()
-        return {"sandboxes": max(free, 0), "live": live, "packages": list(islice(packages, _MOST_TOLD))}
+            digests, prepared = (), False
+        return {
+            "sandboxes": max(free, 0),
+            "live": live,
+            "packages": list(islice(digests, _MOST_TOLD)),
+            "prepared": prepared,
+            "wanted": round(self._processors.lately(), 2),
+            "slots": self._processors.slots,
+        }
 
     @asynccontextmanager
-    async def calling(self, session: str | int) -> AsyncIterator[None]:
-        """A call about this session, which doesn't begin while the session moves, nor does it move before the end."""
-        while (leaving := self._leaving.get(session)) is not None:
-            await leaving.wait()
-        self._calls[session] += 1
+    async def calling(self, session: str | int, *, to_run: bool = False) -> AsyncIterator[None]:
+        """A call about this session, which doesn't begin while the session moves, nor does it move before the end.
+        `to_run` says that it is to wait for the session's turn."""
+        while (leaving := self._leaving.get(session)) is not None and (to_run or leaving.for_all):
+            await leaving.over.wait()
+        self._count_call(session, 1)
         try:
             yield
         finally:
-            self._calls[session] -= 1
-            if not self._calls[session]:
-                del self._calls[session]
+            self._count_call(session, -1)
+
+    def _count_call(self, session: str | int, by: int) -> None:
+        self._calls[session] += by
+        if not self._calls[session]:
+            del self._calls[session]
+        if by < 0 and (leaving := self._leaving.get(session)) is not None:
+            leaving.fewer.set()
 
     def has_gone(self, session: str | int) -> bool:
         """Whether the session with this id or key moved from here just now."""
         at = self._gone.get(session)
         return at is not None and time.monotonic() < at + _REMEMBERED_SECONDS
 
-    async def move(self, session: OwnedId, *, live: bool, ask: Callable[[Host], Awaitable[JsonObject | None]]) -> bool:
-        """Have the session move, if another host is better for what the only call about it wants; whether it has.
-        `live` says what it wants, `ask` has another host say its `room_for_others`."""
-        kind = "live" if live else "sandboxes"
-        arrival = self._homes.arrival(session.id)
-        if not self._why(session, live, arrival):
+    async def move(self, session: OwnedId, *, live: bool) -> bool:
+        """Have the session move, if another host is better for what a call about it wants that hasn't begun; whether it
+        has. `live` says what it wants."""
+        if session.id in self._leaving and not live:
+            self._count_call(session.id, -1)
+            try:
+                while (leaving := self._leaving.get(session.id)) is not None:
+                    await leaving.over.wait()
+            finally:
+                self._count_call(session.id, 1)
+            return self.has_gone(session.id)
+        key, arrival = self._homes.key_here(session.id), self._homes.arrival(session.id)
+        if session.id in self._leaving or key is None or (why := self._why(session, key, live, arrival)) is None:
             return False
+        kind, patient = "live" if live else "sandboxes", why is Why.BUSY
+        if not patient and not self._is_left_alone(session, key):
+            return False
+        with self._about_to_leave(session.id, key) as leaving:
+            if not await self._with_room(kind, why):
+                return False
+            try:
+                found = await self._find(session)  # or anybody could have others' sessions move
+            except EraError:
+                return False
+            if not await self._comes_to_rest(session, key, leaving, patient=patient):
+                self._homes.stay(key)
+                return False
+            hosts = await self._with_room(kind, why)
+            # Nothing is waited for between this look and the gift.
+            is_so = self._why(session, key, live, arrival) is why and self._homes.key_here(session.id) == key
+            if not hosts or not is_so or found.key != key:
+                return False
+            host = self._best(hosts, kind, why, found.package_set)
+            if why is Why.PACKAGES and found.package_set not in self._told[host.id].packages:
+                return False
+            return await self._give(session, key, host, kind, why)
+
+    async def place(self, session: Session) -> None:
+        """Have another host be the home of a session that has just been made, and has a setup, if that is better."""
         try:
-            found = await self._find(session)  # or anybody could have others' sessions move
+            packages = packages_of(json.loads(session.setup or "{}"))
         except EraError:
-            return False
-        host, key = await self._best(kind, found.package_set, ask), found.key
-        why = self._why(session, live, arrival)
-        if host is None or self._homes.key_here(session.id) != key or not why:
-            return False
-        if why is Why.PACKAGES and found.package_set not in self._packages[host.id]:
-            return False
-        leaving = self._leaving[session.id] = self._leaving[key] = asyncio.Event()
+            return  # as its setup will say
+        name = self._installed.name(packages) if packages and not session.setup_lock else None
+        if name is not None and not await asyncio.to_thread(self._installed.is_prepared, name):
+            why = Why.PACKAGES
+        elif self._is_nearly_full():
+            why = Why.NEARLY_FULL
+        else:
+            return
+        told = await self._ask(name)
+        hosts = [host for host in self._listening() if host.id in told and told[host.id].room["sandboxes"] > 0]
+        best = max(hosts, key=lambda host: (told[host.id].is_prepared, told[host.id].room["sandboxes"]), default=None)
+        if best is None or (why is Why.PACKAGES and not told[best.id].is_prepared):
+            return
+        with self._about_to_leave(session.id, session.key) as leaving:
+            leaving.for_all = True
+            try:
+                if not await self._homes.owns(session.key) or self._calls[session.id] or self._calls[session.key]:
+                    return
+            except EraError:
+                return
+            if await self._give(session.owned_id, session.key, best, "sandboxes", why):
+                await self._others.look_for_setups(best)
+
+    @contextmanager
+    def _about_to_leave(self, session_id: str, key: int) -> Iterator[_Leaving]:
+        """Have calls about a session wait within the block."""
+        leaving = self._leaving[session_id] = self._leaving[key] = _Leaving()
+        try:
+            yield leaving
+        finally:
+            del self._leaving[session_id], self._leaving[key]
+            leaving.over.set()
+
+    async def _comes_to_rest(self, session: OwnedId, key: int, leaving: _Leaving, *, patient: bool) -> bool:
+        """Wait until nothing of a session is under way, and no call about it begins any more; whether that has come
+        about. Where this isn't `patient` it is so now or never."""
+        busy_at = began = time.monotonic()
+        while not self._is_left_alone(session, key):
+            now = time.monotonic()
+            busy_at = now if self._turns.taken(session) else busy_at
+            if not patient or self._lasts(session, key) or now > min(began + _PATIENCE, busy_at + _BETWEEN_SECONDS):
+                return False
+            leaving.fewer.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await leaving.fewer.wait()
+        leaving.for_all = True
+        return True
+
+    async def _give(self, session: OwnedId, key: int, host: Host, kind: str, why: Why) -> bool:
+        """Have a session of which nothing is under way be at home at another host; whether it is."""
         try:
             async with self._turns.take(session, bounded=False):
                 moved = await self._homes.give(session.id, key, host)
         except EraError as error:
             log.warning("session_not_moved", session=session.id, to=host.id, error=error.message)
-            moved = False
-        finally:
-            del self._leaving[session.id], self._leaving[key]
-            leaving.set()
+            return False
         if moved:
-            self.count += 1
-            if host.id in self._room:  # others may have asked meanwhile, and it hasn't answered
-                self._room[host.id].subtract({"sandboxes", kind})
-            for name in (session.id, key):
-                self._gone[name] = time.monotonic()
-                self._gone.move_to_end(name)
-            while self._gone and next(iter(self._gone.values())) + _REMEMBERED_SECONDS < time.monotonic():
-                self._gone.popitem(last=False)
-            log.info("session_moved", session=session.id, to=host.id, why=why)
+            self._sandboxes.release_soon(key)
+            self._note_moved(session.id, key, host, kind, why)
         return moved
 
-    def _why(self, session: OwnedId, live: bool, arrival: Place | None) -> Why | None:
-        """Why it should be elsewhere; None where there is no reason, or something of it is under way besides the call
-        that asks. It had no home before where it has just arrived."""
-        key = self._homes.key_here(session.id)
-        if key is None or self._calls[session.id] != 1 or self._calls[key] or self._turns.taken(session):
+    def _note_moved(self, session_id: str, key: int, host: Host, kind: str, why: Why) -> None:
+        self.count += 1
+        if host.id in self._told:  # others may have asked meanwhile, and it hasn't answered
+            self._told[host.id].room.subtract({"sandboxes", kind})
+        self._sent.setdefault(host.id, RecentMean(_SETTLED_SECONDS)).shift(1)
+        if why is Why.BUSY:
+            self._processors.one_went()
+        for name in (session_id, key):
+            self._gone[name] = time.monotonic()
+            self._gone.move_to_end(name)
+        while self._gone and next(iter(self._gone.values())) + _REMEMBERED_SECONDS < time.monotonic():
+            self._gone.popitem(last=False)
+        log.info("session_moved", session=session_id, to=host.id, why=why)
+
+    def _why(self, session: OwnedId, key: int, live: bool, arrival: Place | None) -> Why | None:
+        """Why a session that is at home here should be elsewhere; None where there is no reason, or there is more of it
+        here than rows, blobs and a sandbox. It had no home before where it has just arrived."""
+        has_room = self._sandboxes.has(key) or self._places.is_free
+        if self._lasts(session, key):
             return None
-        if any(stays(key) for stays in self._stay) or self._has_ticket(session.id):
-            return None
-        if not self._places.is_free or (live and not self._live.has_room(session.owner)):
+        if not has_room or (live and not self._live.has_room(session.owner)):
             return Why.FULL
+        if self._processors.is_full() and (arrival is not None or self._homes.here_for(key) > _STAYS_SECONDS):
+            return Why.BUSY
         if arrival is None:
             return None
         if arrival.packages is not None and not self._installed.is_here(arrival.packages):
             return Why.PACKAGES
-        return Why.NEARLY_FULL if self._places.taken * 4 > self._places.count * 3 else None
+        return Why.NEARLY_FULL if self._is_nearly_full() else None
 
-    async def _best(
-        self, kind: str, packages: str | None, ask: Callable[[Host], Awaitable[JsonObject | None]]
-    ) -> Host | None:
-        """Of the other hosts that have room of this kind, the one with most, those that have these packages first."""
-        others = [host for host in self._homes.hosts.values() if host.id != self._homes.host_id and host.url]
+    def _lasts(self, session: OwnedId, key: int) -> bool:
+        """Whether anything of a session goes on here that no other host can go on with."""
+        return self._live.has(key) or any(works(key) for works in self._works) or self._has_ticket(session.id)
+
+    def _is_left_alone(self, session: OwnedId, key: int) -> bool:
+        """Whether nothing of a session is under way besides the call that asks."""
+        is_called = self._calls[session.id] > 1 or self._calls[key]
+        runs = self._turns.taken(session) or self._sandboxes.is_busy(key)
+        return not (is_called or runs or self._lasts(session, key))
+
+    def _is_nearly_full(self) -> bool:
+        return self._places.taken * 4 > self._places.count * 3
+
+    def _listening(self) -> Sequence[Host]:
+        """The other hosts, as far as they can be called."""
+        return [host for host in self._homes.hosts.values() if host.id != self._homes.host_id and host.url]
+
+    async def _ask(self, packages: str | None = None) -> dict[str, _Told]:
+        """What the other hosts say of their room, and of these packages."""
+        others = self._listening()
+        answers = await asyncio.gather(*(self._others.room(host, packages) for host in others))
+        return {host.id: _told(answer) for host, answer in zip(others, answers, strict=True) if answer is not None}
+
+    async def _with_room(self, kind: str, why: Why) -> Sequence[Host]:
+        """The other hosts that have room of this kind."""
         if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
             self._asked_at = time.monotonic()
-            answers = await asyncio.gather(*(ask(host) for host in others))
-            told = {host.id: answer for host, answer in zip(others, answers, strict=True) if answer is not None}
-            self._room = {
-                host: Counter({name: int(answer.get(name, 0)) for name in ("sandboxes", "live")})
-                for host, answer in told.items()
-            }
-            self._packages = {host: frozenset(map(str, answer.get("packages", ()))) for host, answer in told.items()}
-        room, kinds = self._room, {"sandboxes", kind}
-        found = [host for host in others if host.id in room and all(room[host.id][each] > 0 for each in kinds)]
-        installed = self._packages
-        return max(found, key=lambda host: (packages in installed[host.id], room[host.id][kind]), default=None)
+            self._told = await self._ask()
+            self._sent = {host: sent for host, sent in self._sent.items() if host in self._homes.hosts}
+        hosts = [host for host in self._listening() if host.id in self._told]
+        found = [host for host in hosts if all(self._told[host.id].room[each] > 0 for each in {"sandboxes", kind})]
+        return [host for host in found if self._has_processors(host)] if why is Why.BUSY else found
+
+    def _has_processors(self, host: Host) -> bool:
+        """Whether a host has clearly less to do than this one, for each processor and with one session more."""
+        own, slots = self._processors, self._told[host.id].slots
+        return slots > 0 and 4 * (self._wanted_at(host) + 1) * own.slots <= 3 * own.lately() * slots
+
+    def _wanted_at(self, host: Host) -> float:
+        """How many runs want a processor there, with those of the sessions that were just sent there."""
+        return self._told[host.id].wanted + (self._sent[host.id].mean() if host.id in self._sent else 0)
+
+    def _best(self, hosts: Sequence[Host], kind: str, why: Why, packages: str | None) -> Host:
+        """Of these hosts the one with most room, those that have these packages first."""
+
+        def room(host: Host) -> float:
+            told = self._told[host.id]
+            return -self._wanted_at(host) / told.slots if why is Why.BUSY else told.room[kind]
+
+        return max(hosts, key=lambda host: (packages in self._told[host.id].packages, room(host)))
+
+
+def _told(answer: JsonObject) -> _Told:
+    room = Counter({name: int(answer.get(name, 0)) for name in ("sandboxes", "live")})
+    return _Told(
+        room,
+        frozenset(map(str, answer.get("packages", ()))),
+        bool(answer.get("prepared")),
+        float(answer.get("wanted", 0)),
+        int(answer.get("slots", 0)),
+    )

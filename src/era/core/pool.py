@@ -43,7 +43,8 @@ _MANY_FILES = 2000
 NEVER_BEGUN = "The session was deleted before its program began."
 SERVICE_STOPPED = "The service stopped."
 MOVED = "moved"
-"""Why all that is live ends at a host of a cluster that stops: its sessions go on at another one."""
+"""Why all that is live ends at a host of a cluster that stops, and why a sandbox is closed: the session goes on at
+another host."""
 
 _DELETED = "The session was deleted, or has expired."
 
@@ -411,6 +412,12 @@ class SandboxPool:
         """Whether the session has a sandbox, or is about to have one."""
         return session_key in self._warm or session_key in self._acquiring or session_key in self._putting_away
 
+    def is_busy(self, session_key: int) -> bool:
+        """Whether the session's sandbox is in use or held, or just being made or closed."""
+        warm = self._warm.get(session_key)
+        changes = session_key in self._acquiring or session_key in self._putting_away
+        return changes or (warm is not None and (warm.busy or warm.lost is not None))
+
     def idle_session_keys(self) -> list[int]:
         """The keys of sessions that have a sandbox and use it for nothing now, or of which a directory is kept."""
         return [*(key for key, warm in self._warm.items() if not warm.busy), *self._kept.keys()]
@@ -427,6 +434,14 @@ class SandboxPool:
             warm.used_at = time.monotonic()
             self._make_way()
 
+    def release_soon(self, session_key: int) -> None:
+        """Begin to remove the sandbox, which isn't busy, of a session that has moved to another host, and what is kept
+        of it."""
+        if session_key in self._warm:
+            self._put_away(session_key, MOVED)
+        if kept := self._kept.take(session_key):
+            self._kept.close_soon(kept)
+
     async def release(self, session_key: int) -> None:
         """Kill and remove the session's sandbox, if it has one, whatever runs in it, and what is kept of it. It is gone
         when this returns. A session that is being given one gets none."""
@@ -441,14 +456,15 @@ class SandboxPool:
             await self._kept.close(kept)
 
     def _put_away(self, session_key: int, reason: str) -> asyncio.Task[None]:
-        """Close the sandbox of a session that is idle, and keep its working directory if that is worth it."""
+        """Close the sandbox of a session that is idle, and keep its working directory if that is worth it; not that of
+        one that has moved."""
         warm = self._warm.pop(session_key)
         task = self._putting_away[session_key] = asyncio.create_task(self._close_and_keep(session_key, warm, reason))
         task.add_done_callback(lambda done: self._was_put_away(session_key, done))
         return task
 
     async def _close_and_keep(self, session_key: int, warm: _Warm, reason: str) -> None:
-        keep = warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped
+        keep = warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped and reason != MOVED
         if keep:
             try:
                 await warm.sandbox.put_away()

@@ -55,9 +55,12 @@ class Sessions:
         liveness: Liveness,
         admission: Admission,
         kick_setups: Callable[[], None],
+        place: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
-        """`kick_setups` is called when a session may have a setup to be done; see Setups.kick."""
+        """`kick_setups` is called when a session may have a setup to be done; see Setups.kick. `place` is called before
+        that with one that was just made; see Moves.place."""
         self._kick_setups = kick_setups
+        self._place = place
         self._liveness = liveness
         self._admission = admission
         self._rules = rules
@@ -119,6 +122,8 @@ class Sessions:
         )
         made = await create_once(self._idempotency, caller, claim, lambda: self._store.create_session(new, claim))
         if new.setup is not None:
+            if self._place is not None and not made.replayed:
+                await self._place(made.session)
             self._kick_setups()
         return made
 

@@ -183,7 +183,7 @@ class PackageInstaller:
             await asyncio.gather(*tasks)
 
     async def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
-        for key in (self._key(packages), self._key(packages, owner)):
+        for key in (self.name(packages), self.name(packages, owner)):
             note = self._notes.find(key)
             package_set = None if note is None else self.get(note.digest)
             if note is None or package_set is None:
@@ -201,7 +201,7 @@ class PackageInstaller:
         it here for long."""
         if (found := await self.find_installed(packages, owner)) is not None:
             return found
-        for key in (self._key(packages), self._key(packages, owner)):
+        for key in (self.name(packages), self.name(packages, owner)):
             if (note := self._notes.find(key)) is None:
                 continue
             with suppress(OSError):  # it is installed then
@@ -224,8 +224,13 @@ class PackageInstaller:
         """Whether a package set is on this machine."""
         return (self.package_sets / digest / archives.LOCK).exists()
 
+    def is_prepared(self, name: str) -> bool:
+        """Whether the packages of this name are on this machine, as they were last installed for anybody."""
+        note = self._notes.find(name) if _DIGEST.fullmatch(name) else None
+        return note is not None and self.is_here(note.digest)
+
     async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:
-        key = self._key(packages)
+        key = self.name(packages)
         try:
             async with self._turns.take(key, bounded=False):
                 if not anew and (package_set := await self._find_anywhere(packages, build.owner)) is not None:
@@ -239,7 +244,7 @@ class PackageInstaller:
             kind = must.kind
         # Outside the turn: nobody else waits for this, however long it takes.
         made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say, build, kind))
-        self._notes.write(self._key(packages, build.owner), made)
+        self._notes.write(self.name(packages, build.owner), made)
         return made
 
     async def ensure(self, digest: str) -> bool:
@@ -286,8 +291,9 @@ class PackageInstaller:
         self._cache.mkdir(mode=0o700, exist_ok=True)
         self._processes.change_owner(self._cache, self._processes.fetcher)
 
-    def _key(self, packages: Packages, owner: str | None = None) -> str:
-        """The name of the note for these packages: of all sessions, or of the one that had them built (`owner`)."""
+    def name(self, packages: Packages, owner: str | None = None) -> str:
+        """The name of the note for these packages: of all sessions, or of the one that had them built (`owner`). It is
+        the same at hosts with the same runtimes."""
         text = json.dumps([_FORMAT, asdict(packages), self._runtimes, owner], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -441,7 +447,7 @@ class PackageInstaller:
         lock: JsonObject = {
             "format": _FORMAT,
             "runtimes": {kind: self._runtimes[kind] for kind, requested in kinds if requested},
-            "pip": _pip_lock(site),
+            "pip": tools.pip_lock(site),
             "npm": making.npm,
             "go": tools.go_modules(made / "go"),
             "built_for": making.built_for,
@@ -577,20 +583,3 @@ def _drop(path: Path) -> None:
         trees.remove(path)
     else:
         path.unlink()
-
-
-def _pip_lock(site: Path) -> list[JsonObject]:
-    """Name and version of every distribution in a site directory, by its metadata."""
-    distributions = []
-    for directory in sorted(site.glob("*.dist-info")):
-        fields: dict[str, str] = {}
-        with suppress(OSError), (directory / "METADATA").open(errors="replace") as file:
-            for _ in range(100):
-                line = file.readline(2000).rstrip()
-                if not line:
-                    break
-                name, _, value = line.partition(": ")
-                fields.setdefault(name.lower(), value)
-        name, _, version = directory.name.removesuffix(".dist-info").rpartition("-")
-        distributions.append({"name": fields.get("name", name)[:200], "version": fields.get("version", version)[:200]})
-    return distributions

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -215,6 +216,23 @@ def go_commands(go: str, work: str, packages: Packages) -> list[list[str]]:
     """The commands that add these modules to the project `work` and fetch them, with all that they need."""
     modules = [f"{path}@{version}" for path, version in packages.go]
     return [[go, "get", "-C", work, *modules], [go, "mod", "download", "-C", work, "all"]]
+
+
+def pip_lock(site: Path) -> list[JsonObject]:
+    """Name and version of every distribution in a site directory, by its metadata."""
+    distributions = []
+    for directory in sorted(site.glob("*.dist-info")):
+        fields: dict[str, str] = {}
+        with suppress(OSError), (directory / "METADATA").open(errors="replace") as file:
+            for _ in range(100):
+                line = file.readline(2000).rstrip()
+                if not line:
+                    break
+                name, _, value = line.partition(": ")
+                fields.setdefault(name.lower(), value)
+        name, _, version = directory.name.removesuffix(".dist-info").rpartition("-")
+        distributions.append({"name": fields.get("name", name)[:200], "version": fields.get("version", version)[:200]})
+    return distributions
 
 
 def go_modules(project: Path) -> list[JsonObject]:
