@@ -4,6 +4,7 @@ call that it passes on, if that host is of another version."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import struct
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from socket import create_connection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
+from tests.hostile.test_raw_requests import REQUESTS
 from tests.two_hosts import Home
 
 SERVER = """\
@@ -392,3 +395,31 @@ def test_what_is_changed_at_one_host_holds_at_the_others_once_that_is_answered(k
             assert bea_again.get("/api/quotas").is_success
             assert operator.delete(where).is_success
             assert bea_again.get("/api/quotas").status_code == 401
+
+
+@pytest.mark.parametrize("home", ["plain"], indirect=True)
+@pytest.mark.parametrize("path", ["/api/sessions/raw/stat/x", "/proxy/raw/3000/x"])
+def test_bytes_that_are_no_plain_request_are_taken_for_the_same_at_both_hosts(
+    home: Home, client: httpx.Client, path: str
+) -> None:
+    """Neither can be made to take a part of one request for another one, which the next caller would be answered."""
+    body = {"session_id": "raw", "language": "python", "allowPublicAccess": True}
+    assert client.post("/api/sessions", json=body).status_code == 201
+    start_in_background(client, "raw", HTTP_SERVER)
+    for name, (request, _) in REQUESTS.items():
+        asked = request.replace(b"/api/sessions HTTP", path.encode() + b" HTTP")
+        answers = [re.findall(rb"HTTP/1\.1 (\d+)", exchanged(url, asked)) for url in (home.own_url, home.url)]
+        assert answers[0] == answers[1], name
+        next_one = client.get("/proxy/raw/3000/next")
+        assert (next_one.status_code, next_one.json()["path"]) == (200, "/next"), name
+
+
+def exchanged(url: str, request: bytes) -> bytes:
+    """What a host answers to these bytes, in which SELF stands for its name."""
+    name, _, port = url.removeprefix("http://").rpartition(":")
+    answer = b""
+    with create_connection((name, int(port)), timeout=60) as connection, suppress(ConnectionError):
+        connection.sendall(request.replace(b"SELF", f"{name}:{port}".encode()))
+        while piece := connection.recv(1 << 16):
+            answer += piece
+    return answer
