@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -264,6 +265,26 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.stdout == "went on\n"
+
+
+def test_a_log_that_nobody_reads_stops_nothing() -> None:
+    """Lines are left out for as long as there is no room, whole ones once there is some again."""
+    code = IN_A_PROCESS.replace("logs.log.warning", "for _ in range(2000): logs.log.warning")
+    code += "print('went on', flush=True)\nsys.stdin.read(1)\nlogs.log.warning('later', why='y' * 9000)\nprint('end')"
+    command = [sys.executable, "-c", code, "info", "json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b"went on\n"
+        first = os.read(process.stderr.fileno(), 1 << 20)
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"end\n"
+        *whole, _ = first.splitlines()
+        events = [json.loads(line)["event"] for line in whole]
+        assert 300 < events.count("other") < 2000
+        assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "later"
 
 
 @pytest.mark.parametrize(

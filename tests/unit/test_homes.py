@@ -126,6 +126,16 @@ async def test_a_host_that_was_declared_dead_ends() -> None:
     assert not homes.has_lease
 
 
+async def test_a_heartbeat_that_fails_as_nobody_expected_is_not_the_last() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    rows.failure = RuntimeError("a bug")
+    await until(lambda: not homes.has_lease)
+    rows.failure = None
+    await until(lambda: homes.has_lease)
+    await homes.leave()
+
+
 async def test_what_follows_a_heartbeat_keeps_none_from_being_sent() -> None:
     rows = Rows()
     homes = await started(rows)

@@ -325,6 +325,8 @@ class Homes:
                 return
             except EraError as error:
                 log.warning("heartbeat_failed", error=error.message, lease_left=round(self.lease_left, 1))
+            except Exception:  # a bug, after which there are more heartbeats all the same
+                log.exception("heartbeat_failed", lease_left=round(self.lease_left, 1))
 
     def _saw(self, sent: float, view: View) -> None:
         """Note what a heartbeat saw that was sent at this time, and tell those who wait."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import select
+import stat
 import sys
 from contextlib import suppress
 from typing import Any, Literal, TextIO
@@ -40,6 +43,9 @@ _failing: dict[str, str] = {}
 
 _QUOTED = re.compile(r"""[ \t=\r\n"']""")
 """What a value for people is put in quotes for."""
+
+_ROOM_MS = 50
+"""For which a line waits for whoever reads the log, unless the one before has waited in vain."""
 
 _LOGGED = "_era_logged"
 """An attribute of an exception whose traceback is in the log already."""
@@ -85,22 +91,48 @@ def log_from(level: str, form: Literal["console", "json"] = "console") -> None:
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=before, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_Unfailing(sys.stderr))
     handler.setFormatter(formatter)
     handler.addFilter(_is_news)
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
 
 
 class _Unfailing(io.TextIOBase):
-    """A stream to which writing never fails: no run may fail because the log is on a full disk, or nobody reads it."""
+    """A stream to which writing never fails, nor waits for long: no run may fail because the log is on a full disk, and
+    no host miss its heartbeats because nobody reads it. What a pipe or terminal has no room for is left out."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._room: select.poll | None = None
+        """Tells whether there is room, where the stream isn't a file."""
+
+        with suppress(OSError):
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                self._room = select.poll()
+                self._room.register(stream, select.POLLOUT)
+        self._is_read = True
+        """Whether there was room the last time."""
+
+        self._is_within_line = False
 
     def write(self, text: str) -> int:
         with suppress(OSError):
-            self._stream.write(text)
+            if self._room is None:
+                self._stream.write(text)
+            else:
+                self._write_where_there_is_room(self._room, text.encode())
         return len(text)
+
+    def _write_where_there_is_room(self, room: select.poll, line: bytes) -> None:
+        """Write in pieces of which each fits where there is any room."""
+        if self._is_within_line:
+            line = b"\n" + line
+        for start in range(0, len(line), select.PIPE_BUF):
+            self._is_read = bool(room.poll(_ROOM_MS if self._is_read else 0))
+            if not self._is_read:
+                return
+            os.write(self._stream.fileno(), piece := line[start : start + select.PIPE_BUF])
+            self._is_within_line = not piece.endswith(b"\n")
 
     def flush(self) -> None:
         with suppress(OSError):
