@@ -388,10 +388,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await active_runs.stop_background(seconds)
                 await ending
 
-            def serves_at(port: int, hosts_port: int | None, app: ASGIApp) -> None:
+            async def serves_at(port: int, hosts_port: int | None, app: ASGIApp) -> None:
                 network.serves_at(port, GuestPublicUrls(app).protocol)
                 if homes is not None:
-                    homes.reached_at(server.hosts_url(settings, port, hosts_port))
+                    await homes.reached_at(server.hosts_url(settings, port, hosts_port))
 
             background = [asyncio.create_task(job) for job in jobs]
             try:

@@ -7,7 +7,7 @@ import gc
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -91,10 +91,10 @@ async def serve(
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_ANSWERS_SECONDS,
     )
 
-    def ready(port: int, hosts_port: int | None) -> None:
+    async def ready(port: int, hosts_port: int | None) -> None:
         # Modules, routes and models stay: to look through them for garbage holds up all calls for a tenth of a second.
         gc.freeze()
-        context.serves_at(port, hosts_port, app)
+        await context.serves_at(port, hosts_port, app)
         _announce(settings, context, port, say)
 
     hosts = None if tls is None else (tls, listen(settings.host, settings.cluster_port, "ERA_CLUSTER_PORT"))
@@ -133,7 +133,7 @@ class _Server(uvicorn.Server):
         drain_seconds: float,
         unready_seconds: float,
         context: Context,
-        ready: Callable[[int, int | None], None],
+        ready: Callable[[int, int | None], Awaitable[None]],
         hosts: tuple[HostTls, Sequence[socket.socket]] | None,
     ) -> None:
         """`ready` gets the port, once the server listens, and that for other hosts of the cluster, if there is one.
@@ -184,7 +184,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
-            self._ready(port, await self._serve_hosts(port))
+            await self._ready(port, await self._serve_hosts(port))
 
     async def _serve_hosts(self, served_port: int) -> int | None:
         """Listen for other hosts, too; the port for that."""

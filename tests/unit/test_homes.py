@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
+from era.api.health import ready
 from era.core import models
 from era.core.homes import Home, Homes, Host, HostRecord, Place, View
 from era.core.models import now, set_clock
-from era.errors import HostLost, NoLease, NotReady, Unavailable
+from era.errors import HostLost, NoLease, NotReady, Unavailable, Unready
 from tests.unit.core import until
 
 LEASE = 0.5
@@ -22,7 +26,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
-        self.beats = 0
+        self.beats = self.failed = 0
         self.others = {"other": Host("other", "http://other")}
         self.place = Place(1, None)
         self.left: list[str] = []
@@ -34,6 +38,7 @@ class Rows:
 
     async def beat(self, host: Host) -> View:
         if self.failure is not None:
+            self.failed += 1
             raise self.failure
         self.beats += 1
         return View({host.id: host, **self.others}, host.id, now())
@@ -133,6 +138,26 @@ async def test_a_heartbeat_that_fails_as_nobody_expected_is_not_the_last() -> No
     await until(lambda: not homes.has_lease)
     rows.failure = None
     await until(lambda: homes.has_lease)
+    await homes.leave()
+
+
+async def test_a_host_is_ready_once_the_others_can_know_where_it_listens() -> None:
+    """Which they can at once, and not only with the next heartbeat that is due."""
+    rows = Rows()
+    homes = Homes(rows, 100, lambda: None)
+    context: Any = SimpleNamespace(homes=homes, readiness=AsyncMock(), places=dict)
+    await homes.start()
+    with pytest.raises(Unready):
+        await ready(context)
+    rows.failure = Unavailable("the database is away")
+    said = asyncio.create_task(homes.reached_at("http://this"))
+    await until(lambda: rows.failed)
+    with pytest.raises(Unready):
+        await ready(context)
+    rows.failure = None
+    await asyncio.wait_for(homes.reached_at("http://this"), 10)
+    assert (await ready(context)).status_code == 200
+    await said
     await homes.leave()
 
 

@@ -156,7 +156,7 @@ class Context:
     metrics: Callable[[], Awaitable[bytes]]
     """The metrics, in Prometheus' text format."""
 
-    serves_at: Callable[[int, int | None, ASGIApp], None]
+    serves_at: Callable[[int, int | None, ASGIApp], Awaitable[None]]
     """Called once this service listens, with its port, that for other hosts, if it is another one, and its
     application."""
 

@@ -40,6 +40,7 @@ async def ready(context: UseContext) -> Response:
     """Show whether the service can take runs now; 503 says why it can't."""
     if context.homes is not None:
         context.homes.check_lease()
+        context.homes.check_reachable()
     await context.readiness.check()
     return Answer({"status": "ready", "sandboxes": context.places()})
 

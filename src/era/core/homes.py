@@ -26,14 +26,14 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from era.core.models import new_id, set_clock
-from era.errors import EraError, HostLost, NoLease, NotReady
+from era.errors import EraError, HostLost, NoLease, NotReady, Unready
 
 log = structlog.get_logger()
 
@@ -191,6 +191,7 @@ class Homes:
         self._ends_with_lease: dict[object, Callable[[], None]] = {}
         self._lease_timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
+        self._beat_now = asyncio.Event()
         self._on_beat: list[Callable[[], Awaitable[None]]] = [self.catch_up]
         self._shared: list[Callable[[], Awaitable[None]]] = []
         self._catching_up = asyncio.Lock()
@@ -228,9 +229,26 @@ class Homes:
                 )
             await asyncio.sleep(self._lease_seconds / _BEATS / 2)
 
-    def reached_at(self, url: str) -> None:
-        """Say where this host listens; the next heartbeat tells the others."""
+    async def reached_at(self, url: str) -> None:
+        """Say where this host listens. A heartbeat tells the others at once; returns when it has, or its lease would be
+        over."""
         self._host = Host(self._host.id, url)
+        self._beat_now.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._lease_seconds):
+                while not self._is_known:
+                    await self._news.wait()
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether the others can know where this host listens."""
+        own = self._view.hosts.get(self._host.id)
+        return own is not None and bool(own.url)
+
+    def check_reachable(self) -> None:
+        """Raises Unready as long as the others can't know where this host listens."""
+        if not self._is_known:
+            raise Unready("The other hosts don't know yet where this one listens.", details={"reason": "starting"})
 
     def each_beat(self, *calls: Callable[[], Awaitable[None]]) -> None:
         """Have these called after each heartbeat. A failure is logged, and keeps no heartbeat from being sent."""
@@ -314,7 +332,8 @@ class Homes:
     async def _beat(self) -> None:
         """Renew the lease for as long as this host lives. Depends on the database and on nothing else."""
         while True:
-            await asyncio.sleep(self._lease_seconds / _BEATS)
+            await _set_within(self._beat_now, self._lease_seconds / _BEATS)
+            self._beat_now.clear()
             sent = _monotonic()
             try:
                 self._saw(sent, await self._store.beat(self._host))
@@ -442,11 +461,7 @@ class Homes:
 
     async def news(self, seconds: float) -> None:
         """Wait for the next heartbeat, at most so many seconds."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
-        except TimeoutError:
-            pass
+        await _set_within(self._news, seconds)
 
     def _remember(self, session_id: str, session_key: int) -> None:
         self._here[session_id] = session_key
@@ -477,6 +492,13 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait until an event is set, at most so many seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 async def _logged(call: Callable[[], Awaitable[None]]) -> None:
