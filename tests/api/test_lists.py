@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import jsonschema_rs
 import pytest
 
 from tests.api.answers import refused
@@ -77,6 +78,11 @@ def test_sessions_show_the_fields_that_were_asked_for(client: httpx.Client, sess
     assert client.get(f"{path}&fields=id,version").json()["sessions"] == [{"id": where, "version": 1}]
     assert client.get(f"{path}&fields=id,status&status=idle").json()["sessions"] == [{"id": where, "status": "idle"}]
     assert client.get(f"{path}&fields=id&status=running").json()["sessions"] == []
+    document = client.get("/openapi.json").json()
+    described = document["paths"]["/api/sessions"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    described = jsonschema_rs.Draft202012Validator({**described, "components": document["components"]})
+    for query in ("fields=id,version", "data=false", "limit=1"):
+        described.validate(client.get(f"{path}&{query}").json())
     [without] = client.get(f"{path}&data=false").json()["sessions"]
     assert without == {name: value for name, value in whole.items() if name != "data"}
     for bad in ("ids", "id,", "", "id,,data"):

@@ -21,7 +21,8 @@ export type Json = string | number | boolean | null | Json[] | { [name: string]:
 export type Data = { [name: string]: unknown };
 
 export type SessionInfo = Answer<"/api/sessions/{session_id}", "get">;
-export type SessionList = Answer<"/api/sessions", "get">;
+/** Whole sessions: the client asks for no fewer `fields`. */
+export type SessionList = Omit<Answer<"/api/sessions", "get">, "sessions"> & { sessions: SessionInfo[] };
 export type NewSession = Body<"/api/sessions", "post">;
 export type SessionChanges = Body<"/api/sessions/{session_id}", "patch">;
 export type DeletedSessions = Answer<"/api/sessions", "delete">;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from era.core.expiry import MAX_TTL
 from era.core.jsontext import number
@@ -100,8 +100,14 @@ class SessionAnswer(BaseModel):
     setup_result: SetupResult | None = Field(None, description="The result, once the setup has ended.")
 
 
+class ListedSession(SessionAnswer):
+    """The fields that the list was asked for; those of a session where it was asked for none."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("required", None))
+
+
 class SessionsAnswer(BaseModel):
-    sessions: list[SessionAnswer]
+    sessions: list[ListedSession]
     count: int
     next_cursor: str | None
 

@@ -3318,6 +3318,95 @@ export interface components {
              */
             link: string | null;
         };
+        /**
+         * ListedSession
+         * @description The fields that the list was asked for; those of a session where it was asked for none.
+         */
+        ListedSession: {
+            /**
+             * Id
+             * @example demo
+             */
+            id?: string;
+            /**
+             * Session Id
+             * @description The same as `id`.
+             * @example demo
+             */
+            session_id?: string;
+            /**
+             * Created At
+             * @description RFC 3339, in UTC.
+             * @example 2026-01-31T12:00:00.000Z
+             */
+            created_at?: string;
+            /**
+             * Last Run At
+             * @description Empty before the first run.
+             * @example 2026-01-31T12:00:01.500Z
+             */
+            last_run_at?: string;
+            /**
+             * Language
+             * @example python
+             */
+            language?: string;
+            /** Persistent */
+            persistent?: boolean;
+            /** File Count */
+            file_count?: number;
+            /** Total Size Bytes */
+            total_size_bytes?: number;
+            /** Metadata */
+            metadata?: {
+                [key: string]: unknown;
+            };
+            /** Data */
+            data?: {
+                [key: string]: unknown;
+            };
+            /** Setup */
+            setup?: {
+                [key: string]: unknown;
+            } | null;
+            /** Allowinternetaccess */
+            allowInternetAccess?: boolean;
+            /** Allowpublicaccess */
+            allowPublicAccess?: boolean;
+            /** Default Timeout */
+            default_timeout?: number;
+            /** Version */
+            version?: number;
+            /** Ttl */
+            ttl?: number | null;
+            /** Expires At */
+            expires_at?: string | null;
+            limits?: components["schemas"]["LimitsAnswer"];
+            isolation?: components["schemas"]["WantedIsolation"];
+            egress?: components["schemas"]["EgressAnswer"];
+            /** Service */
+            service?: string | string[] | null;
+            /** Storage */
+            storage?: boolean;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status?: "idle" | "running" | "live" | "expired" | "deleted";
+            /**
+             * Processes
+             * @description How many processes run beside runs.
+             */
+            processes?: number;
+            /** Files */
+            files?: {
+                [key: string]: unknown;
+            }[] | null;
+            /** @description Only with a setup. */
+            setup_status?: components["schemas"]["SetupStatus"] | null;
+            /** @description The result, once the setup has ended. */
+            setup_result?: components["schemas"]["SetupResult"] | null;
+        };
         /** MemoryAnswer */
         MemoryAnswer: {
             /**
@@ -4289,7 +4378,7 @@ export interface components {
         /** SessionsAnswer */
         SessionsAnswer: {
             /** Sessions */
-            sessions: components["schemas"]["SessionAnswer"][];
+            sessions: components["schemas"]["ListedSession"][];
             /** Count */
             count: number;
             /** Next Cursor */
