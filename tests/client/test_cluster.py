@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
+import signal
 import sqlite3
 import ssl
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,15 @@ def test_what_cannot_be_started_or_stopped(tmp_path: Path) -> None:
     where = ("--dir", str(tmp_path))
     assert "No cluster runs in" in era(None, "cluster", "down", *where, code=2).stderr
     assert "--hosts" in era(None, "cluster", "up", *where, "--hosts", "0", code=2).stderr
-    (tmp_path / "cluster.json").write_text(json.dumps({"pid": os.getpid(), "hosts": []}))
-    assert f"by process {os.getpid()}" in era(None, "cluster", "up", *where, code=2).stderr
+    # Also one that isn't up yet can be told to stop.
+    takes = f"from era.client import cluster as c; c._take_lock(c.Path({str(tmp_path)!r})); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", takes], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert f"by process {process.pid}" in era(None, "cluster", "up", *where, code=2).stderr
+        era(None, "cluster", "down", *where)
+        assert process.wait() == -signal.SIGTERM
+    assert "No cluster runs in" in era(None, "cluster", "down", *where, code=2).stderr
 
 
 @pytest.mark.slow

@@ -4,27 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Protocol
 
 from era.cluster.engines import postgresql, ray_nodes, s3
+from era.cluster.local import Engine
 from era.errors import NotReady
-
-
-class Engine(Protocol):
-    """One that is a child of this process, with its data in a directory of its own."""
-
-    name: str
-
-    @property
-    def has_ended(self) -> bool: ...
-
-    def start(self) -> str:
-        """Start it, the first time or again, and return where it is, for people. Raises NotReady, OSError."""
-
-    def settings(self) -> dict[str, str]:
-        """What those that start after it are told, in their environment."""
-
-    def stop(self) -> None: ...
 
 
 def check(directory: Path, wanted: Set[str], variables: Mapping[str, str]) -> None:
