@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import ClassVar
@@ -13,8 +15,10 @@ import psycopg
 import pytest
 
 from era.client import cluster as command
+from era.cluster import local
 from era.cluster.engines import postgresql, ray_nodes, s3
 from era.cluster.engines.process import ServerProcess
+from era.cluster.local import LocalCluster
 from era.errors import NotReady
 from tests.client.command import era
 from tests.cluster import Cluster, running, start
@@ -133,9 +137,8 @@ def test_an_engine_is_started_again_until_it_starts(
 
         def stop(self) -> None: ...
 
-    monkeypatch.setattr(command, "_AGAIN_SECONDS", 0.0)
-    cluster = command._Cluster(tmp_path, [], set(), 0)
-    cluster._engines = [Engine()]
+    monkeypatch.setattr(local, "_AGAIN_SECONDS", 0.0)
+    cluster = LocalCluster(tmp_path, [], [Engine()], {}, 0)
     for _ in range(4):
         cluster._watch()
     said = capsys.readouterr()
@@ -144,22 +147,108 @@ def test_an_engine_is_started_again_until_it_starts(
     assert said.out == "s3   there\n"
 
 
+def test_a_signal_breaks_off_the_start_of_an_engine(tmp_path: Path) -> None:
+    class Engine:
+        """One that ends, and then takes for ever to start."""
+
+        name = "ray"
+        has_ended = False
+        stopped = 0
+
+        def start(self) -> str:
+            if self.has_ended:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+                pytest.fail("it isn't broken off")
+            self.has_ended = True
+            return "there"
+
+        def settings(self) -> dict[str, str]:
+            return {}
+
+        def stop(self) -> None:
+            self.stopped += 1
+
+    engine, kept = Engine(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert LocalCluster(tmp_path, [], [engine], {}, 0).run(60) == 0
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert engine.stopped == 1
+
+
+def test_a_node_of_ray_that_gives_up_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"""
+import pathlib, time
+tries = pathlib.Path({str(tmp_path / "tries")!r})
+with tries.open("a") as file:
+    file.write("x")
+if len(tries.read_text()) < NEEDED:
+    raise SystemExit("Ray gave up")
+print("Ray runtime started", flush=True)
+time.sleep(600)
+"""
+    monkeypatch.setattr(ray_nodes, "_NODE", program.replace("NEEDED", "2"))
+    nodes = ray_nodes.RayNodes(tmp_path / "ray", [{}])
+    nodes.start()
+    assert not nodes.has_ended
+    nodes.stop()
+    monkeypatch.setattr(ray_nodes, "_NODE", program.replace("NEEDED", "100"))
+    with pytest.raises(NotReady, match="Ray gave up"):
+        nodes.start()
+    nodes.stop()
+    assert len((tmp_path / "tries").read_text()) == 2 + 3
+
+
 @pytest.mark.soak
 def test_all_engines(tmp_path: Path) -> None:
+    """The first time hosts talk plain, then over TLS."""
     needs((postgresql.commands(), postgresql.MISSING), (s3.is_there(), s3.MISSING), (RAY.is_dir(), ray_nodes.MISSING))
     directory = tmp_path / "cluster"
-    count = 0
-    for again in (False, True):
-        with running(directory, 2, "--full", PYTHONPATH=str(RAY)) as cluster:
-            pids = [cluster.pid(number) for number in (0, 1)]
-            assert all(map(is_running, pids))
-            if not again:
-                with cluster.clients() as [client, _]:
-                    made = client.post("/api/sessions", json={"session_id": "s", "language": "python"})
-                    assert made.status_code == 201
-            count = run_through_each(cluster, count)
-        assert not any(map(is_running, pids))
+    with running(directory, 2, "--full", PYTHONPATH=str(RAY)) as cluster:
+        pids = [cluster.pid(number) for number in (0, 1)]
+        assert all(map(is_running, pids))
+        with cluster.clients() as [client, _]:
+            assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+        count = run_through_each(cluster, 0)
+        assert "RAY_AUTH_MODE=token" in of_ray(cluster, "list", token="e" * 64, code=2)
+    assert not any(map(is_running, pids))
+
+    with running(directory, 2, "--full", "--tls", PYTHONPATH=str(RAY)) as cluster:
+        count = run_through_each(cluster, count)
+        with cluster.clients() as [client, _]:
+            hosts = client.get("/api/hosts").json()["hosts"]
+        assert [each["url"].split(":")[0] for each in hosts if each["status"] == "ready"] == ["https"] * 2
+
+        # One that is killed is started anew by its node, with its certificate.
+        killed = cluster.pid(0)
+        cluster.kill(0)
+        assert eventually(lambda: cluster.pid(0) != killed and cluster.is_ready(0))
+        count = run_through_each(cluster, count)
+
+        # One that is drained gives its sessions away.
+        nodes = {each["url"]: each["node"] for each in json.loads(of_ray(cluster, "list"))["hosts"]}
+        url, other = (cluster.told()[number]["url"] for number in (0, 1))
+        of_ray(cluster, "drain", nodes[url])
+        assert not is_running(cluster.pid(0))
+        with cluster.clients() as [_, client]:
+            answer = client.post("/api/sessions/s/run", json={"code": PROGRAM})
+            assert (answer.status_code, answer.json()["stdout"]) == (200, "x" * (count + 1) + "\n"), other
+        of_ray(cluster, "start", nodes[url])
+        assert eventually(lambda: cluster.is_ready(0))
+        run_through_each(cluster, count + 1)
     check_secrets(directory, "postgresql/keys.json", "s3/keys.json", "ray/token")
+
+
+def of_ray(cluster: Cluster, *words: str, token: str = "", code: int = 0) -> str:
+    """What `era host` says of such a cluster's hosts, or complains of."""
+    said = (cluster.directory / "up.log").read_text()
+    address = re.findall(r"^ray   (\S+)$", said, re.MULTILINE)[-1]
+    token = token or (cluster.directory / "ray" / "token").read_text()
+    env = {**os.environ, "PYTHONPATH": str(RAY), "RAY_AUTH_TOKEN": token}
+    done = era(None, "host", *words, "--cluster", address, "--json", code=code, env=env)
+    return done.stderr if code else done.stdout
 
 
 def test_what_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,6 +311,11 @@ def connect(address: str, labels: Mapping[str, str] | None = None) -> RayHosts:
     NotReady where it can't be reached, or Ray isn't installed."""
     if address != "auto":
         _check_reachable(address)
+    # It is there, so one try will do. Where Ray refuses the token, each of its twenty takes up to 40 seconds.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    if address.startswith(("127.", "localhost:")):
+        # Ray would take another address of this machine. In spite of its name this counts on Linux, too.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray itself does for `auto`
     try:

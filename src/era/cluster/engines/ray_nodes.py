@@ -14,10 +14,12 @@ from pathlib import Path
 
 from era.cluster.engines.process import LOOPBACK, ServerProcess, free_port, keep
 from era.cluster.host_process import SERVE
+from era.errors import NotReady
 
 MISSING = "there is no Ray here: pip install 'era-sessions[server,cluster]'"
-_START_SECONDS = 300.0
-"""A busy machine takes a minute to start Ray."""
+_TRIES = 3
+_START_SECONDS = 100.0
+"""For a try. A busy machine takes a minute to start Ray."""
 
 _NODE = f"""
 import ray._private.services as services
@@ -76,22 +78,28 @@ class RayNodes:
             command += [f"--node-ip-address={LOOPBACK}", "--object-store-memory=80000000"]
             command += head if number == 1 else [f"--address={self.address}"]
             log.unlink(missing_ok=True)
-            environment = {**self._environment(), **own}
-            node.start(command, _says(log, "Ray runtime started"), _START_SECONDS, dies_by="TERM", env=environment)
+            self._start(node, log, command, {**self._environment(), **own})
         return self.address
 
-    def settings(self) -> dict[str, str]:
-        """Those of the driver, once it is started."""
-        # By the last one drivers take loopback. In spite of its name it counts on Linux, too. Nodes refuse it.
-        return {**self._token(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    def _start(self, node: ServerProcess, log: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start a node, with several tries: Ray's own patience is a few seconds for some steps, and a busy machine, or
+        one that reads Ray from its disk for the first time, takes longer."""
+        for left in reversed(range(_TRIES)):
+            try:
+                node.start(command, _says(log, "Ray runtime started"), _START_SECONDS, dies_by="TERM", env=environment)
+                return
+            except NotReady:
+                if not left:
+                    raise
 
-    def _token(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
+        """Those of nodes and of the driver."""
         return {"RAY_AUTH_TOKEN_PATH": str(self._directory / "token"), "RAY_AUTH_MODE": "token"}
 
     def _environment(self) -> dict[str, str]:
         """That of nodes: what hosts share the driver tells them."""
         base = {name: value for name, value in os.environ.items() if not name.startswith(("ERA_", "AWS_", "RAY_"))}
-        return base | self._token()
+        return base | self.settings()
 
     def stop(self) -> None:
         for node in reversed(self._nodes):
