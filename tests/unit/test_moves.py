@@ -240,6 +240,22 @@ async def test_a_session_moves_to_the_host_with_most_room() -> None:
         assert one.asked == ["a", "b", "c"]
 
 
+async def test_of_very_many_hosts_some_are_asked() -> None:
+    async with cluster() as one:
+        one.told = {f"h{number}": {"sandboxes": 1, "live": 1} for number in range(100)}
+        one.rows.others = {name: Host(name, f"http://{name}") for name in one.told}
+        one.homes._view = await one.rows.beat(Host(one.homes.host_id, ""))
+        asked = []
+        for _ in range(2):
+            assert await one.move()
+            asked.append(set(one.asked))
+            one.asked.clear()
+            one.moves._asked_at -= 60
+            await one.is_home()
+        assert [len(hosts) for hosts in asked] == [16, 16]
+        assert asked[0] != asked[1]
+
+
 async def test_a_session_that_is_to_be_live_moves_where_it_can_be() -> None:
     async with cluster(places=8) as one:
         assert not await one.move(live=True)

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -55,6 +56,9 @@ log = structlog.get_logger()
 
 _KNOWN_SECONDS = 1.0
 """For which what hosts said of their room is taken for true, less what was sent there since."""
+
+_MOST_ASKED = 16
+"""Hosts that are asked at a time, so that it doesn't grow with the cluster what a full host asks for."""
 
 _MOST_TOLD = 2000
 """Package sets of which a host tells others that it has them."""
@@ -427,8 +431,10 @@ class Moves:
         return [host for host in self._homes.hosts.values() if host.id != self._homes.host_id and host.url]
 
     async def _ask(self, packages: str | None = None) -> dict[str, _Told]:
-        """What the other hosts say of their room, and of these packages."""
+        """What other hosts say of their room, and of these packages: all, or some of very many."""
         others = self._listening()
+        if len(others) > _MOST_ASKED:
+            others = random.sample(others, _MOST_ASKED)
         answers = await asyncio.gather(*(self._others.room(host, packages) for host in others))
         return {host.id: _told(answer) for host, answer in zip(others, answers, strict=True) if answer is not None}
 
