@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import pytest
@@ -17,7 +19,7 @@ from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
 from tests.client.command import era
 from tests.cluster import KEY, LEASE_SECONDS, Cluster, History, running
-from tests.conftest import eventually
+from tests.conftest import Server, eventually
 
 EFFECTIVE_SECONDS = 60
 """How long a test waits at most for what a busy machine may delay; what it waits for takes a few seconds."""
@@ -240,3 +242,48 @@ def test_nothing_that_was_answered_is_lost_or_done_twice(cluster: Cluster) -> No
             thread.join(EFFECTIVE_SECONDS)
         history.check(first)
     assert eventually(lambda: cluster.is_ready(1))
+
+
+@dataclass
+class Balanced:
+    """The hosts as a load balancer knows them, which calls none that is about to stop."""
+
+    cluster: Cluster
+    stopping: int = -1
+    chosen: dict[int, int] = field(default_factory=dict)
+    """By thread, which host was about to stop when it last chose one."""
+
+    def told(self) -> list[dict[str, object]]:
+        return [each for number, each in enumerate(self.cluster.told()) if number != self.stopping]
+
+    def server(self, number: int) -> Server:
+        self.chosen[threading.get_ident()] = self.stopping
+        return Server(self.cluster.directory, url=str(self.told()[number % len(self.told())]["url"]))
+
+
+def test_no_call_fails_while_one_host_after_the_other_is_started_anew(cluster: Cluster) -> None:
+    """As for an upgrade. Sessions go to other hosts and come back, with calls for them under way all the time."""
+    balanced = Balanced(cluster)
+    with cluster.clients() as clients:
+        sessions = [made(clients[number % 2], f"rolling{number}") for number in range(6)]
+        history = History(balanced, sessions)
+        threads = [threading.Thread(target=history.append, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(2):
+            before, pid = len(history.answered), cluster.pid(number)
+            assert eventually(partial(lambda before: len(history.answered) > before + 12, before))
+            balanced.stopping = number
+            assert eventually(partial(lambda number: {*balanced.chosen.values()} == {number}, number))
+            os.kill(pid, signal.SIGTERM)
+            assert eventually(partial(lambda number, pid: cluster.pid(number) != pid, number, pid))
+            assert eventually(partial(cluster.is_ready, number))
+            balanced.stopping = -1
+        before = len(history.answered)
+        assert eventually(lambda: len(history.answered) > before + 12)
+        history.stop.set()
+        for thread in threads:
+            thread.join(EFFECTIVE_SECONDS)
+    with cluster.clients() as [client, _]:
+        history.check(client)
+    assert (history.unknown, history.lost) == (0, [])
