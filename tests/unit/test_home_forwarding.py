@@ -6,22 +6,27 @@ import asyncio
 import base64
 import json
 import selectors
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import h11
 import pytest
 from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from era.api import home_forwarding
 from era.api.addresses import base_url, served_port
+from era.api.guard import Guard
 from era.api.home_forwarding import HomeForwarding
 from era.api.hop import HEADER, Hop, Hops
-from era.api.host_connections import HostConnections, HungUp
+from era.api.host_connections import Connection, HostConnections, HungUp
 from era.api.other_hosts import OtherHosts
 from era.core.admission import Wanted
 from era.core.api_keys import Caller
 from era.core.fair_queue import FairQueue
 from era.core.homes import Home, Homes, Host, Place
+from era.core.loop_slices import Budget
 from era.core.moves import Moves
 from era.core.turns import Turns
 from era.errors import Forbidden, HomeUnreachable, Unavailable
@@ -277,3 +282,28 @@ def test_a_call_is_told_that_the_home_refuses_this_hosts_certificate(monkeypatch
 
     with asyncio.Runner(loop_factory=QuickLoop) as runner, pytest.raises(HomeUnreachable, match="certificate"):
         runner.run(called())
+
+
+async def test_callers_of_one_host_have_a_share_of_the_loop_each() -> None:
+    """At both hosts: who sends, or is sent, what costs much to parse holds up nobody else that the host serves."""
+    arrived, hops = await passed_on(state={"request_id": "req_1", "caller": Caller("ann")})
+    connection = SimpleNamespace(budget=Budget("10.0.0.7"))
+    arrived["extensions"] = {"era.connection": connection}
+    answered: list[object] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        answered.append(connection.budget.source)
+
+    guard = Guard(answer, keys=None, names=(), idle_seconds=1, hops=hops)
+    await guard(arrived, nothing, sent)
+    assert answered == ["192.168.7.9"]
+
+    homes = Homes(Rows(), 60, lambda: None)
+    sources = []
+    for client in ("192.168.7.9", "192.168.7.10"):
+        reached = scope(client=(client, 40000), extensions={"era.connection": SimpleNamespace(upgrading=False)})
+        reader, writer = SimpleNamespace(), SimpleNamespace()
+        to_home = Connection(cast(Any, reader), cast(Any, writer), h11.Connection(h11.CLIENT))
+        exchange = home_forwarding._ToHost(reached, nothing, sent, to_home, b"", homes, SILENT)
+        sources.append(exchange._budget.source)
+    assert sources[0] != sources[1]

@@ -226,7 +226,8 @@ class _ToHost(Exchange):
         homes: Homes,
         host: Host,
     ) -> None:
-        source = ("host", host.id)
+        # Who calls, rather than the host: one caller's answer in tiny pieces must not hold up all that come from there.
+        source = ("caller", scope["client"] and scope["client"][0])
         super().__init__(scope, receive, send, connection.reader, connection.writer, source, connection.http)
         if self._caller.upgrading:
             self.idle_seconds = _SILENT_SECONDS
