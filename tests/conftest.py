@@ -52,6 +52,7 @@ LONG = (
     "test_generated_clients.py",
     "hostile/test_overlooked.py",
     "api/test_dashboard_jobs.py",
+    "hostile/test_hot_sessions.py",
 )
 """Files of few tests that take more than half a minute. They begin first: no worker is left with one at the end."""
 
