@@ -250,7 +250,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             databases = await d1_databases.opened(in_rows, as_files, copies, settings.storage_database_mb << 20)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
-            homes.each_beat(databases.measure_all)
+            homes.each_beat(databases.measure_all, store.look_again)
         most, is_shared = settings.storage_mb << 20, homes is not None
         storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared)
         await storage.open()
@@ -497,6 +497,7 @@ async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
         return None
     rows = await store.homes(settings.lease_seconds)
     homes = Homes(rows, settings.lease_seconds, _end_at_once)
+    store.answers_while(lambda: homes.has_lease)
     before = settings.data_dir.resolve() / "host-id"
     if before.exists():
         # Whoever holds the data directory's lock knows that the host which had it is gone.

@@ -15,6 +15,7 @@ from tests.api.guest_servers import HTTP_SERVER, start_in_background
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, eventually
+from tests.postgres import Postgres
 
 LEASE_SECONDS = 6.0
 
@@ -75,3 +76,33 @@ def test_who_follows_something_is_hung_up_on_when_the_lease_is_over(own_server: 
         again.until_event("stdout")
         again.connection.close()
     assert "lease_over" in server.log
+
+
+@pytest.mark.slow
+def test_what_is_at_home_here_is_read_until_the_lease_is_over(
+    own_server: MakeServer, postgres: Postgres, postgres_url: str, tmp_path: Path
+) -> None:
+    """While PostgreSQL is away; and all goes on once it is back."""
+    cluster = {"shared_dir": str(tmp_path / "shared"), "cluster_secret": "a secret of thirty-two characters"}
+    server = own_server(lease_seconds="20", database_url=postgres_url, **cluster)
+    write = {"code": "open('f', 'w').write('kept')"}
+    with server.client(timeout=120) as client:
+        assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201
+        assert client.post("/api/sessions/s/run", json=write).json()["status"] == "ok"
+        before = client.get("/api/sessions/s").json()
+        postgres.stop()
+        try:
+            shown = client.get("/api/sessions/s")
+            assert (shown.status_code, shown.json()) == (200, before), shown.text
+            assert client.get("/api/sessions/s/files/f").text == "kept"
+            assert [each["path"] for each in client.get("/api/sessions/s/files").json()["files"]] == ["f"]
+            for answer in (client.get("/api/sessions/other"), client.post("/api/sessions/s/run", json=write)):
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "2"), answer.text
+            assert eventually(lambda: client.get("/api/sessions/s").status_code == 503)
+            refused = client.get("/api/sessions/s")
+            assert (refused.json()["code"], refused.headers["retry-after"]) == ("no_lease", "1")
+        finally:
+            postgres.start()
+        assert eventually(lambda: client.get("/ready").status_code == 200)
+        assert client.get("/api/sessions/s").json() == before
+        assert client.post("/api/sessions/s/run", json=write).json()["status"] == "ok"

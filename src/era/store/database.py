@@ -37,6 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from era.core.webhooks import Event, Webhook
 from era.errors import BadRequest, Unavailable
 from era.store import dialects
+from era.store.last_known import LastKnown
 from era.store.migrations import upgrade
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.004, 0.2
 
 _UNDO = "undo"
 """Where a connection's `info` has what `if_undone` was given."""
+
+_ENDS = "ends"
+"""Where it has what is called once the transaction has ended, with whether it is known how."""
 
 
 class DatabaseAway(Unavailable):
@@ -85,6 +89,9 @@ class Fence:
 
     held: dict[int, int] = field(default_factory=dict)
     """The epochs at which sessions were taken, by their keys."""
+
+    last_known: LastKnown | None = None
+    """Told of changes of sessions (`changes`)."""
 
 
 class Listeners:
@@ -241,22 +248,29 @@ class Database:
     ) -> T:
         connection, transaction = self._begin_to_write(syncs)
         undo = connection.info[_UNDO] = list[Callable[[], None]]()
+        ends = connection.info[_ENDS] = list[Callable[[bool], None]]()
+        is_known = True
         try:
-            result = job(connection, *args, **kwargs)
-        except BaseException:
-            _all(undo)
-            transaction.rollback()
-            raise
-        try:
-            transaction.commit()
-        except self._errors as error:
-            _all(undo)
-            if connection.dialect.name == "sqlite" or dialects.was_undone(error):
+            try:
+                result = job(connection, *args, **kwargs)
+            except BaseException:
+                _all(undo)
                 transaction.rollback()
                 raise
-            self._disconnect()
-            raise _CutOffInCommit from error
-        return result
+            try:
+                transaction.commit()
+            except self._errors as error:
+                _all(undo)
+                if connection.dialect.name == "sqlite" or dialects.was_undone(error):
+                    transaction.rollback()
+                    raise
+                is_known = False
+                self._disconnect()
+                raise _CutOffInCommit from error
+            return result
+        finally:
+            for end in ends:
+                end(is_known)
 
     def _begin_to_write(self, syncs: bool) -> tuple[Connection, RootTransaction]:
         """The writer's connection, in a transaction."""
@@ -288,6 +302,15 @@ class Database:
             connection, self._connection = self._connection, None
             connection.invalidate()
             connection.close()
+
+
+def changes(connection: Connection, session_key: int, fence: Fence | None = None) -> None:
+    """Say that the transaction under way, on a writer's thread, changes the session with this key. `fence` is that of
+    the connection, unless it is of a database beside."""
+    last_known = (fence or connection.info["fence"]).last_known
+    if last_known is not None:
+        last_known.begin(session_key)
+        connection.info[_ENDS].append(partial(last_known.end, session_key))
 
 
 def if_undone(connection: Connection, undo: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, func, insert, lite
 
 from era.core.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
-from era.store.database import Database, Fence, if_undone
+from era.store.database import Database, Fence, changes, if_undone
 from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, together
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, homes, hosts, inboxes, leader, processes, runs, sessions
@@ -198,11 +198,17 @@ class HomeRows:
 
     async def give(self, session_key: int, host_id: str) -> bool:
         values = {"session": session_key, "host": self._fence.host_id, "new_host": host_id}
-        given: int = await self._database.write(lambda connection: connection.execute(_GIVE, values).rowcount)
-        return bool(given)
+
+        def job(connection: Connection) -> bool:
+            changes(connection, session_key, self._fence)
+            return connection.execute(_GIVE, values).rowcount > 0
+
+        return await self._database.write(job)
 
     def forget(self, session_key: int) -> None:
         self._fence.held.pop(session_key, None)
+        if self._fence.last_known is not None:
+            self._fence.last_known.forget(session_key)
 
 
 def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
@@ -221,6 +227,7 @@ def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
         _mark_lost(connection)  # What its dead host began is found by that host's home, so before it moves.
         connection.execute(_MOVE, {"session": session_key, "new_host": fence.host_id})
     epoch: int = connection.execute(_HOME, {"session": session_key}).one().epoch
+    changes(connection, session_key, fence)  # what was read before may be what another host has changed since
     if_undone(connection, partial(_held_before, fence, session_key, fence.held.get(session_key)))
     fence.held[session_key] = epoch
     while len(fence.held) > _MOST_HELD:
@@ -251,6 +258,7 @@ def check_home(connection: Connection, session_key: int, *asked: Asked, goes_on:
     fence: Fence = connection.info["fence"]
     if fence.host_id is None:
         return together(connection, *asked)
+    changes(connection, session_key)
     epoch = fence.held.get(session_key)
     if epoch is not None or goes_on:
         held, *answers = together(connection, (_hold, {"session": session_key, "host": fence.host_id}), *asked)

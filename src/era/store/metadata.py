@@ -10,7 +10,7 @@ here: inboxes, storage items, API keys and processes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Concatenate
@@ -49,9 +49,10 @@ from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
+from era.store.last_known import LastKnown
 from era.store.processes import ProcessRows
 from era.store.quota_counts import QuotaCounts
-from era.store.session_lookup import read_public_session, read_session, read_session_of_site
+from era.store.session_lookup import read_public_session, read_session, read_session_of_site, small_sessions
 from era.store.storage_items import StorageItemRows
 from era.store.usage import UsageRows
 from era.store.webhooks import WebhookRows
@@ -107,6 +108,20 @@ class SqlStore:
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
 
+    def answers_while(self, is_leased: Callable[[], bool]) -> None:
+        """Have `session` answer with what is last known of a session at home here where the database can't be reached,
+        as long as this host has a lease. Call it once, on an open store."""
+        fence = self.database.fence
+        fence.last_known = LastKnown(fence.held, is_leased)
+
+    async def look_again(self) -> None:
+        """Read sessions that have changed here since they were read, so that they are known."""
+        last_known = self.database.fence.last_known
+        if last_known is not None and (keys := last_known.stale()):
+            began = last_known.moment
+            for session in await self.database.read(small_sessions, keys):
+                last_known.note(session, began)
+
     def quota_counts(self, host_id: str) -> QuotaCounts:
         """The rows in which this host of a cluster counts for quotas, on connections of their own, which are made when
         there is something to count. Call it once, on an open store."""
@@ -139,7 +154,11 @@ class SqlStore:
         return await self._within(copy.source_id, _MADE, sessions.copy_session, self._retention, copy, claim)
 
     async def session(self, session_id: OwnedId) -> Session:
-        return await self._read(session_id, lambda _, session: session)
+        def ask() -> Awaitable[Session]:
+            return self._read(session_id, lambda _, session: session)
+
+        last_known = self.database.fence.last_known
+        return await (ask() if last_known is None else last_known.read(session_id, ask))
 
     async def public_session(self, session_id: str) -> Session:
         return await read_public_session(self.database, self._retention, session_id)

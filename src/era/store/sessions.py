@@ -21,7 +21,7 @@ from era.core.metadata import KEEP, Retention, SessionChange
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
 from era.errors import Conflict, NoSession
 from era.store.condemned import LOSE_HOME
-from era.store.database import Database
+from era.store.database import Database, changes
 from era.store.dialects import raising_if_taken, together
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key
@@ -264,6 +264,7 @@ def delete_session(connection: Connection, retention: Retention, session_id: Own
     session = find_session(connection, retention, session_id)
     if key not in (None, session.key):
         raise NoSession(session_id.id)
+    changes(connection, session.key)
     connection.execute(_REMOVE, {"session": session.key, "at": now(), "has_expired": False})
     return session
 
@@ -289,6 +290,8 @@ def purge_session(connection: Connection, retention: Retention, session_id: Owne
     keys = list(connection.execute(purge, owned_id_values(session_id)).scalars())
     if not keys:
         raise missing_session(connection, retention, session_id)
+    for each in keys:
+        changes(connection, each)
     return keys
 
 
@@ -317,6 +320,7 @@ async def expire(database: Database, at: int) -> Sequence[int]:
         expired = []
         for row in due:
             if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount:
+                changes(connection, row.key)
                 expired.append(row.key)
                 tell(connection, row.owner, "session.expired", {"session_id": row.id})
         return expired
