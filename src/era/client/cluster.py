@@ -84,18 +84,13 @@ def up(named: Any) -> int:
         from era.cluster.engines.trial import check
     directory: Path = named.dir.resolve()
     wanted = {name for name in _ENGINES if named.full or getattr(named, name)}
-    _refuse_another(directory)
+    if pid := _running(directory):
+        raise Failure(f"A cluster runs in {directory} already, by process {pid}: era cluster down.")
     check(directory, wanted, os.environ)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _take_lock(directory):
-        _refuse_another(directory)
+        raise Failure(f"A cluster in {directory} is just being started or stopped.")
     return _in_child(lambda pid: _run(named, directory, wanted, pid))
-
-
-def _refuse_another(directory: Path) -> None:
-    """Raise Failure where a cluster of this directory runs."""
-    if pid := _running(directory):
-        raise Failure(f"A cluster runs in {directory} already, by process {pid}: era cluster down.")
 
 
 def _run(named: Any, directory: Path, wanted: set[str], pid: int) -> int:
