@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -22,8 +22,13 @@ DOCS = ROOT / "docs"
 
 def manifest() -> dict[str, Any]:
     [text] = re.findall(r"```yaml\n(apiVersion: ray.io.*?)```", (DOCS / "cluster.md").read_text(), re.DOTALL)
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+    [cluster, service] = yaml.safe_load_all(text)
+    spec = cluster["spec"]["workerGroupSpecs"][0]
+    assert service["spec"]["selector"] == {
+        "ray.io/cluster": cluster["metadata"]["name"],
+        "ray.io/group": spec["groupName"],
+    }
+    return cast(dict[str, Any], cluster)
 
 
 @pytest.mark.parametrize("group", ["head", "hosts"])
