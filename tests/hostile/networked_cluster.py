@@ -186,7 +186,6 @@ class Ray:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_AUTH_MODE": "token",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-            "RAY_raylet_start_wait_time_s": str(int(RAY_SECONDS)),
         }
         shared = self._directory / "ray"
         shared.mkdir()

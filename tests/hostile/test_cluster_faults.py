@@ -8,6 +8,7 @@ A schedule that failed is repeated by its seed:
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ SOAK_CLIENTS, SOAK_SESSIONS, SOAK_FAULTS = 32, 200, 3
 SEEDS = [int(os.environ["SCHEDULE"])] if "SCHEDULE" in os.environ else list(range(200))
 RAY_SEEDS = SEEDS[:20]
 """Ray takes minutes to start, and most of a small machine each time that it does."""
+
+RAYS_PATIENCE = 40.0
+"""Seconds after which Ray's head has given up a node that it can't reach."""
 
 USABLE_SECONDS = 10.0
 """After which a session works again, if PostgreSQL and S3 can be reached from a host. On a machine that has to do all
@@ -133,14 +137,28 @@ def _has_more(history: History, answers: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [*faults.PARTIAL, *faults.TOTAL], ids=lambda fault: fault.__name__)
 def test_a_history_under_each_kind_of_fault(cluster: NetworkedCluster, fault: faults.Fault) -> None:
-    """With few clients, and as short as the fault lets it be."""
     cluster.outage_seconds = 5
+    follow_one(cluster, fault)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", faults.RAY, ids=lambda fault: fault.__name__)
+def test_a_history_under_each_kind_of_fault_of_ray(cluster_under_ray: NetworkedCluster, fault: faults.Fault) -> None:
+    """After which hosts that are killed are started anew, so Ray has come back."""
+    follow_one(cluster_under_ray, fault, RAYS_PATIENCE if fault is faults.ray_partitioned else 1)
+    for host in cluster_under_ray.hosts:
+        host.signal(signal.SIGKILL)
+    assert eventually(cluster_under_ray.all_ready, RAY_SECONDS), "Ray doesn't come back"
+
+
+def follow_one(cluster: NetworkedCluster, fault: faults.Fault, seconds: float = 1) -> None:
+    """With few clients, and as short as the fault lets it be."""
     name = f"{fault.__name__}-"
     sessions = [f"{name}{number}" for number in range(SESSIONS)]
     history = History(
         cluster, sessions, patience=15, pause=0.1, children_die=fault is faults.child_processes_killed, name=name
     )
-    follow(cluster, name, [Step(fault, 1, len(name))], history, CLIENTS)
+    follow(cluster, name, [Step(fault, seconds, len(name))], history, CLIENTS)
     with cluster.client(0) as client:
         assert client.request("DELETE", "/api/sessions").status_code == 200
 
