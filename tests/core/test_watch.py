@@ -224,6 +224,27 @@ def test_without_a_budget_it_watches_all(tmp_path: Path, monkeypatch: pytest.Mon
     asyncio.run(lab.snapshots.close())
 
 
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_so_many_sessions_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_bounded: bool) -> None:
+    if not is_bounded:
+        monkeypatch.setattr(WatchBudget, "take_instance", lambda _: True)
+    lab = Lab(tmp_path, watches=WatchBudget(1000, 2))
+    before = watched()
+    places: list[Place] = [lab.place() for _ in range(4)]
+    for place in places:
+        furnish(place.workspace)
+    taken = [lab.take(place) for place in places]
+    assert watched() == before + (2 if is_bounded else 4) * 21
+    lab.snapshots.forget(places[0].id)
+    assert eventually(lambda: watched() == before + (1 if is_bounded else 3) * 21)
+    for place, snapshot in zip(places[1:], taken[1:], strict=True):
+        (place.workspace / "d1" / "e1" / "new").write_text("found")
+        assert lab.take(place, snapshot) != snapshot
+    assert watched() == before + (2 if is_bounded else 3) * 21, "there was room for one again"
+    asyncio.run(lab.snapshots.close())
+    assert eventually(lambda: watched() == before)
+
+
 def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:
     def open_now() -> int:
         return len(os.listdir("/proc/self/fd"))

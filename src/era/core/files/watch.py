@@ -17,7 +17,8 @@ may want to be overlooked, so this has to be sound against any sequence of syste
   - If the event queue overflowed, or a watch can't be had, everything may have been touched.
 
 Watches are a user's, of whom other programs may need some, and each directory takes one. So sessions share half of them
-(WatchBudget), and what doesn't fit in there isn't watched: each scan is full.
+(WatchBudget), and what doesn't fit in there isn't watched: each scan is full. The same holds for inotify instances, of
+which each session takes one.
 
 Where programs have a kernel of their own that keeps files open (gVisor), nothing is watched, and each scan is full.
 """
@@ -25,6 +26,7 @@ Where programs have a kernel of their own that keeps files open (gVisor), nothin
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterable
@@ -45,7 +47,7 @@ _READ_BYTES = 1 << 16
 MAX_WATCHES = 16_384
 """Directories of one session."""
 
-_USER_WATCHES = "/proc/sys/fs/inotify/max_user_watches"
+_LIMITS = "/proc/sys/fs/inotify"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -103,17 +105,32 @@ class _CreatedNames:
 
 
 class WatchBudget:
-    """How many directories may be watched, of one session and of all."""
+    """How many directories may be watched, of one session and of all, and how many sessions' are."""
 
-    def __init__(self, most: int | None = None) -> None:
-        """`most` is half of what this user may watch, if it isn't given."""
-        self._shares: Shares[Watch] = Shares(_user_watches() // 2 if most is None else most)
+    def __init__(self, most: int | None = None, instances: int | None = None) -> None:
+        """`most` and `instances` are half of what this user may have, where they aren't given."""
+        self._shares: Shares[Watch] = Shares(_limit("max_user_watches", 8192) // 2 if most is None else most)
+        self._instances = _limit("max_user_instances", 128) // 2 if instances is None else instances
+        """That are left."""
+
         self._lock = Lock()
 
     @property
     def room(self) -> int:
         """How many directories of one more session may be watched."""
         return min(self._shares.most - self._shares.taken, 2 * MAX_WATCHES) // 2
+
+    def take_instance(self) -> bool:
+        """Take one, or return False."""
+        with self._lock:
+            if self._instances <= 0:
+                return False
+            self._instances -= 1
+            return True
+
+    def give_instance_back(self) -> None:
+        with self._lock:
+            self._instances += 1
 
     def take(self, watch: Watch, held: int) -> bool:
         """Take one more for a watch that holds so many, or return False."""
@@ -128,14 +145,17 @@ class WatchBudget:
 class Watch:
     """An inotify instance with watches on the directories of one working directory.
 
-    Raises OSError where the user's inotify instances are used up.
+    Raises OSError where sessions have as many inotify instances as they may have, or the user has.
     """
 
     def __init__(self, budget: WatchBudget, linked: Iterable[tuple[Path, str]] = ()) -> None:
         """`linked` are the files with several names, as far as that is known already."""
         self._budget = budget
+        if not budget.take_instance():
+            raise OSError(errno.EMFILE, "too many directories are watched")
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
+            budget.give_instance_back()
             raise OSError(ctypes.get_errno(), "inotify_init1 failed")
         self._paths: dict[int, Path] = {}
         self._linked = set(linked)
@@ -204,6 +224,7 @@ class Watch:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._budget.give_instance_back()
             self._budget.give_back(self, len(self._paths))
             self._paths.clear()
 
@@ -229,10 +250,10 @@ class Watch:
             return b""
 
 
-def _user_watches() -> int:
-    """How many watches this user may have."""
+def _limit(name: str, default: int) -> int:
+    """How many this user may have, or what it was by default for many years."""
     try:
-        with open(_USER_WATCHES) as file:
+        with open(f"{_LIMITS}/{name}") as file:
             return int(file.read())
     except (OSError, ValueError):
-        return 8192  # what it was by default for many years
+        return default
