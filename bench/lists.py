@@ -154,12 +154,24 @@ CASES = [
         burst=20,
     ),
     *(
-        Case(f"beside {name}", f"the same beside one session's {neighbour.what}", neighbours.run_beside(name), burst=10)
+        case
         for name, neighbour in neighbours.NEIGHBOURS.items()
-    ),
-    *(
-        Case(f"health beside {name}", f"GET /health beside those {name}", neighbours.health_beside(name), burst=10)
-        for name in ("chunks", "uploads")
+        for case in (
+            Case(
+                f"beside {name}",
+                f"the same beside one session's {neighbour.what}",
+                neighbours.run_beside(name),
+                burst=10,
+                goal=neighbours.GOAL_MS,
+            ),
+            Case(
+                f"health beside {name}",
+                f"GET /health beside {neighbour.what}",
+                neighbours.health_beside(name),
+                burst=10,
+                goal=neighbours.GOAL_MS,
+            ),
+        )
     ),
     Case("creates at once", "100 sessions created and run, all at once", capacity.creates_at_once, SETTLED, burst=1),
     Case("warm among 32", "a warm run while 31 others run all the time", capacity.warm_among_others, burst=100),
@@ -248,7 +260,7 @@ RATIOS = [
     Ratio("typescript first", "typescript host"),
     Ratio("crowded", "quiet", goal=3, quantile=0.95),
     *(Ratio(f"beside {name}", "quiet") for name in neighbours.NEIGHBOURS),
-    *(Ratio(f"health beside {name}", "health") for name in ("chunks", "uploads")),
+    *(Ratio(f"health beside {name}", "health") for name in neighbours.NEIGHBOURS),
     Ratio("creates at once", "python host", goal=capacity.AT_ONCE),
     Ratio("hundred changes", "hundred changes", goal=1.8, quantile=0.99, rival_quantile=0.5),
     Ratio("warm among 32", "warm among 32", goal=3, quantile=0.99, rival_quantile=0.5),

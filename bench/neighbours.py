@@ -1,5 +1,6 @@
-"""What others wait while one session keeps the event loop busy: with tiny pieces of bodies and output, heads without an
-end, and pipelined calls. Each waits beside a quiet machine in the same round."""
+"""What others wait while one session keeps the service busy: its event loop with tiny pieces of bodies and output,
+heads without an end and pipelined calls, threads with gigabytes of nothing, workers of the storage with endless SQL.
+Each waits beside a quiet machine in the same round."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ import http.client
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bench.arena import Arena
 from bench.cases import Probe
+
+GOAL_MS = 1000.0
+"""However busy a neighbour keeps the service, it answers within a second."""
 
 CONNECTIONS = 8
 """How many connections a neighbour has at a time, where it has any."""
@@ -76,6 +81,28 @@ while True:
 """
 """Calls the storage on many connections, without waiting for answers."""
 
+ENDLESS_SQL = """\
+import era_storage, threading
+sql = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
+def go(number):
+    while True:
+        try: era_storage.d1.query(f"busy{number}", sql)
+        except era_storage.StorageError: pass
+for number in range(20):
+    threading.Thread(target=go, args=(number,)).start()
+"""
+"""Statements that don't end, 20 at a time."""
+
+SPARSE = """\
+import os
+for number in range(4):
+    with open(f"sparse{number}", "wb") as file:
+        file.truncate(1000 << 20)
+        file.seek(-8, 2)
+        file.write(os.urandom(8))
+"""
+"""Four files of a gigabyte each that are holes, and others in each run."""
+
 _CALLER = """\
 import selectors, socket, sys
 port, head, piece, connections = int(sys.argv[1]), *(bytes.fromhex(text) for text in sys.argv[2:4]), int(sys.argv[4])
@@ -114,6 +141,8 @@ class Neighbour:
     called: bool = True
     upload: bytes = b""
     """What callers send without end."""
+    again: bool = False
+    """Whether the program ends, and is run again and again."""
 
 
 NEIGHBOURS = {
@@ -122,6 +151,8 @@ NEIGHBOURS = {
     "uploads": Neighbour("callers with 1-byte chunks", READER, upload=b"1\r\nx\r\n" * 10_000),
     "writes": Neighbour("writes of 1 byte", TINY_WRITES, called=False),
     "storage": Neighbour("pipelined storage calls", PIPELINED, called=False),
+    "sql": Neighbour("endless SQL", ENDLESS_SQL, called=False),
+    "sparse": Neighbour("commits of sparse files", SPARSE, called=False, again=True),
 }
 """By what it does."""
 
@@ -130,10 +161,14 @@ NEIGHBOURS = {
 def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto") -> Iterator[None]:
     """Have the neighbour, in a new session of this id, keep the service at this port busy during the block."""
     _call(port, "POST", "/api/sessions", {"language": "python", "session_id": session, "isolation": isolation})
-    body = {"code": neighbour.code, "background": True, "timeout": 300}
-    run = _call(port, "POST", f"/api/sessions/{session}/run", body)["run_id"]
+    body = {"code": neighbour.code, "background": not neighbour.again, "timeout": 300}
+    run = "" if neighbour.again else _call(port, "POST", f"/api/sessions/{session}/run", body)["run_id"]
     callers: subprocess.Popen[bytes] | None = None
+    ended = threading.Event()
+    runner = threading.Thread(target=_run_again, args=(port, session, body, ended))
     try:
+        if neighbour.again:
+            runner.start()
         if neighbour.called:
             while not _stdout(port, session, run):
                 time.sleep(0.05)
@@ -144,7 +179,16 @@ def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto
         if callers is not None:
             with callers:
                 callers.kill()
+        ended.set()
         _call(port, "DELETE", f"/api/sessions/{session}", None)
+        if neighbour.again:
+            runner.join()
+
+
+def _run_again(port: int, session: str, body: object, ended: threading.Event) -> None:
+    """Run a program again and again, until this has `ended`."""
+    while not ended.is_set():
+        _call(port, "POST", f"/api/sessions/{session}/run", body)
 
 
 def _stdout(port: int, session: str, run: str) -> bytes:
