@@ -13,6 +13,7 @@ from era.settings import Settings
 from tests.api.guest_servers import HTTP_SERVER
 from tests.api.stored_code import SEEN
 from tests.conftest import MakeServer
+from tests.gvisor import BOTH_KINDS
 
 SERVED = ("192.168.7.5", 8787)
 
@@ -88,15 +89,17 @@ SERVICE = HTTP_SERVER.replace(
 )
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("weakened", [False, True], ids=["sound", "weakened"])
-def test_a_host_header_is_nobodys_base_url(own_server: MakeServer, weakened: bool) -> None:
+def test_a_host_header_is_nobodys_base_url(own_server: MakeServer, weakened: bool, kind: str) -> None:
     """Neither of the owner's runs, nor of code that answers the public, nor of a service's later callers."""
     server = own_server(weakness=CREDULOUS if weakened else "", api_key="the-key")
     evil = {"Host": "evil.example"}
     with server.client(headers={"Authorization": "Bearer the-key"}) as owner, server.client() as anybody:
         ours = f"{server.url}/proxy/"
         for session in ("s", "service"):
-            assert owner.post("/api/sessions", json={"language": "python", "session_id": session}).status_code == 201
+            made = {"language": "python", "session_id": session, "isolation": kind}
+            assert owner.post("/api/sessions", json=made).status_code == 201
         assert owner.put("/api/sessions/service/files/app.py", content=SERVICE.encode()).status_code == 200
         assert owner.patch("/api/sessions/service", json={"service": "exec python3 app.py"}).status_code == 200
         assert owner.put("/api/sessions/s/code", json={"code": SEEN}).status_code == 200

@@ -12,6 +12,7 @@ import pytest
 
 from tests.api.guest_servers import start_in_background
 from tests.conftest import MakeServer
+from tests.gvisor import BOTH_KINDS
 
 TYPED = "Basic " + base64.b64encode(b"mina:canary").decode()
 
@@ -69,12 +70,14 @@ PASSIVE = "from era.core.public import challenges; challenges.allowed = lambda v
 """Passes on every challenge as it is."""
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("weakened", [False, True], ids=["sound", "weakened"])
-def test_a_password_is_for_one_session(own_server: MakeServer, weakened: bool) -> None:
+def test_a_password_is_for_one_session(own_server: MakeServer, weakened: bool, kind: str) -> None:
     server = own_server(weakness=PASSIVE if weakened else "")
     with server.client() as client:
         for name in ("victim", "stored", "live"):
-            assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
+            made = {"language": "python", "session_id": name, "isolation": kind}
+            assert client.post("/api/sessions", json=made).status_code == 201
         stolen = [
             'Basic realm="mail"',
             'Digest realm="x", nonce="1", Basic realm="mail"',

@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -461,13 +462,7 @@ def test_long_sql_of_one_client_holds_up_none_of_its_owners_other_clients(
         assert busy.result().json()["results"] == [{"n": 6_000_000}]
 
 
-@pytest.mark.parametrize("kind", BOTH_KINDS)
-def test_endless_sql_of_one_run_holds_up_nobody_else(
-    shared_server: Server, api: httpx.Client, request: pytest.FixtureRequest, kind: str
-) -> None:
-    hostile_user = StorageUser(shared_server)
-    request.addfinalizer(hostile_user.close)
-    code = """
+ENDLESS_SQL = """
 import era_storage, threading
 sql = 'WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c'
 def go(n):
@@ -477,15 +472,59 @@ for n in range(20): threading.Thread(target=go, args=(n,), daemon=True).start()
 print('begun', flush=True)
 threading.Event().wait()
 """
-    runs = f"/api/sessions/{hostile_user.session('python', isolation=kind)}/runs"
-    with ThreadPoolExecutor(1) as pool:
-        hostile = pool.submit(hostile_user.run, "python", code, timeout=60)
-        assert eventually(lambda: (newest := api.get(runs).json()["runs"]) and newest[0]["status"] == "running")
-        run = f"{runs}/{api.get(runs).json()['runs'][0]['run_id']}"
-        assert eventually(lambda: api.get(f"{run}/stdout").text == "begun\n")
+
+NO_TURNS = """
+from era.api import guest_api
+from era.core.fair_slots import FairSlots
+from era.store.d1_databases import D1Databases
+init = D1Databases.__init__
+def without_turns(self, *given, **named):
+    init(self, *given, **named)
+    self._slots, all_of_them = FairSlots(4, 4), FairSlots(4, 4)
+    self._shares = lambda _: all_of_them
+D1Databases.__init__ = without_turns
+guest_api.MAX_HEAVY = guest_api.MAX_REQUESTS
+"""
+"""Whoever comes first has all workers, also by one run."""
+
+
+@contextmanager
+def endless_sql(client: httpx.Client, session: str) -> Iterator[Callable[[], bool]]:
+    """A run with 20 statements that don't end, until the end of the block; and what says whether it goes on."""
+    answer = client.post(f"/api/sessions/{session}/run", json={"code": ENDLESS_SQL, "timeout": 120, "background": True})
+    run = f"/api/sessions/{session}/runs/{answer.json()['run_id']}"
+    assert eventually(lambda: client.get(f"{run}/stdout").text == "begun\n")
+    yield lambda: bool(client.get(run).json()["status"] == "running")
+    assert client.delete(run).status_code == 200
+
+
+def counts_to_one(client: httpx.Client, seconds: float) -> bool:
+    """Whether a statement of another client is answered in this time."""
+    try:
+        answer = client.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"}, timeout=seconds)
+    except httpx.TimeoutException:
+        return False
+    assert answer.json()["results"] == [{"one": 1}]
+    return True
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_endless_sql_of_one_run_holds_up_nobody_else(
+    shared_server: Server, api: httpx.Client, request: pytest.FixtureRequest, kind: str
+) -> None:
+    hostile_user = StorageUser(shared_server)
+    request.addfinalizer(hostile_user.close)
+    with endless_sql(hostile_user.client, hostile_user.session("python", isolation=kind)) as goes_on:
         for _ in range(5):
-            answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"}, timeout=60)
-            assert answer.json()["results"] == [{"one": 1}]
-            assert not hostile.done(), "it was held up until the other run ended"
-        assert api.delete(run).status_code == 200
-        assert hostile.result()["status"] == "killed"
+            assert counts_to_one(api, 60)
+            assert goes_on(), "it was held up until the other run ended"
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_without_turns_endless_sql_of_one_run_holds_up_others(own_server: MakeServer, kind: str) -> None:
+    server = own_server(weakness=NO_TURNS)
+    with server.client() as client, server.client() as other:
+        made = {"language": "python", "session_id": "s", "isolation": kind, "allowInternetAccess": False}
+        assert client.post("/api/sessions", json=made).status_code == 201
+        with endless_sql(client, "s"):
+            assert eventually(lambda: not counts_to_one(other, 2))

@@ -50,6 +50,70 @@ def by_link(victim: Path, link: Path, change: Callable[[Path], None] = write) ->
     change(link)
 
 
+def opened_for(change: Callable[[int], object]) -> Callable[[Path], None]:
+    """Changes a file by its descriptor."""
+
+    def open_and_change(path: Path) -> None:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            change(fd)
+        finally:
+            os.close(fd)
+
+    return open_and_change
+
+
+def punch_hole(fd: int) -> None:
+    if _libc.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(4)):
+        raise OSError(ctypes.get_errno(), "fallocate")
+
+
+def send_file(fd: int) -> None:
+    source = os.memfd_create("source")
+    os.write(source, b"changed")
+    os.sendfile(fd, source, 0, 7)
+    os.close(source)
+
+
+def splice(fd: int) -> None:
+    read, write = os.pipe()
+    os.write(write, b"changed")
+    os.splice(read, fd, 7, offset_dst=0)
+    os.close(read)
+    os.close(write)
+
+
+def copy_range(path: Path) -> None:
+    with (path.parent / "f7").open("rb") as source, path.open("r+b") as file:
+        os.copy_file_range(source.fileno(), file.fileno(), 2, 3, 0)
+
+
+def set_times_back(path: Path) -> None:
+    """With as many bytes as before."""
+    before = path.stat()
+    path.write_text("as it w4s")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def reopen(path: Path) -> None:
+    fd = os.open(path, os.O_PATH)
+    write(Path(f"/proc/self/fd/{fd}"))
+    os.close(fd)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "a hole": opened_for(punch_hole),
+    "sendfile": opened_for(send_file),
+    "splice": opened_for(splice),
+    "copy_file_range": copy_range,
+    "pwrite": opened_for(lambda fd: os.pwrite(fd, b"X", 2)),
+    "truncate": lambda path: os.truncate(path, 3),
+    "ftruncate": opened_for(lambda fd: os.ftruncate(fd, 3)),
+    "times set back": set_times_back,
+    "opened anew": reopen,
+}
+
+
 def link_beside(workspace: Path) -> None:
     by_link(workspace / "d1/f1", link := workspace / "d1/link")
     link.unlink()
@@ -167,6 +231,28 @@ def test_a_watch_without_these_rules_overlooks_it(
         raise AssertionError("it is never overlooked")
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+@pytest.mark.parametrize("is_linked", [True, False])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_changes_a_file_is_found(
+    change: Callable[[Path], None], is_linked: bool, is_sound: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And isn't, where a watch hears of names only, and forgets them."""
+    if not is_sound:
+        names = watch_module._MOVED_FROM | watch_module._MOVED_TO | watch_module._CREATE | watch_module._DELETE
+        monkeypatch.setattr(watch_module, "_MASK", names | watch_module._ONLY_DIRECTORIES)
+        monkeypatch.setattr(watch_module._CreatedNames, "note", lambda *_: None)
+    place, snapshot = watched(lab)
+    victim, link = place.workspace / "d1/f1", place.workspace / "d2/link"
+    if is_linked:
+        by_link(victim, link, change)
+        link.unlink()
+    else:
+        change(victim)
+    taken = lab.take(place, snapshot)
+    assert (taken != snapshot) == (taken == lab.from_scratch(place)) == is_sound
 
 
 NAMES = st.sampled_from([f"d{d}/{name}" for d in range(3) for name in ("f0", "f1", "n0", "n1", "own/n0")])

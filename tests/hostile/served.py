@@ -33,6 +33,7 @@ from era.api import exchange, streaming
 from era.api.protocol import Protocol
 from era.core import loop_slices, spooled_output
 from era.core.capsules.pins import Pins
+from era.core.files import snapshots
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
 from era.core.history import HistoryBound
@@ -281,6 +282,11 @@ def _outputs_in_memory() -> None:
     _patch(results.Shortened, add=hold)
 
 
+def _no_threads_for_large_commits() -> None:
+    """Commits have the same threads, however large they are."""
+    _patch(snapshots, _BULK_BYTES=1 << 60, _BULK_ENTRIES=1 << 60)
+
+
 WEAKNESSES = {
     "rows before blobs": _rows_before_blobs,
     "blobs in place": _blobs_in_place,
@@ -291,4 +297,5 @@ WEAKNESSES = {
     "no slices": _no_slices,
     "endless 1xx": _endless_1xx,
     "outputs in memory": _outputs_in_memory,
+    "no threads for large commits": _no_threads_for_large_commits,
 }

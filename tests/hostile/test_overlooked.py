@@ -1,5 +1,5 @@
 """What an answer calls committed is what is there: in the warm sandbox, by the files API and in a fresh sandbox,
-whatever a program does to have a change overlooked."""
+whatever a program does to have a change overlooked. Where the look trusts inotify, all of it is overlooked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import Server
-from tests.gvisor import needs_gvisor
+from tests.gvisor import BOTH_KINDS, needs_gvisor
 
 FURNISH = """
 import os
@@ -27,6 +27,7 @@ CHANGES = {
 os.unlink("main.py"); os.link("d1/f1", "main.py"); write("main.py"); os.unlink("main.py")""",
     "a link in a directory that is gone": """
 os.mkdir("n"); os.link("d1/f1", "n/t"); write("n/t"); os.unlink("n/t"); os.rmdir("n")""",
+    "a mode by a link": "os.link('d1/f1', 't'); os.chmod('t', 0o60{0}); os.unlink('t')",
     "a link that is replaced": "os.link('d1/f1', 't'); write('t'); open('u', 'w'); os.rename('u', 't'); os.unlink('t')",
     "a map": "map()",
     "a map, closed late": """
@@ -38,6 +39,7 @@ for end in (a, b):
     end.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, flight)])
 os._exit(0)""",
 }
+LOOK = "import os; print(open('d1/f1').read(), f\"{os.stat('d1/f1').st_mode & 0o7777:04o}\", end='')"
 TOOLS = """
 import mmap, os, socket
 def write(path):
@@ -67,14 +69,29 @@ class Session:
         assert answer["state"]["committed"], answer
         return str(answer["stdout"])
 
-    def file_content(self) -> str:
-        return self.client.get(f"{self.where}/files/d1/f1").text
-
-    def copied(self) -> str:
-        """What a fresh sandbox has."""
+    def looks(self) -> list[str]:
+        """Content and mode of a file: by the files API, in a fresh sandbox, in the warm one."""
+        name = "d1/f1"
+        mode = self.client.get(f"{self.where}/stat/{name}").json()["mode"]
         copy = self.client.post(f"{self.where}/duplicate", json={}).json()["id"]
-        answer = self.client.post(f"/api/sessions/{copy}/run", json={"code": "print(open('d1/f1').read(), end='')"})
-        return str(answer.json()["stdout"])
+        fresh = self.client.post(f"/api/sessions/{copy}/run", json={"code": LOOK}).json()["stdout"]
+        return [f"{self.client.get(f'{self.where}/files/{name}').text} {mode}", fresh, self.run(LOOK)]
+
+
+def differences(client: httpx.Client, isolation: str, change: str) -> int:
+    """How often looks differ, or see nothing of a change that was committed: it is made twice."""
+    session, count = Session(client, isolation), 0
+    session.run(FURNISH)
+    time.sleep(0.1)  # until what was found can be relied on
+    session.run("open('d1/f1', 'r+').read()")
+    before = session.looks()
+    assert len(set(before)) == 1
+    for number in range(2):  # the second time with what the first has left open somewhere
+        session.run(TOOLS.format(number) + change.format(number))
+        seen = session.looks()
+        count += len(set(seen)) > 1 or seen == before
+        before = seen
+    return count
 
 
 @pytest.mark.parametrize(
@@ -91,13 +108,27 @@ def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_serve
         pytest.skip("not root")
     server = own_server(uid=None if user == "root" or os.geteuid() else 4201)
     with server.client() as client:
+        assert {name: differences(client, isolation, change) for name, change in CHANGES.items()} == dict.fromkeys(
+            CHANGES, 0
+        )
+
+
+TRUSTING = """
+from era.core.files import watch
+from era.drivers.gvisor import GvisorSandbox
+watch._MASK &= ~watch._OPEN
+watch._CreatedNames.note = lambda *_: None
+GvisorSandbox.opens_on_host = True
+"""
+"""Takes the events of a watch as they are, in gVisor too."""
+
+
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+def test_a_look_that_trusts_inotify_overlooks_it(isolation: str, own_server: Callable[..., Server]) -> None:
+    server = own_server(weakness=TRUSTING)
+    with server.client() as client:
         for name, change in CHANGES.items():
-            session = Session(client, isolation)
-            session.run(FURNISH)
-            time.sleep(0.1)  # until what was found can be relied on
-            session.run("open('d1/f1', 'r+').read()")
-            for number in range(2):  # the second time with what the first has left open somewhere
-                session.run(TOOLS.format(number) + change)
-                assert session.file_content() == f"changed {number}", name
-                assert session.copied() == f"changed {number}", name
-                assert session.run("print(open('d1/f1').read(), end='')") == f"changed {number}", name
+            if (isolation, name) != ("bubblewrap", "a map"):  # whose end is an event
+                # The kernel may collect what is in flight at any moment.
+                tries = 10 if name == "a map, closed late" else 1
+                assert any(differences(client, isolation, change) for _ in range(tries)), name

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.gvisor import BOTH_KINDS
 from tests.network.conftest import Machine, NetServer, Session, new_session
 from tests.soaking import soak_the_rest
 
@@ -167,10 +168,10 @@ time.sleep(60)
 
 
 @contextmanager
-def called(server: NetServer, count: int) -> Iterator[tuple[Session, Counter[int]]]:
+def called(server: NetServer, kind: str, count: int) -> Iterator[tuple[Session, Counter[int]]]:
     """A session whose live server never answers, with this many callers, and the statuses that these got."""
     with server.client() as client:
-        session = new_session(client)
+        session = new_session(client, isolation=kind)
         run = client.post(f"/api/sessions/{session.id}/run", json={"code": SERVER, "timeout": 60, "background": True})
         assert run.status_code == 202, run.text
     host, _, port = server.url.removeprefix("http://").rpartition(":")
@@ -196,11 +197,11 @@ def called(server: NetServer, count: int) -> Iterator[tuple[Session, Counter[int
             caller.close()
 
 
-def test_callers_of_one_session_cant_take_all(few: NetServer) -> None:
+def test_callers_of_one_session_cant_take_all(few: NetServer, kind: str) -> None:
     with few.client() as client:
         neighbour = new_session(client)
         neighbour.says("print(1)")
-        with called(few, 70) as (hanging, statuses):  # fewer than one address may open
+        with called(few, kind, 70) as (hanging, statuses):  # fewer than one address may open
             assert eventually(lambda: statuses[503] >= 20, 20), statuses
             assert set(statuses) == {503}
             assert neighbour.says("print(1)") == "1\n"
@@ -209,10 +210,11 @@ def test_callers_of_one_session_cant_take_all(few: NetServer) -> None:
         client.delete(f"/api/sessions/{hanging.id}?purge=true")
 
 
+@pytest.mark.parametrize("greedy_kind", BOTH_KINDS)
 @pytest.mark.parametrize("attack", soak_the_rest(ATTACKS, ("connections",)))
-def test_without_counting_they_take_all(machine: Machine, tmp_path: Path, attack: str) -> None:
+def test_without_counting_they_take_all(machine: Machine, tmp_path: Path, attack: str, greedy_kind: str) -> None:
     server = machine.serve(tmp_path / "data", weakness=SMALL + COUNTLESS, ERA_DRAIN_SECONDS="0")
-    with suppress(httpx.HTTPError), attacked(server, "bubblewrap", ATTACKS[attack][0]) as greedy:
+    with suppress(httpx.HTTPError), attacked(server, greedy_kind, ATTACKS[attack][0]) as greedy:
         assert eventually(greedy.has_begun, 40)
         server.stop()
         assert greedy.most > LIMIT * 0.9

@@ -17,7 +17,8 @@ import pytest
 
 from era.core.allowlist import allowlist
 from era.core.secrets import Secret
-from era.network import exchange
+from era.network import exchange, interception
+from era.network.http1 import MAX_HEAD
 from era.network.redaction import Inflate, Redaction
 from tests.network.lab import HOST, VALUE, Answer, Lab, request
 
@@ -218,13 +219,19 @@ async def test_what_repeats_the_request_is_refused(lab: Lab, method: str) -> Non
     assert lab.heard == b""
 
 
+@pytest.mark.parametrize("weakened", [False, True], ids=["sound", "weakened"])
 @pytest.mark.parametrize("size", [100, 60_000, 70_000, 250_000, 3_000_000])
-async def test_a_first_piece_of_any_size_is_looked_into(lab: Lab, size: int) -> None:
+async def test_a_first_piece_of_any_size_is_looked_into(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, size: int, weakened: bool
+) -> None:
     """Over plain HTTP, where a program writes head and body at once."""
+    if weakened:
+        read = interception._host_header
+        monkeypatch.setattr(interception, "_host_header", lambda head: read(head) if len(head) <= MAX_HEAD else "")
     body = bytes(size)
     asked = request("/", f"X: {lab.token.decode()}", body=body, method="POST")
     assert (await lab.ask(asked, authority=None)).endswith(b"fine")
-    assert VALUE.encode() in lab.heard
+    assert (VALUE.encode() in lab.heard) == (not weakened or size < MAX_HEAD)
     assert lab.heard.endswith(body)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gvisor import BOTH_KINDS
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, new_session
 
@@ -171,16 +172,17 @@ exchange._rewritten = lambda request, target, headers: kept(request, PLACEHOLDER
 """Leaves answers as they are, and sends values in targets, with TRACE and over plain HTTP."""
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_a_host_that_repeats_a_value_tells_the_program_nothing(
-    machine: Machine, session: NewSession, tmp_path: Path
+    machine: Machine, session: NewSession, tmp_path: Path, kind: str
 ) -> None:
     secrets = {"TOKEN": {"value": VALUE, "hosts": ["api.example.test"]}}
     placeholders = "302 placeholder\n404 placeholder\n200 placeholder\n201 placeholder\n"
     sound = f"{placeholders}405 nothing\ntarget False\nplain False\n"
-    assert session().says(REPEATED, secrets=secrets) == sound
+    assert session(isolation=kind).says(REPEATED, secrets=secrets) == sound
     weak = machine.serve(tmp_path / "data", weakness=LEAKY)
     with weak.client() as http:
-        told = new_session(http).says(REPEATED, secrets=secrets)
+        told = new_session(http, isolation=kind).says(REPEATED, secrets=secrets)
         assert told == f"{placeholders}200 placeholder\ntarget True\nplain True\n".replace("placeholder", "value")
 
 
