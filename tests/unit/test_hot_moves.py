@@ -118,7 +118,11 @@ async def test_no_more_move_than_make_both_hosts_alike() -> None:
 
 
 @pytest.mark.parametrize("others", [7])
-async def test_runs_of_many_clients_go_on_until_the_session_moves_and_then_there(others: int) -> None:
+async def test_runs_of_many_clients_go_on_until_the_session_moves_and_then_there(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are before: they are waited for as long as one after the other ends."""
+    monkeypatch.setattr("era.core.moves._PATIENCE", 0.5)
     async with cluster(places=8) as one:
         hot(one)
         ended: list[str] = []
@@ -126,9 +130,9 @@ async def test_runs_of_many_clients_go_on_until_the_session_moves_and_then_there
 
         async def run(number: int) -> None:
             """A call that has passed the gate, and waits for the session's turn."""
-            async with one.moves.calling("s", to_run=True), one.turns.take(mine("s")):
+            async with one.moves.calling("s", to_run=True), one.turns.take(mine("s"), long=True):
                 await turn.wait()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
             ended.append(f"here {number}")
 
         async def later() -> None:
@@ -185,7 +189,7 @@ async def test_calls_are_not_held_up_by_one_that_lasts_and_leaves_the_turn_free(
 async def test_a_session_that_becomes_live_while_it_is_to_move_stays() -> None:
     async with cluster(places=8) as one:
         hot(one)
-        async with one.turns.take(mine("s")):
+        async with one.turns.take(mine("s"), long=True):
             moving = asyncio.create_task(one.move())
             await until(lambda: "s" in one.moves._leaving)
             async with one.moves.calling("s"):
@@ -198,7 +202,16 @@ async def test_a_long_run_is_waited_for_some_seconds_only(monkeypatch: pytest.Mo
     monkeypatch.setattr("era.core.moves._PATIENCE", 0.5)
     async with cluster(places=8) as one:
         hot(one)
-        async with one.turns.take(mine("s")):
+        async with one.turns.take(mine("s"), long=True):
+            assert not await one.move()
+        assert one.rows.given == []
+
+
+async def test_a_run_that_ends_when_somebody_waits_for_the_turn_is_not_waited_for() -> None:
+    """Nobody would wait for the turn while its runs wait for the session to move."""
+    async with cluster(places=8) as one:
+        hot(one)
+        async with one.turns.take(mine("s")), asyncio.timeout(5):
             assert not await one.move()
         assert one.rows.given == []
 

@@ -70,10 +70,10 @@ _STAYS_SECONDS = 10.0
 """For which a session stays for which other processors would be better: once it has come, or couldn't move."""
 
 _PATIENCE = 10.0
-"""Seconds for which a hot session waits to move for the runs before."""
+"""Seconds for which a hot session waits to move for the next of the runs before to end."""
 
 _BETWEEN_SECONDS = 0.25
-"""For which it does while nobody has its turn, so that calls which wait for it lose no more."""
+"""For which it waits where no run has its turn, so that those which wait for it lose no more."""
 
 _LOOK_SECONDS = 0.05
 _SETTLED_SECONDS = 5.0
@@ -357,11 +357,13 @@ class Moves:
     async def _comes_to_rest(self, session: OwnedId, key: int, leaving: _Leaving, *, patient: bool) -> bool:
         """Wait until nothing of a session is under way, and no call about it begins any more; whether that has come
         about. Where this isn't `patient` it is so now or never."""
-        busy_at = began = time.monotonic()
+        runs, ended_at, busy_at = 0, 0.0, time.monotonic()
         while not self._is_left_alone(session, key):
-            now = time.monotonic()
-            busy_at = now if self._turns.taken(session) else busy_at
-            if not patient or self._lasts(session, key) or now > min(began + _PATIENCE, busy_at + _BETWEEN_SECONDS):
+            now, before, runs = time.monotonic(), runs, self._turns.long_ones(session)
+            ended_at = now if runs != before else ended_at
+            busy_at = now if runs else busy_at
+            give_up_at = busy_at + _BETWEEN_SECONDS if not runs else ended_at + _PATIENCE
+            if not patient or self._lasts(session, key) or now > give_up_at:
                 return False
             leaving.fewer.clear()
             with suppress(TimeoutError):

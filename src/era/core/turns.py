@@ -33,6 +33,10 @@ class Turns:
         """Whether somebody holds or waits for the session's turn."""
         return session_id in self._waiting
 
+    def long_ones(self, session_id: Hashable) -> int:
+        """How many hold or wait for the session's turn, for something that may last."""
+        return self._long.get(session_id, 0)
+
     def all_taken(self) -> Collection[Hashable]:
         """The sessions whose turns somebody holds or waits for."""
         return self._waiting.keys()
