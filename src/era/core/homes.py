@@ -192,6 +192,9 @@ class Homes:
         self._lease_timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
         self._beat_now = asyncio.Event()
+        self._told_url = ""
+        """What the last heartbeat has told of where this host listens."""
+
         self._on_beat: list[Callable[[], Awaitable[None]]] = [self.catch_up]
         self._shared: list[Callable[[], Awaitable[None]]] = []
         self._catching_up = asyncio.Lock()
@@ -236,18 +239,12 @@ class Homes:
         self._beat_now.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._lease_seconds):
-                while not self._is_known:
+                while not self._told_url:
                     await self._news.wait()
-
-    @property
-    def _is_known(self) -> bool:
-        """Whether the others can know where this host listens."""
-        own = self._view.hosts.get(self._host.id)
-        return own is not None and bool(own.url)
 
     def check_reachable(self) -> None:
         """Raises Unready as long as the others can't know where this host listens."""
-        if not self._is_known:
+        if not self._told_url:
             raise Unready("The other hosts don't know yet where this one listens.", details={"reason": "starting"})
 
     def each_beat(self, *calls: Callable[[], Awaitable[None]]) -> None:
@@ -334,9 +331,10 @@ class Homes:
         while True:
             await _set_within(self._beat_now, self._lease_seconds / _BEATS)
             self._beat_now.clear()
-            sent = _monotonic()
+            sent, host = _monotonic(), self._host
             try:
-                self._saw(sent, await self._store.beat(self._host))
+                self._saw(sent, await self._store.beat(host))
+                self._told_url = host.url
             except HostLost:
                 self._valid_until = 0.0
                 log.error("host_lost", host=self._host.id, why="its lease was over before it was renewed")
