@@ -78,7 +78,8 @@ class Home(Server):
         super().start()
         self.hosts_url = f"https://127.0.0.1:{self.settings['ERA_CLUSTER_PORT']}" if self.tls else self.own_url
         self.make_home()
-        settings = {**self.settings, **certified["other"], "ERA_CLUSTER_PORT": "0", **self.of_other}
+        own = {"ERA_CLUSTER_PORT": "0", "ERA_SPARES": "0"}  # it needs no sandboxes, so it is to make none ready either
+        settings = {**self.settings, **certified["other"], **own, **self.of_other}
         place = self.data_dir.parent / f"{self.data_dir.name}-other"
         self.other = Server(
             place, settings, self.uid, self.hidden, self.weakness, start_seconds=self.start_seconds
