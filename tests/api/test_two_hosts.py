@@ -24,6 +24,7 @@ from tests.api.guest_servers import HTTP_SERVER, start_in_background
 from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
+from tests.client.command import era
 from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
 from tests.hostile.test_raw_requests import REQUESTS
 from tests.two_hosts import Home
@@ -325,6 +326,21 @@ def test_what_hosts_ask_each_other_is_a_path_like_any_other_at_a_site(home: Home
     for path in ("active?owner=default", "changed", "hello", "in-use", "room", "state"):
         answer = client.get(f"/cluster/{path}", headers={"Host": name})
         assert answer.json().get("path") == f"/cluster/{path}", answer.text
+
+
+@pytest.mark.parametrize("home", ["plain"], indirect=True)
+def test_a_host_with_another_secret_does_not_start(home: Home) -> None:
+    settings = {
+        "ERA_SHARED_DIR": str(home.content_dir),
+        "ERA_DATA_DIR": str(home.data_dir.parent / "refused"),
+        "ERA_CLUSTER_SECRET": "another secret, of thirty-two characters",
+        "ERA_PORT": "0",
+    }
+    started = era(None, "serve", code=2, env=settings)
+    problem = [line for line in started.stderr.splitlines() if line.startswith("era: ")]
+    assert len(problem) == 1, started.stderr
+    for said in ("don't trust each other", "ERA_CLUSTER_SECRET", "http://127.0.0.1:"):
+        assert said in problem[0]
 
 
 def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: httpx.Client) -> None:

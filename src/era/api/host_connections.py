@@ -77,10 +77,6 @@ class HostConnections:
 
         self._client = None if tls is None else tls.client
 
-    def uses_tls(self, host: Host) -> bool:
-        """Whether this host or the other one wants TLS between them."""
-        return self.tls is not None or host.url.startswith("https:")
-
     async def to(self, host: Host) -> Connection:
         """A connection to this host. Raises NotTrusted, OSError."""
         if not host.url:

@@ -16,7 +16,8 @@ others to read now. One that can't be told reads with its next heartbeat.
 *How much room they have for sessions*, which a host asks that has none (core/moves.py), and that there is a setup for
 them to do.
 
-*Whether they trust each other* over TLS (host_tls.py), which a host asks the others when it starts.
+*Whether they trust each other*, by their secret and over TLS (host_tls.py), which a host asks the others when it
+starts.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ _ROOM_SECONDS = 0.5
 """For which a call of somebody else's waits."""
 
 _NO_ANSWER = (OSError, h11.RemoteProtocolError, ValueError, EraError)
-_HINT = "ERA_CLUSTER_CERTIFICATE is to be of one authority at all hosts, or set at none."
+_HINT = (
+    "ERA_CLUSTER_SECRET is to be the same at all hosts, and ERA_CLUSTER_CERTIFICATE of one authority, or set at none."
+)
 
 type Answering = Callable[[Scope], Awaitable[JsonObject]]
 
@@ -145,11 +148,9 @@ class OtherHosts:
         await asyncio.gather(*(self._ask(host, _CHANGED_PATH) for host in self._others()))
 
     async def check_trusted(self) -> None:
-        """Raises NotReady where this host starts in a cluster whose hosts refuse it, or that it refuses, over TLS. One
-        whose certificate is too old by now says nothing about this host's."""
-        tried = await asyncio.gather(
-            *(self._refusal(host) for host in self._others() if self.connections.uses_tls(host))
-        )
+        """Raises NotReady where this host starts in a cluster whose hosts refuse it, or that it refuses. One whose
+        certificate is too old by now says nothing about this host's."""
+        tried = await asyncio.gather(*(self._refusal(host) for host in self._others()))
         if tried and all(tried):
             raise NotReady(f"The hosts of this cluster and this one don't trust each other: {tried[0]}. {_HINT}")
 
@@ -157,10 +158,10 @@ class OtherHosts:
         """Why that host and this one can't talk; empty where they can, or nobody knows."""
         try:
             async with asyncio.timeout(_SECONDS):
-                self.connections.give_back(host, await self.connections.to(host))
+                await self.connections.ask(host, HELLO_PATH)
         except (NotTrusted, HungUp) as error:
             log.warning("host_not_trusted", host=host.id, url=host.url, error=str(error))
-            return "" if isinstance(error, Expired) else f"{host.url}: {error}"
+            return "" if isinstance(error, Expired) else f"{host.url}: {str(error).rstrip('.')}"
         except _NO_ANSWER as error:
             _log_no_answer(host, error)
         return ""
