@@ -135,4 +135,6 @@ def test_gvisor_has_a_descriptor_of_each_file(tmp_path: Path, code: str) -> None
     said, result = ended(made, lambda program: bounded(sandbox, program, EMPTY), program, {"TIMES": "20"})
     assert (said, result.cause) == ("", "disk_full")
     assert "outgrew" in str(result.disk_problem)
+    said, result = ended(made, made.make().run, program, {"TIMES": "1"})
+    assert (said.endswith("all\n"), result.cause) == (True, "exit"), "without the watch it goes through"
     made.stop()
