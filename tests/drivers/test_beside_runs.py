@@ -136,7 +136,7 @@ SHARED_PROC = {
     ("weak_sandboxes", "line"),
     [
         (Weakness(supervisor={**SHARED_PROC, **WITHOUT_DOMAINS}), 2),
-        (Weakness(supervisor={"    if is_second:\n        mount_terminals()": "    pass"}), 1),
+        (Weakness(supervisor={"    mount_terminals()": "    pass"}), 1),
     ],
     indirect=["weak_sandboxes"],
     ids=["variables, by another /proc", "terminals"],
@@ -150,6 +150,31 @@ def test_without_the_wall_runs_and_processes_see_each_other(weak_sandboxes: Sand
 @pytest.mark.parametrize("weak_sandboxes", [Weakness(supervisor=WITHOUT_DOMAINS)], indirect=True)
 def test_without_domains_processes_see_variables_of_each_other(weak_sandboxes: Sandboxes) -> None:
     assert weak_sandboxes.do(weak_sandboxes.make(), steps.variables_of_another) != b"[]"
+
+
+TERMINALS = """
+import os
+kept = []
+try:
+    while len(kept) < 300: kept.append(os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY))
+except OSError as problem: print(problem.strerror, end=' ')
+print(len(kept))
+"""
+"""As many as a program may open, of which the machine has 3,072."""
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("weak_sandboxes", "got"),
+    [(Weakness(), "No space left on device 128"), (Weakness(supervisor={"    mount_terminals()": "    pass"}), "300")],
+    indirect=["weak_sandboxes"],
+    ids=["sound", "weakened"],
+)
+def test_nobody_has_all_terminals(weak_sandboxes: Sandboxes, got: str) -> None:
+    sandbox = weak_sandboxes.make()
+    of_a_run = weak_sandboxes.run(sandbox, TERMINALS).stdout
+    of_a_process, _ = weak_sandboxes.do(sandbox, steps.process, spec("python3", "-c", TERMINALS))
+    assert (of_a_run.strip(), of_a_process["stdout"].decode().strip()) == (got, got)
 
 
 # -- what stays in the supervisor's memory ---------------------------------------------------------------------------

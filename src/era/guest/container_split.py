@@ -98,7 +98,7 @@ def _fork_apart() -> int:
                 os._exit(0)
             make_mounts_private()
             mount_proc([])
-            mount_terminals()
+            mount_terminals(None)  # they are gVisor's own, of which it has enough
             give_up_privileges()
         except BaseException:
             import traceback

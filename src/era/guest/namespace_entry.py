@@ -51,6 +51,9 @@ _OWNER = 0xB701  # NS_GET_USERNS: the user namespace that owns a namespace
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 8, 0x20, 0x1000, 0x4000
 _MS_PRIVATE = 1 << 18
 
+TERMINALS = 128
+"""Of a session's runs at a time, and of its processes; the machine has 3,072 for all together."""
+
 _MOST_DESCRIPTORS = 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -119,10 +122,11 @@ def mount_proc(read_only: list[str]) -> None:
             _mount(None, path, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags)
 
 
-def mount_terminals() -> None:
-    """Mount a devpts of our own over the other one, so that nobody there can open a terminal of ours. Raises
-    OSError."""
-    _mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666")
+def mount_terminals(most: int | None = TERMINALS) -> None:
+    """Mount a devpts of our own over the other one, so that nobody there can open a terminal of ours, and with so many
+    terminals at most. Raises OSError."""
+    options = "newinstance,ptmxmode=0666" + ("" if most is None else f",max={most}")
+    _mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, options)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:

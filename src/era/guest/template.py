@@ -127,8 +127,7 @@ def _become_supervisor(asking: int, template: int, filters: list[bytes]) -> dict
     sock.close()
     os.dup2(log, 2)
     mount_proc(request["read_only_proc"])
-    if is_second:
-        mount_terminals()
+    mount_terminals()
     if inner >= 0:
         os.setns(inner, os.CLONE_NEWUSER)
     give_up_privileges()
