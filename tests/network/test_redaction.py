@@ -61,6 +61,13 @@ def test_it_is_found_as_others_write_it(value: str, how: str) -> None:
         assert found == b"<" + one.placeholder.encode() + b">"
 
 
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_it_is_found_in_wide_encodings(codec: str) -> None:
+    one = secret("ab cd é/+")
+    found = Redaction([one]).whole(f"<{one.value}>".encode(codec))
+    assert found.decode(codec) == f"<{one.placeholder}>"
+
+
 def test_pieces_may_end_anywhere() -> None:
     """And nothing else changes, whatever values have in common."""
     chance = random.Random(3)

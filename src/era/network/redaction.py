@@ -1,8 +1,8 @@
 """Redaction of answers: the values of secrets are replaced by their placeholders again.
 
 Servers repeat what they were sent: in the `Location` of a redirect, on an error page, in a list of one's own settings.
-A value is looked for as it is, and as URLs, JSON, HTML and base64 write it. What a server has made of it besides, such
-as a hash or its two halves, isn't found.
+A value is looked for as it is, in UTF-8, UTF-16 and UTF-32, and as URLs, JSON, HTML and base64 write it. What a server
+has made of it besides, such as a hash or its two halves, isn't found.
 
 Short values aren't looked for. They are in many answers by chance, and replacing them there would tell which they are.
 """
@@ -24,6 +24,9 @@ from era.network.http1 import Fields
 MIN_VALUE_BYTES = 6
 """Of a value that is looked for."""
 
+_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+"""Encodings in which no text is what it is in UTF-8. Some servers write whichever the request accepts."""
+
 _MIN_BASE64 = 6
 _PIECE = 64 << 10
 
@@ -37,8 +40,11 @@ class Redaction:
     def __init__(self, secrets: Sequence[Secret]) -> None:
         self._marks: dict[bytes, bytes] = {}
         for secret in secrets:
-            for form in _forms(secret.value):
+            forms = _forms(secret.value)
+            for form in forms:
                 self._marks.setdefault(form, secret.placeholder.encode())
+            for codec in _WIDE if forms else ():
+                self._marks.setdefault(secret.value.encode(codec), secret.placeholder.encode(codec))
 
     def __bool__(self) -> bool:
         """Whether there is anything to look for."""
