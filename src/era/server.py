@@ -154,6 +154,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._context.other_hosts is not None:
+            self._context.other_hosts.connections.close_idle()
         ending = asyncio.create_task(self._end_runs())
         await super().shutdown(sockets)
         ending.cancel()

@@ -170,8 +170,10 @@ class Guard:
             if (current := origin.get()) is not None:
                 current.request_id = hop.request_id  # what is logged of it has this id, too
             scope.update(client=hop.client, scheme=hop.scheme)
-            if hop.client is not None and (connection := scope.get("extensions", {}).get("era.connection")) is not None:
-                connection.budget.source = hop.client[0]  # else all callers of that host would have one share
+            if (connection := scope.get("extensions", {}).get("era.connection")) is not None:
+                connection.of_host = True
+                if hop.client is not None:
+                    connection.budget.source = hop.client[0]  # else all callers of that host would have one share
             if hop.caller is not None:
                 scope["state"]["caller"] = hop.caller
                 if self._keys is not None:

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from era.api.dead_peers import ask_when_idle
 from era.api.hop import HEADER, Hops, target_of
+from era.api.protocol import REUSED_SECONDS
 from era.api.tunnel import PIECE, connect
 from era.core.homes import Host
 from era.core.models import JsonObject
@@ -29,9 +30,6 @@ HELLO_PATH = "/cluster/hello"
 """Of the question that comes first on each new connection over TLS."""
 
 CONNECT_SECONDS = 3.0
-_IDLE_SECONDS = 2.0
-"""A connection that wasn't used for so long isn't used again: the other host is about to close it."""
-
 _MOST_IDLE = 64
 """Connections to one host that are kept for the next calls."""
 
@@ -84,7 +82,7 @@ class HostConnections:
         idle = self._idle.get(host.url, [])
         while idle:
             connection = idle.pop()
-            if time.monotonic() - connection.used_at < _IDLE_SECONDS and not connection.reader.at_eof():
+            if time.monotonic() - connection.used_at < REUSED_SECONDS and not connection.reader.at_eof():
                 connection.http.start_next_cycle()
                 return connection
             connection.writer.transport.abort()
@@ -125,6 +123,12 @@ class HostConnections:
             idle.append(connection)
         else:
             connection.writer.transport.abort()
+
+    def close_idle(self) -> None:
+        """Close those that nothing is sent by, so that other hosts which stop needn't wait for it."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().writer.transport.abort()
 
     async def ask(self, host: Host, path: str, query: str = "") -> JsonObject:
         """What a host answers to a question that only hosts may ask. Raises NotTrusted, OSError, ValueError, and

@@ -33,6 +33,13 @@ from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow, Unavailab
 
 MAX_HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 30.0
+REUSED_SECONDS = 2.0
+"""For which a host of a cluster may send another call by a connection that has carried one."""
+
+_LOOK_SECONDS = 0.1
+_ON_ITS_WAY_SECONDS = 0.5
+"""What a call that another host has sent takes to arrive at most, as far as ends of connections are concerned."""
+
 _MAX_EARLY_BYTES = 64 << 10
 """How much is buffered of what a caller sends before its WebSocket is accepted."""
 
@@ -103,6 +110,12 @@ class Protocol(HttpToolsProtocol):
     upgrading = False
     """Whether the current request asks for a WebSocket where there may be one."""
 
+    of_host = False
+    """Whether another host of the cluster passes calls on by it."""
+
+    _stopping = False
+    _idle_since: float | None = None
+
     _at_once = _LEAST_AT_ONCE
     _unparsed = b""
     """Bytes received that wait for the next slice of the event loop."""
@@ -141,9 +154,29 @@ class Protocol(HttpToolsProtocol):
             self._tunnel.feed_eof()
 
     def shutdown(self) -> None:
-        """The server stops: uvicorn calls this once."""
-        super().shutdown()
+        """The server stops: uvicorn calls this once. Another host may be sending a call at this moment, by a connection
+        that it has no reason to take for one that ends: it gets an answer, and is told by that."""
         self.leave.set()
+        if not self.of_host:
+            super().shutdown()
+            return
+        self._stopping = True
+        if not self._is_idle and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+        self._close_once_unused()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_once_unused(self) -> None:
+        """Close it when it has carried nothing for longer than other hosts keep one for their next call."""
+        now = self.loop.time()
+        self._idle_since = (self._idle_since or now) if self._is_idle else None
+        if self._idle_since is not None and now - self._idle_since > REUSED_SECONDS + _ON_ITS_WAY_SECONDS:
+            self.transport.close()
+        if not self.transport.is_closing():
+            self.loop.call_later(_LOOK_SECONDS, self._close_once_unused)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -224,7 +257,7 @@ class Protocol(HttpToolsProtocol):
             and (_SOCKETS.match(self.url) is not None or self.is_site(self._host()))
         )
         super().on_headers_complete()
-        if self.upgrading:
+        if self.upgrading or self._stopping:
             self.cycle.keep_alive = False  # no more HTTP on this connection, whatever the answer
 
     def _host(self) -> str:
@@ -241,7 +274,7 @@ class Protocol(HttpToolsProtocol):
     @property
     def is_half_open(self) -> bool:
         """See callers.Connection."""
-        if self.cycle is None or self.cycle.response_complete:
+        if self._is_idle:
             return True
         return self.cycle.more_body and "caller" not in self.cycle.scope["state"]
 
