@@ -37,7 +37,7 @@ async def host(url: str, lease: Lease) -> AsyncIterator[SqlStore]:
     """The store of a host of a cluster."""
     async with opened(url, alone=False) as store:
         await (await store.homes()).join(Host("a", "http://a"), 3600)
-        store.answers_while(lease)
+        store.answers_while(lease, lambda: False)
         yield store
 
 
@@ -145,7 +145,7 @@ async def away() -> Session:
 
 
 async def test_what_was_read_beside_a_change_is_not_remembered(session: Session) -> None:
-    known = LastKnown({7}, lambda: True)
+    known = LastKnown({7}, lambda: True, lambda: False)
 
     async def remembered() -> bool:
         try:
@@ -184,7 +184,7 @@ async def test_what_was_read_beside_a_change_is_not_remembered(session: Session)
 
 
 async def test_a_session_that_is_gone_is_forgotten(session: Session) -> None:
-    known = LastKnown({7}, lambda: True)
+    known = LastKnown({7}, lambda: True, lambda: False)
     known.note(session, known.moment)
 
     async def gone() -> Session:
@@ -200,21 +200,30 @@ async def test_a_database_that_answers_nothing_is_not_waited_for(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(last_known, "_PATIENCE", 0.1)
-    known = LastKnown({7}, lambda: True)
+    late = [False]
+    known = LastKnown({7}, lambda: True, lambda: late[0])
     known.note(session, known.moment)
-    never = asyncio.Event()
+    goes_on = asyncio.Event()
 
     async def waits() -> Session:
-        await never.wait()
-        raise AssertionError
+        await goes_on.wait()
+        return replace(session, version=2)
 
+    # One that answers late, but answers heartbeats, is.
+    asking = asyncio.create_task(known.read(session.owned_id, waits))
+    await asyncio.wait([asking], timeout=0.5)
+    assert not asking.done()
+    goes_on.set()
+    assert (await asking).version == 2
+    goes_on.clear()
+    late[0] = True
     async with asyncio.timeout(30):
-        assert await known.read(session.owned_id, waits) == session
+        assert (await known.read(session.owned_id, waits)).version == 2
 
 
 def test_little_is_remembered(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(last_known, "_MOST", 3)
-    known = LastKnown(range(100), lambda: True)
+    known = LastKnown(range(100), lambda: True, lambda: False)
     began = known.moment
     for key in range(20):
         known.note(replace(session, key=key, id=f"s{key}"), began)

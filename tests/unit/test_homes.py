@@ -79,6 +79,7 @@ async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_g
     homes = await started(rows)
     await until(lambda: homes.leads)
     rows.failure = Unavailable("the database is away")
+    await until(lambda: homes.is_late)
     await until(lambda: not homes.has_lease)
     with pytest.raises(NoLease):
         homes.check_lease()

@@ -288,6 +288,11 @@ class Homes:
         """Whether this host may answer."""
         return self.lease_left > 0
 
+    @property
+    def is_late(self) -> bool:
+        """Whether two heartbeats in a row haven't come through."""
+        return _monotonic() - self._seen_at > 2.5 * self._lease_seconds / _BEATS
+
     def check_lease(self) -> None:
         """Raises NoLease where this host may not answer, as others may have taken what was its."""
         if not self.has_lease:

@@ -39,10 +39,12 @@ _DOUBT_SECONDS = 60.0
 class LastKnown:
     """What is known. `read` and `stale` are called on the event loop, all else on any thread."""
 
-    def __init__(self, held: Container[int], is_leased: Callable[[], bool]) -> None:
-        """`held` are the keys of sessions at home here, and `is_leased` says whether this host may answer for them."""
+    def __init__(self, held: Container[int], is_leased: Callable[[], bool], is_late: Callable[[], bool]) -> None:
+        """`held` are the keys of sessions at home here. `is_leased` says whether this host may answer for them, and
+        `is_late` whether its heartbeats don't come through."""
         self._held = held
         self._is_leased = is_leased
+        self._is_late = is_late
         self._lock = threading.Lock()
         self._known: OrderedDict[OwnedId, Session] = OrderedDict()
         self._ids: dict[int, OwnedId] = {}
@@ -67,13 +69,13 @@ class LastKnown:
         """The keys of sessions that have changed since they were read, the last one last."""
 
     async def read(self, session_id: OwnedId, ask: Callable[[], Awaitable[Session]]) -> Session:
-        """What `ask` finds, which is remembered; or what is known, where the database can't be reached or doesn't
-        answer soon. Raises what `ask` does."""
+        """What `ask` finds, which is remembered; or what is known, where the database can't be reached, or answers
+        neither this soon nor heartbeats. Raises what `ask` does."""
         began = self._number
         asking = asyncio.ensure_future(ask())
         try:
             await asyncio.wait({asking}, timeout=_PATIENCE)
-            if not asking.done() and (known := self._get(session_id)) is not None:
+            if not asking.done() and self._is_late() and (known := self._get(session_id)) is not None:
                 return known
             session = await asking
         except Unavailable:

@@ -108,11 +108,11 @@ class SqlStore:
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
 
-    def answers_while(self, is_leased: Callable[[], bool]) -> None:
+    def answers_while(self, is_leased: Callable[[], bool], is_late: Callable[[], bool]) -> None:
         """Have `session` answer with what is last known of a session at home here where the database can't be reached,
-        as long as this host has a lease. Call it once, on an open store."""
+        as long as this host has a lease. See LastKnown; call it once, on an open store."""
         fence = self.database.fence
-        fence.last_known = LastKnown(fence.held, is_leased)
+        fence.last_known = LastKnown(fence.held, is_leased, is_late)
 
     async def look_again(self) -> None:
         """Read sessions that have changed here since they were read, so that they are known."""
