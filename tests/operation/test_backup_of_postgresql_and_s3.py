@@ -144,6 +144,7 @@ def test_what_is_wrong_in_a_bucket_is_named_put_aside_and_brought_back(
     there = backed.s3.bucket("backed", tmp_path.name)
     obstore.delete(there, missing)
     obstore.put(there, other, b"other", use_multipart=False)
+    assert missing not in backed.s3.names("backed", tmp_path.name)
     report = check(target, quiet)
     assert {(problem.what.rpartition("/")[2], problem.why) for problem in report.problems} == {
         (missing, "is missing"),
