@@ -159,16 +159,12 @@ async def can_t_be_put_on_record(sandbox: Sandbox) -> tuple[str, bytes]:
         while await alive() == before:  # until it is made ready
             pass
     recorded.set_exception(LookupError("there is no session"))
-    try:
-        await starting
-        raised = ""
-    except LookupError as error:
-        raised = str(error)
+    [raised] = await asyncio.gather(starting, return_exceptions=True)
     async with asyncio.timeout(PATIENCE):
         while await alive() > before:
             pass
     seen, _ = await process(sandbox, shell("ls | grep refused"))
-    return raised, seen.get("stdout", b"")
+    return str(raised), seen.get("stdout", b"")
 
 
 async def refuses_input(sandbox: Sandbox) -> list[str]:
