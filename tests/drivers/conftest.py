@@ -16,7 +16,7 @@ FEW = {
     "test_invocations": (),
     "test_connections": (),
     "test_languages": ("test_a_language[gvisor as a user-python]",),
-    "test_memory": (),
+    "test_memory": ("test_a_process_does_not_take_more_with_each_run_beside_it",),
 }
 """By module: tests that run with gVisor as an ordinary user in each case. Where they run as root, too, the others of
 the module are left to `make soak` with that: the walls of an ordinary user, and gVisor, are each tried anyway, and both

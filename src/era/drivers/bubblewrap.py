@@ -58,7 +58,7 @@ from era.drivers.forking import Forked, TemplateFailed
 from era.drivers.freezer import Freezer
 from era.drivers.launch import Bubblewrap, Launched, launch
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
-from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, of_processes
+from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, of_processes, used
 from era.drivers.namespace_entry import NamespaceEntry
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
@@ -263,16 +263,15 @@ class BubblewrapSandbox:
 
     async def relieve(self) -> bool:
         """End what takes most of the memory. Returns whether that is the run under way."""
-        beside = self._supervisor_beside()
-        if (
-            beside is not None
-            and (pid := beside.life.pid)
-            and await asyncio.to_thread(processes.kill_largest, pid, self._init_pid)
-        ):
-            self._out_of_memory.note()
-            return False
-        await self.kill_run()
-        return True
+        beside, runs = self._supervisor_beside(), self._watching.runs
+        if beside is not None and (pid := beside.life.pid):
+            other = self._init_pid if runs else pid  # what waits there for the next run is none
+            if await asyncio.to_thread(processes.kill_largest, pid, other, lambda one: used([one])):
+                self._out_of_memory.note()
+                return False
+        if runs:
+            await self.kill_run()
+        return runs
 
     async def _start(self, language: Language, control: socket.socket) -> None:
         """Start everything inside. Closes `control`, which the supervisor has then. Raises SandboxFailed, OSError."""

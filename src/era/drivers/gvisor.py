@@ -262,13 +262,10 @@ class GvisorSandbox(BubblewrapSandbox):
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
         if group is None:
-            return MemoryWatch(
-                self.group_limits().memory_bytes + SUPERVISOR_BYTES,
-                lambda: of_gvisor(self._processes()),
-                self.relieve,
-                first=0,
-                gives_back_late=True,
-            )
+            most, measured = self.group_limits().memory_bytes + SUPERVISOR_BYTES, lambda: of_gvisor(self._processes())
+            if self._watching.has_processes:  # what these have isn't given back after a run, and could grow with each
+                return MemoryWatch(most, measured, self.relieve)
+            return MemoryWatch(most, measured, self.relieve, first=0, gives_back_late=True)
         return GroupWatch(self.limits.memory_bytes + _OWN_MEMORY, group.memory_bytes, self.relieve)
 
     async def relieve(self) -> bool:

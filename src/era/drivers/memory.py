@@ -78,6 +78,11 @@ class MemoryWatch:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it measures, and would do that for the next run as for this one."""
+        return self._timer is not None and not (self._gives_back_late or (self._task and self._task.done()))
+
     def start(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._first, self._follow_soon)
 

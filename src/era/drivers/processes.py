@@ -12,7 +12,7 @@ import select
 import signal
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -305,10 +305,10 @@ def memory_bytes(pids: Iterable[int]) -> int:
     return anonymous + shared
 
 
-def kill_largest(pid: int, other: int) -> bool:
-    """Kill the process below `pid` that has most memory, if none below `other` has more. Returns whether it was killed.
-    The two themselves are left alone."""
-    sizes = {one: memory_bytes([one]) for one in {*below(pid), *below(other)} - {pid, other}}
+def kill_largest(pid: int, other: int, size: Callable[[int], int]) -> bool:
+    """Kill the process below `pid` that has most memory, by `size`, if none below `other` has more. Returns whether it
+    was killed. The two themselves are left alone."""
+    sizes = {one: size(one) for one in {*below(pid), *below(other)} - {pid, other}}
     largest = max(sizes, key=lambda one: sizes[one], default=0)
     try:
         pidfd = os.pidfd_open(largest)

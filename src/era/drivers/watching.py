@@ -21,7 +21,8 @@ class Watching:
         self.runs = False
         """Whether a run is under way."""
 
-        self._has_processes = False
+        self.has_processes = False
+        """Whether there are processes beside runs."""
 
     def begin_run(self) -> MemoryWatch | None:
         """A run begins. Returns what watches its memory."""
@@ -40,31 +41,34 @@ class Watching:
 
     def set_processes(self, there: bool) -> None:
         """There are processes beside runs from now on, or none any more."""
-        self._has_processes = there
+        self.has_processes = there
         if not self.runs:
             self._go_on()
 
     def stop(self) -> None:
-        self.runs = self._has_processes = False
+        self.runs = self.has_processes = False
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._has_processes:
+        if self.has_processes:
             self._begin()
         else:
             self._end()
 
     def _begin(self) -> None:
-        self._end()
+        # Else runs that are shorter than it takes to measure would let processes beside them take what they like.
+        goes_on = self.has_processes and self._memory is not None and self._memory.may_go_on
+        self._end(memory=not goes_on)
         if self.slice is not None:
             self.slice.begin(lasting=not self.runs)
-        self._memory = self._memory_watch()
-        if self._memory is not None:
-            self._memory.start()
+        if not goes_on:
+            self._memory = self._memory_watch()
+            if self._memory is not None:
+                self._memory.start()
 
-    def _end(self) -> None:
+    def _end(self, *, memory: bool = True) -> None:
         if self.slice is not None:
             self.slice.end()
-        if self._memory is not None:
+        if memory and self._memory is not None:
             self._memory.stop()
             self._memory = None
