@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from era.core.homes import Host
+from era.core.homes import Homes, Host
 from era.core.live.records import ProcessRecord
 from era.core.metadata import SessionChange
 from era.core.models import Session, StoredCode
@@ -111,6 +111,16 @@ async def test_a_home_that_was_taken_in_vain_is_taken_once_more(join: Joined) ->
     await b.store.change_session(mine("t"), SessionChange(default_timeout=8))
     with pytest.raises(SessionMoved):
         await a.store.change_session(mine("t"), SessionChange(default_timeout=9))
+
+
+async def test_a_session_that_was_given_away_may_come_back(join: Joined) -> None:
+    """Also one that has never been called here, but had its setup."""
+    a, b = await join("a"), await join("b")
+    session = await made(a)
+    await a.homes.take(session.key)
+    assert await Homes(a.homes, LONG, lambda: None).give("s", session.key, b.host)
+    assert await b.homes.give(session.key, "a")
+    assert (await a.store.change_session(mine("s"), SessionChange(default_timeout=7))).default_timeout == 7
 
 
 async def test_the_first_host_that_needs_a_session_is_its_home(join: Joined) -> None:

@@ -47,7 +47,7 @@ class Rows:
         self.left.append(host_id)
 
     async def heartbeats_at(self, url: str) -> Mapping[str, int]:
-        return next(self.seen)
+        return next(self.seen, {})
 
     async def records(self) -> Sequence[HostRecord]:
         return []
@@ -122,6 +122,17 @@ async def test_no_two_hosts_are_reached_at_one_url() -> None:
     rows.seen = iter([{"gone": 1, "other": 5}, {"other": 5}, {"other": 6}])
     with pytest.raises(NotReady, match=r"at http://a, too: .* ERA_HOST_URL"):
         await homes.check_alone_at("http://a")
+
+
+async def test_of_hosts_that_start_at_one_url_at_the_same_time_one_finds_out() -> None:
+    """Neither has told its URL while the other looks whether it's alone."""
+    rows = Rows()
+    homes = await started(rows)
+    rows.seen = iter([{homes.host_id: 1}, {homes.host_id: 2, "other": 2}])
+    await homes.reached_at("http://a")
+    with pytest.raises(NotReady, match="at http://a, too"):
+        await homes.reached_at("http://a")
+    await homes.leave()
 
 
 async def test_a_host_that_was_declared_dead_ends() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
+from era.core.homes import Host
+from era.core.models import JsonObject
 from tests.owners import mine
 from tests.unit.core import until
 from tests.unit.test_moves import Cluster, at, cluster
@@ -35,6 +38,15 @@ async def test_a_process_needs_a_processor_too() -> None:
     async with cluster(places=8) as one:
         hot(one)
         assert await one.move(live=True)
+
+
+async def test_a_process_waits_for_no_run() -> None:
+    """It begins beside them, wherever that is."""
+    async with cluster(places=8) as one:
+        hot(one)
+        async with one.turns.take(mine("s"), long=True), asyncio.timeout(5):
+            assert not await one.move(live=True)
+        assert one.rows.given == []
 
 
 async def runs_get_processors(one: Cluster) -> None:
@@ -204,6 +216,25 @@ async def test_a_long_run_is_waited_for_some_seconds_only(monkeypatch: pytest.Mo
         hot(one)
         async with one.turns.take(mine("s"), long=True):
             assert not await one.move()
+        assert one.rows.given == []
+
+
+async def test_a_run_that_begins_at_the_last_moment_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose caller has hung up before it had the turn is no call that could be counted."""
+    monkeypatch.setattr("era.core.moves._KNOWN_SECONDS", -1)
+    async with cluster(places=8) as one, AsyncExitStack() as turn:
+        hot(one)
+        room = one.room
+
+        async def asked(host: Host, packages: str | None = None) -> JsonObject | None:
+            if one.moves._leaving["s"].for_all and not one.turns.taken(mine("s")):
+                await turn.enter_async_context(one.turns.take(mine("s"), long=True))
+            return await room(host, packages)
+
+        one.room = asked  # type: ignore[method-assign]  # the same, and something besides
+        async with asyncio.timeout(5):
+            assert not await one.move()
+        assert one.turns.taken(mine("s"))
         assert one.rows.given == []
 
 

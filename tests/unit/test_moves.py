@@ -479,7 +479,11 @@ async def was_taken(one: Cluster) -> None:
     one.rows.own = one.rows.others["c"]
 
 
-@pytest.mark.parametrize("why", [has_done_it, is_another_request, has_no_room, was_taken])
+async def was_taken_up_meanwhile(one: Cluster) -> None:
+    one.works.add(1)
+
+
+@pytest.mark.parametrize("why", [has_done_it, is_another_request, has_no_room, was_taken, was_taken_up_meanwhile])
 async def test_a_new_session_is_set_up_where_it_was_made(why: Callable[[Cluster], Any]) -> None:
     async with cluster(places=8) as one:
         one.rows.own = Host(one.homes.host_id, "")
@@ -516,3 +520,19 @@ async def test_calls_about_a_new_session_wait_until_it_has_its_place() -> None:
         await placing
         assert not await called
         assert one.rows.given == [(1, "a")]
+
+
+async def test_a_new_session_that_was_called_before_it_has_its_place_goes_with_that_call() -> None:
+    """Its id may be known before: whoever makes it may choose that."""
+    async with cluster() as one:
+        one.told = {**ROOM, "a": {**ROOM["a"], "prepared": ["six"]}}
+        one.rows.may_give.clear()
+        moving = asyncio.create_task(one.move())
+        await until(lambda: one.turns.taken(mine("s")))
+        waiting = asyncio.create_task(one.move())
+        await one.moves.place(NEW)
+        one.rows.may_give.set()
+        async with asyncio.timeout(10):
+            assert await moving
+            await waiting
+        assert one.rows.given == [(1, "b")]

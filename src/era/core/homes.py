@@ -226,21 +226,20 @@ class Homes:
         first: dict[str, int] = {}
         while found := await self._store.heartbeats_at(url):
             if any(first.setdefault(host, at) != at for host, at in found.items()):
-                raise NotReady(
-                    f"Another host of this cluster is at {url}, too: give each an address of its own, with ERA_HOST "
-                    "and ERA_PORT, or ERA_HOST_URL."
-                )
+                raise _not_alone(url)
             await asyncio.sleep(self._lease_seconds / _BEATS / 2)
 
     async def reached_at(self, url: str) -> None:
         """Say where this host listens. A heartbeat tells the others at once; returns when it has, or its lease would be
-        over."""
+        over. Raises NotReady where another host has said the same, which has started at the same time; Unavailable."""
         self._host = Host(self._host.id, url)
         self._beat_now.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._lease_seconds):
                 while not self._told_url:
                     await self._news.wait()
+        if self._told_url and (await self._store.heartbeats_at(url)).keys() - {self._host.id}:
+            raise _not_alone(url)
 
     def check_reachable(self) -> None:
         """Raises Unready as long as the others can't know where this host listens."""
@@ -448,6 +447,7 @@ class Homes:
             self._giving.remove(session_key)
             self._gifts += 1
             self.moved(session_id)
+            self._store.forget(session_key)  # also where it had its home here without a call, as for a setup
 
     def moved(self, session_id: str) -> None:
         """Note that a session turned out not to be at home here."""
@@ -495,6 +495,13 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+def _not_alone(url: str) -> NotReady:
+    return NotReady(
+        f"Another host of this cluster is at {url}, too: give each an address of its own, with ERA_HOST and ERA_PORT, "
+        "or ERA_HOST_URL."
+    )
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:

@@ -19,8 +19,9 @@ is made with a setup is given away before that begins, to a host that has done t
 
 Nothing may be under way in what moves, and nothing that lasts is ended for it. So its turn is held meanwhile, calls
 that come wait at the gate (`calling`), and one that has passed the gate keeps its session from moving. A hot session is
-never without calls: while it waits for those that have passed to end, only runs wait at the gate, which would wait for
-the session's turn anyway. Those that waited go on to the new home.
+never without calls: a run that is to move with it waits for those that have passed to end, and meanwhile only runs wait
+at the gate, which would wait for the session's turn anyway. Those that waited go on to the new home. A call for what
+lives beside runs waits for none, and so moves only with a session that is at rest.
 
 It doesn't come back at once. A host has room for others only up to three quarters of its own places, and none while
 anybody waits there. As for processors, the other host must have at most three quarters as much to do for each, with the
@@ -293,7 +294,7 @@ class Moves:
         key, arrival = self._homes.key_here(session.id), self._homes.arrival(session.id)
         if session.id in self._leaving or key is None or (why := self._why(session, key, live, arrival)) is None:
             return False
-        kind, patient = "live" if live else "sandboxes", why is Why.BUSY
+        kind, patient = "live" if live else "sandboxes", why is Why.BUSY and not live
         if not patient and not self._is_left_alone(session, key):
             return False
         with self._about_to_leave(session.id, key) as leaving:
@@ -308,8 +309,8 @@ class Moves:
                 return False
             hosts = await self._with_room(kind, why)
             # Nothing is waited for between this look and the gift.
-            is_so = self._why(session, key, live, arrival) is why and self._homes.key_here(session.id) == key
-            if not hosts or not is_so or found.key != key:
+            is_so = self._is_left_alone(session, key) and self._why(session, key, live, arrival) is why
+            if not hosts or not is_so or self._homes.key_here(session.id) != key or found.key != key:
                 return False
             host = self._best(hosts, kind, why, found.package_set)
             if why is Why.PACKAGES and found.package_set not in self._told[host.id].packages:
@@ -334,12 +335,16 @@ class Moves:
         best = max(hosts, key=lambda host: (told[host.id].is_prepared, told[host.id].room["sandboxes"]), default=None)
         if best is None or (why is Why.PACKAGES and not told[best.id].is_prepared):
             return
+        if session.id in self._leaving:
+            return  # it was called meanwhile, and goes where that call would have it
         with self._about_to_leave(session.id, session.key) as leaving:
             leaving.for_all = True
             try:
-                if not await self._homes.owns(session.key) or self._calls[session.id] or self._calls[session.key]:
+                if not await self._homes.owns(session.key):
                     return
-            except EraError:
+            except EraError:  # nobody knows whose it is
+                return
+            if not self._is_left_alone(session.owned_id, session.key, calls=0):
                 return
             if await self._give(session.owned_id, session.key, best, "sandboxes", why):
                 await self._others.look_for_setups(best)
@@ -419,9 +424,9 @@ class Moves:
         """Whether anything of a session goes on here that no other host can go on with."""
         return self._live.has(key) or any(works(key) for works in self._works) or self._has_ticket(session.id)
 
-    def _is_left_alone(self, session: OwnedId, key: int) -> bool:
-        """Whether nothing of a session is under way besides the call that asks."""
-        is_called = self._calls[session.id] > 1 or self._calls[key]
+    def _is_left_alone(self, session: OwnedId, key: int, *, calls: int = 1) -> bool:
+        """Whether nothing of a session is under way besides so many calls about it, such as the one that asks."""
+        is_called = self._calls[session.id] > calls or self._calls[key]
         runs = self._turns.taken(session) or self._sandboxes.is_busy(key)
         return not (is_called or runs or self._lasts(session, key))
 
