@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices
 
@@ -81,6 +82,10 @@ def check_cluster(settings: Settings) -> None:
         raise NotReady("ERA_SHARED_DIR is this host's data directory; choose another with --data-dir or ERA_DATA_DIR.")
     if settings.host in ("0.0.0.0", "::") and settings.host_url is None:  # noqa: S104  it is only compared
         raise NotReady(f"At {settings.host} no other host reaches this one: set ERA_HOST_URL to a URL where they do.")
+    try:
+        _ = urlsplit(settings.host_url or "").port
+    except ValueError:
+        raise NotReady(f"ERA_HOST_URL is {settings.host_url}, at which no host can be called.") from None
     if host_tls(settings) is None and settings.cluster_port:
         raise NotReady("ERA_CLUSTER_PORT is for hosts that talk over TLS: set ERA_CLUSTER_CERTIFICATE, too.")
 

@@ -323,7 +323,7 @@ def test_what_hosts_ask_each_other_is_a_path_like_any_other_at_a_site(home: Home
     assert client.post("/api/sessions", json=body).status_code == 201
     start_in_background(client, "site", HTTP_SERVER)
     name = urlsplit(client.get("/api/sessions/site/host", params={"port": 3000}).json()["site_url"]).netloc
-    for path in ("active?owner=default", "changed", "hello", "in-use", "room", "state"):
+    for path in ("active?owner=default", "changed", "hello", "in-use", "room", "setups", "state"):
         answer = client.get(f"/cluster/{path}", headers={"Host": name})
         assert answer.json().get("path") == f"/cluster/{path}", answer.text
 

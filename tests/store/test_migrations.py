@@ -11,6 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Column, Integer, MetaData
 
 from era.core.homes import Host
 from era.core.models import Snapshot
@@ -46,6 +47,19 @@ HOST = (
     "INSERT INTO hosts (id, url, started_at, heartbeat_at, lease_us, dead) VALUES ('{name}', '', 1, {at}, {us}, {dead})"
 )
 BEAT = "UPDATE hosts SET heartbeat_at = heartbeat_at + 1"
+
+
+def test_hosts_of_a_version_whose_table_has_fewer_columns_are_found(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_at_revision(empty_url, "0025")
+    execute(empty_url, HOST.format(name="works", at=time.time_ns() // 1000, us=3_600_000_000, dead="false"))
+    newer = tables.tables["hosts"].to_metadata(MetaData())
+    newer.append_column(Column("added", Integer))
+    monkeypatch.setattr(migrations, "hosts", newer)
+    engine = engine_of(empty_url)
+    assert list(migrations._heartbeats(engine)) == ["works"]
+    engine.dispose()
 
 
 async def test_nothing_is_migrated_under_hosts_that_could_not_go_on(

@@ -71,6 +71,13 @@ def test_a_certificate_that_the_others_would_refuse(
     assert not problem.value.hint
 
 
+@pytest.mark.parametrize("url", ["http://host-1:99999", "http://[::1:8787"])
+def test_an_address_at_which_no_host_can_be_called(tmp_path: Path, url: str) -> None:
+    """All others would trip over it."""
+    with pytest.raises(NotReady, match="ERA_HOST_URL"):
+        check_cluster(settings(tmp_path, {}, host_url=url))
+
+
 def test_a_key_that_tls_has_no_signatures_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ec, "SECP256R1", ec.SECP256K1)

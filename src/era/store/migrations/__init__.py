@@ -93,12 +93,13 @@ def _wait_for_hosts_that_are_gone(engine: Engine) -> None:
 
 
 def _heartbeats(engine: Engine) -> Mapping[str, int]:
-    """The last heartbeats of hosts that have a lease."""
+    """The last heartbeats of hosts that have a lease, from a table that may be an older version's."""
     with engine.begin() as connection:
         if not inspect(connection).has_table(hosts.name):
             return {}
         has_lease = ~hosts.c.dead & (hosts.c.heartbeat_at + hosts.c.lease_us > database_time())
-        return {row.id: row.heartbeat_at for row in connection.execute(select(hosts).where(has_lease))}
+        beats = select(hosts.c.id, hosts.c.heartbeat_at).where(has_lease)
+        return {row.id: row.heartbeat_at for row in connection.execute(beats)}
 
 
 def _revision(engine: Engine) -> str | None:
