@@ -143,8 +143,11 @@ async def test_runs_of_many_clients_go_on_until_the_session_moves_and_then_there
         async def run(number: int) -> None:
             """A call that has passed the gate, and waits for the session's turn."""
             async with one.moves.calling("s", to_run=True), one.turns.take(mine("s"), long=True):
+                one.sandboxes.busy.add(1)
                 await turn.wait()
                 await asyncio.sleep(0.1)
+                if one.turns.long_ones(mine("s")) == 1:
+                    one.sandboxes.busy.clear()
             ended.append(f"here {number}")
 
         async def later() -> None:
@@ -214,6 +217,7 @@ async def test_a_long_run_is_waited_for_some_seconds_only(monkeypatch: pytest.Mo
     monkeypatch.setattr("era.core.moves._PATIENCE", 0.5)
     async with cluster(places=8) as one:
         hot(one)
+        one.sandboxes.busy.add(1)
         async with one.turns.take(mine("s"), long=True):
             assert not await one.move()
         assert one.rows.given == []
@@ -236,6 +240,17 @@ async def test_a_run_that_begins_at_the_last_moment_is_not_waited_for(monkeypatc
             assert not await one.move()
         assert one.turns.taken(mine("s"))
         assert one.rows.given == []
+
+
+async def test_a_run_that_waits_for_its_slot_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processors are full it may do so for longer than the patience is with one that runs."""
+    monkeypatch.setattr("era.core.moves._PATIENCE", 0.2)
+    async with cluster(places=8) as one:
+        hot(one)
+        async with one.turns.take(mine("s"), long=True):
+            moving = asyncio.create_task(one.move())
+            await asyncio.sleep(1)
+        assert await moving
 
 
 async def test_a_run_that_ends_when_somebody_waits_for_the_turn_is_not_waited_for() -> None:

@@ -71,7 +71,8 @@ _STAYS_SECONDS = 10.0
 """For which a session stays for which other processors would be better: once it has come, or couldn't move."""
 
 _PATIENCE = 10.0
-"""Seconds for which a hot session waits to move for the next of the runs before to end."""
+"""Seconds for which a hot session waits to move for the next of the runs before to end. Those in which that waits for a
+slot, and has no sandbox yet, don't count: on a full host they may be as many, and they are bounded."""
 
 _BETWEEN_SECONDS = 0.25
 """For which it waits where no run has its turn, so that those which wait for it lose no more."""
@@ -365,7 +366,7 @@ class Moves:
         runs, ended_at, busy_at = 0, 0.0, time.monotonic()
         while not self._is_left_alone(session, key):
             now, before, runs = time.monotonic(), runs, self._turns.long_ones(session)
-            ended_at = now if runs != before else ended_at
+            ended_at = now if runs != before or not self._sandboxes.is_busy(key) else ended_at
             busy_at = now if runs else busy_at
             give_up_at = busy_at + _BETWEEN_SECONDS if not runs else ended_at + _PATIENCE
             if not patient or self._lasts(session, key) or now > give_up_at:
