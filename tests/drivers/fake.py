@@ -161,6 +161,9 @@ class FakeSandbox:
     def cpu_seconds(self) -> float:
         return 0.0 if self._program is None else processes.cpu_seconds(processes.below(self._program.pid))
 
+    def wants_processor(self) -> bool:
+        return self._program is not None and processes.want_processor(processes.below(self._program.pid))
+
     def memory_bytes(self) -> int:
         return 10 << 20
 

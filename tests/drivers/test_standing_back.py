@@ -75,6 +75,26 @@ while True:
     assert sandbox.cpu_seconds() - before > 0.45
 
 
+@pytest.mark.parametrize(("code", "wants"), [("sum(range(10**8))", True), ("__import__('time').sleep(1.5)", False)])
+def test_who_wants_a_processor(sandboxes: Sandboxes, code: str, wants: bool) -> None:
+    """However little it gets."""
+    sandbox, seen = sandboxes.make(), list[bool]()
+
+    def look() -> None:
+        assert eventually((sandbox.workspace / "begun").exists)
+        while len(seen) < 20:
+            seen.append(sandbox.wants_processor())
+            time.sleep(0.01)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        assert sandboxes.run(sandbox, f"open('begun', 'w').close()\n{code}", timeout=60).ended.exit_code == 0
+    finally:
+        looking.join()
+    assert seen.count(wants) > 10
+
+
 async def comes_forward(sandbox: Any, idle: Path, wanted: Any) -> bool:
     """Whether a process that has used up its slice gets another one by what `wanted` does."""
     process = await steps.started(sandbox, shell("while :; do :; done", stdin=True))

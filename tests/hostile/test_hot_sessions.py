@@ -14,8 +14,8 @@ from tests.conftest import Server, eventually
 from tests.hostile.test_full_host import Both, count, full_home, homes, make, moved
 from tests.two_hosts import Home
 
-HOLD = "import time; time.sleep(0.09)"
-"""A run that has its slot for as long as it takes, and uses little of a processor."""
+HOLD = "import time\nuntil = time.process_time() + 0.05\nwhile time.process_time() < until: pass"
+"""A run that has its slot for as long as it takes, however busy the machine is."""
 
 SECONDS = 120.0
 

@@ -7,10 +7,12 @@ import math
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from era.core.admission import Slot, Wanted
+from era.core.admission import Admission, Slot, Wanted
+from era.core.ports import Sandbox
 from era.core.recent_mean import RecentMean
 from era.core.run_messages import ExecuteRequest
 from tests.owners import mine
@@ -136,6 +138,28 @@ async def test_runs_that_work_for_long_want_a_processor_and_those_that_wait_do_n
     go.touch()
     await asyncio.gather(*(listener.task for listener in listeners))
     assert core.admission.wanted.now == 0
+
+
+class Starved:
+    """A sandbox whose program gets no processor."""
+
+    wants = True
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def wants_processor(self) -> bool:
+        return self.wants
+
+
+async def test_a_run_that_wants_a_processor_and_gets_none_keeps_its_slot() -> None:
+    sandbox, admission = Starved(), Admission(processors=1)
+    async with admission.admitted("a") as slot:
+        slot.use(cast(Sandbox, sandbox))
+        await asyncio.sleep(0.5)
+        assert (admission.places.taken, admission.wanted.now) == (1, 1)
+        sandbox.wants = False
+        await until(lambda: (admission.places.taken, admission.wanted.now) == (0, 0))
 
 
 def test_processors_are_full_once_runs_have_waited_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ of processor time stands back behind all others anyway (drivers/time_slice.py). 
 goes on without one. So a hundred runs that sleep, or that serve public URLs, keep nobody from beginning, and a long one
 delays a short one by no more than its slice.
 
-What is measured is processor time, not age: on a busy machine every run is old.
+What is measured is processor time, not age: on a busy machine every run is old. There a run may also get next to no
+processor time, however much it wants. So one that has used little works nevertheless if any of its threads could run at
+that moment.
 
 How many runs *want* a processor is counted besides: those that wait for a slot, have one, or have used up their slice
 and go on working. A host of a cluster goes by that for whether its processors are full (moves.py). What goes on beside
@@ -37,10 +39,7 @@ _LOOK_LATER = 1.0
 """Seconds between two looks at whether a run that has used up its slice still works."""
 
 _WORKS = 0.1
-"""A run works as long as it uses so much of a processor."""
-
-_WORKS_BEHIND = 0.02
-"""The same of one without a slot, for which others may leave little."""
+"""A run works as long as it uses so much of a processor, or would use one that it doesn't get."""
 
 _MAKING = 1.0
 """Seconds for which a run keeps its slot while its sandbox is being made."""
@@ -180,8 +179,8 @@ class Slot:
             if self._end is None:
                 self._end, works = used + SLICE, True
             else:
-                least = _WORKS if self._held else _WORKS_BEHIND
-                works = used - self._used >= least * (now - self._looked_at)
+                much = _WORKS * (now - self._looked_at)
+                works = used - self._used >= much or self._sandbox.wants_processor()
             is_short = used < self._end
             self._used, self._looked_at = used, now
         looks_again = works or self._held

@@ -206,6 +206,10 @@ class Sandbox(Protocol):
         """Processor time that its processes have used so far, in all runs together."""
         ...
 
+    def wants_processor(self) -> bool:
+        """Whether any thread of its processes has a processor at this moment, or waits for one."""
+        ...
+
     def memory_bytes(self) -> int:
         """Memory that its processes have now and that files can't take the place of."""
         ...

@@ -172,6 +172,9 @@ class BubblewrapSandbox:
         seconds = self._group.cpu_seconds() if self._group is not None else None
         return processes.cpu_seconds(self._processes()) if seconds is None else seconds
 
+    def wants_processor(self) -> bool:
+        return processes.want_processor(self._processes())
+
     async def process_supervisor(self) -> ProcessSupervisor:
         if not self.alive or self._beside is None or self._packages is None:
             raise SandboxFailed("The sandbox is gone.")

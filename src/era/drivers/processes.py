@@ -292,6 +292,16 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return ticks / _TICKS
 
 
+def want_processor(pids: Iterable[int]) -> bool:
+    """Whether any thread of these processes has a processor at this moment, or waits for one (proc_pid_stat(5))."""
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for tid in threads(pid):
+                if Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].startswith(" R"):
+                    return True
+    return False
+
+
 def memory_bytes(pids: Iterable[int]) -> int:
     """Memory of these processes that isn't that of files (proc_pid_status(5)). What they share by fork counts for
     each, what they share otherwise once."""
