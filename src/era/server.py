@@ -74,7 +74,7 @@ async def serve(
 ) -> None:
     """Serve the API until a signal comes. `say` gets the lines for the person who started it. `listening` are sockets
     that listen where the settings say; without any they are made. Raises NotReady where they can't be, and where the
-    other hosts of the cluster and this one don't trust each other."""
+    other hosts of the cluster and this one don't trust each other, or one of them is at its address."""
     tls = context.hosts_tls
     if context.other_hosts is not None:
         await context.other_hosts.check_trusted()
@@ -186,7 +186,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
-            await self._ready(port, await self._serve_hosts(port))
+            try:
+                await self._ready(port, await self._serve_hosts(port))
+            except Exception:
+                await self.shutdown(sockets)  # as it has begun to serve
+                raise
 
     async def _serve_hosts(self, served_port: int) -> int | None:
         """Listen for other hosts, too; the port for that."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -132,8 +133,18 @@ def test_nobody_else_passes_calls_on(hosts: list[httpx.Client], header: str) -> 
     assert (answer.status_code, answer.json()["code"]) == (403, "bad_hop")
 
 
-def test_a_host_with_the_address_of_another_one_does_not_start(cluster: Cluster) -> None:
+SEES_NOBODY = """
+from era.core.homes import Homes
+async def check_alone_at(self, url): pass
+Homes.check_alone_at = check_alone_at
+"""
+
+
+@pytest.mark.parametrize("seen", ["before it joins", "once it has told its own"])
+def test_a_host_with_the_address_of_another_one_does_not_start(cluster: Cluster, tmp_path: Path, seen: str) -> None:
+    """Also where the other one has only told its address when this one had looked."""
     url = cluster.told()[0]["url"]
+    (tmp_path / "sitecustomize.py").write_text("" if seen == "before it joins" else SEES_NOBODY)
     settings = {
         "ERA_SHARED_DIR": str(cluster.directory / "shared"),
         "ERA_CLUSTER_SECRET": (cluster.directory / "secret").read_text().strip(),
@@ -141,6 +152,7 @@ def test_a_host_with_the_address_of_another_one_does_not_start(cluster: Cluster)
         "ERA_LEASE_SECONDS": str(LEASE_SECONDS),
         "ERA_HOST_URL": url,
         "ERA_PORT": "0",
+        "PYTHONPATH": str(tmp_path),
     }
     told = era(None, "serve", code=2, env=settings).stderr.splitlines()
     assert [line for line in told if line.startswith("era: ")] == [
