@@ -298,12 +298,14 @@ class Moves:
         kind, patient = "live" if live else "sandboxes", why is Why.BUSY and not live
         if not patient and not self._is_left_alone(session, key):
             return False
+        try:
+            found = await self._find(session)  # or anybody could have others' sessions move, and their calls wait
+        except EraError:
+            return False
+        if session.id in self._leaving:  # for another call, which looked meanwhile
+            return await self.move(session, live=live)
         with self._about_to_leave(session.id, key) as leaving:
             if not await self._with_room(kind, why):
-                return False
-            try:
-                found = await self._find(session)  # or anybody could have others' sessions move
-            except EraError:
                 return False
             if not await self._comes_to_rest(session, key, leaving, patient=patient):
                 self._homes.stay(key)
