@@ -94,7 +94,7 @@ def test_what_threads_have_is_found(
         assert processes.unnamed_bytes([process.pid], device) >= 1 << 16
         assert processes.memory_bytes([process.pid]) > 1 << 20
         assert memory.used([process.pid]) > 1 << 20
-        assert memory.of_processes([process.pid], 0) == memory.used([process.pid])
-        assert memory.of_processes([process.pid], 1 << 40) >= memory.used([process.pid])
+        assert memory.of_processes([process.pid], 0) > 1 << 20
+        assert memory.of_processes([process.pid], 1 << 40) > 1 << 20
         assert memory.of_gvisor([process.pid]) > 1 << 20
         process.stdin.close()
