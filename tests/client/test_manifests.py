@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]  # it has no types of its own
 
 ROOT = Path(__file__).parent.parent.parent
 RAY = ROOT / ".tools" / "ray"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from era.store.metadata import SqlStore
+from tests.postgres import Postgres
 from tests.store.rows import opened
 from tests.store.s3 import bucket, faulty, s3
 
@@ -24,6 +25,14 @@ def url(request: pytest.FixtureRequest) -> str:
 def empty_url(request: pytest.FixtureRequest) -> str:
     """The URL of a database without tables, of each kind."""
     return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def restarted(postgres: Postgres) -> Iterator[Postgres]:
+    """The server, which runs again after the test whatever that did."""
+    yield postgres
+    postgres.stop()
+    postgres.start()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -39,14 +39,6 @@ async def host(url: str, lease: Lease) -> AsyncIterator[SqlStore]:
         await (await store.homes()).join(Host("a", "http://a"), 3600)
         store.answers_while(lease, lambda: False)
         yield store
-
-
-@pytest.fixture
-def restarted(postgres: Postgres) -> Iterator[Postgres]:
-    """The server, which runs again after the test whatever that did."""
-    yield postgres
-    postgres.stop()
-    postgres.start()
 
 
 async def test_a_session_at_home_here_is_shown_while_the_database_is_away(

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,14 +39,6 @@ USE = Use(DEFAULT_OWNER, "", 20_000)
 async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
     async with opened(postgres_url) as store:
         yield store
-
-
-@pytest.fixture
-def restarted(postgres: Postgres) -> Iterator[Postgres]:
-    """The server, which runs again after the test whatever that did."""
-    yield postgres
-    postgres.stop()
-    postgres.start()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])

@@ -79,10 +79,7 @@ class _OfSession:
         """Held from before a cell to after its state file has been read."""
 
         self.state_file: StateFile | None = None
-        self.disk_problem: str | None = None
-        """Which limit of the working directory the contexts were ended for, if they were."""
-
-        self._allowance: Allowance | None = None
+        self._allowance = Allowance(live.sandbox, live.session.snapshot, self._disk_full, _DISK_TICK)
 
     def opened_state_file(self, base_url: str) -> StateFile:
         if self.state_file is None:
@@ -91,15 +88,17 @@ class _OfSession:
 
     def watch_disk(self) -> None:
         """End the contexts if the working directory outgrows its limits, also between cells."""
-        self.disk_problem = None
-        if self._allowance is None:
-            self._allowance = Allowance(self.live.sandbox, self.live.session.snapshot, self._disk_full, _DISK_TICK)
-            self._allowance.start()
+        self._allowance.start()
+
+    @property
+    def disk_problem(self) -> str | None:
+        """Which limit of the working directory the contexts were ended for, if they were."""
+        return self._allowance.problem
 
     async def _disk_full(self) -> None:
-        problem = None if self._allowance is None else self._allowance.problem
-        self._allowance, self.disk_problem, self.live.is_full = None, problem, True
-        await self.close(f"The session was out of disk space: {problem}.")
+        self._allowance.stop()  # until there are contexts again
+        self.live.is_full = True
+        await self.close(f"The session was out of disk space: {self.disk_problem}.")
 
     async def close(self, why: str) -> None:
         """End all interpreters. `why` is a sentence."""
@@ -107,8 +106,7 @@ class _OfSession:
 
     async def end(self, why: str) -> None:
         """The session isn't live any more."""
-        if self._allowance is not None:
-            self._allowance.stop()
+        self._allowance.stop()
         await self.close(why)
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS), self.running:
