@@ -66,21 +66,29 @@ class Cluster:
         pid = self.pid(number)
         while True:
             os.kill(pid, signal.SIGSTOP)
-            if not (self.directory / "shared" / "era.sqlite").exists():
+            if self._is_writable():
                 break
-            with closing(sqlite3.connect(self.directory / "shared" / "era.sqlite", isolation_level=None)) as database:
-                try:
-                    database.execute("BEGIN IMMEDIATE")
-                    database.execute("ROLLBACK")
-                    break
-                except sqlite3.OperationalError:
-                    os.kill(pid, signal.SIGCONT)
-                    time.sleep(0.2)  # for what it is doing to come to an end
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.2)  # for what it is doing to come to an end
         try:
             yield pid
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+    def _is_writable(self) -> bool:
+        """Whether nobody has SQLite's lock for long, if the rows are there. It waits for a small part of a lease: the
+        host that is paused meanwhile shall be alive afterwards."""
+        path = self.directory / "shared" / "era.sqlite"
+        if not path.exists():
+            return True
+        with closing(sqlite3.connect(path, timeout=LEASE_SECONDS / 12, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     def kill(self, number: int) -> None:
         """`kill -9` a host, which is then started anew."""

@@ -26,6 +26,16 @@ SHIFT = 8
 pytestmark = pytest.mark.soak
 
 
+def _server_url(directory: Path, log: Path) -> str:
+    """Where a Jupyter server listens, by the file that it writes once it does, though not in one step."""
+
+    def written() -> str:
+        return next((text for path in directory.glob("jpserver-*.json") if (text := path.read_text())), "")
+
+    assert eventually(lambda: written().endswith("}"), seconds=120), log.read_text()
+    return str(json.loads(written())["url"])
+
+
 @pytest.fixture
 def lab(server: Server, tmp_path: Path) -> Iterator[str]:
     """The address of a JupyterLab that has the kernel, installed as users do it."""
@@ -50,9 +60,7 @@ def lab(server: Server, tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "log").open("wb") as log:
         jupyter = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
     try:
-        running = eventually(lambda: list(paths["JUPYTER_RUNTIME_DIR"].glob("jpserver-*.json")), seconds=120)
-        assert running, (tmp_path / "log").read_text()
-        yield f"{json.loads(running[0].read_text())['url']}lab?token={TOKEN}"
+        yield f"{_server_url(paths['JUPYTER_RUNTIME_DIR'], tmp_path / 'log')}lab?token={TOKEN}"
     finally:
         jupyter.terminate()
         try:
