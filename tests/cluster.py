@@ -22,6 +22,9 @@ from tests.conftest import ERA, STOP_SECONDS, Server, assert_nothing_left, desce
 KEY = "the operator's key of a cluster"
 LEASE_SECONDS = 6
 
+ERROR_PAUSE = 0.1
+"""Seconds for which a client waits after an error."""
+
 
 @dataclass
 class Cluster:
@@ -197,9 +200,17 @@ class History:
                 self._tokens += 1
                 token = f"{self.name}{self._tokens}"
             host = count // len(self.sessions)
-            while not self._try(session, token, host, again) and again and not self.stop.is_set():
+            while not self._try(session, token, host, again):
+                self.stop.wait(ERROR_PAUSE)  # Dozens that don't wait at all leave a small machine no time to come back.
+                if not again or self.stop.is_set():
+                    break
                 host += 1
             self.stop.wait(self.pause)
+
+    def goes_on(self, answers: int) -> bool:
+        """Whether so many more appends are answered than were when it was called, in time."""
+        enough = len(self.answered) + answers
+        return bool(eventually(lambda: len(self.answered) >= enough))
 
     def _try(self, session: str, token: str, host: int, again: bool) -> bool:
         """Append a token once; whether the answer says what became of it."""
