@@ -65,19 +65,23 @@ class Cluster:
     def paused(self, number: int) -> Iterator[int]:
         """A host that doesn't go on within the block. It is none that has SQLite's lock at that moment, if the rows are
         there: until it went on, nobody could write."""
-        assert eventually(lambda: self.is_ready(number))
-        pid = self.pid(number)
-        while True:
-            os.kill(pid, signal.SIGSTOP)
-            if self._is_writable():
-                break
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.2)  # for what it is doing to come to an end
+        pid = self._stopped(number)
         try:
             yield pid
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+    def _stopped(self, number: int) -> int:
+        while True:
+            assert eventually(lambda: self.is_ready(number))
+            pid = self.pid(number)
+            with suppress(ProcessLookupError):  # It was started anew, and cluster.json doesn't say so yet.
+                os.kill(pid, signal.SIGSTOP)
+                if self._is_writable():
+                    return pid
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.2)  # for what it is doing to come to an end
 
     def _is_writable(self) -> bool:
         """Whether nobody has SQLite's lock for long, if the rows are there. It waits for a small part of a lease: the
