@@ -314,6 +314,22 @@ async def test_what_is_wrong_with_a_database_is_told_in_a_line(postgres: Postgre
     assert "can't be written to by its user" in said
 
 
+async def test_no_statement_is_compiled(store: SqlStore) -> None:
+    """Not even one that reads a whole table, which the writer has PostgreSQL think to be beyond all measure."""
+
+    def plan(connection: Connection, compiles: bool = False) -> str:
+        if compiles:
+            connection.execute(text("SET LOCAL jit = on"))
+            if not connection.scalar(text("SELECT pg_jit_available()")):
+                return "JIT isn't there"
+        return "\n".join(connection.scalars(text("EXPLAIN ANALYZE SELECT count(*) FROM webhooks WHERE owner = 'x'")))
+
+    assert "JIT" in await store.database.write(plan, True)
+    assert "JIT" not in await store.database.write(plan)
+    for job in (store.database.read, store.database.write):
+        assert await job(lambda connection: connection.scalar(text("SHOW jit"))) == "off"
+
+
 async def test_text_that_it_can_not_hold_is_refused(store: SqlStore) -> None:
     session = await store.create_session(new("a"))
     with pytest.raises(BadRequest, match="NUL"):
