@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, Table, create_engine
 
 from era.core.metadata import Retention
 from era.core.models import NewSession, RunRecord, Session, now
@@ -73,3 +73,12 @@ def make_at_revision(url: str, revision: str) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
     engine.dispose()
+
+
+def multiply(url: str, table: Table, count: int, **own: str) -> None:
+    """Insert `count` rows like the table's only one, each with values of its own in some columns: SQL with `i` for its
+    number, from 1."""
+    others = [f'"{column.name}"' for column in table.columns if column.name not in {"key", *own}]
+    into, values = ", ".join([*own, *others]), ", ".join([*own.values(), *others])
+    numbers = f"(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) SELECT i FROM n) n"
+    execute(url, f"INSERT INTO {table.name} ({into}) SELECT {values} FROM {table.name} t, {numbers}")

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +23,14 @@ from era.core.usage import Use
 from era.errors import BadRequest, CommitFailed, Conflict, NotReady
 from era.store import database, dialects, place
 from era.store.database import Database, DatabaseAway
+from era.store.homes import _look
 from era.store.metadata import SqlStore
+from era.store.tables import homes, runs, sessions
 from era.store.usage import add_use
 from tests.owners import mine
 from tests.postgres import Postgres
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
-from tests.store.rows import ended, new, opened
+from tests.store.rows import ended, execute, multiply, new, opened
 
 __all__ = ["postgres_proxy"]
 
@@ -328,6 +330,35 @@ async def test_no_statement_is_compiled(store: SqlStore) -> None:
     assert "JIT" not in await store.database.write(plan)
     for job in (store.database.read, store.database.write):
         assert await job(lambda connection: connection.scalar(text("SHOW jit"))) == "off"
+
+
+async def test_a_look_at_all_hosts_reads_no_more_where_there_is_much(postgres_url: str) -> None:
+    """Each host does that once a second, and the one that leads looks for what dead ones were doing. Here most sessions
+    were at home at such, and nothing is under way."""
+    many = 20_000
+    async with opened(postgres_url, alone=False) as store:
+        rows, host = await store.homes(), Host("leads", "http://leads")
+        await rows.join(host, 3600)
+        session = await store.create_session(new("s"))
+        await rows.take(session.key)
+        await store.begin_run(mine("s"), "r")
+        await store.end_run(ended(session, "r"), data=None, snapshot=None)
+        multiply(postgres_url, sessions, many, id="'s' || i")
+        multiply(postgres_url, homes, many, session_key=f"{session.key} + i", host_id="'dead' || mod(i, 50)")
+        multiply(postgres_url, runs, 3 * many, id="'r' || i", session_key=f"{session.key} + mod(i, {many})")
+        execute(postgres_url, "ANALYZE")
+
+        def read_by(looks: int) -> Callable[[Connection], int]:
+            def job(connection: Connection) -> int:
+                for _ in range(looks):
+                    _look(connection, host, declares=True)
+                read = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+                return int(connection.scalar(text(read)) or 0)
+
+            return job
+
+        # PostgreSQL plans a statement anew a few times, and then for all values that its parameters may have.
+        assert await store.database.write(read_by(20)) < 20 * 100
 
 
 async def test_text_that_it_can_not_hold_is_refused(store: SqlStore) -> None:

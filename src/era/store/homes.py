@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, literal_column, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
 from era.core.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
 from era.store.database import Database, Fence, changes, if_undone
 from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, together
 from era.store.session_lookup import IS_PRESENT
-from era.store.tables import deliveries, homes, hosts, inboxes, leader, processes, runs, sessions
+from era.store.tables import deliveries, has_status, homes, hosts, inboxes, leader, processes, runs, sessions
 from era.store.webhooks import tell_lost
 
 LOST = "the host that ran it is dead"
@@ -93,12 +93,12 @@ def _homeless(session_key: Any) -> Any:
     return ~exists().where(home, hosts.c.id == homes.c.host_id, ~hosts.c.dead)
 
 
-_LOST_RUNS = (runs.c.status == "running") & _homeless(runs.c.session_key)
-_LOST_PROCESSES = literal_column("processes.status = 'running'") & _homeless(processes.c.session_key)
+_LOST_RUNS = has_status(runs, "running") & _homeless(runs.c.session_key)
+_LOST_PROCESSES = has_status(processes, "running") & _homeless(processes.c.session_key)
 _LOST_DELIVERIES = (
     # By session, since that is how their index goes.
     deliveries.c.session_key.in_(select(inboxes.c.session_key).where(_homeless(inboxes.c.session_key)))
-    & (deliveries.c.status == "running")
+    & has_status(deliveries, "running")
 )
 _ANY_LOST = select(
     select(runs.c.key).where(_LOST_RUNS).exists() | select(processes.c.key).where(_LOST_PROCESSES).exists()

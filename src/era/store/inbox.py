@@ -31,7 +31,7 @@ from era.store.database import Database
 from era.store.homes import check_home
 from era.store.session_lookup import IS_PRESENT, find_session, read_session
 from era.store.tables import deliveries as _d
-from era.store.tables import inboxes, sessions
+from era.store.tables import has_status, inboxes, sessions
 
 _FIELDS = (
     "key",
@@ -54,22 +54,21 @@ _DELIVERIES = select(*(_d.c[name] for name in _FIELDS))
 _CONTENT = select(_d.c.method, _d.c.path, _d.c.query, _d.c.headers, _d.c.body, _d.c.base_url)
 _UNFINISHED = _d.c.status.in_(("pending", "running"))
 _ENDED = _d.c.status.in_(("done", "failed"))
-_HAS_PENDING = exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "pending")
+_PENDING, _RUNS = has_status(_d, "pending"), has_status(_d, "running")
+_HAS_PENDING = exists().where(_d.c.session_key == inboxes.c.session_key, _PENDING)
 _DELIVERABLE = select(inboxes.c.session_key).where(
     _HAS_PENDING,
     exists().where(
         sessions.c.key == inboxes.c.session_key, IS_PRESENT, sessions.c.code.is_not(None), sessions.c.allow_public
     ),
 )
-_WAITING = select(func.count()).select_from(_d).where(_d.c.status == "pending")
+_WAITING = select(func.count()).select_from(_d).where(_PENDING)
 _OLDEST = select(func.min(_d.c.received_at)).where(
-    _d.c.status == "pending",
+    _PENDING,
     _d.c.session_key.in_(_DELIVERABLE),
     (_d.c.next_attempt_at.is_(None)) | (_d.c.next_attempt_at <= bindparam("now")),
 )
-_RUNNING = select(inboxes.c.session_key).where(
-    exists().where(_d.c.session_key == inboxes.c.session_key, _d.c.status == "running")
-)
+_RUNNING = select(inboxes.c.session_key).where(exists().where(_d.c.session_key == inboxes.c.session_key, _RUNS))
 """The sessions that have a running delivery."""
 
 _OF_SESSION = _d.c.session_key == bindparam("session")
@@ -84,7 +83,7 @@ _NEXT = (
     )
     .join_from(_d, sessions, sessions.c.key == _d.c.session_key)
     .join(inboxes, inboxes.c.session_key == _d.c.session_key)
-    .where(_OF_SESSION, _d.c.status == "pending", IS_PRESENT)
+    .where(_OF_SESSION, _PENDING, IS_PRESENT)
     .order_by(_d.c.position)
     .limit(1)
 )
@@ -294,11 +293,11 @@ class InboxRows:
         await self._database.write(lambda connection: connection.execute(statement))
 
     async def count_none_running(self) -> None:
-        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _d.c.status == "running")
+        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _RUNS)
         await self._database.write(lambda connection: connection.execute(statement.values(tries=_d.c.tries - 1)))
 
     async def cut_off(self) -> int:
-        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _d.c.status == "running")
+        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _RUNS)
         if not await self._database.read(lambda connection: connection.execute(_RUNNING.limit(1)).first()):
             return 0  # The usual start writes nothing.
         return await self._database.write(

@@ -17,7 +17,7 @@ from era.store.dialects import Precompiled
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.session_lookup import note_call, read_session, session_with_key
-from era.store.tables import processes
+from era.store.tables import has_status, processes
 
 LOST = "The service stopped while this process ran."
 
@@ -70,7 +70,7 @@ _prune = Precompiled(
 )
 _MARK_LOST = (
     update(processes)
-    .where(processes.c.status == "running")
+    .where(has_status(processes, "running"))
     .values(status="lost", ended_at=bindparam("at"), reason=LOST)
 )
 

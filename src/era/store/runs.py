@@ -26,8 +26,8 @@ from era.store.idempotency import answering_run, claiming, raising_if_claimed
 from era.store.outputs import NEWEST_TOO_OLD, keeping_outputs, outputs_of_run
 from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
+from era.store.tables import has_status, outputs, runs, sessions
 from era.store.tables import idempotency_keys as keys
-from era.store.tables import outputs, runs, sessions
 from era.store.usage import add_use, adding, begin_use
 from era.store.versions import adding_version, incrementing, prune_kinds, pruning, trim_history
 from era.store.webhooks import tell, tell_lost
@@ -76,12 +76,13 @@ _NEWEST = (
 )
 _RUN = RUNS.where(runs.c.session_key == bindparam("session"), runs.c.id == bindparam("run_id"))
 _BY_ID = RUNS.where(runs.c.id == bindparam("run_id"))
-_RUNNING = _RUN.where(runs.c.status == "running")
-_MARK_LOST = update(runs).where(runs.c.status == "running").values(status="lost", ended_at=bindparam("at"), reason=LOST)
+_IS_RUNNING = has_status(runs, "running")
+_RUNNING = _RUN.where(_IS_RUNNING)
+_MARK_LOST = update(runs).where(_IS_RUNNING).values(status="lost", ended_at=bindparam("at"), reason=LOST)
 _LOST_BY_OWNER = (
     select(sessions.c.owner, func.count())
     .join_from(runs, sessions, sessions.c.key == runs.c.session_key)
-    .where(runs.c.status == "running")
+    .where(_IS_RUNNING)
     .group_by(sessions.c.owner)
 )
 _COUNTS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
@@ -254,7 +255,7 @@ def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tup
     if which.session_id is not None:
         query = query.where(sessions.c.id == which.session_id)
     if which.status is not None:
-        query = query.where(runs.c.status == which.status)
+        query = query.where(has_status(runs, which.status))
     if which.since is not None:
         query = query.where(runs.c.started_at >= which.since)
     if which.before_key is not None:
@@ -278,7 +279,7 @@ def find_run(connection: Connection, session: Session, run_id: str) -> tuple[Run
 def mark_lost(connection: Connection) -> int:
     """Mark every run that is still `running` as `lost`; how many there were. They count as runs of their owners, though
     nobody knows what they have used."""
-    tell_lost(connection, runs.c.status == "running")
+    tell_lost(connection, _IS_RUNNING)
     for owner, count in connection.execute(_LOST_BY_OWNER).all():
         add_use(connection, Use(owner, "", day_of(now()), count))
     return connection.execute(_MARK_LOST, {"at": now()}).rowcount

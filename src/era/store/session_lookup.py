@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate
 
-from sqlalchemy import Connection, bindparam, exists, func, literal_column, select, update
+from sqlalchemy import Connection, bindparam, exists, func, select, update
 
 from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
@@ -23,7 +23,7 @@ from era.store.database import Database
 from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.last_known import MOST_DATA
 from era.store.records import snapshot_from_row
-from era.store.tables import processes, runs, sessions, versions
+from era.store.tables import has_status, processes, runs, sessions, versions
 
 _FIELDS = (
     "key",
@@ -69,8 +69,8 @@ SESSIONS = select(
 
 IS_PRESENT = sessions.c.deleted_at.is_(None)
 OF_OWNER = (sessions.c.id == bindparam("session_id")) & (sessions.c.owner == bindparam("owner"))
-IS_ACTIVE = exists().where(runs.c.session_key == sessions.c.key, runs.c.status == "running") | exists().where(
-    processes.c.session_key == sessions.c.key, literal_column("processes.status = 'running'")
+IS_ACTIVE = exists().where(runs.c.session_key == sessions.c.key, has_status(runs, "running")) | exists().where(
+    processes.c.session_key == sessions.c.key, has_status(processes, "running")
 )
 """Whether a run or a process of a session is under way."""
 

@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    literal_column,
     text,
     true,
 )
@@ -48,6 +50,17 @@ _IS_PENDING = text("status = 'pending'")
 IS_CHECKPOINT = text("versions.cause IN ('checkpoint', 'loose_checkpoint')")
 IS_NO_CHECKPOINT = text("versions.cause NOT IN ('checkpoint', 'loose_checkpoint')")
 _IS_CHECKPOINT = text("cause IN ('checkpoint', 'loose_checkpoint')")
+
+
+def has_status(table: Table, status: str) -> ColumnElement[bool]:
+    """Whether a row has this status, with the status in the statement's text. As a parameter it isn't known when
+    PostgreSQL plans a statement for all of its values: it would take one that few rows have for one that many have, and
+    read them all. Raises ValueError where it isn't one word."""
+    if not status.isalpha():
+        raise ValueError(f"{status!r} is no status")
+    return literal_column(f"{table.name}.status = '{status}'", Boolean())
+
+
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")
 """Written out in queries too, or else SQLite wouldn't use the index on it."""
 

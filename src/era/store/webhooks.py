@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from era.core.models import JsonObject, new_id, now, timestamp
 from era.core.webhooks import (
@@ -28,15 +28,13 @@ from era.core.webhooks import (
 )
 from era.errors import Conflict, NotFound
 from era.store.database import Database, Listeners
-from era.store.tables import runs, sessions
+from era.store.tables import has_status, runs, sessions
 from era.store.tables import webhook_notices as _n
 from era.store.tables import webhooks as _w
 
 _WEBHOOKS = select(*(_w.c[each.name] for each in fields(Webhook))).order_by(_w.c.created_at, _w.c.id)
 _NOTICES = select(*(_n.c[each.name] for each in fields(Notice)))
-_PENDING: ColumnElement[bool] = literal_column(
-    "webhook_notices.status = 'pending'"
-)  # as the partial index says it, not as a parameter
+_PENDING = has_status(_n, "pending")
 _ENDED = _n.c.status != "pending"
 _OF_WEBHOOK = _n.c.webhook_id == bindparam("of_webhook")
 _IS_DUE = func.coalesce(_n.c.next_attempt_at, 0) <= bindparam("at")
