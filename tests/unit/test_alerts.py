@@ -129,9 +129,13 @@ class Watched:
             lambda: None,
             lambda: core.blobs.written,
             lambda: 0,
-            Homes(Rows(), 60, lambda: None),
+            homes := Homes(Rows(), 60, lambda: None),
         )
-        return (await metrics_text(self.metrics, parts)).decode()
+        await homes.start()  # It leads then.
+        try:
+            return (await metrics_text(self.metrics, parts)).decode()
+        finally:
+            await homes.leave()
 
     async def look(self) -> Look:
         return look(await self.text())

@@ -62,7 +62,9 @@ _DELIVERABLE = select(inboxes.c.session_key).where(
         sessions.c.key == inboxes.c.session_key, IS_PRESENT, sessions.c.code.is_not(None), sessions.c.allow_public
     ),
 )
-_WAITING = select(func.count()).select_from(_d).where(_PENDING)
+# By session, as their index goes, rather than over all deliveries that have ended.
+_PENDING_THERE = select(func.count()).where(_d.c.session_key == inboxes.c.session_key, _PENDING).scalar_subquery()
+_WAITING = select(func.sum(_PENDING_THERE)).select_from(inboxes)
 _OLDEST = select(func.min(_d.c.received_at)).where(
     _PENDING,
     _d.c.session_key.in_(_DELIVERABLE),
@@ -220,7 +222,7 @@ class InboxRows:
     async def backlog(self) -> Backlog:
         def job(connection: Connection) -> Backlog:
             oldest = connection.execute(_OLDEST, {"now": now()}).scalar_one()
-            return Backlog(connection.execute(_WAITING).scalar_one(), oldest)
+            return Backlog(int(connection.execute(_WAITING).scalar_one() or 0), oldest)
 
         return await self._database.read(job)
 

@@ -56,6 +56,7 @@ from era.store.session_lookup import read_public_session, read_session, read_ses
 from era.store.storage_items import StorageItemRows
 from era.store.usage import UsageRows
 from era.store.webhooks import WebhookRows
+from era.store.whole_tables import Count
 
 _DEFAULT_RETENTION = Retention()
 _MADE = ("sessions", "disk_mb")
@@ -95,6 +96,8 @@ class SqlStore:
         """See Quotas.bounds."""
 
         self._retention = retention
+        self._counts = Count(self.database, _count, lambda counts: counts["sessions"] + sum(counts["runs"].values()))
+        self._sizes = Count(self.database, quotas.sizes, lambda sizes: sum(count for count, _ in sizes.values()))
         self._incomplete: set[int] = set()
         """The keys of sessions that this process is importing."""
 
@@ -414,13 +417,10 @@ class SqlStore:
         await self.database.write(lambda connection: connection.execute(select(literal(1))).scalar_one())
 
     async def counts(self) -> dict[str, Any]:
-        def count(connection: Connection) -> dict[str, Any]:
-            return {"sessions": sessions.count_sessions(connection), "runs": runs.count_runs(connection)}
-
-        return await self.database.read(count)
+        return await self._counts.value()
 
     async def sizes(self) -> Mapping[str, tuple[int, int]]:
-        return await self.database.read(quotas.sizes)
+        return await self._sizes.value()
 
     async def _within[**P, T](
         self,
@@ -449,3 +449,7 @@ class SqlStore:
     async def _read[T](self, session_id: OwnedId, job: Callable[[Connection, Session], T]) -> T:
         """A call that reads a session. Raises NotFound or Expired."""
         return await read_session(self.database, self._retention, session_id, job)
+
+
+def _count(connection: Connection) -> dict[str, Any]:
+    return {"sessions": sessions.count_sessions(connection), "runs": runs.count_runs(connection)}

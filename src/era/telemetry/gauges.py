@@ -71,8 +71,9 @@ async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
             Gauge("era_hosts", "Hosts of the cluster that are alive, as this one sees it.", len(parts.homes.hosts)),
             Gauge("era_lease_seconds", "What is left of this host's lease.", parts.homes.lease_left),
         ]
-    with suppress(EraError):  # the alert on era_ready says so
-        gauges += await _of_rows(parts)
+    if parts.homes is None or parts.homes.leads:  # what all hosts share is counted by one of them
+        with suppress(EraError):  # the alert on era_ready says so
+            gauges += await _of_rows(parts)
     parts.flush()
     written = Gauge("era_blobs_written", "Blobs that were stored.", parts.blobs_written())
     moved = Gauge("era_sessions_moved", "Sessions that moved to a host with more room.", parts.sessions_moved())
