@@ -39,6 +39,7 @@ from era.errors import BadRequest, Unavailable
 from era.store import dialects
 from era.store.last_known import LastKnown
 from era.store.migrations import upgrade
+from era.store.owned_totals import OwnedTotals
 
 _log = logging.getLogger(__name__)
 
@@ -122,11 +123,12 @@ class Database:
         self.engines = dialects.connect(url, alone=alone, notices_within=notices_within)
         self.fence = Fence()
         self.listeners = Listeners()
-        """Both are in the `info` of each connection that writes."""
+        self.owned_totals = OwnedTotals(alone=alone)
+        """These are in the `info` of each connection that writes."""
 
         @event.listens_for(self.engines.writer, "connect")
         def connected(_connection: object, record: Any) -> None:
-            record.info.update(fence=self.fence, listeners=self.listeners)
+            record.info.update(fence=self.fence, listeners=self.listeners, owned_totals=self.owned_totals)
 
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")

@@ -151,10 +151,10 @@ class SqlStore:
         await self.database.close()
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
-        return await self._within(new.id, _MADE, sessions.create_session, new, claim)
+        return await self._within(new.id, new.id.id, _MADE, sessions.create_session, new, claim)
 
     async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
-        return await self._within(copy.source_id, _MADE, sessions.copy_session, self._retention, copy, claim)
+        return await self._within(copy.source_id, copy.id, _MADE, sessions.copy_session, self._retention, copy, claim)
 
     async def session(self, session_id: OwnedId) -> Session:
         def ask() -> Awaitable[Session]:
@@ -188,7 +188,9 @@ class SqlStore:
         return await self.database.write(sessions.delete_session, self._retention, session_id, key)
 
     async def restore_session(self, session_id: OwnedId) -> Session:
-        return await self._within(session_id, _MADE, sessions.restore_session, self._retention, session_id)
+        return await self._within(
+            session_id, session_id.id, _MADE, sessions.restore_session, self._retention, session_id
+        )
 
     async def purge_session(self, session_id: OwnedId, *, key: int | None = None) -> Sequence[int]:
         return await self.database.write(sessions.purge_session, self._retention, session_id, key)
@@ -211,6 +213,7 @@ class SqlStore:
     ) -> Session:
         return await self._within(
             session_id,
+            session_id.id,
             _GROWN if snapshot is not None else (),
             versions.commit_version,
             self._retention,
@@ -223,7 +226,7 @@ class SqlStore:
         )
 
     async def rollback(self, session_id: OwnedId, n: int) -> Session:
-        return await self._within(session_id, _GROWN, versions.roll_back, self._retention, session_id, n)
+        return await self._within(session_id, session_id.id, _GROWN, versions.roll_back, self._retention, session_id, n)
 
     async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
         return await self._read(
@@ -274,6 +277,7 @@ class SqlStore:
             async with self._telling_what_fills_it():
                 ended: RunRecord | None = await self.database.write_once(
                     quotas.within,
+                    "" if who is None else who.id,
                     bounds,
                     runs.end_run,
                     self._retention,
@@ -403,7 +407,7 @@ class SqlStore:
     ) -> Session:
         def complete(connection: Connection, key: int) -> Session:
             bounds = self.bounds(OwnedId(session.owner, session.id, key_id), *_MADE)
-            return quotas.within(connection, bounds, sessions.complete_session, key, session, key_id)
+            return quotas.within(connection, session.id, bounds, sessions.complete_session, key, session, key_id)
 
         async with self._telling_what_fills_it():
             return await capsules.load_session(
@@ -425,17 +429,19 @@ class SqlStore:
     async def _within[**P, T](
         self,
         who: OwnedId | None,
+        changed: str,
         names: Sequence[str],
         job: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """A transaction that may make more of what the quotas of these names bound. Raises QuotaReached."""
+        """A transaction that changes or makes the session with the id `changed`, which may make more of what the quotas
+        of these names bound. Raises QuotaReached."""
         bounds = self.bounds(who, *names) if who is not None and names else ()
         if not bounds:
             return await self.database.write(job, *args, **kwargs)
         async with self._telling_what_fills_it():
-            return await self.database.write(quotas.within, bounds, job, *args, **kwargs)
+            return await self.database.write(quotas.within, changed, bounds, job, *args, **kwargs)
 
     @asynccontextmanager
     async def _telling_what_fills_it(self) -> AsyncIterator[None]:

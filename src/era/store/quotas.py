@@ -1,7 +1,9 @@
 """Quotas of what is in rows: a transaction that makes sessions or files more than its owner may have is undone.
 
 All writes go through one connection, one after the other, so what a transaction counts is all there is: many calls at
-once can't pass a quota together. Where no quota of these is in force nothing is counted, and nothing is slower.
+once can't pass a quota together. Where no quota of these is in force nothing is counted, and nothing is slower; where
+one is, what the session in question had before and has afterwards is looked at, and all of its owner's sessions only if
+it isn't known that they leave room for what it adds (owned_totals.py).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Concatenate
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from era.core.quotas import Bound
+from era.store.owned_totals import OwnedTotals
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import sessions, versions
 
@@ -32,20 +35,31 @@ class Passed(Exception):
 
 def within[**P, T](
     connection: Connection,
+    changed: str,
     bounds: Sequence[Bound],
     job: Callable[Concatenate[Connection, P], T],
     /,
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Do a transaction's job if it passes none of these bounds, each of `sessions` or `disk_mb`. Raises Passed where it
-    adds to what is too much then, which undoes it; what only makes less of that is let through."""
-    before = [_used(connection, bound) for bound in bounds]
+    """Do a transaction's job, which changes or makes the session with the id `changed`, if it passes none of these
+    bounds, each of `sessions` or `disk_mb`. Raises Passed where it adds to what is too much then, which undoes it; what
+    only makes less of that is let through."""
+    before = [_used(connection, bound, changed) for bound in bounds]
     result = job(connection, *args, **kwargs)
+    totals: OwnedTotals = connection.info["owned_totals"]
     for bound, used in zip(bounds, before, strict=True):
-        after = _used(connection, bound)
-        if after > used and after > _most(bound):
-            raise Passed(bound, used if bound.name == "sessions" else round(used / _MIB, 3))
+        growth = _used(connection, bound, changed) - used
+        # A key's sessions also grow by calls with other keys, which its bound isn't asked for.
+        is_owners = bound.kind == "owner"
+        if growth <= 0 or (is_owners and totals.add(bound.subject, bound.name, growth, _most(bound))):
+            continue
+        total = _used(connection, bound)
+        if total > _most(bound):
+            had = total - growth
+            raise Passed(bound, had if bound.name == "sessions" else round(had / _MIB, 3))
+        if is_owners:
+            totals.count(bound.subject, bound.name, total)
     return result
 
 
@@ -64,12 +78,14 @@ def _whose(bound: Bound) -> ColumnElement[bool]:
     return sessions.c.owner == bound.subject if bound.kind == "owner" else sessions.c.api_key_id == bound.subject
 
 
-def _used(connection: Connection, bound: Bound) -> int:
-    """Sessions, or bytes of their files, that count for this bound."""
+def _used(connection: Connection, bound: Bound, only: str | None = None) -> int:
+    """Sessions, or bytes of their files, that count for this bound; those of one session where an id is given."""
     if bound.name == "sessions":
         query = select(func.count()).select_from(sessions)
     else:
         query = select(func.coalesce(func.sum(versions.c.total_bytes), 0)).join_from(sessions, versions, _IN_FORCE)
+    if only is not None:
+        query = query.where(sessions.c.id == only)
     return int(connection.execute(query.where(_whose(bound), IS_PRESENT)).scalar_one())
 
 

@@ -94,6 +94,7 @@ class UsageRows:
         def job(connection: Connection) -> None:
             connection.execute(delete(owners).where(owners.c.owner == owner))
             connection.execute(insert(owners).values(owner=owner, quotas=json.dumps(quotas)))
+            connection.info["owned_totals"].forget(owner)
 
         await self._database.write(job)
 
