@@ -180,7 +180,13 @@ async def open_store(settings: Settings) -> SqlStore:
     """Where rows are: in the data directory, or in PostgreSQL. Raises NotReady where they can't be had, Unavailable."""
     named = settings.database_url.get_secret_value() if settings.database_url else None
     alone = settings.shared_dir is None
-    return await place.open_store(shared_directory(settings), named, retention(settings), alone=alone)
+    return await place.open_store(
+        shared_directory(settings),
+        named,
+        retention(settings),
+        alone=alone,
+        lease_seconds=None if alone else settings.lease_seconds,
+    )
 
 
 @asynccontextmanager
@@ -495,7 +501,7 @@ async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
     host is reached at the same URL."""
     if settings.shared_dir is None:
         return None
-    rows = await store.homes(settings.lease_seconds)
+    rows = await store.homes()
     homes = Homes(rows, settings.lease_seconds, _end_at_once)
     store.answers_while(lambda: homes.has_lease, lambda: homes.is_late)
     before = settings.data_dir.resolve() / "host-id"

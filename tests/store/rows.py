@@ -22,9 +22,11 @@ _DEFAULT_RETENTION = Retention()
 
 
 @asynccontextmanager
-async def opened(url: str, retention: Retention = _DEFAULT_RETENTION, *, alone: bool = True) -> AsyncIterator[SqlStore]:
+async def opened(
+    url: str, retention: Retention = _DEFAULT_RETENTION, *, alone: bool = True, lease_seconds: float | None = None
+) -> AsyncIterator[SqlStore]:
     """A store on the database at `url`, open for as long as the block lasts."""
-    store = SqlStore(url, retention, alone=alone)
+    store = SqlStore(url, retention, alone=alone, lease_seconds=lease_seconds)
     try:
         await store.open()
         yield store

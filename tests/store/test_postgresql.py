@@ -8,22 +8,23 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, update
 
 from era.core.homes import Host
 from era.core.metadata import SessionChange
 from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs
 from era.core.usage import Use
-from era.errors import BadRequest, CommitFailed, Conflict, NotReady
+from era.errors import BadRequest, CommitFailed, Conflict, HostLost, NotReady
 from era.store import database, dialects, place
 from era.store.database import Database, DatabaseAway
-from era.store.homes import _look
+from era.store.homes import _look, _renew
 from era.store.metadata import SqlStore
 from era.store.tables import homes, runs, sessions
 from era.store.usage import add_use
@@ -330,6 +331,51 @@ async def test_no_statement_is_compiled(store: SqlStore) -> None:
     assert "JIT" not in await store.database.write(plan)
     for job in (store.database.read, store.database.write):
         assert await job(lambda connection: connection.scalar(text("SHOW jit"))) == "off"
+
+
+@pytest.mark.parametrize("leases", [True, False], ids=["sound", "weakened"])
+@pytest.mark.parametrize("where", ["a heartbeat", "a run's end"])
+async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
+    postgres_url: str, where: str, leases: bool
+) -> None:
+    """What it has locked the others need as soon as its lease is over: its row, or those of its runs."""
+    lease = 3.0
+    store = partial(opened, postgres_url, alone=False, lease_seconds=lease if leases else None)
+    goes_on, slowest, lost = threading.Event(), 0.0, 0
+    async with store() as one, store() as two:
+        hosts, rows = [Host(name, f"http://{name}") for name in ("paused", "alive")], await two.homes()
+        own_rows = await one.homes()
+        await own_rows.join(hosts[0], lease)
+        await rows.join(hosts[1], lease)
+        session = await one.create_session(new("s"))
+        await own_rows.take(session.key)
+        await one.begin_run(mine("s"), "r")
+
+        def pause(connection: Connection) -> None:
+            if where == "a heartbeat":
+                _renew(connection, hosts[0])
+            else:
+                connection.execute(update(runs).values(status="ok"))
+            goes_on.wait(4 * lease)
+
+        own = own_rows._database if where == "a heartbeat" else one.database
+        paused = asyncio.create_task(own.write(pause))
+        try:
+            until = time.monotonic() + 3 * lease
+            while time.monotonic() < until and slowest <= lease and not lost:
+                began = time.monotonic()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(lease + 0.1):
+                        lost = (await rows.beat(hosts[1])).lost
+                slowest = max(slowest, time.monotonic() - began)
+                await asyncio.sleep(lease / 5)
+        finally:
+            goes_on.set()
+            with suppress(HostLost, DatabaseAway):
+                await paused
+        assert (slowest < lease and lost == 1) is leases
+        record, _ = await two.run(mine("s"), "r")
+        assert not leases or record.status == "lost"
 
 
 async def test_a_look_at_all_hosts_reads_no_more_where_there_is_much(postgres_url: str) -> None:

@@ -118,9 +118,16 @@ class Listeners:
 class Database:
     """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
-    def __init__(self, url: str, *, alone: bool = True, notices_within: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        alone: bool = True,
+        notices_within: float | None = None,
+        hangs_within: float | None = None,
+    ) -> None:
         """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for the rest."""
-        self.engines = dialects.connect(url, alone=alone, notices_within=notices_within)
+        self.engines = dialects.connect(url, alone=alone, notices_within=notices_within, hangs_within=hangs_within)
         self.fence = Fence()
         self.listeners = Listeners()
         self.owned_totals = OwnedTotals(alone=alone)

@@ -45,6 +45,9 @@ _POSTGRESQL_READERS = 4
 _OLDEST_POSTGRESQL = 130000
 _OWNERSHIP_KEY = 0x657261 << 8  # an advisory lock's: "era"
 _MIGRATION_KEY = _OWNERSHIP_KEY + 1
+_HANGS_SECONDS = 30.0
+"""For which whoever was cut off or paused in the middle of a transaction may keep others waiting."""
+
 _TURN_SECONDS = 3
 _TAKEN = "55P03"
 _GONE_CLASSES = ("08", "57P")
@@ -73,7 +76,6 @@ _SESSION = (
     "SET tcp_keepalives_idle = 5",
     "SET tcp_keepalives_interval = 2",
     "SET tcp_keepalives_count = 3",
-    "SET idle_in_transaction_session_timeout = '30s'",
     "SET client_min_messages = error",
     # It compiles what it estimates to be expensive, as it does of all tables that the writer reads as a whole (see
     # `connect`): some 0.1 s for a statement that takes less than a millisecond.
@@ -90,13 +92,16 @@ class Engines:
     readers: int
 
 
-def connect(url: str, *, alone: bool = True, notices_within: float | None = None) -> Engines:
+def connect(
+    url: str, *, alone: bool = True, notices_within: float | None = None, hangs_within: float | None = None
+) -> Engines:
     """The engines for an SQLAlchemy URL, or for `postgresql://…`. No connection is opened yet.
 
     On PostgreSQL a writer that is `alone` has no other one beside it, of whatever process: as long as it is connected
     it holds a lock. Those that aren't, such as hosts that share a database, hold it together. A server that is cut off
-    is noticed within `notices_within` seconds, where they are named, and a few more if it isn't back by then. Raises
-    ValueError for an SQLite database in memory, of which each connection would see its own.
+    is noticed within `notices_within` seconds, where they are named, and a few more if it isn't back by then. It ends a
+    transaction in which nothing happens for `hangs_within` seconds: whoever is paused in the middle of one keeps others
+    waiting no longer. Raises ValueError for an SQLite database in memory, of which each connection would see its own.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -119,8 +124,9 @@ def connect(url: str, *, alone: bool = True, notices_within: float | None = None
         f"SELECT pg_advisory_lock{'' if alone else '_shared'}({_OWNERSHIP_KEY})",
         "SET lock_timeout = 0",
     )
-    writer = _postgresql(parsed, 1, "BEGIN ISOLATION LEVEL SERIALIZABLE", own)
-    reader = _postgresql(parsed, _POSTGRESQL_READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    hangs = f"SET idle_in_transaction_session_timeout = {int((hangs_within or _HANGS_SECONDS) * 1000)}"
+    writer = _postgresql(parsed, 1, "BEGIN ISOLATION LEVEL SERIALIZABLE", (hangs, *own))
+    reader = _postgresql(parsed, _POSTGRESQL_READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", (hangs,))
     return Engines(writer, reader, _POSTGRESQL_READERS)
 
 

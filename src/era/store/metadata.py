@@ -72,10 +72,20 @@ class SqlStore:
     What each method does, takes and raises stands in MetadataStore.
     """
 
-    def __init__(self, url: str, retention: Retention = _DEFAULT_RETENTION, *, alone: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        retention: Retention = _DEFAULT_RETENTION,
+        *,
+        alone: bool = True,
+        lease_seconds: float | None = None,
+    ) -> None:
         """`url` is SQLAlchemy's, such as `sqlite:////path/to/era.db` or `postgresql://user@host/era`; `alone` says that
-        no other service may use the database (dialects.py)."""
-        self.database = Database(url, alone=alone)
+        no other service may use the database (dialects.py). `lease_seconds` are those of a host of a cluster."""
+        # A host that is paused in the middle of a transaction, whose lease ends, must not hold what the others need to
+        # notice that: they would wait until theirs had ended, too.
+        self._hangs_within = lease_seconds and lease_seconds / 2
+        self.database = Database(url, alone=alone, hangs_within=self._hangs_within)
         self.inboxes = InboxRows(self.database, retention)
         self.storage_items = StorageItemRows(self.database)
         self.api_keys = ApiKeyRows(self.database)
@@ -103,10 +113,15 @@ class SqlStore:
 
         self._url = url
 
-    async def homes(self, lease_seconds: float | None = None) -> HomeRows:
+    async def homes(self) -> HomeRows:
         """The rows of a cluster's hosts and homes, on connections of their own, which notice within half of a lease
         that they are cut off. Call it once, on an open store that isn't `alone`."""
-        self._own_database = Database(self._url, alone=False, notices_within=lease_seconds and lease_seconds / 2)
+        self._own_database = Database(
+            self._url,
+            alone=False,
+            notices_within=self._hangs_within,
+            hangs_within=self._hangs_within,
+        )
         self._own_database.listeners = self.database.listeners
         await self._own_database.open()
         return HomeRows(self._own_database, self.database)
@@ -128,14 +143,14 @@ class SqlStore:
     def quota_counts(self, host_id: str) -> QuotaCounts:
         """The rows in which this host of a cluster counts for quotas, on connections of their own, which are made when
         there is something to count. Call it once, on an open store."""
-        self._quota_database = Database(self._url, alone=False)
+        self._quota_database = Database(self._url, alone=False, hangs_within=self._hangs_within)
         return QuotaCounts(self._quota_database, host_id)
 
     async def d1_databases(self) -> DatabaseReplicas:
         """The rows of programs' SQL databases. Call it once, on an open store."""
         if self._alone or self.database.engines.writer.dialect.name == "sqlite":
             return DatabaseReplicas(self.database)
-        self._d1_database = Database(self._url, alone=False)
+        self._d1_database = Database(self._url, alone=False, hangs_within=self._hangs_within)
         await self._d1_database.open()
         return DatabaseReplicas(self._d1_database)
 

@@ -24,12 +24,20 @@ NOTE = "rows-in"
 """The file that notes it."""
 
 
-async def open_store(directory: Path, database_url: str | None, retention: Retention, *, alone: bool) -> SqlStore:
-    """Open the store of this data directory's rows, and note where they are. See `rows_url`, and SqlStore for `alone`.
+async def open_store(
+    directory: Path,
+    database_url: str | None,
+    retention: Retention,
+    *,
+    alone: bool,
+    lease_seconds: float | None = None,
+) -> SqlStore:
+    """Open the store of this data directory's rows, and note where they are. See `rows_url`, and SqlStore for `alone`
+    and `lease_seconds`.
 
     Raises NotReady where they can't be had, Unavailable, OSError.
     """
-    store = SqlStore(rows_url(directory, database_url), retention, alone=alone)
+    store = SqlStore(rows_url(directory, database_url), retention, alone=alone, lease_seconds=lease_seconds)
     try:
         await store.open()
         if database_url is not None:
