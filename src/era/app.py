@@ -179,14 +179,8 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
 async def open_store(settings: Settings) -> SqlStore:
     """Where rows are: in the data directory, or in PostgreSQL. Raises NotReady where they can't be had, Unavailable."""
     named = settings.database_url.get_secret_value() if settings.database_url else None
-    alone = settings.shared_dir is None
-    return await place.open_store(
-        shared_directory(settings),
-        named,
-        retention(settings),
-        alone=alone,
-        lease_seconds=None if alone else settings.lease_seconds,
-    )
+    lease = None if settings.shared_dir is None else settings.lease_seconds
+    return await place.open_store(shared_directory(settings), named, retention(settings), lease)
 
 
 @asynccontextmanager

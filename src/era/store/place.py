@@ -25,19 +25,16 @@ NOTE = "rows-in"
 
 
 async def open_store(
-    directory: Path,
-    database_url: str | None,
-    retention: Retention,
-    *,
-    alone: bool,
-    lease_seconds: float | None = None,
+    directory: Path, database_url: str | None, retention: Retention, lease_seconds: float | None
 ) -> SqlStore:
-    """Open the store of this data directory's rows, and note where they are. See `rows_url`, and SqlStore for `alone`
-    and `lease_seconds`.
+    """Open the store of this data directory's rows, and note where they are. See `rows_url`, and SqlStore for
+    `lease_seconds`, None for a server that is alone.
 
     Raises NotReady where they can't be had, Unavailable, OSError.
     """
-    store = SqlStore(rows_url(directory, database_url), retention, alone=alone, lease_seconds=lease_seconds)
+    store = SqlStore(
+        rows_url(directory, database_url), retention, alone=lease_seconds is None, lease_seconds=lease_seconds
+    )
     try:
         await store.open()
         if database_url is not None:
