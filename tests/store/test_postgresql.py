@@ -18,14 +18,15 @@ import pytest
 from sqlalchemy import Connection, text, update
 
 from era.core.homes import Host
-from era.core.metadata import SessionChange
-from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs
+from era.core.metadata import RunFilter, SessionChange
+from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, OwnedId
 from era.core.usage import Use
 from era.errors import BadRequest, CommitFailed, Conflict, HostLost, NotReady
 from era.store import database, dialects, place
 from era.store.database import Database, DatabaseAway
-from era.store.homes import _look, _renew
+from era.store.homes import HomeRows, _look, _renew
 from era.store.metadata import SqlStore
+from era.store.runs import list_runs_of_owner
 from era.store.tables import homes, runs, sessions
 from era.store.usage import add_use
 from tests.owners import mine
@@ -378,6 +379,22 @@ async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
         assert not leases or record.status == "lost"
 
 
+async def make_many(url: str, store: SqlStore, rows: HomeRows, many: int) -> None:
+    """Make so many sessions, which were at home at hosts that are dead, with three runs each."""
+    session = await store.create_session(new("s"))
+    await rows.take(session.key)
+    await store.begin_run(mine("s"), "r")
+    await store.end_run(ended(session, "r"), data=None, snapshot=None)
+    multiply(url, sessions, many, id="'s' || i")
+    multiply(url, homes, many, session_key=f"{session.key} + i", host_id="'dead' || mod(i, 50)")
+    multiply(url, runs, 3 * many, id="'r' || i", session_key=f"{session.key} + mod(i, {many})")
+    execute(url, "ANALYZE")
+
+
+READ = text("SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables")
+"""Rows that a transaction has read."""
+
+
 async def test_a_look_at_all_hosts_reads_no_more_where_there_is_much(postgres_url: str) -> None:
     """Each host does that once a second, and the one that leads looks for what dead ones were doing. Here most sessions
     were at home at such, and nothing is under way."""
@@ -385,26 +402,39 @@ async def test_a_look_at_all_hosts_reads_no_more_where_there_is_much(postgres_ur
     async with opened(postgres_url, alone=False) as store:
         rows, host = await store.homes(), Host("leads", "http://leads")
         await rows.join(host, 3600)
-        session = await store.create_session(new("s"))
-        await rows.take(session.key)
-        await store.begin_run(mine("s"), "r")
-        await store.end_run(ended(session, "r"), data=None, snapshot=None)
-        multiply(postgres_url, sessions, many, id="'s' || i")
-        multiply(postgres_url, homes, many, session_key=f"{session.key} + i", host_id="'dead' || mod(i, 50)")
-        multiply(postgres_url, runs, 3 * many, id="'r' || i", session_key=f"{session.key} + mod(i, {many})")
-        execute(postgres_url, "ANALYZE")
+        await make_many(postgres_url, store, rows, many)
 
         def read_by(looks: int) -> Callable[[Connection], int]:
             def job(connection: Connection) -> int:
                 for _ in range(looks):
                     _look(connection, host, declares=True)
-                read = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
-                return int(connection.scalar(text(read)) or 0)
+                return int(connection.scalar(READ) or 0)
 
             return job
 
         # PostgreSQL plans a statement anew a few times, and then for all values that its parameters may have.
         assert await store.database.write(read_by(20)) < 20 * 100
+
+
+@pytest.mark.parametrize(
+    "which", [RunFilter("nobody", 50), RunFilter("few", 50), RunFilter(DEFAULT_OWNER, 50, status="running")]
+)
+async def test_a_list_of_runs_reads_no_more_where_there_are_many(postgres_url: str, which: RunFilter) -> None:
+    async with opened(postgres_url, alone=False) as store:
+        rows = await store.homes()
+        await rows.join(Host("a", "http://a"), 3600)
+        await make_many(postgres_url, store, rows, 20_000)
+        few = await store.create_session(new("of few", id=OwnedId("few", "of few")))
+        await rows.take(few.key)
+        await store.begin_run(OwnedId("few", "of few"), "run")
+
+        def read_by_lists(connection: Connection) -> tuple[int, int]:
+            found = [len(list_runs_of_owner(connection, which)) for _ in range(20)]
+            return found[-1], int(connection.scalar(READ) or 0)
+
+        found, read = await store.database.read(read_by_lists)
+        assert found == (which.owner == "few")
+        assert read < 20 * (100 if which.owner != DEFAULT_OWNER else 1100)
 
 
 async def test_text_that_it_can_not_hold_is_refused(store: SqlStore) -> None:

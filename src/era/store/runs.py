@@ -236,6 +236,10 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
     }
 
 
+_FEW_SESSIONS = 1000
+"""Of an owner, whose runs are at most some hundred thousand then, and mostly far fewer."""
+
+
 def list_runs(connection: Connection, session_key: int, limit: int, before: int | None) -> Sequence[RunRecord]:
     """The `limit` newest runs older than the one with the key `before`, newest first."""
     values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
@@ -243,18 +247,29 @@ def list_runs(connection: Connection, session_key: int, limit: int, before: int 
 
 
 def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
-    """See MetadataStore.runs_of_owner. The newest runs are looked through until there are enough: an expression in
-    place of the owner's column keeps the database from collecting and sorting all of the owner's instead."""
+    """See MetadataStore.runs_of_owner.
+
+    Of an owner with few sessions, theirs are collected and sorted. Where there are many, the newest runs of all owners
+    are looked through until there are enough: an expression in place of the owner's column keeps the database from
+    collecting all of the owner's.
+    """
+    mine = select(sessions.c.key).where(sessions.c.owner == which.owner, IS_PRESENT).limit(_FEW_SESSIONS + 1)
+    if which.session_id is not None:
+        mine = mine.where(sessions.c.id == which.session_id)
+    keys = connection.execute(mine).scalars().all()
     query = (
         RUNS.add_columns(sessions.c.id)
         .join(sessions, sessions.c.key == runs.c.session_key)
-        .where(sessions.c.owner + "" == which.owner, IS_PRESENT)
         .order_by(runs.c.key.desc())
         .limit(which.limit)
     )
-    if which.session_id is not None:
-        query = query.where(sessions.c.id == which.session_id)
-    if which.status is not None:
+    if len(keys) <= _FEW_SESSIONS:
+        query = query.where(runs.c.session_key.in_(keys))
+    else:
+        query = query.where(sessions.c.owner + "" == which.owner, IS_PRESENT)
+    if which.status == "running":  # Few are, of all that there are.
+        query = query.where(runs.c.key.in_(select(runs.c.key).where(_IS_RUNNING)))
+    elif which.status is not None:
         query = query.where(has_status(runs, which.status))
     if which.since is not None:
         query = query.where(runs.c.started_at >= which.since)
