@@ -359,7 +359,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await inbox.start()
             webhooks.start()
             live_sessions.start()
-            usage = Usage(store.usage, partial(storage.stored_bytes, store.sizes), settings.usage_days)
+            usage = Usage(store.usage, cluster, partial(storage.stored_bytes, store.sizes), settings.usage_days)
             jobs = (
                 collect_garbage(snapshots, store, pins, note, cluster),
                 expiry.run(),

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, OwnedId
 from era.core.usage import Use
 from era.errors import BadRequest, CommitFailed, Conflict, HostLost, NotReady
 from era.store import database, dialects, place
+from era.store import homes as rows_of_homes
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows, _look, _renew
 from era.store.metadata import SqlStore
@@ -334,15 +335,19 @@ async def test_no_statement_is_compiled(store: SqlStore) -> None:
         assert await job(lambda connection: connection.scalar(text("SHOW jit"))) == "off"
 
 
-@pytest.mark.parametrize("leases", [True, False], ids=["sound", "weakened"])
-@pytest.mark.parametrize("where", ["a heartbeat", "a run's end"])
+@pytest.mark.parametrize("sound", [True, False], ids=["sound", "weakened"])
+@pytest.mark.parametrize("where", ["a heartbeat", "a run's end", "a statement"])
 async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
-    postgres_url: str, where: str, leases: bool
+    postgres_url: str, where: str, sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it has locked the others need as soon as its lease is over: its row, or those of its runs."""
+    """What it has locked the others need as soon as its lease is over: its row, or those of its runs. It may be paused
+    between two statements, or between two messages of what is one to PostgreSQL, which waits then as it would in the
+    middle of a statement."""
     lease = 3.0
-    store = partial(opened, postgres_url, alone=False, lease_seconds=lease if leases else None)
-    goes_on, slowest, lost = threading.Event(), 0.0, 0
+    if not sound:
+        monkeypatch.setattr(rows_of_homes, "cut_off", lambda *_: None)
+    store = partial(opened, postgres_url, alone=False, lease_seconds=lease if sound else None)
+    began, goes_on, slowest, lost = threading.Event(), threading.Event(), 0.0, 0
     async with store() as one, store() as two:
         hosts, rows = [Host(name, f"http://{name}") for name in ("paused", "alive")], await two.homes()
         own_rows = await one.homes()
@@ -353,30 +358,99 @@ async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
         await one.begin_run(mine("s"), "r")
 
         def pause(connection: Connection) -> None:
+            if began.is_set():  # It was cut off, which it doesn't notice before it goes on.
+                goes_on.wait(4 * lease)
+                raise HostLost("as a check of the session's home says")
+            began.set()
             if where == "a heartbeat":
                 _renew(connection, hosts[0])
             else:
                 connection.execute(update(runs).values(status="ok"))
+            if where == "a statement" and not goes_on.is_set():
+                connection.execute(text(f"SELECT pg_sleep({4 * lease})"))
             goes_on.wait(4 * lease)
 
-        own = own_rows._database if where == "a heartbeat" else one.database
+        own = own_rows._beats if where == "a heartbeat" else one.database
         paused = asyncio.create_task(own.write(pause))
         try:
             until = time.monotonic() + 3 * lease
             while time.monotonic() < until and slowest <= lease and not lost:
-                began = time.monotonic()
+                at = time.monotonic()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(lease + 0.1):
                         lost = (await rows.beat(hosts[1])).lost
-                slowest = max(slowest, time.monotonic() - began)
+                slowest = max(slowest, time.monotonic() - at)
                 await asyncio.sleep(lease / 5)
         finally:
             goes_on.set()
             with suppress(HostLost, DatabaseAway):
                 await paused
-        assert (slowest < lease and lost == 1) is leases
+        assert (slowest < lease and lost == 1) is sound
         record, _ = await two.run(mine("s"), "r")
-        assert not leases or record.status == "lost"
+        assert not sound or record.status == "lost"
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["sound", "weakened"])
+async def test_a_commit_that_stalls_kills_no_host(
+    postgres: Postgres, postgres_url: str, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's disk hangs, or a standby that each commit waits for is gone: that keeps the heartbeats of all hosts
+    waiting for longer than a lease, and none of them is dead."""
+    lease = 2.0
+    if not sound:
+        monkeypatch.setattr(rows_of_homes, "_LATE", 100)
+    async with AsyncExitStack() as stack:
+        hosts = [Host(name, f"http://{name}") for name in "abc"]
+        stores = [
+            await stack.enter_async_context(opened(postgres_url, alone=False, lease_seconds=lease)) for _ in hosts
+        ]
+        rows = [await store.homes() for store in stores]
+        for each, host in zip(rows, hosts, strict=True):
+            await each.join(host, lease)
+
+        async def beat(each: HomeRows, host: Host) -> bool:
+            """Whether all hosts were alive all the time."""
+            alive = 3
+            while time.monotonic() < until:
+                try:
+                    alive = min(alive, len((await each.beat(host)).hosts))
+                except (HostLost, DatabaseAway):
+                    return False
+                await asyncio.sleep(lease / 5)
+            return alive == 3
+
+        until = time.monotonic() + 5 * lease
+        beating = asyncio.gather(*(beat(each, host) for each, host in zip(rows, hosts, strict=True)))
+        await asyncio.sleep(lease / 2)
+        try:
+            postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
+            await asyncio.sleep(2 * lease)
+        finally:
+            postgres.execute(
+                "SET synchronous_commit = local",
+                "ALTER SYSTEM RESET synchronous_standby_names",
+                "SELECT pg_reload_conf()",
+            )
+        assert all(await beating) is sound
+
+
+async def test_a_home_that_is_locked_keeps_no_heartbeat_waiting(postgres_url: str) -> None:
+    lease = 2.0
+    async with opened(postgres_url, alone=False, lease_seconds=lease) as one:
+        rows, host = await one.homes(), Host("a", "http://a")
+        await rows.join(host, lease)
+        session = await one.create_session(new("s"))
+        await rows.take(session.key)
+        with closing(psycopg.connect(postgres_url)) as other:
+            other.execute("SELECT FROM homes FOR UPDATE")
+            taking = asyncio.create_task(rows.take(session.key))
+            for _ in range(10):
+                began = time.monotonic()
+                await rows.beat(host)
+                assert time.monotonic() - began < lease
+                await asyncio.sleep(lease / 10)
+            assert not taking.done()
+        await taking
 
 
 async def make_many(url: str, store: SqlStore, rows: HomeRows, many: int) -> None:

@@ -27,6 +27,7 @@ class Rows:
     def __init__(self) -> None:
         self.failure: Exception | None = None
         self.beats = self.failed = 0
+        self.sees_nothing = False
         self.others = {"other": Host("other", "http://other")}
         self.place = Place(1, None)
         self.left: list[str] = []
@@ -36,11 +37,14 @@ class Rows:
     async def join(self, host: Host, lease_seconds: float) -> View:
         return await self.beat(host)
 
-    async def beat(self, host: Host) -> View:
+    async def beat(self, host: Host, renewed: Callable[[], None] = lambda: None) -> View:
         if self.failure is not None:
             self.failed += 1
             raise self.failure
         self.beats += 1
+        renewed()
+        if self.sees_nothing:
+            raise Unavailable("somebody has locked what it looks at")
         return View({host.id: host, **self.others}, host.id, now())
 
     async def leave(self, host_id: str) -> None:
@@ -72,6 +76,19 @@ async def started(rows: Rows, lost: Callable[[], None] = lambda: None) -> Homes:
     homes = Homes(rows, LEASE, lost)
     await homes.start()
     return homes
+
+
+async def test_a_host_that_can_not_see_the_others_keeps_its_own_lease() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    rows.sees_nothing = True
+    until_then, beats = time.monotonic() + 3 * LEASE, rows.beats
+    while time.monotonic() < until_then:
+        homes.check_lease()
+        assert not homes.is_late
+        await asyncio.sleep(LEASE / 20)
+    assert rows.beats > beats + 5
+    await homes.leave()
 
 
 async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_goes_on_afterwards() -> None:

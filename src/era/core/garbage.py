@@ -54,6 +54,7 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
     while await store.purge(now()):
         pass
     await store.prune_idempotency_keys()
+    await store.prune_notices()
     await store.prune_runs()
     began = time.time()  # and not later: whatever is paused from here on has put what it names since then, or nearly
     for _ in range(_FENCE_TRIES):

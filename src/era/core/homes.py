@@ -28,6 +28,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -115,9 +116,10 @@ class HomeStore(Protocol):
         checked."""
         ...
 
-    async def beat(self, host: Host) -> View:
-        """Renew the lease and note the URL; declare dead the hosts whose leases are over, record as lost what they were
-        doing, and take the lead if nobody alive has it. Raises HostLost where this host was declared dead."""
+    async def beat(self, host: Host, renewed: Callable[[], None]) -> View:
+        """Renew the lease, note the URL, and call `renewed`; then declare dead the hosts whose leases are over, record
+        as lost what they were doing, and take the lead if nobody alive has it. Raises HostLost where this host was
+        declared dead."""
         ...
 
     async def leave(self, host_id: str) -> None:
@@ -166,6 +168,9 @@ class Homes:
         self._view = View({}, "", 0)
         self._valid_until = 0.0
         """The end of the lease, by the monotonic clock."""
+
+        self._renewed_at = 0.0
+        """When the last heartbeat was sent that came through, by the same clock."""
 
         self._seen_at = 0.0
         """When the heartbeat was sent that saw `_view`, by the same clock."""
@@ -217,7 +222,9 @@ class Homes:
     async def start(self) -> None:
         """Join the cluster, and beat from now on. Raises Unavailable."""
         sent = _monotonic()
-        self._saw(sent, await self._store.join(self._host, self._lease_seconds))
+        view = await self._store.join(self._host, self._lease_seconds)
+        self._renewed(sent, self._host)
+        self._saw(sent, view)
         self._beating = asyncio.create_task(self._beat())
 
     async def check_alone_at(self, url: str) -> None:
@@ -290,7 +297,7 @@ class Homes:
     @property
     def is_late(self) -> bool:
         """Whether two heartbeats in a row haven't come through."""
-        return _monotonic() - self._seen_at > 2.5 * self._lease_seconds / _BEATS
+        return _monotonic() - self._renewed_at > 2.5 * self._lease_seconds / _BEATS
 
     def check_lease(self) -> None:
         """Raises NoLease where this host may not answer, as others may have taken what was its."""
@@ -337,8 +344,7 @@ class Homes:
             self._beat_now.clear()
             sent, host = _monotonic(), self._host
             try:
-                self._saw(sent, await self._store.beat(host))
-                self._told_url = host.url
+                self._saw(sent, await self._store.beat(host, partial(self._renewed, sent, host)))
             except HostLost:
                 self._valid_until = 0.0
                 log.error("host_lost", host=self._host.id, why="its lease was over before it was renewed")
@@ -349,6 +355,13 @@ class Homes:
             except Exception:  # a bug, after which there are more heartbeats all the same
                 log.exception("heartbeat_failed", lease_left=round(self.lease_left, 1))
 
+    def _renewed(self, sent: float, host: Host) -> None:
+        """The lease was renewed by a heartbeat that was sent at this time, whatever comes of its look at the others."""
+        self._renewed_at, self._told_url = sent, host.url
+        self._valid_until = sent + self._lease_seconds * (1 - _MARGIN)
+        if self._lease_timer is None:
+            self._look_at_lease()
+
     def _saw(self, sent: float, view: View) -> None:
         """Note what a heartbeat saw that was sent at this time, and tell those who wait."""
         if view.lost:
@@ -356,9 +369,6 @@ class Homes:
         if _monotonic() - sent < _PROMPT_SECONDS and (apart := set_clock(view.at)):
             log.warning("clocks_apart", seconds=round(apart / 1e6, 1), then="the database's clock counts")
         self._view, self._seen_at = view, sent
-        self._valid_until = sent + self._lease_seconds * (1 - _MARGIN)
-        if self._lease_timer is None:
-            self._look_at_lease()
         self._news.set()
         self._news = asyncio.Event()
         for call in self._on_beat:

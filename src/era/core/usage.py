@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from era.core.homes import Cluster
 from era.core.models import OwnedId, now
 from era.errors import EraError
 
@@ -90,8 +91,11 @@ def use_of(who: OwnedId, cpu_us: int | None, egress: Mapping[str, object]) -> Us
 class Usage:
     """What has been used. `keep` is to be run all the time."""
 
-    def __init__(self, store: UsageStore, measure: Callable[[], Awaitable[Sizes]], kept_days: int) -> None:
+    def __init__(
+        self, store: UsageStore, cluster: Cluster, measure: Callable[[], Awaitable[Sizes]], kept_days: int
+    ) -> None:
         """`measure` tells what is stored now. Rows are kept for `kept_days`."""
+        self._cluster = cluster
         self._store = store
         self._measure = measure
         self._kept_days = kept_days
@@ -100,15 +104,17 @@ class Usage:
         """What an owner, or with None each, has used from one day to another, newest first; today's sizes are those of
         this moment at least."""
         if last >= day_of(now()):
-            await self._store.note_sizes(await self._measure())
+            sizes = await self._measure()
+            await self._store.note_sizes(sizes if owner is None else {owner: sizes[owner]} if owner in sizes else {})
         return await self._store.days(owner, first, last)
 
     async def keep(self) -> None:
         """Measure what is stored and drop old rows, once an hour, for ever. Failures are logged."""
         while True:
             try:
-                await self._store.note_sizes(await self._measure())
-                await self._store.prune(self._kept_days)
+                if self._cluster.leads:
+                    await self._store.note_sizes(await self._measure())
+                    await self._store.prune(self._kept_days)
             except EraError as error:
                 log.warning("usage_not_measured", error=error.message)
             await asyncio.sleep(_PERIOD_SECONDS)

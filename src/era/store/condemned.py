@@ -61,6 +61,7 @@ LONG_AGO_US = 2400 * 1_000_000
 _KEPT_US = 6 * 3600 * 1_000_000
 _REMEMBERED_US = 2 * RELY_US
 _MOST_STALE_SECONDS = 30.0
+_FENCED_AT_ONCE = 500
 _AT_ONCE = 1000
 _HANGS_SECONDS = 600.0
 """A transaction that takes longer may name content that was put long ago."""
@@ -228,6 +229,14 @@ def check_alive(connection: Connection) -> None:
     # This lock is in nobody's way but the fence's.
     if host_id is not None and not connection.execute(alive.with_for_update(read=True, key_share=True)).first():
         raise HostLost("This host was declared dead by the others of its cluster.")
+
+
+def lose_some_homes(connection: Connection) -> int:
+    """Have dead hosts lose some of their sessions; how many. Until none is left, before `fence_dead_hosts`: whoever
+    takes one of them waits for this transaction."""
+    some = select(homes.c.session_key).where(_DEAD_HOMES).limit(_FENCED_AT_ONCE).with_for_update(skip_locked=True)
+    keys = connection.execute(some).scalars().all()
+    return connection.execute(LOSE_HOME.where(homes.c.session_key.in_(keys))).rowcount if keys else 0
 
 
 def fence_dead_hosts(connection: Connection) -> bool:

@@ -125,17 +125,26 @@ class Database:
         alone: bool = True,
         notices_within: float | None = None,
         hangs_within: float | None = None,
+        waits_within: float | None = None,
+        name: str | None = None,
     ) -> None:
-        """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for the rest."""
-        self.engines = dialects.connect(url, alone=alone, notices_within=notices_within, hangs_within=hangs_within)
+        """Raises ValueError where the URL can't hold a store; see `dialects.connect`, also for the rest. The writer's
+        connection has this `name` for `dialects.cut_off`."""
+        self.engines = dialects.connect(
+            url, alone=alone, notices_within=notices_within, hangs_within=hangs_within, waits_within=waits_within
+        )
+        self._waits_within = waits_within
+        self._name = name
         self.fence = Fence()
         self.listeners = Listeners()
         self.owned_totals = OwnedTotals(alone=alone)
         """These are in the `info` of each connection that writes."""
 
         @event.listens_for(self.engines.writer, "connect")
-        def connected(_connection: object, record: Any) -> None:
+        def connected(connection: Any, record: Any) -> None:
             record.info.update(fence=self.fence, listeners=self.listeners, owned_totals=self.owned_totals)
+            if self._name is not None and self.engines.writer.dialect.name != "sqlite":
+                dialects.name_driver_connection(connection, self._name)
 
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
@@ -143,6 +152,16 @@ class Database:
         self._connection: Connection | None = None
         self._syncs = True
         """Whether that connection syncs its commits. Both are used by the writer's thread only."""
+
+    async def call_writer(self, name: str) -> None:
+        """Name the writer's connection, and those that come after it. Raises Unavailable."""
+
+        def job() -> None:
+            self._name = name
+            self._disconnect()
+            self.engines.writer.dispose()  # and what has been used before it had a name
+
+        await self._on(self._writer, job)
 
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises NotReady, Unavailable."""
@@ -227,7 +246,7 @@ class Database:
             if dialects.refuses_nul(self.engines.writer, error):
                 raise BadRequest("Text with a NUL character can't be stored.", hint="Leave the NUL out.") from error
             _log.error("the database failed: %s", dialects.message(error))
-            if dialects.is_taken(error):
+            if self._waits_within is None and dialects.is_taken(error):
                 raise Unavailable("another ERA service has taken over the database") from error
             if dialects.is_away(self.engines.writer, error):
                 raise DatabaseAway(may_have_committed=False) from error

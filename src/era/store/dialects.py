@@ -51,7 +51,7 @@ _HANGS_SECONDS = 30.0
 _TURN_SECONDS = 3
 _TAKEN = "55P03"
 _GONE_CLASSES = ("08", "57P")
-_GONE = ("25006", "53300")  # a standby that can't be written to, no more connections
+_GONE = ("25006", "25P03", "53300")  # a standby that can't be written to, a pause for too long, no more connections
 _UNDONE = ("40001", "40P01", "53200")  # the last: no room for the locks by which others would be found out
 _PREDICATE_LOCKS = 512
 """`max_pred_locks_per_transaction` below which a server is told about it. A run's transactions take some 20 each, and
@@ -93,15 +93,21 @@ class Engines:
 
 
 def connect(
-    url: str, *, alone: bool = True, notices_within: float | None = None, hangs_within: float | None = None
+    url: str,
+    *,
+    alone: bool = True,
+    notices_within: float | None = None,
+    hangs_within: float | None = None,
+    waits_within: float | None = None,
 ) -> Engines:
     """The engines for an SQLAlchemy URL, or for `postgresql://…`. No connection is opened yet.
 
     On PostgreSQL a writer that is `alone` has no other one beside it, of whatever process: as long as it is connected
     it holds a lock. Those that aren't, such as hosts that share a database, hold it together. A server that is cut off
     is noticed within `notices_within` seconds, where they are named, and a few more if it isn't back by then. It ends a
-    transaction in which nothing happens for `hangs_within` seconds: whoever is paused in the middle of one keeps others
-    waiting no longer. Raises ValueError for an SQLite database in memory, of which each connection would see its own.
+    writer's transaction in which nothing happens for `hangs_within` seconds: whoever is paused in the middle of one
+    keeps others waiting no longer. A writer waits for what others have locked for `waits_within` seconds, if they are
+    named, and then fails. Raises ValueError for an SQLite database in memory: each connection would see its own.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -122,11 +128,11 @@ def connect(
         "SET enable_seqscan = off",
         f"SET lock_timeout = {int(OWNERSHIP_SECONDS * 1000)}",
         f"SELECT pg_advisory_lock{'' if alone else '_shared'}({_OWNERSHIP_KEY})",
-        "SET lock_timeout = 0",
+        f"SET lock_timeout = {int((waits_within or 0) * 1000)}",
     )
     hangs = f"SET idle_in_transaction_session_timeout = {int((hangs_within or _HANGS_SECONDS) * 1000)}"
     writer = _postgresql(parsed, 1, "BEGIN ISOLATION LEVEL SERIALIZABLE", (hangs, *own))
-    reader = _postgresql(parsed, _POSTGRESQL_READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", (hangs,))
+    reader = _postgresql(parsed, _POSTGRESQL_READERS, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     return Engines(writer, reader, _POSTGRESQL_READERS)
 
 
@@ -326,11 +332,32 @@ def check_server(engine: Engine) -> None:
         )
 
 
+def see_each_commit(connection: Connection) -> None:
+    """Have each of the transaction's statements see what others have committed before it: none of them is undone for
+    what others do, and none keeps to one moment. Its first statement."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def name_driver_connection(connection: Any, name: str) -> None:
+    """Name a connection of the driver's to PostgreSQL, for `cut_off`."""
+    connection.execute("SELECT set_config('application_name', %s, false)", (name,))
+
+
+def cut_off(connection: Connection, names: Sequence[str]) -> None:
+    """End the connections with these names, and what they have locked, whatever they are doing."""
+    if names and connection.dialect.name != "sqlite":
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND usename = current_user AND application_name = ANY(%s)",
+            (list(names),),
+        )
+
+
 def begin_migration(connection: Connection) -> None:
     """Let no other process migrate the database until this transaction ends. Its first statement."""
     if connection.dialect.name != "sqlite":
-        # What another one has committed while this one waited must be seen.
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        see_each_commit(connection)  # what another one has committed while this one waited
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_KEY})")
 
 

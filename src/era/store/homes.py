@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, exists, func, insert, select, update
 
 from era.core.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
 from era.store.database import Database, Fence, changes, if_undone
-from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, together
+from era.store.dialects import (
+    Answer,
+    Asked,
+    Precompiled,
+    cut_off,
+    database_time,
+    insert_if_absent,
+    see_each_commit,
+    together,
+)
 from era.store.session_lookup import IS_PRESENT
-from era.store.tables import deliveries, has_status, homes, hosts, inboxes, leader, processes, runs, sessions
+from era.store.tables import deliveries, has_status, homes, hosts, leader, processes, runs, sessions
 from era.store.webhooks import tell_lost
 from era.store.whole_tables import Count
 
@@ -69,13 +78,20 @@ _PLACE = (
 _BY_ID = _PLACE.where(sessions.c.id == bindparam("session"))
 _BY_KEY = _PLACE.where(sessions.c.key == bindparam("session"))
 
-_SINCE = select(database_time() - hosts.c.heartbeat_at, hosts.c.lease_us).where(hosts.c.id == bindparam("host"))
+_SINCE = select(
+    database_time().label("now"),
+    (database_time() - hosts.c.heartbeat_at).label("since"),
+    hosts.c.lease_us,
+    hosts.c.dead,
+).where(hosts.c.id == bindparam("host"))
 _RENEW = (
     update(hosts)
     .where(hosts.c.id == bindparam("host"), ~hosts.c.dead)
     .values(heartbeat_at=database_time(), url=bindparam("new_url"))
 )
-_DECLARE = update(hosts).where(~hosts.c.dead, hosts.c.heartbeat_at + hosts.c.lease_us < database_time())
+_IS_OVERDUE = (
+    ~hosts.c.dead & (hosts.c.heartbeat_at + hosts.c.lease_us < bindparam("at")) & (hosts.c.id != bindparam("host"))
+)
 _FORGET = delete(hosts).where(hosts.c.dead, hosts.c.heartbeat_at + _FORGOTTEN_US < database_time())
 _LEADER = select(leader.c.host_id)
 _RECORDS = select(hosts.c.id, hosts.c.url, hosts.c.started_at, hosts.c.heartbeat_at, hosts.c.dead).order_by(
@@ -96,11 +112,7 @@ def _homeless(session_key: Any) -> Any:
 
 _LOST_RUNS = has_status(runs, "running") & _homeless(runs.c.session_key)
 _LOST_PROCESSES = has_status(processes, "running") & _homeless(processes.c.session_key)
-_LOST_DELIVERIES = (
-    # By session, since that is how their index goes.
-    deliveries.c.session_key.in_(select(inboxes.c.session_key).where(_homeless(inboxes.c.session_key)))
-    & has_status(deliveries, "running")
-)
+_LOST_DELIVERIES = has_status(deliveries, "running") & _homeless(deliveries.c.session_key)
 _ANY_LOST = select(
     select(runs.c.key).where(_LOST_RUNS).exists() | select(processes.c.key).where(_LOST_PROCESSES).exists()
 )
@@ -109,10 +121,12 @@ _ANY_LOST = select(
 class HomeRows:
     """See core.homes.HomeStore."""
 
-    def __init__(self, database: Database, checked: Database) -> None:
-        """`database` is for heartbeats and homes alone, so that they never wait for another transaction's turn.
-        `checked` is the one whose changes of sessions are checked."""
+    def __init__(self, beats: Database, database: Database, checked: Database) -> None:
+        """`beats` is for heartbeats, which wait for nobody's turn and for no lock for long; `database` for all else of
+        hosts and homes. `checked` is the one whose changes of sessions are checked."""
         self._database = database
+        self._beats = beats
+        self._checked = checked
         self._fence = checked.fence
         self._patient_until = -math.inf
         """Until when nobody is declared dead from here, by the monotonic clock."""
@@ -130,18 +144,21 @@ class HomeRows:
 
         view = await self._database.write(job)
         self._fence.host_id = host.id
+        for database in {self._beats, self._database, self._checked}:
+            await database.call_writer(host.id)
         return view
 
-    async def beat(self, host: Host) -> View:
+    async def beat(self, host: Host, renewed: Callable[[], None] = lambda: None) -> View:
         # Apart: a transaction that changes one host's row and looks at all would be in the way of those of all others.
         # A heartbeat that a power cut undoes went together with the host.
-        since_us, lease_us = await self._database.write_unsynced(_renew, host)
+        since_us, lease_us = await self._beats.write_unsynced(_renew, host)
+        renewed()
         lease, at = lease_us / 1e6, time.monotonic()
         if since_us > _LATE * lease_us and at >= self._patient_until + lease:
             # Perhaps the database was away for all: whoever comes back to it first may not take what is the others'.
             # But one that is late again and again, on a machine with too much to do, isn't patient for ever.
             self._patient_until = at + lease
-        return await self._database.write_unsynced(_look, host, declares=time.monotonic() >= self._patient_until)
+        return await self._beats.write_unsynced(_look, host, declares=time.monotonic() >= self._patient_until)
 
     async def leave(self, host_id: str) -> None:
         def job(connection: Connection) -> None:
@@ -219,7 +236,7 @@ def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
     """See HomeStore.take."""
     own = connection.execute(_HOST, {"host": fence.host_id}).one_or_none()
     if own is None or fence.host_id is None:
-        raise HostLost("This host was declared dead by the others of its cluster.")
+        raise _lost()
     first = {"session_key": session_key, "host_id": fence.host_id, "epoch": 1}
     row = connection.execute(_HOME, {"session": session_key}).one_or_none()
     if row is None and not insert_if_absent(connection, homes, first):
@@ -228,7 +245,8 @@ def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
         other = connection.execute(_HOST, {"host": row.host_id}).one_or_none()
         if other is not None:
             return Home(Host(row.host_id, other.url), row.epoch)
-        _mark_lost(connection)  # What its dead host began is found by that host's home, so before it moves.
+        # What its dead host began is found by that host's home, so before it moves.
+        _mark_lost(connection, session_key)
         connection.execute(_MOVE, {"session": session_key, "new_host": fence.host_id})
     epoch: int = connection.execute(_HOME, {"session": session_key}).one().epoch
     changes(connection, session_key, fence)  # what was read before may be what another host has changed since
@@ -285,20 +303,34 @@ def check_home(connection: Connection, session_key: int, *asked: Asked, goes_on:
 def _renew(connection: Connection, host: Host) -> tuple[int, int]:
     """Renew the lease and note the URL; the microseconds since it was renewed before, and those of a lease. Raises
     HostLost."""
+    see_each_commit(connection)
     before = connection.execute(_SINCE, {"host": host.id}).one_or_none()
     if before is None or not connection.execute(_RENEW, {"host": host.id, "new_url": host.url}).rowcount:
-        raise HostLost("This host was declared dead by the others of its cluster.")
-    return tuple(before)
+        raise _lost()
+    return before.since, before.lease_us
+
+
+def _lost() -> HostLost:
+    return HostLost("This host was declared dead by the others of its cluster.")
 
 
 def _look(connection: Connection, host: Host, *, declares: bool) -> View:
     """Declare dead the hosts whose leases are over, if it `declares` any, and take the lead if nobody alive has it; see
     HomeStore.beat."""
-    declared = connection.execute(_DECLARE.values(dead=True)).rowcount if declares else 0
+    own = connection.execute(_SINCE, {"host": host.id}).one_or_none()
+    if own is None or own.dead:  # it was paused since it renewed its lease
+        raise _lost()
+    declared = 0
+    # A commit that took that long, or a lock, may have kept the others' heartbeats waiting, too.
+    if declares and own.since <= _LATE * own.lease_us:
+        overdue = {"host": host.id, "at": own.now}
+        gone = connection.execute(select(hosts.c.id).where(_IS_OVERDUE), overdue).scalars().all()
+        if gone:
+            # What they have locked is to be changed now, and they may be paused at any point.
+            cut_off(connection, gone)
+            declared = connection.execute(update(hosts).where(_IS_OVERDUE).values(dead=True), overdue).rowcount
     connection.execute(_FORGET)
     alive: Mapping[str, Host] = {row.id: Host(row.id, row.url) for row in connection.execute(_ALIVE)}
-    if host.id not in alive:  # it was paused since it renewed its lease
-        raise HostLost("This host was declared dead by the others of its cluster.")
     leading = connection.execute(_LEADER).scalar_one_or_none()
     if leading is None:
         insert_if_absent(connection, leader, {"only": 1, "host_id": host.id})
@@ -312,11 +344,16 @@ def _look(connection: Connection, host: Host, *, declares: bool) -> View:
     return View(alive, leading, at, lost)
 
 
-def _mark_lost(connection: Connection) -> int:
-    """Record as lost what dead hosts were doing; how many runs. Their deliveries are pending again."""
-    tell_lost(connection, _LOST_RUNS)
+def _mark_lost(connection: Connection, only: int | None = None) -> int:
+    """Record as lost what dead hosts were doing, in one session where its key is given; how many runs. Their deliveries
+    are pending again."""
+
+    def lost(table: Table, which: ColumnElement[bool]) -> ColumnElement[bool]:
+        return which if only is None else which & (table.c.session_key == only)
+
+    tell_lost(connection, lost(runs, _LOST_RUNS))
     at = {"ended_at": database_time(), "reason": LOST, "status": "lost"}
-    lost = connection.execute(update(runs).where(_LOST_RUNS).values(at)).rowcount
-    connection.execute(update(processes).where(_LOST_PROCESSES).values(at))
-    connection.execute(update(deliveries).where(_LOST_DELIVERIES).values(status="pending"))
-    return lost
+    count = connection.execute(update(runs).where(lost(runs, _LOST_RUNS)).values(at)).rowcount
+    connection.execute(update(processes).where(lost(processes, _LOST_PROCESSES)).values(at))
+    connection.execute(update(deliveries).where(lost(deliveries, _LOST_DELIVERIES)).values(status="pending"))
+    return count

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, String, bindparam, cast, delete, insert, select, update
+from sqlalchemy import Connection, String, bindparam, cast, delete, insert, select, tuple_, update
 
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
 from era.errors import Conflict
@@ -53,7 +53,9 @@ _answer_run = Precompiled(
     .values({"answer": bindparam("new_answer"), **{name: bindparam(f"new_{name}") for name in OUTPUT_COLUMNS}})
 )
 _drop = Precompiled(delete(keys).where(_IS_CLAIM))
-_DROP_ALL_OLD = delete(keys).where(keys.c.created_at < bindparam("since"))
+_IS_OLD = keys.c.created_at < bindparam("since")
+_OLD = select(keys.c.scope, keys.c.key).where(_IS_OLD).order_by(keys.c.created_at).limit(500)
+_DROP_OLD = delete(keys).where(tuple_(keys.c.scope, keys.c.key).in_(_OLD))
 
 type Scope = Session | int | str
 """Within what a key is unique: a session (or its key) or, where the request is to make a session, its owner."""
@@ -137,9 +139,9 @@ def free_key(connection: Connection, claim: Claim, session_key: int) -> None:
     _drop.execute(connection, _claim_parameters(claim, session_key))
 
 
-def prune_keys(connection: Connection) -> int:
-    """Drop the keys that are older than a day; how many there were."""
-    return connection.execute(_DROP_ALL_OLD, {"since": now() - _KEPT_MICROS}).rowcount
+def prune_some_keys(connection: Connection) -> int:
+    """Drop some of the keys that are older than a day; how many."""
+    return connection.execute(_DROP_OLD, {"since": now() - _KEPT_MICROS}).rowcount
 
 
 def _claim_parameters(claim: Claim, scope: Scope) -> dict[str, Any]:

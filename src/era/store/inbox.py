@@ -55,23 +55,21 @@ _CONTENT = select(_d.c.method, _d.c.path, _d.c.query, _d.c.headers, _d.c.body, _
 _UNFINISHED = _d.c.status.in_(("pending", "running"))
 _ENDED = _d.c.status.in_(("done", "failed"))
 _PENDING, _RUNS = has_status(_d, "pending"), has_status(_d, "running")
-_HAS_PENDING = exists().where(_d.c.session_key == inboxes.c.session_key, _PENDING)
-_DELIVERABLE = select(inboxes.c.session_key).where(
-    _HAS_PENDING,
-    exists().where(
-        sessions.c.key == inboxes.c.session_key, IS_PRESENT, sessions.c.code.is_not(None), sessions.c.allow_public
-    ),
+_CAN_RUN = exists().where(
+    sessions.c.key == _d.c.session_key,
+    inboxes.c.session_key == sessions.c.key,
+    IS_PRESENT,
+    sessions.c.code.is_not(None),
+    sessions.c.allow_public,
 )
-# By session, as their index goes, rather than over all deliveries that have ended.
-_PENDING_THERE = select(func.count()).where(_d.c.session_key == inboxes.c.session_key, _PENDING).scalar_subquery()
-_WAITING = select(func.sum(_PENDING_THERE)).select_from(inboxes)
+_DELIVERABLE = select(_d.c.session_key).where(_PENDING, _CAN_RUN).distinct()
+_WAITING = select(func.count()).select_from(_d).where(_PENDING)
 _OLDEST = select(func.min(_d.c.received_at)).where(
     _PENDING,
-    _d.c.session_key.in_(_DELIVERABLE),
+    _CAN_RUN,
     (_d.c.next_attempt_at.is_(None)) | (_d.c.next_attempt_at <= bindparam("now")),
 )
-_RUNNING = select(inboxes.c.session_key).where(exists().where(_d.c.session_key == inboxes.c.session_key, _RUNS))
-"""The sessions that have a running delivery."""
+_IS_RUNNING = select(_d.c.key).where(_RUNS).limit(1)
 
 _OF_SESSION = _d.c.session_key == bindparam("session")
 _NEXT = (
@@ -222,7 +220,7 @@ class InboxRows:
     async def backlog(self) -> Backlog:
         def job(connection: Connection) -> Backlog:
             oldest = connection.execute(_OLDEST, {"now": now()}).scalar_one()
-            return Backlog(int(connection.execute(_WAITING).scalar_one() or 0), oldest)
+            return Backlog(int(connection.execute(_WAITING).scalar_one()), oldest)
 
         return await self._database.read(job)
 
@@ -295,16 +293,14 @@ class InboxRows:
         await self._database.write(lambda connection: connection.execute(statement))
 
     async def count_none_running(self) -> None:
-        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _RUNS)
-        await self._database.write(lambda connection: connection.execute(statement.values(tries=_d.c.tries - 1)))
+        statement = update(_d).where(_RUNS).values(tries=_d.c.tries - 1)
+        await self._database.write(lambda connection: connection.execute(statement))
 
     async def cut_off(self) -> int:
-        statement = update(_d).where(_d.c.session_key.in_(_RUNNING), _RUNS)
-        if not await self._database.read(lambda connection: connection.execute(_RUNNING.limit(1)).first()):
+        statement = update(_d).where(_RUNS).values(status="pending")
+        if not await self._database.read(lambda connection: connection.execute(_IS_RUNNING).first()):
             return 0  # The usual start writes nothing.
-        return await self._database.write(
-            lambda connection: connection.execute(statement.values(status="pending")).rowcount
-        )
+        return await self._database.write(lambda connection: connection.execute(statement).rowcount)
 
 
 def _find_inbox(connection: Connection, session_key: int) -> InboxSettings | None:

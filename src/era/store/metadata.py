@@ -43,7 +43,7 @@ from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, quotas, runs, session_pages, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
-from era.store.condemned import Condemned, fence_dead_hosts
+from era.store.condemned import Condemned, fence_dead_hosts, lose_some_homes
 from era.store.contexts import ContextRows
 from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import Database, DatabaseAway
@@ -93,7 +93,10 @@ class SqlStore:
         self.processes = ProcessRows(self.database, retention)
         self.contexts = ContextRows(self.database)
         self._own_database: Database | None = None
-        """The connections of heartbeats."""
+        """The connections of homes,"""
+
+        self._beats_database: Database | None = None
+        """and those of heartbeats."""
 
         self._d1_database: Database | None = None
         """Those of programs' SQL databases: a large one keeps no commit waiting."""
@@ -116,15 +119,16 @@ class SqlStore:
     async def homes(self) -> HomeRows:
         """The rows of a cluster's hosts and homes, on connections of their own, which notice within half of a lease
         that they are cut off. Call it once, on an open store that isn't `alone`."""
-        self._own_database = Database(
-            self._url,
-            alone=False,
-            notices_within=self._hangs_within,
-            hangs_within=self._hangs_within,
-        )
-        self._own_database.listeners = self.database.listeners
-        await self._own_database.open()
-        return HomeRows(self._own_database, self.database)
+        half = self._hangs_within
+        own = beats = Database(self._url, alone=False, notices_within=half, hangs_within=half)
+        own.listeners = self.database.listeners
+        await own.open()
+        if own.engines.writer.dialect.name != "sqlite":  # where another writer would only be one more that waits
+            waits = half and half / 2.5
+            beats = Database(self._url, alone=False, notices_within=half, hangs_within=half, waits_within=waits)
+            beats.listeners = own.listeners
+        self._own_database, self._beats_database = own, beats
+        return HomeRows(beats, own, self.database)
 
     def answers_while(self, is_leased: Callable[[], bool], is_late: Callable[[], bool]) -> None:
         """Have `session` answer with what is last known of a session at home here where the database can't be reached,
@@ -143,14 +147,15 @@ class SqlStore:
     def quota_counts(self, host_id: str) -> QuotaCounts:
         """The rows in which this host of a cluster counts for quotas, on connections of their own, which are made when
         there is something to count. Call it once, on an open store."""
-        self._quota_database = Database(self._url, alone=False, hangs_within=self._hangs_within)
+        self._quota_database = Database(self._url, alone=False, hangs_within=self._hangs_within, name=host_id)
         return QuotaCounts(self._quota_database, host_id)
 
     async def d1_databases(self) -> DatabaseReplicas:
         """The rows of programs' SQL databases. Call it once, on an open store."""
         if self._alone or self.database.engines.writer.dialect.name == "sqlite":
             return DatabaseReplicas(self.database)
-        self._d1_database = Database(self._url, alone=False, hangs_within=self._hangs_within)
+        host_id = self.database.fence.host_id
+        self._d1_database = Database(self._url, alone=False, hangs_within=self._hangs_within, name=host_id)
         await self._d1_database.open()
         return DatabaseReplicas(self._d1_database)
 
@@ -160,7 +165,7 @@ class SqlStore:
 
     async def close(self) -> None:
         """Let what has begun finish, then disconnect. May be called twice."""
-        for own in (self._own_database, self._d1_database, self._quota_database):
+        for own in (self._own_database, self._beats_database, self._d1_database, self._quota_database):
             if own is not None:
                 await own.close()
         await self.database.close()
@@ -341,8 +346,14 @@ class SqlStore:
         finding = idempotency.finding_claim(claim, session_id)
         return await read_session(self.database, self._retention, session_id, idempotency.claimed_in_session, finding)
 
+    async def prune_notices(self) -> None:
+        await self.webhooks.prune_notices()
+
     async def prune_idempotency_keys(self) -> int:
-        return await self.database.write(idempotency.prune_keys)
+        removed = 0
+        while count := await self.database.write(idempotency.prune_some_keys):
+            removed += count
+        return removed
 
     async def unfinished_setups(self) -> Sequence[SetupJob]:
         return await self.database.read(setups.unfinished_setups)
@@ -387,6 +398,9 @@ class SqlStore:
         return await self.database.read(outputs.output_digests)
 
     async def fence_dead_hosts(self) -> bool:
+        if self.database.fence.host_id is not None:
+            while await self.database.write(lose_some_homes):
+                pass
         return await self.database.write(fence_dead_hosts)
 
     def condemned(self) -> Condemned:

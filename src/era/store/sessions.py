@@ -10,9 +10,23 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Collection, Sequence
+from itertools import batched
 from typing import Any
 
-from sqlalchemy import Column, Connection, Delete, Update, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Delete,
+    Update,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    union_all,
+    update,
+)
 
 from era.core import limits
 from era.core.expiry import MICROS, slack
@@ -91,10 +105,12 @@ _COMPLETE = (
         api_key_id=bindparam("new_key_id"),
     )
 )
+_SWEPT_AT_ONCE, _MARKED_AT_ONCE = 1000, 100
 _MAY_BE_DUE = (
     select(sessions.c.key, sessions.c.ttl, sessions.c.expires_at, sessions.c.owner, sessions.c.id)
     .where(sessions.c.expires_at <= bindparam("at"), IS_PRESENT, ~IS_ACTIVE)
-    .limit(1000)
+    .order_by(sessions.c.expires_at)
+    .limit(_SWEPT_AT_ONCE)
 )
 _EXPIRE = _REMOVE.where(sessions.c.expires_at == bindparam("seen"), ~IS_ACTIVE).values(expired=True)
 _IS_IMPORTED = (sessions.c.deleted_at == _LONG_AGO) & exists().where(
@@ -103,7 +119,10 @@ _IS_IMPORTED = (sessions.c.deleted_at == _LONG_AGO) & exists().where(
 """Whether an incomplete session is still being imported by a host of a cluster."""
 
 _TO_PURGE = (
-    select(sessions.c.key).where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before"), ~_IS_IMPORTED).limit(1000)
+    select(sessions.c.key)
+    .where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before"), ~_IS_IMPORTED)
+    .order_by(sessions.c.deleted_at)
+    .limit(_SWEPT_AT_ONCE)
 )
 _IS_REMOVED = exists().where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _NEWEST_IDS = (
@@ -129,7 +148,18 @@ _LOSE_HOME = LOSE_HOME.where(
     exists().where(sessions.c.key == bindparam("session"), sessions.c.deleted_at == _LONG_AGO),
 )
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
-_PURGE_ID = delete(sessions).where(OF_OWNER).returning(sessions.c.key)
+_PURGE_ID = (
+    delete(sessions)
+    .where(
+        # Each of the two has an index, and both together have none.
+        sessions.c.key.in_(
+            union_all(
+                select(sessions.c.key).where(OF_OWNER, IS_PRESENT), select(sessions.c.key).where(OF_OWNER, ~IS_PRESENT)
+            )
+        )
+    )
+    .returning(sessions.c.key)
+)
 
 
 def create_session(connection: Connection, new: NewSession, claim: Claim | None) -> Session:
@@ -326,7 +356,7 @@ async def expire(database: Database, at: int) -> Sequence[int]:
         return expired
 
     due = [row for row in await database.read(candidates) if row.expires_at + slack(row.ttl) <= at]
-    return await database.write(mark, due) if due else []
+    return [key for some in batched(due, _MARKED_AT_ONCE) for key in await database.write(mark, some)]
 
 
 async def purge(database: Database, retention: Retention, at: int, incomplete: Collection[int]) -> int:

@@ -41,7 +41,7 @@ metadata = MetaData(
 # A session that expired or was deleted is removed: it stays for a while, with `deleted_at` set; its id is free at once.
 _IS_PRESENT = text("deleted_at IS NULL")
 _IS_REMOVED = text("deleted_at IS NOT NULL")
-_HAS_EXPIRY = text("expires_at IS NOT NULL")
+_HAS_EXPIRY = text("expires_at IS NOT NULL AND deleted_at IS NULL")
 _HAS_PACKAGES = text("environment IS NOT NULL")
 _OF_KEY = text("api_key_id IS NOT NULL AND deleted_at IS NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
@@ -203,7 +203,7 @@ homes = Table(
     "homes",
     metadata,
     Column("session_key", _Key, ForeignKey(sessions.c.key, ondelete="CASCADE"), primary_key=True),
-    Column("host_id", String(64), nullable=False),
+    Column("host_id", String(64), nullable=False, index=True),
     Column("epoch", BigInteger, nullable=False),
 )
 
@@ -333,6 +333,8 @@ deliveries = Table(
     Index(None, "session_key", "sender_id", unique=True),
     Index(None, "session_key", "status", "position", "size"),
     Index(None, "session_key", "key"),
+    Index("ix_deliveries_pending", "session_key", sqlite_where=_IS_PENDING, postgresql_where=_IS_PENDING),
+    Index("ix_deliveries_running", "session_key", sqlite_where=_IS_RUNNING, postgresql_where=_IS_RUNNING),
     sqlite_autoincrement=True,
 )
 

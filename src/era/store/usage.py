@@ -99,8 +99,16 @@ class UsageRows:
         await self._database.write(job)
 
     async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
-        query = select(usage.c.owner, usage.c.key_id, usage.c.cpu_us, usage.c.egress_bytes).where(usage.c.day == day)
-        return await self._database.read(lambda connection: [tuple(row) for row in connection.execute(query)])
+        query = (
+            select(usage.c.owner, usage.c.key_id, func.sum(usage.c.cpu_us), func.sum(usage.c.egress_bytes))
+            .where(usage.c.day == day, (usage.c.cpu_us > 0) | (usage.c.egress_bytes > 0))
+            .group_by(usage.c.owner, usage.c.key_id)
+        )
+
+        def job(connection: Connection) -> Sequence[tuple[str, str, int, int]]:
+            return [(owner, key, int(cpu), int(egress)) for owner, key, cpu, egress in connection.execute(query)]
+
+        return await self._database.read(job)
 
     async def add_use(self, use: Use) -> None:
         await self._database.write_unsynced(add_use, use)

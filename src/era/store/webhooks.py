@@ -47,7 +47,7 @@ _OWNED_RUNS = select(sessions.c.owner, sessions.c.id, runs.c.id).join_from(
     runs, sessions, sessions.c.key == runs.c.session_key
 )
 _LOST: JsonObject = {"status": "lost", "exit_code": None, "duration_ms": None, "committed": False, "version": None}
-_ORPHANS = delete(_n).where(_n.c.webhook_id.not_in(select(_w.c.id)))
+_DROP_NOTICES = delete(_n).where(_OF_WEBHOOK)
 
 
 def tell(connection: Connection, owner: str, event: Event, data: JsonObject) -> None:
@@ -126,11 +126,17 @@ class WebhookRows:
         def job(connection: Connection) -> Sequence[Webhook]:
             if not connection.execute(delete(_w).where(_w.c.id == webhook_id, _w.c.owner == owner)).rowcount:
                 raise _no_webhook(webhook_id)
-            connection.execute(_ORPHANS)
+            connection.execute(_DROP_NOTICES, {"of_webhook": webhook_id})
             return _all_webhooks(connection)
 
         async with self._reading:
             self._listeners.set(await self._database.write(job))
+
+    async def prune_notices(self) -> None:
+        """Drop those of webhooks that are gone: a host may tell something by one that another has just deleted."""
+        gone = select(_n.c.webhook_id).distinct().where(_n.c.webhook_id.not_in(select(_w.c.id)))
+        for webhook_id in await self._database.read(lambda connection: connection.execute(gone).scalars().all()):
+            await self._database.write(Connection.execute, _DROP_NOTICES, {"of_webhook": webhook_id})
 
     async def notices(self, owner: str, webhook_id: str) -> Sequence[Notice]:
         def job(connection: Connection) -> Sequence[Notice]:
