@@ -343,7 +343,7 @@ async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
     """What it has locked the others need as soon as its lease is over: its row, or those of its runs. It may be paused
     between two statements, or between two messages of what is one to PostgreSQL, which waits then as it would in the
     middle of a statement."""
-    lease = 3.0
+    lease = 3.0 if sound else 1.5
     if not sound:
         monkeypatch.setattr(rows_of_homes, "cut_off", lambda *_: None)
     store = partial(opened, postgres_url, alone=False, lease_seconds=lease if sound else None)
@@ -396,7 +396,7 @@ async def test_a_commit_that_stalls_kills_no_host(
 ) -> None:
     """PostgreSQL's disk hangs, or a standby that each commit waits for is gone: that keeps the heartbeats of all hosts
     waiting for longer than a lease, and none of them is dead."""
-    lease = 2.0
+    lease = 2.0 if sound else 1.0
     if not sound:
         monkeypatch.setattr(rows_of_homes, "_LATE", 100)
     async with AsyncExitStack() as stack:
