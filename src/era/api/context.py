@@ -260,7 +260,12 @@ class Answer(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return json_bytes(content)
+
+
+def json_bytes(content: Any) -> bytes:
+    """Plain values as the JSON that answers have."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

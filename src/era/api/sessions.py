@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from era.api.context import (
     Answer,
@@ -23,6 +24,7 @@ from era.api.context import (
     claim_of,
     cursor_of,
     errors,
+    json_bytes,
     key_of,
     language,
     made_answer,
@@ -107,6 +109,7 @@ async def labels(
 Labels = Annotated[dict[str, str], Depends(labels)]
 OfLanguage = Annotated[str | None, Query(alias="language", description="Only those of this language.")]
 Status = Literal["idle", "running", "live", "expired", "deleted"]
+_LISTED_AT_ONCE = 250
 _OF_NOW = ("idle", "running", "live")
 OfStatus = Annotated[
     Status | None,
@@ -142,19 +145,40 @@ async def list_sessions(
     """List the caller's sessions, newest first. `metadata.KEY=VALUE` selects those with that label. Sessions that have
     expired or were deleted, and can be restored, are listed only where `status` asks for them."""
     shown = _shown(fields) - (set() if data else {"data"})
-    which = replace(
-        _filter(owner, language_name, status, labels),
-        limit=None if limit is None else limit + 1,  # one more tells whether there is a next page
-        before_key=key_of(cursor) if cursor else None,
-    )
-    sessions = await context.sessions.list(which)
-    page = sessions[:limit]
-    following = cursor_of(page[-1].key) if len(sessions) > len(page) else None
-    answers = await session_views(page, context)
-    if status is not None:
-        answers = [session for session in answers if session["status"] == status]
-    answers = [{name: value for name, value in session.items() if name in shown} for session in answers]
-    return Answer({"sessions": answers, "count": len(answers), "next_cursor": following})
+    which = _filter(owner, language_name, status, labels)
+    size = limit or _LISTED_AT_ONCE
+
+    async def page(before: int | None) -> tuple[_Views, int | None]:
+        """Some sessions, and the key of the last of them if there are more."""
+        # One more tells whether there are.
+        sessions = await context.sessions.list(replace(which, limit=size + 1, before_key=before))
+        views = await session_views(sessions[:size], context)
+        if status is not None:
+            views = [session for session in views if session["status"] == status]
+        views = [{name: value for name, value in session.items() if name in shown} for session in views]
+        return views, sessions[size - 1].key if len(sessions) > size else None
+
+    views, last = await page(key_of(cursor) if cursor else None)
+    if limit is None and last is not None:
+        return StreamingResponse(_all_pages(views, last, page), media_type=Answer.media_type)
+    return Answer({"sessions": views, "count": len(views), "next_cursor": last and cursor_of(last)})
+
+
+type _Views = list[dict[str, Any]]
+
+
+async def _all_pages(
+    views: _Views, last: int | None, page: Callable[[int], Awaitable[tuple[_Views, int | None]]]
+) -> AsyncIterator[bytes]:
+    """The answer that has all sessions, piece by piece: to make that of a hundred thousand at once would keep all other
+    calls waiting for seconds, and take a gigabyte."""
+    count, before = 0, b'{"sessions":['
+    while views or last is not None:
+        if views:
+            yield before + json_bytes(views)[1:-1]
+            count, before = count + len(views), b","
+        views, last = ([], None) if last is None else await page(last)
+    yield (b"" if count else before) + b'],"count":%d,"next_cursor":null}' % count
 
 
 def _shown(fields: str | None) -> set[str]:

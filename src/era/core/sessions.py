@@ -41,6 +41,9 @@ type Select = Callable[[Sequence[Session]], Awaitable[Sequence[Session]]]
 """Takes some of the sessions that it is given."""
 
 
+_DELETED_AT_ONCE = 500
+
+
 class Sessions:
     """The service of everything about sessions but their runs, files, versions and setups."""
 
@@ -192,18 +195,20 @@ class Sessions:
         """Delete every session that passes the filter at this moment, and that `selected` takes of those, if that is
         given. Returns their ids. Sessions that are gone already can only be purged."""
         deleted = []
-        found = await self.list(which)
-        for session in found if selected is None else await selected(found):
-            try:
-                if which.removed:
-                    await self._store.purge_session(session.owned_id, key=session.key)
-                else:
-                    # All of an owner's sessions go with what had their ids before, those of a filter don't.
-                    key = None if which == SessionFilter(which.owner) else session.key
-                    await self.delete(session.owned_id, purge=purge, key=key)
-            except (NotFound, Expired):
-                continue  # somebody else was faster
-            deleted.append(session.id)
+        page = replace(which, limit=_DELETED_AT_ONCE)
+        while found := await self.list(page):
+            for session in found if selected is None else await selected(found):
+                try:
+                    if which.removed:
+                        await self._store.purge_session(session.owned_id, key=session.key)
+                    else:
+                        # All of an owner's sessions go with what had their ids before, those of a filter don't.
+                        key = None if which == SessionFilter(which.owner) else session.key
+                        await self.delete(session.owned_id, purge=purge, key=key)
+                except (NotFound, Expired):
+                    continue  # somebody else was faster
+                deleted.append(session.id)
+            page = replace(page, before_key=found[-1].key)
         return deleted
 
     async def restore(self, session_id: OwnedId) -> Session:
