@@ -199,7 +199,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
         notes = Notes(metrics.note, logs.write, traces.note)
         note = notes.note
-        with alone(settings):
+        async with alone(settings):
             if settings.blobs:  # before anything is made of which one would have to know that it is of no use
                 await asyncio.to_thread(check_bucket, settings.blobs, shared_directory(settings) / "store-id")
             store = await open_store(settings)
@@ -246,7 +246,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         webhooks = Webhooks(store.webhooks, WebhookSender(reachable), key, cluster, quotas.on_reached, note)
         in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
         copies = directory / "sql-copies" if homes is not None and settings.database_url is not None else None
-        with alone(settings):
+        async with alone(settings):
             databases = await d1_databases.opened(in_rows, as_files, copies, settings.storage_database_mb << 20)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)

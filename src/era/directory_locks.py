@@ -5,9 +5,10 @@ The kernel gives a lock back however its process ends, so none is left behind.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from era.errors import Conflict
@@ -35,14 +36,14 @@ def sharing(settings: Settings) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def alone(settings: Settings) -> Iterator[None]:
+@asynccontextmanager
+async def alone(settings: Settings) -> AsyncIterator[None]:
     """Within the block no other host of the cluster begins to use what they share: the first makes it."""
     if settings.shared_dir is None:
         yield
         return
     with (settings.shared_dir / "starting").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)  # Heartbeats go on, if there are any yet.
         yield
 
 
