@@ -78,6 +78,19 @@ async def started(rows: Rows, lost: Callable[[], None] = lambda: None) -> Homes:
     return homes
 
 
+async def test_a_host_that_has_come_since_the_last_look_is_not_dead() -> None:
+    rows = Rows()
+    homes = await started(rows)
+    died = asyncio.create_task(homes.died("new"))
+    rows.others["new"] = Host("new", "http://new")
+    await asyncio.wait([died], timeout=2 * LEASE)
+    assert "new" in homes.hosts
+    assert not died.done()
+    del rows.others["new"]
+    await asyncio.wait_for(died, 60)
+    await homes.leave()
+
+
 async def test_a_host_that_can_not_see_the_others_keeps_its_own_lease() -> None:
     rows = Rows()
     homes = await started(rows)

@@ -292,10 +292,10 @@ class Protocol(HttpToolsProtocol):
 
         Raises ConnectionError where the caller has gone.
         """
+        if self._tunnel is None or self.transport.is_closing():
+            raise ConnectionError("The caller has gone.")
         lines = [STATUS_LINE[101], *(b"%b: %b\r\n" % pair for pair in headers), b"\r\n"]
         self.transport.write(b"".join(lines))
-        if self._tunnel is None:
-            raise ConnectionError("The caller has gone.")
         return self._tunnel
 
     async def send_raw(self, piece: bytes) -> None:

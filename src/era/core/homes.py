@@ -468,8 +468,9 @@ class Homes:
             self._store.forget(key)
 
     async def died(self, host_id: str) -> None:
-        """Wait until a host is known to be dead."""
-        while host_id in self._view.hosts:
+        """Wait until a host is known to be dead. One that a heartbeat from before hasn't seen may have come since."""
+        asked = _monotonic()
+        while host_id in self._view.hosts or self._seen_at < asked:
             await self._news.wait()
 
     async def news(self, seconds: float) -> None:
