@@ -212,9 +212,9 @@ class History:
             self.stop.wait(self.pause)
 
     def goes_on(self, answers: int) -> bool:
-        """Whether so many more appends are answered than were when it was called, in time."""
-        enough = len(self.answered) + answers
-        return bool(eventually(lambda: len(self.answered) >= enough))
+        """Whether more than so many appends are answered besides those that were when it was called, in time."""
+        before = len(self.answered)
+        return bool(eventually(lambda: len(self.answered) > before + answers))
 
     def _try(self, session: str, token: str, host: int, again: bool) -> bool:
         """Append a token once; whether the answer says what became of it."""

@@ -373,6 +373,9 @@ class HostLost(Unavailable):
     code = "host_lost"
     hint = "Try again, at another host: this one is being started anew."
 
+    def __init__(self, message: str = "This host was declared dead by the others of its cluster.") -> None:
+        super().__init__(message)
+
 
 class SessionMoved(Unavailable):
     code = "session_moved"

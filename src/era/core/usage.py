@@ -105,7 +105,7 @@ class Usage:
         this moment at least."""
         if last >= day_of(now()):
             sizes = await self._measure()
-            await self._store.note_sizes(sizes if owner is None else {owner: sizes[owner]} if owner in sizes else {})
+            await self._store.note_sizes({name: sizes[name] for name in sizes if owner in (None, name)})
         return await self._store.days(owner, first, last)
 
     async def keep(self) -> None:

@@ -228,7 +228,7 @@ def check_alive(connection: Connection) -> None:
     alive = select(hosts.c.id).where(hosts.c.id == host_id, ~hosts.c.dead)
     # This lock is in nobody's way but the fence's.
     if host_id is not None and not connection.execute(alive.with_for_update(read=True, key_share=True)).first():
-        raise HostLost("This host was declared dead by the others of its cluster.")
+        raise HostLost
 
 
 def lose_some_homes(connection: Connection) -> int:
@@ -244,10 +244,7 @@ def fence_dead_hosts(connection: Connection) -> bool:
     transaction under way, nor has any other host one that hangs. Outside of a cluster that is so."""
     if connection.info["fence"].host_id is None:
         return True
-    free = select(homes.c.session_key).where(_DEAD_HOMES).with_for_update(skip_locked=True)
-    mine = [row.session_key for row in connection.execute(free)]
-    for some in batched(mine, _AT_ONCE):
-        connection.execute(LOSE_HOME.where(homes.c.session_key.in_(some)))
+    lose_some_homes(connection)  # of hosts that were declared dead since
     left = connection.execute(select(func.count()).select_from(homes).where(_DEAD_HOMES)).scalar_one()
     dead = len(connection.execute(_dead.with_for_update(skip_locked=True)).all())
     at_work = connection.execute(select(func.count()).select_from(hosts).where(hosts.c.dead)).scalar_one() - dead

@@ -127,7 +127,6 @@ class HomeRows:
         self._database = database
         self._beats = beats
         self._checked = checked
-        self._fence = checked.fence
         self._patient_until = -math.inf
         """Until when nobody is declared dead from here, by the monotonic clock."""
 
@@ -143,7 +142,7 @@ class HomeRows:
             return _look(connection, host, declares=False)
 
         view = await self._database.write(job)
-        self._fence.host_id = host.id
+        self._checked.fence.host_id = host.id
         for database in {self._beats, self._database, self._checked}:
             await database.call_writer(host.id)
         return view
@@ -215,28 +214,28 @@ class HomeRows:
         return await self._database.read(job)
 
     async def take(self, session_key: int) -> Home:
-        return await self._database.write(take_home, self._fence, session_key)
+        return await self._database.write(take_home, self._checked.fence, session_key)
 
     async def give(self, session_key: int, host_id: str) -> bool:
-        values = {"session": session_key, "host": self._fence.host_id, "new_host": host_id}
+        values = {"session": session_key, "host": self._checked.fence.host_id, "new_host": host_id}
 
         def job(connection: Connection) -> bool:
-            changes(connection, session_key, self._fence)
+            changes(connection, session_key, self._checked.fence)
             return connection.execute(_GIVE, values).rowcount > 0
 
         return await self._database.write(job)
 
     def forget(self, session_key: int) -> None:
-        self._fence.held.pop(session_key, None)
-        if self._fence.last_known is not None:
-            self._fence.last_known.forget(session_key)
+        self._checked.fence.held.pop(session_key, None)
+        if self._checked.fence.last_known is not None:
+            self._checked.fence.last_known.forget(session_key)
 
 
 def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
     """See HomeStore.take."""
     own = connection.execute(_HOST, {"host": fence.host_id}).one_or_none()
     if own is None or fence.host_id is None:
-        raise _lost()
+        raise HostLost
     first = {"session_key": session_key, "host_id": fence.host_id, "epoch": 1}
     row = connection.execute(_HOME, {"session": session_key}).one_or_none()
     if row is None and not insert_if_absent(connection, homes, first):
@@ -306,12 +305,8 @@ def _renew(connection: Connection, host: Host) -> tuple[int, int]:
     see_each_commit(connection)
     before = connection.execute(_SINCE, {"host": host.id}).one_or_none()
     if before is None or not connection.execute(_RENEW, {"host": host.id, "new_url": host.url}).rowcount:
-        raise _lost()
+        raise HostLost
     return before.since, before.lease_us
-
-
-def _lost() -> HostLost:
-    return HostLost("This host was declared dead by the others of its cluster.")
 
 
 def _look(connection: Connection, host: Host, *, declares: bool) -> View:
@@ -319,7 +314,7 @@ def _look(connection: Connection, host: Host, *, declares: bool) -> View:
     HomeStore.beat."""
     own = connection.execute(_SINCE, {"host": host.id}).one_or_none()
     if own is None or own.dead:  # it was paused since it renewed its lease
-        raise _lost()
+        raise HostLost
     declared = 0
     # A commit that took that long, or a lock, may have kept the others' heartbeats waiting, too.
     if declares and own.since <= _LATE * own.lease_us:
@@ -340,8 +335,7 @@ def _look(connection: Connection, host: Host, *, declares: bool) -> View:
         leading = host.id
     found = declared or (leading == host.id and connection.execute(_ANY_LOST).scalar_one())
     lost = _mark_lost(connection) if found else 0
-    at = connection.execute(select(database_time())).scalar_one()
-    return View(alive, leading, at, lost)
+    return View(alive, leading, own.now, lost)
 
 
 def _mark_lost(connection: Connection, only: int | None = None) -> int:
