@@ -3,15 +3,20 @@ whatever a program does to have a change overlooked. Where the look trusts inoti
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import tarfile
 import time
-from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 from tests.gvisor import BOTH_KINDS, needs_gvisor
 
 FURNISH = """
@@ -52,35 +57,58 @@ def map():
 
 
 class Session:
-    def __init__(self, client: httpx.Client, isolation: str) -> None:
-        self.client, self.where = client, f"/api/sessions/s{uuid4().hex[:8]}"
-        response = client.post(
-            "/api/sessions", json={"language": "python", "session_id": self.id, "isolation": isolation}
-        )
+    def __init__(self, client: httpx.Client, id: str) -> None:
+        self.client, self.where = client, f"/api/sessions/{id}"
+
+    @classmethod
+    def create(cls, client: httpx.Client, isolation: str) -> Session:
+        body = {"language": "python", "session_id": f"s{uuid4().hex[:8]}", "isolation": isolation}
+        response = client.post("/api/sessions", json=body)
         assert response.status_code == 201, response.text
+        return cls(client, body["session_id"])
 
-    @property
-    def id(self) -> str:
-        return self.where.rpartition("/")[2]
-
-    def run(self, code: str) -> str:
-        answer = self.client.post(f"{self.where}/run", json={"code": code}).json()
+    def run(self, code: str, **env: str) -> str:
+        answer = self.client.post(f"{self.where}/run", json={"code": code, "env": env}).json()
         assert answer["status"] == "ok", answer
         assert answer["state"]["committed"], answer
         return str(answer["stdout"])
+
+    def fresh(self, code: str) -> str:
+        """What a program sees in a copy of the session, and so in a sandbox that nothing else has run in."""
+        copy = Session(self.client, self.client.post(f"{self.where}/duplicate", json={}).json()["id"])
+        try:
+            return copy.run(code)
+        finally:
+            copy.delete()
+
+    def delete(self) -> None:
+        assert self.client.delete(self.where).status_code == 200
+
+    def tree(self) -> dict[str, list[str]]:
+        """Type, mode and content of all files, as the files API lists them and packs them into an archive."""
+        listed = self.client.get(f"{self.where}/files", params={"directories": True}).json()
+        assert listed["next_cursor"] is None
+        tree = {}
+        with tarfile.open(fileobj=io.BytesIO(self.client.get(f"{self.where}/archive").content)) as archive:
+            for entry in listed["files"]:
+                path, kind = entry["path"], entry["type"]
+                tree[path] = ["link", entry["link"]] if kind == "link" else [kind, entry["mode"]]
+                if kind == "file":
+                    packed = archive.extractfile(path)
+                    assert packed
+                    tree[path].append(packed.read().hex())
+        return tree
 
     def looks(self) -> list[str]:
         """Content and mode of a file: by the files API, in a fresh sandbox, in the warm one."""
         name = "d1/f1"
         mode = self.client.get(f"{self.where}/stat/{name}").json()["mode"]
-        copy = self.client.post(f"{self.where}/duplicate", json={}).json()["id"]
-        fresh = self.client.post(f"/api/sessions/{copy}/run", json={"code": LOOK}).json()["stdout"]
-        return [f"{self.client.get(f'{self.where}/files/{name}').text} {mode}", fresh, self.run(LOOK)]
+        return [f"{self.client.get(f'{self.where}/files/{name}').text} {mode}", self.fresh(LOOK), self.run(LOOK)]
 
 
 def differences(client: httpx.Client, isolation: str, change: str) -> int:
     """How often looks differ, or see nothing of a change that was committed: it is made twice."""
-    session, count = Session(client, isolation), 0
+    session, count = Session.create(client, isolation), 0
     session.run(FURNISH)
     time.sleep(0.1)  # until what was found can be relied on
     session.run("open('d1/f1', 'r+').read()")
@@ -94,6 +122,12 @@ def differences(client: httpx.Client, isolation: str, change: str) -> int:
     return count
 
 
+def server_of(user: str, own_server: MakeServer) -> Server:
+    if user == "root" and os.geteuid() != 0:
+        pytest.skip("not root")
+    return own_server(uid=None if user == "root" or os.geteuid() else 4201)
+
+
 @pytest.mark.parametrize(
     ("isolation", "user"),
     [
@@ -103,11 +137,8 @@ def differences(client: httpx.Client, isolation: str, change: str) -> int:
         pytest.param("gvisor", "ordinary user", marks=[needs_gvisor, *([] if os.geteuid() else [pytest.mark.soak])]),
     ],
 )
-def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_server: Callable[..., Server]) -> None:
-    if user == "root" and os.geteuid() != 0:
-        pytest.skip("not root")
-    server = own_server(uid=None if user == "root" or os.geteuid() else 4201)
-    with server.client() as client:
+def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_server: MakeServer) -> None:
+    with server_of(user, own_server).client() as client:
         assert {name: differences(client, isolation, change) for name, change in CHANGES.items()} == dict.fromkeys(
             CHANGES, 0
         )
@@ -124,7 +155,7 @@ GvisorSandbox.opens_on_host = True
 
 
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
-def test_a_look_that_trusts_inotify_overlooks_it(isolation: str, own_server: Callable[..., Server]) -> None:
+def test_a_look_that_trusts_inotify_overlooks_it(isolation: str, own_server: MakeServer) -> None:
     server = own_server(weakness=TRUSTING)
     with server.client() as client:
         for name, change in CHANGES.items():
@@ -132,3 +163,128 @@ def test_a_look_that_trusts_inotify_overlooks_it(isolation: str, own_server: Cal
                 # The kernel may collect what is in flight at any moment.
                 tries = 10 if name == "a map, closed late" else 1
                 assert any(differences(client, isolation, change) for _ in range(tries)), name
+
+
+PATHS = st.sampled_from([f"d{d}/{name}" for d in range(2) for name in ("f0", "f1", "n0", "own/n0")])
+DEEDS = [
+    "write", "quiet write", "append", "link", "symlink", "unlink", "rename", "exchange", "truncate", "mode", "map",
+    "late map", "mkdir", "rmtree", "swap directories",
+]  # fmt: skip
+RUNS = st.lists(
+    st.lists(st.tuples(st.sampled_from(DEEDS), PATHS, PATHS), min_size=3, max_size=15), min_size=1, max_size=4
+)
+MIXTURE = """
+import array, ctypes, json, mmap, os, shutil, socket
+
+libc = ctypes.CDLL(None, use_errno=True)
+late = []
+
+def exchange(one, other):
+    if libc.renameat2(-100, one.encode(), -100, other.encode(), 2):
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+def invert(file):
+    mapped = mmap.mmap(file.fileno(), 0)
+    mapped[:1] = bytes([mapped[0] ^ 1])
+
+def do(deed, one, other):
+    match deed:
+        case "write":
+            with open(one, "wb") as file: file.write(os.urandom(4))
+        case "quiet write":  # the size and the times are as they were
+            before = os.stat(one)
+            with open(one, "r+b") as file: file.write(os.urandom(min(4, before.st_size)))
+            os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+        case "append":
+            with open(one, "ab") as file: file.write(b"+")
+        case "link": os.link(one, other)
+        case "symlink": os.symlink(os.path.basename(one), other)
+        case "unlink": os.unlink(one)
+        case "rename": os.rename(one, other)
+        case "exchange": exchange(one, other)
+        case "truncate": os.truncate(one, 1)
+        case "mode": os.chmod(one, 0o600 if os.stat(one).st_mode & 0o44 else 0o644)
+        case "map":
+            with open(one, "r+b") as file: invert(file)
+        case "late map":  # what is in flight in a cycle is collected some time after its process has ended
+            file = open(one, "r+b")
+            invert(file)
+            a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            flight = array.array("i", [file.fileno(), a.fileno(), b.fileno()])
+            for end in (a, b):
+                end.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, flight)])
+            late.append((file, a, b))
+        case "mkdir": os.mkdir(os.path.dirname(one) + "/own")
+        case "rmtree": shutil.rmtree(os.path.dirname(one) + "/own")
+        case "swap directories": exchange(one.split("/")[0], other.split("/")[0])
+
+for deed, one, other in json.loads(os.environ["DEEDS"]):
+    try: do(deed, one, other)
+    except (OSError, ValueError): pass  # what isn't there, or is there already; an empty file, which can't be mapped
+os._exit(0)
+"""
+TREE = """
+import json, os
+tree = {}
+for directory, directories, files in os.walk("."):
+    for name in directories + files:
+        path = os.path.relpath(os.path.join(directory, name))
+        mode = f"{os.lstat(path).st_mode & 0o7777:04o}"
+        if os.path.islink(path): tree[path] = ["link", os.readlink(path)]
+        elif name in directories: tree[path] = ["dir", mode]
+        elif path not in ("main.py", ".session_data.json"): tree[path] = ["file", mode, open(path, "rb").read().hex()]
+print(json.dumps(tree))
+"""
+
+
+def search(client: httpx.Client, isolation: str, examples: int, is_random: bool) -> None:
+    """Does any mixture of deeds in each run of a session. After each, its files are the same by the files API, in a
+    fresh sandbox and in the warm one."""
+
+    @settings(
+        max_examples=examples,
+        derandomize=not is_random,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(RUNS)
+    def holds(runs: list[list[tuple[str, str, str]]]) -> None:
+        session = Session.create(client, isolation)
+        session.run(FURNISH)
+        time.sleep(0.1)  # until what was found can be relied on
+        for deeds in runs:
+            session.run(MIXTURE, DEEDS=json.dumps(deeds))
+            by_api = session.tree()
+            assert by_api == json.loads(session.fresh(TREE)), "a fresh sandbox has others"
+            assert by_api == json.loads(session.run(TREE)), "the warm sandbox has others"
+        session.delete()
+
+    holds()
+
+
+def soaked(*values: Any, needs: tuple[Any, ...] = ()) -> Any:
+    return pytest.param(*values, marks=[*needs, pytest.mark.soak])
+
+
+@pytest.mark.parametrize(
+    ("isolation", "user", "examples"),
+    [
+        ("bubblewrap", "root" if os.geteuid() == 0 else "ordinary user", 12),
+        pytest.param("gvisor", "root" if os.geteuid() == 0 else "ordinary user", 3, marks=needs_gvisor),
+        soaked("bubblewrap", "root", 150),
+        soaked("bubblewrap", "ordinary user", 150),
+        soaked("gvisor", "root", 40, needs=(needs_gvisor,)),
+        soaked("gvisor", "ordinary user", 40, needs=(needs_gvisor,)),
+    ],
+)
+def test_no_mixture_of_deeds_is_overlooked(isolation: str, user: str, examples: int, own_server: MakeServer) -> None:
+    with server_of(user, own_server).client() as client:
+        search(client, isolation, examples, is_random=examples > 12)
+
+
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+def test_the_search_finds_what_a_look_that_trusts_inotify_overlooks(isolation: str, own_server: MakeServer) -> None:
+    with own_server(weakness=TRUSTING).client() as client, pytest.raises(AssertionError, match="sandbox has others"):
+        search(client, isolation, examples=100, is_random=False)
