@@ -89,6 +89,7 @@ WHEN = {
     "quota_reached": "The owner or the API key has as much as its quota allows",
     "range_not_satisfiable": "The `Range` lies behind the end of the content",
     "rate_reached": "The owner or the API key has done as much as its quota allows in this time",
+    "answer_gone": "The run of this `Idempotency-Key` has ended, and its output isn't kept any more",
     "run_lost": "The server died during the run that this `Idempotency-Key` stands for",
     "run_under_way": "A run is going on, and the change would have to wait for it",
     "sandbox_failed": "No sandbox could be made, or it died before the program began",

@@ -161,6 +161,12 @@ class Settings(BaseSettings):
     outputs_kept: int = Field(
         default=100, ge=0, description="Runs of a session, the newest, whose complete output is kept; 0: none."
     )
+    answers_mb: int = Field(
+        default=1024,
+        ge=1,
+        description="Size of the output that is kept of a session's runs with idempotency keys, for requests that come "
+        "again within a day, in MiB; the oldest goes first.",
+    )
     runs_kept: int = Field(default=10_000, ge=1, description="Runs of a session, the newest, whose records are kept.")
     grace_seconds: float = Field(
         default=86_400,

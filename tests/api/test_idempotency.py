@@ -178,6 +178,24 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
         assert refused(post(client, "/api/sessions/s/run", "long", {"code": ""}), 409)["code"] == "idempotency_mismatch"
 
 
+def test_output_of_old_answers_goes_where_a_session_s_hold_too_much(own_server: MakeServer) -> None:
+    server = own_server(answers_mb="1", outputs_kept="1")
+    noise = "import random; print(random.Random({0}).randbytes(300_000).hex())"
+    bodies = [{"code": f"{COUNT}\n{noise.format(number)}"} for number in range(3)]
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        answers = [post(client, "/api/sessions/s/run", f"k{number}", body) for number, body in enumerate(bodies)]
+        gone = refused(post(client, "/api/sessions/s/run", "k0", bodies[0]), 409, answers[0].json()["run_id"])
+        assert gone["code"] == "answer_gone"
+        assert "ERA_ANSWERS_MB" in gone["hint"]
+        refused(post(client, "/api/sessions/s/run", "k0", bodies[1]), 409)  # still another request
+        # The last two hold 1.2 MB, and so the one before the last has none either.
+        assert refused(post(client, "/api/sessions/s/run", "k1", bodies[1]), 409)["code"] == "answer_gone"
+        assert_replayed(answers[2], post(client, "/api/sessions/s/run", "k2", bodies[2]))
+        assert len(_runs(client)) == 3
+        assert all(run["status"] == "ok" for run in _runs(client))
+
+
 def _runs(client: httpx.Client) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = client.get("/api/sessions/s/runs").json()["runs"]
     return found

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from era.core.idempotency import session_from_json
-from era.core.models import Answered, Claim, KeptOutputs, NewCopy, StoredCode
+from era.core.metadata import Retention
+from era.core.models import Answered, Claim, KeptOutputs, NewCopy, Session, StoredCode
 from era.errors import Conflict
 from era.store.metadata import SqlStore
 from tests.owners import mine
-from tests.store.rows import ended, execute, new
+from tests.store.rows import ended, execute, new, opened
 
 
 async def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(store: SqlStore) -> None:
@@ -39,6 +40,39 @@ async def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(store: Sq
     released = Answered(replace(claim, key="other"))
     await store.end_run(ended(session, "r3", committed=False), data=None, snapshot=None, answered=released)
     assert await store.find_claim(mine("a"), replace(claim, key="other")) is None
+
+
+async def test_the_oldest_answers_lose_their_output_where_all_hold_too_much(url: str) -> None:
+    async with opened(url, Retention(answer_bytes=100)) as store:
+        session = await store.create_session(new("a"))
+        other = await store.create_session(new("b"))
+
+        async def run(number: int, size: int, where: Session = session) -> Claim:
+            claim = Claim("run", f"k{number}", "h" * 64, "mark")
+            which, run_id = mine("a" if where is session else "b"), f"r{number}"
+            await store.begin_run(which, run_id, claim)
+            kept = KeptOutputs(None, b"err", f"{number}" * 64, blob_bytes=size) if size else KeptOutputs(b"", b"err")
+            answered = Answered(claim, f'{{"n": {number}}}', kept)
+            await store.end_run(ended(where, run_id), data=None, snapshot=None, answered=answered)
+            return claim
+
+        async def gone(*claims: Claim, who: str = "a") -> list[bool]:
+            found = [await store.find_claim(mine(who), claim) for claim in claims]
+            assert all(claimed is not None and claimed.answer is not None for claimed in found)
+            return [claimed is not None and claimed.outputs.is_gone for claimed in found]
+
+        elsewhere = await run(9, 90, other)
+        first, short, second = await run(1, 60), await run(2, 0), await run(3, 40)
+        assert await gone(first, short, second) == [False, False, False]
+        third = await run(4, 1)
+        assert await gone(first, short, second, third) == [True, False, False, False]
+        large = await run(5, 1000)
+        assert await gone(first, short, second, third, large) == [True, False, True, True, False]
+        assert await gone(elsewhere, who="b") == [False]
+        assert sorted(await store.output_digests()) == ["5" * 64, "9" * 64]
+        claimed = await store.find_claim(mine("a"), first)
+        assert claimed is not None
+        assert claimed.outputs == KeptOutputs(None, None), "part of an output is kept"
 
 
 async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) -> None:

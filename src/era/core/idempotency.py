@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from era.core.metadata import MetadataStore
-from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, Session, Snapshot, StoredCode
+from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, RunRecord, Session, Snapshot, StoredCode
 from era.core.turns import Turns
 from era.errors import CommitFailed, Conflict, KeyReused, RunLost
 
@@ -82,6 +82,16 @@ def no_answer(first: Claimed) -> Exception:
     return CommitFailed(
         record.reason or "The run's result was not kept.",
         hint=f"Run '{record.id}' of this key has begun, so it is not run again. To run it again, use another key.",
+    )
+
+
+def answer_gone(record: RunRecord) -> Exception:
+    """The error that tells why a run that was answered can't be answered again."""
+    return Conflict(
+        f"Run '{record.id}' of this key ended as '{record.status}', and its output isn't kept any more.",
+        hint="It is not run again. Its record says how it ended. The server's ERA_ANSWERS_MB sets how much output is "
+        "kept for requests that come again.",
+        code="answer_gone",
     )
 
 

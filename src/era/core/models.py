@@ -356,6 +356,13 @@ class KeptOutputs:
     """What a run in a context answered besides, as JSON; this and its digest are None for other runs."""
 
     cell_digest: str | None = None
+    blob_bytes: int = 0
+    """Size of its blobs together. Not known (0) of what was read from the store."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it isn't kept any more. A stream that is kept has bytes, if only none of them, or a digest."""
+        return self.stdout is None and self.stdout_digest is None
 
 
 @dataclass(frozen=True, slots=True)

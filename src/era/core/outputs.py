@@ -66,6 +66,7 @@ class Outputs:
             digests.get(transcript.order),
             short.get(told),
             digests.get(told),
+            sum(part.size for part in long),
         )
 
     async def open(self, kept: KeptOutputs, stream: Stream) -> SpooledOutput:

@@ -21,7 +21,7 @@ import structlog
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
 from era.core.execution import Execution, keep_output, status_of
-from era.core.idempotency import IdempotencyKeys, no_answer
+from era.core.idempotency import IdempotencyKeys, answer_gone, no_answer
 from era.core.models import Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id
 from era.core.run_messages import (
     Begun,
@@ -209,6 +209,8 @@ class Runs:
         record = first.run
         if record is None or first.answer is None:
             raise no_answer(first)
+        if first.outputs.is_gone:
+            raise answer_gone(record)
         transcript = await self._parts.outputs.transcript(first.outputs, record.pieces)
         emit(RunStarted(record.id, transcript))
         session = await self._store.session(session_id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from ipaddress import IPv4Address, ip_address
 
 from era.core.allowlist import Address
@@ -15,9 +17,24 @@ type Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 
 async def resolve(host: str, port: int) -> Sequence[Address]:
-    """The addresses of a host, by this machine's resolver. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ip_address(str(place[0]).partition("%")[0]) for *_, place in found]
+    """The addresses of a host, by this machine's resolver. Raises OSError, and UnicodeError for what is no name.
+
+    Each lookup has a thread of its own, since it can't be cut short: the event loop looks names up with two threads,
+    and one nameserver that doesn't answer would keep everybody waiting. It is a daemon, so that the service can end.
+    Who calls bounds how many there are.
+    """
+    addresses: Future[Sequence[Address]] = Future()
+    addresses.set_running_or_notify_cancel()  # Who waits for it may be cancelled, it can't.
+
+    def look() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses.set_result([ip_address(str(place[0]).partition("%")[0]) for *_, place in found])
+        except Exception as error:
+            addresses.set_exception(error)
+
+    threading.Thread(target=look, name="era-resolve", daemon=True).start()
+    return await asyncio.wrap_future(addresses)
 
 
 def family(address: Address) -> socket.AddressFamily:

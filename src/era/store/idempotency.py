@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, String, bindparam, cast, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, String, bindparam, cast, delete, func, insert, null, select, tuple_, update
 
+from era.core.metadata import Retention
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
 from era.errors import Conflict
 from era.store.dialects import Answer, Asked, Precompiled, raising_if_taken, together
@@ -50,7 +51,27 @@ _answer = Precompiled(update(keys).where(_IS_CLAIM).values(answer=bindparam("new
 _answer_run = Precompiled(
     update(keys)
     .where(_IS_CLAIM)
-    .values({"answer": bindparam("new_answer"), **{name: bindparam(f"new_{name}") for name in OUTPUT_COLUMNS}})
+    .values(
+        {name: bindparam(f"new_{name}", type_=keys.c[name].type) for name in ("answer", "blob_bytes", *OUTPUT_COLUMNS)}
+    )
+)
+_HAS_BLOBS = (keys.c.session_key == bindparam("of_session")) & keys.c.blob_bytes.is_not(None)
+_HELD = (
+    select(keys.c.created_at, func.sum(keys.c.blob_bytes).over(order_by=keys.c.created_at.desc()).label("bytes"))
+    .where(_HAS_BLOBS)
+    .subquery()
+)
+"""What the answers of a session hold that came no earlier than each of them."""
+
+_drop_outputs_beyond = Precompiled(
+    update(keys)
+    .where(
+        _HAS_BLOBS,
+        keys.c.created_at
+        <= select(func.max(_HELD.c.created_at)).where(_HELD.c.bytes > bindparam("most")).scalar_subquery(),
+        ~_IS_CLAIM,
+    )
+    .values(dict.fromkeys(("blob_bytes", *OUTPUT_COLUMNS), null()))
 )
 _drop = Precompiled(delete(keys).where(_IS_CLAIM))
 _IS_OLD = keys.c.created_at < bindparam("since")
@@ -122,16 +143,24 @@ def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str
     _answer.execute(connection, _claim_parameters(claim, scope) | {"new_answer": answer})
 
 
-def answering_run(session_key: int, answered: Answered | None) -> Sequence[Asked]:
-    """The statement that stores what a run's request was answered, or frees its key where it didn't run. None is a run
-    without a key."""
+def answering_run(retention: Retention, session_key: int, answered: Answered | None) -> Sequence[Asked]:
+    """The statements that store what a run's request was answered, or free its key where it didn't run. None is a run
+    without a key. Where this has blobs, the oldest answers lose their output that hold more than retention says."""
     if answered is None:
         return ()
     of_claim = _claim_parameters(answered.claim, session_key)
     if answered.data is None:
         return ((_drop, of_claim),)
-    values = {"new_answer": answered.data, **output_values(answered.outputs or KeptOutputs(None, None), "new_")}
-    return ((_answer_run, of_claim | values),)
+    outputs = answered.outputs or KeptOutputs(None, None)
+    values = {
+        "new_answer": answered.data,
+        "new_blob_bytes": outputs.blob_bytes or None,
+        **output_values(outputs, "new_"),
+    }
+    answer = _answer_run, of_claim | values
+    if not outputs.blob_bytes:
+        return (answer,)
+    return answer, (_drop_outputs_beyond, of_claim | {"of_session": session_key, "most": retention.answer_bytes})
 
 
 def free_key(connection: Connection, claim: Claim, session_key: int) -> None:

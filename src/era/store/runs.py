@@ -184,7 +184,7 @@ def end_run(
         ended = replace(ended, versions_dropped=trim_history(connection, key, trim))
     keeps: Sequence[Asked] = ()
     if version is not None:
-        keeps = (*keeping_outputs(retention, key, record.id, outputs), *answering_run(key, answered))
+        keeps = (*keeping_outputs(retention, key, record.id, outputs), *answering_run(retention, key, answered))
     finish = (_finish, _finish_values(ended))
     finished, *others = together(connection, *adds, finish, *prunes, *keeps)[len(adds) :]
     if prunes and others[0].row is not None:

@@ -45,6 +45,7 @@ _HAS_EXPIRY = text("expires_at IS NOT NULL AND deleted_at IS NULL")
 _HAS_PACKAGES = text("environment IS NOT NULL")
 _OF_KEY = text("api_key_id IS NOT NULL AND deleted_at IS NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
+_HAS_BLOBS = text("blob_bytes IS NOT NULL")
 _IS_RUNNING = text("status = 'running'")
 _IS_PENDING = text("status = 'pending'")
 IS_CHECKPOINT = text("versions.cause IN ('checkpoint', 'loose_checkpoint')")
@@ -289,6 +290,13 @@ idempotency_keys = Table(
     Column("piece_order_digest", String(64)),
     Column("cell", LargeBinary),
     Column("cell_digest", String(64)),
+    Column("blob_bytes", BigInteger),  # size of the blobs of these digests; NULL where there are none
+    Index(
+        "ix_idempotency_keys_blob_bytes",
+        *("session_key", "created_at"),
+        sqlite_where=_HAS_BLOBS,
+        postgresql_where=_HAS_BLOBS,
+    ),
 )
 
 # A session's settings for deliveries of webhooks. `secret` is needed in clear, to verify them; no answer and no capsule
