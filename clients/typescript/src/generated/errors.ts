@@ -23,6 +23,8 @@ import {
   Unavailable,
 } from "../errors.js";
 
+/** `answer_gone`, a 409. */
+export class AnswerGone extends Conflict {}
 /** `bad_archive`, a 400. */
 export class BadArchive extends BadRequest {}
 /** `bad_capsule`, a 400. */
@@ -204,6 +206,7 @@ export class WebhookRefused extends BadRequest {}
 
 /** The class of each code that the server answers. */
 export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
+  answer_gone: AnswerGone,
   answer_timeout: AnswerTimeout,
   bad_archive: BadArchive,
   bad_capsule: BadCapsule,
