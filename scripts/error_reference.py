@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "clients" / "typescript"))
 from generate import codes  # noqa: E402  the one place that finds them
 
 WHEN = {
+    "answer_gone": "The run of this `Idempotency-Key` has ended, and its answer isn't kept any more",
     "answer_timeout": "The program behind a public URL gave no answer in time",
     "bad_archive": "The archive is damaged, or has an entry that a session can't have",
     "bad_capsule": "The capsule is damaged or incomplete, or isn't as ERA writes one",
@@ -89,7 +90,6 @@ WHEN = {
     "quota_reached": "The owner or the API key has as much as its quota allows",
     "range_not_satisfiable": "The `Range` lies behind the end of the content",
     "rate_reached": "The owner or the API key has done as much as its quota allows in this time",
-    "answer_gone": "The run of this `Idempotency-Key` has ended, and its output isn't kept any more",
     "run_lost": "The server died during the run that this `Idempotency-Key` stands for",
     "run_under_way": "A run is going on, and the change would have to wait for it",
     "sandbox_failed": "No sandbox could be made, or it died before the program began",

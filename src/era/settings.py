@@ -164,8 +164,8 @@ class Settings(BaseSettings):
     answers_mb: int = Field(
         default=1024,
         ge=1,
-        description="Size of the output that is kept of a session's runs with idempotency keys, for requests that come "
-        "again within a day, in MiB; the oldest goes first.",
+        description="Size of what is kept of a session's runs with idempotency keys, for requests that come again "
+        "within a day, in MiB: data and output. The oldest goes first.",
     )
     runs_kept: int = Field(default=10_000, ge=1, description="Runs of a session, the newest, whose records are kept.")
     grace_seconds: float = Field(

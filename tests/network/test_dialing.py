@@ -50,7 +50,7 @@ async def test_names_that_hang_keep_no_other_waiting(monkeypatch: pytest.MonkeyP
     ended = await asyncio.gather(*hanging, return_exceptions=True)
     assert isinstance(ended[0], asyncio.CancelledError)
     assert all(isinstance(error, socket.gaierror) for error in ended[1:])
-    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "era-resolve"] or None)
+    assert eventually(lambda: all(thread.name != "era-resolve" for thread in threading.enumerate()))
 
 
 async def test_what_is_no_name_is_told_as_such() -> None:

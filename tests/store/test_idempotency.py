@@ -10,6 +10,7 @@ from era.core.idempotency import session_from_json
 from era.core.metadata import Retention
 from era.core.models import Answered, Claim, KeptOutputs, NewCopy, Session, StoredCode
 from era.errors import Conflict
+from era.store import idempotency
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import ended, execute, new, opened
@@ -42,7 +43,9 @@ async def test_a_key_is_claimed_with_its_run_and_answered_with_its_end(store: Sq
     assert await store.find_claim(mine("a"), replace(claim, key="other")) is None
 
 
-async def test_the_oldest_answers_lose_their_output_where_all_hold_too_much(url: str) -> None:
+async def test_the_oldest_answers_go_where_all_take_too_much(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "_COUNTED_BYTES", 1)  # each time
+    monkeypatch.setattr(idempotency, "_ROW_BYTES", 0)
     async with opened(url, Retention(answer_bytes=100)) as store:
         session = await store.create_session(new("a"))
         other = await store.create_session(new("b"))
@@ -51,28 +54,31 @@ async def test_the_oldest_answers_lose_their_output_where_all_hold_too_much(url:
             claim = Claim("run", f"k{number}", "h" * 64, "mark")
             which, run_id = mine("a" if where is session else "b"), f"r{number}"
             await store.begin_run(which, run_id, claim)
-            kept = KeptOutputs(None, b"err", f"{number}" * 64, blob_bytes=size) if size else KeptOutputs(b"", b"err")
-            answered = Answered(claim, f'{{"n": {number}}}', kept)
+            if size > 50:
+                kept = KeptOutputs(None, b"", stderr_digest=f"{number}" * 64, blob_bytes=size - 66)
+            else:
+                kept = KeptOutputs(b"." * (size - 2), b"")
+            answered = Answered(claim, "{}", kept)
             await store.end_run(ended(where, run_id), data=None, snapshot=None, answered=answered)
             return claim
 
         async def gone(*claims: Claim, who: str = "a") -> list[bool]:
             found = [await store.find_claim(mine(who), claim) for claim in claims]
-            assert all(claimed is not None and claimed.answer is not None for claimed in found)
-            return [claimed is not None and claimed.outputs.is_gone for claimed in found]
+            for claimed in found:
+                assert claimed is not None
+                assert claimed.answer is not None
+                assert bool(claimed.answer) == (claimed.outputs != KeptOutputs(None, None)), "part of an answer is kept"
+            return [claimed is not None and not claimed.answer for claimed in found]
 
         elsewhere = await run(9, 90, other)
-        first, short, second = await run(1, 60), await run(2, 0), await run(3, 40)
+        first, short, second = await run(1, 70), await run(2, 2), await run(3, 28)
         assert await gone(first, short, second) == [False, False, False]
-        third = await run(4, 1)
+        third = await run(4, 2)
         assert await gone(first, short, second, third) == [True, False, False, False]
         large = await run(5, 1000)
-        assert await gone(first, short, second, third, large) == [True, False, True, True, False]
+        assert await gone(first, short, second, third, large) == [True, True, True, True, False]
         assert await gone(elsewhere, who="b") == [False]
         assert sorted(await store.output_digests()) == ["5" * 64, "9" * 64]
-        claimed = await store.find_claim(mine("a"), first)
-        assert claimed is not None
-        assert claimed.outputs == KeptOutputs(None, None), "part of an output is kept"
 
 
 async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) -> None:

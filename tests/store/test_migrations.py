@@ -97,9 +97,9 @@ async def test_nothing_is_migrated_under_hosts_that_could_not_go_on(
         patched.setattr(migrations, "ROLLING", migrations.ROLLING | {"0026"})
         async with opened(url, alone=False):
             pass
-    indexes = ("deliveries_pending", "deliveries_running", "homes_host_id", "idempotency_keys_blob_bytes")
+    indexes = ("deliveries_pending", "deliveries_running", "homes_host_id", "idempotency_keys_answer_bytes")
     dropped = [f"DROP INDEX ix_{name}" for name in indexes]
-    dropped.append("ALTER TABLE idempotency_keys DROP COLUMN blob_bytes")
+    dropped.append("ALTER TABLE idempotency_keys DROP COLUMN answer_bytes")
     execute(url, "DROP TABLE condemned", *dropped, "UPDATE alembic_version SET version_num = '0025'")
     # One that has just been killed.
     over = (time.time_ns() // 1000) + 1_500_000

@@ -88,9 +88,9 @@ def no_answer(first: Claimed) -> Exception:
 def answer_gone(record: RunRecord) -> Exception:
     """The error that tells why a run that was answered can't be answered again."""
     return Conflict(
-        f"Run '{record.id}' of this key ended as '{record.status}', and its output isn't kept any more.",
-        hint="It is not run again. Its record says how it ended. The server's ERA_ANSWERS_MB sets how much output is "
-        "kept for requests that come again.",
+        f"Run '{record.id}' of this key ended as '{record.status}', and its answer isn't kept any more.",
+        hint="It is not run again. Its record says how it ended. The server's ERA_ANSWERS_MB sets how much is kept for "
+        "requests that come again.",
         code="answer_gone",
     )
 

@@ -359,11 +359,6 @@ class KeptOutputs:
     blob_bytes: int = 0
     """Size of its blobs together. Not known (0) of what was read from the store."""
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether it isn't kept any more. A stream that is kept has bytes, if only none of them, or a digest."""
-        return self.stdout is None and self.stdout_digest is None
-
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -389,8 +384,8 @@ class Claimed:
     """None where the request created a session."""
 
     answer: str | None
-    """The created session (idempotency.packed), or the data that the run was answered with as JSON text; None where the
-    run hasn't ended or its result wasn't kept."""
+    """The created session (idempotency.session_to_json), or the data that the run was answered with as JSON text; None
+    where the run hasn't ended or its result wasn't kept, empty where its answer isn't kept any more."""
 
     outputs: KeptOutputs
 

@@ -209,7 +209,7 @@ class Runs:
         record = first.run
         if record is None or first.answer is None:
             raise no_answer(first)
-        if first.outputs.is_gone:
+        if not first.answer:
             raise answer_gone(record)
         transcript = await self._parts.outputs.transcript(first.outputs, record.pieces)
         emit(RunStarted(record.id, transcript))

@@ -6,11 +6,25 @@ Clients send a key with every run, so the statements on the path of one are prec
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, String, bindparam, cast, delete, func, insert, null, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    String,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    tuple_,
+    update,
+)
 
 from era.core.metadata import Retention
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
@@ -23,6 +37,12 @@ from era.store.tables import idempotency_keys as keys
 from era.store.tables import runs, sessions
 
 _KEPT_MICROS = 24 * 3600 * 1_000_000
+_ROW_BYTES = 512
+"""What a key takes besides its answer, about."""
+
+_COUNTED_BYTES = 1 << 20
+"""What a session's answers take is counted each time that so much has come, on average: it reads the index of all of
+them, which for many short ones costs much more than to add one."""
 
 _IS_KEPT = keys.c.created_at >= bindparam("since")
 _IS_CLAIM = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
@@ -52,26 +72,29 @@ _answer_run = Precompiled(
     update(keys)
     .where(_IS_CLAIM)
     .values(
-        {name: bindparam(f"new_{name}", type_=keys.c[name].type) for name in ("answer", "blob_bytes", *OUTPUT_COLUMNS)}
+        {
+            name: bindparam(f"new_{name}", type_=keys.c[name].type)
+            for name in ("answer", "answer_bytes", *OUTPUT_COLUMNS)
+        }
     )
 )
-_HAS_BLOBS = (keys.c.session_key == bindparam("of_session")) & keys.c.blob_bytes.is_not(None)
-_HELD = (
-    select(keys.c.created_at, func.sum(keys.c.blob_bytes).over(order_by=keys.c.created_at.desc()).label("bytes"))
-    .where(_HAS_BLOBS)
+_HAS_ANSWER = (keys.c.session_key == bindparam("of_session")) & keys.c.answer_bytes.is_not(None)
+_TAKEN = (
+    select(keys.c.created_at, func.sum(keys.c.answer_bytes).over(order_by=keys.c.created_at.desc()).label("bytes"))
+    .where(_HAS_ANSWER)
     .subquery()
 )
-"""What the answers of a session hold that came no earlier than each of them."""
+"""For each answer to a session's runs, what this and those after it take."""
 
-_drop_outputs_beyond = Precompiled(
+_drop_answers_beyond = Precompiled(
     update(keys)
     .where(
-        _HAS_BLOBS,
+        _HAS_ANSWER,
         keys.c.created_at
-        <= select(func.max(_HELD.c.created_at)).where(_HELD.c.bytes > bindparam("most")).scalar_subquery(),
+        <= select(func.max(_TAKEN.c.created_at)).where(_TAKEN.c.bytes > bindparam("most")).scalar_subquery(),
         ~_IS_CLAIM,
     )
-    .values(dict.fromkeys(("blob_bytes", *OUTPUT_COLUMNS), null()))
+    .values({"answer": literal_column("''"), **dict.fromkeys(("answer_bytes", *OUTPUT_COLUMNS), null())})
 )
 _drop = Precompiled(delete(keys).where(_IS_CLAIM))
 _IS_OLD = keys.c.created_at < bindparam("since")
@@ -145,22 +168,20 @@ def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str
 
 def answering_run(retention: Retention, session_key: int, answered: Answered | None) -> Sequence[Asked]:
     """The statements that store what a run's request was answered, or free its key where it didn't run. None is a run
-    without a key. Where this has blobs, the oldest answers lose their output that hold more than retention says."""
+    without a key. Now and then also the one that drops the oldest answers beyond what retention says."""
     if answered is None:
         return ()
     of_claim = _claim_parameters(answered.claim, session_key)
     if answered.data is None:
         return ((_drop, of_claim),)
     outputs = answered.outputs or KeptOutputs(None, None)
-    values = {
-        "new_answer": answered.data,
-        "new_blob_bytes": outputs.blob_bytes or None,
-        **output_values(outputs, "new_"),
-    }
-    answer = _answer_run, of_claim | values
-    if not outputs.blob_bytes:
+    columns = output_values(outputs, "new_")
+    inline = sum(len(value) for value in columns.values() if value is not None)
+    taken = _ROW_BYTES + len(answered.data) + inline + outputs.blob_bytes
+    answer = _answer_run, of_claim | columns | {"new_answer": answered.data, "new_answer_bytes": taken}
+    if secrets.randbelow(_COUNTED_BYTES) >= taken:
         return (answer,)
-    return answer, (_drop_outputs_beyond, of_claim | {"of_session": session_key, "most": retention.answer_bytes})
+    return answer, (_drop_answers_beyond, of_claim | {"of_session": session_key, "most": retention.answer_bytes})
 
 
 def free_key(connection: Connection, claim: Claim, session_key: int) -> None:

@@ -45,7 +45,7 @@ _HAS_EXPIRY = text("expires_at IS NOT NULL AND deleted_at IS NULL")
 _HAS_PACKAGES = text("environment IS NOT NULL")
 _OF_KEY = text("api_key_id IS NOT NULL AND deleted_at IS NULL")
 _HAS_DIGEST = text("digest IS NOT NULL")
-_HAS_BLOBS = text("blob_bytes IS NOT NULL")
+_HAS_ANSWER = text("answer_bytes IS NOT NULL")
 _IS_RUNNING = text("status = 'running'")
 _IS_PENDING = text("status = 'pending'")
 IS_CHECKPOINT = text("versions.cause IN ('checkpoint', 'loose_checkpoint')")
@@ -269,8 +269,8 @@ outputs = Table(
 )
 
 # Idempotency keys and what their requests were answered. `answer` is the session that was made, or the data that a run
-# answered (NULL: not yet; the rest of its answer is its record). A run's env is here as `env_mark` only, which no
-# process but the one that made it can compare.
+# answered (NULL: not yet; '': it isn't kept any more; the rest of its answer is its record). A run's env is here as
+# `env_mark` only, which no process but the one that made it can compare.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -290,12 +290,12 @@ idempotency_keys = Table(
     Column("piece_order_digest", String(64)),
     Column("cell", LargeBinary),
     Column("cell_digest", String(64)),
-    Column("blob_bytes", BigInteger),  # size of the blobs of these digests; NULL where there are none
+    Column("answer_bytes", BigInteger),  # what a run's answer takes, its blobs included; NULL where it isn't kept
     Index(
-        "ix_idempotency_keys_blob_bytes",
-        *("session_key", "created_at"),
-        sqlite_where=_HAS_BLOBS,
-        postgresql_where=_HAS_BLOBS,
+        "ix_idempotency_keys_answer_bytes",
+        *("session_key", "created_at", "answer_bytes"),
+        sqlite_where=_HAS_ANSWER,
+        postgresql_where=_HAS_ANSWER,
     ),
 )
 

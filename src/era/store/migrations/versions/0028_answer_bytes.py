@@ -1,4 +1,4 @@
-"""How much the blobs of answers to idempotency keys hold, so that a session's have a bound."""
+"""How much the answers to idempotency keys take, so that a session's have a bound."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ down_revision = "0027"
 branch_labels = None
 depends_on = None
 
-_HAS_BLOBS = sa.text("blob_bytes IS NOT NULL")
+_HAS_ANSWER = sa.text("answer_bytes IS NOT NULL")
 
 
 def upgrade() -> None:
-    op.add_column("idempotency_keys", sa.Column("blob_bytes", sa.BigInteger))
+    op.add_column("idempotency_keys", sa.Column("answer_bytes", sa.BigInteger))
     op.create_index(
-        "ix_idempotency_keys_blob_bytes",
+        "ix_idempotency_keys_answer_bytes",
         "idempotency_keys",
-        ["session_key", "created_at"],
-        sqlite_where=_HAS_BLOBS,
-        postgresql_where=_HAS_BLOBS,
+        ["session_key", "created_at", "answer_bytes"],
+        sqlite_where=_HAS_ANSWER,
+        postgresql_where=_HAS_ANSWER,
     )
