@@ -119,6 +119,7 @@ def test_cells_share_variables_and_files_queue_and_are_interrupted(server: Serve
     for _ in range(2):
         notebook.press("i", 73)
     notebook.shows("KeyboardInterrupt")
+    notebook.until_idle()  # What comes before a failed cell's reply is given up with it.
     notebook.run("m + 1")
     notebook.shows("7")
     with Era(server.url) as era:
