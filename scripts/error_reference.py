@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "clients" / "typescript"))
 from generate import codes  # noqa: E402  the one place that finds them
 
 WHEN = {
-    "answer_gone": "The run of this `Idempotency-Key` has ended, and its answer isn't kept any more",
+    "answer_gone": "The request of this `Idempotency-Key` has been carried out, and its answer isn't kept any more",
     "answer_timeout": "The program behind a public URL gave no answer in time",
     "bad_archive": "The archive is damaged, or has an entry that a session can't have",
     "bad_capsule": "The capsule is damaged or incomplete, or isn't as ERA writes one",

@@ -164,8 +164,8 @@ class Settings(BaseSettings):
     answers_mb: int = Field(
         default=1024,
         ge=1,
-        description="Size of what is kept of a session's runs with idempotency keys, for requests that come again "
-        "within a day, in MiB: data and output. The oldest goes first.",
+        description="Size of the answers to idempotency keys that are kept of a session and route, or of an owner's "
+        "new sessions, in MiB. The oldest go first.",
     )
     runs_kept: int = Field(default=10_000, ge=1, description="Runs of a session, the newest, whose records are kept.")
     grace_seconds: float = Field(

@@ -15,7 +15,7 @@ import pytest
 from era.network.dialing import resolve
 from tests.conftest import eventually
 
-HANGING = 20
+HANGING = 64
 ENDS = """
 import asyncio, socket, time
 from era.network.dialing import resolve

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from era.core.idempotency import session_from_json
+from era.core.idempotency import IdempotencyKeys, create_once, no_answer, session_from_json
 from era.core.metadata import Retention
 from era.core.models import Answered, Claim, KeptOutputs, NewCopy, Session, StoredCode
 from era.errors import Conflict
@@ -79,6 +79,45 @@ async def test_the_oldest_answers_go_where_all_take_too_much(url: str, monkeypat
         assert await gone(first, short, second, third, large) == [True, True, True, True, False]
         assert await gone(elsewhere, who="b") == [False]
         assert sorted(await store.output_digests()) == ["5" * 64, "9" * 64]
+
+
+async def test_the_oldest_answers_of_new_sessions_go_where_all_take_too_much(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "_COUNTED_BYTES", 1)
+    async with opened(url, Retention(answer_bytes=20_000)) as store:
+        source = await store.create_session(new("source", data=f'{{"long": "{"x" * 5000}"}}'))
+        claims = [Claim(route, f"k{number}", "h" * 64, "m") for route in ("create", "duplicate") for number in range(6)]
+        for number, claim in enumerate(claims):
+            if claim.route == "create":
+                await store.create_session(new(f"s{number}", data=source.data), claim)
+            else:
+                await store.duplicate(NewCopy(mine("source"), f"s{number}"), claim)
+        found = [
+            await store.find_claim(mine("source" if claim.route == "duplicate" else ""), claim) for claim in claims
+        ]
+        kept = [claimed is not None and bool(claimed.answer) for claimed in found]
+        assert kept == [False] * 3 + [True] * 3 + [False] * 3 + [True] * 3
+        with pytest.raises(Conflict, match="isn't kept any more"):
+            await create_once(IdempotencyKeys(store), mine(""), claims[0], lambda: pytest.fail("it is made again"))
+
+
+async def test_the_record_of_a_run_goes_once_its_answer_is_gone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "_COUNTED_BYTES", 1)
+    async with opened(url, Retention(answer_bytes=1, runs=1)) as store:
+        session = await store.create_session(new("a"))
+        claims = [Claim("run", f"k{number}", "h" * 64, "mark") for number in range(3)]
+        for number, claim in enumerate(claims):
+            await store.begin_run(mine("a"), f"r{number}", claim)
+            answered = Answered(claim, "{}", KeptOutputs(b"", b""))
+            await store.end_run(ended(session, f"r{number}"), data=None, snapshot=None, answered=answered)
+        await store.begin_run(mine("a"), "last")
+        await store.prune_runs()
+        assert [run.id for run in await store.runs(session.key, 9)] == ["last", "r2"]
+        gone = await store.find_claim(mine("a"), claims[0])
+        assert gone is not None
+        assert (gone.run, gone.answer) == (None, "")
+        assert getattr(no_answer(gone), "code", "") == "answer_gone"
 
 
 async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) -> None:

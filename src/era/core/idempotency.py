@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from era.core.metadata import MetadataStore
-from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, RunRecord, Session, Snapshot, StoredCode
+from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, Session, Snapshot, StoredCode
 from era.core.turns import Turns
 from era.errors import CommitFailed, Conflict, KeyReused, RunLost
 
@@ -73,8 +73,16 @@ def _is_same(first: Claimed, claim: Claim) -> bool:
 
 
 def no_answer(first: Claimed) -> Exception:
-    """The error that tells why the first request, a run, has no answer to repeat."""
+    """The error that tells why the answer to the first request can't be repeated."""
     record = first.run
+    if first.answer == "":
+        done = "The request" if record is None else f"Run '{record.id}'"
+        return Conflict(
+            f"{done} of this key has been carried out, and its answer isn't kept any more.",
+            hint="It is not carried out again. The server's ERA_ANSWERS_MB sets how much is kept for requests that "
+            "come again.",
+            code="answer_gone",
+        )
     if record is None or record.status == "running":
         return Conflict("The run of this key is under way.", hint="Ask again once it has ended.", code="run_under_way")
     if record.status == "lost":
@@ -82,16 +90,6 @@ def no_answer(first: Claimed) -> Exception:
     return CommitFailed(
         record.reason or "The run's result was not kept.",
         hint=f"Run '{record.id}' of this key has begun, so it is not run again. To run it again, use another key.",
-    )
-
-
-def answer_gone(record: RunRecord) -> Exception:
-    """The error that tells why a run that was answered can't be answered again."""
-    return Conflict(
-        f"Run '{record.id}' of this key ended as '{record.status}', and its answer isn't kept any more.",
-        hint="It is not run again. Its record says how it ended. The server's ERA_ANSWERS_MB sets how much is kept for "
-        "requests that come again.",
-        code="answer_gone",
     )
 
 
@@ -112,6 +110,8 @@ async def create_once(
         return Made(await create())
     async with idempotency.held(source_id, claim) as first:
         if first is not None and first.answer is not None:
+            if not first.answer:
+                raise no_answer(first)
             return Made(session_from_json(first.answer), replayed=True)
         return Made(await create())
 

@@ -84,8 +84,8 @@ class Retention:
     """The newest runs whose outputs are kept; 0 keeps none."""
 
     answer_bytes: int = 1 << 30
-    """What the answers to idempotency keys of runs take together, give or take a few MiB. The oldest go first, the
-    newest never does."""
+    """What the answers to idempotency keys of one route take together, give or take a few MiB. The oldest go first, the
+    newest never does. Those of new sessions are counted for each owner."""
 
     grace_seconds: float = 86_400.0
     """For how long a removed session can be restored."""

@@ -21,7 +21,7 @@ import structlog
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
 from era.core.execution import Execution, keep_output, status_of
-from era.core.idempotency import IdempotencyKeys, answer_gone, no_answer
+from era.core.idempotency import IdempotencyKeys, no_answer
 from era.core.models import Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id
 from era.core.run_messages import (
     Begun,
@@ -207,10 +207,8 @@ class Runs:
     async def _replay(self, session_id: OwnedId, first: Claimed, emit: Emit) -> Collected:
         """Start an earlier run again, for whoever listens, and return what it came to."""
         record = first.run
-        if record is None or first.answer is None:
+        if record is None or not first.answer:
             raise no_answer(first)
-        if not first.answer:
-            raise answer_gone(record)
         transcript = await self._parts.outputs.transcript(first.outputs, record.pieces)
         emit(RunStarted(record.id, transcript))
         session = await self._store.session(session_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,7 +34,10 @@ async def resolve(host: str, port: int) -> Sequence[Address]:
         except Exception as error:
             addresses.set_exception(error)
 
-    threading.Thread(target=look, name="era-resolve", daemon=True).start()
+    try:
+        threading.Thread(target=look, name="era-resolve", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "no thread could be started") from error
     return await asyncio.wrap_future(addresses)
 
 

@@ -11,24 +11,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    String,
-    bindparam,
-    cast,
-    delete,
-    func,
-    insert,
-    literal_column,
-    null,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Connection, String, bindparam, cast, delete, func, insert, null, select, tuple_, update
 
-from era.core.metadata import Retention
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
 from era.errors import Conflict
+from era.store.database import Database
 from era.store.dialects import Answer, Asked, Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, output_values
 from era.store.records import RUNS, record_from_row
@@ -41,8 +28,8 @@ _ROW_BYTES = 512
 """What a key takes besides its answer, about."""
 
 _COUNTED_BYTES = 1 << 20
-"""What a session's answers take is counted each time that so much has come, on average: it reads the index of all of
-them, which for many short ones costs much more than to add one."""
+"""What the answers within a scope take is counted each time that so much has come, on average: it reads the index of
+all of them, which for many short ones costs much more than to add one."""
 
 _IS_KEPT = keys.c.created_at >= bindparam("since")
 _IS_CLAIM = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
@@ -67,7 +54,11 @@ _claim = Precompiled(
         created_at=bindparam("at"),
     )
 )
-_answer = Precompiled(update(keys).where(_IS_CLAIM).values(answer=bindparam("new_answer")))
+_answer = Precompiled(
+    update(keys)
+    .where(_IS_CLAIM)
+    .values(answer=bindparam("new_answer"), answer_bytes=bindparam("new_answer_bytes", type_=keys.c.answer_bytes.type))
+)
 _answer_run = Precompiled(
     update(keys)
     .where(_IS_CLAIM)
@@ -78,23 +69,28 @@ _answer_run = Precompiled(
         }
     )
 )
-_HAS_ANSWER = (keys.c.session_key == bindparam("of_session")) & keys.c.answer_bytes.is_not(None)
+_OF_SCOPE = (keys.c.scope == bindparam("of_scope")) & keys.c.answer_bytes.is_not(None)
 _TAKEN = (
     select(keys.c.created_at, func.sum(keys.c.answer_bytes).over(order_by=keys.c.created_at.desc()).label("bytes"))
-    .where(_HAS_ANSWER)
+    .where(_OF_SCOPE)
     .subquery()
 )
-"""For each answer to a session's runs, what this and those after it take."""
+"""For each answer within a scope, what this and those after it take."""
 
-_drop_answers_beyond = Precompiled(
+_LAST_BEYOND = select(func.max(_TAKEN.c.created_at)).where(
+    _TAKEN.c.bytes > bindparam("most"),
+    _TAKEN.c.created_at < select(func.max(keys.c.created_at)).where(_OF_SCOPE).scalar_subquery(),
+)
+_SOME_UNTIL = (
+    select(keys.c.scope, keys.c.key)
+    .where(_OF_SCOPE, keys.c.created_at <= bindparam("until"))
+    .order_by(keys.c.created_at)
+    .limit(500)
+)
+_DROP_ANSWERS = (
     update(keys)
-    .where(
-        _HAS_ANSWER,
-        keys.c.created_at
-        <= select(func.max(_TAKEN.c.created_at)).where(_TAKEN.c.bytes > bindparam("most")).scalar_subquery(),
-        ~_IS_CLAIM,
-    )
-    .values({"answer": literal_column("''"), **dict.fromkeys(("answer_bytes", *OUTPUT_COLUMNS), null())})
+    .where(tuple_(keys.c.scope, keys.c.key).in_(_SOME_UNTIL))
+    .values({"answer": "", **dict.fromkeys(("answer_bytes", *OUTPUT_COLUMNS), null())})
 )
 _drop = Precompiled(delete(keys).where(_IS_CLAIM))
 _IS_OLD = keys.c.created_at < bindparam("since")
@@ -127,7 +123,8 @@ def _claimed(connection: Connection, row: Any) -> Claimed | None:
     if row is None:
         return None
     request_hash, env_mark, run_id, answer, *outputs = row
-    run = None if run_id is None else record_from_row(connection.execute(_RUN, {"run_id": run_id}).one())
+    record = None if run_id is None else connection.execute(_RUN, {"run_id": run_id}).one_or_none()
+    run = None if record is None else record_from_row(record)
     return Claimed(request_hash, env_mark, run, answer, KeptOutputs(*outputs))
 
 
@@ -163,25 +160,56 @@ def raising_if_claimed() -> AbstractContextManager[None]:
 
 def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str) -> None:
     """Store what a request was answered that runs nothing."""
-    _answer.execute(connection, _claim_parameters(claim, scope) | {"new_answer": answer})
+    values = {"new_answer": answer, "new_answer_bytes": bytes_of(answer)}
+    _answer.execute(connection, _claim_parameters(claim, scope) | values)
 
 
-def answering_run(retention: Retention, session_key: int, answered: Answered | None) -> Sequence[Asked]:
-    """The statements that store what a run's request was answered, or free its key where it didn't run. None is a run
-    without a key. Now and then also the one that drops the oldest answers beyond what retention says."""
+def answering_run(session_key: int, answered: Answered | None, record_bytes: int) -> Sequence[Asked]:
+    """The statement that stores what a run's request was answered, or frees its key where it didn't run. None is a run
+    without a key. `record_bytes` is what the run's record takes, which is kept as long as the answer."""
     if answered is None:
         return ()
     of_claim = _claim_parameters(answered.claim, session_key)
     if answered.data is None:
         return ((_drop, of_claim),)
     outputs = answered.outputs or KeptOutputs(None, None)
-    columns = output_values(outputs, "new_")
-    inline = sum(len(value) for value in columns.values() if value is not None)
-    taken = _ROW_BYTES + len(answered.data) + inline + outputs.blob_bytes
-    answer = _answer_run, of_claim | columns | {"new_answer": answered.data, "new_answer_bytes": taken}
-    if secrets.randbelow(_COUNTED_BYTES) >= taken:
-        return (answer,)
-    return answer, (_drop_answers_beyond, of_claim | {"of_session": session_key, "most": retention.answer_bytes})
+    values = {"new_answer": answered.data, "new_answer_bytes": bytes_of(answered.data, outputs) + record_bytes}
+    return ((_answer_run, of_claim | values | output_values(outputs, "new_")),)
+
+
+def bytes_of(answer: str, outputs: KeptOutputs | None = None) -> int:
+    """What a key with this answer takes, about."""
+    parts = () if outputs is None else output_values(outputs, "").values()
+    blobs = 0 if outputs is None else outputs.blob_bytes
+    return _ROW_BYTES + len(answer.encode()) + sum(len(part) for part in parts if part is not None) + blobs
+
+
+def are_counted(added: int) -> bool:
+    """Whether to call `bound_answers` now that an answer of so many bytes has been added."""
+    return secrets.randbelow(_COUNTED_BYTES) < added
+
+
+async def bound_answers(database: Database, most: int, claim: Claim, scope: Scope) -> None:
+    """Drop the oldest answers within the scope of a claim that take more than `most` bytes together. The newest stays.
+
+    It is no part of the transaction that adds one: PostgreSQL would take its look at so many rows for conflicts with
+    whoever adds one meanwhile.
+    """
+    of_scope = {"of_scope": _claim_parameters(claim, scope)["of_scope"]}
+    until = await database.read(_last_beyond, of_scope | {"most": most})
+    while until is not None and await database.write(_drop_some_answers, of_scope | {"until": until}):
+        pass
+
+
+def _last_beyond(connection: Connection, values: dict[str, Any]) -> int | None:
+    """When the newest answer came that must go; None where none must."""
+    until: int | None = connection.execute(_LAST_BEYOND, values).scalar_one()
+    return until
+
+
+def _drop_some_answers(connection: Connection, values: dict[str, Any]) -> bool:
+    """Drop some that came until then; whether there were any."""
+    return connection.execute(_DROP_ANSWERS, values).rowcount > 0
 
 
 def free_key(connection: Connection, claim: Claim, session_key: int) -> None:

@@ -11,12 +11,13 @@ here: inboxes, storage items, API keys and processes.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Concatenate
 
 from sqlalchemy import Connection, literal, select
 
+from era.core.idempotency import session_to_json
 from era.core.metadata import Retention, RunFilter, SessionChange, SessionFilter, SetupJob
 from era.core.models import (
     Answered,
@@ -39,7 +40,7 @@ from era.core.models import (
 )
 from era.core.quotas import Bound
 from era.core.usage import Use
-from era.errors import CommitFailed, SessionDeleted, Unavailable
+from era.errors import CommitFailed, NotFound, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, quotas, runs, session_pages, sessions, setups, versions
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
@@ -171,10 +172,18 @@ class SqlStore:
         await self.database.close()
 
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
-        return await self._within(new.id, new.id.id, _MADE, sessions.create_session, new, claim)
+        session = await self._within(new.id, new.id.id, _MADE, sessions.create_session, new, claim)
+        if claim is not None:
+            await self._bound_answers(claim, new.id.owner, session_to_json(session))
+        return session
 
     async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
-        return await self._within(copy.source_id, copy.id, _MADE, sessions.copy_session, self._retention, copy, claim)
+        session = await self._within(
+            copy.source_id, copy.id, _MADE, sessions.copy_session, self._retention, copy, claim
+        )
+        if claim is not None:
+            await self._bound_answers(claim, copy.source_id, session_to_json(session))
+        return session
 
     async def session(self, session_id: OwnedId) -> Session:
         def ask() -> Awaitable[Session]:
@@ -323,6 +332,8 @@ class SqlStore:
             raise CommitFailed("the run ended, but its result could not be stored") from error
         if ended is None:
             raise SessionDeleted(runs.DELETED)
+        if answered is not None and answered.data is not None:
+            await self._bound_answers(answered.claim, record.session_key, answered.data, answered.outputs)
         return ended
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
@@ -454,6 +465,16 @@ class SqlStore:
 
     async def sizes(self) -> Mapping[str, tuple[int, int]]:
         return await self._sizes.value()
+
+    async def _bound_answers(
+        self, claim: Claim, scope: OwnedId | int | str, answer: str, outputs: KeptOutputs | None = None
+    ) -> None:
+        """Drop old answers within the scope of a claim that has been answered, if it is time. Where the database fails,
+        another time does it."""
+        if idempotency.are_counted(idempotency.bytes_of(answer, outputs)):
+            with suppress(NotFound, Unavailable):
+                where = await self.session(scope) if isinstance(scope, OwnedId) else scope
+                await idempotency.bound_answers(self.database, self._retention.answer_bytes, claim, where)
 
     async def _within[**P, T](
         self,

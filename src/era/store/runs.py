@@ -93,9 +93,13 @@ _TOO_OLD = (
         runs.c.session_key == bindparam("session"),
         runs.c.key <= NEWEST_TOO_OLD,
         runs.c.status != "running",
-        # The record of a run whose idempotency key is kept is part of the answer to that key.
+        # The record of a run is part of the answer to its idempotency key, for as long as that is kept.
         runs.c.id.not_in(
-            select(keys.c.run_id).where(keys.c.session_key == bindparam("session"), keys.c.run_id.is_not(None))
+            select(keys.c.run_id).where(
+                keys.c.session_key == bindparam("session"),
+                keys.c.run_id.is_not(None),
+                keys.c.answer.is_(None) | (keys.c.answer != ""),
+            )
         ),
     )
     .order_by(runs.c.key)
@@ -184,7 +188,8 @@ def end_run(
         ended = replace(ended, versions_dropped=trim_history(connection, key, trim))
     keeps: Sequence[Asked] = ()
     if version is not None:
-        keeps = (*keeping_outputs(retention, key, record.id, outputs), *answering_run(retention, key, answered))
+        answering = answering_run(key, answered, _bytes_of(ended))
+        keeps = (*keeping_outputs(retention, key, record.id, outputs), *answering)
     finish = (_finish, _finish_values(ended))
     finished, *others = together(connection, *adds, finish, *prunes, *keeps)[len(adds) :]
     if prunes and others[0].row is not None:
@@ -196,6 +201,11 @@ def end_run(
     if finished.row is None:
         raise NotRunning(f"run {record.id!r} was never begun or has ended")
     return replace(ended, key=finished.row[0])
+
+
+def _bytes_of(record: RunRecord) -> int:
+    """What a record takes that may be long of it."""
+    return sum(len(str(part)) for part in (record.egress, record.artifacts, record.reason) if part)
 
 
 def _stored_end(connection: Connection, record: RunRecord) -> RunRecord | None:

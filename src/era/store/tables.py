@@ -290,10 +290,10 @@ idempotency_keys = Table(
     Column("piece_order_digest", String(64)),
     Column("cell", LargeBinary),
     Column("cell_digest", String(64)),
-    Column("answer_bytes", BigInteger),  # what a run's answer takes, its blobs included; NULL where it isn't kept
+    Column("answer_bytes", BigInteger),  # what it takes, blobs included; NULL where there is no answer (any more)
     Index(
         "ix_idempotency_keys_answer_bytes",
-        *("session_key", "created_at", "answer_bytes"),
+        *("scope", "created_at", "answer_bytes"),
         sqlite_where=_HAS_ANSWER,
         postgresql_where=_HAS_ANSWER,
     ),

@@ -1,4 +1,4 @@
-"""How much the answers to idempotency keys take, so that a session's have a bound."""
+"""How much the answers to idempotency keys take, so that they have a bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_idempotency_keys_answer_bytes",
         "idempotency_keys",
-        ["session_key", "created_at", "answer_bytes"],
+        ["scope", "created_at", "answer_bytes"],
         sqlite_where=_HAS_ANSWER,
         postgresql_where=_HAS_ANSWER,
     )
