@@ -8,9 +8,11 @@ import fcntl
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices
@@ -22,6 +24,9 @@ from era.spelling import nearest
 
 _LIKE = 0.75
 """How much of two names must be the same for one to be misspelt: ERA_PROT is, ERA_VERSION may be somebody's own."""
+
+_LINGERS_SECONDS = 2.0
+"""For which the lock of a server that was killed may outlast it: a process that it was just forking has it, too."""
 
 _BACKLOG = 2048
 """Connections that may wait to be accepted."""
@@ -104,13 +109,24 @@ def check_directory(directory: Path) -> None:
     except OSError as error:
         why = f"{place} can't be written to ({error.strerror})"
         raise NotReady(f"The data directory can't be {directory}: {why}; {other}.") from None
+    given_up_at = time.monotonic() + _LINGERS_SECONDS
     try:
         with (directory / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NotReady(f"Another ERA service uses {directory.resolve()}: stop it, or {other}.") from None
+            while not _can_be_had(lock):
+                if time.monotonic() > given_up_at:
+                    raise NotReady(f"Another ERA service uses {directory.resolve()}: stop it, or {other}.")
+                time.sleep(0.02)
     except OSError:
         return  # nobody has used it yet, or its problem is told when it is opened to stay
+
+
+def _can_be_had(lock: IO[str]) -> bool:
+    """Whether no other process holds a lock that nobody may share."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def take_address(settings: Settings) -> list[socket.socket]:

@@ -17,7 +17,7 @@ import pytest
 
 import era as package
 from era.errors import NotReady
-from era.preflight import check_variables, take_address
+from era.preflight import check_directory, check_variables, take_address
 from era.settings import Settings
 from tests.client.command import environment, era
 from tests.conftest import ERA, Server, assert_nothing_left, mounts
@@ -123,6 +123,23 @@ def test_a_data_directory_of_somebody_else(tmp_path: Path) -> None:
 def test_a_data_directory_in_use(server: Server) -> None:
     said = refused_at_once("--port", "0", "--data-dir", server.data_dir)
     assert f"Another ERA service uses {server.data_dir}" in said
+
+
+@pytest.mark.parametrize("seconds", [0.3, 60])
+def test_a_lock_that_a_killed_server_s_child_has_for_a_moment(tmp_path: Path, seconds: float) -> None:
+    holds = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True)"
+    )
+    command = [sys.executable, "-c", f"{holds}; time.sleep({seconds})", str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        if seconds < 1:
+            check_directory(tmp_path)
+        else:
+            with pytest.raises(NotReady, match="Another ERA service uses"):
+                check_directory(tmp_path)
+        child.kill()
 
 
 def test_a_misspelt_variable() -> None:

@@ -112,9 +112,15 @@ def test_half_open_requests_harm_nobody_else(serve: Callable[..., Server], half:
 def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., Server], half: str) -> None:
     server = serve(UNCOUNTED)
     with flood(server, HALF[half]):
-        assert eventually(lambda: descriptors(server) > LIMIT * 0.9)
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(f"{server.url}/health", timeout=2)
+        # On a busy machine the last ones are accepted late.
+        assert eventually(lambda: descriptors(server) > LIMIT * 0.9 and not answers(server))
+
+
+def answers(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False
 
 
 @pytest.mark.parametrize("weakness", ["", BLIND])
