@@ -376,7 +376,8 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
             body["timeout"] = chance.choice((0.1, 0.5, 1))
     if runs and chance.random() < 0.5:  # these exclude each other, and what else there may be
         for name in ("command", "context", "cwd", "atomic", "background"):
-            body.pop(name, None)
+            if name in body and _is_valid(name, body[name]):
+                del body[name]
     for name in ("env", "files"):  # most generated names are invalid, and the run would never begin
         given = body.get(name)
         if (
@@ -385,16 +386,16 @@ def _bound(body: dict[str, Any], chance: random.Random, *, runs: bool) -> None:
             and chance.random() < 0.5
         ):
             body[name] = {"A": "1"}
-    if _is_valid(body.get("secrets")):  # the same holds for host names
+    if _is_valid("secrets", body.get("secrets")):  # the same holds for host names
         body["secrets"] = {"S": {"value": "1", "hosts": ["api.example.com"]}}
     if isinstance(body.get("language"), str) and chance.random() < 0.5:
         body["language"] = chance.choice(("python", "node", "typescript"))
 
 
-def _is_valid(secrets: Any) -> bool:
-    """Whether these are valid secrets."""
+def _is_valid(name: str, value: Any) -> bool:
+    """Whether a field of a run may have this value."""
     try:
-        RunBody.model_validate({"secrets": secrets})
+        RunBody.model_validate({name: value})
     except ValidationError:
         return False
     return True

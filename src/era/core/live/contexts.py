@@ -296,12 +296,21 @@ class Contexts:
         self._lost.pop((session.key, name), None)
 
     async def restart(self, session_id: OwnedId, name: str, base_url: str) -> Context:
-        """End its interpreter and start another one. A run in it ends, too. Raises NoContext, and as `run` does."""
+        """End its interpreter and start another one. A run in it ends, too. Raises NoContext, NotFound also where the
+        session is deleted meanwhile, and as `run` does."""
         session = await self._sessions.session(session_id)
+        try:
+            return await self._restart(session_id, session, name, base_url)
+        except SandboxFailed:
+            if (await self._sessions.session(session_id)).key != session.key:
+                raise _no_context(session, name) from None
+            raise
+
+    async def _restart(self, session_id: OwnedId, session: Session, name: str, base_url: str) -> Context:
         old = self._alive(session, name)
         async with self._live.opened(session_id) as live:
+            of = self._of_session(live)  # Later it may be lost, and its working directory gone.
             await old.close(_RESTARTED)
-            of = self._of_session(live)
             async with of.starting:
                 context = of.contexts.get(name)
                 if context is None or not context.alive:
