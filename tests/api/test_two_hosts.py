@@ -48,11 +48,13 @@ def serve(peer):
         peer.shutdown(socket.SHUT_WR)
         while peer.recv(1 << 16):
             pass
-    elif path == b"/counts":
+    elif path in (b"/counts", b"/counts-late"):
         size = 0
+        if path == b"/counts-late":
+            time.sleep(2)
         while piece := peer.recv(1 << 16):
             size += len(piece)
-        open("counted", "w").write(str(size))
+        print("counted", size, flush=True)
     elif path == b"/floods":
         threading.Thread(target=heard, args=(peer,)).start()
         try:
@@ -140,17 +142,22 @@ def test_a_close_frame_comes_while_its_reader_sends(home: Home, public: str, thr
             sending.join(60)
 
 
-def test_what_was_sent_arrives_though_its_sender_has_gone(home: Home, client: httpx.Client, public: str) -> None:
-    socket = opened(home, f"{public}/counts")
+@pytest.mark.parametrize(("path", "pieces"), [("counts", 64), ("counts-late", 640)])
+def test_what_was_sent_arrives_though_its_sender_has_gone(
+    path: str, pieces: int, home: Home, client: httpx.Client, public: str
+) -> None:
+    """Also where a server reads it late, and it is more than sockets hold meanwhile."""
+    socket = opened(home, f"{public}/{path}")
     sent = 0
-    for _ in range(64):
+    for _ in range(pieces):
         socket.send(bytes(1 << 16))
         sent += 14 + (1 << 16)
     socket.send(struct.pack("!H", 1000), opcode=8)
     socket.close()
-    path = "/api/sessions/sockets/files/counted"
-    assert eventually(lambda: client.get(path).status_code == 200)
-    assert eventually(lambda: client.get(path).text == str(sent + 8)), client.get(path).text
+    (run,) = client.get("/api/sessions/sockets/runs").json()["runs"]
+    output = f"/api/sessions/sockets/runs/{run['run_id']}/stdout"
+    assert eventually(lambda: "counted" in client.get(output).text)
+    assert client.get(output).text == f"listening\ncounted {sent + 8}\n"
 
 
 def test_a_message_that_is_too_large_is_refused_with_the_code_for_that(home: Home, client: httpx.Client) -> None:

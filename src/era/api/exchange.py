@@ -151,7 +151,7 @@ class Exchange(ABC):
         return [("content-length", received[b"content-length"])] if b"content-length" in received else []
 
     async def _upload(self) -> None:
-        """Forward the body, then wait until the caller is gone."""
+        """Forward the body, then wait until the caller is gone, and what it sent in a WebSocket has gone on."""
         more = True
         while (message := await self._receive())["type"] == "http.request":
             if not more:
@@ -166,6 +166,8 @@ class Exchange(ABC):
             except (OSError, h11.LocalProtocolError):
                 more = False  # the server has answered and takes no more of the body
             self._moved()
+        if self._tunnel is not None:
+            await self._tunnel.ended.wait()
 
     def _write(self, event: Any) -> None:
         """Raises ConnectionError where the server has hung up."""

@@ -26,6 +26,11 @@ PIECE = 64 << 10
 _CLOSE_SECONDS = 5.0
 """How long one side may take to hear of the other one's end."""
 
+_TLS_CLOSE_SECONDS = 30.0
+"""The same for a connection over TLS, whose other end is a host. Until that has taken all that was sent, it doesn't
+confirm that this is the end, and what it hasn't is lost if the connection is cut. The event loop waits no longer either
+(its ssl_shutdown_timeout)."""
+
 _FRAME_US = 1
 """What it costs to follow a frame."""
 
@@ -139,11 +144,16 @@ class Tunnel:
         """Have the server get all that the caller, who is gone, has sent."""
         if self._writer.is_closing():
             return
-        if self._writer.can_write_eof():
-            self._writer.write_eof()
-        else:
+        if not self._writer.can_write_eof():
             self._writer.close()
-        await asyncio.wait([down], timeout=_CLOSE_SECONDS)
+            await asyncio.wait([down], timeout=_TLS_CLOSE_SECONDS)
+            return
+        self._writer.write_eof()
+        left = self._writer.transport.get_write_buffer_size()
+        while not (await asyncio.wait([down], timeout=_CLOSE_SECONDS))[0]:
+            before, left = left, self._writer.transport.get_write_buffer_size()
+            if left in (0, before):
+                return
 
     async def _send_close(self, down: asyncio.Task[None]) -> None:
         """Send a Close frame of ours in place of what the server would send next, unless it has sent one."""
