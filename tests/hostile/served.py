@@ -242,7 +242,7 @@ def _imports_visible_early() -> None:
         fields = {name: getattr(session, name) for name in ("created_at", "updated_at", "version", "id")}
         return sessions.insert_session(connection, sessions.settings_of(session) | fields)
 
-    def complete(connection: Connection, key: int, session: Session) -> Session:
+    def complete(connection: Connection, key: int, _session: Session, _key_id: str) -> Session:
         return session_with_key(connection, key)
 
     _patch(sessions, insert_incomplete_session=insert, complete_session=complete)
