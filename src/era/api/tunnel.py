@@ -26,10 +26,10 @@ PIECE = 64 << 10
 _CLOSE_SECONDS = 5.0
 """How long one side may take to hear of the other one's end."""
 
-_TLS_CLOSE_SECONDS = 30.0
-"""The same for a connection over TLS, whose other end is a host. Until that has taken all that was sent, it doesn't
-confirm that this is the end, and what it hasn't is lost if the connection is cut. The event loop waits no longer either
-(its ssl_shutdown_timeout)."""
+_DELIVERY_SECONDS = 30.0
+"""How long a server has to take what a caller that is gone had sent. Over TLS the other end is a host. Until that has
+taken all, it doesn't confirm that this is the end, and what it hasn't is lost if the connection is cut. The event loop
+waits no longer either (its ssl_shutdown_timeout)."""
 
 _FRAME_US = 1
 """What it costs to follow a frame."""
@@ -146,13 +146,14 @@ class Tunnel:
             return
         if not self._writer.can_write_eof():
             self._writer.close()
-            await asyncio.wait([down], timeout=_TLS_CLOSE_SECONDS)
+            await asyncio.wait([down], timeout=_DELIVERY_SECONDS)
             return
         self._writer.write_eof()
         left = self._writer.transport.get_write_buffer_size()
-        while not (await asyncio.wait([down], timeout=_CLOSE_SECONDS))[0]:
+        for _ in range(int(_DELIVERY_SECONDS / _CLOSE_SECONDS)):
+            await asyncio.wait([down], timeout=_CLOSE_SECONDS)
             before, left = left, self._writer.transport.get_write_buffer_size()
-            if left in (0, before):
+            if down.done() or left in (0, before):
                 return
 
     async def _send_close(self, down: asyncio.Task[None]) -> None:
