@@ -59,6 +59,8 @@ def _of_idle_sessions(arena: Arena) -> Mapping[str, float]:
     while other.health()["sandboxes"]["live"] and time.monotonic() < until:
         time.sleep(0.1)
     other.wait_for_pool()
+    while len(pids_below(other.pid)) > before and time.monotonic() < until:
+        time.sleep(0.1)  # until those of a sandbox that has just been closed have ended, too
     return {
         f"processes of {count} idle sessions": len(pids_below(other.pid)) - before,
         "the service with them, MB": other.memory() / (1 << 20),

@@ -37,6 +37,7 @@ SETTINGS = {
     "ERA_API_KEY": KEY,
     "ERA_LOG_FORMAT": "json",
     "ERA_MAX_WARM": "8",
+    "ERA_SPARES": "1",
     "ERA_IDLE_SECONDS": "5",
     "ERA_KEEP_ALIVE": "5",
     "ERA_CHECKPOINT_SECONDS": "2",
