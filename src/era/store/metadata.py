@@ -17,7 +17,6 @@ from typing import Any, Concatenate
 
 from sqlalchemy import Connection, literal, select
 
-from era.core.idempotency import session_to_json
 from era.core.metadata import Retention, RunFilter, SessionChange, SessionFilter, SetupJob
 from era.core.models import (
     Answered,
@@ -174,7 +173,7 @@ class SqlStore:
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
         session = await self._within(new.id, new.id.id, _MADE, sessions.create_session, new, claim)
         if claim is not None:
-            await self._bound_answers(claim, new.id.owner, session_to_json(session))
+            await self._bound_answers(claim, new.id.owner, _bytes_of(session))
         return session
 
     async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
@@ -182,7 +181,7 @@ class SqlStore:
             copy.source_id, copy.id, _MADE, sessions.copy_session, self._retention, copy, claim
         )
         if claim is not None:
-            await self._bound_answers(claim, copy.source_id, session_to_json(session))
+            await self._bound_answers(claim, copy.source_id, _bytes_of(session))
         return session
 
     async def session(self, session_id: OwnedId) -> Session:
@@ -333,7 +332,8 @@ class SqlStore:
         if ended is None:
             raise SessionDeleted(runs.DELETED)
         if answered is not None and answered.data is not None:
-            await self._bound_answers(answered.claim, record.session_key, answered.data, answered.outputs)
+            added = idempotency.bytes_of(answered.data, answered.outputs)
+            await self._bound_answers(answered.claim, record.session_key, added)
         return ended
 
     async def runs(self, session_key: int, limit: int, before: int | None = None) -> Sequence[RunRecord]:
@@ -466,12 +466,10 @@ class SqlStore:
     async def sizes(self) -> Mapping[str, tuple[int, int]]:
         return await self._sizes.value()
 
-    async def _bound_answers(
-        self, claim: Claim, scope: OwnedId | int | str, answer: str, outputs: KeptOutputs | None = None
-    ) -> None:
-        """Drop old answers within the scope of a claim that has been answered, if it is time. Where the database fails,
-        another time does it."""
-        if idempotency.are_counted(idempotency.bytes_of(answer, outputs)):
+    async def _bound_answers(self, claim: Claim, scope: OwnedId | int | str, added: int) -> None:
+        """Drop old answers within the scope of a claim that has been answered with about `added` bytes, if it is time.
+        Where the database fails, another time does it."""
+        if idempotency.are_counted(added):
             with suppress(NotFound, Unavailable):
                 where = await self.session(scope) if isinstance(scope, OwnedId) else scope
                 await idempotency.bound_answers(self.database, self._retention.answer_bytes, claim, where)
@@ -509,3 +507,8 @@ class SqlStore:
 
 def _count(connection: Connection) -> dict[str, Any]:
     return {"sessions": sessions.count_sessions(connection), "runs": runs.count_runs(connection)}
+
+
+def _bytes_of(session: Session) -> int:
+    """What a session takes as an answer, about, without making it JSON once more."""
+    return idempotency.bytes_of(session.data) + (0 if session.stored is None else len(session.stored.code))
