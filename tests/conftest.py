@@ -324,6 +324,17 @@ def eventually(probe: Callable[[], Any], seconds: float = 60.0) -> Any:
     return result
 
 
+def opened(target: str | Path) -> int:
+    """How many descriptors of this process lead to `target`, which is a directory with all below it, whether that still
+    has names or not, or a kind such as anon_inode:inotify. Others may be closed at any time, by threads of tests that
+    are over."""
+    links = list[str]()
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            links.append(os.readlink(f"/proc/self/fd/{entry}"))
+    return sum(f"{link}/".startswith(f"{target}/") for link in links)
+
+
 def at_best(below: float, seconds: Callable[[], float], tries: int = 20) -> float:
     """Take a time until it is below so many seconds; the least that was taken. What a busy machine delays now and then
     passes, and what takes longer by itself never does."""

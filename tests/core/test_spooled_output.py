@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import random
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
 from era.store.blobs import LocalBlobs
+from tests.conftest import opened
 
 
 def some(size: int) -> bytes:
@@ -57,12 +57,11 @@ async def test_a_copy_stays_as_it_is(tmp_path: Path) -> None:
 
 
 async def test_it_is_closed_with_or_without_being_told(tmp_path: Path) -> None:
-    gc.collect()  # what other tests have left open
-    before = len(os.listdir("/proc/self/fd"))
     made = [await written(tmp_path, some(MEMORY_BYTES + 1)) for _ in range(3)]
+    assert opened(tmp_path) == 3
     made[0].close()
     made[0].close()
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert opened(tmp_path) == 2
     del made
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened(tmp_path) == 0

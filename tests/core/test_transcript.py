@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from era.core.program import STREAMS, Output, Stream
 from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
 from era.core.transcript import Piece, Transcript, plain_count
 from era.store.blobs import LocalBlobs
+from tests.conftest import opened
 from tests.soaking import soak_the_rest
 
 TEXT = "aé…😀\n" * 3
@@ -146,15 +146,14 @@ async def test_a_reader_hears_at_once_and_costs_nothing(tmp_path: Path) -> None:
 
 
 async def test_who_reads_keeps_it_open_and_no_longer(tmp_path: Path) -> None:
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
     made = await wrote(tmp_path, *(("stdout", b"x" * PIECE) for _ in range(6)))
     reader = made.share().pieces()
     first = await anext(reader)
     made.close()
     del made
+    assert opened(tmp_path) > 0
     assert len([piece async for piece in reader]) == 5
     assert first.number == 1
     del reader
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert opened(tmp_path) == 0

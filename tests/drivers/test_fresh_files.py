@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import opened
+
 GUEST = Path(__file__).resolve().parents[2] / "src/era/guest"
 
 
@@ -123,13 +125,13 @@ def test_a_large_file_that_is_replaced_takes_no_room_from_the_run(fresh_files: A
         assert os.fstat(file.fileno()).st_ino not in held
 
 
-def test_descriptors_do_not_grow_in_number(fresh_files: Any) -> None:
+def test_descriptors_do_not_grow_in_number(fresh_files: Any, tmp_path: Path) -> None:
     def run() -> int:
         for name in ("main.py", "state.json"):
             fresh_files.write(name, b"content")
         fresh_files.prepare()
         os.unlink("main.py")
-        return len(os.listdir("/proc/self/fd"))
+        return opened(tmp_path)
 
     run()
     assert run() == run() == run()
