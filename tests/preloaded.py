@@ -25,6 +25,9 @@ from typing import Any, NoReturn
 _MESSAGE = 1 << 20
 """The longest message in bytes; the environment is most of it."""
 
+_NETWORK = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+"""The network namespace that the tests began in. The thread may be in another one when the first command is needed."""
+
 
 class Preloaded:
     """The forking process, as the tests know it."""
@@ -35,8 +38,9 @@ class Preloaded:
         for end in (self._here, there):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE)
         with there:
-            command = [sys.executable, "-P", __file__, str(there.fileno())]  # -P: our neighbours aren't its modules
-            self._process = subprocess.Popen(command, pass_fds=[there.fileno()])
+            # -P: our neighbours aren't its modules
+            command = [sys.executable, "-P", __file__, str(there.fileno()), str(_NETWORK)]
+            self._process = subprocess.Popen(command, pass_fds=[there.fileno(), _NETWORK])
         atexit.register(self._end)
 
     def start(
@@ -156,6 +160,11 @@ def _answer(here: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    began = int(sys.argv[2])
+    if os.fstat(began).st_ino != os.fstat(_NETWORK).st_ino:
+        os.setns(began, os.CLONE_NEWNET)
+    os.close(began)
+    os.close(_NETWORK)
     from importlib import import_module
 
     from era.client.cli import main
