@@ -78,6 +78,13 @@ class Service:
         }
         self.server = ForkedServer(directory / "data", settings, named_weakness=weakness)
         self.server.start()
+        try:
+            self._open()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _open(self) -> None:
         self.disk = Disk(self.server.data_dir)
         self.client = self.server.client()
         self.kills = 0
@@ -162,6 +169,11 @@ class Service:
         assert self._hidden() == 0, "a session that is not complete was left"
         assert self.disk.blobs() - needed() == set(), "blobs were left that nothing names"
         assert needed() - self.disk.blobs() == set(), "blobs are gone that a row names"
+
+    def kill(self) -> None:
+        """End it, whatever state it is in."""
+        if self.server.process is not None and self.server.process.poll() is None:
+            self.server.stop(signal.SIGKILL)
 
     def close(self) -> None:
         self.client.close()
@@ -413,5 +425,4 @@ def test_a_weakened_service_fails_these_tests(
             operation.kill_at_all(thread, call, last)
     finally:
         service.client.close()
-        if service.server.process is not None and service.server.process.poll() is None:
-            service.server.stop(signal.SIGKILL)
+        service.kill()
