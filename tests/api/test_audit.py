@@ -128,7 +128,7 @@ def test_owners_see_their_own_and_the_operator_all(owners: Owners) -> None:
     assert done(owners.operator, "of-ada") == [("session.create", {"public": True})]
     assert {each["owner"] for each in entries(owners.operator, limit=1000)} >= {"lovelace", "mallory", "default"}
     assert {each["owner"] for each in entries(owners.operator, owner="mallory")} == {"mallory"}
-    assert httpx.get(f"{owners.server.url}/api/audit", trust_env=False).status_code == 401
+    assert httpx.get(f"{owners.server.url}/api/audit", timeout=60, trust_env=False).status_code == 401
 
 
 def test_pages_and_filters(owners: Owners) -> None:

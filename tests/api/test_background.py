@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.told import WAITS, tell
 from tests.conftest import STOP_SECONDS, MakeServer, MakeSession, Run, Server, at_best, eventually
 
 SLEEPER = """\
@@ -30,12 +32,13 @@ def record(client: httpx.Client, where: str, run_id: str) -> dict[str, Any]:
 
 def test_a_background_run_answers_at_once_and_is_recorded(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
-    run_id = start_in_background(
-        client, where, "import time; time.sleep(0.3); open('f', 'w').write('x'); print('done')"
-    )
+    run_id = start_in_background(client, where, f"{WAITS}open('f', 'w').write('x'); print('done')")
     assert record(client, where, run_id)["status"] == "running"
     assert client.get(f"/api/sessions/{where}").json()["status"] == "running"
-    assert run(where, "print(open('f').read())")["stdout"] == "x\n"  # this run waits for its turn
+    with ThreadPoolExecutor(1) as pool:
+        after = pool.submit(run, where, "print(open('f').read())")  # this run waits for its turn
+        tell(client)
+        assert after.result()["stdout"] == "x\n"
     done = record(client, where, run_id)
     assert (done["status"], done["exit_code"], done["state"]["committed"]) == ("ok", 0, True)
     assert client.get(f"/api/sessions/{where}/runs/{run_id}/stdout").text == "done\n"

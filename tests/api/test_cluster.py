@@ -220,7 +220,7 @@ def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
         path = f"/api/sessions/{watched}/processes/{process}/attach"
         attached = Terminal(WebSocket(cluster.server(1), path, f"Authorization: Bearer {KEY}"))
         attached.until_event("attached")
-        code = "open('f', 'w').write('late')\nimport time; time.sleep(1)"
+        code = "open('f', 'w').write('late')\nimport time; time.sleep(4)"
         with ThreadPoolExecutor(1) as thread:
             late = thread.submit(home.post, f"/api/sessions/{session}/run", json={"code": code})
             assert eventually(lambda: other.get(f"/api/sessions/{session}").json()["status"] == "running")

@@ -83,16 +83,20 @@ def test_kill_9_during_a_put_leaves_the_old_or_the_new_file(own_server: MakeServ
     acknowledged = 0
     for round_number in range(3):
         tried = [acknowledged]
+        came = threading.Event()
 
-        def work(start: int = acknowledged, tried: list[int] = tried) -> None:
+        def work(start: int = acknowledged, tried: list[int] = tried, came: threading.Event = came) -> None:
             with server.client() as own, suppress(httpx.TransportError):
                 for number in range(start + 1, start + 1000):
                     tried.append(number)
                     assert put(own, "s", "a", str(number % 10).encode() * (2 * MIB)).status_code == 200
                     tried.pop(0)
+                    came.set()
 
         thread = threading.Thread(target=work)
         thread.start()
+        if round_number == 2:
+            assert came.wait(60)
         time.sleep(0.05 + 0.2 * round_number)
         server.stop(signal.SIGKILL)
         thread.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -170,10 +170,21 @@ def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession,
 HURRIED = """
 from era.api import forward
 from era.core.public import live_servers
-forward.HEAD_SECONDS, forward.IDLE_SECONDS = 0.6, 0.8
+forward.HEAD_SECONDS, forward.IDLE_SECONDS = 3.0, 5.0
 live_servers._START_SECONDS, live_servers.MAX_CALLERS = 1.0, 4
 """
 """Timeouts that are short enough for a test."""
+
+
+def answers_to(server: Server, count: int) -> list[int]:
+    """The statuses of so many calls at a time to a server that answers none."""
+
+    def call(_: int) -> int:
+        with server.client() as client:
+            return client.get("/proxy/s/3000/hold").status_code
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
 
 
 def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
@@ -193,7 +204,7 @@ def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
                 connection.recv(1)
                 connections.append(connection)
             assert client.get("/proxy/s/3000/hold").status_code == 503  # MAX_CALLERS are held
-            time.sleep(3)  # until all of them have timed out
+            assert eventually(lambda: answers_to(server, 4) == [504] * 4), "not all of them have timed out"
             for connection in connections:
                 connection.settimeout(60)
                 with suppress(ConnectionError):  # what is in flight, then the end

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
+from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, MakeSession, eventually
 
 COUNT = """
@@ -116,11 +117,12 @@ def test_another_request_with_the_key_is_refused_while_the_first_runs(
 ) -> None:
     where = session()
     url = f"/api/sessions/{where}/run"
-    thread = threading.Thread(target=post, args=(client, url, "k", {"code": "import time; time.sleep(3)"}))
+    thread = threading.Thread(target=post, args=(client, url, "k", {"code": WAITS}))
     thread.start()
     assert eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
     refused(post(client, url, "k", {"code": "other"}), 409)
     assert client.get(f"/api/sessions/{where}/runs").json()["runs"][0]["status"] == "running"
+    tell(client)
     thread.join()
 
 

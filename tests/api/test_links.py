@@ -28,7 +28,7 @@ def test_a_link_reads_one_file_as_an_attachment(client: httpx.Client, session: M
     where = session()
     put(client, where, "page.html", b"<script>alert(1)</script>")
     url = link(client, where, "page.html")
-    with httpx.Client() as anybody:
+    with httpx.Client(timeout=60) as anybody:
         answer = anybody.get(url, headers={"Origin": "https://elsewhere.example"})
         assert (answer.status_code, answer.content) == (200, b"<script>alert(1)</script>")
         assert answer.headers["content-disposition"].startswith("attachment")
@@ -49,7 +49,7 @@ def test_a_link_reads_one_file_as_an_attachment(client: httpx.Client, session: M
 def test_a_link_writes_one_file_of_bounded_size(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     url = link(client, where, "up/load.bin", method="PUT", max_bytes=10)
-    with httpx.Client() as anybody:
+    with httpx.Client(timeout=60) as anybody:
         asked = anybody.options(url, headers={"Origin": "https://a.example", "Access-Control-Request-Method": "PUT"})
         assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, "*")
         assert "PUT" in asked.headers["access-control-allow-methods"]
@@ -67,7 +67,7 @@ def test_nothing_of_a_token_can_be_changed(client: httpx.Client, session: MakeSe
     put(client, where, "b", b"b")
     base, _, token = link(client, where, "a").rpartition("/")
     content = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    with httpx.Client() as anybody:
+    with httpx.Client(timeout=60) as anybody:
         for at in range(len(content)):
             changed = bytearray(content)
             changed[at] ^= 1
@@ -84,7 +84,7 @@ def test_an_expired_link_is_gone_and_bad_fields_are_refused(client: httpx.Client
     where = session()
     put(client, where, "a", b"a")
     url = link(client, where, "a", expires_in=0.2)
-    with httpx.Client() as anybody:
+    with httpx.Client(timeout=60) as anybody:
         assert eventually(lambda: anybody.get(url).status_code == 410)
         assert refused(anybody.get(url), 410)["code"] == "link_expired"
     for bad in ({"expires_in": 0}, {"expires_in": links.MAX_SECONDS + 1}, {"method": "DELETE"}, {"path": "../x"},
@@ -97,7 +97,7 @@ def test_a_link_dies_with_its_session(client: httpx.Client, session: MakeSession
     put(client, where, "a", b"old")
     url = link(client, where, "a")
     client.delete(f"/api/sessions/{where}?purge=true")
-    with httpx.Client() as anybody:
+    with httpx.Client(timeout=60) as anybody:
         refused(anybody.get(url), 404)
         client.post("/api/sessions", json={"language": "python", "session_id": where})
         put(client, where, "a", b"another's")
@@ -107,7 +107,7 @@ def test_a_link_dies_with_its_session(client: httpx.Client, session: MakeSession
 def test_a_link_dies_with_its_key(owners: Owners) -> None:
     with client_with_key(owners.server, OPERATOR_KEY) as operator:
         made = new_key(owners.server, "links")
-        with client_with_key(owners.server, made["key"]) as client, httpx.Client() as anybody:
+        with client_with_key(owners.server, made["key"]) as client, httpx.Client(timeout=60) as anybody:
             client.post("/api/sessions", json={"language": "python", "session_id": "linked"})
             put(client, "linked", "a", b"a")
             url = link(client, "linked", "a")
@@ -126,16 +126,16 @@ def test_links_outlive_a_restart_but_not_another_operator_key(own_server: MakeSe
         token = link(client, "s", "a").rpartition("/")[2]
     server.stop()
     server.start()
-    assert httpx.get(f"{server.url}/links/{token}").content == b"a"
+    assert httpx.get(f"{server.url}/links/{token}", timeout=60).content == b"a"
     (server.content_dir / "blobs").rename(server.content_dir / "away")
     (server.content_dir / "blobs").mkdir()
-    assert httpx.get(f"{server.url}/links/{token}").status_code == 503
+    assert httpx.get(f"{server.url}/links/{token}", timeout=60).status_code == 503
     (server.content_dir / "blobs").rmdir()
     (server.content_dir / "away").rename(server.content_dir / "blobs")
     server.stop()
     server.settings["ERA_API_KEY"] = "second"
     server.start()
-    refused(httpx.get(f"{server.url}/links/{token}"), 404)
+    refused(httpx.get(f"{server.url}/links/{token}", timeout=60), 404)
     assert "request_failed" in server.log_of_calls
     assert token not in server.log + server.log_of_calls, "who reads the log can't use it"
     assert (server.data_dir / "link-key").stat().st_mode & 0o077 == 0
@@ -152,12 +152,12 @@ def test_forging_a_link_needs_the_key(own_server: MakeServer) -> None:
     token = url.rpartition("/")[2]
     content = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).replace(b'"a"', b'"b"')
     forged = base64.urlsafe_b64encode(content).decode().rstrip("=")
-    refused(httpx.get(f"{server.url}/links/{forged}"), 404)
+    refused(httpx.get(f"{server.url}/links/{forged}", timeout=60), 404)
     server.stop()
     weakness = "import hmac; hmac.compare_digest = lambda a, b: True"
     weak = Server(server.data_dir, server.settings, weakness=weakness)
     weak.start()
     try:
-        assert httpx.get(f"{weak.url}/links/{forged}").content == b"canary"
+        assert httpx.get(f"{weak.url}/links/{forged}", timeout=60).content == b"canary"
     finally:
         weak.stop()

@@ -224,7 +224,7 @@ def test_a_foreground_run_can_be_called(client: httpx.Client, session: MakeSessi
 
     def call() -> None:
         with server.client() as other:
-            answers.append(other.post(f"/api/sessions/{where}/run", json={"code": HTTP_SERVER, "timeout": 3}).json())
+            answers.append(other.post(f"/api/sessions/{where}/run", json={"code": HTTP_SERVER, "timeout": 10}).json())
 
     thread = threading.Thread(target=call)
     thread.start()
@@ -233,6 +233,27 @@ def test_a_foreground_run_can_be_called(client: httpx.Client, session: MakeSessi
     finally:
         thread.join()
     assert (answers[0]["status"], answers[0]["stdout"]) == ("timeout", "listening\n")
+
+
+SLOW_ROOM = """
+import asyncio
+from era.core import pool
+from era.core.public import live_servers
+live_servers._BACKGROUND_START_SECONDS = 10.0
+acquire = pool.SandboxPool.acquire
+async def slow(*arguments, **options):
+    await asyncio.sleep(11)
+    return await acquire(*arguments, **options)
+pool.SandboxPool.acquire = slow
+"""
+
+
+def test_the_time_to_listen_begins_with_the_program(own_server: MakeServer) -> None:
+    """What a run waits for its sandbox isn't taken from it."""
+    with own_server(weakness=SLOW_ROOM).client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+        start_in_background(client, "s", f"import time; time.sleep(3)\n{HTTP_SERVER}")
+        assert client.get("/proxy/s/3000/").status_code == 200
 
 
 def test_live_servers_obey_public_access(client: httpx.Client, session: MakeSession, server: Server) -> None:

@@ -164,12 +164,13 @@ def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: M
 
 
 def test_a_caller_that_hangs_up_stops_nothing(client: httpx.Client, publish: Publish, server: Server) -> None:
-    url = publish("import time; time.sleep(2)\n" + COUNTER)
+    url = publish(WAITS + COUNTER)
     where = url.split("/")[2]
     name, _, port = server.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((name, int(port))) as connection:
         connection.sendall(f"GET {url} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
         assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
+    tell(client)
     assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["data"].get("calls") == 1)
     with socket.create_connection((name, int(port))) as connection:  # in the middle of its body
         connection.sendall(f"POST {url} HTTP/1.1\r\nHost: {name}\r\nContent-Length: 9\r\n\r\nabc".encode())

@@ -127,7 +127,7 @@ open('left', 'w').close()
 print(open('main.py').read(), flush=True)
 time.sleep(30)
 """
-    wanted = {"language": "python", "code": code, "timeout": 1.5, "files": {"main.py": "a file of mine"}}
+    wanted = {"language": "python", "code": code, "timeout": 5, "files": {"main.py": "a file of mine"}}
     for _ in range(2):
         body = client.post("/api/execute", json=wanted).json()
         assert (body["exit_code"], body["status"]) == (124, "timeout")

@@ -127,7 +127,7 @@ def test_a_run_under_way_can_be_seen(client: httpx.Client, session: MakeSession)
     where = session()
     code = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.02)"
     thread = threading.Thread(
-        target=lambda: client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 3})
+        target=lambda: client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 10})
     )
     thread.start()
     try:

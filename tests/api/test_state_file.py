@@ -220,7 +220,7 @@ def test_a_spoiled_file_and_a_timeout_are_both_reported(
 ) -> None:
     where = session(data=OLD, persistent=persistent)
     run(where, "open('kept', 'w').write('old')")
-    answer = run(where, program(put(b"[]"), end="print('half', flush=True); time.sleep(60)"), timeout=1)
+    answer = run(where, program(put(b"[]"), end="print('half', flush=True); time.sleep(60)"), timeout=5)
     assert (answer["exit_code"], answer["status"], answer["stdout"]) == (124, "timeout", "half\n")
     assert (answer["state"]["committed"], answer["data"]) == (False, OLD)
     look = "import os, json; print(json.load(open('.session_data.json'))['old'][0], open('kept').read() if os.path.exists('kept') else 'gone')"
@@ -234,7 +234,7 @@ def test_what_a_background_process_writes_after_the_program_has_ended_does_not_c
     late = """
 if os.fork() == 0:
     os.setsid()
-    time.sleep(0.4)
+    time.sleep(3)
     open(S, 'w').write('{"late": true}')
     open('late', 'w').close()
     os._exit(0)
@@ -242,7 +242,7 @@ open(S, 'w').write('{"good": 1}')
 """
     answer = run(where, program(late))
     assert (answer["data"], answer["state"]["committed"]) == ({"good": 1}, True)
-    time.sleep(0.5)
+    time.sleep(3.5)
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"good": 1}
     data, _, names = json.loads(run(where, LOOK)["stdout"])
     assert (data, "late" in names) == ({"good": 1}, False)

@@ -201,8 +201,8 @@ def test_a_host_that_stops_has_its_sockets_go_elsewhere(home: Home, client: http
     # The home has lost nothing by that, and its program was told.
     with home.at_home().client() as at_home:
         assert process(at_home, "sockets", where)["status"] == "running"
+        assert eventually(lambda: len(at_home.get("/api/sessions/sockets/files/heard").content) == 8)
         heard = at_home.get("/api/sessions/sockets/files/heard").content
-        assert len(heard) == 8
         assert heard[0] == 0x88
     other.start()
     home.url = other.url

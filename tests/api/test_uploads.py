@@ -151,8 +151,26 @@ def begin_uploads(server: Server, count: int) -> list[Upload]:
     return uploads
 
 
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
+    """A server that accepts three large uploads at a time, and waits for as long as servers do."""
+    directory = tmp_path_factory.mktemp("patient") / "data"
+    server = kind_of_server(directory, {"ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0"}).start()
+    yield server
+    assert server.stop() == 0, server.log
+    assert "Traceback" not in server.log, server.log
+
+
 @every_kind
-def test_too_many_large_uploads_at_a_time_are_503(server: Server, client: httpx.Client, kind: str) -> None:
+def test_too_many_large_uploads_at_a_time_are_503(patient: Server, kind: str) -> None:
+    with patient.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+        too_many_are_refused(patient, client, kind)
+        client.delete("/api/sessions").raise_for_status()
+    assert eventually(lambda: list((patient.data_dir / "uploads").iterdir()) == [])
+
+
+def too_many_are_refused(server: Server, client: httpx.Client, kind: str) -> None:
     method, path, make = KINDS[kind]
     first, *others = begin_uploads(server, 3)
     headers = {"Content-Type": "application/x-tar"}

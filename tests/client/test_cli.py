@@ -61,7 +61,7 @@ def test_a_session_remembers(server: Server, client: httpx.Client) -> None:
 def test_a_failure_is_reported(server: Server, tmp_path: Path) -> None:
     loops = tmp_path / "loops.py"
     loops.write_text("print('so far', flush=True)\nwhile True: pass")
-    done = era(server, "run", str(loops), "--timeout", "0.3")
+    done = era(server, "run", str(loops), "--timeout", "5")
     assert (done.stdout, done.returncode) == ("so far\n", 124)
     assert "timeout" in done.stderr
     breaks = era(server, "run", "-", "-l", "py", "-s", "s", stdin="open('.session_data.json', 'w').write('{')")

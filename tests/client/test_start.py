@@ -209,7 +209,7 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback_and_nothing_else(tmp_path: Pat
     assert process.returncode == 0
     for _ in range(2):
         process = start(data_dir)
-        time.sleep(0.1 + random.random() * 2 * seconds)  # before that, it is Python alone that starts
+        time.sleep((0.1 + random.random() * 2) * seconds)  # before that, it is Python alone that starts
         process.send_signal(signal.SIGINT)
         while often and process.poll() is None:
             time.sleep(random.random() * 0.2)

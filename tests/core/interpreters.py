@@ -172,9 +172,9 @@ async def interpreter(
 ) -> AsyncIterator[Cells]:
     """A context with this interpreter, and with `directory` as its working directory."""
     process = await LocalProcess.start(command, environment or {}, directory)
-    context = Context("c", "python", process)
+    context = Context("c", "python", process, lambda: processes.cpu_seconds([process.pid]))
     try:
-        await context.ready(lambda: processes.cpu_seconds([process.pid]))
+        await context.ready()
         yield Cells(context)
     finally:
         await context.close("The test is over.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -128,7 +130,10 @@ async def test_env_and_stdin_are_for_the_cell_only(cells: Cells) -> None:
 
 
 @pytest.mark.parametrize("code", ["while (true) {}", "await new Promise(() => {})"])
-async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells, code: str) -> None:
+async def test_a_timeout_interrupts_and_keeps_the_variables(
+    cells: Cells, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 60.0)
     await cells.run("var x = 5")
     outcome, _ = await cells.run(code, timeout=0.5)
     assert (outcome.cause, outcome.exit_code, outcome.lost) == ("timeout", 124, None)
@@ -158,6 +163,34 @@ async def test_no_interrupt_is_lost_while_the_synchronous_part_ends(cells: Cells
         assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None), number
 
 
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_kernel_that_gets_no_processor_is_sent_no_signal(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    """It would die of one that comes between the end of the synchronous part and what follows."""
+    monkeypatch.setattr(module, "_HEAR_MOST", 60.0 if patient else 0.05)
+    sent: list[int] = []
+
+    async def send(number: int) -> None:
+        sent.append(number)
+
+    process = cells.context._process
+    monkeypatch.setattr(process, "signal", send)
+    written = Written()
+    running = asyncio.create_task(
+        cells.run("console.log('begun'); await new Promise(() => {})", written=written, timeout=600)
+    )
+    await until(lambda: "begun" in written.stdout)
+    os.kill(process.pid, signal.SIGSTOP)
+    interrupting = asyncio.create_task(cells.context.interrupt())
+    await asyncio.sleep(0.5)
+    os.kill(process.pid, signal.SIGCONT)
+    assert await interrupting is True
+    outcome, _ = await running
+    assert (outcome.cause, outcome.lost) == ("killed", None)
+    assert sent == ([] if patient else [signal.SIGINT])
+
+
 async def test_an_interrupt_that_comes_before_the_cell_is_kept_for_it(cells: Cells) -> None:
     for code in ("while (true) {}", "await new Promise(() => {})"):
         running = asyncio.create_task(cells.run(f"/* {'x' * 1_000_000} */ {code}", timeout=20))
@@ -168,8 +201,9 @@ async def test_an_interrupt_that_comes_before_the_cell_is_kept_for_it(cells: Cel
 
 
 async def test_a_cell_that_listens_for_the_signal_itself_is_interrupted_all_the_same(
-    cells: Cells, tmp_path: Path
+    cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "GRACE", 60.0)
     await cells.run("var heard = 0; process.on('SIGINT', () => { heard += 1 })")
     for code in (
         "process.on('SIGINT', () => { heard += 10 }); while (true) {}",

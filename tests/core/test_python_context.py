@@ -297,10 +297,11 @@ def test_staging_is_named_after_what_is_staged() -> None:
 # -- ends -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells) -> None:
+async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 60.0)
     await cells.run("x = 1")
     outcome, written = await cells.run(
-        "import time\nprint('begun')\ntry:\n    time.sleep(60)\nfinally:\n    x = 'tidied up'", timeout=1.5
+        "import time\nprint('begun')\ntry:\n    time.sleep(60)\nfinally:\n    x = 'tidied up'", timeout=5
     )
     assert (outcome.cause, outcome.exit_code, outcome.lost) == ("timeout", 124, None)
     assert outcome.error is not None
@@ -321,7 +322,7 @@ async def test_a_cell_that_goes_on_after_its_timeout_loses_the_variables(
     cells: Cells, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 0.3)
-    outcome, _ = await cells.run(f"import time\n{code}", timeout=1)
+    outcome, _ = await cells.run(f"import time\n{code}", timeout=5)
     assert (outcome.cause, outcome.exit_code) == ("timeout", 124)
     assert outcome.lost == "It was killed, since a cell went on after its timeout."
     assert not cells.context.alive
@@ -329,7 +330,8 @@ async def test_a_cell_that_goes_on_after_its_timeout_loses_the_variables(
         await cells.run("1")
 
 
-async def test_ignoring_interrupts_is_for_one_cell(cells: Cells) -> None:
+async def test_ignoring_interrupts_is_for_one_cell(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 60.0)
     await cells.run("import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN);")
     outcome, _ = await cells.run("time.sleep(60)", timeout=0.3)
     assert (outcome.cause, outcome.lost) == ("timeout", None)
@@ -449,17 +451,20 @@ async def test_results_are_bounded_and_said_to_be(cells: Cells) -> None:
     outcome, _ = await cells.run("'x' * 100_000\ndisplay('y' * 5000)\n'z' * 100_000", output_bytes=20_000)
     assert outcome.results_truncated is True
     assert sum(len(str(result)) for result in outcome.results) < 20_000
-    outcome, _ = await cells.run("for i in range(20000): display(i)", output_bytes=1 << 22)
+    outcome, _ = await cells.run("for i in range(20000): display(i)", output_bytes=1 << 22, timeout=600)
     assert (len(outcome.results), outcome.results_truncated) == (10_000, True)
 
 
-async def test_what_threads_print_between_cells_comes_with_the_next(cells: Cells) -> None:
+async def test_what_threads_print_between_cells_comes_with_the_next(cells: Cells, tmp_path: Path) -> None:
+    ended, printed = tmp_path / "ended", tmp_path / "printed"
     await cells.run(
-        "import threading, time\n"
-        "def later():\n    time.sleep(0.2)\n    print('between')\n    done.set()\n"
+        "import os, threading, time\n"
+        f"def later():\n    while not os.path.exists({str(ended)!r}): time.sleep(0.02)\n"
+        f"    print('between'); open({str(printed)!r}, 'w'); done.set()\n"
         "done = threading.Event(); threading.Thread(target=later).start()"
     )
-    await asyncio.sleep(0.6)
+    ended.touch()
+    await until(printed.exists)
     outcome, written = await cells.run("done.wait(); print('now')")
     assert outcome.error is None
     assert written.stdout == "between\nnow\n"

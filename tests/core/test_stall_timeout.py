@@ -18,18 +18,18 @@ def used_since(seconds: float, until: float = 1e9) -> Callable[[], float]:
 
 
 async def test_what_gets_on_is_waited_for() -> None:
-    async with stall_timeout(used_since(time.monotonic()), 0.4):
-        await asyncio.sleep(2)
+    async with stall_timeout(used_since(time.monotonic()), 2):
+        await asyncio.sleep(6)
 
 
-@pytest.mark.parametrize("until", [0.0, 0.8])
+@pytest.mark.parametrize("until", [0.0, 3.0])
 async def test_what_stands_still_is_not(until: float) -> None:
     """Neither what never did anything nor what has stopped."""
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
-        async with stall_timeout(used_since(begun, until), 0.4):
+        async with stall_timeout(used_since(begun, until), 2):
             await asyncio.sleep(60)
-    assert until + 0.35 < time.monotonic() - begun < 30
+    assert until + 1.75 < time.monotonic() - begun < 30
 
 
 async def test_nothing_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

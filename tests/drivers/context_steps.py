@@ -36,10 +36,10 @@ async def cells(sandbox: Any, language: str, codes: list[str | dict[str, Any]]) 
     assert kernel is not None
     supervisor = await sandbox.process_supervisor()
     process = await supervisor.start(ProcessSpec(kernel.command, kernel.environment, channel=True))
-    context = Context("c", language, process)
+    context = Context("c", language, process, sandbox.cpu_seconds)
     answers = []
     try:
-        await context.ready(sandbox.cpu_seconds)
+        await context.ready()
         for given in codes:
             asked = {"code": given} if isinstance(given, str) else given
             try:

@@ -82,7 +82,7 @@ class Following:
 
     async def end(self) -> tuple[Said, ProcessEnded]:
         async with asyncio.timeout(PATIENCE):
-            await self._task
+            await asyncio.shield(self._task)
         assert self.ended is not None
         return self.said, self.ended
 
@@ -557,7 +557,7 @@ async def out_of_memory_beside_a_run(sandbox: Sandbox) -> tuple[ProcessEnded | N
         await following.until(b"ready")
         said, ended = await run(sandbox, waits)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(20):
                 await following.end()
     return following.ended, ended, said.strip()
 

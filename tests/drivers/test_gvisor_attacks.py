@@ -479,7 +479,7 @@ def test_a_memory_bomb(sandboxes: Sandboxes, code: str) -> None:
 def test_endless_output(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
     result = sandboxes.run(
-        sandbox, "import os\nwhile True: os.write(1, b'x' * 4096); os.write(2, b'y' * 4096)", timeout=1
+        sandbox, "import os\nwhile True: os.write(1, b'x' * 4096); os.write(2, b'y' * 4096)", timeout=3
     )
     assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
     assert (set(result.stdout), set(result.stderr)) == ({"x"}, {"y"})
@@ -498,8 +498,8 @@ def test_signals_ignored_and_stopped(sandboxes: Sandboxes) -> None:
         "while True: os.kill(os.getpid(), 19)\n"
     )
     begun = time.monotonic()
-    result = sandboxes.run(sandbox, code, timeout=0.5)
-    assert 2.4 < time.monotonic() - begun < 30
+    result = sandboxes.run(sandbox, code, timeout=3)
+    assert 4.9 < time.monotonic() - begun < 30
     assert (result.stdout, result.ended.cause, result.ended.exit_code) == ("in\n", "timeout", 124)
     assert result.ended.sandbox_alive
     assert result.ended.reaped >= 2

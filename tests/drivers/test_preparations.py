@@ -51,7 +51,7 @@ def attempts(place: Path) -> list[int]:
 
 async def begun(place: Path, count: int = 1) -> int:
     """Wait for a build to begin; its pid."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while len(attempts(place)) < count:  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
     return attempts(place)[-1]
@@ -72,7 +72,7 @@ async def test_a_language_waits_until_it_is_prepared_and_no_longer(
             await prepared.wait("slow")
         await prepared.wait("python")
         (place / "go").touch()
-        monkeypatch.setattr(module, "_WAIT_SECONDS", 10.0)
+        monkeypatch.setattr(module, "_WAIT_SECONDS", 120.0)
         await prepared.wait("slow")
         assert (place / READY / "result").read_text() == "made\n"
         assert (place / READY / "result").stat().st_mode & 0o777 == 0o644

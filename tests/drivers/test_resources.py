@@ -87,7 +87,7 @@ def test_the_same_programs_get_nothing_within_the_bound(sandboxes: Sandboxes, co
 
 def test_a_fork_bomb_ends_at_the_deadline_and_leaves_nothing(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
-    result = sandboxes.run(sandbox, CHILDREN, timeout=1)
+    result = sandboxes.run(sandbox, CHILDREN, timeout=3)
     assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
     assert 30 < result.ended.reaped <= 64 + 8
     _still_well(sandboxes, sandbox)
@@ -98,7 +98,7 @@ def test_a_fork_bomb_ends_at_the_deadline_and_leaves_nothing(sandboxes: Sandboxe
 
 @pytest.mark.parametrize("weak_sandboxes", [Weakness(limits=replace(LIMITS, pids=400))], indirect=True)
 def test_a_fork_bomb_goes_as_far_as_it_may(weak_sandboxes: Sandboxes) -> None:
-    result = weak_sandboxes.run(weak_sandboxes.make(), CHILDREN, timeout=1)
+    result = weak_sandboxes.run(weak_sandboxes.make(), CHILDREN, timeout=3)
     assert result.ended.reaped > 64 + 8
 
 
@@ -211,8 +211,8 @@ def test_a_run_costs_no_more_than_its_deadline(sandboxes: Sandboxes) -> None:
     """SIGTERM at the deadline, SIGKILL two seconds later, whatever the program does about it."""
     sandbox = sandboxes.make()
     begun = time.monotonic()
-    result = sandboxes.run(sandbox, HEARS_NOTHING.format(seconds=60), timeout=0.5)
-    assert 2.4 < time.monotonic() - begun < 30
+    result = sandboxes.run(sandbox, HEARS_NOTHING.format(seconds=60), timeout=3)
+    assert 4.9 < time.monotonic() - begun < 30
     assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
     assert "in" in result.stdout
     _still_well(sandboxes, sandbox)
@@ -238,7 +238,7 @@ talk(1)
 
 def test_output_without_end_or_line_is_cut_off(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
-    result = sandboxes.run(sandbox, TALKS, timeout=0.5)
+    result = sandboxes.run(sandbox, TALKS, timeout=3)
     assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
     assert (result.ended.stdout_truncated, result.ended.stderr_truncated) == (True, True)
     assert (len(result.stdout), len(result.stderr)) == (1 << 20, 1 << 20)
@@ -250,7 +250,7 @@ def test_output_without_end_or_line_is_cut_off(sandboxes: Sandboxes) -> None:
 )
 def test_output_without_a_bound_goes_on(weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "_has_room", lambda *_: True)  # the service's own look at it
-    result = weak_sandboxes.run(weak_sandboxes.make(), TALKS, timeout=0.5)
+    result = weak_sandboxes.run(weak_sandboxes.make(), TALKS, timeout=3)
     assert len(result.stdout) > 2 << 20
 
 

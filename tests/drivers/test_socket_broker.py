@@ -12,6 +12,8 @@ import pytest
 
 from era.drivers.socket_broker import SocketBroker
 from era.guest import socket_broker as guest
+from tests.conftest import opened
+from tests.unit.core import until
 
 KINDS = [
     (family, kind) for family in (socket.AF_INET, socket.AF_INET6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
@@ -43,9 +45,9 @@ def test_sockets_of_each_kind_come_in_greater_numbers_the_more_are_wanted(
                 assert (sock.family, sock.type, sock.getsockname()[1]) == (family, kind, 0)
                 sock.close()
         assert len(asked) == 4 * 4  # 2, 4, 8 and 16 of them
-        before = len(os.listdir("/proc/self/fd"))
+        stock = [sock for kind in broker._stock.values() for sock in kind]
         broker.tidy()
-        assert len(os.listdir("/proc/self/fd")) == before - 4 * 10
+        assert sum(sock.fileno() < 0 for sock in stock) == 4 * 10
         assert broker.pid == os.getpid()
         broker.close()
 
@@ -60,23 +62,24 @@ def test_a_notify_fd_waits_until_somebody_wants_it(ends: tuple[socket.socket, so
     there, taken = guest.SocketBroker(inner.fileno()), list[int]()
 
     async def take() -> None:
-        before = len(os.listdir("/proc/self/fd"))
         broker = SocketBroker(host, can_supervise=True)
         pipes = [os.pipe() for _ in range(3)]
+        inodes = [os.fstat(read).st_ino for read, _ in pipes]
         for read, _ in pipes[:2]:
             there.send(b"L", [read])
         await asyncio.sleep(0.05)
         broker.on_notify_fd(taken.append)
         assert there.answer() == b"L"
         there.send(b"L", [pipes[2][0]])
-        await asyncio.sleep(0.05)
-        assert [os.fstat(one).st_ino for one in taken] == [os.fstat(read).st_ino for read, _ in pipes[1:]]
+        await until(lambda: len(taken) == 2)
+        assert [os.fstat(one).st_ino for one in taken] == inodes[1:]
         for one in (*taken, *(end for pipe in pipes for end in pipe)):
             os.close(one)
         inner.shutdown(socket.SHUT_RDWR)
-        await asyncio.sleep(0.05)
+        await until(lambda: len(taken) == 3)
         assert taken[2:] == [-1]
-        assert len(os.listdir("/proc/self/fd")) == before - 1  # the host's end is closed, too
+        assert [opened(f"pipe:[{inode}]") for inode in inodes] == [0, 0, 0]
+        assert host.fileno() < 0, "the host's end is closed, too"
         broker.close()
 
     asyncio.run(take())

@@ -75,14 +75,14 @@ while True:
     assert sandbox.cpu_seconds() - before > 0.45
 
 
-@pytest.mark.parametrize(("code", "wants"), [("sum(range(10**8))", True), ("__import__('time').sleep(1.5)", False)])
+@pytest.mark.parametrize(("code", "wants"), [("sum(range(10**8))", True), ("__import__('time').sleep(5)", False)])
 def test_who_wants_a_processor(sandboxes: Sandboxes, code: str, wants: bool) -> None:
     """However little it gets."""
     sandbox, seen = sandboxes.make(), list[bool]()
 
     def look() -> None:
         assert eventually((sandbox.workspace / "begun").exists)
-        while len(seen) < 20:
+        while len(seen) < 100:
             seen.append(sandbox.wants_processor())
             time.sleep(0.01)
 
@@ -92,7 +92,7 @@ def test_who_wants_a_processor(sandboxes: Sandboxes, code: str, wants: bool) -> 
         assert sandboxes.run(sandbox, f"open('begun', 'w').close()\n{code}", timeout=60).ended.exit_code == 0
     finally:
         looking.join()
-    assert seen.count(wants) > 10
+    assert seen.count(wants) > len(seen) / 2
 
 
 async def comes_forward(sandbox: Any, idle: Path, wanted: Any) -> bool:

@@ -28,11 +28,11 @@ json.dump(data, open('.session_data.json', 'w'))
 
 
 @contextmanager
-def full_home(directory: Path, others_warm: int, **settings: str) -> Iterator[Home]:
-    """A home with room for two sandboxes, beside a host with room for so many."""
+def full_home(directory: Path, others_warm: int, weakness: str = "", **settings: str) -> Iterator[Home]:
+    """A home with room for two sandboxes, beside a host with room for so many. `weakness` is Python for both."""
     before = mounts()
     settings = {"ERA_MAX_WARM": "2", "ERA_LEASE_SECONDS": "20", **settings}
-    home = Home(directory / "data", settings, of_other={"ERA_MAX_WARM": str(others_warm)}).start()
+    home = Home(directory / "data", settings, weakness=weakness, of_other={"ERA_MAX_WARM": str(others_warm)}).start()
     try:
         wait_for_the_other(home)
         yield home

@@ -102,10 +102,10 @@ def test_half_open_requests_harm_nobody_else(serve: Callable[..., Server], half:
     server = serve(kind=kind)
     with flood(server, HALF[half]):
         assert eventually(lambda: descriptors(server) < LIMIT / 2), descriptors(server)
-        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
         with client_with_key(server, OPERATOR_KEY) as client:
             assert run(client) == "hello\n"
-            assert httpx.get(f"{server.url}/proxy/public/1/", timeout=10).text == "hello\n"
+            assert httpx.get(f"{server.url}/proxy/public/1/", timeout=60).text == "hello\n"
 
 
 @pytest.mark.parametrize("half", soak_the_rest(["nothing", "a part of a head"], 1))
@@ -138,7 +138,7 @@ def _slow_upload_goes_on(server: Server) -> bool:
     head += f"Authorization: Bearer {OPERATOR_KEY}\r\nContent-Length: 20\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=20) as slow:
         slow.sendall(head.encode() + b"0123456789")
-        assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200  # by now it is known whose it is
+        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200  # by now it is known whose it is
         with flood(server, HALF["a part of a head"], 300):
             answer = b""
             with suppress(OSError):

@@ -17,26 +17,22 @@ from tests.two_hosts import Home
 HOLD = "import time\nuntil = time.process_time() + 0.05\nwhile time.process_time() < until: pass"
 """A run that has its slot for as long as it takes, however busy the machine is."""
 
+ONE_PROCESSOR = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+
 SECONDS = 120.0
 
 
 @contextmanager
 def small_hosts(directory: Path) -> Iterator[Home]:
     """Two hosts with the slots of one processor each, and places for many sandboxes."""
-    processors = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(processors)})
-    try:
-        with full_home(directory, others_warm=32, ERA_MAX_WARM="32") as home:
-            assert home.process is not None
-            assert home.other is not None
-            assert home.other.process is not None
-            os.sched_setaffinity(0, processors)
-            for pid in (home.process.pid, home.other.process.pid, *home.descendants(), *home.other.descendants()):
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    os.sched_setaffinity(int(thread), processors)
-            yield home
-    finally:
-        os.sched_setaffinity(0, processors)
+    with full_home(directory, 32, ONE_PROCESSOR, ERA_MAX_WARM="32") as home:
+        assert home.process is not None
+        assert home.other is not None
+        assert home.other.process is not None
+        for pid in (home.process.pid, home.other.process.pid, *home.descendants(), *home.other.descendants()):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(thread), os.sched_getaffinity(0))
+        yield home
 
 
 @contextmanager

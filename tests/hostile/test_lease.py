@@ -84,7 +84,7 @@ def test_what_is_at_home_here_is_read_until_the_lease_is_over(
 ) -> None:
     """While PostgreSQL is away; and all goes on once it is back."""
     cluster = {"shared_dir": str(tmp_path / "shared"), "cluster_secret": "a secret of thirty-two characters"}
-    server = own_server(lease_seconds="20", database_url=postgres_url, **cluster)
+    server = own_server(lease_seconds="40", database_url=postgres_url, **cluster)
     write = {"code": "open('f', 'w').write('kept')"}
     with server.client(timeout=120) as client:
         assert client.post("/api/sessions", json={"session_id": "s", "language": "python"}).status_code == 201

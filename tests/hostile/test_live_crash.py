@@ -11,7 +11,7 @@ from tests.conftest import MakeServer, eventually
 
 
 def test_a_service_that_stops_keeps_what_processes_left(own_server: MakeServer) -> None:
-    server = own_server()
+    server = own_server(weakness="from era.core.live import processes; processes.GRACE = 6.0")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         start(client, "s", "trap 'echo bye > left; exit 0' TERM; echo up; while true; do sleep 0.05; done", tag="p")

@@ -269,7 +269,8 @@ def test_kills_at_random_moments_with_live_sessions(own_server: MakeServer, kill
     assert server.stop() == 0
     assert "Traceback" not in server.log, server.log
     assert_nothing_left(before, processes, server.data_dir)
-    assert eventually(lambda: terminals() < terminals_before + kills / 2), "others may have some on this machine"
+    if kills > 1:
+        assert eventually(lambda: terminals() < terminals_before + kills / 2), "others may have some on this machine"
 
 
 def _members(group: Path) -> list[str]:

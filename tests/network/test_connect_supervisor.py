@@ -564,8 +564,11 @@ print(urllib.request.urlopen("http://www.example.test/open").read().decode())
     one = anywhere()
     for _ in range(3):
         one.says(code)
-        assert one.says(later).splitlines() == ["Cannot assign requested address", "0"]
+        address, still_open = one.says(later).splitlines()
+        assert address == "Cannot assign requested address"
+        # The server counts its connections down in threads of its own.
+        assert still_open == "0" or eventually(lambda: one.says(later).splitlines()[1] == "0")
     before = len(os.listdir(f"/proc/{served.pid}/fd"))
     for _ in range(5):
         one.says(code)
-    assert eventually(lambda: len(os.listdir(f"/proc/{served.pid}/fd")) <= before + 2, 5)
+    assert eventually(lambda: len(os.listdir(f"/proc/{served.pid}/fd")) <= before + 2)

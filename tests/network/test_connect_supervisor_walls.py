@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import eventually
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, Session, new_session
 
@@ -150,9 +152,13 @@ def test_the_machine_itself_is_out_of_reach_in_every_way(
     assert {way: said for way, said in found.items() if said != "refused"} == {}
     assert all(not each["allowed"] for each in one.destinations())
     assert {each["reason"] for each in one.destinations()} >= {"own_address", "private"}
+    reached = set[str]()
     with blind.client() as client:
-        reached = attack(new_session(client, isolation=kind), code)
-    assert {way for way, said in reached.items() if said == "canary"} >= REACHED
+        for _ in range(5):  # a busy machine is late for one way or the other
+            if not reached >= REACHED:
+                tried = attack(new_session(client, isolation=kind), code)
+                reached |= {way for way, said in tried.items() if said == "canary"}
+    assert reached >= REACHED
 
 
 def test_private_networks_are_out_of_reach(anywhere: NewSession, kind: str, blind: NetServer) -> None:
@@ -187,10 +193,10 @@ def flip():
 threads = [threading.Thread(target=flip) for _ in range(2)]
 for one in threads: one.start()
 end, said, tries = time.monotonic() + {seconds}, set(), 0
-while time.monotonic() < end and b"canary" not in said:
+while b"canary" not in said and time.monotonic() < (end if tries > 20 and b"x" in said else end + 40):
     sock = socket.socket()
     if libc.connect(sock.fileno(), place, 16) == 0:
-        sock.settimeout(0.2)
+        sock.settimeout(2)
         try:
             sock.send(b"x"); said.add(sock.recv(100))
         except OSError as error: said.add(type(error).__name__)
@@ -290,7 +296,7 @@ def tried(what):
     except OSError: return "refused"
 def udp(place):
     def send():
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sock.settimeout(0.3)
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sock.settimeout(PATIENCE)
         sock.sendto(bytes(12), place); sock.recv(100)
     return send
 print(json.dumps({
@@ -312,7 +318,7 @@ def test_off_means_that_nothing_is_asked_and_nothing_leaves(anywhere: NewSession
     for wanted in (False, True, False, False, True):
         one.change(allowInternetAccess=wanted)
         for _ in range(2):
-            outcome = attack(one, OFF)
+            outcome = attack(one, f"PATIENCE = {20 if wanted else 0.3}\n{OFF}")
             assert outcome.pop("filters") == filters[wanted]
             assert outcome == (EVERYTHING if wanted else NOTHING)
             assert one.record()["enforced"]["network"] == ("full" if wanted else "none")
@@ -322,7 +328,7 @@ def test_off_means_that_nothing_is_asked_and_nothing_leaves(anywhere: NewSession
 def test_off_that_is_not_heeded_is_not_off(machine: Machine, tmp_path: Path) -> None:
     server = machine.serve(tmp_path / "data", weakness=CARELESS)
     with server.client() as client:
-        outcome = attack(new_session(client, allowInternetAccess=False), OFF)
+        outcome = attack(new_session(client, allowInternetAccess=False), f"PATIENCE = 20\n{OFF}")
         assert outcome.pop("filters") == "4"
         assert outcome == EVERYTHING
     server.stop()
@@ -364,10 +370,9 @@ for path in ("/proc/1/fd", "/proc/1/mem"):
 def test_a_program_that_asks_without_end_does_not_hold_up_others(session: NewSession) -> None:
     """Eight threads ask for what is refused, as fast as they can. Another session's runs go on."""
     code = """
-import socket, threading, time
-end = time.monotonic() + 3
+import socket, threading
 def ask():
-    while time.monotonic() < end:
+    while True:
         sock = socket.socket()
         try: sock.connect(("10.77.0.2", 80))
         except PermissionError: pass
@@ -378,16 +383,19 @@ for one in threads: one.join()
 """
     busy, other = session(), session()
     other.says("1")
-    outcome: list[str] = []
-    asking = threading.Thread(target=lambda: outcome.append(busy.says(code)))
+    outcomes: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: outcomes.append(busy.run(code, timeout=280)))
     asking.start()
-    runs = 0
-    while asking.is_alive():
+    runs = f"/api/sessions/{busy.id}/runs"
+    (run,) = eventually(lambda: busy.client.get(runs).json()["runs"])
+    begun, others_runs = time.monotonic(), 0
+    while others_runs <= 10 or time.monotonic() < begun + 3:
         other.says("print(1)")
-        runs += 1
+        others_runs += 1
+        assert not outcomes, "it asks as long as the other's runs go on"
+    busy.client.delete(f"{runs}/{run['run_id']}").raise_for_status()
     asking.join()
-    assert outcome == [""]
-    assert runs > 10
+    assert [(each["status"], each["stdout"], each["stderr"]) for each in outcomes] == [("killed", "", "")]
     assert busy.destinations()[0]["connections"] > 100
 
 

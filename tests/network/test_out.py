@@ -99,12 +99,12 @@ import http.client, time
 connection = http.client.HTTPConnection("www.example.test")
 connection.connect()
 began, at = time.monotonic(), []
-connection.request("GET", "/drip?seconds=0.5")
+connection.request("GET", "/drip?seconds=3")
 for line in connection.getresponse():
     at.append(time.monotonic() - began)
-print(len(at), at[0] < 0.3, at[-1] > 0.4)
+print(len(at), at[0] < at[-1] / 2)
 """
-    assert session().says(code) == "10 True True\n"
+    assert session().says(code) == "60 True\n"
 
 
 @pytest.mark.skipif(not os.path.exists(TRUSTED), reason="this machine keeps its certificates elsewhere")

@@ -77,7 +77,7 @@ def assert_as_of_one_moment(server: Server, known: Known) -> None:
             assert client.get(f"/api/sessions/{name}/files/deep/er/n.txt").text == str(n)
             large = client.get(f"/api/sessions/{name}/files/deep/large.bin").content
             assert large == bytes([n % 256]) * 500_000
-            runs = client.get(f"/api/sessions/{name}/runs").json()["runs"]
+            runs = client.get(f"/api/sessions/{name}/runs?limit=1000").json()["runs"]
             committed = [run for run in runs if run["status"] == "ok"]
             assert len(committed) == n
             output = client.get(f"/api/sessions/{name}/runs/{committed[0]['run_id']}/stdout").text

@@ -34,7 +34,7 @@ async def begun(core: Core, codes: list[str]) -> list[Listener]:
     """Runs of so many sessions that have said that they are `paused`."""
     listeners = []
     for number, code in enumerate(codes):
-        await core.session(f"s{number}")
+        await core.session(f"s{number}", default_timeout=120)
         listeners.append(Listener(core.runs.stream(mine(f"s{number}"), request(code))))
     for listener in listeners:
         await listener.wait_for_output("paused")

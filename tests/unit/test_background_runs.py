@@ -74,8 +74,8 @@ async def test_stopping_tells_the_program_again_until_it_ends(core: Core) -> Non
     code, go = core.paused()
     run = await started(core, STUBBORN + code, b"paused")
     stopping = asyncio.create_task(core.runs.stop(mine("s"), run.run_id))
+    await until(lambda: run.is_stopping)
     await asyncio.sleep(0.3)
-    assert run.is_stopping
     assert not stopping.done()
     go.touch()
     assert (await stopping).committed

@@ -100,24 +100,24 @@ async def test_who_waits_while_nothing_comes_free_is_told(one: FairQueue, monkey
 
 
 async def test_who_waits_while_places_come_free_is_patient(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one, "_patience", 2.0)
+    monkeypatch.setattr(one, "_patience", 6.0)
     order = Order(one)
     for _ in range(8):
         await order.ask("me")
     for count in range(1, 8):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.9)
         one.give_back()
         await order.until(count + 1)
     await asyncio.gather(*order.tasks)
 
 
 async def test_who_would_wait_for_too_long_is_told_at_once(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_queue, "_LONGEST", 0.5)
+    monkeypatch.setattr(fair_queue, "_LONGEST", 2.0)
     order = Order(one)
     for _ in range(30):
         await order.ask("me")
     for _ in range(5):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.4)
         one.give_back()
     began = asyncio.get_running_loop().time()
     with pytest.raises(TooBusy) as refused:

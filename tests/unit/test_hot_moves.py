@@ -134,7 +134,7 @@ async def test_runs_of_many_clients_go_on_until_the_session_moves_and_then_there
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many there are before: they are waited for as long as one after the other ends."""
-    monkeypatch.setattr("era.core.moves._PATIENCE", 0.5)
+    monkeypatch.setattr("era.core.moves._PATIENCE", 2.0)
     async with cluster(places=8) as one:
         hot(one)
         ended: list[str] = []
@@ -145,7 +145,7 @@ async def test_runs_of_many_clients_go_on_until_the_session_moves_and_then_there
             async with one.moves.calling("s", to_run=True), one.turns.take(mine("s"), long=True):
                 one.sandboxes.busy.add(1)
                 await turn.wait()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.4)
                 if one.turns.long_ones(mine("s")) == 1:
                     one.sandboxes.busy.clear()
             ended.append(f"here {number}")

@@ -192,6 +192,7 @@ async def test_what_processes_leave_is_committed_when_the_session_is_put_away(co
     session = await core.session()
     await start(core, "echo 1 > made; exec sleep 100")
     await until(lambda: (core.driver.made[0].workspace / "made").exists())
+    await until(lambda: (core.driver.made[0].workspace / "made").stat().st_size)
     put_away = await core.live_sessions.put_away(S)
     assert put_away.version == 2
     assert put_away.snapshot.file_count == 1
@@ -479,9 +480,9 @@ async def test_records_outlive_their_session_and_a_killed_service(core: Core) ->
 
 
 async def test_a_session_does_not_expire_while_a_process_runs(core: Core) -> None:
-    await core.session(ttl=1)
+    await core.session(ttl=60)
     process = await start(core, "exec sleep 100")
-    later = (await core.store.session(S)).created_at + 100_000_000
+    later = (await core.store.session(S)).created_at + 200_000_000
     assert not await core.store.expire(later)
     await core.processes.end(S, process.id, "")
     assert await core.store.expire(later)

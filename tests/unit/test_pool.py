@@ -283,7 +283,7 @@ async def test_what_is_idle_for_long_or_dead_is_closed(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "_SWEEP_SECONDS", 0.01)
-    async with Core.opened(directory, template, idle_seconds=0.2) as core:
+    async with Core.opened(directory, template, idle_seconds=60) as core:
         await core.pool.start()
         busy, idle, dead = await sessions(core, 3)
         await core.pool.acquire(busy)
@@ -292,6 +292,7 @@ async def test_what_is_idle_for_long_or_dead_is_closed(
         core.driver.made[-1].kill()
         await until(lambda: core.pool.counts()["live"] == 2)
         assert core.pool.idle_session_keys() == [idle.key]
+        monkeypatch.setattr(core.pool, "_idle_seconds", 0.2)
         await until(lambda: core.pool.counts()["live"] == 1)
         await asyncio.sleep(0.3)
         assert core.pool.counts() == {"live": 1, "busy": 1, "ready": 0}

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from era.core.shares import Shares
@@ -29,6 +29,7 @@ def test_one_holder_gets_half_and_the_next_gets_some() -> None:
     assert shares.taken == 62
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 40), st.booleans()), max_size=60))
 def test_nobody_ever_has_the_last(steps: list[tuple[str, int, bool]]) -> None:
     shares: Shares[str] = Shares(100)

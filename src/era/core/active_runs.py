@@ -37,7 +37,9 @@ class ActiveRun:
     joinable: bool = False
     """Whether its session may become live meanwhile: what it leaves is kept however it ends."""
 
-    begun_at: float = field(default_factory=time.monotonic)
+    begun_at: float | None = None
+    """When its program might begin; None before that."""
+
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None
     """Why it has no result, once it has ended."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -208,6 +209,7 @@ class SessionRun:
         self._recorded.result()
         if not self._started:
             self._started = True
+            self._active.begun_at = time.monotonic()
             self._emit(RunStarted(self._active.run_id, self._active.transcript))
 
     def _remade(self, why: str) -> str:

@@ -30,15 +30,16 @@ async def stall_timeout(cpu_seconds: Callable[[], float], seconds: float = START
     checking: asyncio.TimerHandle
     async with asyncio.timeout(seconds) as bound:
 
-        def check(before: float) -> None:
+        def check(before: float | None) -> None:
+            """`before` is what had been used at the last check. What was used before the first isn't known."""
             nonlocal checking
             used = cpu_seconds()
-            if used - before >= _LEAST and not bound.expired():
+            if (before is None or used - before >= _LEAST) and not bound.expired():
                 bound.reschedule(min(loop.time() + seconds, last))
             checking = loop.call_later(seconds / _CHECKS, check, used)
 
         # The first check, a moment after the beginning, which costs nothing where all is over before.
-        checking = loop.call_later(min(0.1, seconds / _CHECKS), lambda: check(cpu_seconds()))
+        checking = loop.call_later(min(0.1, seconds / _CHECKS), check, None)
         try:
             yield
         finally:

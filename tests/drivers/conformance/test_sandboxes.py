@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from era.errors import SandboxFailed
-from tests.conftest import cgroups
+from tests.conftest import cgroups, eventually
 from tests.drivers.as_user import traces
 from tests.drivers.conformance.helpers import is_alive, says, shared
 from tests.drivers.sandboxes import LIMITS
@@ -27,10 +27,10 @@ print('before')
 for _ in range(1000): time.sleep(0.1)
 """
     begun = time.monotonic()
-    result = sandboxes.run(sandbox, code, timeout=0.5)
+    result = sandboxes.run(sandbox, code, timeout=3)
     assert (result.stdout, result.stderr) == ("before\n", "tidied\n")
     assert (result.ended.exit_code, result.ended.cause) == (124, "timeout")
-    assert 0.5 <= time.monotonic() - begun < 30
+    assert 3 <= time.monotonic() - begun < 30
     assert result.ended.sandbox_alive
 
 
@@ -48,7 +48,7 @@ signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"out of time"))
 while True:
     time.sleep(1)
 """
-    result = sandboxes.run(sandbox, code, timeout=0.5, meanwhile="kill")
+    result = sandboxes.run(sandbox, code, timeout=3, meanwhile="kill")
     assert result.stdout == "out of time"
     assert (result.ended.cause, result.ended.exit_code) == ("timeout", 124)
 
@@ -274,7 +274,7 @@ def test_nothing_is_left_of_a_closed_sandbox(sandboxes: Any) -> None:
     sandboxes.run(sandbox, "import os\nos.makedirs('a/' * 50)\nos.chmod('a', 0)")
     sandboxes.close(sandbox)
     sandboxes.close(sandbox)
-    assert current_traces() == before
+    assert eventually(lambda: current_traces() == before), (current_traces(), before)
     assert not sandbox.workspace.parent.exists()
     assert [group for group in cgroups(sandboxes.cgroup_name) if sandbox.id in group] == []
     with pytest.raises(SandboxFailed):

@@ -13,7 +13,7 @@ bound and belongs to the next cell.
 *Interrupts.* At its deadline, or when somebody wants it stopped, a cell gets SIGINT. If it goes on for GRACE seconds,
 the interpreter is killed. That loses the variables, and the answer says so. Node loses signals, or even dies of one, in
 the moment in which a cell's synchronous part ends. So its kernel is told by a message first, which it takes whenever
-the cell waits for something, and gets SIGINT only where the cell goes on computing.
+the cell waits for something, and gets SIGINT only where the cell goes on computing, or waits without hearing.
 
 *Trust.* All that comes from the process may have been made by a cell. It can end the interpreter, and lie about
 results, variables and output: those of its own session. What isn't a message at all ends the interpreter.
@@ -62,7 +62,11 @@ _START_SECONDS = 60.0
 """How long an interpreter that uses no processor is waited for: what it needs may be being prepared."""
 
 _HEAR_SECONDS = 0.05
-"""What a kernel that can be told of an interrupt has to take it, before it gets SIGINT."""
+"""What a kernel that can be told of an interrupt has to take it, before it gets SIGINT: of processor time, if the
+sandbox gets so much …"""
+
+_HEAR_MOST = 0.5
+"""… within so many seconds. Where it doesn't, the cell waits for something without hearing anything."""
 
 _MARK_SECONDS = 10.0
 """How long marks are waited for. They come at once, unless a cell has changed what its descriptors are."""
@@ -116,7 +120,8 @@ class _Running:
 class Context:
     """An interpreter. `start` it before anything else."""
 
-    def __init__(self, name: str, language: str, process: GuestProcess) -> None:
+    def __init__(self, name: str, language: str, process: GuestProcess, cpu_seconds: Callable[[], float]) -> None:
+        """`cpu_seconds` is how much processor time the sandbox has used."""
         self.name = name
         self.language = language
         self.kernel = ""
@@ -130,6 +135,7 @@ class Context:
         """Why it has ended, as a sentence; None as long as it lives."""
 
         self._process = process
+        self._cpu_seconds = cpu_seconds
         self._ready = asyncio.Event()
         self._hears = False
         """Whether the kernel takes interrupts as messages."""
@@ -155,13 +161,12 @@ class Context:
     def busy(self) -> bool:
         return self._running is not None
 
-    async def ready(self, cpu_seconds: Callable[[], float]) -> None:
-        """Wait until it can take cells. `cpu_seconds` is how much processor time the sandbox has used. Raises
-        Unavailable, and then it has ended."""
+    async def ready(self) -> None:
+        """Wait until it can take cells. Raises Unavailable, and then it has ended."""
         waiting = asyncio.create_task(self._ready.wait())
         try:
             with contextlib.suppress(TimeoutError):
-                async with stall_timeout(cpu_seconds, _START_SECONDS):
+                async with stall_timeout(self._cpu_seconds, _START_SECONDS):
                     await asyncio.wait([waiting, self._following], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
@@ -273,7 +278,11 @@ class Context:
             running.told = True
             with contextlib.suppress(BrokenPipeError):
                 await self._process.send(INTERRUPT_FRAME)
-            await asyncio.sleep(_HEAR_SECONDS)
+            told_at, used = time.monotonic(), self._cpu_seconds()
+            while not running.done.done():
+                await asyncio.sleep(_HEAR_SECONDS)
+                if self._cpu_seconds() - used >= _HEAR_SECONDS or time.monotonic() - told_at >= _HEAR_MOST:
+                    break
         if self._running is running and not running.done.done():
             await self._process.signal(signal.SIGINT)
 

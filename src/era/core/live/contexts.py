@@ -248,8 +248,8 @@ class Contexts:
         if kernel is None:
             raise Unavailable(f"There are no contexts in {session.language}.")
         spec = ProcessSpec(kernel.command, kernel.environment, channel=True)
-        context = Context(name, session.language, await of.live.start(spec, base_url))
-        await context.ready(of.live.sandbox.cpu_seconds)
+        context = Context(name, session.language, await of.live.start(spec, base_url), of.live.sandbox.cpu_seconds)
+        await context.ready()
         return context
 
     def _of_session(self, live: LiveSession) -> _OfSession:

@@ -156,12 +156,18 @@ class LiveServers:
         run = self._active_runs.of_session(session.key)
         if run is None:
             return None
+        asked_at = time.monotonic()
         while True:
             # Read before connecting: another call may reach the run meanwhile, when it begins to listen.
             reached = run.reached
             if sock := await run.connect(port):
                 return run, sock
-            if not run.background or reached or time.monotonic() > run.begun_at + _BACKGROUND_START_SECONDS:
+            late = time.monotonic() > (
+                asked_at + _START_SECONDS  # it has no room or no sandbox yet
+                if run.begun_at is None
+                else run.begun_at + _BACKGROUND_START_SECONDS
+            )
+            if not run.background or reached or late:
                 return None
             if await run.has_ended(_CONNECT_EVERY):
                 return None
