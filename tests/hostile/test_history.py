@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,11 @@ def stored(server: ForkedServer) -> int:
     blobs = server.data_dir / "blobs"
 
     def size() -> int:
-        return sum(path.stat().st_size for path in blobs.rglob("*") if path.is_file())
+        total = 0
+        for path in blobs.rglob("*"):
+            with suppress(FileNotFoundError):  # it has just been collected
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     sizes = [size()]
     os.kill(server.pid, signal.SIGUSR1)
