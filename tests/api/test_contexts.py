@@ -85,7 +85,8 @@ def test_variables_go_with_a_tree_that_can_t_be_kept(session: MakeSession, cell:
     assert not answer["state"]["committed"]
     answer = cell(where, "'x' in globals()")
     assert (text(answer), answer["memory"]["kept"]) == ("False", False)
-    assert "could not be kept" in answer["memory"]["reason"]
+    # Or who watches the disk has seen it before.
+    assert "could not be kept" in answer["memory"]["reason"] or "nested deeper" in answer["memory"]["reason"]
 
 
 def test_env_and_secrets_are_for_one_cell(session: MakeSession, cell: Cell) -> None:

@@ -141,14 +141,16 @@ def test_out_of_memory(sandboxes: Any) -> None:
 
 
 def test_how_out_of_memory_looks(sandboxes: Any) -> None:
-    """With a control group the kernel kills, without one the program gets an error."""
+    """With a control group the kernel kills, without one the program gets an error. In gVisor it may get one before
+    gVisor is killed, which takes a moment."""
     sandbox = sandboxes.make()
     result = sandboxes.run(sandbox, HEAP)
     sandboxes.close(sandbox)
-    if sandbox.enforced["cgroup"]:
-        assert result.ended.exit_code == 137
-    else:
-        assert (result.ended.exit_code, result.stderr.splitlines()[-1]) == (1, "MemoryError")
+    looks = {("killed", 137)} if sandbox.enforced["cgroup"] else set()
+    if not sandbox.enforced["cgroup"] or sandbox.enforced["driver"] == "gvisor":
+        looks.add(("MemoryError", 1))
+    said = result.stderr.splitlines()[-1] if result.ended.exit_code == 1 else "killed"
+    assert (said, result.ended.exit_code) in looks
 
 
 def test_too_many_processes(sandboxes: Any, sandbox: Any) -> None:
