@@ -188,8 +188,8 @@ def test_no_process_of_a_run_is_alive_when_its_answer_comes(
     server: Server, session: MakeSession, run: Run, name: str
 ) -> None:
     language = name.partition(",")[0]
-    wait = {"python": "import time; print(1); time.sleep(5)"}.get(
-        language, "console.log(1); setTimeout(() => 0, 5000);"
+    wait = {"python": "import time; print(1); time.sleep(3)"}.get(
+        language, "console.log(1); setTimeout(() => 0, 3000);"
     )
     where = session(language)
     during: list[int] = []

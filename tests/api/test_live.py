@@ -239,10 +239,10 @@ SLOW_ROOM = """
 import asyncio
 from era.core import pool
 from era.core.public import live_servers
-live_servers._BACKGROUND_START_SECONDS = 10.0
+live_servers._BACKGROUND_START_SECONDS = 5.0
 acquire = pool.SandboxPool.acquire
 async def slow(*arguments, **options):
-    await asyncio.sleep(11)
+    await asyncio.sleep(6)
     return await acquire(*arguments, **options)
 pool.SandboxPool.acquire = slow
 """
