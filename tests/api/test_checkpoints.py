@@ -134,23 +134,19 @@ NOT_ENDED = "from era.core.files import allowance; allowance._FIRST = 60.0"
 
 def test_what_cant_be_kept_is_refused_with_the_reason(own_server: MakeServer) -> None:
     with own_server(weakness=NOT_ENDED).client() as client:
-        what_cant_be_kept_is_refused(client)
-
-
-def what_cant_be_kept_is_refused(client: httpx.Client) -> None:
-    where = "s"
-    body = {"language": "python", "session_id": where, "limits": {"files": 1000}}
-    client.post("/api/sessions", json=body).raise_for_status()
-    command = "echo one > a; echo ready; read x; mkdir many; cd many; touch $(seq 2000); echo full; sleep 99"
-    start(client, where, command, stdin=True, tag="filler")
-    assert eventually(lambda: process(client, where, "filler")["output_bytes"])
-    made = checkpoint(client, where)
-    client.put(f"/api/sessions/{where}/versions/{made['version']}/name", json={"name": "kept"})
-    client.post(f"/api/sessions/{where}/processes/filler/stdin", content=b"go\n")
-    assert eventually(lambda: client.post(f"/api/sessions/{where}/checkpoint").status_code == 413)
-    refused(client.post(f"/api/sessions/{where}/checkpoint"), 413, "1000", "stands")
-    assert content(client, where, made["version"], "a") == b"one\n"
-    client.delete(f"/api/sessions/{where}?purge=true")
+        where = "s"
+        body = {"language": "python", "session_id": where, "limits": {"files": 1000}}
+        client.post("/api/sessions", json=body).raise_for_status()
+        command = "echo one > a; echo ready; read x; mkdir many; cd many; touch $(seq 2000); echo full; sleep 99"
+        start(client, where, command, stdin=True, tag="filler")
+        assert eventually(lambda: process(client, where, "filler")["output_bytes"])
+        made = checkpoint(client, where)
+        client.put(f"/api/sessions/{where}/versions/{made['version']}/name", json={"name": "kept"})
+        client.post(f"/api/sessions/{where}/processes/filler/stdin", content=b"go\n")
+        assert eventually(lambda: client.post(f"/api/sessions/{where}/checkpoint").status_code == 413)
+        refused(client.post(f"/api/sessions/{where}/checkpoint"), 413, "1000", "stands")
+        assert content(client, where, made["version"], "a") == b"one\n"
+        client.delete(f"/api/sessions/{where}?purge=true")
 
 
 @pytest.mark.parametrize("persistent", [False])

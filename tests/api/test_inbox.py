@@ -194,27 +194,27 @@ RETRIES_LATER = "from era.core import retry_delay; retry_delay.FIRST_DELAY = 5.0
 
 def test_a_failed_delivery_is_retried_while_the_others_wait(own_server: MakeServer) -> None:
     with own_server(weakness=RETRIES_LATER).client() as client:
-        failed_delivery_is_retried(client)
-
-
-def failed_delivery_is_retried(client: httpx.Client) -> None:
-    where = "s"
-    client.post("/api/sessions", json={"language": "python", "session_id": where}).raise_for_status()
-    make_inbox(client, where, retries=1)
-    began = time.monotonic()
-    for body, path in ((b"a", "/once"), (b"b", ""), (b"c", "")):
-        deliver_accepted(client, where, body, path)
-    waiting = eventually(lambda: after_failure(client, where))[::-1]
-    assert [(each["status"], each["attempts"]) for each in waiting] == [("pending", 1), ("pending", 0), ("pending", 0)]
-    assert waiting[0]["next_attempt_at"] is not None
-    assert waiting[0]["reason"] == "The program answered 503."
-    ended = settle(client, where)
-    assert time.monotonic() - began > 5
-    assert [(each["status"], each["attempts"], each["answer_status"], each["reason"]) for each in ended] == [
-        ("done", 2, 200, None), ("done", 1, 200, None), ("done", 1, 200, None),
-    ]  # fmt: skip
-    assert log_of(client, where) == "a1 a2 b1 c1 "
-    assert len(ended[0]["run_ids"]) == 2
+        where = "s"
+        client.post("/api/sessions", json={"language": "python", "session_id": where}).raise_for_status()
+        make_inbox(client, where, retries=1)
+        began = time.monotonic()
+        for body, path in ((b"a", "/once"), (b"b", ""), (b"c", "")):
+            deliver_accepted(client, where, body, path)
+        waiting = eventually(lambda: after_failure(client, where))[::-1]
+        assert [(each["status"], each["attempts"]) for each in waiting] == [
+            ("pending", 1),
+            ("pending", 0),
+            ("pending", 0),
+        ]
+        assert waiting[0]["next_attempt_at"] is not None
+        assert waiting[0]["reason"] == "The program answered 503."
+        ended = settle(client, where)
+        assert time.monotonic() - began > 5
+        assert [(each["status"], each["attempts"], each["answer_status"], each["reason"]) for each in ended] == [
+            ("done", 2, 200, None), ("done", 1, 200, None), ("done", 1, 200, None),
+        ]  # fmt: skip
+        assert log_of(client, where) == "a1 a2 b1 c1 "
+        assert len(ended[0]["run_ids"]) == 2
 
 
 def test_a_delivery_that_was_given_up_can_be_replayed_with_other_code(

@@ -10,8 +10,9 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -78,15 +79,21 @@ class Upload:
         return self.answer()
 
 
-@pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
-    """A server that waits three seconds for the next piece of a body, and accepts three large uploads at a time."""
-    directory = tmp_path_factory.mktemp("impatient") / "data"
-    settings = {"ERA_BODY_IDLE_SECONDS": "3", "ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0"}
-    server = kind_of_server(directory, settings).start()
+@contextmanager
+def of_three_uploads(directory: Path, kind: type[Server], **settings: str) -> Iterator[Server]:
+    """A server that accepts three large uploads at a time."""
+    server = kind(directory, {"ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0", **settings}).start()
     yield server
     assert server.stop() == 0, server.log
     assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
+    """It waits three seconds for the next piece of a body."""
+    directory = tmp_path_factory.mktemp("impatient") / "data"
+    with of_three_uploads(directory, kind_of_server, ERA_BODY_IDLE_SECONDS="3") as server:
+        yield server
 
 
 @pytest.fixture
@@ -153,37 +160,30 @@ def begin_uploads(server: Server, count: int) -> list[Upload]:
 
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
-    """A server that accepts three large uploads at a time, and waits for as long as servers do."""
-    directory = tmp_path_factory.mktemp("patient") / "data"
-    server = kind_of_server(directory, {"ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0"}).start()
-    yield server
-    assert server.stop() == 0, server.log
-    assert "Traceback" not in server.log, server.log
+    """It waits for as long as servers do."""
+    with of_three_uploads(tmp_path_factory.mktemp("patient") / "data", kind_of_server) as server:
+        yield server
 
 
 @every_kind
 def test_too_many_large_uploads_at_a_time_are_503(patient: Server, kind: str) -> None:
     with patient.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
-        too_many_are_refused(patient, client, kind)
+        method, path, make = KINDS[kind]
+        first, *others = begin_uploads(patient, 3)
+        headers = {"Content-Type": "application/x-tar"}
+        answer = client.request(method, path, content=make(2 * MIB), headers=headers)
+        refused(answer, 503, "3 large uploads")
+        assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_uploads", "5")
+        for small in ("a", "b", "c"):
+            answer = client.put(f"/api/sessions/s/files/{small}", content=b"small")
+            assert answer.status_code == 200, "what is small can always be put"
+        assert first.finish().status_code == 200
+        answer = client.request(method, path, content=make(2 * MIB), headers=headers)
+        assert answer.status_code in (200, 201), answer.text
+        assert [other.finish().status_code for other in others] == [200, 200]
         client.delete("/api/sessions").raise_for_status()
     assert eventually(lambda: list((patient.data_dir / "uploads").iterdir()) == [])
-
-
-def too_many_are_refused(server: Server, client: httpx.Client, kind: str) -> None:
-    method, path, make = KINDS[kind]
-    first, *others = begin_uploads(server, 3)
-    headers = {"Content-Type": "application/x-tar"}
-    answer = client.request(method, path, content=make(2 * MIB), headers=headers)
-    refused(answer, 503, "3 large uploads")
-    assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_uploads", "5")
-    for small in ("a", "b", "c"):
-        answer = client.put(f"/api/sessions/s/files/{small}", content=b"small")
-        assert answer.status_code == 200, "what is small can always be put"
-    assert first.finish().status_code == 200
-    answer = client.request(method, path, content=make(2 * MIB), headers=headers)
-    assert answer.status_code in (200, 201), answer.text
-    assert [other.finish().status_code for other in others] == [200, 200]
 
 
 def have_come(server: Server, count: int, size: int) -> bool:
