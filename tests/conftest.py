@@ -76,7 +76,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "kind_of_server" not in getattr(item, "fixturenames", ()):
                 why = "it makes a cluster itself" if item.path.name in OF_CLUSTERS else "it calls no sound server"
-                item.add_marker(pytest.mark.skip(reason=f"not through another host: {why}"))
+            elif of_one := item.get_closest_marker("one_host"):
+                why = of_one.args[0]
+            else:
+                continue
+            item.add_marker(pytest.mark.skip(reason=f"not through another host: {why}"))
 
 
 @pytest.hookimpl(wrapper=True)

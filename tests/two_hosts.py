@@ -36,7 +36,8 @@ DROP TRIGGER IF EXISTS at_home;
 CREATE TRIGGER at_home AFTER INSERT ON sessions WHEN NEW.deleted_at IS NULL BEGIN
   INSERT INTO homes (session_key, host_id, epoch) VALUES (NEW.key, '{host}', 1);
 END;
-UPDATE homes SET host_id = '{host}', epoch = epoch + 1 WHERE host_id IN (SELECT id FROM hosts WHERE dead);
+UPDATE homes SET host_id = '{host}', epoch = epoch + 1
+  WHERE host_id = '' OR host_id IN (SELECT id FROM hosts WHERE dead);
 INSERT INTO homes (session_key, host_id, epoch)
   SELECT key, '{host}', 1 FROM sessions WHERE deleted_at IS NULL AND key NOT IN (SELECT session_key FROM homes);
 """
@@ -90,7 +91,7 @@ class Home(Server):
     def make_home(self) -> None:
         """Have all sessions at home here that are at home at no other host, and all new ones; and the other host know
         where this one is."""
-        self._execute(_AT_HOME.format(host=self._host_id))
+        self._execute(_AT_HOME.format(host=_id_of(self)))
         self._tell_url()
 
     @contextmanager
@@ -105,15 +106,11 @@ class Home(Server):
 
     def _tell_url(self) -> None:
         """Say where this host is, as its next heartbeat does, which takes long with such a lease."""
-        self._execute(f"UPDATE hosts SET url = '{self.hosts_url}' WHERE id = '{self._host_id}';")
+        self._execute(f"UPDATE hosts SET url = '{self.hosts_url}' WHERE id = '{_id_of(self)}';")
 
     def _execute(self, statements: str) -> None:
         with closing(sqlite3.connect(self.content_dir / "era.sqlite", timeout=60)) as database:
             database.executescript(f"BEGIN IMMEDIATE; {statements} COMMIT;")
-
-    @property
-    def _host_id(self) -> str:
-        return (self.data_dir / "host-id").read_text()
 
     def at_home(self) -> Server:
         """The host that sessions are at home at, as one that is called."""
@@ -133,10 +130,17 @@ class Home(Server):
             return
         before, processes = mounts(), self.other.descendants()
         made = list((self.other.data_dir / "live").glob("sb-*"))
-        assert sandboxes_elsewhere or not made, "the host that isn't the home made a sandbox"
+        assert sandboxes_elsewhere or not made or self._some_began_elsewhere(), "the other host made a sandbox"
         assert self.other.stop() == 0, self.other.log
         assert "Traceback" not in self.other.log, self.other.log
         assert_nothing_left(before, processes, self.other.data_dir)
+
+    def _some_began_elsewhere(self) -> bool:
+        """Whether there are sessions whose first home is the other host: those that it was asked to import."""
+        assert self.other is not None
+        begun = "SELECT 1 FROM homes WHERE epoch = 1 AND host_id = ?"
+        with closing(sqlite3.connect(self.content_dir / "era.sqlite", timeout=60)) as database:
+            return database.execute(begun, [_id_of(self.other)]).fetchone() is not None
 
     def _memory(self, field: str) -> int:
         """Of both hosts, as what passes through one must be bounded in both."""
@@ -150,8 +154,12 @@ class Home(Server):
 
     def hop(self, method: str, target: str, at: str, said: Mapping[str, Any]) -> bytes:
         """The header of a request to it with this Host header, as a host signs it that says this."""
-        told = {**said, "to": self._host_id, "at": int(time.time() * 1e6)}
+        told = {**said, "to": _id_of(self), "at": int(time.time() * 1e6)}
         content = base64.urlsafe_b64encode(json.dumps(told).encode())
         key = hmac.digest(SECRET.encode(), b"era hop", hashlib.sha256)
         signed = b"\n".join([b"1", method.encode(), target.encode(), at.encode(), content])
         return content + b"." + hmac.digest(key, signed, hashlib.sha256).hex().encode()
+
+
+def _id_of(host: Server) -> str:
+    return (host.data_dir / "host-id").read_text()

@@ -184,6 +184,7 @@ def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server) -> 
     assert server.log.count("Traceback") == 0
 
 
+@pytest.mark.one_host("the host that is asked imports, and the other is killed")
 def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -> None:
     """Also, no file is left, and the same capsule can be imported afterwards."""
     server = own_server()

@@ -84,6 +84,7 @@ def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: Mak
         assert len(registry.asked) > requests
 
 
+@pytest.mark.one_host("the host that is asked to import installs the packages, with what it remembers of them")
 def test_a_capsule_pins_the_versions_of_packages(own_server: MakeServer, registry: Registry) -> None:
     for version in ("1.0", "2.0"):
         file = f"one-{version}-py3-none-any.whl"

@@ -36,6 +36,7 @@ def test_first_runs_of_more_sessions_than_there_is_room_for(own_server: MakeServ
     assert time.monotonic() - began < 120
 
 
+@pytest.mark.one_host("a host that is full gives sessions to one that isn't")
 def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
     server = own_server(max_warm="2")
     with server.client() as client:
@@ -67,6 +68,7 @@ def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
         assert (again.status_code, again.json()["stdout"]) == (200, "1\n"), "its key is free, for nothing has run"
 
 
+@pytest.mark.one_host("what has no session is run by the host that is asked")
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
 def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins(
     own_server: MakeServer, accept: str

@@ -136,9 +136,9 @@ def test_links_outlive_a_restart_but_not_another_operator_key(own_server: MakeSe
     server.settings["ERA_API_KEY"] = "second"
     server.start()
     refused(httpx.get(f"{server.url}/links/{token}", timeout=60), 404)
-    assert "request_failed" in server.log_of_calls
+    assert "request_failed" in server.log + server.log_of_calls
     assert token not in server.log + server.log_of_calls, "who reads the log can't use it"
-    assert (server.data_dir / "link-key").stat().st_mode & 0o077 == 0
+    assert (server.content_dir / "link-key").stat().st_mode & 0o077 == 0
 
 
 def test_forging_a_link_needs_the_key(own_server: MakeServer) -> None:
