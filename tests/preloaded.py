@@ -131,14 +131,20 @@ def _self_test_one_language() -> None:
 
 
 def _answer(here: socket.socket) -> None:
-    """Do what is asked for until nobody can ask any more. Returns in forks only, which are to begin then."""
+    """Do what is asked for until nobody can ask any more, then tell those to end that a failed or interrupted test left.
+    Returns in forks only, which are to begin then."""
+    forks: set[int] = set()
     while True:
         message, ancillary, _, _ = here.recvmsg(_MESSAGE, socket.CMSG_SPACE(12))
         if not message:
+            for pid in forks:
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGCONT)
             sys.exit()
         question = json.loads(message)
         if "poll" in question:
             ended, status = os.waitpid(question["poll"], os.WNOHANG)
+            forks.discard(ended)
             here.send(json.dumps(os.waitstatus_to_exitcode(status) if ended else None).encode())
             continue
         streams = array.array("i", ancillary[0][2])
@@ -148,6 +154,7 @@ def _answer(here: socket.socket) -> None:
                 os.dup2(stream, number)
             os.close(stream)
         if pid:
+            forks.add(pid)
             here.send(json.dumps(pid).encode())
             continue
         here.close()

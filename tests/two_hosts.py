@@ -130,8 +130,9 @@ class Home(Server):
             return
         before, processes = mounts(), self.other.descendants()
         made = list((self.other.data_dir / "live").glob("sb-*"))
-        assert sandboxes_elsewhere or not made or self._some_began_elsewhere(), "the other host made a sandbox"
+        its_own = sandboxes_elsewhere or self._some_began_elsewhere()
         assert self.other.stop() == 0, self.other.log
+        assert its_own or not made, "the host that isn't the home made a sandbox"
         assert "Traceback" not in self.other.log, self.other.log
         assert_nothing_left(before, processes, self.other.data_dir)
 
