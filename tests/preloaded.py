@@ -131,8 +131,8 @@ def _self_test_one_language() -> None:
 
 
 def _answer(here: socket.socket) -> None:
-    """Do what is asked for until nobody can ask any more, then tell those to end that a failed or interrupted test left.
-    Returns in forks only, which are to begin then."""
+    """Do what is asked for until nobody can ask any more, then tell those to end which a test left that failed or was
+    interrupted. Returns in forks only, which are to begin then."""
     forks: set[int] = set()
     while True:
         message, ancillary, _, _ = here.recvmsg(_MESSAGE, socket.CMSG_SPACE(12))
