@@ -51,6 +51,11 @@ for _ in range(6):
         os._exit(0)
 hold()
 """,
+    "page tables": """
+m = mmap.mmap(-1, 300 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_NORESERVE, prot=mmap.PROT_READ)
+for at in range(0, 300 << 30, 2 * MIB): m[at]
+hold()
+""",
 }
 """Programs that take 600 MiB where sandboxes have 256, each process and each file less than that."""
 

@@ -4,6 +4,9 @@ Theory of operation. The kernel bounds the private memory of each process (RLIMI
 together nor shared memory: maps that are shared, and files in memory (memfd_create(2)). So while a program runs, what
 its sandbox takes is measured every INTERVAL, and rarer where measuring takes long. Most runs end before the first time.
 
+What is swapped out counts, and so do page tables: to read a byte in each 2 MiB of a large private map, which takes no
+other memory, takes a page of those.
+
 Pages that processes share count once: those of a process by its proportional share (PSS), those of a file in memory by
 the file. A file is found by descriptors and, where the service may look at what is mapped (as root with
 CAP_SYS_ADMIN), by maps. Elsewhere a map counts with the pages that the processes have in their page tables. So what is
@@ -44,8 +47,8 @@ _FIRST = 0.1
 _SHARE = 10
 """A measurement is followed by a pause of at least this many times its duration."""
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_NOT_NOTHING = re.compile(rb"^[1-9]")
+_OWN, _SHARED = (b"RssAnon", b"VmSwap", b"VmPTE"), (b"RssFile", b"RssShmem")
+_SIZE = re.compile(rb"^(" + b"|".join(_OWN + _SHARED) + rb"):\s+(\d+) kB$", re.MULTILINE)
 _MAP = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+)")
 
 
@@ -136,9 +139,9 @@ class GroupWatch(MemoryWatch):
 
 def of_processes(pids: Iterable[int], most: int) -> int:
     """Bytes of memory that these processes take, or a bound of them where that isn't above `most`: it is quickly had,
-    from what each has in memory, as if they shared nothing, and their files in memory."""
+    from what each has, as if they shared nothing, and their files in memory."""
     pids = list(pids)
-    bound = sum(resident for resident, _ in _resident(pids)) + sum(_files(pids).values())
+    bound = sum(own + shared for own, shared in _resident(pids)) + sum(_files(pids).values())
     return bound if bound <= most else used(pids)
 
 
@@ -147,24 +150,35 @@ def of_gvisor(pids: Iterable[int]) -> int:
     of which one is the memory of all programs. gVisor keeps descriptors of them, so no maps have to be read, which
     takes longest of all when a program takes much."""
     pids = list(pids)
-    return sum(resident - shared for resident, shared in _resident(pids)) + sum(_files(pids).values())
+    return sum(own for own, _ in _resident(pids)) + sum(_files(pids).values())
 
 
 def _resident(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Bytes of each of these processes that are in memory, and those of them that belong to a file or are shared."""
+    """Bytes of each of these processes that are its own, and those in its memory that belong to a file or are
+    shared."""
     for pid in pids:
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended
-            resident, shared = processes.told(pid, "statm", _NOT_NOTHING).split()[1:3]
-            yield int(resident) * _PAGE, int(shared) * _PAGE
+        with contextlib.suppress(OSError):  # it has ended
+            sizes = _sizes(pid)
+            yield sum(sizes[name] for name in _OWN), sum(sizes[name] for name in _SHARED)
+
+
+def _sizes(pid: int) -> dict[bytes, int]:
+    """What proc_pid_status(5) says of a process's memory, in bytes. Raises OSError where it has ended."""
+    sizes = dict.fromkeys((*_OWN, *_SHARED), 0)
+    for name, size in _SIZE.findall(processes.told(pid, "status", _SIZE)):
+        sizes[name] = int(size) << 10
+    return sizes
 
 
 def used(pids: Iterable[int]) -> int:
-    """Bytes of memory that these processes take: private memory, and files in memory that have no name."""
+    """Bytes of memory that these processes take: private memory, their page tables, and files in memory that have no
+    name."""
     private, files, mapped = 0, _files(pids), dict[int, int]()
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
             rollup = processes.told(pid, "smaps_rollup")
             private += sum(int(size) << 10 for size in re.findall(rb"^(?:Pss_Anon|SwapPss): +(\d+)", rollup, re.M))
+            private += _sizes(pid)[b"VmPTE"]
             for inode, size in _mapped(processes.told(pid, "smaps")):
                 mapped[inode] = mapped.get(inode, 0) + size
     return private + sum(max(files.get(inode, 0), mapped.get(inode, 0)) for inode in files.keys() | mapped.keys())
