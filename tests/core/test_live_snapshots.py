@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from era.core.files import trees
+from era.core.files import content_copies, sparse, trees
+from era.core.files.content_copies import ContentCopies
 from era.core.files.file_systems import times_tell_of_maps
 from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.files.trees import SnapshotRefused
@@ -419,3 +420,88 @@ def test_what_one_call_still_writes_is_read_again(
         lab.moments._cant_freeze.clear()
     lab.moment()
     assert lab.contents()["file"].startswith(b"second")
+
+
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_what_changes_while_it_is_put_aside_is_read_again(
+    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Its times are those of the change already, and what was read isn't."""
+    lab.live.can_freeze = False
+    lab.moment()
+    write(lab, "file", b"first" + bytes(size))
+    time.sleep(SETTLE)
+
+    def then_changed(put: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*arguments: Any) -> Any:
+            result = put(*arguments)
+            monkeypatch.undo()
+            with open(lab.live.workspace / "file", "r+b") as file:
+                file.write(b"other")
+            return result
+
+        return reading
+
+    monkeypatch.setattr(content_copies, "_read", then_changed(content_copies._read))
+    monkeypatch.setattr(sparse, "copy_changing", then_changed(sparse.copy_changing))
+    moment = lab.moment()
+    assert lab.contents()["file"].startswith(b"other")
+    assert moment.consistent, "two looks agree about what it is now"
+    assert lab.moment().snapshot == moment.snapshot
+
+
+MAPS_TWICE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+sys.stdin.readline()
+file = os.open("f1", os.O_RDWR)
+shared, private = (libc.mmap(None, 4096, 3, flags, file, 0) for flags in (1, 2))
+os.close(file)
+print(flush=True)
+sys.stdin.readline()
+ctypes.memmove(shared, b"other", 5)
+libc.munmap(shared, 4096)
+print(flush=True)
+sys.stdin.readline()
+"""
+"""Maps a file to share, and once more for itself: so that nothing is closed when it has written to the first map, and
+taken that away."""
+
+
+def test_what_was_mapped_before_a_watch_began_is_looked_at(lab: MomentLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        write(lab, f"f{number}", b"first")
+    time.sleep(SETTLE)
+    snapshot = lab.moment().snapshot
+    for path in lab.live.workspace.iterdir():
+        path.unlink()
+    lab.snapshots.forget(lab.live.id)
+    asyncio.run(lab.snapshots.restore(snapshot, lab.live.sandbox))  # the directory isn't watched yet
+    process = lab.live.start(MAPS_TWICE)
+
+    def goes_on() -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+
+    new_watch, put_tree = lab.snapshots.new_watch, ContentCopies.put_tree
+
+    def mapped_first(*arguments: Any) -> Any:
+        goes_on()
+        return new_watch(*arguments)
+
+    def written_first(*arguments: Any, still: bool) -> None:
+        if not still:
+            goes_on()
+            monkeypatch.undo()
+        put_tree(*arguments, still=still)
+
+    monkeypatch.setattr(lab.snapshots, "new_watch", mapped_first)
+    monkeypatch.setattr(ContentCopies, "put_tree", written_first)
+    assert lab.moment().consistent
+    assert lab.contents()["f1"] == b"other"

@@ -20,7 +20,7 @@ snapshot has what was seen last, and says that it isn't consistent.
 changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
 time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py). A call that writes
 much sets a file's times when it begins, and no more: so a file that was open when it was read, while processes went on,
-is read again at the next look.
+is read again at the next look. So is one that has changed between the scan and the end of its reading.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class LiveSnapshots:
         async with AsyncExitStack() as stack:
             if not is_known and sandbox.id not in self._cant_freeze:
                 memory = await self._warm(sandbox, previous, memory)
-            look = await self._frozen_look(sandbox, memory, entry, stack, is_warm=not is_known)
+            look = await self._frozen_look(sandbox, memory, entry, stack)
             consistent = look is not None
             if look is None:
                 look, consistent = await self._agreeing_look(sandbox, memory, stack)
@@ -165,7 +165,7 @@ class LiveSnapshots:
         return is_known and scan.was_still
 
     async def _frozen_look(
-        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack, *, is_warm: bool
+        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had."""
         async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
@@ -176,28 +176,19 @@ class LiveSnapshots:
                 return None
             aside = ContentCopies(self._directory)
             stack.callback(aside.close)
-            return await self._snapshots.in_slot(lambda: self._look(sandbox, memory, entry, aside, is_warm=is_warm))
+            return await self._snapshots.in_slot(lambda: self._look(sandbox, memory, entry, aside))
 
-    def _look(
-        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: ContentCopies, *, is_warm: bool
-    ) -> _Look:
+    def _look(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: ContentCopies) -> _Look:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
         with trees.opened_root(sandbox.workspace) as root:
             held = sandbox.held_files(os.fstat(root).st_dev)
             mapped = frozenset() if held is None else held.mapped
             tree = None
             if memory is not None and memory.watch is not None and memory.held is not None:
-                names = set(memory.held)
-                if is_warm:
-                    if held is None:
-                        names = set()
-                    else:
-                        names |= _names_of(memory.tree, held.all)
-                if held is not None or not is_warm:
-                    tree = self._rescan(root, sandbox, memory, memory.watch, entry, names, mapped)
+                tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, mapped)
             watch = memory.watch if memory is not None else None
             if tree is None:
-                tree, watch = self._full(root, sandbox, memory, mapped)
+                tree, watch = self._full(root, sandbox, memory, held)
             aside.put_tree(root, tree, still=True)
             if watch is not None:
                 watch.skip()
@@ -210,7 +201,7 @@ class LiveSnapshots:
         memory: Memory,
         watch: Watch,
         entry: str | None,
-        names: set[tuple[Parts, str]],
+        names: frozenset[tuple[Parts, str]],
         mapped: frozenset[int],
     ) -> Tree | None:
         """The tree by a scan of what was touched, and of these names; None where a full scan is needed."""
@@ -226,29 +217,38 @@ class LiveSnapshots:
             return None
 
     def _full(
-        self, root: int, sandbox: Sandbox, memory: Memory | None, mapped: frozenset[int], *, changing: bool = False
+        self, root: int, sandbox: Sandbox, memory: Memory | None, held: HeldFiles | None, *, changing: bool = False
     ) -> tuple[Tree, Watch | None]:
         """The tree by a full scan, and the watch on it, if it has one."""
-        known = memory.tree if memory is not None else None
         watch = memory.watch if memory is not None else None
         if watch is not None and not watch.works:
             watch.close()
             watch = None
-
-        def scan(watch: Watch | None) -> Tree:
-            return Scan(
-                limits.bounds(sandbox.limits),
-                watch=watch,
-                packages=sandbox.may_have_packages(),
-                mapped=mapped,
-                changing=changing,
-            ).full(root, known)
-
+        scan = partial(self._scan, root, sandbox, memory, held=held, changing=changing)
         tree = scan(watch)
         if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
             watch = self._snapshots.new_watch(tree)
             tree = scan(watch) if watch is not None else tree
         return tree, watch
+
+    def _scan(
+        self,
+        root: int,
+        sandbox: Sandbox,
+        memory: Memory | None,
+        watch: Watch | None,
+        held: HeldFiles | None,
+        *,
+        changing: bool = False,
+    ) -> Tree:
+        """The tree by a full scan."""
+        return Scan(
+            limits.bounds(sandbox.limits),
+            watch=watch,
+            packages=sandbox.may_have_packages(),
+            mapped=frozenset() if held is None else held.mapped,
+            changing=changing,
+        ).full(root, memory.tree if memory is not None else None)
 
     async def _warm(self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None) -> Memory | None:
         """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
@@ -257,10 +257,12 @@ class LiveSnapshots:
 
         def job() -> Memory:
             with trees.opened_root(sandbox.workspace) as root:
-                held = sandbox.held_files(os.fstat(root).st_dev)
-                mapped = frozenset() if held is None else held.mapped
-                tree, watch = self._full(root, sandbox, memory, mapped, changing=True)
+                tree, watch = self._full(root, sandbox, memory, None, changing=True)
                 try:
+                    # What was opened before the watch began may change without its noting that. So that is asked for
+                    # now, and nothing counts that was seen before.
+                    held = sandbox.held_files(os.fstat(root).st_dev)
+                    tree = self._scan(root, sandbox, memory, watch, held, changing=True)
                     before, unstored = _fingerprints(tree), _unstored(tree)
                     aside.put_tree(root, tree, still=False)
                     with self._snapshots.blobs.batch() as batch:
@@ -271,7 +273,7 @@ class LiveSnapshots:
                     if watch is not None and (memory is None or watch is not memory.watch):
                         watch.close()
                     raise
-            return Memory(previous, tree, watch)
+            return Memory(previous, tree, watch, held=_held_names(tree, held))
 
         try:
             warm = await self._on_thread(sandbox, job, bulk=True)
@@ -294,9 +296,10 @@ class LiveSnapshots:
                 mapped = frozenset() if held is None else held.mapped
                 scan = Scan(bounds, packages=packages, mapped=mapped, changing=True)
                 tree = scan.full(root, memory.tree if memory is not None else None)
-                unstored = _unstored(tree)
-                settled = all(file.settled for file in unstored)
+                before, unstored = _fingerprints(tree), _unstored(tree)
                 aside.put_tree(root, tree, still=False)
+                _unsettle(tree, before)
+                settled = all(file.settled for file in unstored)
                 again = Scan(bounds, packages=packages, changing=True)
                 is_seen = held is not None and not _names_of(tree, mapped)
                 agrees = _agree(tree, again.full(root, None)) and settled and is_seen
@@ -317,7 +320,7 @@ class LiveSnapshots:
     def _store(self, look: _Look, memory: Memory | None) -> Memory:
         """Store what was put aside, on a thread. Raises OSError."""
         tree, known = look.tree, memory.tree if memory else None
-        held = None if look.held is None or look.held.in_flight else frozenset(_names_of(tree, look.held.all))
+        held = _held_names(tree, look.held)
         if tree.is_empty:
             return Memory(EMPTY, tree, look.watch, held=held)
         stored = 0
@@ -354,6 +357,11 @@ def _names_of(tree: Tree, inodes: frozenset[int], path: Parts = ()) -> set[tuple
     return names
 
 
+def _held_names(tree: Tree, held: HeldFiles | None) -> frozenset[tuple[Parts, str]] | None:
+    """Those that processes hold, by directory and name, as they are remembered (memory.py)."""
+    return None if held is None or held.in_flight else frozenset(_names_of(tree, held.all))
+
+
 def _unstored(tree: Tree) -> list[trees.File]:
     """The files below that aren't known to be stored."""
     files = [file for file in tree.files.values() if file.digest is None]
@@ -369,7 +377,8 @@ def _fingerprints(tree: Tree) -> dict[int, trees.Fingerprint]:
 
 
 def _unsettle(tree: Tree, before: dict[int, trees.Fingerprint]) -> None:
-    """Have all files read again that were stored just now and have changed since they were scanned."""
+    """Have all files read again that were put aside just now and have changed since they were scanned: what was put
+    aside may be older than the fingerprint, which is from behind that."""
     for file in tree.files.values():
         if id(file) in before and before[id(file)] != file.fingerprint:
             file.settled = False
