@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,15 @@ from era.core.program import Ended, Output, Program
 from era.drivers import processes
 from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.gvisor import needs_gvisor
+
+CODE = (
+    "b80900000031ffbe00100000ba0700000041ba2200000049c7c0ffffffff4531c90f0548"
+    "89c7488d35d3ffffffb970000000f3a4488d803d000000ffe0b80b000000bf00004000be"
+    "001000000f05b801000000bf01000000488d3510000000ba010000000f05b8220000000f"
+    "05ebf778"
+)
+"""A program for x86-64 that copies itself into other memory, goes on there, takes the map of its file away, writes an
+"x" and waits for ever."""
 
 SLOWLY = """
 import os, time
@@ -34,6 +44,27 @@ held = []
 for n in range(4):
     file = open('f', 'w+b'); os.unlink('f'); write(file)
     held.append(mmap.mmap(file.fileno(), 0)); file.close()
+""",
+    "files of which a page is mapped": """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+for n in range(4):
+    file = open('f', 'w+b'); os.unlink('f'); write(file)
+    assert libc.mmap(None, 4096, 1, 1, file.fileno(), ctypes.c_long(0)) not in (None, 2**64 - 1)
+    file.close()
+""",
+    "files of programs": f"""
+import struct, subprocess
+code = bytes.fromhex('{CODE}')
+size = 120 + len(code)
+head = b'\\x7fELF\\2\\1\\1' + bytes(9) + struct.pack('<HHIQQQIHHHHHH', 2, 62, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+head += struct.pack('<IIQQQQQQ', 1, 5, 0, 0x400000, 0x400000, size, size, 4096)
+for n in range(4):
+    with open('f', 'wb') as file: file.write(head + code); write(file)
+    os.chmod('f', 0o700)
+    assert subprocess.Popen('./f', stdout=subprocess.PIPE).stdout.read(1) == b'x'
+    os.unlink('f')
 """,
     "installed files": "for n in range(4): write(open(f'/opt/session/share/{n}', 'wb'))",
     "many empty files": "for n in range(300): open(f'{n}', 'w').close(); time.sleep(0.002)",
@@ -57,6 +88,8 @@ print('all of it')
 """
 """300 MiB of files in a socket's queue: several times, since what others free meanwhile may hide them."""
 
+of_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="it is machine code")
+
 type Runs = Callable[[Program], AsyncIterator[Output | Ended]]
 
 
@@ -73,7 +106,13 @@ def ended(sandboxes: Sandboxes, runs: Runs, code: str, env: dict[str, str] | Non
     return sandboxes._runner.run(follow())
 
 
-@pytest.mark.parametrize("code", GROWS.values(), ids=GROWS)
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, marks=[of_x86_64] if name == "files of programs" else [], id=name)
+        for name, code in GROWS.items()
+    ],
+)
 def test_it_is_ended(sandboxes: Sandboxes, code: str) -> None:
     limits = replace(LIMITS, disk_bytes=4 << 20, files=200)
     sandbox = sandboxes._runner.run(sandboxes.driver.create("python", limits))
@@ -126,7 +165,14 @@ def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes) -> None:
 
 
 @needs_gvisor
-@pytest.mark.parametrize("code", [GROWS["files that are only mapped"], IN_FLIGHT], ids=["mapped", "in flight"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(GROWS["files that are only mapped"], id="mapped"),
+        pytest.param(GROWS["files of programs"], marks=of_x86_64, id="run"),
+        pytest.param(IN_FLIGHT, id="in flight"),
+    ],
+)
 def test_gvisor_has_a_descriptor_of_each_file(tmp_path: Path, code: str) -> None:
     weakness = Weakness(limits=replace(LIMITS, disk_bytes=128 << 20))
     made = Sandboxes(tmp_path / "gvisor", weakness, "gvisor")

@@ -98,3 +98,14 @@ def test_what_threads_have_is_found(
         assert memory.of_processes([process.pid], 1 << 40) > 1 << 20
         assert memory.of_gvisor([process.pid]) > 1 << 20
         process.stdin.close()
+
+
+def test_a_directory_that_is_gone_and_has_somebody_in_it_counts(tmp_path: Path) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    status = directory.stat()
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=directory, stdin=subprocess.PIPE) as process:
+        assert status.st_ino not in processes.unnamed([process.pid], status.st_dev)
+        directory.rmdir()
+        assert status.st_ino in processes.unnamed([process.pid], status.st_dev)
+        process.kill()

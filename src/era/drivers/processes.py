@@ -89,7 +89,8 @@ def told(pid: int, name: str, says: re.Pattern[bytes] = _ANYTHING) -> bytes:
 
 
 def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
-    """The deleted files on `device` that these processes have open or mapped: the bytes that each takes, by inode.
+    """The deleted files on `device` that these processes have open or mapped, run, or are in, if they are directories:
+    the bytes that each takes, by inode.
 
     The kernel shows files that are only mapped to a service with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; others have
     none of them here.
@@ -99,7 +100,11 @@ def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
         with contextlib.suppress(OSError):  # it has ended
             for tid in with_descriptors(pid):
                 _add_unnamed(f"/proc/{tid}/fd", device, found)
-            any(_add_unnamed(f"/proc/{tid}/{_MAPS}", device, found) for tid in threads(pid))
+            tids = threads(pid)
+            any(_add_unnamed(f"/proc/{tid}/{_MAPS}", device, found) for tid in tids)
+            for link in (f"/proc/{tid}/{name}" for tid in tids for name in ("exe", "cwd")):
+                with contextlib.suppress(OSError):  # it has ended, or this isn't shown to us
+                    _add_if_unnamed(os.stat(link), device, found)
     return found
 
 
@@ -115,9 +120,13 @@ def _add_unnamed(directory: str, device: int, found: dict[int, int]) -> bool:
                 break  # all of them are closed to us
             except OSError:
                 continue  # it was closed meanwhile
-            if status.st_nlink == 0 and status.st_dev == device:
-                found[status.st_ino] = status.st_blocks * _BLOCK
+            _add_if_unnamed(status, device, found)
     return is_told
+
+
+def _add_if_unnamed(status: os.stat_result, device: int, found: dict[int, int]) -> None:
+    if status.st_nlink == 0 and status.st_dev == device:
+        found[status.st_ino] = status.st_blocks * _BLOCK
 
 
 def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
