@@ -21,7 +21,7 @@ GOAL_MS = 1000.0
 """However busy a neighbour keeps the service, it answers within a second."""
 
 CONNECTIONS = 8
-"""How many connections a neighbour has at a time, where it has any."""
+"""How many connections a neighbour has at a time, where it has any and says nothing else."""
 
 _SETTLE_SECONDS = 0.3
 
@@ -49,6 +49,13 @@ INFORMATIONAL = _SERVER.replace("HEAD", "pass").replace(
     "BODY", r'connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n" * 2000)'
 )
 """Answers that never come to more than a 1xx."""
+
+MANY_HEADERS = b"a:\r\n" * 10_000
+
+LONG_HEADS = _SERVER.replace("HEAD", "pass").replace(
+    "BODY", 'connection.sendall(b"HTTP/1.1 200 OK\\r\\n" + b"a:\\r\\n" * 15000 + b"\\r\\n"); connection.recv(1 << 16)'
+)
+"""Answers with thousands of headers."""
 
 READER = _SERVER.replace("HEAD", "pass").replace("BODY", "assert connection.recv(1 << 20)")
 """Reads requests without end."""
@@ -141,6 +148,9 @@ class Neighbour:
     called: bool = True
     upload: bytes = b""
     """What callers send without end."""
+    headers: bytes = b""
+    """What callers send besides, in one call after the other."""
+    connections: int = CONNECTIONS
     again: bool = False
     """Whether the program ends, and is run again and again."""
 
@@ -149,6 +159,7 @@ NEIGHBOURS = {
     "chunks": Neighbour("answers in 1-byte chunks", TINY_CHUNKS),
     "1xx": Neighbour("answers that never come", INFORMATIONAL),
     "uploads": Neighbour("callers with 1-byte chunks", READER, upload=b"1\r\nx\r\n" * 10_000),
+    "heads": Neighbour("heads of thousands of headers", LONG_HEADS, headers=MANY_HEADERS, connections=32),
     "writes": Neighbour("writes of 1 byte", TINY_WRITES, called=False),
     "storage": Neighbour("pipelined storage calls", PIPELINED, called=False),
     "sql": Neighbour("endless SQL", ENDLESS_SQL, called=False),
@@ -172,7 +183,7 @@ def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto
         if neighbour.called:
             while not _stdout(port, session, run):
                 time.sleep(0.05)
-            callers = _callers(port, f"/proxy/{session}/3000/", neighbour.upload)
+            callers = _callers(port, f"/proxy/{session}/3000/", neighbour)
         time.sleep(_SETTLE_SECONDS)
         yield
     finally:
@@ -198,11 +209,12 @@ def _stdout(port: int, session: str, run: str) -> bytes:
         return connection.getresponse().read()
 
 
-def _callers(port: int, path: str, upload: bytes) -> subprocess.Popen[bytes]:
+def _callers(port: int, path: str, neighbour: Neighbour) -> subprocess.Popen[bytes]:
     """A process that calls a public URL on CONNECTIONS connections, again and again."""
-    method, more = ("PUT", "Transfer-Encoding: chunked\r\n") if upload else ("GET", "")
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode()
-    arguments = [str(port), head.hex(), upload.hex(), str(CONNECTIONS)]
+    method, more = ("PUT", b"Transfer-Encoding: chunked\r\n") if neighbour.upload else ("GET", neighbour.headers)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n"
+    piece = neighbour.upload or (head if neighbour.headers else b"")
+    arguments = [str(port), head.hex(), piece.hex(), str(neighbour.connections)]
     callers = subprocess.Popen([sys.executable, "-c", _CALLER, *arguments], stdout=subprocess.PIPE)
     if callers.stdout is not None:
         callers.stdout.readline()

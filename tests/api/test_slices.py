@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 
 from era.api.protocol import Protocol
 
-CHUNKS, REQUESTS = 200_000, 3000
+CHUNKS, REQUESTS, FIELDS = 200_000, 3000, 15_000
 CALL = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -29,9 +29,17 @@ def parse_all(self: Protocol, data: bytes) -> None:
 
 
 class Counted(Protocol):
-    """Counts heads and pieces of bodies."""
+    """Counts heads, their fields, and pieces of bodies."""
 
-    heads = pieces = 0
+    heads = fields = pieces = 0
+
+    def on_url(self, url: bytes) -> None:
+        Counted.fields += url.count(b"&")
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        Counted.fields += 1
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         Counted.heads += 1
@@ -101,3 +109,15 @@ def test_many_requests_at_once(is_sound: bool) -> None:
 
     largest = most(talk, lambda: Counted.heads)
     assert largest < 50 if is_sound else largest > 500, largest
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /it HTTP/1.1\r\n" + b"a:\r\n" * FIELDS, b"GET /it?" + b"&" * FIELDS + b" HTTP/1.1\r\n"]
+)
+def test_a_head_of_many_fields(is_sound: bool, head: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head + b"Host: x\r\n\r\n")
+        assert (await reader.readuntil(b"/it 0\n")).startswith(b"HTTP/1.1 200")
+
+    largest = most(talk, lambda: Counted.fields)
+    assert largest < FIELDS * 0.7 if is_sound else largest > FIELDS * 0.9, largest

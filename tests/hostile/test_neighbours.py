@@ -15,7 +15,13 @@ from tests.soaking import soak_the_rest
 _BUSY_SECONDS = 1.5
 _FAR_LESS = 0.5
 
-WEAKNESSES = {"chunks": "no slices", "1xx": "endless 1xx", "uploads": "no slices", "storage": "no slices"}
+WEAKNESSES = {
+    "chunks": "no slices",
+    "1xx": "endless 1xx",
+    "uploads": "no slices",
+    "storage": "no slices",
+    "heads": "no slices",
+}
 """By neighbour, what must be taken out of the service for it to succeed."""
 
 
@@ -51,7 +57,7 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("name", soak_the_rest(WEAKNESSES, ("1xx", "storage")))
+@pytest.mark.parametrize("name", soak_the_rest(WEAKNESSES, ("1xx", "storage", "heads")))
 def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str, kind: str) -> None:
     """They wait far less than where it has no budget, and runs beside it end as well."""
     ours = longest_iteration(tmp_path, name, kind, None)

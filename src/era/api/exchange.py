@@ -34,6 +34,11 @@ _MAX_INFORMATIONAL = 16
 _EVENT_US = 40
 """What it costs to parse a piece of an answer."""
 
+_HEAD_BYTE_US, _FIELD_US = 0.4, 1
+"""What each byte of an answer's head costs, and each header of a request: there may be many thousands of either."""
+
+_HEAD_END = b"\r\n\r\n"
+
 
 class Exchange(ABC):
     """One request and its answer: two tasks, one for each direction, under a common clock."""
@@ -77,6 +82,7 @@ class Exchange(ABC):
     async def run(self) -> None:
         """Forward until the answer is complete, the caller is gone, or the time is up. Raises what
         `failure` makes, or whatever `receive` raises, as long as nothing has been sent to the caller."""
+        await self._budget.spend(len(self._scope["headers"]) * _FIELD_US)
         self._write(self.request())
         loop = asyncio.get_running_loop()
 
@@ -183,9 +189,12 @@ class Exchange(ABC):
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 await self._send_gathered()
-                self._h11.receive_data(await self._reader.read(PIECE))
+                piece = await self._reader.read(PIECE)
                 if self._began:
                     self._moved()
+                else:  # before it is parsed: the budget ends with the exchange, of which a session may have many
+                    await self._budget.spend(len(piece.partition(_HEAD_END)[0]) * _HEAD_BYTE_US)
+                self._h11.receive_data(piece)
                 continue
             if isinstance(event, h11.InformationalResponse):
                 if event.status_code == 101:

@@ -49,6 +49,10 @@ _LEAST_AT_ONCE, _MOST_AT_ONCE = 1 << 10, 16 << 10
 _PIECE_US, _HEAD_US = 1, 50
 """What a piece of a body and the head of a request cost."""
 
+_FIELD_US = 1
+"""What each header and each parameter of a query costs besides, to whoever reads it after this: a head may have many
+thousands of them."""
+
 _SOCKETS = re.compile(rb"/proxy/|/api/sessions/[^/?]+/(terminal|processes/[^/?]+/attach)(\?|$)")
 """Targets at which a WebSocket may be opened."""
 
@@ -183,7 +187,12 @@ class Protocol(HttpToolsProtocol):
         self._at_once = _LEAST_AT_ONCE
         self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
+    def on_url(self, url: bytes) -> None:
+        self.budget.charge(url.count(b"&") * _FIELD_US)
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.budget.charge(_FIELD_US)
         super().on_header(name, value.strip(b" \t"))  # blanks are no part of it (RFC 9110, 5.5); the parser keeps some
 
     def data_received(self, data: bytes) -> None:
