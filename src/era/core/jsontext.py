@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import islice
 from typing import Any
 
 from era.core.models import JsonObject
@@ -17,6 +18,11 @@ from era.core.models import JsonObject
 MAX_DEPTH = 64
 MAX_DATA_BYTES = 1 << 20
 _MAX_DIGITS = 4000
+_MAX_PARTS = 700_000
+"""Strings, commas, colons and opening brackets. Each may become a value, which takes thirty times its bytes; all that
+fits `data` has fewer."""
+
+_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -30,11 +36,14 @@ class JsonTooLarge(JsonProblem):
 
 
 def loads(text: bytes) -> Any:
-    """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser."""
+    """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many
+    values that to parse it would hold up others."""
     if not text.strip():
         raise JsonProblem("is empty")
     if text.startswith(b"\xef\xbb\xbf"):
         raise JsonProblem("starts with a byte order mark; write it as UTF-8 without one")
+    if _has_too_many_parts(text):
+        raise JsonTooLarge("has too many values")
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -87,6 +96,13 @@ def state_file(data: JsonObject) -> bytes:
 def read_state(content: bytes) -> str:
     """A session's new `data` as compact JSON text, from a state file. Raises JsonProblem."""
     return data_text(loads(content))
+
+
+def _has_too_many_parts(text: bytes) -> bool:
+    """Whether a text has more than _MAX_PARTS. What is in strings doesn't count."""
+    if len(text) <= _MAX_PARTS or sum(text.count(mark) for mark in (b",", b":", b"[", b"{", b'"')) <= _MAX_PARTS:
+        return False
+    return next(islice(_PART.finditer(text), _MAX_PARTS, None), None) is not None
 
 
 def _refuse_constant(name: str) -> Any:
