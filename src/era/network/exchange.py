@@ -18,7 +18,7 @@ from era.core.loop_slices import Budget
 from era.core.tasks import until_one_ends
 from era.network.destinations import Traffic
 from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
-from era.network.redaction import Inflate, RedactedStream, Redaction, Tripwire
+from era.network.redaction import Inflate, RedactedStream, Redaction, Steps, Tripwire
 from era.network.splice import IDLE_SECONDS
 from era.network.swapping import MAX_BODY, ROUTING, Swap, escape_for
 
@@ -36,6 +36,11 @@ _MAX_INFORMATIONAL = 16
 
 _EVENT_US = 60
 """What it costs to parse a piece of a message."""
+
+_HEAD_BYTE_US = 0.8
+"""What each byte of a head costs."""
+
+_HEAD_END = b"\r\n\r\n"
 
 _UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""
@@ -138,6 +143,23 @@ class Exchange:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _in_slices[T](self, steps: Steps[T]) -> T:
+        """What comes of these steps, each paid for before the next."""
+        while True:
+            try:
+                cost = next(steps)
+            except StopIteration as done:
+                value: T = done.value
+                return value
+            await self._budget.spend(cost)
+
+    async def _take(self, http: h11.Connection, data: bytes, *, is_head: bool) -> None:
+        """Have bytes parsed. A head is paid for before that, by its bytes: it may be thousands of headers, and a run
+        may have hundreds of connections."""
+        if is_head:
+            await self._budget.spend(len(data.partition(_HEAD_END)[0]) * _HEAD_BYTE_US)
+        http.receive_data(data)
+
     def _moved(self) -> None:
         self._clock.reschedule(asyncio.get_running_loop().time() + IDLE_SECONDS)
 
@@ -170,7 +192,7 @@ class Exchange:
                 data = b""
             self._traffic.sent += len(data)
             self._moved()
-            self._as_server.receive_data(data)
+            await self._take(self._as_server, data, is_head=self._as_server.their_state is h11.IDLE)
         return event
 
     async def _pass_request(self, request: h11.Request) -> None:
@@ -219,7 +241,8 @@ class Exchange:
             event = self._as_client.next_event()
             await self._budget.spend(_EVENT_US)
             if event is h11.NEED_DATA:
-                self._as_client.receive_data(await self._receive_from_server())
+                data, state = await self._receive_from_server(), self._as_client.their_state
+                await self._take(self._as_client, data, is_head=state in (h11.IDLE, h11.SEND_RESPONSE))
             elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 await self._switch_protocol(event)
                 return
@@ -238,14 +261,14 @@ class Exchange:
                 self._informational += 1
                 if self._informational > _MAX_INFORMATIONAL:
                     raise Refused(502, "bad_answer", "the server announces an answer again and again, and gives none")
-                await self._send_to_program(self._redacted(event))
+                await self._send_to_program(await self._redacted(event))
             else:
                 return
 
     async def _begin_response(self, response: h11.Response) -> None:
         """Pass on the head, or hold it until the body is complete. Raises Refused."""
         self._informational = 0
-        response = self._redacted(response)
+        response = await self._redacted(response)
         names = dict(response.headers)
         self._body = None
         if not self._redaction or self._method == b"HEAD" or response.status_code in (204, 304):
@@ -276,7 +299,7 @@ class Exchange:
                 await asyncio.sleep(0)
             if self._body.held is not None:
                 self._body.held[1].extend(piece)
-            elif passed := self._body.stream.feed(piece):
+            elif passed := await self._in_slices(self._body.stream.steps(piece)):
                 await self._send_to_program(h11.Data(data=passed))
 
     async def _end_response(self, end: h11.EndOfMessage) -> None:
@@ -289,7 +312,7 @@ class Exchange:
             raise Refused(502, "bad_answer", "the server's answer ends early")
         if body.held is not None:
             response, content = body.held
-            rest = self._redaction.whole(bytes(content))
+            rest = await self._in_slices(self._redaction.of_whole(bytes(content)))
             length = str(len(rest)).encode()
             headers = [
                 (name, length if name.lower() == b"content-length" else value)
@@ -297,16 +320,16 @@ class Exchange:
             ]
             await self._send_to_program(_with_headers(response, headers))
         else:
-            rest = body.stream.feed(b"", last=True)
+            rest = await self._in_slices(body.stream.steps(b"", last=True))
         if rest:
             await self._send_to_program(h11.Data(data=rest))
-        trailers = self._redaction.fields(list(end.headers.raw_items())) if end.headers else []
+        trailers = await self._in_slices(self._redaction.of_fields(list(end.headers.raw_items())))
         await self._send_to_program(h11.EndOfMessage(headers=trailers))
 
-    def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
+    async def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
         """The same without values, and with its headers' names written as they came."""
-        headers = self._redaction.fields(list(response.headers.raw_items()))
-        reason = self._redaction.whole(bytes(response.reason))
+        headers = await self._in_slices(self._redaction.of_fields(list(response.headers.raw_items())))
+        reason = await self._in_slices(self._redaction.of_whole(bytes(response.reason)))
         return type(response)(status_code=response.status_code, headers=headers, reason=reason)
 
     async def _receive_from_server(self) -> bytes:
@@ -336,7 +359,7 @@ class Exchange:
 
     async def _switch_protocol(self, response: h11.InformationalResponse) -> None:
         """Pass on the 101, and from then on bytes as they are."""
-        await self._send_to_program(self._redacted(response))
+        await self._send_to_program(await self._redacted(response))
         from_program, from_server = self._as_server.trailing_data[0], self._as_client.trailing_data[0]
         await until_one_ends(
             self._pass_bytes(self._near, self._far, bytes(from_program), "sent"),
@@ -349,7 +372,9 @@ class Exchange:
         """Pass on bytes until one end closes, or the `tripwire` notices a value."""
         with suppress(*GONE):
             while True:
-                passed = data if tripwire is None else tripwire.feed(data)
+                passed: bytes | None = data
+                if tripwire is not None:
+                    passed = await self._in_slices(tripwire.steps(data))
                 if passed is None:
                     return
                 if passed:
@@ -358,7 +383,8 @@ class Exchange:
                     data = await source.receive()
                 except anyio.EndOfStream:
                     if tripwire is not None:
-                        await sink.send(tripwire.feed(b"", last=True) or b"")
+                        rest: bytes | None = await self._in_slices(tripwire.steps(b"", last=True))
+                        await sink.send(rest or b"")
                     return
                 setattr(self._traffic, count, getattr(self._traffic, count) + len(data))
                 self._moved()

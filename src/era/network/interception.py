@@ -46,6 +46,7 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from era.core.allowlist import Address, Allowlist, folded
+from era.core.loop_slices import Budget
 from era.core.secrets import Secret
 from era.network import splice
 from era.network.authority import Authority
@@ -67,6 +68,9 @@ _PAUSE_SECONDS = 0.01
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 _MAX_BODIES = 8
 """Of one run that are held in memory at a time."""
+
+_OPENING_BYTE_US, _HANDSHAKES_US = 0.4, 3000
+"""What each byte costs that may say what a connection is for, and TLS with both ends of one."""
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]")
 _REQUEST_LINE_BEGUN = re.compile(rb"[!-~]+( [ -~]*\r?)?")
@@ -100,6 +104,12 @@ class Interception:
         self._secrets, self._authority, self._allow = list(secrets), authority, allow
         self._descriptors = descriptors
         self._bodies = asyncio.Semaphore(_MAX_BODIES)
+        self._budget = Budget(self._bodies)  # one a run, however many connections it opens
+        self._redactions: dict[str, Redaction] = {}
+        """Of single secrets, by placeholder. What is looked for may be half a MiB of each, so all connections share
+        it."""
+
+        self._preparing = asyncio.Lock()
 
     def add(self, secrets: Sequence[Secret]) -> None:
         """Swap the placeholders of these too from now on."""
@@ -108,6 +118,8 @@ class Interception:
     def remove(self, secrets: Sequence[Secret]) -> None:
         """Swap these no longer."""
         self._secrets = [secret for secret in self._secrets if secret not in secrets]
+        for secret in secrets:
+            self._redactions.pop(secret.placeholder, None)
 
     async def carry(
         self,
@@ -169,6 +181,7 @@ class Interception:
                     return Opening(first)
                 deadline = deadline if first else loop.time() + _HELLO_SECONDS
                 first += more
+                await self._budget.spend(len(first) * _OPENING_BYTE_US)
             return opening
         finally:
             loop.remove_reader(server)
@@ -195,6 +208,8 @@ class Interception:
         far: ByteStream = _Stream(server)
         refusal = None
         try:
+            if opening.tls:
+                await self._budget.spend(_HANDSHAKES_US)
             try:
                 far = await _tls_to_server(far, host) if opening.tls else far
             except BaseException as error:
@@ -206,7 +221,7 @@ class Interception:
                 traffic = note(None)
             near = await self._tls_to_program(near, host) if opening.tls else near
             secrets = self._secrets_for(host, tls=opening.tls)
-            redaction = await asyncio.to_thread(Redaction, secrets)
+            redaction = await self._redaction(secrets)
             exchange = Exchange(near, far, host, Swap(secrets), redaction, traffic, self._bodies)
             if await exchange.run(refusal):
                 await _close_in_order(near)
@@ -222,6 +237,19 @@ class Interception:
 
     def _secrets_for(self, host: str, *, tls: bool) -> list[Secret]:
         return [secret for secret in self._secrets if secret.hosts.has_name(host) and (tls or secret.plain_http)]
+
+    async def _redaction(self, secrets: Sequence[Secret]) -> Redaction:
+        """What replaces the values of these secrets in responses."""
+        redaction = Redaction([])
+        async with self._preparing:  # one thread a run
+            for secret in secrets:
+                one = self._redactions.get(secret.placeholder)
+                if one is None:
+                    one = await asyncio.to_thread(Redaction, [secret])
+                    if secret in self._secrets:
+                        self._redactions[secret.placeholder] = one
+                redaction.add(one)
+        return redaction
 
     async def _tls_to_program(self, stream: ByteStream, host: str) -> ByteStream:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):

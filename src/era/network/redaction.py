@@ -4,6 +4,9 @@ Servers repeat what they were sent: in the `Location` of a redirect, on an error
 A value is looked for as it is, in UTF-8, UTF-16 and UTF-32, and as URLs, JSON, HTML and base64 write it. What a server
 has made of it besides, such as a hash or its two halves, isn't found.
 
+A run may have thousands of such forms, tens of KiB long, and whoever answers decides what they are looked for in. So
+all of it can be done in steps, between which others have their turn.
+
 Short values aren't looked for. They are in many answers by chance, and replacing them there would tell which they are.
 """
 
@@ -14,7 +17,8 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -30,6 +34,18 @@ _WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _MIN_BASE64 = 6
 _PIECE = 64 << 10
 
+_PROBE, _MOST_TRIES = 8, 16
+"""Bytes of a value of which one may begin, and how many such places are looked at."""
+
+_FIND_US, _BEGUN_US, _BYTE_US = 0.3, 1.0, 0.001
+"""What it costs to look for a value, to look for the beginning of one, and each byte that is looked through."""
+
+_STEP_US = 200
+"""What a step costs at most, roughly."""
+
+type Steps[T] = Generator[float, None, T]
+"""Work in steps that ends in a value. After each it says what it has cost, in microseconds."""
+
 _URL_SAFE = ("", "/", "-_.!~*'()", ":/?#[]@!$&'()*+,;=-_.~")
 """Characters that URLs' writers leave as they are: Python's, for paths, encodeURIComponent, encodeURI."""
 
@@ -38,13 +54,21 @@ class Redaction:
     """Replaces the values of these secrets."""
 
     def __init__(self, secrets: Sequence[Secret]) -> None:
-        self._marks: dict[bytes, bytes] = {}
+        """It may take a second, for what may be as many secrets as a run has."""
+        marks: dict[bytes, bytes] = {}
         for secret in secrets:
             forms = _forms(secret.value)
             for form in forms:
-                self._marks.setdefault(form, secret.placeholder.encode())
+                marks.setdefault(form, secret.placeholder.encode())
             for codec in _WIDE if forms else ():
-                self._marks.setdefault(secret.value.encode(codec), secret.placeholder.encode(codec))
+                marks.setdefault(secret.value.encode(codec), secret.placeholder.encode(codec))
+        self._marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
+        """The shortest comes first."""
+
+    def add(self, other: Redaction) -> None:
+        """Replace what another one does, too."""
+        marks = {**other._marks, **self._marks}
+        self._marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
 
     def __bool__(self) -> bool:
         """Whether there is anything to look for."""
@@ -52,11 +76,18 @@ class Redaction:
 
     def whole(self, data: bytes) -> bytes:
         """The same without the values."""
-        return RedactedStream(self._marks).feed(data, last=True)
+        return done(self.of_whole(data))
 
-    def fields(self, headers: Fields) -> Fields:
-        """The same of headers."""
-        return [(name, self.whole(value)) for name, value in headers]
+    def of_whole(self, data: bytes) -> Steps[bytes]:
+        """The same as `whole`, in steps."""
+        return self.stream().steps(data, last=True)
+
+    def of_fields(self, headers: Fields) -> Steps[Fields]:
+        """The same of headers, in steps."""
+        redacted: Fields = []
+        for name, value in headers:
+            redacted.append((name, (yield from self.of_whole(value))))
+        return redacted
 
     def stream(self) -> RedactedStream:
         return RedactedStream(self._marks)
@@ -69,31 +100,44 @@ class RedactedStream:
     """The same for a stream that comes in pieces, which may end within a value. What could be the beginning of one is
     held back until more is known: at most the length of a value, and nothing of a piece that ends in a line break."""
 
-    def __init__(self, marks: dict[bytes, bytes]) -> None:
+    def __init__(self, marks: Mapping[bytes, bytes]) -> None:
+        """`marks` are what is replaced, the shortest first, and by what."""
         self._marks, self._held = marks, b""
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes:
         """What may be passed on now. `last`: nothing follows."""
+        return done(self.steps(data, last=last))
+
+    def steps(self, data: bytes, *, last: bool = False) -> Steps[bytes]:
+        """The same as `feed`, in steps."""
         data, parts, at = self._held + data, [], 0
-        end = len(data) if last else self._begun(data, 0)
-        found = {mark: data.find(mark) for mark in self._marks if mark in data}
-        while found:
-            mark = min(found, key=lambda one: (found[one], -len(one)))
-            start = found[mark]
-            if start >= end:
-                break
-            parts += [data[at:start], self._marks[mark]]
-            at = start + len(mark)
-            end = self._begun(data, at) if at > end else end
-            for one in [one for one, place in found.items() if place < at]:
-                found[one] = data.find(one, at)
-                if found[one] < 0:
-                    del found[one]
+        found = yield from _found(self._marks, data)
+        begun: list[tuple[int, bytes]] = [] if last else (yield from _begun(self._marks, data))
+        cost = 0.0
+        while found and found[0][0] < (begun[0][0] if begun else len(data)):
+            cost += _FIND_US
+            if cost > _STEP_US:
+                yield cost
+                cost = 0.0
+            start, _, mark = found[0]
+            if start >= at:
+                parts += [data[at:start], self._marks[mark]]
+                at = start + len(mark)
+            if (again := data.find(mark, at)) >= 0:
+                cost += (again - at) * _BYTE_US
+                heapreplace(found, (again, -len(mark), mark))
+            else:
+                cost += (len(data) - at) * _BYTE_US
+                heappop(found)
+            while begun and begun[0][0] < at:
+                _, mark = heappop(begun)
+                cost += _BEGUN_US
+                if (place := _begins(mark, data, at)) < len(data):
+                    heappush(begun, (place, mark))
+        yield cost
+        end = max(begun[0][0] if begun else len(data), at)
         self._held = data[end:]
         return b"".join([*parts, data[at:end]])
-
-    def _begun(self, data: bytes, at: int) -> int:
-        return _begun(self._marks, data, at)
 
 
 class Tripwire:
@@ -102,31 +146,83 @@ class Tripwire:
 
     _AT_ONCE = 3
 
-    def __init__(self, marks: dict[bytes, bytes]) -> None:
+    def __init__(self, marks: Mapping[bytes, bytes]) -> None:
         self._marks, self._passed, self._held = marks, b"", b""
         self._longest = max(map(len, marks), default=1)
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes | None:
         """What may be passed on now; None where a value has come. `last`: nothing follows."""
+        return done(self.steps(data, last=last))
+
+    def steps(self, data: bytes, *, last: bool = False) -> Steps[bytes | None]:
+        """The same as `feed`, in steps."""
         data = self._passed + self._held + data
-        if any(mark in data for mark in self._marks):
+        if (yield from _found(self._marks, data)):
             return None
-        end = len(data) if last else _begun(self._marks, data, 0)
+        begun = [] if last else (yield from _begun(self._marks, data))
+        end = begun[0][0] if begun else len(data)
         end = max(end, len(self._passed)) if len(data) - end > self._AT_ONCE else len(data)
         passed, self._held = data[len(self._passed) : end], data[end:]
         self._passed = data[max(end - self._longest, 0) : end]
         return passed
 
 
-def _begun(marks: Iterable[bytes], data: bytes, at: int) -> int:
-    """Where at the end of `data[at:]` the first value begins that isn't complete."""
-    end = len(data)
+def done[T](steps: Steps[T]) -> T:
+    """What comes of these steps, taken at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+def _found(marks: Mapping[bytes, bytes], data: bytes) -> Steps[list[tuple[int, int, bytes]]]:
+    """Where each value comes first, in steps: a heap, of those at one place the longest first."""
+    found, cost = [], 0.0
     for mark in marks:
-        place = data.find(mark[:1], max(at, len(data) - len(mark) + 1), end)
-        while place >= 0 and not mark.startswith(data[place:]):
-            place = data.find(mark[:1], place + 1, end)
-        end = place if place >= 0 else end
-    return end
+        if len(mark) > len(data):
+            break
+        if (place := data.find(mark)) >= 0:
+            found.append((place, -len(mark), mark))
+        cost += _FIND_US + len(data) * _BYTE_US
+        if cost > _STEP_US:
+            yield cost
+            cost = 0.0
+    yield cost
+    heapify(found)
+    return found
+
+
+def _begun(marks: Iterable[bytes], data: bytes) -> Steps[list[tuple[int, bytes]]]:
+    """Where at the end of `data` each value begins that isn't complete, in steps: a heap."""
+    begun, cost = [], 0.0
+    for mark in marks:
+        if (place := _begins(mark, data, 0)) < len(data):
+            begun.append((place, mark))
+        cost += _BEGUN_US + min(len(mark), len(data)) * _BYTE_US
+        if cost > _STEP_US:
+            yield cost
+            cost = 0.0
+    yield cost
+    heapify(begun)
+    return begun
+
+
+def _begins(mark: bytes, data: bytes, at: int) -> int:
+    """Where at the end of `data[at:]` this value begins and isn't complete, its length if nowhere. It may be said too
+    soon, but only of a value of which many beginnings come to nothing."""
+    first, probe = max(at, len(data) - len(mark) + 1), mark[:_PROBE]
+    place, tries = data.find(probe, first), 0
+    while place >= 0:
+        tries += 1
+        if tries > _MOST_TRIES or mark.startswith(data[place:]):
+            return place
+        place = data.find(probe, place + 1)
+    place = data.find(mark[:1], max(first, len(data) - _PROBE + 1))
+    while place >= 0 and not mark.startswith(data[place:]):
+        place = data.find(mark[:1], place + 1)
+    return place if place >= 0 else len(data)
 
 
 def _forms(value: str) -> set[bytes]:

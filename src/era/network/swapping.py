@@ -19,6 +19,8 @@ from era.network.http1 import Fields, Refused
 MAX_BODY = 1 << 20
 """Bytes of a body in which placeholders are looked for."""
 
+_PLACEHOLDER_BYTES = 43
+
 _MAX_SWAPPED_BODY, _MAX_SWAPPED_HEAD = 4 << 20, 256 << 10
 """Bytes that a body, and that all headers, may have with the values in them."""
 
@@ -64,6 +66,8 @@ class Swap:
         return self._swap(value, str.encode, _MAX_SWAPPED_HEAD).strip(b" ")
 
     def _swap(self, text: bytes, escape: Escape, limit: int) -> bytes:
+        if len(text) < _PLACEHOLDER_BYTES:
+            return text
         values = {mark: escape(secret.value) for mark, secret in self._secrets.items() if mark in text}
         if len(text) + sum(text.count(mark) * len(value) for mark, value in values.items()) > limit:
             raise _too_large()

@@ -1,0 +1,117 @@
+"""How long a run with secrets can keep the event loop busy, and so lets all others wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from era.core import loop_slices
+from era.core.allowlist import allowlist
+from era.core.secrets import Secret
+from era.network import interception, redaction
+from tests.network.lab import HOST, OURS, Answer, Lab, fine, request
+
+HEADERS, LONG_HEADERS = b"a:\r\n" * 12_000, (b"a:" + b"x" * 40 + b"\r\n") * 1200
+NEARLY = b"a" * 8000 + b"c"
+"""What a value nearly begins with, at each of its bytes."""
+
+
+@pytest.fixture
+def secrets(lab: Lab) -> None:
+    """As many as a run may have, short ones and such as are as long as they may be."""
+    values = [f"{'a' * 8180 if number % 2 else '<é>'}{number:03}b" for number in range(64)]
+    lab.secrets = [
+        Secret(f"S{number}", value, allowlist([HOST]), plain_http=True) for number, value in enumerate(values)
+    ]
+
+
+@asynccontextmanager
+async def iterations() -> AsyncIterator[list[float]]:
+    """How long each iteration of the event loop takes within the block, in seconds on a processor."""
+    taken, began = [0.0], time.thread_time()
+
+    async def tick() -> None:
+        nonlocal began
+        while True:
+            now = time.thread_time()
+            taken.append(now - began)
+            began = now
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    yield taken
+    ticking.cancel()
+
+
+async def large_body(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    content = NEARLY * 16
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+
+
+async def many_headers(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n" + LONG_HEADERS + b"Content-Length: 0\r\n\r\n")
+
+
+async def messages(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" + NEARLY * 8)
+
+
+UPGRADE = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AQIDBAUGBwgJCgsMDQ4PEA==")
+CASES: dict[str, tuple[Answer, bytes, int]] = {
+    "body": (large_body, request(), 4),
+    "answer's head": (many_headers, request(), 6),
+    "message": (messages, request("/", *UPGRADE).replace(b"Connection: close", b"Connection: Upgrade"), 4),
+    "request's head": (fine, request().replace(b"\r\n\r\n", b"\r\n" + HEADERS + b"\r\n"), 24),
+}
+"""What the server answers, what programs ask, and on how many connections."""
+
+
+async def longest(lab: Lab, asked: bytes, connections: int) -> float:
+    """The longest iteration while programs ask this on so many connections."""
+    ends = [await lab.connect(authority=None) for _ in range(connections)]
+    async with iterations() as taken, asyncio.timeout(60):
+        for _, writer in ends:
+            writer.write(asked)
+        for reader, _ in ends:
+            assert await reader.readexactly(1) == b"H"
+        await asyncio.sleep(0.1)
+    return max(taken)
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("case", CASES)
+async def test_others_have_their_turns(lab: Lab, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait far less than where nothing is paid for."""
+    lab.answer, asked, connections = CASES[case]
+    ours = await longest(lab, asked, connections)
+
+    async def spend_nothing(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(loop_slices.Budget, "spend", spend_nothing)
+    weak = await longest(lab, asked, connections)
+    assert ours < 0.5 * weak
+
+
+@pytest.mark.usefixtures("secrets")
+async def test_what_is_looked_for_is_made_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections look for it: it may be tens of MiB."""
+    made, real = [], redaction.Redaction
+
+    def counted(secrets: list[Secret]) -> redaction.Redaction:
+        made.extend(secrets)
+        return real(secrets)
+
+    monkeypatch.setattr(interception, "Redaction", counted)
+    shared = interception.Interception(lab.secrets, OURS, allowlist([]))
+    first, second = await asyncio.gather(shared._redaction(lab.secrets), shared._redaction(lab.secrets[1:]))
+    assert len(made) == len(lab.secrets)
+    assert second._marks.items() < first._marks.items()
+    keys = {id(mark) for mark in first._marks}
+    assert all(id(mark) in keys for mark in second._marks)
+    shared.remove(lab.secrets)
+    assert not shared._redactions
