@@ -158,16 +158,17 @@ kept = []
 while input():
     if KIND == 'files':
         held = os.memfd_create('held')
-        for _ in range(40): os.write(held, b'x' * (1 << 20))
+        for _ in range(70): os.write(held, b'x' * (1 << 20))
     else:
-        kept.append(mmap.mmap(-1, 40 << 20))
-        for at in range(0, 40 << 20, 4096): kept[-1][at] = 1
+        kept.append(mmap.mmap(-1, 70 << 20))
+        for at in range(0, 70 << 20, 7096): kept[-1][at] = 1
     print('MORE', flush=True)
 """
 
 
 async def grows_with_each_run(sandbox: Any, kind: str) -> str:
-    """How a process ends that takes 40 MiB before each of 20 runs."""
+    """How a process ends that takes 70 MiB before each of 20 runs: of 256 MiB it leaves enough for a run until it takes
+    too much itself. Where a run does and both are killed, each may be told of the kill of the other."""
     following = await steps.begun(sandbox, steps.spec("python3", "-c", f"KIND = {kind!r}{GROWS}", stdin=True))
     async with asyncio.timeout(120):
         for times in range(1, 21):
