@@ -53,6 +53,13 @@ LONG = (
     "hostile/test_overlooked.py",
     "api/test_dashboard_jobs.py",
     "hostile/test_hot_sessions.py",
+    "hostile/test_lease.py",
+    "hostile/test_full_host.py",
+    "client/test_cluster_engines.py",
+    "hostile/test_large_commits.py",
+    "hostile/test_host_tls.py",
+    "hostile/test_garbage_of_hosts.py",
+    "api/test_dashboard_pdf.py",
 )
 """Files of few tests that take more than half a minute. They begin first: no worker is left with one at the end."""
 
