@@ -107,6 +107,8 @@ def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize("code", TAKES.values(), ids=TAKES)
 def test_too_much_memory(sandboxes: Any, code: str) -> None:
+    if sandboxes.name.startswith("gvisor") and code == TAKES["page tables"]:
+        pytest.skip("gVisor ends a program that reads here and there in so large a map")
     sandbox = sandboxes.make()
     assert (sandbox.enforced["cgroup"], sandbox.enforced["memory"]) == (None, "watched")
     result = sandboxes.run(sandbox, HELD + code, env={"SECONDS": "60"}, timeout=120)
