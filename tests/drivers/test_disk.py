@@ -90,6 +90,37 @@ print('all of it')
 
 of_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="it is machine code")
 
+IN_A_CALL = """
+import os, socket, sys, threading, time
+for _ in range(int(os.environ['TIMES'])):
+    pipe, end = os.pipe()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    try:
+        while True: ours.send(b'x' * (1 << 16))
+    except BlockingIOError: pass
+    ours.setblocking(True)
+    def splice(file):
+        try: os.splice(pipe, file, 1)
+        except OSError: pass
+    def send(file):
+        try: socket.send_fds(ours, [b'x'], [file])
+        except OSError: pass
+    for _ in range(3):
+        file = os.open('f', os.O_WRONLY | os.O_CREAT)
+        os.unlink('f')
+        for _ in range(100): os.write(file, b'x' * (1 << 20))
+        threading.Thread(target=HOLD, args=[file]).start()
+        time.sleep(0.1)
+        os.close(file)
+    time.sleep(1.5)
+    os.close(end), theirs.close()
+    time.sleep(0.2)
+    os.close(pipe), ours.close()
+print('all of it')
+"""
+"""300 MiB of files in calls that wait: of closed descriptors a call has what they were of until it ends."""
+
 type Runs = Callable[[Program], AsyncIterator[Output | Ended]]
 
 
@@ -156,9 +187,23 @@ def test_files_in_a_socket_s_queue_end_the_run(sandboxes: Sandboxes, monkeypatch
     sandboxes.close(sandbox)
 
 
-def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes) -> None:
+@pytest.mark.parametrize("hold", ["splice", "send"])
+def test_files_in_calls_that_wait_end_the_run(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, hold: str) -> None:
+    limits, code = replace(LIMITS, disk_bytes=128 << 20), IN_A_CALL.replace("HOLD", hold)
+    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", limits))
+    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code, {"TIMES": "20"})
+    assert (said, result.cause) == ("", "disk_full")
+    assert "sockets' queues" in str(result.disk_problem)
+    monkeypatch.setattr(processes, "have_in_flight", lambda _: False)
+    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code, {"TIMES": "1"})
+    assert (said, result.cause) == ("all of it\n", "exit"), "it isn't found otherwise"
+    sandboxes.close(sandbox)
+
+
+@pytest.mark.parametrize("code", [IN_FLIGHT, IN_A_CALL.replace("HOLD", "send")], ids=["in a queue", "in a call"])
+def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes, code: str) -> None:
     sandbox = sandboxes._runner.run(sandboxes.driver.create("python", LIMITS))
-    code = IN_FLIGHT.replace("range(100)", "range(1)")
+    code = code.replace("range(100)", "range(1)")
     said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code, {"TIMES": "2"})
     assert (said, result.cause, result.disk_problem) == ("all of it\n", "exit", None)
     sandboxes.close(sandbox)

@@ -193,8 +193,8 @@ class Sandbox(Protocol):
         ...
 
     def have_in_flight(self) -> bool:
-        """Whether programs have descriptors in queues of sockets, whose files `unnamed_bytes` can't find. It may be
-        slow, too."""
+        """Whether programs have descriptors in queues of sockets, or may have them in calls that wait, whose files
+        `unnamed_bytes` can't find. It may be slow, too."""
         ...
 
     def held_files(self, device: int) -> HeldFiles | None:

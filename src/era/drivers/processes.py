@@ -28,6 +28,13 @@ _PROCMAP_QUERY = 0xC0686611
 _QUERY = struct.Struct("=9Q4I2Q")  # struct procmap_query of linux/fs.h; its fields 0 to 8 are the ones used here
 _NEXT_SHARED_FILE = 0x10 | 0x08 | 0x20  # the map at an address or the next one, of those that are shared and of a file
 _IN_FLIGHT = re.compile(rb"^scm_fds:\s+[1-9]", re.MULTILINE)
+_HOLDING_CALL = {
+    "x86_64": re.compile(rb"(?:40|46|275|307) |72 \S+ 0x(?:[0-9a-f]*0{6})?26 "),
+    "aarch64": re.compile(rb"(?:71|211|76|269) |25 \S+ 0x(?:[0-9a-f]*0{6})?26 "),
+}.get(os.uname().machine)
+"""What proc(5) says of a thread that is in sendfile, sendmsg, splice, sendmmsg, or fcntl with F_OFD_SETLKW. These may
+wait for ever, and have the files meanwhile whose descriptors they were given, though these are closed by then."""
+
 _INODE = re.compile(rb"^ino:\s+(\d+)", re.MULTILINE)
 _FDINFO_BYTES = 1 << 12  # more than is said of any file or socket
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -150,11 +157,19 @@ def unnamed_bytes(pids: Iterable[int], device: int) -> int:
 
 
 def have_in_flight(pids: Iterable[int]) -> bool:
-    """Whether descriptors lie in queues of sockets that these processes have open. Before Linux 5.10 never."""
+    """Whether descriptors lie in queues of sockets that these processes have open (before Linux 5.10 never), or may lie
+    in calls of theirs that wait."""
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
-            if any(map(_thread_has_in_flight, with_descriptors(pid))):
+            if any(map(_thread_has_in_flight, with_descriptors(pid))) or any(map(_is_in_holding_call, threads(pid))):
                 return True
+    return False
+
+
+def _is_in_holding_call(tid: int) -> bool:
+    """Whether a thread is in a call that may have files of closed descriptors."""
+    with contextlib.suppress(OSError):  # it has ended, or this isn't shown to us
+        return _HOLDING_CALL is not None and _HOLDING_CALL.match(Path(f"/proc/{tid}/syscall").read_bytes()) is not None
     return False
 
 

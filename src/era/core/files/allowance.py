@@ -178,7 +178,7 @@ class Allowance:
         self._in_flight += 1
         self._due_at = time.monotonic() + _SOON
         if self._in_flight == _OFTEN:
-            raise Full("descriptors lie in sockets' queues, so that the files can't be measured")
+            raise Full("descriptors lie in sockets' queues, or in calls, so that the files can't be measured")
 
 
 class _Usage:
