@@ -87,6 +87,8 @@ BROKEN = {
     "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "no HTTP": b"220 hello\r\n\r\n",
     "a control": b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+    "compressed twice": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b",
+    "compressed and not": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Encoding: identity\r\n\r\n\x1f\x8b",
 }
 
 

@@ -156,7 +156,7 @@ async def _write_input(socket: WebSocket, live: LiveProcess | None, inputs: asyn
 async def _control(live: LiveProcess, received: str, inputs: asyncio.Queue[bytes | None]) -> None:
     """Do what a text message says. Raises EraError."""
     try:
-        asked = json.loads(received)
+        asked = json.loads(received if len(received) <= _MAX_CONTROL else "")
         name, value = next(iter(asked.items())) if len(asked) == 1 else ("", None)
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise BadRequest("This is no control message.", hint=_CONTROLS, code="bad_message") from None
@@ -172,6 +172,9 @@ async def _control(live: LiveProcess, received: str, inputs: asyncio.Queue[bytes
     else:
         raise BadRequest("This is no control message.", hint=_CONTROLS, code="bad_message")
 
+
+_MAX_CONTROL = 1000
+"""Characters of a control message. A longer one isn't parsed: it may be hundreds of thousands of values."""
 
 _CONTROLS = 'Send {"resize": {"cols": 80, "rows": 24}}, {"signal": "INT"} or {"eof": true}; input as binary messages.'
 

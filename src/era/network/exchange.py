@@ -275,7 +275,8 @@ class Exchange:
             await self._send_to_program(response)
             return
         inflate, length = None, names.get(b"content-length")
-        encoding = names.get(b"content-encoding", b"").strip().lower()
+        # Of several, each compresses what the one before has made.
+        encoding = b",".join(value.strip().lower() for name, value in response.headers if name == b"content-encoding")
         if encoding not in (b"", b"identity"):
             if encoding not in Inflate.ENCODINGS or response.status_code == 206:
                 raise Refused(502, "bad_answer", "the server's answer is compressed, though it was asked not to be")
