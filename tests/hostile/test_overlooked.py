@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyFailure
 
-from tests.conftest import MakeServer, Server
+from tests.api.live import process, start
+from tests.conftest import MakeServer, Server, eventually
 from tests.gvisor import BOTH_KINDS, needs_gvisor
 
 FURNISH = """
@@ -290,3 +292,30 @@ def test_the_search_finds_what_a_look_that_trusts_inotify_overlooks(isolation: s
     # What is in flight may be collected in time when an example is tried once more, as each is that fails.
     with own_server(weakness=TRUSTING).client() as client, pytest.raises((AssertionError, FlakyFailure)):
         search(client, isolation, examples=100, is_random=False)
+
+
+SLOW = """
+import time
+from era.core.files.watch import Watch
+skip = Watch.skip
+def slowly(self):
+    time.sleep(3)
+    skip(self)
+Watch.skip = slowly
+"""
+"""The end of a look takes long, as it does where much is stored."""
+
+
+def test_no_process_begins_while_a_run_s_files_are_looked_at(own_server: MakeServer) -> None:
+    """Or what it writes meanwhile would be taken for seen."""
+    with own_server(weakness=SLOW).client() as client, ThreadPoolExecutor() as threads:
+        session = Session.create(client, "bubblewrap")
+        session.run(FURNISH)
+        run = threads.submit(session.run, "open('d1/f1', 'w').write('first')")
+        time.sleep(1)
+        id = session.where.rpartition("/")[2]
+        start(client, id, "echo other > d1/f1; echo done; sleep 1000", tag="writer")
+        assert eventually(lambda: process(client, id, "writer")["output_bytes"])
+        run.result()
+        version = client.post(f"{session.where}/checkpoint").json()["version"]
+        assert client.get(f"{session.where}/versions/{version}/files/d1/f1").text == "other\n"

@@ -35,7 +35,7 @@ class ActiveRun:
     """None until it has one."""
 
     joinable: bool = False
-    """Whether its session may become live meanwhile: what it leaves is kept however it ends."""
+    """Whether its session may become live meanwhile: what it leaves is kept however it ends, and isn't yet."""
 
     begun_at: float | None = None
     """When its program might begin; None before that."""

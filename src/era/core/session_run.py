@@ -293,6 +293,7 @@ class SessionRun:
         before = self._session.snapshot
         if self._session.key in self._parts.liveness:
             return (await self._parts.moments.take(sandbox, before, entry)).snapshot
+        self._active.joinable = False  # nothing may begin there while it is looked at as if nothing could
         return await self._parts.snapshots.take(sandbox, before, entry)
 
     async def _commit(

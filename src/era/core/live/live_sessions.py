@@ -8,7 +8,8 @@ the pool: it makes way for nobody, and runs get it as it is. What is in its work
 versions are checkpoints (checkpoints.py).
 
 *It becomes live* in its turn, like a run, or joins the run that has the turn: then it gets that run's sandbox. It can't
-join a run that may have to be undone (`atomic`), nor one after which the working directory is emptied.
+join a run that may have to be undone (`atomic`), nor one after which the working directory is emptied, nor one whose
+files are being looked at.
 
 *It is in use* while a process runs, while somebody is attached, and during calls. Once it has not been for
 `keep_alive` seconds, or on request, it is *put away*, in this order: its processes are ended; then whoever has added
