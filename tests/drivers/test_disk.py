@@ -43,7 +43,7 @@ import mmap
 held = []
 for n in range(4):
     file = open('f', 'w+b'); os.unlink('f'); write(file)
-    held.append(mmap.mmap(file.fileno(), 0)); file.close()
+    held.append((file, mmap.mmap(file.fileno(), 0))); os.closerange(file.fileno(), 100)  # and what mmap has made of it
 """,
     "files of which a page is mapped": """
 import ctypes
