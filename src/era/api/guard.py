@@ -37,6 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.api import scopes
 from era.api.hop import HEADER, Hops, is_from_host
+from era.api.large_bodies import SMALL_BYTES, LargeBodies, Room
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
 from era.core.public.sites import SiteName
@@ -44,6 +45,9 @@ from era.core.telemetry import new_request_id, origin
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
+_PIECE_BYTES = 64 << 10
+"""The most that comes of a body at a time, or a bit more."""
+
 HOST_HEADER = b"x-era-host"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
@@ -116,6 +120,7 @@ class Guard:
         self._keys = keys
         self._tickets = tickets
         self._bounds = bounds or {}
+        self._large_bodies = LargeBodies()
         self._idle_seconds = idle_seconds
         self._names = _LOOPBACK | {name.lower() for name in names}
 
@@ -155,7 +160,10 @@ class Guard:
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
             public = site or _PROXY.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
             bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
-            await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds), send_with_id)
+            with self._large_bodies.room(_owner(scope)) as room:
+                # A body with a bound of its own is written to a file as it comes.
+                held = room if bound == MAX_BODY_BYTES else None
+                await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds, held), send_with_id)
         except EraError as error:
             if began:
                 raise
@@ -284,8 +292,17 @@ def _take_slash_off(scope: Scope) -> None:
     scope.update(path=path[:-1], raw_path=raw_path[:-1])
 
 
-def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float) -> Receive:
-    """Wrap `receive` to bound the body: TooLarge beyond `bound` bytes (None: no bound), TooSlow after a pause.
+def _owner(scope: Scope) -> str:
+    """Whose request this is, "" where nobody knows."""
+    caller = scope["state"].get("caller")
+    return "" if caller is None else str(caller.owner)
+
+
+def _bounded(
+    receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float, room: Room | None = None
+) -> Receive:
+    """Wrap `receive` to bound the body: TooLarge beyond `bound` bytes (None: no bound), TooSlow after a pause. With
+    `room` it is held in memory until it is complete; Unavailable where there is no room for it.
 
     Only the time spent in waiting for the client counts. A route that is slow to take the body doesn't make it stalled.
     """
@@ -297,6 +314,9 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, i
     async def receive_bounded() -> Message:
         nonlocal received, more
         if more:
+            if room is not None and bound is not None:
+                expected = bound if received + _PIECE_BYTES > SMALL_BYTES else 0
+                await room.take((declared.isdigit() and int(declared)) or expected, idle_seconds)
             try:
                 async with asyncio.timeout(idle_seconds):
                     message = await receive()
@@ -306,6 +326,8 @@ def _bounded(receive: Receive, headers: dict[bytes, bytes], bound: int | None, i
                     hint="Send it again, at any pace but without such a pause. Nothing was kept of it.",
                 ) from None
             more = message.get("more_body", False)
+            if room is not None and not more:
+                room.give_back()
         else:
             message = await receive()  # waits for the caller to hang up
         received += len(message.get("body", b""))
