@@ -385,6 +385,7 @@ async def test_sys_exit_ends_the_cell_only(cells: Cells) -> None:
         "s.sendall(b'D' + (2).to_bytes(4, 'big') + b'{}')",
         "s.sendall(b'P' + (30000).to_bytes(4, 'big') + b'[' * 30000)",
         "s.sendall(b'P' + (2).to_bytes(4, 'big') + b'\\xff\\xff')",
+        "s.sendall(b'B' + bytes(4))",  # it has begun: each would have a signal of its own
     ],
 )
 async def test_what_is_no_message_ends_the_interpreter_and_says_so(cells: Cells, write: str) -> None:

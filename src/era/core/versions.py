@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class Versions:
             old = await self._store.version(session_id, n - 1)
             old_data, old_snapshot = old.data, old.version.snapshot
         files = await self._snapshots.changes(old_snapshot, new.version.snapshot)
-        return Diff(n, list(data_changes(json.loads(old_data), json.loads(new.data))), files)
+        return Diff(n, await asyncio.to_thread(_changes, old_data, new.data), files)
 
     async def name(self, session_id: OwnedId, n: int, name: str) -> Version:
         """Name version `n`, which is kept from now on. It needs no turn: neither data nor files change.
@@ -115,6 +116,11 @@ class Versions:
             text = data_text("data", without_view(data, source.stored))
         copy = NewCopy(session_id, new_id or _copy_id(session_id.id), from_version, text)
         return await create_once(self._idempotency, session_id, claim, lambda: self._store.duplicate(copy, claim))
+
+
+def _changes(old: str, new: str) -> list[DataChange]:
+    """The changes between two data as JSON text."""
+    return data_changes(json.loads(old), json.loads(new))
 
 
 def _copy_id(session_id: str) -> str:

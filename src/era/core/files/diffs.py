@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,11 @@ from era.core.models import Json
 
 type ReadTree = Callable[[str], list[list[Any]]]
 """Reads a tree object: its entries, in the form that trees.py writes, by its digest."""
+
+
+_MOST_CHANGES = 10_000
+_MOST_PATH_CHARACTERS = 1 << 20
+"""Of a list of changes. Data of 1 MiB may have half a million values, below keys of hundreds of KiB."""
 
 
 class DataChange(NamedTuple):
@@ -39,28 +44,60 @@ class FileChanges:
     removed: list[FileChange] = field(default_factory=list)
 
 
-def data_changes(old: Any, new: Any, path: str = "") -> Iterator[DataChange]:
-    """The changes that turn `old` into `new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
+def data_changes(old: Any, new: Any) -> list[DataChange]:
+    """The changes that turn `old` into `new`. Where these would be very many, or their paths very long together, only
+    those of whole values at the top; where these would be, too, a single one of all."""
+    for depth in (_ALL_LEVELS, 1):
+        changes: list[DataChange] = []
+        room = _MOST_PATH_CHARACTERS
+        for change in _data_changes(old, new, [], depth):
+            room -= len(change.path)
+            if room < 0 or len(changes) == _MOST_CHANGES:
+                break
+            changes.append(change)
+        else:
+            return changes
+    return [DataChange("", "replace", old, new)]
+
+
+_ALL_LEVELS = 1 << 30
+
+
+def _data_changes(old: Any, new: Any, path: list[str], depth: int) -> Iterator[DataChange]:
+    """The changes of the value at `path`, those at most `depth` levels below it one by one. The path is written only
+    for a change: to write that of every value would take as long as all keys on the way to it."""
+    if type(old) is not type(new) or not isinstance(old, dict | list):
+        if type(old) is not type(new) or old != new:  # in Python 1 equals True and 1.0, in JSON it doesn't
+            yield DataChange(_pointer(path), "replace", old, new)
+    elif not depth:
+        if next(_data_changes(old, new, [], _ALL_LEVELS), None) is not None:
+            yield DataChange(_pointer(path), "replace", old, new)
+    elif isinstance(old, dict):
         for name, value in old.items():
-            below = f"{path}/{name.replace('~', '~0').replace('/', '~1')}"
+            path.append(name)
             if name not in new:
-                yield DataChange(below, "remove", old=value)
+                yield DataChange(_pointer(path), "remove", old=value)
             else:
-                yield from data_changes(value, new[name], below)
+                yield from _data_changes(value, new[name], path, depth - 1)
+            path.pop()
         for name, value in new.items():
             if name not in old:
-                yield DataChange(f"{path}/{name.replace('~', '~0').replace('/', '~1')}", "add", new=value)
-    elif isinstance(old, list) and isinstance(new, list):
+                yield DataChange(_pointer([*path, name]), "add", new=value)
+    else:
         for index, (before, after) in enumerate(zip(old, new, strict=False)):
-            yield from data_changes(before, after, f"{path}/{index}")
+            path.append(str(index))
+            yield from _data_changes(before, after, path, depth - 1)
+            path.pop()
         # From the end, so that removing one doesn't shift the indexes of the next.
         for index in range(len(old) - 1, len(new) - 1, -1):
-            yield DataChange(f"{path}/{index}", "remove", old=old[index])
+            yield DataChange(_pointer([*path, str(index)]), "remove", old=old[index])
         for index in range(len(old), len(new)):
-            yield DataChange(f"{path}/{index}", "add", new=new[index])
-    elif type(old) is not type(new) or old != new:  # in Python 1 equals True and 1.0, in JSON it doesn't
-        yield DataChange(path, "replace", old, new)
+            yield DataChange(_pointer([*path, str(index)]), "add", new=new[index])
+
+
+def _pointer(path: Sequence[str]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join(f"/{name.replace('~', '~0').replace('/', '~1')}" for name in path)
 
 
 def file_changes(read: ReadTree, old: str | None, new: str | None) -> FileChanges:

@@ -32,6 +32,7 @@ from typing import Literal
 
 import structlog
 
+from era.core import jsontext
 from era.core.cells import Cell, CellOutcome
 from era.core.live.kernel_frames import (
     INTERRUPT_FRAME,
@@ -73,6 +74,9 @@ _MARK_SECONDS = 10.0
 
 _BYTE_US = 0.01
 """What it costs the event loop to take a byte."""
+
+_FRAME_US, _MARK_US = 4, 0.2
+"""What it costs to take a frame of the kernel's, and each mark of JSON in it (jsontext.marks)."""
 
 _BETWEEN_BYTES = 64 << 10
 """Of output between cells that is kept, of each stream."""
@@ -341,6 +345,7 @@ class Context:
             try:
                 for kind, payload in self._frames.feed(event.data):
                     await self._on_frame(kind, payload)
+                    await self._budget.spend(_FRAME_US + jsontext.marks(payload) * _MARK_US)
             except KernelBroken as broken:
                 self._why = f"It was killed, since its interpreter {broken}."
                 await self._process.kill()
@@ -367,6 +372,8 @@ class Context:
             self._ready.set()
         elif running is None or running.end is not None:
             raise KernelBroken("wrote about a cell while there was none")
+        elif kind == b"B" and running.begun:
+            raise KernelBroken("wrote twice that a cell had begun")
         elif kind == b"B":
             running.begun = True
             if running.signalled:

@@ -60,6 +60,8 @@ def cell_frame(cell: JsonObject) -> bytes:
 def parse(payload: bytes) -> JsonObject:
     """A payload that has to be a JSON object. Text is cleaned of what can't be encoded, and numbers of what JSON
     doesn't have. Raises KernelBroken."""
+    if jsontext.has_too_many_parts(payload):
+        raise KernelBroken("wrote too many values to the service")
     try:
         value = json.loads(payload, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -89,35 +91,44 @@ class CellResults:
 
     results: list[JsonObject] = field(default_factory=list)
     truncated: bool = False
-    _ids: list[str | None] = field(default_factory=list)
-    """The display id of each, by which it can be changed."""
+    _places: dict[str, list[int]] = field(default_factory=dict)
+    """Where those are that have a display id, by which they can be changed."""
 
     _size: int = 0
 
     def add(self, payload: bytes) -> None:
         """Take the payload of a P frame. Raises KernelBroken."""
         self._size += len(payload)
-        if self._size > self.limit or len(self.results) >= _MOST_RESULTS:
+        too_many = len(self.results) >= _MOST_RESULTS or jsontext.has_too_many_parts(payload)
+        if self._size > self.limit or too_many:
             self.truncated = True
             return
         given = parse(payload)
-        data, metadata = given.get("data"), given.get("metadata")
+        data, metadata, display_id = given.get("data"), given.get("metadata"), given.get("display_id")
         if not isinstance(data, dict) or not isinstance(metadata, dict):
             raise KernelBroken("wrote a result that is none")
-        display_id = given.get("display_id")
         result = {"data": data, "metadata": metadata, "main": given.get("main") is True}
         if given.get("update") is True:
-            for place, known in enumerate(self._ids):
-                if known == display_id:
-                    self.results[place] = {**result, "main": self.results[place]["main"]}
+            self._update(display_id if isinstance(display_id, str) else "", result, len(payload))
             return
+        if isinstance(display_id, str):
+            self._places.setdefault(display_id, []).append(len(self.results))
         self.results.append(result)
-        self._ids.append(display_id if isinstance(display_id, str) else None)
+
+    def _update(self, display_id: str, result: JsonObject, size: int) -> None:
+        """Change all results that have this display id. The answer has it once for each, so it counts as often."""
+        places = self._places.get(display_id, [])
+        self._size += size * max(0, len(places) - 1)
+        if self._size > self.limit:
+            self.truncated = True
+            return
+        for place in places:
+            self.results[place] = {**result, "main": self.results[place]["main"]}
 
     def clear(self) -> None:
         """Forget all so far. What they took still counts, or clearing would never end."""
         self.results.clear()
-        self._ids.clear()
+        self._places.clear()
 
 
 @dataclass(frozen=True, slots=True)
