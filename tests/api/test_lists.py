@@ -110,3 +110,24 @@ def test_a_list_of_all_and_their_end_are_whole_however_many_there_are(owners: Ow
         gone = client.request("DELETE", "/api/sessions?purge=true").json()
         assert (sorted(gone["deleted_sessions"]), gone["deleted_count"]) == (names, 600)
         assert client.get("/api/sessions").json() == {"sessions": [], "count": 0, "next_cursor": None}
+
+
+def test_lists_of_large_sessions_are_whole(owners: Owners) -> None:
+    """They are read, parsed and told a few at a time: 250 of them at once took gigabytes, and kept others waiting."""
+    with client_with_key(owners.server, new_key(owners.server, "large-lister")["key"]) as client:
+        names = [f"large-{number}" for number in range(7)]
+        for name in names:
+            body = {"session_id": name, "language": "python", "data": {"text": name * 80_000}}
+            assert client.post("/api/sessions", json=body).status_code == 201
+        listed = client.get("/api/sessions").json()
+        assert [each["id"] for each in listed["sessions"]] == names[::-1]
+        assert [each["data"]["text"] for each in listed["sessions"]] == [name * 80_000 for name in names[::-1]]
+        pages = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = client.get(f"/api/sessions?limit=3&fields=id{cursor and '&cursor='}{cursor}").json()
+            assert page["count"] == len(page["sessions"])
+            pages.append([each["id"] for each in page["sessions"]])
+            cursor = page["next_cursor"]
+        assert pages == [names[:3:-1], names[3:0:-1], names[:1]]
+        assert client.request("DELETE", "/api/sessions?purge=true").json()["deleted_count"] == 7

@@ -106,6 +106,18 @@ def test_a_run_shows_in_the_session(client: httpx.Client, session: MakeSession, 
         assert_recent(file["modified_at"])
 
 
+def test_labels_have_a_bound(client: httpx.Client, session: MakeSession) -> None:
+    """Each is a row: while 100,000 were written the runs of all other sessions waited for seven seconds."""
+    most = {str(number): number for number in range(1000)}
+    where = session(metadata=most)
+    assert client.get("/api/sessions?metadata.999=999&fields=id").json()["sessions"] == [{"id": where}]
+    for answer in (
+        client.post("/api/sessions", json={"language": "python", "metadata": {**most, "more": 1}}),
+        client.patch(f"/api/sessions/{where}", json={"metadata": {**most, "more": 1}}),
+    ):
+        refused(answer, 413, "1001 labels")
+
+
 def test_the_list_is_newest_first_and_comes_in_pages(client: httpx.Client, session: MakeSession) -> None:
     ids = [session(session_id=f"page-{number}") for number in range(7)]
     whole = checked(client.get("/api/sessions"), SessionsAnswer, {"sessions", "count", "next_cursor"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from typing import Any
 
@@ -32,6 +33,22 @@ INSERT INTO sessions (key, id, owner, language, persistent, metadata, allow_inte
 LANGUAGES = ("python", "node")
 OWNERS = ("ada", "mallory")
 LABELS: list[dict[str, Any]] = [{}, {"a": "1"}, {"b": "1"}, {"a": "1", "b": "1"}, {"c": 2, "a": "1", "b": "1"}]
+
+
+async def test_a_page_of_large_sessions_holds_fewer(store: SqlStore) -> None:
+    keys = []
+    for number in range(5):
+        owned, data = OwnedId("ada", f"s{number}"), json.dumps({"text": "x" * 1000})
+        keys.append((await store.create_session(new("s", id=owned, data=data))).key)
+    for limit, most, expected in ((5, 1, 1), (5, 2000, 2), (4, 1 << 20, 4), (5, 1 << 20, 5), (9, 1 << 20, 5)):
+        before, found, sizes, more = None, [], [], True
+        while more:
+            page, more = await store.session_page(SessionFilter("ada", limit=limit, before_key=before), most)
+            sizes.append(len(page))
+            found += [each.key for each in page]
+            before = found[-1]
+        assert (found, sizes[0]) == (keys[::-1], expected), "all of them, so many of them in memory at a time"
+    assert await store.session_page(SessionFilter("mallory", limit=5), 1 << 20) == ([], False)
 
 
 async def test_pages_hold_what_passes_in_order(store: SqlStore) -> None:

@@ -146,39 +146,44 @@ async def list_sessions(
     expired or were deleted, and can be restored, are listed only where `status` asks for them."""
     shown = _shown(fields) - (set() if data else {"data"})
     which = _filter(owner, language_name, status, labels)
-    size = limit or _LISTED_AT_ONCE
 
-    async def page(before: int | None) -> tuple[_Views, int | None]:
-        """Some sessions, and the key of the last of them if there are more."""
-        # One more tells whether there are.
-        sessions = await context.sessions.list(replace(which, limit=size + 1, before_key=before))
-        views = await session_views(sessions[:size], context)
+    async def page(before: int | None, room: int) -> tuple[_Views, int, int | None]:
+        """Some sessions, how many were looked at, and the key of the last of these if there are more."""
+        size = min(room, _LISTED_AT_ONCE)
+        sessions, more = await context.sessions.page(replace(which, limit=size, before_key=before))
+        views = await session_views(sessions, context)
         if status is not None:
             views = [session for session in views if session["status"] == status]
         views = [{name: value for name, value in session.items() if name in shown} for session in views]
-        return views, sessions[size - 1].key if len(sessions) > size else None
+        return views, len(sessions), sessions[-1].key if more else None
 
-    views, last = await page(key_of(cursor) if cursor else None)
-    if limit is None and last is not None:
-        return StreamingResponse(_all_pages(views, last, page), media_type=Answer.media_type)
+    first = await page(key_of(cursor) if cursor else None, limit or _ALL)
+    views, looked_at, last = first
+    if last is not None and looked_at != limit:
+        return StreamingResponse(_pages(first, limit or _ALL, page), media_type=Answer.media_type)
     return Answer({"sessions": views, "count": len(views), "next_cursor": last and cursor_of(last)})
 
 
 type _Views = list[dict[str, Any]]
+type _Page = tuple[_Views, int, int | None]
+_ALL = 1 << 62
 
 
-async def _all_pages(
-    views: _Views, last: int | None, page: Callable[[int], Awaitable[tuple[_Views, int | None]]]
-) -> AsyncIterator[bytes]:
-    """The answer that has all sessions, piece by piece: to make that of a hundred thousand at once would keep all other
-    calls waiting for seconds, and take a gigabyte."""
+async def _pages(page: _Page, room: int, following: Callable[[int, int], Awaitable[_Page]]) -> AsyncIterator[bytes]:
+    """The answer that has `room` sessions, if there are as many, piece by piece: to make that of a hundred thousand at
+    once, or of a few hundred large ones, would keep all other calls waiting for seconds, and take a gigabyte."""
     count, before = 0, b'{"sessions":['
-    while views or last is not None:
+    while True:
+        views, looked_at, last = page
         if views:
             yield before + json_bytes(views)[1:-1]
             count, before = count + len(views), b","
-        views, last = ([], None) if last is None else await page(last)
-    yield (b"" if count else before) + b'],"count":%d,"next_cursor":null}' % count
+        room -= looked_at
+        if last is None or not room:
+            break
+        page = await following(last, room)
+    cursor = json_bytes(last and cursor_of(last))
+    yield (b"" if count else before) + b'],"count":%d,"next_cursor":%b}' % (count, cursor)
 
 
 def _shown(fields: str | None) -> set[str]:

@@ -199,6 +199,11 @@ class MetadataStore(Protocol):
         """The sessions that match, newest first. Counts as no call to them."""
         ...
 
+    async def session_page(self, which: SessionFilter, most: int) -> tuple[Sequence[Session], bool]:
+        """The same, with a limit, but none behind those whose rows together have `most` characters or more; and
+        whether more sessions match than these. Each may have some MiB, so a thousand could fill the memory."""
+        ...
+
     async def newest_ids(self, owner: str, limit: int) -> Sequence[str]:
         """The ids of an owner's present sessions, the newest `limit`, newest first. Counts as no call to them."""
         ...

@@ -36,12 +36,16 @@ from era.core.views import without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
 
 MAX_CODE_BYTES = 4 << 20
+_MOST_LABELS = 1000
+"""Of a session: each is a row of its own, and all others' commits wait while they are written."""
 
 type Select = Callable[[Sequence[Session]], Awaitable[Sequence[Session]]]
 """Takes some of the sessions that it is given."""
 
 
 _DELETED_AT_ONCE = 500
+_READ_AT_ONCE = 1 << 20
+"""Characters of sessions' rows. What these have is parsed and shown by the event loop without a pause."""
 
 
 class Sessions:
@@ -97,7 +101,7 @@ class Sessions:
         """Create a session of the caller's owner; `session_id` None makes up an id. `default_timeout` and `ttl` are
         seconds, `limits` in the units of the API. Raises Conflict where the id is taken, BadRequest or TooLarge for
         values that can't be."""
-        data_text("metadata", metadata)
+        check_metadata(metadata)
         self._rules.check(limits or {})
         allowed.check(egress or {})
         if not persistent and (setup or {}).get("commands"):
@@ -133,15 +137,16 @@ class Sessions:
     async def get(self, session_id: OwnedId) -> Session:
         return await self._store.session(session_id)
 
-    async def list(self, which: SessionFilter) -> Sequence[Session]:
-        """The sessions that pass the filter, newest first. Those that have expired by now count as gone."""
+    async def page(self, which: SessionFilter) -> tuple[Sequence[Session], bool]:
+        """The first sessions that pass the filter, newest first, fewer than its limit where they are large, and whether
+        there are more. Those that have expired by now count as gone."""
         await self._expiry.sweep()
-        return await self._store.sessions(which)
+        return await self._store.session_page(which, _READ_AT_ONCE)
 
     async def change(self, session_id: OwnedId, change: SessionChange, data: JsonObject | None) -> Session:
         """Change settings, and `data` unless that is None. A change of data or setup waits for the run under way."""
         if change.metadata is not None:
-            data_text("metadata", change.metadata)
+            check_metadata(change.metadata)
         self._rules.check(change.limits or {})
         allowed.check(change.egress or {})
         if data is None and change.setup is KEEP:
@@ -195,8 +200,9 @@ class Sessions:
         """Delete every session that passes the filter at this moment, and that `selected` takes of those, if that is
         given. Returns their ids. Sessions that are gone already can only be purged."""
         deleted = []
-        page = replace(which, limit=_DELETED_AT_ONCE)
-        while found := await self.list(page):
+        page, more = replace(which, limit=_DELETED_AT_ONCE), True
+        while more:
+            found, more = await self.page(page)
             for session in found if selected is None else await selected(found):
                 try:
                     if which.removed:
@@ -208,7 +214,7 @@ class Sessions:
                 except (NotFound, Expired):
                     continue  # somebody else was faster
                 deleted.append(session.id)
-            page = replace(page, before_key=found[-1].key)
+            page = replace(page, before_key=found[-1].key if found else None)
         return deleted
 
     async def restore(self, session_id: OwnedId) -> Session:
@@ -227,6 +233,16 @@ def check_code(code: str) -> None:
     if size > MAX_CODE_BYTES:
         raise TooLarge(
             f"'code' is {size} bytes, {MAX_CODE_BYTES} are allowed.", hint="Put the rest into files of the session."
+        )
+
+
+def check_metadata(metadata: Any) -> None:
+    """Raises BadRequest or TooLarge for labels that a session can't have."""
+    data_text("metadata", metadata)
+    if len(metadata) > _MOST_LABELS:
+        raise TooLarge(
+            f"'metadata' has {len(metadata)} labels, {_MOST_LABELS} are allowed.",
+            hint="Put into 'data' what lists aren't filtered by.",
         )
 
 

@@ -51,7 +51,9 @@ def mcp_server(version: str, calls_of: Callable[[RequestContext], Calls]) -> Ser
         context: RequestContext, _: types.PaginatedRequestParams | None
     ) -> types.ListResourcesResult:
         try:
-            answer = await calls_of(context).call("GET", "/api/sessions", None, limit=_MOST_RESOURCES)
+            answer = await calls_of(context).call(
+                "GET", "/api/sessions", None, limit=_MOST_RESOURCES, fields="id,language"
+            )
         except CallFailed as error:
             raise MCPError(code=types.INTERNAL_ERROR, message=str(error)) from None
         return types.ListResourcesResult(

@@ -200,6 +200,9 @@ class SqlStore:
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
         return await self.database.read(session_pages.list_sessions, self._retention, which)
 
+    async def session_page(self, which: SessionFilter, most: int) -> tuple[Sequence[Session], bool]:
+        return await self.database.read(session_pages.session_page, self._retention, which, most)
+
     async def newest_ids(self, owner: str, limit: int) -> Sequence[str]:
         return await self.database.read(sessions.newest_ids, owner, limit)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Connection, Integer, ScalarSelect, Select, case, cast, literal, null, select
@@ -28,6 +29,8 @@ from era.store.session_lookup import IS_PRESENT, SESSIONS, restorable_since, ses
 from era.store.tables import session_pairs, sessions
 
 _NEWEST = 1 << 62
+_READ_AT_ONCE = 8
+"""Rows. Each may have some MiB, and what is read and not shown shouldn't be much."""
 
 
 def list_sessions(connection: Connection, retention: Retention, which: SessionFilter) -> Sequence[Session]:
@@ -39,6 +42,23 @@ def list_sessions(connection: Connection, retention: Retention, which: SessionFi
     else:
         query = query.where(sessions.c.key.in_(list(connection.execute(page_query(which, since)).scalars())))
     return [session_from_row(row) for row in connection.execute(query)]
+
+
+def session_page(
+    connection: Connection, retention: Retention, which: SessionFilter, most: int
+) -> tuple[Sequence[Session], bool]:
+    """See MetadataStore.session_page."""
+    asked = replace(which, limit=(which.limit or 0) + 1)
+    keys = list(connection.execute(page_query(asked, restorable_since(retention))).scalars())
+    query = SESSIONS.where(sessions.c.key.in_(keys[: which.limit])).order_by(sessions.c.key.desc())
+    found: list[Session] = []
+    with connection.execute(query, execution_options={"yield_per": _READ_AT_ONCE}) as rows:
+        for row in rows:
+            found.append(session_from_row(row))
+            most -= sum(len(value) for value in row if isinstance(value, str))
+            if most <= 0:
+                break
+    return found, 0 < len(found) < len(keys)
 
 
 def page_query(which: SessionFilter, since: int) -> Select[Any]:

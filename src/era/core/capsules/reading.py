@@ -14,7 +14,7 @@ from era.core.capsules.tars import Entry
 from era.core.capsules.validators import bad_capsule, check_fields, too_large
 from era.core.history import MAX_NAMED
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
-from era.core.sessions import check_code, data_text
+from era.core.sessions import check_code, check_metadata, data_text
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
 
@@ -166,7 +166,7 @@ def _value(line: bytes) -> Any:
 
 def _session(head: dict[str, Any], current: VersionContent) -> Session:
     """A session, from its validated fields. Raises BadRequest or TooLarge where a part exceeds a bound."""
-    data_text("metadata", head["metadata"])
+    check_metadata(head["metadata"])
     stored = None
     if head["code"] is not None:
         code = check_fields(head["code"], layout.CODE, "stored code")
