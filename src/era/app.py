@@ -31,6 +31,7 @@ from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files.archives import Archives
 from era.core.files.live_snapshots import LiveSnapshots
+from era.core.files.pages import file_pages
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
@@ -448,7 +449,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     homes=homes,
                     moves=moves,
                     other_hosts=others,
-                    list_snapshot=snapshots.entries,
+                    list_snapshot=partial(file_pages, snapshots),
                     isolation=sandboxes.isolation,
                     pool_counts=pool.counts,
                     at_a_time=lambda: {"runs": admission.places.count, "sandboxes": pool.places.count},

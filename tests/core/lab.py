@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from era.core.files.diffs import KINDS, FileChange
+from era.core.files.pages import change_pages
 from era.core.files.snapshots import Snapshots
 from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
@@ -23,6 +25,18 @@ LIMITS = Limits(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=200_000, output_b
 CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE
 SETTLE = 0.06
 """Seconds after which a written file is settled (see trees.py): longer than the tick that the scan assumes."""
+
+
+def file_changes(snapshots: Snapshots, old: Snapshot, new: Snapshot) -> dict[str, list[FileChange]]:
+    """All that differs between two snapshots, by what happened to it."""
+
+    async def listed() -> dict[str, list[FileChange]]:
+        return {
+            kind: [change async for page in change_pages(snapshots, old, new, kind) for change in page]
+            for kind in KINDS
+        }
+
+    return asyncio.run(listed())
 
 
 @dataclass

@@ -14,7 +14,7 @@ from era.core.files.diffs import FileChange
 from era.core.files.edits import Changes, PutFile, Remove
 from era.core.files.totals import Bounds
 from era.core.models import EMPTY, Snapshot
-from tests.core.lab import Lab, Place, described, mutate
+from tests.core.lab import Lab, Place, described, file_changes, mutate
 from tests.soaking import soak_the_rest
 
 NPM_LIST = ".package-lock.json"
@@ -90,8 +90,7 @@ def test_they_are_no_files(lab: Lab) -> None:
     assert listed(lab, snapshot) == ["a"]
     assert [path for path, _ in edits.walk(lab.snapshots.read_tree, snapshot.root)] == [("a",)]
     assert asyncio.run(lab.snapshots.artifacts(plain, snapshot)) == {}
-    changes = asyncio.run(lab.snapshots.changes(plain, snapshot))
-    assert (changes.added, changes.changed, changes.removed) == ([], [], [])
+    assert file_changes(lab.snapshots, plain, snapshot) == {"added": [], "changed": [], "removed": []}
     # But each file of npm's can be had by its path, as programs can.
     assert asyncio.run(lab.snapshots.find(snapshot, ("node_modules", "m", "index.png")))[0] == "file"
 
@@ -134,8 +133,10 @@ def test_edits_leave_them(lab: Lab) -> None:
     changes.add(("node_modules",), Remove(recursive=True))
     removed = edit(lab, replaced, changes)
     assert (listed(lab, removed), removed.file_count, removed.total_bytes) == (["only"], 1, 0)
-    diff = asyncio.run(lab.snapshots.changes(within, removed))
-    assert diff.removed == [FileChange("new", 0, None), FileChange("old", 3, None)]
+    assert file_changes(lab.snapshots, within, removed)["removed"] == [
+        FileChange("new", 0, None),
+        FileChange("old", 3, None),
+    ]
 
 
 def test_they_count_for_the_limits(lab: Lab) -> None:

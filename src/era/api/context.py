@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -120,7 +120,7 @@ class Context:
     other_hosts: OtherHosts | None
     """The other hosts of the cluster; None outside of one."""
 
-    list_snapshot: Callable[[Snapshot], Awaitable[Sequence[FileEntry]]]
+    list_snapshot: Callable[[Snapshot], AsyncIterator[Sequence[FileEntry]]]
     """All files and links of a snapshot."""
 
     isolation: Callable[[], JsonObject]

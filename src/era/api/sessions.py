@@ -33,13 +33,13 @@ from era.api.context import (
     setup_of,
     states_of,
 )
+from era.api.streaming import listing_response, with_files
 from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import Session, now, timestamp
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
 from era.spelling import did_you_mean
-from era.wire.files import files_answer
 from era.wire.limits import requested_limits
 from era.wire.runs import CodeAnswer, CodeBody, CodeStoredAnswer, code_answer
 from era.wire.sessions import (
@@ -255,7 +255,7 @@ async def get_session(
     session = await context.sessions.get(session_id)
     answer = session_view(session, context)
     if include == "files":
-        answer["files"] = files_answer(await context.list_snapshot(session.snapshot))
+        return await listing_response(with_files(answer, context.list_snapshot(session.snapshot)))
     return Answer(answer)
 
 

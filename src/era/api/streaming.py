@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -12,15 +12,20 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api.context import Answer
+from era.api.context import Answer, json_bytes
 from era.api.ranges import requested_range
+from era.core.files.edits import FileEntry
 from era.core.loop_slices import Budget
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
 from era.errors import EraError
+from era.wire.files import files_answer
 
 _SMALL = 64 << 10
 """Bytes of output up to which an answer is made in one piece."""
+
+_LISTED_US = 5
+"""What it costs to show a file in a list."""
 
 _PIECE_US = 500
 """What it costs to turn a piece of output into JSON."""
@@ -54,6 +59,40 @@ class ClosingResponse(StreamingResponse):
             await scope["extensions"]["era.connection"].cut()
         finally:
             self._close()
+
+
+async def listing_response(pieces: AsyncIterator[bytes]) -> Response:
+    """A JSON answer that may be a long list: in one piece if it is small, else as its pieces come."""
+    first = bytearray()
+    async for piece in pieces:
+        first += piece
+        if len(first) > _SMALL:
+            return ClosingResponse(_and_on(bytes(first), pieces), lambda: None, media_type=Answer.media_type)
+    return Response(bytes(first), media_type=Answer.media_type)
+
+
+async def _and_on(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+async def with_files(answer: dict[str, Any], pages: AsyncIterator[Sequence[FileEntry]]) -> AsyncIterator[bytes]:
+    """The pieces of an answer that has the list of these files as its last field, `files`."""
+    yield json_bytes(answer)[:-1] + b',"files":['
+    async for piece in in_one_list(files_answer(page) async for page in pages):
+        yield piece
+    yield b"]}"
+
+
+async def in_one_list(pages: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
+    """What stands between the brackets of a list of JSON that comes some values at a time."""
+    budget = Budget(object())
+    before = b""
+    async for page in pages:
+        yield before + json_bytes(page)[1:-1]
+        before = b","
+        await budget.spend(len(page) * _LISTED_US)
 
 
 async def run_response(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from fastapi import APIRouter, Request, Response
 
 from era.api.context import (
@@ -17,13 +19,16 @@ from era.api.context import (
     claim_of,
     cursor_of,
     errors,
+    json_bytes,
     key_of,
     made_answer,
     session_view,
 )
+from era.api.streaming import in_one_list, listing_response, with_files
+from era.core.files.diffs import KINDS
 from era.core.sessions import data_of
+from era.core.versions import Diff
 from era.errors import BadRequest
-from era.wire.files import files_answer
 from era.wire.sessions import DuplicateBody, SessionAnswer
 from era.wire.versions import (
     DiffAnswer,
@@ -33,7 +38,8 @@ from era.wire.versions import (
     VersionAnswer,
     VersionHeader,
     VersionsAnswer,
-    diff_answer,
+    data_changes_answer,
+    file_changes_answer,
     version_answer,
 )
 
@@ -58,14 +64,25 @@ async def get_version(session_id: SessionId, number: Number, context: UseContext
     content = await context.versions.get(session_id, number)
     answer = version_answer(content.version) | {"data": data_of(content)}
     if include == "files":
-        answer["files"] = files_answer(await context.list_snapshot(content.version.snapshot))
+        return await listing_response(with_files(answer, context.list_snapshot(content.version.snapshot)))
     return Answer(answer)
 
 
 @router.get("/versions/{number}/diff", responses={200: {"model": DiffAnswer}, **errors(404)})
 async def diff_version(session_id: SessionId, number: Number, context: UseContext) -> Response:
     """Show what a version changed in data and files, compared with the one before it."""
-    return Answer(diff_answer(await context.versions.diff(session_id, number)))
+    return await listing_response(_diff(await context.versions.diff(session_id, number)))
+
+
+async def _diff(diff: Diff) -> AsyncIterator[bytes]:
+    """The pieces of the answer that shows a diff."""
+    before = json_bytes({"version": diff.n, "data": data_changes_answer(diff.data)})[:-1] + b',"files":{'
+    for kind in KINDS:
+        yield before + b'"%b":[' % kind.encode()
+        async for piece in in_one_list(file_changes_answer(kind, page) async for page in diff.files(kind)):
+            yield piece
+        before = b"],"
+    yield b"]}}"
 
 
 @router.put("/versions/{number}/name", responses={200: {"model": VersionHeader}, **errors(404, 409, 413)})

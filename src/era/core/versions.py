@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from era.core.files.diffs import DataChange, FileChanges, data_changes
+from era.core.files.diffs import DataChange, FileChange, Kind, data_changes
+from era.core.files.pages import change_pages
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys, Made, create_once
@@ -31,7 +33,8 @@ class Diff:
 
     n: int
     data: Sequence[DataChange]
-    files: FileChanges
+    files: Callable[[Kind], AsyncIterator[Sequence[FileChange]]]
+    """Those that were added, changed or removed, some at a time."""
 
 
 class Versions:
@@ -69,7 +72,7 @@ class Versions:
         if n > 1:
             old = await self._store.version(session_id, n - 1)
             old_data, old_snapshot = old.data, old.version.snapshot
-        files = await self._snapshots.changes(old_snapshot, new.version.snapshot)
+        files = partial(change_pages, self._snapshots, old_snapshot, new.version.snapshot)
         return Diff(n, await asyncio.to_thread(_changes, old_data, new.data), files)
 
     async def name(self, session_id: OwnedId, n: int, name: str) -> Version:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from era.core.files.diffs import DataChange, FileChange, Kind
 from era.core.models import Cause, Version, timestamp
-from era.core.versions import MAX_NAME, NAME, Diff
+from era.core.versions import MAX_NAME, NAME
 from era.wire.base import Body
 from era.wire.files import FileAnswer, path_text
 
@@ -86,23 +88,20 @@ def version_answer(version: Version) -> dict[str, Any]:
     }
 
 
-def diff_answer(diff: Diff) -> dict[str, Any]:
-    """What a version changed. Of each change to the data, `old` and `new` are there where they exist."""
-    files = diff.files
-    return {
-        "version": diff.n,
-        "data": [
-            {
-                "path": change.path,
-                "op": change.op,
-                **({} if change.op == "add" else {"old": change.old}),
-                **({} if change.op == "remove" else {"new": change.new}),
-            }
-            for change in diff.data
-        ],
-        "files": {
-            "added": [{"path": path_text(path), "size": size} for path, _, size in files.added],
-            "changed": [{"path": path_text(path), "size": size, "old_size": old} for path, old, size in files.changed],
-            "removed": [{"path": path_text(path), "size": old} for path, old, _ in files.removed],
-        },
-    }
+def data_changes_answer(changes: Iterable[DataChange]) -> list[dict[str, Any]]:
+    """Changes of the data; `old` and `new` are there where they exist."""
+    return [
+        {
+            "path": change.path,
+            "op": change.op,
+            **({} if change.op == "add" else {"old": change.old}),
+            **({} if change.op == "remove" else {"new": change.new}),
+        }
+        for change in changes
+    ]
+
+
+def file_changes_answer(kind: Kind, changes: Iterable[FileChange]) -> list[dict[str, Any]]:
+    if kind == "changed":
+        return [{"path": path_text(path), "size": size, "old_size": old} for path, old, size in changes]
+    return [{"path": path_text(path), "size": size if kind == "added" else old} for path, old, size in changes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -37,11 +36,8 @@ class FileChange(NamedTuple):
     size: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class FileChanges:
-    added: list[FileChange] = field(default_factory=list)
-    changed: list[FileChange] = field(default_factory=list)
-    removed: list[FileChange] = field(default_factory=list)
+type Kind = Literal["added", "changed", "removed"]
+KINDS: tuple[Kind, ...] = ("added", "changed", "removed")
 
 
 def data_changes(old: Any, new: Any) -> list[DataChange]:
@@ -100,15 +96,31 @@ def _pointer(path: Sequence[str]) -> str:
     return "".join(f"/{name.replace('~', '~0').replace('/', '~1')}" for name in path)
 
 
-def file_changes(read: ReadTree, old: str | None, new: str | None) -> FileChanges:
-    """The files and links that differ between two trees, given by their digests, without packages. Only differing tree
-    objects are read.
+def file_changes(
+    read: ReadTree, old: str | None, new: str | None, kind: Kind, prefix: str = ""
+) -> Iterator[FileChange]:
+    """The files and links that were added, changed or removed between two trees, given by their digests, without
+    packages. Only differing tree objects are read. `prefix` is put before the paths.
 
     Modification times don't count: writing the same content again changes nothing.
     """
-    changes = FileChanges()
-    _compare(read, old, new, "", changes)
-    return changes
+    if old == new:
+        return
+    read_here = read if prefix else partial(own_entries, read)
+    before = _entries(read_here, old)
+    after = _entries(read_here, new)
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name, _NOTHING), after.get(name, _NOTHING)
+        yield from file_changes(read, was.tree, now.tree, kind, f"{prefix}{name}/")
+        if _kind_of(was, now) == kind:
+            yield FileChange(prefix + name, was.size, now.size)
+
+
+def _kind_of(was: _Entry, now: _Entry) -> Kind | None:
+    """What happened to a file or link; None for nothing."""
+    if was.size is None or now.size is None:
+        return "added" if now.size is not None else "removed" if was.size is not None else None
+    return None if was.content == now.content else "changed"
 
 
 def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str = "") -> Iterator[FileChange]:
@@ -133,26 +145,6 @@ def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str 
             size, _, mtime_ns, *_ = rest
             if was is None or (was[2], was[5]) != (content, mtime_ns):
                 yield FileChange(prefix + name, was[3] if was else None, size)
-
-
-def _compare(read: ReadTree, old: str | None, new: str | None, prefix: str, changes: FileChanges) -> None:
-    """Add the differences of two trees to `changes`."""
-    if old == new:
-        return
-    read_here = read if prefix else partial(own_entries, read)
-    before = _entries(read_here, old)
-    after = _entries(read_here, new)
-    for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name, _NOTHING), after.get(name, _NOTHING)
-        path = prefix + name
-        _compare(read, was.tree, now.tree, f"{path}/", changes)
-        change = FileChange(path, was.size, now.size)
-        if was.size is None and now.size is not None:
-            changes.added.append(change)
-        elif was.size is not None and now.size is None:
-            changes.removed.append(change)
-        elif was.content != now.content:
-            changes.changed.append(change)
 
 
 class _Entry(NamedTuple):

@@ -38,7 +38,7 @@ from era.core import limits
 from era.core.fair_slots import FairSlots
 from era.core.files import edits, restoring, trees
 from era.core.files.artifacts import list_artifacts
-from era.core.files.diffs import FileChanges, ReadTree, file_changes, written_files
+from era.core.files.diffs import ReadTree, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.memory import Memory, Scanned
@@ -306,15 +306,6 @@ class Snapshots:
             )
         except OSError as error:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
-
-    async def changes(self, old: Snapshot, new: Snapshot) -> FileChanges:
-        """What changed between two snapshots, found without reading a file. Raises Unavailable where the disk fails."""
-        if old.root == new.root:
-            return FileChanges()
-        try:
-            return await self.on_thread(lambda: file_changes(self.read_tree, old.root, new.root), new.root)
-        except OSError as error:
-            raise Unavailable(f"the session's files could not be compared: {error.strerror}") from error
 
     async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
         """The artifacts among the files written between two snapshots; see artifacts.list_artifacts.
