@@ -67,6 +67,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "empty part": (tar(member("a//b", b"1")), "empty part"),
     "dot": (tar(member("a/./b", b"1")), "'.'"),
     "state file": (tar(member("./.session_data.json", b"{}")), "data"),
+    "below the state file": (tar(member(".session_data.json/a", b"1")), "data"),
     "long name": (tar(member("a" * 256, b"1")), "255"),
     "link up": (tar(member("l", linkname="../x", **SYM)), "leads out"),
     "link up from below": (tar(member("d/l", linkname="../../x", **SYM)), "leads out"),

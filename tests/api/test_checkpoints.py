@@ -18,7 +18,7 @@ from tests.api.answers import checked, refused
 from tests.api.files_api import get, put
 from tests.api.live import ended, process, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
-from tests.gvisor import BOTH_KINDS, of_kind
+from tests.gvisor import BOTH_KINDS, needs_gvisor, of_kind
 
 COUNTERS = """
 import os
@@ -47,6 +47,11 @@ def versions(client: httpx.Client, where: str) -> list[dict[str, Any]]:
 def content(client: httpx.Client, where: str, number: int, path: str) -> bytes:
     answer = client.get(f"/api/sessions/{where}/versions/{number}/files/{path}")
     return answer.content if answer.status_code == 200 else b""
+
+
+def output_bytes(client: httpx.Client, where: str) -> int:
+    count: int = process(client, where, "p")["output_bytes"]
+    return count
 
 
 def stop(client: httpx.Client, where: str) -> None:
@@ -147,6 +152,29 @@ def test_what_cant_be_kept_is_refused_with_the_reason(own_server: MakeServer) ->
         refused(client.post(f"/api/sessions/{where}/checkpoint"), 413, "1000", "stands")
         assert content(client, where, made["version"], "a") == b"one\n"
         client.delete(f"/api/sessions/{where}?purge=true")
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+def test_a_directory_in_the_state_files_place_is_never_left_out_silently(
+    client: httpx.Client, session: MakeSession, run: Run, isolation: str
+) -> None:
+    where = session(**of_kind(isolation))
+    instead = "rm -f .session_data.json; mkdir .session_data.json; echo 1 > .session_data.json/a; echo ready"
+    start(client, where, f"{instead}; read x; mv .session_data.json d; echo moved; read x", stdin=True, tag="p")
+    assert eventually(lambda: output_bytes(client, where) == 6)
+    before = client.get(f"/api/sessions/{where}").json()["version"]
+    reason = ".session_data.json is a directory"
+    assert refused(client.post(f"/api/sessions/{where}/checkpoint"), 409, reason)["code"] == "no_checkpoint"
+    assert refused(put(client, where, "new", b"1"), 409, reason)["code"] == "no_checkpoint"
+    assert client.get(f"/api/sessions/{where}").json()["version"] == before
+    client.post(f"/api/sessions/{where}/processes/p/stdin", content=b"go\n")
+    assert eventually(lambda: output_bytes(client, where) == 12)
+    made = checkpoint(client, where)["version"]
+    assert (content(client, where, made, "d/a"), content(client, where, made, "new")) == (b"1\n", b"1")
+    start(client, where, f"{instead}; exec sleep 1000", tag="again")
+    assert eventually(lambda: process(client, where, "again")["output_bytes"])
+    refused(client.post(f"/api/sessions/{where}/stop"), 409, reason)
+    assert run(where, "import os; print(sorted(os.listdir()))")["stdout"].split()[-1] == "'new']"
 
 
 @pytest.mark.parametrize("persistent", [False])

@@ -254,6 +254,20 @@ def test_the_state_file_is_not_one_of_the_files(client: httpx.Client, session: M
     assert put(client, where, "d/.session_data.json", b"x").status_code == 200
 
 
+def test_nothing_is_put_where_the_next_run_would_drop_it(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    """Below the state file: its directory would give way to it."""
+    where = session()
+    assert put(client, where, "a", b"1").status_code == 200
+    refused(put(client, where, ".session_data.json/a", b"1"), 400, "data", "PATCH")
+    for call, body in (
+        ("move", {"from": "a", "to": ".session_data.json/a"}),
+        ("mkdir", {"path": ".session_data.json/d"}),
+    ):
+        refused(client.post(f"/api/sessions/{where}/{call}", json=body), 400, "data", "PATCH")
+    run(where, "open('b', 'w').close()")
+    assert names(client, where) == ["a", "b"]
+
+
 def test_sessions_that_are_not_persistent_take_no_files(client: httpx.Client, session: MakeSession) -> None:
     where = session(persistent=False)
     assert refused(put(client, where, "a", b"1"), 409, "persistent")["code"] == "not_persistent"

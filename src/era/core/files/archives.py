@@ -243,6 +243,6 @@ def _path(name: str) -> Parts:
     for part in parts:
         if problem := name_problem(part):
             raise BadArchive(f"The archive's name '{display_path(parts)}' {problem}.")
-    if parts == (STATE_FILE,):
+    if parts[:1] == (STATE_FILE,):
         raise state_file()
     return parts

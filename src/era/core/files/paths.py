@@ -27,7 +27,8 @@ def bad_path(path: str, problem: str) -> BadRequest:
 
 
 def parse(path: str) -> Parts:
-    """The parts of a path. Raises BadRequest for one that is invalid or names the state file."""
+    """The parts of a path. Raises BadRequest for one that is invalid, or begins with the
+    state file's name."""
     if len(path.encode(errors="surrogatepass")) > MAX_PATH_BYTES:
         raise bad_path(path, f"is longer than {MAX_PATH_BYTES} bytes")
     parts = tuple(path.split("/"))
@@ -35,7 +36,7 @@ def parse(path: str) -> Parts:
         raise bad_path(path, problem)
     if "\\" in path:
         raise bad_path(path, "has a backslash; '/' separates its parts")
-    if path == STATE_FILE:
+    if parts[0] == STATE_FILE:  # nor is there anything below it: a directory of that name gives way to the state
         raise state_file()
     return parts
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from era.core.files import sparse, trees
 from era.core.files.diffs import ReadTree
+from era.core.files.packages import PACKAGES, on_disk
 from era.core.files.trees import Tree
 from era.core.files.watch import Watch
 from era.core.models import STATE_FILE
@@ -95,19 +96,19 @@ class _Restore:
         self._blobs.expect(_to_prefetch(entries, known))
         for name in (*known.files, *known.links, *known.trees, *known.others):
             if name not in entries:
-                trees.remove(fd, name)
+                _remove(fd, name)
         for name, (kind, _, *rest) in entries.items():
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
                     if file is None or (file.digest, *file.fingerprint.mode_and_mtime) != (content, mode, mtime_ns):
-                        trees.remove(fd, name)
+                        _remove(fd, name)
                         file = self._file(fd, name, content, size, mode, mtime_ns)
                     tree.files[name] = replace(file, uploaded=bool(uploaded))
                 case "link", (target, mtime_ns):
                     tree.links[name] = trees.Link(target, mtime_ns)
                     if known.links.get(name) != tree.links[name]:
-                        trees.remove(fd, name)
+                        _remove(fd, name)
                         os.symlink(trees.native(target), name, dir_fd=fd)
                         if self._owner is not None:
                             os.chown(name, *self._owner, dir_fd=fd, follow_symlinks=False)
@@ -115,7 +116,7 @@ class _Restore:
                 case "dir", (content, mode):
                     below = known.trees.get(name)
                     if below is None:
-                        trees.make_empty_directory(fd, name)
+                        _make_empty_directory(fd, name)
                         below = Tree()
                     if (below.digest, below.mode) != (content, mode):
                         below = self._child(fd, name, content, mode, below)
@@ -196,3 +197,27 @@ def _wait_for_the_next_tick() -> None:
     made_at = time.clock_gettime_ns(time.CLOCK_REALTIME)
     while time.clock_gettime_ns(_CLOCK_OF_FILES) <= made_at:
         time.sleep(0.001)
+
+
+def _remove(parent: int, name: str) -> None:
+    """Remove whatever has this name, with everything below it. Does nothing where nothing has. The directory of
+    packages itself stays, since the sandbox has it mounted."""
+    try:
+        mode = os.stat(on_disk(name), dir_fd=parent, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    with trees.opened_directory(parent, name) as fd:
+        for child in os.listdir(fd):
+            _remove(fd, child)
+    if name != PACKAGES:
+        os.rmdir(name, dir_fd=parent)
+
+
+def _make_empty_directory(parent: int, name: str) -> None:
+    """Make a directory in the place of whatever has this name. That of packages is there already, and is emptied."""
+    _remove(parent, name)
+    if name != PACKAGES:
+        os.mkdir(name, 0o700, dir_fd=parent)

@@ -29,7 +29,7 @@ import os
 import stat
 import time
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -302,6 +302,7 @@ class Scan:
             for entry in entries:
                 name = entry.name
                 if not path and name == STATE_FILE:
+                    _check_state_file(fd)
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -354,6 +355,7 @@ class Scan:
             names.add(PACKAGES)  # it may not have been watched yet
         for name in names:
             if not path and name == STATE_FILE:
+                _check_state_file(fd)
                 continue
             try:
                 status = os.stat(on_disk(name), dir_fd=fd, follow_symlinks=False)
@@ -443,6 +445,13 @@ class Scan:
         if total_bytes + spare > most:
             verb = "holds" if total_bytes > most else "has allocated"
             raise WorkspaceFull(f"the working directory {verb} more than {most} bytes")
+
+
+def _check_state_file(root: int) -> None:
+    """Raises SnapshotRefused where a directory has the state file's name: what is in it would go unnoticed."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(STATE_FILE, dir_fd=root, follow_symlinks=False).st_mode):
+            raise SnapshotRefused(f"{STATE_FILE} is a directory, which can't be kept")
 
 
 def _drop_empty_packages(tree: Tree) -> None:
@@ -559,30 +568,6 @@ def opened_directory(parent: int, name: str) -> Iterator[int]:
         change_mode(parent, name, mode | 0o700)
     with closing(os.open(on_disk(name), DIRECTORY, dir_fd=parent)) as fd:
         yield fd
-
-
-def remove(parent: int, name: str) -> None:
-    """Remove whatever has this name, with everything below it. Does nothing where nothing has. The directory of
-    packages itself stays, since the sandbox has it mounted."""
-    try:
-        mode = os.stat(on_disk(name), dir_fd=parent, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    with opened_directory(parent, name) as fd:
-        for child in os.listdir(fd):
-            remove(fd, child)
-    if name != PACKAGES:
-        os.rmdir(name, dir_fd=parent)
-
-
-def make_empty_directory(parent: int, name: str) -> None:
-    """Make a directory in the place of whatever has this name. That of packages is there already, and is emptied."""
-    remove(parent, name)
-    if name != PACKAGES:
-        os.mkdir(name, 0o700, dir_fd=parent)
 
 
 def _needs_chmod(mode: int) -> bool:
