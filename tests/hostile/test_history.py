@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.api.live import process, start
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
@@ -18,11 +20,24 @@ MIB = 1 << 20
 LIMIT = 4 * MIB
 MOST = LIMIT * 9 // 8 + MIB
 RUNS = 15
+CHECKPOINTS_KEPT = 10
 
 REWRITE = "import os\nfor n in range(4): open(f'f{n}', 'wb').write(os.urandom(1 << 18))"
 PUT_AWAY = "import os; os.rename('f0', 'f1'); open('f0', 'wb').write(os.urandom(1 << 19))"
 MANY_NAMES = "import os\nfor n in range(2000): open('x' * 200 + str(n) + os.urandom(8).hex(), 'w').close()"
-"""Rewrites all, adds to what is there, and holds nothing but lists of directories."""
+REWRITE_MANY = """
+import os
+while True:
+    for n in range(64): open(f"f{n}", "wb").write(os.urandom(1 << 14))
+    print("w", flush=True)
+    input()
+    if os.path.exists(".session_data.json"): os.remove(".session_data.json")
+    os.mkdir(".session_data.json")
+    print("d", flush=True)
+    input()
+    os.rmdir(".session_data.json")
+"""
+"""Rewrites all, adds to what is there, holds nothing but lists of directories, goes on beside refused checkpoints."""
 
 
 @pytest.fixture(params=[None, "no bound of history"])
@@ -90,3 +105,30 @@ def test_a_session_that_rewrites_its_files_holds_no_more_than_its_limit(
             assert dropped == RUNS + 2 - len(kept) > 0
             # Or the collection had not begun yet.
             assert held <= MOST or eventually(lambda: stored(server) <= MOST)
+
+
+def has_written(client: httpx.Client, count: int) -> bool:
+    """Whether the process has written so many bytes, sooner or later."""
+    return bool(eventually(lambda: process(client, "s", "p")["output_bytes"] == count))
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_a_live_session_that_has_its_files_looked_at_anew_holds_no_more(kind: str, server: ForkedServer) -> None:
+    """What is stored while its processes go on, before the moment of the checkpoint, counts, too."""
+    with server.client() as client:
+        made = client.post("/api/sessions", json={"language": "python", "session_id": "s", "isolation": kind})
+        assert made.status_code == 201
+        start(client, "s", ["python3", "-c", REWRITE_MANY], stdin=True, tag="p")
+        for number in range(CHECKPOINTS_KEPT):
+            assert has_written(client, 4 * number + 2)
+            assert client.post("/api/sessions/s/checkpoint").status_code == 200
+            client.post("/api/sessions/s/processes/p/stdin", content=b"\n")
+            assert has_written(client, 4 * number + 4)
+            assert client.post("/api/sessions/s/checkpoint").status_code == 409, "nothing is remembered of its files"
+            client.post("/api/sessions/s/processes/p/stdin", content=b"\n")
+        kept = client.get("/api/sessions/s/versions").json()["versions"]
+        if server.named_weakness:
+            assert len(kept) == CHECKPOINTS_KEPT + 1
+            assert sum(each["total_size_bytes"] for each in kept) > MOST, "this attack is none"
+        else:
+            assert sum(each["total_size_bytes"] for each in kept) <= MOST

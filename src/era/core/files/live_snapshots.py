@@ -266,14 +266,15 @@ class LiveSnapshots:
                     before, unstored = _fingerprints(tree), _unstored(tree)
                     aside.put_tree(root, tree, still=False)
                     with self._snapshots.blobs.batch() as batch:
-                        aside.store_files(tree, memory.tree if memory else None, batch)
+                        counting = CountingBatch(batch)
+                        aside.store_files(tree, memory.tree if memory else None, counting)
                     _unsettle(tree, before)
                     _unsettle_open(unstored, held)
                 except BaseException:
                     if watch is not None and (memory is None or watch is not memory.watch):
                         watch.close()
                     raise
-            return Memory(previous, tree, watch, held=_held_names(tree, held))
+            return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
             warm = await self._on_thread(sandbox, job, bulk=True)
@@ -329,7 +330,7 @@ class LiveSnapshots:
                 counting = CountingBatch(batch)
                 look.aside.store_files(tree, known, counting)
                 digest = _store_directories(tree, counting)
-            stored = counting.total
+            stored = counting.total + (memory.ahead_bytes if memory else 0)
             self._snapshots.count_entries(digest, tree.totals.entries)
         own = tree.own_totals()
         return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, look.watch, held=held)
