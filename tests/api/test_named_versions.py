@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 
@@ -10,8 +11,9 @@ import httpx
 
 from era.wire import files, versions
 from tests.api.answers import checked, refused
+from tests.api.live import process, start
 from tests.api.test_versions import HEADER_KEYS, setting
-from tests.conftest import MakeServer, MakeSession, Run
+from tests.conftest import MakeServer, MakeSession, Run, eventually
 
 
 def name(client: httpx.Client, where: str, n: int, name: object) -> httpx.Response:
@@ -93,6 +95,27 @@ def test_named_versions_are_kept(own_server: MakeServer) -> None:
         assert names(client, "t") == names(client, "s") == {11: None, **seen}
         assert client.post("/api/sessions/t/duplicate", json={"id": "u", "from_version": 2}).status_code == 201
         assert names(client, "u") == {1: None}
+
+
+def test_a_gap_that_checkpoints_left_takes_no_version_that_loses_its_name(own_server: MakeServer) -> None:
+    with own_server(history_mb="1", isolation="bubblewrap").client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+
+        def put(size: int) -> int:
+            answer = client.put("/api/sessions/s/files/f", content=os.urandom(size))
+            return int(answer.json().get("versions_dropped", 0))
+
+        put(200_000)
+        put(200_000)
+        assert name(client, "s", 3, "n").status_code == 200
+        start(client, "s", "head -c 300000 /dev/urandom > f; echo; exec sleep 1000", tag="p")
+        assert eventually(lambda: process(client, "s", "p")["output_bytes"])
+        assert client.post("/api/sessions/s/checkpoint").json()["version"] == 4
+        assert (put(250_000), put(250_000)) == (0, 1)
+        assert set(names(client, "s")) == {1, 2, 3, 5, 6}, "the checkpoint went first"
+        assert client.delete("/api/sessions/s/versions/3/name").status_code == 200
+        assert set(names(client, "s")) == {1, 2, 3, 5, 6}
+        client.delete("/api/sessions/s?purge=true")
 
 
 def test_answers_say_how_many_versions_were_dropped(own_server: MakeServer) -> None:

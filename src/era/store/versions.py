@@ -55,6 +55,9 @@ VERSIONS = (
 _NEWEST = VERSIONS.where(versions.c.n < bindparam("before")).order_by(versions.c.n.desc()).limit(bindparam("how_many"))
 _WITH_DATA = VERSIONS.add_columns(versions.c.data).where(versions.c.n == bindparam("number"))
 _ONE = VERSIONS.where(versions.c.n == bindparam("number"))
+_OLDER = (
+    select(versions.c.n).where(_OF_SESSION, versions.c.n < bindparam("number"), versions.c.n.not_in(_NAMED)).limit(1)
+)
 _KEPT = (
     select(versions.c.n, versions.c.snapshot_root, names.c.n.is_not(None), versions.c.cause.in_(CHECKPOINTS))
     .join_from(versions, names, _ITS_NAME, isouter=True)
@@ -348,12 +351,14 @@ def clear_name(connection: Connection, retention: Retention, session_id: OwnedId
     note_call(connection, session.key, now())
     if n == session.version:
         return
-    # Where newer versions have gone, this one was kept for its name only. So a gap is always behind a named version.
+    # Where newer versions have gone, this one was kept for its name only. So a gap is always behind a named version. Or
+    # it is where checkpoints were, which go before all others: then there is an older version without a name, too.
     newer = connection.execute(_ONE, {"session": session.key, "number": n + 1}).first()
+    older = connection.execute(_OLDER, {"session": session.key, "number": n}).first()
     if has_checkpoints(connection, session.key):
         # Checkpoints leave gaps, too; what is too old goes here, and what holds too much with the next commit.
         prune(connection, retention, session.key, session.version, is_checkpoint=True)
-    elif n <= session.version - retention.versions or newer is None:
+    elif n <= session.version - retention.versions or (newer is None and older is None):
         connection.execute(_DROP, {"session": session.key, "numbers": [n]})
 
 
