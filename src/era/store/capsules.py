@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -23,7 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
+from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
@@ -110,8 +111,8 @@ async def load_session(
         key = keys[0]
         async for some_runs in _batches(runs(), _size_of_run):
             await database.write(_insert_foreign_runs, retention, key, some_runs)
-        oldest = session.version - retention.versions
-        kept = (content for content in versions() if content.version.n > oldest or content.version.name is not None)
+        numbers = await asyncio.to_thread(_kept_versions, retention, versions())
+        kept = (content for content in versions() if content.version.n in numbers)
         async for some_versions in _batches(kept, lambda content: len(content.data)):
             await database.write(_insert_foreign_versions, key, some_versions)
         return await database.write(complete, key)
@@ -122,6 +123,18 @@ async def load_session(
         raise
     finally:
         incomplete.difference_update(keys)
+
+
+def _kept_versions(retention: Retention, contents: Iterator[VersionContent]) -> set[int]:
+    """The numbers of those versions that this server keeps: the newest, the newest checkpoints, and what has a name."""
+    newest = deque[int](maxlen=retention.versions), deque[int](maxlen=retention.checkpoints)
+    named = set()
+    for content in contents:
+        version = content.version
+        newest[version.cause in CHECKPOINTS].append(version.n)
+        if version.name is not None:
+            named.add(version.n)
+    return named.union(*newest)
 
 
 def _insert_foreign_runs(
