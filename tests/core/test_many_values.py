@@ -49,3 +49,32 @@ LARGE = {
 def test_long_texts_and_large_data_are_taken(kind: str) -> None:
     """What is in strings doesn't count, and no state file that may be that large has too many."""
     assert jsontext.loads(LARGE[kind].encode()) == json.loads(LARGE[kind])
+
+
+def nested(value: object, levels: int) -> object:
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+DEEP: dict[str, dict[str, object]] = {
+    "a long list far down": {"a": nested([0] * 450_000, 60)},
+    "many deep lists": {"a": [nested(1, 60)] * 8_000},
+    "keys": {"a": nested([{"": 0}] * 100_000, 40)},
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_state_file_is_no_longer_than_it_may_be(kind: str) -> None:
+    """With indentation it would be up to 60 MiB, and no run of the session could be kept."""
+    content, indented = jsontext.state_file(DEEP[kind]), len(json.dumps(DEEP[kind], indent=2))
+    assert len(content) <= jsontext.MAX_STATE_BYTES < indented
+    is_whole = json.loads(content) == DEEP[kind]
+    assert is_whole
+
+
+def test_an_ordinary_state_file_is_indented() -> None:
+    data: dict[str, object] = {"people": [{"name": f"Ä{number}", "tags": ["a", "b"]} for number in range(10_000)]}
+    samples: tuple[dict[str, object], ...] = ({}, {"n": [1]}, data)
+    for each in samples:
+        assert jsontext.state_file(each) == json.dumps(each, ensure_ascii=False, indent=2).encode()

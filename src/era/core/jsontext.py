@@ -17,6 +17,9 @@ from era.core.models import JsonObject
 
 MAX_DEPTH = 64
 MAX_DATA_BYTES = 1 << 20
+MAX_STATE_BYTES = 4 << 20
+"""Of a state file."""
+
 _MAX_DIGITS = 4000
 _MAX_PARTS = 700_000
 """Strings, commas, colons and opening brackets. Each may become a value, which takes thirty times its bytes; all that
@@ -89,7 +92,12 @@ def data_text(value: Any) -> str:
 
 
 def state_file(data: JsonObject) -> bytes:
-    """The content of `.session_data.json` for `data`."""
+    """The content of `.session_data.json` for `data`: with indentation, unless it could be longer than a state file may
+    be with that. A long list at 60 levels has 120 spaces before each value."""
+    text = json.dumps(data, ensure_ascii=False).encode()
+    lines = text.count(b",") + 2 * (text.count(b"[") + text.count(b"{"))
+    if len(text) + lines * (2 * _depth(data) + 1) > MAX_STATE_BYTES:
+        return text
     return json.dumps(data, ensure_ascii=False, indent=2).encode()
 
 
@@ -145,9 +153,14 @@ def _has_surrogate(value: Any) -> bool:
 
 
 def within_depth(value: Any) -> bool:
-    """Whether a JSON value is nested at most MAX_DEPTH deep. Without recursion."""
+    """Whether a JSON value is nested at most MAX_DEPTH deep."""
+    return _depth(value) <= MAX_DEPTH
+
+
+def _depth(value: Any) -> int:
+    """How deep a JSON value is nested, or one more than MAX_DEPTH where it is deeper. Without recursion."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for depth in range(1, MAX_DEPTH + 1):
         level = [
             child
             for item in level
@@ -155,8 +168,8 @@ def within_depth(value: Any) -> bool:
             if isinstance(child, dict | list)
         ]
         if not level:
-            return True
-    return False
+            return depth
+    return MAX_DEPTH + 1
 
 
 def _kind(value: Any) -> str:

@@ -14,13 +14,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
+from era.core.jsontext import MAX_STATE_BYTES
 from era.core.loop_slices import Budget
 from era.core.program import Ended, Output, Program, Stream
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.errors import SandboxFailed
 
-STATE_LIMIT = 4 << 20
+STATE_LIMIT = MAX_STATE_BYTES
 """Bytes of the state file that are read at all. The core bounds what is kept: 1 MiB in compact form."""
 
 _MOST_IN_FRAME = STATE_LIMIT + 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from era.core.jsontext import MAX_STATE_BYTES
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessSpec
 from era.errors import CommitFailed
 
-LIMIT = 4 << 20
+LIMIT = MAX_STATE_BYTES
 """Bytes of the state file that are read at all. What is kept is bounded in core/jsontext.py."""
 
 SPEC = ProcessSpec((), {}, channel=True, module="state_file")
