@@ -224,8 +224,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await asyncio.to_thread(packages.open)
         pins = Pins(packages.digests, shared=homes is not None)
         package_sets = InstalledPackageSets(store, packages)
+        limit_rules = rules(settings)
+        bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
+        longest = settings.max_timeout
         capsules = Capsules(
-            store, snapshots, blobs, pins, package_sets, directory, max_timeout=settings.max_timeout, slots=slots
+            store, snapshots, blobs, pins, package_sets, directory, max_timeout=longest, slots=slots, history=bound
         )
         descriptors: Shares[str] = Shares(server.descriptor_limit() // 2)
         network = SandboxNetwork(descriptors, reachable, servers.has_host)
@@ -233,7 +236,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         network.authority.write(bundle)
         preparations = Preparations(languages.preparations(), directory / "prepared")
         sandboxes = drivers(settings, {BUNDLE: bundle}, preparations)
-        limit_rules = rules(settings)
         turns = Turns(settings.max_waiting)
         idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
@@ -263,7 +265,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             if homes is None and (lost := await store.processes.mark_lost()):
                 log.warning("processes_lost", count=lost, why="the service stopped while they ran")
             liveness = Liveness()
-            bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
             moments = LiveSnapshots(snapshots, directory / "uploads")
             pool = SandboxPool(
                 sandboxes,

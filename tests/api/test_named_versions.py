@@ -118,6 +118,25 @@ def test_a_gap_that_checkpoints_left_takes_no_version_that_loses_its_name(own_se
         client.delete("/api/sessions/s?purge=true")
 
 
+def test_a_capsule_brings_no_more_than_a_history_may_hold(
+    client: httpx.Client, session: MakeSession, own_server: MakeServer
+) -> None:
+    where = session()
+    for _ in range(6):
+        client.put(f"/api/sessions/{where}/files/f", content=os.urandom(300_000))
+    assert [name(client, where, n, f"n{n}").status_code for n in (2, 3)] == [200, 200]
+    fits = client.get(f"/api/sessions/{where}/capsule").content
+    assert name(client, where, 4, "n4").status_code == name(client, where, 5, "n5").status_code == 200
+    too_much = client.get(f"/api/sessions/{where}/capsule").content
+    headers = {"Content-Type": "application/x-tar"}
+    with own_server(history_mb="1").client() as other:
+        answer = other.post("/api/sessions/import?id=s", content=too_much, headers=headers)
+        refused(answer, 413, "named versions", "history")
+        refused(other.get("/api/sessions/s"), 404)
+        assert other.post("/api/sessions/import?id=s", content=fits, headers=headers).status_code == 201
+        assert names(other, "s") == {7: None, 3: "n3", 2: "n2"}
+
+
 def test_answers_say_how_many_versions_were_dropped(own_server: MakeServer) -> None:
     server = own_server(history_mb="1")
     with server.client() as client:

@@ -77,9 +77,21 @@ class HistoryBound:
                 hint="Take another version its name, or raise the server's ERA_HISTORY_MB or the session's disk_mb.",
             )
 
+    async def not_imported(self, session: Session, older: Sequence[KeptVersion]) -> Sequence[int]:
+        """Which of these versions must be left out of a session that is imported with them, and with the version in
+        force besides. Raises as check_names does."""
+        await self.check_names(session, [version for version in older if version.named])
+        root = session.snapshot.root or next(iter(_roots(older)), None)
+        if root is None:
+            return ()
+        return (await self._trimmed(older, root, self.most(session))).drop
+
     async def _counted(self, session: Session, root: str, most: int) -> Trim:
         """What a commit of the snapshot `root` must drop. Raises Unavailable where the disk fails."""
-        kept = await self._store.kept_versions(session.key)
+        return await self._trimmed(await self._store.kept_versions(session.key), root, most)
+
+    async def _trimmed(self, kept: Sequence[KeptVersion], root: str, most: int) -> Trim:
+        """Which of these must go, so that the others and the snapshot `root` hold no more than `most` bytes."""
         unnamed = sorted(
             (version for version in kept if not version.named), key=lambda version: (version.is_checkpoint, -version.n)
         )

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,9 @@ from era.core.capsules.trees import Objects, TreeCheck
 from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, too_large
 from era.core.files.snapshots import BlobStore
 from era.core.files.totals import Bounds
+from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
-from era.core.models import KeptRun, OwnedId, Session, Snapshot
+from era.core.models import CHECKPOINTS, KeptRun, KeptVersion, OwnedId, Session, Snapshot, VersionContent
 from era.core.outputs import INLINE_BYTES
 from era.core.program import STREAMS
 from era.errors import BadRequest, Unavailable
@@ -74,6 +75,7 @@ class Importer:
         *,
         bounds: Bounds,
         max_timeout: float,
+        history: HistoryBound | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -81,9 +83,12 @@ class Importer:
         self._directory = directory
         self._bounds = bounds
         self._max_timeout = max_timeout
+        self._history = history
 
     async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None) -> Session:
         """Make the session that an archive holds, for the caller's owner, under `new_id` or else the id that it had.
+
+        Of older versions, only those are made that the session's history has room for.
 
         Raises BadRequest or TooLarge for a capsule that can't be accepted, Conflict where the id is taken, Unavailable
         where the disk fails. Then nothing is made.
@@ -94,10 +99,29 @@ class Importer:
                 await self._spool(chunks, spool.fileno())
                 capsule = await loop.run_in_executor(self._threads, self._prepared, spool.fileno())
                 session = replace(capsule.session, owner=caller.owner, id=new_id or capsule.session.id)
-                document = capsule.document
-                return await self._store.load(session, document.versions, capsule.runs, caller.key_id)
+                left_out = await self._left_out(session, capsule.document)
+
+                def versions() -> Iterator[VersionContent]:
+                    return (each for each in capsule.document.versions() if each.version.n not in left_out)
+
+                return await self._store.load(session, versions, capsule.runs, caller.key_id)
         except OSError as error:
             raise Unavailable(f"The capsule could not be kept: {error.strerror}.") from error
+
+    async def _left_out(self, session: Session, document: DocumentReader) -> frozenset[int]:
+        """The versions that the session's history has no room for. Raises TooLarge for names beyond that."""
+        if self._history is None:
+            return frozenset()
+
+        def older() -> Sequence[KeptVersion]:
+            return [
+                KeptVersion(each.n, each.snapshot.root, each.name is not None, each.cause in CHECKPOINTS)
+                for each in (content.version for content in document.versions())
+                if each.n != session.version or each.name is not None
+            ]
+
+        kept = await asyncio.get_running_loop().run_in_executor(self._threads, older)
+        return frozenset(await self._history.not_imported(session, kept))
 
     async def _spool(self, chunks: AsyncIterator[bytes], fd: int) -> None:
         """Write the archive into a file, in large pieces."""

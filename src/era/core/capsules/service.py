@@ -13,6 +13,7 @@ from era.core.capsules.pins import Pins
 from era.core.files.snapshots import BlobStore, Snapshots
 from era.core.files.spool import Slots
 from era.core.files.totals import Bounds
+from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.setup.locks import Locks
@@ -39,12 +40,13 @@ class Capsules:
         max_timeout: float,
         slots: Slots,
         bounds: Bounds | None = None,
+        history: HistoryBound | None = None,
     ) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
         self._exporter = Exporter(store, snapshots, blobs, pins, locks, self._threads, directory)
         self._slots = slots
         self._importer = Importer(
-            store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout
+            store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout, history=history
         )
 
     async def open(self, session_id: OwnedId, *, history: bool = True) -> Export:
