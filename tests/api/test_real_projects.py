@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.guest_servers import start_in_background
-from tests.api.live import output, process, start
+from tests.api.live import content, events, process, start
 from tests.api.setups import make, settled
 from tests.client.command import era
 from tests.client.test_sync import write
@@ -105,7 +105,11 @@ def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Ru
     start(client, where, "exec flask --app shop run --port 5000", tag="app")
     client.put(f"/api/sessions/{where}/files/tests/test_running.py", content=RUNNING.encode())
     # Whoever asks before it listens has the session's service started at this port, and not the process.
-    assert eventually(lambda: b"Running on" in output(client, where, "app"))
+    said = b""
+    for _, event in events(client, where, "app"):
+        said += content(event) if "content" in event else b""
+        if b"Running on" in said:
+            break
     assert eventually(lambda: client.get(f"/proxy/{where}/5000/items/tea").status_code == 200)
     outcome = run(where, "import pytest, sys\nsys.exit(pytest.main(['-q', 'tests/test_running.py']))")
     assert (outcome["exit_code"], "1 passed" in outcome["stdout"]) == (0, True), outcome

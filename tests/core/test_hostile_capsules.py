@@ -170,7 +170,6 @@ def test_hostile_trees(content: bytes, words: str) -> None:
         (document(session(version=2)), "current version"),
         (document(versions=[]), "current version"),
         (document(session(version=1 << 60), [version(version=1 << 60)]), "'version'"),
-        (document(session(version=3), [version(), version(version=3)]), "follow one another"),
         (document(session(version=1), [version(version=2), version()]), "follow one another"),
         (document(session(version=1), [version(), version()]), "follow one another"),
         (document(versions=[version(cause="magic")]), "'cause'"),

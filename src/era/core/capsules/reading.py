@@ -13,7 +13,7 @@ from era.core.capsules import format as layout
 from era.core.capsules.tars import Entry
 from era.core.capsules.validators import bad_capsule, check_fields, too_large
 from era.core.history import MAX_NAMED
-from era.core.models import CHECKPOINTS, KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
+from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
 from era.core.sessions import check_code, check_metadata, data_text
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
@@ -70,9 +70,9 @@ class DocumentReader:
         return _session(head, last)
 
     def versions(self) -> Iterator[VersionContent]:
-        """The versions, oldest first. Their numbers must be consecutive, except behind one that has a name, and where
-        there are checkpoints, which go before others that are older."""
-        before, has_gap, has_checkpoints = None, False, False
+        """The versions, oldest first. Numbers may be missing: of versions without a name, and of checkpoints, which are
+        dropped before others that are older."""
+        before = None
         names = set[str]()
         for value in self._items(0):
             if isinstance(value, dict):
@@ -80,9 +80,7 @@ class DocumentReader:
             content = _version(check_fields(value, layout.VERSION, "a version"), self.snapshot)
             version = content.version
             if before is not None and version.n <= before.n:
-                raise _no_sequence()
-            has_gap |= before is not None and version.n > before.n + 1 and before.name is None
-            has_checkpoints |= version.cause in CHECKPOINTS
+                raise bad_capsule("has versions that don't follow one another")
             if version.name is not None and version.name in names:
                 raise bad_capsule(f"has two versions with the name '{version.name}'")
             if len(names) == MAX_NAMED and version.name is not None:
@@ -90,8 +88,6 @@ class DocumentReader:
             names |= set() if version.name is None else {version.name}
             before = version
             yield content
-        if has_gap and not has_checkpoints:
-            raise _no_sequence()
 
     def runs(self) -> Iterator[tuple[RunRecord, Outputs | None]]:
         """The records of the runs, oldest first, with the digests of their outputs if those are kept."""
@@ -159,10 +155,6 @@ def _list(lines: Iterator[bytes], end: bytes) -> Iterator[bytes]:
         follows = line.endswith(b",")
         yield line.removesuffix(b",")
     raise bad_capsule(f"has a {layout.DOCUMENT} that isn't laid out line by line")
-
-
-def _no_sequence() -> BadRequest:
-    return bad_capsule("has versions that don't follow one another")
 
 
 def _value(line: bytes) -> Any:
