@@ -194,6 +194,7 @@ def test_execute_refuses_a_stream_as_it_refuses_all_else(client: httpx.Client) -
 
 
 def test_the_program_of_a_stream_that_nobody_reads_any_more_ends(client: httpx.Client) -> None:
+    client.delete("/api/storage/kv/ends/one")  # which another test's program may have left
     with client.stream(
         "POST", "/api/execute", json={"language": "python", "code": TELLS_ITS_END, "timeout": 300}, headers=STREAMED
     ) as answer:

@@ -91,9 +91,9 @@ def test_it_answers_503_while_its_database_is_away_and_goes_on_by_itself(
     ids=["silent", "says something", "changes something", "with a key"],
 )
 def test_a_run_waits_for_its_database_a_few_times_only(
-    own_server: MakeServer,
     postgres_url: str,
-    postgres_proxy: PostgresProxy,
+    postgres_proxy: PostgresProxy,  # closed after the server has ended, which needs it for that
+    own_server: MakeServer,
     tmp_path: Path,
     code: str,
     keyed: bool,
