@@ -451,3 +451,23 @@ def exchanged(url: str, request: bytes) -> bytes:
         while piece := connection.recv(1 << 16):
             answer += piece
     return answer
+
+
+def test_a_body_that_the_home_waits_for_in_vain_ends_the_callers_connection(tmp_path: Path) -> None:
+    """As where the host that is called notices first: what comes yet must not be read as the next request."""
+    before = mounts()
+    other = {"ERA_BODY_IDLE_SECONDS": "600"}
+    home = Home(tmp_path / "data", {"ERA_BODY_IDLE_SECONDS": "1"}, of_other=other).start()
+    with home.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+    url = urlsplit(home.url)
+    with create_connection((url.hostname, url.port), timeout=60) as caller:
+        caller.sendall(
+            f"PUT /api/sessions/s/files/f HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 9\r\n\r\n".encode()
+        )
+        answer = b"".join(iter(lambda: caller.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+    processes = home.descendants()
+    assert home.stop() == 0, home.log
+    assert_nothing_left(before, processes, home.data_dir)

@@ -39,7 +39,7 @@ from era.core.api_keys import Caller
 from era.core.homes import Homes, Host
 from era.core.models import OwnedId
 from era.core.moves import Moves
-from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, Unauthorized
+from era.errors import BadRequest, EraError, HomeLost, HomeUnreachable, SessionMoved, TooSlow, Unauthorized
 from era.wire.sessions import SESSION_ID
 
 log = structlog.get_logger()
@@ -251,7 +251,10 @@ class _ToHost(Exchange):
             raise BadRequest(f"The request can't be passed on: {reason(error)}.", hint="Send plain HTTP/1.1.") from None
 
     def answer_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
-        return _passed_on(response.headers)
+        headers = _passed_on(response.headers)
+        if response.status_code == TooSlow.status:  # the home has said so of its own connection to this host
+            headers.append((b"connection", b"close"))
+        return headers
 
     def failure(self, what: str | None) -> EraError:
         return HomeLost("The host where this session is at home was lost while it was answering.")
