@@ -175,21 +175,15 @@ def test_files_that_are_only_mapped_count_for_an_ordinary_user_too(
     test_it_is_ended(sandboxes, GROWS["files that are only mapped"])
 
 
-def test_files_in_a_socket_s_queue_end_the_run(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [IN_FLIGHT, IN_A_CALL.replace("HOLD", "splice"), IN_A_CALL.replace("HOLD", "send")],
+    ids=["in a socket's queue", "in splice", "in send"],
+)
+def test_files_that_cannot_be_found_end_the_run(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
     limits = replace(LIMITS, disk_bytes=128 << 20)
-    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", limits))
-    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), IN_FLIGHT, {"TIMES": "20"})
-    assert (said, result.cause) == ("", "disk_full")
-    assert "sockets' queues" in str(result.disk_problem)
-    monkeypatch.setattr(processes, "have_in_flight", lambda _: False)
-    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), IN_FLIGHT, {"TIMES": "1"})
-    assert (said, result.cause) == ("all of it\n", "exit"), "it isn't found otherwise"
-    sandboxes.close(sandbox)
-
-
-@pytest.mark.parametrize("hold", ["splice", "send"])
-def test_files_in_calls_that_wait_end_the_run(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, hold: str) -> None:
-    limits, code = replace(LIMITS, disk_bytes=128 << 20), IN_A_CALL.replace("HOLD", hold)
     sandbox = sandboxes._runner.run(sandboxes.driver.create("python", limits))
     said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code, {"TIMES": "20"})
     assert (said, result.cause) == ("", "disk_full")
