@@ -13,6 +13,7 @@ from era.drivers.gvisor import GvisorSandbox
 from era.drivers.process_supervisor import ProcessSupervisor
 from tests.drivers import process_steps as steps
 from tests.drivers.sandboxes import Sandboxes, Weakness
+from tests.drivers.test_memory import grows_with_each_run
 from tests.gvisor import needs_gvisor
 
 pytestmark = [needs_gvisor, pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's")]
@@ -57,6 +58,14 @@ def test_a_process_that_takes_it_all_is_not_the_runs_fault(gvisor: Sandboxes) ->
     process, ended, said = gvisor.do(sandbox, steps.out_of_memory_beside_a_run)
     assert (process.cause, process.signal) == ("oom", 9)
     assert (ended.cause, ended.exit_code, said) == ("exit", 0, "well")
+    gvisor.close(sandbox)
+
+
+def test_a_process_that_takes_more_with_each_run_is_ended_before_gvisor_is(gvisor: Sandboxes) -> None:
+    sandbox = gvisor.make()
+    assert gvisor.do(sandbox, grows_with_each_run, "maps") == "oom"
+    assert gvisor.run(sandbox, "print('well')").stdout == "well\n"
+    assert sandbox.alive
     gvisor.close(sandbox)
 
 

@@ -62,23 +62,24 @@ def test_a_kill_before_there_were_processes_is_none_of_theirs(group: Group, memo
     group.kills += 1
     assert end(memory, 0) == "exit"
     memory.begin_processes()
-    assert not memory.has_killed_process()
+    assert not memory.has_killed(7)
     group.kills += 1
-    assert memory.has_killed_process()
-    assert not memory.has_killed_process()
+    assert memory.has_killed(7)
+    assert not memory.has_killed(7)
 
 
 def test_a_kill_counts_once_for_a_run_and_a_process(group: Group, memory: OutOfMemory) -> None:
     memory.begin_processes()
     memory.begin_run()
     group.kills += 1
-    assert memory.has_killed_process()
+    assert memory.has_killed(7)
     assert end(memory) == "exit"
 
 
 def test_a_process_that_we_killed_is_not_the_run_s(memory: OutOfMemory) -> None:
     memory.begin_run()
-    memory.note()
+    memory.will_kill(7)
     assert end(memory) == "exit"
-    assert memory.has_killed_process()
-    assert not memory.has_killed_process()
+    assert not memory.has_killed(8), "another one, which somebody else has killed"
+    assert memory.has_killed(7)
+    assert not memory.has_killed(7)

@@ -269,8 +269,8 @@ class BubblewrapSandbox:
         beside, runs = self._supervisor_beside(), self._watching.runs
         if beside is not None and (pid := beside.life.pid):
             other = self._init_pid if runs else pid  # what waits there for the next run is none
-            if await asyncio.to_thread(processes.kill_largest, pid, other, lambda one: used([one])):
-                self._out_of_memory.note()
+            will_kill = self._out_of_memory.will_kill
+            if await asyncio.to_thread(processes.kill_largest, pid, other, lambda one: used([one]), will_kill):
                 return False
         if runs:
             await self.kill_run()

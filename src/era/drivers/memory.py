@@ -2,7 +2,8 @@
 
 Theory of operation. The kernel bounds the private memory of each process (RLIMIT_DATA), but neither that of all
 together nor shared memory: maps that are shared, and files in memory (memfd_create(2)). So while a program runs, what
-its sandbox takes is measured every INTERVAL, and rarer where measuring takes long. Most runs end before the first time.
+its sandbox takes is measured every INTERVAL, and rarer where measuring takes much processor time. Most runs end before
+the first time.
 
 What is swapped out counts, and so do page tables: to read a byte in each 2 MiB of a large private map, which takes no
 other memory, takes a page of those.
@@ -45,7 +46,7 @@ SUPERVISOR_BYTES = 32 << 20
 
 _FIRST = 0.1
 _SHARE = 10
-"""A measurement is followed by a pause of at least this many times its duration."""
+"""A measurement is followed by a pause of at least this many times the processor time that it took."""
 
 _OWN, _SHARED = (b"RssAnon", b"VmSwap", b"VmPTE"), (b"RssFile", b"RssShmem")
 _SIZE = re.compile(rb"^(" + b"|".join(_OWN + _SHARED) + rb"):\s+(\d+) kB$", re.MULTILINE)
@@ -64,19 +65,19 @@ class MemoryWatch:
         used: Callable[[], int],
         kill: Callable[[], Awaitable[bool]],
         *,
-        first: float = _FIRST,
-        gives_back_late: bool = False,
+        first: float | None = None,
+        gives_back_late: Callable[[], bool] = lambda: False,
     ) -> None:
         """`used` measures what the sandbox takes, in bytes, on a thread. `kill` ends what takes the memory, and says
         whether it was the run. `first` is the seconds before the first measurement: 0 with `gives_back_late`, where
-        what is there at first may be what the run before has left (see LATE_GROWTH)."""
+        what is there at first may have been left by what has ended (see LATE_GROWTH)."""
         self.exceeded = False
         """Whether the run was ended."""
 
         self._most = most
         self._used = used
         self._kill = kill
-        self._first = first
+        self._first = _FIRST if first is None else first
         self._gives_back_late = gives_back_late
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -84,7 +85,7 @@ class MemoryWatch:
     @property
     def may_go_on(self) -> bool:
         """Whether it measures, and would do that for the next run as for this one."""
-        return self._timer is not None and not (self._gives_back_late or (self._task and self._task.done()))
+        return self._timer is not None and not (self._gives_back_late() or (self._task and self._task.done()))
 
     def start(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._first, self._follow_soon)
@@ -102,12 +103,10 @@ class MemoryWatch:
         """Measure until the run has ended or takes too much."""
         lowest: int | None = None
         while True:
-            began = time.monotonic()
             try:
-                used = await self._measure()
-                took = time.monotonic() - began
+                used, took = await self._measure()
                 lowest = used if lowest is None else min(lowest, used)
-                if used > (max(self._most, lowest + LATE_GROWTH) if self._gives_back_late else self._most):
+                if used > (max(self._most, lowest + LATE_GROWTH) if self._gives_back_late() else self._most):
                     if await self._kill():
                         self.exceeded = True
                         return
@@ -116,8 +115,14 @@ class MemoryWatch:
                 return
             await asyncio.sleep(max(self.interval, _SHARE * took))
 
-    async def _measure(self) -> int:
-        return await asyncio.to_thread(self._used)
+    async def _measure(self) -> tuple[int, float]:
+        """What is taken, in bytes, and the seconds of a processor that it took to find out. On a busy machine that's
+        far less than what passes meanwhile, in which the sandbox is to be looked at no more rarely."""
+        return await asyncio.to_thread(self._measure_here)
+
+    def _measure_here(self) -> tuple[int, float]:
+        began = time.thread_time()
+        return self._used(), time.thread_time() - began
 
 
 class GroupWatch(MemoryWatch):
@@ -129,12 +134,19 @@ class GroupWatch(MemoryWatch):
 
     interval = GROUP_INTERVAL
 
-    def __init__(self, most: int, used: Callable[[], int], kill: Callable[[], Awaitable[bool]]) -> None:
-        """`used` is the memory of the group, in bytes. For `kill` see MemoryWatch."""
-        super().__init__(most, used, kill, first=GROUP_INTERVAL, gives_back_late=True)
+    def __init__(
+        self,
+        most: int,
+        used: Callable[[], int],
+        kill: Callable[[], Awaitable[bool]],
+        *,
+        gives_back_late: Callable[[], bool],
+    ) -> None:
+        """`used` is the memory of the group, in bytes. For the others see MemoryWatch."""
+        super().__init__(most, used, kill, first=GROUP_INTERVAL, gives_back_late=gives_back_late)
 
-    async def _measure(self) -> int:
-        return self._used()
+    async def _measure(self) -> tuple[int, float]:
+        return self._measure_here()
 
 
 def of_processes(pids: Iterable[int], most: int) -> int:

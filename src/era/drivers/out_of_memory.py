@@ -25,8 +25,8 @@ class OutOfMemory:
         self._before_run = 0
         """Those that it had killed when the run under way began."""
 
-        self._killed_by_us = 0
-        """Processes beside runs that were killed since they were asked for last, where no group bounds memory."""
+        self._killed_by_us = set[int]()
+        """Processes beside runs, by their pids inside, that were killed where no group bounds memory."""
 
     def begin_run(self) -> None:
         """A run begins."""
@@ -36,14 +36,15 @@ class OutOfMemory:
         """There may be processes beside runs from now on."""
         self._told = self._kills()
 
-    def note(self) -> None:
-        """We have killed a process beside runs for want of memory."""
-        self._killed_by_us += 1
+    def will_kill(self, pid: int) -> None:
+        """We are about to kill a process beside runs for want of memory. On any thread."""
+        self._killed_by_us.add(pid)
 
-    def has_killed_process(self) -> bool:
-        """Whether a process beside runs was killed, other than those that this has told of."""
-        if self._killed_by_us:
-            self._killed_by_us -= 1
+    def has_killed(self, pid: int) -> bool:
+        """Whether this process beside runs was killed for want of memory, which SIGKILL has ended: by us, or by the
+        kernel, which has killed more than what this has told of."""
+        if pid in self._killed_by_us:
+            self._killed_by_us.remove(pid)
             return True
         return self._has_more_than(self._told)
 

@@ -186,7 +186,7 @@ class GuestProcess:
         """Parse the payload of a D frame. Raises ValueError, KeyError, TypeError."""
         number = None if report["signal"] is None else int(report["signal"])
         cause: Literal["exit", "signal", "oom"] = "exit" if number is None else "signal"
-        if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed_process():
+        if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed(self.pid):
             cause = "oom"
         cpu, memory = (None if (value := report[name]) is None else int(value) for name in _USED)
         return ProcessEnded(int(report["exit_code"]), number, cause, cpu, memory)
@@ -294,7 +294,8 @@ class ProcessSupervisor:
 
     @property
     def alive(self) -> bool:
-        return self._following is not None and not self._following.done() and not self._is_closing
+        is_ending = self._is_closing or self._cause is not None
+        return self._following is not None and not self._following.done() and not is_ending
 
     async def start(self, spec: ProcessSpec, may_begin: Callable[[], Awaitable[None]] | None = None) -> GuestProcess:
         if not self.alive:

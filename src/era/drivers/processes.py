@@ -39,6 +39,7 @@ _INODE = re.compile(rb"^ino:\s+(\d+)", re.MULTILINE)
 _FDINFO_BYTES = 1 << 12  # more than is said of any file or socket
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ANYTHING = re.compile(rb".")
+_INNERMOST_PID = re.compile(rb"^NStgid:.*\t(\d+)$", re.MULTILINE)
 _RSS = re.compile(rb"^Rss", re.MULTILINE)
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)  # its number; the C library has no function for it
 _KCMP_FILES = 2
@@ -339,9 +340,10 @@ def memory_bytes(pids: Iterable[int]) -> int:
     return anonymous + shared
 
 
-def kill_largest(pid: int, other: int, size: Callable[[int], int]) -> bool:
+def kill_largest(pid: int, other: int, size: Callable[[int], int], will_kill: Callable[[int], None]) -> bool:
     """Kill the process below `pid` that has most memory, by `size`, if none below `other` has more. Returns whether it
-    was killed. The two themselves are left alone."""
+    was killed. The two themselves are left alone. `will_kill` is called before, as its end may be seen at once, with
+    the pid that it has in its own namespace."""
     sizes = {one: size(one) for one in {*below(pid), *below(other)} - {pid, other}}
     largest = max(sizes, key=lambda one: sizes[one], default=0)
     try:
@@ -351,6 +353,7 @@ def kill_largest(pid: int, other: int, size: Callable[[int], int]) -> bool:
     try:
         if largest not in below(pid):  # asked only now: its number could have become another's until we had its pidfd
             return False
+        will_kill(int(_INNERMOST_PID.findall(told(largest, "status", _INNERMOST_PID))[0]))
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError:
         return False
