@@ -168,6 +168,15 @@ async def test_what_is_no_answer(answer: bytes) -> None:
             await without_walls().send(f"http://127.0.0.1:{target.port}/", {}, b"{}")
 
 
+async def test_announcements_without_end_are_no_answer() -> None:
+    """Parsing them keeps the service busy, so it is given up soon, and not at the end of the time for an answer."""
+    async with listening(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 16 + Target.answer) as target:
+        assert await without_walls().send(f"http://127.0.0.1:{target.port}/", {}, b"{}") == 204
+    async with listening(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000 + Target.answer) as target:
+        with pytest.raises(Unsent, match="again and again"):
+            await without_walls().send(f"http://127.0.0.1:{target.port}/", {}, b"{}")
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -32,6 +32,9 @@ from era.network.policy import Policy
 
 _SECONDS = 15.0
 _MAX_HEAD = 64 << 10
+_MAX_INFORMATIONAL = 16
+"""Informational responses (1xx) that may come before an answer. 64 KiB may be thousands of them, to parse at once."""
+
 _NAMED = 3
 """Addresses that an error names at most."""
 
@@ -117,6 +120,7 @@ class WebhookSender:
             for event in events:
                 writer.write(http.send(event) or b"")
             await writer.drain()
+            informational = 0
             while True:
                 received = http.next_event()
                 if isinstance(received, h11.Response):
@@ -125,6 +129,10 @@ class WebhookSender:
                     http.receive_data(await reader.read(_MAX_HEAD))
                 elif not isinstance(received, h11.InformationalResponse):
                     raise EOFError
+                else:
+                    informational += 1
+                    if informational > _MAX_INFORMATIONAL:
+                        raise Unsent("It announces an answer again and again, and gives none.")
         finally:
             writer.transport.abort()
 
