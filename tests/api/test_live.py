@@ -44,7 +44,8 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
             "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Prefix: /evil\r\n"
             "X-Forwarded-Proto: https\r\nX-Real-IP: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\nKeep-Alive: 5\r\n"
             "TE: trailers\r\nProxy-Authorization: Basic eDp5\r\nTrailer: x\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"
-            "Expect: 100-continue\r\n"
+            "Expect: 100-continue\r\nX_Forwarded_For: 192.0.2.1\r\nX-Forwarded_Host: evil.example\r\n"
+            "X_Real-IP: 192.0.2.1\r\nContent_Length: 9\r\n"  # which WSGI doesn't tell from those with hyphens
             "Cookie: other=secret; era-session-own=1\r\nAuthorization: Basic sender\r\n"
             "X-Twice: 1\r\nX-Twice: 2\r\n\r\n".encode()
         )

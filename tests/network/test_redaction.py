@@ -117,6 +117,16 @@ def test_a_tripwire_passes_on_all_but_values() -> None:
     assert wire.feed(b"!") == b"ary!"
 
 
+def test_question_marks_are_no_value() -> None:
+    """A server that writes Latin-1 has them for other letters. Of some values nothing else is left."""
+    answer = b"a ?? b, really????????"
+    for value in ("密码密码", "пароль", "a密码b密码c"):
+        assert Redaction([secret(value)]).whole(answer + value.encode()).startswith(answer)
+    for value in ("canary-密码", "canary-é", "éééé"):
+        written = value.encode("latin-1", "replace")
+        assert written not in Redaction([secret(value)]).whole(b"it is " + written + b"!")
+
+
 def test_short_values_are_not_looked_for() -> None:
     assert not Redaction([secret("12345")])
     assert Redaction([secret("12345")]).whole(b"12345") == b"12345"

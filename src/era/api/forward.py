@@ -30,7 +30,8 @@ from era.errors import BadRequest, EraError, RelayFailed, RelayTimeout
 HEAD_SECONDS = 60.0
 IDLE_SECONDS = 300.0
 _FORWARDED = ("forwarded", "x-real-ip")
-"""Headers about the caller that it can't be believed about, dropped together with all `x-forwarded-…`."""
+"""Headers about the caller that it can't be believed about, dropped together with all `x-forwarded-…`. Many servers of
+programs (WSGI, CGI, PHP) don't tell `_` from `-` in names, so they are dropped with either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class _ToProgram(Exchange):
             for name, value in headers.of_request(
                 scope["headers"], self._target.key, own_origin=self._target.place.own_origin
             )
-            if not name.startswith("x-forwarded-") and name not in (*_FORWARDED, "expect", "content-length")
+            if not (plain := name.replace("_", "-")).startswith("x-forwarded-")
+            and plain not in (*_FORWARDED, "expect", "content-length")
         ]
         hosts = [value for name, value in sent if name == "host"]
         if len(hosts) > 1:

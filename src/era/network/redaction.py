@@ -243,8 +243,14 @@ def _forms(value: str) -> set[bytes]:
     texts |= {re.sub(r"\\u[0-9a-f]{4}", lambda found: "\\u" + found[0][2:].upper(), text) for text in texts}
     urls = {quote(value, safe=safe) for safe in _URL_SAFE} | {quote_plus(value)}
     texts |= urls | {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), url) for url in urls}
-    forms = {text.encode() for text in texts} | {value.encode("latin-1", "replace")}
-    return forms | set(_base64(value.encode()))
+    return {text.encode() for text in texts} | _latin_1(value) | set(_base64(value.encode()))
+
+
+def _latin_1(value: str) -> set[bytes]:
+    """The value in Latin-1, with `?` for what isn't in that. Nothing where little else is left: question marks are in
+    many answers."""
+    written, left = value.encode("latin-1", "replace"), value.encode("latin-1", "ignore")
+    return {written} if len(left) == len(value) or len(left) >= MIN_VALUE_BYTES else set()
 
 
 def _base64(value: bytes) -> Iterator[bytes]:
