@@ -32,6 +32,8 @@ from era.wire.processes import PtyBody, exit_fields, message, piece_fields, sign
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["processes"], route_class=StrictRoute)
 
 _SHELL = "exec $(command -v bash || command -v sh) -l"
+_MAX_CONTROL = 1000
+"""Characters of a control message. A longer one isn't parsed: it may be hundreds of thousands of values."""
 
 After = Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Go on behind this byte of its output.")]
 Ticket = Annotated[
@@ -172,9 +174,6 @@ async def _control(live: LiveProcess, received: str, inputs: asyncio.Queue[bytes
     else:
         raise BadRequest("This is no control message.", hint=_CONTROLS, code="bad_message")
 
-
-_MAX_CONTROL = 1000
-"""Characters of a control message. A longer one isn't parsed: it may be hundreds of thousands of values."""
 
 _CONTROLS = 'Send {"resize": {"cols": 80, "rows": 24}}, {"signal": "INT"} or {"eof": true}; input as binary messages.'
 
