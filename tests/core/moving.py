@@ -29,6 +29,8 @@ from tests.core.lab import CountingBlobs, Lab, Place, described
 from tests.owners import mine
 
 LONG = os.urandom(40_000)
+FAR_NS = 2**63 + 10**9
+"""A file's time in the year 2262: the first of those that take more than 64 bits in nanoseconds."""
 
 
 class Service:
@@ -191,6 +193,7 @@ def furnish(workspace: Path) -> None:
         Path(os.fsdecode(os.fsencode(workspace) + b"/" + name)).write_bytes(name)
     (workspace / "copy").write_bytes(LONG)
     (workspace / "nothing").touch()
+    os.utime(workspace / "nothing", ns=(FAR_NS, FAR_NS))
 
 
 def portable_fields(session: Session) -> dict[str, Any]:

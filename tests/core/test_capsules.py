@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import fields
@@ -21,6 +22,7 @@ from era.core.models import DEFAULT_OWNER, KeptOutputs, RunRecord, Session, Stor
 from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
+from era.wire.files import files_answer
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.conftest import eventually
@@ -80,6 +82,15 @@ async def runs_of(service: Service, session_id: str, *, imported: bool = False) 
             fields_["enforced"] = {"imported": True, **record.enforced}
         found.append((fields_, (await service.store.run(mine(session_id), record.id))[1]))
     return found
+
+
+@pytest.mark.parametrize("time", [-(2**63) * 10**9, -(2**63) - 1, 2**63, 2**63 * 10**9 - 1])
+async def test_a_file_may_have_any_time_that_the_kernel_has(service: Service, time: int) -> None:
+    """A program sets it as it likes, and some file systems store all. Where one doesn't, it is the nearest."""
+    made = await service.load(of_files(tree(file("a", b"", mtime=time), ("link", "b", "a", time)), b""))
+    assert set(await service.restored(made.snapshot)) == {b"a", b"b"}
+    (shown, _) = files_answer(await service.lab.snapshots.entries(made.snapshot))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["modified_at"])
 
 
 async def test_history_can_be_left_out(service: Service) -> None:

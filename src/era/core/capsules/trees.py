@@ -24,13 +24,16 @@ from era.core.models import STATE_FILE, Snapshot
 MAX_TREE_BYTES = 128 << 20
 _STRING = rb'("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
 _NUMBER = rb"(0|-?[1-9][0-9]{0,18})"
+_TIME = rb"(0|-?[1-9][0-9]{0,27})"
 _DIGEST = rb'"([0-9a-f]{64})"'
 _ENTRY = re.compile(
-    rb'\["file",%(string)s,%(digest)s,%(number)s,%(number)s,%(number)s(?:,1)?\]'
-    rb'|\["link",%(string)s,%(string)s,%(number)s\]'
-    rb'|\["dir",%(string)s,%(digest)s,%(number)s\]' % {b"string": _STRING, b"digest": _DIGEST, b"number": _NUMBER}
+    rb'\["file",%(string)s,%(digest)s,%(number)s,%(number)s,%(time)s(?:,1)?\]'
+    rb'|\["link",%(string)s,%(string)s,%(time)s\]'
+    rb'|\["dir",%(string)s,%(digest)s,%(number)s\]'
+    % {b"string": _STRING, b"digest": _DIGEST, b"number": _NUMBER, b"time": _TIME}
 )
-_MAX_TIME = 1 << 63
+_MAX_TIME = (1 << 63) * 10**9
+"""In nanoseconds: the kernel has 64 bits for the seconds of a file's time. ext4 stores those up to 2446."""
 
 
 class Objects(NamedTuple):
