@@ -484,7 +484,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await sandboxes.stop()
             network.stop()
             await databases.close()
-            await transfers.close()
+            for threads in (transfers, storage, outputs):
+                await threads.close()
             await asyncio.to_thread(blobs.close)
             await capsules.close()
             await snapshots.close()

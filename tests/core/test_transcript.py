@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,29 @@ async def test_who_reads_keeps_it_open_and_no_longer(tmp_path: Path) -> None:
     del reader
     gc.collect()
     assert opened(tmp_path) == 0
+
+
+async def test_a_bucket_that_does_not_answer_keeps_only_output_waiting(
+    tmp_path: Path, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = await outputs.keep(await wrote(tmp_path, ("stdout", b"x" * (INLINE_BYTES + 1))))
+    assert kept is not None
+    answers, asked, read = threading.Event(), asyncio.Event(), outputs._blobs.open_blob
+    loop = asyncio.get_running_loop()
+
+    def stuck(digest: str) -> int:
+        loop.call_soon_threadsafe(asked.set)
+        answers.wait(30)
+        return read(digest)
+
+    monkeypatch.setattr(outputs._blobs, "open_blob", stuck)
+    calls = [asyncio.create_task(outputs.open(kept, "stdout")) for _ in range(40)]
+    try:
+        await asked.wait()
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(int)
+    finally:
+        answers.set()
+    for written in await asyncio.gather(*calls):
+        written.close()
+    await outputs.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -207,3 +208,38 @@ async def test_a_put_whose_caller_was_cancelled_is_counted(lab: Lab) -> None:
     await storage.put("kv", "a", "k", b"v" * 1000, None)  # the last of one writer's
     again = await lab.open()
     assert storage._storage._used.total() == again._storage._used.total() == 1000 + 1 + ROW_BYTES
+
+
+async def test_a_bucket_that_does_not_answer_keeps_only_a_few_of_one_owner_waiting(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await lab.open()
+    other = storage._storage.of("other")
+    await storage.put("r2", "a", "k", LONG, None)
+    await other.put("r2", "a", "k", LONG + b"!", None)
+    answers, asked, began, loop = threading.Event(), [], asyncio.Semaphore(0), asyncio.get_running_loop()
+    item, read = await lab.store.storage_items.item(DEFAULT_OWNER, "r2", "a", "k"), lab.blobs.get
+    assert item is not None
+
+    def stuck(name: str) -> bytes:
+        asked.append(name)
+        loop.call_soon_threadsafe(began.release)
+        if name == item.digest:
+            answers.wait(30)
+        return read(name)
+
+    monkeypatch.setattr(lab.blobs, "get", stuck)
+    calls = [asyncio.create_task(storage.get("r2", "a", "k")) for _ in range(40)]
+    try:
+        for _ in range(4):
+            await began.acquire()
+        for call in calls[:2]:  # whose callers have gone: their threads aren't free yet
+            call.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(int)
+            assert (await other.get("r2", "a", "k"))[1] == LONG + b"!"
+        assert len(asked) == 5
+    finally:
+        answers.set()
+    assert [value for _, value in await asyncio.gather(*calls[2:])] == [LONG] * 38
+    await storage._storage.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
 from era.core.files.snapshots import BlobStore
+from era.core.files.spool import Threads
 from era.core.metadata import MetadataStore, RunFilter
 from era.core.models import JsonObject, KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
@@ -23,6 +23,10 @@ from era.errors import CommitFailed, Conflict, EraError, NotFound, RunLost, Unav
 INLINE_BYTES = 16 << 10
 """Longer output is a blob: it would make the database large and its pages slow to walk."""
 
+_THREADS = 8
+"""For blobs, of their own: a bucket that doesn't answer may keep them for most of a minute. Those of the event loop are
+for what everybody needs, such as watching the memory of runs."""
+
 
 class Outputs:
     """Makes output durable, and reads it."""
@@ -30,9 +34,14 @@ class Outputs:
     def __init__(self, blobs: BlobStore, kept: int, directory: Path | None = None) -> None:
         """`kept` is for how many of a session's runs output is kept; with 0 none is, unless for an idempotency key.
         `directory` is for temporary files of output that is long."""
+        self._threads = Threads(_THREADS, "era-outputs")
         self._blobs = blobs
         self._kept = kept
         self._directory = directory
+
+    async def close(self) -> None:
+        """Wait for calls under way."""
+        await self._threads.close()
 
     def new(self) -> Transcript:
         """What a run is going to write."""
@@ -53,7 +62,7 @@ class Outputs:
                 await told.append(json.dumps(cell, ensure_ascii=False).encode())
                 parts.append(told)
             long = [part for part in parts if part.size > INLINE_BYTES]
-            digests = dict(zip(long, await asyncio.to_thread(self._put, long), strict=True)) if long else {}
+            digests = dict(zip(long, await self._threads(self._put, long), strict=True)) if long else {}
             short = {part: await part.whole() for part in parts if part not in digests}
         except OSError as error:
             raise CommitFailed(f"the output of this run could not be kept: {error.strerror}") from error
@@ -98,7 +107,7 @@ class Outputs:
             await written.append(content)
             return written
         try:
-            return SpooledOutput.of_file(await asyncio.to_thread(self._blobs.open_blob, digest or ""))
+            return SpooledOutput.of_file(await self._threads(self._blobs.open_blob, digest or ""))
         except OSError as error:
             raise Unavailable(f"The output could not be read: {error.strerror}.") from error
 

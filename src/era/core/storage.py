@@ -28,7 +28,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
+from era.core.fair_slots import FairSlots
 from era.core.files.snapshots import BlobStore
+from era.core.files.spool import Threads
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
@@ -50,6 +52,10 @@ ROW_BYTES = 128
 _MIB = 1 << 20
 _BATCH = 1000
 """Items that one transaction deletes at most."""
+
+_THREADS, _THREADS_OF_OWNER = 8, 4
+"""For blobs, of all owners and of one. They are the storage's own: a bucket that doesn't answer may keep them for most
+of a minute, and those of the event loop are for what everybody needs, such as watching the memory of runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +197,27 @@ class Storage:
         """Bytes that items count for, by owner."""
 
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._threads = Threads(_THREADS, "era-storage")
+        self._slots: FairSlots[str] = FairSlots(_THREADS, _THREADS_OF_OWNER)
 
     async def open(self) -> None:
         """Count what is there."""
         self._used = Counter(await self.store.item_bytes())
+
+    async def close(self) -> None:
+        """Wait for calls under way."""
+        await self._threads.close()
+
+    async def in_thread[T](self, owner: str, job: Callable[..., T], *arguments: Any) -> T:
+        """What a call for one of an owner's blobs returns. It has its slot until it has ended, though its caller may be
+        gone before."""
+        async with self._slots.slot(owner):
+            call = asyncio.ensure_future(self._threads(job, *arguments))
+            try:
+                return await asyncio.shield(call)
+            except asyncio.CancelledError:
+                await asyncio.wait([call])
+                raise
 
     def of(self, owner: str, sandbox_id: str = "") -> Namespaces:
         """An owner's storage, for the programs of one of his sandboxes, or for clients."""
@@ -309,7 +332,7 @@ class Namespaces:
             if item.value is not None:
                 return item, item.value
             try:
-                return item, await asyncio.to_thread(self._blobs.get, item.digest or "")
+                return item, await self._storage.in_thread(self._owner, self._blobs.get, item.digest or "")
             except OSError as error:
                 if last or not isinstance(error, FileNotFoundError):  # else replaced, and cleared away, meanwhile
                     raise Unavailable(f"The value could not be read: {error.strerror}.") from error
@@ -417,7 +440,8 @@ class Namespaces:
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
     ) -> None:
         with self._storage.reserved(self._owner, counted):
-            digest = await asyncio.to_thread(self._put_blob, value) if len(value) > INLINE_BYTES else None
+            is_long = len(value) > INLINE_BYTES
+            digest = await self._storage.in_thread(self._owner, self._put_blob, value) if is_long else None
             at = now()
             item = Item(
                 self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
