@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from era.core.files import paths, trees
+from era.core.files import paths
 from era.core.files.edits import Changes, PutFile, PutLink, Remove
 from era.core.files.totals import Bounds
+from era.core.files.tree_objects import name_bytes
+from era.core.files.trees import BlobBatch
 from era.core.models import EMPTY, Snapshot
 from era.errors import BadRequest, Conflict, EraError, NotFound, TooLarge
 from tests.core.lab import SETTLE, Lab, described, file_changes
@@ -57,7 +59,7 @@ def edited(lab: Lab, snapshot: Snapshot, *edits: tuple[Any, ...], bounds: Bounds
             case "remove", (recursive,):
                 changes.add(path, Remove(recursive))
 
-    def put(batch: trees.BlobBatch) -> None:
+    def put(batch: BlobBatch) -> None:
         for content in contents:
             batch.put(content)
 
@@ -91,7 +93,7 @@ def model_edit(model: Model, kind: str, path: paths.Parts, *rest: Any) -> Model:
 
 
 def on_disk(model: Model) -> dict[bytes, tuple[Any, ...]]:
-    return {b"/".join(map(trees.name_bytes, path)): value for path, value in model.items()}
+    return {b"/".join(map(name_bytes, path)): value for path, value in model.items()}
 
 
 @pytest.mark.slow
@@ -131,7 +133,7 @@ def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> No
         listed = asyncio.run(lab.snapshots.entries(snapshot))
         assert [each.path for each in listed] == [
             "/".join(path)
-            for path, value in sorted(model.items(), key=lambda item: tuple(map(trees.name_bytes, item[0])))
+            for path, value in sorted(model.items(), key=lambda item: tuple(map(name_bytes, item[0])))
             if value[0] != "dir"
         ]
 
@@ -161,7 +163,7 @@ def test_pages_are_the_whole_list_cut(
         assert seen == whole
 
         def key(path: str) -> tuple[bytes, ...]:
-            return tuple(map(trees.name_bytes, path.split("/")))
+            return tuple(map(name_bytes, path.split("/")))
 
         assert listed(after=after) == [path for path in whole if key(path) > key("/".join(after))]
         assert listed(prefix=prefix) == [path for path in whole if path.startswith("/".join(prefix))]

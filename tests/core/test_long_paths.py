@@ -11,7 +11,7 @@ import pytest
 from era.api.streaming import listing_response, with_files
 from era.core.files import pages
 from era.core.files.pages import change_pages, file_pages
-from era.core.files.trees import encode
+from era.core.files.tree_objects import encode
 from era.core.models import EMPTY, Snapshot
 from tests.core.lab import Lab
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from era.core.files import trees
 from era.core.files.totals import Bounds
+from era.core.files.tree_objects import name_bytes
 from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.errors import CommitFailed, SandboxFailed, Unavailable
@@ -77,7 +78,7 @@ def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
         assert snapshot.file_count == len(kept)
         assert snapshot.total_bytes == sum(len(entry[1]) for entry in kept)
         listed = asyncio.run(lab.snapshots.entries(snapshot))
-        assert {(trees.name_bytes(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
+        assert {(name_bytes(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
             (path, entry[-1], len(entry[1])) for path, entry in before.items() if entry[0] != "dir"
         }
 

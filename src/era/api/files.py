@@ -24,7 +24,7 @@ from era.api.streaming import ClosingResponse
 from era.core.files.paths import Parts, from_url, parse
 from era.core.files.session_files import ANY, PATIENCE, Body, Condition, OpenFile
 from era.core.files.spool import bounded
-from era.core.files.trees import name_bytes
+from era.core.files.tree_objects import name_bytes
 from era.core.live.current_files import LiveFile
 from era.core.models import OwnedId, Session
 from era.errors import BadRequest

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 from era.core.capsules.validators import bad_capsule, too_large
 from era.core.files.packages import PACKAGES, is_packages
 from era.core.files.totals import Bounds, Totals
-from era.core.files.trees import name_bytes
+from era.core.files.tree_objects import MAX_LIST_BYTES, decode, name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
-MAX_TREE_BYTES = 128 << 20
 _STRING = rb'("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'
 _NUMBER = rb"(0|-?[1-9][0-9]{0,18})"
 _TIME = rb"(0|-?[1-9][0-9]{0,27})"
@@ -89,8 +88,7 @@ class TreeCheck:
 
     def _read_tree(self, digest: str) -> list[list[Any]]:
         """The entries of a tree that was checked."""
-        entries: list[list[Any]] = json.loads(self._objects.read(digest))
-        return entries
+        return decode(self._objects.read(digest))
 
     def _check_tree(self, digest: str, depth: int) -> _CheckedTree:
         """Check a tree that is `depth` directories below a root."""
@@ -123,8 +121,8 @@ class TreeCheck:
 
     def _contents(self, digest: str) -> _Contents:
         """Parse and check a tree object, without what is below it."""
-        if self._objects.size(digest) > MAX_TREE_BYTES:
-            raise too_large(f"has a directory whose list is over {MAX_TREE_BYTES} bytes")
+        if self._objects.size(digest) > MAX_LIST_BYTES:
+            raise too_large(f"has a directory whose list is over {MAX_LIST_BYTES} bytes")
         content = self._objects.read(digest)
         if hashlib.sha256(content).hexdigest() != digest:
             raise bad_capsule(f"is damaged: object {digest} has other content")

@@ -18,7 +18,8 @@ from era.core.files.diffs import ReadTree
 from era.core.files.packages import is_packages, own_entries
 from era.core.files.paths import Parts
 from era.core.files.totals import Totals
-from era.core.files.trees import UPLOADED, BlobBatch, encode, name_bytes
+from era.core.files.tree_objects import encode, name_bytes
+from era.core.files.trees import UPLOADED, BlobBatch
 from era.errors import BadRequest, Conflict, NotFound
 
 FILE_MODE = 0o644

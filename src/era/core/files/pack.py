@@ -15,6 +15,7 @@ from era.core.files import trees
 from era.core.files.diffs import ReadTree
 from era.core.files.edits import Entry, walk
 from era.core.files.paths import Parts
+from era.core.files.tree_objects import name_bytes
 from era.core.files.unpack import PIECE
 
 type OpenBlob = Callable[[str], int]
@@ -104,7 +105,7 @@ def _zip_entry(open_blob: OpenBlob, path: Parts, entry: Entry, made_at: int) -> 
             content = blob_pieces(open_blob, digest, size)
         case "link", _, target, mtime_ns:
             kind, seconds = stat.S_IFLNK | 0o777, mtime_ns // _SECOND
-            content = [trees.name_bytes(target)]
+            content = [name_bytes(target)]
         case _:
             kind, name = stat.S_IFDIR | entry[3], f"{name}/"
     info = zipfile.ZipInfo(name, min(max(_date(seconds), _ZIP_FIRST), _ZIP_LAST))

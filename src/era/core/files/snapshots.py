@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +44,7 @@ from era.core.files.memory import Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.totals import Bounds
+from era.core.files.tree_objects import ListTooLong, decode
 from era.core.files.trees import (
     BlobBatch,
     CountingBatch,
@@ -304,6 +304,8 @@ class Snapshots:
             return await self.on_thread(
                 lambda: self._edit(snapshot, changes, put, bounds, only_these=replace), snapshot.root
             )
+        except ListTooLong as error:
+            raise TooLarge(f"The session would have {error}.", hint="Use more directories.") from error
         except OSError as error:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
@@ -571,7 +573,7 @@ class Snapshots:
         marked.add(digest)
         content = self._tree_object(digest)
         sizes[digest] = len(content)
-        for kind, _, *rest in json.loads(content):
+        for kind, _, *rest in decode(content):
             if kind == "file":
                 sizes[rest[0]] = rest[1]
             elif kind == "dir":
@@ -579,8 +581,7 @@ class Snapshots:
 
     def read_tree(self, digest: str) -> list[Entry]:
         """The entries of a tree object. Raises OSError."""
-        entries: list[Entry] = json.loads(self._tree_object(digest))
-        return entries
+        return decode(self._tree_object(digest))
 
     def _tree_object(self, digest: str) -> bytes:
         """A tree object, whose digest is verified: a damaged one could name anything. Raises OSError."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import stat
 import time
@@ -37,6 +36,7 @@ from typing import Any, NamedTuple, Protocol
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.packages import NODE_MODULES, NPM_LIST, PACKAGES, on_disk
 from era.core.files.totals import Bounds, Totals, spare_bytes, work_of_listing
+from era.core.files.tree_objects import ListTooLong, encode, name_bytes
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
 
@@ -203,7 +203,8 @@ class Tree:
         )
 
     def encoded(self) -> bytes:
-        """The tree object, in its canonical form. All entries must have digests."""
+        """The tree object, in its canonical form. All entries must have digests. Raises SnapshotRefused where it would
+        be too long."""
         entries: list[tuple[Any, ...]] = [
             (
                 "file",
@@ -217,7 +218,10 @@ class Tree:
         ]
         entries += [("link", portable(name), link.target, link.mtime_ns) for name, link in self.links.items()]
         entries += [("dir", portable(name), tree.digest, tree.mode) for name, tree in self.trees.items()]
-        return encode(entries)
+        try:
+            return encode(entries)
+        except ListTooLong as error:
+            raise SnapshotRefused(f"the working directory has {error}") from None
 
 
 class TreeNotSmall(Exception):
@@ -497,19 +501,8 @@ def _digest(fd: int) -> str:
     return hasher.hexdigest()
 
 
-def encode(entries: list[Any]) -> bytes:
-    """The tree object of these entries, in its canonical form: sorted by name, compact. Sorts `entries` in place."""
-    entries.sort(key=lambda entry: name_bytes(entry[1]))
-    return json.dumps(entries, separators=(",", ":")).encode()
-
-
 def fingerprint(status: os.stat_result) -> Fingerprint:
     return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
-
-
-def name_bytes(name: str) -> bytes:
-    """The bytes of a name in the form that tree objects use."""
-    return name.encode("utf-8", "surrogateescape")
 
 
 def portable(name: str) -> str:

@@ -1,0 +1,80 @@
+"""Directories of very many entries: their lists are written and read in slices, and have a bound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core import limits
+from era.core.files import tree_objects
+from era.core.files.edits import Changes, PutFile
+from era.core.files.tree_objects import decode, encode
+from era.core.files.trees import SnapshotRefused
+from era.core.models import EMPTY
+from era.errors import TooLarge
+from tests.core.lab import LIMITS, Lab
+
+ODD = ('],["file","', '],["dir"', "],[", '"', "\\", '\\"],["link",', "\udcff\udcfe", "é\n", "]", " ")
+
+
+def many() -> list[Any]:
+    """Entries of every kind, with names that look like what is between entries."""
+    names = [f"{odd}{n:05}{odd}" for n in range(3000) for odd in ODD]
+    kinds = (
+        lambda name: ["file", name, "a" * 64, 1, 0o644, 2**64],
+        lambda name: ["link", name, name, -1],
+        lambda name: ["dir", name, "b" * 64, 0o700],
+    )
+    return [kinds[n % 3](name) for n, name in enumerate(names)]
+
+
+def test_a_list_is_the_same_as_if_it_was_written_at_once() -> None:
+    entries = many()
+    content = encode(entries)
+    assert content == json.dumps(entries, separators=(",", ":")).encode()
+    assert len(content) > 8 * tree_objects._SLICE_BYTES
+    assert decode(content) == entries
+    assert [decode(encode(entries[:n])) for n in (0, 1, 1000, 1001)] == [entries[:n] for n in (0, 1, 1000, 1001)]
+
+
+def test_no_more_than_a_slice_is_written_or_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else in the process waits for that: it was 3 s with 190,000 long names."""
+    sizes: list[int] = []
+    loads, dumps = json.loads, json.dumps
+
+    def noted(text: Any) -> Any:
+        sizes.append(len(text))
+        return loads(text)
+
+    def written(value: Any, **options: Any) -> str:
+        sizes.append(len(text := dumps(value, **options)))
+        return text
+
+    monkeypatch.setattr(json, "loads", noted)
+    monkeypatch.setattr(json, "dumps", written)
+    assert len(decode(encode(many()))) == 30_000
+    assert len(sizes) > 30
+    assert max(sizes) < 1 << 20
+
+
+async def test_a_directory_whose_list_is_too_long_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(tmp_path)
+    monkeypatch.setattr(tree_objects, "MAX_LIST_BYTES", 400)
+    place = lab.place()
+    below = place.workspace / "d"
+    below.mkdir()
+    for name in ("a", "b", "c"):
+        (below / name).touch()
+    kept = await lab.snapshots.take(place.sandbox, EMPTY)
+    (below / "d").touch()
+    with pytest.raises(SnapshotRefused, match="has a directory whose list of names takes over 400 bytes"):
+        await lab.snapshots.take(place.sandbox, kept)
+    with lab.blobs.batch() as batch:
+        changes = Changes()
+        changes.add(("d", "d"), PutFile(batch.put(b""), 0, 0))
+    with pytest.raises(TooLarge, match="list of names"):
+        await lab.snapshots.edit(kept, changes, lambda _: None, limits.bounds(LIMITS))
+    await lab.snapshots.close()
