@@ -13,7 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """The service's settings. docs/settings.md shows them to users, and a test compares the two."""
 
-    model_config = SettingsConfigDict(env_prefix="ERA_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="ERA_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
 
     host: str = Field(
         default="127.0.0.1", description="Address to listen on. An address other than loopback needs an API key."

@@ -150,6 +150,14 @@ def test_a_misspelt_variable() -> None:
     assert "ERA_API_KEY" in refused_at_once("--host", "0.0.0.0", "--port", "0")
 
 
+@pytest.mark.parametrize("command", ["serve", "doctor", "check", "gc"])
+def test_a_secret_that_is_refused_is_not_shown(command: str, tmp_path: Path) -> None:
+    code, _, said = imported(command, ERA_CLUSTER_SECRET="canary-7151", ERA_DATA_DIR=str(tmp_path))
+    assert (code, said.count("\n")) == (2, 0)
+    assert said.startswith("era: ERA_CLUSTER_SECRET: ")
+    assert "canary" not in said
+
+
 def test_variables_that_are_nobodys_mistake() -> None:
     fine = ["ERA_PORT", "ERA_MAX_LIVE", "ERA_SERVER", "ERA_SESSION_ID", "ERA_BASE_URL", "ERAS", "PATH"]
     assert list(check_variables(dict.fromkeys(fine, "1"))) == []

@@ -15,7 +15,7 @@ import pytest
 
 import era
 from era import AsyncEra, Era
-from era.sdk.answers import RunRecord
+from era.sdk.answers import ApiKey, RunRecord, Webhook
 from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
 from tests.api.told import TELLS_ITS_END
 from tests.conftest import MakeServer, Server, eventually, free_port
@@ -44,6 +44,13 @@ async def test_nobody_is_there_for_asyncio() -> None:
     async with AsyncEra(f"http://127.0.0.1:{free_port()}", retries=0) as client:
         with pytest.raises(era.ServerAway):
             await client.sessions.list()
+
+
+def test_what_is_shown_once_is_not_in_what_is_printed() -> None:
+    made = ApiKey({"id": "key_1", "owner": "mina", "key": "era_canary"})
+    assert (repr(made), made.key) == ("ApiKey(id='key_1', owner='mina', key=…)", "era_canary")
+    hook = Webhook({"id": "wh_1", "secret": "whsec_canary"})
+    assert (f"{[hook]}", hook.secret) == ("[Webhook(id='wh_1', secret=…)]", "whsec_canary")
 
 
 def test_something_else_is_there(scripted: ScriptedServer) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.output import Advance, notice, print_json, progress
-from era.client.serve import server_extra
+from era.client.serve import server_extra, settings_of
 
 
 def add(parser: Parser) -> None:
@@ -177,8 +177,7 @@ def migrate(named: Any) -> int:
     with server_extra():
         from era.directory_locks import exclusive
         from era.operation.migrate import migrate
-        from era.settings import Settings
-    secret = Settings().database_url
+    secret = settings_of().database_url
     target = named.target or (secret and secret.get_secret_value())
     if not target:
         raise Failure("Name the database: era migrate SOURCE postgresql://USER@HOST/DATABASE, or ERA_DATABASE_URL.")
@@ -201,9 +200,8 @@ def gc(named: Any) -> int:
 
     with server_extra():
         from era.app import collect
-        from era.settings import Settings
     directory = _data_dir(named)
-    settings = Settings(data_dir=directory)
+    settings = settings_of(data_dir=directory)
     kept = settings.shared_dir or directory
     if not kept.is_dir() or (not (kept / "era.sqlite").is_file() and settings.database_url is None):
         raise Failure(f"There is no data directory {kept}.\n     --data-dir names the server's ERA_DATA_DIR.")
@@ -220,8 +218,7 @@ def _server(named: Any) -> Any:
     """The ServerData that the options and the ERA_ variables of a server name."""
     with server_extra():
         from era.operation.server_data import ServerData
-        from era.settings import Settings
-    settings = Settings() if named.data_dir is None else Settings(data_dir=named.data_dir)
+    settings = settings_of() if named.data_dir is None else settings_of(data_dir=named.data_dir)
     database_url = settings.database_url.get_secret_value() if settings.database_url else None
     return ServerData(settings.data_dir.resolve(), database_url, settings.blobs)
 
@@ -229,9 +226,7 @@ def _server(named: Any) -> Any:
 def _data_dir(named: Any) -> Path:
     if named.data_dir is not None:
         return Path(named.data_dir)
-    with server_extra():
-        from era.settings import Settings
-    return Settings().data_dir
+    return settings_of().data_dir
 
 
 @contextmanager

@@ -9,10 +9,13 @@ from argparse import BooleanOptionalAction
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from era.client.failure import Failure
 from era.client.grammar import Parser
+
+if TYPE_CHECKING:
+    from era.settings import Settings
 
 _OPTIONS = ("host", "port", "data_dir", "public_url", "allow_no_key", "isolation", "log_level")
 
@@ -69,16 +72,9 @@ def serve(named: Any) -> int:
     options = {name: value for name in _OPTIONS if (value := getattr(named, name)) is not None}
     # Nothing is there yet that would have to be cleaned up, and imports take a while; run_service sees to signals then.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    settings = settings_of(**options)
     with server_extra():
-        from pydantic import ValidationError
-
         from era.preflight import check, take_address
-        from era.settings import Settings
-    try:
-        settings = Settings(**options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise Failure(f"ERA_{str(problem['loc'][0]).upper()}: {problem['msg']}") from None
     if named.cluster is not None:
         url = None if settings.database_url is None else settings.database_url.get_secret_value()
         return _serve_cluster(named, url, options)
@@ -134,15 +130,29 @@ def _spelt(value: object) -> str:
 def doctor(_: Any) -> int:
     import asyncio
 
+    settings = settings_of()
     with server_extra():
         from era.app import examine
         from era.doctor import report
-        from era.settings import Settings
 
     examined, default = asyncio.run(examine())
-    for line in report(examined, default, Settings()):
+    for line in report(examined, default, settings):
         print(line)
     return 0 if default else 1
+
+
+def settings_of(**options: Any) -> Settings:
+    """The settings of a server: these, and those of the ERA_ variables. Raises Failure, which quotes no value: what is
+    wrong may be a secret."""
+    with server_extra():
+        from pydantic import ValidationError
+
+        from era.settings import Settings
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise Failure(f"ERA_{str(problem['loc'][0]).upper()}: {problem['msg']}") from None
 
 
 @contextmanager

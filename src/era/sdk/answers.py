@@ -6,7 +6,7 @@ adds. Views are equal if their JSON is, and can't be changed.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from era.errors import EraError
 
@@ -16,6 +16,8 @@ class View:
 
     __slots__ = ("answer",)
     answer: dict[str, Any]
+    _secrets: ClassVar[tuple[str, ...]] = ()
+    """Fields whose values aren't shown: what is printed while somebody tries things ends in logs and notebooks."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         object.__setattr__(self, "answer", answer)
@@ -40,8 +42,8 @@ class View:
         return sorted({*super().__dir__(), *self.answer})
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in self.answer.items())
-        return f"{type(self).__name__}({fields})"
+        shown = (f"{name}={'…' if name in self._secrets else repr(value)}" for name, value in self.answer.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @classmethod
     def each(cls, answers: list[dict[str, Any]]) -> list[Self]:
@@ -345,6 +347,7 @@ class Delivery(View):
 class ApiKey(View):
     """A key of an owner's. `key` itself is there when it has just been made, and never again."""
 
+    _secrets = ("key",)
     id: str
     owner: str
     description: str
@@ -380,6 +383,7 @@ class DayOfUsage(View):
 class Webhook(View):
     """Where a server tells of what happens. `secret`, which notices are signed with, is shown once, when it is made."""
 
+    _secrets = ("secret",)
     id: str
     url: str
     events: list[str]
