@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from era.core import limits
-from era.core.files import tree_objects
-from era.core.files.edits import Changes, PutFile
+from era.core.files import edits, tree_objects
+from era.core.files.edits import Changes, PutFile, PutLink
+from era.core.files.totals import Bounds, Totals
 from era.core.files.tree_objects import decode, encode
-from era.core.files.trees import SnapshotRefused
+from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.models import EMPTY
 from era.errors import TooLarge
-from tests.core.lab import LIMITS, Lab
+from tests.core.lab import LIMITS, Lab, Place
 
 ODD = ('],["file","', '],["dir"', "],[", '"', "\\", '\\"],["link",', "\udcff\udcfe", "é\n", "]", " ")
 
@@ -78,3 +81,38 @@ async def test_a_directory_whose_list_is_too_long_is_not_kept(tmp_path: Path, mo
     with pytest.raises(TooLarge, match="list of names"):
         await lab.snapshots.edit(kept, changes, lambda _: None, limits.bounds(LIMITS))
     await lab.snapshots.close()
+
+
+def put_links(place: Place, how_many: int) -> None:
+    for number in range(how_many):
+        os.symlink(b"\xff" * 4000, os.fsencode(place.workspace) + b"/link%d" % number)
+
+
+async def test_long_links_count_as_several_entries(lab: Lab) -> None:
+    """200,000 of them took gigabytes of the service's memory as long as their session was warm."""
+    place, snapshots = lab.place(), lab.snapshots
+    place.limits = replace(LIMITS, files=50)
+    put_links(place, 3)
+    kept = await snapshots.take(place.sandbox, EMPTY)
+    assert (kept.file_count, kept.total_bytes) == (3, 12_000)
+    (place.workspace / "file").touch()
+    (place.workspace / "short").symlink_to("x" * 256)
+    with pytest.raises(WorkspaceFull):
+        await snapshots.take(place.sandbox, kept)
+    (place.workspace / "short").unlink()
+    kept = await snapshots.take(place.sandbox, EMPTY)
+    few = Bounds(entries=50)
+    changes = Changes()
+    changes.add(("new",), PutLink("x" * 256, 0))
+    with pytest.raises(TooLarge, match="more than 50"):
+        await snapshots.edit(kept, changes, lambda _: None, few)
+    changes = Changes()
+    changes.add(("link1",), PutLink("y", 0))
+    shorter = await snapshots.edit(kept, changes, lambda _: None, few)
+    assert edits.count(snapshots.read_tree, shorter.root) == Totals(34, 4, 8001)
+    changes = Changes()
+    changes.add(("other",), PutLink("\udcff" * 4000, 0))
+    assert (await snapshots.edit(shorter, changes, lambda _: None, few)).file_count == 5
+    changes.add(("more",), PutLink("y", 0))
+    with pytest.raises(TooLarge, match="more than 50"):
+        await snapshots.edit(shorter, changes, lambda _: None, few)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from era.core.capsules.validators import bad_capsule, too_large
 from era.core.files.packages import PACKAGES, is_packages
-from era.core.files.totals import Bounds, Totals
+from era.core.files.totals import Bounds, Totals, link_totals
 from era.core.files.tree_objects import MAX_LIST_BYTES, decode, name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
@@ -148,7 +148,7 @@ class TreeCheck:
             return Totals(1)
         _check_time(file_time or link_time)
         if target is not None:
-            return Totals(1, 1, len(_portable(target, longest=4095)))
+            return link_totals(len(_portable(target, longest=4095)))
         _check_mode(file_mode)
         digest = content.decode()
         if self._objects.size(digest) != int(size):

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from era.core.files.diffs import ReadTree
 from era.core.files.packages import is_packages, own_entries
 from era.core.files.paths import Parts
-from era.core.files.totals import Totals
+from era.core.files.totals import Totals, link_totals
 from era.core.files.tree_objects import encode, name_bytes
 from era.core.files.trees import UPLOADED, BlobBatch
 from era.errors import BadRequest, Conflict, NotFound
@@ -185,11 +185,11 @@ def _changed(
         else:
             _check_kind(old, "link", here)
             entries[name] = ["link", name, change.target, change.mtime_ns]
-            totals = totals.plus(Totals(0, 0, len(name_bytes(change.target))))
+            totals = totals.plus(_entry_totals(read, entries[name])).minus(Totals(1, 1))
         if old is None:
             totals = totals.plus(Totals(1, 0 if isinstance(change, Changes) else 1))
         elif old[0] != "dir":
-            totals = totals.minus(Totals(0, 0, entry_size(old)))
+            totals = totals.minus(_entry_totals(read, old)).plus(Totals(1, 1))
     return list(entries.values()), totals
 
 
@@ -219,7 +219,7 @@ def _entry_totals(read: ReadTree, entry: Entry) -> Totals:
     """The totals of an entry with all that is below it."""
     if entry[0] == "dir":
         return Totals(1).plus(count(read, entry[2]))
-    return Totals(1, 1, entry_size(entry))
+    return link_totals(entry_size(entry)) if entry[0] == "link" else Totals(1, 1, entry_size(entry))
 
 
 def count(read: ReadTree, digest: str | None) -> Totals:

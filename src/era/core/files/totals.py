@@ -11,6 +11,9 @@ _BLOCK = 512  # the unit of st_blocks on every file system
 _LISTED_AT_ONCE = 8192
 """Bytes of a directory's list that count as one entry more: an empty one may have room for many, and is read whole."""
 
+_TARGET_BYTES = 256
+"""More than a name may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -35,6 +38,12 @@ class Totals(NamedTuple):
 
     def minus(self, other: Totals) -> Totals:
         return Totals(self[0] - other[0], self[1] - other[1], self[2] - other[2], self[3] - other[3])
+
+
+def link_totals(size: int) -> Totals:
+    """Those of a link whose target has so many bytes. A long one counts as several entries: targets are remembered with
+    the tree and stand in its lists, where they can take six times their bytes."""
+    return Totals(1 + size // _TARGET_BYTES, 1, size)
 
 
 def allocated_bytes(status: os.stat_result) -> int:

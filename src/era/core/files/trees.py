@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, Protocol
 
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.packages import NODE_MODULES, NPM_LIST, PACKAGES, on_disk
-from era.core.files.totals import Bounds, Totals, spare_bytes, work_of_listing
+from era.core.files.totals import Bounds, Totals, link_totals, spare_bytes, work_of_listing
 from era.core.files.tree_objects import ListTooLong, encode, name_bytes
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
@@ -164,7 +164,7 @@ class Tree:
         if (file := self.files.get(name)) is not None:
             return Totals(1, 1, file.fingerprint.size, file.spare_bytes)
         if name in self.links:
-            return Totals(1, 1, len(name_bytes(self.links[name].target)))
+            return link_totals(len(name_bytes(self.links[name].target)))
         if (tree := self.trees.get(name)) is not None:
             return Totals(1, 0, 0, tree.spare_bytes).plus(tree.totals)
         return Totals(1) if name in self.others else Totals()
@@ -315,8 +315,8 @@ class Scan:
                         self._count(1, 0, spare_bytes(status), 1 + work_of_listing(status))
                     else:
                         self._add(tree, fd, name, status, known, path)
-                        _, _, total_bytes, spare = tree.totals_of(name)
-                        self._count(1, total_bytes, spare, 1)
+                        more, _, total_bytes, spare = tree.totals_of(name)
+                        self._count(more, total_bytes, spare, more)
                 except (OSError, Changed) as error:
                     self._overlook(error)
         if self._packages and not path:
