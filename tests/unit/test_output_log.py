@@ -132,3 +132,13 @@ async def test_who_stores_the_end_waits_for_those_who_follow_but_not_for_the_dea
     log.finish(0, None, None)
     await reading
     await log.caught_up(60)
+
+
+async def test_no_event_is_large_whatever_came_at_once() -> None:
+    log, written = OutputLog(), "ä€𝄞x" * 12_345
+    log.append("stdout", b"")
+    log.append("stdout", written.encode())
+    log.finish(0, None, None)
+    pieces = [event for event in await read(log) if isinstance(event, Piece)]
+    assert max(len(piece.data) for piece in pieces) <= 16 << 10
+    assert "".join(piece.data.decode() for piece in pieces) == written, "and no character is in two of them"

@@ -21,6 +21,7 @@ back goes on behind the last event that had one. While there is nothing to send,
 HEARTBEAT_SECONDS, so that nothing in between takes the connection for dead, and a dead one is noticed.
 
 A reader's pace is its own: the next event is made when the connection has room for it, and one event at most waits.
+Thousands may follow the same thing, and what happens there wakes all of them: so they take turns (core/loop_slices.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -40,6 +41,7 @@ from starlette.types import Receive, Scope, Send
 
 from era.api.context import errors
 from era.core.event_log import Gap
+from era.core.loop_slices import take_slice
 from era.errors import BadRequest, EraError
 
 log = structlog.get_logger()
@@ -47,6 +49,12 @@ log = structlog.get_logger()
 STREAM_TYPE = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
 MAX_NUMBER = (1 << 63) - 1
+_EVENT_US = 150
+"""What it costs to send an event."""
+
+_BUFFERED_BYTES = 16 << 10
+"""Of a reader who is slow, before the next event is made."""
+
 _HEARTBEAT = b": heartbeat\n\n"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -138,21 +146,27 @@ async def _hang_up(receive: Receive) -> None:
 
 def event_stream(events: AsyncGenerator[Event | Gap], headers: Mapping[str, str] | None = None) -> StreamingResponse:
     """The answer that sends these events as they come. They are closed when it ends, however it does."""
-    return _EventStream(_beating(_encoded(events)), {**_HEADERS, **(headers or {})})
+    return _EventStream(events, {**_HEADERS, **(headers or {})})
 
 
 class _EventStream(StreamingResponse):
     """Closes its pieces when it ends: a reader that has gone leaves nothing behind."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes], headers: Mapping[str, str]) -> None:
-        super().__init__(pieces, media_type=STREAM_TYPE, headers=headers)
-        self._pieces = pieces
+    def __init__(self, events: AsyncGenerator[Event | Gap], headers: Mapping[str, str]) -> None:
+        super().__init__((), headers=headers, media_type=STREAM_TYPE)
+        self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.get("state", {})
+        source = "followers", state["caller"].owner if "caller" in state else scope.get("client")
+        connection = scope.get("extensions", {}).get("era.connection")
+        if connection is not None:
+            connection.transport.set_write_buffer_limits(high=_BUFFERED_BYTES)
+        self.body_iterator = pieces = _beating(_encoded(self._events, source))
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._pieces.aclose()
+            await pieces.aclose()
 
 
 def encoded(event: Event | Gap) -> bytes:
@@ -164,10 +178,13 @@ def encoded(event: Event | Gap) -> bytes:
     return f"event: {event.kind}\ndata: {data}\n{number}\n".encode()
 
 
-async def _encoded(events: AsyncGenerator[Event | Gap]) -> AsyncGenerator[bytes]:
+async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> AsyncGenerator[bytes]:
     try:
         async for event in events:
-            yield encoded(event)
+            await take_slice(source, _EVENT_US)
+            content = memoryview(encoded(event))
+            for at in range(0, len(content), _BUFFERED_BYTES):
+                yield bytes(content[at : at + _BUFFERED_BYTES])
     except EraError as error:
         yield encoded(Event(None, "error", {"error": error.message, "code": error.code, "hint": error.hint}))
     except Exception:

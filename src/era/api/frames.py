@@ -28,7 +28,7 @@ class BadFrame(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A whole message, or a control frame."""
+    """A whole message in text, a piece of one in binary, or a control frame."""
 
     opcode: int
     data: bytes
@@ -37,11 +37,11 @@ class Frame:
 class FrameFollower:
     """Tells where frames end in bytes that pass by, masked or not. It keeps no more of them than a frame's head."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: int = 0) -> None:
         self._head = b""
         """The beginning of a head that hasn't come as a whole."""
 
-        self._left = 0
+        self._left = left
         """Bytes that are still to come of a frame whose head has passed."""
 
         self.has_closed = False
@@ -75,45 +75,65 @@ class FrameFollower:
 
 
 class FrameReader:
-    """Makes messages of the bytes that a client sends."""
+    """Makes messages of the bytes that a client sends. Those in binary are given out in pieces, as they come: whoever
+    opens thousands of connections shall not have a whole message of each kept."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """No message may be longer than `max_bytes`."""
+    def __init__(self, max_bytes: int, max_text: int) -> None:
+        """No message may be longer than `max_bytes`, and none in text than `max_text`."""
         self._max_bytes = max_bytes
+        self._max_text = max_text
         self._unread = bytearray()
         self._opcode: int | None = None
         """That of the message whose frames are coming."""
 
-        self._message = bytearray()
+        self._size = 0
+        """Of that message so far, with all of the frame under way."""
 
-    @property
-    def unread(self) -> bytes:
-        """What hasn't become a frame."""
-        return bytes(self._unread)
+        self._text = bytearray()
+        """What has come of it, where it is text."""
+
+        self._left = 0
+        """Bytes that are still to come of the frame under way."""
+
+        self._mask = b""
+        self._is_final = False
+        """Whether that frame is its message's last."""
+
+    def follower(self) -> FrameFollower:
+        """One that goes on where this has got to. What it hasn't made a frame of has passed already."""
+        follower = FrameFollower(self._left)
+        follower.follow(bytes(self._unread))
+        return follower
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take bytes; what has become whole with them. Raises BadFrame."""
+        """Take bytes; what has come with them. Raises BadFrame."""
         self._unread += data
-        while (parsed := self._parsed()) is not None:
-            is_final, opcode, payload = parsed
-            if opcode >= CLOSE:
-                yield Frame(opcode, payload)
-                continue
-            if (opcode == CONTINUATION) != (self._opcode is not None):
-                raise BadFrame(PROTOCOL_ERROR)
-            self._opcode = self._opcode or opcode
-            self._message += payload
-            if is_final:
-                whole, kind = bytes(self._message), self._opcode
-                self._message.clear()
-                self._opcode = None
-                if kind == TEXT and not _is_text(whole):
-                    raise BadFrame(NOT_TEXT)
-                yield Frame(kind, whole)
+        while True:
+            if not self._left:
+                if (head := self._head()) is None:
+                    return
+                opcode, start, size = head
+                if opcode >= CLOSE:
+                    if len(self._unread) < start + size:
+                        return
+                    payload = _unmasked(bytes(self._unread[start : start + size]), self._unread[start - 4 : start])
+                    del self._unread[: start + size]
+                    yield Frame(opcode, payload)
+                    continue
+                self._begin(start, size, opcode)
+            elif not self._unread:
+                return
+            piece = bytes(self._unread[: self._left])
+            del self._unread[: len(piece)]
+            self._left -= len(piece)
+            unmasked = _unmasked(piece, self._mask)
+            turned = len(piece) % 4
+            self._mask = self._mask[turned:] + self._mask[:turned]
+            yield from self._taken(unmasked)
 
-    def _parsed(self) -> tuple[bool, int, bytes] | None:
-        """Take the next frame off what is unread: whether it is a message's last, its opcode, and its payload. None
-        where it hasn't come as a whole. Raises BadFrame."""
+    def _head(self) -> tuple[int, int, int] | None:
+        """Of the next frame: its opcode, where its payload begins, and how long that is. None where the head hasn't
+        come as a whole. Raises BadFrame."""
         unread = self._unread
         if len(unread) < 2:
             return None
@@ -127,14 +147,39 @@ class FrameReader:
         if (found := _payload(unread, 0)) is None:
             return None
         start, size = found
-        if not is_control and len(self._message) + size > self._max_bytes:
-            raise BadFrame(TOO_BIG)
-        end = start + 4 + size
-        if len(unread) < end:
-            return None
-        payload = _unmasked(bytes(unread[start + 4 : end]), bytes(unread[start : start + 4]))
-        del unread[:end]
-        return bool(first & _FINAL), opcode, payload
+        if not is_control:
+            if (opcode == CONTINUATION) != (self._opcode is not None):
+                raise BadFrame(PROTOCOL_ERROR)
+            kind = opcode if self._opcode is None else self._opcode
+            if self._size + size > (self._max_text if kind == TEXT else self._max_bytes):
+                raise BadFrame(TOO_BIG)
+        return None if len(unread) < start + 4 else (opcode, start + 4, size)
+
+    def _begin(self, start: int, size: int, opcode: int) -> None:
+        """Begin with a frame of a message, whose payload starts there."""
+        self._is_final = bool(self._unread[0] & _FINAL)
+        self._mask = bytes(self._unread[start - 4 : start])
+        self._opcode = opcode if self._opcode is None else self._opcode
+        self._size += size
+        self._left = size
+        del self._unread[:start]
+
+    def _taken(self, data: bytes) -> Iterator[Frame]:
+        """Take some of the frame under way. Raises BadFrame."""
+        is_whole = self._is_final and not self._left
+        kind, text = self._opcode, b""
+        if kind == TEXT:
+            self._text += data
+        if is_whole:
+            text = bytes(self._text)
+            self._text.clear()
+            self._opcode, self._size = None, 0
+        if kind == BINARY and data:
+            yield Frame(BINARY, data)
+        elif kind == TEXT and is_whole:
+            if not _is_text(text):
+                raise BadFrame(NOT_TEXT)
+            yield Frame(TEXT, text)
 
 
 def _payload(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
@@ -168,7 +213,7 @@ def closing(code: int) -> bytes:
     return made(CLOSE, struct.pack("!H", code))
 
 
-def _unmasked(data: bytes, mask: bytes) -> bytes:
+def _unmasked(data: bytes, mask: bytes | bytearray) -> bytes:
     key = (mask * (len(data) // 4 + 1))[: len(data)]
     return (int.from_bytes(data, "big") ^ int.from_bytes(key, "big")).to_bytes(len(data), "big")
 

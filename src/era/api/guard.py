@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -40,6 +40,7 @@ from era.api.hop import HEADER, Hops, is_from_host
 from era.api.large_bodies import SMALL_BYTES, LargeBodies, Room
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
+from era.core.loop_slices import take_slice
 from era.core.public.sites import SiteName
 from era.core.telemetry import new_request_id, origin
 from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
@@ -47,6 +48,9 @@ from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, Too
 MAX_BODY_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10
 """The most that comes of a body at a time, or a bit more."""
+
+_REQUEST_US = 300
+"""What it costs to begin with a request. Thousands may come at the same moment, so they take turns."""
 
 HOST_HEADER = b"x-era-host"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -154,6 +158,7 @@ class Guard:
                 await self._check_hop(self._hops, scope, headers)
                 request_id = scope["state"]["request_id"]
             self._check(scope, headers)
+            await take_slice(_source(scope), _REQUEST_US)
             if is_socket:
                 await self._app(scope, _bounded_messages(receive), send_with_id)
                 return
@@ -290,6 +295,15 @@ def _take_slash_off(scope: Scope) -> None:
     if scope["method"] not in ("GET", "HEAD", "POST") and _COLLECTIONS.fullmatch(path):
         return
     scope.update(path=path[:-1], raw_path=raw_path[:-1])
+
+
+def _source(scope: Scope) -> Hashable:
+    """Whose turn a request takes: its owner's, or else the address's that it comes from. Whoever asks whether the
+    service is well doesn't wait for others behind the same address."""
+    if "caller" in scope["state"]:
+        return "calls", _owner(scope)
+    address = (scope.get("client") or ("",))[0]
+    return "calls", address, _OPEN_NAMES.match(scope["path"]) is not None and "site" not in scope["state"]
 
 
 def _owner(scope: Scope) -> str:

@@ -24,12 +24,13 @@ from era.core.tasks import until_one_ends
 from era.errors import BadRequest
 
 MAX_MESSAGE_BYTES = 1 << 20
+_MAX_TEXT_BYTES = 64 << 10
 PING_SECONDS = 20.0
 _DEAD_SECONDS = 60.0
 """A client that has answered no ping for so long is gone."""
 
 _CLOSE_SECONDS = 5.0
-_PIECE = 64 << 10
+_PIECE = 16 << 10
 _FRAME_US = 20
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -44,7 +45,10 @@ class WebSocket:
     def __init__(self, connection: Protocol, reader: asyncio.StreamReader, source: object) -> None:
         self._connection = connection
         self._reader = reader
-        self._frames = frames.FrameReader(MAX_MESSAGE_BYTES)
+        self._frames = frames.FrameReader(MAX_MESSAGE_BYTES, _MAX_TEXT_BYTES)
+        self.source = source
+        """Whose slices of the event loop it takes."""
+
         self._budget = Budget(source)
         self._is_closed = False
         """Whether we have said that it is closed."""
@@ -68,7 +72,7 @@ class WebSocket:
             await self._send(frames.made(frames.BINARY, data))
 
     async def messages(self) -> AsyncGenerator[bytes | str]:
-        """What the client sends, until it closes or is gone. Raises Closed."""
+        """What the client sends, messages in binary piece by piece, until it closes or is gone. Raises Closed."""
         self._has_reader = True
         try:
             while data := await self._read():
@@ -124,8 +128,7 @@ class WebSocket:
 
     async def _read_to_close(self) -> None:
         """Read until the client has closed it or is gone. What comes before that is dropped, however wrong it is."""
-        follower = frames.FrameFollower()
-        follower.follow(self._frames.unread)
+        follower = self._frames.follower()
         while not follower.has_closed and (data := await self._reader.read(_PIECE)):
             await self._budget.spend(follower.follow(data) * _FRAME_US)
 

@@ -26,27 +26,64 @@ class _Slices:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
+        self._waiting: dict[Hashable, deque[tuple[Callable[[], None], float]]] = {}
         """By source, the one whose turn is next first."""
 
-    def call(self, source: Hashable, callback: Callable[[], None]) -> None:
-        """Call back in the source's next slice."""
+        self._used: float = 0
+        """What began without waiting in this iteration of the loop costs so much."""
+
+    def begin_at_once(self, microseconds: float) -> bool:
+        """Whether work of so much may begin in this iteration, without waiting for a slice."""
+        if self._waiting or self._used >= SLICE_US:
+            return False
+        if not self._used:
+            self._loop.call_soon(self._reset)
+        self._used += microseconds
+        return True
+
+    def _reset(self) -> None:
+        self._used = 0
+
+    def call(self, source: Hashable, callback: Callable[[], None], microseconds: float = SLICE_US) -> None:
+        """Call back in the source's next slice, for work that costs so much: little of it is only a part of one."""
         if not self._waiting:
             self._loop.call_soon(self._next)
-        self._waiting.setdefault(source, deque()).append(callback)
+        self._waiting.setdefault(source, deque()).append((callback, microseconds))
 
     def _next(self) -> None:
-        source = next(iter(self._waiting))
-        callbacks = self._waiting.pop(source)
-        callback = callbacks.popleft()
-        if callbacks:
-            self._waiting[source] = callbacks  # behind all others
+        left: float = SLICE_US
+        granted = []
+        while self._waiting and left > 0:
+            source = next(iter(self._waiting))
+            callbacks = self._waiting.pop(source)
+            callback, cost = callbacks.popleft()
+            if callbacks:
+                self._waiting[source] = callbacks  # behind all others
+            left -= cost
+            granted.append(callback)
         if self._waiting:
             self._loop.call_soon(self._next)
-        callback()
+        for callback in granted:
+            callback()
 
 
 _slices: WeakKeyDictionary[asyncio.AbstractEventLoop, _Slices] = WeakKeyDictionary()
+
+
+def _slices_here() -> _Slices:
+    loop = asyncio.get_running_loop()
+    return _slices.get(loop) or _slices.setdefault(loop, _Slices(loop))
+
+
+async def take_slice(source: Hashable, microseconds: float) -> None:
+    """Wait until work may begin that costs so much. A slice's worth of it begins at once in an iteration of the loop;
+    the rest waits for later ones, in turn between sources. So it bounds what very many connections do at the same
+    moment, however little each of them does; a Budget bounds what one does."""
+    slices = _slices_here()
+    if not slices.begin_at_once(microseconds):
+        granted = asyncio.Event()
+        slices.call(source, granted.set, microseconds)
+        await granted.wait()
 
 
 class Budget:
@@ -66,8 +103,7 @@ class Budget:
 
     def call_in_next_slice(self, callback: Callable[[], None]) -> None:
         """Call back once the budget is filled up, in a slice of this source's."""
-        loop = asyncio.get_running_loop()
-        slices = _slices.get(loop) or _slices.setdefault(loop, _Slices(loop))
+        slices = _slices_here()
 
         def begin() -> None:
             self._left += SLICE_US

@@ -25,6 +25,10 @@ from era.core.loop_slices import Budget
 from era.core.program import STREAMS, Output, Stream
 from era.core.spooled_output import PIECE, SpooledOutput
 
+_PIECE_BYTES = 16 << 10
+"""Of a piece that is written: thousands may read, each of whom has one. It is four times as much where it was kept by
+an older version."""
+
 _READ_AT_ONCE = 2048
 """Bytes of the list that a reader takes in one step."""
 
@@ -97,8 +101,8 @@ class Transcript:
     async def append(self, output: Output) -> None:
         """Add what was written. Raises OSError where the disk fails. Only one call may be under way."""
         stream = output.stream
-        for at in range(0, len(output.data), PIECE):
-            data = output.data[at : at + PIECE]
+        for at in range(0, len(output.data), _PIECE_BYTES):
+            data = output.data[at : at + _PIECE_BYTES]
             await self[stream].append(data)
             unfinished = self._unfinished[stream]
             tail = (unfinished + data[-4:])[-4:] if len(data) < 4 else data[-4:]

@@ -152,7 +152,10 @@ class OutputLog:
         if after < first:
             return Gap(after + 1, first)
         chunk = self._chunks[bisect_right(self._starts, after) - 1]
-        data = bytes(chunk.data[after - chunk.start :])
+        at = after - chunk.start
+        data = bytes(chunk.data[at : at + _CHUNK_BYTES])
+        if at + len(data) < len(chunk.data) and (rest := _incomplete_bytes(data)):
+            data = data[:-rest]
         return Piece(after + len(data), chunk.stream, data)
 
     async def _news(self) -> None:
