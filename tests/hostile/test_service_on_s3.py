@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,41 @@ def test_a_bucket_that_fails_costs_only_that_run(own_server: MakeServer, s3: S3,
     faulty.fail_all(False)
     assert run(server, "s")[1]["stdout"] == "xx"
     assert SECRET_KEY not in server.log
+
+
+def test_a_bucket_that_does_not_answer_one_owner_keeps_no_other_waiting(
+    own_server: MakeServer, s3: S3, bucket: str, faulty: FaultyS3
+) -> None:
+    """What is in the cache is read while another owner waits for a dozen files, and an archive, that aren't."""
+    server = own_server(blobs=s3.url(bucket, endpoint=faulty.endpoint), api_key="operator")
+    keys = {}
+    with server.client(headers={"Authorization": "Bearer operator"}) as client:
+        for owner in ("mina", "noor"):
+            made = client.post("/api/keys", json={"owner": owner, "description": ""}).json()["key"]
+            keys[owner] = {"Authorization": f"Bearer {made}"}
+    with server.client(headers=keys["mina"]) as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "m"})
+        for number in range(12):
+            assert client.put(f"/api/sessions/m/files/{number}", content=str(number)).is_success
+    server.stop()
+    shutil.rmtree(server.data_dir / "blob-cache")
+    server.start()
+    with server.client(headers=keys["noor"]) as client, server.client(headers=keys["mina"]) as other:
+        client.post("/api/sessions", json={"language": "python", "session_id": "n"})
+        client.put("/api/sessions/n/files/a", content="hello")
+        assert client.get("/api/sessions/n/files/a").text == "hello"
+        assert other.get("/api/sessions/m/files/0").text == "0"
+        faulty.answering.clear()
+        with ThreadPoolExecutor(12) as threads:
+            calls = [threads.submit(other.get, f"/api/sessions/m/files/{number}") for number in range(1, 12)]
+            calls.append(threads.submit(other.get, "/api/sessions/m/archive"))
+            try:
+                time.sleep(1)
+                assert not any(call.done() for call in calls)
+                assert client.get("/api/sessions/n/files/a", timeout=10).text == "hello"
+            finally:
+                faulty.answering.set()
+        assert [call.result().status_code for call in calls] == [200] * 12
 
 
 def test_another_installations_prefix_is_refused(own_server: MakeServer, s3: S3, bucket: str) -> None:

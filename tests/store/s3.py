@@ -125,6 +125,10 @@ class FaultyS3(ThreadingHTTPServer):
         self._plan: tuple[Fault, int] | None = None
         self._always = False
         self.requests = 0
+        self.answering = threading.Event()
+        """Cleared where no request is answered, until it is set again."""
+
+        self.answering.set()
 
     def fail(self, fault: Fault | None, n: int = 1) -> None:
         """Forget what was planned; let the nth request from now on fail."""
@@ -161,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.server.next_fault()
+        self.server.answering.wait(60)
         if fault == "hang":
             time.sleep(self.server.patience)
             self.close_connection = True

@@ -28,9 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
-from era.core.fair_slots import FairSlots
 from era.core.files.snapshots import BlobStore
-from era.core.files.spool import Threads
+from era.core.files.spool import FairThreads, Threads
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
@@ -198,7 +197,8 @@ class Storage:
 
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads = Threads(_THREADS, "era-storage")
-        self._slots: FairSlots[str] = FairSlots(_THREADS, _THREADS_OF_OWNER)
+        self.in_thread = FairThreads(self._threads, _THREADS, _THREADS_OF_OWNER)
+        """Has calls for blobs carried out, by owner."""
 
     async def open(self) -> None:
         """Count what is there."""
@@ -207,17 +207,6 @@ class Storage:
     async def close(self) -> None:
         """Wait for calls under way."""
         await self._threads.close()
-
-    async def in_thread[T](self, owner: str, job: Callable[..., T], *arguments: Any) -> T:
-        """What a call for one of an owner's blobs returns. It has its slot until it has ended, though its caller may be
-        gone before."""
-        async with self._slots.slot(owner):
-            call = asyncio.ensure_future(self._threads(job, *arguments))
-            try:
-                return await asyncio.shield(call)
-            except asyncio.CancelledError:
-                await asyncio.wait([call])
-                raise
 
     def of(self, owner: str, sandbox_id: str = "") -> Namespaces:
         """An owner's storage, for the programs of one of his sandboxes, or for clients."""

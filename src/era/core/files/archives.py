@@ -83,7 +83,7 @@ class Archives:
         read, open_blob = self._snapshots.read_tree, self._blobs.open_blob
         if form == "zip":
             try:
-                await self._threads(self._check_names, root)
+                await self._files.in_thread(session_id.owner, self._check_names, root)
             except OSError as error:
                 raise Unavailable(f"The session's files could not be read: {error.strerror}.") from error
             pieces = pack.zip_pieces(read, open_blob, root, made_at)
@@ -91,7 +91,7 @@ class Archives:
             pieces = pack.tar_pieces(read, open_blob, root, made_at)
             if form == "tar.gz":
                 pieces = pack.gzip_pieces(pieces)
-        return self._on_threads(pack.larger_pieces(pieces))
+        return self._on_threads(session_id.owner, pack.larger_pieces(pieces))
 
     async def put(
         self,
@@ -161,9 +161,9 @@ class Archives:
                     code="unsuitable_name",
                 ) from None
 
-    async def _on_threads(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    async def _on_threads(self, owner: str, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         """`pieces`, each made on a thread."""
-        while piece := await self._threads(next, pieces, b""):
+        while piece := await self._files.in_thread(owner, next, pieces, b""):
             yield piece
 
 

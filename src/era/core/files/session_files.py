@@ -23,7 +23,7 @@ from era.core.files import edits
 from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remove, display_path, no_file
 from era.core.files.paths import Parts
 from era.core.files.snapshots import BlobStore, Snapshots
-from era.core.files.spool import Spool, Threads, Upload
+from era.core.files.spool import FairThreads, Spool, Threads, Upload
 from era.core.files.totals import Bounds
 from era.core.files.unpack import PIECE
 from era.core.history import HistoryBound
@@ -40,6 +40,10 @@ knowing what they waited for."""
 
 ANY = "*"
 """Stands for every entity tag."""
+
+_SLOW, _SLOW_OF_OWNER = 6, 3
+"""Calls for blobs at a time, of all owners and of one: where a bucket doesn't answer, each may take most of a minute.
+They are fewer than there are threads, so that what is being received and sent goes on."""
 
 LIVE = "its versions can't be changed from outside"
 """What is so of a session that is live."""
@@ -122,6 +126,9 @@ class SessionFiles:
         self._turns = turns
         self._spool = spool
         self._threads = threads
+        self.in_thread = FairThreads(threads, _SLOW, _SLOW_OF_OWNER)
+        """Has calls for blobs carried out, by owner."""
+
         self._rules = rules
         self._history = history
 
@@ -164,7 +171,7 @@ class SessionFiles:
         match entry:
             case "file", _, digest, size, _, mtime_ns, *_:
                 try:
-                    fd = await self._threads(self._blobs.open_blob, digest)
+                    fd = await self.in_thread(session_id.owner, self._blobs.open_blob, digest)
                 except OSError as error:
                     raise Unavailable(f"The file could not be read: {error.strerror}.") from error
                 return OpenFile(digest, size, mtime_ns, fd, self._threads)
@@ -208,7 +215,7 @@ class SessionFiles:
         """
         self._liveness.check_not(session, LIVE)
         if upload.content is None:
-            await self._put_ahead(upload)
+            await self._put_ahead(session.owner, upload)
         changes = Changes()
         changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
         async with self._turns.take(session.owned_id, patience=patience):
@@ -219,7 +226,7 @@ class SessionFiles:
             snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
             return (await self.commit(session, snapshot))[1]
 
-    async def _put_ahead(self, upload: Upload) -> None:
+    async def _put_ahead(self, owner: str, upload: Upload) -> None:
         """Make what was received durable before anything names it. Raises Unavailable."""
 
         def put() -> None:
@@ -227,7 +234,7 @@ class SessionFiles:
                 upload.put(batch)
 
         try:
-            await self._threads(put)
+            await self.in_thread(owner, put)
         except OSError as error:
             raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
 

@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from era.core.fair_slots import FairSlots
 from era.core.files.trees import BlobBatch
 from era.errors import TooManyUploads, Unavailable
 
@@ -183,3 +184,23 @@ class Threads:
     async def close(self) -> None:
         """Wait for calls under way."""
         await asyncio.to_thread(self._executor.shutdown)
+
+
+class FairThreads:
+    """Threads for calls that may take long, as where a bucket doesn't answer: each holder has a few at a time, so one
+    keeps none of the others waiting."""
+
+    def __init__(self, threads: Threads, most: int, most_each: int) -> None:
+        """`most` is how many threads such calls have, `most_each` those of one holder."""
+        self._threads = threads
+        self._slots: FairSlots[str] = FairSlots(most, most_each)
+
+    async def __call__[T](self, holder: str, job: Callable[..., T], *arguments: Any) -> T:
+        """What a call returns. It has its slot until it has ended, though its caller may be gone before."""
+        async with self._slots.slot(holder):
+            call = asyncio.ensure_future(self._threads(job, *arguments))
+            try:
+                return await asyncio.shield(call)
+            except asyncio.CancelledError:
+                await asyncio.wait([call])
+                raise
