@@ -95,6 +95,18 @@ def test_much_data(server: Server) -> None:
         assert client.get("/api/sessions/s/files/large").content == b"x" + before[1:]
 
 
+@pytest.mark.parametrize("mb", ["10", "60"])
+def test_directories_count_as_files_do(own_server: MakeServer, mb: str) -> None:
+    """What is kept of a session with many of them takes as much disk, and memory of the service."""
+    server = own_server(max_warm="1", kept_mb=mb)
+    with server.client() as client:
+        for name in ("s", "other"):
+            assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
+        _run(client, "s", "import os\nfor n in range(5000): os.mkdir(str(n))\nfor n in range(101): open(f'f{n}', 'w')")
+        _put_away(server, client, 0 if mb == "10" else 1)
+        assert _run(client, "s", "print(len(__import__('os').listdir('.')) > 5101)") == "True\n"
+
+
 def test_nothing_is_trusted_after_a_kill(server: Server) -> None:
     with server.client() as client:
         _run(client, "s", FILL)

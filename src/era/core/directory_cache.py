@@ -24,10 +24,12 @@ from era.core.tasks import log_failure
 _WORTH_FILES, _WORTH_BYTES = 100, 4 << 20
 """What has fewer files and bytes is restored as quickly."""
 
-_MOST_FILES = 200_000
-"""Files in all kept directories together: what is known of each takes memory."""
+_MOST_ENTRIES = 200_000
+"""Files, directories and the like in all kept directories together: what is known of each takes memory."""
 
 _BLOCK = 4096
+"""What each takes on disk besides its content, about; a directory takes that, too."""
+
 _FREE_SHARE = 0.1
 """How much of the disk has to stay free."""
 
@@ -40,6 +42,14 @@ class CachedDirectory:
     snapshot: Snapshot
     """What it holds."""
 
+    entries: int
+    """How many files, directories and the like are in it."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it takes on disk, about."""
+        return self.snapshot.total_bytes + self.entries * _BLOCK
+
 
 class DirectoryCache:
     """The kept directories, by session."""
@@ -50,7 +60,7 @@ class DirectoryCache:
         self._most_bytes = most_bytes
         self._forget = forget
         self._kept: OrderedDict[int, CachedDirectory] = OrderedDict()
-        self._bytes = self._files = 0
+        self._bytes = self._entries = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     def keys(self) -> list[int]:
@@ -60,16 +70,21 @@ class DirectoryCache:
     def is_worth_it(self, snapshot: Snapshot) -> bool:
         """Whether a directory with this snapshot is to be kept."""
         large = snapshot.file_count > _WORTH_FILES or snapshot.total_bytes > _WORTH_BYTES
-        return large and _disk_bytes(snapshot) <= self._most_bytes
+        return large and snapshot.total_bytes + snapshot.file_count * _BLOCK <= self._most_bytes
 
-    def add(self, session_key: int, sandbox: Sandbox, snapshot: Snapshot) -> None:
-        """Keep the directory of a sandbox that was put away, which holds this snapshot. Others may go for it."""
+    def add(self, session_key: int, sandbox: Sandbox, snapshot: Snapshot, entries: int) -> None:
+        """Keep the directory of a sandbox that was put away, which holds this snapshot, of so many files, directories
+        and the like. Others may go for it, or it goes at once."""
         self._drop(session_key)
-        self._kept[session_key] = CachedDirectory(sandbox, snapshot)
-        self._bytes += _disk_bytes(snapshot)
-        self._files += snapshot.file_count
+        added = CachedDirectory(sandbox, snapshot, entries)
+        if added.disk_bytes > self._most_bytes or entries > _MOST_ENTRIES:
+            self.close_soon(added)  # rather than all others, and then this one, too
+            return
+        self._kept[session_key] = added
+        self._bytes += added.disk_bytes
+        self._entries += entries
         while self._kept and (
-            self._bytes > self._most_bytes or self._files > _MOST_FILES or _is_short(sandbox.workspace)
+            self._bytes > self._most_bytes or self._entries > _MOST_ENTRIES or _is_short(sandbox.workspace)
         ):
             self._drop(next(iter(self._kept)))
 
@@ -77,8 +92,8 @@ class DirectoryCache:
         """Take out the session's directory, if there is one. The caller closes it, with `close_soon` or `close`."""
         kept = self._kept.pop(session_key, None)
         if kept is not None:
-            self._bytes -= _disk_bytes(kept.snapshot)
-            self._files -= kept.snapshot.file_count
+            self._bytes -= kept.disk_bytes
+            self._entries -= kept.entries
         return kept
 
     async def close(self, kept: CachedDirectory) -> None:
@@ -104,11 +119,6 @@ class DirectoryCache:
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)
         log_failure(task, "directory_not_removed")
-
-
-def _disk_bytes(snapshot: Snapshot) -> int:
-    """What a directory takes on disk, about."""
-    return snapshot.total_bytes + snapshot.file_count * _BLOCK
 
 
 def _is_short(directory: os.PathLike[str]) -> bool:

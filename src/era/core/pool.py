@@ -464,20 +464,19 @@ class SandboxPool:
         return task
 
     async def _close_and_keep(self, session_key: int, warm: _Warm, reason: str) -> None:
-        keep = warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped and reason != MOVED
-        if keep:
+        entries = None
+        if warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped and reason != MOVED:
             try:
                 await warm.sandbox.put_away()
-                keep = self._snapshots.put_away(warm.sandbox, warm.snapshot)
+                entries = self._snapshots.put_away(warm.sandbox, warm.snapshot)
             except OSError as error:
                 log.warning("directory_not_kept", error=str(error))
-                keep = False
-        if not keep:
+        if entries is None:
             await self._close(warm.sandbox, reason, warm.session_id)
             return
         self._note_closed(warm.sandbox, reason, warm.session_id)
         self._give_place_back(warm.sandbox)
-        self._kept.add(session_key, warm.sandbox, warm.snapshot)
+        self._kept.add(session_key, warm.sandbox, warm.snapshot, entries)
 
     def _was_put_away(self, session_key: int, task: asyncio.Task[None]) -> None:
         del self._putting_away[session_key]

@@ -215,19 +215,19 @@ class Snapshots:
             raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
         self._memories[sandbox.id] = Memory(snapshot, tree, memory.watch if memory else None)
 
-    def put_away(self, sandbox: Sandbox, snapshot: Snapshot) -> bool:
-        """Note that the sandbox is dead and its directory stays. Returns whether that is known to hold this snapshot,
-        and so can be moved to another one."""
+    def put_away(self, sandbox: Sandbox, snapshot: Snapshot) -> int | None:
+        """Note that the sandbox is dead and its directory stays. Returns how many entries that has, where it is known
+        to hold this snapshot, and so can be moved to another one; else None."""
         memory = self._memories.get(sandbox.id)
         if memory is None or memory.snapshot.root != snapshot.root:
-            return False
+            return None
         if PACKAGES in memory.tree.trees:
-            return False  # they lie beside the working directory, from where nothing is moved
+            return None  # they lie beside the working directory, from where nothing is moved
         if memory.watch is not None:
             linked = memory.watch.linked if memory.watch.works else None
             self.forget(sandbox.id)
             self._memories[sandbox.id] = replace(memory, watch=None, linked=linked)
-        return True
+        return memory.tree.totals.entries
 
     async def move(self, old: Sandbox, new: Sandbox) -> None:
         """Move the content of a working directory that was put away to that of a new sandbox, which is empty. `old` has
