@@ -53,6 +53,25 @@ class Callers:
         await self.guard(scope | {"query_string": b"", "extensions": {}}, receive, send)
 
 
+@pytest.mark.parametrize("declared", [MIB - 1, None], ids=["declared", "chunked"])
+@pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
+async def test_many_that_are_not_large_wait_as_well(
+    declared: int | None, is_sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
+    if not is_sound:
+        monkeypatch.setattr(large_bodies, "SMALL_BYTES", 1 << 40)
+    callers, goes_on = Callers(), asyncio.Event()
+    pieces = [bytes(MIB // 32)] * 28
+    calls = [asyncio.create_task(callers.call(pieces, declared, goes_on)) for _ in range(160)]
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert (callers.held <= 64 * MIB) is is_sound
+    goes_on.set()
+    await asyncio.gather(*calls)
+    assert (callers.statuses, callers.held) == ([200] * 160, 0)
+
+
 @pytest.mark.parametrize("declared", [10 * MIB, None], ids=["declared", "chunked"])
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
 async def test_bodies_wait_for_room(declared: int | None, is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +100,6 @@ async def test_who_waits_too_long_is_refused_and_small_bodies_never_wait(monkeyp
     with callers.guard._large_bodies.room("") as room:
         await room.take(32 * MIB, 0.1)
         await callers.call([b"x"], 2 * MIB, ended)
-        await callers.call([b"x"], MIB, ended)
+        await callers.call([b"x"], large_bodies.SMALL_BYTES, ended)
     await callers.call([b"x"], 2 * MIB, ended)
     assert callers.statuses == [503, 200, 200]

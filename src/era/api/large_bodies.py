@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from era.core.shares import Shares
 from era.errors import Unavailable
 
-SMALL_BYTES = 1 << 20
-"""What a body may have without any room."""
+SMALL_BYTES = 128 << 10
+"""What a body may have without any room. One caller may have thousands of them under way."""
 
 MOST_BYTES = 256 << 20
 

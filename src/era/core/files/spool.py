@@ -28,6 +28,9 @@ SMALL = 64 << 10
 """Content of fewer bytes than this stays in memory."""
 
 _PIECE = 1 << 20
+_MOST_BUFFERED = 64 << 20
+"""Bytes of uploads that are kept in memory until they are a piece, together. Beyond that they go to their files as soon
+as they aren't small: there may be thousands of them, at any pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Spool:
         self._directory = directory
         self._slots = slots
         self._numbers = count()
+        self._buffered = 0
+        """Bytes of all uploads that are in memory while more of them is awaited."""
 
     def open(self) -> None:
         """Make the directory, and remove files that a killed process has left."""
@@ -91,20 +96,29 @@ class Spool:
 
         Content of fewer than `small` bytes stays in memory. Raises Unavailable where the disk fails, TooManyUploads.
         """
-        buffer = bytearray()
+        buffer, counted, is_large = bytearray(), 0, False
         with self._file() as file:
             with ExitStack() as slot:
-                async for piece in pieces:
-                    buffer += piece
-                    if len(buffer) >= _PIECE:
-                        if file.size == 0:
+                try:
+                    async for piece in pieces:
+                        buffer += piece
+                        self._buffered += len(buffer) - counted
+                        counted = len(buffer)
+                        if not is_large and file.size + counted >= _PIECE:
                             slot.enter_context(self._slots.take())
-                        await _write(threads, file, bytes(buffer))
-                        buffer.clear()
+                            is_large = True
+                        if counted >= _PIECE or (counted >= max(small, SMALL) and self._buffered > _MOST_BUFFERED):
+                            await _write(threads, file, bytes(buffer))
+                            buffer.clear()
+                            self._buffered -= counted
+                            counted = 0
+                finally:
+                    self._buffered -= counted
             if file.size == 0 and len(buffer) < small:
                 yield Upload(hashlib.sha256(buffer).hexdigest(), len(buffer), bytes(buffer))
                 return
             await _write(threads, file, bytes(buffer))
+            buffer.clear()
             yield file.finish()
 
     @contextmanager
