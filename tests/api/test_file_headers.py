@@ -9,7 +9,7 @@ import pytest
 
 from tests.api.answers import refused
 from tests.api.files_api import delete, get, names, put
-from tests.conftest import MakeSession
+from tests.conftest import MakeSession, Server
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,20 @@ def test_conditional_requests(client: httpx.Client, session: MakeSession) -> Non
     assert get(client, where, "a").content == b"2"
     assert delete(client, where, "a", **{"If-Match": new}).status_code == 200
     assert names(client, where) == ["b"]
+
+
+def test_what_a_condition_rules_out_is_not_stored(client: httpx.Client, server: Server, session: MakeSession) -> None:
+    def stored() -> int:
+        return sum(path.stat().st_size for path in (server.content_dir / "blobs").rglob("*") if path.is_file())
+
+    where = session()
+    put(client, where, "a", b"1")
+    before = stored()
+    for at in range(4):
+        large = str(at).encode() * (5 << 20)
+        refused(put(client, where, "a", large, **{"If-Match": '"else"'}), 412)
+        refused(put(client, where, "a", large, **{"If-None-Match": "*"}), 412)
+    assert stored() == before
 
 
 def test_of_concurrent_conditional_puts_one_wins(client: httpx.Client, session: MakeSession) -> None:

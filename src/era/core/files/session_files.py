@@ -215,6 +215,9 @@ class SessionFiles:
         """
         self._liveness.check_not(session, LIVE)
         if upload.content is None:
+            if condition != Condition():  # what is refused anyway would stay on the disk until it's swept as garbage
+                session = await self.writable_session(session.owned_id, session.key)
+                condition.check(path, await self._current(session, path))
             await self._put_ahead(session.owner, upload)
         changes = Changes()
         changes.add(path, PutFile(upload.digest, upload.size, time.time_ns(), mode))
