@@ -83,7 +83,6 @@ class Exchange(ABC):
         """Forward until the answer is complete, the caller is gone, or the time is up. Raises what
         `failure` makes, or whatever `receive` raises, as long as nothing has been sent to the caller."""
         await self._budget.spend(len(self._scope["headers"]) * _FIELD_US)
-        self._write(self.request())
         loop = asyncio.get_running_loop()
 
         def moved() -> None:
@@ -93,6 +92,7 @@ class Exchange(ABC):
         self._moved = moved
         tasks: list[asyncio.Task[None]] = []
         try:
+            self._write(self.request())
             async with self._clock:
                 upload = asyncio.create_task(self._upload())
                 download = asyncio.create_task(self._download())
