@@ -253,9 +253,15 @@ def test_a_file_torn_by_a_process_that_never_stops_writing_is_whole_or_refused(
 ) -> None:
     where = session(data=OLD)
     race = """
+def write():
+    open(S, 'w').write('{"torn": "' + 'x' * 300_000 + '"}')
+began, begins = os.pipe()
 if os.fork() == 0:
+    write()
+    os.write(begins, b'1')
     while True:
-        open(S, 'w').write('{"torn": "' + 'x' * 300_000 + '"}')
+        write()
+os.read(began, 1)
 time.sleep(0.05)
 """
     new = {"torn": "x" * 300_000}

@@ -1,7 +1,7 @@
 /** What can be done here by name or key: the palette lists it, `?` shows the keys. */
 
 import { signal } from '@preact/signals';
-import { useEffect } from 'preact/hooks';
+import { useLayoutEffect } from 'preact/hooks';
 
 export interface Command {
   title: string;
@@ -13,9 +13,9 @@ export interface Command {
 
 const groups = signal<Map<object, Command[]>>(new Map());
 
-/** Offer commands while a component is there. */
+/** Offer commands while a component is there: from the moment that it can be seen, which an effect would be too late for. */
 export function useCommands(commands: Command[], inputs: unknown[]): void {
-  useEffect(() => {
+  useLayoutEffect(() => {
     const owner = {};
     groups.value = new Map(groups.value).set(owner, commands);
     return () => {
