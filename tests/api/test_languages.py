@@ -11,7 +11,7 @@ import pytest
 
 import era
 from era.languages import LANGUAGES
-from tests.conftest import MakeServer
+from tests.conftest import MakeServer, MakeSession, Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = {
@@ -132,6 +132,23 @@ def test_deno_has_only_the_permissions_of_its_session(client: httpx.Client) -> N
 
 
 # -- another one ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["node", "typescript"])
+def test_no_output_is_cut_by_an_exit_of_node_s(run: Run, session: MakeSession, language: str) -> None:
+    """More than any pipe takes; of the program itself, and of what it starts, which has the same pipe."""
+    where = session(language=language)
+    code = """
+import { spawnSync } from 'node:child_process';
+console.log('x'.repeat(5_000_000));
+console.error('y'.repeat(5_000_000));
+spawnSync('head', ['-c', '3000000', '/dev/zero'], { stdio: 'inherit' });
+console.log('z'.repeat(1_000_000));
+process.exit(3);
+"""
+    for _ in range(3):  # in a Node that is started for it, and in one that waited
+        answer = run(where, code)
+        assert (len(answer["stdout"]), len(answer["stderr"]), answer["exit_code"]) == (9_000_002, 5_000_001, 3)
 
 
 @pytest.fixture(scope="module")

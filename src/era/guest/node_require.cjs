@@ -1,6 +1,7 @@
 'use strict';
-// Gives ES modules and TypeScript the `require` that CommonJS has, resolving from the working directory, and to every
-// module './era_storage.js' and './era_state.js', which are ERA's own, where the session has no such file.
+// Has output written to the end. Gives ES modules and TypeScript the `require` that CommonJS has, resolving from the
+// working directory, and to every module './era_storage.js' and './era_state.js', which are ERA's own, where the session
+// has no such file.
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
@@ -20,6 +21,19 @@ const isThere = (directory, request) => {
   const file = path.resolve(directory, request);
   return fs.existsSync(file) || fs.existsSync(`${file}.js`);
 };
+
+// Node writes to a pipe without blocking: when a program exits, what didn't fit into the pipe would be lost. It would leave
+// the pipe like that to child processes, too, whose writes then fail. So the stream blocks, once the program makes it.
+for (const name of ['stdout', 'stderr']) {
+  const { get, ...property } = Object.getOwnPropertyDescriptor(process, name);
+  const getBlocking = () => {
+    Object.defineProperty(process, name, { ...property, get });
+    const stream = get.call(process);
+    if (stream._type === 'pipe') stream._handle.setBlocking(true);
+    return stream;
+  };
+  Object.defineProperty(process, name, { ...property, get: getBlocking });
+}
 
 // The cache of paths that `require` has resolved, by request and directory. A lookup that misses goes to the cache's
 // prototype, which is ours. So nothing of this is in the way, or in the stack trace, of any other `require`.
