@@ -151,7 +151,7 @@ class FakeSandbox:
     def unnamed_bytes(self, device: int) -> int:
         return 0
 
-    def have_in_flight(self) -> bool:
+    def hides_files(self, device: int) -> bool:
         return False
 
     def held_files(self, device: int) -> HeldFiles | None:

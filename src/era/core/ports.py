@@ -192,9 +192,9 @@ class Sandbox(Protocol):
         slow: call it on a thread."""
         ...
 
-    def have_in_flight(self) -> bool:
-        """Whether programs have descriptors in queues of sockets, or may have them in calls that wait, whose files
-        `unnamed_bytes` can't find. It may be slow, too."""
+    def hides_files(self, device: int) -> bool:
+        """Whether programs have files on this device that `unnamed_bytes` can't find, or not their size: by descriptors
+        in queues of sockets, maybe by those in calls that wait, or by maps. It may be slow, too."""
         ...
 
     def held_files(self, device: int) -> HeldFiles | None:

@@ -162,8 +162,8 @@ class BubblewrapSandbox:
     def unnamed_bytes(self, device: int) -> int:
         return processes.unnamed_bytes(self._processes(), device)
 
-    def have_in_flight(self) -> bool:
-        return processes.have_in_flight(self._processes())
+    def hides_files(self, device: int) -> bool:
+        return processes.hide_files(self._processes(), device)
 
     def held_files(self, device: int) -> HeldFiles | None:
         return processes.held(self._processes(), device)

@@ -157,14 +157,16 @@ def unnamed_bytes(pids: Iterable[int], device: int) -> int:
     return sum((mapped_ends(pids, device) | found).values())
 
 
-def have_in_flight(pids: Iterable[int]) -> bool:
-    """Whether descriptors lie in queues of sockets that these processes have open (before Linux 5.10 never), or may lie
-    in calls of theirs that wait."""
+def hide_files(pids: Iterable[int], device: int) -> bool:
+    """Whether these processes may have files on `device` that can't be measured: descriptors lie in queues of sockets
+    that they have open (before Linux 5.10 never), or may lie in calls of theirs that wait; or a deleted file is mapped
+    of which an ordinary user only sees the map."""
+    pids = list(pids)
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
             if any(map(_thread_has_in_flight, with_descriptors(pid))) or any(map(_is_in_holding_call, threads(pid))):
                 return True
-    return False
+    return not mapped_ends(pids, device).keys() <= unnamed(pids, device).keys()
 
 
 def _is_in_holding_call(tid: int) -> bool:

@@ -49,7 +49,7 @@ _REGULARLY, _REGULAR_SHARE = 1.0, 50
 """The pause before a routine measurement, one that free space gives no reason for: seconds, and times the duration."""
 
 _OFTEN, _SOON = 3, 0.25
-"""A run is ended when so many measurements in a row find descriptors in flight; the pause between those in seconds."""
+"""A run is ended when so many looks in a row find what they can't measure; the pause between those in seconds."""
 
 
 class Full(Exception):
@@ -89,8 +89,8 @@ class Allowance:
         """Which limit was exceeded, if any."""
 
         self._free = self._free_before = os.statvfs(sandbox.workspace)
-        self._in_flight = 0
-        """How many measurements in a row found descriptors in flight and bytes that nothing explains."""
+        self._hidden = 0
+        """How many looks in a row found what they can't measure, and bytes that nothing explains."""
 
         self._due_at = time.monotonic() + _REGULARLY
         self._not_before = 0.0
@@ -150,7 +150,7 @@ class Allowance:
         limits = self._sandbox.limits
         if self._bytes + lost > limits.disk_bytes or self._entries + gone > limits.files:
             return True
-        return bool(lost or gone or self._in_flight) and at > self._due_at
+        return bool(lost or gone or self._hidden) and at > self._due_at
 
     def _measure(self) -> None:
         """Measure the working directory, and note when to measure again. Raises Full."""
@@ -159,26 +159,27 @@ class Allowance:
             usage = _Usage(root, limits)
             if self._sandbox.may_have_packages():
                 usage.add_packages(root)
-            unnamed = self._sandbox.unnamed_bytes(os.fstat(root).st_dev)
+            device = os.fstat(root).st_dev
+            unnamed = self._sandbox.unnamed_bytes(device)
         usage.check(unnamed)
         self._bytes, self._entries = usage.bytes + unnamed, usage.entries
         ended = time.monotonic()
         self._free, self._not_before = free, ended + _SHARE * (ended - began)
         self._due_at = ended + max(_REGULARLY, _REGULAR_SHARE * (ended - began))
-        self._check_in_flight((self._free_before.f_bfree - free.f_bfree) * free.f_frsize)
+        self._check_hidden((self._free_before.f_bfree - free.f_bfree) * free.f_frsize, device)
 
-    def _check_in_flight(self, lost: int) -> None:
-        """Raises Full where descriptors in flight may be those of files that are over the limit, since the file system
-        has lost so many bytes since the run began. Others take space too, but descriptors are rarely in flight for
-        long."""
+    def _check_hidden(self, lost: int, device: int) -> None:
+        """Raises Full where files that can't be measured may be over the limit, since the file system has lost so many
+        bytes since the run began. Others take space too, but hardly any program has such files for long."""
         unexplained = lost - max(0, self._bytes - self._before)
-        if self._bytes + unexplained <= self._sandbox.limits.disk_bytes or not self._sandbox.have_in_flight():
-            self._in_flight = 0
+        if self._bytes + unexplained <= self._sandbox.limits.disk_bytes or not self._sandbox.hides_files(device):
+            self._hidden = 0
             return
-        self._in_flight += 1
+        self._hidden += 1
         self._due_at = time.monotonic() + _SOON
-        if self._in_flight == _OFTEN:
-            raise Full("descriptors lie in sockets' queues, or in calls, so that the files can't be measured")
+        if self._hidden == _OFTEN:
+            where = "in sockets' queues, in calls that wait, or only in maps"
+            raise Full(f"it has files that can't be measured, since they are {where}")
 
 
 class _Usage:
