@@ -159,7 +159,7 @@ NEIGHBOURS = {
     "chunks": Neighbour("answers in 1-byte chunks", TINY_CHUNKS),
     "1xx": Neighbour("answers that never come", INFORMATIONAL),
     "uploads": Neighbour("callers with 1-byte chunks", READER, upload=b"1\r\nx\r\n" * 10_000),
-    "heads": Neighbour("heads of thousands of headers", LONG_HEADS, headers=MANY_HEADERS, connections=32),
+    "heads": Neighbour("heads of thousands of headers", LONG_HEADS, headers=MANY_HEADERS, connections=128),
     "writes": Neighbour("writes of 1 byte", TINY_WRITES, called=False),
     "storage": Neighbour("pipelined storage calls", PIPELINED, called=False),
     "sql": Neighbour("endless SQL", ENDLESS_SQL, called=False),
