@@ -53,14 +53,19 @@ class Callers:
         await self.guard(scope | {"query_string": b"", "extensions": {}}, receive, send)
 
 
+def bound(monkeypatch: pytest.MonkeyPatch, *, is_sound: bool) -> None:
+    """Leave room for 64 MiB of bodies, or have all of them need none."""
+    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
+    if not is_sound:
+        monkeypatch.setattr(large_bodies, "SMALL_BYTES", 1 << 40)
+
+
 @pytest.mark.parametrize("declared", [MIB - 1, None], ids=["declared", "chunked"])
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
 async def test_many_that_are_not_large_wait_as_well(
     declared: int | None, is_sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
-    if not is_sound:
-        monkeypatch.setattr(large_bodies, "SMALL_BYTES", 1 << 40)
+    bound(monkeypatch, is_sound=is_sound)
     callers, goes_on = Callers(), asyncio.Event()
     pieces = [bytes(MIB // 32)] * 28
     calls = [asyncio.create_task(callers.call(pieces, declared, goes_on)) for _ in range(160)]
@@ -75,9 +80,7 @@ async def test_many_that_are_not_large_wait_as_well(
 @pytest.mark.parametrize("declared", [10 * MIB, None], ids=["declared", "chunked"])
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
 async def test_bodies_wait_for_room(declared: int | None, is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
-    if not is_sound:
-        monkeypatch.setattr(large_bodies, "SMALL_BYTES", 1 << 40)
+    bound(monkeypatch, is_sound=is_sound)
     callers, goes_on = Callers(), asyncio.Event()
     pieces = [bytes(MIB // 16)] * 160
     calls = [asyncio.create_task(callers.call(pieces, declared, goes_on)) for _ in range(12)]

@@ -39,7 +39,7 @@ async def test_many_uploads_that_are_not_large(tmp_path: Path, is_sound: bool, m
 
     counts = [50] * 30 + [1, 0, 3, 4, 5, 63]
     uploads = [asyncio.create_task(upload(count)) for count in counts]
-    while waiting < len(counts):  # noqa: ASYNC110
+    while waiting < len(counts):  # noqa: ASYNC110  nothing tells of it
         await asyncio.sleep(0.01)
     assert (spool._buffered <= most + len(counts) * SMALL) is is_sound
     goes_on.set()

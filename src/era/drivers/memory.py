@@ -58,6 +58,7 @@ class MemoryWatch:
     `stop` it at the end."""
 
     interval = INTERVAL
+    first = _FIRST
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class MemoryWatch:
         self._most = most
         self._used = used
         self._kill = kill
-        self._first = _FIRST if first is None else first
+        self._first = self.first if first is None else first
         self._gives_back_late = gives_back_late
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -132,18 +133,7 @@ class GroupWatch(MemoryWatch):
     the data, what the run has taken. So the group has a reserve, and the run is ended before that is used up.
     """
 
-    interval = GROUP_INTERVAL
-
-    def __init__(
-        self,
-        most: int,
-        used: Callable[[], int],
-        kill: Callable[[], Awaitable[bool]],
-        *,
-        gives_back_late: Callable[[], bool],
-    ) -> None:
-        """`used` is the memory of the group, in bytes. For the others see MemoryWatch."""
-        super().__init__(most, used, kill, first=GROUP_INTERVAL, gives_back_late=gives_back_late)
+    interval = first = GROUP_INTERVAL
 
     async def _measure(self) -> tuple[int, float]:
         return self._measure_here()
