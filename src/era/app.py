@@ -30,10 +30,11 @@ from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files.archives import Archives
+from era.core.files.blob_store import BlobStore
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.pages import file_pages
 from era.core.files.session_files import SessionFiles
-from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots, Spool, Threads
 from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
 from era.core.history import HistoryBound

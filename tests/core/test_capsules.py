@@ -344,7 +344,9 @@ async def test_an_import_that_died_is_purged_by_the_next_process(
         assert await again.purge(now()) == 1
         assert await again.snapshot_roots() == []
         await again.close()
-        await service.collect()
+        blobs = LocalBlobs(service.place / "blobs")
+        blobs.open()
+        assert await Snapshots(blobs, grace_seconds=0).collect_garbage([]) > 0
         assert service.stored() == set()
         for task in (steps._task, loading):
             task.cancel()

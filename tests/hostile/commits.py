@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.blob_store import BlobStore
+from era.core.files.snapshots import Snapshots
 from era.core.models import NewSession, RunRecord, Session, now
 from era.core.ports import Sandbox
 from era.store.metadata import SqlStore

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Churn:
 
     def __init__(self, store: SqlStore, blobs: LocalBlobs | S3Blobs, directory: Path) -> None:
         self.store, self.blobs, self.directory = store, blobs, directory
-        self.snapshots = Snapshots(blobs)
+        self.snapshots = Snapshots(blobs, grace_seconds=0.0)
         self.commits_under_way: dict[str, float] = {}
         self.swept = 0
         self.committed = 0
@@ -75,14 +75,15 @@ class Churn:
         fill(place.workspace, files)
         self.commits_under_way[name] = time.time()
         try:
-            snapshot = await self.snapshots.take(place.sandbox, session.snapshot)
-            if fails:
-                self.snapshots.forget(place.id)
-                return
-            data = json.dumps({path: content.decode() for path, content in files.items()})
-            record = RunRecord(run_id, session.key, "ok", started_at=now(), committed=True)
-            await self.store.end_run(replace(record), data=data, snapshot=snapshot)
-            self.committed += 1
+            with self.blobs.naming():
+                snapshot = await self.snapshots.take(place.sandbox, session.snapshot)
+                if fails:
+                    self.snapshots.forget(place.id)
+                    return
+                data = json.dumps({path: content.decode() for path, content in files.items()})
+                record = RunRecord(run_id, session.key, "ok", started_at=now(), committed=True)
+                await self.store.end_run(replace(record), data=data, snapshot=snapshot)
+                self.committed += 1
         finally:
             del self.commits_under_way[name]
 
@@ -106,6 +107,8 @@ class Churn:
     async def collect(self) -> int:
         """Collect garbage but for that of commits under way; returns how many blobs went."""
         horizon = min([time.time(), *self.commits_under_way.values()])
+        if isinstance(self.blobs, LocalBlobs):  # it knows that itself
+            horizon = self.snapshots.sweepable_before()
         roots = await self.store.snapshot_roots()
 
         def job() -> int:
@@ -175,6 +178,18 @@ async def test_a_put_that_does_not_protect_its_content_fails_these_tests(
     """With a store whose puts don't renew the time of a blob that exists."""
     monkeypatch.setattr(LocalBlobs, "_reuse", lambda self, digest: True if os.path.exists(self._path(digest)) else None)
     monkeypatch.setattr("era.store.blobs._ROUGHNESS", -1e9)  # and whose batches under way protect nothing
+    await fails(scratch)
+
+
+async def test_a_store_that_is_not_told_what_is_to_be_named_fails_these_tests(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalBlobs, "naming", lambda self: nullcontext())
+    await fails(scratch)
+
+
+async def fails(scratch: Path) -> None:
+    """Assert that something is lost."""
 
     async def churn_until_found() -> None:
         for seed in range(MANY):  # which interleaving loses is chance; most seeds do

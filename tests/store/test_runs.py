@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from sqlalchemy import Connection
 
-from era.core.metadata import Retention
-from era.core.models import EMPTY, Answered, Claim, KeptOutputs, Snapshot
+from era.core.metadata import Retention, RunFilter
+from era.core.models import EMPTY, Answered, Claim, KeptOutputs, Snapshot, Status
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import runs as runs_module
 from era.store.metadata import SqlStore
@@ -38,6 +39,18 @@ async def test_a_commit_moves_everything_together(store: SqlStore) -> None:
     await store.begin_run(mine("a"), "r3")
     await store.end_run(ended(session, "r3"), data=None, snapshot=EMPTY)
     assert (await store.session(mine("a"))).snapshot == EMPTY
+
+
+async def test_runs_are_found_by_whatever_status_they_have(store: SqlStore) -> None:
+    session = await store.create_session(new("a"))
+    statuses = get_args(Status.__value__)
+    for status in statuses:
+        await store.begin_run(mine("a"), status)
+        if status != "running":
+            await store.end_run(ended(session, status, status=status), data=None, snapshot=None)
+    for status in statuses:
+        found = await store.runs_of_owner(RunFilter(session.owner, 9, status))
+        assert [record.id for _, record in found] == [status]
 
 
 async def test_a_run_that_changed_nothing_makes_no_version(store: SqlStore) -> None:

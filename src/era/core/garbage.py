@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 
 import structlog
 
 from era.core.capsules.pins import Pins
-from era.core.files.snapshots import CollectionPutOff, Snapshots
+from era.core.files.blob_store import BlobStore
+from era.core.files.snapshots import SHORT_GRACE_SECONDS, CollectionPutOff, Snapshots
 from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import now
@@ -19,6 +21,11 @@ from era.errors import EraError
 log = structlog.get_logger()
 
 _PERIOD_SECONDS = 3600.0
+_LOOK_SECONDS = 2.0
+_SETTLED_SECONDS = SHORT_GRACE_SECONDS + 5.0
+_REST = 3.0
+"""After an early collection there is none for this many times as long as it took."""
+
 _FENCE_TRIES = 12
 _FENCE_PAUSE_SECONDS = 5.0
 """A minute in all: a host that hangs is declared dead by then, unless leases are longer."""
@@ -27,11 +34,39 @@ _FENCE_PAUSE_SECONDS = 5.0
 async def collect_garbage(
     snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore, cluster: Cluster = ALONE
 ) -> None:
-    """Remove old rows and unneeded content once an hour, for ever; where another host leads, that does it."""
+    """Remove old rows and unneeded content once an hour, for ever; where another host leads, that does it. Earlier
+    where so much has been written meanwhile that the disk could fill with what is named no more."""
+    written = _Written(snapshots.blobs)
     while True:
+        began, before = time.monotonic(), written.settled
         if cluster.leads:
             await collect_once(snapshots, store, pins, note)
-        await asyncio.sleep(_PERIOD_SECONDS)
+        ended = time.monotonic()
+        earliest = ended + (ended - began) * _REST
+        while time.monotonic() < ended + _PERIOD_SECONDS:
+            await asyncio.sleep(_LOOK_SECONDS)
+            written.look()
+            if time.monotonic() > earliest and await asyncio.to_thread(
+                snapshots.blobs.is_crowded, written.settled - before
+            ):
+                break
+
+
+class _Written:
+    """How much had been written a grace period ago: a collection now could remove that, and nothing younger."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._seen: deque[tuple[float, int]] = deque()
+        self.settled = blobs.written_bytes
+        """In bytes."""
+
+    def look(self) -> None:
+        """To be called again and again."""
+        at = time.monotonic()
+        self._seen.append((at, self._blobs.written_bytes))
+        while self._seen[0][0] < at - _SETTLED_SECONDS:
+            self.settled = self._seen.popleft()[1]
 
 
 async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> None:
@@ -56,14 +91,15 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
     await store.prune_idempotency_keys()
     await store.prune_notices()
     await store.prune_runs()
-    began = time.time()  # and not later: whatever is paused from here on has put what it names since then, or nearly
+    # Not later: whatever is paused from here on has put what it names since then, or nearly.
+    older_than = snapshots.sweepable_before()
     for _ in range(_FENCE_TRIES):
         if await store.fence_dead_hosts():
             break
         await asyncio.sleep(_FENCE_PAUSE_SECONDS)
     else:
         raise CollectionPutOff("a host hangs, and hasn't been declared dead, or a transaction does")
-    return await snapshots.collect_garbage(*await pins.needed(store), began=began)
+    return await snapshots.collect_garbage(*await pins.needed(store), older_than=older_than)
 
 
 async def remove_packages(setups: Setups) -> None:

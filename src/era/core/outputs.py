@@ -9,7 +9,7 @@ from pathlib import Path
 
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
-from era.core.files.snapshots import BlobStore
+from era.core.files.blob_store import BlobStore
 from era.core.files.spool import Threads
 from era.core.metadata import MetadataStore, RunFilter
 from era.core.models import JsonObject, KeptOutputs, OwnedId, RunRecord

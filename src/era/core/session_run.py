@@ -180,13 +180,14 @@ class SessionRun:
             execution = self._execution(sandbox, data)
             ended = await execution.run(partial(keep_output, self._active.transcript))
             self._told.stages.end("program")
-            outcome = await self._outcome(execution, ended)
-            self._told.stages.end("files")
-            try:
-                result = await self._commit(execution, ended, outcome, data)
-            except QuotaReached as error:
-                outcome = _Outcome("disk_full", problem=_nothing_kept(error.message.rstrip(".")))
-                result = await self._commit(execution, ended, outcome, data)
+            with self._parts.snapshots.blobs.naming():
+                outcome = await self._outcome(execution, ended)
+                self._told.stages.end("files")
+                try:
+                    result = await self._commit(execution, ended, outcome, data)
+                except QuotaReached as error:
+                    outcome = _Outcome("disk_full", problem=_nothing_kept(error.message.rstrip(".")))
+                    result = await self._commit(execution, ended, outcome, data)
             if outcome.problem is None or outcome.goes_on:
                 pool.committed(session.key, outcome.snapshot or session.snapshot)
             else:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
-from era.core.files.snapshots import BlobStore
+from era.core.files.blob_store import BlobStore
 from era.core.files.spool import FairThreads, Threads
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
@@ -423,7 +423,8 @@ class Namespaces:
     ) -> None:
         """Store an item whose value is long as a blob first. `counted` is how many bytes count towards the bound."""
         async with self._storage.turn(self._owner):
-            await self._put_in_turn(kind, namespace, key, value, metadata, counted)
+            with self._blobs.naming():
+                await self._put_in_turn(kind, namespace, key, value, metadata, counted)
 
     async def _put_in_turn(
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int

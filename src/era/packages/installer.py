@@ -54,8 +54,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from era.core.files.blob_store import BlobStore
 from era.core.files.durable import sync_file_system
-from era.core.files.snapshots import BlobStore
 from era.core.models import JsonObject
 from era.core.setup.builds import Build
 from era.core.setup.package_sets import PackageSet, SetupFailed
@@ -204,7 +204,7 @@ class PackageInstaller:
         for key in (self.name(packages), self.name(packages, owner)):
             if (note := self._notes.find(key)) is None:
                 continue
-            with suppress(OSError):  # it is installed then
+            with suppress(OSError), self._blobs.naming():  # after an error it is installed
                 if await in_thread(self._blobs.renew, note.digest) and await self.ensure(note.digest):
                     return await self.find_installed(packages, owner)
         return None
@@ -478,11 +478,12 @@ class PackageInstaller:
             with self._blobs.batch() as batch:
                 batch.put_spooled(os.fspath(scratch / "archive"), installed.digest)
 
-        await in_thread(put)
-        if self.is_here(installed.digest):
-            os.utime(self.package_sets / installed.digest)
-            return
-        await self._finish(installed.digest, scratch, deadline)
+        with self._blobs.naming():  # from here on, package sets that are here keep their archives
+            await in_thread(put)
+            if self.is_here(installed.digest):
+                os.utime(self.package_sets / installed.digest)
+                return
+            await self._finish(installed.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
         """Publish `scratch/made`, compiled before if it is large, else afterwards."""

@@ -9,7 +9,9 @@ no row names, which a later sweep removes.
 Content that is stored already isn't written again; its modification time is set to now instead. `sweep` removes only
 what isn't to be kept *and* has not been put for a while, and looks at the time again under the lock that a put holds,
 so content just put can't be swept before the row that names it is committed. A batch may take longer than that while:
-what is put in it counts as put when it ends, and nothing put since the oldest batch in progress began is swept.
+what is put in it counts as put when it ends, and nothing put since the oldest batch in progress began is swept. The
+same goes for the time from a put until its row is committed, or never will be: whoever puts says how long that takes
+(`naming`). So a sweep needs no guess at it where no other process puts, and can come early where the disk fills.
 
 Another process that needs all blobs to stay for a while shares a lock of `DIR`; nothing is swept meanwhile.
 
@@ -30,7 +32,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -49,6 +51,13 @@ _ROUGHNESS = 2.0
 
 _LONG_SECONDS = 60.0
 """After a batch that took longer than this, the times of content that was stored before it are set again."""
+
+_MOST_GARBAGE = 4 << 30
+_LEAST_GARBAGE = 64 << 20
+"""More than this is collected early, or than an eighth of what is free where that lies between."""
+
+_BLOCK = 512
+"""The unit of `st_blocks`, in bytes."""
 
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
 """The directories, named by the first two digits of the digests in them."""
@@ -75,14 +84,17 @@ class LocalBlobs:
 
         self._numbers = count()
         self._closed = False
-        self._batches: dict[int, float] = {}
-        """When each batch in progress began, by its id, in seconds since 1970."""
+        self._in_progress: dict[object, float] = {}
+        """When each batch in progress began, or who puts what isn't named yet, in seconds since 1970."""
 
         self.last_put = time.time()
         """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
 
         self.written = 0
         """How many blobs this process has written."""
+
+        self.written_bytes = 0
+        """How many bytes of the disk they took."""
 
     def open(self) -> None:
         """Make the directories, and remove what a killed process left half written. Raises OSError."""
@@ -102,16 +114,40 @@ class LocalBlobs:
     def batch(self) -> Iterator[Batch]:
         """What is put within is durable once the block has ended; if it raises, nothing was put. Raises OSError."""
         batch = Batch(self)
-        with self._lock:
-            self._batches[id(batch)] = batch._began
         try:
-            yield batch
-            batch._finish()
+            with self._since(batch._began):
+                yield batch
+                batch._finish()
         finally:
-            with self._lock:
-                del self._batches[id(batch)]
             self.last_put = time.time()
             batch._clean_up()
+
+    def naming(self) -> AbstractContextManager[None]:
+        return self._since(time.time())
+
+    @contextmanager
+    def _since(self, began: float) -> Iterator[None]:
+        """Nothing that was put since `began` is swept within the block."""
+        token = object()
+        with self._lock:
+            self._in_progress[token] = began
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._in_progress[token]
+
+    def unnamed_since(self) -> float | None:
+        if self._host:
+            return None
+        with self._lock:
+            return min([time.time(), *(began - _ROUGHNESS for began in self._in_progress.values())])
+
+    def is_crowded(self, garbage: int) -> bool:
+        if self._host or garbage < _LEAST_GARBAGE:
+            return False
+        room = os.statvfs(self._directory)
+        return garbage >= min(_MOST_GARBAGE, max(_LEAST_GARBAGE, room.f_bavail * room.f_frsize // 8))
 
     def get(self, digest: str) -> bytes:
         """The content of a blob. Raises FileNotFoundError."""
@@ -163,7 +199,7 @@ class LocalBlobs:
     def _sweep(self, keep: set[str], older_than: float) -> int:
         removed = 0
         with self._lock:
-            older_than = min([older_than, *(began - _ROUGHNESS for began in self._batches.values())])
+            older_than = min([older_than, *(began - _ROUGHNESS for began in self._in_progress.values())])
         for shard in _SHARDS:
             if self._closed:
                 break
@@ -303,9 +339,11 @@ class Batch:
         """Make all content durable, then name it, then make the names durable."""
         store = self._store
         _sync_all(list(self._new.values()))
+        taken = sum(os.stat(path).st_blocks * _BLOCK for path in self._new.values())
         with store._lock:
             store._unsynced.update(self._new)
             store.written += len(self._new)
+            store.written_bytes += taken
         self._relied_on.update(self._new)
         for digest, path in list(self._new.items()):
             # Under the lock, and not before: content of this name may have been put by another batch meanwhile, and

@@ -37,7 +37,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +139,9 @@ class S3Blobs:
         self.written = 0
         """How many blobs this process has written."""
 
+        self.written_bytes = 0
+        """Isn't counted: a bucket doesn't fill."""
+
     def open(self, *, take: bool = True) -> None:
         """Make the cache and, with `take`, take the prefix for this installation if it is nobody's.
 
@@ -201,6 +204,15 @@ class S3Blobs:
             return True
         found, now = self._condemned.spare((), [digest])
         return found.get(digest, 0) < now and self._bucket.has(digest)
+
+    def naming(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def unnamed_since(self) -> None:
+        """None: other processes may use the bucket, too."""
+
+    def is_crowded(self, garbage: int) -> bool:
+        return False
 
     def hold(self) -> Hold:
         """What can keep content, of whatever process."""

@@ -56,8 +56,8 @@ _IS_CHECKPOINT = text("cause IN ('checkpoint', 'loose_checkpoint')")
 def has_status(table: Table, status: str) -> ColumnElement[bool]:
     """Whether a row has this status, with the status in the statement's text. As a parameter it isn't known when
     PostgreSQL plans a statement for all of its values: it would take one that few rows have for one that many have, and
-    read them all. Raises ValueError where it isn't one word."""
-    if not status.isalpha():
+    read them all. Raises ValueError where it isn't a plain name."""
+    if not status.isidentifier():
         raise ValueError(f"{status!r} is no status")
     return literal_column(f"{table.name}.status = '{status}'", Boolean())
 

@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from era.core.capsules.reading import DocumentReader, kept_outputs
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
 from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, too_large
-from era.core.files.snapshots import BlobStore
+from era.core.files.blob_store import BlobStore
 from era.core.files.totals import Bounds
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
@@ -95,8 +96,10 @@ class Importer:
         """
         loop = asyncio.get_running_loop()
         try:
-            with tempfile.TemporaryFile(dir=self._directory, buffering=0) as spool:
+            with ExitStack() as stack:
+                spool = stack.enter_context(tempfile.TemporaryFile(dir=self._directory, buffering=0))
                 await self._spool(chunks, spool.fileno())
+                stack.enter_context(self._blobs.naming())
                 capsule = await loop.run_in_executor(self._threads, self._prepared, spool.fileno())
                 session = replace(capsule.session, owner=caller.owner, id=new_id or capsule.session.id)
                 left_out = await self._left_out(session, capsule.document)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from era.core.expiry import calling
 from era.core.files import pack, trees, unpack
+from era.core.files.blob_store import BlobStore
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
 from era.core.files.paths import Parts, name_problem, state_file
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
-from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
 from era.core.files.totals import Bounds
 from era.core.files.trees import BlobBatch
@@ -32,7 +33,7 @@ from era.errors import Conflict, TooLarge, Unavailable
 _AT_A_TIME = 2
 """How many archives are unpacked at a time: each takes a thread and a processor for as long as it lasts."""
 
-_RELY_SECONDS = 600.0
+_RELY_SECONDS = SHORT_GRACE_SECONDS / 2
 """Content that was put longer ago than this is put again before a row names it: it may be swept as garbage by then."""
 
 _IN_ONE_PUT = 1 << 20
@@ -122,16 +123,17 @@ class Archives:
                 put_at = time.monotonic()
                 async with self._turns.take(session_id, patience=patience):
                     session = await self._files.writable_session(session_id, session.key)
-                    if time.monotonic() - put_at > _RELY_SECONDS:
-                        await self._unpack(fd, declared, self._files.bounds(session))
-                    snapshot = await self._snapshots.edit(
-                        session.snapshot,
-                        unpacked.changes,
-                        lambda _: None,
-                        self._files.bounds(session),
-                        replace=replace,
-                    )
-                    session, dropped = await self._files.commit(session, snapshot)
+                    with self._blobs.naming():
+                        if time.monotonic() - put_at > _RELY_SECONDS:
+                            await self._unpack(fd, declared, self._files.bounds(session))
+                        snapshot = await self._snapshots.edit(
+                            session.snapshot,
+                            unpacked.changes,
+                            lambda _: None,
+                            self._files.bounds(session),
+                            replace=replace,
+                        )
+                        session, dropped = await self._files.commit(session, snapshot)
         return unpacked.files, session, dropped
 
     async def _unpack(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:

@@ -29,7 +29,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,6 +90,10 @@ class LiveSnapshots:
         self._directory = directory
         self._cant_freeze: set[str] = set()
         """The ids of sandboxes that could not be frozen once, so that looking at them before would be of no use."""
+
+    def naming(self) -> AbstractContextManager[None]:
+        """See BlobStore."""
+        return self._snapshots.blobs.naming()
 
     async def take(
         self,

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 from era.core.expiry import calling
 from era.core.files import edits
+from era.core.files.blob_store import BlobStore
 from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remove, display_path, no_file
 from era.core.files.paths import Parts
-from era.core.files.snapshots import BlobStore, Snapshots
+from era.core.files.snapshots import Snapshots
 from era.core.files.spool import FairThreads, Spool, Threads, Upload
 from era.core.files.totals import Bounds
 from era.core.files.unpack import PIECE
@@ -226,8 +227,9 @@ class SessionFiles:
             if condition != Condition():
                 condition.check(path, await self._current(session, path))
             # Put it again: it may have waited for its turn so long that it was swept as garbage.
-            snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
-            return (await self.commit(session, snapshot))[1]
+            with self._blobs.naming():
+                snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
+                return (await self.commit(session, snapshot))[1]
 
     async def _put_ahead(self, owner: str, upload: Upload) -> None:
         """Make what was received durable before anything names it. Raises Unavailable."""
@@ -343,8 +345,9 @@ class SessionFiles:
 
     async def _edit(self, session: Session, changes: Changes) -> int:
         """Commit changes that put no content, in the session's turn. Returns how many old versions that dropped."""
-        snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
-        return (await self.commit(session, snapshot))[1]
+        with self._blobs.naming():
+            snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
+            return (await self.commit(session, snapshot))[1]
 
     async def commit(self, session: Session, snapshot: Snapshot) -> tuple[Session, int]:
         """Make `snapshot` the session's next version, in its turn. Returns the session after that, and how many old

@@ -28,15 +28,15 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
 from era.core import limits
 from era.core.fair_slots import FairSlots
 from era.core.files import edits, restoring, trees
 from era.core.files.artifacts import list_artifacts
+from era.core.files.blob_store import BlobStore
 from era.core.files.diffs import ReadTree, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.file_systems import is_tmpfs
@@ -64,6 +64,9 @@ SMALL_TREE = 32
 
 _COUNTS_KEPT = 1024
 _GRACE_SECONDS = 3600.0
+SHORT_GRACE_SECONDS = 60.0
+"""The grace period where it is known what may be named yet: for the error of clocks, and for our own."""
+
 _THREADS = 4
 _BULK_THREADS = 2
 _BULK_BYTES = 32 << 20
@@ -77,59 +80,6 @@ class CollectionPutOff(Unavailable):
     """No garbage is collected now, since somebody reads what there is, or may still name it. That is no failure."""
 
 
-class Hold(Protocol):
-    """What keeps content. Its methods block. `release` may be called at any time."""
-
-    def everything(self) -> None: ...
-
-    def only(self, digests: Iterable[str]) -> None: ...
-
-    def release(self) -> None: ...
-
-
-class BlobStore(Protocol):
-    """Content by its SHA-256 in hexadecimal; store/blobs.py and store/s3_blobs.py implement it.
-
-    Methods block, and are called from several threads. Failures are OSErrors, whose `strerror` is shown to clients.
-    """
-
-    @property
-    def last_put(self) -> float:
-        """When a batch last ended, committed or not, in seconds since 1970; or else when the store was made."""
-        ...
-
-    def batch(self) -> AbstractContextManager[BlobBatch]:
-        """A batch, whose content is durable once the block has ended without an exception."""
-        ...
-
-    def get(self, digest: str) -> bytes:
-        """The whole content of a blob."""
-        ...
-
-    def open_blob(self, digest: str) -> int:
-        """A descriptor that reads a blob from its start; the caller must close it."""
-        ...
-
-    def renew(self, digest: str) -> bool:
-        """Whether there is such a blob; then it counts as put now."""
-        ...
-
-    def hold(self) -> Hold | None:
-        """What can keep content, whoever else may sweep. None where content is kept by `renew`."""
-        ...
-
-    def expect(self, digests: Iterable[str]) -> None:
-        """A hint that these are about to be read, so that a remote store can fetch them together."""
-        ...
-
-    def sweep(self, keep: set[str], older_than: float) -> int:
-        """Delete blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970).
-
-        Returns how many were deleted.
-        """
-        ...
-
-
 class Snapshots:
     """Takes, restores, edits and compares snapshots in a blob store. `close` it at the end."""
 
@@ -139,7 +89,7 @@ class Snapshots:
         self.blobs = blobs
         self._watches = watches or WatchBudget()
         self.grace_seconds = grace_seconds
-        """For which garbage collection leaves what was put."""
+        """For which garbage collection leaves what was put, where other processes put, too."""
 
         self._memories: dict[str, Memory] = {}
         self._counts: dict[str, int] = {}
@@ -323,18 +273,26 @@ class Snapshots:
         except OSError as error:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
-    async def collect_garbage(
-        self, roots: Iterable[str], blobs: Iterable[str] = (), *, began: float | None = None
-    ) -> int:
-        """Delete content that no snapshot in `roots` needs, that isn't in `blobs`, and that is older than the grace
-        period. Returns how many blobs were deleted.
+    def sweepable_before(self) -> float:
+        """Content that was last put before this time, in seconds since 1970, is garbage where no row names it now."""
+        settled = self.blobs.unnamed_since()
+        if settled is None:
+            return time.time() - self.grace_seconds
+        return settled - min(self.grace_seconds, SHORT_GRACE_SECONDS)
 
-        The grace period protects what was put but isn't named by a row yet. So it ends at a time before the arguments
-        were read: `began`, in seconds since 1970, or else now, if that was just before.
+    async def collect_garbage(
+        self, roots: Iterable[str], blobs: Iterable[str] = (), *, older_than: float | None = None
+    ) -> int:
+        """Delete content that no snapshot in `roots` needs, that isn't in `blobs`, and that was last put before
+        `older_than`. Returns how many blobs were deleted.
+
+        `older_than` protects what was put but isn't named by a row yet. So it is what `sweepable_before` returned
+        before the arguments were read, or else, if that was just before, what it returns now.
         If nothing can have become garbage since the last call, nothing is done. Raises Unavailable, and deletes
         nothing, where a tree object can't be read: what it names would be lost for good.
         """
-        older_than = (time.time() if began is None else began) - self.grace_seconds
+        if older_than is None:
+            older_than = self.sweepable_before()
         kept_roots, kept_blobs = frozenset(roots), frozenset(blobs)
         if self._collected is not None:
             *kept_last_time, swept_before = self._collected

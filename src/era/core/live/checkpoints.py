@@ -121,6 +121,12 @@ class Checkpoints:
     ) -> tuple[Checkpoint, int]:
         """The same, with a cause, which is that of a loose checkpoint where the tree isn't of one moment; and how many
         old versions had to go for it. `changed` and `stored` are as for LiveSnapshots.take."""
+        with self._moments.naming():
+            return await self._named(live, session, cause, changed=changed, stored=stored)
+
+    async def _named(
+        self, live: LiveSession, session: Session, cause: Cause, *, changed: bool, stored: Awaitable[None] | None
+    ) -> tuple[Checkpoint, int]:
         trim = None
         try:
             moment = await self._moments.take(live.sandbox, session.snapshot, changed=changed, stored=stored)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from era.core import jsontext
@@ -53,11 +54,18 @@ class Commands:
         self._snapshots = snapshots
 
     async def run(
-        self, session: Session, commands: Sequence[str], package_set: str | None, deadline: float, progress: Progress
+        self,
+        session: Session,
+        commands: Sequence[str],
+        package_set: str | None,
+        deadline: float,
+        progress: Progress,
+        naming: ExitStack,
     ) -> CommandsResult:
         """Run commands in the session's sandbox, with the packages of the set `package_set` (a digest), until
         `deadline` of the monotonic clock at most. Nothing else may run in that sandbox. The caller then calls `keep` or
-        `drop`. Raises EraError where no sandbox can be had."""
+        `drop`. What the commands left stays until `naming` closes, and by then a row has to name it. Raises EraError
+        where no sandbox can be had."""
         result = CommandsResult()
         if not session.persistent:
             result.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
@@ -103,6 +111,7 @@ class Commands:
                 result.error = _problem(command, ended)
                 if result.error is not None:
                     return result
+            naming.enter_context(self._snapshots.blobs.naming())
             result.snapshot = await self._snapshots.take(sandbox, session.snapshot)
             return result
         except SnapshotRefused as problem:

@@ -17,7 +17,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -262,7 +262,8 @@ class Setups:
     async def _do(self, job: SetupJob) -> None:
         """Do a setup once no other job of its session is under way."""
         async with self._job_turns.take(str(job.session_key), bounded=False):
-            await self._set_up(job)
+            with ExitStack() as naming:
+                await self._set_up(job, naming)
 
     async def _session(self, job: SetupJob) -> Session:
         """The session of a job. Raises NotFound where it is gone, or asks for another setup by now."""
@@ -294,9 +295,9 @@ class Setups:
         note = f"These aren't all the very packages that the session had where its capsule was made: {differences}"
         return replace(made, stderr=_joined(note, made.stderr))
 
-    async def _set_up(self, job: SetupJob) -> None:
+    async def _set_up(self, job: SetupJob, naming: ExitStack) -> None:
         """Install the packages, run the commands, and record how it went. Where that can't be recorded, or not be tried
-        now, the setup stays under way and is taken up again."""
+        now, the setup stays under way and is taken up again. `naming` is as for Commands.run."""
         progress = self._progress[job]
         anew = job.session_key in self._anew
         begun = time.monotonic()
@@ -324,6 +325,7 @@ class Setups:
                     installed.digest if installed else None,
                     time.monotonic() + self._seconds,
                     progress,
+                    naming,
                 )
                 error = ran.error
         except SetupFailed as problem:
