@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.answers import refused
 from tests.api.setups import make as make_with_setup
 from tests.api.setups import settled
 from tests.conftest import MakeServer, MakeSession, eventually
@@ -537,35 +535,3 @@ def test_the_end_of_the_session_ends_a_cell_once(
     record = client.get(url).json()
     assert (record["status"], record["memory"]) == ("killed", {"kept": False, "reason": "The session was stopped."})
     assert client.get(f"/api/sessions/{where}/files/count").text == "x"
-
-
-SLOW_RESTART = """
-import asyncio, os
-from era.core.live import contexts
-close = contexts.Context.close
-async def slow(context, why):
-    await close(context, why)
-    while why == contexts._RESTARTED and not os.path.exists(os.environ["GO"]):
-        await asyncio.sleep(0.02)
-contexts.Context.close = slow
-"""
-"""The next interpreter is started when the test says so."""
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_a_session_that_is_deleted_while_a_context_restarts_is_not_found(
-    again: bool, own_server: MakeServer, tmp_path: Path
-) -> None:
-    go = tmp_path / "go"
-    server = own_server(weakness=f"import os; os.environ['GO'] = {str(go)!r}\n{SLOW_RESTART}")
-    with server.client() as client, ThreadPoolExecutor(1) as pool:
-        body = {"language": "python", "session_id": "s"}
-        client.post("/api/sessions", json=body)
-        client.post("/api/sessions/s/run", json={"code": "1", "context": "main"})
-        restarting = pool.submit(httpx.post, f"{server.url}/api/sessions/s/contexts/main/restart", timeout=60)
-        assert eventually(lambda: client.get("/api/sessions/s/contexts").json()["contexts"] == [])
-        assert client.delete("/api/sessions/s").status_code == 200
-        if again:
-            client.post("/api/sessions", json=body)
-        go.touch()
-        assert refused(restarting.result(), 404)["code"] == ("no_such_context" if again else "not_found")

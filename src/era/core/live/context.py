@@ -176,9 +176,10 @@ class Context:
             waiting.cancel()
         if not self._ready.is_set():
             said = bytes(self._between["stderr"][-500:]).decode(errors="replace").strip()
+            ended = self.lost
             await self.close("It did not start.")
             raise Unavailable(
-                f"The interpreter of context '{self.name}' did not start: {said or 'it took too long'}.",
+                f"The interpreter of context '{self.name}' did not start: {said or ended or 'it took too long.'}",
                 hint="A new server first prepares what contexts need, once. Try again in a minute.",
             )
 

@@ -297,7 +297,7 @@ class Contexts:
 
     async def restart(self, session_id: OwnedId, name: str, base_url: str) -> Context:
         """End its interpreter and start another one. A run in it ends, too. Raises NoContext, NotFound also where the
-        session is deleted meanwhile, and as `run` does."""
+        session is deleted or stopped meanwhile, and as `run` does."""
         session = await self._sessions.session(session_id)
         try:
             return await self._restart(session_id, session, name, base_url)
@@ -314,7 +314,13 @@ class Contexts:
             async with of.starting:
                 context = of.contexts.get(name)
                 if context is None or not context.alive:
-                    context = of.contexts[name] = await self._started(of, session, name, base_url)
+                    try:
+                        context = of.contexts[name] = await self._started(of, session, name, base_url)
+                    except Unavailable:
+                        is_there = (await self._sessions.session(session_id)).key == session.key
+                        if is_there and (live.is_open or live.why_lost is not None):
+                            raise
+                        raise _no_context(session, name) from None
                 self._remember((session.key, name), _RESTARTED)
             return context
 
