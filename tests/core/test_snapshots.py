@@ -428,7 +428,9 @@ def test_damaged_content_is_reported(lab: Lab) -> None:
     place = lab.place()
     (place.workspace / "file").write_text("content")
     snapshot = lab.take(place)
-    digest = next(iter(lab.snapshots._memories[place.id].tree.files.values())).digest
+    known = lab.snapshots.memories.get(place.id)
+    assert known is not None
+    digest = known.tree.files["file"].digest
     assert digest is not None
     os.truncate(lab.blobs._path(digest), 3)
     with pytest.raises(SandboxFailed, match="not as long"):
@@ -463,4 +465,4 @@ def test_takes_of_several_sandboxes_at_a_time(lab: Lab) -> None:
 
     assert len(set(asyncio.run(main()))) == 1
     lab.snapshots.forget(places[0].id)
-    assert lab.snapshots._memories.keys() == {place.id for place in places[1:]}
+    assert [lab.snapshots.memories.size(place.id) for place in places] == [0, *[200] * 7]

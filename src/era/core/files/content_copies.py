@@ -104,11 +104,11 @@ class ContentCopies:
             file.digest = digest  # stored already; and whoever has put it, nobody has changed it
         elif isinstance(content, bytes):
             file.digest = batch.put(content)
-            file.uploaded = False
+            file.uploaded = trees.is_still_uploaded(file, digest, known)
         else:
             batch.put_spooled(content, digest)
             file.digest = digest
-            file.uploaded = False
+            file.uploaded = trees.is_still_uploaded(file, digest, known)
         if isinstance(content, str):
             os.unlink(content)
 

@@ -110,7 +110,8 @@ class LiveSnapshots:
         for once the tree has been looked at: somebody stores what it is expected to hold meanwhile, and raises nothing.
         """
         try:
-            return await self._take(sandbox, previous, entry, changed=changed, stored=stored)
+            with self._snapshots.memories.in_use(sandbox.id):
+                return await self._take(sandbox, previous, entry, changed=changed, stored=stored)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -127,11 +128,12 @@ class LiveSnapshots:
         changed: bool,
         stored: Awaitable[None] | None,
     ) -> LiveSnapshot:
-        memory = self._snapshots.memory_of(sandbox, previous)
+        memory = await self._snapshots.memory_of(sandbox, previous)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
             return LiveSnapshot(previous, consistent=True)
         is_known = memory is not None and (
-            memory.watch is not None or memory.tree.totals.entries <= SMALL_TREE or not sandbox.opens_on_host
+            memory.watch is not None
+            or (not memory.is_recalled and (memory.tree.totals.entries <= SMALL_TREE or not sandbox.opens_on_host))
         )
         async with AsyncExitStack() as stack:
             if not is_known and sandbox.id not in self._cant_freeze:
@@ -146,7 +148,7 @@ class LiveSnapshots:
             updated = await self._on_thread(
                 sandbox, lambda: self._store(found, known), bulk=look.aside.bytes > _BULK_BYTES
             )
-        self._snapshots.remember(sandbox.id, updated)
+        self._snapshots.memories.put(sandbox.id, updated)
         return LiveSnapshot(updated.snapshot, consistent)
 
     def _is_unchanged(self, sandbox: Sandbox, memory: Memory) -> bool:
@@ -286,7 +288,7 @@ class LiveSnapshots:
             return memory
         finally:
             aside.close()
-        self._snapshots.remember(sandbox.id, warm)
+        self._snapshots.memories.put(sandbox.id, warm)
         return warm
 
     async def _agreeing_look(

@@ -1,13 +1,30 @@
-"""What is remembered of a sandbox's working directory from one scan to the next."""
+"""What is remembered of sandboxes' working directories from one scan to the next, within a bound.
+
+Theory of operation. A scanned tree takes half a kilobyte for each entry, and is remembered as long as its sandbox is
+warm. So trees are remembered of so many entries together (`Memories`). Beyond that the largest go first: a small
+session never pays for a neighbour's large tree. Whoever has the sandboxes is asked to let an idle one go (`evict`),
+which costs nobody anything before its session runs next. Where those that are idle are small beside one that is busy,
+only what is remembered of that one goes: its next scan reads all of its files again, and finds the same. What a scan or
+a restore works with just now stays, since its watch must not end meanwhile.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from era.core.files.paths import Parts
 from era.core.files.trees import Tree
 from era.core.files.watch import Watch
 from era.core.models import Snapshot
+
+MOST_ENTRIES = 1_000_000
+"""Of all trees that are remembered."""
+
+_SMALL_SHARE = 4
+"""An idle sandbox is small beside one whose tree has more than so many times its entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,9 @@ class Memory:
     ahead_bytes: int = 0
     """How much was stored of the tree that the snapshot hasn't: the next snapshot must count it (history.py)."""
 
+    is_recalled: bool = False
+    """Whether it is only what the snapshot says: each file has to be read (restoring.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
@@ -34,3 +54,80 @@ class Scanned:
 
     tree: Tree
     watch: Watch | None
+
+
+class Memories:
+    """What is remembered of each sandbox, by its id. To be used on the event loop."""
+
+    def __init__(self, close: Callable[[Watch], object]) -> None:
+        """`close` has a watch closed on a thread: that takes the kernel 10 ms."""
+        self._close = close
+        self.most = MOST_ENTRIES
+        self._memories: dict[str, Memory] = {}
+        self._in_use: Counter[str] = Counter()
+        self.entries = 0
+        """Of all trees that are remembered."""
+
+        self.evict: Callable[[int], bool] = lambda least: False
+        """Lets the largest idle sandbox go whose tree has at least so many entries, and forgets it at once; False where
+        there is none. Set by whoever has the sandboxes."""
+
+    def get(self, sandbox_id: str) -> Memory | None:
+        return self._memories.get(sandbox_id)
+
+    def size(self, sandbox_id: str) -> int:
+        """How many entries are remembered of a sandbox."""
+        memory = self._memories.get(sandbox_id)
+        return 0 if memory is None else _size(memory)
+
+    def put(self, sandbox_id: str, memory: Memory) -> None:
+        """Remember this of a sandbox. Others may be forgotten for it, or this at once."""
+        before = self.take(sandbox_id)
+        if before is not None and before.watch is not None and before.watch is not memory.watch:
+            self._close(before.watch)
+        self._memories[sandbox_id] = memory
+        self.entries += _size(memory)
+        self._fit()
+
+    def take(self, sandbox_id: str) -> Memory | None:
+        """Take out what is remembered of a sandbox."""
+        memory = self._memories.pop(sandbox_id, None)
+        if memory is not None:
+            self.entries -= _size(memory)
+        return memory
+
+    def forget(self, sandbox_id: str) -> None:
+        """Drop what is remembered of a sandbox, if anything."""
+        memory = self.take(sandbox_id)
+        if memory is not None and memory.watch is not None:
+            self._close(memory.watch)
+
+    def forget_all(self) -> None:
+        for sandbox_id in list(self._memories):
+            self.forget(sandbox_id)
+
+    @contextmanager
+    def in_use(self, sandbox_id: str) -> Iterator[None]:
+        """Within the block what is remembered of a sandbox is forgotten for no other one's sake."""
+        self._in_use[sandbox_id] += 1
+        try:
+            yield
+        finally:
+            self._in_use[sandbox_id] -= 1
+            if not self._in_use[sandbox_id]:
+                del self._in_use[sandbox_id]
+            self._fit()
+
+    def _fit(self) -> None:
+        """Forget the largest trees until the others have no more entries than they may."""
+        while self.entries > self.most:
+            unused = (sandbox_id for sandbox_id in self._memories if sandbox_id not in self._in_use)
+            largest = max(unused, key=self.size, default=None)
+            if largest is None:
+                return  # until one of them isn't in use any more
+            if not self.evict(-(-self.size(largest) // _SMALL_SHARE)):
+                self.forget(largest)
+
+
+def _size(memory: Memory) -> int:
+    return memory.tree.totals.entries

@@ -46,6 +46,25 @@ def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: Rea
     return tree
 
 
+def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
+    """What a tree object says of a directory that isn't known any more. No scan takes a file or directory for unchanged
+    by it, but it tells of equal files which of them a client has put. Raises OSError."""
+    tree, entries = Tree(), read_tree(digest)
+    blobs.expect(entry[2] for entry in entries if entry[0] == "dir")
+    for kind, portable, *rest in entries:
+        name = trees.native(portable)
+        match kind, rest:
+            case "file", (content, size, mode, mtime_ns, *uploaded):
+                nowhere = trees.Fingerprint(-1, size, mtime_ns, 0, mode)
+                tree.files[name] = trees.File(nowhere, settled=False, digest=content, uploaded=bool(uploaded))
+            case "link", (target, mtime_ns):
+                tree.links[name] = trees.Link(target, mtime_ns)
+            case "dir", (content, mode):
+                tree.trees[name] = replace(recalled(content, blobs, read_tree), mode=mode)
+    tree.update_totals()
+    return tree
+
+
 def move(source: int, target: int, tree: Tree) -> Tree:
     """Move everything in the directory open as `source`, which is `tree`, to the empty one open as `target`, whose
     owner it gets. Returns the tree as it is then, whose files would look changed otherwise: a rename changes times too.

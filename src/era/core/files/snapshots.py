@@ -40,7 +40,7 @@ from era.core.files.blob_store import BlobStore
 from era.core.files.diffs import ReadTree, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.file_systems import is_tmpfs
-from era.core.files.memory import Memory, Scanned
+from era.core.files.memory import Memories, Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.totals import Bounds
@@ -91,7 +91,7 @@ class Snapshots:
         self.grace_seconds = grace_seconds
         """For which garbage collection leaves what was put, where other processes put, too."""
 
-        self._memories: dict[str, Memory] = {}
+        self.memories = Memories(lambda watch: self._threads.submit(watch.close))
         self._counts: dict[str, int] = {}
         """How many entries trees have, by root. An upper bound: pipes and the like, which aren't kept, may count."""
 
@@ -109,7 +109,12 @@ class Snapshots:
         for this sandbox is read. Raises SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk
         fails.
         """
-        memory = self.memory_of(sandbox, previous)
+        with self.memories.in_use(sandbox.id):
+            return await self._take(sandbox, previous, entry)
+
+    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None) -> Snapshot:
+        """Do the work of `take`. Raises as it does."""
+        memory = await self.memory_of(sandbox, previous)
         try:
             if memory is None or memory.watch is None:
                 snapshot = self._quick_scan(sandbox, memory, previous)
@@ -120,7 +125,10 @@ class Snapshots:
                     raise TreeNotSmall  # as it will be
                 updated = await self.on_thread(lambda: self._scan_and_store(sandbox, memory, entry), sandbox.id)
             except TreeNotSmall:
-                updated = await self.on_thread(lambda: self._scan(sandbox, memory, None, small=None), bulk=True)
+                # In one job: a large tree that waited for a thread would count nowhere.
+                updated = await self.on_thread(
+                    lambda: self._store(sandbox, memory, self._scan(sandbox, memory, None, small=None)), bulk=True
+                )
             if isinstance(updated, Scanned):
                 scanned = updated
                 updated = await self.on_thread(lambda: self._store(sandbox, memory, scanned), bulk=True)
@@ -130,23 +138,23 @@ class Snapshots:
         except BaseException:
             self.forget(sandbox.id)
             raise
-        self._memories[sandbox.id] = updated
+        self.memories.put(sandbox.id, updated)
         return updated.snapshot
 
-    def memory_of(self, sandbox: Sandbox, previous: Snapshot) -> Memory | None:
-        """What is remembered of a sandbox, whose session's current snapshot is `previous`, as far as that counts."""
-        memory = self._memories.get(sandbox.id)
-        if memory is not None and memory.snapshot.root != previous.root:
-            self.forget(sandbox.id)
-            memory = None
-        return memory
-
-    def remember(self, sandbox_id: str, memory: Memory) -> None:
-        """Remember this of a sandbox."""
-        before = self._memories.get(sandbox_id)
-        if before is not None and before.watch is not None and before.watch is not memory.watch:
-            self._threads.submit(before.watch.close)
-        self._memories[sandbox_id] = memory
+    async def memory_of(self, sandbox: Sandbox, previous: Snapshot) -> Memory | None:
+        """What is remembered of a sandbox, whose session's current snapshot is `previous`, as far as that counts; or
+        what that snapshot says of its files, none of which is taken for unchanged then."""
+        memory = self.memories.get(sandbox.id)
+        if memory is not None and memory.snapshot.root == previous.root:
+            return memory
+        self.forget(sandbox.id)
+        if (root := previous.root) is None:
+            return None
+        try:
+            tree = await self.on_thread(lambda: restoring.recalled(root, self.blobs, self.read_tree), bulk=True)
+        except OSError:
+            return None  # then all files count as written
+        return Memory(previous, tree, held=None, is_recalled=True)
 
     async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
         """Make the sandbox's working directory what `snapshot` says.
@@ -154,7 +162,7 @@ class Snapshots:
         It must be empty, or what `take` or `restore` last saw. Raises SandboxFailed, after which the sandbox can't be
         used any more.
         """
-        memory = self._memories.pop(sandbox.id, None)
+        memory = self.memories.take(sandbox.id)
         try:
             size = snapshot.total_bytes + snapshot.file_count * trees.FILE_BYTES
             bulk = memory is None and size > _BULK_BYTES
@@ -163,36 +171,36 @@ class Snapshots:
             if memory is not None and memory.watch is not None:
                 memory.watch.close()
             raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
-        self._memories[sandbox.id] = Memory(snapshot, tree, memory.watch if memory else None)
+        self.memories.put(sandbox.id, Memory(snapshot, tree, memory.watch if memory else None))
 
     def put_away(self, sandbox: Sandbox, snapshot: Snapshot) -> int | None:
         """Note that the sandbox is dead and its directory stays. Returns how many entries that has, where it is known
         to hold this snapshot, and so can be moved to another one; else None."""
-        memory = self._memories.get(sandbox.id)
+        memory = self.memories.get(sandbox.id)
         if memory is None or memory.snapshot.root != snapshot.root:
             return None
         if PACKAGES in memory.tree.trees:
             return None  # they lie beside the working directory, from where nothing is moved
         if memory.watch is not None:
             linked = memory.watch.linked if memory.watch.works else None
-            self.forget(sandbox.id)
-            self._memories[sandbox.id] = replace(memory, watch=None, linked=linked)
+            self.memories.put(sandbox.id, replace(memory, watch=None, linked=linked))
         return memory.tree.totals.entries
 
     async def move(self, old: Sandbox, new: Sandbox) -> None:
         """Move the content of a working directory that was put away to that of a new sandbox, which is empty. `old` has
         to be closed then. Raises SandboxFailed, after which neither can be used any more."""
-        memory = self._memories.pop(old.id)
+        memory = self.memories.take(old.id)
+        if memory is None:
+            raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
-            self._memories[new.id] = await self.on_thread(lambda: self._move(old, new, memory))
+            moved = await self.on_thread(lambda: self._move(old, new, memory))
         except (OSError, SnapshotRefused) as error:
             raise SandboxFailed(f"the session's files could not be moved: {error}") from error
+        self.memories.put(new.id, moved)
 
     def forget(self, sandbox_id: str) -> None:
         """Drop what is remembered of a sandbox, which is gone or holds something unknown."""
-        memory = self._memories.pop(sandbox_id, None)
-        if memory is not None and memory.watch is not None:
-            self._threads.submit(memory.watch.close)  # this takes the kernel 10 ms
+        self.memories.forget(sandbox_id)
 
     async def entries(
         self,
@@ -350,8 +358,7 @@ class Snapshots:
 
     async def close(self) -> None:
         """Wait for jobs under way, and free everything."""
-        for sandbox_id in list(self._memories):
-            self.forget(sandbox_id)
+        self.memories.forget_all()
         for threads in (self._threads, self._bulk_threads):
             await asyncio.to_thread(threads.shutdown)
 

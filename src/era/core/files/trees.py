@@ -490,8 +490,17 @@ def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> st
         if _digest(fd) == known.digest:
             return known.digest
         os.lseek(fd, 0, os.SEEK_SET)
-    file.uploaded = False
-    return batch.put_file(fd, file.fingerprint.size)
+    digest = batch.put_file(fd, file.fingerprint.size)
+    file.uploaded = is_still_uploaded(file, digest, known)
+    return digest
+
+
+def is_still_uploaded(file: File, digest: str, known: File | None) -> bool:
+    """Whether a file with this content is one that a client has put and no run has changed, by what was known of it.
+    The inode doesn't count: it isn't known where the file is known by a tree object alone."""
+    if known is None or not known.uploaded:
+        return False
+    return (digest, *file.fingerprint.mode_and_mtime) == (known.digest, *known.fingerprint.mode_and_mtime)
 
 
 def _digest(fd: int) -> str:
