@@ -10,6 +10,7 @@ a restore works with just now stays, since its watch must not end meanwhile.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ MOST_ENTRIES = 1_000_000
 """Of all trees that are remembered."""
 
 _SMALL_SHARE = 4
-"""An idle sandbox is small beside one whose tree has more than so many times its entries."""
+"""A tree is small beside one that has more than so many times its entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,20 @@ class Memories:
             self._fit()
 
     def _fit(self) -> None:
-        """Forget the largest trees until the others have no more entries than they may."""
+        """Forget the largest trees until the others have no more entries than they may. One that is in use may be the
+        largest: it goes as soon as it isn't any more, rather than small ones now."""
         while self.entries > self.most:
-            unused = (sandbox_id for sandbox_id in self._memories if sandbox_id not in self._in_use)
-            largest = max(unused, key=self.size, default=None)
+            sizes = {sandbox_id: _size(memory) for sandbox_id, memory in self._memories.items()}
+            unused = {sandbox_id: size for sandbox_id, size in sizes.items() if sandbox_id not in self._in_use}
+            largest = max(unused, key=unused.__getitem__, default=None)
             if largest is None:
-                return  # until one of them isn't in use any more
-            if not self.evict(-(-self.size(largest) // _SMALL_SHARE)):
+                return
+            least = math.ceil(max(sizes.values()) / _SMALL_SHARE)
+            if unused[largest] < least:
+                if sum(unused.values()) <= self.most:
+                    return
+                least = math.ceil(unused[largest] / _SMALL_SHARE)
+            if not self.evict(least):
                 self.forget(largest)
 
 
