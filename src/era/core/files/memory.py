@@ -65,6 +65,9 @@ class Memories:
         self._close = close
         self.most = MOST_ENTRIES
         self._memories: dict[str, Memory] = {}
+        self._sizes: dict[str, int] = {}
+        """As they were counted."""
+
         self._in_use: Counter[str] = Counter()
         self.entries = 0
         """Of all trees that are remembered."""
@@ -78,8 +81,7 @@ class Memories:
 
     def size(self, sandbox_id: str) -> int:
         """How many entries are remembered of a sandbox."""
-        memory = self._memories.get(sandbox_id)
-        return 0 if memory is None else _size(memory)
+        return self._sizes.get(sandbox_id, 0)
 
     def put(self, sandbox_id: str, memory: Memory) -> None:
         """Remember this of a sandbox. Others may be forgotten for it, or this at once."""
@@ -87,14 +89,15 @@ class Memories:
         if before is not None and before.watch is not None and before.watch is not memory.watch:
             self._close(before.watch)
         self._memories[sandbox_id] = memory
-        self.entries += _size(memory)
+        self._sizes[sandbox_id] = memory.tree.totals.entries
+        self.entries += self._sizes[sandbox_id]
         self._fit()
 
     def take(self, sandbox_id: str) -> Memory | None:
         """Take out what is remembered of a sandbox."""
         memory = self._memories.pop(sandbox_id, None)
         if memory is not None:
-            self.entries -= _size(memory)
+            self.entries -= self._sizes.pop(sandbox_id)
         return memory
 
     def forget(self, sandbox_id: str) -> None:
@@ -123,19 +126,14 @@ class Memories:
         """Forget the largest trees until the others have no more entries than they may. One that is in use may be the
         largest: it goes as soon as it isn't any more, rather than small ones now."""
         while self.entries > self.most:
-            sizes = {sandbox_id: _size(memory) for sandbox_id, memory in self._memories.items()}
-            unused = {sandbox_id: size for sandbox_id, size in sizes.items() if sandbox_id not in self._in_use}
+            unused = {each: size for each, size in self._sizes.items() if each not in self._in_use}
             largest = max(unused, key=unused.__getitem__, default=None)
             if largest is None:
                 return
-            least = math.ceil(max(sizes.values()) / _SMALL_SHARE)
+            least = math.ceil(max(self._sizes.values()) / _SMALL_SHARE)
             if unused[largest] < least:
                 if sum(unused.values()) <= self.most:
                     return
                 least = math.ceil(unused[largest] / _SMALL_SHARE)
             if not self.evict(least):
                 self.forget(largest)
-
-
-def _size(memory: Memory) -> int:
-    return memory.tree.totals.entries
