@@ -3,11 +3,19 @@ options of `era serve`, too."""
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _fits_in_a_header(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if text != text.strip() or any(unicodedata.category(each) == "Cc" for each in text):
+        raise ValueError("a key can't have line breaks or other control characters, nor spaces at its ends")
+    return key
 
 
 class Settings(BaseSettings):
@@ -35,7 +43,7 @@ class Settings(BaseSettings):
     blob_cache_mb: int = Field(
         default=1024, ge=1, description="Size of the local cache of content from S3, in MiB. Only if blobs are in S3."
     )
-    api_key: SecretStr | None = Field(
+    api_key: Annotated[SecretStr, AfterValidator(_fits_in_a_header)] | None = Field(
         default=None,
         description="The operator's key. Callers of /api must send it, or a key made with it, as bearer token.",
     )

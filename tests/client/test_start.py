@@ -145,6 +145,10 @@ def test_a_lock_that_a_killed_server_s_child_has_for_a_moment(tmp_path: Path, se
 def test_a_misspelt_variable() -> None:
     assert refused_at_once(ERA_PROT="9000") == "era: ERA_PROT is not a setting. Did you mean ERA_PORT?"
     assert "ERA_API_KEY?" in refused_at_once(ERA_APIKEY="secret")
+    for key in ("canary\n", " canary", "canary\x1b[2J canary"):
+        told = refused_at_once(ERA_API_KEY=key)
+        assert "ERA_API_KEY" in told
+        assert "canary" not in told
     assert "ERA_MAX_WARM?" in refused_at_once(ERA_MAXWARM="3")
     assert "ERA_PORT: " in refused_at_once(ERA_PORT="many")
     assert "ERA_API_KEY" in refused_at_once("--host", "0.0.0.0", "--port", "0")

@@ -127,6 +127,18 @@ def test_a_wrong_key(own_server: MakeServer) -> None:
         assert client.sessions.list() == []
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:canary@127.0.0.1:1", "http://canary@127.0.0.1:1/x", "http://me:canary@[::1:1", "ftp://a:canary@b"],
+)
+async def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(era.EraError, match="password") as told:
+        Era(url)
+    assert "canary" not in f"{told.value!r} {told.value}"
+    with pytest.raises(era.EraError, match="password"):
+        AsyncEra(url)
+
+
 def test_addresses_and_keys_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, scripted: ScriptedServer
 ) -> None:

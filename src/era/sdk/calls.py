@@ -89,12 +89,14 @@ class Call:
 
 
 def address(url: str) -> str:
-    """A server's address without a slash at its end. Raises LocalError if it is none."""
+    """A server's address without a slash at its end. Raises LocalError if it is none, or has a password."""
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isascii()
     except ValueError:
         fine = False
+    if "@" in url.partition("//")[2].partition("/")[0]:  # first, as the message below would show it
+        raise LocalError("An address has no user and no password. Say a key as Era(api_key=…), or in ERA_API_KEY.")
     if not fine or not url.isprintable() or " " in url:
         raise LocalError(f"{url[:200]!r} is no address of a server: it is like http://127.0.0.1:8787.")
     return url.rstrip("/")
