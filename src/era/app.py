@@ -355,7 +355,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 begin_trace=traces.begin,
                 cluster=cluster,
             )
-            expiry = Expiry(store, pool, cluster)
+            expiry = Expiry(store, pool, cluster, quotas)
             files = SessionFiles(store, snapshots, blobs, turns, spool, transfers, limit_rules, bound, liveness)
             await pool.start()
             await setups.start()

@@ -155,6 +155,8 @@ garbage._SETTLED_SECONDS = 4.0
 garbage._LOOK_SECONDS = 0.1
 """
 ALMOST_FULL = f"""{SOON}
+from era.core import expiry
+expiry._TRIMMED_EVERY = 1
 blobs._LEAST_GARBAGE, blobs._MOST_GARBAGE = 1 << 20, 16 << 20
 """
 """The service takes the disk for almost full, and looks at it often."""
@@ -187,15 +189,22 @@ def drop_versions(client: httpx.Client, session: str) -> None:
         assert ran.json()["state"]["committed"]
 
 
-def purge_sessions(client: httpx.Client, session: str) -> None:
+def purge_sessions(client: httpx.Client, session: str, query: str = "?purge=true") -> None:
     for _ in range(30):
         other = {"language": "python", "session_id": "other"}
         client.post("/api/sessions", json=other).raise_for_status()
         client.put("/api/sessions/other/files/f", content=os.urandom(PIECE)).raise_for_status()
-        client.delete("/api/sessions/other?purge=true").raise_for_status()
+        client.delete(f"/api/sessions/other{query}").raise_for_status()
 
 
-@pytest.mark.parametrize("make_garbage", [refuse_uploads, drop_versions, purge_sessions])
+def delete_sessions(client: httpx.Client, session: str) -> None:
+    """So that they could be restored, of an owner with a quota."""
+    client.patch("/api/owners/default", json={"quotas": {"disk_mb": 10}}).raise_for_status()
+    purge_sessions(client, session, query="")
+    client.post("/api/sessions/other/restore").raise_for_status()
+
+
+@pytest.mark.parametrize("make_garbage", [refuse_uploads, drop_versions, purge_sessions, delete_sessions])
 @pytest.mark.parametrize("is_watched", [True, False])
 def test_what_nothing_names_takes_a_bounded_room(
     own_server: MakeServer, make_garbage: Callable[[httpx.Client, str], None], is_watched: bool

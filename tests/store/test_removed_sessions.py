@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from era.core.metadata import Retention, SessionChange, SessionFilter
-from era.core.models import DEFAULT_OWNER, Claim, KeptOutputs, Snapshot, StoredCode, now
+from era.core.models import DEFAULT_OWNER, Claim, KeptOutputs, OwnedId, Snapshot, StoredCode, now
 from era.errors import Conflict, Expired, NotFound
 from era.store.metadata import SqlStore
 from era.store.sessions import purge_removed
@@ -89,6 +89,36 @@ async def test_a_read_puts_off_expiry_only_now_and_then(url: str, store: SqlStor
     assert again.key > session.key
     expired = await store.sessions(SessionFilter(DEFAULT_OWNER, removed="expired"))
     assert [each.key for each in expired] == [session.key]
+
+
+async def test_removed_sessions_have_bounds(store: SqlStore) -> None:
+    for n in range(6):
+        session = await store.create_session(new(f"s{n}"))
+        await store.commit(session.owned_id, "files", data=None, snapshot=Snapshot(f"{n}" * 64, 1, 10 + n))
+    others = await store.create_session(new("other", id=OwnedId("other", "other")))
+    for n in range(5):
+        await store.delete_session(mine(f"s{n}"))
+    await store.delete_session(others.owned_id)
+    asked = []
+
+    async def left(most: int, most_bytes: int) -> list[str]:
+        def bounds(owner: str) -> tuple[int, int]:
+            asked.append(owner)
+            return most, most_bytes
+
+        await store.purge_beyond(bounds)
+        return sorted(each.id for each in await store.sessions(SessionFilter(DEFAULT_OWNER, removed="deleted")))
+
+    assert await left(0, 0) == ["s0", "s1", "s2", "s3", "s4"]
+    assert await left(5, 60) == ["s0", "s1", "s2", "s3", "s4"]
+    assert await left(4, 0) == ["s1", "s2", "s3", "s4"]
+    assert await left(0, 14 + 13 + 12) == ["s2", "s3", "s4"]
+    assert set(asked) == {DEFAULT_OWNER, "other"}
+    assert await left(3, 1) == ["s4"], "one can always be restored"
+    assert (await store.restore_session(mine("s4"))).version == 2
+    assert await left(1, 1) == []
+    assert len(await store.sessions(SessionFilter("other", removed="deleted"))) == 1
+    assert (await store.session(mine("s5"))).version == 2
 
 
 async def test_removed_sessions_are_purged_in_the_end(url: str) -> None:

@@ -225,7 +225,7 @@ class Core:
             self.pool,
             self.turns,
             self.idempotency,
-            Expiry(self.store, self.pool, ALONE),
+            Expiry(self.store, self.pool, ALONE, self.quotas),
             self.rules,
             self.liveness,
             self.admission,

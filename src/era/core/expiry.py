@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 
 import structlog
 
@@ -20,6 +21,7 @@ from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
 from era.core.pool import SandboxPool
+from era.core.quotas import Quotas
 from era.errors import EraError, Unavailable
 
 log = structlog.get_logger()
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 MICROS = 1_000_000
 MAX_TTL = 100 * 366 * 86_400
 _SWEEP_SECONDS = 1.0
+_TRIMMED_EVERY = 10
+"""So many sweeps after the last time, removed sessions are counted."""
 
 
 def slack(ttl: int) -> int:
@@ -75,9 +79,11 @@ async def _call(store: MetadataStore, session: Session) -> None:
 
 
 class Expiry:
-    """Marks sessions that have expired and ends their sandboxes; purges those whose time to be restored is over."""
+    """Marks sessions that have expired and ends their sandboxes. Purges those whose time to be restored is over, or of
+    which there are more than their owner's quotas allow."""
 
-    def __init__(self, store: MetadataStore, pool: SandboxPool, cluster: Cluster) -> None:
+    def __init__(self, store: MetadataStore, pool: SandboxPool, cluster: Cluster, quotas: Quotas) -> None:
+        self._quotas = quotas
         self._store = store
         self._pool = pool
         self._cluster = cluster
@@ -99,12 +105,14 @@ class Expiry:
 
     async def run(self) -> None:
         """Sweep and purge once a second, for ever; where another host leads, only end sandboxes here."""
-        while True:
+        for number in count():
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 if self._cluster.leads:
                     await self.sweep()
                     await self._store.purge(now())
+                    if number % _TRIMMED_EVERY == 0 and self._quotas.bounds_sessions():
+                        await self._store.purge_beyond(self._quotas.of_removed)
                 else:
                     await self._release_gone()
             except EraError as error:

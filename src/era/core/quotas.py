@@ -233,6 +233,18 @@ class Quotas:
             found += [Bound("key", who.key_id, name, most, report) for name in names if (most := of_key.get(name, 0))]
         return found
 
+    def of_removed(self, owner: str) -> tuple[int, int]:
+        """How many sessions of an owner's can be restored, and how many bytes of files these may have; 0: any. As many
+        as there may be of those that aren't removed."""
+        quotas = self.of_owner(owner)
+        return quotas.get("sessions", 0), quotas.get("disk_mb", 0) * _MIB
+
+    def bounds_sessions(self) -> bool:
+        """Whether anybody's sessions, or their files, have a quota."""
+        return any(
+            each.get(name) for each in (self._defaults, *self._owners.values()) for name in ("sessions", "disk_mb")
+        )
+
     def bounds_memory(self, who: OwnedId) -> bool:
         """Whether `hold` needs to know how much memory a sandbox may take."""
         return bool(self.bounds(who, "memory_mb"))

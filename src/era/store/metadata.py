@@ -232,6 +232,9 @@ class SqlStore:
     async def purge(self, at: int) -> int:
         return await sessions.purge(self.database, self._retention, at, self._incomplete)
 
+    async def purge_beyond(self, bounds: Callable[[str], tuple[int, int]]) -> int:
+        return await sessions.purge_beyond(self.database, bounds)
+
     async def commit(
         self,
         session_id: OwnedId,

@@ -8,9 +8,10 @@ be restored, so nobody sees it, and it is purged if its import is never complete
 from __future__ import annotations
 
 import json
+import math
 import secrets
-from collections.abc import Collection, Sequence
-from itertools import batched
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate, batched
 from typing import Any
 
 from sqlalchemy import (
@@ -123,6 +124,20 @@ _TO_PURGE = (
     .where(~IS_PRESENT, sessions.c.deleted_at <= bindparam("before"), ~_IS_IMPORTED)
     .order_by(sessions.c.deleted_at)
     .limit(_SWEPT_AT_ONCE)
+)
+_CAN_BE_RESTORED = ~IS_PRESENT & (sessions.c.deleted_at > _LONG_AGO)
+_IN_FORCE = (versions.c.session_key == sessions.c.key) & (versions.c.n == sessions.c.version)
+_REMOVED_OF_OWNERS = (
+    select(sessions.c.owner, func.count(), func.sum(versions.c.total_bytes))
+    .join(versions, _IN_FORCE)
+    .where(_CAN_BE_RESTORED)
+    .group_by(sessions.c.owner)
+)
+_REMOVED_OF_OWNER = (
+    select(sessions.c.key, versions.c.total_bytes)
+    .join(versions, _IN_FORCE)
+    .where(sessions.c.owner == bindparam("owner"), _CAN_BE_RESTORED)
+    .order_by(sessions.c.deleted_at.desc(), sessions.c.key.desc())
 )
 _IS_REMOVED = exists().where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _NEWEST_IDS = (
@@ -368,6 +383,28 @@ async def purge(database: Database, retention: Retention, at: int, incomplete: C
         return list(connection.execute(_TO_PURGE, {"before": before}).scalars())
 
     keys = [key for key in await database.read(to_purge) if key not in incomplete]
+    for key in keys:
+        await purge_removed(database, key)
+    return len(keys)
+
+
+async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, int]]) -> int:
+    """Purge the sessions that could be restored, the oldest first, of owners who have more or larger ones of them than
+    `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. Returns how many
+    went."""
+
+    def beyond(connection: Connection) -> Sequence[int]:
+        keys: list[int] = []
+        for owner, count, size in connection.execute(_REMOVED_OF_OWNERS).all():
+            most, most_bytes = (bound or math.inf for bound in bounds(owner))
+            if count > most or size > most_bytes:
+                removed = connection.execute(_REMOVED_OF_OWNER, {"owner": owner}).all()
+                totals = list(accumulate(row.total_bytes for row in removed))
+                fitting = sum(n < most and total <= most_bytes for n, total in enumerate(totals))
+                keys += [row.key for row in removed[max(fitting, 1) :]]
+        return keys
+
+    keys = await database.read(beyond)
     for key in keys:
         await purge_removed(database, key)
     return len(keys)
