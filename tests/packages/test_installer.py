@@ -22,6 +22,7 @@ from era.core.setup.package_sets import PackageSet
 from era.core.setup.requirements import packages_of
 from era.packages import archives
 from era.packages.notes import Notes
+from era.packages.processes import size_of
 from tests.packages.lab import Lab, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
 
@@ -51,16 +52,31 @@ def test_unused_package_sets_are_removed(lab: Lab, registry: Registry) -> None:
     registry.put_python("two", "two-1.0-py3-none-any.whl", wheel("two", {"two.py": "x = 1"}))
     one, two = lab.make(pip=["one"]), lab.make(pip=["two"])
     before = time.time() - 3600
-    assert lab.installer.sweep(set(), before) == 0, "they are young"
+    assert lab.installer.sweep(set(), before, before) == 0, "they are young"
     for made in (one, two):
         os.utime(lab.directory / "environments" / made.digest, (0, 0))
     assert lab.find_installed(pip=["two"]) == two, "found is as good as new"
-    assert lab.installer.sweep({one.digest}, before) == 0
+    assert lab.installer.sweep({one.digest}, before, before) == 0
     os.utime(lab.directory / "environments" / two.digest, (0, 0))
-    assert lab.installer.sweep({one.digest}, before) == 1
+    assert lab.installer.sweep({one.digest}, before, before) == 1
     assert lab.installer.digests() == {one.digest}
     assert lab.find_installed(pip=["two"]) is None
     assert lab.make(pip=["two"]).digest == two.digest
+
+
+def test_unused_package_sets_have_a_bound(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for n in range(5):
+        text = f"x = '{n}{'x' * 50_000}'"
+        registry.put_python(f"p{n}", f"p{n}-1.0-py3-none-any.whl", wheel(f"p{n}", {f"p{n}.py": text}))
+        made.append(lab.make(pip=[f"p{n}"]).digest)
+        os.utime(lab.directory / "environments" / made[n], (n, n))
+    one = size_of(lab.directory / "environments" / made[0])
+    assert lab.installer.sweep(set(), 0, 10) == 0, "they are small"
+    monkeypatch.setattr(lab.installer, "_most_bytes", int(2.5 * one))
+    assert lab.installer.sweep({made[0]}, 0, 3) == 0, "a row may be about to name the last two"
+    assert lab.installer.sweep({made[0]}, 0, 10) == 2
+    assert lab.installer.digests() == {made[0], made[3], made[4]}, "the oldest of those that nobody needs are gone"
 
 
 def test_a_set_whose_archive_another_host_removed_is_put_again(lab: Lab, registry: Registry) -> None:
@@ -89,7 +105,7 @@ def test_hosts_that_share_a_directory_come_to_the_same_packages(tmp_path: Path, 
     assert len(registry.asked) == asked, "without asking anybody"
     assert b.find_installed(pip=["one"]) == made
     os.utime(a.directory / "environments" / made.digest, (0, 0))
-    assert a.installer.sweep(set(), time.time() - 3600) == 1
+    assert a.installer.sweep(set(), time.time() - 3600, 0) == 1
     assert b.find_installed(pip=["one"]) == made, "what is old at one host isn't so at the other"
     assert b.make(pip=["one"], anew=True).pip[0]["version"] == "2.0", "whoever wants newer ones gets them"
     assert a.make(pip=["one"]).pip[0]["version"] == "2.0"

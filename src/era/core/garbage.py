@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 
 import structlog
 
@@ -103,10 +104,14 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
 
 
 async def remove_packages(setups: Setups) -> None:
-    """Remove installed packages that no session has, once an hour, for ever. Failures are logged."""
+    """Remove installed packages that no session has, once an hour and as some were installed, for ever. Failures are
+    logged."""
     while True:
         try:
             await setups.sweep()
         except (EraError, OSError) as error:
             log.warning("package_sets_not_removed", error=str(error))
-        await asyncio.sleep(_PERIOD_SECONDS)
+        await asyncio.sleep(_LOOK_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PERIOD_SECONDS):
+                await setups.has_installed()

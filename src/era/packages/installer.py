@@ -142,6 +142,9 @@ class PackageInstaller:
         self._turns = Turns()
         self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._scratch_directories = 0
+        self._sizes: dict[str, int] = {}
+        """How many bytes package sets take that no session needs, by digest."""
+
         self._compiling: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
@@ -272,11 +275,12 @@ class PackageInstaller:
             # In the background, since the caller waits for the packages.
             _in_background(asyncio.to_thread(trees.remove, scratch), self._clearing)
 
-    def sweep(self, keep: set[str], older_than: float) -> int:
-        removed = 0
-        for digest in self.digests() - keep:
-            directory = self.package_sets / digest
-            if directory.stat().st_mtime < older_than:
+    def sweep(self, keep: set[str], older_than: float, free_before: float) -> int:
+        removed = size = 0
+        unneeded = [self.package_sets / digest for digest in self.digests() - keep]
+        for used, directory in sorted(((each.stat().st_mtime, each) for each in unneeded), reverse=True):
+            size += self._size(directory) if used < free_before else 0
+            if used < older_than or size > self._most_bytes:
                 self._drop(directory)
                 removed += 1
         # What another host has isn't known, but a note that it uses isn't old.
@@ -285,6 +289,11 @@ class PackageInstaller:
             trees.remove(self._cache)
             self._open_cache()
         return removed
+
+    def _size(self, package_set: Path) -> int:
+        if package_set.name not in self._sizes:
+            self._sizes[package_set.name] = size_of(package_set)
+        return self._sizes[package_set.name]
 
     def _open_cache(self) -> None:
         """Make the directory of the tools' caches."""
@@ -562,6 +571,7 @@ class PackageInstaller:
 
     def _drop(self, directory: Path) -> None:
         """Remove a package set: rename it first, since removing takes long, so that nobody sees half of one."""
+        self._sizes.pop(directory.name, None)
         doomed = self._making / f"gone-{secrets.token_hex(8)}"
         directory.rename(doomed)
         trees.remove(doomed)

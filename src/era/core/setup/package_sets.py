@@ -70,9 +70,10 @@ class Installer(Protocol):
         it's on this machine already. Raises OSError."""
         ...
 
-    def sweep(self, keep: set[str], older_than: float) -> int:
+    def sweep(self, keep: set[str], older_than: float, free_before: float) -> int:
         """Remove the sets that aren't in `keep` and were last made or found before `older_than` (seconds since the
-        epoch). Returns how many."""
+        epoch). Of those made or found before `free_before`, the oldest go, too, until the others aren't large. Returns
+        how many went."""
         ...
 
 

@@ -47,7 +47,10 @@ _LOOK_SECONDS = 1.0
 """How often the store is asked for setups, should `kick` not have been called for one."""
 
 _GRACE_SECONDS = 3600.0
-"""A package set that no row names stays for so long after it was made or found: a row may be about to name it."""
+_SHORT_GRACE_SECONDS = 60.0
+"""A package set that no row names stays for the first time after it was made or found, as another session may want the
+same. For the second it stays in any case, and as long as a setup is under way that has made or found it: a row may be
+about to name it."""
 
 
 type SetupNews = tuple[int, Session | Line | Became] | Gap | Session
@@ -102,6 +105,12 @@ class Setups:
         """Keys of sessions whose packages are to be installed even if they are known."""
 
         self._jobs: dict[SetupJob, asyncio.Task[None]] = {}
+        self._begun: dict[SetupJob, float] = {}
+        """When each of these was taken up, in seconds since 1970."""
+
+        self._installed = asyncio.Event()
+        """Set when packages were installed, until the next sweep."""
+
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -207,10 +216,17 @@ class Setups:
 
     async def sweep(self) -> None:
         """Remove package sets that no session needs, not even one that is gone but can still be restored."""
+        self._installed.clear()
+        # Before the rows are read: what a setup has made or found since it began may be named by a row after that.
+        free_before = min([time.time(), *self._begun.values()]) - _SHORT_GRACE_SECONDS
         needed = set(await self._store.package_sets())
-        removed = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS)
+        removed = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS, free_before)
         if removed:
             log.info("package_sets_removed", count=removed)
+
+    async def has_installed(self) -> None:
+        """Wait until packages were installed since the last sweep."""
+        await self._installed.wait()
 
     def is_under_way(self, session_key: int) -> bool:
         """Whether a setup of the session is done here."""
@@ -233,6 +249,7 @@ class Setups:
                         for other, task in self._jobs.items():
                             if other.session_key == job.session_key:
                                 task.cancel()  # the session asks for another setup by now
+                        self._begun[job] = time.time()
                         self._progress[job] = Progress(self._last.get(job.session_key, 0))
                         task = self._jobs[job] = asyncio.create_task(self._do(job))
                         task.add_done_callback(lambda _, job=job: self._forget(job))  # type: ignore[misc]  # bound now
@@ -250,7 +267,7 @@ class Setups:
         self._last[job.session_key] = max(self._last.get(job.session_key, 0), progress.last)
         while len(self._last) > _MOST_NUMBERS:
             self._last.pop(next(iter(self._last)))
-        del self._jobs[job]
+        del self._jobs[job], self._begun[job]
         self._announce()
 
     async def _begin(self, job: SetupJob, progress: Progress) -> None:
@@ -277,7 +294,10 @@ class Setups:
         build = self._builds.of(await self._session(job))
 
         async def install(packages: Packages) -> PackageSet:
-            made = await self._installer.make(packages, build, anew=anew, say=progress.say)
+            try:
+                made = await self._installer.make(packages, build, anew=anew, say=progress.say)
+            finally:
+                self._installed.set()
             progress.flush()
             return made
 
