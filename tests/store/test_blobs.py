@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from era.core.files import durable
+from era.core.files import archives, durable
+from era.core.files.snapshots import SHORT_GRACE_SECONDS
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
 from era.store.s3_blobs import S3Blobs
@@ -205,6 +206,101 @@ def test_a_batch_counts_as_put_when_it_ends(blobs: Blobs, monkeypatch: pytest.Mo
         horizon = time.time()
         time.sleep(0.02)
     assert blobs.sweep(set(), horizon) == 0
+
+
+@pytest.mark.parametrize("seconds", [5.0, 25.0, 55.0, 65.0])
+def test_what_a_batch_has_found_stored_can_be_relied_on_after_its_end(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """As an archive does that waits for its turn then."""
+    clock = Clock(time.time())
+    monkeypatch.setattr(module, "time", clock)
+    put(local, b"old")
+    clock.pass_by(1000)
+    with local.batch() as batch:
+        batch.put(b"old")
+        clock.pass_by(seconds)
+    clock.pass_by(archives._RELY_SECONDS)
+    assert local.sweep(set(), clock.at - SHORT_GRACE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("step", [-3600.0, -100.0, 0.0, 3600.0])
+def test_what_a_row_is_about_to_name_stays_when_the_clock_is_set(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    clock = Clock(time.time())
+    monkeypatch.setattr(module, "time", clock)
+    with local.naming():
+        clock.set(step)
+        put(local, b"content")
+        for _ in range(40):
+            clock.pass_by(5)
+            horizon = local.unnamed_since()
+            assert horizon is not None
+            assert local.sweep(set(), horizon - SHORT_GRACE_SECONDS) == 0
+    clock.pass_by(100)
+    assert local.sweep(set(), clock.at - SHORT_GRACE_SECONDS) == 1
+
+
+def test_whoever_names_content_waits_for_no_file_that_is_removed(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done on the event loop, and a file may be large and the disk slow."""
+    put(local, b"old")
+    removing, may_end = threading.Event(), threading.Event()
+
+    def slow(path: str) -> None:
+        removing.set()
+        may_end.wait(20)
+
+    monkeypatch.setattr(os, "unlink", slow)
+    sweeping = threading.Thread(target=local.sweep, args=(set(), time.time() + 1))
+    sweeping.start()
+    assert removing.wait(20)
+    named = threading.Event()
+
+    def name() -> None:
+        with local.naming():
+            local.unnamed_since()
+        named.set()
+
+    naming = threading.Thread(target=name)
+    naming.start()
+    at_once = named.wait(5)
+    may_end.set()
+    sweeping.join()
+    naming.join()
+    assert at_once
+
+
+def test_a_disk_that_tells_nothing_of_itself_is_not_crowded(local: LocalBlobs, tmp_path: Path) -> None:
+    assert local.is_crowded(1 << 50)
+    (tmp_path / "blobs").rename(tmp_path / "elsewhere")
+    assert not local.is_crowded(1 << 50)
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self._passed = 0.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.at += seconds
+        self._passed += seconds
+
+    def set(self, step: float) -> None:
+        self.at += step
+
+    def monotonic(self) -> float:
+        return self._passed
+
+    def time(self) -> float:
+        return self.at
+
+    def time_ns(self) -> int:
+        return int(self.at * 1e9)
 
 
 def test_a_failed_batch_leaves_nothing(local: LocalBlobs, tmp_path: Path) -> None:

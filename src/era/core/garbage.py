@@ -10,8 +10,7 @@ from contextlib import suppress
 import structlog
 
 from era.core.capsules.pins import Pins
-from era.core.files.blob_store import BlobStore
-from era.core.files.snapshots import SHORT_GRACE_SECONDS, CollectionPutOff, Snapshots
+from era.core.files.snapshots import CollectionPutOff, Snapshots
 from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import now
@@ -23,9 +22,14 @@ log = structlog.get_logger()
 
 _PERIOD_SECONDS = 3600.0
 _LOOK_SECONDS = 2.0
-_SETTLED_SECONDS = SHORT_GRACE_SECONDS + 5.0
+_MARGIN_SECONDS = 5.0
+"""How much longer than until it could be removed it takes until something counts as settled."""
+
 _REST = 3.0
 """After an early collection there is none for this many times as long as it took."""
+
+_AGAIN_SECONDS = 60.0
+"""Nor is there one so soon after a collection that removed nothing since it failed or was put off."""
 
 _FENCE_TRIES = 12
 _FENCE_PAUSE_SECONDS = 5.0
@@ -37,50 +41,55 @@ async def collect_garbage(
 ) -> None:
     """Remove old rows and unneeded content once an hour, for ever; where another host leads, that does it. Earlier
     where so much has been written meanwhile that the disk could fill with what is named no more."""
-    written = _Written(snapshots.blobs)
+    written = _Written(snapshots)
+    collected = written.settled
     while True:
-        began, before = time.monotonic(), written.settled
-        if cluster.leads:
-            await collect_once(snapshots, store, pins, note)
+        began, settled = time.monotonic(), written.settled
+        rest = 0.0
+        if not cluster.leads or await collect_once(snapshots, store, pins, note):
+            collected = settled
+        else:  # what it was to remove counts on
+            rest = _AGAIN_SECONDS
         ended = time.monotonic()
-        earliest = ended + (ended - began) * _REST
+        earliest = ended + max(rest, (ended - began) * _REST)
         while time.monotonic() < ended + _PERIOD_SECONDS:
             await asyncio.sleep(_LOOK_SECONDS)
             written.look()
             if time.monotonic() > earliest and await asyncio.to_thread(
-                snapshots.blobs.is_crowded, written.settled - before
+                snapshots.blobs.is_crowded, written.settled - collected
             ):
                 break
 
 
 class _Written:
-    """How much had been written a grace period ago: a collection now could remove that, and nothing younger."""
+    """How much has been written that a collection now could remove, and nothing that it would have to leave."""
 
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
         self._seen: deque[tuple[float, int]] = deque()
-        self.settled = blobs.written_bytes
+        self.settled = snapshots.blobs.written_bytes
         """In bytes."""
 
     def look(self) -> None:
         """To be called again and again."""
-        at = time.monotonic()
-        self._seen.append((at, self._blobs.written_bytes))
-        while self._seen[0][0] < at - _SETTLED_SECONDS:
+        self._seen.append((time.time(), self._snapshots.blobs.written_bytes))
+        settled = self._snapshots.sweepable_before() - _MARGIN_SECONDS
+        while self._seen and self._seen[0][0] < settled:
             self.settled = self._seen.popleft()[1]
 
 
-async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> None:
-    """Drop rows that nobody can get back, then the content that no row needs any more. Failures are noted, and what is
-    put off."""
+async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, note: Note = ignore) -> bool:
+    """Drop rows that nobody can get back, then the content that no row needs any more. Returns whether that is done:
+    failures are noted, and what is put off."""
     began = time.monotonic()
     try:
         removed = await collect_unneeded(snapshots, store, pins)
     except EraError as error:
         put_off = isinstance(error, CollectionPutOff)
         note(GarbageCollected(time.monotonic() - began, message=error.message, put_off=put_off))
-    else:
-        note(GarbageCollected(time.monotonic() - began, removed))
+        return False
+    note(GarbageCollected(time.monotonic() - began, removed))
+    return True
 
 
 async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pins) -> int:

@@ -32,7 +32,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -49,8 +49,9 @@ _FEW = 256
 _ROUGHNESS = 2.0
 """Seconds by which a file's time may be older than it was set to: some file systems store even seconds only."""
 
-_LONG_SECONDS = 60.0
-"""After a batch that took longer than this, the times of content that was stored before it are set again."""
+_LONG_SECONDS = 10.0
+"""After a batch that took longer than this, the times of content that was stored before it are set again. Whoever
+relies on its content later, without `naming`, counts from its end (core/files/archives.py)."""
 
 _MOST_GARBAGE = 4 << 30
 _LEAST_GARBAGE = 64 << 20
@@ -84,8 +85,12 @@ class LocalBlobs:
 
         self._numbers = count()
         self._closed = False
-        self._in_progress: dict[object, float] = {}
-        """When each batch in progress began, or who puts what isn't named yet, in seconds since 1970."""
+        self._in_progress: dict[object, tuple[float, float]] = {}
+        """When each batch in progress began, or who puts what isn't named yet, in seconds since 1970 and by the
+        monotonic clock: where the first has been set back meanwhile, the other tells."""
+
+        self._marking = threading.Lock()
+        """For these alone: the event loop takes it, and must not wait until a file is removed."""
 
         self.last_put = time.time()
         """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
@@ -115,38 +120,42 @@ class LocalBlobs:
         """What is put within is durable once the block has ended; if it raises, nothing was put. Raises OSError."""
         batch = Batch(self)
         try:
-            with self._since(batch._began):
+            with self.naming():
                 yield batch
                 batch._finish()
         finally:
             self.last_put = time.time()
             batch._clean_up()
 
-    def naming(self) -> AbstractContextManager[None]:
-        return self._since(time.time())
-
     @contextmanager
-    def _since(self, began: float) -> Iterator[None]:
-        """Nothing that was put since `began` is swept within the block."""
+    def naming(self) -> Iterator[None]:
         token = object()
-        with self._lock:
-            self._in_progress[token] = began
+        with self._marking:
+            self._in_progress[token] = (time.time(), time.monotonic())
         try:
             yield
         finally:
-            with self._lock:
+            with self._marking:
                 del self._in_progress[token]
 
     def unnamed_since(self) -> float | None:
         if self._host:
             return None
-        with self._lock:
-            return min([time.time(), *(began - _ROUGHNESS for began in self._in_progress.values())])
+        return self._oldest_in_progress(time.time())
+
+    def _oldest_in_progress(self, otherwise: float) -> float:
+        """When the oldest that is in progress began, or `otherwise` where that is earlier."""
+        with self._marking:
+            apart = time.time() - time.monotonic()
+            return min([otherwise, *(min(at, ticks + apart) - _ROUGHNESS for at, ticks in self._in_progress.values())])
 
     def is_crowded(self, garbage: int) -> bool:
         if self._host or garbage < _LEAST_GARBAGE:
             return False
-        room = os.statvfs(self._directory)
+        try:
+            room = os.statvfs(self._directory)
+        except OSError:
+            return False
         return garbage >= min(_MOST_GARBAGE, max(_LEAST_GARBAGE, room.f_bavail * room.f_frsize // 8))
 
     def get(self, digest: str) -> bytes:
@@ -198,8 +207,7 @@ class LocalBlobs:
 
     def _sweep(self, keep: set[str], older_than: float) -> int:
         removed = 0
-        with self._lock:
-            older_than = min([older_than, *(began - _ROUGHNESS for began in self._in_progress.values())])
+        older_than = self._oldest_in_progress(older_than)
         for shard in _SHARDS:
             if self._closed:
                 break

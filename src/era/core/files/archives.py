@@ -34,7 +34,8 @@ _AT_A_TIME = 2
 """How many archives are unpacked at a time: each takes a thread and a processor for as long as it lasts."""
 
 _RELY_SECONDS = SHORT_GRACE_SECONDS / 2
-"""Content that was put longer ago than this is put again before a row names it: it may be swept as garbage by then."""
+"""Content that was put longer ago than this is put again before a row names it: it may be swept as garbage by then. By
+the clock that a sweep goes by, which may be set, and goes on while the machine sleeps."""
 
 _IN_ONE_PUT = 1 << 20
 """Members of up to this many bytes are read into memory; larger ones go through a temporary file."""
@@ -120,11 +121,11 @@ class Archives:
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
                 with self._slots.take():
                     unpacked = await self._unpack(fd, declared, self._files.bounds(session))
-                put_at = time.monotonic()
+                put_at = time.time()
                 async with self._turns.take(session_id, patience=patience):
                     session = await self._files.writable_session(session_id, session.key)
                     with self._blobs.naming():
-                        if time.monotonic() - put_at > _RELY_SECONDS:
+                        if time.time() - put_at > _RELY_SECONDS:
                             await self._unpack(fd, declared, self._files.bounds(session))
                         snapshot = await self._snapshots.edit(
                             session.snapshot,
