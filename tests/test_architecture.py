@@ -244,7 +244,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ("era.core.sessions", "from era.core.public.inbox import Inbox"),
         ("era.core.files.trees", "from era.store.blobs import LocalBlobs"),
         ("era.core.files.trees", "from era.core import setup"),
-        ("era.core.public.relay", "from era.core.capsules.pins import Pins"),
+        ("era.core.public.relay", "from era.core.files.pins import Pins"),
         ("era.core.capsules.format", "import pydantic"),
         ("era.store.blobs", "from era.drivers import fake"),
         ("era.core.pool", "from ..drivers.fake import Fake"),

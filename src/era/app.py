@@ -26,13 +26,13 @@ from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
 from era.core.api_keys import ApiKeys
 from era.core.audit import Audit
-from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files.archives import Archives
 from era.core.files.blob_store import BlobStore
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.pages import file_pages
+from era.core.files.pins import Pins
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots, Spool, Threads
@@ -443,7 +443,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     webhooks=webhooks,
                     setups=setups,
                     files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
-                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots),
+                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots, pins),
                     links=Links(signing_secret(settings, "link-key"), store, api_keys),
                     turns=turns,
                     readiness=readiness,

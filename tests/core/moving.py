@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
+from era.core.files.pins import Pins
 from era.core.files.spool import Slots
 from era.core.metadata import Retention
 from era.core.models import (

@@ -15,7 +15,7 @@ import pytest
 
 from era.core.capsules import exports
 from era.core.capsules import format as layout
-from era.core.capsules.pins import Pins
+from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import DEFAULT_OWNER, KeptOutputs, RunRecord, Session, StoredCode, Version, VersionContent, now

@@ -32,8 +32,8 @@ from era import app
 from era.api import exchange, streaming
 from era.api.protocol import Protocol
 from era.core import loop_slices, spooled_output
-from era.core.capsules.pins import Pins
 from era.core.files import snapshots
+from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
 from era.core.history import HistoryBound

@@ -20,10 +20,10 @@ from obstore import exceptions
 from sqlalchemy import Connection, Delete, Update, bindparam, delete
 
 from era.core import limits
-from era.core.capsules.pins import Pins
 from era.core.capsules.service import Capsules
 from era.core.files import snapshots
 from era.core.files.edits import Changes, PutFile
+from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots
 from era.core.garbage import collect_unneeded

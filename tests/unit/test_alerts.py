@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from era.core.admission import Admission
-from era.core.capsules.pins import Pins
+from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
 from era.core.homes import Homes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from era.core.capsules.pins import Pins
+from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
 from era.core.metadata import Retention

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import structlog
 
-from era.core.capsules.pins import Pins
+from era.core.files.pins import Pins
 from era.core.files.snapshots import CollectionPutOff, Snapshots
 from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore

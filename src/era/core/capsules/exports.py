@@ -24,10 +24,10 @@ from typing import IO
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.pins import Pin, Pins
 from era.core.capsules.validators import MAX_OBJECTS, too_large
 from era.core.files.blob_store import BlobStore, Hold
 from era.core.files.pack import larger_pieces
+from era.core.files.pins import Pin, Pins
 from era.core.files.snapshots import Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now

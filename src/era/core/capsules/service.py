@@ -9,8 +9,8 @@ from pathlib import Path
 
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
-from era.core.capsules.pins import Pins
 from era.core.files.blob_store import BlobStore
+from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots
 from era.core.files.totals import Bounds

@@ -12,12 +12,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from weakref import finalize
 
 from era.core.expiry import calling
 from era.core.files import pack, trees, unpack
 from era.core.files.blob_store import BlobStore
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
 from era.core.files.paths import Parts, name_problem, state_file
+from era.core.files.pins import Pins
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
 from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
@@ -62,7 +64,9 @@ class Archives:
         threads: Threads,
         files: SessionFiles,
         slots: Slots,
+        pins: Pins,
     ) -> None:
+        self._pins = pins
         self._store = store
         self._snapshots = snapshots
         self._blobs = blobs
@@ -80,20 +84,27 @@ class Archives:
         Raises Conflict where this format can't hold the tree, Unavailable where the disk fails; while the pieces are
         read, OSError.
         """
-        snapshot, at = await self._files.snapshot(session_id, version)
-        root, made_at = snapshot.root, at // 1_000_000
+        async with self._pins.pinning() as pin:
+            snapshot, at = await self._files.snapshot(session_id, version)
+            root, made_at = snapshot.root, at // 1_000_000
+            pin.roots.update(filter(None, [root]))
         read, open_blob = self._snapshots.read_tree, self._blobs.open_blob
-        if form == "zip":
-            try:
+        try:
+            if form == "zip":
                 await self._files.in_thread(session_id.owner, self._check_names, root)
-            except OSError as error:
+                pieces = pack.zip_pieces(read, open_blob, root, made_at)
+            else:
+                pieces = pack.tar_pieces(read, open_blob, root, made_at)
+                if form == "tar.gz":
+                    pieces = pack.gzip_pieces(pieces)
+            archive = self._on_threads(session_id.owner, pack.larger_pieces(pieces))
+        except BaseException as error:
+            self._pins.release(pin)
+            if isinstance(error, OSError):
                 raise Unavailable(f"The session's files could not be read: {error.strerror}.") from error
-            pieces = pack.zip_pieces(read, open_blob, root, made_at)
-        else:
-            pieces = pack.tar_pieces(read, open_blob, root, made_at)
-            if form == "tar.gz":
-                pieces = pack.gzip_pieces(pieces)
-        return self._on_threads(session_id.owner, pack.larger_pieces(pieces))
+            raise
+        finalize(archive, self._pins.release, pin)  # also where nobody has read a piece
+        return archive
 
     async def put(
         self,

@@ -1,4 +1,5 @@
-"""Pins: content that is being exported is kept from garbage collection, whatever becomes of its rows meanwhile.
+"""Pins: content that is being exported is kept from garbage collection, whatever becomes of its rows meanwhile. So is
+that of archives as they are downloaded, from the collections of this process.
 
 An export reads rows and then, for as long as its client takes, the content that they name. Two steps must not
 interleave: reading rows and pinning what they name (an export), and reading what rows need and what is pinned (a
@@ -59,7 +60,7 @@ class Pins:
         async with self._lock:
             roots, blobs = set(await store.snapshot_roots()), set(await store.output_digests())
             blobs.update(await store.package_sets(), self._local())
-            for pin in self._held:
+            for pin in list(self._held):  # archives are released by whatever thread drops them
                 roots |= pin.roots
                 blobs |= pin.blobs
         return list(roots), list(blobs)
