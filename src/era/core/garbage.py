@@ -103,6 +103,8 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
     await store.prune_runs()
     # Not later: whatever is paused from here on has put what it names since then, or nearly.
     older_than = snapshots.sweepable_before()
+    # Whose block has ended by then may have left its commit to the thread that writes. It is done before this, which is
+    # a write too, and so before the rows are read.
     for _ in range(_FENCE_TRIES):
         if await store.fence_dead_hosts():
             break
