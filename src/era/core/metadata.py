@@ -252,8 +252,8 @@ class MetadataStore(Protocol):
 
     async def purge_beyond(self, bounds: Callable[[str], tuple[int, int]]) -> int:
         """Purge sessions that could be restored, the oldest first, of owners who have more or larger ones of them than
-        `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. Returns how
-        many went."""
+        `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. At most a
+        thousand go; returns how many did."""
         ...
 
     async def commit(

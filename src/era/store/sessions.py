@@ -390,8 +390,8 @@ async def purge(database: Database, retention: Retention, at: int, incomplete: C
 
 async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, int]]) -> int:
     """Purge the sessions that could be restored, the oldest first, of owners who have more or larger ones of them than
-    `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. Returns how many
-    went."""
+    `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. At most a
+    thousand go; returns how many did."""
 
     def beyond(connection: Connection) -> Sequence[int]:
         keys: list[int] = []
@@ -402,7 +402,7 @@ async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, in
                 totals = list(accumulate(row.total_bytes for row in removed))
                 fitting = sum(n < most and total <= most_bytes for n, total in enumerate(totals))
                 keys += [row.key for row in removed[max(fitting, 1) :]]
-        return keys
+        return keys[:_SWEPT_AT_ONCE]
 
     keys = await database.read(beyond)
     for key in keys:
