@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from era import languages
+from era.core.files.memory import Memories
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.liveness import Liveness
@@ -56,6 +57,8 @@ def real_builds(
             return sandboxes.driver
 
     class Forgetful:
+        memories = Memories(lambda _: None)
+
         def forget(self, _: str) -> None:
             pass
 
