@@ -87,7 +87,8 @@ async def longest(lab: Lab, asked: bytes, connections: int) -> float:
 async def test_others_have_their_turns(lab: Lab, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait far less than where nothing is paid for."""
     lab.answer, asked, connections = CASES[case]
-    ours = await longest(lab, asked, connections)
+    # The least of a few: on a busy machine Python's own collection of garbage may fall into one.
+    ours = min([await longest(lab, asked, connections) for _ in range(3)])
 
     async def spend_nothing(*_: object) -> None:
         pass
