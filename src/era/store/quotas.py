@@ -15,14 +15,12 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from era.core.quotas import Bound
 from era.store.owned_totals import OwnedTotals
-from era.store.session_lookup import IS_PRESENT
+from era.store.session_lookup import IN_FORCE, IS_PRESENT
 from era.store.tables import sessions, versions
 
 _MIB = 1 << 20
 _NAMED = 20
 """Sessions that an error names: those that fill a quota most."""
-
-_IN_FORCE = (versions.c.session_key == sessions.c.key) & (versions.c.n == sessions.c.version)
 
 
 class Passed(Exception):
@@ -67,7 +65,7 @@ def sizes(connection: Connection) -> Mapping[str, tuple[int, int]]:
     """How many present sessions each owner has, and the bytes of their files."""
     query = (
         select(sessions.c.owner, func.count(), func.sum(versions.c.total_bytes))
-        .join(versions, _IN_FORCE)
+        .join(versions, IN_FORCE)
         .where(IS_PRESENT)
         .group_by(sessions.c.owner)
     )
@@ -83,7 +81,7 @@ def _used(connection: Connection, bound: Bound, only: str | None = None) -> int:
     if bound.name == "sessions":
         query = select(func.count()).select_from(sessions)
     else:
-        query = select(func.coalesce(func.sum(versions.c.total_bytes), 0)).join_from(sessions, versions, _IN_FORCE)
+        query = select(func.coalesce(func.sum(versions.c.total_bytes), 0)).join_from(sessions, versions, IN_FORCE)
     if only is not None:
         query = query.where(sessions.c.id == only)
     return int(connection.execute(query.where(_whose(bound), IS_PRESENT)).scalar_one())
@@ -95,6 +93,6 @@ def _most(bound: Bound) -> int:
 
 def filled_by(connection: Connection, bound: Bound) -> Sequence[str]:
     """The ids of the sessions that one would look at first: the oldest, or those with the largest files."""
-    query = select(sessions.c.id).join(versions, _IN_FORCE).where(_whose(bound), IS_PRESENT).limit(_NAMED)
+    query = select(sessions.c.id).join(versions, IN_FORCE).where(_whose(bound), IS_PRESENT).limit(_NAMED)
     order = sessions.c.key if bound.name == "sessions" else versions.c.total_bytes.desc()
     return list(connection.execute(query.order_by(order)).scalars())

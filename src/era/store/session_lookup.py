@@ -51,6 +51,9 @@ _FIELDS = (
     "storage",
     "history_bytes",
 )
+IN_FORCE = (versions.c.session_key == sessions.c.key) & (versions.c.n == sessions.c.version)
+"""Joins a session with its current version."""
+
 SESSIONS = select(
     *(sessions.c[name] for name in _FIELDS),
     sessions.c.metadata,
@@ -64,7 +67,7 @@ SESSIONS = select(
     versions.c.file_count,
     versions.c.total_bytes,
     versions.c.data,
-).join_from(sessions, versions, (versions.c.session_key == sessions.c.key) & (versions.c.n == sessions.c.version))
+).join_from(sessions, versions, IN_FORCE)
 """Sessions with the content of their current version, as `session_from_row` reads them."""
 
 IS_PRESENT = sessions.c.deleted_at.is_(None)

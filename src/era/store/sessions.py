@@ -42,6 +42,7 @@ from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key
 from era.store.session_lookup import (
     EXPIRES_AT,
+    IN_FORCE,
     IS_ACTIVE,
     IS_PRESENT,
     OF_OWNER,
@@ -126,16 +127,15 @@ _TO_PURGE = (
     .limit(_SWEPT_AT_ONCE)
 )
 _CAN_BE_RESTORED = ~IS_PRESENT & (sessions.c.deleted_at > _LONG_AGO)
-_IN_FORCE = (versions.c.session_key == sessions.c.key) & (versions.c.n == sessions.c.version)
 _REMOVED_OF_OWNERS = (
     select(sessions.c.owner, func.count(), func.sum(versions.c.total_bytes))
-    .join(versions, _IN_FORCE)
+    .join(versions, IN_FORCE)
     .where(_CAN_BE_RESTORED)
     .group_by(sessions.c.owner)
 )
 _REMOVED_OF_OWNER = (
     select(sessions.c.key, versions.c.total_bytes)
-    .join(versions, _IN_FORCE)
+    .join(versions, IN_FORCE)
     .where(sessions.c.owner == bindparam("owner"), _CAN_BE_RESTORED)
     .order_by(sessions.c.deleted_at.desc(), sessions.c.key.desc())
 )
