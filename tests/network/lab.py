@@ -64,6 +64,8 @@ class Lab:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     servers: list[asyncio.Server] = field(default_factory=list)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    intercepted: list[interception.Interception] = field(default_factory=list)
+    """One for each connection."""
 
     @property
     def token(self) -> bytes:
@@ -97,6 +99,7 @@ class Lab:
         for one in (far, near, program):
             one.setblocking(False)
         intercepted = interception.Interception(self.secrets, OURS, allowlist(self.allow))
+        self.intercepted.append(intercepted)
 
         def note(host: str | None, reason: str | None) -> Traffic:
             self.noted.append((host, reason))

@@ -217,16 +217,16 @@ class Credulous(interception.Interception):
         return super()._classify(first, address, (HOST,))
 
 
-def everywhere(request: h11.Request, target: bytes, headers: Fields) -> h11.Request:
+def everywhere(request: h11.Request, headers: Fields) -> h11.Request:
     """Swaps in targets, too."""
-    return h11.Request(method=request.method, target=PLACEHOLDER.sub(b"canary", target), headers=headers)
+    return h11.Request(method=request.method, target=PLACEHOLDER.sub(b"canary", request.target), headers=headers)
 
 
 class Generous(interception.Interception):
     """Sends every secret over plain HTTP."""
 
-    def _secrets_for(self, host: str, *, tls: bool) -> list[Secret]:
-        return super()._secrets_for(host, tls=True)
+    def secrets_for(self, host: str, *, tls: bool) -> list[Secret]:
+        return super().secrets_for(host, tls=True)
 
 
 NOTHING: tuple[Callable[[Lab], bool], ModuleType, str, object] = (

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import platform
 import random
+import re
 import struct
 from ipaddress import ip_address
 
@@ -123,6 +124,17 @@ def test_of_a_query_only_its_question_is_asked(*, stream: bool) -> None:
         assert sent[:2] != b"\x12\x34"
         assert sent[2:] == plain[2:11] + bytes([len(edns) > 0]) + plain[12:] + edns
         assert told == answer
+
+
+def test_a_dot_within_a_label_is_no_dot_between_labels() -> None:
+    """Who may ask for api.example.test would get a name of somebody else's otherwise, which is written the same."""
+    whole = query("api.example.test")
+    joined = whole[:12] + b"\x0bapi.example\4test\0" + whole[-4:]
+    sent, told = asked(joined)
+    assert (sent, told[3] & 15) == (b"", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dns, "_LABEL", re.compile(rb"[\x21-\x7e]+"))
+        assert dns._question(joined)[0] == dns._question(whole)[0]
 
 
 @pytest.mark.parametrize("kind", [0, 41, 250, 251, 252, 253, 254, 255])

@@ -30,6 +30,15 @@ def secret(value: str) -> Secret:
     return Secret("TOKEN", value, HOSTS)
 
 
+GO_TEMPLATE = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;", "+": "&#43;"}
+HANDLEBARS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;", "`": "&#x60;", "=": "&#x3D;"}
+MUSTACHE = {**HANDLEBARS, "'": "&#39;", "/": "&#x2F;"}
+
+
+def table(value: str, escapes: dict[str, str]) -> str:
+    return "".join(escapes.get(char, char) for char in value)
+
+
 WRITTEN: dict[str, Callable[[str], str]] = {
     "plain": str,
     "json": json.dumps,
@@ -44,13 +53,27 @@ WRITTEN: dict[str, Callable[[str], str]] = {
     "url in small letters": lambda value: re.sub("%..", lambda found: found[0].lower(), quote(value, safe="")),
     "html": html.escape,
     "html as Go has it": lambda value: html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+    "html as Go's templates have it": lambda value: table(value, GO_TEMPLATE),
+    "html as Mustache has it": lambda value: table(value, MUSTACHE),
+    "html as Handlebars has it": lambda value: table(value, HANDLEBARS),
+    "html as PHP has it": lambda value: html.escape(value).replace("&#x27;", "&#039;"),
+    "xml": lambda value: html.escape(value).replace("&#x27;", "&apos;"),
+    "url as forms have it": lambda value: quote_plus(value, safe="*-._").replace("~", "%7E"),
+    "json as .NET has it": lambda value: "".join(
+        f"\\u{ord(char):04X}" if char in "<>&'+\"`" or ord(char) > 126 else json.dumps(char)[1:-1] for char in value
+    ),
+    "json as Gson has it": lambda value: re.sub(
+        "[<>&'=]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False)[1:-1]
+    ),
+    "read as Latin-1": lambda value: value.encode().decode("latin-1"),
+    "read as Latin-1, in JSON": lambda value: json.dumps(value.encode().decode("latin-1"))[1:-1],
     "base64": lambda value: base64.b64encode(value.encode()).decode(),
     "basic": lambda value: base64.b64encode(f"me:{value}".encode()).decode(),
     "basic of another": lambda value: base64.urlsafe_b64encode(f"mina:{value}, and more".encode()).decode(),
 }
 
 
-@pytest.mark.parametrize("value", [KEY, VALUE, "a/b<c>&'d'", "ab cd é/+"])
+@pytest.mark.parametrize("value", [KEY, VALUE, "a/b<c>&'d'", "ab cd é/+", "ab~c*d q+w==", "t*r&3\"x'y`z=\\/"])
 @pytest.mark.parametrize("how", WRITTEN)
 def test_it_is_found_as_others_write_it(value: str, how: str) -> None:
     one = secret(value)
@@ -195,6 +218,28 @@ async def test_an_answer_to_head_keeps_the_length(lab: Lab) -> None:
     lab.secrets[1] = secret(KEY)
     head, body = split(await lab.ask(request(method="HEAD")))
     assert (b"content-length: 999999" in head, KEY.encode() in head, body) == (True, False, b"")
+
+
+async def test_headers_that_say_how_to_read_an_answer_stay(lab: Lab) -> None:
+    """Also where a value is the same: what a secret may be chosen to be is no reason to break answers."""
+    size = 100_000
+    lab.secrets[1] = secret(str(size))
+    lab.secrets[0] = secret("chunked")
+    lab.answer = saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (size, bytes(size)))
+    assert split(await lab.ask(request()))[1].count(b"\0") == size
+    lab.answer = saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfine\r\n0\r\n\r\n")
+    assert b"fine" in split(await lab.ask(request()))[1]
+
+
+async def test_values_in_names_of_headers_are_found(lab: Lab) -> None:
+    lab.secrets[1] = secret(KEY)
+    key = KEY.encode()
+    lab.answer = saying(
+        b"HTTP/1.1 200 OK\r\nX-%b: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nY-%b: 2\r\n\r\n" % (key, key)
+    )
+    answer = await lab.ask(request())
+    assert KEY.encode() not in answer
+    assert answer.lower().count(lab.secrets[1].placeholder.lower().encode()) == 2
 
 
 async def test_a_body_that_ends_early_is_a_502(lab: Lab) -> None:

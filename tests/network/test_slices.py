@@ -109,10 +109,10 @@ async def test_what_is_looked_for_is_made_once(lab: Lab, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(interception, "Redaction", counted)
     shared = interception.Interception(lab.secrets, OURS, allowlist([]))
-    first, second = await asyncio.gather(shared._redaction(lab.secrets), shared._redaction(lab.secrets[1:]))
+    first, second = await asyncio.gather(shared.redaction(lab.secrets), shared.redaction(lab.secrets[1:]))
     assert len(made) == len(lab.secrets)
-    assert second._marks.items() < first._marks.items()
-    keys = {id(mark) for mark in first._marks}
-    assert all(id(mark) in keys for mark in second._marks)
+    assert second.marks.items() < first.marks.items()
+    keys = {id(mark) for mark in first.marks}
+    assert all(id(mark) in keys for mark in second.marks)
     shared.remove(lab.secrets)
     assert not shared._redactions

@@ -332,3 +332,28 @@ async def test_a_run_that_was_lost_is_told(core: Core) -> None:
         "committed": False,
         "version": None,
     }
+
+
+async def test_a_webhook_that_was_deleted_is_told_nothing_more(core: Core) -> None:
+    """Also nothing that had its turn to come: an owner's tries wait for one another, each for many seconds."""
+    async with sending(core) as (webhooks, sent):
+        hanging, may_answer = asyncio.Semaphore(0), asyncio.Event()
+        real = sent.send
+
+        async def hang(url: str, headers: Mapping[str, str], body: bytes) -> int:
+            hanging.release()
+            await may_answer.wait()
+            return await real(url, headers, body)
+
+        sent.send = hang  # type: ignore[method-assign]
+        made = [await webhooks.create("default", f"{URL}/{n}", ["session.created"], "") for n in range(4)]
+        await core.session("s")
+        for _ in range(2):  # as many as an owner's may be under way
+            await hanging.acquire()
+        await asyncio.sleep(0.1)
+        for each in made:
+            await webhooks.delete("default", each.id)
+        may_answer.set()
+        await until(lambda: len(sent.tried) == 2)
+        await asyncio.sleep(0.2)
+        assert len(sent.tried) == 2

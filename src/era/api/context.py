@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
@@ -26,6 +27,7 @@ from era.api.other_hosts import OtherHosts
 from era.api.validation import body_hint, check_query, invalid, query_names
 from era.core import jsontext
 from era.core.api_keys import ApiKeys, Caller
+from era.core.api_keys import Scope as KeyScope
 from era.core.audit import Audit
 from era.core.capsules.service import Capsules
 from era.core.files.archives import Archives
@@ -283,6 +285,11 @@ def caller_of(request: Request) -> Caller:
     """The caller that the guard has authenticated."""
     caller: Caller = request.state.caller
     return caller
+
+
+def until_barred(context: Context, request: Request, scope: KeyScope) -> Callable[[], Coroutine[Any, Any, None]]:
+    """What waits until the caller's key is good no more for calls that need this scope: for what has no end itself."""
+    return partial(context.api_keys.until_barred, caller_of(request), scope)
 
 
 async def owner_of(request: Request) -> str:

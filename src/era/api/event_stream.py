@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import errors
 from era.core.event_log import Gap
 from era.core.loop_slices import take_slice
-from era.errors import BadRequest, EraError
+from era.errors import BadRequest, EraError, Unauthorized
 
 log = structlog.get_logger()
 
@@ -144,17 +144,27 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-def event_stream(events: AsyncGenerator[Event | Gap], headers: Mapping[str, str] | None = None) -> StreamingResponse:
-    """The answer that sends these events as they come. They are closed when it ends, however it does."""
-    return _EventStream(events, {**_HEADERS, **(headers or {})})
+def event_stream(
+    events: AsyncGenerator[Event | Gap],
+    headers: Mapping[str, str] | None = None,
+    barred: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> StreamingResponse:
+    """The answer that sends these events as they come. They are closed when it ends, however it does: also when
+    `barred` returns, as then the caller may have them no longer."""
+    return _EventStream(events, {**_HEADERS, **(headers or {})}, barred)
 
 
 class _EventStream(StreamingResponse):
     """Closes its pieces when it ends: a reader that has gone leaves nothing behind."""
 
-    def __init__(self, events: AsyncGenerator[Event | Gap], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[Event | Gap],
+        headers: Mapping[str, str],
+        barred: Callable[[], Coroutine[Any, Any, None]] | None,
+    ) -> None:
         super().__init__((), headers=headers, media_type=STREAM_TYPE)
-        self._events = events
+        self._events, self._barred = events, barred
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.get("state", {})
@@ -162,11 +172,14 @@ class _EventStream(StreamingResponse):
         connection = scope.get("extensions", {}).get("era.connection")
         if connection is not None:
             connection.transport.set_write_buffer_limits(high=_BUFFERED_BYTES)
-        self.body_iterator = pieces = _beating(_encoded(self._events, source))
+        barred = None if self._barred is None else asyncio.ensure_future(self._barred())
+        self.body_iterator = pieces = _beating(_encoded(self._events, source), barred)
         try:
             await super().__call__(scope, receive, send)
         finally:
             await pieces.aclose()
+            if barred is not None:
+                barred.cancel()
 
 
 def encoded(event: Event | Gap) -> bytes:
@@ -186,7 +199,7 @@ async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> Asy
             for at in range(0, len(content), _BUFFERED_BYTES):
                 yield bytes(content[at : at + _BUFFERED_BYTES])
     except EraError as error:
-        yield encoded(Event(None, "error", {"error": error.message, "code": error.code, "hint": error.hint}))
+        yield _told(error)
     except Exception:
         log.exception("stream_failed")
         yield encoded(Event(None, "error", {"error": EraError("The service failed.").message, "code": EraError.code}))
@@ -194,14 +207,22 @@ async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> Asy
         await events.aclose()
 
 
-async def _beating(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The same, with a heartbeat whenever nothing has come for a while."""
+def _told(error: EraError) -> bytes:
+    return encoded(Event(None, "error", {"error": error.message, "code": error.code, "hint": error.hint}))
+
+
+async def _beating(pieces: AsyncGenerator[bytes], barred: asyncio.Future[None] | None) -> AsyncGenerator[bytes]:
+    """The same until `barred` is done, with a heartbeat whenever nothing has come for a while."""
     coming: asyncio.Task[bytes] | None = None
     try:
         while True:
             if coming is None:
                 coming = asyncio.ensure_future(anext(pieces))
-            done, _ = await asyncio.wait({coming}, timeout=HEARTBEAT_SECONDS)
+            awaited: set[asyncio.Future[Any]] = {coming} if barred is None else {coming, barred}
+            done, _ = await asyncio.wait(awaited, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if barred in done:
+                yield _told(Unauthorized("The key that this was asked for with is good for it no longer."))
+                return
             if not done:
                 yield _HEARTBEAT
                 continue

@@ -246,9 +246,9 @@ class Guard:
     def _check_ticket(self, scope: Scope, ticket: str) -> None:
         """Take the ticket, whose owner becomes the caller. Raises Unauthorized where it isn't good."""
         caller = None if self._tickets is None else self._tickets.take(ticket, _session_of_socket(scope))
-        if caller is None:
+        if caller is None or not (self._keys is None or self._keys.admits(caller, "run")):
             raise Unauthorized(
-                "This ticket is not good: it was used, is too old, or is for another session.",
+                "This ticket is not good: it was used, is too old, is for another session, or its key is good no more.",
                 hint="POST /api/sessions/{id}/tickets gives one, good once and for half a minute.",
             )
         scope["state"]["caller"] = caller

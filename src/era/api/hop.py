@@ -82,6 +82,7 @@ class Hops:
             "to": to,
             "at": self._homes.time(),
             "caller": caller and [caller.owner, caller.is_operator, caller.key_id, sorted(caller.scopes)],
+            "digest": caller and caller.digest,
             "client": client and list(client),
             "request_id": state["request_id"],
             "scheme": scope["scheme"],
@@ -110,7 +111,7 @@ class Hops:
         if said["to"] != self._homes.host_id:
             raise SessionMoved("This call was passed on to a host that isn't there any more.")
         return Hop(
-            _caller(said.get("caller")),
+            _caller(said.get("caller"), said.get("digest")),
             tuple(said["client"]) if said.get("client") else None,
             said.get("request_id") or new_request_id(),
             said.get("scheme") or scope["scheme"],
@@ -141,13 +142,13 @@ def target_of(scope: Scope) -> bytes:
     return (ascii_target(scope["raw_path"]) + query).encode()
 
 
-def _caller(said: list[Any] | None) -> Caller | None:
+def _caller(said: list[Any] | None, digest: str | None) -> Caller | None:
     """The caller of a header: owner, whether he is the operator, key, scopes. Older hosts take no more than these four,
-    in this order. Whose rights aren't said has none."""
+    in this order, and don't say the `digest`. Whose rights aren't said has none."""
     if not said:
         return None
     owner, is_operator, key_id, scopes, *_ = [*said, *_NOBODY[len(said) :]]
-    return Caller(owner, is_operator, key_id, scopes=frozenset(scopes))
+    return Caller(owner, is_operator, key_id, scopes=frozenset(scopes), digest=digest or "")
 
 
 def _no_hop() -> Forbidden:

@@ -23,6 +23,7 @@ from era.api.context import (
     errors,
     secrets_of,
     session_view,
+    until_barred,
 )
 from era.api.event_stream import After, Event, described, event_stream
 from era.api.invocations import command_words, directory
@@ -176,7 +177,9 @@ async def close_stdin(session_id: SessionId, process: Process, context: UseConte
         404,
     ),
 )
-async def follow_process(session_id: SessionId, process: Process, after: After, context: UseContext) -> Response:
+async def follow_process(
+    session_id: SessionId, process: Process, after: After, request: Request, context: UseContext
+) -> Response:
     """Follow what a process writes, from any byte that is still kept, to its end."""
     output, kept_open = await context.processes.followed(session_id, process)
 
@@ -190,7 +193,7 @@ async def follow_process(session_id: SessionId, process: Process, after: After, 
                 else:
                     yield Event(event.number, event.stream, piece_fields(event))
 
-    return event_stream(events())
+    return event_stream(events(), barred=until_barred(context, request, "read"))
 
 
 @router.post("/stop", responses={200: {"model": SessionAnswer}, **errors(404, 429)})

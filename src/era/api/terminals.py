@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from era.api import frames
 from era.api.addresses import base_url
-from era.api.context import SessionId, StrictRoute, UseContext
+from era.api.context import SessionId, StrictRoute, UseContext, until_barred
 from era.api.event_stream import MAX_NUMBER
 from era.api.processes import Process
 from era.api.websocket import WebSocket, WebSocketResponse, check_upgrade
@@ -66,7 +66,7 @@ async def attach(
         with context.live_sessions.in_use(session.key):
             await _serve(socket, record.id, output, live, after)
 
-    return WebSocketResponse(serve, ("session", session.key))
+    return WebSocketResponse(serve, ("session", session.key), until_barred(context, request, "run"))
 
 
 @router.get("/terminal", include_in_schema=False)
@@ -103,7 +103,7 @@ async def terminal(
         with context.live_sessions.in_use(session.key):
             await _serve(socket, record.id, output, live, after)
 
-    return WebSocketResponse(serve, ("session", session.key))
+    return WebSocketResponse(serve, ("session", session.key), until_barred(context, request, "run"))
 
 
 async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: LiveProcess | None, after: int) -> None:
@@ -167,6 +167,8 @@ async def _control(live: LiveProcess, received: str, inputs: asyncio.Queue[bytes
         name, value = next(iter(asked.items())) if len(asked) == 1 else ("", None)
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise BadRequest("This is no control message.", hint=_CONTROLS, code="bad_message") from None
+    if name == "signal" and isinstance(value, bool):
+        name = ""  # true is no number here
     if name == "resize":
         try:
             await live.resize(PtyBody.model_validate(value).size())

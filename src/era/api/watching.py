@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from era.api.context import SessionId, StrictRoute, UseContext
+from era.api.context import SessionId, StrictRoute, UseContext, until_barred
 from era.api.event_stream import After, Event, described, event_stream
 from era.core.event_log import Gap
 from era.core.files.paths import parse
@@ -30,6 +30,7 @@ router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_cl
 )
 async def watch_files(
     session_id: SessionId,
+    request: Request,
     context: UseContext,
     after: After,
     path: Annotated[str, Query(max_length=4096, description="A directory or file; empty for all.")] = "",
@@ -53,7 +54,7 @@ async def watch_files(
                 yield Event(number, event.kind, {name: path_text(at) for name, at in fields.items() if at is not None})
 
     made = events()
-    return event_stream(_begun(await anext(made), made))
+    return event_stream(_begun(await anext(made), made), barred=until_barred(context, request, "read"))
 
 
 async def _begun(first: Event | Gap, others: AsyncGenerator[Event | Gap]) -> AsyncGenerator[Event | Gap]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -146,11 +147,18 @@ class WebSocket:
 class WebSocketResponse(Response):
     """Accepts the WebSocket that a request asks for, and has it served until that ends."""
 
-    def __init__(self, serve: Callable[[WebSocket], Awaitable[None]], source: object) -> None:
-        """`serve` returns or raises Closed. `source` is whose slices of the event loop it takes."""
+    def __init__(
+        self,
+        serve: Callable[[WebSocket], Awaitable[None]],
+        source: object,
+        barred: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        """`serve` returns or raises Closed. `source` is whose slices of the event loop it takes. `barred` returns when
+        its client may have it no longer, which closes it as a violation of policy (1008)."""
         super().__init__(status_code=101)
         self._serve = serve
         self._source = source
+        self._barred = barred
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Protocol = scope["extensions"]["era.connection"]
@@ -177,7 +185,17 @@ class WebSocketResponse(Response):
 
     async def _served(self, socket: WebSocket) -> None:
         with suppress(Closed):
-            await self._serve(socket)
+            barred, serving = asyncio.ensure_future(self._barred()), asyncio.ensure_future(self._serve(socket))
+            try:
+                await asyncio.wait({barred, serving}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                barred.cancel()
+                serving.cancel()
+                await asyncio.gather(barred, serving, return_exceptions=True)
+            if serving.cancelled():
+                await socket.close(frames.POLICY)
+                return
+            serving.result()
             await socket.close()
 
 

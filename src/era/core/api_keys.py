@@ -30,6 +30,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -53,6 +54,8 @@ SCOPES: Mapping[Scope, str] = {
 DEFAULT_SCOPES: Sequence[Scope] = ("read", "run", "write")
 _ALL: frozenset[Scope] = frozenset(SCOPES)
 MAX_GRACE_SECONDS = 30 * 86_400
+_LOOK_SECONDS = 5.0
+"""How often it is looked whether a key has come to its end."""
 
 _PREFIX = b"era_"
 _KEY = re.compile(_PREFIX + rb"[A-Za-z0-9_-]{43}")
@@ -74,6 +77,9 @@ class Caller:
 
     scopes: frozenset[Scope] = _ALL
     """What he may do."""
+
+    digest: str = field(default="", repr=False, compare=False)
+    """Of the secret of the key that he has called with; empty where it isn't known."""
 
 
 OPERATOR_KEY = "operator"
@@ -139,6 +145,9 @@ class ApiKeys:
         self._by_id: dict[str, tuple[ApiKey, str]] = {}
         """With the digest in force. In the order in which they were made."""
 
+        self._changed = asyncio.Event()
+        """Set, and replaced by another one, whenever keys have changed."""
+
         self._changing = asyncio.Lock()
         """Held while rows are read or changed: what was read before somebody changed it may not come after that."""
 
@@ -154,6 +163,7 @@ class ApiKeys:
             for key, digest in rows:
                 if key.id not in self._revoked:
                     self._keep(key, digest)
+            self._tell()
         self.required = self.required or bool(self._stored)
 
     async def look_for(self, key_text: bytes) -> None:
@@ -172,10 +182,33 @@ class ApiKeys:
         digest = _digest(key_text)
         if self._operator_digest is not None and hmac.compare_digest(digest, self._operator_digest):
             return Caller(DEFAULT_OWNER, is_operator=True, key_id=OPERATOR_KEY)
+        key = self._good(digest)
+        if key is None:
+            return None
+        return Caller(key.owner, "admin" in key.scopes, key.id, scopes=frozenset(key.scopes), digest=digest)
+
+    def admits(self, caller: Caller, scope: Scope) -> bool:
+        """Whether a caller who was let in with a stored key would be so now, to a call that needs this scope."""
+        if caller.key_id in ("", OPERATOR_KEY):
+            return True
+        digest = caller.digest or self.digest_of(caller.key_id)
+        key = None if digest is None else self._good(digest)
+        return key is not None and scope in key.scopes
+
+    async def until_barred(self, caller: Caller, scope: Scope) -> None:
+        """Wait until a caller is admitted no more: his key was revoked or has expired, or has another secret or no such
+        scope now."""
+        while self.admits(caller, scope):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._changed.wait()
+
+    def _good(self, digest: str) -> ApiKey | None:
+        """The key whose secret has this digest, if that is good now."""
         key = self._stored.get(digest)
         if key is None or key.is_expired or (digest == key.old_digest and (key.old_until or 0) <= now()):
             return None
-        return Caller(key.owner, "admin" in key.scopes, key.id, scopes=frozenset(key.scopes))
+        return key
 
     def digest_of(self, key_id: str) -> str | None:
         """The digest of the key with this id (see Caller), by which what was made with it can be bound to it; None
@@ -259,6 +292,7 @@ class ApiKeys:
             self._revoked.add(key_id)
         self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
         self._by_id.pop(key_id, None)
+        self._tell()
         if not await self._store.drop_api_key(key_id):
             raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
 
@@ -275,6 +309,12 @@ class ApiKeys:
         self._kept(key.id)
         self._stored = {known: other for known, other in self._stored.items() if other.id != key.id}
         self._keep(key, digest)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever waits for a change of keys."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _keep(self, key: ApiKey, digest: str) -> None:
         """Let in with a key from now on."""

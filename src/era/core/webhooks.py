@@ -289,8 +289,10 @@ class Webhooks:
     async def _send_due(self, webhook: Webhook) -> None:
         """Send a webhook's notices one after the other, until none is due: also where one failed, which comes first."""
         try:
-            while self._cluster.leads and (notice := await self._store.next_due(webhook)) is not None:
-                async with self._slots.slot(webhook.owner):
+            while True:
+                async with self._slots.slot(webhook.owner):  # which may take minutes, and the webhook may be gone then
+                    if not self._cluster.leads or (notice := await self._store.next_due(webhook)) is None:
+                        return
                     began_at, began = time.time(), time.monotonic()
                     tried = await self._try(webhook, notice)
                     seconds = time.monotonic() - began

@@ -52,7 +52,8 @@ _PER_SECOND = 100
 _MAX_NAMES = 4096
 _HEADER = 12
 _FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = 1, 2, 3, 4, 5
-_LABEL = re.compile(rb"[\x21-\x7e]+")
+_LABEL = re.compile(rb"[\x21-\x2d\x2f-\x7e]+")
+"""Printable, without the dot that names are joined by: who may ask for a.b isn't to get a label `a.b` through."""
 _MAX_NAME = 255
 
 _INTERNET = 1

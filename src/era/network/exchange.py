@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import h11
@@ -18,7 +18,7 @@ from era.core.loop_slices import Budget
 from era.core.tasks import until_one_ends
 from era.network.destinations import Traffic
 from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
-from era.network.redaction import Inflate, RedactedStream, Redaction, Steps, Tripwire
+from era.network.redaction import Inflate, RedactedStream, Redaction, Steps, Tripwire, merged
 from era.network.splice import IDLE_SECONDS
 from era.network.swapping import MAX_BODY, ROUTING, Swap, escape_for
 
@@ -45,6 +45,9 @@ _HEAD_END = b"\r\n\r\n"
 _UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""
 
+_FRAMING = ROUTING | {b"connection", b"upgrade"}
+"""Headers of responses that say how they are to be read."""
+
 _ECHOING = (b"TRACE", b"TRACK")
 
 _HOST = re.compile(r"([^\s:/@\[\]]+)(?::[0-9]{1,5})?")
@@ -54,6 +57,24 @@ def named_host(headers: Mapping[bytes, bytes]) -> str:
     """The host that a request's `Host` header names, "" where there is none. `headers` have lower-case names."""
     match = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
     return folded(match[1]) if match else ""
+
+
+class HostSecrets(Protocol):
+    """The secrets that may be sent to one host. They come and go while a connection lives: a pool of connections
+    outlives the cell of a context that opened it."""
+
+    @property
+    def version(self) -> int:
+        """Another one after each change."""
+        ...
+
+    def swap(self) -> Swap:
+        """Swaps in those of now."""
+        ...
+
+    async def redaction(self) -> Redaction:
+        """Replaces the values of those of now."""
+        ...
 
 
 class _Body:
@@ -82,20 +103,30 @@ class Exchange:
         near: ByteStream,
         far: ByteStream,
         host: str,
-        swap: Swap,
-        redaction: Redaction,
+        secrets: HostSecrets,
         traffic: Traffic,
         bodies: asyncio.Semaphore,
     ) -> None:
-        """`swap` is for requests to `host`, `redaction` for all responses; `bodies` bounds how many bodies of requests
-        are held in memory at a time."""
-        self._near, self._far, self._host, self._swap = near, far, host, swap
-        self._redaction, self._traffic, self._bodies = redaction, traffic, bodies
+        """`secrets` are those of `host`; `bodies` bounds how many bodies of requests are held in memory at a time."""
+        self._near, self._far, self._host, self._secrets = near, far, host, secrets
+        self._traffic, self._bodies = traffic, bodies
+        self._version = -1
+        """Of the secrets that `_current` and `_redaction` know."""
+
+        self._current = self._of_request = self._redaction = Redaction([])
+        """What is looked for of the secrets of now, of those of the request under way, and of both."""
+
+        self._used: set[str] = set()
+        """Names of the secrets that were swapped into the request."""
+
         self._method = b""
         """Of the request whose response is awaited."""
 
         self._body: _Body | None = None
         """Of the response that is being passed on, where it is searched."""
+
+        self._tripwire: Tripwire | None = None
+        """For what comes from the server once the protocol was switched."""
 
         self._as_server = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         """Towards the program."""
@@ -160,6 +191,24 @@ class Exchange:
             await self._budget.spend(len(data.partition(_HEAD_END)[0]) * _HEAD_BYTE_US)
         http.receive_data(data)
 
+    async def _refresh(self) -> bool:
+        """Know what is looked for of the secrets of now. Returns whether that is something else than before."""
+        if self._version == self._secrets.version:
+            return False
+        while self._version != (version := self._secrets.version):
+            self._current = await self._secrets.redaction()
+            self._version = version
+        return True
+
+    async def _look_for_new(self) -> None:
+        """Look for values that came into force while a response is passed on, too."""
+        if await self._refresh():
+            self._redaction = merged([self._current, self._of_request])
+            if self._body is not None:
+                self._body.stream.look_for(self._redaction)
+            if self._tripwire is not None:
+                self._tripwire.look_for(self._redaction)
+
     def _moved(self) -> None:
         self._clock.reschedule(asyncio.get_running_loop().time() + IDLE_SECONDS)
 
@@ -201,19 +250,30 @@ class Exchange:
         headers = _readable(request.headers.raw_items())
         self._method = request.method
         if named_host(by_name) != self._host:
-            await self._send_to_server(_rewritten(request, request.target, headers))
-            return
-        target, headers = request.target, self._swap.headers(headers)
-        if not _is_searched(by_name):
-            await self._send_to_server(_rewritten(request, target, headers))
-            return
-        async with self._bodies:
-            body = self._swap.body(by_name[b"content-type"], await self._whole_body())
-            length = str(len(body)).encode()
-            kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"expect")]
-            await self._send_to_server(_rewritten(request, target, [*kept, (b"Content-Length", length)]))
-            await self._send_to_server(h11.Data(data=body))
-            await self._send_to_server(h11.EndOfMessage())
+            await self._begin_request()
+            await self._send_to_server(_rewritten(request, headers))
+        elif not _is_searched(by_name):
+            swap = await self._begin_request()
+            await self._send_to_server(_rewritten(request, swap.headers(headers)))
+        else:
+            async with self._bodies:
+                body = await self._whole_body()
+                swap = await self._begin_request()  # not before, as the body may take its time
+                headers = swap.headers(headers)
+                body = swap.body(by_name[b"content-type"], body)
+                length = str(len(body)).encode()
+                kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"expect")]
+                await self._send_to_server(_rewritten(request, [*kept, (b"Content-Length", length)]))
+                await self._send_to_server(h11.Data(data=body))
+                await self._send_to_server(h11.EndOfMessage())
+
+    async def _begin_request(self) -> Swap:
+        """What swaps the secrets of now into a request, which is passed on next."""
+        await self._refresh()
+        self._of_request = self._redaction = self._current
+        swap = self._secrets.swap()
+        self._used = swap.used
+        return swap
 
     async def _whole_body(self) -> bytes:
         """The body of the request, which is small."""
@@ -230,7 +290,7 @@ class Exchange:
         except GONE:
             await asyncio.Event().wait()  # it takes no more; what it has sent is still to be passed on
         self._moved()
-        self._traffic.secrets |= self._swap.used
+        self._traffic.secrets |= self._used
         if isinstance(event, h11.EndOfMessage):
             self._request_sent.set()
 
@@ -240,6 +300,7 @@ class Exchange:
         while True:
             event = self._as_client.next_event()
             await self._budget.spend(_EVENT_US)
+            await self._look_for_new()
             if event is h11.NEED_DATA:
                 data, state = await self._receive_from_server(), self._as_client.their_state
                 await self._take(self._as_client, data, is_head=state in (h11.IDLE, h11.SEND_RESPONSE))
@@ -329,7 +390,8 @@ class Exchange:
 
     async def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
         """The same without values, and with its headers' names written as they came."""
-        headers = await self._in_slices(self._redaction.of_fields(list(response.headers.raw_items())))
+        fields = list(response.headers.raw_items())
+        headers = await self._in_slices(self._redaction.of_fields(fields, but=_FRAMING))
         reason = await self._in_slices(self._redaction.of_whole(bytes(response.reason)))
         return type(response)(status_code=response.status_code, headers=headers, reason=reason)
 
@@ -362,9 +424,10 @@ class Exchange:
         """Pass on the 101, and from then on bytes as they are."""
         await self._send_to_program(await self._redacted(response))
         from_program, from_server = self._as_server.trailing_data[0], self._as_client.trailing_data[0]
+        self._tripwire = self._redaction.tripwire()
         await until_one_ends(
             self._pass_bytes(self._near, self._far, bytes(from_program), "sent"),
-            self._pass_bytes(self._far, self._near, bytes(from_server), "received", self._redaction.tripwire()),
+            self._pass_bytes(self._far, self._near, bytes(from_server), "received", self._tripwire),
         )
 
     async def _pass_bytes(
@@ -375,6 +438,7 @@ class Exchange:
             while True:
                 passed: bytes | None = data
                 if tripwire is not None:
+                    await self._look_for_new()
                     passed = await self._in_slices(tripwire.steps(data))
                 if passed is None:
                     return
@@ -449,9 +513,9 @@ def _is_searched(headers: Mapping[bytes, bytes]) -> bool:
     )
 
 
-def _rewritten(request: h11.Request, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
+def _rewritten(request: h11.Request, headers: list[tuple[bytes, bytes]]) -> h11.Request:
     try:
-        return h11.Request(method=request.method, target=target, headers=headers)
+        return h11.Request(method=request.method, target=request.target, headers=headers)
     except h11.LocalProtocolError:  # whose message could quote a value
         raise Refused(400, "bad_request", "the request can't be passed on as HTTP/1.1") from None
 

@@ -16,7 +16,9 @@ TLS there is only the address, as for any client.
 
 *Read and written anew.* h11 parses the requests and we write them anew, so nothing is passed on that two readers could
 read differently. A request gets the secrets of the connection's host only if its own `Host` is that one: the server may
-serve others, too. After a 101 (a WebSocket) bytes pass as they are.
+serve others, too. Which secrets those are is asked for each request: a connection of a live session's outlives the cell
+or the process that opened it, and whatever comes after has secrets of its own, or none. After a 101 (a WebSocket) bytes
+pass as they are.
 
 *Responses* are parsed, too, and the values in them are replaced by the placeholders again (redaction.py). For that they
 mustn't be compressed, so they are asked for without, and decompressed where a server does it all the same. A body whose
@@ -54,7 +56,7 @@ from era.network.descriptors import RunDescriptors
 from era.network.destinations import Traffic
 from era.network.exchange import GONE, Exchange, named_host
 from era.network.http1 import CHUNK, MAX_HEAD, Ends, Refused, parse_request_head
-from era.network.redaction import Redaction
+from era.network.redaction import Redaction, merged
 from era.network.splice import IDLE_SECONDS
 from era.network.swapping import Swap
 
@@ -110,14 +112,17 @@ class Interception:
         it."""
 
         self._preparing = asyncio.Lock()
+        self._version = 0
 
     def add(self, secrets: Sequence[Secret]) -> None:
-        """Swap the placeholders of these too from now on."""
+        """Swap the placeholders of these too from now on, also on connections that are intercepted already."""
         self._secrets += secrets
+        self._version += 1
 
     def remove(self, secrets: Sequence[Secret]) -> None:
         """Swap these no longer."""
         self._secrets = [secret for secret in self._secrets if secret not in secrets]
+        self._version += 1
         for secret in secrets:
             self._redactions.pop(secret.placeholder, None)
 
@@ -191,13 +196,13 @@ class Interception:
         if not first:
             return None
         tls = first[:1] == b"\x16"
-        if not tls and not any(self._secrets_for(name, tls=False) for name in names):
+        if not tls and not any(self.secrets_for(name, tls=False) for name in names):
             return Opening(first)
         named = _server_name(first) if tls else _host_header(first)
         if named is None:
             return None if len(first) <= MAX_HEAD else Opening(first)
         host = folded(named)
-        intercepted = self._secrets_for(host, tls=tls) and (
+        intercepted = self.secrets_for(host, tls=tls) and (
             self._allow.has_name(host) or self._allow.has_address(address)
         )
         return Opening(first, host if intercepted and (tls or host in names) else None, tls)
@@ -220,9 +225,7 @@ class Interception:
             else:
                 traffic = note(None)
             near = await self._tls_to_program(near, host) if opening.tls else near
-            secrets = self._secrets_for(host, tls=opening.tls)
-            redaction = await self._redaction(secrets)
-            exchange = Exchange(near, far, host, Swap(secrets), redaction, traffic, self._bodies)
+            exchange = Exchange(near, far, host, _HostSecrets(self, host, tls=opening.tls), traffic, self._bodies)
             if await exchange.run(refusal):
                 await _close_in_order(near)
             else:
@@ -235,12 +238,18 @@ class Interception:
             client[1].transport.abort()
             server[1].transport.abort()
 
-    def _secrets_for(self, host: str, *, tls: bool) -> list[Secret]:
+    @property
+    def version(self) -> int:
+        """Of the secrets: another one after each change."""
+        return self._version
+
+    def secrets_for(self, host: str, *, tls: bool) -> list[Secret]:
+        """Those of now that may be sent to this host, over TLS or without."""
         return [secret for secret in self._secrets if secret.hosts.has_name(host) and (tls or secret.plain_http)]
 
-    async def _redaction(self, secrets: Sequence[Secret]) -> Redaction:
+    async def redaction(self, secrets: Sequence[Secret]) -> Redaction:
         """What replaces the values of these secrets in responses."""
-        redaction = Redaction([])
+        parts = []
         async with self._preparing:  # one thread a run
             for secret in secrets:
                 one = self._redactions.get(secret.placeholder)
@@ -248,12 +257,32 @@ class Interception:
                     one = await asyncio.to_thread(Redaction, [secret])
                     if secret in self._secrets:
                         self._redactions[secret.placeholder] = one
-                redaction.add(one)
-        return redaction
+                parts.append(one)
+        return merged(parts)
 
     async def _tls_to_program(self, stream: ByteStream, host: str) -> ByteStream:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
             return await TLSStream.wrap(stream, server_side=True, ssl_context=self._authority.context(host))
+
+
+class _HostSecrets:
+    """See HostSecrets in exchange.py."""
+
+    def __init__(self, of: Interception, host: str, *, tls: bool) -> None:
+        self._of, self._host, self._tls = of, host, tls
+
+    @property
+    def version(self) -> int:
+        return self._of.version
+
+    def swap(self) -> Swap:
+        return Swap(self._now())
+
+    async def redaction(self) -> Redaction:
+        return await self._of.redaction(self._now())
+
+    def _now(self) -> list[Secret]:
+        return self._of.secrets_for(self._host, tls=self._tls)
 
 
 class _Stream(ByteStream):

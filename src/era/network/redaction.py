@@ -13,11 +13,10 @@ Short values aren't looked for. They are in many answers by chance, and replacin
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -46,8 +45,30 @@ _STEP_US = 200
 type Steps[T] = Generator[float, None, T]
 """Work in steps that ends in a value. After each it says what it has cost, in microseconds."""
 
-_URL_SAFE = ("", "/", "-_.!~*'()", ":/?#[]@!$&'()*+,;=-_.~")
-"""Characters that URLs' writers leave as they are: Python's, for paths, encodeURIComponent, encodeURI."""
+_URL_SAFE = ("", "/", "-_.!~*'()", ":/?#[]@!$&'()*+,;=-_.~", "*-._")
+"""Characters that URLs' writers leave as they are: Python's, for paths, encodeURIComponent, encodeURI, and forms (of
+URLSearchParams, Java, PHP), which write `~` in hexadecimal."""
+
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MORE_HTML: tuple[dict[str, str], ...] = (
+    {},
+    {'"': "&quot;"},
+    {'"': "&quot;", "'": "&#x27;"},
+    {'"': "&quot;", "'": "&#39;"},
+    {'"': "&quot;", "'": "&#039;"},
+    {'"': "&quot;", "'": "&apos;"},
+    {'"': "&#34;", "'": "&#39;"},
+    {'"': "&#34;", "'": "&#39;", "+": "&#43;"},
+    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;"},
+    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;", "=": "&#x3D;"},
+    {'"': "&quot;", "'": "&#39;", "/": "&#x2F;", "`": "&#x60;", "=": "&#x3D;"},
+    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;", "+": "&#x2B;"},
+)
+"""What writers of HTML escape besides: as text, for attributes, Python, Ruby, PHP, XML, Jinja and Go, Go's templates,
+Underscore, Handlebars, Mustache, .NET."""
+
+_JSON_ESCAPED = ("", "<>&", "<>&'\"", "<>&'=", "<>&'+", "<>&'+\"`")
+"""Characters that writers of JSON write in hexadecimal besides: none, Go, PHP where it is asked to, Gson, .NET."""
 
 
 class Redaction:
@@ -62,17 +83,12 @@ class Redaction:
                 marks.setdefault(form, secret.placeholder.encode())
             for codec in _WIDE if forms else ():
                 marks.setdefault(secret.value.encode(codec), secret.placeholder.encode(codec))
-        self._marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
-        """The shortest comes first."""
-
-    def add(self, other: Redaction) -> None:
-        """Replace what another one does, too."""
-        marks = {**other._marks, **self._marks}
-        self._marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
+        self.marks = _sorted(marks)
+        """What is replaced, by what. The shortest comes first."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to look for."""
-        return bool(self._marks)
+        return bool(self.marks)
 
     def whole(self, data: bytes) -> bytes:
         """The same without the values."""
@@ -82,18 +98,31 @@ class Redaction:
         """The same as `whole`, in steps."""
         return self.stream().steps(data, last=True)
 
-    def of_fields(self, headers: Fields) -> Steps[Fields]:
-        """The same of headers, in steps."""
+    def of_fields(self, headers: Fields, but: Collection[bytes] = ()) -> Steps[Fields]:
+        """The same of headers and their names, in steps; not of those named in `but`, in lower case."""
         redacted: Fields = []
         for name, value in headers:
-            redacted.append((name, (yield from self.of_whole(value))))
+            if name.lower() in but:
+                redacted.append((name, value))
+            else:
+                redacted.append(((yield from self.of_whole(name)), (yield from self.of_whole(value))))
         return redacted
 
     def stream(self) -> RedactedStream:
-        return RedactedStream(self._marks)
+        return RedactedStream(self.marks)
 
     def tripwire(self) -> Tripwire:
-        return Tripwire(self._marks)
+        return Tripwire(self.marks)
+
+
+def merged(parts: Iterable[Redaction]) -> Redaction:
+    """Replaces what any of these does, as the first of them does that."""
+    marks: dict[bytes, bytes] = {}
+    for part in parts:
+        marks = {**part.marks, **marks}
+    one = Redaction([])
+    one.marks = _sorted(marks)
+    return one
 
 
 class RedactedStream:
@@ -103,6 +132,10 @@ class RedactedStream:
     def __init__(self, marks: Mapping[bytes, bytes]) -> None:
         """`marks` are what is replaced, the shortest first, and by what."""
         self._marks, self._held = marks, b""
+
+    def look_for(self, redaction: Redaction) -> None:
+        """Replace what this one does from now on."""
+        self._marks = redaction.marks
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes:
         """What may be passed on now. `last`: nothing follows."""
@@ -150,6 +183,11 @@ class Tripwire:
         self._marks, self._passed, self._held = marks, b"", b""
         self._longest = max(map(len, marks), default=1)
 
+    def look_for(self, redaction: Redaction) -> None:
+        """Notice the values that this one replaces from now on."""
+        self._marks = redaction.marks
+        self._longest = max(map(len, self._marks), default=1)
+
     def feed(self, data: bytes, *, last: bool = False) -> bytes | None:
         """What may be passed on now; None where a value has come. `last`: nothing follows."""
         return done(self.steps(data, last=last))
@@ -175,6 +213,11 @@ def done[T](steps: Steps[T]) -> T:
         except StopIteration as end:
             value: T = end.value
             return value
+
+
+def _sorted(marks: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The same, the shortest first."""
+    return dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
 
 
 def _found(marks: Mapping[bytes, bytes], data: bytes) -> Steps[list[tuple[int, int, bytes]]]:
@@ -229,21 +272,34 @@ def _forms(value: str) -> set[bytes]:
     """How a value may be written."""
     if len(value.encode()) < MIN_VALUE_BYTES:
         return set()
-    texts = {value, html.escape(value, quote=False)}
-    escaped = html.escape(value)
-    texts |= {
-        escaped,
-        escaped.replace("&#x27;", "&#39;"),
-        escaped.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
-    }
-    for plain in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
-        slashed = plain.replace("/", "\\/")
-        tagless = re.sub("[<>&'+]", lambda found: f"\\u{ord(found[0]):04x}", plain)
-        texts |= {plain, slashed, tagless, re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", plain)}
-    texts |= {re.sub(r"\\u[0-9a-f]{4}", lambda found: "\\u" + found[0][2:].upper(), text) for text in texts}
-    urls = {quote(value, safe=safe) for safe in _URL_SAFE} | {quote_plus(value)}
-    texts |= urls | {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), url) for url in urls}
+    # Many servers read headers as Latin-1 (RFC 9110, 5.5, as it was), and write in UTF-8 what they have read.
+    texts = _texts(value) | _texts(value.encode().decode("latin-1"))
     return {text.encode() for text in texts} | _latin_1(value) | set(_base64(value.encode()))
+
+
+def _texts(value: str) -> set[str]:
+    """A value as URLs, JSON and HTML write it."""
+    urls = {write(value, safe=safe) for safe in _URL_SAFE for write in (quote, quote_plus)}
+    urls |= {url.replace("~", "%7E") for url in urls}
+    urls |= {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), url) for url in urls}
+    pages = {_translated(value, {**_HTML, **more}) for more in _MORE_HTML}
+    jsons = {
+        _translated(value, {**_json(value, ascii_only=ascii_only), **escaped, **slash})
+        for ascii_only in (True, False)
+        for escaped in ({char: f"\\u{ord(char):04x}" for char in chars} for chars in _JSON_ESCAPED)
+        for slash in ({}, {"/": "\\/"})
+    }
+    jsons |= {re.sub(r"\\u[0-9a-f]{4}", lambda found: "\\u" + found[0][2:].upper(), text) for text in jsons}
+    return {value} | urls | pages | jsons
+
+
+def _translated(value: str, table: dict[str, str]) -> str:
+    return value.translate({ord(char): written for char, written in table.items()})
+
+
+def _json(value: str, *, ascii_only: bool) -> dict[str, str]:
+    """How each character of a value is written in JSON."""
+    return {char: json.dumps(char, ensure_ascii=ascii_only)[1:-1] for char in set(value)}
 
 
 def _latin_1(value: str) -> set[bytes]:
