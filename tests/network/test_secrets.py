@@ -160,14 +160,16 @@ print("plain", f'"length": {len(token)}' not in connection.getresponse().read().
 """
 
 LEAKY = """
+import h11
 from era.core.secrets import PLACEHOLDER
 from era.network import exchange, interception, redaction
 interception.Redaction = lambda secrets: redaction.Redaction([])
 exchange._ECHOING = ()
-right = interception.Interception._secrets_for
-interception.Interception._secrets_for = lambda self, host, *, tls: right(self, host, tls=True)
-kept = exchange._rewritten
-exchange._rewritten = lambda request, target, headers: kept(request, PLACEHOLDER.sub(b"canary", target), headers)
+right = interception.Interception.secrets_for
+interception.Interception.secrets_for = lambda self, host, *, tls: right(self, host, tls=True)
+exchange._rewritten = lambda request, headers: h11.Request(
+    method=request.method, target=PLACEHOLDER.sub(b"canary", request.target), headers=headers
+)
 """
 """Leaves answers as they are, and sends values in targets, with TRACE and over plain HTTP."""
 
