@@ -7,7 +7,9 @@ import mmap
 import os
 import random
 import shutil
+import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -286,3 +288,51 @@ def test_one_changed_file_among_ten_thousand_is_found_fast(lab: Lab) -> None:
     print(f"{(time.perf_counter() - begun) * 1000:.2f} ms")
     assert changed != snapshot
     assert opened == []
+
+
+def test_a_watch_may_be_closed_while_it_is_used(tmp_path: Path) -> None:
+    """As where a session is deleted during a commit: what is read then is nobody else's file, and it tells nothing."""
+    number, stop = 300, threading.Event()
+    for n in range(number):
+        (tmp_path / str(n)).mkdir()
+    innocent = tmp_path / "innocent"
+    innocent.write_bytes(b"x" * 6000)
+    wrong: list[object] = []
+
+    def others() -> None:
+        """Opens files all the time, whose descriptors are those that were closed last."""
+        while not stop.is_set():
+            try:
+                with innocent.open("rb", buffering=0) as file:
+                    content = file.read()
+                if len(content) != 6000:
+                    wrong.append(len(content))
+            except OSError as error:
+                wrong.append(error)
+
+    busy = threading.Thread(target=others)
+    busy.start()
+    descriptors = [os.open(tmp_path / str(n), os.O_RDONLY) for n in range(number)]
+    told = Counter[str]()
+    try:
+        for _ in range(60):
+            watch = Watch(WatchBudget(4 * number, 1))
+            for n, fd in enumerate(descriptors):
+                watch.add(fd, (str(n),))
+            assert watch.works
+            for n in range(50):
+                (tmp_path / str(n) / "f").write_text("x")
+            closing = threading.Thread(target=watch.close)
+            closing.start()
+            touched = watch.touched()
+            closing.join()
+            told["nothing known" if touched is None else "all of it" if len(touched.below) == 50 else "a part"] += 1
+            assert watch.touched() is None
+            assert not watch.works
+    finally:
+        stop.set()
+        busy.join()
+        for fd in descriptors:
+            os.close(fd)
+    assert wrong == []
+    assert set(told) <= {"nothing known", "all of it"}, told

@@ -224,6 +224,35 @@ def test_what_a_batch_has_found_stored_can_be_relied_on_after_its_end(
     assert local.sweep(set(), clock.at - SHORT_GRACE_SECONDS) == 0
 
 
+@pytest.mark.parametrize("seconds", [5.0, 25.0, 55.0, 65.0])
+def test_so_can_new_content_however_long_its_names_take_to_be_durable(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """They get them one after the other, and then come up to 256 directories, on a disk that others use."""
+    clock = Clock(time.time())
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "sync", lambda directory: clock.pass_by(seconds / 20))
+    with local.batch() as batch:
+        for n in range(20):
+            batch.put(b"%d" % n)
+    clock.pass_by(archives._RELY_SECONDS)
+    assert local.sweep(set(), clock.at - SHORT_GRACE_SECONDS) == 0
+
+
+def test_a_batch_whose_content_was_removed_meanwhile_fails(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a host that shares the directory, say, an hour later."""
+    monkeypatch.setattr(module, "_LONG_SECONDS", -1.0)
+    digest = put(local, b"content")
+
+    def put_and_remove() -> None:
+        with local.batch() as batch:
+            batch.put(b"content")
+            os.unlink(local._path(digest))
+
+    with pytest.raises(OSError, match="removed"):
+        put_and_remove()
+
+
 @pytest.mark.parametrize("step", [-3600.0, -100.0, 0.0, 3600.0])
 def test_what_a_row_is_about_to_name_stays_when_the_clock_is_set(
     local: LocalBlobs, monkeypatch: pytest.MonkeyPatch, step: float

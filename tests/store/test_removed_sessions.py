@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from era.core.metadata import Retention, SessionChange, SessionFilter
@@ -119,6 +121,47 @@ async def test_removed_sessions_have_bounds(store: SqlStore) -> None:
     assert await left(1, 1) == []
     assert len(await store.sessions(SessionFilter("other", removed="deleted"))) == 1
     assert (await store.session(mine("s5"))).version == 2
+
+
+@pytest.mark.parametrize("moment", range(6))
+async def test_a_session_is_restored_whole_or_not_at_all(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Whichever of a purge's transactions a restore comes behind."""
+    session = await store.create_session(new("a"))
+    for n in range(20):
+        await store.commit(mine("a"), "data", data=f'{{"n":{n}}}', snapshot=None)
+    await store.begin_run(mine("a"), "r1")
+    await store.end_run(ended(session, "r1"), data=None, snapshot=None)
+    await store.delete_session(mine("a"))
+    write, count = store.database.write, 0
+    restored = False
+
+    async def restore() -> bool:
+        try:
+            await store.restore_session(mine("a"))
+        except NotFound:
+            return False
+        return True
+
+    async def and_then_restore(*job: Any, **of: Any) -> Any:
+        nonlocal count, restored
+        if count == moment:
+            count += 1  # before it writes itself
+            restored = await restore()
+        count += 1
+        return await write(*job, **of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.database, "write", and_then_restore)
+        await purge_removed(store.database, session.key)
+    assert restored == (moment == 0)
+    if restored:
+        assert len(await store.versions(mine("a"), limit=100, before=None)) == 21
+        assert len(await store.runs(session.key, 9)) == 1
+    else:
+        assert not await restore()
+        assert await store.sessions(SessionFilter(DEFAULT_OWNER, removed="deleted")) == []
 
 
 async def test_removed_sessions_are_purged_in_the_end(url: str) -> None:

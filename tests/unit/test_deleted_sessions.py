@@ -12,6 +12,7 @@ import pytest
 
 from era.core import pool as pools
 from era.core.admission import Admission
+from era.core.ports import Sandbox
 from era.errors import NotFound, SessionDeleted
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request, until
@@ -131,3 +132,28 @@ async def test_a_run_goes_on_waiting_where_its_session_is_another_one_by_then(co
         await until(lambda: core.admission.places.waiting)
         assert not run.done()
     assert (await run).stdout == b"1\n"
+
+
+async def test_a_session_that_is_back_has_nothing_that_was_read_while_it_went(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restored before the run that was under way is committed, whose files are being removed as they are read."""
+    session = await core.session()
+    await core.run("open('kept', 'w').write('1')")
+    before = await core.store.session(mine("s"))
+    take = core.snapshots.take
+
+    async def read_while_it_goes(sandbox: Sandbox, *given: Any) -> Any:
+        await core.store.delete_session(mine("s"))
+        await core.pool.release(session.key)
+        Path(sandbox.workspace).mkdir(parents=True, exist_ok=True)  # all that is left of it so far
+        await core.store.restore_session(mine("s"))
+        return await take(sandbox, *given)
+
+    monkeypatch.setattr(core.snapshots, "take", read_while_it_goes)
+    with pytest.raises(SessionDeleted, match="under way"):
+        await core.run("open('more', 'w').write('2')")
+    monkeypatch.undo()
+    now = await core.store.session(mine("s"))
+    assert (now.version, now.snapshot) == (before.version, before.snapshot)
+    assert (await core.run("print(open('kept').read())")).stdout == b"1\n"

@@ -413,6 +413,11 @@ class SandboxPool:
         """Whether the session has a sandbox, or is about to have one."""
         return session_key in self._warm or session_key in self._acquiring or session_key in self._putting_away
 
+    def holds(self, session_key: int, sandbox: Sandbox) -> bool:
+        """Whether this sandbox is still the session's."""
+        warm = self._warm.get(session_key)
+        return warm is not None and warm.sandbox is sandbox
+
     def is_busy(self, session_key: int) -> bool:
         """Whether the session's sandbox is in use or held, or just being made or closed."""
         warm = self._warm.get(session_key)

@@ -50,8 +50,8 @@ _ROUGHNESS = 2.0
 """Seconds by which a file's time may be older than it was set to: some file systems store even seconds only."""
 
 _LONG_SECONDS = 10.0
-"""After a batch that took longer than this, the times of content that was stored before it are set again. Whoever
-relies on its content later, without `naming`, counts from its end (core/files/archives.py)."""
+"""After a batch that took longer than this, the times of all its content are set again. Whoever relies on that later,
+without `naming`, counts from its end (core/files/archives.py)."""
 
 _MOST_GARBAGE = 4 << 30
 _LEAST_GARBAGE = 64 << 20
@@ -264,7 +264,7 @@ class Batch:
 
     def __init__(self, store: LocalBlobs) -> None:
         self._store = store
-        self._began = time.time()
+        self._began = time.monotonic()
         self._new: dict[str, str] = {}
         """The temporary file of each blob that wasn't stored before, by digest."""
 
@@ -364,9 +364,11 @@ class Batch:
             sync(store._shard(shard))
         with store._lock:
             store._unsynced -= self._relied_on
-        if time.time() - self._began > _LONG_SECONDS:
-            for digest in self._reused:
-                store._reuse(digest)
+        if time.monotonic() - self._began > _LONG_SECONDS:
+            # Of new content too: to make names durable may take a slow disk longer than all before it.
+            for digest in self._reused | self._relied_on:
+                if store._reuse(digest) is None:
+                    raise OSError(errno.EIO, "content was removed while it was put")
 
     def _clean_up(self) -> None:
         """Remove temporary files that got no name."""

@@ -71,7 +71,7 @@ _STAY_SAME = select(sessions.c.key).where(sessions.c.key == bindparam("session")
 """Nobody changes this session until the transaction ends."""
 
 _LONG_AGO = -(1 << 62)
-"""`deleted_at` of an incomplete session."""
+"""`deleted_at` of a session that can't be restored: an incomplete one, or one that is being purged."""
 
 _INSERT = insert(sessions).returning(sessions.c.key)
 _INSERT_PAIRS = insert(session_pairs)
@@ -94,7 +94,7 @@ _REMOVE = (
 )
 _RESTORE = (
     update(sessions)
-    .where(sessions.c.key == bindparam("session"))
+    .where(sessions.c.key == bindparam("session"), ~IS_PRESENT, sessions.c.deleted_at > _LONG_AGO)
     .values(deleted_at=None, expired=False, expires_at=EXPIRES_AT)
 )
 _COMPLETE = (
@@ -162,6 +162,7 @@ _LOSE_HOME = LOSE_HOME.where(
     homes.c.session_key == bindparam("session"),
     exists().where(sessions.c.key == bindparam("session"), sessions.c.deleted_at == _LONG_AGO),
 )
+_GIVE_UP = update(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT).values(deleted_at=_LONG_AGO)
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _PURGE_ID = (
     delete(sessions)
@@ -325,7 +326,8 @@ def restore_session(connection: Connection, retention: Retention, session_id: Ow
             f"Session '{session_id}' is not gone." if removed is None else f"The id '{session_id}' is in use again.",
             hint="Only when no session has this id can the one that is gone be restored.",
         )
-    connection.execute(_RESTORE, {"session": removed.key, "at": now()})
+    if not connection.execute(_RESTORE, {"session": removed.key, "at": now()}).rowcount:
+        raise NoSession(session_id.id)  # it is being purged
     return session_with_key(connection, removed.key)
 
 
@@ -412,13 +414,21 @@ async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, in
 
 async def purge_removed(database: Database, key: int) -> None:
     """Drop the rows of a session if it is removed. In small transactions: it may have many rows, and others want to
-    write, too."""
-    # An incomplete one first loses its home: the host that imports it may be back from a pause, and complete it.
-    await database.write(_execute, _LOSE_HOME, key)
+    write, too. Before the first of them goes it can't be restored any more."""
+    if not await database.write(_give_up, key):
+        return
     for statement in _PURGE_SOME:
         while await database.write(_execute, statement, key):
             pass
     await database.write(_execute, _PURGE_KEY, key)
+
+
+def _give_up(connection: Connection, key: int) -> int:
+    """Let nobody restore or complete a removed session; 0 where it isn't removed."""
+    removed = _execute(connection, _GIVE_UP, key)
+    # The host that imports an incomplete one may be back from a pause.
+    _execute(connection, _LOSE_HOME, key)
+    return removed
 
 
 def _execute(connection: Connection, statement: Delete | Update, key: int) -> int:

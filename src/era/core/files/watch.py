@@ -31,7 +31,7 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, RLock
 
 from era.core.shares import Shares
 
@@ -143,7 +143,8 @@ class WatchBudget:
 
 
 class Watch:
-    """An inotify instance with watches on the directories of one working directory.
+    """An inotify instance with watches on the directories of one working directory. It may be closed from any thread,
+    also while it is used: after that it knows nothing.
 
     Raises OSError where sessions have as many inotify instances as they may have, or the user has.
     """
@@ -157,6 +158,9 @@ class Watch:
         if self._fd < 0:
             budget.give_instance_back()
             raise OSError(ctypes.get_errno(), "inotify_init1 failed")
+        self._using = RLock()
+        """Held while the descriptor is used: closed meanwhile, its number could be another file's already."""
+
         self._paths: dict[int, Path] = {}
         self._linked = set(linked)
         self._complete = True
@@ -164,14 +168,14 @@ class Watch:
 
     def add(self, fd: int, path: Path) -> None:
         """Watch the directory open as `fd`. To be called before it is scanned."""
-        if self._fd < 0:
-            return
-        number = _libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _MASK)
-        if number >= 0 and (number in self._paths or self._budget.take(self, len(self._paths))):
-            self._paths[number] = path
-        else:
-            self._complete = False
-            self.close()  # the others are of no use without it
+        with self._using:
+            if self._fd < 0:
+                return
+            number = _libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _MASK)
+            if number >= 0 and (number in self._paths or self._budget.take(self, len(self._paths))):
+                self._paths[number] = path
+            else:
+                self.close()  # the others are of no use without it
 
     def note_links(self, path: Path, name: str, links: int) -> bool:
         """Note that a file has `links` names. Returns whether it has several now and hadn't at the last scan."""
@@ -184,28 +188,29 @@ class Watch:
 
     @property
     def works(self) -> bool:
-        """Whether no event was lost. If one was, this watch is of no use any more."""
-        return self._complete
+        """Whether no event was lost. If one was, or it is closed, this watch is of no use any more."""
+        return self._complete and self._fd >= 0
 
     def touched(self, entry: str | None = None) -> Touched | None:
         """What was touched since the last call; None if that can be anything, so that a full scan is needed.
 
         `entry` is the name of the program's file at the top, if the supervisor has created and removed it.
         """
-        root = next((number for number, path in self._paths.items() if not path), -1)
-        touched, created = Touched(), _CreatedNames(None if entry is None else (root, entry))
-        while self._complete and (events := self._read()):
-            offset = 0
-            while offset < len(events):
-                number, mask, cookie, length = _EVENT.unpack_from(events, offset)
-                offset += _EVENT.size
-                name = os.fsdecode(events[offset : offset + length].rstrip(b"\0"))
-                offset += length
-                self._note(touched, number, mask, name)
-                created.note(number, mask, name, cookie)
-        if not self._complete or created.may_have_been_links:
-            self._linked.clear()  # the full scan notes them anew
-            return None
+        with self._using:
+            root = next((number for number, path in self._paths.items() if not path), -1)
+            touched, created = Touched(), _CreatedNames(None if entry is None else (root, entry))
+            while self._complete and (events := self._read()):
+                offset = 0
+                while offset < len(events):
+                    number, mask, cookie, length = _EVENT.unpack_from(events, offset)
+                    offset += _EVENT.size
+                    name = os.fsdecode(events[offset : offset + length].rstrip(b"\0"))
+                    offset += length
+                    self._note(touched, number, mask, name)
+                    created.note(number, mask, name, cookie)
+            if not self.works or created.may_have_been_links:
+                self._linked.clear()  # the full scan notes them anew
+                return None
         for path, name in self._linked:
             touched.at(path).names.add(name)
         return touched
@@ -221,12 +226,13 @@ class Watch:
             pass
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._budget.give_instance_back()
-            self._budget.give_back(self, len(self._paths))
-            self._paths.clear()
+        with self._using:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+                self._budget.give_instance_back()
+                self._budget.give_back(self, len(self._paths))
+                self._paths.clear()
 
     def _note(self, touched: Touched, number: int, mask: int, name: str) -> None:
         """Add one event, of the watch `number`, to `touched`."""
@@ -242,12 +248,13 @@ class Watch:
                 here.new.add(name)
 
     def _read(self) -> bytes:
-        if self._fd < 0:
-            return b""
-        try:
-            return os.read(self._fd, _READ_BYTES)
-        except BlockingIOError:
-            return b""
+        with self._using:
+            if self._fd < 0:
+                return b""
+            try:
+                return os.read(self._fd, _READ_BYTES)
+            except BlockingIOError:
+                return b""
 
 
 def _limit(name: str, default: int) -> int:
