@@ -23,6 +23,7 @@ def end(*_):
     os._exit(0)
 
 signal.signal(signal.SIGTERM, end)
+era_storage.kv.get('ends', 'one')  # so that all is loaded: two seconds are short on a busy machine
 print('on', flush=True)
 time.sleep(280)
 """

@@ -147,14 +147,15 @@ def ended(sandboxes: Sandboxes, runs: Runs, code: str, env: dict[str, str] | Non
 def test_it_is_ended(sandboxes: Sandboxes, code: str) -> None:
     limits = replace(LIMITS, disk_bytes=4 << 20, files=200)
     sandbox = sandboxes._runner.run(sandboxes.driver.create("python", limits))
-    program = SLOWLY + code + "\ntime.sleep(1.2)\nprint('all of it')"  # or what others free meanwhile would hide it
-    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), program)
+    code = SLOWLY + code
+    waiting = code + "\ntime.sleep(60)\nprint('all of it')"  # a machine may be busy, and what others free hide it
+    said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), waiting)
     assert (said, result.cause, result.sandbox_alive) == ("", "disk_full", True)
     measured, hidden = "the working directory outgrew", "only in maps"  # of these an ordinary user sees a page
     assert any(problem in str(result.disk_problem) for problem in (measured, hidden))
 
     unwatched = sandboxes._runner.run(sandboxes.driver.create("python", limits))
-    said, result = ended(sandboxes, unwatched.run, program)
+    said, result = ended(sandboxes, unwatched.run, code + "\ntime.sleep(1.2)\nprint('all of it')")
     assert (said, result.cause) == ("all of it\n", "exit"), "without the watch it goes through"
     for each in (sandbox, unwatched):
         sandboxes.close(each)
@@ -179,7 +180,8 @@ def test_files_that_are_only_mapped_count_for_an_ordinary_user_too(
 
 def test_maps_of_deleted_files_alone_are_no_harm(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_MAPS", "none")
-    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", LIMITS))
+    much = replace(LIMITS, disk_bytes=64 << 30)  # more than other tests take of the disk meanwhile
+    sandbox = sandboxes._runner.run(sandboxes.driver.create("python", much))
     code = SLOWLY + GROWS["files of which a page is mapped"] + "\ntime.sleep(1.2)\nprint('all of it')"
     said, result = ended(sandboxes, lambda program: bounded(sandbox, program, EMPTY), code)
     assert (said, result.cause, result.disk_problem) == ("all of it\n", "exit", None)

@@ -140,7 +140,9 @@ def test_what_is_wrong_in_a_bucket_is_named_put_aside_and_brought_back(
     monkeypatch.setattr("era.operation.server_data.S3Blobs", partial(S3Blobs, patience=Patience(pause=0.02)))
     target = backed.elsewhere(tmp_path / "data")
     restore(backed.backup, target, quiet)
-    missing, other, *_ = sorted(file.name for file in (backed.backup / "blobs").glob("*/*"))
+    blobs = sorted((backed.backup / "blobs").glob("*/*"))
+    # No trees: what only a missing one names isn't known to be needed.
+    missing, other, *_ = (file.name for file in blobs if not file.read_bytes().startswith(b"["))
     there = backed.s3.bucket("backed", tmp_path.name)
     obstore.delete(there, missing)
     obstore.put(there, other, b"other", use_multipart=False)
