@@ -10,6 +10,7 @@ import pytest
 from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import interception
+from era.network.redaction import Redaction
 from tests.network.conftest import NewSession
 from tests.network.lab import GOOD, HOST, Ends, Lab, trusting
 from tests.network.test_secrets import SECRETS
@@ -62,8 +63,7 @@ async def test_a_connection_that_kept_its_secrets_would_swap_them_for_others(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weakened build: what a connection knows when it's opened is what it goes by."""
-    monkeypatch.setattr(interception._HostSecrets, "version", 0)
-    monkeypatch.setattr(interception._HostSecrets, "_now", lambda _: [FIRST])
+    monkeypatch.setattr(interception.Interception, "version", 0)
     ends = await lab.connect()
     assert await said(lab, ends, MARK) == (b"canary-FIRST", MARK)
     lab.intercepted[0].remove([FIRST])
@@ -119,6 +119,52 @@ async def test_values_that_come_later_are_looked_for_in_a_long_answer(lab: Lab, 
     else:
         assert LATER_MARK in rest
         assert MARK in rest
+
+
+async def test_they_are_looked_for_also_where_there_was_none_when_the_answer_began(lab: Lab) -> None:
+    go_on = asyncio.Event()
+
+    async def stream(_: bytes, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000020\r\n\r\n" + b"begun\n")
+        await writer.drain()
+        await go_on.wait()
+        writer.write(b"canary-LATER\n" + b"x" * 1_000_001)
+        await writer.drain()
+
+    ends = await lab.connect()
+    lab.intercepted[0].remove([FIRST])
+    lab.answer = stream
+    ends[1].write(b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % HOST.encode())
+    async with asyncio.timeout(10):
+        rest = await ends[0].readuntil(b"begun\n")
+        lab.intercepted[0].add([LATER])
+        go_on.set()
+        rest += await ends[0].read()
+    assert b"canary" not in rest
+    assert LATER_MARK in rest
+    assert rest.count(b"x" * 1000) > 900
+
+
+async def test_secrets_of_other_hosts_make_no_work(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = await lab.connect()
+    await said(lab, ends, MARK)
+    (ours,) = lab.intercepted
+    asked = []
+
+    async def counted(secrets: list[Secret]) -> Redaction:
+        asked.append(secrets)
+        return await interception.Interception.redaction(ours, secrets)
+
+    monkeypatch.setattr(ours, "redaction", counted)
+    others = [Secret("OTHER", "canary-OTHER", allowlist(["other.test"]))]
+    ours.add(others)
+    assert await said(lab, ends, MARK) == (b"canary-FIRST", MARK)
+    ours.remove(others)
+    assert await said(lab, ends, MARK) == (b"canary-FIRST", MARK)
+    assert asked == []
+    ours.add([LATER])
+    assert await said(lab, ends, LATER_MARK) == (b"canary-LATER", LATER_MARK)
+    assert asked == [[FIRST, LATER]]
 
 
 NODE = f"""

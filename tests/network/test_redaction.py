@@ -150,6 +150,16 @@ def test_question_marks_are_no_value() -> None:
         assert written not in Redaction([secret(value)]).whole(b"it is " + written + b"!")
 
 
+def test_what_is_looked_for_of_a_long_value_has_a_bound() -> None:
+    """A run may have 64 secrets of 8 KiB, and all that is looked for is in the service's memory."""
+    for sample in ("+/=~<>&'\"`", "+/=~<>&'\"`\u00e9", "abcdefghi-", "\u5bc6\u7801"):
+        value = (sample * 8192)[: 8192 * len(sample) // len(sample.encode())]
+        sizes = [sum(map(len, Redaction([secret(value)]).marks))]
+        short = (sample * 1024)[: 1024 * len(sample) // len(sample.encode())]
+        sizes.append(sum(map(len, Redaction([secret(short)]).marks)))
+        assert max(sizes) < 1 << 20, sample
+
+
 def test_short_values_are_not_looked_for() -> None:
     assert not Redaction([secret("12345")])
     assert Redaction([secret("12345")]).whole(b"12345") == b"12345"

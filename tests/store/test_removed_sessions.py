@@ -154,7 +154,7 @@ async def test_a_session_is_restored_whole_or_not_at_all(
 
     with monkeypatch.context() as patch:
         patch.setattr(store.database, "write", and_then_restore)
-        await purge_removed(store.database, session.key)
+        await purge_removed(store.database, session.key, now())
     assert restored == (moment == 0)
     if restored:
         assert len(await store.versions(mine("a"), limit=100, before=None)) == 21
@@ -184,7 +184,7 @@ async def test_removed_sessions_are_purged_in_the_end(url: str) -> None:
         with pytest.raises(NotFound):
             await store.restore_session(mine("a"))
         [present] = await store.sessions(SessionFilter(DEFAULT_OWNER))
-        await purge_removed(store.database, present.key)  # as if it had been restored in between
+        await purge_removed(store.database, present.key, now())  # as if it had been restored in between
         assert await store.sessions(SessionFilter(DEFAULT_OWNER)) == [present]
 
     async with opened(url, Retention(grace_seconds=0)) as store:

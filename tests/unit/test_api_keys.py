@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from era.core.api_keys import ApiKey, ApiKeys
+from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Caller
+from era.core.models import now
 from era.errors import Unavailable
 
 
@@ -23,7 +26,7 @@ class Rows:
         return self.rows
 
     async def change_api_key(self, key: ApiKey, digest: str) -> None:
-        raise AssertionError("no key is changed here")
+        self.rows = [(key, digest) if each.id == key.id else (each, old) for each, old in self.rows]
 
     async def drop_api_key(self, key_id: str) -> bool:
         raise Unavailable("the database is away")
@@ -40,3 +43,56 @@ async def test_a_key_whose_row_stays_is_revoked_all_the_same() -> None:
         await here.revoke(key.id)
     await here.open()
     assert here.caller(text.encode()) is None
+
+
+async def test_what_another_host_has_changed_is_known_when_it_passes_somebody_on() -> None:
+    """Its rows are read with the heartbeat only, and who was let in there isn't shut out here."""
+    rows = Rows()
+    here, other = ApiKeys(rows, "operator"), ApiKeys(rows, "operator")
+    key, first = await here.create("ann", "", scopes=["read"], expires_at=now() - 1)
+    await other.open()
+    await here.change(key.id, expires_at=None)
+    await here.change(key.id, scopes=("read", "run"))
+    _, second = await here.rotate(key.id, 3600)
+    for text in (first, second):
+        caller = here.caller(text.encode())
+        assert caller is not None
+        stale = ApiKeys(rows, "operator")
+        stale._stored, stale._by_id = dict(other._stored), dict(other._by_id)
+        assert not stale.admits(caller, "run")
+        await stale.know(caller)
+        assert stale.admits(caller, "run")
+        assert stale.admits(caller, "read")
+        assert not stale.admits(caller, "write")
+
+
+async def test_whoever_waits_for_the_end_of_a_key_is_woken_by_changes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are read with each heartbeat, and for what strangers make up."""
+    keys = ApiKeys(Rows(), "operator")
+    key, text = await keys.create("ann", "")
+    caller, looks = keys.caller(text.encode()), []
+    assert caller is not None
+    admits = keys.admits
+
+    def counted(*given: Any) -> bool:
+        looks.append(given)
+        return admits(*given)
+
+    monkeypatch.setattr(keys, "admits", counted)
+    waiting = asyncio.create_task(keys.until_barred(caller, "run"))
+    never = [asyncio.create_task(keys.until_barred(each, "run")) for each in (OPERATOR, Caller("x", key_id="operator"))]
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        await keys.open()
+    await keys.create("ann", "another")
+    await asyncio.sleep(0.01)
+    assert len(looks) == 1
+    await keys.change(key.id, scopes=("read", "run"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await keys.change(key.id, scopes=("read",))
+    async with asyncio.timeout(10):
+        await waiting
+    assert not any(task.done() for task in never)
+    for task in never:
+        task.cancel()

@@ -134,6 +134,22 @@ async def test_a_run_goes_on_waiting_where_its_session_is_another_one_by_then(co
     assert (await run).stdout == b"1\n"
 
 
+async def test_a_sandbox_that_is_closed_for_another_reason_is_no_deletion(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live session's that has died, say, is closed by whoever sees it first."""
+    await core.session()
+    take = core.snapshots.take
+
+    async def closed_meanwhile(sandbox: Sandbox, *given: Any) -> Any:
+        taken = await take(sandbox, *given)
+        await core.pool.discard(sandbox, "It has died.")
+        return taken
+
+    monkeypatch.setattr(core.snapshots, "take", closed_meanwhile)
+    assert (await core.run("print(1)")).stdout == b"1\n"
+
+
 async def test_a_session_that_is_back_has_nothing_that_was_read_while_it_went(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,7 +199,7 @@ async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> Asy
             for at in range(0, len(content), _BUFFERED_BYTES):
                 yield bytes(content[at : at + _BUFFERED_BYTES])
     except EraError as error:
-        yield _told(error)
+        yield _error_event(error)
     except Exception:
         log.exception("stream_failed")
         yield encoded(Event(None, "error", {"error": EraError("The service failed.").message, "code": EraError.code}))
@@ -207,7 +207,7 @@ async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> Asy
         await events.aclose()
 
 
-def _told(error: EraError) -> bytes:
+def _error_event(error: EraError) -> bytes:
     return encoded(Event(None, "error", {"error": error.message, "code": error.code, "hint": error.hint}))
 
 
@@ -221,7 +221,7 @@ async def _beating(pieces: AsyncGenerator[bytes], barred: asyncio.Future[None] |
             awaited: set[asyncio.Future[Any]] = {coming} if barred is None else {coming, barred}
             done, _ = await asyncio.wait(awaited, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if barred in done:
-                yield _told(Unauthorized("The key that this was asked for with is good for it no longer."))
+                yield _error_event(Unauthorized("The key that this was asked for with is good for it no longer."))
                 return
             if not done:
                 yield _HEARTBEAT

@@ -190,7 +190,7 @@ class Guard:
             if hop.caller is not None:
                 scope["state"]["caller"] = hop.caller
                 if self._keys is not None:
-                    await self._keys.know(hop.caller.key_id)
+                    await self._keys.know(hop.caller)
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != HEADER]  # programs may see the others
         elif is_from_host(scope):
             raise Forbidden("At this port only what a host passes on is answered.", code="bad_hop")

@@ -20,6 +20,7 @@ from era.api.context import (
     key_of,
     moment,
     possible_id,
+    until_barred,
 )
 from era.api.event_stream import After, described, event_stream
 from era.api.run_events import run_events
@@ -96,11 +97,12 @@ async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> R
     ),
 )
 async def follow_run(
-    session_id: SessionId, run_id: str, context: UseContext, after: After, data: WithData = True
+    session_id: SessionId, run_id: str, request: Request, context: UseContext, after: After, data: WithData = True
 ) -> Response:
     """Follow a run while it lasts and afterwards: the events of `POST …/stream`, with the same numbers as there, from
     the first on or behind the one with the number `after`."""
-    return event_stream(run_events(await context.history.events(session_id, run_id, after), with_data=data))
+    events = run_events(await context.history.events(session_id, run_id, after), with_data=data)
+    return event_stream(events, barred=until_barred(context, request, "read"))
 
 
 @router.get(

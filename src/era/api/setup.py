@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, session_view
+from era.api.context import Answer, SessionId, StrictRoute, UseContext, errors, session_view, until_barred
 from era.api.event_stream import After, Event, described, event_stream
 from era.core.event_log import Gap
 from era.core.setup.progress import Became, Line
@@ -27,12 +27,12 @@ async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
     "/setup/events",
     **described("Events `status` and `line`, then `done` or `error`.", "SetupEvent", SetupEvent, 404),
 )
-async def setup_events(session_id: SessionId, after: After, context: UseContext) -> Response:
+async def setup_events(session_id: SessionId, after: After, request: Request, context: UseContext) -> Response:
     """Follow the session's setup: events `status`, `line`, then `done` with its result. Lines written before the call
     come first, or those behind the event with the number `after`."""
     events = context.setups.events(session_id, after)
     first = await anext(events, None)  # an error before the first event becomes an ordinary answer
-    return event_stream(_sent(first, events))
+    return event_stream(_sent(first, events), barred=until_barred(context, request, "read"))
 
 
 async def _sent(first: SetupNews | None, rest: AsyncIterator[SetupNews]) -> AsyncGenerator[Event | Gap]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated
+from contextlib import aclosing
+from typing import Annotated, TypeGuard
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
@@ -139,16 +140,17 @@ async def _send_output(socket: WebSocket, output: OutputLog, after: int, *, was_
 
 
 async def _receive(socket: WebSocket, live: LiveProcess | None, inputs: asyncio.Queue[bytes | None]) -> None:
-    async for received in socket.messages():
-        try:
-            if live is None:
-                raise BadRequest("This process has ended.", code="process_ended")
-            if isinstance(received, bytes):
-                await inputs.put(received)  # at most one waits, while another is written
-            else:
-                await _control(live, received, inputs)
-        except EraError as error:
-            await _tell(socket, error)
+    async with aclosing(socket.messages()) as messages:  # or the socket couldn't be read while it is closed
+        async for received in messages:
+            try:
+                if live is None:
+                    raise BadRequest("This process has ended.", code="process_ended")
+                if isinstance(received, bytes):
+                    await inputs.put(received)  # at most one waits, while another is written
+                else:
+                    await _control(live, received, inputs)
+            except EraError as error:
+                await _tell(socket, error)
 
 
 async def _write_input(socket: WebSocket, live: LiveProcess | None, inputs: asyncio.Queue[bytes | None]) -> None:
@@ -167,19 +169,22 @@ async def _control(live: LiveProcess, received: str, inputs: asyncio.Queue[bytes
         name, value = next(iter(asked.items())) if len(asked) == 1 else ("", None)
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise BadRequest("This is no control message.", hint=_CONTROLS, code="bad_message") from None
-    if name == "signal" and isinstance(value, bool):
-        name = ""  # true is no number here
     if name == "resize":
         try:
             await live.resize(PtyBody.model_validate(value).size())
         except ValidationError:
             raise BadRequest("'resize' needs cols and rows from 1 to 1000.", code="bad_message") from None
-    elif name == "signal" and isinstance(value, str | int) and (number := signal_number(value)) is not None:
+    elif name == "signal" and _is_signal(value) and (number := signal_number(value)) is not None:
         await live.signal(number)
     elif name == "eof" and value is True:
         await inputs.put(None)  # behind all that was sent before
     else:
         raise BadRequest("This is no control message.", hint=_CONTROLS, code="bad_message")
+
+
+def _is_signal(value: object) -> TypeGuard[str | int]:
+    """Whether this can name a signal. In JSON `true` is no number."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 _CONTROLS = 'Send {"resize": {"cols": 80, "rows": 24}}, {"signal": "INT"} or {"eof": true}; input as binary messages.'

@@ -34,6 +34,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from era.core.loop_slices import take_slice
 from era.core.models import DEFAULT_OWNER, new_id, now
 from era.core.quotas import Amounts
 from era.errors import Conflict, NotFound
@@ -55,7 +56,10 @@ DEFAULT_SCOPES: Sequence[Scope] = ("read", "run", "write")
 _ALL: frozenset[Scope] = frozenset(SCOPES)
 MAX_GRACE_SECONDS = 30 * 86_400
 _LOOK_SECONDS = 5.0
-"""How often it is looked whether a key has come to its end."""
+"""How often it is looked whether a key that has an end has come to it."""
+
+_FOLLOWERS, _LOOK_US = "followers of keys", 20
+"""Whoever waits for the end of a key takes slices of the event loop as one, and what each look costs."""
 
 _PREFIX = b"era_"
 _KEY = re.compile(_PREFIX + rb"[A-Za-z0-9_-]{43}")
@@ -158,12 +162,13 @@ class ApiKeys:
         """Read the stored keys."""
         self._read_at = time.monotonic()
         async with self._changing:
-            rows = await self._store.api_keys()
+            rows, before = await self._store.api_keys(), self._by_id
             self._stored, self._by_id = {}, {}
             for key, digest in rows:
                 if key.id not in self._revoked:
                     self._keep(key, digest)
-            self._tell()
+            if self._by_id != before:
+                self._wake()
         self.required = self.required or bool(self._stored)
 
     async def look_for(self, key_text: bytes) -> None:
@@ -171,10 +176,10 @@ class ApiKeys:
         if self.caller(key_text) is None and _KEY.fullmatch(key_text) and time.monotonic() > self._read_at + 1:
             await self.open()
 
-    async def know(self, key_id: str) -> None:
-        """Read the keys again where this one, by which another host of the cluster has let somebody in, isn't known: it
-        may have been made there a moment ago. Nobody else may say which."""
-        if key_id and key_id != OPERATOR_KEY and key_id not in self._by_id:
+    async def know(self, caller: Caller) -> None:
+        """Read the keys again where another host of the cluster has let somebody in with a key that isn't known to be
+        as good: it may have been made or changed there a moment ago. Nobody else may say which."""
+        if not all(self.admits(caller, scope) for scope in caller.scopes):
             await self.open()
 
     def caller(self, key_text: bytes) -> Caller | None:
@@ -198,10 +203,15 @@ class ApiKeys:
     async def until_barred(self, caller: Caller, scope: Scope) -> None:
         """Wait until a caller is admitted no more: his key was revoked or has expired, or has another secret or no such
         scope now."""
+        if caller.key_id in ("", OPERATOR_KEY):
+            await asyncio.Event().wait()
         while self.admits(caller, scope):
+            key = self._by_id[caller.key_id][0]
+            has_end = key.expires_at is not None or caller.digest == key.old_digest
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(_LOOK_SECONDS if has_end else None):
                     await self._changed.wait()
+            await take_slice(_FOLLOWERS, _LOOK_US)  # there may be thousands
 
     def _good(self, digest: str) -> ApiKey | None:
         """The key whose secret has this digest, if that is good now."""
@@ -292,7 +302,7 @@ class ApiKeys:
             self._revoked.add(key_id)
         self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
         self._by_id.pop(key_id, None)
-        self._tell()
+        self._wake()
         if not await self._store.drop_api_key(key_id):
             raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
 
@@ -309,9 +319,9 @@ class ApiKeys:
         self._kept(key.id)
         self._stored = {known: other for known, other in self._stored.items() if other.id != key.id}
         self._keep(key, digest)
-        self._tell()
+        self._wake()
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         """Wake whoever waits for a change of keys."""
         self._changed.set()
         self._changed = asyncio.Event()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakSet
 
 import structlog
 
@@ -148,6 +149,9 @@ class SandboxPool:
         """By the key of the session. Those that were used longest ago come first."""
 
         self._acquiring: dict[int, _Acquiring] = {}
+
+        self._released: WeakSet[Sandbox] = WeakSet()
+        """Sandboxes of deleted sessions. Runs may still have them."""
 
         self._kept = DirectoryCache(kept_bytes, snapshots.forget)
         snapshots.memories.evict = self._evict_largest
@@ -413,10 +417,9 @@ class SandboxPool:
         """Whether the session has a sandbox, or is about to have one."""
         return session_key in self._warm or session_key in self._acquiring or session_key in self._putting_away
 
-    def holds(self, session_key: int, sandbox: Sandbox) -> bool:
-        """Whether this sandbox is still the session's."""
-        warm = self._warm.get(session_key)
-        return warm is not None and warm.sandbox is sandbox
+    def was_released(self, sandbox: Sandbox) -> bool:
+        """Whether this sandbox was removed by `release`, or is being removed."""
+        return sandbox in self._released
 
     def is_busy(self, session_key: int) -> bool:
         """Whether the session's sandbox is in use or held, or just being made or closed."""
@@ -456,6 +459,7 @@ class SandboxPool:
         if going := self._putting_away.get(session_key):
             await asyncio.wait({going})
         if warm := self._warm.pop(session_key, None):
+            self._released.add(warm.sandbox)
             self._tell_lost(session_key, warm, _DELETED)
             await self._close(warm.sandbox, "deleted", warm.session_id)
         if kept := self._kept.take(session_key):

@@ -182,8 +182,8 @@ class SessionRun:
             self._told.stages.end("program")
             with self._parts.snapshots.blobs.naming():
                 outcome = await self._outcome(execution, ended)
-                if not pool.holds(session.key, sandbox):
-                    # The session was deleted, and may be restored by now: its files were read while they went.
+                if pool.was_released(sandbox):
+                    # The session may be restored by now, but its files may have been read while they went.
                     raise SessionDeleted("The session was deleted while this run was under way.")
                 self._told.stages.end("files")
                 try:

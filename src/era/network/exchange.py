@@ -111,10 +111,16 @@ class Exchange:
         self._near, self._far, self._host, self._secrets = near, far, host, secrets
         self._traffic, self._bodies = traffic, bodies
         self._version = -1
-        """Of the secrets that `_current` and `_redaction` know."""
+        """Of the secrets that `_current` is of."""
 
-        self._current = self._of_request = self._redaction = Redaction([])
-        """What is looked for of the secrets of now, of those of the request under way, and of both."""
+        self._current = Redaction([])
+        """Replaces the values of the secrets of now, as last seen."""
+
+        self._of_request = self._current
+        """The same of those that the request under way was given."""
+
+        self._redaction = self._current
+        """Both: what is looked for in the response."""
 
         self._used: set[str] = set()
         """Names of the secrets that were swapped into the request."""
@@ -203,7 +209,7 @@ class Exchange:
     async def _look_for_new(self) -> None:
         """Look for values that came into force while a response is passed on, too."""
         if await self._refresh():
-            self._redaction = merged([self._current, self._of_request])
+            self._redaction = await asyncio.to_thread(merged, [self._current, self._of_request])
             if self._body is not None:
                 self._body.stream.look_for(self._redaction)
             if self._tripwire is not None:
@@ -332,13 +338,16 @@ class Exchange:
         response = await self._redacted(response)
         names = dict(response.headers)
         self._body = None
-        if not self._redaction or self._method == b"HEAD" or response.status_code in (204, 304):
+        # Of several, each compresses what the one before has made.
+        encoding = b",".join(value.strip().lower() for name, value in response.headers if name == b"content-encoding")
+        is_plain = encoding in (b"", b"identity")
+        has_no_body = self._method == b"HEAD" or response.status_code in (204, 304)
+        # Where there is nothing to look for now, there may be before the body has ended.
+        if has_no_body or (not self._redaction and not is_plain):
             await self._send_to_program(response)
             return
         inflate, length = None, names.get(b"content-length")
-        # Of several, each compresses what the one before has made.
-        encoding = b",".join(value.strip().lower() for name, value in response.headers if name == b"content-encoding")
-        if encoding not in (b"", b"identity"):
+        if not is_plain:
             if encoding not in Inflate.ENCODINGS or response.status_code == 206:
                 raise Refused(502, "bad_answer", "the server's answer is compressed, though it was asked not to be")
             inflate = Inflate()
@@ -391,7 +400,7 @@ class Exchange:
     async def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
         """The same without values, and with its headers' names written as they came."""
         fields = list(response.headers.raw_items())
-        headers = await self._in_slices(self._redaction.of_fields(fields, but=_FRAMING))
+        headers = await self._in_slices(self._redaction.of_fields(fields, left_alone=_FRAMING))
         reason = await self._in_slices(self._redaction.of_whole(bytes(response.reason)))
         return type(response)(status_code=response.status_code, headers=headers, reason=reason)
 

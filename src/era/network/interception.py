@@ -108,8 +108,11 @@ class Interception:
         self._bodies = asyncio.Semaphore(_MAX_BODIES)
         self._budget = Budget(self._bodies)  # one a run, however many connections it opens
         self._redactions: dict[str, Redaction] = {}
-        """Of single secrets, by placeholder. What is looked for may be half a MiB of each, so all connections share
+        """Of single secrets, by placeholder. What is looked for may be a MiB of each, so all connections share
         it."""
+
+        self._merged: dict[tuple[str, ...], Redaction] = {}
+        """Of the secrets with these placeholders, for as long as none comes or goes."""
 
         self._preparing = asyncio.Lock()
         self._version = 0
@@ -117,12 +120,12 @@ class Interception:
     def add(self, secrets: Sequence[Secret]) -> None:
         """Swap the placeholders of these too from now on, also on connections that are intercepted already."""
         self._secrets += secrets
-        self._version += 1
+        self._changed()
 
     def remove(self, secrets: Sequence[Secret]) -> None:
         """Swap these no longer."""
         self._secrets = [secret for secret in self._secrets if secret not in secrets]
-        self._version += 1
+        self._changed()
         for secret in secrets:
             self._redactions.pop(secret.placeholder, None)
 
@@ -247,9 +250,16 @@ class Interception:
         """Those of now that may be sent to this host, over TLS or without."""
         return [secret for secret in self._secrets if secret.hosts.has_name(host) and (tls or secret.plain_http)]
 
+    def _changed(self) -> None:
+        self._version += 1
+        self._merged.clear()
+
     async def redaction(self, secrets: Sequence[Secret]) -> Redaction:
         """What replaces the values of these secrets in responses."""
-        parts = []
+        which = tuple(secret.placeholder for secret in secrets)
+        if (known := self._merged.get(which)) is not None:
+            return known
+        parts, version = [], self._version
         async with self._preparing:  # one thread a run
             for secret in secrets:
                 one = self._redactions.get(secret.placeholder)
@@ -258,7 +268,10 @@ class Interception:
                     if secret in self._secrets:
                         self._redactions[secret.placeholder] = one
                 parts.append(one)
-        return merged(parts)
+            whole = parts[0] if len(parts) == 1 else await asyncio.to_thread(merged, parts)
+        if version == self._version:
+            self._merged[which] = whole
+        return whole
 
     async def _tls_to_program(self, stream: ByteStream, host: str) -> ByteStream:
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
@@ -270,19 +283,31 @@ class _HostSecrets:
 
     def __init__(self, of: Interception, host: str, *, tls: bool) -> None:
         self._of, self._host, self._tls = of, host, tls
+        self._seen: int | None = None
+        """The version of all secrets that these are of."""
+
+        self._secrets: list[Secret] = []
+        self._version = 0
 
     @property
     def version(self) -> int:
-        return self._of.version
+        self._look()
+        return self._version
 
     def swap(self) -> Swap:
-        return Swap(self._now())
+        self._look()
+        return Swap(self._secrets)
 
     async def redaction(self) -> Redaction:
-        return await self._of.redaction(self._now())
+        self._look()
+        return await self._of.redaction(self._secrets)
 
-    def _now(self) -> list[Secret]:
-        return self._of.secrets_for(self._host, tls=self._tls)
+    def _look(self) -> None:
+        """See which secrets there are now. Those of other hosts make no difference."""
+        if self._seen != self._of.version:
+            self._seen, before = self._of.version, self._secrets
+            self._secrets = self._of.secrets_for(self._host, tls=self._tls)
+            self._version += self._secrets != before
 
 
 class _Stream(ByteStream):

@@ -51,39 +51,49 @@ URLSearchParams, Java, PHP), which write `~` in hexadecimal."""
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MORE_HTML: tuple[dict[str, str], ...] = (
-    {},
-    {'"': "&quot;"},
-    {'"': "&quot;", "'": "&#x27;"},
-    {'"': "&quot;", "'": "&#39;"},
-    {'"': "&quot;", "'": "&#039;"},
-    {'"': "&quot;", "'": "&apos;"},
-    {'"': "&#34;", "'": "&#39;"},
-    {'"': "&#34;", "'": "&#39;", "+": "&#43;"},
-    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;"},
-    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;", "=": "&#x3D;"},
-    {'"': "&quot;", "'": "&#39;", "/": "&#x2F;", "`": "&#x60;", "=": "&#x3D;"},
-    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;", "+": "&#x2B;"},
+    {},  # text
+    {'"': "&quot;", "'": "&#x27;"},  # Python, Django
+    {'"': "&quot;", "'": "&#39;"},  # Ruby, Java, lodash
+    {'"': "&#34;", "'": "&#39;"},  # Jinja, Go
 )
-"""What writers of HTML escape besides: as text, for attributes, Python, Ruby, PHP, XML, Jinja and Go, Go's templates,
-Underscore, Handlebars, Mustache, .NET."""
+"""What writers of HTML escape besides `_HTML`."""
 
-_JSON_ESCAPED = ("", "<>&", "<>&'\"", "<>&'=", "<>&'+", "<>&'+\"`")
-"""Characters that writers of JSON write in hexadecimal besides: none, Go, PHP where it is asked to, Gson, .NET."""
+_RARE_HTML: tuple[dict[str, str], ...] = (
+    {'"': "&quot;"},  # attributes
+    {'"': "&quot;", "'": "&#039;"},  # PHP
+    {'"': "&quot;", "'": "&apos;"},  # XML
+    {'"': "&#34;", "'": "&#39;", "+": "&#43;"},  # Go's templates
+    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;"},  # Underscore
+    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;", "=": "&#x3D;"},  # Handlebars
+    {'"': "&quot;", "'": "&#39;", "/": "&#x2F;", "`": "&#x60;", "=": "&#x3D;"},  # Mustache
+    {'"': "&quot;", "'": "&#x27;", "`": "&#x60;", "+": "&#x2B;"},  # .NET
+)
+
+_JSON_ESCAPED = ("", "<>&", "<>&'+")
+"""Characters that writers of JSON write in hexadecimal besides: none, Go, for scripts."""
+
+_RARE_JSON_ESCAPED = ("<>&'\"", "<>&'=", "<>&'+\"`")
+"""PHP where it is asked to, Gson, .NET."""
+
+_SHORT = 1 << 10
+"""Bytes of a value that is looked for as rare writers write it, too. Keys and passwords are shorter, and so many forms
+of longer values would take a run hundreds of MiB."""
 
 
 class Redaction:
     """Replaces the values of these secrets."""
 
-    def __init__(self, secrets: Sequence[Secret]) -> None:
-        """It may take a second, for what may be as many secrets as a run has."""
-        marks: dict[bytes, bytes] = {}
+    def __init__(self, secrets: Sequence[Secret], marks: Mapping[bytes, bytes] | None = None) -> None:
+        """`marks` is what is replaced besides, and by what. It may take seconds, for as many and as long secrets as a
+        run may have."""
+        marks = dict(marks or {})
         for secret in secrets:
             forms = _forms(secret.value)
             for form in forms:
                 marks.setdefault(form, secret.placeholder.encode())
             for codec in _WIDE if forms else ():
                 marks.setdefault(secret.value.encode(codec), secret.placeholder.encode(codec))
-        self.marks = _sorted(marks)
+        self.marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
         """What is replaced, by what. The shortest comes first."""
 
     def __bool__(self) -> bool:
@@ -98,11 +108,11 @@ class Redaction:
         """The same as `whole`, in steps."""
         return self.stream().steps(data, last=True)
 
-    def of_fields(self, headers: Fields, but: Collection[bytes] = ()) -> Steps[Fields]:
-        """The same of headers and their names, in steps; not of those named in `but`, in lower case."""
+    def of_fields(self, headers: Fields, left_alone: Collection[bytes] = ()) -> Steps[Fields]:
+        """The same of headers and their names, in steps; not of those that are `left_alone`, in lower case."""
         redacted: Fields = []
         for name, value in headers:
-            if name.lower() in but:
+            if name.lower() in left_alone:
                 redacted.append((name, value))
             else:
                 redacted.append(((yield from self.of_whole(name)), (yield from self.of_whole(value))))
@@ -115,14 +125,13 @@ class Redaction:
         return Tripwire(self.marks)
 
 
-def merged(parts: Iterable[Redaction]) -> Redaction:
-    """Replaces what any of these does, as the first of them does that."""
+def merged(parts: Sequence[Redaction]) -> Redaction:
+    """Replaces what any of these does. Where two have other placeholders for one value, those of the first are
+    taken."""
     marks: dict[bytes, bytes] = {}
-    for part in parts:
-        marks = {**part.marks, **marks}
-    one = Redaction([])
-    one.marks = _sorted(marks)
-    return one
+    for part in reversed(parts):
+        marks.update(part.marks)
+    return Redaction([], marks)
 
 
 class RedactedStream:
@@ -215,11 +224,6 @@ def done[T](steps: Steps[T]) -> T:
             return value
 
 
-def _sorted(marks: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The same, the shortest first."""
-    return dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
-
-
 def _found(marks: Mapping[bytes, bytes], data: bytes) -> Steps[list[tuple[int, int, bytes]]]:
     """Where each value comes first, in steps: a heap, of those at one place the longest first."""
     found, cost = [], 0.0
@@ -272,21 +276,26 @@ def _forms(value: str) -> set[bytes]:
     """How a value may be written."""
     if len(value.encode()) < MIN_VALUE_BYTES:
         return set()
-    # Many servers read headers as Latin-1 (RFC 9110, 5.5, as it was), and write in UTF-8 what they have read.
-    texts = _texts(value) | _texts(value.encode().decode("latin-1"))
+    is_short = len(value.encode()) <= _SHORT
+    texts = _texts(value, rare=is_short)
+    if is_short:
+        # Many servers read headers as Latin-1 (which HTTP/1.1 said at first), and write in UTF-8 what they have read.
+        texts |= _texts(value.encode().decode("latin-1"), rare=False)
     return {text.encode() for text in texts} | _latin_1(value) | set(_base64(value.encode()))
 
 
-def _texts(value: str) -> set[str]:
-    """A value as URLs, JSON and HTML write it."""
-    urls = {write(value, safe=safe) for safe in _URL_SAFE for write in (quote, quote_plus)}
+def _texts(value: str, *, rare: bool) -> set[str]:
+    """A value as URLs, JSON and HTML write it; with `rare`, as few of their writers do, too."""
+    more_html = _MORE_HTML + _RARE_HTML if rare else _MORE_HTML
+    json_escaped = _JSON_ESCAPED + _RARE_JSON_ESCAPED if rare else _JSON_ESCAPED
+    urls = {quote(value, safe=safe) for safe in _URL_SAFE} | {quote_plus(value), quote_plus(value, safe="*-._")}
     urls |= {url.replace("~", "%7E") for url in urls}
     urls |= {re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), url) for url in urls}
-    pages = {_translated(value, {**_HTML, **more}) for more in _MORE_HTML}
+    pages = {_translated(value, {**_HTML, **more}) for more in more_html}
     jsons = {
         _translated(value, {**_json(value, ascii_only=ascii_only), **escaped, **slash})
         for ascii_only in (True, False)
-        for escaped in ({char: f"\\u{ord(char):04x}" for char in chars} for chars in _JSON_ESCAPED)
+        for escaped in ({char: f"\\u{ord(char):04x}" for char in chars} for chars in json_escaped)
         for slash in ({}, {"/": "\\/"})
     }
     jsons |= {re.sub(r"\\u[0-9a-f]{4}", lambda found: "\\u" + found[0][2:].upper(), text) for text in jsons}

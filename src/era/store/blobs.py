@@ -264,7 +264,7 @@ class Batch:
 
     def __init__(self, store: LocalBlobs) -> None:
         self._store = store
-        self._began = time.monotonic()
+        self._began = time.time(), time.monotonic()
         self._new: dict[str, str] = {}
         """The temporary file of each blob that wasn't stored before, by digest."""
 
@@ -364,7 +364,8 @@ class Batch:
             sync(store._shard(shard))
         with store._lock:
             store._unsynced -= self._relied_on
-        if time.monotonic() - self._began > _LONG_SECONDS:
+        began, ticks = self._began
+        if max(time.time() - began, time.monotonic() - ticks) > _LONG_SECONDS:  # a clock may be set
             # Of new content too: to make names durable may take a slow disk longer than all before it.
             for digest in self._reused | self._relied_on:
                 if store._reuse(digest) is None:

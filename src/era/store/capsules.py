@@ -24,7 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
+from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
@@ -119,7 +119,7 @@ async def load_session(
     except BaseException:
         with suppress(Unavailable):  # A later purge does it, then.
             for key in keys:
-                await sessions.purge_removed(database, key)
+                await sessions.purge_removed(database, key, now())
         raise
     finally:
         incomplete.difference_update(keys)

@@ -71,7 +71,10 @@ _STAY_SAME = select(sessions.c.key).where(sessions.c.key == bindparam("session")
 """Nobody changes this session until the transaction ends."""
 
 _LONG_AGO = -(1 << 62)
-"""`deleted_at` of a session that can't be restored: an incomplete one, or one that is being purged."""
+"""`deleted_at` of an incomplete session."""
+
+_BEING_PURGED = _LONG_AGO - 1
+"""`deleted_at` of a session of which rows may be gone."""
 
 _INSERT = insert(sessions).returning(sessions.c.key)
 _INSERT_PAIRS = insert(session_pairs)
@@ -134,7 +137,7 @@ _REMOVED_OF_OWNERS = (
     .group_by(sessions.c.owner)
 )
 _REMOVED_OF_OWNER = (
-    select(sessions.c.key, versions.c.total_bytes)
+    select(sessions.c.key, sessions.c.deleted_at, versions.c.total_bytes)
     .join(versions, IN_FORCE)
     .where(sessions.c.owner == bindparam("owner"), _CAN_BE_RESTORED)
     .order_by(sessions.c.deleted_at.desc(), sessions.c.key.desc())
@@ -162,7 +165,13 @@ _LOSE_HOME = LOSE_HOME.where(
     homes.c.session_key == bindparam("session"),
     exists().where(sessions.c.key == bindparam("session"), sessions.c.deleted_at == _LONG_AGO),
 )
-_GIVE_UP = update(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT).values(deleted_at=_LONG_AGO)
+_BEGIN_PURGE = (
+    update(sessions)
+    .where(sessions.c.key == bindparam("session"), ~IS_PRESENT, sessions.c.deleted_at <= bindparam("seen"))
+    .values(deleted_at=_BEING_PURGED)
+)
+"""Nobody can restore it from then on, nor complete it."""
+
 _PURGE_KEY = delete(sessions).where(sessions.c.key == bindparam("session"), ~IS_PRESENT)
 _PURGE_ID = (
     delete(sessions)
@@ -380,13 +389,14 @@ async def purge(database: Database, retention: Retention, at: int, incomplete: C
     """Purge up to a thousand sessions that can no longer be restored at `at`, in microseconds, except those with a key
     in `incomplete`; how many there were."""
 
+    before = at - int(retention.grace_seconds * MICROS)
+
     def to_purge(connection: Connection) -> Sequence[int]:
-        before = at - int(retention.grace_seconds * MICROS)
         return list(connection.execute(_TO_PURGE, {"before": before}).scalars())
 
     keys = [key for key in await database.read(to_purge) if key not in incomplete]
     for key in keys:
-        await purge_removed(database, key)
+        await purge_removed(database, key, before)
     return len(keys)
 
 
@@ -395,27 +405,27 @@ async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, in
     `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. At most a
     thousand go; returns how many did."""
 
-    def beyond(connection: Connection) -> Sequence[int]:
-        keys: list[int] = []
+    def beyond(connection: Connection) -> Sequence[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
         for owner, count, size in connection.execute(_REMOVED_OF_OWNERS).all():
             most, most_bytes = (bound or math.inf for bound in bounds(owner))
             if count > most or size > most_bytes:
                 removed = connection.execute(_REMOVED_OF_OWNER, {"owner": owner}).all()
                 totals = list(accumulate(row.total_bytes for row in removed))
                 fitting = sum(n < most and total <= most_bytes for n, total in enumerate(totals))
-                keys += [row.key for row in removed[max(fitting, 1) :]]
-        return keys[:_SWEPT_AT_ONCE]
+                found += [(row.key, row.deleted_at) for row in removed[max(fitting, 1) :]]
+        return found[:_SWEPT_AT_ONCE]
 
-    keys = await database.read(beyond)
-    for key in keys:
-        await purge_removed(database, key)
-    return len(keys)
+    found = await database.read(beyond)
+    for key, deleted_at in found:
+        await purge_removed(database, key, deleted_at)
+    return len(found)
 
 
-async def purge_removed(database: Database, key: int) -> None:
-    """Drop the rows of a session if it is removed. In small transactions: it may have many rows, and others want to
-    write, too. Before the first of them goes it can't be restored any more."""
-    if not await database.write(_give_up, key):
+async def purge_removed(database: Database, key: int, seen: int) -> None:
+    """Drop the rows of a session if it was removed at `seen` or before. In small transactions: it may have many rows,
+    and others want to write, too. Before the first of them goes it can't be restored any more."""
+    if not await database.write(_begin_purge, key, seen):
         return
     for statement in _PURGE_SOME:
         while await database.write(_execute, statement, key):
@@ -423,12 +433,11 @@ async def purge_removed(database: Database, key: int) -> None:
     await database.write(_execute, _PURGE_KEY, key)
 
 
-def _give_up(connection: Connection, key: int) -> int:
-    """Let nobody restore or complete a removed session; 0 where it isn't removed."""
-    removed = _execute(connection, _GIVE_UP, key)
+def _begin_purge(connection: Connection, key: int, seen: int) -> int:
+    """Let nobody restore or complete a session that was removed at `seen` or before; 0 where there is none."""
     # The host that imports an incomplete one may be back from a pause.
     _execute(connection, _LOSE_HOME, key)
-    return removed
+    return connection.execute(_BEGIN_PURGE, {"session": key, "seen": seen}).rowcount
 
 
 def _execute(connection: Connection, statement: Delete | Update, key: int) -> int:

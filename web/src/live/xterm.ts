@@ -6,6 +6,7 @@ import { type ITheme, Terminal } from '@xterm/xterm';
 import { apiKey, at, call, withQuery } from '../api.ts';
 
 const AGAIN_MS = 1000;
+const BARRED = 1008; // the code with which the server closes when the key ends
 
 export interface Followed {
   /** Whether there is a connection, and how the shell has ended. */
@@ -136,11 +137,15 @@ export class Shell {
       else if (event.type === 'exit')
         this.put({ state: 'ended', text: String(event.reason ?? `It ended with exit code ${event.exit_code}.`) });
     };
-    socket.onclose = () => {
+    socket.onclose = ({ code }) => {
       if (this.closed || this.followed.state === 'ended') return;
       if (!opened && !this.followed.process) {
         // No shell was made. Why, only an answer over HTTP could say.
         this.put({ state: 'ended', text: 'The server refused a terminal for this session.' });
+        return;
+      }
+      if (code === BARRED) {
+        this.put({ state: 'ended', text: 'Your API key is not good for this any more. The shell goes on.' });
         return;
       }
       this.put({ state: 'lost', text: 'The connection was lost. The shell goes on; this page looks for it.' });
