@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from era.core.models import DEFAULT_OWNER
-from era.errors import BadRequest, Forbidden, SqlUnknown, TooLarge
+from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
 
@@ -220,6 +220,26 @@ async def test_a_commit_that_fails_is_told_as_undone(databases: D1Databases) -> 
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
+
+
+async def test_each_owner_has_as_many_databases(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(d1_databases, "_MOST_DATABASES", 3)
+
+    async def make(owner: str, namespace: str) -> None:
+        await databases.run(owner, namespace, "CREATE TABLE t (n)", many=False, room=ROOM, asker=namespace)
+
+    done = await asyncio.gather(*(make("greedy", f"n{n}") for n in range(9)), return_exceptions=True)
+    refusals = [each for each in done if isinstance(each, EraError)]
+    assert {(each.code, each.message) for each in refusals} == {("too_large", "You have 3 databases already.")}
+    assert 3 <= len(databases.sizes("greedy")) <= 4, "one more may have been under way"
+    for namespace in "abc":
+        await make("another", namespace)
+    await databases.run("another", "a", "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+    assert len(databases.sizes("another")) == 3
+    assert databases.total == sum(sum(databases.sizes(owner).values()) for owner in ("greedy", "another"))
+    assert await databases.drop("another", "a")
+    await make("another", "d")
+    assert list(databases.sizes("another")) == ["b", "c", "d"]
 
 
 async def test_bytes_are_lists_of_numbers_in_params_of_both_kinds(databases: D1Databases) -> None:

@@ -57,6 +57,7 @@ _REST_SECONDS = 1.0
 """For so long at most it is read what a killed worker has said before."""
 
 _MOST_DATABASES = 1000
+"""That an owner may have."""
 
 _LINE_BYTES = 1 << 20
 _RESULT_BYTES = 64 << 20
@@ -153,8 +154,10 @@ class D1Databases:
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
-        self._sizes: dict[Name, int] = {}
-        """Bytes of each database."""
+        self._sizes: dict[str, dict[str, int]] = {}
+        """Bytes of each database, by owner and namespace."""
+
+        self._total = 0
 
         self._owners: set[str] = set()
         """Owners whose directory is durable."""
@@ -171,15 +174,15 @@ class D1Databases:
         for directory in (self._directory.parent, self._directory):
             _sync(directory)
         self._owners = {path.name for path in self._directory.iterdir()}
-        self._sizes = {name: path.stat().st_size for name, path in files(self._directory)}
+        self._note_all({name: path.stat().st_size for name, path in files(self._directory)})
 
     async def measure_all(self) -> None:
         """Find the databases that there are: hosts of a cluster share them. Raises OSError, Unavailable."""
         if self._kept is not None:
-            self._sizes = dict(await self._kept.sizes())
+            self._note_all(await self._kept.sizes())
             return
-        self._sizes = await asyncio.to_thread(
-            lambda: {name: path.stat().st_size for name, path in files(self._directory)}
+        self._note_all(
+            await asyncio.to_thread(lambda: {name: path.stat().st_size for name, path in files(self._directory)})
         )
 
     async def close(self) -> None:
@@ -193,7 +196,7 @@ class D1Databases:
     @property
     def total(self) -> int:
         """Bytes of all databases."""
-        return sum(self._sizes.values())
+        return self._total
 
     @property
     def most_bytes(self) -> int:
@@ -202,7 +205,7 @@ class D1Databases:
 
     def sizes(self, owner: str) -> Mapping[str, int]:
         """Bytes of each of an owner's databases, by namespace."""
-        return {namespace: size for (each, namespace), size in self._sizes.items() if each == owner}
+        return self._sizes.get(owner, {})
 
     async def run(
         self,
@@ -241,8 +244,6 @@ class D1Databases:
         SqlUnknown where nobody knows whether it was committed.
         """
         name = (owner, namespace)
-        if name not in self._sizes and len(self._sizes) >= _MOST_DATABASES:
-            raise TooLarge(f"There are {_MOST_DATABASES} databases already.", hint="Delete one that isn't needed.")
         async with self._locked(name):
             path = self._path(name)
             if owner not in self._owners:
@@ -251,6 +252,7 @@ class D1Databases:
             request = {"path": str(path), "sql": sql, "params": params, "many": many}
             try:
                 async with self._shares(owner).slot(asker), self._slots.slot(owner):
+                    self._check_number(name)
                     if self._kept is None:
                         outcome = await self._run_here(name, request, room)
                     else:
@@ -269,10 +271,19 @@ class D1Databases:
             raise outcome
         return outcome
 
+    def _check_number(self, name: Name) -> None:
+        """Raises TooLarge for a new database of an owner who has as many as there may be. The caller holds one of his
+        slots, of which there are few: so few are made at the same time."""
+        owner, namespace = name
+        of_owner = self.sizes(owner)
+        if namespace not in of_owner and len(of_owner) >= _MOST_DATABASES:
+            raise TooLarge(f"You have {_MOST_DATABASES} databases already.", hint="Delete one that isn't needed.")
+
     async def _run_here(self, name: Name, request: Mapping[str, Any], room: int) -> _Outcome:
         """Run a call on the database's file as it is; see `_call_worker`."""
         self._measure(name, self._path(name))  # another host of a cluster may have written to it
-        most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
+        owner, namespace = name
+        most = min(self._most_bytes, self.sizes(owner).get(namespace, 0) + max(room, 0))
         return await self._call_worker({**request, "most_bytes": most})
 
     async def _run_shared(self, kept: DatabaseReplicas, name: Name, request: Mapping[str, Any], room: int) -> _Outcome:
@@ -321,10 +332,22 @@ class D1Databases:
 
     def _measure(self, name: Name, path: Path) -> None:
         """Note the size of a database, or that it doesn't exist."""
+        owner, namespace = name
+        of_owner = self._sizes.setdefault(owner, {})
         try:
-            self._sizes[name] = path.stat().st_size
+            size = path.stat().st_size
         except FileNotFoundError:
-            self._sizes.pop(name, None)
+            self._total -= of_owner.pop(namespace, 0)
+        else:
+            self._total += size - of_owner.get(namespace, 0)
+            of_owner[namespace] = size
+
+    def _note_all(self, sizes: Mapping[Name, int]) -> None:
+        """Note the size of all databases that there are."""
+        self._sizes = {}
+        for (owner, namespace), size in sizes.items():
+            self._sizes.setdefault(owner, {})[namespace] = size
+        self._total = sum(sizes.values())
 
     def _shares(self, owner: str) -> FairSlots[str]:
         """The slots of an owner, of which each who asks has one at a time."""
