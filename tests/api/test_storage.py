@@ -233,6 +233,16 @@ def test_a_result_of_sql_is_json_whatever_is_in_it_and_however_long(api: httpx.C
         assert told["meta"].keys() == {"changes", "last_row_id", "changed_db", "size_after", "duration"}
 
 
+@pytest.mark.parametrize("language", ["python", "node"])
+def test_programs_get_long_results_of_sql(inside: StorageUser, api: httpx.Client, language: str) -> None:
+    sql = "SELECT zeroblob(300000) AS b"
+    code = {
+        "python": f"import era_storage; print(len(era_storage.d1.query('app', '{sql}')[0]['b']))",
+        "node": f"require('./era_storage.js').D1Storage.query('app', '{sql}').then((rows) => console.log(rows[0].b.length))",
+    }
+    assert inside.says(language, code[language]) == "300000\n"
+
+
 # -- where the clients are ----------------------------------------------------------------------------------------
 
 

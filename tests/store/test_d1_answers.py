@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -133,7 +134,7 @@ ENDS = {
     "killed after": (f"({COMMIT}, time.sleep(60))", 1),
     "dies before": ("os.abort()", 0),
     "dies after": (f"({COMMIT}, os.abort())", 1),
-    "used up its time": (f"({COMMIT}, os.kill(os.getpid(), 24))", 1),
+    "used up its time": (f"({COMMIT}, os.kill(os.getpid(), {int(signal.SIGXCPU)}))", 1),
 }
 
 
