@@ -395,6 +395,12 @@ class HomeLost(Unavailable):
     )
 
 
+class SqlUnknown(Unavailable):
+    code = "sql_unknown"
+    hint = "Look whether it is in the database before you send it again."
+    retry_after = None  # or clients would send it again by themselves
+
+
 class Fenced(CommitFailed):
     code = "fenced"
     hint = "Another host has taken the session meanwhile, as it was at its last commit. Nothing of this was kept."

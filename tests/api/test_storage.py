@@ -194,6 +194,55 @@ def test_refusals_become_exceptions_with_a_message(inside: StorageUser) -> None:
     assert inside.says("node", code) == "400 bad_namespace\n"
 
 
+NO_KEY = {
+    "python": """
+import era_storage
+for get in (era_storage.kv.get, era_storage.r2.get, era_storage.kv.delete):
+    try: print(get('app', ''))
+    except era_storage.StorageError as error: print(error.status, error.code)
+""",
+    "node": """
+const { KVStorage, R2Storage } = require('./era_storage.js');
+(async () => {
+  for (const get of [KVStorage.get, R2Storage.get, KVStorage.delete])
+    await get('app', '').then(console.log, (error) => console.log(error.status, error.code));
+})();
+""",
+}
+
+
+@pytest.mark.parametrize("language", NO_KEY)
+def test_an_empty_key_is_refused_in_programs(inside: StorageUser, api: httpx.Client, language: str) -> None:
+    """Its path would be that of the namespace, whose keys are listed."""
+    assert inside.says(language, NO_KEY[language]) == "400 bad_key\n" * 3
+
+
+def test_a_result_of_sql_is_json_whatever_is_in_it_and_however_long(api: httpx.Client) -> None:
+    """It is passed on as it comes from the worker, in pieces."""
+    hard = 'é\x01"'
+    text = "replace(hex(zeroblob(:n)), '00', 'é' || char(1) || '\"')"
+    for size in (0, 1, 100_000, 300_000):
+        sql = f'SELECT zeroblob(:n) AS b, {text} AS "é""", 9e999 AS inf, :bytes AS given'
+        answer = api.post("/api/storage/d1/app/query", json={"sql": sql, "params": {"n": size, "bytes": [0, 255]}})
+        assert answer.headers["content-type"] == "application/json"
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        told = json.loads(answer.content)
+        assert list(told) == ["success", "results", "meta"]
+        assert told["success"] is True
+        assert told["results"] == [{"b": [0] * size, 'é"': hard * size, "inf": None, "given": [0, 255]}]
+        assert told["meta"].keys() == {"changes", "last_row_id", "changed_db", "size_after", "duration"}
+
+
+@pytest.mark.parametrize("language", ["python", "node"])
+def test_programs_get_long_results_of_sql(inside: StorageUser, api: httpx.Client, language: str) -> None:
+    sql = "SELECT zeroblob(300000) AS b"
+    code = {
+        "python": f"import era_storage; print(len(era_storage.d1.query('app', '{sql}')[0]['b']))",
+        "node": f"require('./era_storage.js').D1Storage.query('app', '{sql}').then((rows) => console.log(rows[0].b.length))",
+    }
+    assert inside.says(language, code[language]) == "300000\n"
+
+
 # -- where the clients are ----------------------------------------------------------------------------------------
 
 

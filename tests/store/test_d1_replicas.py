@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from era.core.models import DEFAULT_OWNER
-from era.errors import BadRequest
+from era.errors import BadRequest, Unavailable
 from era.store import d1_databases
 from era.store.d1_databases import D1Databases
 from era.store.d1_replicas import CHUNK, MOVED, DatabaseReplicas
+from era.store.database import DatabaseAway
 from tests.store.rows import execute, opened
 
 NAME = (DEFAULT_OWNER, "n")
@@ -127,7 +128,7 @@ async def test_a_killed_call_changes_nothing(hosts: list[OneHost], monkeypatch: 
     await a.run("CREATE TABLE t (n)")
     call = a.databases._call_worker
 
-    async def killed(request: dict[str, Any]) -> dict[str, Any]:
+    async def killed(request: dict[str, Any]) -> None:
         await call(request)
         raise BadRequest("as for a worker that is killed when it has just committed")
 
@@ -137,6 +138,39 @@ async def test_a_killed_call_changes_nothing(hosts: list[OneHost], monkeypatch: 
     monkeypatch.undo()
     for host in hosts:
         assert await host.run("SELECT count(*) AS n FROM t") == [{"n": 0}]
+
+
+async def test_a_worker_killed_after_its_commit_has_changed_nothing(
+    hosts: list[OneHost], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is a copy, of which nothing is stored."""
+    await hosts[0].run("CREATE TABLE t (n)")
+    await hosts[0].databases.close()
+    commit = 'connection.execute("COMMIT")'
+    worker = tmp_path / "worker.py"
+    worker.write_text(d1_databases._WORKER.read_text().replace(commit, f"({commit}, time.sleep(60))"))
+    with monkeypatch.context() as patched:
+        patched.setattr(d1_databases, "_WORKER", worker)
+        patched.setattr(d1_databases, "_KILL_SECONDS", 2.0)
+        with pytest.raises(BadRequest) as caught:
+            await hosts[0].run("INSERT INTO t VALUES (1)")
+    assert (caught.value.code, "undone" in caught.value.message) == ("sql_timeout", True)
+    for host in hosts:
+        assert await host.run("SELECT count(*) AS n FROM t") == [{"n": 0}]
+
+
+@pytest.mark.parametrize("may_have_committed", [True, False])
+async def test_where_the_rows_were_cut_off_in_their_commit_nobody_knows(
+    hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch, may_have_committed: bool
+) -> None:
+    async def cut_off(*_: object) -> bool:
+        raise DatabaseAway(may_have_committed=may_have_committed)
+
+    monkeypatch.setattr(hosts[0].kept, "push", cut_off)
+    with pytest.raises(Unavailable) as caught:
+        await hosts[0].run("CREATE TABLE t (n)")
+    assert caught.value.code == ("sql_unknown" if may_have_committed else "unavailable")
+    assert (caught.value.retry_after is None) is may_have_committed
 
 
 async def test_files_become_rows_and_rows_files(hosts: list[OneHost], tmp_path: Path) -> None:

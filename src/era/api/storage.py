@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -41,7 +41,7 @@ router = APIRouter(prefix="/api/storage", tags=["storage"], route_class=StrictRo
 resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=StrictRoute)
 
 _PIECE_BYTES, _PIECE_US = 3 << 14, 100
-"""Bytes of an object that become base64 at a time, a multiple of 3, and what that costs."""
+"""Bytes of an object that become base64 at a time, a multiple of 3, and what that costs; or a piece of a result."""
 
 _ITEM = re.compile(rb"/api/storage/(?:kv|r2)/([^/]+)/(.*)", re.DOTALL)
 _NAMESPACE = re.compile(rb"/api/storage/(?:kv|r2|d1)/([^/]+)(?:/(?:query|exec))?")
@@ -189,15 +189,32 @@ async def delete_object(namespace: Namespace, key: Key, storage: UseStorage) -> 
 
 
 @router.post("/d1/{namespace}/query", responses={200: {"model": SqlAnswer}, **errors(413)})
-async def run_statement(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
+async def run_statement(namespace: Namespace, body: SqlBody, request: Request, storage: UseStorage) -> Response:
     """Run one SQL statement on the namespace's database."""
-    return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=False)})
+    return _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=False), request)
 
 
 @router.post("/d1/{namespace}/exec", responses={200: {"model": SqlAnswer}, **errors(413)})
-async def run_statements(namespace: Namespace, body: SqlBody, storage: UseStorage) -> Response:
+async def run_statements(namespace: Namespace, body: SqlBody, request: Request, storage: UseStorage) -> Response:
     """Run SQL statements on the namespace's database, in one transaction."""
-    return Answer({"success": True, **await storage.sql(namespace, body.sql, body.params or [], many=True)})
+    return _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=True), request)
+
+
+def _sql_answer(result: Sequence[bytes], request: Request) -> Response:
+    """The answer with a result of SQL, an object of JSON in pieces, which are passed on as they are."""
+    pieces = [b'{"success":true,', result[0].removeprefix(b"{"), *result[1:]]
+    size = sum(map(len, pieces))
+    if size <= _PIECE_BYTES:
+        return Response(b"".join(pieces), media_type="application/json")
+    paced = _paced(pieces, Budget(caller_of(request).owner))
+    return StreamingResponse(paced, media_type="application/json", headers={"Content-Length": str(size)})
+
+
+async def _paced(pieces: Sequence[bytes], budget: Budget) -> AsyncIterator[bytes]:
+    """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
+    for piece in pieces:
+        yield piece
+        await budget.spend(_PIECE_US)
 
 
 @router.delete("/d1/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})

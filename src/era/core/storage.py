@@ -166,6 +166,20 @@ class Databases(Protocol):
         Returns `results`, the rows, and `meta`. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
         ...
 
+    async def run_as_json(
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
+        asker: str = "",
+    ) -> Sequence[bytes]:
+        """Run SQL in the same way, with what `run` returns as JSON in pieces: it may be too much to parse it here."""
+        ...
+
     async def drop(self, owner: str, namespace: str) -> bool:
         """Delete a database; whether there was one."""
         ...
@@ -351,8 +365,8 @@ class Namespaces:
 
     async def sql(
         self, namespace: str, sql: str, params: Sequence[Any] | Mapping[str, Any], *, many: bool
-    ) -> dict[str, Any]:
-        """Run SQL as one transaction; see Databases.run. Raises BadRequest, Forbidden, TooLarge, QuotaReached,
+    ) -> Sequence[bytes]:
+        """Run SQL as one transaction; see Databases.run_as_json. Raises BadRequest, Forbidden, TooLarge, QuotaReached,
         Unavailable."""
         check_namespace(namespace)
         async with self._storage.turn(self._owner):
@@ -362,7 +376,7 @@ class Namespaces:
             size = self._databases.sizes(self._owner).get(namespace, 0)
             is_quota = bound is not None and room < min(self._storage.room(), self._databases.most_bytes - size)
             try:
-                return await self._databases.run(
+                return await self._databases.run_as_json(
                     self._owner, namespace, sql, params, many=many, room=room, asker=self._asker
                 )
             except TooLarge as error:

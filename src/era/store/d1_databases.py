@@ -4,7 +4,11 @@ Theory of operation. The SQL runs in worker processes (d1_worker.py), of which t
 needed and ended when idle. A call has a worker and its namespace to itself; so calls to one namespace come one after
 the other, and never wait for SQLite's locks. A worker opens the file for each call, so no temporary table and no
 setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
-was cancelled.
+was cancelled. One that is killed or dies has undone the call, unless it has said that it is about to commit: then
+nobody knows, and the caller is told so.
+
+A result can be some 24 MB of JSON. To parse that would stop the event loop for long, on whatever thread. So what a
+client asked for is passed on as it came from the worker, in pieces.
 
 On several machines a database is kept in rows, and its file is a copy, which is brought up to date before each call
 (d1_replicas.py).
@@ -34,8 +38,10 @@ from weakref import WeakValueDictionary
 
 from era.core.fair_slots import FairSlots
 from era.core.models import DEFAULT_OWNER
-from era.errors import BadRequest, EraError, Forbidden, TooLarge, Unavailable
+from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
 from era.store.d1_replicas import DatabaseReplicas, Name
+from era.store.d1_worker import COMMITTING
+from era.store.database import DatabaseAway
 
 _WORKER = Path(__file__).with_name("d1_worker.py")
 _WORKERS, _WORKERS_EACH = 4, 2
@@ -47,14 +53,84 @@ _IDLE_SECONDS = 3.0
 _KILL_SECONDS = 17.0
 """A worker that hasn't answered for this long is killed. Its own deadlines are before that."""
 
+_REST_SECONDS = 1.0
+"""For so long at most it is read what a killed worker has said before."""
+
 _MOST_DATABASES = 1000
-_LINE_BYTES = 64 << 20
-"""The most bytes that an answer may have as JSON; the worker's own bound on rows is far below."""
+"""That an owner may have."""
+
+_LINE_BYTES = 1 << 20
+_RESULT_BYTES = 64 << 20
+"""The most bytes of a line that a worker says, such as an error, and of a result as JSON. The worker's own bounds on
+statements and on rows are below that."""
+
+_PIECE_BYTES = 64 << 10
+"""The most bytes of a piece of a result."""
+
+_UNKNOWN = "The SQL was cut off as it was being committed: it isn't known whether it was."
 
 _PAUSE_SECONDS = 0.05
 """Before a call is made again whose database another host has changed: at random, up to this times the tries."""
 
 SUFFIX = ".sqlite"
+
+type _Outcome = Sequence[bytes] | EraError
+"""What a call led to: its result as JSON, in pieces, or what is wrong with its SQL."""
+
+
+class _Lost(Exception):
+    """A worker was killed, or died, under a call. `error` is for a caller whose call was undone by that."""
+
+    def __init__(self, error: EraError, *, in_commit: bool) -> None:
+        """`in_commit`: it had said that it would commit."""
+        super().__init__(error.message)
+        self.error = error
+        self.in_commit = in_commit
+
+
+class _Answer:
+    """What a worker says to a request, as far as it was read."""
+
+    def __init__(self, stream: asyncio.StreamReader) -> None:
+        self._stream = stream
+        self._pieces: list[bytes] | None = None
+        self._left = 0
+        """Bytes of the result that aren't read yet, once its first line is."""
+
+        self.in_commit = False
+        self.outcome: _Outcome | None = None
+        """None as long as it isn't all there."""
+
+    async def read(self) -> None:
+        """Read to the end of the answer, or of what the worker has said. Where it is cancelled it can be called again.
+        Raises ValueError for an answer that is too long."""
+        while self._pieces is None:
+            line = await self._stream.readline()
+            if not line.endswith(b"\n"):
+                return
+            if line == COMMITTING:
+                self.in_commit = True
+                continue
+            head = json.loads(line)
+            if "kind" in head:
+                self.outcome = _error(head["kind"], head["message"])
+                return
+            if head["size"] > _RESULT_BYTES:
+                raise ValueError
+            self._pieces, self._left = [], head["size"]
+        while self._left > 0:
+            piece = await self._stream.read(min(self._left, _PIECE_BYTES))
+            if not piece:
+                return
+            self._pieces.append(piece)
+            self._left -= len(piece)
+        self.outcome = self._pieces
+
+    async def read_rest(self) -> None:
+        """Read what a killed worker has said before. It ends at once, unless it waits for a disk."""
+        with contextlib.suppress(TimeoutError, ValueError, OSError):
+            async with asyncio.timeout(_REST_SECONDS):
+                await self.read()
 
 
 class D1Databases:
@@ -78,8 +154,10 @@ class D1Databases:
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Task[int]] = set()
-        self._sizes: dict[Name, int] = {}
-        """Bytes of each database."""
+        self._sizes: dict[str, dict[str, int]] = {}
+        """Bytes of each database, by owner and namespace."""
+
+        self._total = 0
 
         self._owners: set[str] = set()
         """Owners whose directory is durable."""
@@ -96,15 +174,15 @@ class D1Databases:
         for directory in (self._directory.parent, self._directory):
             _sync(directory)
         self._owners = {path.name for path in self._directory.iterdir()}
-        self._sizes = {name: path.stat().st_size for name, path in files(self._directory)}
+        self._note_all({name: path.stat().st_size for name, path in files(self._directory)})
 
     async def measure_all(self) -> None:
         """Find the databases that there are: hosts of a cluster share them. Raises OSError, Unavailable."""
         if self._kept is not None:
-            self._sizes = dict(await self._kept.sizes())
+            self._note_all(await self._kept.sizes())
             return
-        self._sizes = await asyncio.to_thread(
-            lambda: {name: path.stat().st_size for name, path in files(self._directory)}
+        self._note_all(
+            await asyncio.to_thread(lambda: {name: path.stat().st_size for name, path in files(self._directory)})
         )
 
     async def close(self) -> None:
@@ -118,7 +196,7 @@ class D1Databases:
     @property
     def total(self) -> int:
         """Bytes of all databases."""
-        return sum(self._sizes.values())
+        return self._total
 
     @property
     def most_bytes(self) -> int:
@@ -127,7 +205,7 @@ class D1Databases:
 
     def sizes(self, owner: str) -> Mapping[str, int]:
         """Bytes of each of an owner's databases, by namespace."""
-        return {namespace: size for (each, namespace), size in self._sizes.items() if each == owner}
+        return self._sizes.get(owner, {})
 
     async def run(
         self,
@@ -140,17 +218,32 @@ class D1Databases:
         room: int,
         asker: str = "",
     ) -> dict[str, Any]:
+        """Run SQL as `run_as_json` does, where few rows are expected: the result as an object."""
+        result = await self.run_as_json(owner, namespace, sql, params, many=many, room=room, asker=asker)
+        read: dict[str, Any] = json.loads(b"".join(result))
+        return read
+
+    async def run_as_json(
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
+        asker: str = "",
+    ) -> Sequence[bytes]:
         """Run SQL in a transaction, on a database that is made if there is none.
 
         `asker` is whoever of the owner's asks. `params` are the values of `?` or `:name`. With `many`, `sql` may be
-        several statements, but then without params. The database may grow by `room` bytes. The answer has `results`,
-        the rows of the last statement that has any, and `meta`; d1_worker.py makes it.
+        several statements, but then without params. The database may grow by `room` bytes. The result is an object of
+        JSON, in pieces: `results`, the rows of the last statement that has any, and `meta`; d1_worker.py makes it.
 
-        Raises BadRequest, Forbidden or TooLarge for what the SQL does, Unavailable where the database can't be used.
+        Raises BadRequest, Forbidden or TooLarge for what the SQL does, Unavailable where the database can't be used,
+        SqlUnknown where nobody knows whether it was committed.
         """
         name = (owner, namespace)
-        if name not in self._sizes and len(self._sizes) >= _MOST_DATABASES:
-            raise TooLarge(f"There are {_MOST_DATABASES} databases already.", hint="Delete one that isn't needed.")
         async with self._locked(name):
             path = self._path(name)
             if owner not in self._owners:
@@ -159,38 +252,53 @@ class D1Databases:
             request = {"path": str(path), "sql": sql, "params": params, "many": many}
             try:
                 async with self._shares(owner).slot(asker), self._slots.slot(owner):
+                    self._check_number(name)
                     if self._kept is None:
-                        answer = await self._run_here(name, request, room)
+                        outcome = await self._run_here(name, request, room)
                     else:
-                        answer = await self._run_shared(self._kept, name, request, room)
+                        outcome = await self._run_shared(self._kept, name, request, room)
+            except _Lost as lost:
+                if lost.in_commit and self._kept is None:  # what is kept in rows isn't changed by the worker's commit
+                    raise SqlUnknown(_UNKNOWN) from None
+                raise lost.error from None
+            except DatabaseAway as away:
+                if away.may_have_committed:
+                    raise SqlUnknown(_UNKNOWN) from away
+                raise
             finally:
                 self._measure(name, path)
-        if "ok" not in answer:
-            raise _error(answer["kind"], answer["message"])
-        result: dict[str, Any] = answer["ok"]
-        return result
+        if isinstance(outcome, EraError):
+            raise outcome
+        return outcome
 
-    async def _run_here(self, name: Name, request: Mapping[str, Any], room: int) -> dict[str, Any]:
+    def _check_number(self, name: Name) -> None:
+        """Raises TooLarge for a new database of an owner who has as many as there may be. The caller holds one of his
+        slots, of which there are few: so few are made at the same time."""
+        owner, namespace = name
+        of_owner = self.sizes(owner)
+        if namespace not in of_owner and len(of_owner) >= _MOST_DATABASES:
+            raise TooLarge(f"You have {_MOST_DATABASES} databases already.", hint="Delete one that isn't needed.")
+
+    async def _run_here(self, name: Name, request: Mapping[str, Any], room: int) -> _Outcome:
         """Run a call on the database's file as it is; see `_call_worker`."""
         self._measure(name, self._path(name))  # another host of a cluster may have written to it
-        most = min(self._most_bytes, self._sizes.get(name, 0) + max(room, 0))
+        owner, namespace = name
+        most = min(self._most_bytes, self.sizes(owner).get(namespace, 0) + max(room, 0))
         return await self._call_worker({**request, "most_bytes": most})
 
-    async def _run_shared(
-        self, kept: DatabaseReplicas, name: Name, request: Mapping[str, Any], room: int
-    ) -> dict[str, Any]:
+    async def _run_shared(self, kept: DatabaseReplicas, name: Name, request: Mapping[str, Any], room: int) -> _Outcome:
         """Run a call on a copy of what is kept, and store what it changes. Raises as `_call_worker` does, Unavailable
         where the rows can't be had, or other hosts change them all the time."""
         path, until = self._path(name), time.monotonic() + _KILL_SECONDS
         for tries in itertools.count(1):
             await _to_the_end(kept.pull(name, path))
             try:
-                answer = await self._run_here(name, request, room)
+                outcome = await self._run_here(name, request, room)
             except BaseException:
                 kept.forget(name)  # The worker was killed, with half a transaction in the file.
                 raise
-            if "ok" not in answer or await _to_the_end(kept.push(name, path)):
-                return answer
+            if isinstance(outcome, EraError) or await _to_the_end(kept.push(name, path)):
+                return outcome
             if time.monotonic() > until:
                 raise Unavailable("Other hosts change this database all the time.", hint="Try again.")
             await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # noqa: S311  no secret
@@ -224,10 +332,22 @@ class D1Databases:
 
     def _measure(self, name: Name, path: Path) -> None:
         """Note the size of a database, or that it doesn't exist."""
+        owner, namespace = name
+        of_owner = self._sizes.setdefault(owner, {})
         try:
-            self._sizes[name] = path.stat().st_size
+            size = path.stat().st_size
         except FileNotFoundError:
-            self._sizes.pop(name, None)
+            self._total -= of_owner.pop(namespace, 0)
+        else:
+            self._total += size - of_owner.get(namespace, 0)
+            of_owner[namespace] = size
+
+    def _note_all(self, sizes: Mapping[Name, int]) -> None:
+        """Note the size of all databases that there are."""
+        self._sizes = {}
+        for (owner, namespace), size in sizes.items():
+            self._sizes.setdefault(owner, {})[namespace] = size
+        self._total = sum(sizes.values())
 
     def _shares(self, owner: str) -> FairSlots[str]:
         """The slots of an owner, of which each who asks has one at a time."""
@@ -243,38 +363,45 @@ class D1Databases:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _call_worker(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request to a worker and receive its answer; see `d1_worker.answer`. The caller holds a slot.
+    async def _call_worker(self, request: Mapping[str, Any]) -> _Outcome:
+        """Send a request to a worker and receive its answer; see d1_worker.py. The caller holds a slot.
 
-        Raises BadRequest or TooLarge where the worker had to be killed or died, Unavailable where it can't be used.
+        Raises _Lost where the worker had to be killed or died, Unavailable where it can't be used.
         """
         worker = await self._worker()
+        if worker.stdin is None or worker.stdout is None:
+            raise Unavailable("An SQL worker has no pipes.")
+        answer, error = _Answer(worker.stdout), None
         try:
-            if worker.stdin is None or worker.stdout is None:
-                raise Unavailable("An SQL worker has no pipes.")
             async with asyncio.timeout(_KILL_SECONDS):
                 worker.stdin.write(json.dumps(request).encode() + b"\n")
                 await worker.stdin.drain()
-                line = await worker.stdout.readline()
+                await answer.read()
         except TimeoutError:
+            error = _error("time", "interrupted")
             self._end(worker, kill=True)
-            raise _error("time", "interrupted") from None
+            await answer.read_rest()
+        except ValueError:
+            error = _error("large", "The answer is too long")
         except OSError:
-            line = b""
+            pass  # it has ended
         except BaseException:
             self._end(worker, kill=True)
             raise
-        if not line.endswith(b"\n"):
-            self._end(worker, kill=True)
-            if await worker.wait() == -signal.SIGXCPU:
-                raise _error("time", "interrupted")
-            raise _error(
+        if answer.outcome is not None and error is None:
+            timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
+            self._idle.append((worker, timer))
+            return answer.outcome
+        self._end(worker, kill=True)
+        if answer.outcome is not None:
+            return answer.outcome
+        if error is None and await worker.wait() == -signal.SIGXCPU:
+            error = _error("time", "interrupted")
+        if error is None:
+            error = _error(
                 "memory", "The statement ended the process that ran it: it most likely wanted too much memory."
             )
-        timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
-        self._idle.append((worker, timer))
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        raise _Lost(error, in_commit=answer.in_commit)
 
     async def _worker(self) -> asyncio.subprocess.Process:
         """An idle worker, or a new one."""

@@ -1,4 +1,4 @@
-"""The worker process of d1_databases.py, which runs programs' SQL: a line of JSON in, a line of JSON out.
+"""The worker process of d1_databases.py, which runs programs' SQL: a line of JSON in, an answer of a few lines out.
 
 Theory of operation
 ===================
@@ -15,6 +15,11 @@ refuses BEGIN and COMMIT as well: a call is one transaction, all or nothing.
 *Bounds.* On statements, values, rows, pages of the database; deadlines, checked every few thousand steps. Exceeding
 one is an error, never a truncated answer.
 
+*What is said, and when.* The answer is a line that says how long the result is, and the result as JSON, which the
+service passes on as it is; or a line with an error. Before a COMMIT of anything that has changed there is a line more,
+`COMMITTING`: who gets no answer after that can't know whether there was a commit, and before it knows that there was
+none. So whatever may fail is done before: what an answer needs is there when the COMMIT begins.
+
 Run as a script, with the standard library only. It imports nothing of ERA and starts in 20 ms.
 """
 
@@ -27,7 +32,7 @@ import resource
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -47,10 +52,17 @@ MEMORY_BYTES = 128 << 20
 
 MAX_ROWS = 10_000
 MAX_ANSWER_BYTES = 4 << 20
-"""Bytes of an answer, counted roughly."""
+"""Bytes of an answer, counted roughly, with the names of the columns in each row. As JSON it may have six times as
+many: a control character is `\\u0001`."""
 
 MAX_TABLES = 500
 """Entries of a schema: tables, indexes, views and triggers together."""
+
+COMMITTING = b"committing\n"
+"""What is said before a COMMIT of anything that has changed."""
+
+_NO_VACUUM = "cannot VACUUM from within a transaction"
+"""SQLite's message about a VACUUM. No authorizer is asked about that; the transaction is what prevents it."""
 
 _STEPS = 5_000
 """Instructions of SQLite's virtual machine between two looks at the deadline."""
@@ -151,66 +163,106 @@ def connect(path: str, most_bytes: int) -> sqlite3.Connection:
     return connection
 
 
-def run(path: str, sql: str, params: Any, many: bool, most_bytes: int) -> dict[str, Any]:
+def run(
+    path: str, sql: str, params: Any, many: bool, most_bytes: int, *, committing: Callable[[], object] = lambda: None
+) -> tuple[bytes, dict[str, Any]]:
     """Run `sql` on the database at `path`, of at most `most_bytes`, as one transaction.
 
-    `many` allows several statements. The answer has `results`, the rows as objects of the last statement that has any,
-    and `meta`. Raises Refused or sqlite3.Error, with nothing changed.
+    `many` allows several statements. Returns the rows as objects of the last statement that has any, as JSON, and what
+    there is to say about the call. `committing` is called before a COMMIT of anything that has changed. Raises Refused
+    or sqlite3.Error, with nothing changed.
     """
     begun, begun_cpu = time.monotonic(), time.process_time()
+    is_forbidden = False
 
     def is_late() -> bool:
         return time.process_time() - begun_cpu > CPU_SECONDS or time.monotonic() - begun > SECONDS
+
+    def check(*action: Any) -> int:
+        nonlocal is_forbidden
+        verdict = authorize(*action)
+        is_forbidden |= verdict != sqlite3.SQLITE_OK
+        return verdict
 
     connection = connect(path, most_bytes)
     try:
         before = connection.execute("PRAGMA schema_version").fetchone()[0]
         connection.execute("BEGIN")
-        connection.set_authorizer(authorize)
+        connection.set_authorizer(check)
         connection.set_progress_handler(is_late, _STEPS)
-        values = params
-        if not isinstance(params, dict):
-            values = [bytes(value) if isinstance(value, list) else value for value in params]
-        texts = list(statements(sql)) if many else [sql]
-        if len(texts) > 1 and values:
-            raise Refused("bad", "'params' go with one statement, and there are several.")
-        rows: list[dict[str, Any]] = []
-        left = MAX_ANSWER_BYTES
-        for text in texts:
-            cursor = connection.execute(text, values)
-            if cursor.description is None:
-                continue
-            names = [column[0] for column in cursor.description]
-            rows = []
-            for row in cursor:
-                left -= sum(len(value) if isinstance(value, str | bytes) else 8 for value in row) + 8 * len(names)
-                if len(rows) >= MAX_ROWS or left < 0:
-                    raise Refused("large", f"The answer has over {MAX_ROWS} rows or {MAX_ANSWER_BYTES} bytes.")
-                rows.append(dict(zip(names, map(json_value, row), strict=True)))
+        try:
+            rows = _rows(connection, sql, params, many)
+        except sqlite3.Error as error:
+            # SQLite's own code doesn't say so everywhere: that a function was refused is a plain error.
+            if is_forbidden or str(error) == _NO_VACUUM:
+                error.sqlite_errorcode = sqlite3.SQLITE_AUTH
+            raise
         connection.set_authorizer(None)
         changed = connection.execute("PRAGMA schema_version").fetchone()[0] != before
         if changed and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > MAX_TABLES:
             raise Refused("large", f"The database would have over {MAX_TABLES} tables, indexes, views and triggers.")
         connection.set_progress_handler(None, 0)
-        last = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
-        connection.execute("COMMIT")
-        size = connection.execute("PRAGMA page_count").fetchone()[0] * _PAGE
         changes = connection.total_changes
-        return {
-            "results": rows,
-            "meta": {
-                "changes": changes,
-                "last_row_id": last,
-                "changed_db": changed or changes > 0,
-                "size_after": size,
-                "duration": round((time.monotonic() - begun) * 1000, 3),
-            },
+        meta = {
+            "changes": changes,
+            "last_row_id": connection.execute("SELECT last_insert_rowid()").fetchone()[0],
+            "changed_db": changed or changes > 0,
+            "size_after": connection.execute("PRAGMA page_count").fetchone()[0] * _PAGE,
         }
+        if meta["changed_db"] or _has_journal(path):
+            committing()
+        connection.execute("COMMIT")
+        return rows, {**meta, "duration": round((time.monotonic() - begun) * 1000, 3)}
     finally:
         connection.close()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             if os.path.getsize(path) == 0:  # nothing was ever committed
                 os.unlink(path)
+
+
+def _rows(connection: sqlite3.Connection, sql: str, params: Any, many: bool) -> bytes:
+    """Carry out the statements of a call; see `run`. Returns the rows as JSON."""
+    values: Any
+    if isinstance(params, dict):
+        values = {name: _sql_value(value) for name, value in params.items()}
+    else:
+        values = [_sql_value(value) for value in params]
+    texts = list(statements(sql)) if many else [sql]
+    if len(texts) > 1 and values:
+        raise Refused("bad", "'params' go with one statement, and there are several.")
+    rows: list[dict[str, Any]] = []
+    left = MAX_ANSWER_BYTES
+    for text in texts:
+        cursor = connection.execute(text, values)
+        if cursor.description is None:
+            continue
+        names = [column[0] for column in cursor.description]
+        of_names = sum(len(name) + 8 for name in names)
+        rows = []
+        for row in cursor:
+            left -= sum(len(value) if isinstance(value, str | bytes) else 8 for value in row) + of_names
+            if len(rows) >= MAX_ROWS or left < 0:
+                raise Refused("large", f"The answer has over {MAX_ROWS} rows or {MAX_ANSWER_BYTES} bytes.")
+            rows.append(dict(zip(names, map(json_value, row), strict=True)))
+    return _json(rows)
+
+
+def _has_journal(path: str) -> bool:
+    """Whether a transaction has written to the database: its journal has what was there before. Not everything that is
+    written counts as a change of rows, such as what ANALYZE finds."""
+    with suppress(FileNotFoundError):
+        return os.path.getsize(f"{path}-journal") > 0
+    return False
+
+
+def _sql_value(value: Any) -> Any:
+    """Convert a value from JSON for SQLite: a list of numbers becomes bytes."""
+    return bytes(value) if isinstance(value, list) else value
+
+
+def _json(value: Any) -> bytes:
+    """A value as JSON in the form of the API's answers (api/context.py)."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def json_value(value: Any) -> Any:
@@ -220,20 +272,30 @@ def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def answer(line: bytes) -> dict[str, Any]:
-    """Run a request, the arguments of `run` as JSON. The answer is `{"ok": …}`, or `kind` and `message` of an error."""
+def answer(line: bytes, *, committing: Callable[[], object] = lambda: None) -> tuple[dict[str, Any], Sequence[bytes]]:
+    """Run a request, the arguments of `run` as JSON. The answer is what its first line says, and the result in pieces:
+    `size` in bytes of the result, an object with `results` and `meta`; or `kind` and `message` of an error."""
     try:
-        return {"ok": run(**json.loads(line))}
+        rows, meta = run(**json.loads(line), committing=committing)
     except Refused as refusal:
-        return {"kind": refusal.kind, "message": str(refusal)}
+        return {"kind": refusal.kind, "message": str(refusal)}, ()
     except (MemoryError, RecursionError):
-        return {"kind": "memory", "message": "The statement needs more memory than it may have."}
+        return {"kind": "memory", "message": "The statement needs more memory than it may have."}, ()
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         kind = "large" if isinstance(error, sqlite3.DataError) else _KINDS.get(code, "sql")
-        return {"kind": kind, "message": str(error)}
+        return {"kind": kind, "message": str(error)}, ()
     except (ValueError, TypeError, OverflowError) as error:  # values that SQLite can't store
-        return {"kind": "sql", "message": str(error)}
+        return {"kind": "sql", "message": str(error)}, ()
+    pieces = (b'{"results":', rows, b',"meta":', _json(meta), b"}")  # not joined: that could want too much memory
+    return {"size": sum(map(len, pieces))}, pieces
+
+
+def say(*pieces: bytes) -> None:
+    """Write to the service."""
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
 
 
 def main(most_bytes: int) -> None:
@@ -249,8 +311,8 @@ def main(most_bytes: int) -> None:
     for line in sys.stdin.buffer:
         last = int(time.process_time()) + 1 + _KILL_CPU_SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (last if hard < 0 else min(last, hard), hard))
-        sys.stdout.buffer.write(json.dumps(answer(line)).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        head, result = answer(line, committing=lambda: say(COMMITTING))
+        say(json.dumps(head).encode() + b"\n", *result)
 
 
 if __name__ == "__main__":

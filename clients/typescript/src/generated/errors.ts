@@ -169,6 +169,8 @@ export class SqlMemory extends TooLarge {}
 export class SqlRefused extends Forbidden {}
 /** `sql_timeout`, a 400. */
 export class SqlTimeout extends BadRequest {}
+/** `sql_unknown`, a 503. */
+export class SqlUnknown extends Unavailable {}
 /** `storage_full`, a 413. */
 export class StorageFull extends TooLarge {}
 /** `tag_in_use`, a 409. */
@@ -291,6 +293,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   sql_memory: SqlMemory,
   sql_refused: SqlRefused,
   sql_timeout: SqlTimeout,
+  sql_unknown: SqlUnknown,
   storage_full: StorageFull,
   tag_in_use: TagInUse,
   too_busy: TooBusy,

@@ -27,7 +27,13 @@ class StorageError extends Error {
 }
 
 const quoted = (text) => encodeURIComponent(String(text));
-const pathOf = (kind, namespace, rest) => `/api/storage/${kind}/${quoted(namespace)}/${quoted(rest)}`;
+
+function pathOf(kind, namespace, rest) {
+  // With nothing behind the slash it would be the path of all keys.
+  if (String(rest) === '')
+    throw new StorageError("That can't be a key.", 400, 'bad_key', 'Use 1 to 1024 bytes of UTF-8 without NUL.');
+  return `/api/storage/${kind}/${quoted(namespace)}/${quoted(rest)}`;
+}
 
 function send(method, path, content) {
   if (!process.env.ERA_STORAGE_URL) throw new StorageError('There is no storage here.', 0, 'no_storage', NO_STORAGE);

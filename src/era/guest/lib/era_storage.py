@@ -104,6 +104,8 @@ def _quoted(text: str) -> str:
 
 
 def _path(kind: str, namespace: str, rest: str) -> str:
+    if not str(rest):  # with nothing behind the slash it would be the path of all keys
+        raise StorageError("That can't be a key.", 400, "bad_key", "Use 1 to 1024 bytes of UTF-8 without NUL.")
     return f"/api/storage/{kind}/{_quoted(namespace)}/{_quoted(rest)}"
 
 

@@ -7,7 +7,7 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from era.errors import NotFound
+from era.errors import BadRequest, NotFound
 from era.sdk.sync.connection import Connection
 from era.urls import storage_path
 
@@ -23,19 +23,19 @@ class Kv:
     def set(self, namespace: str, key: str, value: str, metadata: Mapping[str, Any] | None = None) -> None:
         """Store a string, in the place of any other."""
         body = {"value": value, "metadata": metadata}
-        self._connection.send("PUT", storage_path("kv", namespace, key), body)
+        self._connection.send("PUT", _key_path("kv", namespace, key), body)
 
     def get(self, namespace: str, key: str) -> str | None:
         """The string, None where there is none."""
         try:
-            value: str = (self._connection.get(storage_path("kv", namespace, key)))["value"]
+            value: str = (self._connection.get(_key_path("kv", namespace, key)))["value"]
         except NotFound:
             return None
         return value
 
     def delete(self, namespace: str, key: str) -> None:
         """Remove a key, if it is there."""
-        self._connection.send("DELETE", storage_path("kv", namespace, key))
+        self._connection.send("DELETE", _key_path("kv", namespace, key))
 
     def list(self, namespace: str, prefix: str = "", limit: int | None = None) -> _Items:
         """`[{"name", "metadata"}]` in the order of their names: all, or the first `limit`."""
@@ -83,18 +83,18 @@ class R2:
         """Store bytes (or a string, as UTF-8), in the place of any others."""
         content = content.encode() if isinstance(content, str) else content
         body = {"content": b2a_base64(content, newline=False).decode(), "metadata": metadata}
-        self._connection.send("PUT", storage_path("r2", namespace, key), body)
+        self._connection.send("PUT", _key_path("r2", namespace, key), body)
 
     def get(self, namespace: str, key: str) -> bytes | None:
         """The bytes, None where there are none."""
         try:
-            return a2b_base64((self._connection.get(storage_path("r2", namespace, key)))["content"])
+            return a2b_base64((self._connection.get(_key_path("r2", namespace, key)))["content"])
         except NotFound:
             return None
 
     def delete(self, namespace: str, key: str) -> None:
         """Remove an object, if it is there."""
-        self._connection.send("DELETE", storage_path("r2", namespace, key))
+        self._connection.send("DELETE", _key_path("r2", namespace, key))
 
     def list(self, namespace: str, prefix: str = "", limit: int | None = None) -> _Items:
         """`[{"key", "size", "uploaded"}]` in the order of their keys: all, or the first `limit`."""
@@ -118,3 +118,10 @@ class Storage:
         """How much there is: `{"total", "by_type", "by_namespace", "total_size"}`."""
         stats: dict[str, Any] = self._connection.get("/api/resources/stats")
         return stats
+
+
+def _key_path(kind: str, namespace: str, key: str) -> str:
+    """The path of a key. Raises BadRequest for an empty one: its path would be that of all keys."""
+    if key == "":
+        raise BadRequest("That can't be a key.", hint="Use 1 to 1024 bytes of UTF-8 without NUL.", code="bad_key")
+    return storage_path(kind, namespace, key)
