@@ -148,11 +148,12 @@ class S3Blobs:
         Raises Unavailable where the bucket can't be used, Conflict where the prefix isn't this installation's.
         """
         self._cache.open()
+        bucket = self._bucket.briefly()  # somebody waits to be told what is wrong
         try:
-            owner = self._read_owner()
+            owner = _owner_in(bucket)
             if owner is None and take:
-                self._bucket.put(_OWNER, self._owner.encode())
-                owner = self._read_owner()  # Another installation may have written it at the same time.
+                bucket.put(_OWNER, self._owner.encode())
+                owner = _owner_in(bucket)  # Another installation may have written it at the same time.
         except OSError as error:
             raise Unavailable(f"The blob store can't be used: {error.strerror}.") from None
         if owner != self._owner:
@@ -162,9 +163,14 @@ class S3Blobs:
         """Put and remove content beside other hosts of a cluster from now on. Call it before anything is put."""
         self._condemned = condemned
 
+    def hurry(self) -> None:
+        """Repeat no request from now on: what fails has failed, so that the service needn't be waited for."""
+        self._bucket.hurry()
+
     def close(self) -> None:
         """Let uploads finish. Downloads and sweeps in progress fail at their next request."""
         self._closed = True
+        self.hurry()
         self._threads.shutdown()
 
     @contextmanager
@@ -295,10 +301,6 @@ class S3Blobs:
         """Get a blob into the cache, where there is room for it."""
         os.close(self.open_blob(digest))
 
-    def _read_owner(self) -> str | None:
-        """The id of the installation that the prefix belongs to; None for a new prefix. Raises OSError."""
-        return _owner_in(self._bucket)
-
     def _forget(self, older_than: float) -> None:
         """Drop notes of puts and removals that no longer matter, so that they don't grow for ever."""
         now = time.monotonic()
@@ -316,7 +318,7 @@ class S3Blobs:
             self._removing.update(dict.fromkeys(removable, math.inf))
         until = math.inf
         try:
-            self._bucket.delete([name for digest in removable for name in old[digest]])
+            self._bucket.briefly().delete([name for digest in removable for name in old[digest]])
             until = 0.0
         finally:
             with self._changed:
@@ -530,7 +532,7 @@ def check_bucket(url: str, store_id: Path) -> None:
     `url`."""
     named = parse(url)
     try:
-        owner = _owner_in(Bucket(url, _PATIENCE))
+        owner = _owner_in(Bucket(url, _PATIENCE).briefly())
     except OSError as error:
         where = f"s3://{named.bucket}/{named.prefix} at {named.endpoint or 'AWS'}"
         raise NotReady(

@@ -1,23 +1,26 @@
 """An S3 client: the objects below a prefix of a bucket on an S3-compatible server, with retries.
 
 A request is repeated, with growing pauses, while its failure may be temporary: an error of the server's own, a broken
-or silent connection, half a body. That is safe because every operation here is idempotent. After the last attempt an
-OSError says in a few words what was wrong. It never quotes the server or the client library, whose texts may hold
-addresses, keys and signatures.
+or silent connection, half a body. That is safe because every operation here is idempotent. What hardly gets better, as
+damaged content, is tried a few times only. After the last attempt an OSError says in a few words what was wrong. It
+never quotes the server or the client library, whose texts may hold addresses, keys and signatures.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import random
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import parse_qsl, urlsplit
@@ -32,6 +35,11 @@ from era.errors import BadRequest
 _PAGE = 1000
 _HINT = "Write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with credentials in AWS_* variables."
 _PERMANENT = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)
+_REFUSED = re.compile(r"status(?: code)?: (?:4(?!08|09|25|29)\d\d|501)|redirect without LOCATION")
+"""In the text of an error, that a server takes a request for wrong: it isn't too slow, too early or one too many."""
+
+_BRIEF_SECONDS = 5.0
+"""`Patience.total` for those who need a bucket soon or not at all."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,20 +48,23 @@ _log = logging.getLogger(__name__)
 class Patience:
     """How often and how long to retry."""
 
+    total: float = 45.0
+    """Seconds after which no further attempt begins."""
+
     attempts: int = 3
-    """How often an operation is tried."""
+    """How often an operation is tried whose failure hardly gets better: content is damaged, a request is refused."""
 
     pause: float = 0.3
     """The pause after attempt n is between half of `pause * 2**n` seconds and all of it, at random."""
+
+    longest_pause: float = 4.0
+    """`pause * 2**n` counts as no more than this."""
 
     requests: int = 3
     """How often the client library repeats a single request within an attempt."""
 
     silence: float = 15.0
     """Seconds without a byte from the server that end a request."""
-
-    total: float = 45.0
-    """Seconds after which no further attempt begins."""
 
 
 class BucketPrefix(NamedTuple):
@@ -110,6 +121,7 @@ class Bucket:
     def __init__(self, url: str, patience: Patience) -> None:
         place = parse(url)
         self._patience = patience
+        self._hurried = threading.Event()
         options = {"endpoint": place.endpoint, "region": place.region}
         self._store = S3Store(
             place.bucket,
@@ -128,6 +140,16 @@ class Bucket:
             },
             **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]  # a dict
         )
+
+    def briefly(self) -> Bucket:
+        """The same bucket for those who give up after a few seconds: somebody waits for them, or they come again."""
+        brief = copy.copy(self)
+        brief._patience = replace(self._patience, total=min(self._patience.total, _BRIEF_SECONDS))
+        return brief
+
+    def hurry(self) -> None:
+        """Begin no further attempt from now on: the service stops."""
+        self._hurried.set()
 
     def put(self, name: str, content: bytes) -> None:
         """Store an object, which is durable when this returns. In one request: a multipart upload that a crash cuts
@@ -215,7 +237,8 @@ class Bucket:
         came was damaged each time, else with EIO.
         """
         give_up = time.monotonic() + self._patience.total
-        for attempt in range(1, self._patience.attempts + 1):
+        hopeless = 0
+        for attempt in count(1):
             try:
                 return job()
             except FileNotFoundError as error:
@@ -226,12 +249,19 @@ class Bucket:
                 raise _failure(f"the blob store refused: {_reason(error)}") from None
             except (exceptions.BaseError, Damaged) as error:
                 reason = _reason(error)
-                if attempt == self._patience.attempts or time.monotonic() > give_up:
+                hopeless += not _may_be_temporary(error)
+                pause = self._pause_after(attempt)
+                is_over = hopeless >= self._patience.attempts or time.monotonic() + pause > give_up
+                if is_over or self._hurried.is_set():
                     number = errno.EBADMSG if isinstance(error, Damaged) else errno.EIO
                     raise OSError(number, f"the blob store failed: {reason}") from None
                 _log.warning("the blob store failed, trying again: %s", reason)
-            time.sleep(self._patience.pause * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  no secret
+            self._hurried.wait(pause)
         raise AssertionError("unreachable")
+
+    def _pause_after(self, attempt: int) -> float:
+        longest = min(self._patience.pause * 2.0 ** min(attempt, 30), self._patience.longest_pause)
+        return longest * random.uniform(0.5, 1)  # noqa: S311  no secret
 
 
 def _delete(url: str, seconds: float) -> None:
@@ -255,6 +285,13 @@ def _listed(item: obstore.ObjectMeta) -> Listed:
 
 def _failure(reason: str) -> OSError:
     return OSError(errno.EIO, reason)
+
+
+def _may_be_temporary(error: Exception) -> bool:
+    if isinstance(error, Damaged):
+        return False
+    # S3 says 400 also where it has waited for the body in vain.
+    return _REFUSED.search(str(error)) is None or _code(error) == "RequestTimeout"
 
 
 def _code(error: Exception) -> str | None:
