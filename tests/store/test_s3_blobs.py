@@ -421,6 +421,23 @@ def test_a_server_that_fails_on_is_an_error_in_time(make: Make, failing: FaultyS
     assert 1.5 < seconds(lambda: put(store, b"content"), "status 500") < 30
 
 
+def test_a_batch_waits_once_for_a_server_that_fails(
+    make: Make, failing: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many uploads it would have been."""
+    monkeypatch.setattr(module, "PART", 1000)
+    store = make(failing.endpoint, patience=Patience(pause=0.02, longest_pause=0.5, requests=0, total=8.0))
+    (tmp_path / "large").write_bytes(os.urandom(20_000))
+
+    def large() -> None:
+        with open(tmp_path / "large", "rb") as file, store.batch() as batch:
+            batch.put_file(file.fileno(), 20_000)
+
+    failing.fail_all(True)
+    assert seconds(lambda: put(store, *(os.urandom(10) for _ in range(100))), "status 500") < 14
+    assert seconds(large, "status 500") < 14
+
+
 def test_who_can_not_wait_gives_up_soon(
     s3: S3, bucket: str, make: Make, failing: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
