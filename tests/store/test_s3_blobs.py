@@ -475,3 +475,28 @@ def test_closing_waits_for_no_server_that_fails(make: Make, failing: FaultyS3) -
         for job in (uploading, reading):
             with pytest.raises(OSError, match="status 500"):
                 job.result(30)
+
+
+@pytest.mark.parametrize("size", [600_000, 3 << 20])
+def test_an_upload_may_take_longer_than_a_server_is_silent(make: Make, faulty: FaultyS3, size: int) -> None:
+    store = make(faulty.endpoint, patience=NERVOUS)
+    faulty.bytes_per_second = size // 3
+    contents = [os.urandom(size) for _ in range(2)]
+    digests = put(store, *contents)
+    faulty.fail(None)
+    digests += put(store, b"x" * size)
+    assert faulty.requests == 1, "once uploads are known to be slow, they aren't begun in vain"
+    assert [make().get(digest) for digest in digests] == [*contents, b"x" * size]
+
+
+def test_a_server_that_is_silent_about_large_content_is_an_error_in_time(
+    make: Make, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an attempt as long as any, and one with the time that such an upload may need."""
+    monkeypatch.setattr("era.store.s3_client._SLOWEST", 1 << 20)
+    store = make(faulty.endpoint, patience=LONG)
+    faulty.answering.clear()
+    try:
+        assert 5 < seconds(lambda: put(store, bytes(1 << 20)), "did not answer in time") < 30
+    finally:
+        faulty.answering.set()
