@@ -24,7 +24,7 @@ from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=20.0, total=60.0)
 NERVOUS = Patience(attempts=3, pause=0.02, requests=0, silence=1.0, total=10.0)
 ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=0.0)
-LONG = Patience(pause=0.02, requests=0, silence=1.0, total=300.0)
+LONG = Patience(pause=0.02, requests=0, silence=1.0, total=90.0)
 
 type Make = Callable[..., S3Blobs]
 
