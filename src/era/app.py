@@ -170,12 +170,8 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
     if not settings.blobs:
         host = cgroup_name(directory) + "." if settings.shared_dir else ""
         return LocalBlobs(shared_directory(settings) / "blobs", host)
-    return S3Blobs(
-        settings.blobs,
-        directory / "blob-cache",
-        cache_bytes=settings.blob_cache_mb << 20,
-        owner=installation(shared_directory(settings) / "store-id"),
-    )
+    cache, owner = directory / "blob-cache", installation(shared_directory(settings) / "store-id")
+    return S3Blobs(settings.blobs, cache, cache_bytes=settings.blob_cache_mb << 20, owner=owner)
 
 
 async def open_store(settings: Settings) -> SqlStore:
@@ -391,6 +387,11 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await active_runs.stop_background(seconds)
                 await ending
 
+            async def end_runs() -> None:
+                """End those that are under way, so that their callers are told: also those that wait for a bucket."""
+                blobs.hurry()
+                await pool.stop(why_stopped)
+
             async def serves_at(port: int, hosts_port: int | None, app: ASGIApp) -> None:
                 network.serves_at(port, GuestPublicUrls(app).protocol)
                 if homes is not None:
@@ -459,7 +460,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     limits=tuple(settings_in_force(settings)),
                     findings=lambda tls: doctor.findings(sandboxes.tested(), tls),
                     end_background=end_background,
-                    end_runs=partial(pool.stop, why_stopped),
+                    end_runs=end_runs,
                     note=note,
                     trace=traces.begin,
                     metrics=lambda: metrics_text(metrics, measured),
@@ -473,7 +474,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await packages.stop()
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
-                await pool.stop(why_stopped)
+                await end_runs()
                 await live_sessions.close()
                 await runs.drain(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()

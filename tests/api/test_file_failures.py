@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import httpx
 import pytest
@@ -56,6 +57,35 @@ def test_a_disk_that_fails_is_a_503_and_changes_nothing(
     ]
     file.unlink()
     refused(get(client, where, "a"), 503, "could not be read")
+
+
+def is_told(server: Server, what: str) -> bool:
+    return what in server.log
+
+
+def test_a_disk_that_fails_while_much_is_sent_breaks_off(own_server: MakeServer) -> None:
+    """Archives and capsules, of which nobody can take what came for all of it."""
+    server = own_server()
+    large = os.urandom(2 * MIB)
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        put(client, "s", "a", large)
+        put(client, "s", "b", b"lost")
+        [file] = (server.content_dir / "blobs").rglob(hashlib.sha256(b"lost").hexdigest())
+        file.unlink()
+        for path in ("archive", "archive?format=tar.gz", "archive?format=zip", "capsule"):
+            with client.stream("GET", f"/api/sessions/s/{path}") as answer:
+                assert answer.status_code == 200
+                with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+                    list(answer.iter_raw())
+            request = answer.headers["x-request-id"]
+            assert eventually(partial(is_told, server, request))
+            [line] = [line for line in server.log.splitlines() if request in line]
+            assert "request_failed" in line
+            assert "status=503" in line
+            assert "could not be read" in line
+    assert "Traceback" not in server.log
+    assert "already started" not in server.log
 
 
 def test_a_put_that_waits_fails_when_its_session_is_deleted(

@@ -125,6 +125,9 @@ class FaultyS3(ThreadingHTTPServer):
         self._plan: tuple[Fault, int] | None = None
         self._always = False
         self.requests = 0
+        self.bytes_per_second = 0
+        """How fast it reads the bodies of requests; 0 is as fast as they come."""
+
         self.answering = threading.Event()
         """Cleared where no request is answered, until it is set again."""
 
@@ -163,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyS3
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._body(int(self.headers.get("Content-Length", 0)))
         fault = self.server.next_fault()
         self.server.answering.wait(60)
         if fault == "hang":
@@ -180,6 +183,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, headers, content, half=fault == "half")
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815  the library's names
+
+    def _body(self, length: int) -> bytes:
+        body = b""
+        while rest := length - len(body):
+            piece = self.rfile.read(min(rest, 64 << 10))
+            if not piece:
+                break
+            body += piece
+            if self.server.bytes_per_second:
+                time.sleep(len(piece) / self.server.bytes_per_second)
+        return body
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)

@@ -8,21 +8,23 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
 import pytest
 
-from era.errors import BadRequest, Conflict, Unavailable
+from era.errors import BadRequest, Conflict, NotReady, Unavailable
 from era.store import s3_blobs as module
 from era.store.blob_cache import BlobCache
-from era.store.s3_blobs import S3Blobs, installation
+from era.store.s3_blobs import S3Blobs, check_bucket, installation
 from era.store.s3_client import Patience, parse
 from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 
 HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=20.0, total=60.0)
 NERVOUS = Patience(attempts=3, pause=0.02, requests=0, silence=1.0, total=10.0)
-ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=60.0)
+ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=0.0)
+LONG = Patience(pause=0.02, requests=0, silence=1.0, total=90.0)
 
 type Make = Callable[..., S3Blobs]
 
@@ -367,3 +369,134 @@ def test_a_removal_that_may_still_come_is_waited_for(
     put(store, b"content")
     assert time.monotonic() - begun > 0.4
     assert make().get(digest) == b"content"
+
+
+@pytest.fixture
+def failing(faulty: FaultyS3) -> Iterator[FaultyS3]:
+    """Fails all requests from when a test says so until it ends."""
+    yield faulty
+    faulty.fail_all(False)
+
+
+def seconds(job: Callable[[], object], match: str | None = None) -> float:
+    """How long `job` takes; with `match`, until it fails with such an error."""
+    begun = time.monotonic()
+    if match is None:
+        job()
+    else:
+        with pytest.raises((OSError, Unavailable, NotReady), match=match):
+            job()
+    return time.monotonic() - begun
+
+
+def test_a_server_that_fails_for_some_seconds_does_no_harm(make: Make, failing: FaultyS3) -> None:
+    """As one does that asks for fewer requests."""
+    store = make(failing.endpoint, patience=Patience())
+    failing.fail_all(True)
+    recovery = threading.Timer(8, failing.fail_all, (False,))
+    recovery.start()
+    digest = put(store, b"content")[0]
+    recovery.join()
+    assert make().get(digest) == b"content"
+
+
+def test_what_hardly_gets_better_is_tried_a_few_times(s3: S3, bucket: str, make: Make, faulty: FaultyS3) -> None:
+    """However long a server that fails otherwise is waited for."""
+    patient = Patience(attempts=4, pause=0.02, requests=0, total=300.0)
+    store = make(faulty.endpoint, patience=patient)
+    digest = put(make(), b"content")[0]
+    obstore.put(s3.bucket(bucket, "some/prefix"), digest, b"damaged")
+    faulty.fail(None)
+    assert seconds(lambda: store.get(digest), "damaged") < 60
+    assert faulty.requests == 4
+    faulty.fail(None)
+    # Radosgw refuses longer names with 400.
+    assert seconds(lambda: store._bucket.put("x" * 1100, b""), "blob store") < 60
+    assert faulty.requests <= 4
+
+
+def test_a_server_that_fails_on_is_an_error_in_time(make: Make, failing: FaultyS3) -> None:
+    store = make(failing.endpoint, patience=Patience(total=3.0))
+    failing.fail_all(True)
+    assert 1.5 < seconds(lambda: put(store, b"content"), "status 500") < 30
+
+
+def test_a_batch_waits_once_for_a_server_that_fails(
+    make: Make, failing: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many uploads it would have been."""
+    monkeypatch.setattr(module, "PART", 1000)
+    store = make(failing.endpoint, patience=Patience(pause=0.02, longest_pause=0.5, requests=0, total=8.0))
+    (tmp_path / "large").write_bytes(os.urandom(20_000))
+
+    def large() -> None:
+        with open(tmp_path / "large", "rb") as file, store.batch() as batch:
+            batch.put_file(file.fileno(), 20_000)
+
+    failing.fail_all(True)
+    assert seconds(lambda: put(store, *(os.urandom(10) for _ in range(100))), "status 500") < 14
+    assert seconds(large, "status 500") < 14
+
+
+def test_who_can_not_wait_gives_up_soon(
+    s3: S3, bucket: str, make: Make, failing: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those who start, and what others wait for or what comes again."""
+    monkeypatch.setattr("era.store.s3_client._BRIEF_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_PATIENCE", LONG)
+    store = make(failing.endpoint, patience=LONG)
+    digest = put(store, b"content")[0]
+    hold = store.hold()
+    hold.everything()
+    store._recent.clear()  # what was put lately isn't removed
+    remove = store._bucket.briefly().signed_removals([digest], 60)[0]
+    failing.fail_all(True)
+    with ThreadPoolExecutor() as threads:
+        jobs: list[tuple[Callable[[], object], str | None]] = [
+            (store.open, "status 500"),
+            (lambda: check_bucket(s3.url(bucket, endpoint=failing.endpoint), tmp_path / "id"), "status 500"),
+            (lambda: store._remove({digest: [digest]}), "status 500"),
+            (remove, "status 500"),
+            (hold.release, None),
+        ]
+        assert max(threads.map(lambda job: seconds(*job), jobs)) < 60
+
+
+def test_closing_waits_for_no_server_that_fails(make: Make, failing: FaultyS3) -> None:
+    store = make(failing.endpoint, patience=LONG)
+    failing.fail_all(True)
+    with ThreadPoolExecutor() as threads:
+        uploading = threads.submit(put, store, b"content")
+        reading = threads.submit(store.get, "0" * 64)
+        time.sleep(1)
+        assert not uploading.done()
+        assert not reading.done()
+        assert seconds(store.close) < 30
+        for job in (uploading, reading):
+            with pytest.raises(OSError, match="status 500"):
+                job.result(30)
+
+
+@pytest.mark.parametrize("size", [600_000, 3 << 20])
+def test_an_upload_may_take_longer_than_a_server_is_silent(make: Make, faulty: FaultyS3, size: int) -> None:
+    store = make(faulty.endpoint, patience=NERVOUS)
+    faulty.bytes_per_second = size // 3
+    contents = [os.urandom(size) for _ in range(2)]
+    digests = put(store, *contents)
+    faulty.fail(None)
+    digests += put(store, b"x" * size)
+    assert faulty.requests == 1, "once uploads are known to be slow, they aren't begun in vain"
+    assert [make().get(digest) for digest in digests] == [*contents, b"x" * size]
+
+
+def test_a_server_that_is_silent_about_large_content_is_an_error_in_time(
+    make: Make, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an attempt as long as any, and one with the time that such an upload may need."""
+    monkeypatch.setattr("era.store.s3_client._SLOWEST", 1 << 20)
+    store = make(faulty.endpoint, patience=LONG)
+    faulty.answering.clear()
+    try:
+        assert 5 < seconds(lambda: put(store, bytes(1 << 20)), "did not answer in time") < 30
+    finally:
+        faulty.answering.set()

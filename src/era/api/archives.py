@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.files import SAFE, Wait, body_of
+from era.api.streaming import ClosingResponse
 from era.core.files.session_files import PATIENCE
 from era.core.files.unpack import Format
 from era.wire.base import dropped_answer
@@ -67,7 +68,7 @@ def _archive_response(pieces: AsyncIterator[bytes], name: str, form: Format) -> 
         "Content-Type": _TYPES[form],
         "Content-Disposition": f'attachment; filename="{name}.{form}"',
     }
-    return StreamingResponse(pieces, headers=headers)
+    return ClosingResponse(pieces, headers=headers)
 
 
 @router.put(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from era.api.context import Answer, CallerId, SessionId, StrictRoute, UseContext, caller_of, errors, session_view
-from era.core.capsules.exports import Export
+from era.api.streaming import ClosingResponse
 from era.errors import BadRequest
 from era.wire.sessions import SESSION_ID, SessionAnswer
 
@@ -21,26 +19,6 @@ _TAR = "application/x-tar"
 # A page of another site may send a body without a type or with a form's type unasked; these need a CORS preflight.
 _TAR_TYPES = ("application/octet-stream", _TAR, "application/tar")
 _TAR_BODY = {"schema": {"type": "string", "format": "binary"}}
-
-
-class _CapsuleResponse(StreamingResponse):
-    """Streams an export and closes it, also when the client hangs up."""
-
-    def __init__(self, export: Export) -> None:
-        headers = {
-            "Content-Length": str(export.size),
-            "Content-Disposition": f'attachment; filename="{export.session_id}.era.tar"',
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-store",
-        }
-        super().__init__(export.chunks(), media_type=_TAR, headers=headers)
-        self._export = export
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._export.close()
 
 
 @router.get(
@@ -56,7 +34,14 @@ async def export_session(
     ] = "all",
 ) -> Response:
     """Download a session with everything that belongs to it, as one archive (a capsule)."""
-    return _CapsuleResponse(await context.capsules.open(session_id, history=versions == "all"))
+    export = await context.capsules.open(session_id, history=versions == "all")
+    headers = {
+        "Content-Length": str(export.size),
+        "Content-Disposition": f'attachment; filename="{export.session_id}.era.tar"',
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+    return ClosingResponse(export.chunks(), export.close, media_type=_TAR, headers=headers)
 
 
 @router.post(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from era.api.context import (
     Answer,
@@ -33,7 +32,7 @@ from era.api.context import (
     setup_of,
     states_of,
 )
-from era.api.streaming import listing_response, with_files
+from era.api.streaming import ClosingResponse, listing_response, with_files
 from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import Session, now, timestamp
@@ -160,7 +159,7 @@ async def list_sessions(
     first = await page(key_of(cursor) if cursor else None, limit or _ALL)
     views, looked_at, last = first
     if last is not None and looked_at != limit:
-        return StreamingResponse(_pages(first, limit or _ALL, page), media_type=Answer.media_type)
+        return ClosingResponse(_pages(first, limit or _ALL, page), media_type=Answer.media_type)
     return Answer({"sessions": views, "count": len(views), "next_cursor": last and cursor_of(last)})
 
 

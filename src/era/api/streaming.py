@@ -18,7 +18,7 @@ from era.core.files.edits import FileEntry
 from era.core.loop_slices import Budget
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
-from era.errors import EraError
+from era.errors import EraError, Unavailable
 from era.wire.files import files_answer
 
 _SMALL = 64 << 10
@@ -34,12 +34,12 @@ _PIECE_US = 500
 class ClosingResponse(StreamingResponse):
     """Streams `pieces` and calls `close` afterwards, also where sending never began.
 
-    Where `pieces` raises an EraError once sending has begun, the connection is reset, so that nobody takes what came
-    for all of it; the error is that of the request's record.
+    Where `pieces` raises an EraError or an OSError once sending has begun, the connection is reset, so that nobody
+    takes what came for all of it; the error is that of the request's record.
     """
 
-    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None], **options: Any) -> None:
-        super().__init__(pieces, **options)
+    def __init__(self, pieces: AsyncIterator[bytes], close: Callable[[], None] = lambda: None, **options: Any) -> None:
+        super().__init__(_read(pieces), **options)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,13 +61,22 @@ class ClosingResponse(StreamingResponse):
             self._close()
 
 
+async def _read(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`pieces`. Raises Unavailable where the disk or the bucket that they are read from fails."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except OSError as error:
+        raise Unavailable(f"What is sent could not be read: {error.strerror}.") from error
+
+
 async def listing_response(pieces: AsyncIterator[bytes]) -> Response:
     """A JSON answer that may be a long list: in one piece if it is small, else as its pieces come."""
     first = bytearray()
     async for piece in pieces:
         first += piece
         if len(first) > _SMALL:
-            return ClosingResponse(_and_on(bytes(first), pieces), lambda: None, media_type=Answer.media_type)
+            return ClosingResponse(_and_on(bytes(first), pieces), media_type=Answer.media_type)
     return Response(bytes(first), media_type=Answer.media_type)
 
 

@@ -175,6 +175,9 @@ class LocalBlobs:
     def expect(self, digests: Iterable[str]) -> None:
         """Does nothing: blobs on the local disk needn't be fetched ahead."""
 
+    def hurry(self) -> None:
+        """Does nothing: what fails on the local disk isn't repeated."""
+
     def close(self) -> None:
         """Make a sweep in progress return early."""
         self._closed = True

@@ -148,11 +148,12 @@ class S3Blobs:
         Raises Unavailable where the bucket can't be used, Conflict where the prefix isn't this installation's.
         """
         self._cache.open()
+        bucket = self._bucket.briefly()  # somebody waits to be told what is wrong
         try:
-            owner = self._read_owner()
+            owner = _owner_in(bucket)
             if owner is None and take:
-                self._bucket.put(_OWNER, self._owner.encode())
-                owner = self._read_owner()  # Another installation may have written it at the same time.
+                bucket.put(_OWNER, self._owner.encode())
+                owner = _owner_in(bucket)  # Another installation may have written it at the same time.
         except OSError as error:
             raise Unavailable(f"The blob store can't be used: {error.strerror}.") from None
         if owner != self._owner:
@@ -162,9 +163,14 @@ class S3Blobs:
         """Put and remove content beside other hosts of a cluster from now on. Call it before anything is put."""
         self._condemned = condemned
 
+    def hurry(self) -> None:
+        """Repeat no request from now on: what fails has failed, so that the service needn't be waited for."""
+        self._bucket.hurry()
+
     def close(self) -> None:
         """Let uploads finish. Downloads and sweeps in progress fail at their next request."""
         self._closed = True
+        self.hurry()
         self._threads.shutdown()
 
     @contextmanager
@@ -177,7 +183,7 @@ class S3Blobs:
             try:
                 yield batch
             finally:
-                batch._wait()
+                batch._uploads.wait()
             batch._finish()
             if self._condemned is not None:
                 confirm(self._condemned, batch._put_at, self._put_again)
@@ -295,10 +301,6 @@ class S3Blobs:
         """Get a blob into the cache, where there is room for it."""
         os.close(self.open_blob(digest))
 
-    def _read_owner(self) -> str | None:
-        """The id of the installation that the prefix belongs to; None for a new prefix. Raises OSError."""
-        return _owner_in(self._bucket)
-
     def _forget(self, older_than: float) -> None:
         """Drop notes of puts and removals that no longer matter, so that they don't grow for ever."""
         now = time.monotonic()
@@ -316,7 +318,7 @@ class S3Blobs:
             self._removing.update(dict.fromkeys(removable, math.inf))
         until = math.inf
         try:
-            self._bucket.delete([name for digest in removable for name in old[digest]])
+            self._bucket.briefly().delete([name for digest in removable for name in old[digest]])
             until = 0.0
         finally:
             with self._changed:
@@ -349,21 +351,18 @@ class S3Blobs:
         parts don't have the digest."""
         begun = self._begin_upload()
         hasher = hashlib.sha256()
-        uploads: list[Future[None]] = []
+        uploads = _Uploads(self)
+        number = 0
         try:
-            for number, part in enumerate(parts):
+            for number, part in enumerate(parts, 1):
                 hasher.update(part)
-                upload = partial(self._bucket.put, f"{digest}.{number}", part)
-                uploads.append(self._submit(upload, self._part_uploads))
-                if uploads[-1].done():
-                    uploads[-1].result()
+                uploads.begin(partial(self._bucket.put, f"{digest}.{number - 1}", part), self._part_uploads)
         finally:
-            wait(uploads)
-        for future in uploads:
-            future.result()
+            uploads.wait()
+        uploads.check()
         if hasher.hexdigest() != digest:
             raise OSError(errno.EIO, "a file changed while it was being kept")
-        self._bucket.put(digest, b"era parts %d" % len(uploads))
+        self._bucket.put(digest, b"era parts %d" % number)
         self._note_upload(digest, begun)
 
     def _put_again(self, digest: str) -> None:
@@ -425,6 +424,37 @@ class S3Blobs:
         return hasher.hexdigest()
 
 
+class _Uploads:
+    """Uploads that are of use together only: once one has failed, none begins any more."""
+
+    def __init__(self, store: S3Blobs) -> None:
+        self._store = store
+        self._unfinished: list[Future[None]] = []
+        self._failure: BaseException | None = None
+
+    def begin(self, upload: Callable[[], None], slots: threading.BoundedSemaphore) -> None:
+        """Begin an upload after waiting for a slot. Raises what another one has failed by."""
+        self.check()
+        self._unfinished = [future for future in self._unfinished if not future.done()]
+        self._unfinished.append(self._store._submit(partial(self._run, upload), slots))
+
+    def wait(self) -> None:
+        """Wait until all have ended, whether well or not."""
+        wait(self._unfinished)
+
+    def check(self) -> None:
+        """Raises what an upload has failed by."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, upload: Callable[[], None]) -> None:
+        if self._failure is None:
+            try:
+                upload()
+            except BaseException as failure:
+                self._failure = failure
+
+
 class S3Batch:
     """Blobs that become durable together, put from one thread."""
 
@@ -433,16 +463,15 @@ class S3Batch:
         self._put_at: dict[str, int] = {}
         """What is put, each with a time before its upload by the database's clock, where hosts share the prefix."""
 
-        self._uploads: list[Future[None]] = []
+        self._uploads = _Uploads(store)
         self._written = 0
 
     def put(self, content: bytes) -> str:
         """Store `content`; its digest. Raises OSError where an upload has failed."""
         digest = hashlib.sha256(content).hexdigest()
         if not self._have(digest):
-            self._stop_if_failed()
             slots = self._store._small_uploads if len(content) <= CHUNK else self._store._part_uploads
-            self._uploads.append(self._store._submit(partial(self._store._put, digest, content), slots))
+            self._uploads.begin(partial(self._store._put, digest, content), slots)
         return digest
 
     def put_file(self, fd: int, size: int) -> str:
@@ -459,7 +488,7 @@ class S3Batch:
             hasher.update(piece)
         digest = hasher.hexdigest()
         if not self._have(digest):
-            self._stop_if_failed()
+            self._uploads.check()
             self._store._put_parts(digest, _pieces(read, size, PART))
         return digest
 
@@ -478,25 +507,9 @@ class S3Batch:
         self._written += upload is None
         return upload is not None
 
-    def _stop_if_failed(self) -> None:
-        """Raises OSError where an upload of this batch has failed: then no more are begun."""
-        unfinished = []
-        for future in self._uploads:
-            if future.done():
-                future.result()
-            else:
-                unfinished.append(future)
-        self._uploads = unfinished
-
-    def _wait(self) -> None:
-        """Wait until all uploads have ended, whether well or not."""
-        for future in self._uploads:
-            future.exception()
-
     def _finish(self) -> None:
         """Raises OSError where an upload has failed."""
-        for future in self._uploads:
-            future.result()
+        self._uploads.check()
         with self._store._changed:
             # The batch may have taken long, and the row that names these is still to be committed.
             self._store._recent.update(dict.fromkeys(self._put_at, time.time()))
@@ -530,7 +543,7 @@ def check_bucket(url: str, store_id: Path) -> None:
     `url`."""
     named = parse(url)
     try:
-        owner = _owner_in(Bucket(url, _PATIENCE))
+        owner = _owner_in(Bucket(url, _PATIENCE).briefly())
     except OSError as error:
         where = f"s3://{named.bucket}/{named.prefix} at {named.endpoint or 'AWS'}"
         raise NotReady(

@@ -1,23 +1,31 @@
 """An S3 client: the objects below a prefix of a bucket on an S3-compatible server, with retries.
 
 A request is repeated, with growing pauses, while its failure may be temporary: an error of the server's own, a broken
-or silent connection, half a body. That is safe because every operation here is idempotent. After the last attempt an
-OSError says in a few words what was wrong. It never quotes the server or the client library, whose texts may hold
-addresses, keys and signatures.
+or silent connection, half a body. That is safe because every operation here is idempotent. What hardly gets better, as
+damaged content, is tried a few times only. After the last attempt an OSError says in a few words what was wrong. It
+never quotes the server or the client library, whose texts may hold addresses, keys and signatures.
+
+For the library, a server is silent also while it is being sent to: its bound is on the time until an answer begins. So
+large content, which may take longer to send, has two kinds of attempts. The first has no more time than any request: a
+lost connection is noticed soon, and there is another attempt. Once an upload has taken longer than that, for some
+minutes all have the time that they need at the lowest rate.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import random
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import parse_qsl, urlsplit
@@ -31,7 +39,25 @@ from era.errors import BadRequest
 
 _PAGE = 1000
 _HINT = "Write it as s3://BUCKET/PREFIX?endpoint=URL&region=NAME, with credentials in AWS_* variables."
+_LATE = "it did not answer in time"
 _PERMANENT = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, exceptions.InvalidPathError)
+_REFUSED = re.compile(r"status(?: code)?: (?:4(?!08|09|25|29)\d\d|501)|redirect without LOCATION")
+"""In the text of an error, that a server takes a request for wrong: it isn't too slow, too early or one too many."""
+
+_BRIEF_SECONDS = 5.0
+"""`Patience.total` for those who need a bucket soon or not at all."""
+
+_SMALL = 256 << 10
+"""Content of up to this many bytes is sent within `Patience.silence` by any connection that is of use."""
+
+_SLOWEST = 128 << 10
+"""Bytes a second of one of four connections at the lowest rate: half a MiB for all of them."""
+
+_LEAST_LARGE = 4 << 20
+"""What is smaller has as much time as this: there may be more connections, each at a lower rate."""
+
+_SLOW_SECONDS = 600.0
+"""For how long after a slow upload others have more time from the beginning."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,20 +66,23 @@ _log = logging.getLogger(__name__)
 class Patience:
     """How often and how long to retry."""
 
+    total: float = 45.0
+    """Seconds after which no further attempt begins."""
+
     attempts: int = 3
-    """How often an operation is tried."""
+    """How often an operation is tried whose failure hardly gets better: content is damaged, a request is refused."""
 
     pause: float = 0.3
     """The pause after attempt n is between half of `pause * 2**n` seconds and all of it, at random."""
+
+    longest_pause: float = 4.0
+    """`pause * 2**n` counts as no more than this."""
 
     requests: int = 3
     """How often the client library repeats a single request within an attempt."""
 
     silence: float = 15.0
     """Seconds without a byte from the server that end a request."""
-
-    total: float = 45.0
-    """Seconds after which no further attempt begins."""
 
 
 class BucketPrefix(NamedTuple):
@@ -108,31 +137,77 @@ class Bucket:
     """The objects below a prefix, by name. May be used from several threads. All methods raise OSError."""
 
     def __init__(self, url: str, patience: Patience) -> None:
-        place = parse(url)
+        self._place = parse(url)
         self._patience = patience
+        self._stores = dict[int, S3Store]()
+        """What sends content of up to so many bytes with the time that it needs at the lowest rate."""
+
+        self._store = self._connected(patience.silence)
+        self._slow_until = 0.0
+        """Until when uploads are expected to be slow, by the monotonic clock."""
+
+        self._hurried = threading.Event()
+
+    def _connected(self, silence: float) -> S3Store:
+        """What makes requests, each of which ends after so many seconds without a byte from the server."""
+        place, patience = self._place, self._patience
         options = {"endpoint": place.endpoint, "region": place.region}
-        self._store = S3Store(
+        return S3Store(
             place.bucket,
             prefix=place.prefix or None,
             client_options={
                 "allow_http": place.endpoint is not None and place.endpoint.startswith("http://"),
                 "connect_timeout": timedelta(seconds=min(5.0, patience.silence)),
-                "read_timeout": timedelta(seconds=patience.silence),
+                "read_timeout": timedelta(seconds=silence),
                 # The library's own bound is on a whole request, so it would end every long download.
                 "timeout": timedelta(days=1),
             },
             retry_config={
                 "max_retries": patience.requests,
+                # Not longer where more silence is borne: what has taken that long is up to `patiently`.
                 "retry_timeout": timedelta(seconds=patience.silence),
                 "backoff": {"init_backoff": timedelta(seconds=patience.pause / 3)},
             },
             **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]  # a dict
         )
 
+    def briefly(self) -> Bucket:
+        """The same bucket for those who give up after a few seconds: somebody waits for them, or they come again."""
+        brief = copy.copy(self)
+        brief._patience = replace(self._patience, total=min(self._patience.total, _BRIEF_SECONDS))
+        return brief
+
+    def hurry(self) -> None:
+        """Begin no further attempt from now on: the service stops."""
+        self._hurried.set()
+
     def put(self, name: str, content: bytes) -> None:
         """Store an object, which is durable when this returns. In one request: a multipart upload that a crash cuts
         short stays, unlisted, and is paid for; and not all servers get multipart right."""
-        self.patiently(lambda: obstore.put(self._store, name, content, use_multipart=False))
+        if len(content) <= _SMALL:
+            self.patiently(lambda: obstore.put(self._store, name, content, use_multipart=False))
+        else:
+            more = _seconds_to_send(len(content)) if time.monotonic() < self._slow_until else 0.0
+            self.patiently(lambda: self._put_large(name, content), more=more)
+
+    def _put_large(self, name: str, content: bytes) -> None:
+        """Store an object in one attempt. Raises BaseError, and OSError where another one would be of no use, since
+        this had all the time."""
+        begun, seconds, store = time.monotonic(), self._patience.silence, self._store
+        is_slow = begun < self._slow_until
+        if is_slow:
+            size = 1 << (len(content) - 1).bit_length()  # so that there are few
+            seconds += _seconds_to_send(size)
+            store = self._stores.get(size) or self._stores.setdefault(size, self._connected(seconds))
+        try:
+            obstore.put(store, name, content, use_multipart=False)
+        except exceptions.BaseError:
+            if is_slow and time.monotonic() - begun >= seconds:
+                raise _failure(f"the blob store failed: {_LATE}") from None
+            raise
+        finally:
+            if time.monotonic() - begun >= self._patience.silence:
+                self._slow_until = time.monotonic() + _SLOW_SECONDS
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content of an object, which may break off. Call within `patiently`, and check the content."""
@@ -208,14 +283,16 @@ class Bucket:
         self.delete([each for each, at in modified.items() if each == own or at < modified[own] - 3600])
         return modified[own] - now
 
-    def patiently[T](self, job: Callable[[], T]) -> T:
-        """The result of `job`, which is repeated while its failure may be temporary.
+    def patiently[T](self, job: Callable[[], T], *, more: float = 0.0) -> T:
+        """The result of `job`, which is repeated while its failure may be temporary: for so many seconds more than
+        usual, where the job itself takes long.
 
         Raises FileNotFoundError where an object doesn't exist, OSError for any other failure: with EBADMSG where what
         came was damaged each time, else with EIO.
         """
-        give_up = time.monotonic() + self._patience.total
-        for attempt in range(1, self._patience.attempts + 1):
+        give_up = time.monotonic() + self._patience.total + more
+        hopeless = 0
+        for attempt in count(1):
             try:
                 return job()
             except FileNotFoundError as error:
@@ -226,12 +303,24 @@ class Bucket:
                 raise _failure(f"the blob store refused: {_reason(error)}") from None
             except (exceptions.BaseError, Damaged) as error:
                 reason = _reason(error)
-                if attempt == self._patience.attempts or time.monotonic() > give_up:
+                hopeless += not _may_be_temporary(error)
+                pause = self._pause_after(attempt)
+                is_over = hopeless >= self._patience.attempts or time.monotonic() + pause > give_up
+                if is_over or self._hurried.is_set():
                     number = errno.EBADMSG if isinstance(error, Damaged) else errno.EIO
                     raise OSError(number, f"the blob store failed: {reason}") from None
                 _log.warning("the blob store failed, trying again: %s", reason)
-            time.sleep(self._patience.pause * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  no secret
+            self._hurried.wait(pause)
         raise AssertionError("unreachable")
+
+    def _pause_after(self, attempt: int) -> float:
+        longest = min(self._patience.pause * 2.0 ** min(attempt, 30), self._patience.longest_pause)
+        return longest * random.uniform(0.5, 1)  # noqa: S311  no secret
+
+
+def _seconds_to_send(size: int) -> float:
+    """How long content of so many bytes takes at the lowest rate."""
+    return max(size, _LEAST_LARGE) / _SLOWEST
 
 
 def _delete(url: str, seconds: float) -> None:
@@ -257,6 +346,13 @@ def _failure(reason: str) -> OSError:
     return OSError(errno.EIO, reason)
 
 
+def _may_be_temporary(error: Exception) -> bool:
+    if isinstance(error, Damaged):
+        return False
+    # S3 says 400 also where it has waited for the body in vain.
+    return _REFUSED.search(str(error)) is None or _code(error) == "RequestTimeout"
+
+
 def _code(error: Exception) -> str | None:
     """The error code of S3 in the text of an error, such as `NoSuchBucket`."""
     match = re.search(r"<Code>(\w{1,64})</Code>", str(error))
@@ -273,8 +369,8 @@ def _reason(error: Exception) -> str:
     if status := re.search(r"status: (\d{3})|status code: (\d{3})", text):
         return f"status {status[1] or status[2]}"
     for word, meaning in (
-        ("TimedOut", "it did not answer in time"),
-        ("timed out", "it did not answer in time"),
+        ("TimedOut", _LATE),
+        ("timed out", _LATE),
         ("ConnectError", "it could not be reached"),
         ("Connect", "it could not be reached"),
         ("error sending request", "the connection broke"),

@@ -47,7 +47,7 @@ class Hold:
             if self._keeper is not None:
                 self._keeper.join()
                 with suppress(OSError):  # it is soon too old to count
-                    self._bucket.delete([self._name])
+                    self._bucket.briefly().delete([self._name])
 
     def _begin(self, content: bytes) -> None:
         with self._lock:
@@ -62,7 +62,7 @@ class Hold:
     def _keep(self) -> None:
         while not self._over.wait(_HOLD_AGAIN_SECONDS):
             with suppress(OSError):  # there is time for many more tries
-                self._bucket.put(self._name, self._content)
+                self._bucket.briefly().put(self._name, self._content)
 
 
 def held(bucket: Bucket) -> set[str]:

@@ -97,8 +97,9 @@ class Collection:
     def _remove(self, collection: GarbageCollection, names: Mapping[str, Sequence[str]]) -> int:
         """Delete the objects of content that is still condemned; how many blobs."""
         seconds = _SIGNED_SECONDS + max(self._seconds_ahead(), 0.0)  # our clock may have been set since this began
+        brief = self._bucket.briefly()  # nobody can put the same while it is removed
         removals = {
-            digest: self._bucket.signed_removals(objects, seconds) for digest, objects in names.items()
+            digest: brief.signed_removals(objects, seconds) for digest, objects in names.items()
         }  # before the time begins in which they may be used
         condemned, until = self._condemned.begin_removal(collection, list(names), _REMOVAL_SECONDS)
         # What a lost request may still delete counts as being removed until none is good any more.
