@@ -17,9 +17,10 @@ MIB = 1 << 20
 class Callers:
     """Callers of a guard, of whose bodies `held` is what is in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float = 300.0) -> None:
+        """`idle_seconds` is for how long a body may pause."""
         self.held = 0
-        self.guard = Guard(self.app, keys=None, names=(), idle_seconds=0.3)
+        self.guard = Guard(self.app, keys=None, names=(), idle_seconds=idle_seconds)
         self.statuses: list[int] = []
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +99,7 @@ async def test_bodies_wait_for_room(declared: int | None, is_sound: bool, monkey
 
 async def test_who_waits_too_long_is_refused_and_small_bodies_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
-    callers, ended = Callers(), asyncio.Event()
+    callers, ended = Callers(0.3), asyncio.Event()
     ended.set()
     with callers.guard._large_bodies.room("") as room:
         await room.take(32 * MIB, 0.1)
