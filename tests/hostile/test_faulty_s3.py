@@ -21,7 +21,7 @@ ONCE = Patience(total=0.0, attempts=1, pause=0.02, requests=0, silence=20.0)
 TWICE = replace(ONCE, total=0.5, attempts=2, pause=0.2)
 """The pause is about as long as it is patient: an operation is tried three times at most, and damaged content twice."""
 
-NERVOUS = replace(ONCE, silence=1.0)
+NERVOUS = replace(ONCE, silence=4.0)
 
 
 class Stores:
@@ -85,6 +85,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_commit_that_fails_leaves_the_old_state(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:
+    faulty.patience = NERVOUS.silence + 2
     async with Stores(s3, bucket, faulty, tmp_path, NERVOUS if fault == "hang" else ONCE) as stores:
         failures = 0
         for kind in (2, 5):  # the first commit, and one with a large file
@@ -103,6 +104,7 @@ async def test_a_commit_that_fails_leaves_the_old_state(
                     break
                 assert await stores.check() == kind - 1
                 stores.blobs._uploaded.clear()  # Otherwise later attempts would skip what failed ones had uploaded.
+                stores.blobs._bucket._slow_until = 0.0  # Nor have time for a second attempt, after one that was slow.
                 n += 1
             assert not faulty.failed
             assert await stores.check() == kind
