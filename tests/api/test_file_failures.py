@@ -63,6 +63,9 @@ def is_told(server: Server, what: str) -> bool:
     return what in server.log
 
 
+@pytest.mark.one_host(
+    "in a cluster all that a capsule will read is renewed before it is sent, and what is missing a 503"
+)
 def test_a_disk_that_fails_while_much_is_sent_breaks_off(own_server: MakeServer) -> None:
     """Archives and capsules, of which nobody can take what came for all of it."""
     server = own_server()
