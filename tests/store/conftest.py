@@ -1,4 +1,4 @@
-"""A metadata store in SQLite and in PostgreSQL, and an S3 server."""
+"""A metadata store in SQLite and in PostgreSQL, SQL databases of programs, and an S3 server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 
 from era.store.metadata import SqlStore
 from tests.postgres import Postgres
+from tests.store.d1 import databases
 from tests.store.rows import opened
 from tests.store.s3 import bucket, faulty, s3
 
-__all__ = ["bucket", "faulty", "s3"]
+__all__ = ["bucket", "databases", "faulty", "s3"]
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

@@ -7,35 +7,20 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
+from tests.store.d1 import ROOM, A, query
 
-ROOM = 1 << 30
-A = (DEFAULT_OWNER, "a")
 ONE = "SELECT 1 AS one"
 COMMIT = 'connection.execute("COMMIT")'
 BLOBS = "SELECT zeroblob(2000000) AS b UNION ALL SELECT randomblob(2000000)"
-
-
-@pytest.fixture
-async def databases(tmp_path: Path) -> AsyncIterator[D1Databases]:
-    made = D1Databases(tmp_path / "d1", 4 << 20)
-    made.open()
-    yield made
-    await made.close()
-
-
-async def query(databases: D1Databases, sql: str, params: Any = ()) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (await databases.run(*A, sql, params, many=False, room=ROOM))["results"]
-    return rows
 
 
 def rows_named(name: str, count: int) -> str:

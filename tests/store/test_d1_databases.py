@@ -17,20 +17,11 @@ from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
+from tests.store.d1 import ROOM, A, query
 
-ROOM = 1 << 30
-A = (DEFAULT_OWNER, "a")
 SECRET = "the canary of another namespace"
 SLOW_FUNCTION = "SELECT instr(printf('%.*c', 1900000, 'a'), printf('%.*c', 900000, 'a') || 'b')"
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT"
-
-
-@pytest.fixture
-async def databases(tmp_path: Path) -> AsyncIterator[D1Databases]:
-    made = D1Databases(tmp_path / "d1", 4 << 20)
-    made.open()
-    yield made
-    await made.close()
 
 
 @pytest.fixture
@@ -42,11 +33,6 @@ def other(tmp_path: Path) -> Path:
         connection.execute("INSERT INTO secrets VALUES (?)", [SECRET])
     connection.close()
     return path
-
-
-async def query(databases: D1Databases, sql: str, params: Any = ()) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (await databases.run(*A, sql, params, many=False, room=ROOM))["results"]
-    return rows
 
 
 async def test_statements_together_are_all_or_nothing(databases: D1Databases) -> None:

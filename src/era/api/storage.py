@@ -41,7 +41,7 @@ router = APIRouter(prefix="/api/storage", tags=["storage"], route_class=StrictRo
 resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=StrictRoute)
 
 _PIECE_BYTES, _PIECE_US = 3 << 14, 100
-"""Bytes of an object that become base64 at a time, a multiple of 3, and what that costs; or a piece of a result."""
+"""Bytes of an object that become base64 at a time, a multiple of 3, and what a piece costs: also one of a result."""
 
 _ITEM = re.compile(rb"/api/storage/(?:kv|r2)/([^/]+)/(.*)", re.DOTALL)
 _NAMESPACE = re.compile(rb"/api/storage/(?:kv|r2|d1)/([^/]+)(?:/(?:query|exec))?")

@@ -1,0 +1,29 @@
+"""SQL databases of programs, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.models import DEFAULT_OWNER
+from era.store.d1_databases import D1Databases
+
+ROOM = 1 << 30
+A = (DEFAULT_OWNER, "a")
+
+
+@pytest.fixture
+async def databases(tmp_path: Path) -> AsyncIterator[D1Databases]:
+    made = D1Databases(tmp_path / "d1", 4 << 20)
+    made.open()
+    yield made
+    await made.close()
+
+
+async def query(databases: D1Databases, sql: str, params: Any = ()) -> list[dict[str, Any]]:
+    """The rows of a statement on the database `A`."""
+    rows: list[dict[str, Any]] = (await databases.run(*A, sql, params, many=False, room=ROOM))["results"]
+    return rows
