@@ -360,7 +360,7 @@ class SandboxFailed(Unavailable):
 
 class CommitFailed(Unavailable):
     code = "commit_failed"
-    hint = "The run's result was not kept and the session is as it was before; see the server's log."
+    hint = "The session is as it was before, unless `error` says that this isn't known; see the server's log."
     retry_after = None
 
 

@@ -25,6 +25,8 @@ def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, se
         shell.until("30 100\r\n")
         shell.until("/dev/pts/")
         shell.until("xterm-256color")
+        prompt = "\x1b[?2004h> "
+        shell.until(prompt)  # before it, bash reads the terminal's size and sets what it read, which undoes a new one
         shell.control(resize={"cols": 120, "rows": 40})
         shell.send("stty size\n")
         shell.until("40 120\r\n")
@@ -38,7 +40,6 @@ def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, se
         shell.until("ready\r\n")
         shell.send("hällo €\n")
         shell.until("hällo €\r\nhällo €\r\n")
-        prompt = "\x1b[?2004h> "
         prompts = shell.shown.count(prompt.encode())
         shell.send(b"\x03")
         shell.until(prompt, prompts + 1)  # bash forgets what is typed between that and its prompt

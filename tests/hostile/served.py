@@ -178,7 +178,7 @@ def _rows_before_blobs() -> None:
         made = Batch(self)
         yield made
         waiting.update(made._new)
-        threading.Timer(1.0, made._finish).start()
+        threading.Timer(5.0, made._finish).start()  # the row is there before, however busy the machine is
 
     get, open_blob = LocalBlobs.get, LocalBlobs.open_blob
 
