@@ -247,7 +247,8 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
         copies = directory / "sql-copies" if homes is not None and settings.database_url is not None else None
         async with alone(settings):
-            databases = await d1_databases.opened(in_rows, as_files, copies, settings.storage_database_mb << 20)
+            most = settings.storage_database_mb << 20
+            databases = await d1_databases.opened(in_rows, as_files, copies, most, is_shared=homes is not None)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
             homes.each_beat(databases.measure_all, store.look_again)

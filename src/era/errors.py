@@ -400,6 +400,9 @@ class SqlUnknown(Unavailable):
     hint = "Look whether it is in the database before you send it again."
     retry_after = None  # or clients would send it again by themselves
 
+    def __init__(self) -> None:
+        super().__init__("The SQL was cut off as it was being committed: it isn't known whether it was.")
+
 
 class Fenced(CommitFailed):
     code = "fenced"

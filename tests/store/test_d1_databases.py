@@ -373,3 +373,34 @@ def test_an_answer_is_json_whatever_is_in_a_row(tmp_path: Path) -> None:
     head, result = d1_worker.answer(json.dumps({**line, "many": False, "most_bytes": 1 << 20}).encode())
     assert head == {"size": len(b"".join(result))}
     assert json.loads(b"".join(result))["results"] == [{"t": "\ufffdA"}]
+
+
+async def test_hosts_that_share_files_remove_none_that_another_is_just_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = [D1Databases(tmp_path / "d1", 4 << 20, is_shared=True) for _ in range(2)]
+    for host in hosts:
+        host.open()
+    go, worker, commit = tmp_path / "go", tmp_path / "worker.py", 'connection.execute("COMMIT")'
+    wait = f"[time.sleep(0.01) for _ in iter(lambda: os.path.exists({str(go)!r}), True)]"
+    worker.write_text(d1_databases._WORKER.read_text().replace(commit, f"{wait}; {commit}"))
+    path = tmp_path / "d1" / DEFAULT_OWNER / "a.sqlite"
+    with monkeypatch.context() as patched:
+        patched.setattr(d1_databases, "_WORKER", worker)
+        first = "CREATE TABLE t (n); INSERT INTO t VALUES (1)"
+        making = asyncio.create_task(hosts[0].run(*A, first, many=True, room=ROOM))
+        while not Path(f"{path}-journal").exists():
+            await asyncio.sleep(0.01)
+    assert path.stat().st_size == 0
+    assert await query(hosts[1], "SELECT 1 AS one") == [{"one": 1}]
+    go.touch()
+    await making
+    for host in hosts:
+        assert await query(host, "SELECT n FROM t") == [{"n": 1}]
+        await host.close()
+
+
+async def test_a_database_to_which_nothing_was_committed_leaves_no_file(databases: D1Databases, tmp_path: Path) -> None:
+    assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
+    assert databases.sizes(DEFAULT_OWNER) == {}
+    assert list(tmp_path.glob("d1/*/*")) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from era.core.models import DEFAULT_OWNER
-from era.errors import BadRequest, Unavailable
+from era.errors import BadRequest, SqlUnknown, Unavailable
 from era.store import d1_databases
 from era.store.d1_databases import D1Databases
 from era.store.d1_replicas import CHUNK, MOVED, DatabaseReplicas
@@ -171,6 +172,60 @@ async def test_where_the_rows_were_cut_off_in_their_commit_nobody_knows(
         await hosts[0].run("CREATE TABLE t (n)")
     assert caught.value.code == ("sql_unknown" if may_have_committed else "unavailable")
     assert (caught.value.retry_after is None) is may_have_committed
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "change", "drop"])
+async def test_a_commit_without_an_answer_counts_once_whatever_others_do(
+    hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """The call isn't made again where it may have been stored, and another host has changed the rows since."""
+    a, b = hosts
+    await a.run("CREATE TABLE t (n); INSERT INTO t VALUES (0)")
+    write = a.kept._database._in_writer
+    committed, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def cut_off(*args: Any, again: bool, **how: Any) -> Any:
+        if again:
+            assert go_on.wait(60)
+            return write(*args, again=again, **how)
+        write(*args, again=again, **how)
+        loop.call_soon_threadsafe(committed.set)
+        raise DatabaseAway(may_have_committed=True)
+
+    monkeypatch.setattr(a.kept._database, "_in_writer", cut_off)
+    call = asyncio.create_task(a.run("UPDATE t SET n = n + 1"))
+    await committed.wait()
+    if meanwhile == "change":
+        await b.run("UPDATE t SET n = n + 10")
+    elif meanwhile == "drop":
+        await b.databases.drop(*NAME)
+    go_on.set()
+    if meanwhile == "nothing":
+        await call
+        assert await b.run("SELECT n FROM t") == [{"n": 1}]
+        return
+    with pytest.raises(SqlUnknown):
+        await call
+    monkeypatch.undo()
+    if meanwhile == "change":
+        assert await a.run("SELECT n FROM t") == await b.run("SELECT n FROM t") == [{"n": 11}]
+    else:
+        assert await a.run("SELECT count(*) AS n FROM sqlite_schema") == [{"n": 0}]
+
+
+async def test_a_database_that_cannot_be_had_is_still_known(hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = hosts
+    await a.run("CREATE TABLE t (n)")
+    await b.databases.measure_all()
+
+    async def away(*_: object) -> None:
+        raise DatabaseAway(may_have_committed=False)
+
+    monkeypatch.setattr(b.kept, "pull", away)
+    with pytest.raises(Unavailable):
+        await b.run("SELECT 1")
+    assert b.databases.sizes(DEFAULT_OWNER).keys() == {"n"}
 
 
 async def test_files_become_rows_and_rows_files(hosts: list[OneHost], tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Sessions that are deleted before their run has a sandbox."""
+"""Sessions that are deleted before their run has a sandbox, and that are restored as they are being purged."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pytest
 
 from era.core import pool as pools
 from era.core.admission import Admission
+from era.core.metadata import SessionFilter
+from era.core.models import DEFAULT_OWNER, Session
 from era.core.ports import Sandbox
 from era.errors import NotFound, SessionDeleted
 from tests.owners import mine
@@ -173,3 +175,17 @@ async def test_a_session_that_is_back_has_nothing_that_was_read_while_it_went(
     now = await core.store.session(mine("s"))
     assert (now.version, now.snapshot) == (before.version, before.snapshot)
     assert (await core.run("print(open('kept').read())")).stdout == b"1\n"
+
+
+async def test_what_is_restored_while_the_deleted_are_purged_stays(core: Core) -> None:
+    for name in ("stays", "goes"):
+        await core.session(name)
+        await core.sessions.delete(mine(name), purge=False)
+
+    async def restoring(found: Sequence[Session]) -> Sequence[Session]:
+        await core.store.restore_session(mine("stays"))
+        return found
+
+    which = SessionFilter(DEFAULT_OWNER, removed="deleted")
+    assert await core.sessions.delete_all(which, selected=restoring) == ["goes"]
+    assert (await core.store.session(mine("stays"))).version == 1

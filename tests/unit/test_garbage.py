@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,10 @@ from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
 from era.core.metadata import Retention
-from era.core.models import Snapshot, Version, VersionContent, now
+from era.core.models import EMPTY, Session, Snapshot, Version, VersionContent, now
 from era.store import sessions
 from era.store.blobs import LocalBlobs
+from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.unit.core import Core
@@ -94,3 +96,27 @@ async def test_it_would_stay_if_nothing_counted_as_put(core: Core) -> None:
     assert await snapshots.collect_garbage([]) == 0
     snapshots.grace_seconds = 0
     assert await snapshots.collect_garbage([]) == 0
+
+
+async def test_an_import_that_was_completed_without_an_answer_is_as_durable_as_any(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was deleted since, before the service knew that nobody would answer."""
+    session = await core.session()
+    write = core.store.database.write
+
+    async def without_answer(job: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        result = await write(job, *args, **how)
+        if isinstance(result, Session):
+            monkeypatch.undo()
+            await core.store.delete_session(mine("copy"))
+            raise DatabaseAway(may_have_committed=True)
+        return result
+
+    def versions() -> Iterator[VersionContent]:
+        yield VersionContent(Version(1, now(), "create", None, EMPTY), "{}")
+
+    monkeypatch.setattr(core.store.database, "write", without_answer)
+    with pytest.raises(DatabaseAway):
+        await core.store.load(replace(session, id="copy"), versions, lambda: iter(()))
+    assert (await core.store.restore_session(mine("copy"))).version == 1

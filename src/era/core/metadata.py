@@ -232,9 +232,11 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def purge_session(self, session_id: OwnedId, *, key: int | None = None) -> Sequence[int]:
+    async def purge_session(
+        self, session_id: OwnedId, *, key: int | None = None, only_removed: bool = False
+    ) -> Sequence[int]:
         """Purge every session that the owner has or had under this id, present or removed; their keys. With `key`, only
-        the one that has it.
+        the one that has it, with `only_removed` none that is present.
 
         Raises NotFound where there is none.
         """

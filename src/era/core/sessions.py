@@ -206,7 +206,8 @@ class Sessions:
             for session in found if selected is None else await selected(found):
                 try:
                     if which.removed:
-                        await self._store.purge_session(session.owned_id, key=session.key)
+                        # One that was restored since the page was read stays.
+                        await self._store.purge_session(session.owned_id, key=session.key, only_removed=True)
                     else:
                         # All of an owner's sessions go with what had their ids before, those of a filter don't.
                         key = None if which == SessionFilter(which.owner) else session.key

@@ -24,7 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
+from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
@@ -117,9 +117,9 @@ async def load_session(
             await database.write(_insert_foreign_versions, key, some_versions)
         return await database.write(complete, key)
     except BaseException:
-        with suppress(Unavailable):  # A later purge does it, then.
+        with suppress(Unavailable):  # A later purge does it, then; in a cluster, once this host has ended.
             for key in keys:
-                await sessions.purge_removed(database, key, now())
+                await sessions.purge_incomplete(database, key)
         raise
     finally:
         incomplete.difference_update(keys)

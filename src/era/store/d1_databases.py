@@ -67,8 +67,6 @@ statements and on rows are below that."""
 _PIECE_BYTES = 64 << 10
 """The most bytes of a piece of a result."""
 
-_UNKNOWN = "The SQL was cut off as it was being committed: it isn't known whether it was."
-
 _PAUSE_SECONDS = 0.05
 """Before a call is made again whose database another host has changed: at random, up to this times the tries."""
 
@@ -137,13 +135,20 @@ class D1Databases:
     """The databases of all owners: a port of core/storage.py. `open` before anything, `close` when done."""
 
     def __init__(
-        self, directory: Path, most_bytes: int, *, before: Path | None = None, kept: DatabaseReplicas | None = None
+        self,
+        directory: Path,
+        most_bytes: int,
+        *,
+        before: Path | None = None,
+        kept: DatabaseReplicas | None = None,
+        is_shared: bool = False,
     ) -> None:
-        """`directory` belongs to one process, or to the hosts of a cluster, between which SQLite's locks decide. It has
-        a directory for each owner. A database has at most `most_bytes`.
-        `before` is the directory where databases were before there were owners. With `kept` the directory belongs to
-        one process, and has copies of what is kept there, and nothing else."""
+        """`directory` has a directory for each owner. It belongs to one process or, if it `is_shared`, to the hosts of
+        a cluster, between which SQLite's locks decide. A database has at most `most_bytes`.
+        `before` is the directory where databases were before there were owners. With `kept` the directory has copies of
+        what is kept there, and nothing else."""
         self._directory = directory
+        self._is_shared = is_shared
         self._kept = kept
         self._before = before
         self._most_bytes = most_bytes
@@ -259,14 +264,15 @@ class D1Databases:
                         outcome = await self._run_shared(self._kept, name, request, room)
             except _Lost as lost:
                 if lost.in_commit and self._kept is None:  # what is kept in rows isn't changed by the worker's commit
-                    raise SqlUnknown(_UNKNOWN) from None
+                    raise SqlUnknown from None
                 raise lost.error from None
             except DatabaseAway as away:
                 if away.may_have_committed:
-                    raise SqlUnknown(_UNKNOWN) from away
+                    raise SqlUnknown from away
                 raise
             finally:
-                self._measure(name, path)
+                if self._kept is None or path.exists():  # or it couldn't be had, which says nothing about the rows
+                    self._measure(name, path)
         if isinstance(outcome, EraError):
             raise outcome
         return outcome
@@ -284,7 +290,11 @@ class D1Databases:
         self._measure(name, self._path(name))  # another host of a cluster may have written to it
         owner, namespace = name
         most = min(self._most_bytes, self.sizes(owner).get(namespace, 0) + max(room, 0))
-        return await self._call_worker({**request, "most_bytes": most})
+        try:
+            return await self._call_worker({**request, "most_bytes": most})
+        finally:
+            if not self._is_shared:  # or another host's transaction may be the first, and be lost with the file
+                self._remove_if_empty(self._path(name))
 
     async def _run_shared(self, kept: DatabaseReplicas, name: Name, request: Mapping[str, Any], room: int) -> _Outcome:
         """Run a call on a copy of what is kept, and store what it changes. Raises as `_call_worker` does, Unavailable
@@ -325,6 +335,12 @@ class D1Databases:
             _sync(self._directory)
         except OSError as error:
             raise Unavailable(f"The database can't be used: {error.strerror}.") from error
+
+    def _remove_if_empty(self, path: Path) -> None:
+        """Remove a database's file if nothing was ever committed to it."""
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
 
     def _path(self, name: Name) -> Path:
         owner, namespace = name
@@ -439,10 +455,12 @@ class D1Databases:
         ending.add_done_callback(self._ending.discard)
 
 
-async def opened(kept: DatabaseReplicas, directory: Path, copies: Path | None, most_bytes: int) -> D1Databases:
-    """The databases of programs: files in a directory, or kept in rows, with `copies` of what is used. What is in the
-    other place is brought there; nobody else does so meanwhile. Raises Unavailable, OSError."""
-    as_files = D1Databases(directory / "sql", most_bytes, before=directory / "d1")
+async def opened(
+    kept: DatabaseReplicas, directory: Path, copies: Path | None, most_bytes: int, *, is_shared: bool
+) -> D1Databases:
+    """The databases of programs: files in a directory, which hosts may share, or kept in rows, with `copies` of what is
+    used. What is in the other place is brought there; nobody else does so meanwhile. Raises Unavailable, OSError."""
+    as_files = D1Databases(directory / "sql", most_bytes, before=directory / "d1", is_shared=is_shared)
     if copies is None:
         await kept.export_files(directory / "sql", SUFFIX)
         as_files.open()

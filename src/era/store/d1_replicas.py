@@ -30,6 +30,7 @@ import structlog
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from era.core.files.durable import sync
+from era.errors import SqlUnknown
 from era.store.database import Database
 from era.store.tables import d1_chunks, d1_databases
 
@@ -82,7 +83,7 @@ class DatabaseReplicas:
 
     async def push(self, name: Name, path: Path) -> bool:
         """Store what has changed in the file since it was pulled; false where the rows have changed, too, and nothing
-        was stored. Raises Unavailable; then it may have been."""
+        was stored. Raises SqlUnknown where nobody can tell any more, Unavailable; then it may have been."""
         copy = self._copies.pop(name, None)
         new = await asyncio.to_thread(_scanned, path)
         if new is None or (copy is not None and new.counter == copy.counter):
@@ -180,6 +181,8 @@ def _push(
     if again and row is not None and row.mark == new.mark:
         return row.key, row.version
     if (row and (row.key, row.mark)) != (copy and (copy.key, copy.mark)):
+        if again:  # another host may have changed, or dropped, what this was committed to before
+            raise SqlUnknown
         return None
     if row is None:
         owner, namespace = name

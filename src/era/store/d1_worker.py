@@ -215,9 +215,6 @@ def run(
         return rows, {**meta, "duration": round((time.monotonic() - begun) * 1000, 3)}
     finally:
         connection.close()
-        with suppress(OSError):
-            if os.path.getsize(path) == 0:  # nothing was ever committed
-                os.unlink(path)
 
 
 def _rows(connection: sqlite3.Connection, sql: str, params: Any, many: bool) -> bytes:

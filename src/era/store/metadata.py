@@ -223,8 +223,10 @@ class SqlStore:
             session_id, session_id.id, _MADE, sessions.restore_session, self._retention, session_id
         )
 
-    async def purge_session(self, session_id: OwnedId, *, key: int | None = None) -> Sequence[int]:
-        return await self.database.write(sessions.purge_session, self._retention, session_id, key)
+    async def purge_session(
+        self, session_id: OwnedId, *, key: int | None = None, only_removed: bool = False
+    ) -> Sequence[int]:
+        return await self.database.write(sessions.purge_session, self._retention, session_id, key, only_removed)
 
     async def expire(self, at: int) -> Sequence[int]:
         return await sessions.expire(self.database, at)

@@ -340,9 +340,13 @@ def restore_session(connection: Connection, retention: Retention, session_id: Ow
     return session_with_key(connection, removed.key)
 
 
-def purge_session(connection: Connection, retention: Retention, session_id: OwnedId, key: int | None) -> Sequence[int]:
+def purge_session(
+    connection: Connection, retention: Retention, session_id: OwnedId, key: int | None, only_removed: bool
+) -> Sequence[int]:
     """See MetadataStore.purge_session. The other tables' rows go by their foreign keys."""
     purge = _PURGE_ID if key is None else _PURGE_ID.where(sessions.c.key == key)
+    if only_removed:
+        purge = purge.where(~IS_PRESENT)
     keys = list(connection.execute(purge, owned_id_values(session_id)).scalars())
     if not keys:
         raise missing_session(connection, retention, session_id)
@@ -420,6 +424,11 @@ async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, in
     for key, deleted_at in found:
         await purge_removed(database, key, deleted_at)
     return len(found)
+
+
+async def purge_incomplete(database: Database, key: int) -> None:
+    """Drop the rows of a session that wasn't completed, if it still isn't."""
+    await purge_removed(database, key, _LONG_AGO)
 
 
 async def purge_removed(database: Database, key: int, seen: int) -> None:
