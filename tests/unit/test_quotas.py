@@ -17,6 +17,7 @@ from era.core.models import OwnedId, now
 from era.core.run_messages import Collected
 from era.core.usage import Use, day_of
 from era.errors import CommitFailed, QuotaReached, RateReached
+from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import SETTINGS, Core, request, until
 
@@ -248,6 +249,27 @@ async def test_lost_runs_count_as_runs(core: Core, directory: Path) -> None:
     assert await core.store.mark_lost() == 1
     assert await core.store.mark_lost() == 0
     assert (await used_today(core))[0] == 1
+
+
+@pytest.mark.parametrize("may_have_committed", [False, True])
+async def test_a_program_ran_though_its_use_could_not_be_counted(
+    core: Core, monkeypatch: pytest.MonkeyPatch, may_have_committed: bool
+) -> None:
+    """Else a client would run it again. What isn't counted yet is, with the next."""
+    write = core.store.database.write_unsynced
+
+    async def away(*args: Any) -> None:
+        if may_have_committed:
+            await write(*args)
+        raise DatabaseAway(may_have_committed=may_have_committed)
+
+    monkeypatch.setattr(core.store.database, "write_unsynced", away)
+    for _ in range(2):
+        assert (await core.execute("print('hi')")).stdout == b"hi\n"
+    assert await used_today(core) == ((2, 2_000_000) if may_have_committed else (0, 0))
+    monkeypatch.undo()
+    await core.execute("pass")
+    assert (await used_today(core))[0] == 3
 
 
 async def test_old_usage_is_dropped_and_sizes_are_the_most_that_was_seen(core: Core) -> None:

@@ -61,7 +61,8 @@ class UsageStore(Protocol):
     """Rows of usage. Every call is one transaction, durable when it returns, but for `add_use`."""
 
     async def add_use(self, use: Use) -> None:
-        """Add to a day's row. A power cut may undo that; a killed service doesn't."""
+        """Add to a day's row. A power cut may undo that; a killed service doesn't. Where the database is away it is
+        added with the next use: it must cost nobody a result."""
         ...
 
     async def note_sizes(self, sizes: Sizes) -> None:

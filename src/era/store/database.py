@@ -72,6 +72,7 @@ class DatabaseAway(Unavailable):
                 "the database was cut off while it stored this: whether it did is not known",
                 hint="Look whether it was done, or send it again with the same Idempotency-Key.",
             )
+            self.retry_after = None  # or clients would send it again by themselves
         else:
             super().__init__("the database can't be reached")
         self.may_have_committed = may_have_committed

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.models import now
 from era.core.quotas import Amounts
 from era.core.usage import DayOfUsage, Use, day_of
-from era.store.database import Database
+from era.errors import Unavailable
+from era.store.database import Database, DatabaseAway
 from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.tables import owners, usage
+
+log = structlog.get_logger()
 
 _THIS = (
     (usage.c.day == bindparam("of_day"))
@@ -50,6 +55,11 @@ def add_use(connection: Connection, use: Use) -> None:
     begin_use(connection, use, together(connection, adding(connection, use))[0])
 
 
+def _add_all(connection: Connection, uses: Iterable[Use]) -> None:
+    for use in uses:
+        add_use(connection, use)
+
+
 def adding(connection: Connection, use: Use) -> Asked:
     """The statement that adds to this host's row of a day. `begin_use` must follow. It is part of the transaction of
     every run: to one row of all hosts only one of them could add at a time."""
@@ -83,6 +93,8 @@ class UsageRows:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._not_added: dict[tuple[str, str, int], Use] = {}
+        """What is still to be added, by owner, key and day."""
 
     async def owners(self) -> Mapping[str, Amounts]:
         query = select(owners.c.owner, owners.c.quotas)
@@ -111,7 +123,26 @@ class UsageRows:
         return await self._database.read(job)
 
     async def add_use(self, use: Use) -> None:
-        await self._database.write_unsynced(add_use, use)
+        self._note(use)
+        uses, self._not_added = self._not_added, {}
+        try:
+            await self._database.write_unsynced(_add_all, list(uses.values()))
+        except Unavailable as error:
+            log.warning("use_not_added", error=error.message, then="it is added with the next")
+            if not (isinstance(error, DatabaseAway) and error.may_have_committed):
+                for each in uses.values():
+                    self._note(each)
+
+    def _note(self, use: Use) -> None:
+        """Note what is to be added, together with what else is for the same row."""
+        row = (use.owner, use.key_id, use.day)
+        more = self._not_added.get(row, replace(use, runs=0, cpu_us=0, egress_bytes=0))
+        self._not_added[row] = replace(
+            use,
+            runs=use.runs + more.runs,
+            cpu_us=use.cpu_us + more.cpu_us,
+            egress_bytes=use.egress_bytes + more.egress_bytes,
+        )
 
     async def note_sizes(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         def job(connection: Connection) -> None:
