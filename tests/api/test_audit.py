@@ -104,12 +104,14 @@ def test_changes_of_keys_and_quotas_are_recorded(owners: Owners) -> None:
     change = {"scopes": ["read"], "expires_at": "2999-01-31T12:00:00Z", "quotas": {"sessions": 2}}
     assert operator.patch(where, json={**change, "description": "its own business"}).is_success
     rotated = operator.post(f"{where}/rotate", json={"grace_seconds": 5}).json()
+    assert operator.patch(where, json={"quotas": {"disk_mb": 3}}).is_success
     assert operator.patch(where, json={"scopes": ["nothing"]}).status_code == 400
     assert operator.post("/api/keys/never/rotate").status_code == 404
     assert done(operator, key["id"]) == [
         ("key.create", {"owner": "changing"}),
         ("key.change", {"scopes": ["read"], "expires_at": "2999-01-31T12:00:00.000Z", "quotas": {"sessions": 2}}),
         ("key.rotate", {"grace_seconds": 5}),
+        ("key.change", {"quotas": {"sessions": 2, "disk_mb": 3}}),
     ]
     assert operator.patch("/api/owners/changing", json={"quotas": {"sessions": 9, "disk_mb": None}}).is_success
     assert operator.patch("/api/owners/changing", json={"quotas": {"horses": 9}}).status_code == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from era.core.quotas import OF_KEYS
 from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
 from tests.conftest import Server, eventually
 
@@ -170,6 +172,16 @@ def test_another_secret_and_the_one_before(owners: Owners) -> None:
     assert owners.operator.post(f"{url}/rotate").status_code == 404
     assert owners.operator.patch(url, json={"description": "x"}).status_code == 404
     assert owners.operator.get(url).status_code == 404
+
+
+def test_changes_of_different_quotas_at_once_all_hold(owners: Owners) -> None:
+    url = f"/api/keys/{make_key(owners)['id']}"
+    with ThreadPoolExecutor(len(OF_KEYS)) as pool:
+        for most in (1, 2, 3, 4, None):
+            bodies = [{"quotas": {name: most}} for name in OF_KEYS]
+            assert all(pool.map(lambda body: owners.operator.patch(url, json=body).is_success, bodies))
+            expected = {} if most is None else dict.fromkeys(OF_KEYS, most)
+            assert owners.operator.get(url).json()["quotas"] == expected
 
 
 @pytest.mark.parametrize("scopes", [[], ["reed"], "read", None, ["read", 1]])

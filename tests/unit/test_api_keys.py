@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Caller
+from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Caller, Change
 from era.core.models import now
 from era.errors import Unavailable
 
@@ -25,8 +25,9 @@ class Rows:
     async def api_keys(self) -> Sequence[tuple[ApiKey, str]]:
         return self.rows
 
-    async def change_api_key(self, key: ApiKey, digest: str) -> None:
-        self.rows = [(key, digest) if each.id == key.id else (each, old) for each, old in self.rows]
+    async def change_api_key(self, key_id: str, change: Change) -> tuple[ApiKey, str] | None:
+        self.rows = [change(*row) if row[0].id == key_id else row for row in self.rows]
+        return next((row for row in self.rows if row[0].id == key_id), None)
 
     async def drop_api_key(self, key_id: str) -> bool:
         raise Unavailable("the database is away")

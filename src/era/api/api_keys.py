@@ -88,8 +88,7 @@ async def change_api_key(key_id: KeyId, body: ChangeKey, request: Request, conte
     if "expires_at" in body.model_fields_set:
         changes["expires_at"] = _end(body.expires_at)
     if body.quotas is not None:
-        quotas = {**context.api_keys.get(key_id).quotas, **body.quotas.model_dump(exclude_unset=True)}
-        changes["quotas"] = {name: most for name, most in quotas.items() if most is not None}
+        changes["quotas"] = body.quotas.model_dump(exclude_unset=True)
     key = await context.api_keys.change(key_id, **changes)
     await context.tell_hosts()
     shown = key_answer(key, now())

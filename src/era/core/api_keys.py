@@ -17,7 +17,8 @@ another secret: its id, and all that hangs on that, stays, and the secret before
 A key is 256 random bits. What is kept is its SHA-256, and nothing slower is needed: there is nothing to guess. All are
 held in memory by that digest, so a call is let in without asking the database; how long looking one up takes tells of
 a digest only, from which no key follows. One process has the data directory, so no other can have changed them. Hosts
-of a cluster read them again with each heartbeat, and for a key that they don't know.
+of a cluster read them again with each heartbeat, and for a key that they don't know. What a host has in memory may
+be old, so a change is made to what the row has, never to that.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from era.core.loop_slices import take_slice
 from era.core.models import DEFAULT_OWNER, new_id, now
-from era.core.quotas import Amounts
+from era.core.quotas import Amounts, changed
 from era.errors import Conflict, NotFound
 
 OWNER = r"^[A-Za-z0-9_-]{1,64}$"
@@ -114,6 +115,10 @@ class ApiKey:
         return self.expires_at is not None and self.expires_at <= now()
 
 
+type Change = Callable[[ApiKey, str], tuple[ApiKey, str]]
+"""What becomes of a key and its digest."""
+
+
 class ApiKeyStore(Protocol):
     """Rows of keys. Every call is one transaction, durable when it returns."""
 
@@ -123,8 +128,10 @@ class ApiKeyStore(Protocol):
         """All keys with their digests, oldest first."""
         ...
 
-    async def change_api_key(self, key: ApiKey, digest: str) -> None:
-        """Replace what is stored of a key."""
+    async def change_api_key(self, key_id: str, change: Change) -> tuple[ApiKey, str] | None:
+        """Change a key as it is stored, whoever stored it; the key as it is then, with its digest, or None where there
+        is none. `change` is called within the transaction, on another thread, and again where that is run again. What
+        it raises is raised on, and nothing is changed."""
         ...
 
     async def drop_api_key(self, key_id: str) -> bool:
@@ -271,54 +278,63 @@ class ApiKeys:
             self._keep(key, digest)
         return key, text
 
-    async def change(self, key_id: str, **changes: Any) -> ApiKey:
-        """Change what a key is: fields of ApiKey. It holds from the next call on. Raises NotFound."""
-        async with self._changing:
-            key, digest = self._kept(key_id)
-            key = replace(key, **changes)
-            await self._replace(key, digest)
-        return key
+    async def change(self, key_id: str, quotas: Mapping[str, int | None] | None = None, **changes: Any) -> ApiKey:
+        """Change what a key is: fields of ApiKey, and those of its quotas that are named; None takes one back. It holds
+        from the next call on. Raises NotFound."""
+        return await self._change(
+            key_id, lambda key, digest: (replace(key, quotas=changed(key.quotas, quotas or {}), **changes), digest)
+        )
 
     async def rotate(self, key_id: str, grace_seconds: float) -> tuple[ApiKey, str]:
         """Give a key another secret; the key, and the text of it. The secret before is good for `grace_seconds` more,
         the one before that for nothing. Raises NotFound, Conflict where the key has expired."""
-        async with self._changing:
-            key, digest = self._kept(key_id)
+        text, fresh = _new_secret()
+
+        def rotated(key: ApiKey, digest: str) -> tuple[ApiKey, str]:
             if key.is_expired:
                 raise Conflict(
                     f"Key '{key_id}' has expired.",
                     hint="Give it another end first (PATCH, expires_at), or make another key.",
                     code="key_expired",
                 )
-            text, fresh = _new_secret()
-            key = replace(key, old_digest=digest, old_until=now() + int(grace_seconds * 1e6))
-            await self._replace(key, fresh)
-        return key, text
+            return replace(key, old_digest=digest, old_until=now() + int(grace_seconds * 1e6)), fresh
+
+        return await self._change(key_id, rotated), text
 
     async def revoke(self, key_id: str) -> None:
         """Let in no call with this key any more. Where its row can't be dropped, that holds for as long as this process
         lives, and this raises Unavailable. Raises NotFound."""
         if any(key.id == key_id for key in self._stored.values()):
             self._revoked.add(key_id)
-        self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
-        self._by_id.pop(key_id, None)
-        self._wake()
+        self._forget(key_id)
         if not await self._store.drop_api_key(key_id):
-            raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
+            raise _no_key(key_id)
 
     def _kept(self, key_id: str) -> tuple[ApiKey, str]:
         """A key with its digest. Raises NotFound."""
         kept = self._by_id.get(key_id)
         if kept is None:
-            raise NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
+            raise _no_key(key_id)
         return kept
 
-    async def _replace(self, key: ApiKey, digest: str) -> None:
-        """Store a key that was changed. Raises NotFound where it was revoked meanwhile."""
-        await self._store.change_api_key(key, digest)
-        self._kept(key.id)
-        self._stored = {known: other for known, other in self._stored.items() if other.id != key.id}
-        self._keep(key, digest)
+    async def _change(self, key_id: str, change: Change) -> ApiKey:
+        """Change a key as its row has it, whoever stored that; the key as it is then. Raises NotFound, and whatever
+        `change` does."""
+        async with self._changing:
+            self._kept(key_id)
+            kept = await self._store.change_api_key(key_id, change)
+            if kept is None or key_id not in self._by_id:  # it was revoked at another host, or meanwhile
+                self._forget(key_id)
+                raise _no_key(key_id)
+            self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
+            self._keep(*kept)
+            self._wake()
+        return kept[0]
+
+    def _forget(self, key_id: str) -> None:
+        """Let in with a key no more."""
+        self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}
+        self._by_id.pop(key_id, None)
         self._wake()
 
     def _wake(self) -> None:
@@ -337,6 +353,10 @@ class ApiKeys:
 def contains_api_key(text: bytes) -> bool:
     """Whether a text contains what has the form of one of our API keys, stored or not."""
     return _KEY.search(text) is not None
+
+
+def _no_key(key_id: str) -> NotFound:
+    return NotFound(f"There is no key '{key_id[:80]}'.", hint="GET /api/keys lists the keys there are.")
 
 
 def _new_secret() -> tuple[str, str]:

@@ -125,7 +125,9 @@ class OwnerStore(Protocol):
         """What was set for each owner."""
         ...
 
-    async def set_owner(self, owner: str, quotas: Amounts) -> None: ...
+    async def set_owner(self, owner: str, change: Mapping[str, int | None]) -> Amounts:
+        """Change what was set for an owner, whoever set it, as `changed` says; what is set then."""
+        ...
 
     async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
         """Owner, key, microseconds of processor time and bytes of traffic of each row of a day's usage."""
@@ -216,9 +218,7 @@ class Quotas:
     async def set(self, owner: str, change: Mapping[str, int | None]) -> None:
         """Set quotas of an owner's; None takes one back, and the default holds again."""
         async with self._reading:
-            quotas = {name: value for name, value in {**self.own(owner), **change}.items() if value is not None}
-            await self._store.set_owner(owner, quotas)
-            self._owners[owner] = quotas
+            self._owners[owner] = await self._store.set_owner(owner, change)
 
     def bounds(self, who: OwnedId, *names: str) -> list[Bound]:
         """The bounds of these names that are in force for a call, the owner's first."""
@@ -386,6 +386,11 @@ class Quotas:
         if meter is None:
             meter = self._meters[kind, name] = Meter()
         return meter
+
+
+def changed(amounts: Amounts, change: Mapping[str, int | None]) -> dict[str, int]:
+    """Quotas once some are set; None takes one back."""
+    return {name: most for name, most in {**amounts, **change}.items() if most is not None}
 
 
 def _monotonic_us() -> int:

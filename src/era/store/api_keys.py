@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from era.core.api_keys import ApiKey
+from era.core.api_keys import ApiKey, Change
 from era.store.database import Database
 from era.store.tables import api_keys as _t
 
@@ -23,16 +23,29 @@ class ApiKeyRows:
         self._database = database
 
     async def add_api_key(self, key: ApiKey, digest: str) -> None:
-        statement = insert(_t).values(digest=digest, **_columns(key))
+        statement = insert(_t).values(_columns(key, digest))
         await self._database.write(lambda connection: connection.execute(statement))
 
-    async def change_api_key(self, key: ApiKey, digest: str) -> None:
-        statement = update(_t).where(_t.c.id == key.id).values(digest=digest, **_columns(key))
-        await self._database.write(lambda connection: connection.execute(statement))
+    async def change_api_key(self, key_id: str, change: Change) -> tuple[ApiKey, str] | None:
+        is_it = _t.c.id == key_id
+
+        def job(connection: Connection) -> tuple[ApiKey, str] | None:
+            row = connection.execute(_ALL.where(is_it)).one_or_none()
+            if row is None:
+                return None
+            before = _key_from_row(row)
+            after = change(*before)
+            old = _columns(*before)
+            new = {name: value for name, value in _columns(*after).items() if value != old[name]}
+            if new:
+                connection.execute(update(_t).where(is_it).values(new))
+            return after
+
+        return await self._database.write(job)
 
     async def api_keys(self) -> Sequence[tuple[ApiKey, str]]:
         def job(connection: Connection) -> Sequence[tuple[ApiKey, str]]:
-            return [(_key_from_row(row), digest) for *row, digest in connection.execute(_ALL)]
+            return [_key_from_row(row) for row in connection.execute(_ALL)]
 
         return await self._database.read(job)
 
@@ -41,12 +54,13 @@ class ApiKeyRows:
         return await self._database.write(lambda connection: connection.execute(statement).rowcount > 0)
 
 
-def _columns(key: ApiKey) -> dict[str, Any]:
+def _columns(key: ApiKey, digest: str) -> dict[str, Any]:
     values = {each.name: getattr(key, each.name) for each in fields(ApiKey)}
-    return values | {"scopes": " ".join(key.scopes), "quotas": json.dumps(key.quotas)}
+    return values | {"digest": digest, "scopes": " ".join(key.scopes), "quotas": json.dumps(key.quotas)}
 
 
-def _key_from_row(row: Iterable[Any]) -> ApiKey:
+def _key_from_row(row: Iterable[Any]) -> tuple[ApiKey, str]:
+    *row, digest = row
     values = dict(zip((each.name for each in fields(ApiKey)), row, strict=True))
     values |= {"scopes": tuple(values["scopes"].split()), "quotas": json.loads(values["quotas"])}
-    return ApiKey(**values)
+    return ApiKey(**values), digest

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from era.core.models import now
-from era.core.quotas import Amounts
+from era.core.quotas import Amounts, changed
 from era.core.usage import DayOfUsage, Use, day_of
 from era.errors import Unavailable
 from era.store.database import Database, DatabaseAway
@@ -102,13 +102,18 @@ class UsageRows:
             lambda connection: {owner: json.loads(quotas) for owner, quotas in connection.execute(query)}
         )
 
-    async def set_owner(self, owner: str, quotas: Amounts) -> None:
-        def job(connection: Connection) -> None:
-            connection.execute(delete(owners).where(owners.c.owner == owner))
+    async def set_owner(self, owner: str, change: Mapping[str, int | None]) -> Amounts:
+        is_it = owners.c.owner == owner
+
+        def job(connection: Connection) -> Amounts:
+            before = connection.execute(select(owners.c.quotas).where(is_it)).scalar_one_or_none()
+            quotas = changed(json.loads(before or "{}"), change)
+            connection.execute(delete(owners).where(is_it))
             connection.execute(insert(owners).values(owner=owner, quotas=json.dumps(quotas)))
             connection.info["owned_totals"].forget(owner)
+            return quotas
 
-        await self._database.write(job)
+        return await self._database.write(job)
 
     async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
         query = (
