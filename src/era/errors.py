@@ -322,6 +322,8 @@ class Unavailable(EraError):
     code = "unavailable"
     hint = "Try again in a moment; if it stays so, look at the server's log."
     retry_after: int | None = 1
+    may_have_committed = False
+    """Whether what was to be stored may have been, all the same."""
 
 
 class Unready(Unavailable):

@@ -135,9 +135,11 @@ class Core:
         keep_alive: float = 60.0,
         quotas: dict[str, int] | None = None,
         note: Note = ignore,
+        url: str | None = None,
     ) -> None:
+        """`url` is that of another database than one of SQLite in the directory."""
         self.directory = directory
-        self.store = SqlStore(f"sqlite:///{directory}/era.sqlite", Retention())
+        self.store = SqlStore(url or f"sqlite:///{directory}/era.sqlite", Retention())
         self.blobs = LocalBlobs(directory / "blobs")
         self.snapshots = Snapshots(self.blobs)
         (directory / "aside").mkdir(exist_ok=True)
@@ -235,9 +237,10 @@ class Core:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, directory: Path, template: Path, **options: Any) -> AsyncIterator[Core]:
+    async def opened(cls, directory: Path, template: Path | None, **options: Any) -> AsyncIterator[Core]:
         """`template` is an empty database with all its tables, since to make those takes a while."""
-        shutil.copy(template, directory / "era.sqlite")
+        if template is not None:
+            shutil.copy(template, directory / "era.sqlite")
         core = cls(directory, **options)
         core.blobs.open()
         await core.store.open()

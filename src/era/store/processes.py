@@ -49,10 +49,11 @@ _NAMED = (
     .order_by((processes.c.id == bindparam("name")).desc(), processes.c.key.desc())
     .limit(1)
 )
+_IS_THERE = select(processes.c.key).where(processes.c.id == bindparam("process"))
 _insert = Precompiled(insert(processes).values({name: bindparam(f"new_{name}") for name in _KEPT_COLUMNS}).inline())
 _finish = Precompiled(
     update(processes)
-    .where(processes.c.id == bindparam("process"))
+    .where(processes.c.id == bindparam("process"), has_status(processes, "running"))
     .values({name: bindparam(f"new_{name}") for name in _KEPT_COLUMNS})
 )
 _ENDED = (processes.c.session_key == bindparam("session")) & (processes.c.status != "running")
@@ -83,8 +84,7 @@ class ProcessRows:
         self._retention = retention
 
     async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
-        write = self._database.write_unsynced if claim is None else self._database.write
-        await write(_begin, record, claim)
+        await self._database.write_once(_begin, record, claim, patient=False, syncs=claim is not None)
 
     async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
         await self._database.write(_end, record, freed)
@@ -108,9 +108,13 @@ class ProcessRows:
         return await self._database.write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
 
 
-def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -> None:
+def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None, *, again: bool) -> None:
+    """See ProcessStore.begin, and Database.write_once for `again`: where an earlier try hasn't ended yet, the insert
+    waits for it."""
     session = session_with_key(connection, record.session_key)
     check_home(connection, record.session_key)
+    if again and connection.execute(_IS_THERE, {"process": record.id}).first() is not None:
+        return
     if session.deleted_at is not None:
         raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
     _insert.execute(connection, _values(record))
@@ -121,9 +125,10 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None) -
 
 def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> None:
     check_home(connection, record.session_key, goes_on=True)
+    if not _finish.execute(connection, {"process": record.id, **_values(record)}):
+        return  # It never was on record, or an earlier try was committed: its key may be another request's by now.
     if freed is not None:
         free_key(connection, freed, record.session_key)
-    _finish.execute(connection, {"process": record.id, **_values(record)})
     _prune.execute(connection, {"session": record.session_key})
     note_call(connection, record.session_key, now())
 

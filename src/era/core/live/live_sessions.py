@@ -59,6 +59,9 @@ _PATIENCE = 30.0
 _TRY_SECONDS = 0.2
 """How long it waits for the turn before it looks whether there is a run that it can join by now."""
 
+_LAST_RECORDS_SECONDS = 5.0
+"""For which a service that stops waits for the ends of processes to be recorded."""
+
 _AFTER_END_SECONDS = 0.05
 """Between the end of a process and the checkpoint made for it."""
 
@@ -119,10 +122,7 @@ class LiveSessions:
 
     async def close(self) -> None:
         """End the tasks that are left, once the sandboxes are gone."""
-        for live in list(self._live.values()):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await live.processes.settled()
+        await asyncio.gather(*(live.processes.close(_LAST_RECORDS_SECONDS) for live in self._live.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -131,6 +131,11 @@ class LiveSessions:
         """The live session with this key, if there is one in which something can be begun."""
         live = self._live.get(session_key)
         return live if live is not None and live.is_open else None
+
+    def known(self, session_key: int) -> LiveSession | None:
+        """The live session with this key, though it may be about to end. It knows the ends of its processes before
+        these are on record, and is there until they are."""
+        return self._live.get(session_key)
 
     def running(self, session_id: OwnedId) -> LiveSession | None:
         """The live session with this id, if a process of it runs: it is there then and hasn't expired, without a look

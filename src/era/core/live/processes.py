@@ -9,9 +9,11 @@ session is live; after that its row has the end of it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -22,8 +24,9 @@ from era.core.loop_slices import Budget
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, TerminalSize
+from era.core.retry_delay import delay
 from era.core.secrets import Secret
-from era.errors import BadRequest, EraError, InputClosed, TagInUse, TooManyProcesses
+from era.errors import BadRequest, CommitFailed, EraError, InputClosed, TagInUse, TooManyProcesses, Unavailable
 
 log = structlog.get_logger()
 
@@ -39,6 +42,9 @@ _ENDED_BYTES = 8 << 20
 _LAST_OUTPUT_SECONDS = 0.02
 """For which the storing of a process's end waits until those who follow it have had its last output: the thread that
 stores would hold them up, since it shares the interpreter with the event loop."""
+
+_LONGEST_DELAY = 5.0
+"""Seconds between two tries to record an end, at most."""
 
 _BYTE_US = 0.002
 """What it costs to take a byte of output."""
@@ -75,7 +81,10 @@ class LiveProcess:
         self.record = record
         self.log = OutputLog()
         self.ended = asyncio.Event()
-        """It is dead, and that is on record."""
+        """It is dead, and that is told: it is on record, or the database has failed to take it."""
+
+        self.settled = asyncio.Event()
+        """It is dead, and there is nothing left to record of it."""
 
         self._begun = asyncio.Event()
         """It runs, or never will."""
@@ -86,9 +95,14 @@ class LiveProcess:
         self._why: str | None = None
         self._timed_out = False
 
+    @property
+    def never_began(self) -> bool:
+        """Whether it couldn't be started."""
+        return self.record.status != "running" and self.record.pid is None
+
     async def shown(self) -> ProcessRecord:
         """Its record as things are at this moment. That it has ended is told once it is on record: who has heard that
-        hears nothing else after a restart."""
+        hears nothing else after a restart, unless the database is away."""
         if self.record.status != "running":
             await self.ended.wait()
         return replace(self.record, output_bytes=self.log.total)
@@ -137,7 +151,7 @@ class LiveProcess:
         )
 
     def tell_end(self) -> None:
-        """It is dead, and that is on record."""
+        """It is dead, and that is on record, or can't be for now."""
         self.log.finish(self.record.exit_code, self.record.signal, self.record.reason)
         self.ended.set()
 
@@ -250,13 +264,14 @@ class Processes:
 
     async def start(self, request: ProcessRequest) -> LiveProcess:
         """Start a process. Raises TooManyProcesses, TagInUse, SandboxFailed."""
-        running = self.running
-        if len(running) >= self._most:
+        # Those whose ends are yet to be recorded, too: they are kept for as long as the database takes none.
+        counted = [process for process in self._all.values() if not process.settled.is_set()]
+        if len(counted) >= self._most:
             raise TooManyProcesses(
                 f"This session runs {self._most} processes, as many as it may.",
-                details=[{"process_id": each.record.id, "tag": each.record.tag} for each in running],
+                details=[{"process_id": each.record.id, "tag": each.record.tag} for each in counted],
             )
-        if request.tag is not None and any(each.record.tag == request.tag for each in running):
+        if request.tag is not None and any(each.record.tag == request.tag for each in self.running):
             raise TagInUse(f"A process with the tag '{request.tag}' runs.")
         record = ProcessRecord(
             id=new_id("proc"),
@@ -273,13 +288,16 @@ class Processes:
             guest = await self._start(request, lambda: asyncio.shield(recording))
         except BaseException as error:
             await asyncio.wait({recording})
-            if recording.exception() is not None:
-                del self._all[record.id]
+            failure = recording.exception()
+            if failure is not None:
                 process.fail("It could not be put on record.")
+            else:
+                process.fail(error.message if isinstance(error, EraError) else "The service failed.")
+            if failure is None or (isinstance(failure, Unavailable) and failure.may_have_committed):
+                self._begin(self._record_end(process, request.claim))
+            else:
+                del self._all[record.id]
                 process.tell_end()  # to who has found it meanwhile
-                raise
-            process.fail(error.message if isinstance(error, EraError) else "The service failed.")
-            self._begin(self._record_end(process, request.claim))
             raise
         process.started(guest)
         self._begin(self._follow(process, guest, request))
@@ -295,6 +313,16 @@ class Processes:
         """Wait until all that has ended is on record. Nothing runs any more."""
         while tasks := [task for task in self._tasks if not task.done()]:
             await asyncio.wait(tasks)
+
+    async def close(self, seconds: float) -> None:
+        """Wait until all that has ended is on record, at most so many seconds. What isn't then is found `running` at
+        the next start, and recorded as lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.settled()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _begin(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -312,13 +340,24 @@ class Processes:
         await self._record_end(process)
 
     async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:
-        try:
-            await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
-        except EraError as error:
-            log.warning("process_not_recorded", process=process.record.id, error=error.message)
-        finally:
-            process.tell_end()
-            self._forget()
+        """Record that it has ended, trying as long as it takes: until then its row says that it runs. Its end is told
+        after the first try, for the database may stay away."""
+        for tries in itertools.count(1):
+            is_settled = True
+            try:
+                await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
+            except EraError as error:
+                # Where the session has another home (Fenced), whoever took it has recorded it as lost.
+                is_settled = not isinstance(error, Unavailable) or isinstance(error, CommitFailed)
+                log.warning("process_not_recorded", process=process.record.id, error=error.message)
+            finally:
+                if is_settled:
+                    process.settled.set()
+                process.tell_end()
+                self._forget()
+            if is_settled:
+                return
+            await asyncio.sleep(min(delay(tries), _LONGEST_DELAY))
 
     async def _time_out(self, process: LiveProcess, seconds: float) -> None:
         try:
@@ -329,7 +368,7 @@ class Processes:
 
     def _forget(self) -> None:
         """Forget the oldest ended ones that are too many, or have too much output. Their rows stay."""
-        ended = [each for each in self._all.values() if each.ended.is_set()]
+        ended = [each for each in self._all.values() if each.settled.is_set()]
         size = sum(each.log.kept_bytes for each in ended[:-1])
         while len(ended) > KEPT or (size > _ENDED_BYTES and len(ended) > 1):
             size -= ended[0].log.kept_bytes

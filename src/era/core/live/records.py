@@ -56,12 +56,13 @@ class ProcessStore(Protocol):
     async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
         """Record a process as `running`, and claim and answer its key. A killed service finds the record again; a power
         cut may take it, if it has no key. Raises Conflict where the key is claimed already, NotFound where the session
-        is gone."""
+        is gone, and Unavailable that `may_have_committed` where the database stays away in the middle of it."""
         ...
 
     async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
         """Record how it ended, and drop the oldest of its session's that are too many. Counts as a call to the
-        session. One that never started frees its key."""
+        session. One that never started frees its key. Does nothing where it isn't on record as `running`, so it may be
+        called again where nobody knows whether that was stored."""
         ...
 
     async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from era.core.idempotency import IdempotencyKeys
@@ -19,6 +20,9 @@ from era.errors import Conflict, InputClosed, NotFound, Unavailable
 
 _TRIES = 3
 """How often a process is tried to be started while others stop its session."""
+
+_PATIENCE = 10.0
+"""Seconds for which a request that comes again waits for its key: until that is on record of which nothing came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,13 @@ class SessionProcesses:
             return Started((await self._start(session_id, request)).record)
         async with self._idempotency.held(session_id, request.claim) as first:
             if first is not None and first.answer is not None:
-                return Started(await self.get(session_id, json.loads(first.answer)), replayed=True)
+                id = json.loads(first.answer)
+                process = await self.find(session_id, id)
+                if process is None or not process.never_began:
+                    return Started(await self.get(session_id, id), replayed=True)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE):
+                        await process.settled.wait()  # which frees the key
             return Started((await self._start(session_id, request)).record)
 
     async def _start(self, session_id: OwnedId, request: ProcessRequest) -> LiveProcess:
@@ -71,7 +81,8 @@ class SessionProcesses:
         """Those that run and those that ended last, newest first."""
         recorded = await self._records.list(session_id)
         session = await self._store.session(session_id)
-        with self._live_sessions.in_use(session.key) as live:
+        live = self._live_sessions.known(session.key)
+        with nullcontext() if live is None else live.in_use():
             here = {} if live is None else {each.record.id: await each.shown() for each in live.processes.all}
             # One that has just begun may not be among the rows that were read.
             new = [here[id] for id in here.keys() - {record.id for record in recorded}]
@@ -129,4 +140,4 @@ class SessionProcesses:
         if (live := self._live_sessions.running(session_id)) is not None:
             return live
         session = await self._store.session(session_id)
-        return self._live_sessions.get(session.key)
+        return self._live_sessions.known(session.key)
