@@ -478,6 +478,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await end_runs()
                 await live_sessions.close()
                 await runs.drain(server.LAST_ANSWERS_SECONDS)
+                await runs.close()
                 await inbox.stop()
                 await webhooks.stop()
                 if homes is not None:

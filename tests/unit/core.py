@@ -252,6 +252,7 @@ class Core:
             await core.pool.stop()
             await core.live_sessions.close()
             await core.runs.drain(10)
+            await core.runs.close()
             await core.driver.stop()
             core.network.stop()
             core.blobs.close()

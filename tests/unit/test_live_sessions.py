@@ -488,7 +488,7 @@ class Away:
         self.tries = 0
         self._end = core.store.processes.end
         monkeypatch.setattr(core.store.processes, "end", self.end)
-        monkeypatch.setattr(processes, "_LONGEST_DELAY", 0.05)
+        monkeypatch.setattr("era.core.retry_delay._LONGEST_PAUSE", 0.05)
 
     async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
         self.tries += 1

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from era.core.idempotency import IdempotencyKeys
+from era.core.models import Session
 from era.core.run_messages import RunResult, RunStarted
 from era.core.transcript import Piece
 from era.errors import CommitFailed, Conflict, KeyReused, NotFound, RunLost, SandboxFailed, TooManyWaiting, Unavailable
+from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request
 
@@ -155,6 +157,26 @@ async def test_a_lost_run_is_not_run_again(core: Core) -> None:
     with pytest.raises(RunLost):
         await core.run("pass", claim=core.claim("key"))
     assert core.driver.made == []
+
+
+async def test_a_run_that_may_be_on_record_but_never_began_frees_its_key(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await core.session()
+    begin = core.store.begin_run
+
+    async def cut_off(*args: Any, **how: Any) -> Session:
+        await begin(*args, **how)
+        raise DatabaseAway(may_have_committed=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.store, "begin_run", cut_off)
+        with pytest.raises(DatabaseAway):
+            await core.run("pass", claim=core.claim("key"))
+    while (await core.records())[-1].status == "running":
+        await asyncio.sleep(0.05)
+    assert (await core.run("print('now')", claim=core.claim("key"))).stdout == b"now\n"
+    assert [record.status for record in await core.records()] == ["failed", "ok"]
 
 
 async def test_a_key_in_the_background(core: Core) -> None:

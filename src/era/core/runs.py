@@ -169,6 +169,10 @@ class Runs:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
+    async def close(self) -> None:
+        """Leave to the next start what isn't recorded yet of runs that have ended."""
+        await self._parts.late_ends.stop()
+
     def _start_task(self, run: Coroutine[Any, Any, Collected]) -> asyncio.Task[Collected]:
         """A run as a task of its own, which goes on when its caller is cancelled, and which `drain` waits for."""
         task = asyncio.create_task(run)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -50,6 +51,7 @@ from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation
 from era.core.quotas import Quotas
+from era.core.retry_delay import until_recorded
 from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of, setup_error
 from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
@@ -67,6 +69,25 @@ from era.errors import (
 )
 
 log = structlog.get_logger()
+
+
+class LateEnds:
+    """Ends of runs that are still to be recorded, since the database is away."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, attempt: Callable[[], Awaitable[bool]]) -> None:
+        """Record an end as soon as it can be; see `until_recorded`."""
+        task = asyncio.create_task(until_recorded(attempt))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Leave those that aren't recorded to the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +110,8 @@ class RunParts:
     note: Note = ignore
     trace_programs: bool = False
     """Whether programs get TRACEPARENT."""
+
+    late_ends: LateEnds = field(default_factory=LateEnds)
 
     def traceparent(self, told: RunEnded) -> dict[str, str]:
         """The variable by which a run's program learns where it is in a trace, if it is to learn it."""
@@ -349,10 +372,11 @@ class SessionRun:
         return result_of(session, record, shown, cell=execution.answer)
 
     async def _end_without_result(self, error: BaseException) -> None:
-        """Record a run of which nothing could be kept. Where that fails too, it is found `running` at the next start
-        and recorded as lost."""
+        """Record a run of which nothing could be kept. Where the database is away, that is tried until it is there;
+        where the service stops before, the run is found `running` at the next start and recorded as lost."""
         await asyncio.wait({self._recorded})
-        if self._recorded.exception() is not None:
+        unknown = self._recorded.exception()
+        if unknown is not None and not (isinstance(unknown, Unavailable) and unknown.may_have_committed):
             return
         if isinstance(error, SessionDeleted) and self._has_ended:
             return  # It was recorded when its session was found gone.
@@ -365,15 +389,23 @@ class SessionRun:
         told = self._started and self._request.background
         claim = self._request.claim if has_not_run and not told else None
         released = Answered(claim) if claim else None
+        if unknown is not None or not await self._record_end(ended, released):
+            self._parts.late_ends.add(partial(self._record_end, ended, released))
+
+    async def _record_end(self, ended: RunRecord, released: Answered | None) -> bool:
+        """Record the end of a run of which nothing was kept; whether that needn't be tried again."""
         try:
             who = self._active.session_id
             await self._parts.store.end_run(
                 ended, data=None, snapshot=None, answered=released, who=who, use=use_of(who, None, {})
             )
         except SessionDeleted:
-            return  # Its record is all that was written.
-        except EraError as second:
-            log.warning("run_not_recorded", run=self._record.id, error=second.message)
+            return True  # Its record is all that was written.
+        except EraError as error:
+            log.warning("run_not_recorded", run=self._record.id, error=error.message)
+            # Those that are more than that say that it isn't on record as running, or is at home elsewhere.
+            return type(error) is not CommitFailed
+        return True
 
 
 def _is_refusal(execution: Execution | CellExecution | None, error: BaseException) -> bool:

@@ -9,7 +9,6 @@ session is live; after that its row has the end of it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from era.core.loop_slices import Budget
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, TerminalSize
-from era.core.retry_delay import delay
+from era.core.retry_delay import until_recorded
 from era.core.secrets import Secret
 from era.errors import BadRequest, CommitFailed, EraError, InputClosed, TagInUse, TooManyProcesses, Unavailable
 
@@ -42,9 +41,6 @@ _ENDED_BYTES = 8 << 20
 _LAST_OUTPUT_SECONDS = 0.02
 """For which the storing of a process's end waits until those who follow it have had its last output: the thread that
 stores would hold them up, since it shares the interpreter with the event loop."""
-
-_LONGEST_DELAY = 5.0
-"""Seconds between two tries to record an end, at most."""
 
 _BYTE_US = 0.002
 """What it costs to take a byte of output."""
@@ -342,7 +338,8 @@ class Processes:
     async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:
         """Record that it has ended, trying as long as it takes: until then its row says that it runs. Its end is told
         after the first try, for the database may stay away."""
-        for tries in itertools.count(1):
+
+        async def attempt() -> bool:
             is_settled = True
             try:
                 await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
@@ -355,9 +352,9 @@ class Processes:
                     process.settled.set()
                 process.tell_end()
                 self._forget()
-            if is_settled:
-                return
-            await asyncio.sleep(min(delay(tries), _LONGEST_DELAY))
+            return is_settled
+
+        await until_recorded(attempt)
 
     async def _time_out(self, process: LiveProcess, seconds: float) -> None:
         try:
