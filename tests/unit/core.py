@@ -290,6 +290,13 @@ class Core:
         """Of all the session's runs, oldest first."""
         return list(reversed(await self.history.list(mine(session_id), limit=100, before=None)))
 
+    async def ended_record(self) -> RunRecord:
+        """The record of the last run of "s", once it says that this has ended."""
+        async with asyncio.timeout(20):
+            while (record := (await self.records())[-1]).status == "running":
+                await asyncio.sleep(0.05)
+        return record
+
     def claim(self, key: str, body: JsonObject | None = None, hidden: Any = None) -> Claim:
         return self.idempotency.claim("run", key, body or {}, hidden)
 

@@ -173,8 +173,7 @@ async def test_a_run_that_may_be_on_record_but_never_began_frees_its_key(
         patch.setattr(core.store, "begin_run", cut_off)
         with pytest.raises(DatabaseAway):
             await core.run("pass", claim=core.claim("key"))
-    while (await core.records())[-1].status == "running":
-        await asyncio.sleep(0.05)
+    await core.ended_record()
     assert (await core.run("print('now')", claim=core.claim("key"))).stdout == b"now\n"
     assert [record.status for record in await core.records()] == ["failed", "ok"]
 

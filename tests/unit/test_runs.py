@@ -347,8 +347,7 @@ async def test_a_commit_that_fails_is_an_error_and_changes_nothing(
     if broken == "store":
         assert record.status == "running", "nobody could record anything else"
         assert {log["event"] for log in logs} == {"run_not_recorded"}
-        while (record := (await core.records())[-1]).status == "running":  # and now that can be done
-            await asyncio.sleep(0.05)
+        record = await core.ended_record()  # now that can be done
     assert (record.status, record.committed, record.reason) == ("failed", False, "the disk is no more")
     assert "'old'" in (await core.run("import os; print(os.listdir())")).stdout.decode()
 
