@@ -246,13 +246,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         webhooks = Webhooks(store.webhooks, WebhookSender(reachable), key, cluster, quotas.on_reached, note)
         in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
         copies = directory / "sql-copies" if homes is not None and settings.database_url is not None else None
+        most, most_each, is_shared = settings.storage_mb << 20, settings.storage_database_mb << 20, homes is not None
         async with alone(settings):
-            most = settings.storage_database_mb << 20
-            databases = await d1_databases.opened(in_rows, as_files, copies, most, is_shared=homes is not None)
+            databases = await d1_databases.opened(in_rows, as_files, copies, most_each, is_shared=is_shared)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
             homes.each_beat(databases.measure_all, store.look_again)
-        most, is_shared = settings.storage_mb << 20, homes is not None
         storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared)
         await storage.open()
         try:
@@ -477,8 +476,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 await runs.drain(settings.drain_seconds)
                 await end_runs()
                 await live_sessions.close()
-                await runs.drain(server.LAST_ANSWERS_SECONDS)
-                await runs.close()
+                await runs.close(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
                 await webhooks.stop()
                 if homes is not None:

@@ -389,7 +389,7 @@ async def test_hosts_that_share_files_remove_none_that_another_is_just_making(
         patched.setattr(d1_databases, "_WORKER", worker)
         first = "CREATE TABLE t (n); INSERT INTO t VALUES (1)"
         making = asyncio.create_task(hosts[0].run(*A, first, many=True, room=ROOM))
-        while not Path(f"{path}-journal").exists():
+        while not Path(f"{path}-journal").exists():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
     assert path.stat().st_size == 0
     assert await query(hosts[1], "SELECT 1 AS one") == [{"one": 1}]

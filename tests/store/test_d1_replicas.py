@@ -185,11 +185,11 @@ async def test_a_commit_without_an_answer_counts_once_whatever_others_do(
     committed, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def cut_off(*args: Any, again: bool, **how: Any) -> Any:
-        if again:
+    def cut_off(*args: Any, **how: Any) -> Any:
+        if how["again"]:
             assert go_on.wait(60)
-            return write(*args, again=again, **how)
-        write(*args, again=again, **how)
+            return write(*args, **how)
+        write(*args, **how)
         loop.call_soon_threadsafe(committed.set)
         raise DatabaseAway(may_have_committed=True)
 
@@ -214,7 +214,9 @@ async def test_a_commit_without_an_answer_counts_once_whatever_others_do(
         assert await a.run("SELECT count(*) AS n FROM sqlite_schema") == [{"n": 0}]
 
 
-async def test_a_database_that_cannot_be_had_is_still_known(hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_cannot_be_had_is_still_known(
+    hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = hosts
     await a.run("CREATE TABLE t (n)")
     await b.databases.measure_all()

@@ -251,8 +251,7 @@ class Core:
             await core.live_sessions.stop(5)
             await core.pool.stop()
             await core.live_sessions.close()
-            await core.runs.drain(10)
-            await core.runs.close()
+            await core.runs.close(10)
             await core.driver.stop()
             core.network.stop()
             core.blobs.close()
@@ -293,7 +292,7 @@ class Core:
     async def ended_record(self) -> RunRecord:
         """The record of the last run of "s", once it says that this has ended."""
         async with asyncio.timeout(20):
-            while (record := (await self.records())[-1]).status == "running":
+            while (record := (await self.records())[-1]).status == "running":  # noqa: ASYNC110  nothing tells of it
                 await asyncio.sleep(0.05)
         return record
 

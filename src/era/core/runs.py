@@ -169,8 +169,10 @@ class Runs:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    async def close(self) -> None:
-        """Leave to the next start what isn't recorded yet of runs that have ended."""
+    async def close(self, seconds: float) -> None:
+        """`drain` for the last time: what can't be recorded by then of runs that have ended is left to the next
+        start."""
+        await self.drain(seconds)
         await self._parts.late_ends.stop()
 
     def _start_task(self, run: Coroutine[Any, Any, Collected]) -> asyncio.Task[Collected]:

@@ -64,7 +64,7 @@ class DatabaseAway(Unavailable):
     `may_have_committed`: it did so during COMMIT, so that what was to be written may have been written.
     """
 
-    retry_after = 2
+    retry_after: int | None = 2
 
     def __init__(self, *, may_have_committed: bool) -> None:
         if may_have_committed:
