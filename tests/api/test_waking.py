@@ -125,4 +125,4 @@ def test_a_deleted_session_leaves_no_directory(server: Server) -> None:
         _run(client, "s", FILL)
         _put_away(server, client, 1)
         assert client.delete("/api/sessions/s").status_code == 200
-        assert len(list((server.data_dir / "live").glob("sb-*"))) == 1
+        assert eventually(lambda: len(list((server.data_dir / "live").glob("sb-*"))) == 1)
