@@ -9,13 +9,16 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
+from sqlalchemy import Connection
 
 from era.core.homes import Homes, Host
 from era.core.live.records import ProcessRecord
 from era.core.metadata import SessionChange
-from era.core.models import Session, StoredCode
+from era.core.models import Session, StoredCode, now
+from era.core.public.inbox import Content, Outcome
+from era.core.usage import day_of
 from era.errors import CommitFailed, Fenced, HostLost, NotFound, SessionDeleted, SessionMoved
-from era.store.homes import LOST, HomeRows
+from era.store.homes import _ANY_LOST, LOST, HomeRows
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import ended, execute, new, opened
@@ -198,6 +201,53 @@ async def test_what_a_dead_host_was_doing_is_lost(join: Joined, url: str) -> Non
     await b.store.begin_run(mine("s"), "r2")
     await b.store.end_run(ended(session, "r2"), data='{"n": 2}', snapshot=None)
     assert (await b.store.session(mine("s"))).data == '{"n": 2}'
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+async def test_runs_that_are_lost_with_their_host_count_as_runs(join: Joined, url: str, is_taken: bool) -> None:
+    a, b = await join("a"), await join("b")
+    session = await made(a)
+    await a.store.begin_run(mine("s"), "r")
+    if is_taken:
+        assert execute(url, "UPDATE hosts SET dead = TRUE WHERE id = 'a'") == 1
+        await b.homes.take(session.key)
+    else:
+        age(url, "a", 1.1)
+    await b.homes.beat(b.host)
+    await b.homes.beat(b.host)
+    today = day_of(now())
+    assert sum(day.runs for day in await b.store.usage.days(session.owner, today - 1, today)) == 1
+
+
+async def test_a_delivery_whose_attempt_a_dead_host_began_is_pending_again(join: Joined, url: str) -> None:
+    """It was declared dead while it was paused, and nobody needs its session."""
+    a, b = await join("a"), await join("b")
+    session = await a.store.create_session(new("s", allow_public=True))
+    await a.homes.take(session.key)
+    await a.store.inboxes.put_inbox(mine("s"), None, 3)
+    await a.store.inboxes.add_delivery(session.key, "dlv", None, Content("POST", "/", "", [], b"", "http://x"))
+    head = await a.store.inboxes.next_delivery(session.key)
+    assert head is not None
+    age(url, "a", 1.1)
+    assert (await b.homes.beat(b.host)).leader == "b"
+    before = await a.store.inboxes.begin_attempt(head.delivery.key, "run", counts=True)
+    assert before is not None
+    await b.homes.beat(b.host)
+    await a.store.inboxes.end_attempt(session.key, before, Outcome("failed", 1, 1))  # that is over, too
+    delivery, _ = await b.store.inboxes.delivery(mine("s"), "dlv")
+    assert (delivery.status, delivery.attempts) == ("pending", 1)
+
+
+async def test_looking_for_what_is_lost_walks_through_no_table(sqlite_store: SqlStore) -> None:
+    """Each heartbeat of the leader does. On PostgreSQL the planner decides by what is in the tables."""
+
+    def plan(connection: Connection) -> list[str]:
+        query = _ANY_LOST.compile(connection, compile_kwargs={"literal_binds": True})
+        return [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}")]
+
+    steps = await sqlite_store.database.read(plan)
+    assert "SCAN deliveries USING COVERING INDEX ix_deliveries_running" in steps
+    assert [step for step in steps if step.startswith("SCAN") and not step.endswith(("_running", "CONSTANT ROW"))] == []
 
 
 async def test_one_host_leads_until_it_is_dead(join: Joined) -> None:

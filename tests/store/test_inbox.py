@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from era.core.public.signatures import Verify
 from era.core.retry_delay import delay
 from era.errors import NotFound, TooManyDeliveries
 from era.store import inbox as rows
+from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import new, opened
@@ -43,8 +46,8 @@ async def end(store: SqlStore, session: Session, status: DeliveryStatus = "done"
     """Give the session its next delivery, with this result."""
     head = await store.inboxes.next_delivery(session.key)
     assert head is not None
-    await store.inboxes.begin_attempt(head.delivery, f"run-{head.delivery.id}", counts=True)
-    await store.inboxes.end_attempt(session.key, head.delivery.key, Outcome(status, 1, 1))
+    await store.inboxes.begin_attempt(head.delivery.key, f"run-{head.delivery.id}", counts=True)
+    await store.inboxes.end_attempt(session.key, head.delivery, Outcome(status, head.delivery.attempts + 1, 1))
 
 
 async def test_only_so_many_deliveries_may_wait(
@@ -94,13 +97,58 @@ async def test_a_replayed_delivery_comes_last(store: SqlStore, session: Session)
     assert order == [("b", [], 0), ("a", ["run-a"], 0)]
 
 
+async def tried(store: SqlStore, session: Session) -> Delivery:
+    """A pending delivery that has failed once, as its worker has read it."""
+    await store.inboxes.add_delivery(session.key, "a", None, CONTENT)
+    await end(store, session, "pending")
+    head = await store.inboxes.next_delivery(session.key)
+    assert head is not None
+    assert (head.delivery.attempts, head.delivery.tries) == (1, 1)
+    return head.delivery
+
+
+async def test_an_attempt_is_one_of_the_delivery_as_it_is_when_it_begins(store: SqlStore, session: Session) -> None:
+    read = await tried(store, session)
+    await store.inboxes.replay_delivery(mine("s"), "a")  # while the worker waits for the session's turn
+    before = await store.inboxes.begin_attempt(read.key, "run-2", counts=True)
+    assert before is not None
+    assert (before.attempts, before.tries) == (1, 0)
+    [delivery] = await listed(store)
+    assert (delivery.status, delivery.attempts, delivery.tries) == ("running", 2, 1)
+    assert await store.inboxes.begin_attempt(read.key, "run-3", counts=True) is None, "it isn't pending"
+
+
+async def test_an_outcome_that_is_recorded_twice_leaves_a_replay_alone(store: SqlStore, session: Session) -> None:
+    read = await tried(store, session)
+    await store.inboxes.begin_attempt(read.key, "run-2", counts=True)
+    for _ in range(2):  # the answer to the first may have been lost
+        await store.inboxes.end_attempt(session.key, read, Outcome("failed", 2, 2))
+        assert [delivery.status for delivery in await listed(store)] == ["failed"]
+    await store.inboxes.replay_delivery(mine("s"), "a")
+    await store.inboxes.end_attempt(session.key, read, Outcome("failed", 2, 2))
+    [delivery] = await listed(store)
+    assert (delivery.status, delivery.attempts, delivery.tries) == ("pending", 2, 0)
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_the_outcome_of_an_attempt_whose_beginning_is_not_recorded(
+    store: SqlStore, session: Session, replayed: bool
+) -> None:
+    read = await tried(store, session)
+    if replayed:
+        await store.inboxes.replay_delivery(mine("s"), "a")
+    await store.inboxes.end_attempt(session.key, read, Outcome("failed", 2, 2))
+    [delivery] = await listed(store)
+    assert (delivery.status, delivery.attempts) == (("pending", 1) if replayed else ("failed", 2))
+
+
 async def test_running_deliveries_are_pending_after_a_restart(store: SqlStore, session: Session) -> None:
     assert await store.inboxes.cut_off() == 0
     for name in "ab":
         await store.inboxes.add_delivery(session.key, name, None, CONTENT)
     head = await store.inboxes.next_delivery(session.key)
     assert head is not None
-    await store.inboxes.begin_attempt(head.delivery, "run", counts=True)
+    await store.inboxes.begin_attempt(head.delivery.key, "run", counts=True)
     assert [delivery.status for delivery in await listed(store)] == ["pending", "running"]
     assert await store.inboxes.cut_off() == 1
     head = await store.inboxes.next_delivery(session.key)
@@ -136,6 +184,68 @@ async def test_deleting_an_inbox_deletes_its_deliveries(store: SqlStore, session
     assert await store.inboxes.delete_inbox(mine("s")) == 250
     with pytest.raises(NotFound):
         await store.inboxes.delete_inbox(mine("s"))
+    with pytest.raises(NotFound, match="Session 's' has no inbox"):
+        await store.inboxes.add_delivery(session.key, "late", None, CONTENT)  # its sender asked before
+    await store.inboxes.put_inbox(mine("s"), None, 0)
+    assert await listed(store) == []
+
+
+def after_a_write(store: SqlStore, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[object]]) -> None:
+    """Have something happen once, after the next transaction that writes."""
+    write = store.database.write
+
+    async def once(job: Callable[..., Any], *args: Any) -> Any:
+        monkeypatch.undo()
+        result = await write(job, *args)
+        await then()
+        return result
+
+    monkeypatch.setattr(store.database, "write", once)
+
+
+async def test_an_inbox_whose_deletion_was_cut_off_is_deleted_by_another_call(
+    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> None:
+        raise DatabaseAway(may_have_committed=False)
+
+    for n in range(250):
+        await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
+    after_a_write(store, monkeypatch, away)
+    with pytest.raises(DatabaseAway):
+        await store.inboxes.delete_inbox(mine("s"))
+    assert await store.inboxes.delete_inbox(mine("s")) == 150
+    await store.inboxes.put_inbox(mine("s"), None, 0)
+    assert await listed(store) == []
+
+
+async def test_deleting_an_inbox_leaves_alone_what_comes_to_the_next_one(
+    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def another() -> None:
+        with suppress(NotFound):
+            await store.inboxes.delete_inbox(mine("s"))
+        await store.inboxes.put_inbox(mine("s"), None, 0)
+        await store.inboxes.add_delivery(session.key, "new", None, CONTENT)
+
+    for n in range(250):
+        await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
+    after_a_write(store, monkeypatch, another)
+    assert await store.inboxes.delete_inbox(mine("s")) == 100
+    assert [delivery.id for delivery in await listed(store)] == ["new"]
+
+
+async def test_what_comes_while_an_inbox_is_deleted_goes_with_it(
+    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late() -> None:
+        await store.inboxes.add_delivery(session.key, "late", None, CONTENT)
+
+    await store.inboxes.add_delivery(session.key, "early", None, CONTENT)
+    after_a_write(store, monkeypatch, late)
+    assert await store.inboxes.delete_inbox(mine("s")) == 2
+    await store.inboxes.put_inbox(mine("s"), None, 0)
+    assert await listed(store) == []
 
 
 def test_delays_grow_up_to_a_quarter_of_an_hour() -> None:

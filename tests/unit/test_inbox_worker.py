@@ -8,11 +8,11 @@ import pytest
 
 from era.core.models import StoredCode, now
 from era.core.public import inbox_worker
-from era.core.public.inbox import Content, Delivery
+from era.core.public.inbox import Content, Delivery, Outcome
 from era.core.public.inbox_worker import Inbox
 from era.store.inbox import InboxRows
 from tests.owners import mine
-from tests.unit.core import Core
+from tests.unit.core import Core, until
 
 CONTENT = Content("POST", "/", "", [], b"", "http://era.test")
 
@@ -77,3 +77,27 @@ async def test_an_attempt_without_a_sandbox_does_not_count(core: Core, monkeypat
     await inbox.stop()
     assert (ended.status, ended.attempts, ended.tries) == ("done", 1, 1), "an attempt begins with its sandbox"
     assert [record.status for record in await core.records()] == ["failed", "failed", "ok"]
+
+
+async def test_retries_start_again_for_what_is_replayed_while_it_waits_for_its_turn(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_worker, "delay", lambda tries: 0.01)
+    await delivered(core, "raise SystemExit(1)")
+    await core.store.inboxes.put_inbox(mine("s"), None, 1)
+    head = await core.store.inboxes.next_delivery((await core.store.session(mine("s"))).key)
+    assert head is not None
+    await core.store.inboxes.begin_attempt(head.delivery.key, "run", counts=True)
+    await core.store.inboxes.end_attempt(head.session_key, head.delivery, Outcome("pending", 1, 1))
+    code, go = core.paused()
+    long = asyncio.create_task(core.run(code))
+    await until(lambda: core.turns.taken(mine("s")))
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await inbox.start()
+    await until(lambda: core.turns.long_ones(mine("s")) == 2)
+    await inbox.replay(mine("s"), "dlv")
+    go.touch()
+    await long
+    ended = await delivery(core, "done", "failed")
+    await inbox.stop()
+    assert (ended.status, ended.attempts, ended.tries) == ("failed", 3, 2)

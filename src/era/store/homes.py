@@ -33,6 +33,7 @@ from era.store.dialects import (
 )
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, has_status, homes, hosts, leader, processes, runs, sessions
+from era.store.usage import count_lost
 from era.store.webhooks import tell_lost
 from era.store.whole_tables import Count
 
@@ -114,7 +115,9 @@ _LOST_RUNS = has_status(runs, "running") & _homeless(runs.c.session_key)
 _LOST_PROCESSES = has_status(processes, "running") & _homeless(processes.c.session_key)
 _LOST_DELIVERIES = has_status(deliveries, "running") & _homeless(deliveries.c.session_key)
 _ANY_LOST = select(
-    select(runs.c.key).where(_LOST_RUNS).exists() | select(processes.c.key).where(_LOST_PROCESSES).exists()
+    select(runs.c.key).where(_LOST_RUNS).exists()
+    | select(processes.c.key).where(_LOST_PROCESSES).exists()
+    | select(deliveries.c.key).where(_LOST_DELIVERIES).exists()
 )
 
 
@@ -346,6 +349,7 @@ def _mark_lost(connection: Connection, only: int | None = None) -> int:
         return which if only is None else which & (table.c.session_key == only)
 
     tell_lost(connection, lost(runs, _LOST_RUNS))
+    count_lost(connection, lost(runs, _LOST_RUNS))
     at = {"ended_at": database_time(), "reason": LOST, "status": "lost"}
     count = connection.execute(update(runs).where(lost(runs, _LOST_RUNS)).values(at)).rowcount
     connection.execute(update(processes).where(lost(processes, _LOST_PROCESSES)).values(at))

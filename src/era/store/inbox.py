@@ -29,7 +29,7 @@ from era.core.public.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
 from era.store.database import Database
 from era.store.homes import check_home
-from era.store.session_lookup import IS_PRESENT, find_session, read_session
+from era.store.session_lookup import IS_PRESENT, find_session, read_session, session_with_key
 from era.store.tables import deliveries as _d
 from era.store.tables import has_status, inboxes, sessions
 
@@ -89,7 +89,11 @@ _NEXT = (
 )
 _COUNT_ENDED = select(func.count()).where(_OF_SESSION, _ENDED)
 _ENDED_KEYS = select(_d.c.key).where(_OF_SESSION, _ENDED)
-_DROP_SOME = delete(_d).where(_d.c.key.in_(select(_d.c.key).where(_OF_SESSION).limit(100)))
+_NEWEST = select(func.coalesce(func.max(_d.c.key), 0)).where(_OF_SESSION)
+_SOME = select(_d.c.key).where(_OF_SESSION, _d.c.key <= bindparam("newest")).order_by(_d.c.key).limit(100)
+_DROP_SOME = delete(_d).where(_d.c.key.in_(_SOME))
+_DROP_ALL = delete(_d).where(_OF_SESSION)
+_TO_BEGIN = _DELIVERIES.add_columns(_d.c.session_key).where(_d.c.key == bindparam("delivery"), _PENDING)
 _COUNTS = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.status)
 _LAST_KEY = (1 << 63) - 1
 
@@ -133,14 +137,27 @@ class InboxRows:
         return await self._database.read(_find_inbox, session_key)
 
     async def delete_inbox(self, session_id: OwnedId) -> int:
-        def job(connection: Connection) -> int:
+        def find(connection: Connection) -> tuple[int, int, int]:
             session = find_session(connection, self._retention, session_id)
-            _existing_inbox(connection, session)
-            connection.execute(delete(inboxes).where(inboxes.c.session_key == session.key))
-            return session.key
+            newest = connection.execute(_NEWEST, {"session": session.key}).scalar_one()
+            return session.key, _existing_inbox(connection, session).created_at, newest
 
-        dropped, values = 0, {"session": await self._database.write(job)}
-        while count := await self._database.write(lambda connection: connection.execute(_DROP_SOME, values).rowcount):
+        session_key, created_at, newest = await self._database.read(find)
+        values = {"session": session_key, "newest": newest}
+
+        def drop(connection: Connection) -> tuple[int, bool]:
+            inbox = _find_inbox(connection, session_key)
+            if inbox is None or inbox.created_at != created_at:
+                return 0, False  # Somebody else has deleted it, and what may be there by now isn't its.
+            if count := connection.execute(_DROP_SOME, values).rowcount:
+                return count, True
+            # The inbox last, so that who is cut off can do this again; with it the few that have come meanwhile.
+            connection.execute(delete(inboxes).where(inboxes.c.session_key == session_key))
+            return connection.execute(_DROP_ALL, values).rowcount, False
+
+        dropped, goes_on = 0, True
+        while goes_on:
+            count, goes_on = await self._database.write(drop)
             dropped += count
         return dropped
 
@@ -151,6 +168,8 @@ class InboxRows:
         headers = json.dumps(content.headers)
 
         def job(connection: Connection) -> Received:
+            if _find_inbox(connection, session_key) is None:  # It was deleted since the caller looked.
+                raise no_inbox(session_with_key(connection, session_key).id)
             if sender_id is not None and (row := connection.execute(known).one_or_none()) is not None:
                 return Received(row.id, row.status, first=False)
             size = len(content.body) + len(headers) + len(content.path) + len(content.query)
@@ -248,28 +267,31 @@ class InboxRows:
 
         return await self._database.read(job)
 
-    async def begin_attempt(self, delivery: Delivery, run_id: str, *, counts: bool) -> None:
-        values = {
-            "status": "running",
-            "attempts": delivery.attempts + 1,
-            "tries": delivery.tries + counts,
-            "run_ids": json.dumps([*delivery.run_ids, run_id][-KEPT_RUN_IDS:]),
-            "next_attempt_at": None,
-            "reason": None,
-        }
-        statement = update(_d).where(_d.c.key == delivery.key).values(values)
-        session_of = select(_d.c.session_key).where(_d.c.key == delivery.key)
+    async def begin_attempt(self, delivery_key: int, run_id: str, *, counts: bool) -> Delivery | None:
+        def job(connection: Connection) -> Delivery | None:
+            row = connection.execute(_TO_BEGIN, {"delivery": delivery_key}).one_or_none()
+            if row is None:
+                return None
+            check_home(connection, row.session_key, goes_on=True)
+            delivery = _delivery_from_row(row)
+            values = {
+                "status": "running",
+                "attempts": delivery.attempts + 1,
+                "tries": delivery.tries + counts,
+                "run_ids": json.dumps([*delivery.run_ids, run_id][-KEPT_RUN_IDS:]),
+                "next_attempt_at": None,
+                "reason": None,
+            }
+            connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
+            return delivery
 
-        def job(connection: Connection) -> None:
-            session_key = connection.execute(session_of).scalar_one_or_none()
-            if session_key is not None:
-                check_home(connection, session_key, goes_on=True)
-                connection.execute(statement)
+        return await self._database.write(job)
 
-        await self._database.write(job)
-
-    async def end_attempt(self, session_key: int, delivery_key: int, outcome: Outcome) -> None:
+    async def end_attempt(self, session_key: int, delivery: Delivery, outcome: Outcome) -> None:
         ended = outcome.status in ("done", "failed")
+        is_under_way = _RUNS & (_d.c.attempts == delivery.attempts + 1)
+        is_as_before = _PENDING & (_d.c.attempts == delivery.attempts) & (_d.c.tries == delivery.tries)
+        which = (_d.c.key == delivery.key) & (is_under_way | is_as_before)
         values = {
             "status": outcome.status,
             "attempts": outcome.attempts,
@@ -282,7 +304,7 @@ class InboxRows:
 
         def job(connection: Connection) -> None:
             check_home(connection, session_key, goes_on=True)
-            connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
+            connection.execute(update(_d).where(which).values(values))
             if ended:
                 _prune(connection, session_key)
 

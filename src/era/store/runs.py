@@ -17,7 +17,7 @@ from era.core.metadata import Retention, RunFilter
 from era.core.models import Answered, Claim, JsonObject, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
 from era.core.run_messages import setup_error
 from era.core.setup.setups import UNDER_WAY
-from era.core.usage import Use, day_of
+from era.core.usage import Use
 from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
 from era.store.database import Database
 from era.store.dialects import Asked, Precompiled, together, violates_unique
@@ -28,7 +28,7 @@ from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
 from era.store.tables import has_status, outputs, runs, sessions
 from era.store.tables import idempotency_keys as keys
-from era.store.usage import add_use, adding, begin_use
+from era.store.usage import adding, begin_use, count_lost
 from era.store.versions import adding_version, incrementing, prune_kinds, pruning, trim_history
 from era.store.webhooks import tell, tell_lost
 
@@ -79,12 +79,6 @@ _BY_ID = RUNS.where(runs.c.id == bindparam("run_id"))
 _IS_RUNNING = has_status(runs, "running")
 _RUNNING = _RUN.where(_IS_RUNNING)
 _MARK_LOST = update(runs).where(_IS_RUNNING).values(status="lost", ended_at=bindparam("at"), reason=LOST)
-_LOST_BY_OWNER = (
-    select(sessions.c.owner, func.count())
-    .join_from(runs, sessions, sessions.c.key == runs.c.session_key)
-    .where(_IS_RUNNING)
-    .group_by(sessions.c.owner)
-)
 _COUNTS = select(runs.c.status, func.count()).where(~runs.c.imported).group_by(runs.c.status)
 _HAVE_TOO_MANY = select(runs.c.session_key).group_by(runs.c.session_key).having(func.count() > bindparam("kept"))
 _TOO_OLD = (
@@ -302,11 +296,9 @@ def find_run(connection: Connection, session: Session, run_id: str) -> tuple[Run
 
 
 def mark_lost(connection: Connection) -> int:
-    """Mark every run that is still `running` as `lost`; how many there were. They count as runs of their owners, though
-    nobody knows what they have used."""
+    """Mark every run that is still `running` as `lost`; how many there were."""
     tell_lost(connection, _IS_RUNNING)
-    for owner, count in connection.execute(_LOST_BY_OWNER).all():
-        add_use(connection, Use(owner, "", day_of(now()), count))
+    count_lost(connection, _IS_RUNNING)
     return connection.execute(_MARK_LOST, {"at": now()}).rowcount
 
 

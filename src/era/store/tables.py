@@ -59,7 +59,8 @@ def has_status(table: Table, status: str) -> ColumnElement[bool]:
     read them all. Raises ValueError where it isn't a plain name."""
     if not status.isidentifier():
         raise ValueError(f"{status!r} is no status")
-    return literal_column(f"{table.name}.status = '{status}'", Boolean())
+    # Without a type: to a Boolean SQLAlchemy would append `= 1` for SQLite, which then overlooks the indexes on it.
+    return literal_column(f"{table.name}.status = '{status}'")
 
 
 SETUP_UNDER_WAY = text("setup_status IN ('pending', 'running')")

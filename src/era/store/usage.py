@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
 from era.core.models import now
 from era.core.quotas import Amounts, changed
@@ -16,7 +16,7 @@ from era.core.usage import DayOfUsage, Use, day_of
 from era.errors import Unavailable
 from era.store.database import Database, DatabaseAway
 from era.store.dialects import Answer, Asked, Precompiled, together
-from era.store.tables import owners, usage
+from era.store.tables import owners, runs, sessions, usage
 
 log = structlog.get_logger()
 
@@ -48,6 +48,11 @@ _begin = Precompiled(
     )
     .inline()
 )
+_RUNS_BY_OWNER = (
+    select(sessions.c.owner, func.count())
+    .join_from(runs, sessions, sessions.c.key == runs.c.session_key)
+    .group_by(sessions.c.owner)
+)
 
 
 def add_use(connection: Connection, use: Use) -> None:
@@ -58,6 +63,12 @@ def add_use(connection: Connection, use: Use) -> None:
 def _add_all(connection: Connection, uses: Iterable[Use]) -> None:
     for use in uses:
         add_use(connection, use)
+
+
+def count_lost(connection: Connection, are_lost: ColumnElement[bool]) -> None:
+    """Count these runs as their owners', before they are marked as lost. Nobody knows what they have used."""
+    for owner, count in connection.execute(_RUNS_BY_OWNER.where(are_lost)).all():
+        add_use(connection, Use(owner, "", day_of(now()), count))
 
 
 def adding(connection: Connection, use: Use) -> Asked:

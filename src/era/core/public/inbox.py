@@ -142,13 +142,15 @@ class InboxStore(Protocol):
         ...
 
     async def delete_inbox(self, session_id: OwnedId) -> int:
-        """Delete an inbox, then its deliveries in small transactions. Returns how many there were."""
+        """Delete an inbox with its deliveries, most of them before it in small transactions: a call that was cut off
+        can be made again. Returns how many there were."""
         ...
 
     async def add_delivery(
         self, session_key: int, delivery_id: str, sender_id: str | None, content: Content
     ) -> Received:
-        """Add a pending delivery, unless one with this `sender_id` is known. Raises TooManyDeliveries."""
+        """Add a pending delivery, unless one with this `sender_id` is known. Raises NotFound where there is no inbox
+        any more, TooManyDeliveries."""
         ...
 
     async def deliveries(
@@ -178,16 +180,20 @@ class InboxStore(Protocol):
 
     async def content(self, delivery_key: int) -> Content | None: ...
 
-    async def begin_attempt(self, delivery: Delivery, run_id: str, *, counts: bool) -> None:
-        """Make a delivery running and add the run's id. If it `counts`, it is one of the attempts that may fail."""
+    async def begin_attempt(self, delivery_key: int, run_id: str, *, counts: bool) -> Delivery | None:
+        """Make a pending delivery running and add the run's id. If it `counts`, it is one of the attempts that may
+        fail. Returns the delivery as it was before: it may have been replayed since the caller read it. None where it
+        isn't pending any more."""
         ...
 
     async def count_none_running(self) -> None:
         """Let the attempts under way not count, unless they end with an outcome."""
         ...
 
-    async def end_attempt(self, session_key: int, delivery_key: int, outcome: Outcome) -> None:
-        """Record an outcome. Now and then, delete the oldest ended deliveries beyond KEPT."""
+    async def end_attempt(self, session_key: int, delivery: Delivery, outcome: Outcome) -> None:
+        """Record the outcome of an attempt, unless that is over. `delivery` is as it was before it: either the attempt
+        is under way, or its beginning wasn't recorded, and the delivery hasn't been replayed since. Now and then,
+        delete the oldest ended deliveries beyond KEPT."""
         ...
 
     async def note_reason(self, delivery_key: int, reason: str) -> None:

@@ -29,7 +29,7 @@ import hashlib
 import json
 import time
 from contextlib import closing, suppress
-from functools import partial
+from dataclasses import replace
 
 import structlog
 
@@ -252,23 +252,29 @@ class Inbox:
             session_key=head.session_key,
         )
         begun: list[str] = []
+
+        async def started(run_id: str) -> None:
+            nonlocal head
+            begun.append(run_id)
+            head = await self._record_start(head, run_id)
+
         # It goes on in the trace of whoever sent it, and its run is below it.
         trace = self._begin_trace(next((value for name, value in content.headers if name == "traceparent"), None))
         origin.set(Origin(trace=trace) if trace else None)
         began_at, began = time.time(), time.monotonic()
         try:
-            run = await self._runs.run(head.session_id, request, partial(self._record_start, head, begun))
+            run = await self._runs.run(head.session_id, request, started)
             with closing(run):
                 outcome = await self._outcome(head, run)
         except (SessionDeleted, NotFound, Expired):
-            outcome = _put_back(delivery)  # the session may be restored
+            outcome = _put_back(head.delivery)  # the session may be restored
         except EraError as error:
             if not begun:
                 if not isinstance(error, TooManyWaiting):
                     await self._store.note_reason(delivery.key, error.message)
                 return _AGAIN_SECONDS
             if isinstance(error, Unavailable) and not isinstance(error, CommitFailed):  # this machine's fault
-                outcome = _put_back(delivery, error.message, delay(delivery.attempts + 1))
+                outcome = _put_back(head.delivery, error.message, delay(delivery.attempts + 1))
             else:
                 outcome = self._failed(head, None, error.message)
         except Exception:
@@ -294,13 +300,15 @@ class Inbox:
         await self._record(head, outcome)
         return 0
 
-    async def _record_start(self, head: Next, begun: list[str], run_id: str) -> None:
-        """Record the attempt when its run has started, and append the run's id to `begun`."""
-        begun.append(run_id)
+    async def _record_start(self, head: Next, run_id: str) -> Next:
+        """Record the attempt when its run has started. Returns what it is an attempt of: the delivery may have been
+        replayed while the run waited for its turn."""
         try:
-            await self._store.begin_attempt(head.delivery, run_id, counts=not self._ending)
+            delivery = await self._store.begin_attempt(head.delivery.key, run_id, counts=not self._ending)
         except EraError as error:
             log.warning("attempt_not_recorded", delivery=head.delivery.id, error=error.message)
+            return head
+        return replace(head, delivery=delivery) if delivery else head
 
     async def _outcome(self, head: Next, run: Collected) -> Outcome:
         """Whether an attempt succeeded: a run that ended well, and an answer below 500."""
@@ -327,7 +335,7 @@ class Inbox:
         """Record an outcome, retrying as long as it takes: until then the delivery would count as running."""
         while True:
             try:
-                await self._store.end_attempt(head.session_key, head.delivery.key, outcome)
+                await self._store.end_attempt(head.session_key, head.delivery, outcome)
                 return
             except Fenced:
                 return  # the host where the session is now has it pending again
