@@ -64,6 +64,58 @@ def test_unused_package_sets_are_removed(lab: Lab, registry: Registry) -> None:
     assert lab.make(pip=["two"]).digest == two.digest
 
 
+def faked(lab: Lab) -> Path:
+    """The directory of an old package set that was made of nothing, but for who looks at its lock only."""
+    with lab.blobs.batch() as batch:
+        digest = batch.put(b"an archive")
+    directory = lab.directory / "environments" / digest
+    directory.mkdir()
+    (directory / archives.LOCK).write_text('{"pip": [], "npm": [], "go": []}')
+    os.utime(directory, (0, 0))
+    packages = packages_of({"pip": ["fake"]})
+    lab.installer._notes.write(lab.installer.name(packages), PackageSet(digest, [], [], go=[]))
+    return directory
+
+
+def test_a_set_that_is_found_while_others_are_swept_away_stays(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To measure and remove takes seconds, and by then somebody may be about to start a sandbox with it."""
+    directory, found = faked(lab), []
+
+    def slowly(package_set: Path) -> int:
+        found.append(lab.find_installed(pip=["fake"]))
+        return size_of(package_set)
+
+    monkeypatch.setattr(lab.installer, "_size", slowly)
+    an_hour_ago = time.time() - 3600
+    assert lab.installer.sweep(set(), an_hour_ago, an_hour_ago) == 0
+    assert found
+    assert found[0] is not None
+    assert directory.exists()
+    os.utime(directory, (0, 0))
+    monkeypatch.undo()
+    assert lab.installer.sweep(set(), an_hour_ago, an_hour_ago) == 1
+    assert not directory.exists()
+
+
+def test_a_set_is_not_found_at_the_moment_when_it_goes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a sweep's last look at it and its being renamed."""
+    directory, found = faked(lab), []
+    finder = threading.Thread(target=lambda: found.append(lab.find_installed(pip=["fake"])))
+    rename = Path.rename
+
+    def slowly(path: Path, target: Path) -> Path:
+        if path == directory:
+            finder.start()
+            finder.join(0.5)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", slowly)
+    an_hour_ago = time.time() - 3600
+    assert lab.installer.sweep(set(), an_hour_ago, an_hour_ago) == 1
+    finder.join()
+    assert found == [None]
+
+
 def test_unused_package_sets_have_a_bound(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for n in range(5):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from era.core.metadata import SessionChange
-from era.core.models import EMPTY, Snapshot
+from era.core.models import DEFAULT_OWNER, EMPTY, Snapshot
+from era.core.quotas import Bound
+from era.errors import QuotaReached
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import new
@@ -40,3 +44,32 @@ async def test_a_setup_and_the_files_of_its_commands_are_recorded_together(store
     assert not await end(session.version, EMPTY)
     await store.purge_session(mine("s"))
     assert not await end(session.version, EMPTY)
+
+
+async def test_files_of_a_setup_count_for_quotas(store: SqlStore) -> None:
+    """Those that are too many aren't kept; those that are kept count for the next commit, without a new count."""
+    store.bounds = lambda _, *names: [Bound("owner", DEFAULT_OWNER, name, 10, lambda _: None) for name in names]
+    await store.create_session(new("other"))
+    await store.commit(mine("other"), "files", data=None, snapshot=Snapshot("a" * 64, 1, 1 << 20))
+    made = await store.create_session(new("s", setup='{"commands":["true"]}'))
+    (job,) = await store.unfinished_setups()
+
+    async def end(size: int) -> bool:
+        left = (made.version, Snapshot("b" * 64, 1, size << 20))
+        return await store.end_setup(job, status="completed", result="{}", package_set=None, left=left)
+
+    with pytest.raises(QuotaReached) as caught:
+        await end(10)
+    assert caught.value.details == {
+        "quota": "disk_mb",
+        "of": "owner",
+        "limit": 10,
+        "used": 1,
+        "filled_by": ["other", "s"],
+    }
+    session = await store.session(mine("s"))
+    assert (session.setup_status, session.version, session.snapshot) == ("pending", made.version, EMPTY)
+    assert await end(8)
+    with pytest.raises(QuotaReached):
+        await store.commit(mine("other"), "files", data=None, snapshot=Snapshot("c" * 64, 1, 3 << 20))
+    assert await store.end_setup(job, status="completed", result="{}", package_set=None) is False, "it has ended"

@@ -222,12 +222,13 @@ class Core:
             self.admission,
         )
 
+        self.expiry = Expiry(self.store, self.pool, ALONE, self.quotas)
         self.sessions = Sessions(
             self.store,
             self.pool,
             self.turns,
             self.idempotency,
-            Expiry(self.store, self.pool, ALONE, self.quotas),
+            self.expiry,
             self.rules,
             self.liveness,
             self.admission,
@@ -276,6 +277,10 @@ class Core:
     async def execute(self, code: str, **fields: Any) -> Ran:
         given: dict[str, Any] = {"env": {}, "timeout": None, "files": {}, **fields}
         return await _read(await self.runs.execute(ExecuteRequest("default", URL, "python", code, **given)))
+
+    def idle(self) -> list[int]:
+        """The keys of sessions that have a sandbox or a kept directory, and use it for nothing now."""
+        return [key for key in self.pool.session_keys() if not self.pool.is_busy(key)]
 
     async def output(self, run_id: str, session_id: str = "s") -> bytes:
         """A run's stdout, as far as it has come."""

@@ -16,6 +16,7 @@ from era.core.metadata import SessionFilter
 from era.core.models import DEFAULT_OWNER, Session
 from era.core.ports import Sandbox
 from era.errors import NotFound, SessionDeleted
+from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request, until
 
@@ -48,6 +49,33 @@ async def test_deleting_a_session_ends_its_run_that_has_no_sandbox_yet(core: Cor
     assert (await core.run("print(1)", "other")).stdout == b"1\n", "its place is free"
 
 
+async def test_a_run_ends_whose_session_was_deleted_without_an_answer(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has committed that, and was away before it said so. Nobody can delete the session again."""
+    code, go = core.paused()
+    session = await core.session()
+    await Listener(core.runs.stream(mine("s"), request(code))).wait_for_output("paused")
+    write = core.store.database.write
+
+    async def unanswered(*args: Any, **fields: Any) -> Any:
+        await write(*args, **fields)
+        raise DatabaseAway(may_have_committed=True)
+
+    with monkeypatch.context() as away:
+        away.setattr(core.store.database, "write", unanswered)
+        with pytest.raises(DatabaseAway):
+            await core.sessions.delete(mine("s"))
+    with pytest.raises(NotFound):
+        await core.sessions.delete(mine("s"))
+    assert core.pool.is_busy(session.key)
+    await core.expiry.sweep()
+    async with asyncio.timeout(10), core.turns.take(mine("s")):
+        assert not go.exists(), "the run has ended, although its program hasn't"
+    (record,) = await core.store.runs(session.key, 10)
+    assert (record.status, record.reason) == ("failed", "the session was deleted while this run was under way")
+
+
 async def test_it_would_wait_if_it_were_not_told(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools._Acquiring, "release", lambda _: None)
     run, go = await waiting_for_room(core)
@@ -56,8 +84,8 @@ async def test_it_would_wait_if_it_were_not_told(core: Core, monkeypatch: pytest
     await asyncio.sleep(0.2)
     assert not run.done()
     go.touch()
-    await until(core.pool.idle_session_keys)
-    await core.pool.release(core.pool.idle_session_keys()[0])
+    await until(core.idle)
+    await core.pool.release(core.idle()[0])
     with pytest.raises(SessionDeleted):
         await run
 

@@ -142,10 +142,10 @@ async def test_what_a_failed_run_left_is_not_kept(core: Core) -> None:
 async def test_nothing_is_kept_of_a_deleted_session(core: Core) -> None:
     await fill_and_put_away(core)
     session = await core.store.session(mine("s"))
-    assert session.key in core.pool.idle_session_keys(), "expiry asks for these"
+    assert session.key in core.pool.session_keys(), "expiry asks for these"
     await core.pool.release(session.key)
     assert directories(core) == 1
-    assert session.key not in core.pool.idle_session_keys()
+    assert session.key not in core.pool.session_keys()
 
 
 async def test_the_oldest_goes_first(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,10 @@ async def test_busy_is_between_acquire_and_commit(core: Core) -> None:
     (session,) = await sessions(core, 1)
     await core.pool.acquire(session)
     assert core.pool.counts() == {"live": 1, "busy": 1, "ready": 0}
-    assert core.pool.idle_session_keys() == []
+    assert core.idle() == []
     core.pool.committed(session.key, EMPTY)
     assert core.pool.counts() == {"live": 1, "busy": 0, "ready": 0}
-    assert core.pool.idle_session_keys() == [session.key]
+    assert core.idle() == [session.key]
 
 
 @pytest.mark.parametrize("change", [{"limits": {"pids": 20}}, {"isolation": "bubblewrap"}, {"package_set": "digest"}])
@@ -170,7 +170,7 @@ async def test_the_session_idle_longest_makes_room(small: Core) -> None:
     third = await used(small, three)
     assert set(small.driver.alive) == {first, third}
     assert not second.alive
-    assert small.pool.idle_session_keys() == [one.key, three.key]
+    assert small.idle() == [one.key, three.key]
 
 
 async def test_a_busy_one_is_not_evicted(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ async def test_what_is_idle_for_long_or_dead_is_closed(
             await used(core, session)
         core.driver.made[-1].kill()
         await until(lambda: core.pool.counts()["live"] == 2)
-        assert core.pool.idle_session_keys() == [idle.key]
+        assert core.idle() == [idle.key]
         monkeypatch.setattr(core.pool, "_idle_seconds", 0.2)
         await until(lambda: core.pool.counts()["live"] == 1)
         await asyncio.sleep(0.3)

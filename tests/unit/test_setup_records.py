@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,16 +13,17 @@ import pytest
 from era.core.metadata import SetupJob
 from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.setups import Setups
+from era.core.telemetry import Event, Note, SetupEnded, ignore
 from era.errors import Unavailable
 from tests.owners import mine
 from tests.unit.core import Core, until
 
 
-def setups_of(core: Core) -> tuple[Setups, Commands]:
+def setups_of(core: Core, note: Note = ignore) -> tuple[Setups, Commands]:
     none: Any = None
     bound: Any = core.runs._parts.history
     commands = Commands(core.pool, core.network, core.snapshots, bound)
-    return Setups(core.store, none, none, core.turns, none, commands, core.liveness, 10.0), commands
+    return Setups(core.store, none, none, core.turns, none, commands, core.liveness, 10.0, note), commands
 
 
 async def test_what_commands_left_is_not_kept_where_that_could_not_be_recorded(
@@ -87,5 +90,51 @@ async def test_a_setup_that_ends_while_it_is_listed_is_not_done_again(
         ended.set()
         await until(lambda: lists >= 3 and not setups._jobs)
         assert runs == 1
+    finally:
+        await setups.stop()
+
+
+async def test_package_sets_stay_as_long_as_a_setup_may_name_them(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its commands take longer than a package set stays that nobody needs."""
+    swept: list[float] = []
+
+    class Sweeping:
+        def sweep(self, _keep: set[str], older_than: float, free_before: float) -> int:
+            swept.extend((older_than, free_before))
+            return 0
+
+    setups, _ = setups_of(core)
+    monkeypatch.setattr(setups, "_installer", Sweeping())
+    begun = time.time() - 7200
+    monkeypatch.setitem(setups._begun, SetupJob(1, mine("s"), "{}"), begun)
+    await setups.sweep()
+    assert max(swept) < begun
+
+
+async def test_what_commands_leave_beyond_a_quota_is_not_kept(core: Core) -> None:
+    """The setup fails, says which quota it was, and the session is as it was."""
+    told: list[Event] = []
+    reached: list[str] = []
+    setups, _ = setups_of(core, told.append)
+    await core.quotas.set("default", {"disk_mb": 1})
+    core.quotas.on_reached.append(lambda _, error: reached.append(error.code))
+    made = await core.session("s", setup=json.dumps({"commands": ["head -c 2000000 /dev/zero > large"]}))
+    await setups.start()
+    try:
+        assert await setups.settled(mine("s"), 10)
+        session = await core.store.session(mine("s"))
+        assert (session.setup_status, session.version, session.snapshot) == ("failed", made.version, made.snapshot)
+        result = json.loads(session.setup_result or "")
+        assert not result["success"]
+        assert "This owner may have 1 MiB of files, and 0 are taken." in result["error"]
+        assert [event.outcome for event in told if isinstance(event, SetupEnded)] == ["failed"]
+        assert reached == ["quota_reached"]
+        core.setup_may_end.set()
+        assert (await core.run("import os; print(os.path.exists('large'))")).stdout == b"False\n"
+        await core.quotas.set("default", {"disk_mb": 2})
+        await setups.again(mine("s"))
+        assert await setups.settled(mine("s"), 10)
+        session = await core.store.session(mine("s"))
+        assert (session.setup_status, session.snapshot.total_bytes) == ("completed", 2_000_000)
     finally:
         await setups.stop()

@@ -48,4 +48,4 @@ async def test_idle_sandboxes_go_when_memory_is_short(
         monkeypatch.setattr(warm_limit, "available_memory", lambda: 0)
         await until(lambda: core.pool.counts()["live"] == 2)
         assert core.pool.counts()["busy"] == 1, "one that is busy stays"
-        assert core.pool.idle_session_keys() == [session.key for session in sessions[-1:]]
+        assert core.idle() == [session.key for session in sessions[-1:]]

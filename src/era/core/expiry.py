@@ -17,7 +17,7 @@ from itertools import count
 
 import structlog
 
-from era.core.homes import ALONE, Cluster
+from era.core.homes import Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
 from era.core.pool import SandboxPool
@@ -97,9 +97,9 @@ class Expiry:
     async def _release_gone(self) -> None:
         """End the sandboxes here of sessions that are gone, whoever has found that."""
         # A session whose id was taken anew the moment it expired was marked then, so `expire` doesn't return its key.
-        # One that was deleted through another host of a cluster may have something under way here.
-        keys = self._pool.idle_session_keys() if self._cluster is ALONE else self._pool.session_keys()
-        if keys:
+        # One that was deleted through another host of a cluster, or whose deletion was committed without an answer, may
+        # have something under way here.
+        if keys := self._pool.session_keys():
             for key in set(keys) - set(await self._store.present_sessions(keys)):
                 await self._pool.release(key)
 

@@ -413,7 +413,7 @@ class MetadataStore(Protocol):
         `status` is `completed` or `failed`, `result` is JSON text, `package_set` the digest of the package set. `left`
         is the number of the version that the setup's commands began with, and the files that they left. These become
         the next version, and `trim` goes; where another version is in force by now, the answer is false and nothing is
-        recorded.
+        recorded. Nor is anything where they are too many for a quota, and QuotaReached is raised.
         """
         ...
 

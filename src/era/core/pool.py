@@ -427,10 +427,6 @@ class SandboxPool:
         changes = session_key in self._acquiring or session_key in self._putting_away
         return changes or (warm is not None and (warm.busy or warm.lost is not None))
 
-    def idle_session_keys(self) -> list[int]:
-        """The keys of sessions that have a sandbox and use it for nothing now, or of which a directory is kept."""
-        return [*(key for key, warm in self._warm.items() if not warm.busy), *self._kept.keys()]
-
     def session_keys(self) -> list[int]:
         """The keys of sessions that have a sandbox, or of which a directory is kept."""
         return [*self._warm, *self._kept.keys()]

@@ -31,9 +31,10 @@ through the lock, of the digest.
 usercustomize, before any program. They are left out: what is installed runs when it is imported.
 
 *Removal.* A package set that no session names is removed after a while. That time begins anew when a setup finds it, so
-it isn't removed between that moment and the one when a row names it. Its blob is kept as long as the directory is
-here or a row names it. In a cluster the host that collects garbage knows its own directories only: so what a setup
-finds counts only where its blob is there, too, whose time begins anew as well.
+it isn't removed between that moment and the one when a row names it: a sweep takes seconds, so before it removes a set
+it looks once more, under a lock that finders take. Its blob is kept as long as the directory is here or a row names it.
+In a cluster the host that collects garbage knows its own directories only: so what a setup finds counts only where its
+blob is there, too, whose time begins anew as well.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ import secrets
 import shutil
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -145,6 +147,9 @@ class PackageInstaller:
         self._sizes: dict[str, int] = {}
         """How many bytes package sets take that no session needs, by digest."""
 
+        self._lock = threading.Lock()
+        """Held while a set's time is looked at and the set renamed, or begins anew. The event loop takes it, too."""
+
         self._compiling: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
         shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
@@ -193,8 +198,7 @@ class PackageInstaller:
                 continue
             with suppress(OSError):
                 # In a cluster another host collects garbage, and doesn't know which sets are here.
-                if await in_thread(self._blobs.renew, note.digest):
-                    os.utime(self.package_sets / note.digest)
+                if await in_thread(self._blobs.renew, note.digest) and self._renew(note.digest):
                     self._notes.renew(key)
                     return replace(package_set, stdout=note.stdout, stderr=note.stderr)
         return None
@@ -280,8 +284,7 @@ class PackageInstaller:
         unneeded = [self.package_sets / digest for digest in self.digests() - keep]
         for used, directory in sorted(((each.stat().st_mtime, each) for each in unneeded), reverse=True):
             size += self._size(directory) if used < free_before else 0
-            if used < older_than or size > self._most_bytes:
-                self._drop(directory)
+            if (used < older_than or size > self._most_bytes) and self._drop(directory, used):
                 removed += 1
         # What another host has isn't known, but a note that it uses isn't old.
         self._notes.sweep(self.digests(), older_than)
@@ -443,7 +446,7 @@ class PackageInstaller:
             (scratch / "go").rename(made / "go")
         for name in sorted(os.listdir(site)):
             if _RUN_AT_START.fullmatch(name) or name == ".lock":
-                _drop(site / name)
+                trees.drop(site / name)
                 if name != ".lock":
                     stdout.append(f"Left out, since Python would act upon it at every start: {name}")
         programs = site / "bin"
@@ -489,10 +492,8 @@ class PackageInstaller:
 
         with self._blobs.naming():  # from here on, package sets that are here keep their archives
             await in_thread(put)
-            if self.is_here(installed.digest):
-                os.utime(self.package_sets / installed.digest)
-                return
-            await self._finish(installed.digest, scratch, deadline)
+            if not self._renew(installed.digest):
+                await self._finish(installed.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
         """Publish `scratch/made`, compiled before if it is large, else afterwards."""
@@ -562,19 +563,30 @@ class PackageInstaller:
         try:
             made.rename(place)
         except OSError:
-            if self.is_here(digest):  # another installation came to the same
-                os.utime(place)
-            else:
-                self._drop(place)
+            if not self._renew(digest):  # else another installation came to the same
+                with suppress(FileNotFoundError):  # a sweep was faster
+                    self._drop(place)
                 made.rename(place)
         sync_file_system(self.package_sets)
 
-    def _drop(self, directory: Path) -> None:
-        """Remove a package set: rename it first, since removing takes long, so that nobody sees half of one."""
-        self._sizes.pop(directory.name, None)
+    def _renew(self, digest: str) -> bool:
+        """Have a package set's time begin anew, if it is on this machine; whether it is. Raises OSError."""
+        with self._lock:
+            if is_here := self.is_here(digest):
+                os.utime(self.package_sets / digest)
+        return is_here
+
+    def _drop(self, directory: Path, used: float | None = None) -> bool:
+        """Remove a package set, with `used` only if its time is still that; whether it was removed. It is renamed
+        first, since removing takes long, so that nobody sees half of one. Raises OSError."""
         doomed = self._making / f"gone-{secrets.token_hex(8)}"
-        directory.rename(doomed)
+        with self._lock:
+            if used not in (None, directory.stat().st_mtime):
+                return False  # it was found meanwhile
+            directory.rename(doomed)
+        self._sizes.pop(directory.name, None)
         trees.remove(doomed)
+        return True
 
     def _own(self, made: Path) -> None:
         """Make the service the owner of all files, readable for everybody."""
@@ -586,11 +598,3 @@ def _in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None
     task = asyncio.create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
-
-
-def _drop(path: Path) -> None:
-    """Remove a file or directory."""
-    if path.is_dir() and not path.is_symlink():
-        trees.remove(path)
-    else:
-        path.unlink()

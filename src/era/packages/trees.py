@@ -99,6 +99,14 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def drop(path: Path) -> None:
+    """Remove a file, a link or a directory."""
+    if _is_directory(path):
+        remove(path)
+    else:
+        path.unlink()
+
+
 def _is_directory(path: Path) -> bool:
     """Whether it is a directory itself, not a link to one."""
     return path.is_dir() and not path.is_symlink()

@@ -390,7 +390,10 @@ class SqlStore:
         left: tuple[int, Snapshot] | None = None,
         trim: Trim | None = None,
     ) -> bool:
-        return await self.database.write(
+        return await self._within(
+            job.session_id,
+            job.session_id.id,
+            _GROWN if left is not None else (),
             setups.end_setup,
             self._retention,
             job,

@@ -28,7 +28,7 @@ from era.core.event_log import Gap
 from era.core.homes import ALONE, Cluster
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore, SetupJob
-from era.core.models import OwnedId, Session
+from era.core.models import JsonObject, OwnedId, Session, Snapshot, Trim
 from era.core.setup import locks
 from era.core.setup.builds import Builds
 from era.core.setup.commands import Commands, CommandsResult
@@ -37,7 +37,7 @@ from era.core.setup.progress import Became, Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, packages_of
 from era.core.telemetry import Note, SetupEnded, ignore
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NoIsolation, NotFound, SandboxFailed
+from era.errors import BadRequest, EraError, NoIsolation, NotFound, QuotaReached, SandboxFailed
 
 log = structlog.get_logger()
 
@@ -51,6 +51,11 @@ _SHORT_GRACE_SECONDS = 60.0
 """A package set that no row names stays for the first time after it was made or found, as another session may want the
 same. For the second it stays in any case, and as long as a setup is under way that has made or found it: a row may be
 about to name it."""
+
+_OVER_QUOTA = (
+    "What the commands left can't be kept: {} Delete what isn't needed any more, or have them leave less, and try "
+    "again with POST /api/sessions/{{id}}/setup."
+)
 
 
 type SetupNews = tuple[int, Session | Line | Became] | Gap | Session
@@ -220,7 +225,8 @@ class Setups:
         # Before the rows are read: what a setup has made or found since it began may be named by a row after that.
         free_before = min([time.time(), *self._begun.values()]) - _SHORT_GRACE_SECONDS
         needed = set(await self._store.package_sets())
-        removed = await asyncio.to_thread(self._installer.sweep, needed, time.time() - _GRACE_SECONDS, free_before)
+        older_than = min(time.time() - _GRACE_SECONDS, free_before)  # a setup may take longer than that
+        removed = await asyncio.to_thread(self._installer.sweep, needed, older_than, free_before)
         if removed:
             log.info("package_sets_removed", count=removed)
 
@@ -376,33 +382,51 @@ class Setups:
             "stdout": _joined(stdout, ran.stdout),
         }
         progress.end()
-        packages_count = sum(len(kind) for kind in (installed.pip, installed.npm, installed.go)) if installed else 0
-        self._tell(job, "failed" if error else "completed", begun, packages=packages_count, commands=len(ran.ran))
         result[EVENTS] = progress.last
         left = None if session is None or ran.snapshot is None else (session.version, ran.snapshot)
         kept = False
         try:
-            recorded = await self._store.end_setup(
-                job,
-                status="completed" if error is None else "failed",
-                result=jsontext.compact(result),
-                package_set=installed.digest if installed and error is None else None,
-                left=left,
-                trim=None if session is None else await self._commands.trim(session, ran.snapshot),
-            )
+            trim = None if session is None else await self._commands.trim(session, ran.snapshot)
+            try:
+                recorded = await self._record(job, result, installed, left, trim)
+            except QuotaReached as problem:
+                left = None
+                result["success"], result["error"] = False, _OVER_QUOTA.format(problem.message)
+                recorded = await self._record(job, result, installed)
+            packages_count = len([*installed.pip, *installed.npm, *installed.go]) if installed else 0
+            outcome = "completed" if result["success"] else "failed"
+            self._tell(job, outcome, begun, packages=packages_count, commands=len(ran.ran))
             if session is not None and left is not None and recorded:
                 await self._commands.keep(session, left[1])
                 kept = True
             self._anew.discard(job.session_key)
             self._last[job.session_key] = progress.last + 1  # the end of the setup is an event, too
         except EraError as problem:
-            log.warning("setup_not_recorded", session=job.session_key, error=problem.message)
+            self._tell(job, "put_off", begun, message=problem.message)
         finally:
             # Also where it isn't recorded, or this job is cancelled: the sandbox would be taken to hold the version in
             # force, and what the commands left would be kept by the next run.
             if session is not None and not kept:
                 await self._commands.drop(session.key)
         self._announce()
+
+    async def _record(
+        self,
+        job: SetupJob,
+        result: JsonObject,
+        installed: PackageSet | None,
+        left: tuple[int, Snapshot] | None = None,
+        trim: Trim | None = None,
+    ) -> bool:
+        """Record the end of a setup with this result; see MetadataStore.end_setup. Raises EraError."""
+        return await self._store.end_setup(
+            job,
+            status="completed" if result["success"] else "failed",
+            result=jsontext.compact(result),
+            package_set=installed.digest if installed and result["success"] else None,
+            left=left,
+            trim=trim,
+        )
 
     def _tell(self, job: SetupJob, outcome: str, begun: float, **more: Any) -> None:
         """Note the end of a setup that began at this moment of the monotonic clock."""
