@@ -249,10 +249,10 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         most, most_each, is_shared = settings.storage_mb << 20, settings.storage_database_mb << 20, homes is not None
         async with alone(settings):
             databases = await d1_databases.opened(in_rows, as_files, copies, most_each, is_shared=is_shared)
+        storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
-            homes.each_beat(databases.measure_all, store.look_again)
-        storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared)
+            homes.each_beat(databases.measure_all, store.look_again, storage.count_again)
         await storage.open()
         try:
             if homes is None and (lost := await store.mark_lost()):

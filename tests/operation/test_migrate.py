@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from era.core.api_keys import ApiKey
 from era.core.audit import AuditEntry
@@ -17,14 +17,21 @@ from era.core.models import DEFAULT_OWNER, Answered, Claim, KeptOutputs, Snapsho
 from era.core.public.inbox import Content
 from era.core.storage import Item
 from era.core.webhooks import EVENTS, Webhook
-from era.errors import BadRequest, Conflict, NotReady
+from era.errors import BadRequest, Conflict, NotReady, Unavailable
 from era.operation import migrate as moving
+from era.operation import rows as copying
+from era.operation.backup import back_up, restore
 from era.operation.migrate import migrate
+from era.operation.server_data import ServerData
 from era.store import place
 from era.store.tables import metadata
 from tests.client.command import era
+from tests.operation.under_load import quiet
 from tests.owners import mine
+from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.store.rows import ended, engine_of, execute, new, opened
+
+__all__ = ["postgres_proxy"]
 
 ENTRY = AuditEntry(1, DEFAULT_OWNER, "operator", "key.create", "key_1", "req_1")
 
@@ -149,3 +156,44 @@ def test_what_was_interrupted_is_finished_when_it_is_repeated(
     assert moved.rows == {name: len(some) for name, some in before.items()}
     assert place.rows_url(source, empty_postgres_url) == empty_postgres_url
     assert not (source / "era.sqlite").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("command", ["migrate", "restore"])
+def test_where_the_commit_had_no_answer_it_can_be_repeated(
+    source: Path,
+    empty_postgres_url: str,
+    postgres_proxy: PostgresProxy,
+    command: str,
+    when: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = rows_of(f"sqlite:///{source}/era.sqlite")
+    elsewhere, copy = tmp_path_factory.mktemp("elsewhere"), copying.copy
+    back_up(ServerData(source), elsewhere / "backup", quiet)
+
+    def bring(url: str) -> None:
+        if command == "migrate":
+            migrate(source, url)
+        else:
+            restore(elsewhere / "backup", ServerData(elsewhere / "data", url), quiet)
+
+    def copy_and_cut(found: Connection, target: Connection) -> dict[str, int]:
+        counts = copy(found, target)
+        if target.dialect.name != "sqlite":
+            postgres_proxy.cut(when)
+        return counts
+
+    with monkeypatch.context() as cut:
+        cut.setattr(copying, "copy", copy_and_cut)
+        with pytest.raises(Unavailable) as caught:
+            bring(postgres_proxy.url(empty_postgres_url))
+    assert postgres_proxy.cuts == 1
+    assert "It isn't known whether rows were stored" in str(caught.value.hint)
+    if (command, when) == ("migrate", "after"):
+        assert rows_of(empty_postgres_url) == before
+    else:
+        assert not any(rows_of(empty_postgres_url).values())
+    bring(empty_postgres_url)
+    assert rows_of(empty_postgres_url) == before

@@ -207,7 +207,7 @@ async def test_a_put_whose_caller_was_cancelled_is_counted(lab: Lab) -> None:
             await put
     await storage.put("kv", "a", "k", b"v" * 1000, None)  # the last of one writer's
     again = await lab.open()
-    assert storage._storage._used.total() == again._storage._used.total() == 1000 + 1 + ROW_BYTES
+    assert storage._storage.used(DEFAULT_OWNER) == again._storage.used(DEFAULT_OWNER) == 1000 + 1 + ROW_BYTES
 
 
 async def test_a_bucket_that_does_not_answer_keeps_only_a_few_of_one_owner_waiting(

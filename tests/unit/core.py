@@ -133,6 +133,7 @@ class Core:
         kept_bytes: int = 0,
         max_live: int = 64,
         keep_alive: float = 60.0,
+        checkpoint_seconds: float = 60.0,
         quotas: dict[str, int] | None = None,
         note: Note = ignore,
         url: str | None = None,
@@ -172,6 +173,13 @@ class Core:
         self.setup_may_end = asyncio.Event()
         """When it is set, whoever waits for a setup is told that it has ended."""
 
+        self.checkpoints = Checkpoints(
+            self.store,
+            self.pool,
+            self.turns,
+            self.moments,
+            HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
+        )
         self.live_sessions = LiveSessions(
             LiveParts(
                 self.store,
@@ -181,20 +189,14 @@ class Core:
                 self.active_runs,
                 self.network,
                 StorageListeners(_no_storage),
-                Checkpoints(
-                    self.store,
-                    self.pool,
-                    self.turns,
-                    self.moments,
-                    HistoryBound(self.store, self.snapshots, self.rules, history_bytes),
-                ),
+                self.checkpoints,
                 self._setup_ended,
                 self.quotas,
                 self.rules,
             ),
             most=max_live,
             keep_alive=keep_alive,
-            checkpoint_seconds=60,
+            checkpoint_seconds=checkpoint_seconds,
         )
         self.contexts = Contexts(self.live_sessions, self.store, self.store.contexts)
         self.admission = Admission(processors)

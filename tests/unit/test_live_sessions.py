@@ -18,6 +18,7 @@ from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
 from era.core.models import EMPTY, Claim, OwnedId
 from era.errors import (
+    CommitFailed,
     Conflict,
     InputClosed,
     NoProcess,
@@ -29,6 +30,7 @@ from era.errors import (
     TooManyProcesses,
     Unavailable,
 )
+from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import SETTINGS, URL, Core, until
 
@@ -263,6 +265,42 @@ async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(
     assert session.key not in core.liveness
     again = await start(core, "exec sleep 100")
     assert (await core.processes.get(S, again.id)).status == "running"
+
+
+async def test_an_edit_that_is_not_kept_says_so_and_is_kept_later(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    async def fail(*_: object, **__: object) -> None:
+        nonlocal failures
+        failures += 1
+        raise DatabaseAway(may_have_committed=False)
+
+    async with Core.opened(directory, template, checkpoint_seconds=0.2) as core:
+        session = await core.session()
+        process = await start(core, "exec sleep 100")
+        live = core.live_sessions.get(session.key)
+        assert live is not None
+        await core.processes.end(S, process.id, "Enough.")
+        await until(lambda: not live.is_changed and live.is_idle)
+        with monkeypatch.context() as away:
+            away.setattr(core.store, "commit", fail)
+            async with core.turns.take(S):
+                (Path(live.sandbox.workspace) / "f").write_text("edited")
+                with pytest.raises(
+                    CommitFailed, match=r"can't be reached: the change was made .* isn't kept"
+                ) as caught:
+                    await core.checkpoints.commit_edit(live)
+            assert (caught.value.code, caught.value.retry_after) == ("commit_failed", None)
+            await until(lambda: failures >= 3)  # checkpoints
+        assert (await core.store.session(S)).snapshot.file_count == 0
+        kept = 0
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if kept := (await core.store.session(S)).snapshot.file_count:
+                break
+        assert kept == 1
 
 
 async def test_deletion_ends_processes(core: Core) -> None:

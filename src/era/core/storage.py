@@ -14,6 +14,10 @@ The storage of all owners together has a bound, which is counted in `Storage`: w
 begins, so that many at once can't get past it. An owner's quota is counted the same. How much SQL will add nobody knows
 before, so it may use all the room there is; where there is a quota, an owner's calls that add something therefore go
 one after the other.
+
+What is counted is what rows said once, and what has passed here since. So where other hosts of a cluster change rows,
+or a commit had no answer, rows are counted again: now and then, and before a put is refused. Between its transaction
+and its being noted nothing changes, else it might be counted twice, or not at all; what is reserved is kept apart.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
@@ -51,6 +56,16 @@ ROW_BYTES = 128
 _MIB = 1 << 20
 _BATCH = 1000
 """Items that one transaction deletes at most."""
+
+_COUNT_SECONDS = 60.0
+"""How often items are counted where other hosts change them."""
+
+_RECOUNT_SECONDS = 3.0
+"""How often at most, where they seem to leave no room, and how long after a commit without an answer: it may still be
+carried out."""
+
+_COUNT_PART = 20
+"""Counting takes one part of so many of the time at most: with millions of items it takes seconds."""
 
 _THREADS, _THREADS_OF_OWNER = 8, 4
 """For blobs, of all owners and of one. They are the storage's own: a bucket that doesn't answer may keep them for most
@@ -206,9 +221,24 @@ class Storage:
         self._most_bytes = most_bytes
         self._quotas = quotas
         self._is_shared = is_shared
-        self._used: Counter[str] = Counter()
-        """Bytes that items count for, by owner."""
+        self._stored: Counter[str] = Counter()
+        """Bytes that items count for, by owner, as far as is known."""
 
+        self._reserved: Counter[str] = Counter()
+        """Bytes that puts under way will add."""
+
+        self._in_doubt = False
+        """Whether a commit had no answer since items were counted."""
+
+        self._counted_at = self._counted_for = 0.0
+        """When that was, and how many seconds it took."""
+
+        self._counting = asyncio.Lock()
+        self._changes = 0
+        """How many calls are changing rows of items."""
+
+        self._unchanging = asyncio.Event()
+        self._unchanging.set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads = Threads(_THREADS, "era-storage")
         self.in_thread = FairThreads(self._threads, _THREADS, _THREADS_OF_OWNER)
@@ -216,7 +246,23 @@ class Storage:
 
     async def open(self) -> None:
         """Count what is there."""
-        self._used = Counter(await self.store.item_bytes())
+        await self._count()
+
+    async def count_again(self, seconds: float = _COUNT_SECONDS) -> None:
+        """Count what is there if that may be something else than what is known here, and wasn't counted within the last
+        `seconds`. Raises Unavailable."""
+        async with self._counting:
+            age = time.monotonic() - self._counted_at
+            if (self._is_shared or self._in_doubt) and age >= max(seconds, _COUNT_PART * self._counted_for):
+                await self._unchanging.wait()
+                await self._count()
+
+    async def _count(self) -> None:
+        began = time.monotonic()
+        self._stored = Counter(await self.store.item_bytes())
+        self._in_doubt = False
+        self._counted_at = time.monotonic()
+        self._counted_for = self._counted_at - began
 
     async def close(self) -> None:
         """Wait for calls under way."""
@@ -228,22 +274,29 @@ class Storage:
 
     def room(self) -> int:
         """Bytes that can be added."""
-        return self._most_bytes - self._used.total() - self.databases.total
+        return self._most_bytes - self._stored.total() - self._reserved.total() - self.databases.total
+
+    async def room_for(self, size: int) -> int:
+        """`room`; if that is less than `size`, what is there is counted again first. Raises Unavailable."""
+        if self.room() < size:
+            await self.count_again(_RECOUNT_SECONDS)
+        return self.room()
 
     def used(self, owner: str) -> int:
         """Bytes that an owner's storage counts for."""
-        return self._used[owner] + sum(self.databases.sizes(owner).values())
+        return self._stored[owner] + self._reserved[owner] + sum(self.databases.sizes(owner).values())
 
     async def stored_bytes(
         self, sizes: Callable[[], Awaitable[Mapping[str, tuple[int, int]]]]
     ) -> Mapping[str, tuple[int, int]]:
         """By owner: bytes in storage, and bytes of the files of sessions, of which `sizes` tells."""
+        await self.count_again()
         files = await sizes()
         return {owner: (self.used(owner), files.get(owner, (0, 0))[1]) for owner in {*files, *self.owners()}}
 
     def owners(self) -> Iterable[str]:
         """Who has had anything in storage."""
-        return [*self._used]
+        return [*self._stored]
 
     def bound(self, owner: str) -> Bound | None:
         """The quota that an owner has."""
@@ -257,13 +310,15 @@ class Storage:
     async def turn(self, owner: str) -> AsyncIterator[None]:
         """The block adds to the storage of an owner, and where he has a quota nothing else does meanwhile at this host.
         What others have put and deleted counts, then."""
+        if self._in_doubt:
+            await self.count_again(_RECOUNT_SECONDS)
         if self.bound(owner) is None:
             yield
             return
         lock = self._turns.setdefault(owner, asyncio.Lock())
         async with lock:
             if self._is_shared:
-                self._used[owner] = (await self.store.item_bytes(owner)).get(owner, 0)
+                self._stored[owner] = (await self.store.item_bytes(owner)).get(owner, 0)
             yield
 
     def most_items(self, bound: Bound | None) -> int | None:
@@ -273,29 +328,49 @@ class Storage:
             return None
         return bound.most * _MIB - sum(self.databases.sizes(bound.subject).values())
 
-    def release(self, owner: str, size: int) -> None:
-        """Give back `size` bytes of room."""
-        self._used[owner] -= size
+    @asynccontextmanager
+    async def changing(self, owner: str, size: int = 0) -> AsyncIterator[None]:
+        """The block changes rows of items, so that they count for at most `size` bytes more, and says `changed`; they
+        aren't counted meanwhile. Where it isn't known whether they were changed, these bytes count until they are."""
+        async with self._counting:
+            self._changes += 1
+            self._unchanging.clear()
+        try:
+            yield
+        except Unavailable as error:
+            if error.may_have_committed:
+                self._in_doubt, self._counted_at = True, time.monotonic()
+                self.changed(owner, size)
+            raise
+        finally:
+            self._changes -= 1
+            if not self._changes:
+                self._unchanging.set()
 
-    @contextmanager
-    def reserved(self, owner: str, size: int) -> Iterator[None]:
-        """Take `size` bytes of room, for what the block adds; they are given back if it fails. Raises TooLarge where
-        there is less, QuotaReached where the owner may not have so much."""
-        bound = self.bound(owner)
+    def changed(self, owner: str, by: int) -> None:
+        """An owner's items count for so many bytes more, or less."""
+        self._stored[owner] = max(0, self._stored[owner] + by)  # another host may have put what is deleted here
+
+    @asynccontextmanager
+    async def reserved(self, owner: str, size: int) -> AsyncIterator[None]:
+        """Keep `size` bytes of room for what the block adds. Raises TooLarge where there is less, QuotaReached where
+        the owner may not have so much, Unavailable."""
+        room, bound = await self.room_for(size), self.bound(owner)
         if bound is not None and self.used(owner) + size > bound.most * _MIB:
             self.refuse(bound)
-        if size > self.room():
+        if size > room:
             raise TooLarge(
                 "The storage of this server is full.",
                 hint="Delete what isn't needed; ERA_STORAGE_MB sets the bound.",
                 code="storage_full",
             )
-        self._used[owner] += size
+        self._reserved[owner] += size
         try:
             yield
-        except BaseException:
-            self._used[owner] -= size
-            raise
+        finally:
+            self._reserved[owner] -= size
+            if not self._reserved[owner]:
+                del self._reserved[owner]
 
 
 class Namespaces:
@@ -370,11 +445,11 @@ class Namespaces:
         Unavailable."""
         check_namespace(namespace)
         async with self._storage.turn(self._owner):
-            room, bound = self._storage.room(), self._storage.bound(self._owner)
+            most = self._databases.most_bytes - self._databases.sizes(self._owner).get(namespace, 0)
+            room, bound = await self._storage.room_for(most), self._storage.bound(self._owner)
             if bound is not None:
                 room = min(room, bound.most * _MIB - self._storage.used(self._owner))
-            size = self._databases.sizes(self._owner).get(namespace, 0)
-            is_quota = bound is not None and room < min(self._storage.room(), self._databases.most_bytes - size)
+            is_quota = bound is not None and room < min(self._storage.room(), most)
             try:
                 return await self._databases.run_as_json(
                     self._owner, namespace, sql, params, many=many, room=room, asker=self._asker
@@ -443,7 +518,7 @@ class Namespaces:
     async def _put_in_turn(
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
     ) -> None:
-        with self._storage.reserved(self._owner, counted):
+        async with self._storage.reserved(self._owner, counted):
             is_long = len(value) > INLINE_BYTES
             digest = await self._storage.in_thread(self._owner, self._put_blob, value) if is_long else None
             at = now()
@@ -452,21 +527,24 @@ class Namespaces:
             )
             bound = self._storage.bound(self._owner)
             try:
-                freed = await self._store.put_item(item, self._storage.most_items(bound))
+                async with self._storage.changing(self._owner, counted):
+                    freed = await self._store.put_item(item, self._storage.most_items(bound))
+                    self._storage.changed(self._owner, counted - freed)
             except NoRoom:
                 if bound is None:
                     raise
                 self._storage.refuse(bound)
-            self._storage.release(self._owner, freed)  # not in one line with the await: others count meanwhile
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
-        freed = await self._store.delete_item(self._owner, kind, namespace, key)
-        self._storage.release(self._owner, freed)
+        async with self._storage.changing(self._owner):
+            freed = await self._store.delete_item(self._owner, kind, namespace, key)
+            self._storage.changed(self._owner, -freed)
 
     async def _delete_batch(self, kind: Kind, namespace: str) -> int:
         """Delete at most _BATCH items and release their bytes. Returns how many were deleted."""
-        count, freed = await self._store.delete_items(self._owner, kind, namespace, _BATCH)
-        self._storage.release(self._owner, freed)
+        async with self._storage.changing(self._owner):
+            count, freed = await self._store.delete_items(self._owner, kind, namespace, _BATCH)
+            self._storage.changed(self._owner, -freed)
         return count
 
     def _put_blob(self, value: bytes) -> str:

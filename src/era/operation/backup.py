@@ -269,7 +269,8 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, A
     """Make a server's data of a backup, each part where `server` says that it is to be; what the backup says of itself.
 
     Raises Conflict where there is something already, BadRequest with every damaged file for a damaged backup, NotReady
-    for a database that can't be had, Unavailable, OSError. Nothing is there then.
+    for a database that can't be had, Unavailable, OSError. Nothing is there then, unless the error says that this
+    isn't known.
     """
     directory = server.directory
     check_free(directory)
@@ -287,8 +288,7 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, A
             blobs = undone.enter_context(new_bucket(server.blobs_url, draft))
             _upload(blobs, draft)
         if server.database_url is not None:
-            _fill(server.database_url, draft)
-            undone.push(partial(_undo_rows, server.database_url))
+            _fill(server.database_url, draft, undone)
             (draft / contents.DATABASE).unlink()
     return about
 
@@ -321,8 +321,9 @@ def _upload(blobs: S3Blobs, draft: Path) -> None:
         shutil.rmtree(draft / "blobs")
 
 
-def _fill(database_url: str, draft: Path) -> None:
-    """Copy the rows of a draft into a database of PostgreSQL. Whatever else can fail comes before its commit."""
+def _fill(database_url: str, draft: Path, undone: ExitStack) -> None:
+    """Copy the rows of a draft into a database of PostgreSQL, and have them taken back when `undone` ends by an error.
+    Whatever else can fail here comes before the commit."""
     database = draft / contents.DATABASE
     engine = create_engine(f"sqlite:///{database}", hide_parameters=True)
     try:
@@ -332,6 +333,7 @@ def _fill(database_url: str, draft: Path) -> None:
     place.note(draft, database_url)
     with reading(f"sqlite:///{database}") as found, rows.filling(database_url) as connection:
         rows.copy(found, connection)
+        undone.push(partial(_undo_rows, database_url))  # before the commit: its answer may be lost
 
 
 def _undo_rows(database_url: str, kind: type[BaseException] | None, *_: object) -> None:

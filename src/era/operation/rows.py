@@ -16,6 +16,9 @@ from era.store import dialects, place
 from era.store.migrations import upgrade
 from era.store.tables import metadata
 
+_MAY_BE_STORED = (
+    "It isn't known whether rows were stored there. Try again, with another empty database if that one has rows then."
+)
 _FETCHED = 20
 """Rows that are in memory at a time: each may hold a few MiB."""
 
@@ -25,10 +28,12 @@ def filling(database_url: str) -> Iterator[Connection]:
     """A transaction of a database of PostgreSQL that has ERA's tables and no rows, and that nobody else uses. It is
     committed when the block ends.
 
-    Raises NotReady for a database that can't be had, Conflict for one that has rows, Unavailable where it fails.
+    Raises NotReady for a database that can't be had, Conflict for one that has rows, Unavailable where it fails;
+    where that was during the commit, rows may have been stored.
     """
     name = place.place_of(database_url)
     writer = dialects.connect(database_url).writer
+    is_complete = False
     try:
         dialects.check_server(writer)
         upgrade(writer)
@@ -37,8 +42,11 @@ def filling(database_url: str) -> Iterator[Connection]:
                 if connection.execute(select(table).limit(1)).first() is not None:
                     raise Conflict(f"{name} has rows already.", hint="Name an empty database: createdb makes one.")
             yield connection
+            is_complete = True
     except (SQLAlchemyError, dialects.driver_error(writer)) as error:
-        raise Unavailable(f"{name} failed: {dialects.message(error)}", hint="Nothing was stored there.") from error
+        may_be_stored = is_complete and not dialects.was_undone(error)
+        hint = _MAY_BE_STORED if may_be_stored else "Nothing was stored there."
+        raise Unavailable(f"{name} failed: {dialects.message(error)}", hint=hint) from error
     finally:
         writer.dispose()
 

@@ -25,7 +25,7 @@ from era.core.metadata import MetadataStore
 from era.core.models import Cause, Session
 from era.core.pool import SandboxPool
 from era.core.turns import Turns
-from era.errors import Conflict, RunUnderWay, TooLarge
+from era.errors import CommitFailed, Conflict, Fenced, RunUnderWay, SandboxFailed, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from era.core.live.live_session import LiveSession
@@ -92,9 +92,20 @@ class Checkpoints:
     ) -> int:
         """Commit the tree, which a client has changed, in the session's turn. Returns how many old versions had to go
         for it. `session` is its row, where that was asked for earlier in this turn, and `stored` is waited for before
-        anything of the tree is stored. Raises as `request` does."""
-        row = await (session or self._store.session(live.session_id))
-        return (await self._committed(live, keeping_files(row), "files", changed=True, stored=stored))[1]
+        anything of the tree is stored. Raises as `request` does; CommitFailed also where the database can't be had."""
+        try:
+            row = await (session or self._store.session(live.session_id))
+            return (await self._committed(live, keeping_files(row), "files", changed=True, stored=stored))[1]
+        except (Fenced, SandboxFailed):
+            raise  # the change is gone with the sandbox
+        except Unavailable as error:
+            raise CommitFailed(
+                f"{error.message.rstrip('.')}: the change was made in the live session, but isn't kept yet; "
+                "whether it will be is decided by the next checkpoint.",
+                hint="Look whether it is there before you send it again.",
+            ) from error
+        finally:
+            live.is_changed = True  # a checkpoint that gave way to this one has taken note of it already
 
     async def _requested(self, live: LiveSession) -> Checkpoint:
         async with self._turns.take(live.session_id, patience=_PATIENCE):

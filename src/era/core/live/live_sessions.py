@@ -390,6 +390,7 @@ class LiveSessions:
                 await live.check_disk()
                 await self._parts.checkpoints.checkpoint(live, occasion)
             except EraError as error:
+                live.is_changed = True
                 log.warning("no_checkpoint", session=live.session_key, error=error.message)
                 if isinstance(error, TooLarge):
                     await live.check_disk(surely=True)
