@@ -287,8 +287,9 @@ class Contexts:
     async def delete(self, session_id: OwnedId, name: str) -> None:
         """End it, and forget that it was. A run in it ends, too. Raises NoContext."""
         session = await self._sessions.session(session_id)
-        context = self._all(session.key).pop(name, None)
+        # First, so that a call that is repeated after this has failed finds the interpreter.
         known = await self._store.forget(session.key, name)
+        context = self._all(session.key).pop(name, None)
         if context is not None:
             await context.close(_DELETED)
         elif not known:

@@ -90,6 +90,9 @@ class LiveSession:
         self.is_changed = False
         """Whether anything may have happened since the last look at it."""
 
+        self.retry_seconds = 0.0
+        """After how many seconds a checkpoint is tried again, which failed for a reason that may pass; 0: none did."""
+
     async def open(self) -> None:
         """Have what its processes need. Raises SandboxFailed, NoIsolation."""
         await self._stack.enter_async_context(self._storage)

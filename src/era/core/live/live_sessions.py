@@ -15,7 +15,12 @@ files are being looked at.
 `keep_alive` seconds, or on request, it is *put away*, in this order: its processes are ended; then whoever has added
 something to `at_end` is told; then nothing is left in the sandbox but what runs need; then, in the session's turn, what
 the tree holds is committed; then the sandbox is one like any other again, warm and with that very version. Where the
-commit fails the sandbox goes, and the session is what its last version says.
+commit is refused the sandbox goes, and the session is what its last version says.
+
+*While the database is away*, or where files are stored, a checkpoint is tried again, at intervals that grow, also in a
+session that is idle. For being idle, one is put away only once a checkpoint has been made: until then it stays as it
+is, with its contexts. Where it has to go, the commit is tried for as long as a run's would be, or as the service has
+for its stop. A commit whose answer was lost makes no second version: the next try finds what it has in force already.
 
 *It is lost* when its sandbox is closed by others: the session was deleted, a run's commit failed, the sandbox died. All
 that are concerned are told why, once (`why_lost`).
@@ -48,7 +53,21 @@ from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.quotas import Quotas
 from era.core.setup.setups import UNDER_WAY
 from era.core.turns import Turns
-from era.errors import BeingStopped, EraError, NotFound, RunUnderWay, SetupUnderWay, TooLarge, TooManyLive, Unavailable
+from era.errors import (
+    BeingStopped,
+    CommitFailed,
+    EraError,
+    Fenced,
+    HostLost,
+    NotFound,
+    RunUnderWay,
+    SandboxFailed,
+    SessionMoved,
+    SetupUnderWay,
+    TooLarge,
+    TooManyLive,
+    Unavailable,
+)
 
 log = structlog.get_logger()
 
@@ -61,6 +80,12 @@ _TRY_SECONDS = 0.2
 
 _LAST_RECORDS_SECONDS = 5.0
 """For which a service that stops waits for the ends of processes to be recorded."""
+
+_COMMIT_PATIENCE = 30.0
+"""Seconds for which the commit of a session that is put away is tried, while the database is away."""
+
+_AGAIN_SECONDS = 1.0
+"""Between two such tries; and until a checkpoint is tried again, the first time."""
 
 _AFTER_END_SECONDS = 0.05
 """Between the end of a process and the checkpoint made for it."""
@@ -113,7 +138,8 @@ class LiveSessions:
     async def stop(self, seconds: float, why: str = SERVICE_STOPPED) -> None:
         """Put all away, within so many seconds; processes end with `why` as the reason. May be called again."""
         self._stopped = True
-        closing = [asyncio.create_task(self._put_away(live, why)) for live in self._live.values()]
+        give_up_at = time.monotonic() + seconds
+        closing = [asyncio.create_task(self._put_away(live, why, give_up_at)) for live in self._live.values()]
         if closing:
             await asyncio.wait(closing, timeout=seconds)
             for task in closing:
@@ -341,19 +367,26 @@ class LiveSessions:
         except EraError as error:
             log.warning("live_session_not_kept", session=live.session_key, error=error.message)
 
-    async def _put_away(self, live: LiveSession, why: str) -> None:
-        """End a live session, for `why`; see above. Raises EraError where what it left can't be committed."""
+    async def _put_away(self, live: LiveSession, why: str, give_up_at: float | None = None) -> None:
+        """End a live session, for `why`; see above. Raises EraError where what it left can't be committed: CommitFailed
+        where that is tried until `give_up_at`, by the monotonic clock, since the reason may pass."""
         live.is_open = False
         await live.end(why)
-        if live.why_lost is None:  # else the turn may be that of a run in another sandbox by now
+        if give_up_at is None:
+            give_up_at = time.monotonic() + _COMMIT_PATIENCE
+        while live.why_lost is None and not live.closed.is_set():
             async with self._parts.turns.take(live.session_id, bounded=False):
-                if not live.closed.is_set() and live.why_lost is None:
-                    await self._commit_and_let_go(live)
-        if live.why_lost is not None:
-            await live.closed.wait()
+                # Once it is lost the turn may be that of a run in another sandbox.
+                if live.why_lost is None and not live.closed.is_set():
+                    await self._commit_and_let_go(live, give_up_at)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_SECONDS):
+                    await live.closed.wait()
+        await live.closed.wait()
 
-    async def _commit_and_let_go(self, live: LiveSession) -> None:
-        """Commit what the tree holds, in which nobody changes anything any more, and hold the sandbox no longer."""
+    async def _commit_and_let_go(self, live: LiveSession, give_up_at: float) -> None:
+        """Commit what the tree holds, in which nobody changes anything any more, and hold the sandbox no longer. Where
+        that fails for a reason that may pass, all stays as it is while there is time for another try."""
         pool = self._parts.pool
         try:
             if not live.session.persistent:
@@ -362,19 +395,26 @@ class LiveSessions:
                 return
             await self._parts.checkpoints.checkpoint(live, "put_away")
         except BaseException as error:
+            if _may_pass(error) and time.monotonic() + _AGAIN_SECONDS < give_up_at:
+                return
             message = error.message if isinstance(error, EraError) else "the service failed"
-            await pool.discard(live.sandbox, f"What the session's processes left could not be kept: {message}")
+            why = f"What the session's processes left could not be kept: {message}"
+            await pool.discard(live.sandbox, why)
+            if _may_pass(error):
+                raise CommitFailed(why) from error  # or clients would send it again, and be told that it is put away
             raise
         pool.let_go(live.session_key, live.sandbox)
         await self._forget(live)
 
     async def _keep(self, live: LiveSession) -> None:
-        """Have checkpoints made: when a process has ended, and from time to time while something may change."""
+        """Have checkpoints made: when a process has ended, from time to time while something may change, and again
+        where one failed for a reason that may pass."""
         while not live.closed.is_set():
             occasion: Occasion = "process_ended"
             try:
-                async with asyncio.timeout(self._checkpoint_seconds):
-                    await live.wants_checkpoint.wait()
+                async with asyncio.timeout(live.retry_seconds or self._checkpoint_seconds):
+                    # No end of a process hastens a try that is to wait.
+                    await (live.closed if live.retry_seconds else live.wants_checkpoint).wait()
             except TimeoutError:
                 occasion = "time"
                 if not live.is_changed and live.is_idle:
@@ -382,18 +422,29 @@ class LiveSessions:
             if occasion == "process_ended":
                 # Whoever waits for it has its end first, and those that end one behind the other share a checkpoint.
                 await asyncio.sleep(_AFTER_END_SECONDS)
-            live.wants_checkpoint.clear()
-            live.is_changed = False
             if not live.is_open:
                 return
-            try:
-                await live.check_disk()
-                await self._parts.checkpoints.checkpoint(live, occasion)
-            except EraError as error:
-                live.is_changed = True
+            await self._checkpoint(live, occasion)
+
+    async def _checkpoint(self, live: LiveSession, occasion: Occasion) -> bool:
+        """Make a checkpoint. False where that failed for a reason that may pass: then `_keep` makes it."""
+        live.wants_checkpoint.clear()
+        live.is_changed = False
+        try:
+            await live.check_disk()
+            await self._parts.checkpoints.checkpoint(live, occasion)
+        except EraError as error:
+            if not live.retry_seconds or not _may_pass(error):  # else the log has it
                 log.warning("no_checkpoint", session=live.session_key, error=error.message)
-                if isinstance(error, TooLarge):
-                    await live.check_disk(surely=True)
+            if _may_pass(error):
+                live.retry_seconds = min(max(2 * live.retry_seconds, _AGAIN_SECONDS), self._checkpoint_seconds)
+                live.is_changed = True
+                live.wants_checkpoint.set()
+                return False
+            if isinstance(error, TooLarge):
+                await live.check_disk(surely=True)
+        live.retry_seconds = 0.0
+        return True
 
     async def _look(self) -> None:
         """Put away what is idle, and let go what is dead, for ever."""
@@ -408,13 +459,23 @@ class LiveSessions:
                     self._begin(self._put_away_if_idle(live))
 
     def _is_due(self, live: LiveSession) -> bool:
-        busy = live.session_key in self._opening or self._parts.turns.taken(live.session_id)
         # The pool knows when a run was committed, be it of a cell or an ordinary one.
         used_at = max(live.used_at, self._parts.pool.used_at(live.session_key))
-        return not busy and (live.is_full or (live.is_idle and time.monotonic() > used_at + self._keep_alive))
+        is_idle = live.is_idle and time.monotonic() > used_at + self._keep_alive and not live.retry_seconds
+        return not self._is_busy(live) and (live.is_full or is_idle)
+
+    def _is_busy(self, live: LiveSession) -> bool:
+        return live.session_key in self._opening or self._parts.turns.taken(live.session_id)
 
     async def _put_away_if_idle(self, live: LiveSession) -> None:
-        if self._is_due(live) and live.is_open:
+        if not self._is_due(live) or not live.is_open:
+            return
+        used_at = live.used_at
+        # Nothing is ended before it is known that what there is can be kept.
+        if not live.is_full and not await self._checkpoint(live, "time"):
+            return
+        is_idle = live.is_idle and live.used_at == used_at
+        if live.is_open and not self._is_busy(live) and (live.is_full or is_idle):
             await self._put_away_at_once(live)
 
     def _begin(self, work: Awaitable[None]) -> None:
@@ -426,3 +487,9 @@ class LiveSessions:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_session_failed", exc_info=error)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether what could not be kept for this error may be kept later: the database is away, or where files are stored;
+    and not the sandbox, nor the session's home."""
+    return isinstance(error, Unavailable) and not isinstance(error, SandboxFailed | Fenced | SessionMoved | HostLost)
