@@ -393,6 +393,7 @@ async def test_hosts_that_share_files_remove_none_that_another_is_just_making(
             await asyncio.sleep(0.01)
     assert path.stat().st_size == 0
     assert await query(hosts[1], "SELECT 1 AS one") == [{"one": 1}]
+    assert hosts[1].sizes(DEFAULT_OWNER) == {}, "it isn't one yet"
     go.touch()
     await making
     for host in hosts:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from era.core.files.trees import SnapshotRefused
-from era.core.live import live_sessions, processes
+from era.core.live import processes
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
@@ -28,7 +28,6 @@ from era.errors import (
     TagInUse,
     TooManyLive,
     TooManyProcesses,
-    Unavailable,
 )
 from era.store.database import DatabaseAway
 from tests.owners import mine
@@ -516,65 +515,6 @@ async def test_records_outlive_their_session_and_a_killed_service(core: Core) ->
     lost = await core.processes.get(S, "gone")
     assert lost.status == "lost"
     assert lost.reason == "The service stopped while this process ran."
-
-
-class Away:
-    """Ends of processes that can't be recorded as long as it `is_away`."""
-
-    def __init__(self, core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_away = True
-        self.tries = 0
-        self._end = core.store.processes.end
-        monkeypatch.setattr(core.store.processes, "end", self.end)
-        monkeypatch.setattr("era.core.retry_delay._LONGEST_PAUSE", 0.05)
-
-    async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
-        self.tries += 1
-        if self.is_away:
-            raise Unavailable("the database can't be reached")
-        await self._end(record, freed)
-
-
-async def test_ends_that_are_not_on_record_are_kept_and_there_are_not_more_than_may_run(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = Away(core, monkeypatch)
-    session = await core.session()
-    first = await start(core, "exit 3")
-    live = core.live_sessions._live[session.key]
-    live.processes._most = 2
-    await start(core, "exit 4")
-    await until(lambda: not live.processes.running and away.tries > 4)
-    assert [record.exit_code for record in await core.processes.list(S)] == [4, 3]
-    with pytest.raises(TooManyProcesses):
-        await start(core, "true")
-    putting_away = asyncio.create_task(core.live_sessions.put_away(S))
-    await until(lambda: not live.is_open)
-    assert [record.exit_code for record in await core.processes.list(S)] == [4, 3]
-    assert (await core.processes.get(S, first.id)).status == "ended"
-    assert [record.status for record in await core.store.processes.list(S)] == ["running"] * 2
-    away.is_away = False
-    await putting_away
-    assert [record.exit_code for record in await core.store.processes.list(S)] == [4, 3]
-
-
-async def test_a_service_that_stops_waits_for_ends_to_be_recorded_for_a_while_only(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = Away(core, monkeypatch)
-    monkeypatch.setattr(live_sessions, "_LAST_RECORDS_SECONDS", 0.2)
-    for name in "ab":
-        await core.session(name)
-        await start(core, "exec sleep 100", mine(name))
-    async with asyncio.timeout(10):
-        await core.live_sessions.stop(0.2)
-        await core.pool.stop()
-        await core.live_sessions.close()
-    tries = away.tries
-    assert tries >= 2
-    await asyncio.sleep(0.2)
-    assert away.tries == tries, "it is still tried"
-    assert await core.store.processes.mark_lost() == 2
 
 
 async def test_a_session_does_not_expire_while_a_process_runs(core: Core) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -32,6 +31,7 @@ from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
+from era.core.late_ends import LateEnds
 from era.core.limits import Rules
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
@@ -51,7 +51,6 @@ from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation
 from era.core.quotas import Quotas
-from era.core.retry_delay import until_recorded
 from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of, setup_error
 from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
@@ -69,25 +68,6 @@ from era.errors import (
 )
 
 log = structlog.get_logger()
-
-
-class LateEnds:
-    """Ends of runs that are still to be recorded, since the database is away."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def add(self, attempt: Callable[[], Awaitable[bool]]) -> None:
-        """Record an end as soon as it can be; see `until_recorded`."""
-        task = asyncio.create_task(until_recorded(attempt))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def stop(self) -> None:
-        """Leave those that aren't recorded to the next start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,10 +369,10 @@ class SessionRun:
         told = self._started and self._request.background
         claim = self._request.claim if has_not_run and not told else None
         released = Answered(claim) if claim else None
-        if unknown is not None or not await self._record_end(ended, released):
+        if unknown is not None or not await self._record_end(ended, released, is_first=True):
             self._parts.late_ends.add(partial(self._record_end, ended, released))
 
-    async def _record_end(self, ended: RunRecord, released: Answered | None) -> bool:
+    async def _record_end(self, ended: RunRecord, released: Answered | None, *, is_first: bool = False) -> bool:
         """Record the end of a run of which nothing was kept; whether that needn't be tried again."""
         try:
             who = self._active.session_id
@@ -402,9 +382,11 @@ class SessionRun:
         except SessionDeleted:
             return True  # Its record is all that was written.
         except EraError as error:
-            log.warning("run_not_recorded", run=self._record.id, error=error.message)
             # Those that are more than that say that it isn't on record as running, or is at home elsewhere.
-            return type(error) is not CommitFailed
+            is_over = type(error) is not CommitFailed
+            if is_first or is_over:  # else the log has it
+                log.warning("run_not_recorded", run=self._record.id, error=error.message)
+            return is_over
         return True
 
 

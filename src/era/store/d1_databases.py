@@ -350,19 +350,19 @@ class D1Databases:
         """Note the size of a database, or that it doesn't exist."""
         owner, namespace = name
         of_owner = self._sizes.setdefault(owner, {})
-        try:
+        size = 0
+        with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
-        except FileNotFoundError:
-            self._total -= of_owner.pop(namespace, 0)
-        else:
-            self._total += size - of_owner.get(namespace, 0)
+        self._total += size - of_owner.pop(namespace, 0)
+        if size:
             of_owner[namespace] = size
 
     def _note_all(self, sizes: Mapping[Name, int]) -> None:
         """Note the size of all databases that there are."""
         self._sizes = {}
         for (owner, namespace), size in sizes.items():
-            self._sizes.setdefault(owner, {})[namespace] = size
+            if size:  # else hosts have a file to which nothing was committed
+                self._sizes.setdefault(owner, {})[namespace] = size
         self._total = sum(sizes.values())
 
     def _shares(self, owner: str) -> FairSlots[str]:

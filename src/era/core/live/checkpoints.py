@@ -25,7 +25,7 @@ from era.core.metadata import MetadataStore
 from era.core.models import Cause, Session
 from era.core.pool import SandboxPool
 from era.core.turns import Turns
-from era.errors import CommitFailed, Conflict, Fenced, RunUnderWay, SandboxFailed, TooLarge, Unavailable
+from era.errors import CommitFailed, Conflict, EraError, Fenced, RunUnderWay, SandboxFailed, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from era.core.live.live_session import LiveSession
@@ -115,7 +115,11 @@ class Checkpoints:
                     f"Session '{session.id}' was put away meanwhile, or lost its sandbox.",
                     hint="What it held when it was put away is its newest version.",
                 )
-            return await self._commit(live, session)
+            try:
+                return await self._commit(live, session)
+            except EraError:
+                live.is_changed = True  # as below
+                raise
 
     async def _commit(self, live: LiveSession, session: Session) -> Checkpoint:
         """Commit the tree, in the session's turn. `session` is its row as it is."""

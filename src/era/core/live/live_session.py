@@ -12,6 +12,7 @@ import structlog
 
 from era.core.execution import environment
 from era.core.files.allowance import Allowance
+from era.core.late_ends import LateEnds
 from era.core.live.processes import MOST, Processes, ProcessRequest
 from era.core.live.records import ProcessStore
 from era.core.models import Session, command_of
@@ -31,6 +32,9 @@ from era.errors import EraError, SandboxFailed
 
 log = structlog.get_logger()
 
+LAST_RECORDS_SECONDS = 5.0
+"""For which the ends of processes may take to be recorded before a session is put away without that."""
+
 _DISK_TICK = 0.2
 
 
@@ -42,7 +46,13 @@ class LiveSession:
     """A session from its first process until it is put away or lost."""
 
     def __init__(
-        self, session: Session, sandbox: Sandbox, store: ProcessStore, network: Network, storage: StorageAccesses
+        self,
+        session: Session,
+        sandbox: Sandbox,
+        store: ProcessStore,
+        late_ends: LateEnds,
+        network: Network,
+        storage: StorageAccesses,
     ) -> None:
         self.session = session
         """Its row as it was when it became live: what its processes may, they may until it is put away."""
@@ -57,6 +67,7 @@ class LiveSession:
             self._start_process,
             ended=self._process_ended,
             why_gone=lambda: self.why_lost,
+            late_ends=late_ends,
         )
         self.why_lost: str | None = None
         """Why its sandbox is gone, if it is."""
@@ -111,7 +122,7 @@ class LiveSession:
 
     @property
     def is_idle(self) -> bool:
-        return not self._users and not self.processes.running
+        return not self._users and self.processes.are_settled
 
     async def supervisor(self) -> ProcessSupervisor:
         """What starts processes in the sandbox, with their network. Raises SandboxFailed, NoIsolation."""
@@ -215,7 +226,8 @@ class LiveSession:
         await self.processes.end_all(f"The session was out of disk space: {self._allowance.problem}.")
 
     async def end(self, why: str) -> None:
-        """End everything in the sandbox but what runs need. May be called again."""
+        """End everything in the sandbox but what runs need. May be called again. What can't be recorded of it soon is
+        recorded later."""
         self.is_open = False
         if self.why_lost is None:
             await self.processes.end_all(why)
@@ -229,6 +241,6 @@ class LiveSession:
         if self._supervisor is not None:
             with suppress(EraError, OSError):
                 await self._supervisor.close()
-        await self.processes.settled()
+        await self.processes.settled(LAST_RECORDS_SECONDS)
         await self._egress_stack.aclose()
         await self._stack.aclose()

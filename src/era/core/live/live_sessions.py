@@ -36,15 +36,16 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
 
 from era.core.active_runs import ActiveRuns
+from era.core.late_ends import LateEnds
 from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints, Occasion
-from era.core.live.live_session import LiveSession
+from era.core.live.live_session import LAST_RECORDS_SECONDS, LiveSession
 from era.core.live.records import ProcessStore
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
@@ -78,9 +79,6 @@ _PATIENCE = 30.0
 _TRY_SECONDS = 0.2
 """How long it waits for the turn before it looks whether there is a run that it can join by now."""
 
-_LAST_RECORDS_SECONDS = 5.0
-"""For which a service that stops waits for the ends of processes to be recorded."""
-
 _COMMIT_PATIENCE = 30.0
 """Seconds for which the commit of a session that is put away is tried, while the database is away."""
 
@@ -111,6 +109,7 @@ class LiveParts:
 
     quotas: Quotas
     rules: Rules
+    late_ends: LateEnds = field(default_factory=LateEnds)
 
 
 class LiveSessions:
@@ -148,7 +147,8 @@ class LiveSessions:
 
     async def close(self) -> None:
         """End the tasks that are left, once the sandboxes are gone."""
-        await asyncio.gather(*(live.processes.close(_LAST_RECORDS_SECONDS) for live in self._live.values()))
+        await asyncio.gather(*(live.processes.close(LAST_RECORDS_SECONDS) for live in self._live.values()))
+        await self._parts.late_ends.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -281,7 +281,7 @@ class LiveSessions:
 
         try:
             session, sandbox = await self._sandbox(session, lost)
-            live = LiveSession(session, sandbox, parts.processes, parts.network, parts.storage)
+            live = LiveSession(session, sandbox, parts.processes, parts.late_ends, parts.network, parts.storage)
             live.release = release
             made.append(live)
             self._live[session.key] = self._by_id[session.owned_id] = live
@@ -370,10 +370,10 @@ class LiveSessions:
     async def _put_away(self, live: LiveSession, why: str, give_up_at: float | None = None) -> None:
         """End a live session, for `why`; see above. Raises EraError where what it left can't be committed: CommitFailed
         where that is tried until `give_up_at`, by the monotonic clock, since the reason may pass."""
-        live.is_open = False
-        await live.end(why)
         if give_up_at is None:
             give_up_at = time.monotonic() + _COMMIT_PATIENCE
+        live.is_open = False
+        await live.end(why)
         while live.why_lost is None and not live.closed.is_set():
             async with self._parts.turns.take(live.session_id, bounded=False):
                 # Once it is lost the turn may be that of a run in another sandbox.

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from era.core.late_ends import LateEnds
 from era.core.live.output_log import OutputLog
 from era.core.live.records import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessRecord, ProcessStore
 from era.core.loop_slices import Budget
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, TerminalSize
-from era.core.retry_delay import until_recorded
 from era.core.secrets import Secret
 from era.errors import BadRequest, CommitFailed, EraError, InputClosed, TagInUse, TooManyProcesses, Unavailable
 
@@ -228,15 +228,18 @@ class Processes:
         *,
         ended: Callable[[ProcessRequest], None],
         why_gone: Callable[[], str | None],
+        late_ends: LateEnds,
     ) -> None:
         """`most` run at a time. `start` starts one in the sandbox, and waits by its second argument until that is
-        on record before it executes anything; `ended` is called when one has ended."""
+        on record before it executes anything; `ended` is called when one has ended. `late_ends` records what can't be
+        recorded at once."""
         self._session_key = session_key
         self._store = store
         self._most = most
         self._start = start
         self._ended = ended
         self._why_gone = why_gone
+        self._late_ends = late_ends
         self._all: dict[str, LiveProcess] = {}
         """By id, oldest first."""
 
@@ -305,17 +308,23 @@ class Processes:
         """End all that run. Returns once they are dead and on record."""
         await asyncio.gather(*(process.end(why) for process in self.running if process.record.pid is not None))
 
-    async def settled(self) -> None:
-        """Wait until all that has ended is on record. Nothing runs any more."""
-        while tasks := [task for task in self._tasks if not task.done()]:
-            await asyncio.wait(tasks)
+    @property
+    def are_settled(self) -> bool:
+        """Whether nothing runs any more, and all that has ended is on record."""
+        return all(process.settled.is_set() for process in self._all.values())
 
-    async def close(self, seconds: float) -> None:
-        """Wait until all that has ended is on record, at most so many seconds. What isn't then is found `running` at
-        the next start, and recorded as lost."""
+    async def settled(self, seconds: float) -> None:
+        """Wait until all that has ended is on record, at most so many seconds. Nothing runs any more."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.settled()
+                while tasks := [task for task in self._tasks if not task.done()]:
+                    await asyncio.wait(tasks)
+                for process in self.all:
+                    await process.settled.wait()
+
+    async def close(self, seconds: float) -> None:
+        """`settled`, and nothing is recorded any more."""
+        await self.settled(seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -336,17 +345,17 @@ class Processes:
         await self._record_end(process)
 
     async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:
-        """Record that it has ended, trying as long as it takes: until then its row says that it runs. Its end is told
-        after the first try, for the database may stay away."""
+        """Record that it has ended, now or once the database takes it. The end is told in either case."""
 
         async def attempt() -> bool:
-            is_settled = True
+            is_settled, is_first = True, not process.ended.is_set()
             try:
                 await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
             except EraError as error:
                 # Where the session has another home (Fenced), whoever took it has recorded it as lost.
                 is_settled = not isinstance(error, Unavailable) or isinstance(error, CommitFailed)
-                log.warning("process_not_recorded", process=process.record.id, error=error.message)
+                if is_first or is_settled:  # else the log has it
+                    log.warning("process_not_recorded", process=process.record.id, error=error.message)
             finally:
                 if is_settled:
                     process.settled.set()
@@ -354,7 +363,8 @@ class Processes:
                 self._forget()
             return is_settled
 
-        await until_recorded(attempt)
+        if not await attempt():
+            self._late_ends.add(attempt)
 
     async def _time_out(self, process: LiveProcess, seconds: float) -> None:
         try:
