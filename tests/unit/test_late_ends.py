@@ -104,6 +104,7 @@ async def test_a_session_is_put_away_though_ends_are_not_on_record(core: Core, m
 async def test_a_session_stays_live_until_the_ends_of_its_processes_are_on_record(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(live_session, "LAST_RECORDS_SECONDS", 0.1)
     async with Core.opened(directory, template, keep_alive=0.2) as core:
         away = Away(core, monkeypatch)
         await core.session()
