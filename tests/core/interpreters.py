@@ -94,6 +94,8 @@ class LocalProcess:
     async def _read_channel(self) -> None:
         loop = asyncio.get_running_loop()
         while data := await loop.sock_recv(self._channel, 1 << 16):
+            for _ in range(4):  # what was read of the pipes before comes before, as from the supervisor
+                await asyncio.sleep(0)
             self._events.put_nowait(ProcessOutput("channel", data))
 
     async def _end(self) -> None:

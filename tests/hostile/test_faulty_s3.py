@@ -18,8 +18,8 @@ from tests.owners import mine
 from tests.store.s3 import S3, Fault, FaultyS3
 
 ONCE = Patience(total=0.0, attempts=1, pause=0.02, requests=0, silence=20.0)
-TWICE = replace(ONCE, total=0.5, attempts=2, pause=0.2)
-"""The pause is about as long as it is patient: an operation is tried three times at most, and damaged content twice."""
+TWICE = replace(ONCE, total=20.0, attempts=2)
+"""Time enough for a second attempt, however long a busy machine takes for the first."""
 
 NERVOUS = replace(ONCE, silence=4.0)
 

@@ -131,8 +131,7 @@ class Archives:
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
                 with self._slots.take():
-                    unpacked = await self._unpack(fd, declared, self._files.bounds(session))
-                put_at = time.time()
+                    unpacked, put_at = await self._unpack(fd, declared, self._files.bounds(session))
                 async with self._turns.take(session_id, patience=patience):
                     session = await self._files.writable_session(session_id, session.key)
                     with self._blobs.naming():
@@ -148,16 +147,17 @@ class Archives:
                         session, dropped = await self._files.commit(session, snapshot)
         return unpacked.files, session, dropped
 
-    async def _unpack(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:
+    async def _unpack(self, fd: int, declared: Format | None, bounds: Bounds) -> tuple[Unpacked, float]:
         async with self._unpacking:
             return await self._threads(self._unpack_now, fd, declared, bounds)
 
-    def _unpack_now(self, fd: int, declared: Format | None, bounds: Bounds) -> Unpacked:
-        """Unpack an archive, on a thread. Raises BadArchive, TooLarge, Unavailable."""
+    def _unpack_now(self, fd: int, declared: Format | None, bounds: Bounds) -> tuple[Unpacked, float]:
+        """Unpack an archive, on a thread. Also returns when all was unpacked, in seconds since 1970: before new content
+        gets its time, by which it may be swept. Raises BadArchive, TooLarge, Unavailable."""
         members = _members(fd, declared)
         try:
             with self._blobs.batch() as batch:
-                return _Unpacker(bounds, self._spool, batch).unpack(members)
+                return _Unpacker(bounds, self._spool, batch).unpack(members), time.time()
         except OSError as error:
             raise Unavailable(f"The archive could not be unpacked: {error.strerror}.") from error
 
