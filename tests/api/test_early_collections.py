@@ -316,8 +316,8 @@ def finish_and_tell(batch):
 
 blobs.Batch._finish = finish_and_tell
 """
-"""The clock steps ahead by an hour once there is a file `step`, and garbage is collected all the time. Another file says
-that content of over 8 MiB is put, so that none of it has its time from after the step."""
+"""The clock steps ahead by an hour once there is a file `step`, and garbage is collected all the time. Another file
+says that content of over 8 MiB is put, so that none of it has its time from after the step."""
 
 
 def test_an_archive_that_waits_for_its_turn_while_the_clock_steps_is_whole(
