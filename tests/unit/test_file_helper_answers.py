@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from era.core.live.file_helper import _taken, entry_of, number_of
+from era.core.live.file_helper import FileHelper, _taken, entry_of, number_of
+from era.core.process import ProcessEnded
 from era.errors import Unavailable
 
 GOOD: dict[str, Any] = {"type": "file", "size": 1, "mode": 0o644, "mtime_ns": 5, "etag": "0" * 64}
@@ -67,3 +70,34 @@ def test_an_answer_is_taken_once_it_is_all_there() -> None:
 def test_a_large_answer_is_refused_before_it_is_there() -> None:
     with pytest.raises(ValueError, match="too large"):
         _taken(bytearray(b"\xff" * 8))
+
+
+class DyingHelper:
+    """A process that ends as soon as it has been sent a request."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+
+    async def send(self, _: bytes) -> None:
+        self._asked.set()
+
+    async def events(self) -> AsyncIterator[ProcessEnded]:
+        await self._asked.wait()
+        yield ProcessEnded(137, 9, "signal")
+
+    async def kill(self) -> None: ...
+
+
+@pytest.mark.parametrize("op", ["stat", "write", "delete", "move", "put", "place", "mkdir"])
+async def test_nobody_is_told_to_repeat_what_may_have_been_done(op: str) -> None:
+    process: Any = DyingHelper()
+    live: Any = None
+    helper = FileHelper(process, live)
+    with pytest.raises(Unavailable) as caught:
+        await helper.call(op)
+    may_have_changed = op not in ("stat", "write")
+    assert (caught.value.retry_after is None, "not known" in caught.value.message) == (may_have_changed,) * 2
+    assert caught.value.code == "no_live_files"
+    with pytest.raises(Unavailable) as caught:
+        await helper.call(op)  # now it surely does nothing
+    assert caught.value.retry_after == 1

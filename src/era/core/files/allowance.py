@@ -8,8 +8,9 @@ before the first such check.
 
 While others free space, the file system loses less than the session takes; so a long run is measured every second or
 so in any case. And a file that was removed but is still open or mapped takes space without being there to be measured:
-the sandbox is asked about those, too. A descriptor in a socket's queue is nowhere to be found. So a run that keeps any
-there, while the file system has lost what nothing else explains and what may be over the limit, is ended as well.
+the sandbox is asked about those, too. A descriptor in a socket's queue is nowhere to be found; nor can an ordinary
+user's service look into directories whose mode forbids it. So a run that has any of these, while the file system has
+lost what nothing else explains and what may be over the limit, is ended as well.
 
 The bound is therefore not sharp. A program can exceed it by what it writes in one TICK, and by more where measuring a
 large tree takes longer: measuring may take a tenth of the time at most. What is *kept* is bounded sharply, by the scan
@@ -84,7 +85,7 @@ class Allowance:
         self._end = end
         self._tick = tick
         self._bytes = self._before = before.total_bytes
-        self._entries = before.file_count
+        self._entries = self._entries_before = before.file_count
         self.problem: str | None = None
         """Which limit was exceeded, if any."""
 
@@ -166,20 +167,30 @@ class Allowance:
         ended = time.monotonic()
         self._free, self._not_before = free, ended + _SHARE * (ended - began)
         self._due_at = ended + max(_REGULARLY, _REGULAR_SHARE * (ended - began))
-        self._check_hidden((self._free_before.f_bfree - free.f_bfree) * free.f_frsize, device)
+        self._check_hidden(free, device, is_closed=usage.is_closed)
 
-    def _check_hidden(self, lost: int, device: int) -> None:
-        """Raises Full where files that can't be measured may be over the limit, since the file system has lost so many
-        bytes since the run began. Others take space too, but hardly any program has such files for long."""
+    def _check_hidden(self, free: os.statvfs_result, device: int, *, is_closed: bool) -> None:
+        """Raises Full where what can't be measured may be over the limit, since the file system has lost as much since
+        the run began. Others take space too, but hardly any program has such files for long. `is_closed`: there are
+        directories that can't be looked into."""
+        limits = self._sandbox.limits
+        lost = (self._free_before.f_bfree - free.f_bfree) * free.f_frsize
         unexplained = lost - max(0, self._bytes - self._before)
-        if self._bytes + unexplained <= self._sandbox.limits.disk_bytes or not self._sandbox.hides_files(device):
+        if is_closed:  # some of what was there before may be in them
+            gone = self._free_before.f_ffree - free.f_ffree
+            unexplained_entries = gone - max(0, self._entries - self._entries_before)
+            may_be_over = max(self._bytes, self._before) + unexplained > limits.disk_bytes
+            may_be_over |= max(self._entries, self._entries_before) + unexplained_entries > limits.files
+        else:
+            may_be_over = self._bytes + unexplained > limits.disk_bytes
+        if not may_be_over or not (is_closed or self._sandbox.hides_files(device)):
             self._hidden = 0
             return
         self._hidden += 1
         self._due_at = time.monotonic() + _SOON
         if self._hidden == _OFTEN:
-            where = "in sockets' queues, in calls that wait, or only in maps"
-            raise Full(f"it has files that can't be measured, since they are {where}")
+            where = "closed directories" if is_closed else "sockets' queues, in calls that wait, or only in maps"
+            raise Full(f"it has files that can't be measured, since they are in {where}")
 
 
 class _Usage:
@@ -187,6 +198,9 @@ class _Usage:
 
     def __init__(self, root: int, limits: Limits) -> None:
         self.bytes = self.entries = 0
+        self.is_closed = False
+        """Whether there are directories that can't be looked into."""
+
         self._limits = limits
         self._linked: set[int] = set()
         self._add(root, 0)
@@ -221,7 +235,8 @@ class _Usage:
         try:
             child = os.open(name, trees.DIRECTORY, dir_fd=fd)
         except PermissionError:
-            raise Full("the working directory has a directory that is closed to its measuring") from None
+            self.is_closed = True
+            return
         except OSError:
             return  # it is gone by now, or no directory any more
         with trees.closing(child):

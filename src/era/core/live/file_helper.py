@@ -30,6 +30,8 @@ _BYTE_US = 0.01
 
 _MOST_BYTES = 16 << 20
 _KINDS = ("file", "link", "dir", "other")
+_CHANGES = ("put", "place", "delete", "mkdir", "move")
+"""Requests that change the session's files, rather than read them or write to one that is yet to be put in place."""
 
 
 class FileHelper:
@@ -73,7 +75,7 @@ class FileHelper:
                 found, content = await answer
         except (TimeoutError, BrokenPipeError):
             await self._process.kill()
-            raise gone() from None
+            raise gone(op in _CHANGES) from None
         finally:
             self._waiting.pop(number, None)
         if "error" in found:
@@ -104,7 +106,7 @@ class FileHelper:
         finally:
             for waiting in self._waiting.values():
                 if not waiting.done():
-                    waiting.set_exception(gone())
+                    waiting.set_exception(BrokenPipeError())
 
 
 def framed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
@@ -163,12 +165,16 @@ def _taken(buffer: bytearray) -> tuple[Mapping[str, Any], bytes] | None:
     return found, content
 
 
-def gone() -> Unavailable:
-    return Unavailable(
-        "What reads and changes the files of this live session was ended, or didn't answer.",
-        hint="Send it again: another one is started. Processes of the session may be in its way.",
-        code="no_live_files",
-    )
+def gone(may_have_changed: bool = False) -> Unavailable:
+    """The error for a helper that is gone. `may_have_changed`: nobody knows whether it has done what it was to do."""
+    what = "What reads and changes the files of this live session was ended, or didn't answer"
+    if not may_have_changed:
+        hint = "Send it again: another one is started. Processes of the session may be in its way."
+        return Unavailable(f"{what}.", hint=hint, code="no_live_files")
+    hint = "Look whether it was made before you send it again. Processes of the session may be in the helper's way."
+    error = Unavailable(f"{what}: whether the change was made is not known.", hint=hint, code="no_live_files")
+    error.retry_after = None  # or clients would send it again by themselves
+    return error
 
 
 def error_of(word: object, path: Parts) -> EraError:
