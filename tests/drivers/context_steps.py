@@ -69,7 +69,7 @@ async def state_file(sandbox: Any, before: list[str]) -> tuple[bytes | None, str
     """Write the state file, after each of the shell's commands in `before`; return what is read then, and what is read
     after it was written once more."""
     supervisor = await sandbox.process_supervisor()
-    file = StateFile(supervisor.start)
+    file = StateFile(supervisor.start, sandbox.cpu_seconds)
     try:
         await file.write(b'{"a": 1}')
         for command in before:

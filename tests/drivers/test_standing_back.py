@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_who_wants_a_processor(sandboxes: Sandboxes, code: str, wants: bool) -> 
 
 async def comes_forward(sandbox: Any, idle: Path, wanted: Any) -> bool:
     """Whether a process that has used up its slice gets another one by what `wanted` does."""
-    process = await steps.started(sandbox, shell("while :; do :; done", stdin=True))
+    process = await steps.started(sandbox, shell("while :; do :; done", stdin=True, channel=True))
     async with asyncio.timeout(60):
         while idle.read_text().strip() == "0":  # noqa: ASYNC110  the kernel tells nobody
             await asyncio.sleep(0.02)
@@ -111,6 +112,14 @@ async def types(_: Any, process: Any) -> None:
     await process.write(b"x")
 
 
+async def asks(_: Any, process: Any) -> None:
+    await process.send(b"x")
+
+
+async def signals(_: Any, process: Any) -> None:
+    await process.signal(signal.SIGWINCH)
+
+
 async def starts_another(sandbox: Any, _: Any) -> None:
     await steps.started(sandbox, shell("exec sleep 1000"))
 
@@ -119,7 +128,9 @@ async def looks(sandbox: Any, _: Any) -> None:
     await sandbox.process_supervisor()
 
 
-@pytest.mark.parametrize(("wanted", "comes"), [(types, True), (starts_another, True), (looks, False)])
+@pytest.mark.parametrize(
+    ("wanted", "comes"), [(types, True), (asks, True), (signals, True), (starts_another, True), (looks, False)]
+)
 def test_processes_come_forward_for_whoever_waits_for_them(sandboxes: Sandboxes, wanted: Any, comes: bool) -> None:
     sandbox = sandboxes.make()
     assert sandboxes.do(sandbox, comes_forward, _idle_file(sandbox), wanted) is comes

@@ -84,6 +84,8 @@ class ProcessEnded:
     cause: Literal["exit", "signal", "oom", "sandbox_died"]
     cpu_us: int | None = None
     peak_memory_bytes: int | None = None
+    with_supervisor: bool = False
+    """Its supervisor has ended, and so it has: what it wrote last may not have come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,13 @@ _LEAST = 0.01
 
 
 @asynccontextmanager
-async def stall_timeout(cpu_seconds: Callable[[], float], seconds: float = START_SECONDS) -> AsyncIterator[None]:
+async def stall_timeout(
+    cpu_seconds: Callable[[], float], seconds: float = START_SECONDS, most: float | None = None
+) -> AsyncIterator[None]:
     """Raises TimeoutError out of the block once it has gone on for `seconds` without any processor time being used, or
-    for MOST_SECONDS in all. `cpu_seconds` says how much the sandbox has used so far."""
+    for `most` in all (MOST_SECONDS unless given). `cpu_seconds` says how much the sandbox has used so far."""
     loop = asyncio.get_running_loop()
-    last = loop.time() + MOST_SECONDS
+    last = loop.time() + (MOST_SECONDS if most is None else most)
     checking: asyncio.TimerHandle
     async with asyncio.timeout(seconds) as bound:
 

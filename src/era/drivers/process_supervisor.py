@@ -140,9 +140,11 @@ class GuestProcess:
                 self._stdin.close()
 
     async def send(self, data: bytes) -> None:
+        self._supervisor.awaited()
         await self._channel.write(data, lambda piece: self._send(b"H", piece))
 
     async def signal(self, number: int, *, group: bool = True) -> None:
+        self._supervisor.awaited()  # it may have to handle it soon
         self._was_killed |= number == signal.SIGKILL
         self._send(b"G", bytes([number, group]))
 
@@ -395,7 +397,7 @@ class ProcessSupervisor:
             self.life.kill()
             cause = self._cause if self._cause or not self._is_closing else "signal"
             for process in self._processes.values():
-                process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause or "sandbox_died"))
+                process.end(ProcessEnded(_KILLED, signal.SIGKILL, cause or "sandbox_died", with_supervisor=True))
             self._processes.clear()
             if self._own_broker is not None:
                 self._own_broker.close()

@@ -69,8 +69,9 @@ uses so much processor time. It takes microseconds of it, which a busy machine m
 _HEAR_MOST = 0.5
 """It gets SIGINT after so many seconds in any case: a cell may wait for something without hearing anything."""
 
-_MARK_SECONDS = 10.0
-"""How long marks are waited for. They come at once, unless a cell has changed what its descriptors are."""
+_MARK_SECONDS, _MARK_MOST_SECONDS = 10.0, 60.0
+"""How long marks are waited for while no output comes; and in all, since what a cell has left behind may write for
+ever. They come at once, unless output is taken slowly, or a cell has changed what its descriptors are."""
 
 _BYTE_US = 0.01
 """What it costs the event loop to take a byte."""
@@ -87,7 +88,7 @@ _FDS: Mapping[int, Stream] = {1: "stdout", 2: "stderr"}
 
 
 class NotBegun(Exception):
-    """The interpreter had ended before it got the cell."""
+    """The interpreter had surely ended before it began the cell."""
 
 
 @dataclass(slots=True)
@@ -119,6 +120,21 @@ class _Running:
 
     stopping: bool = False
     """It is killed if it goes on."""
+
+    marks_until: float = 0.0
+    """When, by the loop's clock, marks aren't waited for any more, whatever comes."""
+
+    marks_timer: asyncio.TimerHandle | None = None
+    """Ends the wait for marks."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and only the rest of its output is awaited."""
+        return self.end is not None and not self.end.ends
+
+    def is_awaited(self, fd: int) -> bool:
+        """Whether a mark is to come behind the output of a descriptor."""
+        return self.end is not None and fd in self.end.marked and not self.streams[fd].ended
 
 
 class Context:
@@ -215,15 +231,22 @@ class Context:
             )
             begun = time.monotonic()
             sending = asyncio.create_task(self._process.send(frame))
+            was_sent = False
             try:
                 await self._end_of(running)
             finally:
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, BrokenPipeError):
                     await sending
-            if running.end is None and not (running.begun or running.timed_out or running.interrupted):
+                    was_sent = True
+            # All that an interpreter has written comes before its end, so also that the cell has begun. Only the end of
+            # its supervisor may hide that.
+            is_sure = not was_sent or self._ended is None or not self._ended.with_supervisor
+            if is_sure and running.end is None and not (running.begun or running.timed_out or running.interrupted):
                 raise NotBegun
             for fd, stream in _FDS.items():
+                if running.is_over and running.is_awaited(fd):
+                    running.truncated.add(stream)  # what still comes will be taken for the next cell's
                 await self._give(running, stream, running.streams[fd].rest())
             return self._outcome(running, time.monotonic() - begun)
         finally:
@@ -232,6 +255,7 @@ class Context:
             for timer in self._timers:
                 timer.cancel()
             self._timers.clear()
+            self._stop_waiting_for_marks(running)
 
     async def interrupt(self) -> bool:
         """Interrupt the cell under way, which may go on all the same. Whether there is one."""
@@ -245,7 +269,7 @@ class Context:
     async def stop_cell(self) -> None:
         """Interrupt the cell under way, and kill the interpreter if it goes on. May be called again."""
         running = self._running
-        if running is not None and not running.done.done() and not running.stopping:
+        if running is not None and not running.done.done() and not running.stopping and not running.is_over:
             running.interrupted = True
             self._stop(running, "a cell did not end when it was stopped")
 
@@ -260,7 +284,7 @@ class Context:
     async def _end_of(self, running: _Running) -> None:
         """Wait for the end of a cell, and see to it that it has one."""
         await asyncio.wait([running.done], timeout=running.cell.timeout)
-        if not running.done.done():
+        if not running.done.done() and not running.is_over:
             running.timed_out = True
             self._stop(running, "a cell went on after its timeout")
         await running.done
@@ -354,6 +378,7 @@ class Context:
         fd = 2 if event.stream == "stderr" else 1
         after = event.data
         if running is not None and not running.done.done():
+            self._stop_waiting_for_marks(running)  # while this is taken, however long that takes
             before, after = running.streams[fd].feed(event.data)
             try:
                 await self._give(running, _FDS[fd], before)
@@ -387,16 +412,23 @@ class Context:
             running.end = CellEnd.parsed(payload)
             if running.end.ends:
                 self._why = "The program ended the interpreter."
+            running.marks_until = asyncio.get_running_loop().time() + _MARK_MOST_SECONDS
             self._look_whether_done(running)
-            if not running.done.done() and not running.end.ends:
-                self._timers.append(asyncio.get_running_loop().call_later(_MARK_SECONDS, _finish, running.done))
 
     def _look_whether_done(self, running: _Running) -> None:
-        end = running.end
-        if end is None or not all(running.streams[fd].ended for fd in end.marked):
+        """Finish the cell if its end and all marks have come; wait for those a while longer if only its end has."""
+        if not running.is_over:  # where it ends the interpreter, it is done with that
             return
-        if not end.ends:  # else once it has ended
+        if not any(map(running.is_awaited, _FDS)):
             _finish(running.done)
+            return
+        loop = asyncio.get_running_loop()
+        until = min(loop.time() + _MARK_SECONDS, running.marks_until)
+        running.marks_timer = loop.call_at(until, _finish, running.done)
+
+    def _stop_waiting_for_marks(self, running: _Running) -> None:
+        if running.marks_timer is not None:
+            running.marks_timer.cancel()
 
     def _on_end(self, ended: ProcessEnded) -> None:
         self._ended = ended

@@ -83,7 +83,7 @@ class _OfSession:
 
     def opened_state_file(self, base_url: str) -> StateFile:
         if self.state_file is None:
-            self.state_file = StateFile(partial(_start, self.live, base_url))
+            self.state_file = StateFile(partial(_start, self.live, base_url), self.live.sandbox.cpu_seconds)
         return self.state_file
 
     def watch_disk(self) -> None:
@@ -178,6 +178,8 @@ class Contexts:
                         state, state_problem = await of.opened_state_file(request.base_url).read()
                     except SandboxFailed as error:
                         problem = error.message
+                    except Unavailable as error:
+                        state_problem = f"can't be read: {error.message.rstrip('.')}"
                 if problem is not None:
                     outcome = replace(outcome, sandbox_alive=False)
                     state_problem = f"{problem} Data and files stay as they were."

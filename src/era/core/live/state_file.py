@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from era.core.jsontext import MAX_STATE_BYTES
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessSpec
+from era.core.stall_timeout import stall_timeout
 from era.errors import CommitFailed
 
 LIMIT = MAX_STATE_BYTES
@@ -15,7 +16,11 @@ LIMIT = MAX_STATE_BYTES
 
 SPEC = ProcessSpec((), {}, channel=True, module="state_file")
 
-_SECONDS = 10.0
+_SECONDS, _MOST_SECONDS = 10.0, 60.0
+"""How long an answer of the helper's, its start included, is waited for while the sandbox uses no processor; and in
+all, since programs beside it may use some for ever."""
+
+_NO_ANSWER = b"can't be reached: what reads and writes it in the sandbox doesn't answer"
 _MOST_BYTES = LIMIT + 5
 
 
@@ -26,9 +31,12 @@ class _Gone(Exception):
 class StateFile:
     """The state file of one live session. One call at a time."""
 
-    def __init__(self, start: Callable[[ProcessSpec], Awaitable[GuestProcess]]) -> None:
-        """`start` starts the helper."""
+    def __init__(
+        self, start: Callable[[ProcessSpec], Awaitable[GuestProcess]], cpu_seconds: Callable[[], float]
+    ) -> None:
+        """`start` starts the helper; `cpu_seconds` is how much processor time the sandbox has used."""
         self._start = start
+        self._cpu_seconds = cpu_seconds
         self._process: GuestProcess | None = None
         self._answers: asyncio.Queue[tuple[bytes, bytes] | None] = asyncio.Queue()
         self._following: asyncio.Task[None] | None = None
@@ -36,12 +44,14 @@ class StateFile:
     async def write(self, content: bytes) -> None:
         """Put this in its place. Raises CommitFailed, or as `start` does."""
         kind, payload = await self._ask(b"W", content)
+        if kind == b"F":
+            payload = b"can't be written: " + payload
         if kind != b"K":
-            raise CommitFailed(f"The session's state file can't be written: {payload.decode(errors='replace')}.")
+            raise CommitFailed(f"The session's state file {payload.decode(errors='replace')}.")
 
     async def read(self) -> tuple[bytes | None, str | None]:
         """Its content, None where there is none or it can't be used; and in the latter case why, as the end of a
-        sentence. Raises CommitFailed, or as `start` does."""
+        sentence. Raises as `start` does."""
         kind, payload = await self._ask(b"R", str(LIMIT).encode())
         if kind == b"S":
             return payload, None
@@ -57,10 +67,10 @@ class StateFile:
 
     async def _ask(self, kind: bytes, payload: bytes) -> tuple[bytes, bytes]:
         """Send a request and return its answer; once more to another helper where this one was killed or stopped by the
-        session's programs."""
+        session's programs. Where none answers, that is an answer of its own kind."""
         for _ in range(2):
             try:
-                async with asyncio.timeout(_SECONDS):
+                async with stall_timeout(self._cpu_seconds, _SECONDS, _MOST_SECONDS):
                     if self._process is None:
                         self._answers = asyncio.Queue()
                         self._process = await self._start(SPEC)
@@ -72,7 +82,7 @@ class StateFile:
             except (TimeoutError, BrokenPipeError):
                 pass
             await self.close()
-        raise CommitFailed("The session's state file can't be reached: its programs keep the service from it.")
+        return b"N", _NO_ANSWER
 
 
 async def _follow(process: GuestProcess, answers: asyncio.Queue[tuple[bytes, bytes] | None]) -> None:

@@ -1,0 +1,209 @@
+"""core.live.context, with a kernel that says and does what a test wants: how cells end where output is taken slowly,
+and where the interpreter's supervisor ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from era.core.cells import Cell, CellOutcome
+from era.core.live import context as module
+from era.core.live.context import Context, NotBegun
+from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
+from era.core.program import Output
+from tests.unit.core import until
+
+KILLED = 128 + signal.SIGKILL
+
+
+class Kernel:
+    """A ports.GuestProcess with a kernel in it, for which the test speaks."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.events_: asyncio.Queue[ProcessOutput | ProcessEnded] = asyncio.Queue()
+        self.mark = b""
+        """Of the cell that it was sent; empty before."""
+
+        self.signals: list[int] = []
+        self.takes = asyncio.Event()
+        """Whether there is room for what is sent."""
+
+        self.takes.set()
+
+    def write(self, data: bytes, stream: ProcessStream = "stdout") -> None:
+        self.events_.put_nowait(ProcessOutput(stream, data))
+
+    def say(self, kind: bytes, **values: object) -> None:
+        payload = json.dumps(values).encode() if values else b""
+        self.write(kind + len(payload).to_bytes(4, "big") + payload, "channel")
+
+    def end(self, ended: ProcessEnded) -> None:
+        self.events_.put_nowait(ended)
+
+    async def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        while True:
+            event = await self.events_.get()
+            yield event
+            if isinstance(event, ProcessEnded):
+                return
+
+    async def send(self, data: bytes) -> None:
+        await self.takes.wait()
+        if data[:1] == b"X":
+            self.mark = json.loads(data[5:])["mark"].encode()
+
+    async def signal(self, number: int, *, group: bool = True) -> None:
+        self.signals.append(number)
+
+    async def kill(self) -> None:
+        self.signals.append(signal.SIGKILL)
+        self.end(ProcessEnded(KILLED, signal.SIGKILL, "signal"))
+
+    async def close_stdin(self) -> None: ...
+
+    async def resize(self, size: TerminalSize) -> None: ...
+
+
+class Case:
+    """A cell under way in a context of such a kernel."""
+
+    def __init__(self) -> None:
+        self.kernel = Kernel()
+        self.context = Context("c", "python", self.kernel, lambda: 0.0)  # type: ignore[arg-type]
+        self.written = b""
+        self.seconds_a_piece = 0.0
+
+    async def _write(self, output: Output) -> None:
+        await asyncio.sleep(self.seconds_a_piece)
+        self.written += output.data
+
+    async def begun(self, timeout: float = 60.0) -> asyncio.Task[CellOutcome]:
+        """A cell that its kernel has."""
+        running = asyncio.create_task(self.context.execute(Cell("", {}, "", "", timeout, 1 << 20), self._write))
+        await until(lambda: self.kernel.mark)
+        self.kernel.say(b"B")
+        return running
+
+
+@pytest.fixture
+async def case() -> AsyncIterator[Case]:
+    made = Case()
+    made.kernel.say(b"Y", kernel="a test's")
+    await made.context.ready()
+    yield made
+    await made.context.close("The test is over.")
+
+
+def _end(kernel: Kernel) -> None:
+    kernel.say(b"D", exit_code=0, marked=[1])
+
+
+# -- marks ------------------------------------------------------------------------------------------------------------
+
+
+async def test_output_that_is_taken_slowly_is_all_the_cell_s(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MARK_SECONDS", 0.3)
+    running = await case.begun()
+    case.seconds_a_piece = 0.4
+    _end(case.kernel)
+    for piece in (b"a", b"b", b"c" + case.kernel.mark):
+        case.kernel.write(piece)
+    outcome = await running
+    assert (case.written, outcome.stdout_truncated) == (b"abc", False)
+
+
+async def test_output_that_still_comes_is_waited_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MARK_SECONDS", 1.0)
+    running = await case.begun()
+    _end(case.kernel)
+    for _ in range(4):
+        await asyncio.sleep(0.4)
+        case.kernel.write(b"a")
+    case.kernel.write(case.kernel.mark)
+    outcome = await running
+    assert (case.written, outcome.stdout_truncated) == (b"aaaa", False)
+
+
+async def test_a_mark_that_never_comes_is_said(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MARK_SECONDS", 0.2)
+    running = await case.begun()
+    _end(case.kernel)
+    outcome = await running
+    assert (outcome.exit_code, outcome.stdout_truncated, outcome.stderr_truncated) == (0, True, False)
+
+
+async def test_what_writes_for_ever_isn_t_waited_for_as_long(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MARK_MOST_SECONDS", 0.5)
+    running = await case.begun()
+    _end(case.kernel)
+
+    async def write() -> None:
+        while True:
+            case.kernel.write(b"a")
+            await asyncio.sleep(0.05)
+
+    writing = asyncio.create_task(write())
+    try:
+        async with asyncio.timeout(9):
+            assert (await running).stdout_truncated
+    finally:
+        writing.cancel()
+
+
+@pytest.mark.parametrize("stop", [False, True])
+async def test_a_cell_that_is_over_isn_t_killed_for_its_output(
+    case: Case, monkeypatch: pytest.MonkeyPatch, *, stop: bool
+) -> None:
+    """At its timeout, or when somebody wants it stopped."""
+    monkeypatch.setattr(module, "GRACE", 0.1)
+    running = await case.begun(60.0 if stop else 0.3)
+    _end(case.kernel)
+    await asyncio.sleep(0.1)
+    if stop:
+        await case.context.stop_cell()
+    await asyncio.sleep(0.5)
+    case.kernel.write(case.kernel.mark)
+    outcome = await running
+    assert (outcome.cause, outcome.lost, case.kernel.signals) == ("exit", None, [])
+
+
+# -- whether it had begun ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", ["sandbox_died", "oom", "signal"])
+async def test_a_cell_that_may_have_begun_is_not_said_not_to_have(case: Case, cause: str) -> None:
+    """Its supervisor ends, with what the kernel has said."""
+    running = asyncio.create_task(case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write))
+    await until(lambda: case.kernel.mark)
+    case.kernel.end(ProcessEnded(KILLED, signal.SIGKILL, cause, with_supervisor=True))  # type: ignore[arg-type]
+    outcome = await running
+    assert (outcome.exit_code, outcome.sandbox_alive) == (KILLED, cause != "sandbox_died")
+    assert outcome.lost is not None
+
+
+async def _interpreter_ends(kernel: Kernel) -> None:
+    await until(lambda: kernel.mark)
+    kernel.end(ProcessEnded(1, None, "exit"))
+
+
+async def _supervisor_ends_before(kernel: Kernel) -> None:
+    kernel.takes.clear()
+    await asyncio.sleep(0.05)
+    kernel.end(ProcessEnded(KILLED, signal.SIGKILL, "sandbox_died", with_supervisor=True))
+
+
+@pytest.mark.parametrize("end", [_interpreter_ends, _supervisor_ends_before])
+async def test_a_cell_that_surely_had_not_begun(case: Case, end: Callable[[Kernel], Coroutine[Any, Any, None]]) -> None:
+    """The interpreter ended by itself, before it said that it had begun; or the cell wasn't sent."""
+    ending = asyncio.create_task(end(case.kernel))
+    await asyncio.sleep(0)
+    with pytest.raises(NotBegun):
+        await case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write)
+    await ending
