@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,11 @@ pytest.importorskip("ipykernel", reason="needs ipykernel, which scripts/setup --
 from jupyter_client.manager import KernelManager
 
 from era import Era
+from era.adapters.jupyter import EraKernel
+from era.run_notes import GAP
+from era.sdk.answers import RunResult
+from era.sdk.events import Gap, Stderr, Stdout
+from tests.adapters.answers import CUT_OFF, NOTES
 from tests.conftest import Server
 from tests.documents import FRAMEWORKS
 
@@ -133,3 +139,34 @@ def test_a_cell_is_interrupted_and_variables_stay(notebook: Notebook) -> None:
     assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
     _, published = notebook.run("kept")
     assert published[-1][1]["data"]["text/plain"] == "'still here'"
+
+
+class Stream(list[Any]):
+    """The events of a cell, and its result."""
+
+    result = RunResult(CUT_OFF)
+
+
+class Alone(EraKernel):
+    """A kernel without a client, a server and a context. Its cells all write the same."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def _context(self) -> Any:
+        events = Stream([Stdout({"content": "out\n"}), Gap({"from": 2, "to": 3}), Stderr({"content": "err\n"})])
+        self._timeout = 1.0
+        return SimpleNamespace(stream=lambda code, timeout: events)
+
+    def send_response(self, _: Any, kind: str, content: dict[str, Any], *more: Any) -> None:
+        assert kind == "stream"
+        self.told.append((content["name"], content["text"]))
+
+
+def test_what_is_missing_is_said() -> None:
+    kernel = Alone()
+    assert kernel._execute("1", silent=True)["status"] == "ok"
+    assert kernel.told == []
+    assert kernel._execute("1", silent=False)["status"] == "ok"
+    gap, *notes = (("stderr", f"{line}\n") for line in (GAP, *NOTES))
+    assert kernel.told == [("stdout", "out\n"), gap, ("stderr", "err\n"), *notes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from smolagents import AgentError, ChatMessage, CodeAgent, FinalAnswerTool, Mess
 
 from era import Era
 from era.adapters.smolagents import SessionExecutor
+from era.sdk.answers import RunResult
+from tests.adapters.answers import CUT_OFF, NOTES
 from tests.conftest import Server
 
 
@@ -87,6 +90,20 @@ def test_what_fails_is_told(executor: SessionExecutor, monkeypatch: pytest.Monke
     monkeypatch.setattr(executor, "_timeout", 0.5)
     with pytest.raises(AgentError, match="KeyboardInterrupt"):
         executor("import time\ntime.sleep(60)")
+
+
+def test_what_is_missing_is_told(executor: SessionExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(**fields: Any) -> str:
+        result = RunResult(CUT_OFF | fields)
+        monkeypatch.setattr(executor, "_context", SimpleNamespace(run=lambda code, **options: result))
+        return str(executor("1").logs)
+
+    assert step() == "\n".join(["out", "err", *NOTES])
+    assert step(stdout="", stderr="") == "\n".join(NOTES)
+    for failed in ({"status": "timeout"}, {"error": {"name": "E", "value": "", "traceback": ""}}):
+        with pytest.raises(AgentError) as raised:
+            step(**failed)
+        assert "\n".join(NOTES) in str(raised.value)
 
 
 PICTURE = """

@@ -17,8 +17,8 @@ from era.core.homes import ALONE, Cluster
 from era.core.models import now
 from era.core.public.signatures import Verify, is_genuine
 from era.core.telemetry import Event, Note, NoticeTried, ignore
-from era.core.webhooks import EVENTS, Unsent, Webhook, Webhooks
-from era.errors import Conflict, NotFound
+from era.core.webhooks import EVENTS, Notice, Tried, Unsent, Webhook, Webhooks
+from era.errors import Conflict, NotFound, Unavailable
 from era.store import webhooks as rows
 from era.store.metadata import SqlStore
 from era.store.tables import webhook_notices
@@ -357,3 +357,44 @@ async def test_a_webhook_that_was_deleted_is_told_nothing_more(core: Core) -> No
         await until(lambda: len(sent.tried) == 2)
         await asyncio.sleep(0.2)
         assert len(sent.tried) == 2
+
+
+async def test_a_notice_is_not_sent_again_while_its_try_can_not_be_put_on_record(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that is full can be read, and says of the notice that it is due."""
+    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.05)
+    real, is_full, tries = core.store.webhooks.tried, True, 0
+
+    async def record(notice: Notice, tried: Tried) -> None:
+        nonlocal tries
+        tries += 1
+        if is_full:
+            raise Unavailable("the database failed")
+        await real(notice, tried)
+
+    monkeypatch.setattr(core.store.webhooks, "tried", record)
+    async with sending(core) as (webhooks, sent):
+        sent.answers = [500, 200]
+        webhook = await webhooks.create("default", URL, ["session.created"], "")
+        for name in ("a", "b"):
+            await core.session(name)
+        await until(lambda: tries > 4)
+        assert [session for _, session in sent.events] == ["a"]
+        is_full = False
+        await until_ended(webhooks, 2)
+        assert [session for _, session in sent.events] == ["a", "a", "b"], "the first failed, and has another try"
+        assert [notice.tries for notice in await webhooks.notices("default", webhook.id)] == [1, 2]
+        is_full = True
+        before = tries
+        await core.session("c")
+        await until(lambda: tries > before + 2)
+    # It ends with the service, and the next one sends the notice again.
+    before = tries
+    await asyncio.sleep(0.2)
+    assert tries == before
+    assert [session for _, session in sent.events] == ["a", "a", "b", "c"]
+    is_full = False
+    async with sending(core) as (webhooks, sent):
+        await until_ended(webhooks, 3)
+        assert [session for _, session in sent.events] == ["c"]

@@ -22,7 +22,8 @@ from ipykernel.kernelbase import Kernel
 from jupyter_client.kernelspec import KernelSpecManager
 
 from era.errors import EraError, NotFound
-from era.sdk.events import Stderr, Stdout
+from era.run_notes import GAP, run_notes
+from era.sdk.events import Gap, Stderr
 from era.sdk.sync.client import Era
 from era.sdk.sync.sessions import Context
 
@@ -73,13 +74,15 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
     def _execute(self, code: str, silent: bool) -> dict[str, Any]:
         stream = self._context().stream(code, timeout=self._timeout)
         for event in stream:
-            if isinstance(event, Stdout | Stderr) and not silent:
-                name = "stdout" if isinstance(event, Stdout) else "stderr"
-                self.send_response(self.iopub_socket, "stream", {"name": name, "text": event.content})
+            if silent:
+                continue
+            if isinstance(event, Gap):
+                self._print("stderr", f"{GAP}\n")
+            else:
+                self._print("stderr" if isinstance(event, Stderr) else "stdout", event.content)
         result = stream.result
-        if result.memory and not result.memory["kept"] and not silent:
-            text = f"[The variables of earlier cells are gone: {result.memory['reason']}]\n"
-            self.send_response(self.iopub_socket, "stream", {"name": "stderr", "text": text})
+        for note in [] if silent else run_notes(result.answer):
+            self._print("stderr", f"{note}\n")
         for shown in [] if silent else result.results or []:
             content = {"data": shown["data"], "metadata": shown["metadata"]}
             if shown["main"]:
@@ -90,6 +93,9 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         if result.status not in ("ok", "failed"):
             return self._failed(result.status, f"The cell ended as {result.status}, exit code {result.exit_code}.")
         return {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
+
+    def _print(self, name: str, text: str) -> None:
+        self.send_response(self.iopub_socket, "stream", {"name": name, "text": text})
 
     def _failed(self, name: str, value: str) -> dict[str, Any]:
         content: dict[str, Any] = {"ename": name, "evalue": value, "traceback": []}

@@ -1,7 +1,7 @@
 """What a model can do in a session, as functions: their names, arguments and docstrings are what it is told.
 
 They never fail silently. What the service refuses comes back as text that says what to do, and output that is too long
-says how much of it is missing and where the whole is.
+says how much of it is missing, and where the whole is or what was kept of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from era.errors import EraError
+from era.run_notes import run_notes
 
 if TYPE_CHECKING:
     from era.sdk.aio.sessions import AsyncSession
@@ -109,16 +110,20 @@ class SessionTools:
 
 
 def _shown(result: RunResult) -> str:
-    """A run's result as a model reads it: its output, and how it ended unless all is well."""
-    whole = f"the whole is the output of {result.run_id}; a program can write what it finds to a file and show parts"
-    parts = [_cut(result.stdout, whole)]
+    """A run's result as a model reads it: its output, how it ended unless all is well, and what is missing."""
+    parts = [_cut(result.stdout, _whole(result, result.stdout_truncated))]
     if result.stderr:
-        parts.append(f"[stderr]\n{_cut(result.stderr, whole)}")
+        parts.append(f"[stderr]\n{_cut(result.stderr, _whole(result, result.stderr_truncated))}")
     if result.status != "ok":
         parts.append(f"[{result.status}, exit code {result.exit_code}]")
-    if not result.state.committed and result.state.reason:
-        parts.append(f"[the session's state was not kept: {result.state.reason}]")
+    parts += run_notes(result.answer)
     return "\n".join(part.rstrip("\n") for part in parts if part) or "[ok, nothing was printed]"
+
+
+def _whole(result: RunResult, is_truncated: bool) -> str:
+    """Where there is more of a run's output than is shown."""
+    more = "what was kept" if is_truncated else "the whole"
+    return f"{more} is the output of {result.run_id}; a program can write what it finds to a file and show parts"
 
 
 def _cut(text: str, whole: str) -> str:

@@ -13,6 +13,8 @@ from smolagents.local_python_executor import CodeOutput
 from smolagents.monitoring import AgentLogger, LogLevel
 from smolagents.remote_executors import RemotePythonExecutor
 
+from era.run_notes import run_notes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,7 +54,9 @@ class SessionExecutor(RemotePythonExecutor):
         """Run a step. Raises AgentError with what the model must know where it fails."""
         options: CellOptions = {} if self._timeout is None else {"timeout": self._timeout}
         result = self._context.run(code, **options)
-        logs = result.stdout + result.stderr if result.error is None else result.stdout
+        written = result.stdout + result.stderr if result.error is None else result.stdout
+        notes = run_notes(result.answer)
+        logs = "\n".join(part for part in (written.rstrip("\n"), *notes) if part) if notes else written
         if result.error is None:
             if result.status != "ok":
                 raise AgentError(

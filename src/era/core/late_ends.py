@@ -1,7 +1,8 @@
-"""Ends of runs and processes that are still to be put on record, since the database is away.
+"""Ends of runs and processes, and tries of notices, that are still to be put on record, since the database is away.
 
-Until one is on record its row says `running`: who looks is told so, its idempotency key is taken, and its session never
-expires. So it is tried for as long as the service lives; the next start records as lost what is left.
+Until an end is on record its row says `running`: who looks is told so, its idempotency key is taken, and its session
+never expires. Until a try is, its notice looks as if it had not been sent. So it is tried for as long as the service
+lives; the next start records ends that are left as lost, and sends such notices again.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ it true: a run's end and its notice are on record together or not at all. (That 
 rows; its notice is a transaction of its own, soon after.) It is sent afterwards, as often as it takes, with the inbox's
 delays between the tries, and then given up. So a notice comes at least once; its id, in the body and in a header, is
 the same each time. One webhook's notices are sent one after the other, in the order in which they came to be, and one
-that fails holds up those of its own webhook only.
+that fails holds up those of its own webhook only. A try that can't be put on record holds them up, too, until it can.
 
 Each is signed, in the form that the inbox's scheme `stripe` verifies: the time of the try and the HMAC-SHA256 of that
 time and the body, with the webhook's secret. Who compares the time as well can't be shown an old notice again. A secret
@@ -37,6 +37,7 @@ import structlog
 from era.core.expiry import MICROS
 from era.core.fair_slots import FairSlots
 from era.core.homes import Cluster
+from era.core.late_ends import LateEnds
 from era.core.models import JsonObject, new_id, now
 from era.core.retry_delay import delay
 from era.core.telemetry import Note, NoticeTried, ignore
@@ -206,6 +207,7 @@ class Webhooks:
         self._sending: dict[str, asyncio.Task[None]] = {}
         """By webhook: what sends its notices."""
 
+        self._late_tries = LateEnds()
         self._telling: set[asyncio.Task[None]] = set()
         self._told_at: dict[tuple[str, str, str], float] = {}
         self._slots: FairSlots[str] = FairSlots(_AT_A_TIME, _OF_AN_OWNER)
@@ -215,11 +217,13 @@ class Webhooks:
         self._polling = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        """End the tries under way; they don't count, and are made again at the next start."""
+        """End the tries under way, and leave those that aren't on record: they don't count, and are made again at the
+        next start."""
         tasks = [*self._sending.values(), *self._telling, *([self._polling] if self._polling else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._late_tries.stop()
 
     async def create(self, owner: str, url: str, events: Sequence[Event], description: str) -> Webhook:
         """A new webhook. Raises BadRequest, Conflict."""
@@ -299,9 +303,28 @@ class Webhooks:
                 lag = max(now() - notice.created_at, 0) / MICROS
                 told = (notice.id, webhook.id, webhook.owner, notice.event, tried.status, tried.tries)
                 self._note(NoticeTried(*told, tried.http_status, lag, began_at, seconds))
-                await self._store.tried(notice, tried)
+                await self._record(notice, tried)
         except EraError as error:
-            log.warning("webhook_try_not_recorded", webhook=webhook.id, error=error.message)
+            log.warning("webhook_not_looked_at", webhook=webhook.id, error=error.message)
+
+    async def _record(self, notice: Notice, tried: Tried) -> None:
+        """Record a try, now or once the database takes it. Until then nothing is sent to this webhook: the notice would
+        be found due, and be sent again."""
+        is_recorded = asyncio.Event()
+
+        async def attempt(*, is_first: bool = False) -> bool:
+            try:
+                await self._store.tried(notice, tried)
+            except EraError as error:
+                if is_first:  # else the log has it
+                    log.warning("webhook_try_not_recorded", webhook=notice.webhook_id, error=error.message)
+                return False
+            is_recorded.set()
+            return True
+
+        if not await attempt(is_first=True):
+            self._late_tries.add(attempt)
+            await is_recorded.wait()
 
     def _sent(self, webhook_id: str, _: asyncio.Task[None]) -> None:
         del self._sending[webhook_id]

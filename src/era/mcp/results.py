@@ -9,6 +9,8 @@ from typing import Any
 from mcp_types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
 from pydantic import BaseModel, ConfigDict, Field
 
+from era.run_notes import run_notes
+
 MOST_CHARACTERS = 20_000
 """Of stdout, and of stderr, in an answer. Most models read no more at once."""
 
@@ -20,7 +22,7 @@ MOST_IMAGES = 4
 MOST_IMAGE_BYTES = 1 << 20
 
 _RUN_FIELDS = ("exit_code", "status", "duration", "session_id", "run_id", "data", "state", "artifacts")
-_CELL_FIELDS = ("context", "execution_count", "memory")
+_CELL_FIELDS = ("context", "execution_count", "memory", "results_truncated")
 
 
 class RunResult(BaseModel):
@@ -54,10 +56,12 @@ def run_result(
     *,
     shown_images: Sequence[ImageContent] = (),
     left_images: Sequence[ImageContent] = (),
+    unread: Sequence[str] = (),
     in_session: bool,
 ) -> CallToolResult:
-    """The answer of a run, whose stdout and stderr may be Shortened already, with pictures that it showed and left. A
-    program that failed is no failure of the tool: the model wants to see how."""
+    """The answer of a run, whose stdout and stderr may be Shortened already, with pictures that it showed and left.
+    `unread` are lines about those that it left and that could not be had. A program that failed is no failure of the
+    tool: the model wants to see how."""
     structured: dict[str, Any] = {name: answer[name] for name in _RUN_FIELDS + _CELL_FIELDS if name in answer}
     parts: list[str] = []
     links: list[ContentBlock] = []
@@ -71,21 +75,16 @@ def run_result(
         if not written.is_whole and in_session:
             uri = f"session://{answer['session_id']}/runs/{answer['run_id']}/{stream}"
             links.append(ResourceLink(uri=uri, name=f"all of {stream}", mime_type="text/plain"))
-        if answer[f"{stream}_truncated"]:
-            parts.append(f"[{stream} went over the session's output limit, and the rest is lost]")
     if "results" in answer:
         structured["results"] = shown = _shown(answer, len(shown_images))
         parts += [shown] if shown else []
-        if not answer["memory"]["kept"]:
-            parts.append(f"[variables of earlier cells are gone: {answer['memory']['reason']}]")
     if answer["status"] != "ok":
         parts.append(f"[{answer['status']}: exit code {answer['exit_code']} after {answer['duration']}]")
-    state = answer.get("state")
-    if state is not None and not state["committed"]:
-        parts.append(f"[nothing was kept of this run: {state['reason']}]")
+    parts += run_notes(answer)
     listed = [item["path"] for item in answer.get("artifacts", [])]
     if listed:
         parts.append(f"[files to look at, with era_read_file: {', '.join(listed)}]")
+    parts += unread
     text = "\n".join(parts) or "[no output]"
     content: list[ContentBlock] = [TextContent(text=text), *shown_images, *left_images, *links]
     return CallToolResult(content=content, structured_content=structured)
@@ -99,8 +98,6 @@ def _shown(answer: Mapping[str, Any], images: int) -> str:
         texts.add(_text_of(result["data"]))
     if left_out := sum(not IMAGES.isdisjoint(result["data"]) for result in answer["results"]) - images:
         texts.add(f"\n[of its pictures {left_out} are left out: save them as files, and read those with era_read_file]")
-    if answer["results_truncated"]:
-        texts.add("\n[the cell showed more than is kept]")
     return texts.text()
 
 

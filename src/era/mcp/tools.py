@@ -87,8 +87,8 @@ async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress:
     path = f"{session_path(session_id)}/stream"
     answer = await _followed(calls, path, body, progress, "See era_get_session for what was kept.")
     shown = shown_pictures(answer.get("results") or [])
-    left = await _pictures(calls, session_id, answer["artifacts"], MOST_IMAGES - len(shown))
-    return run_result(answer, shown_images=shown, left_images=left, in_session=True)
+    left, unread = await _pictures(calls, session_id, answer["artifacts"], MOST_IMAGES - len(shown))
+    return run_result(answer, shown_images=shown, left_images=left, unread=unread, in_session=True)
 
 
 async def _followed(
@@ -109,14 +109,20 @@ async def _followed(
     return answer | written
 
 
-async def _pictures(calls: Calls, session_id: str, artifacts: list[dict[str, Any]], most: int) -> list[ImageContent]:
-    """The first small pictures that a run has left."""
+async def _pictures(
+    calls: Calls, session_id: str, artifacts: list[dict[str, Any]], most: int
+) -> tuple[list[ImageContent], list[str]]:
+    """The first small pictures that a run has left, and a line about each that can't be had."""
     small = [item["path"] for item in artifacts if item["type"] in IMAGES and item["size"] <= MOST_IMAGE_BYTES]
-    pictures = []
+    pictures, unread = [], []
     for path in small[:most]:
-        content = await calls.content(file_path(session_id, path))
+        try:
+            content = await calls.content(file_path(session_id, path))
+        except CallFailed as error:  # The run is over: without its answer the model would run it again.
+            unread.append(f"[{path} can't be shown: {error}]")
+            continue
         pictures.append(image(content.data, content.media_type))
-    return pictures
+    return pictures, unread
 
 
 # -- sessions -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ const http = require('node:http');
 
 // An agent of our own: the usual one may go by a proxy of the program's. A connection that was idle for 2 seconds is not
 // used again, since the service closes it after some more.
-const agent = new http.Agent({ keepAlive: true, maxSockets: 16, maxFreeSockets: 4, timeout: 60000 });
+const SILENT_MS = 60000;
+const agent = new http.Agent({ keepAlive: true, maxSockets: 16, maxFreeSockets: 4, timeout: SILENT_MS });
 const IDLE_MS = 2000;
 const NO_STORAGE =
   'The session has "storage": false, or this is a command of its setup. PATCH it with "storage": true for its next run.';
@@ -49,6 +50,10 @@ function send(method, path, content) {
       response.on('data', (part) => parts.push(part));
       response.on('error', reject);
       response.on('end', () => resolve({ status: response.statusCode, text: Buffer.concat(parts).toString() }));
+    });
+    // The agent only ends connections that are idle. It may have done what was asked, so it isn't asked again.
+    request.on('timeout', () => {
+      request.destroy(new StorageError("The storage can't be reached: it said nothing for 60 seconds."));
     });
     request.on('error', (error) => {
       error.eraReused = request.reusedSocket;
@@ -139,7 +144,11 @@ class D1Storage {
 class R2Storage {
   /** Store bytes, or a string as UTF-8. Resolves to true once they are durable. */
   static async put(namespace, key, content, metadata = null) {
-    const encoded = Buffer.from(content).toString('base64');
+    // Of a view the bytes it shows: by itself `from` would make a byte of each of its numbers.
+    const bytes = ArrayBuffer.isView(content)
+      ? Buffer.from(content.buffer, content.byteOffset, content.byteLength)
+      : Buffer.from(content);
+    const encoded = bytes.toString('base64');
     return (await call('PUT', pathOf('r2', namespace, key), { content: encoded, metadata })).success;
   }
 
