@@ -9,11 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from era.core.stall_timeout import stall_timeout
+from era.drivers import process_supervisor
 from era.drivers.cgroups import Cgroups, Group
 from tests.conftest import cgroups, eventually, is_running
 from tests.drivers import process_steps as steps
@@ -273,6 +276,24 @@ async def interrupted(sandbox: Any) -> list[bool]:
 @needs_root
 def test_nothing_stays_frozen(sandboxes: Sandboxes) -> None:
     assert sandboxes.do(sandboxes.make(), interrupted) == [False] * 4
+
+
+async def started_while_frozen(sandbox: Any) -> tuple[bool, int]:
+    """Start a process while the sandbox stands still for longer than it may stand still by itself."""
+    await (await sandbox.process_supervisor()).start(steps.shell("exec sleep 1000"))
+    async with sandbox.frozen() as frozen:
+        starting = asyncio.create_task(steps.started(sandbox, steps.shell("exec sleep 1000")))
+        await asyncio.sleep(4)
+    return frozen, (await starting).pid
+
+
+@needs_root
+def test_what_stands_still_for_us_has_not_stalled(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_supervisor, "stall_timeout", partial(stall_timeout, seconds=2.0))
+    sandbox = sandboxes.make()
+    frozen, pid = sandboxes.do(sandbox, started_while_frozen)
+    assert frozen
+    assert pid
 
 
 # -- a service that is killed ----------------------------------------------------------------------------------------

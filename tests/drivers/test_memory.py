@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +18,7 @@ from era.drivers.cgroups import Cgroups
 from era.drivers.memory import MemoryWatch
 from tests.drivers import process_steps as steps
 from tests.drivers.as_user import opened
+from tests.unit.core import until
 
 DRIVERS = ["bubblewrap", "bubblewrap as a user", "gvisor as a user"]
 """The first runs as root, without a control group."""
@@ -98,6 +101,27 @@ async def test_memory_of_the_run_before(measured: list[int], late: bool, exceede
     await asyncio.sleep(0)
     watch.stop()
     assert watch.exceeded == exceeded
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.EMFILE, True), (errno.ENOENT, False), (errno.ENODEV, False)])
+async def test_only_a_sandbox_that_is_gone_is_not_watched_any_more(number: int, goes_on: bool) -> None:
+    measured = list[int]()
+
+    def measure() -> int:
+        measured.append(len(measured))
+        if len(measured) < 3:
+            raise OSError(number, os.strerror(number))
+        return 257 * MIB
+
+    async def kill() -> bool:
+        return True
+
+    watch = MemoryWatch(256 * MIB, measure, kill, first=0)
+    watch.interval = 0.001
+    watch.start()
+    await until(lambda: watch._task is not None and watch._task.done())
+    watch.stop()
+    assert (watch.exceeded, len(measured)) == ((True, 3) if goes_on else (False, 1))
 
 
 @pytest.fixture(scope="module", params=DRIVERS)

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from era.drivers import cgroups
 from era.drivers.bubblewrap import BubblewrapSandbox
+from era.drivers.time_slice import TimeSlice
 from tests.conftest import eventually
 from tests.drivers import process_steps as steps
 from tests.drivers.process_steps import shell
 from tests.drivers.sandboxes import Sandboxes
+from tests.unit.core import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only in a control group can a run stand back")
+
+
+class Group:
+    """A control group, as far as it matters here."""
+
+    idle = False
+
+    def set_idle_priority(self, *, idle: bool) -> None:
+        self.idle = idle
+
+
+async def test_a_run_that_can_t_be_looked_at_stands_back_later() -> None:
+    group, looks = Group(), list[float]()
+
+    def cpu_seconds() -> float:
+        looks.append(10.0 * len(looks))
+        if len(looks) < 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return looks[-1]
+
+    slice_of_time = TimeSlice(cast(cgroups.Group, group), cpu_seconds)
+    slice_of_time.begin()
+    await until(lambda: group.idle)
+    slice_of_time.end()
+    assert not group.idle
 
 
 def _idle_file(sandbox: BubblewrapSandbox) -> Path:
@@ -56,6 +85,28 @@ def test_by_processor_time(sandboxes: Sandboxes, code: str, stands_back: bool) -
         looking.join()
     assert seen == ({"0", "1"} if stands_back else {"0"})
     assert eventually(lambda: idle.read_text().strip() == "0"), "the next run begins as any other"
+
+
+def test_from_the_deadline_on_nothing_stands_back(sandboxes: Sandboxes) -> None:
+    """Or the supervisor, which is in the same group, might get no processor to end the run with."""
+    sandbox = sandboxes.make()
+    idle, seen, over = _idle_file(sandbox), list[str](), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.append(idle.read_text().strip())
+            time.sleep(0.01)
+
+    code = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass"
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        assert sandboxes.run(sandbox, code, timeout=4).ended.cause == "timeout"
+    finally:
+        over.set()
+        looking.join()
+    at_last = list(reversed(seen)).index("1")
+    assert at_last > 100, "it came forward a second at least before it was killed"
 
 
 def test_processor_time_is_that_of_all_processes(sandboxes: Sandboxes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 from collections.abc import AsyncIterator
 from functools import partial
@@ -11,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from era.core import admission as admissions
 from era.core.admission import Admission, Slot, Wanted
 from era.core.ports import Sandbox
 from era.core.recent_mean import RecentMean
@@ -160,6 +162,30 @@ async def test_a_run_that_wants_a_processor_and_gets_none_keeps_its_slot() -> No
         assert (admission.places.taken, admission.wanted.now) == (1, 1)
         sandbox.wants = False
         await until(lambda: (admission.places.taken, admission.wanted.now) == (0, 0))
+
+
+class Unreadable(Starved):
+    """One of which nothing can be found out, while all file descriptors are taken."""
+
+    is_unreadable, looks = True, 0
+
+    def cpu_seconds(self) -> float:
+        self.looks += 1
+        if self.is_unreadable:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return 0.0
+
+
+async def test_a_run_that_can_t_be_looked_at_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admissions, "_LOOK_LATER", 0.05)
+    sandbox, admission = Unreadable(), Admission(processors=1)
+    sandbox.wants = False
+    async with admission.admitted("a") as slot:
+        slot.use(cast(Sandbox, sandbox))
+        await until(lambda: sandbox.looks >= 2)
+        assert admission.places.taken == 1
+        sandbox.is_unreadable = False
+        await until(lambda: admission.places.taken == 0)
 
 
 def test_processors_are_full_once_runs_have_waited_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

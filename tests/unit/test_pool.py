@@ -17,6 +17,7 @@ from era.core.models import EMPTY, Session, Snapshot, WantedIsolation
 from era.core.ports import Sandbox
 from era.errors import SandboxFailed, TooBusy, Unavailable
 from era.languages import runtimes
+from tests.drivers.fake import FakeSandbox
 from tests.drivers.sandboxes import LIMITS
 from tests.unit.core import Core, Driver, until
 
@@ -410,3 +411,23 @@ async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> No
     core.snapshots.restore = real  # type: ignore[method-assign]
     assert core.pool.counts()["busy"] == 0
     assert core.driver.alive == [], "nobody knows what it holds"
+
+
+async def test_idle_sandboxes_go_while_memory_can_t_be_looked_at(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while all file descriptors are taken, some of them by these."""
+    monkeypatch.setattr(pools, "_SWEEP_SECONDS", 0.01)
+    async with Core.opened(directory, template, max_warm=None, idle_seconds=0.2) as core:
+        looks = []
+
+        def available() -> int:
+            looks.append(True)
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(FakeSandbox, "memory_bytes", lambda _: available())
+        await core.pool.start()
+        (session,) = await sessions(core, 1)
+        await used(core, session)
+        await until(lambda: core.pool.counts()["live"] == 0)
+        assert looks

@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager, suppress
 
 from era.core.fair_queue import FairQueue
 from era.core.models import OwnedId
+from era.core.outages import note_outage
 from era.core.ports import SLICE, Sandbox
 from era.core.recent_mean import RecentMean
 
@@ -171,24 +172,32 @@ class Slot:
     def _look(self) -> None:
         """Give the slot back unless the run works and is short so far. Whether it wants a processor is looked at once
         more after that, as in so short a time it may have got none, and then for as long as it does."""
-        now = time.monotonic()
-        if self._sandbox is None:
-            works, is_short = now <= self._taken_at + _MAKING, True
-        else:
-            used = self._sandbox.cpu_seconds()
-            if self._end is None:
-                self._end, works = used + SLICE, True
-            else:
-                much = _WORKS * (now - self._looked_at)
-                works = used - self._used >= much or self._sandbox.wants_processor()
-            is_short = used < self._end
-            self._used, self._looked_at = used, now
+        try:
+            works, is_short = self._seen()
+        except OSError as error:  # such as EMFILE, which says nothing about the run
+            note_outage("run_not_looked_at", error)
+            self._look_in(_LOOK_LATER)
+            return
         looks_again = works or self._held
         self._set_wants(works)
         if not works or not is_short:
             self._stand_back()
         if looks_again:
             self._look_in(_LOOK if self._held else _LOOK_LATER)
+
+    def _seen(self) -> tuple[bool, bool]:
+        """Whether the run works, and whether it is short so far. Raises OSError."""
+        now = time.monotonic()
+        if self._sandbox is None:
+            return now <= self._taken_at + _MAKING, True
+        used = self._sandbox.cpu_seconds()
+        if self._end is None:
+            self._end, works = used + SLICE, True
+        else:
+            much = _WORKS * (now - self._looked_at)
+            works = used - self._used >= much or self._sandbox.wants_processor()
+        self._used, self._looked_at = used, now
+        return works, used < self._end
 
 
 class Admission:

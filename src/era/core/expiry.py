@@ -20,6 +20,7 @@ import structlog
 from era.core.homes import Cluster
 from era.core.metadata import MetadataStore
 from era.core.models import Session, now
+from era.core.outages import note_outage
 from era.core.pool import SandboxPool
 from era.core.quotas import Quotas
 from era.errors import EraError, Unavailable
@@ -117,3 +118,5 @@ class Expiry:
                     await self._release_gone()
             except EraError as error:
                 log.warning("sessions_not_swept", error=error.message)
+            except OSError as error:  # of a sandbox that could not be removed
+                note_outage("sessions_not_swept", error)

@@ -24,6 +24,7 @@ from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.liveness import Liveness
 from era.core.models import EMPTY, Language, OwnedId, Session, Snapshot, WantedIsolation
+from era.core.outages import note_outage
 from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
 from era.core.ready_sandboxes import ReadySandboxes
@@ -573,8 +574,11 @@ class SandboxPool:
         """Close sandboxes that have been idle for too long or have died, and adapt the room, for ever."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            self._follow_memory()
-            self._ready.sweep()
+            try:
+                self._follow_memory()
+                self._ready.sweep()
+            except OSError as error:  # such as EMFILE; what idle sandboxes have is then needed most
+                note_outage("memory_not_followed", error)
             horizon = time.monotonic() - self._idle_seconds
             for key, warm in list(self._warm.items()):
                 if warm.busy or warm.lost is not None:

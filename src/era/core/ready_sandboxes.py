@@ -113,13 +113,14 @@ class ReadySandboxes:
         while True:
             await ready.wanted.wait()
             ready.wanted.clear()
-            while len(ready.sandboxes) < self._count and self._may_be_there(kind, more=1):
-                try:
+            try:
+                while len(ready.sandboxes) < self._count and self._may_be_there(kind, more=1):
                     ready.sandboxes.append(await self._make(*kind))
-                except (EraError, OSError):
-                    if self._is_stopped:
-                        return
-                    await asyncio.sleep(_PAUSE)
+            except (EraError, OSError):  # also of the look at memory
+                if self._is_stopped:
+                    return
+                ready.wanted.set()
+                await asyncio.sleep(_PAUSE)
 
     def _may_be_there(self, kind: _Kind, *, more: int) -> bool:
         """Whether sandboxes of a kind may be there, `more` of them than now."""

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from era.core.outages import note_outage
+
 START_SECONDS = 20.0
 MOST_SECONDS = 300.0
 """However much processor time it uses: a program beside it may use some for ever, to keep a caller waiting."""
@@ -35,7 +37,12 @@ async def stall_timeout(
         def check(before: float | None) -> None:
             """`before` is what had been used at the last check. What was used before the first isn't known."""
             nonlocal checking
-            used = cpu_seconds()
+            try:
+                used = cpu_seconds()
+            except OSError as error:  # such as EMFILE: what was used isn't known, as before the first check
+                note_outage("processor_time_not_followed", error)
+                checking = loop.call_later(seconds / _CHECKS, check, None)
+                return
             if (before is None or used - before >= _LEAST) and not bound.expired():
                 bound.reschedule(min(loop.time() + seconds, last))
             checking = loop.call_later(seconds / _CHECKS, check, used)

@@ -39,6 +39,7 @@ from era.drivers.cgroups import Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.forking import Forked, TemplateFailed
 from era.drivers.socket_broker import SocketBroker
+from era.drivers.watching import Watching
 from era.errors import SandboxFailed
 
 BURST = 0.1
@@ -105,7 +106,7 @@ class Alternation:
     def alive(self) -> bool:
         return all(supervisor.channel.alive for supervisor in self._all())
 
-    async def run(self, program: Program, output_limit: int) -> AsyncIterator[Output | Ended]:
+    async def run(self, program: Program, output_limit: int, watching: Watching) -> AsyncIterator[Output | Ended]:
         """See Channel.run."""
         if self._lingering is not None:
             self._lingering.cancel()
@@ -115,7 +116,7 @@ class Alternation:
         if self._making is None and self._may_make and time.monotonic() - self._ended_at < BURST:
             self._making = asyncio.create_task(self._make())
         channel = self._current.channel
-        async for event in channel.run(program, output_limit, tells_when_clean=self._making is not None):
+        async for event in channel.run(program, output_limit, watching, tells_when_clean=self._making is not None):
             if isinstance(event, Ended):
                 if self._making is not None:
                     self._cleaning = asyncio.create_task(channel.cleaned())

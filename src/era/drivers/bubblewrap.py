@@ -100,7 +100,7 @@ class BubblewrapSandbox:
         self._driver = driver
         self._group: Group | None = None
         self._out_of_memory = OutOfMemory()
-        self._watching = Watching(lambda: self.memory_watch(self._group))
+        self._watching = Watching(lambda: self.memory_watch(self._group), self.cpu_seconds, self.wants_processor)
         self._spawning: asyncio.Task[None] | None = None
         self._process: Bubblewrap | None = None
         self._init_pid = 0
@@ -110,7 +110,7 @@ class BubblewrapSandbox:
         self.broker: SocketBroker | None = None
         self._log = os.memfd_create("era-sandbox-log")
         self._beside: LazyProcessSupervisor | None = None
-        self._freezer: Freezer | None = None
+        self._freezer = Freezer(None)
         self._ending: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -133,7 +133,7 @@ class BubblewrapSandbox:
         if self._packages is not None:
             self._packages.begin()
         try:
-            async for event in self._channel.run(program, self.limits.output_bytes):
+            async for event in self._channel.run(program, self.limits.output_bytes, self._watching):
                 yield self._out_of_memory.classify(event, memory) if isinstance(event, Ended) else event
         finally:
             self._watching.end_run()
@@ -185,7 +185,8 @@ class BubblewrapSandbox:
         """What it has beside runs; `variables` are those of every process, and `channel` is that of runs."""
         enter = self._entering(guest.process_supervisor_config(self.limits, cgroup=self._group is not None))
         memory, watching, before = self._out_of_memory, self._watching, channel.join_run
-        return LazyProcessSupervisor(enter, variables, memory, watching, self.log, before, self.cpu_seconds)
+        progress = self._freezer.progress(self.cpu_seconds)
+        return LazyProcessSupervisor(enter, variables, memory, watching, self.log, before, progress)
 
     def _entering(self, config: JsonObject, **more: Any) -> Callable[[int], Awaitable[Forked]]:
         """What has one more supervisor with this configuration enter; see NamespaceEntry.enter."""
@@ -205,7 +206,7 @@ class BubblewrapSandbox:
         return may and self._group is not None and self._driver.templates is not None
 
     def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
-        return Freezer(None).frozen() if self._freezer is None else self._freezer.frozen()
+        return self._freezer.frozen()
 
     async def put_away(self) -> None:
         if self._ending is None:
@@ -241,8 +242,8 @@ class BubblewrapSandbox:
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         self.enforced = self._enforced(language, report)
         self._channel = self._alternation(language, channel, variables)
-        self._beside = self.make_beside(self._channel, variables)
         self._freezer = Freezer(self._group)
+        self._beside = self.make_beside(self._channel, variables)
 
     def memory_bytes(self) -> int:
         return processes.memory_bytes(self._processes())
@@ -404,8 +405,7 @@ class BubblewrapSandbox:
         if self._init_pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
-        if self._freezer is not None:
-            self._freezer.thaw()
+        self._freezer.thaw()
 
     def _clear(self) -> None:
         """Wait until everything inside has ended, and remove what was made for it on the host. Blocks, so it runs on a

@@ -45,6 +45,9 @@ _PARENT_HINT = (
     "Make this group in each hierarchy, for ERA alone and with the controllers memory and pids, or leave "
     "ERA_CGROUP_PARENT out."
 )
+_FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""By these a file of a group fails to be opened that may be opened later."""
+
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
 """The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
 
@@ -107,10 +110,13 @@ class Group:
 
     def set_idle_priority(self, *, idle: bool) -> None:
         """With idle priority the group's processes run only when no other group's want to (cgroups(7), `cpu.idle`). Has
-        no effect before Linux 5.15."""
+        no effect before Linux 5.15. Raises OSError where that fails only for now."""
         if directory := self.directories.get("cpu"):
-            with contextlib.suppress(OSError):
+            try:
                 _write(directory, "cpu.idle", "1" if idle else "0")
+            except OSError as error:
+                if error.errno in _FOR_NOW:
+                    raise
 
     def cpu_seconds(self) -> float | None:
         """Processor time that processes of the group have used, those that have ended too. None where the kernel

@@ -19,6 +19,8 @@ from era.core.loop_slices import Budget
 from era.core.program import Ended, Output, Program, Stream
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
+from era.drivers.watchdog import Watchdog
+from era.drivers.watching import Watching
 from era.errors import SandboxFailed
 
 STATE_LIMIT = MAX_STATE_BYTES
@@ -29,9 +31,6 @@ _STREAMS: dict[bytes, Stream] = {b"O": "stdout", b"E": "stderr"}
 
 _FRAME_US = 30
 """What a frame costs the event loop."""
-
-_END_SECONDS = 15.0
-"""After a run's deadline, within which the supervisor must have said how it ended."""
 
 
 class Channel:
@@ -71,10 +70,11 @@ class Channel:
         return isolation
 
     async def run(
-        self, program: Program, output_limit: int, *, tells_when_clean: bool = False
+        self, program: Program, output_limit: int, watching: Watching, *, tells_when_clean: bool = False
     ) -> AsyncIterator[Output | Ended]:
         """Run one program. Yields its output, and `Ended` last, whose `sandbox_alive` is false if the sandbox died
-        while it ran. `output_limit` is in bytes, of stdout and of stderr. `tells_when_clean` is for `cleaned`.
+        while it ran. `output_limit` is in bytes, of stdout and of stderr. `watching` is that of the sandbox.
+        `tells_when_clean` is for `cleaned`.
 
         Raises SandboxFailed if the sandbox died before the program began.
         """
@@ -83,12 +83,14 @@ class Channel:
         state: bytes | None = None
         begun: float | None = None
         room = {"stdout": output_limit, "stderr": output_limit}
-        watchdog = asyncio.get_running_loop().call_later(program.timeout + _END_SECONDS, self._writer.transport.abort)
+        watchdog = Watchdog(program.timeout, watching, self._writer.transport.abort)
         try:
             while True:
                 kind, payload = await self._receive()
                 await self._budget.spend(_FRAME_US)
                 if kind == b"B":
+                    if begun is None:
+                        watchdog.begin()
                     begun = time.monotonic()
                 elif kind in _STREAMS:
                     stream = _STREAMS[kind]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from era.drivers.cgroups import Group
 
@@ -22,12 +22,21 @@ _FIRST_LOOK, _LAST_LOOK = 0.0005, 0.004
 tens of milliseconds to be stopped, and more looks would only take processor time from them."""
 
 
+_LONG = 1.0
+"""Seconds of standing still that keep what is inside from getting on. Most looks take some milliseconds."""
+
+
 class Freezer:
     """Freezes one control group."""
 
     def __init__(self, group: Group | None) -> None:
         self._group = group
         self._turn = asyncio.Lock()
+        self._since: float | None = None
+        """When the block under way began, by the monotonic clock."""
+
+        self._long_seconds = 0.0
+        """What the long ones before it took."""
 
     @contextlib.asynccontextmanager
     async def frozen(self) -> AsyncIterator[bool]:
@@ -36,10 +45,22 @@ class Freezer:
             yield False
             return
         async with self._turn:
+            self._since = time.monotonic()
             try:
                 yield await self._prepare() and await self._freeze(self._group)
             finally:
                 self.thaw()  # without waiting for anything, so that nobody can cancel it
+                self._long_seconds, self._since = self._stood_still(), None
+
+    def progress(self, cpu_seconds: Callable[[], float]) -> Callable[[], float]:
+        """For stall_timeout, what grows as the group gets on, given the processor time that it has used: also while it
+        stands still for us, since it isn't to blame for that."""
+        return lambda: cpu_seconds() + self._stood_still()
+
+    def _stood_still(self) -> float:
+        """For how many seconds it has, for long each time."""
+        now = 0.0 if self._since is None else time.monotonic() - self._since
+        return self._long_seconds + (now if now >= _LONG else 0.0)
 
     async def _prepare(self) -> bool:
         """Have it so that it can be frozen. Returns whether it can."""

@@ -246,7 +246,7 @@ class GvisorSandbox(BubblewrapSandbox):
             self._watching,
             self.log,
             channel.join_run,
-            self.cpu_seconds,
+            self._freezer.progress(self.cpu_seconds),
             sandbox_broker=self.broker,
         )
 

@@ -26,18 +26,18 @@ class LazyProcessSupervisor:
         watching: Watching,
         log: Callable[[], str],
         before: Callable[[], None],
-        cpu_seconds: Callable[[], float],
+        progress: Callable[[], float],
         *,
         sandbox_broker: SocketBroker | None = None,
     ) -> None:
         """`enter` has the supervisor started in the sandbox, given the descriptor of its control socket; it may raise
         OSError, SandboxFailed, TemplateFailed. `variables` are those of every process. `watching` is told when there
         are processes and when somebody waits for one; `before` is called when a supervisor is about to be made. `log`
-        is what it has said to its stderr, and `cpu_seconds` is how much processor time the sandbox has used.
+        is what it has said to its stderr, and `progress` says how far the sandbox got; see Freezer.
         `sandbox_broker` is that of the sandbox, where the supervisor brings none of its own."""
         self._enter, self._variables, self._out_of_memory, self._log = enter, variables, out_of_memory, log
         self._watching, self._before, self._sandbox_broker = watching, before, sandbox_broker
-        self._cpu_seconds = cpu_seconds
+        self._progress = progress
         self._supervisor: ProcessSupervisor | None = None
         self._turn = asyncio.Lock()
         self._making: asyncio.Task[ProcessSupervisor] | None = None
@@ -86,13 +86,13 @@ class LazyProcessSupervisor:
             with theirs:
                 life = await self._enter(theirs.fileno())
             self._out_of_memory.begin_processes()
-            async with stall_timeout(self._cpu_seconds):
+            async with stall_timeout(self._progress):
                 made = await ProcessSupervisor.over(
                     ours,
                     life,
                     self._variables,
                     self._out_of_memory,
-                    self._cpu_seconds,
+                    self._progress,
                     self._watching.begin_anew,
                     sandbox_broker=self._sandbox_broker,
                 )

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import time
@@ -27,6 +28,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import structlog
 
+from era.core.outages import note_outage
 from era.drivers import processes
 
 log = structlog.get_logger()
@@ -43,6 +45,9 @@ program has taken, so that isn't the fault of the run after it."""
 
 SUPERVISOR_BYTES = 32 << 20
 """What the processes of a sandbox take that belong to no program, generously."""
+
+_GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
+"""What is raised where there is no such sandbox any more; ENODEV by files of its control group."""
 
 _FIRST = 0.1
 _SHARE = 10
@@ -104,6 +109,7 @@ class MemoryWatch:
         """Measure until the run has ended or takes too much."""
         lowest: int | None = None
         while True:
+            took = 0.0
             try:
                 used, took = await self._measure()
                 lowest = used if lowest is None else min(lowest, used)
@@ -112,8 +118,12 @@ class MemoryWatch:
                         self.exceeded = True
                         return
                     lowest = used  # nor is it the run's fault what processes took that were ended
-            except (OSError, KeyError):  # the sandbox is gone
+            except KeyError:  # the sandbox is gone
                 return
+            except OSError as error:
+                if error.errno in _GONE:
+                    return
+                note_outage("memory_not_measured", error)  # such as EMFILE, after which the bound is to hold again
             await asyncio.sleep(max(self.interval, _SHARE * took))
 
     async def _measure(self) -> tuple[int, float]:

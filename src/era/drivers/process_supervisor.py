@@ -234,11 +234,11 @@ class ProcessSupervisor:
         broker: SocketBroker | None,
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
-        cpu_seconds: Callable[[], float],
+        progress: Callable[[], float],
         awaited: Callable[[], None],
     ) -> None:
-        """`variables` are those of every process, unless its own are others. `cpu_seconds` is how much processor time
-        the sandbox has used, and `awaited` is called when somebody waits for what a process does."""
+        """`variables` are those of every process, unless its own are others. `progress` says how far the sandbox
+        got (see Freezer), and `awaited` is called when somebody waits for what a process does."""
         self.enforced: JsonObject = {"separated_by": "pid_namespace"}
         self.broker = broker
         self._own_broker: SocketBroker | None = None
@@ -246,7 +246,7 @@ class ProcessSupervisor:
         self._reader, self._writer = reader, writer
         self._variables = variables
         self.out_of_memory = out_of_memory
-        self._cpu_seconds = cpu_seconds
+        self._progress = progress
         self.awaited = awaited
         self._numbers = itertools.count(1)
         self._processes: dict[int, GuestProcess] = {}
@@ -271,7 +271,7 @@ class ProcessSupervisor:
         life: Life,
         variables: Mapping[str, str],
         out_of_memory: OutOfMemory,
-        cpu_seconds: Callable[[], float],
+        progress: Callable[[], float],
         awaited: Callable[[], None],
         *,
         sandbox_broker: SocketBroker | None = None,
@@ -281,7 +281,7 @@ class ProcessSupervisor:
         own = (await receive_guest_listeners(sock, names=()))[1] if sandbox_broker is None else None
         try:
             reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
-            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, cpu_seconds, awaited)
+            made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, progress, awaited)
             kind, _, payload = await made._receive()
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
@@ -326,7 +326,7 @@ class ProcessSupervisor:
             if may_begin is not None:
                 await may_begin()
             self.send(b"E", number, len(specification).to_bytes(4, "big"), specification)
-            async with stall_timeout(self._cpu_seconds):
+            async with stall_timeout(self._progress):
                 await process.started.wait()
         except TimeoutError:
             self.life.kill()  # in gVisor processes can have it stand still

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
+from era.core.outages import note_outage
 from era.core.ports import SLICE
 from era.drivers.cgroups import Group
 
@@ -59,16 +60,20 @@ class TimeSlice:
     def _look(self, seconds: float, used_before: float) -> None:
         """Stand back if the slice is used up; else look again, later if little was used in the last `seconds`."""
         self._timer = None
-        used = self._cpu_seconds()
+        try:
+            used = self._cpu_seconds()
+        except OSError as error:  # such as EMFILE; of a group that is gone nothing is raised
+            note_outage("processor_time_not_followed", error)
+            self._look_in(seconds, used_before)
+            return
         little = used - used_before < _LOOK * seconds
         if self._lasting and little:
-            if self._stands_back:
-                self._set_idle(False)
             self._end = used + SLICE
-        if used >= self._end:
-            if not self._stands_back:
-                self._set_idle(True)
-            if self._lasting:
+        is_over = used >= self._end
+        if is_over != self._stands_back:
+            self._set_idle(is_over)
+        if is_over:
+            if self._lasting or not self._stands_back:
                 self._look_in(_LOOK_AT_MOST, used)
             return
         if self._end == math.inf:  # it begins with the first look
@@ -76,5 +81,10 @@ class TimeSlice:
         self._look_in(min(2 * seconds, _LOOK_AT_MOST) if little else _LOOK, used)
 
     def _set_idle(self, idle: bool) -> None:
-        self._group.set_idle_priority(idle=idle)
-        self._stands_back = idle
+        """Where this fails, it is tried again at the next look."""
+        try:
+            self._group.set_idle_priority(idle=idle)
+        except OSError as error:
+            note_outage("priority_not_set", error)
+        else:
+            self._stands_back = idle

@@ -11,8 +11,14 @@ from era.drivers.time_slice import TimeSlice
 class Watching:
     """Has the processor time and the memory of one sandbox followed, for the run under way, else for processes."""
 
-    def __init__(self, memory_watch: Callable[[], MemoryWatch | None]) -> None:
-        """`memory_watch` makes a watch, where memory is watched."""
+    def __init__(
+        self,
+        memory_watch: Callable[[], MemoryWatch | None],
+        cpu_seconds: Callable[[], float],
+        wants_processor: Callable[[], bool],
+    ) -> None:
+        """`memory_watch` makes a watch, where memory is watched. The others are those of ports.Sandbox."""
+        self.cpu_seconds, self.wants_processor = cpu_seconds, wants_processor
         self.slice: TimeSlice | None = None
         """None without a cgroup."""
 
@@ -38,6 +44,12 @@ class Watching:
         """Somebody waits for what runs, as for a short run."""
         if self.slice is not None:
             self.slice.begin_anew()
+
+    def come_forward(self) -> None:
+        """The time of the run under way is over: from now on it doesn't stand back, nor its supervisor, which is to end
+        it."""
+        if self.slice is not None:
+            self.slice.end()
 
     def set_processes(self, there: bool) -> None:
         """There are processes beside runs from now on, or none any more."""
