@@ -395,6 +395,7 @@ class HomeLost(Unavailable):
         "What the call was to do is either done or not: look before you try again, or use an Idempotency-Key. "
         "A run that was under way is lost."
     )
+    retry_after = None  # or clients would send it again by themselves
 
 
 class SqlUnknown(Unavailable):

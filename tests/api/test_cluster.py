@@ -174,6 +174,7 @@ def test_a_session_survives_its_host(cluster: Cluster, hosts: list[httpx.Client]
         cluster.kill(0)
         answer = lost.result(EFFECTIVE_SECONDS)
     assert (answer.status_code, answer.json()["code"]) == (503, "home_lost")
+    assert "Retry-After" not in answer.headers, "clients would send it again by themselves"
     body = {"code": "print(open('f').read())"}
     answers: list[httpx.Response] = []
 

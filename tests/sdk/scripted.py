@@ -23,6 +23,9 @@ class ScriptedServer(http.server.ThreadingHTTPServer):
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         """Method, path and headers of each request."""
 
+        self.bodies: list[bytes] = []
+        """What each of them brought."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
@@ -32,7 +35,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: ScriptedServer
 
     def answer(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunked = self.headers.get("Transfer-Encoding") == "chunked"
+        body = b"".join(self._chunks()) if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.bodies.append(body)
         self.server.seen.append((self.command, self.path, dict(self.headers)))
         status, headers, body = self.server.script.pop(0)
         self.send_response(status)
@@ -42,6 +47,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815  names of http.server
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def log_message(self, *_: Any) -> None: ...
 

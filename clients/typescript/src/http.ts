@@ -4,12 +4,13 @@
  * A call is made again in two cases. It was not begun, because no connection came about, or because the server refused it
  * for now (429 or 503 with Retry-After). Or the answer was lost, and the call may have been carried out: then only if a second time does no
  * harm, because it only reads, because it sets something to the same value once more, or because it has an
- * Idempotency-Key, by which the server knows that it is the same call.
+ * Idempotency-Key, by which the server knows that it is the same call. So it is where a host of a cluster was lost as it
+ * answered.
  */
 
 import { errorOf } from "./answered_errors.js";
 import { AnswerLate, ClientError, ConnectionLost, EraError, NotEra, ServerAway } from "./errors.js";
-import { RunUnderWay } from "./generated/errors.js";
+import { HomeLost, RunUnderWay } from "./generated/errors.js";
 import { type Query, withQuery } from "./paths.js";
 
 export interface EraOptions {
@@ -271,6 +272,7 @@ export function backoff(attempt: number): number {
 /** Seconds until the next attempt, or undefined where there is to be none. */
 function delay(error: unknown, again: { lost: boolean; refused: boolean }, attempt: number): number | undefined {
   if (!(error instanceof EraError)) return undefined;
+  if (error instanceof HomeLost) return again.lost ? backoff(attempt) : undefined; // whatever its headers say
   if (error.retryAfter !== undefined) {
     return again.refused && error.retryAfter <= MAX_RETRY_AFTER ? error.retryAfter : undefined;
   }

@@ -10,6 +10,7 @@ import {
   Era,
   EraError,
   Forbidden,
+  HomeLost,
   NotEra,
   ServerAway,
   TooManyWaiting,
@@ -123,6 +124,32 @@ test("what could only be later than the caller waits isn't asked for again", asy
   for (const socket of sockets) socket.destroy();
   assert.deepEqual([error.status, error.retryAfter, asked], [503, 20, 1]);
   await new Promise((resolve) => server.close(resolve));
+});
+
+test("what the host that was lost may have done is asked for again only with a key", async () => {
+  for (const extra of ["", "retry-after: 1\r\n"]) {
+    const keys: (string | undefined)[] = [];
+    const body = JSON.stringify({ error: "No.", code: "home_lost", hint: "Look.", request_id: "req_1" });
+    const head = `HTTP/1.1 503 Lost\r\n${extra}content-length: ${body.length}\r\nconnection: close`;
+    const server = createServer((socket) => {
+      socket.on("error", () => undefined);
+      socket.once("data", (data) => {
+        keys.push(/^idempotency-key: (.+)\r$/im.exec(String(data))?.[1]);
+        socket.end(`${head}\r\n\r\n${body}`);
+      });
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as { port: number };
+    const era = client({ url: `http://127.0.0.1:${port}`, retries: 1 });
+    for (const call of [() => era.webhooks.create("http://a.example/"), () => era.execute("python", "1")]) {
+      assert.ok((await failure(call)) instanceof HomeLost);
+    }
+    assert.deepEqual(keys, [undefined, undefined]);
+    assert.ok((await failure(() => era.session("python"))) instanceof HomeLost);
+    assert.equal(keys.length, 4);
+    assert.ok(keys[2] !== undefined && keys[2] === keys[3]);
+    await new Promise((resolve) => server.close(resolve));
+  }
 });
 
 test("a caller gives up", async () => {

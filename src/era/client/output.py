@@ -43,6 +43,13 @@ def pairs(values: dict[str, object]) -> None:
     table(("field", "value"), list(values.items()))
 
 
+def exit_code(code: int | None, *, ok: bool = False) -> int:
+    """What to leave with for something that ended with `code`. None is that of what was lost, unless it is `ok`."""
+    if code is None:
+        return 0 if ok else 1
+    return code
+
+
 def notice(text: str) -> None:
     """Say something beside the output."""
     print(f"era: {text}", file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from era.client.grammar import Parser
-from era.client.output import notice, print_json, table
+from era.client.output import exit_code, notice, print_json, table
 from era.client.servers import connect
 from era.sdk.answers import ProcessInfo
 from era.sdk.events import Gap, ProcessOutput
@@ -86,7 +86,7 @@ def print_output(process: Process, until: int | None = None) -> int:
         else:
             if event.reason:
                 notice(event.reason)
-            return event.exit_code or 0
+            return exit_code(event.exit_code)
         if until is not None and seen >= until:
             return 0
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from era.client.follow import follow
 from era.client.grammar import Parser
-from era.client.output import pairs, print_json, table
+from era.client.output import exit_code, pairs, print_json, table
 from era.client.servers import connect
 from era.sdk.answers import RunRecord
 
@@ -56,7 +56,7 @@ def wait(named: Any) -> int:
     with connect(named) as era:
         record = era.sessions.named(named.session).runs.run(named.run).wait()
     _print(named, record)
-    return record.exit_code or 0
+    return exit_code(record.exit_code, ok=record.status == "ok")
 
 
 def stop(named: Any) -> None:

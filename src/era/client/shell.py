@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from era.client.grammar import Parser
-from era.client.output import notice
+from era.client.output import exit_code, notice
 from era.client.servers import connect
 from era.errors import EraError
 from era.sdk.events import Gap, ProcessOutput
@@ -59,7 +59,7 @@ def _show(process: Process) -> int:
         elif not isinstance(event, Gap):
             if event.reason:
                 notice(f"{event.reason}\r")
-            return event.exit_code or 0
+            return exit_code(event.exit_code)
     return 0
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from json import loads
+from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -132,9 +133,6 @@ class Transport:
         except BaseException:
             connection.close()
             raise
-        finally:
-            if isinstance(body, Body):
-                body.close()
         return Answer(self, connection, response)
 
     def keep(self, connection: HTTPConnection, response: HTTPResponse) -> None:
@@ -158,7 +156,7 @@ class Transport:
             sock = connection.sock
             # Something to read where nothing was asked is the end of the connection.
             fresh = sock is not None and time.monotonic() - since < _IDLE_SECONDS
-            if fresh and not select.select([sock], [], [], 0)[0]:
+            if fresh and not _is_readable(sock):
                 return connection
             connection.close()
         if self._tls is None:
@@ -171,6 +169,12 @@ class Transport:
             connection.close()
             raise ServerAway(f"No server answers at {self._url}: {error.strerror or error}.") from None
         return connection
+
+
+def _is_readable(sock: socket) -> bool:
+    poll = select.poll()  # not `select`, which takes no descriptor above 1023
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def parsed(status: int, content: bytes) -> Any:

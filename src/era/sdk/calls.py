@@ -13,7 +13,8 @@ from era.sdk.errors import LocalError
 _PIECE = 256 << 10
 
 type Content = bytes | str | os.PathLike[str] | IO[bytes]
-"""What can be sent as a file's content: bytes, text (as UTF-8), the path of a local file, or an open binary file."""
+"""What can be sent as a file's content: bytes, text (as UTF-8), the path of a local file, or an open binary file, which
+is read from where it is and stays open."""
 
 type Archive = bytes | str | os.PathLike[str] | IO[bytes]
 """What can be sent as an archive or a capsule: bytes, the path of a local file, or an open binary file."""
@@ -26,29 +27,46 @@ type Advance = Callable[[int], object]
 class Body:
     """A request's body that is sent in pieces, as they are read."""
 
-    def __init__(self, file: IO[bytes], size: int | None, advance: Advance | None) -> None:
-        """`size` is in bytes, None where nobody knows it before."""
+    def __init__(self, file: IO[bytes], size: int | None, advance: Advance | None, *, own: bool = False) -> None:
+        """`size` is in bytes, None where nobody knows it before. `close` closes the file only if it is its `own`."""
         self.size = size
         self._file = file
+        self._own = own
         self._advance = advance
+        self._start = file.tell() if file.seekable() else None
+        self._begun = False
+        self._read = self._told = 0
 
     def piece(self) -> bytes:
         """The next bytes, none at the end. Raises LocalError."""
+        self._begun = True
         try:
             piece = self._file.read(_PIECE)
         except OSError as error:
             name = getattr(self._file, "name", "the file")
             raise LocalError(f"{_named(name)} can't be read: {error.strerror}") from None
-        if piece and self._advance is not None:
-            self._advance(len(piece))
+        self._read += len(piece)
+        if self._read > self._told:  # what is sent again was told before
+            if self._advance is not None:
+                self._advance(self._read - self._told)
+            self._told = self._read
         return piece
 
     def pieces(self) -> Iterator[bytes]:
         while piece := self.piece():
             yield piece
 
+    def rewind(self) -> bool:
+        """Begin anew; false where something was read that can't be read again."""
+        if self._begun:
+            if self._start is None:
+                return False
+            self._file.seek(self._start)
+            self._begun, self._read = False, 0
+        return True
+
     def close(self) -> None:
-        if self._file.fileno() > 2:  # not standard input
+        if self._own:
             self._file.close()
 
 
@@ -86,6 +104,15 @@ class Call:
             self.headers["Content-Type"] = kind
         if once:
             self.headers["Idempotency-Key"] = os.urandom(16).hex()
+
+    def rewind(self) -> bool:
+        """Get ready to be sent again; false where that can't be."""
+        return not isinstance(self.body, Body) or self.body.rewind()
+
+    def close(self) -> None:
+        """It isn't sent any more."""
+        if isinstance(self.body, Body):
+            self.body.close()
 
 
 def address(url: str) -> str:
@@ -139,7 +166,7 @@ def _file(path: str | os.PathLike[str], advance: Advance | None) -> Body:
         file = open(path, "rb")  # noqa: SIM115  the body closes it
     except OSError as error:
         raise LocalError(f"{path} can't be read: {error.strerror}") from None
-    return Body(file, os.fstat(file.fileno()).st_size, advance)
+    return Body(file, os.fstat(file.fileno()).st_size, advance, own=True)
 
 
 def _text(value: str | int | bool | None) -> str:

@@ -128,18 +128,20 @@ class archive_of:  # noqa: N801  reads as a function
 def replacing(target: str | os.PathLike[str], advance: _Advance) -> Iterator[_Write]:
     """Write a local file through the function that this gives: all of it or nothing. Raises LocalError."""
     target = Path(target)
-    part = target.with_name(f"{target.name}.part")
+    temporary = target.with_name(f".era-{os.urandom(8).hex()}")
     try:
-        with part.open("wb") as file:
-            yield _writer(file, advance)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        with temporary.open("xb") as file:
+            try:
+                yield _writer(file, advance)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(target)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
     except OSError as error:
         raise LocalError(f"{target} can't be written: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _writer(file: IO[bytes], advance: _Advance) -> _Write:

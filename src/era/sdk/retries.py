@@ -2,14 +2,17 @@
 
 - Nobody accepted the connection, so nothing was sent.
 - The server refused with a 429 or 503 and said when to come back (Retry-After), so it has not begun.
-- The connection broke, and the call may be repeated: it only reads, or has an Idempotency-Key.
+- The connection broke, or the host of a cluster that answered was lost, and the call may be repeated: it only reads, or
+  has an Idempotency-Key.
+
+A body of which something was read is sent again only where it can be wound back.
 """
 
 from __future__ import annotations
 
 from time import monotonic
 
-from era.errors import EraError
+from era.errors import EraError, HomeLost
 from era.sdk.calls import Call
 from era.sdk.errors import ConnectionLost, ServerAway
 
@@ -31,14 +34,16 @@ class Retries:
         """How many seconds to wait before the call is made again; None where it isn't, since it can't be done without
         harm, has been tried often enough, or would come too late."""
         seconds = self._seconds(error)
-        if seconds is None or self._left <= 0 or monotonic() + seconds > self._until:
+        if seconds is None or self._left <= 0 or monotonic() + seconds > self._until or not self._call.rewind():
             return None
         self._left -= 1
         self._next *= 3
         return seconds
 
     def _seconds(self, error: EraError) -> float | None:
-        if isinstance(error, ServerAway) or (isinstance(error, ConnectionLost) and self._call.repeatable):
+        if isinstance(error, ConnectionLost | HomeLost):  # it may have been done, whatever the answer's headers say
+            return self._next if self._call.repeatable else None
+        if isinstance(error, ServerAway):
             return self._next
         if error.status in (429, 503) and error.retry_after is not None and error.retry_after <= _LONGEST_PAUSE:
             return max(float(error.retry_after), self._next)

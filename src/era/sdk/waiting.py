@@ -101,9 +101,6 @@ class AsyncTransport:
             raise AnswerTimeout(f"{self._url} didn't answer in {seconds:g} seconds.") from None
         except httpx.TransportError as error:
             raise ConnectionLost(f"{self._url} hung up: {error or type(error).__name__}.") from None
-        finally:
-            if isinstance(body, Body):
-                body.close()
         return AsyncAnswer(response)
 
     async def close(self) -> None:

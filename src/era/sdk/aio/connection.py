@@ -30,10 +30,15 @@ class AsyncConnection:
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = AsyncTransport(self.url, authorization(key), connect_timeout)
 
-    async def open(self, call: Call, retries: Retries | None = None) -> AsyncAnswer:
-        """The answer to a call, its body still to be read; `retries` are those that are left for it, if not all. Raises
-        what the server answers, or why it doesn't."""
-        retries = retries or self._retries(call)
+    async def open(self, call: Call) -> AsyncAnswer:
+        """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
+        try:
+            return await self._answer(call, self._retries(call))
+        finally:
+            call.close()
+
+    async def _answer(self, call: Call, retries: Retries) -> AsyncAnswer:
+        """The same for a call that may be made again as often as `retries` says, and that stays open."""
         while True:
             try:
                 answer = await self._transport.open(call, call.seconds or self.timeout)
@@ -49,15 +54,18 @@ class AsyncConnection:
     async def call(self, call: Call) -> Any:
         """The JSON of the answer to a call. Raises EraError."""
         retries = self._retries(call)
-        while True:
-            answer = await self.open(call, retries)
-            try:
-                return await answer.json()
-            except ConnectionLost as error:
-                seconds = retries.pause(error)
-                if seconds is None:
-                    raise
-            await async_sleep(seconds)
+        try:
+            while True:
+                answer = await self._answer(call, retries)
+                try:
+                    return await answer.json()
+                except ConnectionLost as error:
+                    seconds = retries.pause(error)
+                    if seconds is None:
+                        raise
+                await async_sleep(seconds)
+        finally:
+            call.close()
 
     def _retries(self, call: Call) -> Retries:
         return Retries(call, self.retries, call.seconds or self.timeout)

@@ -31,10 +31,15 @@ class Connection:
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = Transport(self.url, authorization(key), connect_timeout)
 
-    def open(self, call: Call, retries: Retries | None = None) -> Answer:
-        """The answer to a call, its body still to be read; `retries` are those that are left for it, if not all. Raises
-        what the server answers, or why it doesn't."""
-        retries = retries or self._retries(call)
+    def open(self, call: Call) -> Answer:
+        """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
+        try:
+            return self._answer(call, self._retries(call))
+        finally:
+            call.close()
+
+    def _answer(self, call: Call, retries: Retries) -> Answer:
+        """The same for a call that may be made again as often as `retries` says, and that stays open."""
         while True:
             try:
                 answer = self._transport.open(call, call.seconds or self.timeout)
@@ -50,15 +55,18 @@ class Connection:
     def call(self, call: Call) -> Any:
         """The JSON of the answer to a call. Raises EraError."""
         retries = self._retries(call)
-        while True:
-            answer = self.open(call, retries)
-            try:
-                return answer.json()
-            except ConnectionLost as error:
-                seconds = retries.pause(error)
-                if seconds is None:
-                    raise
-            sleep(seconds)
+        try:
+            while True:
+                answer = self._answer(call, retries)
+                try:
+                    return answer.json()
+                except ConnectionLost as error:
+                    seconds = retries.pause(error)
+                    if seconds is None:
+                        raise
+                sleep(seconds)
+        finally:
+            call.close()
 
     def _retries(self, call: Call) -> Retries:
         return Retries(call, self.retries, call.seconds or self.timeout)
