@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import traceback
 from collections.abc import Callable
@@ -51,7 +50,10 @@ def allowance(before: Snapshot = EMPTY) -> Allowance:
         unnamed_bytes=lambda _: 0,
         hides_files=lambda _: False,
     )
-    return Allowance(sandbox, before, asyncio.Event().wait)
+
+    async def end() -> None: ...
+
+    return Allowance(sandbox, before, end)
 
 
 @pytest.fixture(autouse=True)
