@@ -23,6 +23,17 @@ from era.languages.typescript import LANGUAGE as TYPESCRIPT
 GUEST = Path(__file__).resolve().parents[2] / "src/era/guest"
 
 
+async def until_ended(
+    events: asyncio.Queue[ProcessOutput | ProcessEnded],
+) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+    """The events of a process as they come, the last of which is its end."""
+    while True:
+        event = await events.get()
+        yield event
+        if isinstance(event, ProcessEnded):
+            return
+
+
 class LocalProcess:
     """A ports.GuestProcess of this machine's."""
 
@@ -63,12 +74,8 @@ class LocalProcess:
         theirs.close()
         return cls(process, ours)
 
-    async def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, ProcessEnded):
-                return
+    def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        return until_ended(self._events)
 
     async def write(self, data: bytes) -> None:
         raise BrokenPipeError

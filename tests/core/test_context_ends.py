@@ -7,7 +7,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -16,6 +16,7 @@ from era.core.live import context as module
 from era.core.live.context import Context, NotBegun
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
 from era.core.program import Output
+from tests.core.interpreters import until_ended
 from tests.unit.core import until
 
 KILLED = 128 + signal.SIGKILL
@@ -47,12 +48,8 @@ class Kernel:
     def end(self, ended: ProcessEnded) -> None:
         self.events_.put_nowait(ended)
 
-    async def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
-        while True:
-            event = await self.events_.get()
-            yield event
-            if isinstance(event, ProcessEnded):
-                return
+    def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        return until_ended(self.events_)
 
     async def send(self, data: bytes) -> None:
         await self.takes.wait()
@@ -76,7 +73,7 @@ class Case:
 
     def __init__(self) -> None:
         self.kernel = Kernel()
-        self.context = Context("c", "python", self.kernel, lambda: 0.0)  # type: ignore[arg-type]
+        self.context = Context("c", "python", self.kernel, lambda: 0.0)  # type: ignore[arg-type]  # all that is used
         self.written = b""
         self.seconds_a_piece = 0.0
 
@@ -177,12 +174,15 @@ async def test_a_cell_that_is_over_isn_t_killed_for_its_output(
 # -- whether it had begun ---------------------------------------------------------------------------------------------
 
 
+type Cause = Literal["oom", "signal", "sandbox_died"]
+
+
 @pytest.mark.parametrize("cause", ["sandbox_died", "oom", "signal"])
-async def test_a_cell_that_may_have_begun_is_not_said_not_to_have(case: Case, cause: str) -> None:
+async def test_a_cell_that_may_have_begun_is_not_said_not_to_have(case: Case, cause: Cause) -> None:
     """Its supervisor ends, with what the kernel has said."""
     running = asyncio.create_task(case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write))
     await until(lambda: case.kernel.mark)
-    case.kernel.end(ProcessEnded(KILLED, signal.SIGKILL, cause, with_supervisor=True))  # type: ignore[arg-type]
+    case.kernel.end(ProcessEnded(KILLED, signal.SIGKILL, cause, with_supervisor=True))
     outcome = await running
     assert (outcome.exit_code, outcome.sandbox_alive) == (KILLED, cause != "sandbox_died")
     assert outcome.lost is not None

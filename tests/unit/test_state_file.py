@@ -16,6 +16,7 @@ from era.core.live.processes import ProcessRequest
 from era.core.live.state_file import StateFile
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec
 from era.errors import CommitFailed, NoIsolation
+from tests.core.interpreters import until_ended
 from tests.owners import mine
 from tests.unit.core import URL, Core
 
@@ -30,12 +31,8 @@ class Helper:
     async def start(self, spec: ProcessSpec) -> Any:
         return self
 
-    async def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
-        while True:
-            event = await self._events.get()
-            yield event
-            if isinstance(event, ProcessEnded):
-                return
+    def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        return until_ended(self._events)
 
     async def send(self, data: bytes) -> None:
         seconds, kind, payload = self._seconds[data[:1]]
