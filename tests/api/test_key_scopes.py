@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from era.core.quotas import OF_KEYS
+from tests.api.live import refusal, start
 from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
 from tests.conftest import Server, eventually
 
@@ -98,6 +100,36 @@ def test_a_key_that_only_reads_changes_nothing(owners: Owners) -> None:
         assert runner.post(f"/api/sessions/{SESSION}/run", json={"code": "print(2)"}).json()["stdout"] == "2\n"
         assert runner.get("/api/keys").json()["code"] == "not_operator"
         full.delete("/api/sessions?purge=true")
+
+
+def test_only_a_key_that_runs_code_gets_a_websocket(owners: Owners) -> None:
+    """It comes as a GET, and gives programs input."""
+    made = {scope: make_key(owners, scopes=[scope]) for scope in ("run", "read", "write")}
+    with client_with_key(owners.server, make_key(owners)["key"]) as full, ExitStack() as stack:
+        where = full.post("/api/sessions", json={"language": "python"}).json()["session_id"]
+        stack.callback(full.delete, f"/api/sessions/{where}?purge=true")
+        process = start(full, where, "cat > got.txt")
+        paths = [f"{where}/terminal", f"{where}/terminal/", f"{where}/processes/{process}/attach"]
+        for path in [*paths, f"{where}/%74erminal"]:
+            for scope in ("read", "write"):
+                bearer = f"Authorization: Bearer {made[scope]['key']}"
+                assert refusal(owners.server, path, bearer) == (403, "scope_missing"), (path, scope)
+        assert [one["process_id"] for one in full.get(f"/api/sessions/{where}/processes").json()["processes"]] == [
+            process
+        ]
+        bearer = f"Authorization: Bearer {made['run']['key']}"
+        for path in (paths[0], paths[2]):
+            assert refusal(owners.server, path, bearer) == (101, "")
+
+
+def test_only_the_operator_sees_the_hosts(owners: Owners) -> None:
+    with (
+        client_with_key(owners.server, make_key(owners, scopes=["read", "run", "write"])["key"]) as owner,
+        client_with_key(owners.server, make_key(owners, scopes=["admin"])["key"]) as admin,
+    ):
+        for path in ("/api/hosts", "/api/server", "/api/keys"):
+            assert owner.get(path).json()["code"] == "not_operator", path
+            assert admin.get(path).is_success, path
 
 
 WEAKNESS = "import era.api.scopes; era.api.scopes.check = lambda *_, **__: None"

@@ -70,7 +70,6 @@ an empty ID must not delete all of them, so the slash is needless only for readi
 _OPEN_NAMES = re.compile(r"/(health|ready)(/|$)")
 _PUBLIC = re.compile(r"/(proxy|links)(/|$)")
 _PROXY = re.compile(r"/proxy(/|$)")
-_SOCKETS = re.compile(r"/api/sessions/[^/]+/(terminal|processes/[^/]+/attach)")
 _FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
 
 
@@ -261,13 +260,13 @@ def _bearer(headers: dict[bytes, bytes]) -> bytes | None:
 
 
 def _session_of_socket(scope: Scope) -> str:
-    """The id of the session in a path that `_SOCKETS` matches."""
+    """The id of the session in the path of a WebSocket."""
     return str(scope["path"].split("/")[3])
 
 
 def _ticket(scope: Scope) -> str | None:
     """The ticket that a request for a WebSocket brings, None without one."""
-    if not scope.get("query_string") or not _SOCKETS.fullmatch(scope["path"]):
+    if not scope.get("query_string") or not scopes.SOCKETS.fullmatch(scope["path"]):
         return None
     tickets = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("ticket")
     return None if tickets is None else tickets[0]
@@ -276,8 +275,7 @@ def _ticket(scope: Scope) -> str | None:
 def _check_scope(scope: Scope) -> None:
     """Raises Forbidden where the caller's key isn't good for this call."""
     if _KEYED.match(scope["path"]):
-        is_socket = scope["type"] == "websocket"
-        scopes.check(scope["state"]["caller"], scope.get("method", "GET"), scope["path"], is_socket=is_socket)
+        scopes.check(scope["state"]["caller"], scope.get("method", "GET"), scope["path"])
 
 
 def _check_one_host(scope: Scope) -> None:

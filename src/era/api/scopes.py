@@ -13,7 +13,10 @@ from era.core.api_keys import SCOPES, Caller, Scope
 from era.errors import Forbidden
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPERATOR = re.compile(r"/api/(keys|owners|server)(/|$)")
+_OPERATOR = re.compile(r"/api/(keys|owners|server|hosts)(/|$)")
+SOCKETS = re.compile(r"/api/sessions/[^/]+/(terminal|processes/[^/]+/attach)")
+"""WebSockets, whose request is a GET, and which give input to programs."""
+
 _RUNS = re.compile(
     r"/api/execute|/api/sessions/[^/]+/("
     r"run|stream|terminal|tickets|stop|checkpoint|runs/[^/]+|(processes|contexts)(/.*)?|inbox/deliveries/[^/]+/replay)",
@@ -25,22 +28,22 @@ _MCP = re.compile(r"/mcp(/|$)")
 """Its tools are calls of this API with the caller's key, each of which is checked for itself."""
 
 
-def needed(method: str, path: str, *, is_socket: bool = False) -> Scope | None:
+def needed(method: str, path: str) -> Scope | None:
     """The scope that a call needs, None where any key will do."""
     if _MCP.match(path):
         return None
     if _OPERATOR.match(path):
         return "admin"
-    if is_socket:
+    if SOCKETS.fullmatch(path):
         return "run"
     if method in _READS:
         return "read"
     return "run" if _RUNS.fullmatch(path) else "write"
 
 
-def check(caller: Caller, method: str, path: str, *, is_socket: bool = False) -> None:
+def check(caller: Caller, method: str, path: str) -> None:
     """Raises Forbidden where the caller's key isn't good for a call."""
-    scope = needed(method, path, is_socket=is_socket)
+    scope = needed(method, path)
     if scope is None or scope in caller.scopes:
         return
     if scope == "admin":
