@@ -184,7 +184,10 @@ export class Era {
     return new Session(this.#transport, await this.#transport.json<SessionInfo>(call, options));
   }
 
-  /** Run code once, without a session. Without code, `options` have a `command`. */
+  /**
+   * Run code once, without a session. Without code, `options` have a `command`. Node waits 300 seconds for an answer:
+   * `stream` is for what may take longer.
+   */
   execute(language: string, code?: string, options: ExecuteOptions = {}): Promise<ExecuteResult> {
     const [body, call] = split(options);
     return this.#transport.json(execution({ language, code, ...body }), call);

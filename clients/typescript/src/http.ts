@@ -62,6 +62,7 @@ const DEFAULT_RETRIES = 2;
 /** A server that wants to be left alone for longer than this isn't waited for. */
 const MAX_RETRY_AFTER = 60;
 const BACKOFF_SECONDS = 0.25;
+const HEADERS_TIMEOUT = "UND_ERR_HEADERS_TIMEOUT";
 
 /** The field of an answer's headers that names its run. */
 export const RUN_HEADER = "x-era-run";
@@ -202,8 +203,9 @@ export class Transport {
       `${call.method} ${call.path}: the connection to ${this.url} broke (${reasonOf(error)}).`,
       {
         code: "connection_lost",
-        hint:
-          "It may have been carried out: look before you ask again. If it stays so, see whether the server can be reached.",
+        hint: codeOf(error) === HEADERS_TIMEOUT
+          ? "It may have been carried out. Node waits 300 seconds for an answer: follow what takes longer by stream()."
+          : "It may have been carried out: look before you ask again. If it stays so, see whether the server can be reached.",
         cause: error,
       },
     );
@@ -291,7 +293,7 @@ function canRepeat(call: Call): boolean {
 
 /** Node gives up an answer whose head takes 300 seconds, which a run may. The same key gets the same run's answer. */
 function isHeadersTimeout(error: unknown): boolean {
-  return error instanceof ClientError && codeOf(error.cause) === "UND_ERR_HEADERS_TIMEOUT";
+  return error instanceof ClientError && codeOf(error.cause) === HEADERS_TIMEOUT;
 }
 
 /** Whether no connection came about, as far as the platform says: Node by a code, Deno in words, Bun by another code. */

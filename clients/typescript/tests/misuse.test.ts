@@ -222,3 +222,16 @@ test("a call that may have been carried out isn't made again", async () => {
   assert.ok((await failure(() => cut.rollback(1))) instanceof ConnectionLost);
   assert.equal(proxy.matched, 1);
 });
+
+test("what Node gives up says how a run that takes longer is followed", async () => {
+  let asked = 0;
+  const fetch = (): Promise<Response> => {
+    asked += 1;
+    const late = Object.assign(new Error("Headers Timeout Error"), { code: "UND_ERR_HEADERS_TIMEOUT" });
+    return Promise.reject(new TypeError("fetch failed", { cause: late }));
+  };
+  const error = await failure(() => new Era({ url: URL_, fetch }).execute("python", "1"));
+  assert.ok(error instanceof ConnectionLost);
+  assert.match(error.hint, /300 seconds.*stream\(\)/);
+  assert.equal(asked, 1); // it may have been executed
+});
