@@ -16,6 +16,7 @@ import pytest
 from tests.api.live import ended, start
 from tests.capsules import packed
 from tests.conftest import MakeServer, Server, eventually
+from tests.soaking import soak_the_rest
 
 pytestmark = pytest.mark.one_host("a cluster collects once an hour, however much is written")
 
@@ -132,7 +133,7 @@ WAYS: tuple[Callable[[httpx.Client, str], bool], ...] = (
 """What puts content, and commits a row that names it: each returns whether it is there."""
 
 
-@pytest.mark.parametrize("untold", [False, True])
+@pytest.mark.parametrize("untold", soak_the_rest([False, True], [False]))
 def test_what_a_row_is_about_to_name_stays(own_server: MakeServer, untold: bool) -> None:
     server = own_server(weakness=BEFORE_EACH_ROW + UNTOLD * untold)
     kept = {}
