@@ -132,6 +132,26 @@ def test_only_the_operator_sees_the_hosts(owners: Owners) -> None:
             assert admin.get(path).is_success, path
 
 
+def test_a_line_s_end_behind_a_path_changes_nothing(owners: Owners) -> None:
+    """To patterns of routes it is the path's end, so a call of code would be one of something unknown."""
+    with client_with_key(owners.server, make_key(owners, scopes=["read", "write"])["key"]) as writer:
+        where = writer.post("/api/sessions", json={"language": "python"}).json()["session_id"]
+        for path, body in (
+            ("/api/execute", {"language": "python", "code": "print(1)"}),
+            (f"/api/sessions/{where}/run", {"code": "print(1)"}),
+            (f"/api/sessions/{where}/processes", {"command": "echo 1"}),
+        ):
+            assert writer.post(path, json=body).json()["code"] == "scope_missing", path
+            assert writer.post(path + "%0A", json=body).status_code == 404, path
+        assert refusal(owners.server, f"{where}/terminal%0A", f"Authorization: {writer.headers['authorization']}") == (
+            404,
+            "not_found",
+        )
+        assert writer.put(f"/api/sessions/{where}/files/odd%0A", content=b"1").is_success  # here it is a name's
+        assert writer.get(f"/api/sessions/{where}/files/odd%0A").content == b"1"
+        writer.delete(f"/api/sessions/{where}?purge=true")
+
+
 WEAKNESS = "import era.api.scopes; era.api.scopes.check = lambda *_, **__: None"
 
 

@@ -118,6 +118,26 @@ def test_a_link_dies_with_its_key(owners: Owners) -> None:
         client.delete("/api/sessions/linked?purge=true")
 
 
+def test_a_link_ends_with_the_secret_that_it_was_made_with(owners: Owners) -> None:
+    """Whoever has an old secret during its time of grace makes nothing with it that outlives it."""
+    operator, made = owners.operator, new_key(owners.server, "links")
+    rotate = f"/api/keys/{made['id']}/rotate"
+    with client_with_key(owners.server, made["key"]) as client, httpx.Client(timeout=60) as anybody:
+        client.post("/api/sessions", json={"language": "python", "session_id": "linked"})
+        put(client, "linked", "a", b"a")
+        urls = [link(client, "linked", "a")]
+        second = operator.post(rotate, json={"grace_seconds": 3600}).json()["key"]
+        urls.append(link(client, "linked", "a"))
+        assert [anybody.get(url).content for url in urls] == [b"a", b"a"]
+        with client_with_key(owners.server, second) as fresh:
+            lasting = link(fresh, "linked", "a")
+            operator.post(rotate, json={"grace_seconds": 3600})  # which ends the first secret
+            for url in urls:
+                refused(anybody.get(url), 404)
+            assert anybody.get(lasting).content == b"a"
+            fresh.delete("/api/sessions/linked?purge=true")
+
+
 def test_links_outlive_a_restart_but_not_another_operator_key(own_server: MakeServer) -> None:
     server = own_server(api_key="first")
     with client_with_key(server, "first") as client:

@@ -82,6 +82,26 @@ def test_sixty_four_clients_begin_no_more_runs_than_may_be(owners: Owners, mina:
     assert "Retry-After" in executed.json()["hint"]
 
 
+def test_whoever_has_no_key_learns_nothing_of_a_quota(owners: Owners, mina: httpx.Client) -> None:
+    """Above all no ids of sessions, which open their public URLs."""
+    server = "import http.server as h; h.HTTPServer(('', 3000), h.SimpleHTTPRequestHandler).serve_forever()"
+    for name in ("mina-busy", "mina-public"):
+        mina.post("/api/sessions", json={"language": "python", "session_id": name})
+    mina.put("/api/sessions/mina-public/code", json={"code": "print(1)"})
+    started = mina.post("/api/sessions/mina-busy/processes", json={"command": ["python3", "-c", server]})
+    assert started.status_code == 201
+    made = mina.post("/api/sessions/mina-public/links", json={"path": "f", "method": "PUT"}).json()
+    mina.put("/api/sessions/mina-busy/files/big", content=bytes(1 << 20))
+    set_quotas(owners, "mina", sandboxes=1, disk_mb=1)
+    assert "mina-busy" in mina.post("/api/sessions/mina-public/run", json={"code": "1"}).text
+    with httpx.Client(base_url=owners.server.url, timeout=60) as anybody:
+        for answer in (anybody.get("/proxy/mina-public/3000"), anybody.put(made["url"], content=b"1")):
+            assert (answer.status_code, answer.json()["code"]) == (409, "quota_reached")
+            assert "details" not in answer.json()
+            assert "mina-busy" not in answer.text
+            assert "1 " not in answer.json()["error"]
+
+
 def test_storage_and_files_of_an_owner(owners: Owners, mina: httpx.Client) -> None:
     set_quotas(owners, "mina", storage_mb=1, disk_mb=1)
     value = "x" * 100_000

@@ -10,7 +10,7 @@ import pytest
 
 from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Caller, Change
 from era.core.models import now
-from era.errors import Unavailable
+from era.errors import NotFound, Unavailable
 
 
 class Rows:
@@ -31,6 +31,13 @@ class Rows:
 
     async def drop_api_key(self, key_id: str) -> bool:
         raise Unavailable("the database is away")
+
+
+class DroppingRows(Rows):
+    async def drop_api_key(self, key_id: str) -> bool:
+        before = len(self.rows)
+        self.rows = [row for row in self.rows if row[0].id != key_id]
+        return len(self.rows) < before
 
 
 async def test_a_key_whose_row_stays_is_revoked_all_the_same() -> None:
@@ -61,10 +68,39 @@ async def test_what_another_host_has_changed_is_known_when_it_passes_somebody_on
         stale = ApiKeys(rows, "operator")
         stale._stored, stale._by_id = dict(other._stored), dict(other._by_id)
         assert not stale.admits(caller, "run")
-        await stale.know(caller)
+        assert await stale.known(caller) == caller
         assert stale.admits(caller, "run")
         assert stale.admits(caller, "read")
         assert not stale.admits(caller, "write")
+
+
+async def test_another_host_lets_in_with_what_a_key_has_here() -> None:
+    """It may not have been told yet that the key was changed or revoked here."""
+    keys = ApiKeys(DroppingRows(), "operator")
+    key, text = await keys.create("ann", "", scopes=["read", "run", "admin"])
+    caller = keys.caller(text.encode())
+    assert caller is not None
+    assert await keys.known(caller) is caller
+    await keys.change(key.id, scopes=("read",))
+    narrowed = await keys.known(caller)
+    assert narrowed is not None
+    assert (narrowed.scopes, narrowed.is_operator) == ({"read"}, False)
+    await keys.revoke(key.id)
+    assert await keys.known(caller) is None
+    assert await keys.known(OPERATOR) is OPERATOR
+
+
+async def test_a_key_made_at_another_host_can_be_changed_here() -> None:
+    rows = DroppingRows()
+    here, other = ApiKeys(rows, "operator"), ApiKeys(rows, "operator")
+    key, text = await other.create("ann", "")
+    assert (await here.change(key.id, description="new")).description == "new"
+    assert here.caller(text.encode()) is not None
+    await here.revoke(key.id)
+    with pytest.raises(NotFound):
+        await here.change(key.id, description="newer")
+    with pytest.raises(NotFound):
+        await here.revoke("key_that_never_was")
 
 
 async def test_whoever_waits_for_the_end_of_a_key_is_woken_by_changes_only(monkeypatch: pytest.MonkeyPatch) -> None:

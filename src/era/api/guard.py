@@ -43,7 +43,7 @@ from era.core.live.tickets import Tickets
 from era.core.loop_slices import take_slice
 from era.core.public.sites import SiteName
 from era.core.telemetry import new_request_id, origin
-from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
+from era.errors import BadRequest, EraError, Forbidden, NotFound, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10
@@ -187,9 +187,10 @@ class Guard:
                 if hop.client is not None:
                     connection.budget.source = hop.client[0]  # else all callers of that host would have one share
             if hop.caller is not None:
-                scope["state"]["caller"] = hop.caller
-                if self._keys is not None:
-                    await self._keys.know(hop.caller)
+                caller = hop.caller if self._keys is None else await self._keys.known(hop.caller)
+                if caller is None:
+                    raise Unauthorized("The API key of this call is good no more.")
+                scope["state"]["caller"] = caller
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != HEADER]  # programs may see the others
         elif is_from_host(scope):
             raise Forbidden("At this port only what a host passes on is answered.", code="bad_hop")
@@ -204,6 +205,9 @@ class Guard:
         path = scope["path"]
         if "site" in scope["state"]:
             return
+        if path.endswith("\n") and not _SLASH_COUNTS.match(path):
+            # The patterns of routes end in "$", which is also before a line's end; `fullmatch` here is exact.
+            raise NotFound("There is nothing at this path.")
         if "ticket_of_home" in scope["state"]:
             return
         if (ticket := _ticket(scope)) is not None and "caller" not in scope["state"]:

@@ -49,7 +49,7 @@ from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.other_hosts import answers
 from era.api.validation import invalid
-from era.errors import BadRequest, EraError, Fenced, MethodNotAllowed, NoSession, NotFound, SessionMoved
+from era.errors import BadRequest, EraError, Fenced, MethodNotAllowed, NoSession, NotFound, QuotaReached, RateReached, SessionMoved
 from era.settings import Settings
 from era.spelling import nearest
 
@@ -191,7 +191,19 @@ async def _era_error(request: Request, error: Exception) -> Response:
         own = await context.store.newest_ids(caller.owner, _COMPARED)
         if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
             error.hint = f"Did you mean '{found}'? {error.hint}"
-    return _answer(request, error)
+    answer = _answer(request, error)
+    if isinstance(error, QuotaReached | RateReached) and getattr(request.state, "caller", None) is None:
+        answer = _answer(request, _of_somebody_elses_quota(error))
+        request.state.refusal = (error.code, error.message)
+    return answer
+
+
+def _of_somebody_elses_quota(error: QuotaReached | RateReached) -> EraError:
+    """What somebody who has no key, but a public URL or a link, is told of a quota: neither the owner's numbers nor the
+    ids of the owner's sessions, by which anybody could call those."""
+    told = type(error)("This session's owner has no room for that.", hint="Send it again later.")
+    told.retry_after = error.retry_after
+    return told
 
 
 def note_moved(request: Request) -> None:

@@ -131,7 +131,8 @@ async def _run_stored_code(request: Request, context: Context, session: Session,
     call = await _read_call(request, target.path)
     base = base_url(request, context.settings)
     variables = relay.environment(call, key=target.key, own_origin=target.place.own_origin)
-    run = await context.runs.run(session.owned_id, RunRequest(base, env=variables, public=True))
+    asked = RunRequest(base, env=variables, public=True, session_key=session.key)
+    run = await context.runs.run(session.owned_id, asked)
     told = {"X-Era-Run": run.result.run_id}
     try:
         reply = await relay.reply(run, target.place)

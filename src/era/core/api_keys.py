@@ -183,11 +183,16 @@ class ApiKeys:
         if self.caller(key_text) is None and _KEY.fullmatch(key_text) and time.monotonic() > self._read_at + 1:
             await self.open()
 
-    async def know(self, caller: Caller) -> None:
-        """Read the keys again where another host of the cluster has let somebody in with a key that isn't known to be
-        as good: it may have been made or changed there a moment ago. Nobody else may say which."""
-        if not all(self.admits(caller, scope) for scope in caller.scopes):
-            await self.open()
+    async def known(self, caller: Caller) -> Caller | None:
+        """Somebody whom another host of the cluster has let in, with those of the scopes that the key has; None where
+        it is good for nothing. The keys are read again where it isn't known to be as good: it may have been made or
+        changed a moment ago. Nobody else may say which."""
+        if all(self.admits(caller, scope) for scope in caller.scopes):
+            return caller
+        await self.open()
+        scopes = frozenset(scope for scope in caller.scopes if self.admits(caller, scope))
+        is_operator = caller.is_operator and "admin" in scopes
+        return replace(caller, scopes=scopes, is_operator=is_operator) if scopes else None
 
     def caller(self, key_text: bytes) -> Caller | None:
         """The caller who holds this key; None for an unknown key. Compared in constant time or by digest."""
@@ -236,6 +241,14 @@ class ApiKeys:
             return self._operator_digest
         key, digest = self._by_id.get(key_id, (None, None))
         return None if key is None or key.is_expired else digest
+
+    def digests_of(self, key_id: str) -> Sequence[str]:
+        """The same of all secrets of a key that are good now: that in force, and the one before its rotation."""
+        digest = self.digest_of(key_id)
+        if digest is None:
+            return []
+        old = self._by_id[key_id][0].old_digest if key_id in self._by_id else None
+        return [digest] if old is None or self._good(old) is None else [digest, old]
 
     def may(self, key_id: str, scope: Scope) -> bool:
         """Whether the key with this id, which lets in, has a scope now."""
@@ -304,10 +317,10 @@ class ApiKeys:
     async def revoke(self, key_id: str) -> None:
         """Let in no call with this key any more. Where its row can't be dropped, that holds for as long as this process
         lives, and this raises Unavailable. Raises NotFound."""
-        if any(key.id == key_id for key in self._stored.values()):
-            self._revoked.add(key_id)
+        self._revoked.add(key_id)
         self._forget(key_id)
         if not await self._store.drop_api_key(key_id):
+            self._revoked.discard(key_id)
             raise _no_key(key_id)
 
     def _kept(self, key_id: str) -> tuple[ApiKey, str]:
@@ -321,9 +334,8 @@ class ApiKeys:
         """Change a key as its row has it, whoever stored that; the key as it is then. Raises NotFound, and whatever
         `change` does."""
         async with self._changing:
-            self._kept(key_id)
             kept = await self._store.change_api_key(key_id, change)
-            if kept is None or key_id not in self._by_id:  # it was revoked at another host, or meanwhile
+            if kept is None or key_id in self._revoked:
                 self._forget(key_id)
                 raise _no_key(key_id)
             self._stored = {digest: key for digest, key in self._stored.items() if key.id != key_id}

@@ -78,8 +78,8 @@ class Links:
             [link.session_id, link.session_key, "/".join(path), method, link.expires_at, max_bytes, caller.key_id],
             separators=(",", ":"),
         ).encode()
-        digest = self._api_keys.digest_of(caller.key_id)
-        if digest is None:
+        digest = caller.digest or self._api_keys.digest_of(caller.key_id)
+        if digest not in self._api_keys.digests_of(caller.key_id):
             raise NotFound("The API key of this call was revoked.")
         return _encode(self._mac(content, digest) + content), link
 
@@ -112,11 +112,11 @@ class Links:
         mac, content = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
         try:
             *fields, key_id = json.loads(content)
-            digest = self._api_keys.digest_of(key_id)
+            digests = self._api_keys.digests_of(key_id)
         except (ValueError, TypeError):
             return None
         # The content is a stranger's until this has been compared.
-        if digest is None or not hmac.compare_digest(mac, self._mac(content, digest)):
+        if not any(hmac.compare_digest(mac, self._mac(content, digest)) for digest in digests):
             return None
         session_id, session_key, path, method, expires_at, max_bytes = fields
         if not self._api_keys.may(key_id, "read" if method == "GET" else "write"):
