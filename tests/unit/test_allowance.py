@@ -89,10 +89,13 @@ def test_a_closed_directory_alone_is_no_harm(tmp_path: Path, disk: Disk) -> None
     as_a_user(tmp_path, job)
 
 
+@pytest.mark.parametrize("mode", [0, 0o400], ids=["closed", "can only be listed"])
 @pytest.mark.parametrize("before", [0, 1 << 20])
-def test_what_a_closed_directory_takes_counts(tmp_path: Path, disk: Disk, before: int) -> None:
+def test_what_a_closed_directory_takes_counts(tmp_path: Path, disk: Disk, before: int, mode: int) -> None:
     def job() -> None:
-        os.mkdir("shut", 0)
+        os.mkdir("shut")
+        Path("shut/file").touch()
+        os.chmod("shut", mode)
         watch = allowance(Snapshot("", 2, before) if before else EMPTY)
         disk.taken = (2 << 20) - before
         for _ in range(6):

@@ -27,17 +27,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-import structlog
-
 from era.core.files import trees
 from era.core.files.packages import PACKAGES, on_disk
 from era.core.files.totals import allocated_bytes
 from era.core.limits import bounds
 from era.core.models import Snapshot
+from era.core.outages import note_outage
 from era.core.ports import Sandbox
 from era.core.program import Ended, Limits, Output, Program
-
-log = structlog.get_logger()
 
 TICK = 0.05
 """Seconds between two checks of the file system's free space."""
@@ -138,7 +135,7 @@ class Allowance:
             await self._end()
             return True
         except OSError as error:
-            log.warning("disk_not_measured", sandbox=self._sandbox.id, error=error.strerror)
+            note_outage("disk_not_measured", error)
         return False
 
     def _may_be_over(self) -> bool:
@@ -220,6 +217,9 @@ class _Usage:
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
+                    continue
+                except PermissionError:  # the directory may be listed, and no more
+                    self.is_closed = True
                     continue
                 if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                     if status.st_ino in self._linked:
