@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -189,6 +190,21 @@ async def test_a_kernel_that_gets_no_processor_is_sent_no_signal(
     outcome, _ = await running
     assert (outcome.cause, outcome.lost) == ("killed", None)
     assert sent == ([] if patient else [signal.SIGINT])
+
+
+async def test_a_kernel_whose_use_of_processors_can_t_be_read_is_interrupted(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptors() -> float:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(cells.context, "_cpu_seconds", no_descriptors)
+    written = Written()
+    running = asyncio.create_task(cells.run("console.log('begun'); while (true) {}", written=written))
+    await until(lambda: "begun" in written.stdout)
+    assert await cells.context.interrupt() is True
+    outcome, _ = await running
+    assert (outcome.cause, outcome.lost) == ("killed", None)
 
 
 async def test_an_interrupt_that_comes_before_the_cell_is_kept_for_it(cells: Cells) -> None:

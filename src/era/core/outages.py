@@ -6,11 +6,15 @@ succeed. What it would log each time says nothing new.
 
 from __future__ import annotations
 
+import errno
 import time
 
 import structlog
 
 log = structlog.get_logger()
+
+FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""By these fails what may succeed later: they say nothing about what was to be opened or asked."""
 
 _OVER_SECONDS = 60.0
 """An outage is over once it hasn't been noted for so long."""

@@ -189,7 +189,7 @@ class Sandbox(Protocol):
 
     def unnamed_bytes(self, device: int) -> int:
         """Bytes on this device of files that programs have open or mapped but that have no name any more. It may be
-        slow: call it on a thread."""
+        slow: call it on a thread. Raises OSError where that can't be told only for now, as the five below do."""
         ...
 
     def hides_files(self, device: int) -> bool:
@@ -221,7 +221,8 @@ class Sandbox(Protocol):
 
     def frozen(self) -> AbstractAsyncContextManager[bool]:
         """Within the block nothing inside runs, neither a run nor a process, where the context's value is true. Where
-        this machine has no way to that (a cgroup's freezer) it is false, and everything goes on."""
+        this machine has no way to that (a cgroup's freezer) it is false, and everything goes on. Raises OSError where
+        it can't be done only for now."""
         ...
 
     async def put_away(self) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from era.core.jsontext import number
 from era.core.models import JsonObject
+from era.core.outages import FOR_NOW
 from era.core.program import Limits
 from era.drivers import processes
 from era.errors import NoIsolation
@@ -45,9 +46,6 @@ _PARENT_HINT = (
     "Make this group in each hierarchy, for ERA alone and with the controllers memory and pids, or leave "
     "ERA_CGROUP_PARENT out."
 )
-_FOR_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""By these a file of a group fails to be opened that may be opened later."""
-
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
 """The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
 
@@ -115,20 +113,21 @@ class Group:
             try:
                 _write(directory, "cpu.idle", "1" if idle else "0")
             except OSError as error:
-                if error.errno in _FOR_NOW:
+                if error.errno in FOR_NOW:
                     raise
 
     def cpu_seconds(self) -> float | None:
         """Processor time that processes of the group have used, those that have ended too. None where the kernel
-        doesn't count it."""
+        doesn't count it. Raises OSError where it can't be read only for now."""
         try:
             if self.version == 2:
                 usage = _read(next(iter(self.directories.values())), "cpu.stat")
                 return int(usage.split(maxsplit=2)[1]) / 1e6  # "usage_usec N" comes first
             if directory := self.directories.get("cpuacct"):
                 return int(_read(directory, "cpuacct.usage")) / 1e9
-        except OSError:
-            pass  # the group is being removed
+        except OSError as error:
+            if error.errno in FOR_NOW:
+                raise  # else the group is being removed
         return None
 
     def processes(self) -> list[int]:
@@ -167,7 +166,7 @@ class Group:
                     self.directories["freezer"] = self.freezer
                     break
                 for pid in missing:
-                    with contextlib.suppress(OSError):  # it has ended
+                    with processes.UnseenIsFine():  # it has ended
                         entrance.write_text(str(pid))
             if not next(iter(self.directories.values())).exists():  # the sandbox was closed meanwhile
                 _remove(self.freezer)

@@ -19,7 +19,6 @@ The bound isn't sharp: a program can exceed it by what it takes in one INTERVAL.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import re
@@ -169,7 +168,7 @@ def _resident(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Bytes of each of these processes that are its own, and those in its memory that belong to a file or are
     shared."""
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with processes.UnseenIsFine():  # it has ended
             sizes = _sizes(pid)
             yield sum(sizes[name] for name in _OWN), sum(sizes[name] for name in _SHARED)
 
@@ -187,7 +186,7 @@ def used(pids: Iterable[int]) -> int:
     name."""
     private, files, mapped = 0, _files(pids), dict[int, int]()
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with processes.UnseenIsFine():  # it has ended
             rollup = processes.told(pid, "smaps_rollup")
             private += sum(int(size) << 10 for size in re.findall(rb"^(?:Pss_Anon|SwapPss): +(\d+)", rollup, re.M))
             private += _sizes(pid)[b"VmPTE"]

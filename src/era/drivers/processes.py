@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
+from era.core.outages import FOR_NOW
 from era.core.process import HeldFiles
 
 _BLOCK = 512  # bytes, the unit of st_blocks
@@ -47,12 +48,20 @@ _KCMP_FILES = 2
 _libc = ctypes.CDLL(None)
 
 
+class UnseenIsFine(contextlib.AbstractContextManager[None]):
+    """A block that is left where a process has ended meanwhile, or may not be looked at. It raises OSError where only
+    for now nothing can be asked: else a process would count as ended, with what it has."""
+
+    def __exit__(self, _: object, error: object, trace: object) -> bool:
+        return isinstance(error, OSError) and error.errno not in FOR_NOW
+
+
 def below(pid: int) -> list[int]:
     """`pid` and the pids of all its descendants."""
     pids, pending = [], [pid]
     while pending:
         pids.append(pid := pending.pop())
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             for task in Path(f"/proc/{pid}/task").iterdir():
                 pending += map(int, (task / "children").read_text().split())
     return pids
@@ -105,13 +114,13 @@ def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             for tid in with_descriptors(pid):
                 _add_unnamed(f"/proc/{tid}/fd", device, found)
             tids = threads(pid)
             any(_add_unnamed(f"/proc/{tid}/{_MAPS}", device, found) for tid in tids)
             for link in (f"/proc/{tid}/{name}" for tid in tids for name in ("exe", "cwd")):
-                with contextlib.suppress(OSError):  # it has ended, or this isn't shown to us
+                with UnseenIsFine():  # it has ended, or this isn't shown to us
                     _add_if_unnamed(os.stat(link), device, found)
     return found
 
@@ -119,7 +128,7 @@ def unnamed(pids: Iterable[int], device: int) -> dict[int, int]:
 def _add_unnamed(directory: str, device: int, found: dict[int, int]) -> bool:
     """Add what is in one directory of proc(5). Returns whether there is anything."""
     is_told = False
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    with UnseenIsFine(), os.scandir(directory) as entries:
         for entry in entries:
             is_told = True
             try:
@@ -142,7 +151,7 @@ def mapped_ends(pids: Iterable[int], device: int) -> dict[int, int]:
     inode. What `unnamed` can't tell an ordinary user, roughly: a file may have holes, or go on behind its map."""
     ends: dict[int, int] = {}
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             for match in _DELETED_MAP.finditer(told(pid, "maps")):
                 first, last, offset, major, minor = (int(text, 16) for text in match.groups()[:5])
                 if os.makedev(major, minor) == device:
@@ -163,7 +172,7 @@ def hide_files(pids: Iterable[int], device: int) -> bool:
     of which an ordinary user only sees the map."""
     pids = list(pids)
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             if any(map(_thread_has_in_flight, with_descriptors(pid))) or any(map(_is_in_holding_call, threads(pid))):
                 return True
     return not mapped_ends(pids, device).keys() <= unnamed(pids, device).keys()
@@ -171,16 +180,16 @@ def hide_files(pids: Iterable[int], device: int) -> bool:
 
 def _is_in_holding_call(tid: int) -> bool:
     """Whether a thread is in a call that may have files of closed descriptors."""
-    with contextlib.suppress(OSError):  # it has ended, or this isn't shown to us
+    with UnseenIsFine():  # it has ended, or this isn't shown to us
         return _HOLDING_CALL is not None and _HOLDING_CALL.match(Path(f"/proc/{tid}/syscall").read_bytes()) is not None
     return False
 
 
 def _thread_has_in_flight(tid: int) -> bool:
     """Whether descriptors lie in queues of sockets that a thread has open."""
-    with contextlib.suppress(OSError):  # it has ended
+    with UnseenIsFine():  # it has ended
         for name in os.listdir(f"/proc/{tid}/fd"):
-            with contextlib.suppress(OSError):  # it was closed meanwhile
+            with UnseenIsFine():  # it was closed meanwhile
                 if os.readlink(f"/proc/{tid}/fd/{name}").startswith("socket:") and _has_in_flight(tid, name):
                     return True
     return False
@@ -246,40 +255,36 @@ def held(pids: Iterable[int], device: int) -> HeldFiles | None:
     former where an ordinary user's supervisor has them. None where not all of it may be seen."""
     is_open, in_flight = set[int](), False
     pids = list(pids)
-    try:
-        tids = [tid for pid in pids for tid in with_descriptors(pid)]
-    except OSError:
-        return None
-    for tid in tids:
-        try:
-            with os.scandir(f"/proc/{tid}/fd") as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
-                        status = entry.stat()
-                        if stat.S_ISREG(status.st_mode) and status.st_dev == device:
-                            is_open.add(status.st_ino)
-                        elif stat.S_ISSOCK(status.st_mode) and not in_flight:
-                            in_flight = _has_in_flight(tid, entry.name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-        except PermissionError:
-            # The supervisors can't be dumped, so this directory is root's; what is said of each descriptor isn't.
-            by_infos = _told_by_infos(tid)
-            if by_infos is None:
-                return None
-            is_open |= by_infos[0]
-            in_flight = in_flight or by_infos[1]
-        except OSError:
-            return None
-    in_maps = mapped(pids)
-    return None if in_maps is None else HeldFiles(frozenset(is_open), in_maps, in_flight)
+    with UnseenIsFine():
+        for tid in [tid for pid in pids for tid in with_descriptors(pid)]:
+            try:
+                with os.scandir(f"/proc/{tid}/fd") as entries:
+                    for entry in entries:
+                        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                            status = entry.stat()
+                            if stat.S_ISREG(status.st_mode) and status.st_dev == device:
+                                is_open.add(status.st_ino)
+                            elif stat.S_ISSOCK(status.st_mode) and not in_flight:
+                                in_flight = _has_in_flight(tid, entry.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+            except PermissionError:
+                # The supervisors can't be dumped, so this directory is root's; what is said of each descriptor isn't.
+                by_infos = _told_by_infos(tid)
+                if by_infos is None:
+                    return None
+                is_open |= by_infos[0]
+                in_flight = in_flight or by_infos[1]
+        in_maps = mapped(pids)
+        return None if in_maps is None else HeldFiles(frozenset(is_open), in_maps, in_flight)
+    return None
 
 
 def _told_by_infos(tid: int) -> tuple[set[int], bool] | None:
     """The inodes, of any device, that a thread has open by what proc(5) tells of its descriptors, and whether
-    descriptors lie in a queue of a socket; None where that isn't told (before Linux 5.14)."""
+    descriptors lie in a queue of a socket; None where that isn't told (before Linux 5.14). Raises OSError."""
     inodes, in_flight = set[int](), False
-    try:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
         for name in os.listdir(f"/proc/{tid}/fdinfo"):
             with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
                 text = _information(tid, name)
@@ -288,10 +293,6 @@ def _told_by_infos(tid: int) -> tuple[set[int], bool] | None:
                     return None
                 inodes.add(int(inode[1]))
                 in_flight = in_flight or _IN_FLIGHT.search(text) is not None
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended
-    except OSError:
-        return None
     return inodes, in_flight
 
 
@@ -299,21 +300,19 @@ def mapped(pids: Iterable[int]) -> frozenset[int] | None:
     """The files, of any device, that these processes have mapped to share, by inode. None where not all of it may be
     seen."""
     found = set[int]()
-    for pid in pids:
-        try:
-            found.update(_shared(pid))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-        except OSError:
-            return None
-    return frozenset(found)
+    with UnseenIsFine():
+        for pid in pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                found.update(_shared(pid))
+        return frozenset(found)
+    return None
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Processor time that these processes have used, with that of their children that have ended (proc_pid_stat(5))."""
     ticks = 0
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))
     return ticks / _TICKS
@@ -322,7 +321,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 def want_processor(pids: Iterable[int]) -> bool:
     """Whether any thread of these processes has a processor at this moment, or waits for one (proc_pid_stat(5))."""
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             for tid in threads(pid):
                 if Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].startswith(" R"):
                     return True
@@ -334,7 +333,7 @@ def memory_bytes(pids: Iterable[int]) -> int:
     each, what they share otherwise once."""
     anonymous = shared = 0
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with UnseenIsFine():  # it has ended
             lines = (line.split() for line in told(pid, "status", _RSS).splitlines())
             sizes = {line[0]: int(line[1]) << 10 for line in lines if line[0] in (b"RssAnon:", b"RssShmem:")}
             anonymous += sizes.get(b"RssAnon:", 0)
@@ -348,20 +347,16 @@ def kill_largest(pid: int, other: int, size: Callable[[int], int], will_kill: Ca
     the pid that it has in its own namespace."""
     sizes = {one: size(one) for one in {*below(pid), *below(other)} - {pid, other}}
     largest = max(sizes, key=lambda one: sizes[one], default=0)
-    try:
+    with UnseenIsFine():
         pidfd = os.pidfd_open(largest)
-    except OSError:
-        return False
-    try:
-        if largest not in below(pid):  # asked only now: its number could have become another's until we had its pidfd
-            return False
-        will_kill(int(_INNERMOST_PID.findall(told(largest, "status", _INNERMOST_PID))[0]))
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except OSError:
-        return False
-    finally:
-        os.close(pidfd)
-    return True
+        try:
+            if largest in below(pid):  # asked only now: its number could have become another's until we had its pidfd
+                will_kill(int(_INNERMOST_PID.findall(told(largest, "status", _INNERMOST_PID))[0]))
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                return True
+        finally:
+            os.close(pidfd)
+    return False
 
 
 def wait_for(pidfd: int) -> None:

@@ -305,13 +305,13 @@ class Context:
         """Tell the kernel, if it can be told and hasn't been; send SIGINT where that isn't enough."""
         if self._hears and not running.told:
             running.told = True
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):  # it can't be told, or what it uses can't be read
                 await self._process.send(INTERRUPT_FRAME)
-            told_at, used = time.monotonic(), self._cpu_seconds()
-            while not running.done.done():
-                await asyncio.sleep(_HEAR_SECONDS)
-                if self._cpu_seconds() - used >= _HEAR_CPU_SECONDS or time.monotonic() - told_at >= _HEAR_MOST:
-                    break
+                told_at, used = time.monotonic(), self._cpu_seconds()
+                while not running.done.done():
+                    await asyncio.sleep(_HEAR_SECONDS)
+                    if self._cpu_seconds() - used >= _HEAR_CPU_SECONDS or time.monotonic() - told_at >= _HEAR_MOST:
+                        break
         if self._running is running and not running.done.done():
             await self._process.signal(signal.SIGINT)
 
