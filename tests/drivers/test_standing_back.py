@@ -147,12 +147,34 @@ def test_who_wants_a_processor(sandboxes: Sandboxes, code: str, wants: bool) -> 
     assert seen.count(wants) > len(seen) / 2
 
 
-async def comes_forward(sandbox: Any, idle: Path, wanted: Any) -> bool:
-    """Whether a process that has used up its slice gets another one by what `wanted` does."""
-    process = await steps.started(sandbox, shell("while :; do :; done", stdin=True, channel=True))
+async def stands_back(idle: Path) -> None:
+    """Wait until it does."""
     async with asyncio.timeout(60):
         while idle.read_text().strip() == "0":  # noqa: ASYNC110  the kernel tells nobody
             await asyncio.sleep(0.02)
+
+
+async def at_the_end(sandbox: Any, idle: Path, end: str) -> tuple[str, object]:
+    """The priority of a run that has stood back and is told to end, and what is to look at it again."""
+    running = asyncio.create_task(steps.run(sandbox, "while True: pass"))
+    await stands_back(idle)
+    await getattr(sandbox, end)()
+    seen = idle.read_text().strip(), sandbox._watching.slice._timer
+    await running
+    return seen
+
+
+@pytest.mark.parametrize("end", ["stop_run", "kill_run"])
+def test_a_run_that_is_told_to_end_does_not_stand_back(sandboxes: Sandboxes, end: str) -> None:
+    """Or its supervisor, which is in the same group, might get no processor to end it with."""
+    sandbox = sandboxes.make()
+    assert sandboxes.do(sandbox, at_the_end, _idle_file(sandbox), end) == ("0", None)
+
+
+async def comes_forward(sandbox: Any, idle: Path, wanted: Any) -> bool:
+    """Whether a process that has used up its slice gets another one by what `wanted` does."""
+    process = await steps.started(sandbox, shell("while :; do :; done", stdin=True, channel=True))
+    await stands_back(idle)
     await wanted(sandbox, process)
     came_forward = idle.read_text().strip() == "0"
     await process.kill()
@@ -175,12 +197,17 @@ async def starts_another(sandbox: Any, _: Any) -> None:
     await steps.started(sandbox, shell("exec sleep 1000"))
 
 
+async def stops_no_run(sandbox: Any, _: Any) -> None:
+    await sandbox.stop_run()
+
+
 async def looks(sandbox: Any, _: Any) -> None:
     await sandbox.process_supervisor()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "comes"), [(types, True), (asks, True), (signals, True), (starts_another, True), (looks, False)]
+    ("wanted", "comes"),
+    [(types, True), (asks, True), (signals, True), (starts_another, True), (looks, False), (stops_no_run, False)],
 )
 def test_processes_come_forward_for_whoever_waits_for_them(sandboxes: Sandboxes, wanted: Any, comes: bool) -> None:
     sandbox = sandboxes.make()

@@ -142,10 +142,12 @@ class BubblewrapSandbox:
 
     async def kill_run(self) -> None:
         if self._channel is not None:
+            self._watching.come_forward()
             await self._channel.kill_run()
 
     async def stop_run(self) -> None:
         if self._channel is not None:
+            self._watching.come_forward()
             await self._channel.stop_run()
 
     async def connect(self, port: int) -> socket.socket | None:
@@ -184,9 +186,8 @@ class BubblewrapSandbox:
     def make_beside(self, channel: Channel | Alternation, variables: Mapping[str, str]) -> LazyProcessSupervisor:
         """What it has beside runs; `variables` are those of every process, and `channel` is that of runs."""
         enter = self._entering(guest.process_supervisor_config(self.limits, cgroup=self._group is not None))
-        memory, watching, before = self._out_of_memory, self._watching, channel.join_run
-        progress = self._freezer.progress(self.cpu_seconds)
-        return LazyProcessSupervisor(enter, variables, memory, watching, self.log, before, progress)
+        memory, watching, progress = self._out_of_memory, self._watching, self._freezer.progress(self.cpu_seconds)
+        return LazyProcessSupervisor(enter, variables, memory, watching, self.log, channel.join_run, progress)
 
     def _entering(self, config: JsonObject, **more: Any) -> Callable[[int], Awaitable[Forked]]:
         """What has one more supervisor with this configuration enter; see NamespaceEntry.enter."""

@@ -46,9 +46,9 @@ class Watching:
             self.slice.begin_anew()
 
     def come_forward(self) -> None:
-        """The time of the run under way is over: from now on it doesn't stand back, nor its supervisor, which is to end
-        it."""
-        if self.slice is not None:
+        """The run under way, if there is one, is to end: from now on it doesn't stand back, nor does its supervisor,
+        which is to end it."""
+        if self.runs and self.slice is not None:
             self.slice.end()
 
     def set_processes(self, there: bool) -> None:
