@@ -1,17 +1,21 @@
-"""What starts a tool: nothing is started for a service that has died meanwhile."""
+"""What starts a tool: nothing is started for a service that has died meanwhile, nor waited for that a tool has left."""
 
 from __future__ import annotations
 
+import asyncio
 import marshal
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from era.packages import child
+from era.packages.processes import Processes, Space
 
 
 @pytest.mark.parametrize("parent_lives", [True, False])
@@ -28,3 +32,20 @@ def test_a_tool_is_only_started_for_a_service_that_lives(tmp_path: Path, *, pare
     }
     code = subprocess.run([sys.executable, child.__file__], input=marshal.dumps(plan), timeout=60).returncode
     assert (code, (tmp_path / "started").exists()) == ((0, True) if parent_lives else (1, False))
+
+
+@pytest.mark.parametrize("left", ["sleep 1000", "setsid sleep 1000"])
+async def test_what_a_tool_leaves_is_not_waited_for(tmp_path: Path, left: str) -> None:
+    """Though it has the tool's output open."""
+    processes, scratch = Processes(tmp_path, {}), tmp_path / "scratch"
+    scratch.mkdir()
+    processes.change_owner(scratch, processes.fetcher)
+    now = time.monotonic()
+    async with asyncio.timeout(60):
+        ran = await processes.run(
+            ["/bin/sh", "-c", f"{left} & echo $!"], {"PATH": os.environ["PATH"]}, scratch=scratch,
+            uid=processes.fetcher, deadline=now + 50, space=Space(scratch, scratch, 1 << 30), names=[],
+        )  # fmt: skip
+    if left.startswith("setsid"):
+        os.kill(int(ran.stdout), signal.SIGKILL)
+    assert (ran.code, int(ran.stdout) > 0) == (0, True)

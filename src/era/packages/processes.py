@@ -25,6 +25,8 @@ One fetches, and owns the shared caches; the other compiles, and owns nothing.""
 
 _LAST_WORDS = 4 << 10
 _LOOK_SECONDS = 0.25
+_OUTPUT_SECONDS = 5.0
+"""How long the end of a tool's output may take once the tool has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,14 @@ class Processes:
                     raise SetupFailed("It took too long. The server's ERA_SETUP_SECONDS sets the bound.")
                 if free - _free(scratch) > space.most and await asyncio.to_thread(_used, space, begun) > space.most * 2:
                     raise too_large(space.most)
-            return Ran(process.returncode, await outputs[0], await outputs[1])
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # what it has left would keep its output open
+            await asyncio.wait(outputs, timeout=_OUTPUT_SECONDS)
+            process._transport.close()  # type: ignore[attr-defined]  # or what isn't in its group any more would, too
             await process.wait()
-            await asyncio.gather(*outputs)
+            texts = await asyncio.gather(*outputs)
+        return Ran(process.returncode, *texts)
 
 
 def too_large(most: int) -> SetupFailed:
