@@ -8,19 +8,22 @@ import json
 import os
 import shutil
 import stat
+import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from era.core.setup import locks
-from era.core.setup.package_sets import PackageSet
+from era.core.setup.package_sets import InstalledPackageSets, PackageSet
 from era.core.setup.requirements import packages_of
-from era.packages import archives
+from era.errors import Unavailable
+from era.packages import archives, installer, trees
 from era.packages.notes import Notes
 from era.packages.processes import size_of
 from tests.packages.lab import Lab, assert_sound
@@ -372,3 +375,67 @@ def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pyte
         with pytest.raises(OSError, match="away"):
             lab.run(lab.installer.ensure(made.digest))
     assert lab.run(lab.installer.ensure(made.digest))
+
+
+def test_the_cache_can_be_emptied_while_an_installation_begins(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    made, remove = list[PackageSet](), trees.remove
+    (lab.installer._cache / "large").write_bytes(bytes(65 << 20))
+
+    def slowly(directory: Path) -> None:
+        is_cache = (directory / "large").exists()
+        remove(directory)
+        if is_cache:
+            made.append(lab.make(pip=["one"]))
+
+    monkeypatch.setattr(trees, "remove", slowly)
+    lab.installer.sweep(set(), 0, 0)
+    assert made
+    assert [path.name for path in lab.installer._cache.iterdir()] == ["uv"]
+
+
+@pytest.mark.parametrize("gone", ["scratch directories", "interpreter", "bounds"])
+def test_what_keeps_a_set_from_coming_back_is_no_loss(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """Or it would be installed once more for all its sessions, though its archive is whole."""
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    made, lost = lab.make(pip=["one"]), list[str]()
+    shutil.rmtree(lab.directory / "environments" / made.digest)
+
+    async def package_set_lost(digest: str) -> None:
+        lost.append(digest)
+
+    store: Any = SimpleNamespace(package_set_lost=package_set_lost)
+    package_sets = InstalledPackageSets(store, lab.installer)
+    with monkeypatch.context() as context:
+        context.setattr(installer, "_MANY_BYTES", 0)  # so that it is compiled before
+        if gone == "scratch directories":
+            lab.installer._making.rmdir()
+        elif gone == "interpreter":
+            context.setattr(sys, "executable", "/nowhere/python3")
+        else:
+            context.setattr(lab.installer, "_most_files", 0)
+        with pytest.raises(Unavailable, match="could not be brought back"):
+            lab.run(package_sets.ensure(made.digest))
+    assert lost == []
+    lab.installer.open()
+    lab.run(package_sets.ensure(made.digest))
+    assert lab.installer.is_here(made.digest)
+
+
+def test_what_can_t_be_noted_is_installed(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(Notes, "write", fails)
+        made = lab.make(pip=["one"])
+    assert_sound(lab, made)
+    assert lab.find_installed(pip=["one"]) is None
+    assert lab.make(pip=["one"]).digest == made.digest
+    assert lab.find_installed(pip=["one"]) is not None

@@ -52,13 +52,14 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from era.core.files.blob_store import BlobStore
 from era.core.files.durable import sync_file_system
 from era.core.models import JsonObject
+from era.core.outages import note_outage
 from era.core.setup.builds import Build
 from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import LAST_WORDS, Say
@@ -66,6 +67,7 @@ from era.core.setup.requirements import Packages
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
+from era.packages.making import Making
 from era.packages.notes import Notes
 from era.packages.processes import Processes, Space, size_of
 from era.packages.threads import in_thread
@@ -87,27 +89,6 @@ _AT_A_TIME = 2
 """How many tools run on the host at the same time. Builds in sandboxes don't count."""
 
 _FORMAT = 2
-
-
-@dataclass(slots=True)
-class _Making:
-    """An installation under way."""
-
-    scratch: Path
-    deadline: float
-    """Of the monotonic clock."""
-
-    say: Say | None
-    variables: Mapping[str, str]
-    """Environment variables of the tools."""
-
-    stdout: list[str] = field(default_factory=list)
-    stderr: list[str] = field(default_factory=list)
-    npm: list[JsonObject] = field(default_factory=list)
-    """The lock's entries for node_modules."""
-
-    built_for: str | None = None
-    """The session that it belongs to (Build.owner), if some of it was built."""
 
 
 class PackageInstaller:
@@ -148,7 +129,8 @@ class PackageInstaller:
         """How many bytes package sets take that no session needs, by digest."""
 
         self._lock = threading.Lock()
-        """Held while a set's time is looked at and the set renamed, or begins anew. The event loop takes it, too."""
+        """Held while a set's time is looked at and the set renamed, or begins anew; and while the cache is renamed, or
+        an installation begins. The event loop takes it, too."""
 
         self._compiling: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
@@ -243,7 +225,7 @@ class PackageInstaller:
                 if not anew and (package_set := await self._find_anywhere(packages, build.owner)) is not None:
                     return package_set
                 made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say))
-                self._notes.write(key, made)
+                self._note(key, made)
                 return made
         except MustBuild as must:
             if say is not None:
@@ -251,7 +233,7 @@ class PackageInstaller:
             kind = must.kind
         # Outside the turn: nobody else waits for this, however long it takes.
         made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say, build, kind))
-        self._notes.write(self.name(packages, build.owner), made)
+        self._note(self.name(packages, build.owner), made)
         return made
 
     async def ensure(self, digest: str) -> bool:
@@ -264,14 +246,22 @@ class PackageInstaller:
                 return True
             try:
                 await self._in_scratch(lambda scratch: self._restore(digest, scratch))
-            except (FileNotFoundError, archives.Damaged):
+            except archives.Damaged:
                 return False
         return True
+
+    def _note(self, key: str, made: PackageSet) -> None:
+        """Note what a request came to. Where that can't be, the next one like it is installed once more."""
+        try:
+            self._notes.write(key, made)
+        except OSError as error:
+            note_outage("package_set_not_noted", error)
 
     async def _in_scratch[T](self, job: Callable[[Path], Awaitable[T]]) -> T:
         """Run `job` with the path of a scratch directory, which it makes itself and which is removed afterwards."""
         scratch = self._making / secrets.token_hex(8)
-        self._scratch_directories += 1
+        with self._lock:
+            self._scratch_directories += 1
         try:
             return await job(scratch)
         finally:
@@ -289,8 +279,12 @@ class PackageInstaller:
         # What another host has isn't known, but a note that it uses isn't old.
         self._notes.sweep(self.digests(), older_than)
         if not self._scratch_directories and size_of(self._cache) > self._most_bytes:
-            trees.remove(self._cache)
-            self._open_cache()
+            doomed = self._making / f"gone-{secrets.token_hex(8)}"
+            with self._lock:
+                if not self._scratch_directories:  # none has begun meanwhile
+                    self._cache.rename(doomed)
+                    self._open_cache()
+            trees.remove(doomed)
         return removed
 
     def _size(self, package_set: Path) -> int:
@@ -321,7 +315,7 @@ class PackageInstaller:
                 self._processes.change_owner(directory, self._processes.fetcher)
             work = self._processes.path("work", scratch)
             variables = tools.environment(home, f"{work}/home", self._variables)
-            making = _Making(scratch, time.monotonic() + self._seconds, say, variables)
+            making = Making(scratch, time.monotonic() + self._seconds, say, variables)
             if packages.pip and build is not None and kind == "pip":
                 making.built_for = build.owner
                 await building.build_python(
@@ -343,7 +337,7 @@ class PackageInstaller:
         stdout, stderr = ("\n".join(lines)[-LAST_WORDS:] for lines in (making.stdout, making.stderr))
         return replace(installed, stdout=stdout, stderr=stderr)
 
-    async def _fetch_wheels(self, packages: Packages, making: _Making) -> None:
+    async def _fetch_wheels(self, packages: Packages, making: Making) -> None:
         """Have uv install wheels into `scratch/site`. Raises MustBuild where a package has none, SetupFailed."""
         scratch = making.scratch
         (scratch / "requirements.txt").write_text("".join(f"{line}\n" for line in packages.pip))
@@ -357,7 +351,7 @@ class PackageInstaller:
         )
         await self._fetch("pip", command, making.variables, making)
 
-    async def _indexes(self, making: _Making) -> list[str]:
+    async def _indexes(self, making: Making) -> list[str]:
         """The addresses of the indexes that uv would ask. Raises SetupFailed where it has credentials for one."""
         scratch = making.scratch
         (scratch / "nothing.txt").touch()
@@ -369,7 +363,7 @@ class PackageInstaller:
         await self._fetch("pip", command, making.variables, quiet)
         return tools.indexes("".join(quiet.stdout), scratch / "home/.netrc", making.variables)
 
-    async def _fetch_npm(self, packages: Packages, making: _Making, build: Build | None) -> None:
+    async def _fetch_npm(self, packages: Packages, making: Making, build: Build | None) -> None:
         """Have npm install packages into `scratch/npm`. Raises MustBuild where some have install scripts and there is
         no `build`, SetupFailed."""
         scratch = making.scratch
@@ -387,7 +381,7 @@ class PackageInstaller:
             making.built_for = build.owner
             making.stdout += await building.run_scripts(build, scripts, npm, making.deadline, making.say)
 
-    async def _fetch_modules(self, packages: Packages, making: _Making) -> None:
+    async def _fetch_modules(self, packages: Packages, making: Making) -> None:
         """Have go fetch modules, and all that they need, into `scratch/go`. Raises SetupFailed."""
         if self._go is None:
             raise SetupFailed("go: Go is not installed on this server.")
@@ -404,7 +398,7 @@ class PackageInstaller:
         for command in tools.go_commands(go, work, packages):
             await self._fetch("go", command, tools.go_environment(making.variables, work), making)
 
-    async def _fetch(self, tool: str, command: list[str], variables: Mapping[str, str], making: _Making) -> None:
+    async def _fetch(self, tool: str, command: list[str], variables: Mapping[str, str], making: Making) -> None:
         """Run a tool on the host once a slot is free; the wait for that doesn't count for the deadline. Raises
         MustBuild, SetupFailed."""
         names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *(["python"] if self._prefix else [])]
@@ -434,7 +428,7 @@ class PackageInstaller:
             return self._python
         return f"{self._processes.path('python', scratch)}/{Path(self._python).relative_to(self._prefix)}"
 
-    def _pack(self, making: _Making, packages: Packages) -> PackageSet:
+    def _pack(self, making: Making, packages: Packages) -> PackageSet:
         """Move what was installed to its final layout in `scratch/made`, check it, and make `scratch/archive` of it.
         Raises SetupFailed, OSError."""
         scratch, stdout = making.scratch, making.stdout
@@ -469,9 +463,12 @@ class PackageInstaller:
         return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
 
     def _unpack(self, digest: str, scratch: Path) -> None:
-        """Unpack an archive into `scratch/made`. Raises Damaged, OSError."""
+        """Unpack an archive into `scratch/made`. Raises Damaged, also where there is none; OSError."""
         scratch.mkdir(mode=0o700)
-        fd = self._blobs.open_blob(digest)
+        try:
+            fd = self._blobs.open_blob(digest)
+        except FileNotFoundError as error:
+            raise archives.Damaged(digest) from error
         try:
             archives.unpack(fd, digest, scratch / "made")
         finally:
@@ -480,7 +477,10 @@ class PackageInstaller:
     async def _restore(self, digest: str, scratch: Path) -> None:
         """Make a package set from its archive. Raises Damaged, OSError."""
         await in_thread(self._unpack, digest, scratch)
-        await self._finish(digest, scratch, time.monotonic() + self._seconds)
+        try:
+            await self._finish(digest, scratch, time.monotonic() + self._seconds)
+        except SetupFailed as problem:  # it exceeds bounds that were lowered since
+            raise OSError(str(problem).rstrip(".")) from problem
 
     async def _keep(self, installed: PackageSet, scratch: Path, deadline: float) -> None:
         """Put the archive into the blob store, then the package set into its place. Raises OSError, also where the blob
