@@ -49,7 +49,17 @@ from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.other_hosts import answers
 from era.api.validation import invalid
-from era.errors import BadRequest, EraError, Fenced, MethodNotAllowed, NoSession, NotFound, QuotaReached, RateReached, SessionMoved
+from era.errors import (
+    BadRequest,
+    EraError,
+    Fenced,
+    MethodNotAllowed,
+    NoSession,
+    NotFound,
+    QuotaReached,
+    RateReached,
+    SessionMoved,
+)
 from era.settings import Settings
 from era.spelling import nearest
 

@@ -79,7 +79,7 @@ class Links:
             separators=(",", ":"),
         ).encode()
         digest = caller.digest or self._api_keys.digest_of(caller.key_id)
-        if digest not in self._api_keys.digests_of(caller.key_id):
+        if digest is None or digest not in self._api_keys.digests_of(caller.key_id):
             raise NotFound("The API key of this call was revoked.")
         return _encode(self._mac(content, digest) + content), link
 
