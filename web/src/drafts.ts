@@ -1,19 +1,25 @@
 /** What was typed and not saved yet. It outlives a change of the page, an error, and a server that is away. */
 
-const drafts = new Map<string, string>();
+import type { Signal } from '@preact/signals';
+import { Kept } from './kept.ts';
 
-export function draft(name: string): string | undefined {
-  return drafts.get(name);
+export interface Draft {
+  text: string;
+  /** What there was when the typing began, or its ETag or version: a save must not replace anything else unasked. */
+  base: string | number;
 }
 
-export function keepDraft(name: string, text: string): void {
-  drafts.set(name, text);
+const drafts = new Kept<Draft | undefined>(() => undefined);
+
+export function draftOf(name: string): Signal<Draft | undefined> {
+  return drafts.of(name);
 }
 
-export function dropDraft(name: string): void {
-  drafts.delete(name);
+/** A text was saved, as `base`. What was typed meanwhile stays, and goes on from there. */
+export function draftSaved(draft: Signal<Draft | undefined>, text: string, base: string | number): void {
+  if (draft.value) draft.value = draft.value.text === text ? undefined : { ...draft.value, base };
 }
 
 window.addEventListener('beforeunload', (event) => {
-  if (drafts.size) event.preventDefault();
+  if (drafts.values().some(Boolean)) event.preventDefault();
 });

@@ -8,6 +8,8 @@ export interface Loaded<T> {
   error: Error | undefined;
   loading: boolean;
   reload: () => Promise<void>;
+  /** Load it again, unless that is under way: a server may take longer than the time between two calls of this. */
+  refresh: () => Promise<void>;
   set: (value: T) => void;
 }
 
@@ -39,6 +41,8 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
     } catch (error) {
       if (controller.signal.aborted) return;
       setState((before) => ({ ...before, error: error as Error, loading: false, inputs: inputsNow }));
+    } finally {
+      if (running.current === controller) running.current = null;
     }
   }, [inputsNow]);
 
@@ -47,9 +51,16 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
     return () => running.current?.abort();
   }, [reload, epoch]);
 
-  const set = useCallback((value: T) => setState({ value, loading: false, inputs: inputsNow }), [inputsNow]);
+  const refresh = useCallback(() => (running.current ? Promise.resolve() : reload()), [reload]);
+  const set = useCallback(
+    (value: T) => {
+      running.current?.abort(); // what it brings is older
+      setState({ value, loading: false, inputs: inputsNow });
+    },
+    [inputsNow],
+  );
   const current = state.inputs === inputsNow ? state : { value: undefined, error: undefined, loading: true };
-  return { value: current.value, error: current.error, loading: current.loading, reload, set };
+  return { value: current.value, error: current.error, loading: current.loading, reload, refresh, set };
 }
 
 /** Call `act` every so often while the page is seen; null: not at all. */

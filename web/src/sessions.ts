@@ -96,6 +96,8 @@ export async function refreshSessions(filters: Filters): Promise<void> {
   const old = listed.value.sessions;
   if (JSON.stringify(old.slice(0, page.count)) === JSON.stringify(page.sessions)) return;
   const fresh = new Set(page.sessions.map((session) => session.id));
+  // There may be more new ones than a page holds.
+  if (page.next_cursor && !old.some((each) => fresh.has(each.id))) return loadSessions(filters);
   const oldest = page.sessions.at(-1)?.created_at ?? '';
   const rest = page.next_cursor ? old.filter((each) => !fresh.has(each.id) && each.created_at <= oldest) : [];
   listed.value = { ...listed.value, sessions: [...page.sessions, ...rest] };

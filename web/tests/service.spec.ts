@@ -62,6 +62,116 @@ test('ten thousand sessions scroll', async () => {
   });
 });
 
+test('more new sessions than a page holds are all listed', () =>
+  withPage(async (page) => {
+    const made = (from: number, to: number) =>
+      Array.from({ length: to - from }, (_, at) => ({
+        id: `new-${to - at}`,
+        created_at: new Date(1.8e12 + (to - at) * 1000).toISOString(),
+        last_run_at: '',
+        language: 'python',
+        metadata: {},
+        version: 1,
+        file_count: 0,
+        total_size_bytes: 0,
+        status: 'idle',
+        expires_at: null,
+      }));
+    let all = made(0, 300);
+    await page.route(/\/api\/sessions\?/, async (route) => {
+      const query = new URL(route.request().url()).searchParams;
+      const from = Number(query.get('cursor') ?? 0);
+      const to = from + Number(query.get('limit'));
+      const sessions = all.slice(from, to);
+      await route.fulfill({
+        json: { sessions, count: sessions.length, next_cursor: to < all.length ? String(to) : null },
+      });
+    });
+    await page.goto(SERVER);
+    await page.getByText('300', { exact: true }).waitFor();
+    all = made(0, 800);
+    await page.getByText('800', { exact: true }).waitFor();
+  }));
+
+test('a server that is slower than its page asks is shown all the same', () =>
+  withPage(async (page) => {
+    const id = newId('slow');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await api(`/api/sessions/${id}/run`, { code: 'print(1)' });
+    await page.route(/\/runs\?limit=50/, async (route) => {
+      await new Promise((done) => setTimeout(done, 3000)); // longer than the two seconds between two calls
+      await route.continue().catch(() => undefined);
+    });
+    await page.goto(`${SERVER}/#/sessions/${id}/runs`);
+    await page.getByRole('list', { name: 'Runs' }).getByRole('link').waitFor();
+  }));
+
+test('a session that is deleted elsewhere says so', () =>
+  withPage(async (page) => {
+    const id = newId('elsewhere');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(`${SERVER}/#/sessions/${id}/settings`);
+    await page.getByRole('heading', { name: 'About it' }).waitFor();
+    await api(`/api/sessions/${id}`, undefined, 'DELETE');
+    await page
+      .getByRole('alert')
+      .getByText(/not found/i)
+      .waitFor();
+  }));
+
+test('what is copied is there without a secure context too, and a tick says so only then', () =>
+  withPage(async (page) => {
+    const id = newId('copied');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.addInitScript(() => Object.defineProperty(navigator, 'clipboard', { value: undefined }));
+    await page.goto(`${SERVER}/#/sessions/${id}/settings`);
+    const copy = page.getByRole('button', { name: 'Copy the id' });
+    const icon = () => copy.locator('path').first().getAttribute('d');
+    const plain = await icon();
+    await copy.click();
+    await eventually(async () => (await icon()) !== plain, 'there is a tick');
+    const tick = await icon();
+    await page.getByLabel('Labels').fill('');
+    await page.getByLabel('Labels').press('ControlOrMeta+v');
+    assert.equal(await page.getByLabel('Labels').inputValue(), id);
+    await eventually(async () => (await icon()) === plain, 'the tick has gone');
+    await page.evaluate(() => {
+      document.execCommand = () => false;
+    });
+    await copy.click();
+    await eventually(async () => (await icon()) !== plain, 'there is a sign');
+    assert.notEqual(await icon(), tick);
+  }));
+
+test('the storage shows more than a thousand things, and keys with any slashes', () =>
+  withPage(async (page) => {
+    const keys = ['/odd//key/', 'a/../b'];
+    for (const key of keys)
+      await api(`/api/storage/kv/slashes/${encodeURIComponent(key)}`, { value: `of ${key}` }, 'PUT');
+    await page.goto(`${SERVER}/#/storage`);
+    await page.getByLabel('Namespace').selectOption('slashes');
+    for (const key of keys) {
+      await page.getByRole('list', { name: 'Stored' }).getByRole('link', { name: key }).click();
+      await page.getByRole('region', { name: 'Value' }).getByText(`of ${key}`).waitFor();
+    }
+    const all = Array.from({ length: 1300 }, (_, at) => ({ type: 'kv', namespace: 'many', key: `key-${at}`, size: 1 }));
+    await page.route(/\/api\/resources\/list/, async (route) => {
+      const query = new URL(route.request().url()).searchParams;
+      const limit = Number(query.get('limit'));
+      const from = Number(query.get('offset') ?? 0);
+      if (limit > 1000) return route.fulfill({ status: 400, json: { error: 'too many' } });
+      const resources = all.slice(from, from + limit);
+      await route.fulfill({ json: { resources, total: all.length, has_more: from + resources.length < all.length } });
+    });
+    await page.reload();
+    for (let shown = 200; shown < 1300; shown += 200) {
+      await page.getByText(`key-${shown - 1}`, { exact: true }).waitFor();
+      await page.getByRole('button', { name: 'More' }).click();
+    }
+    await page.getByText('key-1299', { exact: true }).waitFor();
+    await page.getByRole('button', { name: 'More' }).waitFor({ state: 'detached' });
+  }));
+
 test('a server that goes away and comes back', async () => {
   const line = await Line.laid();
   const id = newId('steady');

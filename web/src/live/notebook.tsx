@@ -1,36 +1,35 @@
 /** A context as a notebook: cells that are run in an interpreter which stays. */
 
-import { type Signal, useSignal } from '@preact/signals';
+import type { Signal } from '@preact/signals';
 import { useRef } from 'preact/hooks';
-import { at, call, events, send } from '../api.ts';
+import { at, call } from '../api.ts';
+import { type Followed, follow, NOT_RUN } from '../following.ts';
 import { bytes } from '../format.ts';
 import { useInterval, useLoad } from '../hooks.ts';
+import { Kept } from '../kept.ts';
 import { href } from '../router.ts';
 import type { TabProps } from '../session/page.tsx';
-import type { CellResult, Context, RunEnd } from '../types.ts';
+import type { CellResult, Context } from '../types.ts';
 import { Button, Empty, Problem, Status } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
-import { Output, Printed, type Screen } from '../ui/output.tsx';
+import { Output, Printed, Written } from '../ui/output.tsx';
 import { Tree } from '../ui/tree.tsx';
 
 const NAME = 'notebook';
 const REFRESH_MS = 3000;
 const LANGUAGES = ['python', 'node', 'typescript'];
 
-interface Cell {
+interface Cell extends Followed {
   serial: number;
   code: string;
-  run: number;
-  running: boolean;
-  end: RunEnd | null;
-  error: Error | undefined;
+  written: Written | null;
 }
 
 let serial = 0;
-const cell = (code = ''): Cell => ({ serial: ++serial, code, run: 0, running: false, end: null, error: undefined });
+const cell = (): Cell => ({ ...NOT_RUN, serial: ++serial, code: '', written: null });
 /** The cells of each session, as long as the page is open. */
-const notebooks = new Map<string, Cell[]>();
+const notebooks = new Kept(() => [cell()]);
 
 /** The richest form of a result that can do nothing: a picture, a page without scripts, JSON, or text. */
 function Result({ result }: { result: CellResult }) {
@@ -76,41 +75,29 @@ function CellView({
   index: number;
   changed: () => void;
 }) {
-  const screen = useRef<Screen | null>(null);
   const shown = cells.value[index];
   if (!shown) return null;
   const put = (change: Partial<Cell>) => {
-    const next = cells.value.map((each) => (each.serial === shown.serial ? { ...each, ...change } : each));
-    cells.value = next;
-    notebooks.set(session, next);
+    cells.value = cells.value.map((each) => (each.serial === shown.serial ? { ...each, ...change } : each));
   };
   const run = async () => {
     const now = cells.value.find((each) => each.serial === shown.serial);
     if (!now || now.running || !now.code.trim()) return;
-    put({ running: true, run: now.run + 1, end: null, error: undefined });
-    if (index === cells.value.length - 1) {
-      cells.value = [...cells.value, cell()];
-      notebooks.set(session, cells.value);
-    }
-    try {
-      const response = await send(at(session, 'stream'), { json: { code: now.code, context: NAME } });
-      for await (const { data } of events(response)) {
-        if (data.type === 'stdout' || data.type === 'stderr') screen.current?.write(data.type, String(data.content));
-        else if (data.type === 'done') put({ end: data as unknown as RunEnd });
-        else if (data.type === 'error') put({ error: new Error(String(data.error)) });
-      }
-    } catch (error) {
-      put({ error: error as Error });
-    }
-    put({ running: false });
+    const written = new Written();
+    if (index === cells.value.length - 1) cells.value = [...cells.value, cell()];
+    await follow(
+      session,
+      () => ({ code: now.code, context: NAME }),
+      written,
+      (change) => put({ ...change, written }),
+    );
     changed();
   };
   const remove = () => {
     cells.value = cells.value.filter((each) => each.serial !== shown.serial);
     if (!cells.value.length) cells.value = [cell()];
-    notebooks.set(session, cells.value);
   };
-  const { end } = shown;
+  const { end, written } = shown;
   const number = end?.execution_count;
   return (
     <li class="cell-box">
@@ -137,17 +124,11 @@ function CellView({
         onText={(code) => put({ code })}
         onRun={() => void run()}
       />
-      {shown.run > 0 && (
+      {written && (
         <div class="cell-output">
-          <Output
-            run={shown.run}
-            label={`Output of cell ${index + 1}`}
-            onReady={(ready) => {
-              screen.current = ready;
-            }}
-          />
+          <Output run={written} label={`Output of cell ${index + 1}`} onReady={(screen) => written.showOn(screen)} />
           {end?.results?.map((result, at) => (
-            <Result key={`${shown.run}/${at}`} result={result} />
+            <Result key={`${shown.runId}/${at}`} result={result} />
           ))}
           {end?.results_truncated && <p class="soft">Some results were too large, and are left out.</p>}
           {end?.memory && !end.memory.kept && (
@@ -162,7 +143,7 @@ function CellView({
 }
 
 export function NotebookTab({ session, reload }: TabProps) {
-  const cells = useSignal<Cell[]>(notebooks.get(session.id) ?? [cell()]);
+  const cells = notebooks.of(session.id);
   const supported = LANGUAGES.includes(session.language);
   const list = useLoad(
     (signal) =>
@@ -171,7 +152,7 @@ export function NotebookTab({ session, reload }: TabProps) {
         : Promise.resolve({ contexts: [] as Context[] }),
     [session.id],
   );
-  useInterval(() => void list.reload(), supported ? REFRESH_MS : null);
+  useInterval(() => void list.refresh(), supported ? REFRESH_MS : null);
   const context = list.value?.contexts.find((each) => each.name === NAME);
   const changed = () => void Promise.all([list.reload(), reload()]);
   const act = async (verb: string) => {
@@ -241,7 +222,6 @@ export function NotebookTab({ session, reload }: TabProps) {
         icon="plus"
         onClick={() => {
           cells.value = [...cells.value, cell()];
-          notebooks.set(session.id, cells.value);
         }}
       >
         Cell

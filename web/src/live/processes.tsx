@@ -197,7 +197,7 @@ export function ProcessesTab({ session, set, reload, rest }: TabProps) {
     (signal) => call<{ processes: Process[] }>(at(session.id, 'processes'), { signal }),
     [session.id],
   );
-  useInterval(() => void list.reload(), REFRESH_MS);
+  useInterval(() => void list.refresh(), REFRESH_MS);
   const processes = list.value?.processes ?? [];
   const chosen = processes.find((each) => each.process_id === rest[0]) ?? processes[0];
   const changed = () => void Promise.all([list.reload(), reload()]);

@@ -55,7 +55,7 @@ export function TerminalTab({ session, reload, rest }: TabProps) {
     (signal) => call<{ processes: Process[] }>(at(session.id, 'processes'), { signal }),
     [session.id],
   );
-  useInterval(() => void list.reload(), REFRESH_MS);
+  useInterval(() => void list.refresh(), REFRESH_MS);
   const shells = (list.value?.processes ?? []).filter((each) => each.pty && each.status === 'running');
   const current = followed.value?.process ?? open.value?.process ?? '';
   const start = (process: string) => {

@@ -21,7 +21,7 @@ const COLUMNS = [
 /** The list of hosts. Outside of a cluster, and for others than the operator, there is nothing to show. */
 export function HostsOfCluster() {
   const loaded = useLoad((signal) => call<Hosts>('/api/hosts', { signal }), []);
-  useInterval(() => void loaded.reload(), REFRESH_MS);
+  useInterval(() => void loaded.refresh(), REFRESH_MS);
   const hosts = loaded.value?.hosts ?? [];
   if (isOthers(loaded.error) || (!hosts.length && !loaded.error)) return null;
   return (

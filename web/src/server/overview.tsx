@@ -48,7 +48,7 @@ const REFRESH_MS = 5000;
 /** The newest runs, of whichever session. */
 function LatestRuns() {
   const loaded = useLoad((signal) => call<{ runs: RunRecord[] }>('/api/runs', { signal, query: { limit: RUNS } }), []);
-  useInterval(() => void loaded.reload(), REFRESH_MS);
+  useInterval(() => void loaded.refresh(), REFRESH_MS);
   const runs = loaded.value?.runs ?? [];
   return (
     <>

@@ -15,6 +15,7 @@ import { Tree } from '../ui/tree.tsx';
 
 const KINDS: { [type: string]: string } = { kv: 'Value', d1: 'Table', r2: 'Object' };
 const PAGE = 200;
+const MOST_AT_ONCE = 1000;
 
 interface Stats {
   total: number;
@@ -24,7 +25,7 @@ interface Stats {
 }
 
 function pathOf(type: string, namespace: string, key: string): string {
-  return `/api/storage/${type}/${encodeURIComponent(namespace)}/${key.split('/').map(encodeURIComponent).join('/')}`;
+  return `/api/storage/${type}/${encodeURIComponent(namespace)}/${encodeURIComponent(key)}`;
 }
 
 function bytesOf(base64: string): Uint8Array<ArrayBuffer> {
@@ -180,11 +181,21 @@ export function StoragePage({ rest }: { rest: string[] }) {
   const shown = useSignal(PAGE);
   const stats = useLoad((signal) => call<Stats>('/api/resources/stats', { signal }), []);
   const list = useLoad(
-    (signal) =>
-      call<{ resources: Resource[]; total: number; has_more: boolean }>('/api/resources/list', {
-        signal,
-        query: { type: type.value, namespace: namespace.value, key_prefix: prefix.value, limit: shown.value },
-      }),
+    async (signal) => {
+      const query = { type: type.value, namespace: namespace.value, key_prefix: prefix.value };
+      const resources: Resource[] = [];
+      let has_more = true;
+      while (has_more && resources.length < shown.value) {
+        const limit = Math.min(MOST_AT_ONCE, shown.value - resources.length);
+        const page = await call<{ resources: Resource[]; has_more: boolean }>('/api/resources/list', {
+          signal,
+          query: { ...query, limit, offset: resources.length },
+        });
+        resources.push(...page.resources);
+        has_more = page.has_more && page.resources.length > 0;
+      }
+      return { resources, has_more };
+    },
     [type.value, namespace.value, prefix.value, shown.value],
   );
   const reload = () => void Promise.all([stats.reload(), list.reload()]).catch(sayError);
@@ -253,7 +264,7 @@ export function StoragePage({ rest }: { rest: string[] }) {
               {resources.map((each) => (
                 <li key={`${each.type}/${each.namespace}/${each.key}`}>
                   <a
-                    href={href('storage', each.type, each.namespace, ...each.key.split('/'))}
+                    href={href('storage', each.type, each.namespace, each.key)}
                     aria-current={each === chosen ? 'true' : undefined}
                   >
                     <span class="label">{KINDS[each.type] ?? each.type}</span>
@@ -269,7 +280,7 @@ export function StoragePage({ rest }: { rest: string[] }) {
             {list.value?.has_more && (
               <Button
                 onClick={() => {
-                  shown.value = Math.min(1000, shown.value + PAGE);
+                  shown.value += PAGE;
                 }}
               >
                 More

@@ -282,7 +282,7 @@ function Owners() {
 
 export function UsagePage() {
   const loaded = useLoad((signal) => call<Owner>('/api/quotas', { signal }), []);
-  useInterval(() => void loaded.reload(), REFRESH_MS);
+  useInterval(() => void loaded.refresh(), REFRESH_MS);
   return (
     <section class="page">
       <header class="page-head">

@@ -83,7 +83,7 @@ function Deliveries({ webhook }: { webhook: Webhook }) {
     (signal) => call<{ deliveries: Notice[] }>(at(webhook.id, 'deliveries'), { signal }),
     [webhook.id],
   );
-  useInterval(() => void loaded.reload(), REFRESH_MS);
+  useInterval(() => void loaded.refresh(), REFRESH_MS);
   const replay = async (notice: Notice) => {
     try {
       await call(at(webhook.id, 'deliveries', notice.id, 'replay'), { method: 'POST' });
@@ -138,7 +138,7 @@ function Deliveries({ webhook }: { webhook: Webhook }) {
 export function WebhooksPage({ id }: { id: string | undefined }) {
   const making = useSignal(false);
   const loaded = useLoad((signal) => call<{ webhooks: Webhook[] }>(at(), { signal }), []);
-  useInterval(() => void loaded.reload(), REFRESH_MS);
+  useInterval(() => void loaded.refresh(), REFRESH_MS);
   const webhooks = loaded.value?.webhooks ?? [];
   const shown = webhooks.find((each) => each.id === id) ?? webhooks[0];
   const remove = (webhook: Webhook) =>

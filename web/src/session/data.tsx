@@ -2,7 +2,7 @@
 
 import { useSignal } from '@preact/signals';
 import { at, call, send } from '../api.ts';
-import { draft, dropDraft, keepDraft } from '../drafts.ts';
+import { type Draft, draftOf, draftSaved } from '../drafts.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import { parsed } from '../numbers.ts';
 import { objectOf } from '../pages/new.tsx';
@@ -16,16 +16,17 @@ import type { TabProps } from './page.tsx';
 import { withoutCode } from './run.tsx';
 
 export function DataTab({ session, set }: TabProps) {
-  const name = `data/${session.id}`;
   const data = withoutCode(session.data);
-  const text = useSignal<string | null>(draft(name) ?? null);
-  const began = useSignal(session.version);
+  const draft = draftOf(`data/${session.id}`);
+  // What the editor was opened with, until something is typed.
+  const opened = useSignal<Draft | undefined>(undefined);
+  const current = () => draft.value ?? opened.value;
   const diff = useLoad(
     (signal) => call<Diff>(at(session.id, 'versions', session.version, 'diff'), { signal }),
     [session.id, session.version],
   );
 
-  const put = async (changed: string) => {
+  const put = async (changed: string, known: number) => {
     // As it was typed: JavaScript's own numbers can't hold all that JSON can.
     const answer = await call<{ metadata: Session }>(at(session.id), {
       method: 'PATCH',
@@ -33,40 +34,47 @@ export function DataTab({ session, set }: TabProps) {
       headers: { 'Content-Type': 'application/json' },
     });
     set(answer.metadata);
-    close();
-    say(`The data is version ${answer.metadata.version} now.`);
+    const { version } = answer.metadata;
+    draftSaved(draft, changed, version);
+    if (!draft.value) close();
+    // The save waited for the run under way, and then replaced what that had left.
+    if (version > known + 1)
+      say(
+        `The data is version ${version} now. Version ${version - 1}, which it replaces, came while it was saved.`,
+        true,
+      );
+    else say(`The data is version ${version} now.`);
   };
   const save = useAction(async () => {
-    if (text.value === null) return;
-    const changed = text.value;
+    const { text: changed, base } = current() ?? {};
+    if (changed === undefined) return;
     objectOf('This', changed);
     const now = await call<Session>(at(session.id));
-    if (now.version === began.value) return put(changed);
+    if (now.version === base) return put(changed, now.version);
     confirm({
       title: 'The data has changed meanwhile',
       text: (
         <p>
-          You began with version {began.value}; version {now.version} is in force now. Saving replaces its data with
-          yours. It stays in the history.
+          You began with version {base}; version {now.version} is in force now. Saving replaces its data with yours. It
+          stays in the history.
         </p>
       ),
       verb: 'Replace it',
-      act: () => put(changed),
+      act: () => put(changed, now.version),
     });
   });
   const open = useAction(async () => {
     const now = parsed(await (await send(at(session.id))).text(), true) as Session;
-    began.value = now.version;
-    text.value = JSON.stringify(withoutCode(now.data), null, 2);
+    opened.value = { text: JSON.stringify(withoutCode(now.data), null, 2), base: now.version };
   });
   const edit = () => void open.run();
   const close = () => {
-    text.value = null;
-    dropDraft(name);
+    opened.value = draft.value = undefined;
     save.clear();
   };
 
-  if (text.value !== null)
+  const shown = current();
+  if (shown)
     return (
       <div class="pane alone">
         <div class="pane-head">
@@ -78,13 +86,12 @@ export function DataTab({ session, set }: TabProps) {
         </div>
         <Problem error={save.error} />
         <CodeEditor
-          text={text.value}
+          text={shown.text}
           language="json"
           label="Data"
           focus
           onText={(typed) => {
-            text.value = typed;
-            keepDraft(name, typed);
+            draft.value = { text: typed, base: (draft.value ?? shown).base };
           }}
           onSave={() => void save.run()}
         />

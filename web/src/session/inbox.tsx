@@ -97,7 +97,7 @@ function Content({ session, id, changed }: { session: string; id: string; change
   const path = at(session, 'inbox', 'deliveries', id);
   const loaded = useLoad((signal) => call<DeliveryContent>(path, { signal }), [path]);
   const delivery = loaded.value;
-  useInterval(() => void loaded.reload(), delivery && !delivery.ended_at ? REFRESH_MS : null);
+  useInterval(() => void loaded.refresh(), delivery && !delivery.ended_at ? REFRESH_MS : null);
   const replay = useAction(async () => {
     await call(`${path}/replay`, { method: 'POST' });
     say('The delivery is run once more.');
@@ -122,7 +122,7 @@ function Content({ session, id, changed }: { session: string; id: string; change
           Replay
         </Button>
       </header>
-      <Problem error={replay.error} />
+      <Problem error={loaded.error ?? replay.error} />
       <Facts
         facts={[
           ['Id', <code key="id">{delivery.id}</code>],
@@ -196,7 +196,7 @@ export function InboxTab({ session, rest }: TabProps) {
     [session.id, status.value, Boolean(inbox.value)],
   );
   const reload = () => Promise.all([inbox.reload(), list.reload()]);
-  useInterval(() => void reload(), inbox.value ? REFRESH_MS : null);
+  useInterval(() => void Promise.all([inbox.refresh(), list.refresh()]), inbox.value ? REFRESH_MS : null);
   const dialog = editing.value && (
     <InboxDialog
       session={session.id}

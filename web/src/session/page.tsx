@@ -50,7 +50,7 @@ const TABS: [name: string, title: string, icon: string, tab: (props: TabProps) =
 export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: string[] }) {
   const loaded = useLoad((signal) => call<Session>(at(id), { signal }), [id]);
   const session = loaded.value;
-  useInterval(() => void loaded.reload(), session ? REFRESH_MS : null);
+  useInterval(() => void loaded.refresh(), session ? REFRESH_MS : null);
   useCommands(
     TABS.map(([name, title], index) => ({
       title: `${title} of this session`,
@@ -99,6 +99,7 @@ export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: 
           </p>
         )}
       </header>
+      <Problem error={loaded.error} retry={() => void loaded.reload()} />
       <nav class="tabs" aria-label="Parts of the session">
         {TABS.map(([name, title, icon]) => (
           <a

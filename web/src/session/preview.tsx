@@ -2,8 +2,8 @@
 
 import { useSignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
-import { ApiError, call, download, fileAt, send } from '../api.ts';
-import { draft, dropDraft, keepDraft } from '../drafts.ts';
+import { ApiError, download, fileAt, send } from '../api.ts';
+import { draftOf, draftSaved } from '../drafts.ts';
 import { bytes } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
 import type { FileEntry } from '../types.ts';
@@ -91,46 +91,45 @@ interface Props {
 
 export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
   const url = fileAt(session, path);
-  const name = `file/${session}/${path}`;
+  const draft = draftOf(`file/${session}/${path}`);
   const ending = /\.([^./]+)$/.exec(path)?.[1]?.toLowerCase() ?? '';
   const picture = PICTURES[ending];
   const separator = { csv: ',', tsv: '\t' }[ending];
   const page = ending === 'html' || ending === 'htm';
   const document = ending === 'pdf';
-  const raw = useSignal(draft(name) !== undefined);
-  const text = useSignal(draft(name));
+  const raw = useSignal(draft.value !== undefined);
   const loaded = useLoad((signal) => load(url, entry?.size === 0, signal), [url]);
   // It is loaded again when the list says that it has changed, but not while somebody edits it.
-  const editing = text.value !== undefined;
+  const editing = draft.value !== undefined;
   const changed = entry?.etag && loaded.value && !loaded.value.etag.includes(entry.etag);
   useEffect(() => {
     if (changed && !editing) void loaded.reload();
   }, [entry?.etag, !!changed, editing]);
-  const began = useSignal('');
   const value = loaded.value;
-  const shown = text.value ?? value?.text ?? '';
+  const shown = draft.value?.text ?? value?.text ?? '';
   const asPicture = picture !== undefined && !raw.value;
   const asTable = separator !== undefined && !raw.value && value?.text !== null;
   const asDocument = document && !raw.value;
   const asPage = page && !raw.value && value?.text !== null;
 
   const put = async (content: string, etag: string | null) => {
-    await call(url, {
+    const response = await send(url, {
       method: 'PUT',
       body: content,
       headers: { 'Content-Type': 'application/octet-stream', ...(etag ? { 'If-Match': etag } : {}) },
     });
-    text.value = undefined;
-    dropDraft(name);
+    const saved = response.headers.get('ETag') ?? '';
+    if (draft.value) draft.value = { ...draft.value, base: saved };
     await onSaved();
     await loaded.reload();
+    draftSaved(draft, content, saved);
     say('The file is saved.');
   };
   const save = useAction(async () => {
-    const content = text.value;
-    if (content === undefined) return;
+    if (!draft.value) return;
+    const { text: content, base } = draft.value;
     try {
-      await put(content, began.value);
+      await put(content, String(base));
     } catch (error) {
       if (!(error instanceof ApiError) || error.status !== 412) throw error;
       confirm({
@@ -144,14 +143,8 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
     }
   });
   const type = (typed: string) => {
-    if (text.value === undefined) began.value = value?.etag ?? '';
-    if (typed === value?.text) {
-      text.value = undefined;
-      dropDraft(name);
-    } else {
-      text.value = typed;
-      keepDraft(name, typed);
-    }
+    const base = draft.value?.base ?? value?.etag ?? '';
+    draft.value = typed === value?.text ? undefined : { text: typed, base };
   };
   const editable = value?.text !== null && value?.whole;
 

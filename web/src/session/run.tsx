@@ -1,20 +1,20 @@
 /** The code of a session: the editor, and what a run of it writes and leaves. */
 
 import { useSignal } from '@preact/signals';
-import { useEffect, useRef } from 'preact/hooks';
-import { ApiError, at, call, events, send } from '../api.ts';
+import { ApiError, at, call } from '../api.ts';
 import { useCommands } from '../commands.ts';
-import { draft, dropDraft, keepDraft } from '../drafts.ts';
+import { draftOf, draftSaved } from '../drafts.ts';
+import { type Followed, follow, NOT_RUN } from '../following.ts';
 import { brief, bytes } from '../format.ts';
 import { useAction, useLoad } from '../hooks.ts';
+import { Kept } from '../kept.ts';
 import { FIRST } from '../languages.ts';
 import { href } from '../router.ts';
-import type { RunEnd } from '../types.ts';
 import { Button, Check, Problem, Status, TextArea, TextField } from '../ui/basics.tsx';
-import { say, sayError } from '../ui/dialog.tsx';
+import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
 import { Icon } from '../ui/icons.tsx';
-import { Output, type Screen } from '../ui/output.tsx';
+import { Output, Written } from '../ui/output.tsx';
 import { Artifacts } from './artifacts.tsx';
 import type { TabProps } from './page.tsx';
 
@@ -30,106 +30,66 @@ function variablesOf(text: string): { [name: string]: string } {
   );
 }
 
-interface Shown {
-  serial: number;
-  running: boolean;
-  runId: string;
-  end: RunEnd | null;
-  error: Error | undefined;
-  stopped: boolean;
-}
-
-const NOTHING: Shown = { serial: 0, running: false, runId: '', end: null, error: undefined, stopped: false };
-// What the last run of each session showed, for whoever comes back to the tab. The text is bounded.
-const KEPT = 200_000;
-const last = new Map<string, { shown: Shown; output: ['stdout' | 'stderr', string][] }>();
+// The last run of each session, for whoever comes back to the tab, also while it lasts.
+const lastRuns = new Kept<Followed & { written: Written | null }>(() => ({ ...NOT_RUN, written: null }));
 
 export function RunTab({ session, reload }: TabProps) {
-  const name = `code/${session.id}`;
-  const stored = useLoad(
-    (signal) =>
-      call<{ code: string }>(at(session.id, 'code'), { signal }).catch((error) => {
-        if (error instanceof ApiError && error.status === 404) return { code: '' };
-        throw error;
-      }),
-    [session.id],
-  );
-  const text = useSignal(draft(name) ?? '');
-  const touched = useSignal(draft(name) !== undefined);
-  const shown = useSignal<Shown>(last.get(session.id)?.shown ?? NOTHING);
+  const load = (signal?: AbortSignal) =>
+    call<{ code: string }>(at(session.id, 'code'), { signal }).catch((error) => {
+      if (error instanceof ApiError && error.status === 404) return { code: '' };
+      throw error;
+    });
+  const stored = useLoad(load, [session.id]);
+  const draft = draftOf(`code/${session.id}`);
+  const last = lastRuns.of(session.id);
   const options = useSignal({ args: '', stdin: '', env: '', timeout: '', atomic: false });
-  const screen = useRef<Screen | null>(null);
-  const abort = useRef<AbortController | null>(null);
-
-  useEffect(() => {
-    if (stored.value && !touched.value) text.value = stored.value.code;
-  }, [stored.value]);
+  const text = () => draft.value?.text ?? stored.value?.code ?? '';
 
   const type = (typed: string) => {
-    text.value = typed;
-    touched.value = typed !== (stored.value?.code ?? '');
-    if (touched.value) keepDraft(name, typed);
-    else dropDraft(name);
+    const now = stored.value?.code ?? '';
+    draft.value = typed === now ? undefined : { text: typed, base: draft.value?.base ?? now };
   };
-  const save = useAction(async () => {
-    const code = text.value;
+  const put = async (code: string) => {
     await call(at(session.id, 'code'), { method: 'PUT', json: { code } });
     stored.set({ code });
-    touched.value = text.value !== code;
-    if (!touched.value) dropDraft(name);
+    draftSaved(draft, code, code);
     say('The code is stored.');
     await reload();
+  };
+  const save = useAction(async () => {
+    if (!draft.value) return;
+    const { text: code, base } = draft.value;
+    const now = await load();
+    if (now.code === base || now.code === code) return put(code);
+    confirm({
+      title: 'The code has changed meanwhile',
+      text: <p>Somebody else has stored other code since you began. Storing yours replaces that.</p>,
+      verb: 'Replace it',
+      act: () => put(code),
+    });
   });
 
   const run = async () => {
-    if (shown.value.running) return;
-    const kept = {
-      shown: { ...NOTHING, serial: Date.now(), running: true },
-      output: [] as ['stdout' | 'stderr', string][],
-    };
-    last.set(session.id, kept);
-    const put = (changed: Partial<Shown>) => {
-      kept.shown = { ...kept.shown, ...changed };
-      if (last.get(session.id) === kept) shown.value = kept.shown;
-    };
-    put({});
-    let size = 0;
+    if (last.value.running) return;
+    const code = text();
     const { args, stdin, env, timeout, atomic } = options.value;
-    abort.current = new AbortController();
-    try {
-      const response = await send(at(session.id, 'stream'), {
-        method: 'POST',
-        signal: abort.current.signal,
-        json: {
-          code: text.value,
-          ...(args.trim() ? { args: args.trim().split(/\s+/) } : {}),
-          ...(stdin ? { stdin } : {}),
-          ...(env.trim() ? { env: variablesOf(env) } : {}),
-          ...(timeout ? { timeout: Number(timeout) } : {}),
-          ...(atomic ? { atomic } : {}),
-        },
-      });
-      put({ runId: response.headers.get('X-Era-Run') ?? '' });
-      for await (const { data } of events(response)) {
-        if (data.type === 'stdout' || data.type === 'stderr') {
-          const content = String(data.content);
-          size += content.length;
-          if (size < KEPT) kept.output.push([data.type, content]);
-          if (last.get(session.id) === kept) screen.current?.write(data.type, content);
-        } else if (data.type === 'done') put({ end: data as unknown as RunEnd });
-        else if (data.type === 'error') put({ error: new Error(String(data.error)) });
-      }
-      if (!kept.shown.end && !kept.shown.error)
-        put({ error: new Error('The stream ended before the run did. Its record says how it went.') });
-    } catch (error) {
-      put({ error: error as Error });
-    }
-    put({ running: false });
+    const written = new Written();
+    const asked = () => ({
+      code,
+      ...(args.trim() ? { args: args.trim().split(/\s+/) } : {}),
+      ...(stdin ? { stdin } : {}),
+      ...(env.trim() ? { env: variablesOf(env) } : {}),
+      ...(timeout ? { timeout: Number(timeout) } : {}),
+      ...(atomic ? { atomic } : {}),
+    });
+    await follow(session.id, asked, written, (changed) => {
+      last.value = { ...last.value, ...changed, written };
+    });
     await reload();
   };
   const stop = async () => {
     try {
-      await call(at(session.id, 'runs', shown.value.runId), { method: 'DELETE' });
+      await call(at(session.id, 'runs', last.value.runId), { method: 'DELETE' });
     } catch (error) {
       sayError(error);
     }
@@ -139,9 +99,9 @@ export function RunTab({ session, reload }: TabProps) {
       { title: 'Run the code', keys: 'r', group: 'Do', run: () => void run() },
       { title: 'Store the code', group: 'Do', run: () => void save.run() },
     ],
-    [session.id],
+    [session.id, stored.value],
   );
-  const { end, error, running, serial, runId } = shown.value;
+  const { end, error, running, written, runId } = last.value;
   const set = (changed: Partial<typeof options.value>) => {
     options.value = { ...options.value, ...changed };
   };
@@ -153,22 +113,16 @@ export function RunTab({ session, reload }: TabProps) {
           <Button
             kind="primary"
             icon="play"
-            disabled={running || !text.value.trim()}
+            disabled={running || !text().trim()}
             onClick={() => void run()}
             title="Ctrl Enter"
           >
             Run
           </Button>
-          <Button
-            icon="check"
-            busy={save.busy}
-            disabled={!touched.value}
-            onClick={() => void save.run()}
-            title="Ctrl S"
-          >
-            {touched.value ? 'Store' : 'Stored'}
+          <Button icon="check" busy={save.busy} disabled={!draft.value} onClick={() => void save.run()} title="Ctrl S">
+            {draft.value ? 'Store' : 'Stored'}
           </Button>
-          {!text.value && stored.value && FIRST[session.language] && (
+          {!text() && stored.value && FIRST[session.language] && (
             <Button kind="quiet" onClick={() => type(FIRST[session.language] ?? '')}>
               Insert an example
             </Button>
@@ -176,7 +130,7 @@ export function RunTab({ session, reload }: TabProps) {
         </div>
         <Problem error={stored.error ?? save.error} />
         <CodeEditor
-          text={text.value}
+          text={text()}
           language={session.language}
           label="Code"
           hint="Write a program. Ctrl Enter runs it."
@@ -245,15 +199,8 @@ export function RunTab({ session, reload }: TabProps) {
           )}
         </div>
         <Problem error={error} />
-        {serial ? (
-          <Output
-            run={serial}
-            label="Output of the run"
-            onReady={(ready) => {
-              screen.current = ready;
-              for (const [stream, content] of last.get(session.id)?.output ?? []) ready.write(stream, content);
-            }}
-          />
+        {written ? (
+          <Output run={written} label="Output of the run" onReady={(screen) => written.showOn(screen)} />
         ) : (
           <div class="pane-empty">
             <Icon name="play" size={24} />

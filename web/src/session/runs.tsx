@@ -87,7 +87,7 @@ function Connections({ record }: { record: RunRecord }) {
 function Record({ session, id }: { session: string; id: string }) {
   const loaded = useLoad((signal) => call<RunRecord>(at(session, 'runs', id), { signal }), [session, id]);
   const record = loaded.value;
-  useInterval(() => void loaded.reload(), record?.status === 'running' ? REFRESH_MS : null);
+  useInterval(() => void loaded.refresh(), record?.status === 'running' ? REFRESH_MS : null);
   if (!record) return loaded.error ? <Problem error={loaded.error} /> : <Waiting />;
   const stop = async () => {
     try {
@@ -112,6 +112,7 @@ function Record({ session, id }: { session: string; id: string }) {
           </Button>
         )}
       </header>
+      <Problem error={loaded.error} />
       <Facts
         facts={[
           ['Exit code', record.exit_code ?? '–'],
@@ -153,7 +154,7 @@ export function RunsTab({ session, rest }: TabProps) {
     (signal) => call<Page & { runs: RunRecord[] }>(at(session.id, 'runs'), { signal, query: { limit: 50 } }),
     [session.id],
   );
-  useInterval(() => void first.reload(), REFRESH_MS);
+  useInterval(() => void first.refresh(), REFRESH_MS);
   const head = first.value?.runs ?? [];
   const known = new Set(head.map((run) => run.run_id));
   const runs = [...head, ...(older.value?.runs ?? []).filter((run) => !known.has(run.run_id))];

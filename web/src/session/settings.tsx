@@ -71,6 +71,14 @@ function changesOf(before: Values, now: Values): Record<string, unknown> {
   return changes;
 }
 
+/** What is saved now, with what was changed in the form since `sent`. */
+function changedSince(sent: Values, form: Values, saved: Values): Values {
+  const changed = <T extends object>(now: T, then: T) =>
+    Object.fromEntries(Object.entries(now).filter(([name, value]) => value !== then[name as keyof T]));
+  const limits = { ...saved.limits, ...changed(form.limits, sent.limits) };
+  return { ...saved, ...changed(form, sent), limits };
+}
+
 export function SettingsTab({ session, set }: TabProps) {
   const before = useSignal(formOf(session));
   const form = useSignal(before.value);
@@ -84,12 +92,13 @@ export function SettingsTab({ session, set }: TabProps) {
     form.value = { ...form.value, ...changed };
   };
   const save = useAction(async () => {
-    const changes = changesOf(before.value, form.value);
+    const sent = form.value;
+    const changes = changesOf(before.value, sent);
     if (!Object.keys(changes).length) return;
     const answer = await call<{ metadata: Session }>(at(session.id), { method: 'PATCH', json: changes });
     set(answer.metadata);
     before.value = formOf(answer.metadata);
-    form.value = before.value;
+    form.value = changedSince(sent, form.value, before.value);
     say('The settings are saved.');
   });
   const changed = JSON.stringify(before.value) !== JSON.stringify(form.value);

@@ -298,20 +298,38 @@ export function Select({
   );
 }
 
+/** Copy a text; whether that worked. Browsers offer the clipboard only in secure contexts, which plain HTTP isn't. */
+async function copied(text: string, beside: HTMLElement): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = document.createElement('textarea');
+    area.className = 'unseen';
+    area.value = text;
+    beside.after(area); // behind an open dialog nothing can be selected
+    area.select();
+    const done = document.execCommand('copy');
+    area.remove();
+    beside.focus();
+    return done;
+  }
+}
+
 export function Copy({ text, label = 'Copy' }: { text: string; label?: string }) {
-  const [done, setDone] = useState(false);
+  const [done, setDone] = useState<boolean | undefined>();
   const timer = useRef<ReturnType<typeof setTimeout>>(undefined);
   useEffect(() => () => clearTimeout(timer.current), []);
   return (
     <Button
       kind="quiet"
-      icon={done ? 'check' : 'copy'}
+      icon={done ? 'check' : done === false ? 'alert' : 'copy'}
       aria-label={label}
-      title={label}
-      onClick={async () => {
-        await navigator.clipboard.writeText(text).catch(() => undefined);
-        setDone(true);
-        timer.current = setTimeout(() => setDone(false), 1500);
+      title={done === false ? 'The browser doesn’t copy it: select it' : label}
+      onClick={async (event) => {
+        setDone(await copied(text, event.currentTarget));
+        clearTimeout(timer.current);
+        timer.current = setTimeout(() => setDone(undefined), 1500);
       }}
     />
   );

@@ -5,6 +5,7 @@ import { Ansi } from '../ansi.ts';
 
 const SHOWN = 400_000;
 const LINE = 20_000;
+const KEPT = 200_000;
 
 type Stream = 'stdout' | 'stderr';
 
@@ -110,16 +111,27 @@ export class Screen {
   }
 }
 
+/** What a program has written, for whoever comes back to the page that shows it. */
+export class Written {
+  private readonly kept: [Stream, string][] = [];
+  private length = 0;
+  private screen: Screen | null = null;
+
+  write(stream: Stream, text: string): void {
+    this.length += text.length;
+    if (this.length < KEPT) this.kept.push([stream, text]);
+    this.screen?.write(stream, text);
+  }
+
+  /** Have a screen show it, and what will come. */
+  showOn(screen: Screen): void {
+    this.screen = screen;
+    for (const [stream, text] of this.kept) screen.write(stream, text);
+  }
+}
+
 /** A screen; `onReady` gets it once, and whenever `run` is another one. */
-export function Output({
-  run,
-  onReady,
-  label,
-}: {
-  run: string | number;
-  onReady: (screen: Screen) => void;
-  label: string;
-}) {
+export function Output({ run, onReady, label }: { run: unknown; onReady: (screen: Screen) => void; label: string }) {
   const element = useRef<HTMLPreElement>(null);
   const ready = useRef(onReady);
   ready.current = onReady;

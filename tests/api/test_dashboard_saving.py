@@ -1,0 +1,12 @@
+"""What was typed into the dashboard, and what a run shows there, while pages and sessions change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.api.dashboard import in_the_browser
+from tests.conftest import Server
+
+
+def test_in_the_browser(server: Server, tmp_path: Path) -> None:
+    in_the_browser("saving.spec.ts", server, tmp_path)
