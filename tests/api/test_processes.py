@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import Any
 
@@ -107,6 +108,25 @@ def test_input(client: httpx.Client, session: MakeSession) -> None:
     assert code_of(client.delete(url)) == (409, "process_ended")
     deaf = start(client, where, "exec sleep 1000")
     assert code_of(client.post(f"/api/sessions/{where}/processes/{deaf}/stdin", content=b"x")) == (409, "no_input")
+
+
+def test_hanging_up_in_the_midst_of_input_is_no_failure(own_server: MakeServer) -> None:
+    server = own_server()
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "cut"}).raise_for_status()
+        name = start(client, "cut", "cat", stdin=True)
+        address = (client.base_url.host, client.base_url.port or 80)
+        path = f"/api/sessions/cut/processes/{name}/stdin"
+        with socket.create_connection(address) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+            connection.sendall(head.encode() + b"begun\n")
+            assert any(content(event) == b"begun\n" for _, event in events(client, "cut", name))
+        counted = (
+            'http_requests_total{method="POST",route="/api/sessions/{session_id}/processes/{process}/stdin",status='
+        )
+        assert eventually(lambda: counted in client.get("/metrics").text)
+        assert f'{counted}"400"' in client.get("/metrics").text
+    assert "Traceback" not in server.log
 
 
 def test_signals_timeouts_and_ends(client: httpx.Client, session: MakeSession) -> None:

@@ -95,6 +95,30 @@ def test_attached_to_a_process_without_a_terminal(client: httpx.Client, session:
         assert "exit" in {event["type"] for event in late.events}
 
 
+def test_what_was_sent_before_the_end_is_read_by_a_slow_process(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    """The client is gone before the process has read all, and the end of its input is behind that."""
+    where = session()
+    slow = """
+import sys, time
+n = 0
+while piece := sys.stdin.buffer.read1(1024):
+    n += len(piece)
+    time.sleep(0.002)
+print(n)
+"""
+    name = start(client, where, ["python3", "-c", slow], stdin=True)
+    with socket(server, f"{where}/processes/{name}/attach") as opened:
+        attached = Terminal(opened)
+        attached.send(b"x" * 300_000)
+        attached.control(eof=True)
+        opened.send((1000).to_bytes(2, "big"), opcode=8)
+        assert attached.until_closed() == 1000
+    ended(client, where, name)
+    assert output(client, where, name) == b"300000\n"
+
+
 def test_nonsense_from_a_client_disturbs_nothing(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     name = start(client, where, "cat", stdin=True)
