@@ -113,10 +113,7 @@ test('a session that is deleted elsewhere says so', () =>
     await page.goto(`${SERVER}/#/sessions/${id}/settings`);
     await page.getByRole('heading', { name: 'About it' }).waitFor();
     await api(`/api/sessions/${id}`, undefined, 'DELETE');
-    await page
-      .getByRole('alert')
-      .getByText(/not found/i)
-      .waitFor();
+    await page.getByRole('alert').getByText('There is no session').waitFor();
   }));
 
 test('what is copied is there without a secure context too, and a tick says so only then', () =>
