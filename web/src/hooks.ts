@@ -83,7 +83,10 @@ export function useAction<A extends unknown[]>(
   const [state, setState] = useState<{ busy: boolean; error?: Error }>({ busy: false });
   const latest = useRef(act);
   latest.current = act;
+  const underWay = useRef(false);
   const run = useCallback(async (...given: A) => {
+    if (underWay.current) return false; // a key pressed twice makes nothing twice
+    underWay.current = true;
     setState({ busy: true });
     try {
       await latest.current(...given);
@@ -92,6 +95,8 @@ export function useAction<A extends unknown[]>(
     } catch (error) {
       setState({ busy: false, error: error as Error });
       return false;
+    } finally {
+      underWay.current = false;
     }
   }, []);
   return { run, busy: state.busy, error: state.error, clear: useCallback(() => setState({ busy: false }), []) };

@@ -159,6 +159,28 @@ test('what is typed while a save is under way stays, and is saved by the next', 
     );
   }));
 
+test('a key pressed twice saves once, and takes its own save for nobody else’s', () =>
+  withPage(async (page) => {
+    const id = await session('twice');
+    await api(`/api/sessions/${id}/files/a.txt`, 'first\n', 'PUT');
+    await page.goto(part(id, 'files/a.txt'));
+    const text = editor(page, 'Content of a.txt');
+    await text.fill('typed');
+    let saves = 0;
+    page.on('request', (request) => {
+      if (request.method() === 'PUT') saves += 1;
+    });
+    const held = await hold(page, 'PUT', /files\/a\.txt$/);
+    await text.press('Control+s');
+    await held.asked;
+    await text.press('Control+s');
+    held.go();
+    await said(page, 'The file is saved.');
+    assert.equal(saves, 1);
+    assert.equal(await page.getByRole('dialog').count(), 0);
+    assert.equal(await file(id, 'a.txt'), 'typed');
+  }));
+
 test('a run goes on being shown when its tab is left', () =>
   withPage(async (page) => {
     const id = await session('left');
