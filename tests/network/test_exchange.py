@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from era.network import exchange
+from era.network import exchange, interception
 from tests.network.lab import FINE, GOOD, HOST, IDENTITY, VALUE, Lab, request
 
 
@@ -144,6 +144,21 @@ async def test_a_server_that_hangs_up_has_not_answered(lab: Lab) -> None:
     lab.answer = answer
     with suppress(ConnectionError):
         assert await lab.ask(request()) == b""
+
+
+async def test_a_secret_is_on_record_though_the_server_breaks_off(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = interception._Stream.send
+
+    async def heard_and_gone(stream: interception._Stream, item: bytes) -> None:
+        await real(stream, item)
+        if VALUE.encode() in item:
+            raise ConnectionResetError
+
+    monkeypatch.setattr(interception._Stream, "send", heard_and_gone)
+    heard = await lab.ask(request("/", f"X: {lab.token.decode()}"), authority=None)
+    assert heard.endswith(b"fine")
+    assert VALUE.encode() in lab.heard
+    assert lab.traffic.secrets == {"TOKEN"}
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream"])

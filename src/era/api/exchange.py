@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from era.api.protocol import Protocol
 from era.api.tunnel import PIECE, Tunnel
 from era.core.loop_slices import Budget
+from era.core.paid_http import PaidEvents
 from era.errors import EraError
 
 _MAX_HEAD_BYTES = 64 << 10
@@ -36,8 +37,6 @@ _EVENT_US = 40
 
 _HEAD_BYTE_US, _FIELD_US = 0.4, 1
 """What each byte of an answer's head costs, and each header of a request: there may be many thousands of either."""
-
-_HEAD_END = b"\r\n\r\n"
 
 
 class Exchange(ABC):
@@ -69,6 +68,7 @@ class Exchange(ABC):
         self._caller: Protocol = scope["extensions"]["era.connection"]
         self._h11 = http or h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._budget = Budget(source)
+        self._events = PaidEvents(self._h11, self._budget, _HEAD_BYTE_US)
         self._gathered = bytearray()
         """Content of the answer that is still to be sent."""
 
@@ -186,14 +186,12 @@ class Exchange(ABC):
     async def _download(self) -> None:
         """Send the server's answer to the caller. Raises EraError, and h11.RemoteProtocolError for bad HTTP."""
         while True:
-            event = self._h11.next_event()
+            event = await self._events.next()
             if event is h11.NEED_DATA:
                 await self._send_gathered()
                 piece = await self._reader.read(PIECE)
                 if self._began:
                     self._moved()
-                else:  # before it is parsed: the budget ends with the exchange, of which a session may have many
-                    await self._budget.spend(len(piece.partition(_HEAD_END)[0]) * _HEAD_BYTE_US)
                 self._h11.receive_data(piece)
                 continue
             if isinstance(event, h11.InformationalResponse):

@@ -15,6 +15,7 @@ from anyio.abc import ByteStream
 
 from era.core.allowlist import folded
 from era.core.loop_slices import Budget
+from era.core.paid_http import PIECE, PaidEvents
 from era.core.tasks import until_one_ends
 from era.network.destinations import Traffic
 from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
@@ -37,10 +38,8 @@ _MAX_INFORMATIONAL = 16
 _EVENT_US = 60
 """What it costs to parse a piece of a message."""
 
-_HEAD_BYTE_US = 0.8
-"""What each byte of a head costs."""
-
-_HEAD_END = b"\r\n\r\n"
+_HEAD_BYTE_US, _SWAPPED_BYTE_US = 0.8, 0.02
+"""What each byte of a head costs, and of a body in which placeholders are swapped."""
 
 _UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""
@@ -153,6 +152,8 @@ class Exchange:
         """How many have come before the response that is awaited."""
 
         self._budget = Budget(bodies)  # one source a run, however many connections it has
+        self._from_program = PaidEvents(self._as_server, self._budget, _HEAD_BYTE_US)
+        self._from_server = PaidEvents(self._as_client, self._budget, _HEAD_BYTE_US)
         self._clock = asyncio.timeout(IDLE_SECONDS)
 
     async def run(self, refusal: Refused | None) -> bool:
@@ -190,13 +191,6 @@ class Exchange:
                 return value
             await self._budget.spend(cost)
 
-    async def _take(self, http: h11.Connection, data: bytes, *, is_head: bool) -> None:
-        """Have bytes parsed. A head is paid for before that, by its bytes: it may be thousands of headers, and a run
-        may have hundreds of connections."""
-        if is_head:
-            await self._budget.spend(len(data.partition(_HEAD_END)[0]) * _HEAD_BYTE_US)
-        http.receive_data(data)
-
     async def _refresh(self) -> bool:
         """Know what is looked for of the secrets of now. Returns whether that is something else than before."""
         if self._version == self._secrets.version:
@@ -223,7 +217,6 @@ class Exchange:
     async def _pass_requests(self, refusal: Refused | None) -> None:
         while True:
             event = await self._program_event()
-            await self._budget.spend(_EVENT_US)
             if isinstance(event, h11.Request):
                 if refusal is not None:
                     raise refusal
@@ -240,15 +233,18 @@ class Exchange:
                 return
 
     async def _program_event(self) -> Any:
-        while (event := self._as_server.next_event()) is h11.NEED_DATA:
+        while True:
+            event = await self._from_program.next()
+            await self._budget.spend(_EVENT_US)  # here: what TLS has decrypted already comes without waiting
+            if event is not h11.NEED_DATA:
+                return event
             try:
-                data = await self._near.receive()
+                data = await self._near.receive(PIECE)
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 data = b""
             self._traffic.sent += len(data)
             self._moved()
-            await self._take(self._as_server, data, is_head=self._as_server.their_state is h11.IDLE)
-        return event
+            self._as_server.receive_data(data)
 
     async def _pass_request(self, request: h11.Request) -> None:
         by_name = dict(request.headers)
@@ -266,6 +262,7 @@ class Exchange:
                 body = await self._whole_body()
                 swap = await self._begin_request()  # not before, as the body may take its time
                 headers = swap.headers(headers)
+                await self._budget.spend(len(body) * _SWAPPED_BYTE_US)
                 body = swap.body(by_name[b"content-type"], body)
                 length = str(len(body)).encode()
                 kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"expect")]
@@ -285,18 +282,18 @@ class Exchange:
         """The body of the request, which is small."""
         if self._as_server.they_are_waiting_for_100_continue:
             await self._send_to_program(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-        body = b""
+        body = bytearray()
         while isinstance(event := await self._program_event(), h11.Data):
             body += event.data
-        return body
+        return bytes(body)
 
     async def _send_to_server(self, event: Any) -> None:
+        self._traffic.secrets |= self._used  # before: what breaks off may have been heard
         try:
             await self._far.send(self._as_client.send(event) or b"")
         except GONE:
             await asyncio.Event().wait()  # it takes no more; what it has sent is still to be passed on
         self._moved()
-        self._traffic.secrets |= self._used
         if isinstance(event, h11.EndOfMessage):
             self._request_sent.set()
 
@@ -304,12 +301,11 @@ class Exchange:
 
     async def _pass_responses(self) -> None:
         while True:
-            event = self._as_client.next_event()
+            event = await self._from_server.next()
             await self._budget.spend(_EVENT_US)
             await self._look_for_new()
             if event is h11.NEED_DATA:
-                data, state = await self._receive_from_server(), self._as_client.their_state
-                await self._take(self._as_client, data, is_head=state in (h11.IDLE, h11.SEND_RESPONSE))
+                self._as_client.receive_data(await self._receive_from_server())
             elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 await self._switch_protocol(event)
                 return
@@ -407,7 +403,7 @@ class Exchange:
     async def _receive_from_server(self) -> bytes:
         """The server's next bytes, none at its end. Raises one of GONE where the connection breaks off."""
         try:
-            data = await self._far.receive()
+            data = await self._far.receive(PIECE)
         except anyio.EndOfStream:
             if self._busy and self._as_client.their_state is h11.SEND_RESPONSE:
                 raise ConnectionAbortedError from None  # no response at all: the program sees the same
@@ -446,6 +442,7 @@ class Exchange:
         with suppress(*GONE):
             while True:
                 passed: bytes | None = data
+                await self._budget.spend(_EVENT_US)
                 if tripwire is not None:
                     await self._look_for_new()
                     passed = await self._in_slices(tripwire.steps(data))

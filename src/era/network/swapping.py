@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
@@ -68,8 +69,9 @@ class Swap:
     def _swap(self, text: bytes, escape: Escape, limit: int) -> bytes:
         if len(text) < _PLACEHOLDER_BYTES:
             return text
-        values = {mark: escape(secret.value) for mark, secret in self._secrets.items() if mark in text}
-        if len(text) + sum(text.count(mark) * len(value) for mark, value in values.items()) > limit:
+        found = Counter(PLACEHOLDER.findall(text))
+        values = {mark: escape(self._secrets[mark].value) for mark in found if mark in self._secrets}
+        if len(text) + sum(found[mark] * len(value) for mark, value in values.items()) > limit:
             raise _too_large()
         self.used |= {self._secrets[mark].name for mark in values}
         return PLACEHOLDER.sub(lambda match: values.get(match[0], match[0]), text)

@@ -1,0 +1,45 @@
+"""Heads and trailers are paid for before they are parsed, and bodies are not."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+
+from era.core.loop_slices import Budget
+from era.core.paid_http import PaidEvents
+
+FIELDS = b"a: b\r\n" * 500
+ASK = b"POST / HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n5\r\n0\r\n\r\n\r\n3e8\r\n" + b"a" * 1000 + b"\r\n0\r\n"
+CASES = {
+    "head": (h11.SERVER, ASK + FIELDS + b"Content-Length: 9\r\n\r\n0\r\n\r\n0\r\n\r"),
+    "trailers": (h11.SERVER, ASK + CHUNKED + FIELDS + b"\r\n"),
+    "answer's head": (h11.CLIENT, b"HTTP/1.1 200 OK\r\n" + FIELDS + b"\r\n" + b"a" * 1000),
+    "answer's head after another": (h11.CLIENT, b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n" + FIELDS + b"\r\n"),
+    "answer's trailers": (h11.CLIENT, b"HTTP/1.1 200 OK\r\n" + CHUNKED + FIELDS + b"\r\n"),
+}
+
+
+class Counted(Budget):
+    paid: float = 0
+
+    async def spend(self, microseconds: float) -> None:
+        self.paid += microseconds
+
+
+@pytest.mark.parametrize("size", [1, 3, 700, 1 << 20])
+@pytest.mark.parametrize("case", CASES)
+async def test_fields_are_paid_for_before(case: str, size: int) -> None:
+    role, data = CASES[case]
+    http, budget = h11.Connection(role), Counted(None)
+    if role is h11.CLIENT:
+        http.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    events, paid_before = PaidEvents(http, budget, 1.0), []
+    for at in range(0, len(data), size):
+        http.receive_data(data[at : at + size])
+        while (event := await events.next()) not in (h11.NEED_DATA, h11.PAUSED):
+            if len(getattr(event, "headers", ())) >= 500:
+                paid_before.append(budget.paid)
+    assert len(paid_before) == 1
+    assert len(FIELDS) < paid_before[0] < len(FIELDS) + 100
+    assert budget.paid < paid_before[0] + 10, "a body costs nothing, but for a first piece that looks like an end"
