@@ -50,12 +50,14 @@ class Authority:
         new.chmod(0o644)
         new.replace(path)
 
-    def context(self, host: str) -> ssl.SSLContext:
-        """A TLS server context with a certificate for this host, good for _FRESH_SECONDS and kept for that long. Its
+    def context(self, host: str, *, kept: bool = True) -> ssl.SSLContext:
+        """A TLS server context with a certificate for this host, good for _FRESH_SECONDS and `kept` for that long. Its
         only application protocol is HTTP/1.1."""
         made, context = self._contexts.get(host, (0.0, None))
         if context is None or time.monotonic() > made + _FRESH_SECONDS:
             context = self._new_context(host)
+            if not kept:
+                return context
             self._contexts[host] = time.monotonic(), context
             if len(self._contexts) > _MAX_HOSTS:
                 self._contexts.popitem(last=False)

@@ -67,6 +67,7 @@ _HELLO_SECONDS = 2.0
 """For the rest of a hello or head that a program has begun to send. After that the connection passes as bytes."""
 
 _PAUSE_SECONDS = 0.01
+_MAX_NAME = 253
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 _MAX_BODIES = 8
 """Of one run that are held in memory at a time."""
@@ -77,7 +78,6 @@ _OPENING_BYTE_US, _HANDSHAKES_US = 0.4, 3000
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]")
 _REQUEST_LINE_BEGUN = re.compile(rb"[!-~]+( [ -~]*\r?)?")
 
-type Read = Callable[[], Awaitable[bytes]]
 type Note = Callable[[str | None], Traffic]
 """Puts a connection on record, with the reason for which it failed, and returns where to count its bytes."""
 
@@ -141,58 +141,41 @@ class Interception:
 
         `address` is the server's, and `names` those that it was an answer for. `note` puts the connection on record:
         under the name it gets, None for the one that the address goes by, and with the reason for which it failed."""
-        loop = asyncio.get_running_loop()
         opening = Opening(b"")
         try:
             program = await client
-            opening = await self._opening(partial(loop.sock_recv, program, CHUNK), server, address, names)
+            opening = await self._opening(program, server, address, names)
         finally:
             if opening.host is None:
                 traffic = note(None, None)
         if opening.host is None:
-            traffic.sent += len(opening.first)
-            with suppress(OSError):  # which `join` will meet again
-                await loop.sock_sendall(server, opening.first)
-            await splice.join(program, server, traffic, self._descriptors)
+            await splice.join(program, server, traffic, self._descriptors, opening.first)
             return
         near = await asyncio.open_connection(sock=program, limit=CHUNK)
         far = await asyncio.open_connection(sock=server, limit=CHUNK)
         await self._serve(opening, opening.host, near, far, partial(note, opening.host))
 
-    async def _opening(self, read: Read, server: socket.socket, address: Address, names: Collection[str]) -> Opening:
+    async def _opening(
+        self, program: socket.socket, server: socket.socket, address: Address, names: Collection[str]
+    ) -> Opening:
         """Read from the program until it's clear whether the connection is intercepted, or the server speaks first.
         Nobody else reads from `server` meanwhile, and nothing is read from it here."""
         loop = asyncio.get_running_loop()
-        server_spoke: asyncio.Future[None] = loop.create_future()
-
-        def on_readable() -> None:
-            loop.remove_reader(server)
-            server_spoke.set_result(None)
-
-        loop.add_reader(server, on_readable)
         first, deadline = b"", loop.time() + IDLE_SECONDS
-        try:
-            while (opening := self._classify(first, address, names)) is None:
-                if first:
-                    await asyncio.sleep(_PAUSE_SECONDS)  # or a program that sends single bytes would keep us busy
-                reading: asyncio.Future[bytes] = asyncio.ensure_future(read())
-                try:
-                    await asyncio.wait(
-                        [reading, server_spoke],  # type: ignore[type-var]  # it takes both
-                        timeout=deadline - loop.time(),
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                finally:
-                    reading.cancel()
-                    (more,) = await asyncio.gather(reading, return_exceptions=True)
-                if not isinstance(more, bytes) or not more:  # the server spoke first, or the program says no more
-                    return Opening(first)
-                deadline = deadline if first else loop.time() + _HELLO_SECONDS
-                first += more
-                await self._budget.spend(len(first) * _OPENING_BYTE_US)
-            return opening
-        finally:
-            loop.remove_reader(server)
+        while (opening := self._classify(first, address, names)) is None:
+            if first:
+                await asyncio.sleep(_PAUSE_SECONDS)  # or a program that sends single bytes would keep us busy
+            await _readable((program, server), deadline)
+            try:
+                more = program.recv(CHUNK)
+            except OSError:  # the server spoke first, or the program has said no more in this time
+                more = b""
+            if not more:
+                return Opening(first)
+            deadline = deadline if first else loop.time() + _HELLO_SECONDS
+            first += more
+            await self._budget.spend(len(first) * _OPENING_BYTE_US)
+        return opening
 
     def _classify(self, first: bytes, address: Address, names: Collection[str]) -> Opening | None:
         """What these first bytes begin; None if that takes more of them."""
@@ -204,7 +187,7 @@ class Interception:
         named = _server_name(first) if tls else _host_header(first)
         if named is None:
             return None if len(first) <= MAX_HEAD else Opening(first)
-        host = folded(named)
+        host = folded(named) if len(named) <= _MAX_NAME else ""  # it is put on record, and into a certificate
         intercepted = self.secrets_for(host, tls=tls) and (
             self._allow.has_name(host) or self._allow.has_address(address)
         )
@@ -227,7 +210,8 @@ class Interception:
                 refusal = error
             else:
                 traffic = note(None)
-            near = await self._tls_to_program(near, host) if opening.tls else near
+            if opening.tls:  # nobody has proved to be a host that is refused, so programs make up as many as they like
+                near = await _tls_to_program(near, self._authority.context(host, kept=refusal is None))
             exchange = Exchange(near, far, host, _HostSecrets(self, host, tls=opening.tls), traffic, self._bodies)
             if await exchange.run(refusal):
                 await _close_in_order(near)
@@ -272,10 +256,6 @@ class Interception:
         if version == self._version:
             self._merged[which] = whole
         return whole
-
-    async def _tls_to_program(self, stream: ByteStream, host: str) -> ByteStream:
-        async with asyncio.timeout(_HANDSHAKE_SECONDS):
-            return await TLSStream.wrap(stream, server_side=True, ssl_context=self._authority.context(host))
 
 
 class _HostSecrets:
@@ -343,6 +323,21 @@ class _Stream(ByteStream):
         await self.send_eof()
 
 
+async def _readable(socks: Collection[socket.socket], until: float) -> None:
+    """Wait until one of these has something to read, or for so long. Nothing is read here: a read that is cancelled may
+    have taken bytes, which are lost then."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    for sock in socks:
+        loop.add_reader(sock, readable.set)
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await readable.wait()
+    finally:
+        for sock in socks:
+            loop.remove_reader(sock)
+
+
 def _server_name(hello: bytes) -> str | None:
     """The server_name of a TLS ClientHello, "" if there is none or this is no hello; None if it is incomplete."""
     message, at = b"", 0
@@ -399,6 +394,11 @@ def client_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+async def _tls_to_program(stream: ByteStream, context: ssl.SSLContext) -> ByteStream:
+    async with asyncio.timeout(_HANDSHAKE_SECONDS):
+        return await TLSStream.wrap(stream, server_side=True, ssl_context=context)
 
 
 async def _tls_to_server(stream: ByteStream, host: str) -> ByteStream:

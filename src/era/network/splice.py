@@ -32,11 +32,15 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 async def join(
-    client: socket.socket, server: socket.socket, traffic: Traffic, descriptors: RunDescriptors | None = None
+    client: socket.socket,
+    server: socket.socket,
+    traffic: Traffic,
+    descriptors: RunDescriptors | None = None,
+    first: bytes = b"",
 ) -> None:
     """Pass on bytes until both ends have sent all, one breaks off, or nothing has moved for IDLE_SECONDS. `traffic`
     counts them as the client's. Pipes are taken from `descriptors`, if there are any left; without that there are no
-    pipes. The caller closes both sockets."""
+    pipes. `first` was read from the client already. The caller closes both sockets."""
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
     moved = loop.time()
@@ -63,8 +67,9 @@ async def join(
         _Direction(server, client, received, ended, descriptors),
     )
     try:
-        for direction in both:
-            direction.begin()
+        sent(len(first))
+        both[0].begin(first)
+        both[1].begin()
         while not over.done():
             left = moved + IDLE_SECONDS - loop.time()
             if left <= 0:
@@ -103,8 +108,9 @@ class _Direction:
         self._in_pipe = 0
         self._reading = self._writing = False
 
-    def begin(self) -> None:
-        self._watch(reading=True)
+    def begin(self, waiting: bytes = b"") -> None:
+        self._waiting = waiting
+        self._writable()
 
     def close(self) -> None:
         self._watch()
