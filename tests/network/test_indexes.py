@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
+import socketserver
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,7 +39,12 @@ def answers(registry: Registry, *requests: bytes) -> list[bytes]:
     async def ask(port: int, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
-        responses = await reader.read()
+        responses = b""
+        try:
+            while data := await reader.read(1 << 16):
+                responses += data
+        except ConnectionResetError:
+            responses += b"RESET"
         writer.close()
         return responses
 
@@ -75,6 +82,25 @@ def test_pages_and_the_files_they_name(registry: Registry) -> None:
     assert hashlib.sha256(content).digest() == hashlib.sha256(registry.pages["/files/a-1.0.tar.gz"]).digest()
     assert metadata.endswith(b"\r\n\r\nName: a")
     assert second.endswith(b"\r\n\r\nwheel")
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 900000", b"Transfer-Encoding: chunked"])
+def test_a_file_that_breaks_off_does_not_pass_for_a_whole_one(registry: Registry, framing: bytes) -> None:
+    """Nor for one with an error at its end. Where it has no length, only the connection's end says that it's whole."""
+
+    class Broken(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n61a80\r\n" + bytes(300_000))
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, args=(0.05,), daemon=True).start()
+        link = f'<a href="http://127.0.0.1:{broken.server_address[1]}/a-1.0.tar.gz">a</a>'
+        registry.pages["/simple/a/"] = link.encode()
+        _, content = answers(registry, get("/0/a/"), get("/file/0/a-1.0.tar.gz"))
+        broken.shutdown()
+    assert content.endswith(b"RESET")
+    assert b"HTTP/1.1 502" not in content
 
 
 HOSTILE = (

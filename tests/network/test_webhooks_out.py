@@ -160,11 +160,17 @@ async def test_a_redirect_is_an_answer_and_not_followed() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000]
+    ("answer", "why"),
+    [
+        (b"", "hung up without an answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "hung up without an answer"),
+        (b"nonsense\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000, "not HTTP"),
+    ],
 )
-async def test_what_is_no_answer(answer: bytes) -> None:
+async def test_what_is_no_answer(answer: bytes, why: str) -> None:
     async with listening(answer) as target:
-        with pytest.raises(Unsent):
+        with pytest.raises(Unsent, match=why):
             await without_walls().send(f"http://127.0.0.1:{target.port}/", {}, b"{}")
 
 

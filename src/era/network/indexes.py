@@ -28,7 +28,7 @@ from era.core.ports import IndexAccess, Sandbox
 from era.errors import SandboxFailed
 from era.network.accept_loop import AcceptLoop
 from era.network.http1 import CHUNK, Ends, Refused, read_request_head, serve_connection
-from era.network.splice import IDLE_SECONDS
+from era.network.splice import IDLE_SECONDS, reset
 
 _PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9._-]{1,200})/?")
 _FILE = re.compile(r"/file/([0-9]{1,9})/[A-Za-z0-9._+!%-]{1,300}?(\.metadata)?")
@@ -168,8 +168,12 @@ class IndexListener:
             length = f"Content-Length: {size}\r\n" if size.isdigit() else ""
             head = f"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{length}Connection: close\r\n\r\n"
             await _send(writer, head.encode())
-            async for piece in answer.aiter_raw(CHUNK):
-                await _send(writer, piece)
+            try:
+                async for piece in answer.aiter_raw(CHUNK):
+                    await _send(writer, piece)
+            except (httpx.HTTPError, OSError) as error:
+                reset(writer.get_extra_info("socket"))  # an end in order would be that of the whole file
+                raise ConnectionAbortedError from error
         writer.write_eof()
         writer.transport.set_write_buffer_limits(0)
         await _send(writer, b"")

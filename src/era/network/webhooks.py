@@ -126,7 +126,9 @@ class WebhookSender:
                 if isinstance(received, h11.Response):
                     return received.status_code
                 if received is h11.NEED_DATA:
-                    http.receive_data(await reader.read(_MAX_HEAD))
+                    if not (data := await reader.read(_MAX_HEAD)):
+                        raise Unsent("It hung up without an answer.")
+                    http.receive_data(data)
                 elif not isinstance(received, h11.InformationalResponse):
                     raise EOFError
                 else:
