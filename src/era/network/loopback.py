@@ -52,11 +52,16 @@ class LoopbackAddresses:
             if address not in self._made:
                 if address.version not in self._probes:
                     self._probes[address.version] = await broker.new_socket(family(address), socket.SOCK_DGRAM)
-                add_address(self._probes[address.version], address, self._last_serial + 1)
+                probe = self._probes[address.version]
+                add_address(probe, address, self._last_serial + 1)
                 self._last_serial += 1
-                self._made[address] = self._last_serial
                 if address.version == 6:
-                    await _wait_until_usable(address, broker)
+                    try:
+                        await _wait_until_usable(address, broker)
+                    except BaseException:
+                        _remove([(probe, address, self._last_serial)])
+                        raise
+                self._made[address] = self._last_serial
             self._users[address] = self._users.get(address, 0) + 1
 
     def keep(self, addresses: Iterable[Address]) -> set[Address]:
@@ -77,22 +82,20 @@ class LoopbackAddresses:
     async def leave(self, addresses: Iterable[Address]) -> None:
         """Remove those that nobody else uses."""
         gone: list[tuple[socket.socket, Address, int]] = []
-        for address in addresses:
-            self._users[address] -= 1
-            if not self._users[address]:
-                del self._users[address]
-                gone.append((self._probes[address.version], address, self._made.pop(address)))
-        probes: list[socket.socket] = []
-        if not self._made:
-            probes = list(self._probes.values())
-            self._probes.clear()
-            self._last_serial = 0
-        if len(gone) > _FEW:
-            await asyncio.to_thread(_remove, gone)
-        else:
-            _remove(gone)
-        for probe in probes:
-            probe.close()
+        async with self._adding:  # until they are removed: who used one again meanwhile would lose it
+            for address in addresses:
+                self._users[address] -= 1
+                if not self._users[address]:
+                    del self._users[address]
+                    gone.append((self._probes[address.version], address, self._made.pop(address)))
+            if len(gone) > _FEW:
+                await asyncio.to_thread(_remove, gone)
+            else:
+                _remove(gone)
+            if not self._made:
+                while self._probes:
+                    self._probes.popitem()[1].close()
+                self._last_serial = 0
 
 
 def _remove(gone: Iterable[tuple[socket.socket, Address, int]]) -> None:
