@@ -48,7 +48,7 @@ async def namesake(lab: Lab) -> None:
     """Somebody else's good certificate."""
     other, real = GOOD.context(OTHER), GOOD.context
     try:
-        GOOD.context = lambda host: other  # type: ignore[method-assign]
+        GOOD.context = lambda host, *, kept=True: other  # type: ignore[method-assign]
         await lab.ask(request("/", f"X: {lab.token.decode()}"))
     finally:
         GOOD.context = real  # type: ignore[method-assign]

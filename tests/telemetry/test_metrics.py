@@ -9,8 +9,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from era.core.program import Ended
 from era.core.telemetry import GarbageCollected, NoticeTried, Origin, RequestEnded, RunEnded, Trace, noted, origin
 from era.errors import CommitFailed, NotFound
+from era.network.destinations import Destinations
 from era.telemetry.metrics import Gauge, Metrics
 from era.telemetry.notes import Notes
 from tests.conftest import MakeSession, Run, eventually
@@ -104,6 +106,25 @@ def test_labels_stay_few_whatever_callers_send(client: httpx.Client) -> None:
         client.request(("LOCK", "MKCOL", "PURGE", "REPORT", "SEARCH")[number], "/api/nothing")
         client.get("/api/nothing", headers={"Host": f"h{number}.example"})
     assert routes() <= before | {"other"}
+
+
+def test_all_connections_of_a_run_count() -> None:
+    """Also those beyond the ones that its record names."""
+    destinations, run = Destinations(), RunEnded("run_1", "me", "s", "run")
+    for port in range(150):
+        for reason in (None, "private"):
+            destinations.note("a.test", port, None, reason)
+        traffic = destinations.note("a.test", port, None, None)
+        traffic.sent, traffic.received = traffic.sent + 2, traffic.received + 3
+    ended = Ended(0, "exit", 1.0, None, None, False, False, 0, None, None, sandbox_alive=True)
+    run.ended("ok", ended, True, destinations.report())
+    metrics = Metrics()
+    metrics.note(run)
+    text = samples(metrics.text([]).decode())
+    assert value(text, "era_run_connections_total", outcome="made") == 300
+    assert value(text, "era_run_connections_total", outcome="refused") == 150
+    assert value(text, "era_run_network_bytes_total", direction="sent") == 300
+    assert value(text, "era_run_network_bytes_total", direction="received") == 450
 
 
 def test_a_run_without_a_result_says_how_far_it_came() -> None:

@@ -184,13 +184,8 @@ class RunEnded:
         self.outcome, self.committed, self.exit_code = status, committed, ended.exit_code
         self.peak_memory_bytes = ended.peak_memory_bytes
         self.cpu_seconds = None if ended.cpu_us is None else ended.cpu_us / 1e6
-        for each in egress.get("destinations", ()):
-            if each["allowed"]:
-                self.connections += each["connections"]
-            else:
-                self.refused_connections += each["connections"]
-            self.sent_bytes += each["sent"]
-            self.received_bytes += each["received"]
+        self.connections, self.refused_connections = egress.get("made", 0), egress.get("refused", 0)
+        self.sent_bytes, self.received_bytes = egress.get("sent", 0), egress.get("received", 0)
 
     def failed(self, error: BaseException) -> None:
         """It has no result, because of this."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,6 +15,24 @@ MAX_CONNECTIONS = 64
 """At one guest listener at a time. More wait in its backlog."""
 
 _BACKLOG = 128
+
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS = 0.1
+
+
+def accept(listener: socket.socket | GuestListener, watch: Callable[[], None]) -> socket.socket | None:
+    """The connection that waits at a listener which the event loop watches, None if it can't be had. Where there is no
+    room for one, the listener is left alone for a moment, until `watch`: else the loop would do nothing but try."""
+    try:
+        client, _ = listener.accept()
+    except OSError as error:  # or the client has gone
+        if error.errno in _NO_ROOM:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_PAUSE_SECONDS, watch)
+        return None
+    client.setblocking(False)
+    return client
 
 
 class AcceptLoop:
@@ -51,18 +70,19 @@ class AcceptLoop:
         """Accept connections or leave them in the backlog, by whether the event loop watches the listener."""
         if accepting != self._accepting:
             self._accepting = accepting
-            loop = asyncio.get_running_loop()
             if accepting:
-                loop.add_reader(self._listener, self._accept)
+                self._watch()
             else:
-                loop.remove_reader(self._listener)
+                asyncio.get_running_loop().remove_reader(self._listener)
+
+    def _watch(self) -> None:
+        if self._accepting and self._listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except OSError:
-            return  # the client has gone, or there is no descriptor left for it
-        client.setblocking(False)
+        client = accept(self._listener, self._watch)
+        if client is None:
+            return
         connection = asyncio.ensure_future(self._serve(client))
         self._connections.add(connection)
         connection.add_done_callback(self._ended)

@@ -36,6 +36,8 @@ class Destinations:
         self._rest = _Destination()
         """What isn't named: how much goes there is counted all the same."""
 
+        self._made = self._refused = 0
+
     def note(self, host: str, port: int, address: Address | None, reason: str | None) -> Traffic:
         """Put a connection on record, and return where to count its bytes.
 
@@ -48,11 +50,15 @@ class Destinations:
             if len(self._tried) < MAX_DESTINATIONS:
                 tried = self._tried[key] = _Destination()
         tried.connections += 1
+        self._made += reason is None
+        self._refused += reason is not None
         return tried.traffic
 
     def report(self) -> JsonObject:
-        """The record's `egress`: up to MAX_DESTINATIONS of `destinations`, and how many `more` connections, and
-        `bytes` of all of them in both directions."""
+        """The record's `egress`: up to MAX_DESTINATIONS of `destinations`, and how many `more` connections there were.
+        Of all of them, how many were `made` and `refused`, and the bytes `sent` and `received`, together `bytes`."""
+        every = [self._rest.traffic, *(tried.traffic for tried in self._tried.values())]
+        sent, received = sum(each.sent for each in every), sum(each.received for each in every)
         return {
             "destinations": [
                 {
@@ -69,5 +75,9 @@ class Destinations:
                 for (host, port, address, reason), tried in self._tried.items()
             ],
             "more": self._rest.connections,
-            "bytes": sum(each.traffic.sent + each.traffic.received for each in (self._rest, *self._tried.values())),
+            "made": self._made,
+            "refused": self._refused,
+            "sent": sent,
+            "received": received,
+            "bytes": sent + received,
         }

@@ -10,6 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ import structlog
 from era.core.allowlist import Address, Allowlist
 from era.core.ports import SocketBroker
 from era.network import seccomp_notify, splice
-from era.network.accept_loop import serve_protocol
+from era.network.accept_loop import accept, serve_protocol
 from era.network.datagrams import DatagramRelay
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations, Traffic
@@ -369,16 +370,18 @@ class RunConnections:
         except BaseException:
             self._close(listener)
             raise
-        self._loop.add_reader(sock, self._accept, listener)
+        self._watch(listener)
         return listener
+
+    def _watch(self, listener: _DestinationListener) -> None:
+        if listener.sock.fileno() >= 0:
+            self._loop.add_reader(listener.sock, self._accept, listener)
 
     def _accept(self, listener: _DestinationListener) -> None:
         """Give an arriving program to the connection that has waited longest, and reset it where none waits."""
-        try:
-            client, _ = listener.sock.accept()
-        except OSError:
+        client = accept(listener.sock, partial(self._watch, listener))
+        if client is None:
             return
-        client.setblocking(False)
         while listener.waiting:
             connection = listener.waiting.popleft()
             if not connection.client.done():

@@ -1,0 +1,84 @@
+"""Listeners of a service that has no descriptor left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from era.core.allowlist import allowlist
+from era.core.shares import Shares
+from era.network.accept_loop import AcceptLoop
+from era.network.descriptors import RunDescriptors
+from era.network.destinations import Destinations
+from era.network.loopback import LoopbackAddresses
+from era.network.policy import Policy
+from era.network.run_connections import RunConnections
+from tests.network.test_loopback import Broker
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def close(client: socket.socket) -> None:
+    client.close()
+
+
+@asynccontextmanager
+async def guest_listener() -> AsyncIterator[tuple[str, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with AcceptLoop(listener, close):
+            yield listener.getsockname()
+
+
+@asynccontextmanager
+async def destination() -> AsyncIterator[tuple[str, int]]:
+    """One that nobody connects to: who arrives is reset."""
+    made = (LoopbackAddresses(), Policy(), allowlist([]), Destinations(), lambda _: None)
+    connections = RunConnections(Broker(), *made, RunDescriptors(Shares(100), "me"), lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address: tuple[str, int] = free.getsockname()
+    await connections._listener((ip_address(address[0]), address[1]))
+    yield address
+    await connections.close(shared=False)
+
+
+@pytest.mark.parametrize(("listening", "of"), [(guest_listener, AcceptLoop), (destination, RunConnections)])
+async def test_who_can_not_be_accepted_is_tried_again_in_a_moment(
+    listening: Callable[[], Any], of: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, real = 0, of._accept
+
+    def counted(*args: Any) -> None:
+        nonlocal tries
+        tries += 1
+        real(*args)
+
+    monkeypatch.setattr(of, "_accept", counted)
+    async with listening() as address, asyncio.timeout(30):
+        with socket.socket() as client:
+            client.setblocking(False)
+            with no_descriptors():
+                await asyncio.get_running_loop().sock_connect(client, address)
+                began = time.monotonic()
+                for _ in range(10):
+                    await asyncio.sleep(0.03)
+                assert 1 <= tries <= 2 + (time.monotonic() - began) / 0.1
+            with suppress(ConnectionResetError):
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
