@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
 import h11
 import pytest
 
+from era.api import exchange
 from era.core.loop_slices import Budget
 from era.core.paid_http import PaidEvents
+from era.errors import EraError
 
 FIELDS = b"a: b\r\n" * 500
 ASK = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -43,3 +48,34 @@ async def test_fields_are_paid_for_before(case: str, size: int) -> None:
     assert len(paid_before) == 1
     assert len(FIELDS) < paid_before[0] < len(FIELDS) + 100
     assert budget.paid < paid_before[0] + 10, "a body costs nothing, but for a first piece that looks like an end"
+
+
+class PassedOn(exchange.Exchange):
+    """One of which only the answer matters."""
+
+    def request(self) -> h11.Request:
+        raise NotImplementedError
+
+    def answer_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
+        return list(response.headers)
+
+    def failure(self, what: str | None) -> EraError:
+        return EraError(what or "")
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("answer's")])
+async def test_answers_of_sessions_and_hosts_are_paid_for(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "Budget", Counted)
+    reader, told = asyncio.StreamReader(), []
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    reader.feed_data(CASES[case][1])
+    reader.feed_eof()
+    scope = {"extensions": {"era.connection": None}}
+    passed = PassedOn(scope, cast(Any, None), send, reader, cast(Any, None), None)
+    passed._h11.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    await passed._download()
+    assert told[0] == "http.response.start"
+    assert cast(Counted, passed._budget).paid > len(FIELDS) * exchange._HEAD_BYTE_US
