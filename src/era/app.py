@@ -67,6 +67,7 @@ from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
 from era.core.shares import Shares
 from era.core.storage import Storage
+from era.core.tasks import in_background
 from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
@@ -397,7 +398,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 if homes is not None:
                     await homes.reached_at(server.hosts_url(settings, port, hosts_port))
 
-            background = [asyncio.create_task(job) for job in jobs]
+            background = in_background(jobs)
             try:
                 others = other_hosts(settings, homes)
                 if homes is not None and others is not None:
@@ -587,8 +588,7 @@ async def _serve(
 ) -> int:
     """Start, serve and stop. A signal during the start undoes what has been started."""
     logs.log_from(settings.log_level, settings.log_format)
-    task = asyncio.current_task()
-    if task is not None:
+    if (task := asyncio.current_task()) is not None:
         signals.then(task.cancel)
     try:
         async with services(settings) as context:

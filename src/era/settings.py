@@ -7,8 +7,12 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_LONGEST_SECONDS = 100 * 366 * 86_400
+_MOST = 1 << 40
+"""Of anything that is counted: as MiB it still is a number of bytes that fits into 64 bits, four times over."""
 
 
 def _fits_in_a_header(key: SecretStr) -> SecretStr:
@@ -295,3 +299,12 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=10, ge=0, description="Seconds that runs under way may take when the service stops."
     )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_reckoned_with(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse what would fail only later, as a number of microseconds or bytes."""
+        most = _LONGEST_SECONDS if isinstance(value, float) else _MOST
+        if isinstance(value, int | float) and value > most and info.field_name != "max_timeout":
+            raise ValueError(f"must be at most {most}")
+        return value

@@ -159,14 +159,15 @@ async def test_a_lost_run_is_not_run_again(core: Core) -> None:
     assert core.driver.made == []
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["told before the commit", "as on PostgreSQL"])
 async def test_a_run_that_may_be_on_record_but_never_began_frees_its_key(
-    core: Core, monkeypatch: pytest.MonkeyPatch
+    core: Core, monkeypatch: pytest.MonkeyPatch, is_told: bool
 ) -> None:
     await core.session()
     begin = core.store.begin_run
 
-    async def cut_off(*args: Any, **how: Any) -> Session:
-        await begin(*args, **how)
+    async def cut_off(*args: Any, known: Any, **how: Any) -> Session:
+        await begin(*args, known=known if is_told else None, **how)
         raise DatabaseAway(may_have_committed=True)
 
     with monkeypatch.context() as patch:

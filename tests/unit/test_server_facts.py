@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
 
 from era import doctor, languages
-from era.bounds import rules, settings_in_force
+from era.bounds import retention, rules, settings_in_force
+from era.core.models import now
 from era.core.server_facts import Finding
-from era.errors import NoIsolation
+from era.errors import NoIsolation, NotFound
 from era.settings import Settings
+from era.store.metadata import SqlStore
+from tests.owners import mine
 
 
 def test_limits_are_those_that_hold() -> None:
@@ -35,3 +42,36 @@ def test_what_is_missing_says_how_to_get_it() -> None:
     found = list(doctor.findings({"gvisor": NoIsolation("runsc is missing", hint="install it")}, None))
     assert found[-1] == Finding("gvisor", False, "runsc is missing", "install it")
     assert {each.about for each in found[:-1]} == set(languages.LANGUAGES)
+
+
+NUMBERS = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if field.annotation in (int, float, int | None) and name not in ("max_timeout", "port", "cluster_port")
+}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in NUMBERS.items() if kind is float])
+def test_no_time_is_endless_and_no_number_of_processors(name: str) -> None:
+    for value in (math.inf, math.nan, 1e15):
+        with pytest.raises(ValidationError):
+            Settings.model_validate({name: value})
+
+
+async def test_the_largest_numbers_that_are_accepted_fit_into_rows(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        Settings(runs_kept=1 << 63)
+    largest = {
+        name: 300 if name == "lease_seconds" else 3.16224e9 if kind is float else 1 << 40
+        for name, kind in NUMBERS.items()
+    }
+    store = SqlStore(f"sqlite:///{tmp_path}/era.sqlite", retention(Settings.model_validate(largest)))
+    await store.open()
+    try:
+        await store.purge(now())
+        await store.prune_runs()
+        await store.prune_idempotency_keys()
+        with pytest.raises(NotFound):
+            await store.restore_session(mine("nobody's"))
+    finally:
+        await store.close()

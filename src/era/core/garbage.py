@@ -84,9 +84,10 @@ async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, n
     began = time.monotonic()
     try:
         removed = await collect_unneeded(snapshots, store, pins)
-    except EraError as error:
+    except (EraError, OSError) as error:  # the latter as while all file descriptors are taken
+        message = error.message if isinstance(error, EraError) else str(error)
         put_off = isinstance(error, CollectionPutOff)
-        note(GarbageCollected(time.monotonic() - began, message=error.message, put_off=put_off))
+        note(GarbageCollected(time.monotonic() - began, message=message, put_off=put_off))
         return False
     note(GarbageCollected(time.monotonic() - began, removed))
     return True

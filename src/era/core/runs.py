@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
 from era.core.execution import Execution, keep_output, status_of
 from era.core.idempotency import IdempotencyKeys, no_answer
-from era.core.models import Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id
+from era.core.models import Answered, Claim, Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id, now
 from era.core.run_messages import (
     Begun,
     Collected,
@@ -34,11 +34,11 @@ from era.core.run_messages import (
     RunStarted,
     result_of,
 )
-from era.core.session_run import RunParts, SessionRun
+from era.core.session_run import RunParts, SessionRun, record_end
 from era.core.telemetry import RunEnded, noted
 from era.core.turns import Turns
 from era.core.usage import use_of
-from era.errors import EraError, Forbidden, NoCode, NotFound, SetupUnderWay
+from era.errors import EraError, Forbidden, NoCode, NotFound, SetupUnderWay, Unavailable
 
 log = structlog.get_logger()
 
@@ -315,7 +315,25 @@ class Runs:
             self._store.begin_run(session_id, run_id, request.claim, durably=durably, known=known.set_result)
         )
         await asyncio.wait({known, recorded}, return_when=asyncio.FIRST_COMPLETED)
-        return known.result() if known.done() else recorded.result(), recorded
+        try:
+            return known.result() if known.done() else recorded.result(), recorded
+        except Unavailable as error:
+            if error.may_have_committed:
+                end = partial(self._end_never_begun, session_id, run_id, request.claim, error.message)
+                self._parts.late_ends.add(end)
+            raise
+
+    async def _end_never_begun(self, session_id: OwnedId, run_id: str, claim: Claim | None, why: str) -> bool:
+        """Record the end of a run that was never begun, if it is on record, and free its key; whether that needn't be
+        tried again."""
+        try:
+            record, _ = await self._store.run(session_id, run_id)
+        except EraError as error:
+            return not isinstance(error, Unavailable)
+        if record.status != "running":
+            return True
+        ended = replace(record, status="failed", ended_at=now(), reason=why)
+        return await record_end(self._store, session_id, ended, Answered(claim) if claim else None)
 
     def _yielding(self, run: ActiveRun) -> AbstractContextManager[None]:
         """A service ends when somebody else waits for the session's turn; other runs don't."""

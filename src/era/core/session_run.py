@@ -39,6 +39,7 @@ from era.core.models import (
     STATE_FILE,
     Answered,
     JsonObject,
+    OwnedId,
     RunRecord,
     Session,
     Snapshot,
@@ -369,25 +370,26 @@ class SessionRun:
         told = self._started and self._request.background
         claim = self._request.claim if has_not_run and not told else None
         released = Answered(claim) if claim else None
-        if unknown is not None or not await self._record_end(ended, released, is_first=True):
-            self._parts.late_ends.add(partial(self._record_end, ended, released))
+        record = partial(record_end, self._parts.store, self._active.session_id, ended, released)
+        if unknown is not None or not await record(is_first=True):
+            self._parts.late_ends.add(record)
 
-    async def _record_end(self, ended: RunRecord, released: Answered | None, *, is_first: bool = False) -> bool:
-        """Record the end of a run of which nothing was kept; whether that needn't be tried again."""
-        try:
-            who = self._active.session_id
-            await self._parts.store.end_run(
-                ended, data=None, snapshot=None, answered=released, who=who, use=use_of(who, None, {})
-            )
-        except SessionDeleted:
-            return True  # Its record is all that was written.
-        except EraError as error:
-            # Those that are more than that say that it isn't on record as running, or is at home elsewhere.
-            is_over = type(error) is not CommitFailed
-            if is_first or is_over:  # else the log has it
-                log.warning("run_not_recorded", run=self._record.id, error=error.message)
-            return is_over
-        return True
+
+async def record_end(
+    store: MetadataStore, who: OwnedId, ended: RunRecord, released: Answered | None, *, is_first: bool = False
+) -> bool:
+    """Record the end of a run of which nothing was kept; whether that needn't be tried again."""
+    try:
+        await store.end_run(ended, data=None, snapshot=None, answered=released, who=who, use=use_of(who, None, {}))
+    except SessionDeleted:
+        return True  # Its record is all that was written.
+    except EraError as error:
+        # Those that are more than that say that it isn't on record as running, or is at home elsewhere.
+        is_over = type(error) is not CommitFailed
+        if is_first or is_over:  # else the log has it
+            log.warning("run_not_recorded", run=ended.id, error=error.message)
+        return is_over
+    return True
 
 
 def _is_refusal(execution: Execution | CellExecution | None, error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -20,6 +20,19 @@ async def until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def in_background(jobs: Iterable[Coroutine[Any, Any, None]]) -> list[asyncio.Task[None]]:
+    """Tasks of jobs that go on until they are cancelled. One that fails all the same is logged at once."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    for task in tasks:
+        task.add_done_callback(_log_end)
+    return tasks
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        log.error("background_job_ended", exc_info=task.exception())
 
 
 def log_failure(task: asyncio.Task[None], event: str) -> None:
