@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.hostile.conftest import strace
 from tests.store.s3 import bucket, s3
 
-__all__ = ["bucket", "s3"]
+__all__ = ["bucket", "s3", "strace"]

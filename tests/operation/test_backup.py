@@ -299,6 +299,44 @@ def test_a_damaged_tree_of_a_right_name_is_named(tmp_path: Path) -> None:
     assert found.problems == {digest: "is no list of a directory"}
 
 
+def test_a_repair_ends_where_a_tree_of_a_right_name_is_no_list(kept: Kept, tmp_path: Path) -> None:
+    data, backup = restored(kept[1], tmp_path / "data").directory, copied(kept[1], tmp_path / "backup")
+    digest = hashlib.sha256(b"[7]").hexdigest()
+    for directory in (data, backup):
+        (directory / blob_path(digest)).parent.mkdir(exist_ok=True)
+        (directory / blob_path(digest)).write_bytes(b"[7]")
+    with closing(sqlite3.connect(data / "era.sqlite")) as connection, connection:
+        connection.execute("UPDATE versions SET snapshot_root = ? WHERE snapshot_root IS NOT NULL", (digest,))
+    passes = iter(range(5))
+
+    def few_times(size: int) -> contents.Advance:
+        next(passes)
+        return quiet(size)
+
+    report = check(ServerData(data), few_times, repair=True, backup=backup)
+    assert [problem.what for problem in report.problems] == [blob_path(digest)]
+    assert report.repaired == []
+    assert (data / blob_path(digest)).read_bytes() == b"[7]"
+
+
+COPIES = """
+import sys, pathlib
+from era.operation.backup import copy_database
+copy_database(*map(pathlib.Path, sys.argv[1:]))
+"""
+
+
+@pytest.mark.usefixtures("strace")
+def test_programs_wait_for_no_disk_while_their_database_is_copied(kept: Kept, tmp_path: Path) -> None:
+    source, target = kept[0] / "storage" / "sql" / "default" / "shop.sqlite", tmp_path / "copy.sqlite"
+    command = ["strace", "-f", "-e", "trace=fsync,fdatasync", sys.executable, "-c", COPIES, source, target]
+    done = subprocess.run(command, env=environment(None), capture_output=True, text=True, check=True)
+    assert "exited with 0" in done.stderr
+    assert "sync(" not in done.stderr
+    with closing(sqlite3.connect(target)) as connection:
+        assert connection.execute("SELECT x FROM t").fetchall() == [(42,)]
+
+
 def test_gc_removes_what_nothing_needs(kept: Kept, tmp_path: Path) -> None:
     data = restored(kept[1], tmp_path / "data").directory
     stray = data / blob_path("ab" * 32)

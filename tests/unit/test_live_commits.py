@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from era.core.files.trees import SnapshotRefused
 from era.core.live.processes import ProcessRequest
 from era.core.models import Session
-from era.errors import CommitFailed
+from era.errors import CommitFailed, RunUnderWay
 from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import URL, Core, until
@@ -89,6 +90,34 @@ async def test_a_checkpoint_that_was_refused_is_not_tried_again(core: Core, monk
     await until(lambda: looks)
     await asyncio.sleep(0.3)
     assert looks == 1
+
+
+async def test_a_checkpoint_that_gave_way_is_made_though_the_run_keeps_nothing(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Core.opened(directory, template, checkpoint_seconds=0.5) as core:
+        session, gave_way = await core.session(), False
+        go = directory / "go"
+        await start(core, f"while [ ! -e {go} ]; do sleep 0.01; done; echo 1 > made")
+        live = core.live_sessions.get(session.key)
+        assert live is not None
+        check_free = core.turns.check_free
+
+        def checked(session_id: Hashable) -> None:
+            nonlocal gave_way
+            try:
+                check_free(session_id)
+            except RunUnderWay:
+                gave_way |= live.is_idle and not live.wants_checkpoint.is_set()
+                raise
+
+        monkeypatch.setattr(core.turns, "check_free", checked)
+        async with core.turns.take(S, long=True):
+            go.touch()
+            await until(lambda: gave_way)
+        async with asyncio.timeout(20):
+            while (await core.store.session(S)).snapshot.file_count == 0:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0.02)
 
 
 async def test_an_idle_one_stays_live_while_the_database_is_away(

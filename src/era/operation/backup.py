@@ -191,6 +191,8 @@ def copy_database(source: Path, target: Path) -> bool:
             closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)) as connection,
             closing(sqlite3.connect(target)) as made,
         ):
+            for pragma in ("synchronous", "journal_mode"):  # all is synced at the end, and programs wait for this
+                made.execute(f"PRAGMA {pragma} = OFF")
             connection.backup(made)
     except sqlite3.OperationalError:
         target.unlink(missing_ok=True)

@@ -90,8 +90,10 @@ def check(
         return Report("skipped", problems=rows)
     with server.alone() if repair else nullcontext(), server.content() as content, content.held_off():
         report, bad = _examine(server, content, progress)
-        while repair and bad and (done := list(_repair(server.directory, content, bad, backup))):
-            repaired = [*report.repaired, *done]
+        tried: set[str] = set()
+        while repair and (left := bad.repairable - tried):
+            tried |= left
+            repaired = [*report.repaired, *_repair(server.directory, content, bad, left, backup)]
             report, bad = _examine(server, content, progress)  # a tree that is back may name more that is missing
             report.repaired = repaired
         with server.reading() as found:
@@ -108,8 +110,10 @@ class _Bad:
     damaged: set[str]
     """Those that are there, and not what they should be."""
 
-    def __bool__(self) -> bool:
-        return bool(self.why)
+    @property
+    def repairable(self) -> set[str]:
+        """All but what has the content of its name: no other could be brought back."""
+        return {digest for digest, why in self.why.items() if why != contents.NO_LIST}
 
 
 def _examine(server: ServerData, content: Content, progress: Callable[[int], Advance]) -> tuple[Report, _Bad]:
@@ -157,9 +161,9 @@ def _told(rows: Connection, bad: _Bad) -> Iterator[Problem]:
         yield Problem(blob_path(digest), why, affects)
 
 
-def _repair(directory: Path, content: Content, bad: _Bad, backup: Path | None) -> Iterator[str]:
-    """Move what is damaged aside, bring back what the backup has. Yields what was done."""
-    for digest in sorted(bad.why):
+def _repair(directory: Path, content: Content, bad: _Bad, digests: set[str], backup: Path | None) -> Iterator[str]:
+    """Move what is damaged of these aside, bring back what the backup has. Yields what was done."""
+    for digest in sorted(digests):
         path = blob_path(digest)
         if digest in bad.damaged:
             (directory / ASIDE).mkdir(mode=0o700, exist_ok=True)

@@ -27,6 +27,7 @@ KEYS = ("link-key", "site-key", "webhook-key", STORE_ID)
 """Files of a data directory that are made once, and on which links, sites, webhooks and an S3 store depend."""
 
 DAMAGED = "has other content than its name says"
+NO_LIST = "is no list of a directory"
 
 SQL = "storage/sql"
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -126,7 +127,7 @@ def _tree(content: Content, digest: str) -> tuple[list[str], list[str]]:
                     raise ValueError
                 (files if kind == "file" else trees).append(rest[0])
     except (ValueError, TypeError, LookupError, RecursionError):
-        raise ValueError("is no list of a directory") from None
+        raise ValueError(NO_LIST) from None
     return files, trees
 
 

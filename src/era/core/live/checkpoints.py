@@ -58,22 +58,24 @@ class Checkpoints:
         self._history = history
         self._tasks: set[asyncio.Task[Checkpoint]] = set()
 
-    async def checkpoint(self, live: LiveSession, occasion: Occasion) -> None:
-        """Commit the tree as it is. The caller has the session's turn when a session is put away, and then nothing runs
-        in the sandbox any more; else it hasn't. Raises EraError where that can't be."""
+    async def checkpoint(self, live: LiveSession, occasion: Occasion) -> bool:
+        """Commit the tree as it is; False where that gives way to a run. The caller has the session's turn when a
+        session is put away, and then nothing runs in the sandbox any more; else it hasn't. Raises EraError where that
+        can't be."""
         if occasion == "put_away":
             session = await self._store.session(live.session_id)
             if session.persistent:
                 await self._commit(live, session)
-            return
+            return True
         if not live.session.persistent:
-            return
+            return True
         try:
             async with self._turns.take(live.session_id, patience=0):
                 if live.is_open:
                     await self._commit(live, await self._store.session(live.session_id))
         except RunUnderWay:
-            return  # its commit keeps what the tree holds then
+            return False  # its commit keeps what the tree holds then, if it makes one
+        return True
 
     async def request(self, live: LiveSession) -> Checkpoint:
         """Commit the tree on request. Raises NotFound where the session is gone, Conflict where it keeps no files or

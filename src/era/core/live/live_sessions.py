@@ -427,12 +427,14 @@ class LiveSessions:
             await self._checkpoint(live, occasion)
 
     async def _checkpoint(self, live: LiveSession, occasion: Occasion) -> bool:
-        """Make a checkpoint. False where that failed for a reason that may pass: then `_keep` makes it."""
+        """Make a checkpoint. False where that failed for a reason that may pass, or gave way: then `_keep` makes it."""
         live.wants_checkpoint.clear()
         live.is_changed = False
         try:
             await live.check_disk()
-            await self._parts.checkpoints.checkpoint(live, occasion)
+            if not await self._parts.checkpoints.checkpoint(live, occasion):
+                live.is_changed = True
+                return False
         except EraError as error:
             if not live.retry_seconds or not _may_pass(error):  # else the log has it
                 log.warning("no_checkpoint", session=live.session_key, error=error.message)
