@@ -17,7 +17,7 @@ import pytest
 
 from era.errors import BadRequest, Conflict, NotFound, Unavailable
 from era.operation import contents
-from era.operation.backup import back_up, restore
+from era.operation.backup import _undo_rows, back_up, restore
 from era.operation.check import check
 from era.operation.server_data import LocalContent, ServerData, blob_path
 from era.store.blobs import LocalBlobs
@@ -335,6 +335,12 @@ def test_programs_wait_for_no_disk_while_their_database_is_copied(kept: Kept, tm
     assert "sync(" not in done.stderr
     with closing(sqlite3.connect(target)) as connection:
         assert connection.execute("SELECT x FROM t").fetchall() == [(42,)]
+
+
+def test_a_restore_that_leaves_rows_says_so() -> None:
+    with pytest.raises(Unavailable, match="the disk is full") as failed:
+        _undo_rows("postgresql://127.0.0.1:1/nowhere", None, OSError("the disk is full"))
+    assert "ERA_DATABASE_URL" in failed.value.hint
 
 
 def test_gc_removes_what_nothing_needs(kept: Kept, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from era.errors import CommitFailed, Unavailable
+from era.core.usage import use_of
+from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import ended, execute, new, opened
@@ -50,6 +51,18 @@ async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(sqlite_store
         await store.end_run(ended(session, "r1"), data=json.dumps("x" * 1_000_000), snapshot=None)
     assert (await store.session(mine("a"))).data == "{}"
     assert (await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)).version == 2
+
+
+async def test_an_end_after_a_deletion_that_comes_twice_counts_once(store: SqlStore) -> None:
+    """The answer to the first may have been lost."""
+    session, who = await store.create_session(new("a")), mine("a")
+    await store.begin_run(who, "r1")
+    await store.delete_session(who)
+    end = ended(session, "r1", status="failed", committed=False)
+    for _ in range(2):
+        with pytest.raises(SessionDeleted):
+            await store.end_run(end, data=None, snapshot=None, who=who, use=use_of(who, 5, {}))
+    assert [(day.runs, day.cpu_us) for day in await store.usage.days(None, 0, 1 << 20)] == [(1, 5)]
 
 
 async def test_a_closed_store_is_unavailable(url: str) -> None:

@@ -300,3 +300,9 @@ def test_the_log_ends_quietly_with_the_interpreter(monkeypatch: pytest.MonkeyPat
     stream = logs._Unfailing(sys.stderr)
     monkeypatch.setattr(logs, "suppress", None)  # as names of modules are by the time that objects are closed
     stream.close()
+
+
+def test_a_line_that_is_no_unicode_is_written_all_the_same() -> None:
+    command = [sys.executable, "-c", IN_A_PROCESS + "logs.log.warning('odd', why='\\ud800')", "info", "json"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    assert json.loads(done.stderr.splitlines()[-1])["why"] == "\ud800"

@@ -8,6 +8,7 @@ import re
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from era.core.program import Ended
 from era.core.telemetry import GarbageCollected, NoticeTried, Origin, RequestEnded, RunEnded, Trace, noted, origin
@@ -256,3 +257,22 @@ async def test_notes_are_handed_on_together_with_their_requests() -> None:
     assert len(taken) == 4
     await asyncio.sleep(0)
     assert len(taken) == 104, "many don't wait for more"
+
+
+async def test_a_taker_that_fails_costs_no_other_and_no_other_note() -> None:
+    taken: list[object] = []
+
+    def failing(event: object) -> None:
+        raise ValueError("a fault of its own")
+
+    notes = Notes(failing, taken.append)
+    first, second = GarbageCollected(1.0), GarbageCollected(2.0)
+    token = origin.set(Origin("req_1"))
+    notes.note(first)
+    origin.reset(token)
+    notes.note(second)
+    with capture_logs() as logged:
+        notes.flush()
+    assert taken == [first, second]
+    assert origin.get() is None
+    assert [line["event"] for line in logged] == ["note_not_taken"] * 2

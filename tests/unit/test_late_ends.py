@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from era.core.late_ends import LateEnds
 from era.core.live import live_session
 from era.core.live.processes import ProcessRequest
 from era.core.live.records import ProcessRecord
@@ -118,3 +119,20 @@ async def test_a_session_stays_live_until_the_ends_of_its_processes_are_on_recor
 
 def test_delays_have_a_bound_however_many_there_were() -> None:
     assert [delay(tries) for tries in (1, 2, 100_000)] == [1, 4, 900]
+
+
+async def test_what_comes_after_the_stop_is_left_to_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.0)
+    ends, tries = LateEnds(), 0
+
+    async def attempt() -> bool:
+        nonlocal tries
+        tries += 1
+        return tries > 1
+
+    ends.add(attempt)
+    await until(lambda: tries == 2)
+    await ends.stop()
+    before = asyncio.all_tasks()
+    ends.add(attempt)
+    assert asyncio.all_tasks() == before

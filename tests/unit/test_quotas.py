@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from era.core import quotas as of_quotas
+from era.core.metadata import Retention
 from era.core.meters import MINUTE_US, Window
 from era.core.models import OwnedId, now
 from era.core.run_messages import Collected
 from era.core.usage import Use, day_of
 from era.errors import CommitFailed, QuotaReached, RateReached
 from era.store.database import DatabaseAway
+from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.unit.core import SETTINGS, Core, request, until
 
@@ -255,7 +257,7 @@ async def test_lost_runs_count_as_runs(core: Core, directory: Path) -> None:
 async def test_a_program_ran_though_its_use_could_not_be_counted(
     core: Core, monkeypatch: pytest.MonkeyPatch, may_have_committed: bool
 ) -> None:
-    """Else a client would run it again. What isn't counted yet is, with the next."""
+    """Else a client would run it again. What isn't counted yet is, once it can be."""
     write = core.store.database.write_unsynced
 
     async def away(*args: Any) -> None:
@@ -269,7 +271,51 @@ async def test_a_program_ran_though_its_use_could_not_be_counted(
     assert [day.runs for day in await core.store.usage.days(None, 0, 1 << 20)] == ([2] if may_have_committed else [])
     monkeypatch.undo()
     await core.execute("pass")
-    assert (await used_today(core))[0] == 3
+    await until_counted(core, 3)
+
+
+async def until_counted(core: Core, runs: int) -> None:
+    async with asyncio.timeout(60):
+        while [day.runs for day in await core.store.usage.days(None, 0, 1 << 20)] != [runs]:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.05)
+
+
+async def test_only_the_first_result_waits_for_a_database_that_is_away(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def away(*args: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise DatabaseAway(may_have_committed=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.store.database, "write_unsynced", away)
+        patch.setattr("era.core.late_ends.delay", lambda _: 0.2)
+        rows = core.store.usage
+        await rows.add_use(Use("default", "", day_of(now())))
+        for _ in range(9):
+            await rows.add_use(Use("default", "", day_of(now())))
+        assert tries == 1
+        await until(lambda: tries == 3)
+    await until_counted(core, 10)
+
+
+async def test_what_was_not_counted_is_when_the_service_stops(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*args: Any) -> None:
+        raise DatabaseAway(may_have_committed=False)
+
+    monkeypatch.setattr("era.core.late_ends.delay", lambda _: 3600.0)
+    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 3600.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(core.store.database, "write_unsynced", away)
+        await core.execute("pass")
+    await core.store.close()
+    after = SqlStore(f"sqlite:///{core.directory}/era.sqlite", Retention())
+    await after.open()
+    assert [day.runs for day in await after.usage.days(None, 0, 1 << 20)] == [1]
+    await after.close()
 
 
 async def test_old_usage_is_dropped_and_sizes_are_the_most_that_was_seen(core: Core) -> None:

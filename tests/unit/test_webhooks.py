@@ -398,3 +398,22 @@ async def test_a_notice_is_not_sent_again_while_its_try_can_not_be_put_on_record
     async with sending(core) as (webhooks, sent):
         await until_ended(webhooks, 3)
         assert [session for _, session in sent.events] == ["c"]
+
+
+async def test_a_webhook_goes_on_after_a_try_that_fails_to_be_recorded_for_good(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.05)
+    real, failures = core.store.webhooks.tried, iter([Unavailable("the database failed"), ValueError("a fault")])
+
+    async def record(notice: Notice, tried: Tried) -> None:
+        for failure in failures:
+            raise failure
+        await real(notice, tried)
+
+    monkeypatch.setattr(core.store.webhooks, "tried", record)
+    async with sending(core) as (webhooks, sent):
+        await webhooks.create("default", URL, ["session.created"], "")
+        await core.session("a")
+        await until_ended(webhooks, 1)
+        assert [session for _, session in sent.events] == ["a", "a"]

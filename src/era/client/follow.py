@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from era.client.output import notice
+from era.run_notes import GAP, run_notes
 from era.sdk.events import Gap, RunEvent, Stderr
 from era.sdk.sync.runs import ExecuteStream, RunStream
 from era.sdk.sync.sessions import Session
@@ -43,8 +44,6 @@ def follow(session: Session, start: Callable[[], RunStream]) -> int:
         text = shown["data"].get("text/plain", f"<{', '.join(shown['data'])}>")
         print(text, flush=True)
     _tell_end(result.answer, stopped)
-    if not result.state.committed:
-        notice(f"nothing was kept of this run: {result.state.reason}")
     return _INTERRUPTED if stopped else result.exit_code
 
 
@@ -62,7 +61,7 @@ def follow_once(stream: ExecuteStream) -> int:
 def _print(events: Iterable[RunEvent]) -> None:
     for event in events:
         if isinstance(event, Gap):
-            notice("some output is no longer kept")
+            notice(GAP[1:-1])
             continue
         output = sys.stderr if isinstance(event, Stderr) else sys.stdout
         output.write(event.content)
@@ -72,9 +71,8 @@ def _print(events: Iterable[RunEvent]) -> None:
 def _tell_end(answer: dict[str, Any], stopped: bool = False) -> None:
     if answer["status"] not in ("ok", "failed") and not stopped:
         notice(f"{answer['status']} after {answer['duration']}")
-    for name in ("stdout", "stderr"):
-        if answer[f"{name}_truncated"]:
-            notice(f"{name} is not all there, it was too long")
+    for note in run_notes(answer):
+        notice(note[1:-1])
 
 
 def _leave(session: Session) -> None:

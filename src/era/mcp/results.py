@@ -60,8 +60,8 @@ def run_result(
     in_session: bool,
 ) -> CallToolResult:
     """The answer of a run, whose stdout and stderr may be Shortened already, with pictures that it showed and left.
-    `unread` are lines about those that it left and that could not be had. A program that failed is no failure of the
-    tool: the model wants to see how."""
+    `unread` are lines about what could not be had of these, or of what it printed. A program that failed is no failure
+    of the tool: the model wants to see how."""
     structured: dict[str, Any] = {name: answer[name] for name in _RUN_FIELDS + _CELL_FIELDS if name in answer}
     parts: list[str] = []
     links: list[ContentBlock] = []

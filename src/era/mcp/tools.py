@@ -26,6 +26,7 @@ from era.mcp.results import (
     shown_pictures,
     text_result,
 )
+from era.run_notes import GAP
 from era.urls import file_path, session_path
 
 type Progress = Callable[[str], Awaitable[None]]
@@ -78,35 +79,39 @@ async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Prog
 
 async def _execute(calls: Calls, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
     """A run without a session."""
-    answer = await _followed(calls, "/api/execute", body, progress, "Nothing of it is kept.")
-    return run_result(answer, in_session=False)
+    answer, missing = await _followed(calls, "/api/execute", body, progress, "Nothing of it is kept.")
+    return run_result(answer, unread=missing, in_session=False)
 
 
 async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
     """A run in a session, with the pictures that it shows or leaves."""
     path = f"{session_path(session_id)}/stream"
-    answer = await _followed(calls, path, body, progress, "See era_get_session for what was kept.")
+    answer, missing = await _followed(calls, path, body, progress, "See era_get_session for what was kept.")
     shown = shown_pictures(answer.get("results") or [])
     left, unread = await _pictures(calls, session_id, answer["artifacts"], MOST_IMAGES - len(shown))
-    return run_result(answer, shown_images=shown, left_images=left, unread=unread, in_session=True)
+    return run_result(answer, shown_images=shown, left_images=left, unread=missing + unread, in_session=True)
 
 
 async def _followed(
     calls: Calls, path: str, body: Mapping[str, Any], progress: Progress, advice: str
-) -> dict[str, Any]:
-    """The answer of a run that is told as it goes on. `advice` is what to do where it breaks off."""
+) -> tuple[dict[str, Any], list[str]]:
+    """The answer of a run that is told as it goes on, and a line where output of it is missing. `advice` is what to do
+    where it breaks off."""
     written = {"stdout": Shortened(), "stderr": Shortened()}
     answer: dict[str, Any] = {}
+    missing: list[str] = []
     async with aclosing(calls.events(path, body)) as events:
         async for event in events:
             if event["type"] in written:
                 written[event["type"]].add(event["content"])
                 await progress(event["content"])
-            else:
+            elif event["type"] == "gap":
+                missing = [GAP]
+            elif event["type"] == "done":
                 answer = event
     if not answer:
         raise CallFailed(f"The ERA server hung up before the run was over. {advice}")
-    return answer | written
+    return answer | written, missing
 
 
 async def _pictures(

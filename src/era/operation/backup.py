@@ -22,7 +22,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,16 @@ from era.errors import BadRequest
 from era.operation import contents, rows
 from era.operation.atomic_directories import check_free, placing
 from era.operation.contents import Advance
-from era.operation.server_data import STORE_ID, Content, ServerData, blob_path, is_damaged, new_bucket, reading
+from era.operation.server_data import (
+    STORE_ID,
+    Content,
+    ServerData,
+    blob_path,
+    is_damaged,
+    new_bucket,
+    reading,
+    tell_left,
+)
 from era.store import place
 from era.store.migrations import upgrade
 from era.store.s3_blobs import S3Blobs
@@ -338,11 +347,13 @@ def _fill(database_url: str, draft: Path, undone: ExitStack) -> None:
         undone.push(partial(_undo_rows, database_url))  # before the commit: its answer may be lost
 
 
-def _undo_rows(database_url: str, kind: type[BaseException] | None, *_: object) -> None:
+def _undo_rows(database_url: str, _: object, error: BaseException | None, *__: object) -> None:
     """Take rows back whose data directory didn't get to its place."""
-    if kind is not None:
-        with suppress(SQLAlchemyError):
+    if error is not None:
+        try:
             rows.remove_all(database_url)
+        except SQLAlchemyError:
+            tell_left(error, "ERA_DATABASE_URL")
 
 
 def damaged(backup: Path, problems: dict[str, str]) -> BadRequest:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from era.core.files.durable import sync
-from era.errors import Conflict, NotFound, Unavailable
+from era.errors import Conflict, EraError, NotFound, Unavailable
 from era.store import dialects, place
 from era.store.migrations import HEAD
 from era.store.s3_blobs import S3Blobs, installation
@@ -249,10 +249,20 @@ def new_bucket(url: str, directory: Path) -> Iterator[S3Blobs]:
         blobs.open()
         try:
             yield blobs
-        except BaseException:
-            with suppress(OSError):
+        except BaseException as error:
+            try:
                 blobs.remove_all()
+            except OSError:
+                tell_left(error, "ERA_BLOBS")
             raise
+
+
+def tell_left(error: BaseException, where: str) -> None:
+    """Raise the error that made a restore fail, anew, with the hint that this couldn't be undone."""
+    if isinstance(error, Exception):
+        message = error.message if isinstance(error, EraError) else str(error)
+        hint = f"What was restored couldn't be removed again: empty what {where} names before you try it once more."
+        raise Unavailable(message, hint=hint) from error
 
 
 def _asked[T](question: Callable[[], T]) -> T:

@@ -130,16 +130,16 @@ def replacing(target: str | os.PathLike[str], advance: _Advance) -> Iterator[_Wr
     target = Path(target)
     temporary = target.with_name(f".era-{os.urandom(8).hex()}")
     try:
-        with temporary.open("xb") as file:
-            try:
+        try:
+            with temporary.open("xb") as file:
                 yield _writer(file, advance)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.replace(target)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
+            temporary.replace(target)  # once it is closed: Windows moves no open file
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
         raise LocalError(f"{target} can't be written: {error.strerror}") from None
 

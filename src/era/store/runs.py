@@ -18,7 +18,7 @@ from era.core.models import Answered, Claim, JsonObject, KeptOutputs, OwnedId, R
 from era.core.run_messages import setup_error
 from era.core.setup.setups import UNDER_WAY
 from era.core.usage import Use
-from era.errors import CommitFailed, Conflict, NotFound, SetupUnderWay
+from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay
 from era.store.database import Database
 from era.store.dialects import Asked, Precompiled, together, violates_unique
 from era.store.homes import check_home
@@ -191,6 +191,8 @@ def end_run(
     if who is not None and finished.row is not None:
         tell(connection, who.owner, "run.ended", _told(who.id, ended))
     if version is None:
+        if finished.row is None and _stored_end(connection, record) is not None:
+            raise SessionDeleted(DELETED)  # by an earlier call, which has counted its use
         return None  # The record stays, for the session may be restored.
     if finished.row is None:
         raise NotRunning(f"run {record.id!r} was never begun or has ended")

@@ -120,7 +120,7 @@ class _Unfailing(io.TextIOBase):
             if self._room is None:
                 self._stream.write(text)
             else:
-                self._write_where_there_is_room(self._room, text.encode())
+                self._write_where_there_is_room(self._room, text.encode(errors="backslashreplace"))
         return len(text)
 
     def _write_where_there_is_room(self, room: select.poll, line: bytes) -> None:

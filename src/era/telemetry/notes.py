@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 from era.core.telemetry import Event, Note, Origin, RequestEnded, origin
+
+log = structlog.get_logger()
 
 _DELAY = 0.25
 """Seconds for which notes may wait. If the process is killed, the log lacks so much."""
@@ -42,6 +46,15 @@ class Notes:
         waiting, self._waiting = self._waiting, []
         for event, request in waiting:
             token = origin.set(request)
-            for take in self._takers:
-                take(event)
-            origin.reset(token)
+            try:
+                for take in self._takers:
+                    self._hand_on(take, event)
+            finally:
+                origin.reset(token)
+
+    def _hand_on(self, take: Note, event: Event) -> None:
+        """What fails for one event or taker costs no other."""
+        try:
+            take(event)
+        except Exception:
+            log.exception("note_not_taken", note=type(event).__name__)
