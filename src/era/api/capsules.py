@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
 from era.api.context import Answer, CallerId, SessionId, StrictRoute, UseContext, caller_of, errors, session_view
 from era.api.streaming import ClosingResponse
@@ -59,7 +60,10 @@ async def import_session(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TAR_TYPES:
         raise BadRequest("The body must be a capsule.", hint=f"Send it with the header 'Content-Type: {_TAR}'.")
-    session = await context.capsules.load(request.stream(), caller, new_id)
+    try:
+        session = await context.capsules.load(request.stream(), caller, new_id)
+    except ClientDisconnect:
+        raise BadRequest("The body ended before it was complete.", hint="Send it again.") from None
     public = session.allow_public
     await context.audit.record(caller_of(request), "session.create", session.id, public=public, how="import")
     return Answer(session_view(session, context), 201)

@@ -1,4 +1,4 @@
-"""Ends of runs and processes, and tries of notices, that are still to be put on record, since the database is away.
+"""Ends of runs and processes, tries of notices and uses that are still to be put on record, since the database is away.
 
 Until an end is on record its row says `running`: who looks is told so, its idempotency key is taken, and its session
 never expires. Until a try is, its notice looks as if it had not been sent. So it is tried for as long as the service
@@ -27,9 +27,12 @@ class LateEnds:
     def __init__(self) -> None:
         self._attempts: deque[Callable[[], Awaitable[bool]]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
     def add(self, attempt: Callable[[], Awaitable[bool]]) -> None:
         """Call `attempt`, which has failed before, until it says that it needn't be called again."""
+        if self._is_stopped:
+            return
         self._attempts.append(attempt)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._record())
@@ -49,7 +52,8 @@ class LateEnds:
                 self._attempts.append(attempt)  # behind the others: it may be about this one
 
     async def stop(self) -> None:
-        """Leave those that aren't recorded to the next start."""
+        """Leave those that aren't recorded, or come later, to the next start."""
+        self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -62,7 +62,7 @@ class UsageStore(Protocol):
 
     async def add_use(self, use: Use) -> None:
         """Add to a day's row. A power cut may undo that; a killed service doesn't. Where the database is away it is
-        added with the next use: it must cost nobody a result."""
+        added once that is back, and only the first waits to find that out: it must cost nobody a result."""
         ...
 
     async def note_sizes(self, sizes: Sizes) -> None:

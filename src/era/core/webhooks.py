@@ -319,6 +319,9 @@ class Webhooks:
                 if is_first:  # else the log has it
                     log.warning("webhook_try_not_recorded", webhook=notice.webhook_id, error=error.message)
                 return False
+            except Exception:
+                is_recorded.set()  # it isn't tried again, and the notice is found due
+                raise
             is_recorded.set()
             return True
 

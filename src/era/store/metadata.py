@@ -165,6 +165,7 @@ class SqlStore:
 
     async def close(self) -> None:
         """Let what has begun finish, then disconnect. May be called twice."""
+        await self.usage.close()
         for own in (self._own_database, self._beats_database, self._d1_database, self._quota_database):
             if own is not None:
                 await own.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +11,12 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
+from era.core.late_ends import LateEnds
 from era.core.models import now
 from era.core.quotas import Amounts, changed
 from era.core.usage import DayOfUsage, Use, day_of
 from era.errors import Unavailable
-from era.store.database import Database, DatabaseAway
+from era.store.database import Database
 from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.tables import owners, runs, sessions, usage
 
@@ -107,6 +109,17 @@ class UsageRows:
         self._not_added: dict[tuple[str, str, int], Use] = {}
         """What is still to be added, by owner, key and day."""
 
+        self._adding = asyncio.Lock()
+        self._is_late = False
+        """Whether the last try to add failed: then nobody waits for the next."""
+
+        self._late_tries = LateEnds()
+
+    async def close(self) -> None:
+        """Add what is still to be added, if that can be done at once. May be called twice."""
+        await self._late_tries.stop()
+        await self._add_noted()
+
     async def owners(self) -> Mapping[str, Amounts]:
         query = select(owners.c.owner, owners.c.quotas)
         return await self._database.read(
@@ -140,14 +153,26 @@ class UsageRows:
 
     async def add_use(self, use: Use) -> None:
         self._note(use)
+        async with self._adding:  # what others have noted meanwhile is added with this
+            if not self._is_late and not await self._add_noted():
+                self._is_late = True
+                self._late_tries.add(self._add_noted)
+
+    async def _add_noted(self) -> bool:
+        """Add what is still to be added; whether that needn't be tried again."""
         uses, self._not_added = self._not_added, {}
         try:
-            await self._database.write_unsynced(_add_all, list(uses.values()))
+            if uses:
+                await self._database.write_unsynced(_add_all, list(uses.values()))
         except Unavailable as error:
-            log.warning("use_not_added", error=error.message, then="it is added with the next")
-            if not (isinstance(error, DatabaseAway) and error.may_have_committed):
+            if not self._is_late:  # else the log has it
+                log.warning("use_not_added", error=error.message, then="it is added once the database takes it")
+            if not error.may_have_committed:
                 for each in uses.values():
                     self._note(each)
+                return False
+        self._is_late = False
+        return True
 
     def _note(self, use: Use) -> None:
         """Note what is to be added, together with what else is for the same row."""
