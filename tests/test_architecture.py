@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "mcp",
         "operation",
         "preflight",
+        "run_notes",
         "sdk",
         "sdk/sync",
         "settings",

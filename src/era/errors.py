@@ -50,6 +50,7 @@
         ├── SessionMoved      503  the session turned out to be at home at another host; nothing was done
         ├── HomeUnreachable   503  the host that the session is at home at can't be reached; nothing was done
         ├── HomeLost          503  that host died while it was answering
+        ├── OutcomeUnknown    503  the database was cut off as it stored this: nobody knows whether it did
         └── CommitFailed      503  the run ended, but its result could not be made durable
             └── Fenced        503  since the session has another home by now
 
@@ -396,6 +397,12 @@ class HomeLost(Unavailable):
         "A run that was under way is lost."
     )
     retry_after = None  # or clients would send it again by themselves
+
+
+class OutcomeUnknown(Unavailable):
+    code = "outcome_unknown"
+    hint = "Look whether it was done, or send it again with the same Idempotency-Key."
+    retry_after = None  # or clients would send it again by themselves, also without a key
 
 
 class SqlUnknown(Unavailable):

@@ -329,7 +329,7 @@ copy_database(*map(pathlib.Path, sys.argv[1:]))
 @pytest.mark.usefixtures("strace")
 def test_programs_wait_for_no_disk_while_their_database_is_copied(kept: Kept, tmp_path: Path) -> None:
     source, target = kept[0] / "storage" / "sql" / "default" / "shop.sqlite", tmp_path / "copy.sqlite"
-    command = ["strace", "-f", "-e", "trace=fsync,fdatasync", sys.executable, "-c", COPIES, source, target]
+    command = ["strace", "-f", "-e", "trace=fsync,fdatasync", sys.executable, "-c", COPIES, str(source), str(target)]
     done = subprocess.run(command, env=environment(None), capture_output=True, text=True, check=True)
     assert "exited with 0" in done.stderr
     assert "sync(" not in done.stderr

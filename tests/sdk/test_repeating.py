@@ -23,6 +23,7 @@ PUT: Script = (200, {}, b'{"path": "a"}')
 LATER = refusal(503, "too_many_uploads", **{"Retry-After": "0"})
 LOST = refusal(503, "home_lost")
 LOST_AS_IT_WAS = refusal(503, "home_lost", **{"Retry-After": "0"})
+UNKNOWN = refusal(503, "outcome_unknown")
 
 
 @pytest.fixture
@@ -31,20 +32,21 @@ def scripted() -> Iterator[ScriptedServer]:
         yield server
 
 
-@pytest.mark.parametrize("lost", [LOST, LOST_AS_IT_WAS])
+@pytest.mark.parametrize("lost", [LOST, LOST_AS_IT_WAS, UNKNOWN])
 async def test_a_call_that_a_lost_home_may_have_done_is_not_made_again(scripted: ScriptedServer, lost: Script) -> None:
+    expected = era.errors.OutcomeUnknown if lost is UNKNOWN else era.errors.HomeLost
     scripted.script = [lost, PUT, lost, PUT]
-    with Era(scripted.url, idempotency_keys=False) as client, pytest.raises(era.errors.HomeLost):
+    with Era(scripted.url, idempotency_keys=False) as client, pytest.raises(expected):
         client.sessions.named("x").run("1")
     assert len(scripted.seen) == 1
     scripted.script = [lost, PUT]
     async with AsyncEra(scripted.url) as waiting:
-        with pytest.raises(era.errors.HomeLost):
+        with pytest.raises(expected):
             await waiting.sessions.named("x").files.move("a", "b")
     assert len(scripted.seen) == 2
 
 
-@pytest.mark.parametrize("lost", [LOST, LOST_AS_IT_WAS])
+@pytest.mark.parametrize("lost", [LOST, LOST_AS_IT_WAS, UNKNOWN])
 async def test_a_call_that_only_reads_or_has_a_key_is_made_again(scripted: ScriptedServer, lost: Script) -> None:
     scripted.script = [lost, INFO, lost, RUN, lost, INFO, lost, RUN]
     with Era(scripted.url) as client:
@@ -55,6 +57,16 @@ async def test_a_call_that_only_reads_or_has_a_key_is_made_again(scripted: Scrip
         one, other = (scripted.seen[number][2] for number in (first, second))
         assert one.get("Idempotency-Key", one.get("idempotency-key"))
         assert one == other
+
+
+def test_a_run_is_asked_for_again_while_its_first_attempt_is_under_way(scripted: ScriptedServer) -> None:
+    under_way = refusal(409, "run_under_way")
+    scripted.script = [UNKNOWN, under_way, RUN, under_way]
+    with Era(scripted.url) as client:
+        session = client.sessions.named("x")
+        assert session.run("1").run_id == "run_1"
+        with pytest.raises(era.errors.RunUnderWay):
+            session.run("1")
 
 
 def test_standard_input_is_not_sent_twice(scripted: ScriptedServer) -> None:

@@ -182,6 +182,7 @@ async def test_other_writes_that_were_cut_off_say_that_it_is_not_known(
         with pytest.raises(DatabaseAway, match="not known") as away:
             await store.create_session(new("a"))
         assert away.value.may_have_committed
+        assert (away.value.code, away.value.retry_after) == ("outcome_unknown", None)
         assert away.value.retry_after is None, "or SDKs would make another one"
         assert (await store.session(mine("a"))).version == 1
 

@@ -10,7 +10,7 @@
 
 import { errorOf } from "./answered_errors.js";
 import { AnswerLate, ClientError, ConnectionLost, EraError, NotEra, ServerAway } from "./errors.js";
-import { HomeLost, RunUnderWay } from "./generated/errors.js";
+import { HomeLost, OutcomeUnknown, RunUnderWay } from "./generated/errors.js";
 import { type Query, withQuery } from "./paths.js";
 
 export interface EraOptions {
@@ -274,7 +274,8 @@ export function backoff(attempt: number): number {
 /** Seconds until the next attempt, or undefined where there is to be none. */
 function delay(error: unknown, again: { lost: boolean; refused: boolean }, attempt: number): number | undefined {
   if (!(error instanceof EraError)) return undefined;
-  if (error instanceof HomeLost) return again.lost ? backoff(attempt) : undefined; // whatever its headers say
+  const mayBeDone = error instanceof HomeLost || error instanceof OutcomeUnknown; // whatever the headers say
+  if (mayBeDone) return again.lost ? backoff(attempt) : undefined;
   if (error.retryAfter !== undefined) {
     return again.refused && error.retryAfter <= MAX_RETRY_AFTER ? error.retryAfter : undefined;
   }

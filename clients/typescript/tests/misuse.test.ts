@@ -12,6 +12,7 @@ import {
   Forbidden,
   HomeLost,
   NotEra,
+  OutcomeUnknown,
   ServerAway,
   TooManyWaiting,
   Unauthorized,
@@ -126,10 +127,14 @@ test("what could only be later than the caller waits isn't asked for again", asy
   await new Promise((resolve) => server.close(resolve));
 });
 
-test("what the host that was lost may have done is asked for again only with a key", async () => {
-  for (const extra of ["", "retry-after: 1\r\n"]) {
+test("what a host or a database that was lost may have done is asked for again only with a key", async () => {
+  for (const [code, Lost, extra] of [
+    ["home_lost", HomeLost, ""],
+    ["home_lost", HomeLost, "retry-after: 1\r\n"],
+    ["outcome_unknown", OutcomeUnknown, ""],
+  ] as const) {
     const keys: (string | undefined)[] = [];
-    const body = JSON.stringify({ error: "No.", code: "home_lost", hint: "Look.", request_id: "req_1" });
+    const body = JSON.stringify({ error: "No.", code, hint: "Look.", request_id: "req_1" });
     const head = `HTTP/1.1 503 Lost\r\n${extra}content-length: ${body.length}\r\nconnection: close`;
     const server = createServer((socket) => {
       socket.on("error", () => undefined);
@@ -142,10 +147,10 @@ test("what the host that was lost may have done is asked for again only with a k
     const { port } = server.address() as { port: number };
     const era = client({ url: `http://127.0.0.1:${port}`, retries: 1 });
     for (const call of [() => era.webhooks.create("http://a.example/"), () => era.execute("python", "1")]) {
-      assert.ok((await failure(call)) instanceof HomeLost);
+      assert.ok((await failure(call)) instanceof Lost);
     }
     assert.deepEqual(keys, [undefined, undefined]);
-    assert.ok((await failure(() => era.session("python"))) instanceof HomeLost);
+    assert.ok((await failure(() => era.session("python"))) instanceof Lost);
     assert.equal(keys.length, 4);
     assert.ok(keys[2] !== undefined && keys[2] === keys[3]);
     await new Promise((resolve) => server.close(resolve));

@@ -2,8 +2,8 @@
 
 - Nobody accepted the connection, so nothing was sent.
 - The server refused with a 429 or 503 and said when to come back (Retry-After), so it has not begun.
-- The connection broke, or the host of a cluster that answered was lost, and the call may be repeated: it only reads, or
-  has an Idempotency-Key.
+- The connection broke, or the host of a cluster that answered or its database was lost, and the call may be repeated:
+  it only reads, or has an Idempotency-Key. So too where the run of an earlier attempt is still on record as under way.
 
 A body of which something was read is sent again only where it can be wound back.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from era.errors import EraError, HomeLost
+from era.errors import EraError, HomeLost, OutcomeUnknown, RunUnderWay
 from era.sdk.calls import Call
 from era.sdk.errors import ConnectionLost, ServerAway
 
@@ -41,7 +41,10 @@ class Retries:
         return seconds
 
     def _seconds(self, error: EraError) -> float | None:
-        if isinstance(error, ConnectionLost | HomeLost):  # it may have been done, whatever the answer's headers say
+        is_our_own = self._next > _FIRST_PAUSE and isinstance(error, RunUnderWay)
+        if is_our_own or isinstance(
+            error, ConnectionLost | HomeLost | OutcomeUnknown
+        ):  # it may have been done, whatever the answer's headers say
             return self._next if self._call.repeatable else None
         if isinstance(error, ServerAway):
             return self._next

@@ -35,7 +35,7 @@ from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from era.core.webhooks import Event, Webhook
-from era.errors import BadRequest, Unavailable
+from era.errors import BadRequest, OutcomeUnknown, Unavailable
 from era.store import dialects
 from era.store.last_known import LastKnown
 from era.store.migrations import upgrade
@@ -61,7 +61,8 @@ _ENDS = "ends"
 class DatabaseAway(Unavailable):
     """The database's server can't be reached, or has cut the connection off.
 
-    `may_have_committed`: it did so during COMMIT, so that what was to be written may have been written.
+    `may_have_committed`: it did so during COMMIT, so that what was to be written may have been written. Clients see an
+    OutcomeUnknown.
     """
 
     retry_after: int | None = 2
@@ -70,9 +71,10 @@ class DatabaseAway(Unavailable):
         if may_have_committed:
             super().__init__(
                 "the database was cut off while it stored this: whether it did is not known",
-                hint="Look whether it was done, or send it again with the same Idempotency-Key.",
+                hint=OutcomeUnknown.hint,
+                code=OutcomeUnknown.code,
             )
-            self.retry_after = None  # or clients would send it again by themselves
+            self.retry_after = None
         else:
             super().__init__("the database can't be reached")
         self.may_have_committed = may_have_committed

@@ -135,6 +135,8 @@ export class NotPersistent extends EraError {}
 export class NotPublic extends Forbidden {}
 /** `not_ready`, a 503. */
 export class NotReady extends Unavailable {}
+/** `outcome_unknown`, a 503. */
+export class OutcomeUnknown extends Unavailable {}
 /** `output_gone`, a 404. */
 export class OutputGone extends NotFound {}
 /** `process_ended`, a 400 or 409. */
@@ -274,6 +276,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   not_persistent: NotPersistent,
   not_public: NotPublic,
   not_ready: NotReady,
+  outcome_unknown: OutcomeUnknown,
   output_gone: OutputGone,
   precondition_failed: PreconditionFailed,
   process_ended: ProcessEnded,
