@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
 from era.api.context import Answer, CallerId, SessionId, StrictRoute, UseContext, caller_of, errors, session_view
 from era.api.streaming import ClosingResponse
@@ -60,10 +59,7 @@ async def import_session(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TAR_TYPES:
         raise BadRequest("The body must be a capsule.", hint=f"Send it with the header 'Content-Type: {_TAR}'.")
-    try:
-        session = await context.capsules.load(request.stream(), caller, new_id)
-    except ClientDisconnect:
-        raise BadRequest("The body ended before it was complete.", hint="Send it again.") from None
+    session = await context.capsules.load(request.stream(), caller, new_id)
     public = session.allow_public
     await context.audit.record(caller_of(request), "session.create", session.id, public=public, how="import")
     return Answer(session_view(session, context), 201)

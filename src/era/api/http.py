@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Lifespan
 
 from era import __version__
@@ -172,6 +173,7 @@ def application(
     app.add_exception_handler(EraError, _era_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _hung_up)
     app.add_exception_handler(Exception, _bug)
     return app
 
@@ -289,6 +291,11 @@ def _methods(request: Request) -> list[str]:
     routes: list[APIRoute] = request.app.state.routes
     matching = [route.methods or set() for route in routes if route.path_regex.match(request.scope["path"])]
     return sorted(set().union(*matching))
+
+
+async def _hung_up(request: Request, error: Exception) -> Response:
+    """What is counted where a client hangs up in the midst of its body: it is no failure of the service."""
+    return _answer(request, BadRequest("The body ended before it was complete."))
 
 
 async def _bug(request: Request, error: Exception) -> Response:

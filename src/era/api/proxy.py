@@ -9,7 +9,6 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -210,7 +209,7 @@ def _check_method(request: Request) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body. Raises TooLarge as soon as it exceeds what a variable can hold; BadRequest, TooSlow."""
+    """The request's body. Raises TooLarge as soon as it exceeds what a variable can hold; TooSlow."""
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):
@@ -218,8 +217,6 @@ async def _body(request: Request) -> bytes:
                 body += piece
                 if len(body) > relay.MAX_BODY_BYTES:
                     raise relay.too_large("ERA_HTTP_BODY")
-    except ClientDisconnect:
-        raise BadRequest("The body ended before it was complete.") from None
     except TimeoutError:
         raise TooSlow(f"The request's body took more than {_BODY_SECONDS:g} seconds.") from None
     return bytes(body)

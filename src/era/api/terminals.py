@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, TypeGuard
 
 from fastapi import APIRouter, Query, Request, Response
@@ -21,7 +21,7 @@ from era.api.addresses import base_url
 from era.api.context import SessionId, StrictRoute, UseContext, until_barred
 from era.api.event_stream import MAX_NUMBER
 from era.api.processes import Process
-from era.api.websocket import WebSocket, WebSocketResponse, check_upgrade
+from era.api.websocket import Closed, WebSocket, WebSocketResponse, check_upgrade
 from era.core.event_log import Gap
 from era.core.live.output_log import Exit, OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
@@ -39,6 +39,9 @@ _EVENT_US = 100
 
 _MAX_CONTROL = 1000
 """Characters of a control message. A longer one isn't parsed: it may be hundreds of thousands of values."""
+
+_LEFT_SECONDS = 60.0
+"""For which what a client has sent before it closed waits for the process to read it."""
 
 After = Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Go on behind this byte of its output.")]
 Ticket = Annotated[
@@ -118,6 +121,8 @@ async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: Li
     writing = asyncio.create_task(_write_input(socket, live, inputs))
     try:
         await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done() and sending.exception() is not None and socket.is_closed:
+            await receiving  # the client has closed, but what it sent before may still have to be written
     finally:
         for task in (sending, receiving, writing):
             task.cancel()
@@ -151,6 +156,9 @@ async def _receive(socket: WebSocket, live: LiveProcess | None, inputs: asyncio.
                     await _control(live, received, inputs)
             except EraError as error:
                 await _tell(socket, error)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LEFT_SECONDS):
+            await inputs.join()
 
 
 async def _write_input(socket: WebSocket, live: LiveProcess | None, inputs: asyncio.Queue[bytes | None]) -> None:
@@ -159,7 +167,10 @@ async def _write_input(socket: WebSocket, live: LiveProcess | None, inputs: asyn
         try:
             await live.close_stdin() if data is None else await live.write(data)
         except EraError as error:
-            await _tell(socket, error)
+            with suppress(Closed):
+                await _tell(socket, error)
+        finally:
+            inputs.task_done()
 
 
 async def _control(live: LiveProcess, received: str, inputs: asyncio.Queue[bytes | None]) -> None:

@@ -51,7 +51,7 @@ class WebSocket:
         """Whose slices of the event loop it takes."""
 
         self._budget = Budget(source)
-        self._is_closed = False
+        self.is_closed = False
         """Whether we have said that it is closed."""
 
         self._heard = asyncio.Event()
@@ -84,7 +84,7 @@ class WebSocket:
                         await self.close()
                         return
                     if frame.opcode == frames.PING:
-                        if not self._is_closed:
+                        if not self.is_closed:
                             await self._send(frames.made(frames.PONG, frame.data))
                     elif frame.opcode != frames.PONG:
                         yield frame.data.decode() if frame.opcode == frames.TEXT else frame.data
@@ -110,6 +110,8 @@ class WebSocket:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PING_SECONDS)
+            if self.is_closed:
+                continue  # what came before that may still be on its way to where it goes
             if self._unanswered and self._reading and loop.time() > self._unanswered + _DEAD_SECONDS:
                 return
             self._unanswered = self._unanswered or loop.time()
@@ -121,7 +123,7 @@ class WebSocket:
         with suppress(TimeoutError, Closed):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._send(frames.closing(code))
-                self._is_closed = True
+                self.is_closed = True
                 if self._has_reader:
                     await self._heard.wait()
                 elif not self._heard.is_set():
@@ -135,7 +137,7 @@ class WebSocket:
 
     async def _send(self, frame: bytes) -> None:
         """Send a frame, and wait until there is room for more. Raises Closed."""
-        if self._is_closed:
+        if self.is_closed:
             raise Closed
         try:
             async with asyncio.timeout(_DEAD_SECONDS):
