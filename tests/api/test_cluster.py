@@ -102,6 +102,21 @@ def test_streams_and_sockets_are_passed_on(cluster: Cluster, hosts: list[httpx.C
         assert "begun" in "".join(stream.iter_lines())
 
 
+def test_an_id_that_another_session_has_by_now_is_found_where_that_is_at_home(hosts: list[httpx.Client]) -> None:
+    """The host where the one before was at home hears nothing of its end."""
+    before, other = hosts
+    made(before, "again", metadata={"of": "before"})
+    gone = other.delete("/api/sessions", params={"metadata.of": "before"})
+    assert gone.json()["deleted_sessions"] == ["again"]
+    made(other, "again")
+    process = start(other, "again", "echo -n new > f; exec sleep 1000")
+    assert eventually(lambda: other.get("/api/sessions/again/files/f").text == "new")
+    answer = before.get("/api/sessions/again/files/f")
+    assert (answer.status_code, answer.text) == (200, "new")
+    run(before, "again", "print(1)")
+    assert before.delete(f"/api/sessions/again/processes/{process}").status_code == 200
+
+
 def test_a_public_url_is_passed_on(hosts: list[httpx.Client]) -> None:
     home, other = hosts
     session = made(home, "public", allowPublicAccess=True)

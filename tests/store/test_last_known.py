@@ -37,7 +37,7 @@ async def host(url: str, lease: Lease) -> AsyncIterator[SqlStore]:
     """The store of a host of a cluster."""
     async with opened(url, alone=False) as store:
         await (await store.homes()).join(Host("a", "http://a"), 3600)
-        store.answers_while(lease, lambda: False)
+        store.answers_while(lease, lambda: False, lambda *_: False)
         yield store
 
 

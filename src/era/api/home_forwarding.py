@@ -116,8 +116,19 @@ class HomeForwarding:
         if session is None:
             await self._here(scope, receive, send, session)
             return
+        is_gone = False
+
+        async def unless_gone(message: Message) -> None:
+            nonlocal is_gone
+            is_gone |= message["type"] == "http.response.start" and "moved" in scope["state"]
+            if not is_gone:
+                await send(message)
+
         async with self._moves.calling(session, to_run=_wanted(scope) in _RUN):
-            await self._answered(scope, receive, send, session)
+            if _only_reads(scope):
+                await self._answered(scope, receive, unless_gone, session)
+            if is_gone or not _only_reads(scope):  # found out while it was answered here: now the home is asked
+                await self._answered(scope, receive, send, session)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, session: str | int) -> None:
         patience = asyncio.get_running_loop().time() + self._patience

@@ -223,6 +223,7 @@ def note_moved(request: Request) -> None:
     context: Context = request.app.state.context
     if context.homes is not None and (session_id := session_in(request.url.path)) is not None:
         context.homes.moved(session_id)
+        request.state.moved = True  # what home_forwarding.py looks at
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -203,6 +203,7 @@ class Homes:
         self._on_beat: list[Callable[[], Awaitable[None]]] = [self.catch_up]
         self._shared: list[Callable[[], Awaitable[None]]] = []
         self._catching_up = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = self._answered = 0
         """How often `catch_up` was called, and up to which of these calls all is read."""
 
@@ -221,6 +222,7 @@ class Homes:
 
     async def start(self) -> None:
         """Join the cluster, and beat from now on. Raises Unavailable."""
+        self._loop = asyncio.get_running_loop()
         sent = _monotonic()
         view = await self._store.join(self._host, self._lease_seconds)
         self._renewed(sent, self._host)
@@ -389,6 +391,15 @@ class Homes:
     def is_here(self, session_id: str) -> bool:
         """Whether a session is known to be at home here. Its commits find out if it isn't any more."""
         return session_id in self._here
+
+    def is_another(self, session_id: str, session_key: int) -> bool:
+        """Whether the session that was found under this id is another than was at home here under it. That one is then
+        forgotten: it expired, or was deleted at another host. On any thread."""
+        key = self._here.get(session_id, session_key)
+        if key == session_key or self._loop is None:
+            return False
+        self._loop.call_soon_threadsafe(lambda: self._here.get(session_id) == key and self.moved(session_id))
+        return True
 
     async def elsewhere(self, session: str | int, *, take: bool) -> Host | None:
         """The other host at which the session with this id or key is at home, alive as far as anybody knows. None where

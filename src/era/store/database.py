@@ -97,6 +97,9 @@ class Fence:
     last_known: LastKnown | None = None
     """Told of changes of sessions (`changes`)."""
 
+    is_another: Callable[[str, int], bool] = lambda _id, _key: False
+    """Whether a session that was found is another than was at home here under its id (Homes.is_another)."""
+
 
 class Listeners:
     """The webhooks that there are, as `webhooks.tell` needs them. Replaced as a whole, and read by other threads."""
@@ -142,6 +145,10 @@ class Database:
         self.listeners = Listeners()
         self.owned_totals = OwnedTotals(alone=alone)
         """These are in the `info` of each connection that writes."""
+
+        @event.listens_for(self.engines.reader, "connect")
+        def began_to_read(_: Any, record: Any) -> None:
+            record.info["fence"] = self.fence
 
         @event.listens_for(self.engines.writer, "connect")
         def connected(connection: Any, record: Any) -> None:

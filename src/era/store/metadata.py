@@ -130,10 +130,13 @@ class SqlStore:
         self._own_database, self._beats_database = own, beats
         return HomeRows(beats, own, self.database)
 
-    def answers_while(self, is_leased: Callable[[], bool], is_late: Callable[[], bool]) -> None:
+    def answers_while(
+        self, is_leased: Callable[[], bool], is_late: Callable[[], bool], is_another: Callable[[str, int], bool]
+    ) -> None:
         """Have `session` answer with what is last known of a session at home here where the database can't be reached,
-        as long as this host has a lease. See LastKnown; call it once, on an open store."""
+        as long as this host has a lease. See LastKnown and Fence; call it once, on an open store."""
         fence = self.database.fence
+        fence.is_another = is_another
         fence.last_known = LastKnown(fence.held, is_leased, is_late)
 
     async def look_again(self) -> None:

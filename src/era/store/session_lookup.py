@@ -18,12 +18,12 @@ from sqlalchemy import Connection, bindparam, exists, func, select, update
 from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
 from era.core.models import OwnedId, Session, StoredCode, now
-from era.errors import EraError, Expired, NoSession, NotFound
+from era.errors import EraError, Expired, NoSession, NotFound, SessionMoved
 from era.store.database import Database
 from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.last_known import MOST_DATA
 from era.store.records import snapshot_from_row
-from era.store.tables import has_status, processes, runs, sessions, versions
+from era.store.tables import has_status, homes, hosts, processes, runs, sessions, versions
 
 _FIELDS = (
     "key",
@@ -91,6 +91,11 @@ _SMALL = SESSIONS.where(
 _touch = Precompiled(
     update(sessions).where(sessions.c.key == bindparam("session"), IS_PRESENT).values(expires_at=EXPIRES_AT)
 )
+_OTHER_HOME = (
+    select(hosts.c.id)
+    .join(homes, homes.c.host_id == hosts.c.id)
+    .where(homes.c.session_key == bindparam("session"), ~hosts.c.dead, hosts.c.id != bindparam("host"))
+)
 _IS_RUNNING = select(sessions.c.key).where(sessions.c.key == bindparam("session"), IS_ACTIVE)
 _LAST_REMOVED_OF_ANY_OWNER = (
     select(sessions.c.key, sessions.c.expired)
@@ -102,7 +107,7 @@ _LAST_REMOVED = _LAST_REMOVED_OF_ANY_OWNER.where(OF_OWNER)
 
 
 def find_session(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
-    """The owner's session with this id. Raises NotFound or Expired."""
+    """The owner's session with this id. Raises NotFound, Expired, SessionMoved."""
     return find_session_and(connection, retention, session_id)[0]
 
 
@@ -113,17 +118,17 @@ def find_session_and(
     found, *answers = together(connection, (_find_by_owned_id, owned_id_values(session_id)), *asked)
     if found.row is None:
         raise missing_session(connection, retention, session_id)
-    return _not_expired(connection, session_from_row(found.row)), answers
+    return _checked(connection, session_from_row(found.row)), answers
 
 
 def find_public_session(connection: Connection, retention: Retention, session_id: str) -> Session:
-    """The session with this id, whoever owns it. Raises NotFound or Expired."""
+    """The session with this id, whoever owns it. Raises NotFound, Expired, SessionMoved."""
     session = session_with_id(connection, session_id)
     if session is None:
         values = {"session_id": session_id, "since": restorable_since(retention)}
         removed = connection.execute(_LAST_REMOVED_OF_ANY_OWNER, values).one_or_none()
         raise _expired(session_id) if removed is not None and removed.expired else NoSession(session_id)
-    return _not_expired(connection, session)
+    return _checked(connection, session)
 
 
 def session_with_id(connection: Connection, session_id: str) -> Session | None:
@@ -211,7 +216,7 @@ async def read_session_of_site(database: Database, key: int) -> Session:
         session = None if row is None else session_from_row(row)
         if session is None or session.removal is not None:
             raise NotFound("The session of this site is gone.")
-        session = _not_expired(connection, session)
+        session = _checked(connection, session)
         return session, session
 
     return await _read_and_touch(database, read)
@@ -260,10 +265,16 @@ def session_from_row(row: Iterable[Any]) -> Session:
     )
 
 
-def _not_expired(connection: Connection, session: Session) -> Session:
-    """The session itself. Raises Expired."""
+def _checked(connection: Connection, session: Session) -> Session:
+    """The session itself. Raises Expired; SessionMoved where this host answered for its id as that of a session that is
+    gone, and this one is at home at another."""
     if has_expired(connection, session, now()):
         raise _expired(session.id)
+    fence = connection.info["fence"]
+    if fence.is_another(session.id, session.key):
+        home = {"session": session.key, "host": fence.host_id}
+        if connection.execute(_OTHER_HOME, home).first() is not None:
+            raise SessionMoved("The session that has this id now is at home at another host.")
     return session
 
 
