@@ -49,7 +49,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, func, literal, sel
 
 from era.errors import EraError, HostLost
 from era.store.database import Database
-from era.store.dialects import database_time, insert_if_absent, others_hang
+from era.store.dialects import Answer, Asked, Precompiled, database_time, insert_if_absent, others_hang, together
 from era.store.tables import condemned, homes, hosts
 
 RELY_US = 12 * 3600 * 1_000_000
@@ -76,6 +76,10 @@ _OF = _c.digest.in_(bindparam("digests", expanding=True))
 _FIND = select(database_time().label("now"), _c.digest, _c.gone_at).select_from(
     select(literal(1)).subquery().join(condemned, _OF, isouter=True)
 )  # in one question, since a run waits for the answer
+_IS_ALIVE = select(hosts.c.id).where(hosts.c.id == bindparam("host"), ~hosts.c.dead)
+_alive = Precompiled(_IS_ALIVE.with_for_update(read=True, key_share=True))
+"""This lock is in nobody's way but the fence's."""
+
 _NOW = select(database_time())
 _KEEP = update(condemned).where(_OF).values(kept_until=bindparam("until"))
 _SPARE = update(condemned).where(_OF, _c.collection.is_not(None)).values(collection=None)
@@ -221,14 +225,17 @@ def keep_named(connection: Connection, digest: str | None) -> None:
         connection.execute(_SPARE, {"digests": [digest]})
 
 
-def check_alive(connection: Connection) -> None:
+def check_alive(connection: Connection, *asked: Asked) -> Sequence[Answer]:
     """See to it that this host isn't declared dead and fenced before this transaction has ended. For transactions that
-    name content and don't check a session's home. Raises HostLost."""
+    write what others share and don't check a session's home. `asked` are their next statements, which go together with
+    the question; returns their answers. Raises HostLost."""
     host_id = connection.info["fence"].host_id
-    alive = select(hosts.c.id).where(hosts.c.id == host_id, ~hosts.c.dead)
-    # This lock is in nobody's way but the fence's.
-    if host_id is not None and not connection.execute(alive.with_for_update(read=True, key_share=True)).first():
+    if host_id is None:
+        return together(connection, *asked)
+    alive, *answers = together(connection, (_alive, {"host": host_id}), *asked)
+    if alive.row is None:
         raise HostLost
+    return answers
 
 
 def lose_some_homes(connection: Connection) -> int:

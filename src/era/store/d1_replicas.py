@@ -31,7 +31,9 @@ from sqlalchemy import Connection, bindparam, delete, insert, or_, select, updat
 
 from era.core.files.durable import sync
 from era.errors import SqlUnknown
+from era.store.condemned import check_alive
 from era.store.database import Database
+from era.store.dialects import Precompiled
 from era.store.tables import d1_chunks, d1_databases
 
 log = structlog.get_logger()
@@ -52,6 +54,7 @@ type Name = tuple[str, str]
 
 _IS = (d1_databases.c.owner == bindparam("of_owner")) & (d1_databases.c.namespace == bindparam("of_namespace"))
 _FIND = select(d1_databases.c.key, d1_databases.c.version, d1_databases.c.mark, d1_databases.c.size).where(_IS)
+_find = Precompiled(_FIND)
 
 
 @dataclass(slots=True)
@@ -177,10 +180,11 @@ def _push(
 ) -> tuple[int, int] | None:
     """See DatabaseReplicas.push; the key and version of what was stored."""
     size = path.stat().st_size
-    row = connection.execute(_FIND, _named(name)).one_or_none()
-    if again and row is not None and row.mark == new.mark:
-        return row.key, row.version
-    if (row and (row.key, row.mark)) != (copy and (copy.key, copy.mark)):
+    row = check_alive(connection, (_find, _named(name)))[0].row
+    key, version, mark, _ = row or (0, 0, "", 0)
+    if again and mark == new.mark:
+        return key, version
+    if (row and (key, mark)) != (copy and (copy.key, copy.mark)):
         if again:  # another host may have changed, or dropped, what this was committed to before
             raise SqlUnknown
         return None
@@ -190,7 +194,7 @@ def _push(
         made: Any = connection.execute(insert(d1_databases).values(values)).inserted_primary_key
         key, version = made[0], 1
     else:
-        key, version = row.key, row.version + 1
+        version += 1
         is_it = d1_databases.c.key == key
         connection.execute(update(d1_databases).where(is_it).values(version=version, mark=new.mark, size=size))
         of_it = d1_chunks.c.database_key == key
@@ -204,11 +208,11 @@ def _push(
 
 
 def _drop(connection: Connection, name: Name) -> bool:
-    row = connection.execute(_FIND, _named(name)).one_or_none()
+    row = check_alive(connection, (_find, _named(name)))[0].row
     if row is None:
         return False
-    connection.execute(delete(d1_chunks).where(d1_chunks.c.database_key == row.key))
-    connection.execute(delete(d1_databases).where(d1_databases.c.key == row.key))
+    connection.execute(delete(d1_chunks).where(d1_chunks.c.database_key == row[0]))
+    connection.execute(delete(d1_databases).where(d1_databases.c.key == row[0]))
     return True
 
 

@@ -159,6 +159,7 @@ class SqlStore:
             return DatabaseReplicas(self.database)
         host_id = self.database.fence.host_id
         self._d1_database = Database(self._url, alone=False, hangs_within=self._hangs_within, name=host_id)
+        self._d1_database.fence.host_id = host_id
         await self._d1_database.open()
         return DatabaseReplicas(self._d1_database)
 

@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, insert, select
 
 from era.core.storage import ROW_BYTES, Item, Kind, NoRoom
 from era.store.condemned import check_alive
 from era.store.database import Database
-from era.store.dialects import bytewise
+from era.store.dialects import Precompiled, bytewise
 from era.store.tables import storage_items
 
 _t = storage_items.c
@@ -22,6 +22,9 @@ _COUNTED = _t.size + func.length(_t.key) + func.coalesce(func.length(_t.metadata
 """The bytes that an item counts for; core/storage.py adds up the same for one that is to be put."""
 
 _LISTED = (_t.owner, _t.kind, _t.namespace, _t.key, _t.size, _t.created_at, _t.updated_at, _t.metadata, _t.digest)
+
+_NAMES = ("owner", "kind", "namespace", "key")
+_before = Precompiled(select(_t.created_at, _COUNTED).where(*(_t[name] == bindparam(name) for name in _NAMES)))
 
 
 class StorageItemRows:
@@ -32,10 +35,8 @@ class StorageItemRows:
 
     async def put_item(self, item: Item, most: int | None = None) -> int:
         def job(connection: Connection) -> int:
-            if item.digest is not None:
-                check_alive(connection)
             this = _is_item(item.owner, item.kind, item.namespace, item.key)
-            before = connection.execute(select(_t.created_at, _COUNTED).where(this)).one_or_none()
+            before = _find_alive(connection, item.owner, item.kind, item.namespace, item.key)
             if before is not None:
                 connection.execute(delete(storage_items).where(this))
             values = {
@@ -66,16 +67,17 @@ class StorageItemRows:
     async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
         def job(connection: Connection) -> int:
             this = _is_item(owner, kind, namespace, key)
-            before = connection.execute(select(_COUNTED).where(this)).scalar_one_or_none()
+            before = _find_alive(connection, owner, kind, namespace, key)
             if before is None:
                 return 0
             connection.execute(delete(storage_items).where(this))
-            return int(before)
+            return int(before[1])
 
         return await self._database.write(job)
 
     async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
         def job(connection: Connection) -> tuple[int, int]:
+            check_alive(connection)
             in_namespace = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
             first = select(_t.key, _COUNTED).where(in_namespace).order_by(_t.key).limit(limit)
             rows = connection.execute(first).all()
@@ -133,6 +135,12 @@ class StorageItemRows:
 
 def _is_item(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:
     return and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace, _t.key == key.encode())
+
+
+def _find_alive(connection: Connection, owner: str, kind: Kind, namespace: str, key: str) -> Any:
+    """When an item was made and what it counts for, or None, in a transaction that changes it. Raises HostLost."""
+    values = {"owner": owner, "kind": kind, "namespace": namespace, "key": key.encode()}
+    return check_alive(connection, (_before, values))[0].row
 
 
 def _has_prefix(prefix: str) -> list[ColumnElement[bool]]:

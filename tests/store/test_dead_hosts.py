@@ -1,0 +1,60 @@
+"""What a host that was declared dead still writes of what all share: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from era.core.homes import Host
+from era.core.models import DEFAULT_OWNER
+from era.core.storage import Item
+from era.errors import HostLost
+from era.store.d1_databases import D1Databases
+from era.store.d1_replicas import DatabaseReplicas
+from era.store.metadata import SqlStore
+from tests.store.rows import execute, opened
+
+NAME = (DEFAULT_OWNER, "n")
+ITEM = Item(DEFAULT_OWNER, "kv", "app", "k", 1, 0, 0, None, None, b"v")
+
+
+@pytest.fixture
+async def host(url: str) -> AsyncIterator[SqlStore]:
+    async with opened(url, alone=False) as store:
+        await (await store.homes()).join(Host("a", "http://a"), 3600)
+        yield store
+
+
+WRITES: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
+    "put": lambda store: store.storage_items.put_item(ITEM),
+    "delete": lambda store: store.storage_items.delete_item(DEFAULT_OWNER, "kv", "app", "k"),
+    "delete all": lambda store: store.storage_items.delete_items(DEFAULT_OWNER, "kv", "app", 10),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_items(host: SqlStore, url: str, write: str) -> None:
+    await host.storage_items.put_item(ITEM)
+    await WRITES[write](host)
+    await host.storage_items.put_item(ITEM)
+    execute(url, "UPDATE hosts SET dead = TRUE")
+    with pytest.raises(HostLost):
+        await WRITES[write](host)
+    assert await host.storage_items.item(DEFAULT_OWNER, "kv", "app", "k") == ITEM
+
+
+async def test_databases(host: SqlStore, url: str, tmp_path: Path) -> None:
+    kept: DatabaseReplicas = await host.d1_databases()
+    databases = D1Databases(tmp_path / "copies", 64 << 20, kept=kept)
+    databases.open()
+    await databases.run(*NAME, "CREATE TABLE t (n)", (), many=False, room=1 << 30)
+    sizes = await kept.sizes()
+    execute(url, "UPDATE hosts SET dead = TRUE")
+    with pytest.raises(HostLost):
+        await databases.run(*NAME, "INSERT INTO t VALUES (1)", (), many=False, room=1 << 30)
+    with pytest.raises(HostLost):
+        await kept.drop(NAME)
+    assert await kept.sizes() == sizes
+    await databases.close()
