@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import IO
+
+import structlog
 
 from era.errors import Conflict
 from era.settings import Settings
 from era.store.blobs import make_directory
+
+log = structlog.get_logger()
+
+_LOOK_SECONDS = 0.1
+_TOLD_AFTER_SECONDS = 5.0
 
 
 def shared_directory(settings: Settings) -> Path:
@@ -43,7 +53,12 @@ async def alone(settings: Settings) -> AsyncIterator[None]:
         yield
         return
     with (settings.shared_dir / "starting").open("a") as lock:
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)  # Heartbeats go on, if there are any yet.
+        tell_at = time.monotonic() + _TOLD_AFTER_SECONDS
+        while not _took(lock, fcntl.LOCK_EX):  # never in a thread, which a signal to stop couldn't end
+            if time.monotonic() > tell_at:
+                log.info("start_waits", file=lock.name, why="another host of the cluster is starting")
+                tell_at = math.inf
+            await asyncio.sleep(_LOOK_SECONDS)
         yield
 
 
@@ -61,8 +76,15 @@ def exclusive(directory: Path) -> Iterator[None]:
 def _locked(directory: Path, kind: int, problem: Conflict) -> Iterator[None]:
     """Hold a directory's lock, of this kind. Raises the problem where another process is in its way."""
     with (directory / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise problem from None
+        if not _took(lock, kind):
+            raise problem
         yield
+
+
+def _took(file: IO[str], kind: int) -> bool:
+    """Whether a lock of this kind could be taken at once."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -167,6 +167,17 @@ async def test_of_hosts_that_start_at_one_url_at_the_same_time_one_finds_out() -
     await homes.leave()
 
 
+async def test_a_host_that_could_tell_its_url_only_later_looks_whether_it_is_alone_there() -> None:
+    rows, ended = Rows(), asyncio.Event()
+    homes = await started(rows, ended.set)
+    rows.failure = Unavailable("the database is away")
+    await homes.reached_at("http://a")
+    rows.seen = iter([{homes.host_id: 1, "other": 1}])
+    rows.failure = None
+    await asyncio.wait_for(ended.wait(), 60)
+    await homes.leave()
+
+
 async def test_a_host_that_was_declared_dead_ends() -> None:
     rows, ended = Rows(), asyncio.Event()
     homes = await started(rows, ended.set)

@@ -152,6 +152,9 @@ class Cluster:
     """Those of every session."""
 
     kicked: list[str] = field(default_factory=list)
+    may_answer: asyncio.Event | None = None
+    """What the others wait for before they say anything."""
+
     moves: Moves = field(init=False)
 
     async def find(self, session: OwnedId) -> Session:
@@ -162,6 +165,8 @@ class Cluster:
 
     async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
         self.asked.append(host.id)
+        if self.may_answer is not None:
+            await self.may_answer.wait()
         told = self.told[host.id]
         return told and {**told, "prepared": packages in told.get("prepared", ())}
 
@@ -239,6 +244,19 @@ async def test_a_session_moves_to_the_host_with_most_room(monkeypatch: pytest.Mo
             await one.is_home(f"s{key}", key)
             await one.move(name=f"s{key}")
         assert sorted(host for _, host in one.rows.given) == ["a", "b", "b", "b", "c", "c"]
+        assert one.asked == ["a", "b", "c"]
+
+
+async def test_a_call_waits_for_what_others_were_asked_for_another() -> None:
+    async with cluster() as one:
+        await one.is_home("t", 2)
+        one.may_answer = asyncio.Event()
+        moves = [asyncio.create_task(one.move(name=name)) for name in ("s", "t")]
+        await until(lambda: one.asked)
+        for _ in range(20):
+            await asyncio.sleep(0)  # for the other to get as far
+        one.may_answer.set()
+        assert await asyncio.gather(*moves) == [True, True]
         assert one.asked == ["a", "b", "c"]
 
 

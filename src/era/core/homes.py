@@ -247,8 +247,22 @@ class Homes:
             async with asyncio.timeout(self._lease_seconds):
                 while not self._told_url:
                     await self._news.wait()
-        if self._told_url and (await self._store.heartbeats_at(url)).keys() - {self._host.id}:
-            raise _not_alone(url)
+        if self._told_url:
+            if (await self._store.heartbeats_at(url)).keys() - {self._host.id}:
+                raise _not_alone(url)
+        else:
+            self._on_beat.append(self._check_still_alone)
+
+    async def _check_still_alone(self) -> None:
+        """Once the others have been told at last where this host listens, see to it that it is the only one there."""
+        if not self._told_url:
+            return
+        found = await self._store.heartbeats_at(self._told_url)
+        if self._check_still_alone in self._on_beat:  # two heartbeats may come before the first look has ended
+            self._on_beat.remove(self._check_still_alone)
+        if found.keys() - {self._host.id}:
+            log.error("host_not_alone", error=_not_alone(self._told_url).message)
+            self._lost()
 
     def check_reachable(self) -> None:
         """Raises Unready as long as the others can't know where this host listens."""

@@ -231,6 +231,9 @@ class Moves:
         """How many sessions were sent to a host that what it says of its load doesn't have in it yet."""
 
         self._asked_at = -_KNOWN_SECONDS
+        """When they had said it."""
+
+        self._asking: asyncio.Task[None] | None = None
         self.count = 0
         """How many have moved."""
 
@@ -451,12 +454,19 @@ class Moves:
     async def _with_room(self, kind: str, why: Why) -> Sequence[Host]:
         """The other hosts that have room of this kind."""
         if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
-            self._asked_at = time.monotonic()
-            self._told = await self._ask()
-            self._sent = {host: sent for host, sent in self._sent.items() if host in self._homes.hosts}
+            self._asking = self._asking or asyncio.create_task(self._ask_all())
+            await asyncio.shield(self._asking)  # which others wait for, too
         hosts = [host for host in self._listening() if host.id in self._told]
         found = [host for host in hosts if all(self._told[host.id].room[each] > 0 for each in {"sandboxes", kind})]
         return [host for host in found if self._has_processors(host)] if why is Why.BUSY else found
+
+    async def _ask_all(self) -> None:
+        try:
+            self._told = await self._ask()
+            self._sent = {host: sent for host, sent in self._sent.items() if host in self._homes.hosts}
+            self._asked_at = time.monotonic()
+        finally:
+            self._asking = None
 
     def _has_processors(self, host: Host) -> bool:
         """Whether a host has clearly less to do than this one, for each processor and with one session more."""
