@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -115,6 +116,24 @@ def test_an_id_that_another_session_has_by_now_is_found_where_that_is_at_home(ho
     assert (answer.status_code, answer.text) == (200, "new")
     run(before, "again", "print(1)")
     assert before.delete(f"/api/sessions/again/processes/{process}").status_code == 200
+
+
+def test_connections_between_hosts_are_closed_once_they_carry_nothing(
+    cluster: Cluster, hosts: list[httpx.Client]
+) -> None:
+    home, other = hosts
+    session = made(home, "burst")
+    descriptors = Path(f"/proc/{cluster.pid(1)}/fd")
+    port = f":{urlsplit(cluster.told()[0]['url']).port:04X}"
+
+    def connected() -> int:
+        own = {os.readlink(each) for each in descriptors.iterdir() if each.is_symlink()}
+        rows = [row.split() for row in (descriptors.parent / "net/tcp").read_text().splitlines()[1:]]
+        return sum(row[2].endswith(port) and f"socket:[{row[9]}]" in own for row in rows)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: run(other, session, "import time; time.sleep(0.1)"), range(8)))
+    assert eventually(lambda: connected() == 0), connected()
 
 
 def test_a_public_url_is_passed_on(hosts: list[httpx.Client]) -> None:

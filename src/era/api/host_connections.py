@@ -124,11 +124,17 @@ class HostConnections:
         else:
             connection.writer.transport.abort()
 
-    def close_idle(self) -> None:
-        """Close those that nothing is sent by, so that other hosts which stop needn't wait for it."""
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().writer.transport.abort()
+    def close_idle(self, seconds: float = 0.0) -> None:
+        """Close those that nothing was sent by for so long: other hosts which stop needn't wait for that, and what they
+        have closed keeps its descriptor here until then."""
+        before, idle = time.monotonic() - seconds, self._idle
+        self._idle = {}
+        for url, connections in idle.items():
+            for connection in connections:
+                if connection.used_at > before:
+                    self._idle.setdefault(url, []).append(connection)
+                else:
+                    connection.writer.transport.abort()
 
     async def ask(self, host: Host, path: str, query: str = "") -> JsonObject:
         """What a host answers to a question that only hosts may ask. Raises NotTrusted, OSError, ValueError, and

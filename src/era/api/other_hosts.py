@@ -32,6 +32,7 @@ from starlette.types import Scope
 
 from era.api.hop import Hops
 from era.api.host_connections import HELLO_PATH, Expired, HostConnections, HungUp, NotTrusted
+from era.api.protocol import REUSED_SECONDS
 from era.core.homes import Homes, Host
 from era.core.models import JsonObject, Session
 from era.core.moves import Moves
@@ -111,6 +112,10 @@ class OtherHosts:
         self._homes = homes
         self.hops = hops
         self.connections = connections
+        homes.each_beat(self._close_idle)
+
+    async def _close_idle(self) -> None:
+        self.connections.close_idle(REUSED_SECONDS)
 
     async def active(self, sessions: Sequence[Session]) -> Mapping[int, tuple[str, int] | None]:
         """Status and number of processes of those of one owner's sessions that are at home at other hosts and active
