@@ -15,7 +15,7 @@ from sqlalchemy import Column, Integer, MetaData
 
 from era.core.homes import Host
 from era.core.models import Snapshot
-from era.errors import Conflict, NotReady, Unavailable
+from era.errors import Conflict, HostLost, NotReady, Unavailable
 from era.store import migrations
 from era.store.tables import metadata as tables
 from tests.owners import mine
@@ -58,7 +58,8 @@ def test_hosts_of_a_version_whose_table_has_fewer_columns_are_found(
     newer.append_column(Column("added", Integer))
     monkeypatch.setattr(migrations, "hosts", newer)
     engine = engine_of(empty_url)
-    assert list(migrations._heartbeats(engine)) == ["works"]
+    with engine.begin() as connection:
+        assert list(migrations._heartbeats(connection)) == ["works"]
     engine.dispose()
 
 
@@ -106,6 +107,32 @@ async def test_nothing_is_migrated_under_hosts_that_could_not_go_on(
     execute(url, f"UPDATE hosts SET heartbeat_at = {over} - lease_us WHERE id = 'works'")
     async with opened(url, alone=False):
         assert time.time_ns() // 1000 >= over
+
+
+async def test_no_host_goes_on_that_was_overlooked_before_the_migration(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that joins after the look is found in the transaction; one that hangs is dead to it, and joins anew."""
+    url = empty_url
+    make_at_revision(url, "0025")
+    micros = time.time_ns() // 1000
+    joins = HOST.format(name="joins", at=micros, us=3_600_000_000, dead="false")
+    execute(url, HOST.format(name="hangs", at=micros - 3_600_000_000, us=5_000_000, dead="false"))
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "_wait_for_hosts_that_are_gone", lambda _: execute(url, joins))
+        with pytest.raises(NotReady, match="stop all of them"):
+            async with opened(url, alone=False):
+                pass
+    assert execute(url, "DELETE FROM hosts WHERE id = 'joins'") == 1
+    assert execute(url, "UPDATE alembic_version SET version_num = '0025' WHERE version_num = '0025'") == 1
+    async with opened(url, alone=False) as store:
+        homes = await store.homes()
+        with pytest.raises(HostLost):
+            await homes.beat(Host("hangs", ""))
+        execute(url, "UPDATE alembic_version SET version_num = '9999'")
+        with pytest.raises(Unavailable, match="9999"):
+            await homes.join(Host("late", ""), 3600)
+        assert execute(url, "UPDATE hosts SET url = '' WHERE id = 'late'") == 0
 
 
 def test_each_revision_that_hosts_can_go_on_beside_exists() -> None:

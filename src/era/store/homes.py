@@ -31,6 +31,7 @@ from era.store.dialects import (
     see_each_commit,
     together,
 )
+from era.store.migrations import check_revision
 from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, has_status, homes, hosts, leader, processes, runs, sessions
 from era.store.usage import count_lost
@@ -141,6 +142,7 @@ class HomeRows:
         def job(connection: Connection) -> View:
             values = {"id": host.id, "url": host.url, "lease_us": lease_us, "dead": False}
             times = {"started_at": database_time(), "heartbeat_at": database_time()}
+            check_revision(connection)
             connection.execute(insert(hosts).values(values | times))
             return _look(connection, host, declares=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, select, text
+from sqlalchemy import Connection, Engine, column, inspect, select, table, update
 
 from era.errors import NotReady, Unavailable
 from era.store.dialects import begin_migration, database_time
@@ -24,6 +24,8 @@ _LOOK_SECONDS = 0.2
 _MOST_SECONDS = 15.0
 """For which the end of a lease is waited for."""
 
+_REVISION = select(column("version_num")).select_from(table("alembic_version"))
+
 
 def upgrade(engine: Engine) -> None:
     """Bring the database to `HEAD` in one transaction. Raises Unavailable where a newer ERA has migrated it, NotReady
@@ -31,7 +33,7 @@ def upgrade(engine: Engine) -> None:
     revision = _revision(engine)
     if revision == HEAD:
         return  # The usual start, without the 0.3 s that importing alembic costs.
-    if revision is not None and not ROLLING.issuperset(_between(revision, HEAD)):
+    if _must_be_alone(revision):
         _wait_for_hosts_that_are_gone(engine)
 
     from alembic import command
@@ -42,6 +44,12 @@ def upgrade(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     with _without_foreign_keys(engine) as connection:
         config.attributes["connection"] = connection
+        if revision is not None and _must_be_alone(connection.execute(_REVISION.with_for_update()).scalar()):
+            # Nobody joins any more until this transaction ends (`check_revision`).
+            if _heartbeats(connection):
+                raise _at_work()
+            if inspect(connection).has_table(hosts.name):  # whose heartbeat hasn't come may send it yet
+                connection.execute(update(hosts).where(~hosts.c.dead).values(dead=True))
         try:
             command.upgrade(config, "head")
         except CommandError as error:
@@ -49,6 +57,16 @@ def upgrade(engine: Engine) -> None:
                 f"the database can't be brought to revision {HEAD}: {error}",
                 hint="It was last used by a newer version of ERA; start that version instead.",
             ) from error
+
+
+def check_revision(connection: Connection) -> None:
+    """See to it that the database isn't migrated until this transaction ends. For a host that joins. Raises Unavailable
+    where it was since this process opened it."""
+    if (revision := connection.execute(_REVISION.with_for_update(read=True)).scalar()) != HEAD:
+        raise Unavailable(
+            f"the database was brought to revision {revision} while this host started",
+            hint="A newer version of ERA uses it; start that version instead.",
+        )
 
 
 @contextmanager
@@ -73,6 +91,11 @@ def _without_foreign_keys(engine: Engine) -> Iterator[Connection]:
             pragma.close()
 
 
+def _must_be_alone(revision: str | None) -> bool:
+    """Whether hosts that are at work with this revision can't go on with `HEAD`."""
+    return revision is not None and not ROLLING.issuperset(_between(revision, HEAD))
+
+
 def _between(revision: str, newest: str) -> list[str]:
     """The revisions after the first, up to the second."""
     return [f"{number:04}" for number in range(int(revision) + 1, int(newest) + 1)]
@@ -83,23 +106,30 @@ def _wait_for_hosts_that_are_gone(engine: Engine) -> None:
     NotReady where one does, or has a lease for too long to wait."""
     first: dict[str, int] = {}
     until = time.monotonic() + _MOST_SECONDS
-    while found := _heartbeats(engine):
+    while True:
+        with engine.begin() as connection:
+            found = _heartbeats(connection)
+        if not found:
+            return
         if time.monotonic() > until or any(first.setdefault(host, at) != at for host, at in found.items()):
-            raise NotReady(
-                "Hosts of this cluster are at work that can't go on with the tables of this version of ERA: stop all "
-                "of them, then start this version."
-            )
+            raise _at_work()
         time.sleep(_LOOK_SECONDS)
 
 
-def _heartbeats(engine: Engine) -> Mapping[str, int]:
+def _at_work() -> NotReady:
+    return NotReady(
+        "Hosts of this cluster are at work that can't go on with the tables of this version of ERA: stop all of them, "
+        "then start this version."
+    )
+
+
+def _heartbeats(connection: Connection) -> Mapping[str, int]:
     """The last heartbeats of hosts that have a lease, from a table that may be an older version's."""
-    with engine.begin() as connection:
-        if not inspect(connection).has_table(hosts.name):
-            return {}
-        has_lease = ~hosts.c.dead & (hosts.c.heartbeat_at + hosts.c.lease_us > database_time())
-        beats = select(hosts.c.id, hosts.c.heartbeat_at).where(has_lease)
-        return {row.id: row.heartbeat_at for row in connection.execute(beats)}
+    if not inspect(connection).has_table(hosts.name):
+        return {}
+    has_lease = ~hosts.c.dead & (hosts.c.heartbeat_at + hosts.c.lease_us > database_time())
+    beats = select(hosts.c.id, hosts.c.heartbeat_at).where(has_lease)
+    return {row.id: row.heartbeat_at for row in connection.execute(beats)}
 
 
 def _revision(engine: Engine) -> str | None:
@@ -107,4 +137,4 @@ def _revision(engine: Engine) -> str | None:
     with engine.begin() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return connection.execute(_REVISION).scalar()
