@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from era.core.homes import Homes, Host
 from era.core.live.records import ProcessRecord
 from era.core.metadata import SessionChange
 from era.core.models import Session, StoredCode, now
+from era.core.public import inbox_worker
 from era.core.public.inbox import Content, Outcome
+from era.core.public.inbox_worker import Inbox
+from era.core.runs import Runs
 from era.core.usage import day_of
 from era.errors import CommitFailed, Fenced, HostLost, NotFound, SessionDeleted, SessionMoved
+from era.store import tables
 from era.store.homes import _ANY_LOST, LOST, HomeRows
 from era.store.metadata import SqlStore
 from tests.owners import mine
-from tests.store.rows import ended, execute, new, opened
+from tests.store.rows import ended, execute, multiply, new, opened
+from tests.unit.core import until
 
 LONG = 3600.0
 """Seconds of a lease that doesn't end by itself in a test."""
@@ -368,3 +375,39 @@ async def test_without_a_cluster_nothing_is_checked(url: str) -> None:
         place = await (await store.homes()).find("s")
     assert place is not None
     assert place.home is None
+
+
+async def test_who_looks_for_deliveries_asks_for_all_sessions_at_once(
+    join: Joined, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most are at home at another host, and are to be left to it, whatever they wait for."""
+    monkeypatch.setattr(inbox_worker, "_POLL_SECONDS", 0.01)
+    a, b = await join("a"), await join("b")
+    session = await b.store.create_session(replace(new("s"), allow_public=True))
+    await b.store.store_code(mine("s"), StoredCode("1", None, now()))
+    await b.store.inboxes.put_inbox(mine("s"), None, 0)
+    await b.store.inboxes.add_delivery(session.key, "dlv", None, Content("POST", "/", "", [], b"", "http://era.test"))
+    again = now() + 3_600_000_000
+    execute(url, f"UPDATE deliveries SET next_attempt_at = {again}")
+    its = f"{session.key} + i"
+    multiply(url, tables.sessions, 500, key=its, id="'s' || i")
+    multiply(url, tables.inboxes, 500, session_key=its)
+    multiply(url, tables.homes, 500, session_key=its)
+    multiply(url, tables.deliveries, 500, session_key=its, id="'dlv' || i")
+    asked = Counter[str]()
+
+    def about(*args: Any) -> None:
+        asked.update(table for table in ("deliveries", "homes") if f"FROM {table}" in args[2])
+        asked.update(["sessions"] if "FROM sessions LEFT" in args[2] else [])
+
+    for engine in (a.store.database.engines.reader, a.homes._database.engines.reader):
+        event.listen(engine, "before_cursor_execute", about)
+    homes = Homes(a.homes, LONG, lambda: None)
+    await homes.start()
+    inbox = Inbox(a.store.inboxes, cast("Runs", None), at_a_time=1, cluster=homes)
+    await inbox.start()
+    await until(lambda: asked["deliveries"] >= 3)
+    await inbox.stop()
+    await homes.leave()
+    assert 0 < asked["homes"] <= asked["deliveries"]
+    assert not asked["sessions"], "nobody asks for each"

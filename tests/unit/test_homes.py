@@ -281,6 +281,24 @@ async def test_reading_takes_no_home() -> None:
     await homes.leave()
 
 
+async def test_of_sessions_without_a_home_some_are_taken_to_do_something_for_them() -> None:
+    class Homeless(Rows):
+        async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
+            return {1: Host(homes.host_id, ""), 2: self.others["other"]}
+
+        async def take(self, session_key: int) -> Home:
+            self.taken.append(session_key)
+            return Home(Host(homes.host_id, ""), 1)
+
+    rows = Homeless()
+    homes = await started(rows, lease=60.0)
+    owned = await homes.owned(range(1, 100), 3)
+    assert owned == [1, *rows.taken]
+    assert len(set(rows.taken) - {1, 2}) == 3
+    assert await homes.owned(range(1, 100), 0) == [1]
+    await homes.leave()
+
+
 async def test_time_is_that_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_clock", models._Clock())
     machine = time.time_ns() // 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ class Follower:
 
     leads = False
 
-    async def owns(self, session_key: int) -> bool:
-        return False
+    async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+        return []
 
 
 async def until_ended(webhooks: Webhooks, count: int, owner: str = "default") -> None:

@@ -23,6 +23,7 @@ the heartbeat of another takes over once that host is dead.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -453,6 +454,21 @@ class Homes:
                 return home.host.id == self._host.id
         return False
 
+    async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+        """See Cluster. One question for all of them, and more for what is taken."""
+        hosts: Mapping[int, Host] = {}
+        gifts = -1
+        while session_keys and self.has_lease and gifts != self._gifts:
+            gifts = self._gifts
+            hosts = await self._store.hosts_of(session_keys)
+        if not self.has_lease:
+            return []
+        own = [key for key in session_keys if key in hosts and hosts[key].id == self._host.id]
+        own = [key for key in own if key not in self._giving]
+        homeless = [key for key in session_keys if key not in hosts]
+        taken = random.sample(homeless, min(max(most_new, 0), len(homeless)))
+        return own + [key for key in taken if await self.owns(key)]
+
     def key_here(self, session_id: str) -> int | None:
         """The key of a session that is known to be at home here."""
         return self._here.get(session_id)
@@ -518,7 +534,10 @@ class Cluster(Protocol):
     @property
     def leads(self) -> bool: ...
 
-    async def owns(self, session_key: int) -> bool: ...
+    async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+        """Those of the sessions with these keys that are at home here. Of those that nobody has, as many at most are so
+        from now on, any of them: so the sessions of a dead host don't all go to whoever looks first."""
+        ...
 
 
 class Alone:
@@ -526,8 +545,8 @@ class Alone:
 
     leads = True
 
-    async def owns(self, session_key: int) -> bool:
-        return True
+    async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+        return session_keys
 
 
 ALONE = Alone()

@@ -28,7 +28,8 @@ import asyncio
 import hashlib
 import json
 import time
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 
 import structlog
@@ -91,7 +92,11 @@ class Inbox:
         self._cluster = cluster
         self._store = store
         self._runs = runs
+        self._at_a_time = at_a_time
         self._slots = asyncio.Semaphore(at_a_time)
+        self._due = 0
+        """Workers that have a slot, or wait for one."""
+
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._woken: dict[int, asyncio.Event] = {}
         self._polling: asyncio.Task[None] | None = None
@@ -191,9 +196,9 @@ class Inbox:
         """Every _POLL_SECONDS, start workers for sessions that can run deliveries and have no worker."""
         while True:
             try:
-                for session_key in await self._store.sessions_to_deliver():
-                    if session_key not in self._workers and await self._cluster.owns(session_key):
-                        self._wake(session_key)
+                keys = [key for key in await self._store.sessions_to_deliver() if key not in self._workers]
+                for session_key in await self._cluster.owned(keys, self._at_a_time - self._due):
+                    self._wake(session_key)
             except EraError as error:
                 log.warning("inboxes_not_looked_at", error=error.message)
             await asyncio.sleep(_POLL_SECONDS)
@@ -215,7 +220,7 @@ class Inbox:
                     return
                 wait = ((head.delivery.next_attempt_at or 0) - now()) / MICROS
                 if wait <= 0:
-                    async with self._slots:
+                    async with self._slot():
                         # Read it again: much may have changed while it waited for a slot.
                         if not self._ending and (head := await self._store.next_delivery(session_key)):
                             wait = await self._attempt(head)
@@ -230,6 +235,15 @@ class Inbox:
             log.warning("deliveries_wait", session=session_key, error=error.message)
         except Exception:
             log.exception("bug", where="inbox", session=session_key)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        self._due += 1
+        try:
+            async with self._slots:
+                yield
+        finally:
+            self._due -= 1
 
     async def _attempt(self, head: Next) -> float:
         """Run a delivery, if it is due and can be run, and record the outcome.

@@ -46,6 +46,9 @@ UNDER_WAY = ("pending", "running")
 _LOOK_SECONDS = 1.0
 """How often the store is asked for setups, should `kick` not have been called for one."""
 
+_MOST_TAKEN = 8
+"""Setups under way with which a host of a cluster takes no session for its setup that nobody has."""
+
 _GRACE_SECONDS = 3600.0
 _SHORT_GRACE_SECONDS = 60.0
 """A package set that no row names stays for the first time after it was made or found, as another session may want the
@@ -250,8 +253,11 @@ class Setups:
         while True:
             self._wake.clear()
             try:
-                for job in await self._store.unfinished_setups():
-                    if job not in self._jobs and await self._cluster.owns(job.session_key):
+                jobs = [job for job in await self._store.unfinished_setups() if job not in self._jobs]
+                keys = [job.session_key for job in jobs]
+                owned = set(await self._cluster.owned(keys, _MOST_TAKEN - len(self._jobs)))
+                for job in jobs:
+                    if job.session_key in owned:
                         for other, task in self._jobs.items():
                             if other.session_key == job.session_key:
                                 task.cancel()  # the session asks for another setup by now
