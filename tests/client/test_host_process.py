@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -103,6 +105,52 @@ def test_another_watcher_adopts_what_runs(make: Make, tmp_path: Path) -> None:
     os.kill(first.pid, signal.SIGKILL)
     assert "settings" in until(adopted, "failing").detail
     assert until(make(), "ready").pid != first.pid
+
+
+LOCKED = "import fcntl; lock = open('{}', 'a'); fcntl.flock(lock, fcntl.LOCK_EX)\n"
+"""What a host does first with its data directory."""
+
+
+@pytest.mark.parametrize("note", [None, "no JSON", '{"pid": 0, "later": 1}'], ids=["none", "no JSON", "no process"])
+def test_another_watcher_finds_what_runs_without_a_note(make: Make, tmp_path: Path, note: str | None) -> None:
+    program = LOCKED.format(tmp_path / "host" / "lock") + READY
+    first = until(make(program), "ready")
+    (tmp_path / "host" / NOTE).unlink()
+    if note is not None:
+        (tmp_path / "host" / NOTE).write_text(note)
+    again = make(program)
+    found = until(again, "ready")
+    assert (found.pid, found.url) == (first.pid, first.url)
+    again.stop()
+    until(again, "stopped")
+    assert not is_running(first.pid)
+
+
+def test_whoever_else_has_the_data_directory_is_left_alone(make: Make, tmp_path: Path) -> None:
+    """A backup, say."""
+    (tmp_path / "host").mkdir()
+    program = LOCKED.format(tmp_path / "host" / "lock") + "print('locked', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as backup:
+        assert backup.stdout is not None
+        assert backup.stdout.readline() == b"locked\n"
+        host = make()
+        assert host.status().pid == 0
+        host.stop()
+        assert backup.poll() is None
+        backup.communicate(b"\n")
+    assert backup.returncode == 0
+
+
+def test_a_note_of_a_later_version_is_read(make: Make, tmp_path: Path) -> None:
+    first = until(make(), "ready")
+    note = tmp_path / "host" / NOTE
+    note.write_text(json.dumps({**json.loads(note.read_text()), "later": 1}))
+    assert until(make(), "ready").pid == first.pid
+
+
+def test_a_host_may_say_much_before_it_serves(make: Make) -> None:
+    host = make("print('one of many lines\\n' * 20_000, flush=True)\n" + READY)
+    assert until(host, "ready").url
 
 
 def test_a_drained_host_stays_so_whoever_watches(make: Make) -> None:

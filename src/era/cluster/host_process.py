@@ -1,9 +1,10 @@
 """A host's process on this machine: started, watched, started anew when it ends, stopped.
 
 Theory of operation. The process is `era serve` with a host's settings. It is no child of whoever watches over it, and
-outlives it: a note in the host's data directory says which process it is, and the next watcher adopts that. Ownership
-of sessions has nothing to do with any of this. That is in the database, and a second process on the same data directory
-would end by itself, since the first one holds its lock.
+outlives it: a note in the host's data directory says which process it is, and the next watcher adopts that. Where the
+note is missing or wrong, it is the process with the same command that holds the directory's lock. Ownership of sessions
+has nothing to do with any of this. That is in the database, and a second process on the same data directory would end
+by itself, since the first one holds the lock.
 
 Nothing here waits. `look` is called again and again by whoever watches (ray_hosts.py), and does what is due.
 """
@@ -18,7 +19,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +46,7 @@ _HEALTH_SECONDS = 2.0
 _HUNG_SECONDS = 60.0
 """Without any answer to GET /ready. Its lease was over long before, so others have its sessions by then."""
 
+_PIECE = 1 << 16
 _LOG_BYTES = 64 << 20
 """A log that is larger when a process starts is put aside, in the place of the one put aside before."""
 
@@ -108,6 +111,10 @@ class HostProcess:
         self._environment = environment
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._note = _read(data_dir / NOTE)
+        self._searched = self._note.log_from
+        """Up to where its log doesn't say where it serves."""
+
+        self._adopt()
         self._wanted = not self._note.drained
         self._ready = False
         self._detail = ""
@@ -172,7 +179,7 @@ class HostProcess:
         Takes a moment, or the two seconds that it has for an answer. Raises OSError."""
         now = time.monotonic()
         if not self._note.pid:
-            if self._wanted and self._environment is not None and now >= self._start_at:
+            if self._wanted and self._environment is not None and now >= self._start_at and not self._adopt():
                 self._launch(self._environment)
         elif not self._is_running():
             self._ended(now)
@@ -180,16 +187,43 @@ class HostProcess:
             if now > self._kill_at:
                 self._signal(signal.SIGKILL)
         elif not self._note.url:
-            self._note.url = served_at(self._said())
-            if self._note.url:
-                self._write()
+            self._find_url()
         elif now >= self._ask_at:
             self._ask()
+
+    def _adopt(self) -> bool:
+        """Take the process that holds the data directory's lock for the host, if it has a host's command; a backup may
+        have the lock, too. Whether there is one."""
+        if self._note.pid or not (pid := _holder(self.data_dir / "lock", self._command[1:])):
+            return bool(self._note.pid)
+        self._note.pid, self._note.begun, self._note.url = pid, began(pid), ""
+        self._searched = self._note.log_from = self._note.log_from or self._last_start()
+        self._write()
+        return True
+
+    def _find_url(self) -> None:
+        """Look on in the log for where it serves."""
+        while not self._note.url and (piece := self._said(self._searched)):
+            self._note.url = served_at(piece.decode(errors="replace"))
+            if len(piece) < _PIECE:
+                break
+            self._searched += piece.rfind(b"\n") + 1 or len(piece)
+        if self._note.url:
+            self._write()
+
+    def _last_start(self) -> int:
+        """Where in the log the last process that served says so."""
+        try:
+            with (self.data_dir / LOG).open("rb") as log, mmap(log.fileno(), 0, access=ACCESS_READ) as content:
+                return content.rfind(b"\nERA serves") + 1
+        except (FileNotFoundError, ValueError):  # which an empty file raises
+            return 0
 
     def _launch(self, environment: Mapping[str, str]) -> None:
         self._rotate()
         log = self.data_dir / LOG
-        self._note.log_from = log.stat().st_size if log.exists() else 0
+        self._searched = self._note.log_from = log.stat().st_size if log.exists() else 0
+        self._write()  # should this process end before it knows the other
         command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(log), *self._command]
         done = subprocess.run(command, env=self._own(environment), cwd="/", capture_output=True, text=True, check=False)
         self._began_at = self._answered_at = time.monotonic()
@@ -209,7 +243,8 @@ class HostProcess:
 
     def _ended(self, now: float) -> None:
         was_ready, stopping = bool(self._note.url), self._kill_at is not None
-        said = self._said().strip()
+        size = log.stat().st_size if (log := self.data_dir / LOG).exists() else 0
+        said = self._said(max(self._note.log_from, size - _PIECE)).decode(errors="replace").strip()
         self._note.pid, self._ready, self._kill_at = 0, False, None
         self._write()
         if stopping:
@@ -253,14 +288,14 @@ class HostProcess:
             with suppress(ProcessLookupError):
                 os.kill(self._note.pid, number)
 
-    def _said(self) -> str:
-        """What its present process has written, the beginning of it."""
+    def _said(self, start: int) -> bytes:
+        """A piece of the log, from there on."""
         try:
             with (self.data_dir / LOG).open("rb") as log:
-                log.seek(self._note.log_from)
-                return log.read(1 << 16).decode(errors="replace")
+                log.seek(start)
+                return log.read(_PIECE)
         except FileNotFoundError:
-            return ""
+            return b""
 
     def _rotate(self) -> None:
         log = self.data_dir / LOG
@@ -277,12 +312,31 @@ class HostProcess:
 def _read(file: Path) -> _Note:
     """The note of the watcher before; an empty one where there was none, or its process is gone."""
     try:
-        note = _Note(**json.loads(file.read_text()))
+        told = json.loads(file.read_text())
+        # One of a later version may say more.
+        note = _Note(**{each.name: told[each.name] for each in fields(_Note) if each.name in told})
     except (OSError, ValueError, TypeError):
         return _Note()
     if not note.begun or began(note.pid) != note.begun:
         note.pid = 0
     return note
+
+
+def _holder(lock: Path, arguments: Sequence[str]) -> int:
+    """The process with these arguments that has locked this file (directory_locks.py), 0 where none is found."""
+    try:
+        node = lock.stat()
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return 0
+    for pid in {int(each[4]) for each in held if each[1] == "FLOCK" and each[5].rpartition(":")[2] == str(node.st_ino)}:
+        process = Path(f"/proc/{pid}")
+        with suppress(OSError):  # it may have ended, or be somebody else's
+            own = (process / "cmdline").read_bytes().split(b"\0")[1:-1]
+            is_host = own == [os.fsencode(each) for each in arguments]
+            if is_host and any(os.path.samestat(each.stat(), node) for each in (process / "fd").iterdir()):
+                return pid
+    return 0
 
 
 def served_by(data_dir: Path) -> tuple[str, int]:
