@@ -10,9 +10,10 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from socket import create_connection
+from socket import create_connection, create_server
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -125,6 +126,19 @@ def send_without_end(socket: WebSocket) -> None:
     with suppress(OSError):
         while True:
             socket.send(bytes(1 << 16))
+
+
+def test_a_call_is_not_lost_with_a_connection_that_was_only_just_made(home: Home, client: httpx.Client) -> None:
+    """A host that stops hangs up on those that it knows nothing of yet."""
+    assert client.post("/api/sessions", json={"session_id": "fresh", "language": "python"}).status_code == 201
+    with create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        scheme = "https" if home.tls else "http"
+        with home.said_to_be_at(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"):
+            answer = thread.submit(client.post, "/api/sessions/fresh/run", json={"code": "print(1)"})
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(1 << 16)
+        assert (answer.result().status_code, answer.result().json().get("stdout")) == (200, "1\n")
 
 
 @pytest.mark.parametrize("through", ["the home", "another host"])

@@ -1,8 +1,9 @@
 """Connections to the other hosts of a cluster, each for one request at a time and kept for the next.
 
-Theory of operation. Over TLS, a host that refuses this one's certificate does so after this one's end of the handshake,
-and hangs up. That must not be taken for the loss of a request. So a new connection over TLS first carries a question,
-and only one that was answered carries anything else.
+Theory of operation. A host that stops hangs up on connections of which it can't know yet that they are another host's.
+Over TLS, one that refuses this one's certificate does so after this one's end of the handshake, and hangs up. Neither
+must be taken for the loss of a request. So a new connection first carries a question, and only one that was answered
+carries anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from era.core.telemetry import new_request_id
 from era.host_tls import HostTls, why_refused
 
 HELLO_PATH = "/cluster/hello"
-"""Of the question that comes first on each new connection over TLS."""
+"""Of the question that comes first on each new connection."""
 
 CONNECT_SECONDS = 3.0
 _MOST_IDLE = 64
@@ -90,16 +91,9 @@ class HostConnections:
         if parts.scheme != "https":
             if self.tls is not None:
                 raise NotTrusted(f"it talks plain at {host.url}, and this host over TLS only")
-            return await self._connect(parts.hostname, parts.port or 80, None)
-        if self._client is None:
-            self._client = await asyncio.to_thread(ssl.create_default_context)
-        try:
-            connection = await self._connect(parts.hostname, parts.port or 443, self._client)
-        except ssl.SSLCertVerificationError as error:
-            kind = Expired if error.verify_code == _EXPIRED else NotTrusted
-            raise kind(f"its certificate isn't good here: {why_refused(error)}") from None
-        except ssl.SSLError as error:
-            raise NotTrusted(f"it doesn't talk TLS as this host does: {why_refused(error)}") from None
+            connection = await self._connect(parts.hostname, parts.port or 80, None)
+        else:
+            connection = await self._connect_tls(parts.hostname, parts.port or 443)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 status, _ = await self._exchange(connection, host, HELLO_PATH)
@@ -114,6 +108,17 @@ class HostConnections:
             raise
         connection.http.start_next_cycle()
         return connection
+
+    async def _connect_tls(self, name: str | None, port: int) -> Connection:
+        if self._client is None:
+            self._client = await asyncio.to_thread(ssl.create_default_context)
+        try:
+            return await self._connect(name, port, self._client)
+        except ssl.SSLCertVerificationError as error:
+            kind = Expired if error.verify_code == _EXPIRED else NotTrusted
+            raise kind(f"its certificate isn't good here: {why_refused(error)}") from None
+        except ssl.SSLError as error:
+            raise NotTrusted(f"it doesn't talk TLS as this host does: {why_refused(error)}") from None
 
     def give_back(self, host: Host, connection: Connection) -> None:
         """Keep the connection for the next request, or close it."""
@@ -166,8 +171,10 @@ class HostConnections:
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 piece = await connection.reader.read(1 << 16)
-                if not piece and not status and self._client is not None:
-                    raise HungUp("it hung up when it had seen this host's certificate")
+                if not piece and not status:
+                    if connection.writer.get_extra_info("ssl_object") is not None:
+                        raise HungUp("it hung up when it had seen this host's certificate")
+                    raise ConnectionError("it hung up before it had answered")
                 http.receive_data(piece)
             elif isinstance(event, h11.Response):
                 status = event.status_code

@@ -413,7 +413,12 @@ class Homes:
         key = self._here.get(session_id, session_key)
         if key == session_key or self._loop is None:
             return False
-        self._loop.call_soon_threadsafe(lambda: self._here.get(session_id) == key and self.moved(session_id))
+
+        def forget() -> None:
+            if self._here.get(session_id) == key:
+                self.moved(session_id)
+
+        self._loop.call_soon_threadsafe(forget)
         return True
 
     async def elsewhere(self, session: str | int, *, take: bool) -> Host | None:

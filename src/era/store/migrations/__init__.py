@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, column, inspect, select, table, update
+from sqlalchemy import Connection, Engine, Select, String, column, inspect, select, table, update
 
 from era.errors import NotReady, Unavailable
 from era.store.dialects import begin_migration, database_time
@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.2
 _MOST_SECONDS = 15.0
 """For which the end of a lease is waited for."""
 
-_REVISION = select(column("version_num")).select_from(table("alembic_version"))
+_REVISION: Select[tuple[str]] = select(column("version_num", String)).select_from(table("alembic_version"))
 
 
 def upgrade(engine: Engine) -> None:
