@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.2
 _MOST_SECONDS = 15.0
 """For which the end of a lease is waited for."""
 
-_REVISION: Select[tuple[str]] = select(column("version_num", String)).select_from(table("alembic_version"))
+_REVISION: Select[str] = select(column("version_num", String)).select_from(table("alembic_version"))
 
 
 def upgrade(engine: Engine) -> None:
