@@ -14,9 +14,11 @@ const NO_STORAGE =
 agent.on('free', (socket) => {
   socket.eraFreeSince = Date.now();
 });
-agent.reuseSocket = function reuse(socket, request) {
-  http.Agent.prototype.reuseSocket.call(this, socket, request);
-  if (Date.now() - socket.eraFreeSince > IDLE_MS) socket.destroy(new Error('stale'));
+agent.addRequest = function add(...given) {
+  for (const socket of Object.values(agent.freeSockets).flat()) {
+    if (Date.now() - socket.eraFreeSince > IDLE_MS) socket.destroy(); // so the agent takes another, or a new one
+  }
+  return http.Agent.prototype.addRequest.apply(this, given);
 };
 
 class StorageError extends Error {
@@ -72,12 +74,9 @@ async function call(method, path, body, again = true) {
       break;
     } catch (error) {
       if (error instanceof StorageError) throw error;
-      // A request on a stale connection was never sent. Any other may have been: it is sent again only if harmless.
-      if (error.message === 'stale' || (error.eraReused && again)) {
-        again = again && error.message === 'stale';
-        continue;
-      }
-      throw new StorageError(`The storage can't be reached: ${error.message}.`);
+      // The service has closed the connection, maybe after it did what was asked: it is asked again only if harmless.
+      if (!error.eraReused || !again) throw new StorageError(`The storage can't be reached: ${error.message}.`);
+      again = false;
     }
   }
   const told = JSON.parse(answer.text);
