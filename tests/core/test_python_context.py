@@ -330,6 +330,41 @@ async def test_a_cell_that_goes_on_after_its_timeout_loses_the_variables(
         await cells.run("1")
 
 
+async def test_an_interrupt_waits_for_what_is_being_shown(cells: Cells) -> None:
+    code = "x = 5\nfrom IPython.display import HTML\nwhile True: display(HTML('x' * 1_000_000))"
+    for _ in range(3):
+        outcome, _ = await cells.run(code, timeout=0.5, output_bytes=1 << 30)
+        assert (outcome.cause, outcome.lost) == ("timeout", None)
+    assert await cells.value("x") == "5"
+
+
+async def test_what_threads_show_at_once_is_not_mixed_up(cells: Cells) -> None:
+    outcome, _ = await cells.run(
+        "import threading\n"
+        "def show(letter):\n    for _ in range(3): display({'text/plain': letter * 500_000}, raw=True)\n"
+        "threads = [threading.Thread(target=show, args=(letter,)) for letter in 'ab']\n"
+        "for one in threads: one.start()\n"
+        "for one in threads: one.join()",
+        output_bytes=1 << 22,
+    )
+    assert outcome.lost is None
+    assert sorted(one["data"]["text/plain"] for one in outcome.results) == ["a" * 500_000] * 3 + ["b" * 500_000] * 3
+
+
+@pytest.mark.parametrize("shows", ["display(1)", "clear_output()"])
+async def test_what_is_shown_between_cells_is_dropped(cells: Cells, tmp_path: Path, shows: str) -> None:
+    ended, shown = tmp_path / "ended", tmp_path / "shown"
+    await cells.run(
+        "import os, threading, time\nfrom IPython.display import clear_output, display\nx = 5\n"
+        f"def later():\n    while not os.path.exists({str(ended)!r}): time.sleep(0.02)\n"
+        f"    {shows}; open({str(shown)!r}, 'w')\n"
+        "threading.Thread(target=later).start()"
+    )
+    ended.touch()
+    await until(shown.exists)
+    assert await cells.value("x") == "5"
+
+
 async def test_ignoring_interrupts_is_for_one_cell(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE", 60.0)
     await cells.run("import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN);")

@@ -46,6 +46,7 @@ import socket
 import struct
 import sys
 import termios
+import threading
 import time
 from json import dumps, loads
 
@@ -68,9 +69,24 @@ class Channel:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY)
         os.close(fd)
         self._socket = socket.socket(fileno=moved)
+        self._turn = threading.RLock()
 
     def send(self, kind: bytes, payload: bytes) -> None:
-        self._socket.sendall(kind + struct.pack(">I", len(payload)) + payload)
+        """Send a frame as a whole: other threads wait, and so does an interrupt, which is the main thread's."""
+        frame = kind + struct.pack(">I", len(payload)) + payload
+        if threading.current_thread() is not threading.main_thread():
+            with self._turn:
+                self._socket.sendall(frame)
+            return
+        interrupts: list[int] = []
+        handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+        try:
+            with self._turn:
+                self._socket.sendall(frame)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler if handler is None else handler)  # None: it is C's
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
     def receive(self) -> tuple[bytes, bytes]:
         kind, size = struct.unpack(">cI", self._read(5))
