@@ -115,8 +115,8 @@ get().then(() => R2Storage.put('app', 'k', '1')).then(get);
 
 
 async def test_a_connection_that_was_idle_is_let_go_of(tmp_path: Path) -> None:
-    """However the time has gone by; also where a call mustn't be made twice, and with the earlier versions of Node 24, in
-    which a request hears of its connection's errors only from the next tick on."""
+    """However the time has gone by; also where a call mustn't be made twice, and with the earlier versions of Node 24,
+    in which a request hears of its connection's errors only from the next tick on."""
     code = """
 const { ClientRequest } = require('node:http');
 const { onSocket } = ClientRequest.prototype;

@@ -151,6 +151,8 @@ class GuestProcess:
     async def kill(self) -> None:
         self._was_killed = True
         self._send(b"K")
+        if self._ended is None:
+            self._supervisor.expect_answer()
 
     def abandon(self) -> None:
         """Kill it, and keep nothing of what it says."""
@@ -255,8 +257,10 @@ class ProcessSupervisor:
         self._cause: Literal["oom", "signal"] | None = None
         """Why all processes end at once, where that is known."""
 
-        self._memory: asyncio.Future[int] | None = None
-        """What is awaited of `memory_bytes`."""
+        self._asked: deque[asyncio.Future[int]] = deque()
+        """How much memory all processes take, as it is to say."""
+
+        self._expecting: set[asyncio.Task[None]] = set()
 
         self.on_end: Callable[[], None] = lambda: None
         """Called when it has ended."""
@@ -350,15 +354,29 @@ class ProcessSupervisor:
 
     async def memory_bytes(self) -> int:
         """How much memory all processes take, as it says itself; 0 where it says nothing soon."""
-        self._memory = asyncio.get_running_loop().create_future()
-        self.send(b"M", 0)
         try:
             async with asyncio.timeout(_MEMORY_SECONDS):
-                return await self._memory
+                return await self._ask()
         except TimeoutError:
             return 0
-        finally:
-            self._memory = None
+
+    def expect_answer(self) -> None:
+        """End all processes unless it answers: in gVisor they can have it stand still, and who waits for an end would
+        wait for ever."""
+        self._expecting.add(task := asyncio.create_task(self._expect_answer()))
+        task.add_done_callback(self._expecting.discard)
+
+    async def _expect_answer(self) -> None:
+        try:
+            async with stall_timeout(self._progress):
+                await self._ask()
+        except TimeoutError:
+            self.life.kill()
+
+    def _ask(self) -> asyncio.Future[int]:
+        self._asked.append(answer := asyncio.get_running_loop().create_future())
+        self.send(b"M", 0)
+        return answer
 
     def end_for_want_of_memory(self) -> None:
         """End all processes."""
@@ -376,8 +394,8 @@ class ProcessSupervisor:
         try:
             while True:
                 kind, number, payload = await self._receive()
-                if kind == b"M" and self._memory is not None and not self._memory.done():
-                    self._memory.set_result(int.from_bytes(payload, "big"))
+                if kind == b"M" and self._asked and not (answer := self._asked.popleft()).done():
+                    answer.set_result(int.from_bytes(payload, "big"))
                 process = self._processes.get(number)
                 if process is not None:
                     process.on_frame(kind, payload)
@@ -394,6 +412,8 @@ class ProcessSupervisor:
             pass
         finally:
             self._writer.close()
+            for expecting in self._expecting:
+                expecting.cancel()
             self.life.kill()
             cause = self._cause if self._cause or not self._is_closing else "signal"
             for process in self._processes.values():

@@ -1,0 +1,63 @@
+"""A process supervisor that stands still, as processes can have it do in gVisor: nobody waits for it for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from functools import partial
+from typing import Any, cast
+
+import pytest
+
+from era.core.cells import Cell
+from era.core.live import context
+from era.core.live.context import Context
+from era.core.process import ProcessSpec
+from era.core.stall_timeout import stall_timeout
+from era.drivers import process_supervisor
+from era.drivers.process_supervisor import ProcessSupervisor
+from tests.core.interpreters import Written
+
+
+def frame(kind: bytes, number: int, payload: bytes) -> bytes:
+    return kind + number.to_bytes(4, "big") + len(payload).to_bytes(4, "big") + payload
+
+
+class Silent:
+    """It starts a kernel, which is ready, and then says nothing any more. See also process_supervisor.Life."""
+
+    pid = 0
+
+    def __init__(self) -> None:
+        self.ours, self._theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self._theirs.sendall(frame(b"Y", 0, json.dumps({"namespaces": {}}).encode()))
+
+    def start(self) -> None:
+        kernel = b"Y" + (2).to_bytes(4, "big") + b"{}"
+        self._theirs.sendall(frame(b"S", 1, (7).to_bytes(4, "big")) + frame(b"C", 1, kernel))
+
+    def kill(self) -> None:
+        self._theirs.close()
+
+    async def ended(self) -> None: ...
+
+
+async def test_a_cell_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_supervisor, "stall_timeout", partial(stall_timeout, seconds=0.5))
+    monkeypatch.setattr(context, "GRACE", 0.1)
+    life, nothing = Silent(), cast(Any, object())
+    supervisor = await ProcessSupervisor.over(
+        life.ours, life, {}, nothing, lambda: 0.0, lambda: None, sandbox_broker=nothing
+    )
+    process = asyncio.create_task(supervisor.start(ProcessSpec((), {}, channel=True)))
+    await asyncio.sleep(0)  # it has its number
+    life.start()
+    kernel = Context("c", "python", await process, lambda: 0.0)
+    await kernel.ready()
+    async with asyncio.timeout(30):
+        outcome = await kernel.execute(Cell("1", {}, "", "", 1.0, 1000), Written().write)
+    assert (outcome.cause, outcome.sandbox_alive) == ("timeout", False)
+    assert not supervisor.alive
+    await supervisor.close()
