@@ -339,3 +339,36 @@ def test_nothing_is_left_by_a_service_that_is_killed(tmp_path: Path, forks: int)
     after.stop()
     assert left == []
     assert cgroups(name) == []
+
+
+KEEPS = """
+import os, socket, sys, time
+with socket.create_server('keeper', family=socket.AF_UNIX) as listener:
+    print('up', flush=True)
+    connection, _ = listener.accept()
+    _, (fd,), _, _ = socket.recv_fds(connection, 1, 1)
+    connection.send(b'x')
+    while sys.argv[1] == 'writes': os.write(fd, b'x' * 4096)
+    time.sleep(1000)
+"""
+GIVES_AWAY = """
+import socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect('keeper')
+socket.send_fds(connection, [b'x'], [1])
+connection.recv(1)
+print('given')
+"""
+
+
+async def gives_its_output_away(sandbox: Any, keeper_does: str) -> tuple[str, Any]:
+    async with steps.running(sandbox, spec("python3", "-c", KEEPS, keeper_does)) as keeper:
+        await keeper.until(b"up")
+        return await steps.run(sandbox, GIVES_AWAY)
+
+
+@pytest.mark.parametrize("keeper_does", ["writes", "sleeps"])
+def test_a_run_ends_though_a_process_has_its_output(sandboxes: Sandboxes, keeper_does: str) -> None:
+    said, ended = sandboxes.do(sandboxes.make(), gives_its_output_away, keeper_does)
+    assert "given\n" in said
+    assert (ended.cause, ended.exit_code, ended.sandbox_alive) == ("exit", 0, True)

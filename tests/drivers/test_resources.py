@@ -26,7 +26,13 @@ for file in range(4):  # none of them over the bound of a file
 print('GOT')
 """
 MEMFD = "import os\nfd = os.memfd_create('m')\nwhile True: os.write(fd, b'x' * (1 << 20))"
-CHILDREN = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+CHILDREN = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    try: os.fork()
+    except OSError: pass
+"""
 THREADS = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()"
 
 
@@ -102,6 +108,32 @@ def test_a_fork_bomb_goes_as_far_as_it_may(weak_sandboxes: Sandboxes) -> None:
     assert result.ended.reaped > 64 + 8
 
 
+ORPHANS = """
+import os, time
+
+def fork():
+    for _ in range(200):
+        try: return os.fork()
+        except BlockingIOError: time.sleep(0.05)
+    raise SystemExit('there is no room for one more')
+
+for _ in range(200):
+    if not (pid := fork()):
+        fork()
+        os._exit(0)
+    os.waitpid(pid, 0)
+if not (pid := fork()): os._exit(0)
+os.waitpid(pid, 0)
+print('GOT')
+"""
+
+
+def test_what_has_ended_takes_no_room(sandboxes: Sandboxes) -> None:
+    """Though its parent ended before it did; and it hasn't outlived the program."""
+    result = sandboxes.run(sandboxes.make(), ORPHANS, timeout=60)
+    assert (result.stdout, result.stderr, result.ended.reaped) == ("GOT\n", "", 0)
+
+
 def test_threads_are_bounded(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
     result = sandboxes.run(sandbox, THREADS, timeout=3)
@@ -139,6 +171,31 @@ def test_empty_files_without_end(sandboxes: Sandboxes, directory: str) -> None:
     assert result.ended.disk_problem == f"{directory} holds more than 10000 files"
     gone = sandboxes.run(sandbox, f"import os; print(os.listdir('{directory}'))")
     assert gone.stdout == "[]\n"
+
+
+STEALS = """
+import fcntl, os, termios, time
+stdout, stderr = (os.open(f'/proc/self/fd/{fd}', os.O_RDONLY | os.O_NONBLOCK) for fd in (1, 2))
+is_unread = lambda: fcntl.ioctl(stderr, termios.FIONREAD, bytes(4)) != bytes(4)
+for turn in range(400):
+    stolen, times = False, turn % 40
+    while not stolen or times > 0:
+        times -= 1
+        os.write(1, b'x')
+        try: stolen = bool(os.read(stdout, 1))
+        except BlockingIOError: stolen = False
+    os.write(2, b'x')
+    time.sleep(0.005)
+    if is_unread() and not time.sleep(0.1) and is_unread():
+        break  # who would read it waits for what was stolen
+"""
+
+
+def test_a_program_that_reads_its_own_output_holds_up_nobody(sandboxes: Sandboxes) -> None:
+    code = STEALS + FILES_WITHOUT_END.format(directory="/tmp", turns="itertools.count()")
+    sandbox = sandboxes.make()
+    assert sandboxes.run(sandbox, code, timeout=15).ended.cause == "disk_full"
+    _still_well(sandboxes, sandbox)
 
 
 def test_directories_links_and_fifos_count_as_files(sandboxes: Sandboxes) -> None:

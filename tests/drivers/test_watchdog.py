@@ -7,6 +7,7 @@ import errno
 import json
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -129,3 +130,31 @@ async def test_at_the_deadline_nothing_stands_back() -> None:
     assert not running.done(), "it came forward before the run's end"
     await running
     watching.end_run()
+
+
+@pytest.mark.parametrize("end", [Channel.kill_run, Channel.stop_run])
+@pytest.mark.parametrize("begins_first", [True, False])
+async def test_who_does_not_end_a_run_when_told_to_is_given_up(
+    end: Callable[[Channel], Awaitable[None]], begins_first: bool
+) -> None:
+    """Long before its deadline."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    channel = await Channel.over(ours, {})
+    program = Program(b"pass", b"", {}, 1000, ephemeral=False, files={})
+    with theirs:
+        events = channel.run(program, 1000, watched(wants=False))
+        if begins_first:
+            theirs.send(frame(b"B") + frame(b"O", b"up"))
+            await anext(events)
+            await end(channel)
+        else:
+            ending = asyncio.ensure_future(anext(events))
+            await until(lambda: channel._watchdog is not None)
+            await end(channel)
+            theirs.send(frame(b"B"))
+        async with asyncio.timeout(60):
+            ended = cast(Ended, await (anext(events) if begins_first else ending))
+        assert (ended.sandbox_alive, ended.cause) == (False, "killed")
+        await end(channel)
+        channel.close()

@@ -47,6 +47,9 @@ class Channel:
         self._held_back: list[bytes] | None = None
         """Frames that wait for the rest of a run to be sent."""
 
+        self._watchdog: Watchdog | None = None
+        """That of the run under way."""
+
         self._is_clean = True
         """Whether nothing of the last run is left inside, as far as its supervisor was to tell."""
 
@@ -83,7 +86,7 @@ class Channel:
         state: bytes | None = None
         begun: float | None = None
         room = {"stdout": output_limit, "stderr": output_limit}
-        watchdog = Watchdog(program.timeout, watching, self._writer.transport.abort)
+        watchdog = self._watchdog = Watchdog(program.timeout, watching, self._writer.transport.abort)
         try:
             while True:
                 kind, payload = await self._receive()
@@ -109,6 +112,7 @@ class Channel:
             yield _died(time.monotonic() - begun)
         finally:
             watchdog.cancel()
+            self._watchdog = None
 
     async def cleaned(self) -> None:
         """Wait until what the last run has left is removed, where its supervisor was to tell. Raises SandboxFailed."""
@@ -116,10 +120,10 @@ class Channel:
             self._is_clean = (await self._receive())[0] == b"F"
 
     async def kill_run(self) -> None:
-        self._send_kind(b"K")
+        self._end_run(b"K")
 
     async def stop_run(self) -> None:
-        self._send_kind(b"T")
+        self._end_run(b"T")
 
     def join_run(self) -> None:
         """Say that processes are about to be started beside the run under way, if there is one."""
@@ -128,6 +132,11 @@ class Channel:
     def close(self) -> None:
         self._closed = True
         self._writer.close()
+
+    def _end_run(self, kind: bytes) -> None:
+        self._send_kind(kind)
+        if self._watchdog is not None:
+            self._watchdog.bring_forward()
 
     def _send_kind(self, kind: bytes) -> None:
         if not self._writer.is_closing():  # or the sandbox is gone, and with it the run

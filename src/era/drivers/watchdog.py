@@ -31,32 +31,34 @@ class Watchdog:
     def __init__(self, timeout: float, watching: Watching, abort: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout, self._watching, self._abort = timeout, watching, abort
-        self._deadline = self._loop.time() + timeout
+        self._has_begun = False
         self._give_up_at = self._give_up_surely_at = 0.0
-        self._timer = self._loop.call_at(self._deadline, self._come_due)
+        self._timer = self._loop.call_later(timeout, self._come_due)
 
     def begin(self) -> None:
         """The program begins only now, and its time with it."""
-        self._deadline = self._loop.time() + self._timeout
+        self._has_begun = True
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._timeout, self._come_due)
+
+    def bring_forward(self) -> None:
+        """The run is to end: its deadline is now, or when it begins."""
+        self._timeout = 0.0
+        if self._has_begun and not self._give_up_at:
+            self.begin()
 
     def cancel(self) -> None:
         self._timer.cancel()
 
     def _come_due(self) -> None:
-        """The deadline is over, unless the program has begun late."""
+        """The deadline is over."""
         now = self._loop.time()
-        if now < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._come_due)
-            return
         self._give_up_at, self._give_up_surely_at = now + END_SECONDS, now + MOST_SECONDS
         self._look(None)
 
     def _look(self, before: tuple[float, float] | None) -> None:
         """Give up or look again. `before` is when the last look was, and the sandbox's processor time then."""
         now = self._loop.time()
-        if now < self._deadline:  # it has begun after that
-            self._come_due()
-            return
         self._watching.come_forward()  # each time, as it may have failed
         seen = None
         try:

@@ -8,7 +8,7 @@ import select
 import signal
 import time
 
-from processes import kill_everything, signal_everything
+from processes import kill_everything, reap_orphans, signal_everything, unread
 from workspace import write_all
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
@@ -133,24 +133,29 @@ def follow(
 
     gathering: dict[int, float] = {}  # until when
 
-    def pass_on(fd: int) -> None:
-        data = os.read(fd, CHUNK)
+    def pass_on(fd: int) -> int:
+        """Pass on a piece. Returns how long it is."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:  # a process of the sandbox has read it
+            return 0
         if not data:
             poller.unregister(fd)
             del kinds[fd]
             gathering.pop(fd, None)
-            return
+            return 0
         if len(data) < GATHERED:
             if fd not in gathering:
                 poller.modify(fd, 0)  # which still reports POLLHUP
             gathering[fd] = time.monotonic() + GATHER
-        kind = kinds[fd]
-        if len(data) > room[kind]:
+        kind, size = kinds[fd], len(data)
+        if size > room[kind]:
             truncated[kind] = True
             data = data[: room[kind]]
         if data:
             room[kind] -= len(data)
             control.send(kind, data)
+        return size
 
     running = True
     next_look = time.monotonic() + TICK
@@ -159,6 +164,7 @@ def follow(
         now = time.monotonic()
         if now >= next_look:
             next_look = now + TICK
+            reap_orphans(spare.pid)
             disk_problem = overfull()
             if disk_problem is not None and cause == "exit":
                 cause = "disk_full"
@@ -202,9 +208,10 @@ def follow(
         if spare.pidfd < 0 and spare.has_ended():
             running = False
     status, usage, reaped = kill_everything(spare.pid)
-    while kinds:  # every writer is dead: this ends
-        for fd in list(kinds):
-            pass_on(fd)
+    for fd in list(kinds):  # what is there by now: a process beside the run may have got the pipe, and write for ever
+        left = unread(fd)
+        while left > 0 and (size := pass_on(fd)):
+            left -= size
     code = os.waitstatus_to_exitcode(status)
     if cause == "timeout":
         code = 124

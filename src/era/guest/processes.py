@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PIPE_BYTES = 1 << 20
+_FIONREAD = 0x541B
 
 
 class Scheduling:
@@ -38,8 +39,10 @@ class Scheduling:
 
 
 def wide_pipe() -> tuple[int, int]:
-    """A pipe for output, with room for 1 MiB: Node drops what finds no room when a program calls process.exit()."""
+    """A pipe for output, with room for 1 MiB: Node drops what finds no room when a program calls process.exit(). Our
+    end doesn't block: a program may open its pipe and read it empty before us."""
     read, write = os.pipe()
+    os.set_blocking(read, False)
     try:
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except OSError:
@@ -83,6 +86,23 @@ def signal_everything(number: int) -> bool:
     return True
 
 
+def unread(pipe: int) -> int:
+    """How many bytes a pipe holds."""
+    count = bytearray(4)
+    fcntl.ioctl(pipe, _FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
+def reap_orphans(main_pid: int) -> None:
+    """Wait for what has ended and has nobody else to do so, except for process `main_pid`: until then each counts as a
+    process."""
+    try:
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != main_pid:
+            os.waitpid(ended.si_pid, 0)
+    except ChildProcessError:
+        pass
+
+
 def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
     """Kill and reap until no process is left. Returns the wait status and resource usage of process `main_pid`, and how
     many others there were."""
@@ -91,6 +111,7 @@ def kill_everything(main_pid: int) -> tuple[int, resource.struct_rusage, int]:
     pid, status, usage = os.wait4(main_pid, os.WNOHANG)  # it may have ended by itself: its own status counts
     if pid:
         main = status, usage
+    reap_orphans(main_pid)
     while signal_everything(signal.SIGKILL) or main is None:
         try:
             pid, status, usage = os.wait4(-1, 0)
