@@ -87,11 +87,12 @@ def read_state(limit: int) -> tuple[bytes | None, str | None]:
             return None, "is not a regular file"
         if stat.st_nlink != 1:
             return None, "has a second name (a hard link)"
-        if stat.st_size > limit:
-            return None, f"is too large: {stat.st_size} bytes, {limit} allowed"
-        content = b""
-        while part := os.read(fd, CHUNK):
+        size, content = stat.st_size, b""
+        while size <= limit and (part := os.read(fd, CHUNK)):
             content += part
+            size = len(content)  # a process beside the run may go on writing
+        if size > limit:
+            return None, f"is too large: {size} bytes, {limit} allowed"
         return content, None
     except OSError as problem:
         return None, f"can't be read: {problem.strerror}"

@@ -3,15 +3,18 @@
 //   import { state } from './era_state.js';
 //   state((data) => { data.n = (data.n ?? 0) + 1; });
 //
-// What `data` is when the function returns, or when its promise resolves, is in `.session_data.json` then: all of it, or
-// nothing where it throws. A file of your own called era_state.js is loaded instead of this one.
+// What `data` is when the function returns, or when its promise resolves, is in `.session_data.json` then: all of it,
+// or nothing where it throws. While the promise of a call is waited for, further calls wait too and return promises.
+// A file of your own called era_state.js is loaded instead of this one.
+import { AsyncLocalStorage } from 'node:async_hooks';
 import fs from 'node:fs';
 import process from 'node:process';
 
 // Where the file is, whatever directory the program has gone to. Outside of a session: here.
 const PLACE = process.env.ERA_SESSION === 'true' ? '/workspace' : process.cwd();
 const FILE = `${PLACE}/.session_data.json`;
-let writes = 0;
+const within = new AsyncLocalStorage();
+let last = null; // resolves once the last of the calls has ended that are waited for
 
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
@@ -33,7 +36,7 @@ export function load() {
 export function save(data) {
   if (!isObject(data)) throw new TypeError("a session's data is an object");
   const text = JSON.stringify(data, null, 2);
-  const next = `${FILE}.${process.pid}-${(writes += 1)}`;
+  const next = `${FILE}.${crypto.randomUUID()}`;
   try {
     fs.writeFileSync(next, text, { flag: 'wx' });
     fs.renameSync(next, FILE);
@@ -45,14 +48,34 @@ export function save(data) {
 
 /** Call `change` with the data, and keep what it made of it. Returns what it returns. */
 export function state(change) {
+  if (within.getStore()?.isOpen) throw new Error("a call of state() can't be within another: its change would be lost");
+  const value = last === null ? apply(change) : last.then(() => apply(change));
+  if (typeof value?.then !== 'function') return value;
+  const given = value.finally(() => {
+    if (last === ended) last = null;
+  });
+  const ended = value.then(
+    () => {},
+    () => {},
+  );
+  last = ended;
+  return given;
+}
+
+function apply(change) {
   const data = load();
-  const value = change(data);
-  if (typeof value?.then === 'function') {
-    return value.then((result) => {
-      save(data);
-      return result;
-    });
+  const call = { isOpen: true };
+  const end = (value) => {
+    call.isOpen = false;
+    save(data);
+    return value;
+  };
+  try {
+    const value = within.run(call, change, data);
+    if (typeof value?.then !== 'function') return end(value);
+    return Promise.resolve(value).then(end).finally(() => (call.isOpen = false));
+  } catch (error) {
+    call.isOpen = false;
+    throw error;
   }
-  save(data);
-  return value;
 }

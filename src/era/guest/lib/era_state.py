@@ -34,12 +34,13 @@ class state:  # noqa: N801  reads as a function
     def __enter__(self) -> dict[str, Any]:
         if _thread.get_ident() in _inside:
             raise RuntimeError("a block of state() can't be within another: the inner one's changes would be lost")
+        self._pid = os.getpid()
         self._directory = os.open(_PLACE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._directory, fcntl.LOCK_EX)  # of the directory, since the file is replaced
             self._data = load()
         except BaseException:
-            os.close(self._directory)
+            self._unlock()
             raise
         _inside.add(_thread.get_ident())
         return self._data
@@ -50,7 +51,12 @@ class state:  # noqa: N801  reads as a function
             if kind is None:
                 save(self._data)
         finally:
-            os.close(self._directory)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if os.getpid() == self._pid:
+            fcntl.flock(self._directory, fcntl.LOCK_UN)  # what was forked meanwhile has the lock, too
+        os.close(self._directory)
 
 
 def load() -> dict[str, Any]:

@@ -25,6 +25,7 @@ _NO_STORAGE = (
 )
 _IDLE_SECONDS = 2.0  # the service closes a connection that is idle for longer than that
 _MAX_IDLE = 4
+_SILENT_SECONDS = 60
 _idle: list[tuple[int, float, _socket.socket]] = []  # connections for later calls: (pid of their maker, since when, …)
 
 
@@ -148,7 +149,7 @@ def _call(method: str, path: str, body: Any = None, again: bool = True) -> dict[
             status, answer, reusable = _answer(sock)
         except OSError as error:
             sock.close()
-            if used and again:
+            if used and again and not isinstance(error, TimeoutError):  # then it may still do what was asked
                 again = False
                 continue
             raise StorageError(f"The storage can't be reached: {error}.") from None
@@ -189,7 +190,7 @@ def _connection(host: str, port: int) -> tuple[_socket.socket, bool]:
         sock.close()  # too old, or our parent's
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
-        sock.settimeout(60)
+        sock.settimeout(_SILENT_SECONDS)
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         sock.connect((host, port))
     except OSError as error:
