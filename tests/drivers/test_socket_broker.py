@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from era.drivers.bubblewrap import BubblewrapSandbox
 from era.drivers.socket_broker import SocketBroker
 from era.guest import socket_broker as guest
 from tests.conftest import opened
+from tests.drivers.sandboxes import Sandboxes
 from tests.unit.core import until
 
 KINDS = [
@@ -121,3 +125,65 @@ def test_none_of_a_kind(ends: tuple[socket.socket, socket.socket]) -> None:
         broker.close()
 
     asyncio.run(ask())
+
+
+def receive_without_room(broker: SocketBroker) -> None:
+    """Have it take a message while this process has no descriptor left."""
+    bound, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(first_free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, most))
+    try:
+        broker._receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (bound, most))
+
+
+def test_want_of_descriptors_is_no_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    host, inner = ends
+    there = guest.SocketBroker(inner.fileno())
+
+    async def ask() -> None:
+        broker = SocketBroker(host, can_supervise=True)
+        wanted = asyncio.ensure_future(broker.new_socket(socket.AF_INET, socket.SOCK_STREAM))
+        await asyncio.sleep(0)
+        there.answer()
+        receive_without_room(broker)
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            await wanted
+        assert raised.value.errno == errno.EMFILE
+        wanted = asyncio.ensure_future(broker.new_socket(socket.AF_INET, socket.SOCK_STREAM))
+        await asyncio.sleep(0)
+        there.answer()
+        (await wanted).close()
+        assert broker.alive
+        broker.close()
+
+    asyncio.run(ask())
+
+
+def test_a_notify_fd_that_there_is_no_room_for_ends_it(ends: tuple[socket.socket, socket.socket]) -> None:
+    """So that the sandbox is replaced."""
+    host, inner = ends
+    there, taken = guest.SocketBroker(inner.fileno()), list[int]()
+
+    async def take() -> None:
+        broker = SocketBroker(host, can_supervise=True)
+        broker.on_notify_fd(taken.append)
+        there.send(b"L", [0])
+        receive_without_room(broker)
+        assert (broker.alive, taken) == (False, [-1])
+
+    asyncio.run(take())
+
+
+async def loses_its_broker(sandbox: BubblewrapSandbox) -> bool:
+    assert sandbox.broker is not None
+    sandbox.broker.close()
+    return sandbox.alive
+
+
+def test_a_sandbox_without_its_broker_is_not_used_again(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    assert sandbox.alive
+    assert not sandboxes.do(sandbox, loses_its_broker)
+    sandboxes.close(sandbox)

@@ -116,7 +116,7 @@ class BubblewrapSandbox:
 
     @property
     def alive(self) -> bool:
-        return self._channel is not None and self._channel.alive and self._ending is None
+        return self._ending is None and all(part is not None and part.alive for part in (self._channel, self.broker))
 
     @property
     def is_forked(self) -> bool:

@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from era.core.outages import note_outage
 from era.drivers.guest import OWN_PORTS
 
 _SOCKETS_SECONDS = 10.0
@@ -51,7 +52,7 @@ class SocketBroker:
         """Sockets that nobody has wanted yet, by their kind."""
 
         self._requests: dict[bytes, asyncio.Future[int]] = {}
-        """By kind: how many sockets came, once they have."""
+        """By kind: how many sockets came, once they have; -1 where this process has no descriptor for any."""
 
         self._next_batch: dict[bytes, int] = {}
         self._notify_fd = -1
@@ -60,6 +61,10 @@ class SocketBroker:
         self._on_notify_fd: Callable[[int], None] | None = None
         sock.setblocking(False)
         self._loop.add_reader(sock, self._receive)
+
+    @property
+    def alive(self) -> bool:
+        return self._sock.fileno() >= 0
 
     def close(self) -> None:
         if self._sock.fileno() < 0:
@@ -85,6 +90,8 @@ class SocketBroker:
             await asyncio.wait({request}, timeout=_SOCKETS_SECONDS)
             if not request.done() or request.cancelled():
                 raise OSError(errno.ENOBUFS, "the sandbox gives no sockets")
+            if request.result() < 0:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if not request.result():
                 raise OSError(errno.EAFNOSUPPORT, "the sandbox has no such sockets")
             # Other callers may have taken all of them meanwhile.
@@ -134,13 +141,16 @@ class SocketBroker:
         return None
 
     def _receive(self) -> None:
-        """Take one message of the guest's. One that wasn't asked for, or its end, closes this broker."""
+        """Take one message of the guest's. One that wasn't asked for, or its end, closes this broker; and so does a
+        notification descriptor that this process has no room for, as there is no second one."""
         try:
-            kind, descriptors, _, _ = socket.recv_fds(self._sock, 16, _MAX_BATCH, socket.MSG_CMSG_CLOEXEC)
+            kind, descriptors, flags, _ = socket.recv_fds(self._sock, 16, _MAX_BATCH, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            kind, descriptors = b"", []
+            kind, descriptors, flags = b"", [], 0
+        if is_cut := bool(flags & socket.MSG_CTRUNC):
+            note_outage("descriptors_not_received", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         if kind == b"L" and descriptors:
             if self._on_notify_fd is None:
                 self._keep_notify_fd(descriptors[0])
@@ -149,7 +159,7 @@ class SocketBroker:
         elif (request := self._requests.pop(kind, None)) is not None:
             self._stock[kind].extend(socket.socket(fileno=fd) for fd in descriptors)
             if not request.done():
-                request.set_result(len(descriptors))
+                request.set_result(len(descriptors) or -is_cut)
         else:
             for fd in descriptors:
                 os.close(fd)
