@@ -4,11 +4,13 @@ service's end."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 
 from era.core.live import context as module
 from era.core.live.context import NotBegun
+from era.guest import python_kernel
 from era.languages import ipython
 from tests.core.interpreters import Cells, Written, interpreter, python_command, stage_ipython
 from tests.unit.core import until
@@ -406,6 +409,23 @@ async def test_sys_exit_ends_the_cell_only(cells: Cells) -> None:
     outcome, _ = await cells.run("sys.exit()")
     assert (outcome.exit_code, outcome.error) == (0, None)
     assert await cells.value("x") == "1"
+
+
+def test_a_mark_waits_for_room_in_a_pipe_that_doesn_t_block() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, b"x" * 4096)
+        reading = threading.Timer(0.3, os.read, (read, 1 << 20))
+        reading.start()
+        python_kernel.write_mark(write, b"mark")
+        reading.join()
+        assert os.read(read, 1 << 20).endswith(b"mark")
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------------

@@ -158,3 +158,16 @@ async def test_who_does_not_end_a_run_when_told_to_is_given_up(
         assert (ended.sandbox_alive, ended.cause) == (False, "killed")
         await end(channel)
         channel.close()
+
+
+@pytest.mark.parametrize("said", [b"[1]", b"{", b"\xff", b"[" * 100_000, b"{}", b'{"exit_code": "none"}'])
+async def test_an_end_that_makes_no_sense_is_that_of_the_sandbox(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    channel = await Channel.over(ours, {})
+    with theirs:
+        theirs.sendall(frame(b"B") + frame(b"D", said))
+        program = Program(b"pass", b"", {}, 1000, ephemeral=False, files={})
+        [ended] = [cast(Ended, event) async for event in channel.run(program, 1000, watched())]
+        assert (ended.sandbox_alive, ended.cause) == (False, "killed")
+        channel.close()

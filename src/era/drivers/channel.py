@@ -104,7 +104,7 @@ class Channel:
                 elif kind == b"S":
                     state = payload
                 elif kind == b"D":
-                    yield _parse_ended(json.loads(payload), program.state, state)
+                    yield _parse_ended(payload, program.state, state)
                     return
         except SandboxFailed:
             if begun is None:
@@ -224,23 +224,28 @@ def _frame(kind: bytes, payload: bytes) -> bytes:
     return kind + len(payload).to_bytes(4, "big") + payload
 
 
-def _parse_ended(report: dict[str, Any], before: bytes, sent: bytes | None) -> Ended:
-    """Parse `report`, the payload of a D frame. `before` is the state before the run, `sent` that of an S frame."""
-    return Ended(
-        exit_code=report["exit_code"],
-        cause=report["cause"],
-        duration=report["duration"],
-        state={"missing": None, "same": before, "sent": sent}[report["state"]],
-        state_problem=report["state_problem"],
-        entry=report["entry"],
-        disk_problem=report["disk_problem"],
-        stdout_truncated=report["stdout_truncated"],
-        stderr_truncated=report["stderr_truncated"],
-        reaped=report["reaped"],
-        peak_memory_bytes=report["peak_memory_bytes"],
-        cpu_us=report["cpu_us"],
-        sandbox_alive=True,
-    )
+def _parse_ended(payload: bytes, before: bytes, sent: bytes | None) -> Ended:
+    """Parse the payload of a D frame. `before` is the state before the run, `sent` that of an S frame. Raises
+    SandboxFailed."""
+    try:
+        report = json.loads(payload)
+        return Ended(
+            exit_code=int(report["exit_code"]),
+            cause=report["cause"],
+            duration=float(report["duration"]),
+            state={"missing": None, "same": before, "sent": sent}[report["state"]],
+            state_problem=report["state_problem"],
+            entry=report["entry"],
+            disk_problem=report["disk_problem"],
+            stdout_truncated=report["stdout_truncated"],
+            stderr_truncated=report["stderr_truncated"],
+            reaped=int(report["reaped"]),
+            peak_memory_bytes=report["peak_memory_bytes"],
+            cpu_us=report["cpu_us"],
+            sandbox_alive=True,
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SandboxFailed("The supervisor is not what it was.") from error
 
 
 def _died(duration: float) -> Ended:

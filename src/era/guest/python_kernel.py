@@ -41,6 +41,7 @@ import fcntl
 import importlib.machinery
 import io
 import os
+import select
 import signal
 import socket
 import struct
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 OUT_OF_THE_WAY = 900  # below the least RLIMIT_NOFILE there is, above what programs number through
 POLL = 0.1
+MARK_MS = 10_000  # for somebody to read what is in the way of a mark
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -180,7 +182,7 @@ class Kernel:
         for fd, output in self._outputs.items():
             try:
                 if not is_empty(output):
-                    os.write(output, mark)
+                    write_mark(output, mark)
                     marked.append(fd)
             except OSError:
                 pass
@@ -209,6 +211,19 @@ def is_empty(pipe: int) -> bool:
     count = bytearray(4)
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return not any(count)
+
+
+def write_mark(pipe: int, mark: bytes) -> None:
+    """Write a mark, for which there may be no room yet in a pipe that a cell has made not to block. Raises OSError."""
+    poller = select.poll()
+    poller.register(pipe, select.POLLOUT)
+    while True:
+        try:
+            os.write(pipe, mark)  # all of it or nothing, as it is short
+            return
+        except BlockingIOError:
+            if not poller.poll(MARK_MS):
+                raise
 
 
 def give_stdin(text: str) -> int:
