@@ -105,7 +105,7 @@ def told(home: Home, certificate: Mapping[str, str] | None, header: bytes = b"")
 
 def operators_header(home: Home) -> bytes:
     """One with the right signature, as whoever has learned the cluster's secret makes it."""
-    return home.hop("GET", "/api/sessions", "x", {"caller": ["default", True, None, ["read"]]})
+    return home.hop("GET", "/api/sessions", "x", {"caller": ["default", True, "", ["read"]]})
 
 
 class FakeHost:
