@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from era.core import outages
 from era.drivers.staging import remove_tree
+from tests.drivers.sandboxes import Sandboxes, Weakness
 
 
 def fill(home: Path, what: str) -> None:
@@ -52,3 +59,39 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
     remove_tree(tmp_path / "home")
     assert [path.name for path in tmp_path.iterdir()] == ["canary"]
     assert (canary / "file").exists()
+
+
+@contextmanager
+def another_file_system(directory: Path) -> Iterator[None]:
+    """One is mounted there, as a subvolume of btrfs would be for those who may not look into the disk."""
+    directory.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs mounts")
+def test_a_service_starts_where_a_tree_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "_noted_at", {})
+    fill(tmp_path / "live" / "sb-1", "a tree")
+    with another_file_system(tmp_path / "live" / "sb-2" / "workspace" / "v"), capture_logs() as logs:
+        sandboxes = Sandboxes(tmp_path, Weakness())
+        try:
+            assert [path.name for path in (tmp_path / "live").glob("sb-?")] == ["sb-2"]
+            assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["files_not_removed"]
+            assert sandboxes.run(sandboxes.make(), "print('well')").stdout == "well\n"
+        finally:
+            sandboxes.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs mounts, and uids of sandboxes")
+def test_a_sandbox_whose_tree_stays_is_closed_and_its_uid_is_not_used_again(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    uid = sandbox.uid
+    with another_file_system(sandbox.workspace / "v"):
+        sandboxes.close(sandbox)
+        assert sandbox not in sandboxes.driver._sandboxes
+        assert uid not in sandboxes.driver.uids._free
+    assert remove_tree(sandbox.workspace.parent)

@@ -86,6 +86,13 @@ CALLS = {
 MORE = {  # calls that are let through with other arguments
     "TIOCLINUX": ("ioctl", "99, 0x541c, buffer"),
     "TIOCSTI with a bit that the kernel ignores": ("ioctl", "99, 1 << 32 | 0x5412, b'x'"),
+    "a line discipline": ("ioctl", "99, 0x5423, buffer"),
+    **{
+        f"{request:#x} for a bridge or VLAN": ("ioctl", f"99, {request}, buffer")
+        for request in (0x8940, 0x8982, 0x89A0)
+    },
+    "a subvolume of btrfs": ("ioctl", "99, 0x5000940e, buffer"),
+    "renaming that leaves a device": ("renameat2", "-100, file, -1, b'moved', 4"),
     "generic netlink": ("socket", "16, 3, 16"),
     "SCTP": ("socket", "2, 1, 132"),
     "chmod of set-user-id": ("chmod", "file, 0o4755"),

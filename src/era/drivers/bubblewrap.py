@@ -304,10 +304,8 @@ class BubblewrapSandbox:
         if driver.cgroups is not None:
             self._group = self._out_of_memory.group = driver.cgroups.create(self.id, self.group_limits())
             self._watching.slice = TimeSlice(self._group, self.cpu_seconds)
-        if driver.templates is not None:
-            template = driver.templates.take()
-            if template is not None:
-                return hold(template, self.plan(language, -1), self._launch)
+        if driver.templates is not None and (template := driver.templates.take()) is not None:
+            return hold(template, self.plan(language, -1), self._launch)
         self._start_supervisor(language, control)
         return None
 
@@ -398,7 +396,9 @@ class BubblewrapSandbox:
 
     async def _close(self) -> None:
         await self.put_away()
-        await asyncio.get_running_loop().run_in_executor(self._driver.cleaner, remove_tree, self.workspace.parent)
+        loop, home = asyncio.get_running_loop(), self.workspace.parent
+        if not await loop.run_in_executor(self._driver.cleaner, remove_tree, home):
+            self.uid = None  # it is never free again: files have it
         self._driver.forget(self)
 
     def _kill(self) -> None:
@@ -580,7 +580,7 @@ class BubblewrapDriver:
         if self.cgroups is not None:
             self.cgroups.remove_leftovers()
         remove_tree(self.directory)
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
         self.directory.chmod(0o711)
         self.paths.package_sets.mkdir(mode=0o711, exist_ok=True)
         prefix.write(self.paths.python)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from era.core.outages import note_outage
 from era.drivers import guest
 from era.errors import NoIsolation
 
@@ -143,10 +144,11 @@ def _mount(source: str, target: Path, kind: str | None, flags: int, options: str
         raise OSError(number, os.strerror(number), str(target))
 
 
-def remove_tree(directory: Path) -> None:
-    """Remove a tree that hostile code has filled, of any depth and modes. No process may use it. Raises OSError."""
+def remove_tree(directory: Path) -> bool:
+    """Remove a tree that hostile code has filled, of any depth and modes. No process may use it. Whether all of it
+    could be removed: what is mounted in it can't. Then that is logged, and the next start tries it again."""
     if not directory.exists() or _remove_small(directory):
-        return
+        return True
 
     def rm() -> bool:
         """Whether all of it could be removed."""
@@ -155,10 +157,15 @@ def remove_tree(directory: Path) -> None:
             == 0
         )
 
-    if not rm():  # directories without their owner's permissions, and no root to ignore that
-        subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
-        if not rm():
-            raise OSError(f"{directory} could not be removed")
+    try:
+        if not rm():  # directories without their owner's permissions, and no root to ignore that
+            subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
+            if not rm():
+                raise OSError(f"{directory} could not be removed")
+    except OSError as error:
+        note_outage("files_not_removed", error)
+        return False
+    return True
 
 
 def _remove_small(directory: Path) -> bool:
