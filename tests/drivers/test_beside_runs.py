@@ -17,7 +17,7 @@ import pytest
 
 from era.core.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
-from era.drivers.cgroups import Cgroups, Group
+from era.drivers.cgroups import Cgroups, Group, _mounts, _version_1
 from tests.conftest import cgroups, eventually, is_running
 from tests.drivers import process_steps as steps
 from tests.drivers.conftest import BOTH_WAYS
@@ -248,6 +248,42 @@ def test_a_frozen_group_can_be_removed(tmp_path: Path) -> None:
         assert process.wait(60) == -signal.SIGKILL
         found.close()
         assert not parent.exists()
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["cgroup2", "cgroup"])
+def test_all_of_a_group_stands_still_and_nobody_else(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Also what enters by what was opened before; and not who has the number of a process that has just ended."""
+    found = [directory for directory, options in _mounts(kind) if kind == "cgroup2" or "freezer" in options]
+    if not found or "pids" not in _version_1():
+        pytest.skip("needs version 1 with such a freezer beside it")
+    name = f"era-test-freezer-{os.getpid()}"
+    group = Group(1, {"pids": _version_1()["pids"] / name}, found[0] / name)
+    group.directories["pids"].mkdir()
+    own, other, late = (subprocess.Popen(["sleep", "1000"]) for _ in range(3))
+    entrances = group.entrances()
+    try:
+        group.add(own.pid)
+        place, sound, stale = Path(f"/proc/{other.pid}/cgroup"), Group.processes, [[own.pid, other.pid]]
+        before = place.read_text()
+        monkeypatch.setattr(Group, "processes", lambda self: stale.pop() if stale else sound(self))
+        assert group.prepare_freezer()
+        assert place.read_text() == before
+        for entrance in entrances:
+            os.write(entrance, str(late.pid).encode())
+        group.set_frozen(frozen=True)
+        assert eventually(group.is_frozen)
+        frozen = (found[0] / name / "cgroup.procs").read_text()
+        assert set(map(int, frozen.split())) == {own.pid, late.pid}
+    finally:
+        for entrance in entrances:
+            os.close(entrance)
+        if group.can_freeze:
+            group.set_frozen(frozen=False)
+        for process in (own, other, late):
+            process.kill()
+            process.wait()
+        group.remove()
 
 
 async def interrupted(sandbox: Any) -> list[bool]:

@@ -385,6 +385,29 @@ def test_a_program_past_its_deadline_is_ended(sandboxes: Sandboxes, code: str) -
     _still_well(sandboxes, sandbox)
 
 
+UNREAD = """
+import socket
+kept, sent = [], 0
+for _ in range(200):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        kept += [socket.create_connection(server.getsockname()), server.accept()[0]]
+    kept[-2].setblocking(False)
+    try:
+        while True: sent += kept[-2].send(bytes(1 << 16))
+    except BlockingIOError: pass
+print(sent)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
+def test_what_lies_unread_in_sockets_is_bounded(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    result = sandboxes.run(sandbox, UNREAD, timeout=60)
+    assert 0 < int(result.stdout) < LIMITS.memory_bytes, result.stderr  # without a bound 700 MiB
+    in_force = sandbox.enforced["cgroup"]
+    assert in_force["version"] == 2 or in_force["socket_bytes"] == LIMITS.memory_bytes // 8
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
 def test_a_long_run_gives_way_and_the_next_does_not(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
@@ -404,9 +427,11 @@ def test_a_long_run_gives_way_and_the_next_does_not(sandboxes: Sandboxes) -> Non
 def test_writing_to_disk_is_bounded(sandboxes: Sandboxes) -> None:
     """Bounded by the kernel, and reported as it is read back; what that does to others is measured by bench/."""
     sandbox = sandboxes._runner.run(sandboxes.driver.create("python", replace(LIMITS, write_bytes_per_second=8 << 20)))
-    if "disk_write_bytes_per_second" not in sandbox.enforced["cgroup"]:
+    bounds = {name: value for name, value in sandbox.enforced["cgroup"].items() if "write" in name}
+    if not bounds:
         pytest.skip("what the tests write to is no disk whose writes can be bounded")
-    assert sandbox.enforced["cgroup"]["disk_write_bytes_per_second"] == 8 << 20
+    what = "synced" if sandbox.enforced["cgroup"]["version"] == 1 else "disk"
+    assert bounds == {f"{what}_write_bytes_per_second": 8 << 20}
     code = """
 import os, time
 began = time.time()

@@ -35,6 +35,9 @@ _REMOVAL_SECONDS = 5.0
 _MOST_ROUNDS = 50  # of moving processes of a group, while these start others
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "io")
 _PIECE = 1 << 16
+_SOCKETS, _SOCKETS_SHARE = "memory.kmem.tcp.limit_in_bytes", 8
+"""In version 1 data in TCP and UDP sockets counts only where this has been written, and by itself, not as memory."""
+
 _VERSION_1_NAMES = {"io": "blkio"}
 SELF = "self"
 """As a parent, the group that the service is in itself."""
@@ -46,6 +49,7 @@ _PARENT_HINT = (
     "Make this group in each hierarchy, for ERA alone and with the controllers memory and pids, or leave "
     "ERA_CGROUP_PARENT out."
 )
+_PROCS = "cgroup.procs"
 _FREEZE, _FREEZER_STATE = "cgroup.freeze", "freezer.state"
 """The files by which a group is frozen, in version 2 and 1. In the latter a frozen process can't be killed."""
 
@@ -82,6 +86,9 @@ class Group:
         if directory := self.directories.get("memory"):
             name = "memory.max" if self.version == 2 else "memory.limit_in_bytes"
             in_force["memory_bytes"] = int(_read(directory, name))
+            if self.version == 1:
+                with contextlib.suppress(FileNotFoundError):
+                    in_force["socket_bytes"] = int(_read(directory, _SOCKETS))
         if directory := self.directories.get("pids"):
             in_force["pids"] = int(_read(directory, "pids.max"))
         if directory := self.directories.get("cpu"):
@@ -93,7 +100,8 @@ class Group:
         if directory := self.directories.get("io"):
             written = _read(directory, "io.max" if self.version == 2 else "blkio.throttle.write_bps_device")
             if bound := re.search(r"(?:wbps=| )(\d+)\b", written):
-                in_force["disk_write_bytes_per_second"] = int(bound[1])
+                # Version 1 bounds only what a process waits for itself, not what the kernel writes later.
+                in_force[f"{'disk' if self.version == 2 else 'synced'}_write_bytes_per_second"] = int(bound[1])
         return in_force
 
     def widen(self, more_bytes: int, more_tasks: int) -> None:
@@ -159,18 +167,28 @@ class Group:
         OSError."""
         if not self.can_freeze and self.freezer is not None:
             self.freezer.mkdir(exist_ok=True)
-            entrance = self.freezer / "cgroup.procs"
-            for _ in range(_MOST_ROUNDS):
-                missing = set(self.processes()) - set(map(int, entrance.read_text().split()))
-                if not missing:  # and what these start from now on is there, too
-                    self.directories["freezer"] = self.freezer
-                    break
-                for pid in missing:
-                    with processes.UnseenIsFine():  # it has ended
-                        entrance.write_text(str(pid))
+            if self._enter_freezer(self.freezer):
+                self.directories["freezer"] = self.freezer
             if not next(iter(self.directories.values())).exists():  # the sandbox was closed meanwhile
                 _remove(self.freezer)
         return self.can_freeze
+
+    def _enter_freezer(self, freezer: Path) -> bool:
+        """Have all processes of the group in its directory for freezing, too. Returns whether they are. Raises
+        OSError."""
+        for _ in range(_MOST_ROUNDS):
+            missing = set(self.processes()) - set(map(int, _read(freezer, _PROCS).split()))
+            if not missing:  # and what these start from now on is there, too
+                return True
+            for pid in missing:
+                with processes.UnseenIsFine():  # it has ended
+                    root = next(above for above in freezer.parents if above.is_mount())
+                    controller = "" if (freezer / _FREEZE).exists() else "freezer"
+                    before = _own_group(root, controller, pid) or root
+                    _write(freezer, _PROCS, str(pid))
+                    if pid not in self.processes():  # it ended before, and its number is another one's
+                        _write(before, _PROCS, str(pid))
+        return False
 
     def set_frozen(self, *, frozen: bool) -> None:
         """Have the group's processes stand still, or go on. The first takes a moment: see `is_frozen`. Raises
@@ -180,6 +198,8 @@ class Group:
             _write(directory, _FREEZE, "1" if frozen else "0")
         else:
             _write(directory, _FREEZER_STATE, "FROZEN" if frozen else "THAWED")
+        if frozen and directory == self.freezer:
+            self._enter_freezer(directory)  # what came by `entrances` from before there was this one
 
     def is_frozen(self) -> bool:
         """Whether all of them stand still. Raises OSError."""
@@ -296,12 +316,16 @@ class Cgroups:
         quota = int(limits.cpus * _CPU_PERIOD_US)
         if memory and self.version == 2:
             _write(memory, "memory.max", str(limits.memory_bytes))
-            with contextlib.suppress(OSError):  # no such file without swap accounting
+            with contextlib.suppress(FileNotFoundError):  # without swap accounting
                 _write(memory, "memory.swap.max", "0")
         elif memory:
             _write(memory, "memory.limit_in_bytes", str(limits.memory_bytes))
-            with contextlib.suppress(OSError):
+            try:
                 _write(memory, "memory.memsw.limit_in_bytes", str(limits.memory_bytes))
+            except FileNotFoundError:  # without swap accounting
+                _write(memory, "memory.swappiness", "0")
+            with contextlib.suppress(FileNotFoundError):  # a kernel without version 1's accounting of sockets
+                _write(memory, _SOCKETS, str(limits.memory_bytes // _SOCKETS_SHARE))
         if pids:
             # The supervisor, bubblewrap and their threads count, too.
             _write(pids, "pids.max", str(limits.pids + 8))
@@ -416,11 +440,11 @@ def _available(directory: Path) -> dict[str, Path]:
     return {controller: directory for controller in _CONTROLLERS if controller in available}
 
 
-def _own_group(root: Path, controller: str) -> Path | None:
-    """The group that this process is in, below the root of a controller's hierarchy of version 1 or, without a
-    controller, of version 2. None where it is in the root."""
+def _own_group(root: Path, controller: str, pid: int | None = None) -> Path | None:
+    """The group that this process (or that with `pid`) is in, below the root of a controller's hierarchy of version 1
+    or, without a controller, of version 2. None where it is in the root."""
     wanted = _VERSION_1_NAMES.get(controller, controller)
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path(f"/proc/{pid or 'self'}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if wanted in controllers.split(",") and path != "/":
             return root / path.lstrip("/")
