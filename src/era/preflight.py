@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,12 @@ _LINGERS_SECONDS = 2.0
 _BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
+_SEEN_INSIDE = (
+    *(Path("/", name) for name in ("usr", "bin", "lib", "lib32", "lib64", "libx32", "sbin")),
+    Path(sys.base_prefix),
+)
+"""What sandboxes see of the machine (drivers/options.py), and the installation of their Python."""
+
 OTHER_VARIABLES = frozenset(
     {
         "ERA_SERVER",  # of the command
@@ -47,6 +54,7 @@ def check(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
     yield from check_variables(environment)
     check_access(settings)
     check_cluster(settings)
+    check_is_hidden(settings)
     check_directory(settings.data_dir)
 
 
@@ -93,6 +101,16 @@ def check_cluster(settings: Settings) -> None:
         raise NotReady(f"ERA_HOST_URL is {settings.host_url}, at which no host can be called.") from None
     if host_tls(settings) is None and settings.cluster_port:
         raise NotReady("ERA_CLUSTER_PORT is for hosts that talk over TLS: set ERA_CLUSTER_CERTIFICATE, too.")
+
+
+def check_is_hidden(settings: Settings) -> None:
+    """Raises NotReady for a directory of ours in one that sandboxes see, whose programs could read what is in there."""
+    for name in ("data_dir", "shared_dir"):
+        directory: Path | None = getattr(settings, name)
+        for seen in _SEEN_INSIDE if directory is not None else ():
+            if directory.resolve().is_relative_to(seen.resolve()):
+                why = f"{name.upper()} can't be {directory}: sandboxes see {seen}, and so would all programs"
+                raise NotReady(f"ERA_{why}; choose another directory.")
 
 
 def check_directory(directory: Path) -> None:

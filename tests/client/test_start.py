@@ -17,7 +17,7 @@ import pytest
 
 import era as package
 from era.errors import NotReady
-from era.preflight import check_directory, check_variables, take_address
+from era.preflight import check_directory, check_is_hidden, check_variables, take_address
 from era.settings import Settings
 from tests.client.command import environment, era
 from tests.conftest import ERA, Server, assert_nothing_left, mounts
@@ -110,6 +110,17 @@ def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
         assert str(place) in said
         assert "--data-dir" in said
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("seen", sorted({"/usr", "/lib", sys.base_prefix}))
+def test_a_data_directory_that_sandboxes_would_see(tmp_path: Path, seen: str) -> None:
+    (tmp_path / "link").symlink_to(seen)
+    for place in (Path(seen) / "era-none" / "data", tmp_path / "link" / "era-none"):
+        said = refused_at_once("--port", "0", "--data-dir", place)
+        assert f"ERA_DATA_DIR can't be {place}: sandboxes see" in said
+        assert not place.exists()
+    with pytest.raises(NotReady, match="ERA_SHARED_DIR can't be"):
+        check_is_hidden(Settings(data_dir=tmp_path, shared_dir=Path(seen) / "era-none"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an ordinary user")

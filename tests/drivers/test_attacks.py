@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from era.core.models import JsonObject
+from era.drivers import isolation_report
 from tests.drivers.conftest import BOTH_WAYS
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness, with_more, without
 
@@ -419,6 +421,35 @@ def test_a_sandbox_sees_its_own_files_only(sandboxes: Sandboxes) -> None:
     assert "GOT" in sandboxes.run(first, look).stdout
     if ROOT:
         assert first.uid != second.uid
+
+
+_CAP_SYS_RESOURCE = 1 << 24
+SPARES_ITSELF = """
+import os
+score = os.open('/proc/self/oom_score_adj', os.O_RDWR)
+print(int(os.read(score, 10)))
+try: os.pwrite(score, b'0', 0)
+except OSError as problem: print(problem.strerror)
+"""
+
+
+@BOTH_WAYS
+def test_where_memory_is_out_programs_go_first_and_their_supervisors_next(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    assert Path(f"/proc/{sandbox._init_pid}/oom_score_adj").read_text() == "500\n"
+    score, *refused = sandboxes.run(sandbox, SPARES_ITSELF).stdout.splitlines()
+    assert score == "1000"
+    capabilities = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16)
+    assert refused == (["Permission denied"] if capabilities & _CAP_SYS_RESOURCE else [])
+
+
+def test_the_network_of_the_machine_is_reported() -> None:
+    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("net", "pid")}
+    report: JsonObject = {"namespaces": own, "NoNewPrivs": "1", "Seccomp": "2", "landlock": None}
+    networks = [isolation_report.of_sandbox("bubblewrap", 1, None, {}, report)["network"]]
+    report["namespaces"] = {"net": "net:[1]"}
+    networks.append(isolation_report.of_sandbox("bubblewrap", 1, None, {}, report)["network"])
+    assert networks == ["host", "none"]
 
 
 def test_what_is_in_force_is_reported(sandboxes: Sandboxes) -> None:

@@ -192,7 +192,8 @@ class BubblewrapSandbox:
     def _entering(self, config: JsonObject, **more: Any) -> Callable[[int], Awaitable[Forked]]:
         """What has one more supervisor with this configuration enter; see NamespaceEntry.enter."""
         more |= {"uid": self.uid, "log": self._log, "entrances": self._group.entrances if self._group else list}
-        return lambda control: self._driver.entrance.enter(self._init_pid, config, control=control, **more)
+        pid, pidfd, enter = self._init_pid, self._init_pidfd, self._driver.entrance.enter
+        return lambda control: enter(pid, pidfd, config, control=control, **more)
 
     def _alternation(self, language: Language, first: Channel, variables: Mapping[str, str]) -> Channel | Alternation:
         """What runs go over, where `first` leads to the supervisor that there is."""
@@ -461,8 +462,6 @@ class BubblewrapDriver:
 
         self.template_forks = template_forks
         self.templates: Templates | None = None
-        """None where there are none."""
-
         self.entrance = NamespaceEntry(self)
         """By which process supervisors get into sandboxes."""
 

@@ -30,11 +30,12 @@ def of_sandbox(
 ) -> JsonObject:
     """What is in force in a sandbox: `seen` of its `report`, and what bounds it. `uid` is None for this process's own,
     `group` None without a control group."""
+    walls = seen(report)
     return {
         "driver": driver,
         "uid": os.getuid() if uid is None else uid,
-        **seen(report),
-        "network": "none",
+        **walls,
+        "network": "none" if "net" in walls["namespaces"] else "host",
         "cgroup": group,
         "memory": "cgroup" if group else "watched",
         "rlimits": rlimits,

@@ -23,6 +23,9 @@ _CALLS = {
     "x86_64": {"setgroups": 116, "setresuid": 117, "setresgid": 119},
     "aarch64": {"setgroups": 159, "setresuid": 147, "setresgid": 149},
 }
+_OOM_SCORE = 500
+"""What programs have is twice that: they go before their supervisors."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 DESCRIPTORS = 1024 << 4
@@ -127,6 +130,7 @@ def launch(
         process.survivor = survivor
         try:
             survivor.add(process.pid)
+            offer_to_oom_killer(process.pid)
             info_write.close()
             with contextlib.suppress(PermissionError):  # the service's own limit is higher, which slows forks
                 resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
@@ -140,6 +144,15 @@ def launch(
             process.end()
             raise
         return Launched(process, json.loads(info)["child-pid"])
+
+
+def offer_to_oom_killer(pid: int) -> None:
+    """Have the kernel end a process of ours before others where the machine is out of memory, and with it all that it
+    starts from now on. Where this one is root, none of these can undo it (CAP_SYS_RESOURCE): proc_pid_oom_score_adj(5).
+    """
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    with contextlib.suppress(OSError):  # a root that may not, or it has ended
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(max(own, _OOM_SCORE)))
 
 
 @contextlib.contextmanager

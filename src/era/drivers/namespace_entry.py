@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from era.core.models import JsonObject
-from era.drivers import guest
+from era.drivers import guest, processes
 from era.drivers.forking import Forked, Forker, TemplateFailed
-from era.drivers.launch import DESCRIPTORS
+from era.drivers.launch import DESCRIPTORS, offer_to_oom_killer
 from era.drivers.options import READ_ONLY_PROC
 from era.drivers.staging import Paths
 from era.drivers.templates import Templates
@@ -40,7 +40,7 @@ class Enterer(Forker):
         self.is_started = False
 
         def start(config: JsonObject, given: list[int], log: int) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*_PLAIN, f"{paths.guest}/template.py", json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -49,6 +49,8 @@ class Enterer(Forker):
                 pass_fds=given,
                 start_new_session=True,
             )
+            offer_to_oom_killer(process.pid)
+            return process
 
         super().__init__(start, filters)
 
@@ -80,6 +82,7 @@ class NamespaceEntry:
     async def enter(
         self,
         pid: int,
+        pidfd: int,
         config: JsonObject,
         *,
         uid: int | None,
@@ -88,7 +91,8 @@ class NamespaceEntry:
         entrances: Callable[[], list[int]],
         of_template: bool = False,
     ) -> Forked:
-        """Have a supervisor with this configuration forked into the namespaces of process `pid`, with `control` as its
+        """Have a supervisor with this configuration forked into the namespaces of process `pid`, which
+        `pidfd` leads to, with `control` as its
         socket and `log` as its stderr: that of processes or, only `of_template`, one of runs. `entrances` opens the
         files by which it enters its control groups. Raises TemplateFailed, OSError, SandboxFailed."""
         loop, driver = asyncio.get_running_loop(), self._driver
@@ -98,7 +102,7 @@ class NamespaceEntry:
             try:
                 groups = entrances()
                 try:
-                    return _enter(forker, pid, config, uid=uid, control=control, log=log, groups=groups)
+                    return _enter(forker, pid, pidfd, config, uid=uid, control=control, log=log, groups=groups)
                 finally:
                     for group in groups:
                         os.close(group)
@@ -137,7 +141,15 @@ class NamespaceEntry:
 
 
 def _enter(
-    forker: Forker, pid: int, config: JsonObject, *, uid: int | None, control: int, log: int, groups: list[int]
+    forker: Forker,
+    pid: int,
+    pidfd: int,
+    config: JsonObject,
+    *,
+    uid: int | None,
+    control: int,
+    log: int,
+    groups: list[int],
 ) -> Forked:
     """See NamespaceEntry.enter. Blocks. Raises TemplateFailed."""
     request: JsonObject = {
@@ -159,4 +171,6 @@ def _enter(
                 stack.callback(os.close, namespaces[-1])
         except OSError as problem:
             raise TemplateFailed(f"its namespaces can't be entered: {problem.strerror}") from problem
+        if processes.has_ended(pidfd):  # they may be those of another one, which has got its number
+            raise TemplateFailed("its namespaces can't be entered: it has ended")
         return forker.fork(request, [control, log, *namespaces, *groups])

@@ -359,6 +359,13 @@ def kill_largest(pid: int, other: int, size: Callable[[int], int], will_kill: Ca
     return False
 
 
+def has_ended(pidfd: int) -> bool:
+    """Whether a process has ended."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def wait_for(pidfd: int) -> None:
     """Block until a process has ended."""
     poller = select.poll()
