@@ -105,12 +105,11 @@ def check_cluster(settings: Settings) -> None:
 
 def check_is_hidden(settings: Settings) -> None:
     """Raises NotReady for a directory of ours in one that sandboxes see, whose programs could read what is in there."""
-    for name in ("data_dir", "shared_dir"):
-        directory: Path | None = getattr(settings, name)
-        for seen in _SEEN_INSIDE if directory is not None else ():
-            if directory.resolve().is_relative_to(seen.resolve()):
-                why = f"{name.upper()} can't be {directory}: sandboxes see {seen}, and so would all programs"
-                raise NotReady(f"ERA_{why}; choose another directory.")
+    for name, directory in (("ERA_DATA_DIR", settings.data_dir), ("ERA_SHARED_DIR", settings.shared_dir)):
+        for seen in _SEEN_INSIDE:
+            if directory is not None and directory.resolve().is_relative_to(seen.resolve()):
+                why = f"sandboxes see {seen}, and so would programs what is in there"
+                raise NotReady(f"{name} can't be {directory}: {why}; choose another directory.")
 
 
 def check_directory(directory: Path) -> None:
