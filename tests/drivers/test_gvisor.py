@@ -8,15 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
+from era.core.models import JsonObject
 from era.drivers import gvisor
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.gvisor import GvisorDriver
-from era.errors import NoIsolation
+from era.errors import NoIsolation, SandboxFailed
 from tests.conftest import cgroups, descendants, eventually, is_running, mounts
 from tests.drivers.sandboxes import LIMITS
 
@@ -24,6 +26,7 @@ installed = pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is n
 
 SERVICE = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tests.drivers.sandboxes import Sandboxes, Weakness
 sandboxes = Sandboxes(Path(sys.argv[1]), Weakness(), "gvisor", cgroup_name=sys.argv[2])
@@ -79,3 +82,27 @@ def test_no_uid_is_given_out_by_two_drivers(tmp_path: Path) -> None:
     ]
     first, second = ([driver.uids.take() for _ in range(10)] for driver in drivers)
     assert set(first).isdisjoint(second) or os.geteuid() != 0
+
+
+UNFILTERED_SENTRY = """
+import ctypes, struct, subprocess
+allow = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, struct.pack('HP', 1, ctypes.addressof(allow)), 0, 0) == 0
+subprocess.run(['runsc-sandbox'], executable='cat')
+"""
+
+
+def test_a_sentry_without_a_filter_of_its_own_is_reported() -> None:
+    """It has those of what has started it. A sound one is in test_gvisor_attacks.py."""
+    with subprocess.Popen([sys.executable, "-c", UNFILTERED_SENTRY], stdin=subprocess.PIPE) as init:
+
+        def status() -> JsonObject:
+            with suppress(SandboxFailed):  # it isn't there yet
+                return gvisor.sentry_status(init.pid)
+            return {}
+
+        assert eventually(status)
+        assert status()["Seccomp"] == "0"
+        assert Path(f"/proc/{init.pid}/status").read_text().count("Seccomp:\t2") == 1

@@ -339,14 +339,21 @@ def _settable(bounds: dict[str, int]) -> dict[str, int]:
     return {name: value for name, value in bounds.items() if name not in _NO_RLIMITS}
 
 
+def _privileges(pid: int) -> dict[str, str]:
+    """What the host's kernel reports of a process's privileges; `Seccomp_filters` from Linux 5.9 on."""
+    lines = (line.partition(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {name: value for name, _, value in lines if name in ("NoNewPrivs", "Seccomp", "Seccomp_filters")}
+
+
 def sentry_status(init_pid: int) -> JsonObject:
     """The namespaces and privileges that the host's kernel reports for the sentry below a sandbox's PID 1. Raises
     SandboxFailed."""
     for pid in processes.below(init_pid):
         process = Path("/proc") / str(pid)
         if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
-            lines = (line.partition(":\t") for line in (process / "status").read_text().splitlines())
-            status = {name: value for name, _, value in lines if name in ("NoNewPrivs", "Seccomp")}
+            status, first = (_privileges(one) for one in (pid, init_pid))
+            if "Seccomp_filters" in status and status["Seccomp_filters"] == first["Seccomp_filters"]:
+                status["Seccomp"] = "0"  # it only inherits ours, which refuses next to nothing
             try:
                 spaces = {name: os.readlink(process / "ns" / name) for name in os.listdir(process / "ns")}
             except PermissionError:
