@@ -253,12 +253,12 @@ def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_serv
     assert server.stop() == 0
 
 
-OLDER = {"caller": ["ann", False, "key_1", ["read"]]}
+OLDER = {"caller": ["ann", False, "", ["read"]]}
 """What a host of a version says that knew less: nothing else but for whom and when."""
 
 NEWER = {
     "from": "host_1",
-    "caller": ["ann", False, "key_1", ["read", "scope of a later version"], {"more": "about him"}],
+    "caller": ["ann", False, "", ["read", "scope of a later version"], {"more": "about him"}],
     "client": ["10.0.0.7", 4711],
     "request_id": "req_1",
     "scheme": "https",

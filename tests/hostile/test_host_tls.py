@@ -198,7 +198,7 @@ def test_nobody_talks_plain_at_the_port_for_hosts(home: Home) -> None:
 
 def test_no_host_is_believed_at_the_port_for_everybody(home: Home) -> None:
     host = home.own_url.removeprefix("http://")
-    header = home.hop("GET", "/api/sessions", host, {"caller": ["default", True, None, ["read"]]})
+    header = home.hop("GET", "/api/sessions", host, {"caller": ["default", True, "", ["read"]]})
     with home.at_home().client() as at_home:
         answer = at_home.get("/api/sessions", headers={b"x-era-hop": header})
     assert (answer.status_code, answer.json()["code"]) == (403, "bad_hop")
