@@ -133,3 +133,28 @@ async def test_whoever_waits_for_the_end_of_a_key_is_woken_by_changes_only(monke
     assert not any(task.done() for task in never)
     for task in never:
         task.cancel()
+
+
+async def test_a_revocation_that_is_repeated_while_keys_are_read_holds() -> None:
+    class SlowRows(DroppingRows):
+        are_read, may_tell = asyncio.Event(), asyncio.Event()
+
+        async def api_keys(self) -> Sequence[tuple[ApiKey, str]]:
+            rows = self.rows
+            self.are_read.set()
+            await self.may_tell.wait()
+            return rows
+
+    rows = SlowRows()
+    keys = ApiKeys(rows, "operator")
+    key, text = await keys.create("ann", "")
+    reading = asyncio.create_task(keys.open())
+    await rows.are_read.wait()
+    await keys.revoke(key.id)
+    again = asyncio.create_task(keys.revoke(key.id))
+    await asyncio.sleep(0.01)
+    rows.may_tell.set()
+    await reading
+    with pytest.raises(NotFound):
+        await again
+    assert keys.caller(text.encode()) is None

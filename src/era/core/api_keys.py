@@ -320,7 +320,8 @@ class ApiKeys:
         self._revoked.add(key_id)
         self._forget(key_id)
         if not await self._store.drop_api_key(key_id):
-            self._revoked.discard(key_id)
+            async with self._changing:  # what is being read may have its row from before somebody else revoked it
+                self._revoked.discard(key_id)
             raise _no_key(key_id)
 
     def _kept(self, key_id: str) -> tuple[ApiKey, str]:
