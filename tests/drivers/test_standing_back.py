@@ -50,6 +50,26 @@ async def test_a_run_that_can_t_be_looked_at_stands_back_later() -> None:
     assert not group.idle
 
 
+async def test_a_run_that_can_t_come_forward_when_it_is_to_end_does_so_soon() -> None:
+    class Full(Group):
+        failures = 1
+
+        def set_idle_priority(self, *, idle: bool) -> None:
+            if not idle and self.failures:
+                self.failures -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().set_idle_priority(idle=idle)
+
+    group, looks = Full(), iter(range(0, 1000, 10))
+    slice_of_time = TimeSlice(cast(cgroups.Group, group), lambda: float(next(looks)))
+    slice_of_time.begin()
+    await until(lambda: group.idle)
+    slice_of_time.end()
+    assert group.idle
+    await until(lambda: not group.idle)
+    assert slice_of_time._timer is None
+
+
 def _idle_file(sandbox: BubblewrapSandbox) -> Path:
     assert sandbox._group is not None
     file = sandbox._group.directories["cpu"] / "cpu.idle"

@@ -30,7 +30,8 @@ class TimeSlice:
 
         self._lasting = False
         self._timer: asyncio.TimerHandle | None = None
-        """Set while a program runs that doesn't stand back, or that may come forward again."""
+        """Set while a program runs that doesn't stand back, or that may come forward again; and while what has ended
+        still stands back."""
 
     def begin(self, *, lasting: bool = False) -> None:
         """Look now and then whether the run has used its slice. Called again only after `end`. With `lasting` it is
@@ -47,14 +48,20 @@ class TimeSlice:
             self.begin(lasting=self._lasting)
 
     def end(self) -> None:
-        """Back to the usual priority."""
+        """Back to the usual priority: where that fails for now, soon."""
+        self._cancel()
+        if self._stands_back:
+            self._set_idle(False)
+        if self._stands_back:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK, self.end)
+
+    def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._stands_back:
-            self._set_idle(False)
 
     def _look_in(self, seconds: float, used: float) -> None:
+        self._cancel()  # what was left to `end`
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look, seconds, used)
 
     def _look(self, seconds: float, used_before: float) -> None:
