@@ -236,3 +236,20 @@ def test_the_end_of_a_process_that_was_killed_can_come_before_the_kill_has_retur
         sandbox = sandboxes.make()
         assert sandboxes.do(sandbox, grows_with_each_run, "maps") == "oom"
         sandboxes.close(sandbox)
+
+
+async def ends_beside_a_process(sandbox: Any) -> tuple[str, bool]:
+    """How a run ends that takes too much while a process is beside it, and whether that goes on."""
+    async with steps.running(sandbox, steps.shell("exec sleep 1000")) as following:
+        _, ended = await steps.run(sandbox, HELD + TAKES["a shared map"], {"SECONDS": "20"})
+        return ended.cause, following.ended is None
+
+
+def test_a_run_is_ended_where_who_takes_most_can_t_be_asked(sandboxes: Any) -> None:
+    if sandboxes.name != "bubblewrap":
+        pytest.skip("the same code, in a process of its own; of gVisor it isn't asked")
+    full = OSError(errno.EMFILE, "Too many open files")
+    with patch.object(processes, "kill_largest", side_effect=full):
+        sandbox = sandboxes.make()
+        assert sandboxes.do(sandbox, ends_beside_a_process) == ("oom", True)
+        sandboxes.close(sandbox)

