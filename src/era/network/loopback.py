@@ -39,6 +39,7 @@ class LoopbackAddresses:
         """By IP version: a socket of the sandbox's network, through which that gets addresses."""
 
         self._adding = asyncio.Lock()
+        self._removing: set[asyncio.Task[None]] = set()
         self.relayed: dict[Target, Callable[[], bool]] = {}
         """Where datagrams arrive for one of those who share it: the function that ends this if its run is ending
         anyway, and returns whether it is."""
@@ -80,14 +81,23 @@ class LoopbackAddresses:
         await self.leave(kept)
 
     async def leave(self, addresses: Iterable[Address]) -> None:
-        """Remove those that nobody else uses."""
-        gone: list[tuple[socket.socket, Address, int]] = []
+        """Remove those that nobody else uses; after this where somebody is adding one, since that may take long."""
+        for address in addresses:
+            self._users[address] -= 1
+            if not self._users[address]:
+                del self._users[address]
+        if self._probes:
+            is_soon = not self._adding.locked()
+            removing = asyncio.create_task(self._remove_unused())
+            self._removing.add(removing)
+            removing.add_done_callback(self._removing.discard)
+            if is_soon:
+                await asyncio.shield(removing)
+
+    async def _remove_unused(self) -> None:
         async with self._adding:  # until they are removed: who used one again meanwhile would lose it
-            for address in addresses:
-                self._users[address] -= 1
-                if not self._users[address]:
-                    del self._users[address]
-                    gone.append((self._probes[address.version], address, self._made.pop(address)))
+            unused = self._made.keys() - self._users.keys()
+            gone = [(self._probes[address.version], address, self._made.pop(address)) for address in unused]
             if len(gone) > _FEW:
                 await asyncio.to_thread(_remove, gone)
             else:
