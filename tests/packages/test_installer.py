@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -381,19 +382,43 @@ def test_the_cache_can_be_emptied_while_an_installation_begins(
     lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    made, remove = list[PackageSet](), trees.remove
+    made, drop = list[PackageSet](), trees.drop
     (lab.installer._cache / "large").write_bytes(bytes(65 << 20))
 
-    def slowly(directory: Path) -> None:
-        is_cache = (directory / "large").exists()
-        remove(directory)
-        if is_cache:
+    def slowly(path: Path, *, is_ours: bool = True) -> None:
+        drop(path, is_ours=is_ours)
+        if path.parent == lab.installer._cache:
             made.append(lab.make(pip=["one"]))
 
-    monkeypatch.setattr(trees, "remove", slowly)
+    monkeypatch.setattr(trees, "drop", slowly)
     lab.installer.sweep(set(), 0, 0)
     assert made
     assert [path.name for path in lab.installer._cache.iterdir()] == ["uv"]
+
+
+@pytest.mark.parametrize("mount", ["data", "cache"])
+def test_the_cache_is_emptied_on_a_full_disk_and_on_one_of_its_own(lab: Lab, mount: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    kept = [object()]
+
+    def sweep() -> None:
+        os.unshare(os.CLONE_NEWNS)  # which ends with this thread
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        directory = lab.directory if mount == "data" else lab.installer._cache
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=100", "none", directory], check=True)
+        lab.installer.open()
+        (lab.installer._cache / "uv").mkdir()
+        with suppress(OSError):
+            for number in range(100):
+                (lab.installer._cache / "uv" / str(number)).write_bytes(bytes(1 << 20))
+        lab.installer.sweep(set(), 0, 0)
+        kept[:] = [*lab.installer._making.iterdir(), *lab.installer._cache.iterdir()]
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    thread.join()
+    assert kept == []
 
 
 @pytest.mark.parametrize("gone", ["scratch directories", "interpreter", "bounds"])

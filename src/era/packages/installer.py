@@ -129,8 +129,8 @@ class PackageInstaller:
         """How many bytes package sets take that no session needs, by digest."""
 
         self._lock = threading.Lock()
-        """Held while a set's time is looked at and the set renamed, or begins anew; and while the cache is renamed, or
-        an installation begins. The event loop takes it, too."""
+        """Held while a set's time is looked at and the set renamed, or begins anew; and while what the cache has is
+        renamed, or an installation begins. The event loop takes it, too."""
 
         self._compiling: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
@@ -279,12 +279,10 @@ class PackageInstaller:
         # What another host has isn't known, but a note that it uses isn't old.
         self._notes.sweep(self.digests(), older_than)
         if not self._scratch_directories and size_of(self._cache) > self._most_bytes:
-            doomed = self._making / f"gone-{secrets.token_hex(8)}"
-            with self._lock:
-                if not self._scratch_directories:  # none has begun meanwhile
-                    self._cache.rename(doomed)
-                    self._open_cache()
-            trees.remove(doomed)
+            with self._lock:  # in place: a full disk has no room for another directory, and this one may be a mount
+                doomed = [] if self._scratch_directories else trees.set_aside(self._cache)
+            for path in doomed:
+                trees.drop(path, is_ours=self._processes.fetcher is None)
         return removed
 
     def _size(self, package_set: Path) -> int:

@@ -7,6 +7,7 @@ regular files and links that stay within it. Their owners and modes are settled 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
 from contextlib import ExitStack
@@ -99,12 +100,20 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def drop(path: Path) -> None:
-    """Remove a file, a link or a directory."""
-    if _is_directory(path):
+def set_aside(directory: Path) -> list[Path]:
+    """Rename all that a directory has, within it. The new paths. Raises OSError."""
+    return [path.rename(path.with_name(f"gone-{secrets.token_hex(8)}")) for path in list(directory.iterdir())]
+
+
+def drop(path: Path, *, is_ours: bool = True) -> None:
+    """Remove a file, a link or a directory. Where it isn't ours, somebody may put links into it meanwhile: these aren't
+    followed, and no modes are changed. Raises OSError."""
+    if not _is_directory(path):
+        path.unlink()
+    elif is_ours:
         remove(path)
     else:
-        path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_directory(path: Path) -> bool:
