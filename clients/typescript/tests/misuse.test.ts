@@ -128,11 +128,13 @@ test("what could only be later than the caller waits isn't asked for again", asy
 });
 
 test("what a host or a database that was lost may have done is asked for again only with a key", async () => {
-  for (const [code, Lost, extra] of [
-    ["home_lost", HomeLost, ""],
-    ["home_lost", HomeLost, "retry-after: 1\r\n"],
-    ["outcome_unknown", OutcomeUnknown, ""],
-  ] as const) {
+  for (
+    const [code, Lost, extra] of [
+      ["home_lost", HomeLost, ""],
+      ["home_lost", HomeLost, "retry-after: 1\r\n"],
+      ["outcome_unknown", OutcomeUnknown, ""],
+    ] as const
+  ) {
     const keys: (string | undefined)[] = [];
     const body = JSON.stringify({ error: "No.", code, hint: "Look.", request_id: "req_1" });
     const head = `HTTP/1.1 503 Lost\r\n${extra}content-length: ${body.length}\r\nconnection: close`;
