@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from socket import SHUT_WR
 
 import httpx
 import pytest
@@ -117,6 +118,37 @@ print(n)
         assert attached.until_closed() == 1000
     ended(client, where, name)
     assert output(client, where, name) == b"300000\n"
+
+
+FREQUENT_PINGS = """
+import era.api.websocket
+era.api.websocket.PING_SECONDS = 0.2
+"""
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["the process writes", "a ping comes"])
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "hung up"])
+def test_what_was_sent_by_a_client_that_is_gone_is_read(tmp_path: Path, writes: bool, closes: bool) -> None:
+    """The server can send nothing any more, and has more to write to the process than it has read."""
+    server = Server(tmp_path / "data", {}, weakness=FREQUENT_PINGS)
+    server.start()
+    try:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            client.post("/api/sessions", json={"language": "bash", "session_id": "a"})
+            slow = f"for i in 1 2 3 4 5 6; do sleep 0.5; {'echo tick' if writes else ':'}; done; wc -c"
+            name = start(client, "a", slow, stdin=True)
+            with socket(server, f"a/processes/{name}/attach") as opened:
+                attached = Terminal(opened)
+                attached.send(b"x" * 200_000)
+                attached.control(eof=True)
+                if closes:
+                    opened.send((1000).to_bytes(2, "big"), opcode=8)
+                opened.socket.shutdown(SHUT_WR)
+                opened.rest()  # the server has seen that
+            assert ended(client, "a", name)["exit_code"] == 0
+            assert output(client, "a", name).split()[-1] == b"200000"
+    finally:
+        server.stop()
 
 
 def test_nonsense_from_a_client_disturbs_nothing(client: httpx.Client, session: MakeSession, server: Server) -> None:

@@ -121,8 +121,10 @@ async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: Li
     writing = asyncio.create_task(_write_input(socket, live, inputs))
     try:
         await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
-        if sending.done() and sending.exception() is not None and socket.is_closed:
-            await receiving  # the client has closed, but what it sent before may still have to be written
+        if sending.done() and isinstance(sending.exception(), Closed):
+            with suppress(TimeoutError):  # the client is gone, but what it sent before may still have to be written
+                async with asyncio.timeout(_LEFT_SECONDS):
+                    await receiving
     finally:
         for task in (sending, receiving, writing):
             task.cancel()
@@ -167,8 +169,7 @@ async def _write_input(socket: WebSocket, live: LiveProcess | None, inputs: asyn
         try:
             await live.close_stdin() if data is None else await live.write(data)
         except EraError as error:
-            with suppress(Closed):
-                await _tell(socket, error)
+            await _tell(socket, error)
         finally:
             inputs.task_done()
 
@@ -202,4 +203,5 @@ _CONTROLS = 'Send {"resize": {"cols": 80, "rows": 24}}, {"signal": "INT"} or {"e
 
 
 async def _tell(socket: WebSocket, error: EraError) -> None:
-    await socket.send(message("error", error=error.message, code=error.code, hint=error.hint))
+    with suppress(Closed):
+        await socket.send(message("error", error=error.message, code=error.code, hint=error.hint))

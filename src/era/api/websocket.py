@@ -73,7 +73,8 @@ class WebSocket:
             await self._send(frames.made(frames.BINARY, data))
 
     async def messages(self) -> AsyncGenerator[bytes | str]:
-        """What the client sends, messages in binary piece by piece, until it closes or is gone. Raises Closed."""
+        """What the client sends, messages in binary piece by piece, until it closes or is gone: also what came before that,
+        where nothing can be sent any more."""
         self._has_reader = True
         try:
             while data := await self._read():
@@ -84,14 +85,11 @@ class WebSocket:
                         await self.close()
                         return
                     if frame.opcode == frames.PING:
-                        if not self.is_closed:
+                        with suppress(Closed):
                             await self._send(frames.made(frames.PONG, frame.data))
                     elif frame.opcode != frames.PONG:
                         yield frame.data.decode() if frame.opcode == frames.TEXT else frame.data
             self._heard.set()
-        except Closed:
-            self._heard.set()
-            raise
         except frames.BadFrame as error:
             self._has_reader = False
             await self.close(error.code)
@@ -115,7 +113,12 @@ class WebSocket:
             if self._unanswered and self._reading and loop.time() > self._unanswered + _DEAD_SECONDS:
                 return
             self._unanswered = self._unanswered or loop.time()
-            await self._send(frames.made(frames.PING, b""))
+            try:
+                await self._send(frames.made(frames.PING, b""))
+            except Closed:
+                if not self._reading:
+                    await asyncio.sleep(_DEAD_SECONDS)  # likewise
+                return
 
     async def close(self, code: int = frames.NORMAL) -> None:
         """Close it, and wait a moment for the client to say that it has understood: to hang up with bytes unread would
