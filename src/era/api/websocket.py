@@ -73,8 +73,8 @@ class WebSocket:
             await self._send(frames.made(frames.BINARY, data))
 
     async def messages(self) -> AsyncGenerator[bytes | str]:
-        """What the client sends, messages in binary piece by piece, until it closes or is gone: also what came before that,
-        where nothing can be sent any more."""
+        """What the client sends, messages in binary piece by piece, until it closes or is gone; also where nothing
+        can be sent to it any more."""
         self._has_reader = True
         try:
             while data := await self._read():
