@@ -3,12 +3,15 @@
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
 import { returns } from './api.ts';
 
+/** After so long a call is given up for another one: its connection may be dead without a word. */
+const HUNG_MS = 30_000;
+
 export interface Loaded<T> {
   value: T | undefined;
   error: Error | undefined;
   loading: boolean;
   reload: () => Promise<void>;
-  /** Load it again, unless that is under way: a server may take longer than the time between two calls of this. */
+  /** Load it again, unless that is under way and not hung: a server may take longer than the time between two calls of this. */
   refresh: () => Promise<void>;
   set: (value: T) => void;
 }
@@ -20,6 +23,7 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
     inputs: JSON.stringify(inputs),
   });
   const running = useRef<AbortController | null>(null);
+  const began = useRef(0);
   const inputsNow = JSON.stringify(inputs);
   const epoch = returns.value;
   const latest = useRef(load);
@@ -29,6 +33,7 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
     running.current?.abort();
     const controller = new AbortController();
     running.current = controller;
+    began.current = Date.now();
     setState((before) => ({
       value: before.inputs === inputsNow ? before.value : undefined,
       error: before.inputs === inputsNow ? before.error : undefined,
@@ -51,7 +56,9 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
     return () => running.current?.abort();
   }, [reload, epoch]);
 
-  const refresh = useCallback(() => (running.current ? Promise.resolve() : reload()), [reload]);
+  const refresh = useCallback(async () => {
+    if (!running.current || Date.now() - began.current > HUNG_MS) await reload();
+  }, [reload]);
   const set = useCallback(
     (value: T) => {
       running.current?.abort(); // what it brings is older

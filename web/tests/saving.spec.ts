@@ -181,6 +181,23 @@ test('a key pressed twice saves once, and takes its own save for nobody else’s
     assert.equal(await file(id, 'a.txt'), 'typed');
   }));
 
+test('a switch can’t be turned back while it is saved', () =>
+  withPage(async (page) => {
+    const id = await session('switch');
+    await page.goto(part(id, 'public'));
+    const held = await hold(page, 'PATCH', new RegExp(`/api/sessions/${id}$`));
+    const open = page.getByRole('checkbox', { name: 'Open' });
+    await open.click();
+    await held.asked;
+    await eventually(() => open.isDisabled(), 'it waits');
+    held.go();
+    await eventually(() => open.isEnabled(), 'it is saved');
+    await page.getByText('Anybody may call it.').waitFor();
+    await open.click();
+    const isOpen = async () => (await api<{ allowPublicAccess: boolean }>(`/api/sessions/${id}`)).allowPublicAccess;
+    await eventually(async () => !(await isOpen()), 'it is closed');
+  }));
+
 test('a run goes on being shown when its tab is left', () =>
   withPage(async (page) => {
     const id = await session('left');

@@ -106,6 +106,36 @@ test('a server that is slower than its page asks is shown all the same', () =>
     await page.getByRole('list', { name: 'Runs' }).getByRole('link').waitFor();
   }));
 
+test('a call that hangs is given up for another one', () =>
+  withPage(async (page) => {
+    const id = newId('hung');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.clock.install();
+    await page.goto(`${SERVER}/#/sessions/${id}/runs`);
+    await page.getByText('No runs yet').waitFor();
+    const asked = page.waitForRequest(/\/runs\?limit=50/);
+    await page.route(/\/runs\?limit=50/, () => undefined, { times: 1 }); // it is never answered
+    await page.clock.runFor(3000);
+    await asked;
+    await api(`/api/sessions/${id}/run`, { code: 'print(1)' });
+    await page.clock.runFor(40_000);
+    await page.getByRole('list', { name: 'Runs' }).getByRole('link').waitFor();
+  }));
+
+test('an inbox is shown while it can’t be loaded again', () =>
+  withPage(async (page) => {
+    const id = newId('inbox');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await api(`/api/sessions/${id}/inbox`, { retries: 0 }, 'PUT');
+    await page.goto(`${SERVER}/#/sessions/${id}/inbox`);
+    await page.getByRole('heading', { name: 'Deliveries' }).waitFor();
+    await page.route(/\/inbox$/, (route) => route.fulfill({ status: 503, json: { error: 'Busy.', code: 'busy' } }));
+    await page.getByRole('alert').getByText('Busy.').waitFor();
+    await page.getByRole('heading', { name: 'Deliveries' }).waitFor();
+    await page.unroute(/\/inbox$/);
+    await page.getByRole('alert').waitFor({ state: 'detached' });
+  }));
+
 test('a session that is deleted elsewhere says so', () =>
   withPage(async (page) => {
     const id = newId('elsewhere');

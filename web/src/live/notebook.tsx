@@ -126,7 +126,7 @@ function CellView({
       />
       {written && (
         <div class="cell-output">
-          <Output run={written} label={`Output of cell ${index + 1}`} onReady={(screen) => written.showOn(screen)} />
+          <Output run={written} label={`Output of cell ${index + 1}`} />
           {end?.results?.map((result, at) => (
             <Result key={`${shown.runId}/${at}`} result={result} />
           ))}

@@ -210,11 +210,12 @@ export function InboxTab({ session, rest }: TabProps) {
   const edit = () => {
     editing.value = true;
   };
-  if (inbox.error) return <Problem error={inbox.error} retry={() => void inbox.reload()} />;
-  if (inbox.value === undefined) return <Waiting />;
+  const problem = <Problem error={inbox.error} retry={() => void inbox.reload()} />;
+  if (inbox.value === undefined) return inbox.error ? problem : <Waiting />;
   if (inbox.value === null)
     return (
       <>
+        {problem}
         <Empty icon="inbox" title="No inbox">
           <p class="soft">
             An inbox takes what webhooks deliver, stores it before it answers, and runs the stored code for each, in
@@ -258,6 +259,7 @@ export function InboxTab({ session, rest }: TabProps) {
             }
           />
         </header>
+        {problem}
         <p class="url-line">
           <code>{url}</code>
           <Copy text={url} label="Copy the URL" />

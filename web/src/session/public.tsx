@@ -44,6 +44,7 @@ export function PublicTab({ session, set }: TabProps) {
           label="Open"
           hint={session.allowPublicAccess ? 'Anybody may call it.' : 'Calls are answered with 403.'}
           checked={session.allowPublicAccess}
+          disabled={open.busy}
           onChange={(allowed) => void open.run(allowed)}
         />
         <Problem error={open.error} />

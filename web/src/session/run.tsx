@@ -200,7 +200,7 @@ export function RunTab({ session, reload }: TabProps) {
         </div>
         <Problem error={error} />
         {written ? (
-          <Output run={written} label="Output of the run" onReady={(screen) => written.showOn(screen)} />
+          <Output run={written} label="Output of the run" />
         ) : (
           <div class="pane-empty">
             <Icon name="play" size={24} />

@@ -227,11 +227,13 @@ export function Check({
   label,
   hint,
   checked,
+  disabled,
   onChange,
 }: {
   label: string;
   hint?: ComponentChildren;
   checked: boolean;
+  disabled?: boolean;
   onChange: (checked: boolean) => void;
 }) {
   return (
@@ -241,6 +243,7 @@ export function Check({
           type="checkbox"
           id={id}
           checked={checked}
+          disabled={disabled}
           aria-describedby={described}
           onChange={(event) => onChange(event.currentTarget.checked)}
         />

@@ -128,15 +128,25 @@ export class Written {
     this.screen = screen;
     for (const [stream, text] of this.kept) screen.write(stream, text);
   }
+
+  /** Let go of a screen that isn't seen any more. */
+  leave(screen: Screen): void {
+    if (this.screen === screen) this.screen = null;
+  }
 }
 
-/** A screen; `onReady` gets it once, and whenever `run` is another one. */
-export function Output({ run, onReady, label }: { run: unknown; onReady: (screen: Screen) => void; label: string }) {
+/** A screen; `onReady` gets it once, and whenever `run` is another one. Where that is `Written`, this shows it. */
+export function Output({ run, onReady, label }: { run: unknown; onReady?: (screen: Screen) => void; label: string }) {
   const element = useRef<HTMLPreElement>(null);
   const ready = useRef(onReady);
   ready.current = onReady;
   useEffect(() => {
-    if (element.current) ready.current(new Screen(element.current));
+    if (!element.current) return;
+    const screen = new Screen(element.current);
+    ready.current?.(screen);
+    if (!(run instanceof Written)) return;
+    run.showOn(screen);
+    return () => run.leave(screen);
   }, [run]);
   // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reached by the keyboard
   return <pre class="output" ref={element} tabIndex={0} role="region" aria-label={label} />;
