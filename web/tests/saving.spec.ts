@@ -192,6 +192,11 @@ test('a switch can’t be turned back while it is saved', () =>
     await eventually(() => open.isDisabled(), 'it waits');
     held.go();
     await eventually(() => open.isEnabled(), 'it is saved');
+    await page.getByText('Calls are answered with 403.').waitFor();
+    const isOpen = async () => (await api<{ allowPublicAccess: boolean }>(`/api/sessions/${id}`)).allowPublicAccess;
+    assert.equal(await isOpen(), false);
+    await open.click();
+    await eventually(isOpen, 'it is open again');
   }));
 
 test('a run goes on being shown when its tab is left', () =>
