@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from era.core.homes import Host
 from era.core.models import DEFAULT_OWNER
 from era.core.storage import Item
-from era.errors import HostLost
+from era.errors import HostLost, SqlUnknown
 from era.store.d1_databases import D1Databases
 from era.store.d1_replicas import DatabaseReplicas
+from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.store.rows import execute, opened
 
@@ -57,4 +61,31 @@ async def test_databases(host: SqlStore, url: str, tmp_path: Path) -> None:
     with pytest.raises(HostLost):
         await kept.drop(NAME)
     assert await kept.sizes() == sizes
+    await databases.close()
+
+
+@pytest.mark.parametrize("was_stored", [True, False])
+async def test_sql_that_may_be_stored_is_not_told_as_if_it_had_not_begun(
+    host: SqlStore, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_stored: bool
+) -> None:
+    """Or clients send it again by themselves. The host is declared dead before it knows what its COMMIT came to."""
+    kept = await host.d1_databases()
+    databases = D1Databases(tmp_path / "copies", 64 << 20, kept=kept)
+    databases.open()
+    call = partial(databases.run, *NAME, params=(), many=False, room=1 << 30)
+    await call("CREATE TABLE t (n)")
+    write = kept._database._in_writer
+
+    def cut_off(*args: Any, **how: Any) -> Any:
+        if how["again"]:
+            return write(*args, **how)
+        if was_stored:
+            write(*args, **how)
+        execute(url, "UPDATE hosts SET dead = TRUE")
+        raise DatabaseAway(may_have_committed=True)
+
+    monkeypatch.setattr(kept._database, "_in_writer", cut_off)
+    with nullcontext() if was_stored else pytest.raises(SqlUnknown):
+        await call("INSERT INTO t VALUES (1)")
+    assert (await call("SELECT n FROM t"))["results"] == ([{"n": 1}] if was_stored else [])
     await databases.close()

@@ -30,7 +30,7 @@ import structlog
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from era.core.files.durable import sync
-from era.errors import SqlUnknown
+from era.errors import HostLost, SqlUnknown
 from era.store.condemned import check_alive
 from era.store.database import Database
 from era.store.dialects import Precompiled
@@ -180,10 +180,15 @@ def _push(
 ) -> tuple[int, int] | None:
     """See DatabaseReplicas.push; the key and version of what was stored."""
     size = path.stat().st_size
-    row = check_alive(connection, (_find, _named(name)))[0].row
+    if again and (stored := _find.first(connection, _named(name))) is not None and stored[2] == new.mark:
+        return stored[0], stored[1]
+    try:
+        row = check_alive(connection, (_find, _named(name)))[0].row
+    except HostLost:
+        if again:  # HostLost says that nothing has begun, and clients send the call again
+            raise SqlUnknown from None
+        raise
     key, version, mark, _ = row or (0, 0, "", 0)
-    if again and mark == new.mark:
-        return key, version
     if (row and (key, mark)) != (copy and (copy.key, copy.mark)):
         if again:  # another host may have changed, or dropped, what this was committed to before
             raise SqlUnknown
