@@ -299,6 +299,19 @@ async def test_of_sessions_without_a_home_some_are_taken_to_do_something_for_the
     await homes.leave()
 
 
+async def test_who_looks_for_sessions_does_not_wait_until_none_is_given_any_more() -> None:
+    class Giving(Rows):
+        async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
+            await asyncio.sleep(0)
+            await homes.give("given", 2, self.others["other"])
+            return dict.fromkeys(session_keys, Host(homes.host_id, ""))
+
+    homes = await started(Giving(), lease=60.0)
+    async with asyncio.timeout(30):
+        assert await homes.owned([1, 2, 3], 0) == [1, 3], "nobody knows whose the second is"
+    await homes.leave()
+
+
 async def test_time_is_that_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_clock", models._Clock())
     machine = time.time_ns() // 1000

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from era.core.homes import Alone
 from era.core.models import StoredCode, now
 from era.core.public import inbox_worker
 from era.core.public.inbox import Content, Delivery, Outcome
@@ -77,6 +79,32 @@ async def test_an_attempt_without_a_sandbox_does_not_count(core: Core, monkeypat
     await inbox.stop()
     assert (ended.status, ended.attempts, ended.tries) == ("done", 1, 1), "an attempt begins with its sandbox"
     assert [record.status for record in await core.records()] == ["failed", "failed", "ok"]
+
+
+async def test_sessions_that_nobody_has_do_not_wait_for_all_others(core: Core) -> None:
+    """Where all that may run at a time are run, or wait for that."""
+
+    class OneOfTwo(Alone):
+        async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
+            homeless = [key for key in session_keys if key != busy.key]
+            return [key for key in session_keys if key == busy.key] + homeless[: max(most_new, 0)]
+
+    code, go = core.paused()
+    await delivered(core, code)
+    busy = await core.store.session(mine("s"))
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1, cluster=OneOfTwo())
+    await inbox.start()
+    await delivery(core, "running")
+    other = await core.session("other", allow_public=True)
+    await core.store.store_code(mine("other"), StoredCode("pass", None, now()))
+    await core.store.inboxes.put_inbox(mine("other"), None, 0)
+    await core.store.inboxes.add_delivery(other.key, "dlv2", None, CONTENT)
+    await until(lambda: inbox.is_working(other.key))
+    go.touch()
+    await until(lambda: not inbox.is_working(other.key))
+    (found,) = await core.store.inboxes.deliveries(mine("other"), status=None, limit=2, before=None)
+    assert found.status == "done"
+    await inbox.stop()
 
 
 async def test_retries_start_again_for_what_is_replayed_while_it_waits_for_its_turn(

@@ -191,8 +191,9 @@ class Homes:
         self._giving: set[int] = set()
         """The keys of sessions that are just given to another host."""
 
-        self._gifts = 0
-        """How often that began or ended, so that what was found before isn't taken for true."""
+        self._given: list[set[int]] = []
+        """For each look at homes under way: the keys of what began or ended to be given since, of which it may have
+        found what isn't true any more."""
 
         self._ends_with_lease: dict[object, Callable[[], None]] = {}
         self._lease_timer: asyncio.TimerHandle | None = None
@@ -450,29 +451,43 @@ class Homes:
         """Whether the session with this key is at home here, from now on if nobody else has it: so what is to be done
         for a session is done by one host. False where the host has no lease."""
         while self.has_lease and session_key not in self._giving:
-            gifts = self._gifts
-            place = await self._store.find(session_key)
-            if place is None:
-                return False
-            home = place.home or await self._store.take(session_key)
-            if gifts == self._gifts:
+            with self._looking() as given:
+                place = await self._store.find(session_key)
+                if place is None:
+                    return False
+                home = place.home or await self._store.take(session_key)
+            if session_key not in given:
                 return home.host.id == self._host.id
         return False
 
     async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
-        """See Cluster. One question for all of them, and more for what is taken."""
-        hosts: Mapping[int, Host] = {}
-        gifts = -1
-        while session_keys and self.has_lease and gifts != self._gifts:
-            gifts = self._gifts
+        """See Cluster. One question for all of them, and more for what is taken. Those that are being given, or were
+        meanwhile, are left out until the next time."""
+        if not session_keys:
+            return []
+        with self._looking() as given:
             hosts = await self._store.hosts_of(session_keys)
         if not self.has_lease:
             return []
-        own = [key for key in session_keys if key in hosts and hosts[key].id == self._host.id]
-        own = [key for key in own if key not in self._giving]
+        given |= self._giving
+        own = [key for key in session_keys if key in hosts and hosts[key].id == self._host.id and key not in given]
         homeless = [key for key in session_keys if key not in hosts]
         taken = random.sample(homeless, min(max(most_new, 0), len(homeless)))
         return own + [key for key in taken if await self.owns(key)]
+
+    @contextmanager
+    def _looking(self) -> Iterator[set[int]]:
+        """While it is looked where sessions are at home: the keys of those that begin or end to be given meanwhile."""
+        given: set[int] = set()
+        self._given.append(given)
+        try:
+            yield given
+        finally:
+            self._given = [each for each in self._given if each is not given]
+
+    def _note_gift(self, session_key: int) -> None:
+        for given in self._given:
+            given.add(session_key)
 
     def key_here(self, session_id: str) -> int | None:
         """The key of a session that is known to be at home here."""
@@ -496,12 +511,12 @@ class Homes:
         """Have another host be a session's home from now on, with nothing of it under way here; whether it is. Raises
         Unavailable where nobody knows."""
         self._giving.add(session_key)
-        self._gifts += 1
+        self._note_gift(session_key)
         try:
             return await self._store.give(session_key, host.id)
         finally:
             self._giving.remove(session_key)
-            self._gifts += 1
+            self._note_gift(session_key)
             self.moved(session_id)
             self._store.forget(session_key)  # also where it had its home here without a call, as for a setup
 

@@ -197,7 +197,8 @@ class Inbox:
         while True:
             try:
                 keys = [key for key in await self._store.sessions_to_deliver() if key not in self._workers]
-                for session_key in await self._cluster.owned(keys, self._at_a_time - self._due):
+                # At least one: or those of sessions that nobody has would wait for as long as there are others.
+                for session_key in await self._cluster.owned(keys, max(1, self._at_a_time - self._due)):
                     self._wake(session_key)
             except EraError as error:
                 log.warning("inboxes_not_looked_at", error=error.message)

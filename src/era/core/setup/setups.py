@@ -255,7 +255,8 @@ class Setups:
             try:
                 jobs = [job for job in await self._store.unfinished_setups() if job not in self._jobs]
                 keys = [job.session_key for job in jobs]
-                owned = set(await self._cluster.owned(keys, _MOST_TAKEN - len(self._jobs)))
+                # At least one: or those of sessions that nobody has would wait for as long as there are others.
+                owned = set(await self._cluster.owned(keys, max(1, _MOST_TAKEN - len(self._jobs))))
                 for job in jobs:
                     if job.session_key in owned:
                         for other, task in self._jobs.items():
