@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,9 @@ from era.store.dialects import Answer, Asked, Precompiled, together
 from era.store.tables import owners, runs, sessions, usage
 
 log = structlog.get_logger()
+
+_CLOSE_SECONDS = 5.0
+"""For what is still to be added at the end."""
 
 _THIS = (
     (usage.c.day == bindparam("of_day"))
@@ -116,9 +120,11 @@ class UsageRows:
         self._late_tries = LateEnds()
 
     async def close(self) -> None:
-        """Add what is still to be added, if that can be done at once. May be called twice."""
+        """Add what is still to be added, if that can be done soon. May be called twice."""
         await self._late_tries.stop()
-        await self._add_noted()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS), self._adding:  # behind a late try under way
+                await self._add_noted()
 
     async def owners(self) -> Mapping[str, Amounts]:
         query = select(owners.c.owner, owners.c.quotas)
@@ -153,10 +159,22 @@ class UsageRows:
 
     async def add_use(self, use: Use) -> None:
         self._note(use)
+        if self._is_late:
+            return
         async with self._adding:  # what others have noted meanwhile is added with this
             if not self._is_late and not await self._add_noted():
                 self._is_late = True
-                self._late_tries.add(self._add_noted)
+                # Shielded: a try that was cancelled between its notes and its write would lose them.
+                self._late_tries.add(lambda: asyncio.shield(self._add_late()))
+
+    async def _add_late(self) -> bool:
+        """Add what is still to be added, and what is noted meanwhile; whether that needn't be tried again."""
+        async with self._adding:
+            while self._not_added:
+                if not await self._add_noted():
+                    return False
+            self._is_late = False
+            return True
 
     async def _add_noted(self) -> bool:
         """Add what is still to be added; whether that needn't be tried again."""
@@ -171,7 +189,6 @@ class UsageRows:
                 for each in uses.values():
                     self._note(each)
                 return False
-        self._is_late = False
         return True
 
     def _note(self, use: Use) -> None:
