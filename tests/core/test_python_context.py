@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -409,6 +410,36 @@ async def test_sys_exit_ends_the_cell_only(cells: Cells) -> None:
     outcome, _ = await cells.run("sys.exit()")
     assert (outcome.exit_code, outcome.error) == (0, None)
     assert await cells.value("x") == "1"
+
+
+FORK = """
+import os, socket, sys, threading
+sys.path.insert(0, sys.argv[1])
+from python_kernel import Channel
+ours, theirs = socket.socketpair()
+channel, has_turn = Channel(theirs.detach()), threading.Event()
+def keep_turn():
+    with channel._turn:
+        has_turn.set()
+        threading.Event().wait()
+threading.Thread(target=keep_turn, daemon=True).start()
+has_turn.wait()
+if os.fork() == 0:
+    channel.send(b"P", b"")
+    os._exit(0)
+print(ours.recv(5)[:1].decode(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_forked_while_another_thread_shows_something_can_show_something_too() -> None:
+    command = [sys.executable, "-c", FORK, str(Path(python_kernel.__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.communicate(timeout=30)[0] == "P\n"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_mark_waits_for_room_in_a_pipe_that_doesn_t_block() -> None:

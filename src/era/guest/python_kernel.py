@@ -71,6 +71,10 @@ class Channel:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY)
         os.close(fd)
         self._socket = socket.socket(fileno=moved)
+        self._make_turn()
+        os.register_at_fork(after_in_child=self._make_turn)  # a thread that isn't in the child may have had it
+
+    def _make_turn(self) -> None:
         self._turn = threading.RLock()
 
     def send(self, kind: bytes, payload: bytes) -> None:
