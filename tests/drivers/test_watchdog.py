@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import cast
 
 import pytest
@@ -160,7 +161,58 @@ async def test_who_does_not_end_a_run_when_told_to_is_given_up(
         channel.close()
 
 
-@pytest.mark.parametrize("said", [b"[1]", b"{", b"\xff", b"[" * 100_000, b"{}", b'{"exit_code": "none"}'])
+async def test_a_run_that_is_to_end_before_it_may_begin_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    channel, may_begin = await Channel.over(ours, {}), asyncio.Event()
+
+    async def wait() -> None:
+        await may_begin.wait()
+
+    program = Program(b"pass", b"", {}, 1000, ephemeral=False, files={}, may_begin=wait)
+    with theirs:
+        ending = asyncio.ensure_future(anext(channel.run(program, 1000, watched(wants=False))))
+        await until(lambda: channel._held_back is not None)
+        await channel.kill_run()
+        may_begin.set()
+        theirs.send(frame(b"B"))
+        async with asyncio.timeout(60):
+            ended = cast(Ended, await ending)
+        assert (ended.sandbox_alive, ended.cause) == (False, "killed")
+        channel.close()
+
+
+async def test_a_run_that_began_after_its_deadline_can_be_ended() -> None:
+    given_up = asyncio.Event()
+    watching = watchdog.Watchdog(0.0, watched(), given_up.set)
+    await until(lambda: watching._give_up_at > 0)
+    watching._timeout = 1000.0
+    watching.begin()
+    watching.bring_forward()
+    await asyncio.wait_for(given_up.wait(), 60)
+    watching.cancel()
+
+
+NUMBERS: list[object] = ["1", [], -1, 1 << 63, float("inf"), float("nan")]
+TEXTS: list[object] = [1, [], "\0", "\ud800"]
+NONSENSE: list[tuple[str, object]] = [
+    *product(("exit_code", "reaped", "cpu_us", "peak_memory_bytes", "duration"), NUMBERS),
+    *product(("state_problem", "entry", "disk_problem"), TEXTS),
+    *product(("cause", "state"), ["else", [], None]),
+]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[1]",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b"{}",
+        *(json.dumps(ENDED | {name: value}).encode() for name, value in NONSENSE),
+    ],
+)
 async def test_an_end_that_makes_no_sense_is_that_of_the_sandbox(said: bytes) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 type Stream = Literal["stdout", "stderr"]
+type EndCause = Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 
@@ -105,7 +106,7 @@ class Ended:
     exit_code: int
     """As a shell gives it: 128 + N for signal N, 124 for a timeout."""
 
-    cause: Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
+    cause: EndCause
     duration: float
     """Seconds from its start to its end."""
 

@@ -12,11 +12,11 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from era.core.jsontext import MAX_STATE_BYTES
 from era.core.loop_slices import Budget
-from era.core.program import Ended, Output, Program, Stream
+from era.core.program import EndCause, Ended, Output, Program, Stream
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.watchdog import Watchdog
@@ -28,6 +28,10 @@ STATE_LIMIT = MAX_STATE_BYTES
 
 _MOST_IN_FRAME = STATE_LIMIT + 1
 _STREAMS: dict[bytes, Stream] = {b"O": "stdout", b"E": "stderr"}
+
+_CAUSES: Mapping[str, EndCause] = {cause: cause for cause in get_args(EndCause.__value__)}
+_MOST_SMALL, _MOST_LARGE, _MOST_SECONDS = (1 << 31) - 1, (1 << 63) - 1, 1e9
+"""What numbers of a D frame may be, so that they can be kept."""
 
 _FRAME_US = 30
 """What a frame costs the event loop."""
@@ -49,6 +53,9 @@ class Channel:
 
         self._watchdog: Watchdog | None = None
         """That of the run under way."""
+
+        self._is_to_end = False
+        """Whether the run under way was told to end, perhaps before it has a watchdog."""
 
         self._is_clean = True
         """Whether nothing of the last run is left inside, as far as its supervisor was to tell."""
@@ -81,12 +88,15 @@ class Channel:
 
         Raises SandboxFailed if the sandbox died before the program began.
         """
+        self._is_to_end = False
         await self._send_run(program, output_limit, tells_when_clean=tells_when_clean)
         self._is_clean = not tells_when_clean
         state: bytes | None = None
         begun: float | None = None
         room = {"stdout": output_limit, "stderr": output_limit}
         watchdog = self._watchdog = Watchdog(program.timeout, watching, self._writer.transport.abort)
+        if self._is_to_end:
+            watchdog.bring_forward()
         try:
             while True:
                 kind, payload = await self._receive()
@@ -135,6 +145,7 @@ class Channel:
 
     def _end_run(self, kind: bytes) -> None:
         self._send_kind(kind)
+        self._is_to_end = True
         if self._watchdog is not None:
             self._watchdog.bring_forward()
 
@@ -230,22 +241,40 @@ def _parse_ended(payload: bytes, before: bytes, sent: bytes | None) -> Ended:
     try:
         report = json.loads(payload)
         return Ended(
-            exit_code=int(report["exit_code"]),
-            cause=report["cause"],
-            duration=float(report["duration"]),
+            exit_code=int(_number(report["exit_code"], _MOST_SMALL)),
+            cause=_CAUSES[report["cause"]],
+            duration=float(_number(report["duration"], _MOST_SECONDS)),
             state={"missing": None, "same": before, "sent": sent}[report["state"]],
-            state_problem=report["state_problem"],
-            entry=report["entry"],
-            disk_problem=report["disk_problem"],
-            stdout_truncated=report["stdout_truncated"],
-            stderr_truncated=report["stderr_truncated"],
-            reaped=int(report["reaped"]),
-            peak_memory_bytes=report["peak_memory_bytes"],
-            cpu_us=report["cpu_us"],
+            state_problem=_text(report["state_problem"]),
+            entry=_text(report["entry"]),
+            disk_problem=_text(report["disk_problem"]),
+            stdout_truncated=bool(report["stdout_truncated"]),
+            stderr_truncated=bool(report["stderr_truncated"]),
+            reaped=int(_number(report["reaped"], _MOST_SMALL)),
+            peak_memory_bytes=_count_or_none(report["peak_memory_bytes"]),
+            cpu_us=_count_or_none(report["cpu_us"]),
             sandbox_alive=True,
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SandboxFailed("The supervisor is not what it was.") from error
+
+
+def _number(value: float, most: float) -> float:
+    """A number of a D frame. Raises ValueError, TypeError."""
+    if not 0 <= value <= most:  # also where it is NaN
+        raise ValueError
+    return value
+
+
+def _count_or_none(value: float | None) -> int | None:
+    return None if value is None else int(_number(value, _MOST_LARGE))
+
+
+def _text(value: str | None) -> str | None:
+    """A text of a D frame that can be kept. Raises ValueError, TypeError."""
+    if value is not None and b"\0" in str.encode(value):
+        raise ValueError
+    return value
 
 
 def _died(duration: float) -> Ended:

@@ -38,6 +38,7 @@ class Watchdog:
     def begin(self) -> None:
         """The program begins only now, and its time with it."""
         self._has_begun = True
+        self._give_up_at = 0.0
         self._timer.cancel()
         self._timer = self._loop.call_later(self._timeout, self._come_due)
 
