@@ -15,7 +15,7 @@ from era.core.transcript import Piece
 from era.errors import CommitFailed, Conflict, KeyReused, NotFound, RunLost, SandboxFailed, TooManyWaiting, Unavailable
 from era.store.database import DatabaseAway
 from tests.owners import mine
-from tests.unit.core import Core, Listener, request
+from tests.unit.core import Core, Listener, request, until
 
 
 def counting(core: Core) -> tuple[str, Path]:
@@ -177,6 +177,27 @@ async def test_a_run_that_may_be_on_record_but_never_began_frees_its_key(
     await core.ended_record()
     assert (await core.run("print('now')", claim=core.claim("key"))).stdout == b"now\n"
     assert [record.status for record in await core.records()] == ["failed", "ok"]
+
+
+async def test_such_a_run_of_a_session_that_is_deleted_ends_too(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would be under way for ever once the session is restored."""
+    await core.session()
+    begin = core.store.begin_run
+
+    async def cut_off(*args: Any, known: Any, **how: Any) -> Session:
+        await begin(*args, known=None, **how)
+        await core.store.delete_session(mine("s"))
+        raise DatabaseAway(may_have_committed=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core.store, "begin_run", cut_off)
+        with pytest.raises(DatabaseAway):
+            await core.run("pass")
+    ends = core.runs._parts.late_ends
+    await until(lambda: ends._task is not None and ends._task.done())
+    await core.store.restore_session(mine("s"))
+    await core.ended_record()
+    assert [record.status for record in await core.records()] == ["failed"]
 
 
 async def test_a_key_in_the_background(core: Core) -> None:

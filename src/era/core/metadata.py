@@ -367,6 +367,10 @@ class MetadataStore(Protocol):
         session has had no such run."""
         ...
 
+    async def run_of_any(self, run_id: str) -> RunRecord | None:
+        """A run of any session, also of one that is deleted."""
+        ...
+
     async def mark_lost(self) -> int:
         """Record every run that is still `running` as `lost`, since the process that ran it is gone; how many."""
         ...

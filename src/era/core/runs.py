@@ -327,10 +327,10 @@ class Runs:
         """Record the end of a run that was never begun, if it is on record, and free its key; whether that needn't be
         tried again."""
         try:
-            record, _ = await self._store.run(session_id, run_id)
-        except EraError as error:
-            return not isinstance(error, Unavailable)
-        if record.status != "running":
+            record = await self._store.run_of_any(run_id)  # its session may be deleted by now, and restored later
+        except Unavailable:
+            return False
+        if record is None or record.status != "running":
             return True
         ended = replace(record, status="failed", ended_at=now(), reason=why)
         return await record_end(self._store, session_id, ended, Answered(claim) if claim else None)

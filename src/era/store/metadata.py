@@ -358,6 +358,9 @@ class SqlStore:
     async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         return await self._read(session_id, lambda connection, session: runs.find_run(connection, session, run_id))
 
+    async def run_of_any(self, run_id: str) -> RunRecord | None:
+        return await self.database.read(runs.run_of_any, run_id)
+
     async def mark_lost(self) -> int:
         return await self.database.write(runs.mark_lost)
 

@@ -207,8 +207,7 @@ def _bytes_of(record: RunRecord) -> int:
 def _stored_end(connection: Connection, record: RunRecord) -> RunRecord | None:
     """The record of this run if an earlier try to end it was committed. A try that hasn't ended yet holds what the next
     statements want to write, so they wait for it and then have the whole transaction run again."""
-    row = connection.execute(_BY_ID, {"run_id": record.id}).one_or_none()
-    stored = None if row is None else record_from_row(row)
+    stored = run_of_any(connection, record.id)
     if stored is None or (stored.status, stored.ended_at) != (record.status, record.ended_at):
         return None
     return stored
@@ -295,6 +294,12 @@ def find_run(connection: Connection, session: Session, run_id: str) -> tuple[Run
         )
     record = record_from_row(row)
     return record, outputs_of_run(connection, session.key, record.key)
+
+
+def run_of_any(connection: Connection, run_id: str) -> RunRecord | None:
+    """See MetadataStore.run_of_any."""
+    row = connection.execute(_BY_ID, {"run_id": run_id}).one_or_none()
+    return None if row is None else record_from_row(row)
 
 
 def mark_lost(connection: Connection) -> int:
