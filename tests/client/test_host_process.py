@@ -126,6 +126,21 @@ def test_another_watcher_finds_what_runs_without_a_note(make: Make, tmp_path: Pa
     assert not is_running(first.pid)
 
 
+def test_what_was_adopted_has_its_time_to_answer(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the watcher had no host."""
+    program = LOCKED.format(tmp_path / "host" / "lock") + READY
+    monkeypatch.setattr("era.cluster.host_process._HEALTH_SECONDS", 0.2)
+    watcher = make(program)
+    watcher._answered_at -= 1000
+    pid = until(make(program), "ready").pid
+    watcher.look()
+    os.kill(pid, signal.SIGSTOP)
+    while not watcher.status().detail:
+        watcher.look()
+    os.kill(pid, signal.SIGCONT)
+    assert until(watcher, "ready").pid == pid
+
+
 def test_whoever_else_has_the_data_directory_is_left_alone(make: Make, tmp_path: Path) -> None:
     """A backup, say."""
     (tmp_path / "host").mkdir()

@@ -197,6 +197,7 @@ class HostProcess:
         if self._note.pid or not (pid := _holder(self.data_dir / "lock", self._command[1:])):
             return bool(self._note.pid)
         self._note.pid, self._note.begun, self._note.url = pid, began(pid), ""
+        self._answered_at = time.monotonic()  # or the first answer that doesn't come would be the end of it
         self._searched = self._note.log_from = self._note.log_from or self._last_start()
         self._write()
         return True
