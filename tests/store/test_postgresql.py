@@ -118,6 +118,22 @@ async def test_a_run_whose_commit_was_cut_off_is_stored_once(
         await store.close()
 
 
+async def test_what_may_be_stored_is_said_to_be_where_the_look_for_it_fails(
+    postgres_url: str, postgres_proxy: PostgresProxy
+) -> None:
+    """The failure alone would tell its caller to send again what may have been done."""
+
+    def store_something(connection: Connection, *, again: bool) -> None:
+        connection.execute(text("SELECT 1 / 0") if again else text("CREATE TABLE stored (n int)"))
+
+    async with opened(postgres_proxy.url(postgres_url), alone=False) as store:
+        postgres_proxy.cut("after")
+        with pytest.raises(DatabaseAway) as failed:
+            await store.database.write_once(store_something, patient=False)
+        assert (failed.value.code, failed.value.retry_after) == ("outcome_unknown", None)
+        assert postgres_proxy.cuts == 1
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(
     postgres_url: str, postgres_proxy: PostgresProxy, when: str

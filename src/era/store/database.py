@@ -231,6 +231,10 @@ class Database:
                 deadline = deadline or time.monotonic() + _PATIENCE_SECONDS
                 if not (patient or again) or time.monotonic() >= deadline:
                     raise DatabaseAway(may_have_committed=again) from error
+            except Unavailable as error:
+                if again and type(error) is Unavailable:  # of the database, not of what the job has found there
+                    raise DatabaseAway(may_have_committed=True) from error
+                raise
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def read[**P, T](self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
