@@ -13,8 +13,7 @@ namespace ends with the service, so even `kill -9` leaves no mount. The thread l
 `--die-with-parent` fires when the thread that started bubblewrap ends, not when its process does.
 
 *Templates.* A root service's supervisors are forked from a process that has Python loaded (templates.py), and move into
-the namespaces that bubblewrap has made. Where that can't be, bubblewrap starts the supervisor. Either way the
-sandbox is the same.
+the namespaces that bubblewrap has made. Where that can't be, bubblewrap starts the supervisor.
 
 *Order.* bubblewrap waits for its arguments on a pipe. They are sent only once it is in its control group, so nothing
 it starts can be outside. A fork of the template enters that group by itself, before anything else.
@@ -67,6 +66,7 @@ from era.drivers.preparations import Preparations
 from era.drivers.process_supervisor import ProcessSupervisor
 from era.drivers.self_test import self_test
 from era.drivers.socket_broker import SocketBroker
+from era.drivers.socket_memory import SocketWatch, unread_bytes
 from era.drivers.staging import Paths, remove_tree, staged
 from era.drivers.survivor import Survivor
 from era.drivers.templates import Held, Template, Templates, hold, move_in
@@ -258,10 +258,11 @@ class BubblewrapSandbox:
         return None if self._beside is None else self._beside.supervisor
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
-        """What ends a run that takes too much memory, where that isn't left to the control group. It may take a little
-        more than a process of its own: a program that takes too much in one process gets an error and isn't killed."""
-        most = self.group_limits().memory_bytes + SUPERVISOR_BYTES
-        return None if group else MemoryWatch(most, lambda: of_processes(self._processes(), most), self.relieve)
+        """What ends a run that takes too much memory, as far as a group does not. A process gets an error."""
+        if group:
+            return SocketWatch.of(self._init_pid, self.limits.memory_bytes, self.relieve)
+        most, init = self.group_limits().memory_bytes + SUPERVISOR_BYTES, self._init_pid
+        return MemoryWatch(most, lambda: of_processes(self._processes(), most) + unread_bytes(init), self.relieve)
 
     async def relieve(self) -> bool:
         """End what takes most of the memory. Returns whether that is the run under way."""
