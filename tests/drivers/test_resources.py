@@ -408,54 +408,6 @@ def test_what_lies_unread_in_sockets_is_bounded(sandboxes: Sandboxes) -> None:
     assert in_force["version"] == 2 or in_force["socket_bytes"] == LIMITS.memory_bytes // 8
 
 
-NETLINK = """
-import os, resource, socket, struct, sys, time
-ask = struct.pack('IHHIIBBHiII', 32, 18, 1, 1, 0, 0, 0, 0, 1, 0, 0)  # RTM_GETLINK of loopback
-kept = []
-for _ in range(900):
-    kept.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0))
-    kept[-1].setblocking(False)
-    try:
-        for _ in range(1000): kept[-1].send(ask)
-    except OSError: pass
-time.sleep(30)
-"""
-BACKLOG = """
-import socket, time
-server = socket.create_server(('127.0.0.1', 0), backlog=900)
-kept = []
-for _ in range(900):
-    kept.append(socket.create_connection(server.getsockname()))
-    kept[-1].setblocking(False)
-    try:
-        while True: kept[-1].send(bytes(1 << 16))
-    except OSError: pass
-time.sleep(30)
-"""
-FEW_UNREAD = """
-import socket
-server = socket.create_server(('127.0.0.1', 0), backlog=300)
-kept = [socket.create_connection(server.getsockname()) for _ in range(300)]
-for each in kept: each.sendall(b'hello')
-import time; time.sleep(1)
-for _ in range(2000):  # their ends are no connections that wait
-    with socket.create_connection(server.getsockname()), server.accept()[0]: pass
-    if len(kept) > 1: kept.pop().close()
-print('there')
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup, and these count with the memory")
-@pytest.mark.parametrize("code", [NETLINK, BACKLOG], ids=["netlink", "backlog"])
-def test_what_no_group_counts_in_sockets_is_bounded(sandboxes: Sandboxes, code: str) -> None:
-    result = sandboxes.run(sandboxes.make(), code, timeout=60)
-    assert result.ended.cause == "oom", result.stderr
-
-
-def test_sockets_as_programs_have_them_are_no_matter(sandboxes: Sandboxes) -> None:
-    assert sandboxes.run(sandboxes.make(), FEW_UNREAD, timeout=60).stdout == "there\n"
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no cgroup")
 def test_a_long_run_gives_way_and_the_next_does_not(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()

@@ -17,6 +17,7 @@ from era.core.program import Ended, Program
 from era.drivers import watchdog
 from era.drivers.cgroups import Group
 from era.drivers.channel import Channel
+from era.drivers.socket_memory import Watches
 from era.drivers.time_slice import TimeSlice
 from era.drivers.watching import Watching
 from tests.unit.core import until
@@ -60,7 +61,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def watched(*, share: float = 0.0, wants: bool = True) -> Watching:
     """A sandbox that gets this share of a processor, and that wants one or doesn't."""
-    return Watching(lambda: None, lambda: share * time.monotonic(), lambda: wants)
+    return Watching(Watches, lambda: share * time.monotonic(), lambda: wants)
 
 
 def frame(kind: bytes, payload: bytes = b"") -> bytes:

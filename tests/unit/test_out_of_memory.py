@@ -9,6 +9,7 @@ import pytest
 
 from era.core.program import Ended
 from era.drivers.out_of_memory import OutOfMemory
+from era.drivers.socket_memory import Watches
 
 
 @dataclass
@@ -37,7 +38,7 @@ def end(memory: OutOfMemory, exit_code: int = 1, **more: Any) -> str:
     """The cause of a run's end."""
     known = {"duration": 1.0, "state": None, "state_problem": None, "stdout_truncated": False, "cause": "exit"}
     known |= {"stderr_truncated": False, "reaped": 0, "peak_memory_bytes": None, "cpu_us": None, "sandbox_alive": True}
-    return memory.classify(Ended(exit_code=exit_code, **{**known, **more}), None).cause
+    return memory.classify(Ended(exit_code=exit_code, **{**known, **more}), Watches()).cause
 
 
 def test_a_run_that_fails_after_a_kill_was_out_of_memory(group: Group, memory: OutOfMemory) -> None:

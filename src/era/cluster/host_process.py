@@ -335,9 +335,16 @@ def _holder(lock: Path, arguments: Sequence[str]) -> int:
         with suppress(OSError):  # it may have ended, or be somebody else's
             own = (process / "cmdline").read_bytes().split(b"\0")[1:-1]
             is_host = own == [os.fsencode(each) for each in arguments]
-            if is_host and any(os.path.samestat(each.stat(), node) for each in (process / "fd").iterdir()):
+            if is_host and any(_is(each, node) for each in (process / "fd").iterdir()):
                 return pid
     return 0
+
+
+def _is(descriptor: Path, node: os.stat_result) -> bool:
+    """Whether a descriptor, which may be closed meanwhile, is of this file."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(descriptor.stat(), node)
+    return False
 
 
 def served_by(data_dir: Path) -> tuple[str, int]:

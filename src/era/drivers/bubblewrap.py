@@ -66,7 +66,7 @@ from era.drivers.preparations import Preparations
 from era.drivers.process_supervisor import ProcessSupervisor
 from era.drivers.self_test import self_test
 from era.drivers.socket_broker import SocketBroker
-from era.drivers.socket_memory import SocketWatch, unread_bytes
+from era.drivers.socket_memory import SocketWatch, Watches
 from era.drivers.staging import Paths, remove_tree, staged
 from era.drivers.survivor import Survivor
 from era.drivers.templates import Held, Template, Templates, hold, move_in
@@ -96,7 +96,7 @@ class BubblewrapSandbox:
         self._driver = driver
         self._group: Group | None = None
         self._out_of_memory = OutOfMemory()
-        self._watching = Watching(lambda: self.memory_watch(self._group), self.cpu_seconds, self.wants_processor)
+        self._watching = Watching(self._watches, self.cpu_seconds, self.wants_processor)
         self._spawning: asyncio.Task[None] | None = None
         self._process: Bubblewrap | None = None
         self._init_pid = 0
@@ -258,20 +258,23 @@ class BubblewrapSandbox:
         return None if self._beside is None else self._beside.supervisor
 
     def memory_watch(self, group: Group | None) -> MemoryWatch | None:
-        """What ends a run that takes too much memory, as far as a group does not. A process gets an error."""
-        if group:
-            return SocketWatch.of(self._init_pid, self.limits.memory_bytes, self.relieve)
-        most, init = self.group_limits().memory_bytes + SUPERVISOR_BYTES, self._init_pid
-        return MemoryWatch(most, lambda: of_processes(self._processes(), most) + unread_bytes(init), self.relieve)
+        """What ends a run that takes too much memory, where that isn't left to the control group. It may take a little
+        more than a process of its own: a program that takes too much in one process gets an error and isn't killed."""
+        most = self.group_limits().memory_bytes + SUPERVISOR_BYTES
+        return None if group else MemoryWatch(most, lambda: of_processes(self._processes(), most), self.relieve)
 
-    async def relieve(self) -> bool:
-        """End what takes most of the memory. Returns whether that is the run under way."""
+    def _watches(self) -> Watches:
+        sockets = SocketWatch(self._init_pid, self.limits.memory_bytes, self.relieve)
+        return Watches(self.memory_watch(self._group), sockets)
+
+    async def relieve(self, size: Callable[[int], int] = lambda pid: used([pid])) -> bool:
+        """End what has most, usually of the memory. Returns whether that is the run under way."""
         beside, runs = self._supervisor_beside(), self._watching.runs
         if beside is not None and (pid := beside.life.pid):
             other = self._init_pid if runs else pid  # what waits there for the next run is none
             will_kill = self._out_of_memory.will_kill
             try:
-                if await asyncio.to_thread(processes.kill_largest, pid, other, lambda one: used([one]), will_kill):
+                if await asyncio.to_thread(processes.kill_largest, pid, other, size, will_kill):
                     return False
             except OSError as error:
                 if error.errno not in FOR_NOW or not runs:  # else the bound holds, whoever takes most
@@ -349,13 +352,9 @@ class BubblewrapSandbox:
 
     def _config(self, language: Language, control: int) -> JsonObject:
         """The supervisor's configuration."""
+        rlimits, certificates = self.rlimits(language), self._driver.certificates
         return guest.supervisor_config(
-            language,
-            control,
-            self.rlimits(language),
-            self.limits,
-            certificates=self._driver.certificates,
-            supervised=True,
+            language, control, rlimits, self.limits, certificates=certificates, supervised=True
         )
 
     def rlimits(self, language: Language) -> dict[str, int]:

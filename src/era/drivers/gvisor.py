@@ -47,7 +47,7 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,9 +282,9 @@ class GvisorSandbox(BubblewrapSandbox):
         and could grow with each."""
         return self._supervisor_beside() is None
 
-    async def relieve(self) -> bool:
-        """End the run under way, or all processes. From outside they can't be told apart: so it's the processes where
-        their supervisor says that they take more than what is left for the run."""
+    async def relieve(self, size: Callable[[int], int] = lambda _pid: 0) -> bool:
+        """End the run under way, or all processes, whatever the size of each. From outside they can't be told apart: so
+        it's the processes where their supervisor says that they take more than what is left for the run."""
         beside = self._supervisor_beside()
         if beside is None:
             return await super().relieve()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from era.core.program import Ended
 from era.drivers.cgroups import Group
-from era.drivers.memory import MemoryWatch
+from era.drivers.socket_memory import Watches
 
 _SANDBOX_DIED = "The sandbox was out of memory, and died with its program; data and files stay as they were."
 
@@ -48,10 +48,10 @@ class OutOfMemory:
             return True
         return self._has_more_than(self._told)
 
-    def classify(self, ended: Ended, memory: MemoryWatch | None) -> Ended:
+    def classify(self, ended: Ended, memory: Watches) -> Ended:
         """The same end of a run, with the cause `oom` if it was for want of memory: `memory` has ended it, or the
         kernel."""
-        if memory is not None and memory.exceeded and ended.cause == "killed":
+        if memory.exceeded and ended.cause == "killed":
             return replace(ended, cause="oom")
         if ended.exit_code != 0 and self._has_more_than(max(self._told, self._before_run)):
             if not ended.sandbox_alive:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from era.drivers.memory import MemoryWatch
+from era.drivers.socket_memory import Watches
 from era.drivers.time_slice import TimeSlice
 
 
@@ -13,28 +13,27 @@ class Watching:
 
     def __init__(
         self,
-        memory_watch: Callable[[], MemoryWatch | None],
+        memory_watch: Callable[[], Watches],
         cpu_seconds: Callable[[], float],
         wants_processor: Callable[[], bool],
     ) -> None:
-        """`memory_watch` makes a watch, where memory is watched. The others are those of ports.Sandbox."""
+        """`memory_watch` makes what watches the memory. The others are those of ports.Sandbox."""
         self.cpu_seconds, self.wants_processor = cpu_seconds, wants_processor
         self.slice: TimeSlice | None = None
         """None without a cgroup."""
 
         self._memory_watch = memory_watch
-        self._memory: MemoryWatch | None = None
+        self._memory: Watches | None = None
         self.runs = False
         """Whether a run is under way."""
 
         self.has_processes = False
         """Whether there are processes beside runs."""
 
-    def begin_run(self) -> MemoryWatch | None:
+    def begin_run(self) -> Watches:
         """A run begins. Returns what watches its memory."""
         self.runs = True
-        self._begin()
-        return self._memory
+        return self._begin()
 
     def end_run(self) -> None:
         self.runs = False
@@ -67,16 +66,17 @@ class Watching:
         else:
             self._end()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Watches:
         # Else runs that are shorter than it takes to measure would let processes beside them take what they like.
-        goes_on = self.has_processes and self._memory is not None and self._memory.may_go_on
+        memory = self._memory if self.has_processes else None
+        goes_on = memory is not None and memory.may_go_on
         self._end(memory=not goes_on)
         if self.slice is not None:
             self.slice.begin(lasting=not self.runs)
-        if not goes_on:
-            self._memory = self._memory_watch()
-            if self._memory is not None:
-                self._memory.start()
+        if memory is None or not goes_on:
+            memory = self._memory = self._memory_watch()
+            memory.start()
+        return memory
 
     def _end(self, *, memory: bool = True) -> None:
         if self.slice is not None:
