@@ -391,9 +391,9 @@ GIVES_AWAY = """
 import socket
 connection = socket.socket(socket.AF_UNIX)
 connection.connect('keeper')
+print('given', flush=True)  # before the other takes all the room that there is for output
 socket.send_fds(connection, [b'x'], [1])
 connection.recv(1)
-print('given')
 """
 
 

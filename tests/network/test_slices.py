@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Answer, bytes, int]] = {
     "message": (messages, UPGRADING, 4),
     "request's head": (fine, MANY, 24),
     "pipelined head": (fine, request().replace(b"Connection: close\r\n", b"") + MANY, 24),
-    "request's trailers": (fine, CHUNKED + b"1\r\na\r\n0\r\n" + HEADERS + b"\r\n", 24),
+    "request's trailers": (fine, CHUNKED + b"1\r\na\r\n0\r\n" + HEADERS + b"\r\n", 48),
     "records of a body": (fine, request("/", "Content-Type: text/plain", body=b"a" * SINGLE, method="POST"), 1),
     "records of messages": (agree, UPGRADING + b"a" * SINGLE, 1),
 }
