@@ -2,7 +2,20 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { Page } from 'playwright-core';
 import { api, eventually, KEYED_SERVER, Line, newId, PATIENCE, SERVER, withPage } from './harness.ts';
+
+/** Answer the page's calls for sessions with these, as many at a time as it asks for. */
+const serveSessions = (page: Page, all: () => object[]) =>
+  page.route(/\/api\/sessions\?/, async (route) => {
+    const query = new URL(route.request().url()).searchParams;
+    const from = Number(query.get('cursor') ?? 0);
+    const to = from + Number(query.get('limit'));
+    const sessions = all().slice(from, to);
+    await route.fulfill({
+      json: { sessions, count: sessions.length, next_cursor: to < all().length ? String(to) : null },
+    });
+  });
 
 test('ten thousand sessions scroll', async () => {
   // The server's answers are made up here: to create as many would take minutes, and the list is what is tested.
@@ -19,15 +32,7 @@ test('ten thousand sessions scroll', async () => {
     expires_at: null,
   }));
   await withPage(async (page) => {
-    await page.route(/\/api\/sessions\?/, async (route) => {
-      const query = new URL(route.request().url()).searchParams;
-      const from = Number(query.get('cursor') ?? 0);
-      const to = from + Number(query.get('limit'));
-      const sessions = all.slice(from, to);
-      await route.fulfill({
-        json: { sessions, count: sessions.length, next_cursor: to < all.length ? String(to) : null },
-      });
-    });
+    await serveSessions(page, () => all);
     await page.goto(SERVER);
     await page.getByText('10,000', { exact: true }).waitFor();
     const list = page.getByRole('listbox', { name: 'Sessions' });
@@ -78,15 +83,7 @@ test('more new sessions than a page holds are all listed', () =>
         expires_at: null,
       }));
     let all = made(0, 300);
-    await page.route(/\/api\/sessions\?/, async (route) => {
-      const query = new URL(route.request().url()).searchParams;
-      const from = Number(query.get('cursor') ?? 0);
-      const to = from + Number(query.get('limit'));
-      const sessions = all.slice(from, to);
-      await route.fulfill({
-        json: { sessions, count: sessions.length, next_cursor: to < all.length ? String(to) : null },
-      });
-    });
+    await serveSessions(page, () => all);
     await page.goto(SERVER);
     await page.getByText('300', { exact: true }).waitFor();
     all = made(0, 800);

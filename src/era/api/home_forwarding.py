@@ -127,8 +127,9 @@ class HomeForwarding:
         async with self._moves.calling(session, to_run=_wanted(scope) in _RUN):
             if _only_reads(scope):
                 await self._answered(scope, receive, unless_gone, session)
-            if is_gone or not _only_reads(scope):  # found out while it was answered here: now the home is asked
-                await self._answered(scope, receive, send, session)
+                if not is_gone:  # else that was found out while it was answered here, and its home is asked
+                    return
+            await self._answered(scope, receive, send, session)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, session: str | int) -> None:
         patience = asyncio.get_running_loop().time() + self._patience

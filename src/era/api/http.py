@@ -203,14 +203,13 @@ async def _era_error(request: Request, error: Exception) -> Response:
         own = await context.store.newest_ids(caller.owner, _COMPARED)
         if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
             error.hint = f"Did you mean '{found}'? {error.hint}"
-    answer = _answer(request, error)
-    if isinstance(error, QuotaReached | RateReached) and getattr(request.state, "caller", None) is None:
-        answer = _answer(request, _of_somebody_elses_quota(error))
-        request.state.refusal = (error.code, error.message)
+    is_strangers = isinstance(error, QuotaReached | RateReached) and getattr(request.state, "caller", None) is None
+    answer = _answer(request, _of_somebody_elses_quota(error) if is_strangers else error)
+    request.state.refusal = (error.code, error.message)  # for the log, whoever was told what
     return answer
 
 
-def _of_somebody_elses_quota(error: QuotaReached | RateReached) -> EraError:
+def _of_somebody_elses_quota(error: EraError) -> EraError:
     """What somebody who has no key, but a public URL or a link, is told of a quota: neither the owner's numbers nor the
     ids of the owner's sessions, by which anybody could call those."""
     told = type(error)("This session's owner has no room for that.", hint="Send it again later.")

@@ -180,10 +180,10 @@ class Group:
             missing = set(self.processes()) - set(map(int, _read(freezer, _PROCS).split()))
             if not missing:  # and what these start from now on is there, too
                 return True
+            root = next(above for above in freezer.parents if above.is_mount())
+            controller = "" if (freezer / _FREEZE).exists() else "freezer"
             for pid in missing:
                 with processes.UnseenIsFine():  # it has ended
-                    root = next(above for above in freezer.parents if above.is_mount())
-                    controller = "" if (freezer / _FREEZE).exists() else "freezer"
                     before = _own_group(root, controller, pid) or root
                     _write(freezer, _PROCS, str(pid))
                     if pid not in self.processes():  # it ended before, and its number is another one's

@@ -91,10 +91,10 @@ class NamespaceEntry:
         entrances: Callable[[], list[int]],
         of_template: bool = False,
     ) -> Forked:
-        """Have a supervisor with this configuration forked into the namespaces of process `pid`, which
-        `pidfd` leads to, with `control` as its
-        socket and `log` as its stderr: that of processes or, only `of_template`, one of runs. `entrances` opens the
-        files by which it enters its control groups. Raises TemplateFailed, OSError, SandboxFailed."""
+        """Have a supervisor with this configuration forked into the namespaces of process `pid`, which `pidfd` leads
+        to, with `control` as its socket and `log` as its stderr: that of processes or, only `of_template`, one of runs.
+        `entrances` opens the files by which it enters its control groups. Raises TemplateFailed, OSError,
+        SandboxFailed."""
         loop, driver = asyncio.get_running_loop(), self._driver
         templates = driver.templates
 
