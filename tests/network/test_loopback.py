@@ -36,7 +36,7 @@ class Broker:
         sock.close()
 
     def on_notify_fd(self, callback: Callable[[int], None]) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # nothing here asks for it
 
 
 @pytest.fixture(autouse=True)

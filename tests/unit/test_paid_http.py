@@ -54,7 +54,7 @@ class PassedOn(exchange.Exchange):
     """One of which only the answer matters."""
 
     def request(self) -> h11.Request:
-        raise NotImplementedError
+        raise NotImplementedError  # nothing here asks for it
 
     def answer_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
         return list(response.headers)
