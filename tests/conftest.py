@@ -293,18 +293,21 @@ def mounting(source: str | Path, target: str) -> str:
 
 def descendants(pid: int) -> list[int]:
     """The processes below `pid`, however deep."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
     all_below, pending = [], [pid]
     while pending:
-        below = children.get(pending.pop(), [])
+        below = _children(pending.pop())
         all_below += below
         pending += below
     return all_below
+
+
+def _children(pid: int) -> list[int]:
+    found = list[int]()
+    with contextlib.suppress(OSError):  # it has ended, or one of its threads
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
+                found += map(int, children.read().split())
+    return found
 
 
 def is_running(pid: int) -> bool:

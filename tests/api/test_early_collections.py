@@ -209,7 +209,9 @@ def delete_sessions(client: httpx.Client, session: str) -> None:
     client.post("/api/sessions/other/restore").raise_for_status()
 
 
-@pytest.mark.parametrize("make_garbage", [refuse_uploads, drop_versions, purge_sessions, delete_sessions])
+@pytest.mark.parametrize(
+    "make_garbage", soak_the_rest([refuse_uploads, drop_versions, purge_sessions, delete_sessions], 2)
+)
 @pytest.mark.parametrize("is_watched", [True, False])
 def test_what_nothing_names_takes_a_bounded_room(
     own_server: MakeServer, make_garbage: Callable[[httpx.Client, str], None], is_watched: bool

@@ -407,7 +407,7 @@ def test_kill_9_at_every_step(name: str, part: int, service: Service) -> None:
 @pytest.mark.parametrize(
     ("weakness", "name", "thread", "call", "sign"),
     [
-        ("rows before blobs", "run", "main", "write", "not all of its files"),
+        pytest.param("rows before blobs", "run", "main", "write", "not all of its files", marks=pytest.mark.soak),
         ("no transactions", "run", "era-write_0", "fdatasync", "moved apart"),
         pytest.param("blobs in place", "run", "era-files_0", "write", "not all of its files", marks=pytest.mark.soak),
         pytest.param("no lost runs", "run", "era-files_0", "fsync", "running", marks=pytest.mark.soak),

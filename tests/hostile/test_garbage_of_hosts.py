@@ -127,7 +127,8 @@ def look_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Condemned, "condemn", slowly)
 
 
-@pytest.mark.parametrize("weak", ["puts don't look", pytest.param("collections look once", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("weak", ["puts don't look", "collections look once"])
 @pytest.mark.usefixtures("impatient")
 async def test_without_a_look_content_is_lost(
     weak: str, s3: S3, bucket: str, scratch: Path, monkeypatch: pytest.MonkeyPatch

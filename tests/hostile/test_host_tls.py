@@ -257,6 +257,7 @@ def test_a_host_without_tls_is_told_at_the_hop(home: Home, client: httpx.Client)
         assert plain.stop() == 0
 
 
+@pytest.mark.soak
 def test_where_nothing_is_looked_at_the_attacks_succeed(tmp_path: Path, foreign: Mapping[str, str]) -> None:
     weak = tmp_path / "weak"
     weak.mkdir()

@@ -57,7 +57,7 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("name", soak_the_rest(WEAKNESSES, ("1xx", "storage", "heads")))
+@pytest.mark.parametrize("name", soak_the_rest(WEAKNESSES, ("storage",)))
 def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str, kind: str) -> None:
     """They wait far less than where it has no budget, and runs beside it end as well."""
     ours = longest_iteration(tmp_path, name, kind, None)

@@ -85,11 +85,11 @@ MANY = request().replace(b"\r\n\r\n", b"\r\n" + HEADERS + b"\r\n")
 CHUNKED = request("/", "Transfer-Encoding: chunked", method="POST")
 CASES: dict[str, tuple[Answer, bytes, int]] = {
     "body": (large_body, request(), 4),
-    "answer's head": (many_headers, request(), 6),
+    "answer's head": (many_headers, request(), 3),
     "answer's head after another": (headers_after_another, request(), 24),
     "answer's trailers": (many_trailers, request(), 24),
     "message": (messages, UPGRADING, 4),
-    "request's head": (fine, MANY, 24),
+    "request's head": (fine, MANY, 12),
     "pipelined head": (fine, request().replace(b"Connection: close\r\n", b"") + MANY, 24),
     "request's trailers": (fine, CHUNKED + b"1\r\na\r\n0\r\n" + HEADERS + b"\r\n", 48),
     "records of a body": (fine, request("/", "Content-Type: text/plain", body=b"a" * SINGLE, method="POST"), 1),

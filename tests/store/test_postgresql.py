@@ -359,7 +359,7 @@ async def test_no_statement_is_compiled(store: SqlStore) -> None:
         assert await job(lambda connection: connection.scalar(text("SHOW jit"))) == "off"
 
 
-@pytest.mark.parametrize("sound", [True, False], ids=["sound", "weakened"])
+@pytest.mark.parametrize("sound", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["sound", "weakened"])
 @pytest.mark.parametrize("where", ["a heartbeat", "a run's end", "a statement"])
 async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
     postgres_url: str, where: str, sound: bool, monkeypatch: pytest.MonkeyPatch

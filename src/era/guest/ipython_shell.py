@@ -6,6 +6,7 @@ Everything that a cell can do is IPython's own. What is changed is only where re
 from __future__ import annotations
 
 import base64
+import signal
 import sys
 import types
 from json import dumps
@@ -19,6 +20,7 @@ from traitlets.config import Config
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import FrameType
     from typing import Any
 
 CUT = 64 << 10
@@ -114,8 +116,22 @@ class Shell(InteractiveShell):
     wants_to_end = False
     """The program has called `exit` or `quit`."""
 
+    interrupted_early = False
+    """An interrupt came before the cell's own code began."""
+
     def ask_exit(self) -> None:
         self.wants_to_end = True
+
+    def note_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGINT before the cell's own code: an exception might be raised where Python or IPython ignores it."""
+        self.interrupted_early = True
+
+    async def run_code(self, *given: Any, **named: Any) -> Any:
+        if signal.getsignal(signal.SIGINT) == self.note_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self.interrupted_early:
+                raise KeyboardInterrupt
+        return await super().run_code(*given, **named)
 
     def enable_gui(self, gui: str | None = None) -> None:
         """Nothing is to be done for figures as results, and there are no windows."""

@@ -17,8 +17,8 @@ output and channel on separate ways. So behind a cell's output comes a mark, on 
 marks is the cell's. A pipe that is empty needs none: the supervisor has read it already, and passes on what it reads in
 that order.
 
-*Interrupts.* SIGINT raises KeyboardInterrupt while a cell is executed, and does nothing between cells. A cell may
-handle it otherwise, for itself only.
+*Interrupts.* SIGINT raises KeyboardInterrupt while a cell is executed, at its first line where it came before that, and
+does nothing between cells. A cell may handle it otherwise, for itself only.
 
 *Forks.* A process that a cell has forked and that comes to the end of the cell ends there.
 
@@ -129,7 +129,7 @@ class Kernel:
         """One cell, from its X frame to its D frame."""
         shell, results = self._shell, self._shell.results
         results.begin(cell["limit"])
-        shell.last_error, shell.wants_to_end = None, False
+        shell.last_error, shell.wants_to_end, shell.interrupted_early = None, False, False
         before = {name: os.environ.get(name) for name in cell["env"]}
         directory = os.open(".", os.O_PATH | os.O_CLOEXEC) if cell["cwd"] else -1
         stdin = give_stdin(cell["stdin"])
@@ -139,7 +139,7 @@ class Kernel:
             if cell["cwd"]:
                 os.chdir(os.path.join(self._home, cell["cwd"]))
             try:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, shell.note_interrupt)
                 self._channel.send(b"B", b"")
                 exit_code = self._run(cell["code"])
             finally:
