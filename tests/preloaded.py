@@ -150,7 +150,7 @@ def _migrate_once() -> None:
         engines.reader.dispose()
         with closing(sqlite3.connect(path)) as made:
             script = "\n".join(made.iterdump())
-    whole = database.upgrade
+    whole = migrations.upgrade
 
     def upgrade(engine: Engine) -> None:
         if engine.dialect.name == "sqlite":
@@ -160,7 +160,7 @@ def _migrate_once() -> None:
                     driver.executescript(script)
         whole(engine)
 
-    database.upgrade = upgrade
+    vars(database)["upgrade"] = upgrade
 
 
 def _answer(here: socket.socket) -> None:

@@ -79,7 +79,7 @@ def refusal(server: Server, path: str, *headers: str) -> tuple[int, str]:
         if status == 101:
             assert opened.accepted
             return 101, ""
-        return status, json.loads(opened.rest())["code"]
+        return status, json.loads(opened.refused())["code"]
 
 
 class Terminal:

@@ -64,6 +64,10 @@ class WebSocket:
             self._seen += piece
         return self._seen
 
+    def refused(self) -> bytes:
+        """The body of an answer that is no acceptance."""
+        return self._take(int(self.head.lower().partition("content-length:")[2].split()[0]))
+
     def close(self) -> None:
         self.socket.close()
 

@@ -131,7 +131,7 @@ class Shell(InteractiveShell):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.interrupted_early:
                 raise KeyboardInterrupt
-        return await super().run_code(*given, **named)
+        return await super().run_code(*given, **named)  # type: ignore[no-untyped-call]  # IPython's own
 
     def enable_gui(self, gui: str | None = None) -> None:
         """Nothing is to be done for figures as results, and there are no windows."""

@@ -6,9 +6,12 @@ import json
 import shutil
 import signal
 import subprocess
+import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 import obstore
 from obstore.exceptions import BaseError
@@ -20,7 +23,6 @@ from era.errors import NotReady
 MISSING = "there is no radosgw here: apt-get install radosgw"
 REGION = "us-east-1"
 START_SECONDS = 30.0
-_TRIES = 4
 _BUCKET = "era"
 
 
@@ -41,24 +43,16 @@ class Server:
 
     def initialise(self, *options: str) -> tuple[str, str]:
         """Make its data and a user, with these options of radosgw-admin; returns the user's access key and secret key.
-        Now and then radosgw-admin hangs: then it is killed, and all is begun anew. Raises NotReady."""
-        for _ in range(_TRIES):
-            shutil.rmtree(self._data, ignore_errors=True)
-            self._data.mkdir(mode=0o700)
-            user = ["radosgw-admin", *self._options(), "user", "create", "--uid=era", "--display-name=era", *options]
-            with suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(
-                    ["setpriv", "--pdeathsig", "KILL", *user],
-                    capture_output=True,
-                    text=True,
-                    timeout=START_SECONDS,
-                    check=False,
-                )
-                if done.returncode:
-                    raise NotReady(f"radosgw-admin can't make a user: {' '.join(done.stderr.split())[-1000:]}")
-                (key,) = json.loads(done.stdout)["keys"]
-                return key["access_key"], key["secret_key"]
-        raise NotReady(f"radosgw-admin hung {_TRIES} times.")
+        Raises NotReady."""
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._data.mkdir(mode=0o700)
+        user = ["radosgw-admin", *self._options(), "user", "create", "--uid=era", "--display-name=era", *options]
+        with tempfile.TemporaryFile("w+") as errors:
+            if (printed := _json_printed(["setpriv", "--pdeathsig", "KILL", *user], errors)) is None:
+                errors.seek(0)
+                raise NotReady(f"radosgw-admin can't make a user: {' '.join(errors.read().split())[-1000:]}")
+        (key,) = printed["keys"]
+        return key["access_key"], key["secret_key"]
 
     def start(self, address: str, port: int, prefix: Sequence[str] = ()) -> None:
         """Start it, and wait until it answers. See ServerProcess."""
@@ -81,6 +75,24 @@ class Server:
             f"--run-dir={self._data}",
             f"--log-file={self._data}/log",
         ]
+
+
+def _json_printed(command: Sequence[str], errors: IO[str]) -> Any:
+    """The JSON object that radosgw-admin prints; None where it ends without, or takes too long. It isn't waited for any
+    longer: when all is stored and said, it now and then hangs."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as admin:
+        killing = threading.Timer(START_SECONDS, admin.kill)
+        killing.start()
+        try:
+            printed = ""
+            for line in admin.stdout or ():
+                printed += line
+                if line == "}\n":
+                    return json.loads(printed)
+            return None
+        finally:
+            killing.cancel()
+            admin.kill()
 
 
 def bucket(name: str, prefix: str | None, endpoint: str, access_key: str, secret_key: str) -> S3Store:
