@@ -173,7 +173,14 @@ class Service:
             cpu_us=6,
             reaped=0,
             enforced={"walls": ["a"]},
-            egress={"destinations": [{"host": "ü"}], "more": 3},
+            egress={
+                "destinations": [
+                    {"host": "ü", "port": 443, "address": None, "allowed": False, "reason": "unknown", "connections": 1}
+                    | {"sent": 0, "received": 0, "secrets": ["KEY"]}
+                ],
+                "more": 3,
+                "bytes": 0,
+            },
             artifacts={"files": [{"type": "image/png", "path": "ü.png", "size": 7}], "more": 1},
         )
         await self.store.end_run(record, data=data, snapshot=snapshot, outputs=kept)

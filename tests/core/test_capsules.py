@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sqlite3
+import tempfile
+import threading
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from era.core.capsules import exports
+from era.core.capsules import exports, imports, reading, trees
 from era.core.capsules import format as layout
+from era.core.files import tree_objects
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
+from era.core.files.totals import Bounds
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import DEFAULT_OWNER, KeptOutputs, RunRecord, Session, StoredCode, Version, VersionContent, now
 from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
@@ -228,6 +233,68 @@ async def test_retention_is_this_servers(tmp_path: Path) -> None:
         outputs = [(await service.store.run(mine("moved"), f"run_{n}"))[1] for n in range(3)]
         assert outputs == [None, None, KeptOutputs(b"x", b"")]
         assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_2", "run_1", "run_0"]
+
+
+async def test_only_runs_that_are_kept_are_inserted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would be in the way of everybody's commits."""
+    read = list[str]()
+    short = imports.Capsule._short
+    monkeypatch.setattr(imports.Capsule, "_short", lambda self, digest: read.append(digest) or short(self, digest))  # type: ignore[func-returns-value]
+    kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
+    text = document(runs=[run(id=f"run_{n}", **kept) for n in range(9)])
+    async with Service.at(tmp_path / "here", Retention(runs=3, outputs=2)) as service:
+        made = await service.load(capsules.capsule(text, b"x", b""))
+        assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_8", "run_7", "run_6"]
+        outputs = [(await service.store.run(mine("moved"), f"run_{n}"))[1] for n in (6, 7, 8)]
+        assert outputs == [None, *[KeptOutputs(b"x", b"")] * 2]
+    assert len(read) == 4
+
+
+def test_a_directory_list_is_parsed_no_more_often_than_it_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version takes a hundred bytes of a capsule, and its root may have 128 MiB."""
+    parsed = list[bytes]()
+    decode = tree_objects.decode
+    monkeypatch.setattr(trees, "decode", lambda content: parsed.append(content) or decode(content))  # type: ignore[func-returns-value]
+    root = tree(file("a", b"a"))
+    text = document(session(version=99), [version(root, version=n) for n in range(1, 100)])
+    with tempfile.TemporaryFile() as spool:
+        spool.write(capsules.capsule(text, root, b"a"))
+        spool.flush()
+        assert len(list(imports.check(spool.fileno(), Bounds()).document.versions())) == 99
+    assert len(parsed) <= 2
+
+
+def test_a_capsule_has_no_more_lines_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_LINES", 129)
+    with tempfile.TemporaryFile() as spool:
+        spool.write(large())
+        spool.flush()
+        with pytest.raises(TooLarge, match="more than 129 versions or runs"):
+            imports.check(spool.fileno(), Bounds())
+
+
+async def test_an_import_that_is_cancelled_closes_its_file_once_nobody_uses_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would be read and written in whatever file gets the number next."""
+    begun, go, sizes = threading.Event(), threading.Event(), list[int]()
+
+    def slow(fd: int, _: Bounds) -> NoReturn:
+        begun.set()
+        go.wait(60)
+        sizes.append(os.fstat(fd).st_size)
+        raise TooLarge("late")
+
+    monkeypatch.setattr(imports, "check", slow)
+    capsule = large()
+    importing = asyncio.create_task(service.load(capsule))
+    await asyncio.to_thread(begun.wait, 60)
+    importing.cancel()
+    done, _ = await asyncio.wait([importing], timeout=0.2)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await importing
+    assert (done, sizes) == (set(), [len(capsule)])
 
 
 def large(versions: int = 6, runs: int = 130) -> bytes:

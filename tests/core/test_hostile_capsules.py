@@ -42,7 +42,7 @@ def checked(content: bytes, bounds: Bounds = SMALL) -> Session:
     with opened(content) as fd:
         capsule = check(fd, bounds)
         assert list(capsule.document.versions())
-        list(capsule.runs())
+        list(capsule.runs(1000, 1000))
         return capsule.session
 
 
@@ -196,6 +196,10 @@ def test_hostile_trees(content: bytes, words: str) -> None:
         (document(runs=[run(enforced=[])]), "'enforced'"),
         (document(runs=[run(enforced={"a": "x" * 70_000})]), "'enforced'"),
         (document(runs=[json.dumps(run()).replace("{}", '{"a":' * 70 + "1" + "}" * 70)]), "nested deeper"),
+        (document(runs=[run(egress={"destinations": 5})]), "'egress'"),
+        (document(runs=[run(egress={"destinations": [{"host": "a"}]})]), "'egress'"),
+        (document(runs=[run(egress={"destinations": [1]})]), "'egress'"),
+        (document(runs=[run(egress={"more": "1"})]), "'egress'"),
         (document(runs=[run(id="a b")]), "'id'"),
         (document(runs=[run(stdout=EMPTY_FILE)]), "one output"),
         (document(runs=[run(stdout=EMPTY_FILE, stderr=EMPTY_FILE)]), "lacks object"),

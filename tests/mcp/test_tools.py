@@ -116,6 +116,33 @@ def test_work_in_a_session(server: Server, way: str) -> None:
     used(server, way, work)
 
 
+def test_any_character_may_be_printed_and_be_in_data(server: Server, way: str) -> None:
+    """Some of them end lines elsewhere."""
+    odd = "a\u2028b\u2029c\u0085d\x0be"
+
+    async def work(client: Client) -> Any:
+        await client.call_tool("era_create_session", {"session_id": "odd", "data": {"odd": odd}})
+        return await client.call_tool("era_run_in_session", {"session_id": "odd", "code": f"print({odd!r})"})
+
+    result = used(server, way, work)
+    assert text_of(result) == odd
+    assert result.structured_content["data"] == {"odd": odd}
+
+
+def test_what_is_too_large_for_a_tool_is_not_read(server: Server) -> None:
+    code = f"open('f', 'w').truncate({(16 << 20) + 1}); open('g', 'w').truncate({16 << 20})"
+
+    async def work(client: Client) -> list[Any]:
+        await client.call_tool("era_create_session", {"session_id": "large"})
+        await client.call_tool("era_run_in_session", {"session_id": "large", "code": code})
+        return [await client.call_tool("era_read_file", {"session_id": "large", "path": path}) for path in "fg"]
+
+    refused, read = used(server, "http", work)
+    assert (refused.is_error, read.is_error) == (True, False), text_of(read)[:300]
+    assert "over 16 MiB" in text_of(refused)
+    assert text_of(read).startswith("\0" * 20_000 + "\n[16,757,216 characters follow")
+
+
 def test_a_program_that_fails_is_no_failure_of_the_tool(server: Server, way: str) -> None:
     async def work(client: Client) -> list[Any]:
         await client.call_tool("era_create_session", {"session_id": "fails"})

@@ -502,7 +502,7 @@ async def test_an_import_whose_purge_has_begun_is_not_completed(
             inserted.set()
             over.wait()
 
-    importing = asyncio.create_task(b.store.load(replace(session, id="copy", version=3), versions, lambda: iter(())))
+    importing = asyncio.create_task(b.store.load(replace(session, id="copy", version=3), versions, lambda *_: iter(())))
     await asyncio.to_thread(inserted.wait)
     age(url, "b", 1.1)
     await a.homes.beat(a.host)

@@ -51,7 +51,7 @@ async def cut_off_import(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sessions, "purge_removed", nothing)
         with pytest.raises(KeyboardInterrupt):
-            await core.store.load(replace(session, id="copy"), versions, lambda: iter(()))
+            await core.store.load(replace(session, id="copy"), versions, lambda *_: iter(()))
     assert len(await core.store.snapshot_roots()) == 1
 
 
@@ -123,7 +123,7 @@ async def test_an_import_that_was_completed_without_an_answer_is_as_durable_as_a
 
     monkeypatch.setattr(core.store.database, "write", without_answer)
     with pytest.raises(DatabaseAway):
-        await core.store.load(replace(session, id="copy"), versions, lambda: iter(()))
+        await core.store.load(replace(session, id="copy"), versions, lambda *_: iter(()))
     assert (await core.store.restore_session(mine("copy"))).version == 1
 
 

@@ -456,15 +456,19 @@ class MetadataStore(Protocol):
         """
         ...
 
+    def kept_of(self, versions: Iterator[VersionContent]) -> Sequence[Version]:
+        """Those of a session's versions, oldest first, that are kept here."""
+        ...
+
     async def load(
         self,
         session: Session,
         versions: Callable[[], Iterator[VersionContent]],
-        runs: Callable[[], Iterator[KeptRun]],
+        runs: Callable[[int, int], Iterator[KeptRun]],
         key_id: str = "",
     ) -> Session:
         """Create a session as it was elsewhere, with its versions and runs, by a call with the API key `key_id`. The
-        iterators run on a thread.
+        iterators run on a thread. `runs` is told how many are kept here, and of how many the outputs.
 
         It takes many small transactions, between which others can write, but the session is present as a whole or not
         at all. Its runs don't count as ones of this server, and those whose ids are in use here get new ones.

@@ -13,6 +13,9 @@ import httpx
 
 from era.urls import file_path
 
+MOST_BYTES = 16 << 20
+"""Of content, which is in memory as a whole: that of the service, where its own tools are used."""
+
 _STOP_SECONDS = 5.0
 
 _HINTS = {
@@ -57,12 +60,19 @@ class Calls:
             return _checked(response, await response.aread())
 
     async def content(self, path: str) -> Content:
-        """What a GET of raw bytes answers. Raises CallFailed."""
+        """What a GET of raw bytes answers, up to MOST_BYTES. Raises CallFailed."""
         async with self._response("GET", path) as response:
-            data = await response.aread()
             if response.status_code not in (200, 206):
-                _checked(response, data)
-            return Content(data, response.headers.get("content-type", "application/octet-stream").partition(";")[0])
+                _checked(response, await response.aread())
+            data = bytearray()
+            async for piece in response.aiter_bytes():
+                data += piece
+                if len(data) > MOST_BYTES:
+                    raise CallFailed(
+                        f"That has over {MOST_BYTES >> 20} MiB, too much for a tool. Read a part of it with a program in "
+                        "the session."
+                    )
+            return Content(bytes(data), response.headers.get("content-type", "application/octet-stream").partition(";")[0])
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any]]:
         """The events of a run that a POST to this path begins: that of a session's `/stream`, or of `/api/execute`. A
@@ -72,9 +82,9 @@ class Calls:
                 _checked(response, await response.aread())
             run_id = response.headers.get("x-era-run")
             try:
-                async for line in response.aiter_lines():
-                    if line.startswith("data: "):
-                        event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                async for line in _lines(response):
+                    if line.startswith(b"data: "):
+                        event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
                         if event["type"] == "error":
                             raise CallFailed(_sentence(event))
                         yield event
@@ -104,6 +114,15 @@ class Calls:
 def given_file_path(session_id: str, path: str) -> str:
     """The path of a session's file, as a model names it: a leading `/workspace/` or `./` is the working directory."""
     return file_path(session_id, path.removeprefix("/workspace/").removeprefix("./"))
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a stream of events. httpx would end lines at characters that may be in a program's output, too."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _query(query: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
+from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, Version, VersionContent
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
 from era.store.database import Database
 from era.store.dialects import Precompiled, raising_if_taken, together
-from era.store.outputs import OUTPUT_COLUMNS, insert_outputs, prune_outputs
+from era.store.outputs import OUTPUT_COLUMNS, insert_outputs
 from era.store.records import RUN_FIELDS, RUNS, record_from_row
 from era.store.session_lookup import find_session
 from era.store.tables import outputs, runs, versions
@@ -91,7 +91,7 @@ async def load_session(
     incomplete: set[int],
     session: Session,
     versions: Callable[[], Iterator[VersionContent]],
-    runs: Callable[[], Iterator[KeptRun]],
+    runs: Callable[[int, int], Iterator[KeptRun]],
     complete: Callable[[Connection, int], Session],
 ) -> Session:
     """See MetadataStore.load. `complete` makes the session with this key present, once all of it is there. The
@@ -108,10 +108,10 @@ async def load_session(
 
     try:
         await database.write(begin)
-        key = keys[0]
-        async for some_runs in _batches(runs(), _size_of_run):
-            await database.write(_insert_foreign_runs, retention, key, some_runs)
-        numbers = await asyncio.to_thread(_kept_versions, retention, versions())
+        key = keys[-1]  # a transaction that was undone has begun again
+        async for some_runs in _batches(runs(retention.runs, retention.outputs), _size_of_run):
+            await database.write(_insert_foreign_runs, key, some_runs)
+        numbers = {version.n for version in await asyncio.to_thread(kept_of, retention, versions())}
         kept = (content for content in versions() if content.version.n in numbers)
         async for some_versions in _batches(kept, lambda content: len(content.data)):
             await database.write(_insert_foreign_versions, key, some_versions)
@@ -125,27 +125,24 @@ async def load_session(
         incomplete.difference_update(keys)
 
 
-def _kept_versions(retention: Retention, contents: Iterator[VersionContent]) -> set[int]:
-    """The numbers of those versions that this server keeps: the newest, the newest checkpoints, and what has a name."""
-    newest = deque[int](maxlen=retention.versions), deque[int](maxlen=retention.checkpoints)
-    named = set()
+def kept_of(retention: Retention, contents: Iterator[VersionContent]) -> list[Version]:
+    """Those versions that this server keeps: the newest, the newest checkpoints, and what has a name."""
+    newest = deque[Version](maxlen=retention.versions), deque[Version](maxlen=retention.checkpoints)
+    named = []
     for content in contents:
         version = content.version
-        newest[version.cause in CHECKPOINTS].append(version.n)
+        newest[version.cause in CHECKPOINTS].append(version)
         if version.name is not None:
-            named.add(version.n)
-    return named.union(*newest)
+            named.append(version)
+    kept = {version.n: version for version in (*named, *newest[0], *newest[1])}
+    return sorted(kept.values(), key=lambda version: version.n)
 
 
-def _insert_foreign_runs(
-    connection: Connection, retention: Retention, session_key: int, batch: Sequence[KeptRun]
-) -> None:
+def _insert_foreign_runs(connection: Connection, session_key: int, batch: Sequence[KeptRun]) -> None:
     check_alive(connection)
     for record, kept in batch:
         run_key = _insert_foreign_run(connection, session_key, record)
-        if retention.outputs:
-            insert_outputs(connection, session_key, run_key, kept)
-    prune_outputs(connection, retention, session_key)
+        insert_outputs(connection, session_key, run_key, kept)
 
 
 def _insert_foreign_run(connection: Connection, session_key: int, record: RunRecord) -> int:

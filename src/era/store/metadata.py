@@ -457,11 +457,14 @@ class SqlStore:
         dump = partial(capsules.dump_session, history=history, take=take_once)
         return await self.database.read(dump, self._retention, session_id)
 
+    def kept_of(self, versions: Iterator[VersionContent]) -> Sequence[Version]:
+        return capsules.kept_of(self._retention, versions)
+
     async def load(
         self,
         session: Session,
         versions: Callable[[], Iterator[VersionContent]],
-        runs: Callable[[], Iterator[KeptRun]],
+        runs: Callable[[int, int], Iterator[KeptRun]],
         key_id: str = "",
     ) -> Session:
         def complete(connection: Connection, key: int) -> Session:

@@ -82,9 +82,10 @@ ADDED_TO_VERSIONS: dict[str, Any] = {"name": None}
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}, "versions_dropped": 0, "setup_error": None}
 """Fields of sessions, versions and runs that older capsules lack, with the values that they stand for."""
 
+_is_text = validators.text(validators.MAX_NUMBER)
 CODE: dict[str, validators.Check] = {
-    "code": lambda value: isinstance(value, str),
-    "description": validators.optional(lambda value: isinstance(value, str)),
+    "code": _is_text,
+    "description": validators.optional(_is_text),
     "updated_at": validators.is_time,
 }
 VERSION: dict[str, validators.Check] = {
@@ -95,6 +96,21 @@ VERSION: dict[str, validators.Check] = {
     "name": validators.optional(validators.matching(NAME)),
     "snapshot": validators.optional(validators.is_digest),
     "data": validators.is_object,
+}
+_COUNT = validators.integer()
+_DESTINATION: dict[str, validators.Check] = {
+    "host": _is_text,
+    "port": _COUNT,
+    "address": validators.optional(_is_text),
+    "allowed": validators.is_boolean,
+    "reason": validators.optional(_is_text),
+    "connections": _COUNT,
+    "sent": _COUNT,
+    "received": _COUNT,
+}
+_EGRESS: dict[str, validators.Check] = {
+    "destinations": validators.list_of(validators.has(_DESTINATION, secrets=validators.list_of(_is_text))),
+    **dict.fromkeys(("more", "made", "refused", "sent", "received", "bytes"), _COUNT),
 }
 _WHOLE = validators.optional(validators.integer())
 _SMALL = validators.optional(validators.integer(-(1 << 31), (1 << 31) - 1))
@@ -116,7 +132,7 @@ RUN: dict[str, validators.Check] = {
     "cpu_us": _WHOLE,
     "reaped": _SMALL,
     "enforced": validators.is_object,
-    "egress": validators.is_object,
+    "egress": validators.has({}, **_EGRESS),
     "artifacts": valid_artifacts,
     "versions_dropped": validators.integer(0, (1 << 31) - 1),
     "setup_error": validators.optional(validators.text(64 << 10)),

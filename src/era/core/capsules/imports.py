@@ -14,10 +14,11 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from era.core.capsules import format as layout
@@ -53,10 +54,14 @@ class Capsule:
     blobs: set[str]
     """The objects that belong into the blob store; the others are outputs that are short enough for a row."""
 
-    def runs(self) -> Iterator[KeptRun]:
-        """The runs with their outputs, oldest first."""
-        for record, outputs in self.document.runs():
-            yield record, None if outputs is None else kept_outputs(outputs, self._short)
+    run_count: int
+
+    def runs(self, most: int, with_outputs: int) -> Iterator[KeptRun]:
+        """The newest `most` runs, oldest first, the newest of these with their outputs."""
+        for number, (record, outputs) in enumerate(self.document.runs()):
+            left = self.run_count - number
+            if left <= most:
+                yield record, kept_outputs(outputs, self._short) if outputs and left <= with_outputs else None
 
     def _short(self, digest: str) -> bytes | None:
         """The content of a short output; None for one that is a blob."""
@@ -94,13 +99,12 @@ class Importer:
         Raises BadRequest or TooLarge for a capsule that can't be accepted, Conflict where the id is taken, Unavailable
         where the disk fails. Then nothing is made.
         """
-        loop = asyncio.get_running_loop()
         try:
             with ExitStack() as stack:
                 spool = stack.enter_context(tempfile.TemporaryFile(dir=self._directory, buffering=0))
                 await self._spool(chunks, spool.fileno())
                 stack.enter_context(self._blobs.naming())
-                capsule = await loop.run_in_executor(self._threads, self._prepared, spool.fileno())
+                capsule = await self._on_thread(self._prepared, spool.fileno())
                 session = replace(capsule.session, owner=caller.owner, id=new_id or capsule.session.id)
                 left_out = await self._left_out(session, capsule.document)
 
@@ -119,23 +123,31 @@ class Importer:
         def older() -> Sequence[KeptVersion]:
             return [
                 KeptVersion(each.n, each.snapshot.root, each.name is not None, each.cause in CHECKPOINTS)
-                for each in (content.version for content in document.versions())
+                for each in self._store.kept_of(document.versions())
                 if each.n != session.version or each.name is not None
             ]
 
-        kept = await asyncio.get_running_loop().run_in_executor(self._threads, older)
-        return frozenset(await self._history.not_imported(session, kept))
+        return frozenset(await self._history.not_imported(session, await self._on_thread(older)))
+
+    async def _on_thread[**P, T](self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a job returns. It has ended when this returns, also where that is cancelled: what it uses may be closed
+        then."""
+        call = asyncio.get_running_loop().run_in_executor(self._threads, partial(job, *args, **kwargs))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            await asyncio.wait([call])
+            raise
 
     async def _spool(self, chunks: AsyncIterator[bytes], fd: int) -> None:
         """Write the archive into a file, in large pieces."""
-        loop = asyncio.get_running_loop()
         waiting = bytearray()
         async for chunk in chunks:
             waiting += chunk
             if len(waiting) >= _SPOOLED_AT_ONCE:
-                await loop.run_in_executor(self._threads, _write, fd, bytes(waiting))
+                await self._on_thread(_write, fd, bytes(waiting))
                 waiting.clear()
-        await loop.run_in_executor(self._threads, _write, fd, bytes(waiting))
+        await self._on_thread(_write, fd, bytes(waiting))
 
     def _prepared(self, fd: int) -> Capsule:
         """Check the capsule, and put its objects into the blob store, all or none. Raises BadRequest, TooLarge."""
@@ -173,8 +185,9 @@ def check(fd: int, bounds: Bounds) -> Capsule:
     trees = TreeCheck(Objects(lambda digest: _read(fd, entry(digest)), lambda digest: entry(digest).size), bounds)
     reader = DocumentReader(fd, document, trees.snapshot)
     session = reader.session()
-    blobs, short = trees.needed, set[str]()
+    blobs, short, run_count = trees.needed, set[str](), 0
     for record, outputs in reader.runs():
+        run_count += 1
         for stream in STREAMS if outputs else ():
             digest = getattr(outputs, stream)
             if entry(digest).size != getattr(record, f"{stream}_bytes"):
@@ -185,7 +198,7 @@ def check(fd: int, bounds: Bounds) -> Capsule:
             raise _damaged(digest)
     if unused := objects.keys() - blobs - short:
         raise bad_capsule(f"has an object that nothing in it needs: {min(unused)}")
-    return Capsule(fd, reader, session, objects, blobs)
+    return Capsule(fd, reader, session, objects, blobs, run_count)
 
 
 def _layout(fd: int) -> tuple[Entry, dict[str, Entry]]:

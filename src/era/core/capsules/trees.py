@@ -73,10 +73,16 @@ class TreeCheck:
         self._objects = objects
         self._bounds = bounds
         self._checked: dict[str, _CheckedTree] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self.needed: set[str] = set()
 
     def snapshot(self, root: str) -> Snapshot:
         """Check the tree with this root, and return its snapshot. Raises BadRequest or TooLarge."""
+        if root not in self._snapshots:
+            self._snapshots[root] = self._snapshot(root)
+        return self._snapshots[root]
+
+    def _snapshot(self, root: str) -> Snapshot:
         checked = self._check_tree(root, 0)
         if checked.names_state:
             raise bad_capsule(f"has a file '{STATE_FILE}' among the files; that name is the state's")

@@ -74,6 +74,21 @@ def optional(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def has(fields: Mapping[str, Check], **more: Check) -> Check:
+    """An object with these fields, perhaps with some `more`, and no others."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, dict) or not fields.keys() <= value.keys() <= fields.keys() | more.keys():
+            return False
+        return all((fields.get(name) or more[name])(each) for name, each in value.items())
+
+    return check
+
+
 def is_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
