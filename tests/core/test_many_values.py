@@ -37,20 +37,6 @@ def test_many_values_are_refused(kind: str, weakened: bool, monkeypatch: pytest.
     assert time.thread_time() - began < 5
 
 
-def test_long_integers_are_refused_before_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = b"[" + b",".join([b"9" * 3999] * 2000) + b"]"  # of which one takes a thousand times what its bytes do
-    began = time.thread_time()
-    with pytest.raises(jsontext.JsonTooLarge, match="too many long integers"):
-        jsontext.loads(text)
-    ours = time.thread_time() - began
-    assert jsontext.loads(b"[" + b",".join([b"9" * 300] * 2000) + b"]") == [10**300 - 1] * 2000
-    assert jsontext.loads(b"9" * 4000) == 10**4000 - 1
-    monkeypatch.setattr(jsontext, "_MAX_LONG_DIGITS", 1 << 60)
-    began = time.thread_time()
-    assert len(jsontext.compact(jsontext.loads(text))) == len(text)
-    assert ours < 0.2 * (time.thread_time() - began)
-
-
 LARGE = {
     "text of all that counts": json.dumps({"code": '[{,:"\\' * 400_000}),
     "the most data": json.dumps({"data": [[]] * 340_000}, separators=(",", ":")),

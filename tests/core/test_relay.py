@@ -37,10 +37,8 @@ ANSWERS = VALUES | st.fixed_dictionaries(
     },
 )
 
-PLACE = headers.Place(PATH, None)
 
-
-def replied(printed: bytes, place: headers.Place = PLACE, **fields: Any) -> Reply:
+def replied(printed: bytes, **fields: Any) -> Reply:
     ended = {"status": "ok", "exit_code": 0, "stdout_truncated": False, **fields}
     result = RunResult(
         run_id="run_1",
@@ -56,16 +54,9 @@ def replied(printed: bytes, place: headers.Place = PLACE, **fields: Any) -> Repl
         stdout, stderr = SpooledOutput(), SpooledOutput()
         await stdout.append(printed)
         await stderr.append(b"secret")
-        return await relay.reply(Collected(result, stdout, stderr), place)
+        return await relay.reply(Collected(result, stdout, stderr), headers.Place(PATH, None))
 
     return asyncio.run(reply())
-
-
-@pytest.mark.parametrize("place", [PLACE, headers.Place("/", None, own_origin=True)], ids=["proxy", "site"])
-def test_an_answer_has_one_content_type(place: headers.Place) -> None:
-    answer = {"contentType": "text/html", "headers": {"Content-Type": "text/css"}, "body": "<h1>"}
-    sent = replied(json.dumps(answer).encode(), place).headers
-    assert [value for name, value in sent if name == "content-type"] == ["text/html"]
 
 
 def answered(**answer: Any) -> list[tuple[str, str]]:

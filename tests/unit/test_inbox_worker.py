@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
 from era.core.homes import Alone
-from era.core.metadata import SessionChange
-from era.core.models import OwnedId, StoredCode, now
+from era.core.models import StoredCode, now
 from era.core.public import inbox_worker
 from era.core.public.inbox import Content, Delivery, Outcome
 from era.core.public.inbox_worker import Inbox
 from era.store.inbox import InboxRows
 from tests.owners import mine
-from tests.unit.core import SETTINGS, Core, until
+from tests.unit.core import Core, until
 
-S = mine("s")
 CONTENT = Content("POST", "/", "", [], b"", "http://era.test")
 
 
-async def delivered(core: Core, code: str, which: OwnedId = S) -> None:
+async def delivered(core: Core, code: str) -> None:
     """A session with this code, which has got a delivery that isn't to be retried."""
-    session = await core.store.create_session(replace(SETTINGS, id=which, allow_public=True))
-    await core.store.store_code(which, StoredCode(code, None, now()))
-    await core.store.inboxes.put_inbox(which, None, 0)
-    await core.store.inboxes.add_delivery(session.key, f"dlv{session.key}" if which != S else "dlv", None, CONTENT)
+    session = await core.session(allow_public=True)
+    await core.store.store_code(mine("s"), StoredCode(code, None, now()))
+    await core.store.inboxes.put_inbox(mine("s"), None, 0)
+    await core.store.inboxes.add_delivery(session.key, "dlv", None, CONTENT)
 
 
-async def delivery(core: Core, *statuses: str, which: OwnedId = S) -> Delivery:
-    """The delivery to this session, once it has one of these statuses."""
+async def delivery(core: Core, *statuses: str) -> Delivery:
+    """The delivery, once it has one of these statuses."""
     async with asyncio.timeout(30):
         while True:
-            (found,) = await core.store.inboxes.deliveries(which, status=None, limit=2, before=None)
+            (found,) = await core.store.inboxes.deliveries(mine("s"), status=None, limit=2, before=None)
             if found.status in statuses:
                 return found
             await asyncio.sleep(0.01)
@@ -132,49 +129,3 @@ async def test_retries_start_again_for_what_is_replayed_while_it_waits_for_its_t
     ended = await delivery(core, "done", "failed")
     await inbox.stop()
     assert (ended.status, ended.attempts, ended.tries) == ("failed", 3, 2)
-
-
-async def test_what_is_deleted_while_it_waits_for_its_turn_is_not_run(core: Core) -> None:
-    await delivered(core, "print('run')")
-    code, go = core.paused()
-    long = asyncio.create_task(core.run(code))
-    await until(lambda: core.turns.taken(mine("s")))
-    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
-    await inbox.start()
-    await until(lambda: core.turns.long_ones(mine("s")) == 2)
-    assert await core.store.inboxes.delete_inbox(mine("s")) == 1
-    go.touch()
-    await long
-    key = (await core.store.session(mine("s"))).key
-    await until(lambda: not inbox.is_working(key))
-    await inbox.stop()
-    assert len(await core.records()) == 1
-
-
-@pytest.mark.parametrize("is_fair", [True, False])
-async def test_one_owner_s_deliveries_leave_places_for_others(
-    core: Core, is_fair: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not is_fair:
-        monkeypatch.setattr(inbox_worker, "_FOR_OTHERS", 1000)
-    code, go = core.paused()
-    for name in "abcd":
-        await delivered(core, code, mine(name))
-        await core.store.change_session(mine(name), SessionChange(default_timeout=300.0))
-    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=4)
-    await inbox.start()
-    await until(lambda: len(core.active_runs._runs) == (3 if is_fair else 4))
-    theirs = OwnedId("another", "s")
-    await delivered(core, "print('fine')", theirs)
-    try:
-        async with asyncio.timeout(30 if is_fair else 1):
-            await delivery(core, "done", which=theirs)
-    except TimeoutError:
-        assert not is_fair
-    else:
-        assert is_fair
-    go.touch()
-    for name in "abcd":
-        key = (await core.store.session(mine(name))).key
-        await until(lambda key=key: not inbox.is_working(key))  # type: ignore[misc]  # as it is now
-    await inbox.stop()

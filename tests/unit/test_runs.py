@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.metadata import SessionChange
 from era.core.models import StoredCode, now
 from era.core.program import Ended, Program
 from era.core.run_messages import RunResult, RunStarted
@@ -585,15 +583,3 @@ async def test_nothing_is_left_in_the_directory_of_sandboxes(core: Core) -> None
     await core.run("open('a', 'w')")
     await core.pool.stop()
     assert not [path for path in (core.directory / "sandboxes").rglob("*") if path.is_file()]
-
-
-async def test_a_service_of_another_session_or_of_one_that_is_closed_by_now_is_not_started(core: Core) -> None:
-    """It was asked for at the public URL of a session that was there before."""
-    session = await core.session(allow_public=True)
-    service = request(None, service="true", public=True, session_key=session.key + 1)
-    with pytest.raises(NotFound):
-        await core.runs.start(mine("s"), service)
-    await core.store.change_session(mine("s"), SessionChange(allow_public=False))
-    with pytest.raises(Forbidden):
-        await core.runs.start(mine("s"), replace(service, session_key=session.key))
-    assert await core.records() == []

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -22,10 +21,6 @@ MAX_STATE_BYTES = 4 << 20
 """Of a state file."""
 
 _MAX_DIGITS = 4000
-_SHORT_DIGITS = 300
-_MAX_LONG_DIGITS = 32 * _MAX_DIGITS**2
-"""The sum of the squares of how many digits longer integers have: to parse one, and to write it, takes as long."""
-
 _MAX_PARTS = 700_000
 """Strings, commas, colons and opening brackets. Each may become a value, which takes thirty times its bytes; all that
 fits `data` has fewer."""
@@ -45,7 +40,7 @@ class JsonTooLarge(JsonProblem):
 
 def loads(text: bytes) -> Any:
     """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many
-    values or long integers that to parse it would hold up others."""
+    values that to parse it would hold up others."""
     if not text.strip():
         raise JsonProblem("is empty")
     if text.startswith(b"\xef\xbb\xbf"):
@@ -57,7 +52,7 @@ def loads(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise JsonProblem(f"is not UTF-8 (byte {error.start})") from None
     try:
-        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=_ints())
+        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=_int)
     except json.JSONDecodeError as error:
         raise JsonProblem(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except RecursionError:
@@ -134,21 +129,10 @@ def _float(text: str) -> float:
     return value
 
 
-def _ints() -> Callable[[str], int]:
-    """What parses the integers of one text."""
-    left = _MAX_LONG_DIGITS
-
-    def parse(text: str) -> int:
-        nonlocal left
-        if (digits := len(text)) > _SHORT_DIGITS:
-            if digits > _MAX_DIGITS:
-                raise JsonProblem(f"has an integer of {digits} digits, {_MAX_DIGITS} are allowed")
-            left -= digits**2
-            if left < 0:
-                raise JsonTooLarge("has too many long integers")
-        return int(text)
-
-    return parse
+def _int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise JsonProblem(f"has an integer of {len(text)} digits, {_MAX_DIGITS} are allowed")
+    return int(text)
 
 
 def _has_surrogate(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from era.core.models import (
@@ -54,10 +54,7 @@ class RunRequest:
     """Whether it comes through the session's public URL, and so from anybody."""
 
     session_key: int | None = None
-    """The session that is meant, where the id could be another one's by now."""
-
-    is_wanted: Callable[[], Awaitable[bool]] | None = None
-    """Whether it is to be run after all, once it has its turn."""
+    """The session that is meant, where the id could be another one's by now. Only for stored code."""
 
     secrets: Sequence[Secret] = ()
     invocation: Invocation = CODE_ALONE

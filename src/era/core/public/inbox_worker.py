@@ -31,13 +31,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
-from functools import partial
 
 import structlog
 
 from era.core import jsontext
 from era.core.expiry import MICROS
-from era.core.fair_slots import FairSlots
 from era.core.homes import ALONE, Cluster
 from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
@@ -69,9 +67,6 @@ _AGAIN_SECONDS = 1.0
 _AGAIN_AT_MOST = 64
 """It doubles each time, up to so many times as long."""
 
-_FOR_OTHERS = 4
-"""One of so many places isn't for an owner who has all others."""
-
 _STOP_SECONDS = 5.0
 _MAX_SENDER_ID = 255
 _SENDER_IDS = (b"x-github-delivery", b"idempotency-key", b"x-delivery-id")
@@ -90,15 +85,15 @@ class Inbox:
         begin_trace: BeginTrace = untraced,
         cluster: Cluster = ALONE,
     ) -> None:
-        """At most `at_a_time` deliveries run at a time, each of another session, and no owner's take all of these
-        places. In a `cluster` those of sessions that are at home here."""
+        """At most `at_a_time` deliveries run at a time, each of another session. In a `cluster` those of sessions that
+        are at home here."""
         self._note = note
         self._begin_trace = begin_trace
         self._cluster = cluster
         self._store = store
         self._runs = runs
         self._at_a_time = at_a_time
-        self._slots = FairSlots[str](at_a_time, max(1, at_a_time - at_a_time // _FOR_OTHERS))
+        self._slots = asyncio.Semaphore(at_a_time)
         self._due = 0
         """Workers that have a slot, or wait for one."""
 
@@ -226,7 +221,7 @@ class Inbox:
                     return
                 wait = ((head.delivery.next_attempt_at or 0) - now()) / MICROS
                 if wait <= 0:
-                    async with self._slot(head.session_id.owner):
+                    async with self._slot():
                         # Read it again: much may have changed while it waited for a slot.
                         if not self._ending and (head := await self._store.next_delivery(session_key)):
                             wait = await self._attempt(head)
@@ -243,10 +238,10 @@ class Inbox:
             log.exception("bug", where="inbox", session=session_key)
 
     @asynccontextmanager
-    async def _slot(self, owner: str) -> AsyncIterator[None]:
+    async def _slot(self) -> AsyncIterator[None]:
         self._due += 1
         try:
-            async with self._slots.slot(owner):
+            async with self._slots:
                 yield
         finally:
             self._due -= 1
@@ -270,7 +265,6 @@ class Inbox:
             env=_environment(content, delivery.id, delivery.attempts + 1),
             public=True,
             session_key=head.session_key,
-            is_wanted=partial(self._is_there, delivery.key),
         )
         begun: list[str] = []
 
@@ -320,10 +314,6 @@ class Inbox:
         )
         await self._record(head, outcome)
         return 0
-
-    async def _is_there(self, delivery_key: int) -> bool:
-        """Whether a delivery wasn't deleted while its run waited for its turn."""
-        return await self._store.content(delivery_key) is not None
 
     async def _record_start(self, head: Next, run_id: str) -> Next:
         """Record the attempt when its run has started. Returns what it is an attempt of: the delivery may have been
