@@ -9,6 +9,8 @@ import tracemalloc
 import pytest
 
 from era.core import jsontext
+from era.core.live import kernel_frames
+from era.core.live.kernel_frames import KernelBroken
 
 _BYTES = 16 << 20
 MANY = {
@@ -35,6 +37,21 @@ def test_many_values_are_refused(kind: str, weakened: bool, monkeypatch: pytest.
     finally:
         tracemalloc.stop()
     assert time.thread_time() - began < 5
+
+
+def long_integers(count: int, digits: int) -> bytes:
+    return b"[" + b",".join([b"9" * digits] * count) + b"]"
+
+
+def test_long_integers_are_bounded_together() -> None:
+    """To read and to write one takes the square of its digits: 16 MiB of the longest took seconds."""
+    assert len(jsontext.loads(long_integers(64, 4000))) == 64
+    assert len(jsontext.loads(long_integers(10_000, 300))) == 10_000
+    with pytest.raises(jsontext.JsonTooLarge, match="256000 digits"):
+        jsontext.loads(long_integers(65, 4000))
+    with pytest.raises(KernelBroken):
+        kernel_frames.parse(b'{"data":' + long_integers(65, 4000) + b"}")
+    assert len(jsontext.loads(json.dumps(["9" * 4000] * 65).encode())) == 65, "what is in strings doesn't count"
 
 
 LARGE = {

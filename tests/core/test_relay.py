@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from era.core import jsontext
 from era.core.models import StateOutcome
 from era.core.public import headers, relay
 from era.core.public.relay import Call, Reply
@@ -124,11 +126,31 @@ def test_what_keeps_headers_of_programs_back(monkeypatch: pytest.MonkeyPatch) ->
     assert {name for name, _ in answered(headers=wanted)} == ours | {name.lower() for name in wanted}
 
 
+def test_a_site_has_one_content_type() -> None:
+    described = [("content-type", "text/plain"), ("x-a", "1"), ("content-type", "multipart/mixed")]
+    assert headers.of_answer(described, headers.site("s")) == [("x-a", "1"), ("content-type", "multipart/mixed")]
+
+
 def test_what_keeps_lines_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RelayFailed):
         answered(headers={"X-A": "1\r\nX-B: 2"})
     monkeypatch.setattr(headers, "_CONTROL", re.compile("(?!)"))
     assert ("x-a", "1\r\nX-B: 2") in answered(headers={"X-A": "1\r\nX-B: 2"})
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000, 2_000_000])
+def test_a_large_answer_is_read_in_a_thread(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that others go on meanwhile."""
+    where, loads = [], jsontext.loads
+
+    def noting(text: bytes) -> Any:
+        where.append(threading.current_thread())
+        return loads(text)
+
+    monkeypatch.setattr(jsontext, "loads", noting)
+    replied(json.dumps({"body": ["a" * size]}).encode())
+    (thread,) = where
+    assert (thread is threading.main_thread()) == (size == 1_000)
 
 
 def test_paths_and_queries_are_escaped() -> None:

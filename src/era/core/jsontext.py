@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,10 @@ MAX_STATE_BYTES = 4 << 20
 """Of a state file."""
 
 _MAX_DIGITS = 4000
+_LONG = 300
+_MAX_LONG_DIGITS = 64 * _MAX_DIGITS
+"""Digits of all integers that have more than _LONG. To read and to write one takes the square of its digits."""
+
 _MAX_PARTS = 700_000
 """Strings, commas, colons and opening brackets. Each may become a value, which takes thirty times its bytes; all that
 fits `data` has fewer."""
@@ -40,7 +45,7 @@ class JsonTooLarge(JsonProblem):
 
 def loads(text: bytes) -> Any:
     """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many
-    values that to parse it would hold up others."""
+    values, or digits of long integers, that to parse it would hold up others."""
     if not text.strip():
         raise JsonProblem("is empty")
     if text.startswith(b"\xef\xbb\xbf"):
@@ -52,7 +57,7 @@ def loads(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise JsonProblem(f"is not UTF-8 (byte {error.start})") from None
     try:
-        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=_int)
+        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=integers())
     except json.JSONDecodeError as error:
         raise JsonProblem(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except RecursionError:
@@ -129,10 +134,21 @@ def _float(text: str) -> float:
     return value
 
 
-def _int(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise JsonProblem(f"has an integer of {len(text)} digits, {_MAX_DIGITS} are allowed")
-    return int(text)
+def integers() -> Callable[[str], int]:
+    """What reads the integers of one text. It raises JsonProblem, or JsonTooLarge where they are too many long ones."""
+    long_digits = 0
+
+    def read(text: str) -> int:
+        nonlocal long_digits
+        if len(text) > _MAX_DIGITS:
+            raise JsonProblem(f"has an integer of {len(text)} digits, {_MAX_DIGITS} are allowed")
+        if len(text) > _LONG:
+            long_digits += len(text)
+            if long_digits > _MAX_LONG_DIGITS:
+                raise JsonTooLarge(f"has more than {_MAX_LONG_DIGITS} digits in integers of more than {_LONG}")
+        return int(text)
+
+    return read
 
 
 def _has_surrogate(value: Any) -> bool:

@@ -63,7 +63,7 @@ def parse(payload: bytes) -> JsonObject:
     if jsontext.has_too_many_parts(payload):
         raise KernelBroken("wrote too many values to the service")
     try:
-        value = json.loads(payload, parse_constant=lambda _: None)
+        value = json.loads(payload, parse_constant=lambda _: None, parse_int=jsontext.integers())
     except (ValueError, RecursionError):
         raise KernelBroken("wrote what is not JSON to the service") from None
     if not isinstance(value, dict) or not jsontext.within_depth(value):

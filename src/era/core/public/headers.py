@@ -138,7 +138,9 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
             continue
         if name.startswith(_NOT_FOR_GUESTS_PREFIX):
             continue
-        if place.own_origin:
+        if name == "content-type":
+            media_type = value  # the last one counts
+        elif place.own_origin:
             passed += _of_site(name, value)
         elif name == "set-cookie":
             passed.append((name, _set_cookie(value, place.cookie_path)))
@@ -146,12 +148,10 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
             passed += [(name, challenge) for challenge in challenges.allowed(value, place.realm)]
         elif name == "content-security-policy":
             policies += _without_sandbox(value)
-        elif name == "content-type":
-            media_type = value
         else:
             passed.append((name, value))
     if media_type is not None:
-        if media_type.strip().lower().startswith("multipart/"):
+        if not place.own_origin and media_type.strip().lower().startswith("multipart/"):
             # Browsers have applied the headers of a part to a document, instead of those of the answer.
             raise RelayFailed("The program answered a multipart type, which can't be relayed.")
         passed.append(("content-type", media_type))

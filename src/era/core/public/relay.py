@@ -30,6 +30,9 @@ _MAX_VARIABLE_BYTES = 128 << 10
 _LARGE = 1 << 20
 """Bytes from which on an answer is kept in a file, and read one at a time."""
 
+_IN_THREAD = 64 << 10
+"""Bytes from which on an answer is read in a thread, so that others go on meanwhile."""
+
 _MAX_JSON = 16 << 20
 _JSON_BEGINS = b'{["'
 _one_large = asyncio.Semaphore(1)
@@ -117,14 +120,14 @@ async def reply(run: Collected, place: headers.Place) -> Reply:
     if result.stdout_truncated:
         raise RelayFailed("What the program printed is over its limit of output, so it is no whole answer.")
     if run.stdout.size <= _LARGE:
-        return _described_by(result, await run.stdout.whole(), place)
+        return await _described_by(result, await run.stdout.whole(), place)
     is_json = await _begin_of(run.stdout) in _JSON_BEGINS
     if not is_json:
         return _text(result, run.stdout, place)
     if run.stdout.size > _MAX_JSON:
         raise RelayFailed(f"What the program printed looks like JSON and is over {_MAX_JSON >> 20} MiB.")
     async with _one_large:
-        whole = _described_by(result, await run.stdout.whole(), place)
+        whole = await _described_by(result, await run.stdout.whole(), place)
         body = run.stdout.another()
         await body.append(whole.body if isinstance(whole.body, bytes) else b"")
         return Reply(whole.status, whole.headers, body)
@@ -144,8 +147,15 @@ def _text(result: RunResult, body: bytes | SpooledOutput, place: headers.Place) 
     return Reply(status, _headers({}, "text/plain; charset=utf-8", place), body)
 
 
-def _described_by(result: RunResult, stdout: bytes, place: headers.Place) -> Reply:
+async def _described_by(result: RunResult, stdout: bytes, place: headers.Place) -> Reply:
     """The response that this output describes. Raises RelayFailed."""
+    if len(stdout) > _IN_THREAD:
+        return await asyncio.to_thread(_read, result, stdout, place)
+    return _read(result, stdout, place)
+
+
+def _read(result: RunResult, stdout: bytes, place: headers.Place) -> Reply:
+    """`_described_by`, at once."""
     printed = stdout.strip()
     if printed[:1] in (b"{", b"[") and printed.count(b",") > _MAX_ANSWER_COMMAS:
         raise RelayFailed("What the program printed is JSON of too many values.")
