@@ -1,4 +1,5 @@
-"""Sessions that are deleted before their run has a sandbox, and that are restored as they are being purged."""
+"""Sessions that are deleted before their run has a sandbox, or exchanged before their service starts, and that are
+restored as they are being purged."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ import pytest
 
 from era.core import pool as pools
 from era.core.admission import Admission
-from era.core.metadata import SessionFilter
+from era.core.metadata import SessionChange, SessionFilter
 from era.core.models import DEFAULT_OWNER, Session
 from era.core.ports import Sandbox
-from era.errors import NotFound, SessionDeleted
+from era.core.public.live_servers import LiveServers
+from era.core.shares import Shares
+from era.errors import EraError, Forbidden, NotFound, SessionDeleted
 from era.store.database import DatabaseAway
 from tests.owners import mine
-from tests.unit.core import Core, Listener, request, until
+from tests.unit.core import URL, Core, Listener, request, until
 
 
 async def waiting_for_room(core: Core) -> tuple[asyncio.Task[Any], Path]:
@@ -217,3 +220,21 @@ async def test_what_is_restored_while_the_deleted_are_purged_stays(core: Core) -
     which = SessionFilter(DEFAULT_OWNER, removed="deleted")
     assert await core.sessions.delete_all(which, selected=restoring) == ["goes"]
     assert (await core.store.session(mine("stays"))).version == 1
+
+
+@pytest.mark.parametrize("error", [NotFound, Forbidden])
+async def test_a_service_starts_in_the_public_session_that_was_called_only(core: Core, error: type[EraError]) -> None:
+    """Where another has the id by now, or it is not public any more."""
+    called = await core.session(allow_public=True, service="true")
+    if error is NotFound:
+        await core.store.delete_session(mine("s"))
+        await core.session(allow_public=True, service="true")
+    else:
+        await core.store.change_session(mine("s"), SessionChange(allow_public=False))
+    live_servers = LiveServers(
+        core.runs, core.active_runs, core.live_sessions, core.pool, Shares(8), idle_seconds=60, service_seconds=60
+    )
+    with pytest.raises(error):
+        async with live_servers.connection(called, 8000, URL):
+            pass
+    assert await core.records() == []

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from era.core.homes import Alone
-from era.core.models import StoredCode, now
+from era.core.models import OwnedId, Session, StoredCode, new_id, now
 from era.core.public import inbox_worker
 from era.core.public.inbox import Content, Delivery, Outcome
 from era.core.public.inbox_worker import Inbox
 from era.store.inbox import InboxRows
 from tests.owners import mine
-from tests.unit.core import Core, until
+from tests.unit.core import SETTINGS, Core, until
 
+MINE = mine("s")
 CONTENT = Content("POST", "/", "", [], b"", "http://era.test")
 
 
-async def delivered(core: Core, code: str) -> None:
+async def delivered(core: Core, code: str, owned_id: OwnedId = MINE) -> Session:
     """A session with this code, which has got a delivery that isn't to be retried."""
-    session = await core.session(allow_public=True)
-    await core.store.store_code(mine("s"), StoredCode(code, None, now()))
-    await core.store.inboxes.put_inbox(mine("s"), None, 0)
-    await core.store.inboxes.add_delivery(session.key, "dlv", None, CONTENT)
+    session = await core.store.create_session(replace(SETTINGS, id=owned_id, allow_public=True, default_timeout=60.0))
+    await core.store.store_code(owned_id, StoredCode(code, None, now()))
+    await core.store.inboxes.put_inbox(owned_id, None, 0)
+    await core.store.inboxes.add_delivery(session.key, new_id("dlv"), None, CONTENT)
+    return session
 
 
 async def delivery(core: Core, *statuses: str) -> Delivery:
@@ -95,10 +98,7 @@ async def test_sessions_that_nobody_has_do_not_wait_for_all_others(core: Core) -
     inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1, cluster=OneOfTwo())
     await inbox.start()
     await delivery(core, "running")
-    other = await core.session("other", allow_public=True)
-    await core.store.store_code(mine("other"), StoredCode("pass", None, now()))
-    await core.store.inboxes.put_inbox(mine("other"), None, 0)
-    await core.store.inboxes.add_delivery(other.key, "dlv2", None, CONTENT)
+    other = await delivered(core, "pass", mine("other"))
     await until(lambda: inbox.is_working(other.key))
     go.touch()
     await until(lambda: not inbox.is_working(other.key))
@@ -123,9 +123,40 @@ async def test_retries_start_again_for_what_is_replayed_while_it_waits_for_its_t
     inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
     await inbox.start()
     await until(lambda: core.turns.long_ones(mine("s")) == 2)
-    await inbox.replay(mine("s"), "dlv")
+    await inbox.replay(mine("s"), head.delivery.id)
     go.touch()
     await long
     ended = await delivery(core, "done", "failed")
     await inbox.stop()
     assert (ended.status, ended.attempts, ended.tries) == ("failed", 3, 2)
+
+
+async def test_deliveries_of_one_owner_leave_slots_to_others(core: Core) -> None:
+    code, go = core.paused()
+    sessions = [await delivered(core, code, mine(name)) for name in ("a", "b")]
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=2)
+    await inbox.start()
+    await until(lambda: inbox._due == 2)
+    other = await delivered(core, "pass", OwnedId("other", "s"))
+    await until(lambda: inbox.is_working(other.key))
+    await until(lambda: not inbox.is_working(other.key))
+    assert all(inbox.is_working(session.key) for session in sessions)
+    go.touch()
+    await until(lambda: not any(inbox.is_working(session.key) for session in sessions))
+    await inbox.stop()
+
+
+async def test_a_delivery_that_is_deleted_while_it_waits_for_its_turn_is_not_run(core: Core) -> None:
+    session = await delivered(core, "print('delivered')")
+    code, go = core.paused()
+    long = asyncio.create_task(core.run(code))
+    await until(lambda: core.turns.taken(mine("s")))
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await inbox.start()
+    await until(lambda: core.turns.long_ones(mine("s")) == 2)
+    await core.store.inboxes.delete_inbox(mine("s"))
+    go.touch()
+    await long
+    await until(lambda: not inbox.is_working(session.key))
+    await inbox.stop()
+    assert len(await core.records()) == 1

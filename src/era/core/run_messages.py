@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from era.core.models import (
@@ -54,7 +54,10 @@ class RunRequest:
     """Whether it comes through the session's public URL, and so from anybody."""
 
     session_key: int | None = None
-    """The session that is meant, where the id could be another one's by now. Only for stored code."""
+    """The session that is meant, where the id could be another one's by now."""
+
+    check: Callable[[], Awaitable[None]] | None = None
+    """Awaited once the run has its turn; raises where the run isn't wanted any more."""
 
     secrets: Sequence[Secret] = ()
     invocation: Invocation = CODE_ALONE

@@ -265,11 +265,16 @@ class Runs:
     ) -> Collected:
         """The run, once the session's turn and a slot are its own. Raises as `_run_in_turn` does."""
         run_id = told.run_id
-        if request.uses_stored_code:
+        if request.uses_stored_code or request.session_key is not None:
             session = await self._store.session(session_id)
             if request.session_key not in (None, session.key):
                 raise NotFound(f"Session '{session_id}' is another one by now.")
-            check_stored(session, public=request.public)
+            if request.uses_stored_code:
+                check_stored(session, public=request.public)
+            elif request.public:
+                check_public(session)
+        if request.check is not None:
+            await request.check()
         if request.atomic:
             session = await self._store.session(session_id)
             self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")

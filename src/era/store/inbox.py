@@ -267,6 +267,10 @@ class InboxRows:
 
         return await self._database.read(job)
 
+    async def is_pending(self, delivery_key: int) -> bool:
+        statement = select(_d.c.key).where(_d.c.key == delivery_key, _PENDING)
+        return await self._database.read(lambda connection: connection.execute(statement).first() is not None)
+
     async def begin_attempt(self, delivery_key: int, run_id: str, *, counts: bool) -> Delivery | None:
         def job(connection: Connection) -> Delivery | None:
             row = connection.execute(_TO_BEGIN, {"delivery": delivery_key}).one_or_none()

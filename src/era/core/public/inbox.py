@@ -180,6 +180,8 @@ class InboxStore(Protocol):
 
     async def content(self, delivery_key: int) -> Content | None: ...
 
+    async def is_pending(self, delivery_key: int) -> bool: ...
+
     async def begin_attempt(self, delivery_key: int, run_id: str, *, counts: bool) -> Delivery | None:
         """Make a pending delivery running and add the run's id. If it `counts`, it is one of the attempts that may
         fail. Returns the delivery as it was before: it may have been replayed since the caller read it. None where it

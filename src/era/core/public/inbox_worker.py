@@ -31,11 +31,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from era.core import jsontext
 from era.core.expiry import MICROS
+from era.core.fair_slots import FairSlots
 from era.core.homes import ALONE, Cluster
 from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
@@ -85,15 +87,15 @@ class Inbox:
         begin_trace: BeginTrace = untraced,
         cluster: Cluster = ALONE,
     ) -> None:
-        """At most `at_a_time` deliveries run at a time, each of another session. In a `cluster` those of sessions that
-        are at home here."""
+        """At most `at_a_time` deliveries run at a time, each of another session, and at most a quarter of them of one
+        owner. In a `cluster` those of sessions that are at home here."""
         self._note = note
         self._begin_trace = begin_trace
         self._cluster = cluster
         self._store = store
         self._runs = runs
         self._at_a_time = at_a_time
-        self._slots = asyncio.Semaphore(at_a_time)
+        self._slots = FairSlots[str](at_a_time, max(1, at_a_time // 4))
         self._due = 0
         """Workers that have a slot, or wait for one."""
 
@@ -221,7 +223,7 @@ class Inbox:
                     return
                 wait = ((head.delivery.next_attempt_at or 0) - now()) / MICROS
                 if wait <= 0:
-                    async with self._slot():
+                    async with self._slot(head.session_id.owner):
                         # Read it again: much may have changed while it waited for a slot.
                         if not self._ending and (head := await self._store.next_delivery(session_key)):
                             wait = await self._attempt(head)
@@ -238,10 +240,10 @@ class Inbox:
             log.exception("bug", where="inbox", session=session_key)
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _slot(self, owner: str) -> AsyncIterator[None]:
         self._due += 1
         try:
-            async with self._slots:
+            async with self._slots.slot(owner):
                 yield
         finally:
             self._due -= 1
@@ -265,6 +267,7 @@ class Inbox:
             env=_environment(content, delivery.id, delivery.attempts + 1),
             public=True,
             session_key=head.session_key,
+            check=partial(self._check_pending, delivery.key),
         )
         begun: list[str] = []
 
@@ -314,6 +317,11 @@ class Inbox:
         )
         await self._record(head, outcome)
         return 0
+
+    async def _check_pending(self, delivery_key: int) -> None:
+        """Raises NotFound for a delivery that is gone, or not pending any more."""
+        if not await self._store.is_pending(delivery_key):
+            raise NotFound("The delivery is gone.")
 
     async def _record_start(self, head: Next, run_id: str) -> Next:
         """Record the attempt when its run has started. Returns what it is an attempt of: the delivery may have been

@@ -229,6 +229,8 @@ class LiveServers:
             timeout=self._service_seconds,
             background=True,
             service=session.service,
+            public=True,
+            session_key=session.key,
         )
         run = await self._runs.start(session.owned_id, request)
         task = asyncio.create_task(self._stop_when_idle(run))
