@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from typing import Any
 
@@ -40,8 +41,9 @@ ANSWERS = VALUES | st.fixed_dictionaries(
 )
 
 
-def replied(printed: bytes, **fields: Any) -> Reply:
-    ended = {"status": "ok", "exit_code": 0, "stdout_truncated": False, **fields}
+async def ended(printed: bytes, **fields: Any) -> Collected:
+    """A run that printed this."""
+    given = {"status": "ok", "exit_code": 0, "stdout_truncated": False, **fields}
     result = RunResult(
         run_id="run_1",
         session_id="s",
@@ -49,14 +51,17 @@ def replied(printed: bytes, **fields: Any) -> Reply:
         data={},
         stderr_truncated=False,
         state=StateOutcome(1, committed=True),
-        **ended,
+        **given,
     )
+    stdout, stderr = SpooledOutput(), SpooledOutput()
+    await stdout.append(printed)
+    await stderr.append(b"secret")
+    return Collected(result, stdout, stderr)
 
+
+def replied(printed: bytes, **fields: Any) -> Reply:
     async def reply() -> Reply:
-        stdout, stderr = SpooledOutput(), SpooledOutput()
-        await stdout.append(printed)
-        await stderr.append(b"secret")
-        return await relay.reply(Collected(result, stdout, stderr), headers.Place(PATH, None))
+        return await relay.reply(await ended(printed, **fields), headers.Place(PATH, None))
 
     return asyncio.run(reply())
 
@@ -151,6 +156,34 @@ def test_a_large_answer_is_read_in_a_thread(size: int, monkeypatch: pytest.Monke
     replied(json.dumps({"body": ["a" * size]}).encode())
     (thread,) = where
     assert (thread is threading.main_thread()) == (size == 1_000)
+
+
+def test_a_large_body_is_written_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may switch threads at each. Its encoder in C is one step, however large the body, and all others wait."""
+    steps, compact = 0, jsontext.compact
+
+    def step(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    def noting(*args: Any, **options: Any) -> str:
+        sys.setprofile(step)
+        try:
+            return compact(*args, **options)
+        finally:
+            sys.setprofile(None)
+
+    monkeypatch.setattr(jsontext, "compact", noting)
+    answered(body=[0.5] * 20_000)
+    assert steps > 20_000
+
+
+def test_a_large_body_is_not_nested_too_deeply() -> None:
+    deep: Any = "a" * 100_000
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(RelayFailed, match="deeper than 64"):
+        answered(body=deep)
 
 
 def test_paths_and_queries_are_escaped() -> None:

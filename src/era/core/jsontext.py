@@ -30,6 +30,7 @@ _MAX_PARTS = 700_000
 """Strings, commas, colons and opening brackets. Each may become a value, which takes thirty times its bytes; all that
 fits `data` has fewer."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -67,10 +68,13 @@ def loads(text: bytes) -> Any:
     return value
 
 
-def compact(value: Any) -> str:
-    """`value` as compact JSON text, as it is stored and measured. Raises JsonProblem for what JSON can't hold."""
+def compact(value: Any, *, in_thread: bool = False) -> str:
+    """`value` as compact JSON text, as it is stored and measured. Raises JsonProblem for what JSON can't hold. Python
+    doesn't switch threads while it encodes, but does so `in_thread`, where `value` may be nested MAX_DEPTH deep."""
+    if in_thread and not within_depth(value):
+        raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return "".join(_ENCODER.iterencode(value)) if in_thread else _ENCODER.encode(value)
     except RecursionError:
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:

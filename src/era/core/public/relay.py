@@ -188,7 +188,11 @@ def _described(answer: dict[str, Any], printed: bytes, place: headers.Place) -> 
     elif isinstance(body, str):
         content, default = body.encode(), "text/plain; charset=utf-8"
     else:
-        content, default = jsontext.compact(body).encode(), "application/json"
+        try:
+            text = jsontext.compact(body, in_thread=len(printed) > _IN_THREAD)
+        except jsontext.JsonProblem as error:
+            raise RelayFailed(f"The program answered a 'body' that {error}.") from None
+        content, default = text.encode(), "application/json"
     if status in (204, 205, 304):
         content = b""
     return Reply(status, _headers(described, default, place), content)
