@@ -6,8 +6,10 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -303,3 +305,29 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+@pytest.mark.parametrize(
+    "make", [postgresql.PostgreSQL, lambda directory, _: s3.S3(directory)], ids=["postgresql", "s3"]
+)
+def test_whoever_has_a_server_s_port_is_told_nothing(
+    tmp_path: Path, make: Callable[[Path, int], postgresql.PostgreSQL | s3.S3]
+) -> None:
+    keys = {"password": "canary", "access_key": "a", "secret_key": "canary"}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.5)
+        (tmp_path / "keys.json").write_text(json.dumps({"port": other.getsockname()[1], **keys}))
+        with pytest.raises(NotReady, match="is taken"):
+            make(tmp_path, 1).start()
+        with other.accept()[0] as asked:
+            assert asked.recv(100) == b""
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
+def test_damaged_keys_are_told_and_nothing_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "keys.json").write_text("")
+    with pytest.raises(NotReady, match="keys.json is damaged"):
+        s3.S3(tmp_path).start()
+    assert (tmp_path / "data").exists()

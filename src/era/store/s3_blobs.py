@@ -318,8 +318,8 @@ class S3Blobs:
             self._removing.update(dict.fromkeys(removable, math.inf))
         until = math.inf
         try:
-            self._bucket.briefly().delete([name for digest in removable for name in old[digest]])
-            until = 0.0
+            if self._bucket.briefly().delete([name for digest in removable for name in old[digest]]):
+                until = 0.0
         finally:
             with self._changed:
                 self._removing.update(dict.fromkeys(removable, min(until, time.monotonic() + _DOUBT_SECONDS)))
@@ -366,9 +366,10 @@ class S3Blobs:
         self._note_upload(digest, begun)
 
     def _put_again(self, digest: str) -> None:
-        """Upload content that a batch put and another host removed, if it is in the cache. Raises OSError."""
+        """Upload content that a batch put and another host removed, if it is in the cache and fits one object. Raises
+        OSError."""
         cached = self._cache.find(digest)
-        if cached is None:
+        if cached is None or os.path.getsize(cached) > PART:
             with self._changed:
                 self._uploaded.pop(digest, None)
             raise OSError(errno.EAGAIN, "the same content was just removed; try again")

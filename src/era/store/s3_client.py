@@ -143,13 +143,15 @@ class Bucket:
         """What sends content of up to so many bytes with the time that it needs at the lowest rate."""
 
         self._store = self._connected(patience.silence)
+        self._deleting = self._connected(patience.silence, retries=0)
         self._slow_until = 0.0
         """Until when uploads are expected to be slow, by the monotonic clock."""
 
         self._hurried = threading.Event()
 
-    def _connected(self, silence: float) -> S3Store:
-        """What makes requests, each of which ends after so many seconds without a byte from the server."""
+    def _connected(self, silence: float, retries: int | None = None) -> S3Store:
+        """What makes requests, each of which ends after so many seconds without a byte from the server, and is repeated
+        so often without a word."""
         place, patience = self._place, self._patience
         options = {"endpoint": place.endpoint, "region": place.region}
         return S3Store(
@@ -163,7 +165,7 @@ class Bucket:
                 "timeout": timedelta(days=1),
             },
             retry_config={
-                "max_retries": patience.requests,
+                "max_retries": patience.requests if retries is None else retries,
                 # Not longer where more silence is borne: what has taken that long is up to `patiently`.
                 "retry_timeout": timedelta(seconds=patience.silence),
                 "backoff": {"init_backoff": timedelta(seconds=patience.pause / 3)},
@@ -247,10 +249,19 @@ class Bucket:
         """The objects `NAME/…`, of which there are few."""
         return self.patiently(lambda: [_listed(item) for item in obstore.list(self._store, prefix=name).collect()])
 
-    def delete(self, names: Sequence[str]) -> None:
-        """Delete up to a thousand objects. Names that don't exist are no error."""
+    def delete(self, names: Sequence[str]) -> bool:
+        """Delete up to a thousand objects. Names that don't exist are no error. Returns whether no request is under way
+        any more: one that got no answer may still be carried out, though the next one has succeeded."""
+        tries = 0
+
+        def once() -> None:
+            nonlocal tries
+            tries += 1
+            obstore.delete(self._deleting, names)
+
         if names:
-            self.patiently(lambda: obstore.delete(self._store, names))
+            self.patiently(once)
+        return tries < 2
 
     def signed_removals(self, names: Sequence[str], seconds: float) -> Sequence[Callable[[], bool]]:
         """Functions that delete these objects, one each, by requests that are signed now. The server refuses them once

@@ -143,6 +143,7 @@ class PostgreSQL:
         """Start it, and return where it is, for people. Raises NotReady, OSError."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         keys = kept(self._directory / "keys.json", lambda: {"port": free_port(), "password": secrets.token_urlsafe(24)})
+        check_port(keys["port"], self._directory, "PostgreSQL")
         self._url = f"postgresql://era:{keys['password']}@{LOOPBACK}:{keys['port']}/"
         if not (self._directory / "data").exists():
             options = ("-U", "era", "-A", "scram-sha-256", "--locale=C")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from era.cluster.host_process import last_line
+from era.core.files.durable import sync
 from era.errors import NotReady
 
 LOOPBACK = "127.0.0.1"
@@ -103,6 +104,13 @@ def listens(address: str, port: int) -> bool:
     return False
 
 
+def check_port(port: int, directory: Path, what: str) -> None:
+    """Raises NotReady where somebody listens at the port of a server that is to be started. It could be anybody, who
+    would be told passwords."""
+    if listens(LOOPBACK, port):
+        raise NotReady(f"Port {port} of {LOOPBACK}, which {directory} has for {what}, is taken.")
+
+
 def free_port() -> int:
     """A port that nobody has now, below those that the system gives to whoever leaves the choice to it: so nobody is
     likely to get it before it is used."""
@@ -113,17 +121,25 @@ def free_port() -> int:
 
 
 def keep(file: Path, content: str) -> None:
-    """Write a file that nobody else may read, as a whole or not at all."""
+    """Write a file that nobody else may read, durably, and as a whole or not at all."""
     draft = file.with_name(f"{file.name}.new")
     draft.unlink(missing_ok=True)
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as opened:
         opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
     draft.replace(file)
+    sync(file.parent)
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is in such a file, made at the first start."""
+    """What is in such a file, made at the first start. Raises NotReady."""
     if not file.exists():
         keep(file, json.dumps(make()))
-    found: dict[str, Any] = json.loads(file.read_text())
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except ValueError:
+        raise NotReady(
+            f"{file} is damaged. The data beside it can't be used without what it had: restore it."
+        ) from None
     return found

@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from era.cluster.engines.process import LOOPBACK, ServerProcess, free_port, kept, listens
+from era.cluster.engines.process import LOOPBACK, ServerProcess, check_port, free_port, kept, listens
 from era.errors import NotReady
 
 MISSING = "there is no radosgw here: apt-get install radosgw"
@@ -143,8 +143,7 @@ class S3:
 
         self._keys = kept(self._directory / "keys.json", make)
         port = self._keys["port"]
-        if listens(LOOPBACK, port):
-            raise NotReady(f"Port {port} of {LOOPBACK}, which {self._directory} has for S3, is taken.")
+        check_port(port, self._directory, "S3")
         self._server.start(LOOPBACK, port)
         self._endpoint = f"http://{LOOPBACK}:{port}"
         make_bucket(bucket(_BUCKET, None, self._endpoint, self._keys["access_key"], self._keys["secret_key"]))

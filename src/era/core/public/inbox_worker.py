@@ -69,6 +69,9 @@ _AGAIN_SECONDS = 1.0
 _AGAIN_AT_MOST = 64
 """It doubles each time, up to so many times as long."""
 
+_FOR_OTHERS = 4
+"""One of so many slots, at least one, is left to others by an owner who has all the rest."""
+
 _STOP_SECONDS = 5.0
 _MAX_SENDER_ID = 255
 _SENDER_IDS = (b"x-github-delivery", b"idempotency-key", b"x-delivery-id")
@@ -95,7 +98,7 @@ class Inbox:
         self._store = store
         self._runs = runs
         self._at_a_time = at_a_time
-        self._slots = FairSlots[str](at_a_time, max(1, at_a_time // 4))
+        self._slots = FairSlots[str](at_a_time, max(1, at_a_time - max(1, at_a_time // _FOR_OTHERS)))
         self._due = 0
         """Workers that have a slot, or wait for one."""
 
