@@ -20,7 +20,7 @@ from era.client import cluster as command
 from era.cluster import local
 from era.cluster.engines import postgresql, ray_nodes, s3
 from era.cluster.engines.process import ServerProcess
-from era.cluster.local import LocalCluster
+from era.cluster.local import Engine, LocalCluster
 from era.errors import NotReady
 from tests.client.command import era
 from tests.cluster import Cluster, running, start
@@ -310,9 +310,7 @@ def name_of(pid: int) -> str:
 @pytest.mark.parametrize(
     "make", [postgresql.PostgreSQL, lambda directory, _: s3.S3(directory)], ids=["postgresql", "s3"]
 )
-def test_whoever_has_a_server_s_port_is_told_nothing(
-    tmp_path: Path, make: Callable[[Path, int], postgresql.PostgreSQL | s3.S3]
-) -> None:
+def test_whoever_has_a_server_s_port_is_told_nothing(tmp_path: Path, make: Callable[[Path, int], Engine]) -> None:
     keys = {"password": "canary", "access_key": "a", "secret_key": "canary"}
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.settimeout(0.5)
@@ -328,6 +326,6 @@ def test_whoever_has_a_server_s_port_is_told_nothing(
 def test_damaged_keys_are_told_and_nothing_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "keys.json").write_text("")
-    with pytest.raises(NotReady, match="keys.json is damaged"):
+    with pytest.raises(NotReady, match=r"keys\.json is damaged"):
         s3.S3(tmp_path).start()
     assert (tmp_path / "data").exists()

@@ -68,13 +68,10 @@ class Calls:
             async for piece in response.aiter_bytes():
                 data += piece
                 if len(data) > MOST_BYTES:
-                    raise CallFailed(
-                        f"That has over {MOST_BYTES >> 20} MiB, too much for a tool. Read a part of it with a program in "
-                        "the session."
-                    )
-            return Content(
-                bytes(data), response.headers.get("content-type", "application/octet-stream").partition(";")[0]
-            )
+                    over = f"That has over {MOST_BYTES >> 20} MiB, too much for a tool."
+                    raise CallFailed(f"{over} Read a part of it with a program in the session.")
+            media_type = response.headers.get("content-type", "application/octet-stream").partition(";")[0]
+            return Content(bytes(data), media_type)
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any]]:
         """The events of a run that a POST to this path begins: that of a session's `/stream`, or of `/api/execute`. A

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 
-from era.cluster.engines.process import LOOPBACK, ServerProcess, free_port, kept
+from era.cluster.engines.process import LOOPBACK, ServerProcess, check_port, free_port, kept
 from era.errors import NotReady
 
 MISSING = "there is no PostgreSQL here: apt-get install postgresql"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from era.cluster.host_process import last_line
-from era.core.files.durable import sync
 from era.errors import NotReady
 
 LOOPBACK = "127.0.0.1"
@@ -129,7 +128,11 @@ def keep(file: Path, content: str) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     draft.replace(file)
-    sync(file.parent)
+    parent = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -139,7 +142,5 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text())
     except ValueError:
-        raise NotReady(
-            f"{file} is damaged. The data beside it can't be used without what it had: restore it."
-        ) from None
+        raise NotReady(f"{file} is damaged. Restore it: the data beside it is of no use without.") from None
     return found
