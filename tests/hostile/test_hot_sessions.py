@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.api.live import start
 from tests.cluster import History
 from tests.conftest import Server, eventually
@@ -93,6 +95,7 @@ def test_a_hot_session_moves_while_eight_clients_run_in_it(tmp_path: Path) -> No
         assert (moved(home.at_home()), epochs(home)) == (1, 2)
 
 
+@pytest.mark.soak
 def test_hot_sessions_are_spread(tmp_path: Path) -> None:
     with small_hosts(tmp_path) as home, home.at_home().client() as client:
         names = [f"s{number}" for number in range(16)]

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
+from tests.soaking import soak_the_rest
 
 SPARSE = """
 import os
@@ -21,7 +22,7 @@ MANY = "import os\nfor n in range(40): open(f'f{n}', 'wb').write(os.urandom(8))"
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("weakness", [None, "no threads for large commits"])
+@pytest.mark.parametrize("weakness", soak_the_rest([None, "no threads for large commits"], 1))
 def test_they_hold_up_nobody_elses_commits(tmp_path: Path, kind: str, weakness: str | None) -> None:
     server = ForkedServer(tmp_path / "data", named_weakness=weakness)
     server.start()

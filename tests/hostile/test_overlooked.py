@@ -287,6 +287,7 @@ def test_no_mixture_of_deeds_is_overlooked(isolation: str, user: str, examples: 
         search(client, isolation, examples, is_random=examples > 12)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
 def test_the_search_finds_what_a_look_that_trusts_inotify_overlooks(isolation: str, own_server: MakeServer) -> None:
     # What is in flight may be collected in time when an example is tried once more, as each is that fails.

@@ -14,6 +14,7 @@ from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import interception, redaction
 from tests.network.lab import GOOD, HOST, OURS, Answer, Lab, fine, request
+from tests.soaking import soak_the_rest
 
 HEADERS, LONG_HEADERS = b"a:\r\n" * 12_000, (b"a:" + b"x" * 40 + b"\r\n") * 1200
 NEARLY = b"a" * 8000 + b"c"
@@ -112,7 +113,7 @@ async def longest(lab: Lab, asked: bytes, connections: int, singles: int = 0) ->
     return max(taken)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", soak_the_rest(CASES, CASES.keys() - {"pipelined head"}))
 async def test_others_have_their_turns(
     lab: Lab, case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
