@@ -29,6 +29,11 @@ from tests.core.lab import CountingBlobs, Lab, Place, described
 from tests.owners import mine
 
 LONG = os.urandom(40_000)
+DESTINATION: JsonObject = {
+    **{"host": "ü", "port": 443, "address": None, "allowed": False, "reason": "no_such_host"},
+    **{"connections": 1, "sent": 0, "received": 0},
+}
+EGRESS: JsonObject = {"destinations": [DESTINATION], "more": 3}
 FAR_NS = 2**63 + 10**9
 """A file's time in the year 2262: the first of those that take more than 64 bits in nanoseconds."""
 
@@ -173,14 +178,7 @@ class Service:
             cpu_us=6,
             reaped=0,
             enforced={"walls": ["a"]},
-            egress={
-                "destinations": [
-                    {"host": "ü", "port": 443, "address": None, "allowed": False, "reason": "unknown", "connections": 1}
-                    | {"sent": 0, "received": 0, "secrets": ["KEY"]}
-                ],
-                "more": 3,
-                "bytes": 0,
-            },
+            egress=EGRESS,
             artifacts={"files": [{"type": "image/png", "path": "ü.png", "size": 7}], "more": 1},
         )
         await self.store.end_run(record, data=data, snapshot=snapshot, outputs=kept)

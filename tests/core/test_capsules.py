@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sqlite3
-import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
-from era.core.capsules import exports, imports, reading, trees
+from era.core.capsules import exports, imports
 from era.core.capsules import format as layout
-from era.core.files import tree_objects
+from era.core.capsules.service import _EXPORTS_OF_OWNER
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
-from era.core.files.totals import Bounds
+from era.core.history import HistoryBound
+from era.core.limits import Rules
 from era.core.metadata import Retention, SessionFilter
-from era.core.models import DEFAULT_OWNER, KeptOutputs, RunRecord, Session, StoredCode, Version, VersionContent, now
+from era.core.models import (
+    DEFAULT_OWNER,
+    KeptOutputs,
+    KeptVersion,
+    NewSession,
+    OwnedId,
+    RunRecord,
+    Session,
+    StoredCode,
+    Version,
+    VersionContent,
+    now,
+)
 from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
@@ -31,7 +43,7 @@ from era.wire.files import files_answer
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.conftest import eventually
-from tests.core.lab import described
+from tests.core.lab import LIMITS, described
 from tests.core.moving import Service, portable_fields
 from tests.owners import mine
 
@@ -107,6 +119,25 @@ async def test_history_can_be_left_out(service: Service) -> None:
     assert (await service.store.versions(mine("now"), limit=1, before=None))[0].run_id is None
     changed = await service.store.commit(mine("now"), "data", data="{}", snapshot=None)
     assert changed.version == 4
+
+
+async def test_who_has_many_exports_open_waits_with_the_next_and_keeps_no_other_owner(service: Service) -> None:
+    """Each has temporary files for as long as its client reads."""
+    await service.make("s")
+    others = OwnedId("another", "t")
+    await service.load(await service.export("s"), "copy")
+    await service.store.create_session(NewSession(others, "node", True, "{}", {}, True, True, 9.0))
+    for _ in range(_EXPORTS_OF_OWNER + 1):
+        with pytest.raises(NotFound):
+            await service.capsules.open(mine("nobody"))
+    opened = [await service.capsules.open(mine("s")) for _ in range(_EXPORTS_OF_OWNER)]
+    waiting = asyncio.create_task(service.capsules.open(mine("copy")))
+    await asyncio.wait([waiting], timeout=0.5)
+    (await service.capsules.open(others)).close()
+    assert not waiting.done()
+    opened.pop().close()
+    for export in (await waiting, *opened):
+        export.close()
 
 
 async def test_nothing_of_an_export_is_cleared_away(service: Service) -> None:
@@ -220,81 +251,78 @@ async def test_what_is_refused_leaves_nothing(service: Service) -> None:
 
 
 async def test_retention_is_this_servers(tmp_path: Path) -> None:
-    """A server that keeps less history than the capsule has drops the rest."""
+    """A server that keeps less history than the capsule has makes none of the rest."""
     kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
     text = document(
         session(version=5),
         [version(version=n, data={"n": n}) for n in range(1, 6)],
-        [run(id=f"run_{n}", **kept) for n in range(3)],
+        [run(id=f"run_{n}", **kept) for n in range(4)],
     )
-    async with Service.at(tmp_path / "here", Retention(versions=2, outputs=1)) as service:
+    async with Service.at(tmp_path / "here", Retention(versions=2, outputs=1, runs=3)) as service:
         made = await service.load(capsules.capsule(text, b"x", b""))
         assert [each.n for each in await service.store.versions(mine("moved"), limit=9, before=None)] == [5, 4]
-        outputs = [(await service.store.run(mine("moved"), f"run_{n}"))[1] for n in range(3)]
+        outputs = [(await service.store.run(mine("moved"), f"run_{n}"))[1] for n in range(1, 4)]
         assert outputs == [None, None, KeptOutputs(b"x", b"")]
-        assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_2", "run_1", "run_0"]
+        assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_3", "run_2", "run_1"]
 
 
-async def test_only_runs_that_are_kept_are_inserted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others would be in the way of everybody's commits."""
-    read = list[str]()
-    short = imports.Capsule._short
-    monkeypatch.setattr(imports.Capsule, "_short", lambda self, digest: read.append(digest) or short(self, digest))  # type: ignore[func-returns-value]
-    kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
-    text = document(runs=[run(id=f"run_{n}", **kept) for n in range(9)])
-    async with Service.at(tmp_path / "here", Retention(runs=3, outputs=2)) as service:
-        made = await service.load(capsules.capsule(text, b"x", b""))
-        assert [record.id for record in await service.store.runs(made.key, 9)] == ["run_8", "run_7", "run_6"]
-        outputs = [(await service.store.run(mine("moved"), f"run_{n}"))[1] for n in (6, 7, 8)]
-        assert outputs == [None, *[KeptOutputs(b"x", b"")] * 2]
-    assert len(read) == 4
+class WatchedHistory(HistoryBound):
+    """Notes the versions of each import that are to be counted."""
+
+    counted: Sequence[int] = ()
+
+    async def not_imported(self, session: Session, older: Sequence[KeptVersion]) -> Sequence[int]:
+        self.counted = sorted(version.n for version in older)
+        return await super().not_imported(session, older)
 
 
-def test_a_directory_list_is_parsed_no_more_often_than_it_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version takes a hundred bytes of a capsule, and its root may have 128 MiB."""
-    parsed = list[bytes]()
-    decode = tree_objects.decode
-    monkeypatch.setattr(trees, "decode", lambda content: parsed.append(content) or decode(content))  # type: ignore[func-returns-value]
-    root = tree(file("a", b"a"))
-    text = document(session(version=99), [version(root, version=n) for n in range(1, 100)])
-    with tempfile.TemporaryFile() as spool:
-        spool.write(capsules.capsule(text, root, b"a"))
-        spool.flush()
-        assert len(list(imports.check(spool.fileno(), Bounds()).document.versions())) == 99
-    assert len(parsed) <= 2
+async def test_only_what_is_kept_is_counted(tmp_path: Path) -> None:
+    """A capsule may have any number of versions."""
+    listed = [version(version=n) for n in range(1, 10)]
+    listed[1]["name"] = "first"
+    for n in (3, 4, 5):
+        listed[n - 1]["cause"] = "checkpoint"
+    async with Service.at(tmp_path / "here", Retention(versions=2, checkpoints=1)) as service:
+        history = WatchedHistory(service.store, service.lab.snapshots, Rules(LIMITS, LIMITS))
+        service.capsules._importer._history = history
+        await service.load(capsules.capsule(document(session(version=9), listed)))
+        assert history.counted == [2, 5, 8]
+        found = await service.store.versions(mine("moved"), limit=99, before=None)
+        assert [each.n for each in found] == [9, 8, 5, 2]
 
 
-def test_a_capsule_has_no_more_lines_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_LINES", 129)
-    with tempfile.TemporaryFile() as spool:
-        spool.write(large())
-        spool.flush()
-        with pytest.raises(TooLarge, match="more than 129 versions or runs"):
-            imports.check(spool.fileno(), Bounds())
-
-
-async def test_an_import_that_is_cancelled_closes_its_file_once_nobody_uses_it(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("job", ["_write", "check", "_kept_versions", "kept_outputs"])
+async def test_the_file_of_a_cancelled_import_is_open_while_a_thread_uses_it(
+    job: str, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or it would be read and written in whatever file gets the number next."""
-    begun, go, sizes = threading.Event(), threading.Event(), list[int]()
+    """Its descriptor could be another file's, which the thread would read or write."""
+    whole, began, goes_on, over = getattr(imports, job), threading.Event(), threading.Event(), threading.Event()
+    failures = []
 
-    def slow(fd: int, _: Bounds) -> NoReturn:
-        begun.set()
-        go.wait(60)
-        sizes.append(os.fstat(fd).st_size)
-        raise TooLarge("late")
+    def held(*arguments: Any) -> Any:
+        began.set()
+        goes_on.wait()
+        try:
+            return whole(*arguments)
+        except Exception as error:
+            failures.append(error)
+            raise
+        finally:
+            over.set()
 
-    monkeypatch.setattr(imports, "check", slow)
-    capsule = large()
-    importing = asyncio.create_task(service.load(capsule))
-    await asyncio.to_thread(begun.wait, 60)
-    importing.cancel()
-    done, _ = await asyncio.wait([importing], timeout=0.2)
-    go.set()
+    monkeypatch.setattr(imports, job, held)
+    kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
+    loading = asyncio.create_task(service.load(capsules.capsule(document(runs=[run(**kept)]), b"x", b"")))
+    await asyncio.to_thread(began.wait)
+    for _ in range(2):
+        loading.cancel()
+        await asyncio.wait([loading], timeout=0.1)
+    goes_on.set()
     with pytest.raises(asyncio.CancelledError):
-        await importing
-    assert (done, sizes) == (set(), [len(capsule)])
+        await loading
+    await asyncio.to_thread(over.wait)
+    assert failures == []
+    assert (await service.store.counts())["sessions"] == 0
 
 
 def large(versions: int = 6, runs: int = 130) -> bytes:

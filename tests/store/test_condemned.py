@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -492,17 +491,13 @@ async def test_an_import_whose_purge_has_begun_is_not_completed(
     monkeypatch.setattr("era.store.capsules._BATCH_ROWS", 3)
     inserted, over = threading.Event(), threading.Event()
 
-    passes = count()
-
     def versions() -> Iterator[VersionContent]:
-        inserts = next(passes)  # the first time they are only counted
         for n in range(1, 4):
             yield VersionContent(Version(n, now(), "create", None, EMPTY), "{}")
-        if inserts:
-            inserted.set()
-            over.wait()
+        inserted.set()
+        over.wait()
 
-    importing = asyncio.create_task(b.store.load(replace(session, id="copy", version=3), versions, lambda *_: iter(())))
+    importing = asyncio.create_task(b.store.load(replace(session, id="copy", version=3), versions(), iter(())))
     await asyncio.to_thread(inserted.wait)
     age(url, "b", 1.1)
     await a.homes.beat(a.host)

@@ -24,13 +24,14 @@ class FairSlots[Holder: Hashable]:
     @asynccontextmanager
     async def slot(self, holder: Holder) -> AsyncIterator[None]:
         """Wait for a slot, and have it for the block."""
-        await self._take(holder)
+        await self.take(holder)
         try:
             yield
         finally:
-            self._give_back(holder)
+            self.give_back(holder)
 
-    async def _take(self, holder: Holder) -> None:
+    async def take(self, holder: Holder) -> None:
+        """Wait for a slot, which must be given back."""
         if self._free and not self._queues and self._held[holder] < self._most_each:
             self._free -= 1
             self._held[holder] += 1
@@ -44,10 +45,10 @@ class FairSlots[Holder: Hashable]:
             if turn.cancelled():
                 self._hand_out()  # which forgets it
             else:
-                self._give_back(holder)
+                self.give_back(holder)
             raise
 
-    def _give_back(self, holder: Holder) -> None:
+    def give_back(self, holder: Holder) -> None:
         self._free += 1
         self._held[holder] -= 1
         if not self._held[holder]:

@@ -161,6 +161,11 @@ class MetadataStore(Protocol):
     Times are UTC microseconds since 1970.
     """
 
+    @property
+    def retention(self) -> Retention:
+        """How much of the past is kept."""
+        ...
+
     async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
         """Create a session, with version 1. `claim` is claimed and answered with it.
 
@@ -456,19 +461,15 @@ class MetadataStore(Protocol):
         """
         ...
 
-    def kept_of(self, versions: Iterator[VersionContent]) -> Sequence[Version]:
-        """Those of a session's versions, oldest first, that are kept here."""
-        ...
-
     async def load(
         self,
         session: Session,
-        versions: Callable[[], Iterator[VersionContent]],
-        runs: Callable[[int, int], Iterator[KeptRun]],
+        versions: Iterator[VersionContent],
+        runs: Iterator[KeptRun],
         key_id: str = "",
     ) -> Session:
-        """Create a session as it was elsewhere, with its versions and runs, by a call with the API key `key_id`. The
-        iterators run on a thread. `runs` is told how many are kept here, and of how many the outputs.
+        """Create a session as it was elsewhere, with its versions and runs, oldest first and no more than `retention`
+        keeps, by a call with the API key `key_id`. The iterators run on a thread.
 
         It takes many small transactions, between which others can write, but the session is present as a whole or not
         at all. Its runs don't count as ones of this server, and those whose ids are in use here get new ones.

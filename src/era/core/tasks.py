@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -20,6 +20,21 @@ async def until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def to_its_end[T](call: Awaitable[T]) -> T:
+    """What a call returns that can't be cut short, as one on a thread. Where this is cancelled, it has ended before."""
+    ending = asyncio.ensure_future(call)
+    cancelled = None
+    while not ending.done():
+        try:
+            await asyncio.wait([ending])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        await asyncio.gather(ending, return_exceptions=True)  # nobody else looks at its failure
+        raise cancelled
+    return ending.result()
 
 
 def in_background(jobs: Iterable[Coroutine[Any, Any, None]]) -> list[asyncio.Task[None]]:

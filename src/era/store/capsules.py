@@ -5,9 +5,9 @@ inserts the session's own row first, which nobody sees yet; then versions and ru
 others write; and the last transaction makes the session present. An import cut short leaves an incomplete session,
 which is purged like those that were removed.
 
-The rows of an imported session are as they were elsewhere, with three exceptions. What this server wouldn't keep any
-more is dropped. A run whose id is in use here gets the new session's key behind its id. And each run is marked, in its
-record for people and in a column for the counts, because the isolation that its record names isn't this server's.
+The rows of an imported session are as they were elsewhere, with two exceptions. A run whose id is in use here gets the
+new session's key behind its id. And each run is marked, in its record for people and in a column for the counts,
+because the isolation that its record names isn't this server's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -24,7 +23,8 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select
 
 from era.core.metadata import Retention
-from era.core.models import CHECKPOINTS, KeptOutputs, KeptRun, OwnedId, RunRecord, Session, Version, VersionContent
+from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
+from era.core.tasks import to_its_end
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
@@ -87,11 +87,10 @@ def dump_session[T](
 
 async def load_session(
     database: Database,
-    retention: Retention,
     incomplete: set[int],
     session: Session,
-    versions: Callable[[], Iterator[VersionContent]],
-    runs: Callable[[int, int], Iterator[KeptRun]],
+    versions: Iterator[VersionContent],
+    runs: Iterator[KeptRun],
     complete: Callable[[Connection, int], Session],
 ) -> Session:
     """See MetadataStore.load. `complete` makes the session with this key present, once all of it is there. The
@@ -109,11 +108,9 @@ async def load_session(
     try:
         await database.write(begin)
         key = keys[-1]  # a transaction that was undone has begun again
-        async for some_runs in _batches(runs(retention.runs, retention.outputs), _size_of_run):
+        async for some_runs in _batches(runs, _size_of_run):
             await database.write(_insert_foreign_runs, key, some_runs)
-        numbers = {version.n for version in await asyncio.to_thread(kept_of, retention, versions())}
-        kept = (content for content in versions() if content.version.n in numbers)
-        async for some_versions in _batches(kept, lambda content: len(content.data)):
+        async for some_versions in _batches(versions, lambda content: len(content.data)):
             await database.write(_insert_foreign_versions, key, some_versions)
         return await database.write(complete, key)
     except BaseException:
@@ -125,24 +122,10 @@ async def load_session(
         incomplete.difference_update(keys)
 
 
-def kept_of(retention: Retention, contents: Iterator[VersionContent]) -> list[Version]:
-    """Those versions that this server keeps: the newest, the newest checkpoints, and what has a name."""
-    newest = deque[Version](maxlen=retention.versions), deque[Version](maxlen=retention.checkpoints)
-    named = []
-    for content in contents:
-        version = content.version
-        newest[version.cause in CHECKPOINTS].append(version)
-        if version.name is not None:
-            named.append(version)
-    kept = {version.n: version for version in (*named, *newest[0], *newest[1])}
-    return sorted(kept.values(), key=lambda version: version.n)
-
-
 def _insert_foreign_runs(connection: Connection, session_key: int, batch: Sequence[KeptRun]) -> None:
     check_alive(connection)
     for record, kept in batch:
-        run_key = _insert_foreign_run(connection, session_key, record)
-        insert_outputs(connection, session_key, run_key, kept)
+        insert_outputs(connection, session_key, _insert_foreign_run(connection, session_key, record), kept)
 
 
 def _insert_foreign_run(connection: Connection, session_key: int, record: RunRecord) -> int:
@@ -197,7 +180,8 @@ def _session_of_run(connection: Connection, run_id: str) -> int | None:
 
 
 async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncIterator[list[T]]:
-    """Split `items` into lists of up to `_BATCH_ROWS` items or about `_BATCH_BYTES`; the iterator runs on a thread."""
+    """Split `items` into lists of up to `_BATCH_ROWS` items or about `_BATCH_BYTES`. The iterator runs on a thread, and
+    no longer than this: it may read a file that is closed then."""
 
     def next_batch() -> list[T]:
         batch, size = [], 0
@@ -208,7 +192,7 @@ async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncI
                 break
         return batch
 
-    while batch := await asyncio.to_thread(next_batch):
+    while batch := await to_its_end(asyncio.get_running_loop().run_in_executor(None, next_batch)):
         yield batch
 
 

@@ -116,6 +116,10 @@ class SqlStore:
 
         self._url = url
 
+    @property
+    def retention(self) -> Retention:
+        return self._retention
+
     async def homes(self) -> HomeRows:
         """The rows of a cluster's hosts and homes, on connections of their own, which notice within half of a lease
         that they are cut off. Call it once, on an open store that isn't `alone`."""
@@ -457,14 +461,11 @@ class SqlStore:
         dump = partial(capsules.dump_session, history=history, take=take_once)
         return await self.database.read(dump, self._retention, session_id)
 
-    def kept_of(self, versions: Iterator[VersionContent]) -> Sequence[Version]:
-        return capsules.kept_of(self._retention, versions)
-
     async def load(
         self,
         session: Session,
-        versions: Callable[[], Iterator[VersionContent]],
-        runs: Callable[[int, int], Iterator[KeptRun]],
+        versions: Iterator[VersionContent],
+        runs: Iterator[KeptRun],
         key_id: str = "",
     ) -> Session:
         def complete(connection: Connection, key: int) -> Session:
@@ -472,9 +473,7 @@ class SqlStore:
             return quotas.within(connection, session.id, bounds, sessions.complete_session, key, session, key_id)
 
         async with self._telling_what_fills_it():
-            return await capsules.load_session(
-                self.database, self._retention, self._incomplete, session, versions, runs, complete
-            )
+            return await capsules.load_session(self.database, self._incomplete, session, versions, runs, complete)
 
     async def ping(self) -> None:
         await self.database.read(lambda connection: connection.execute(select(literal(1))).scalar_one())

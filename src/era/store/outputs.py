@@ -84,11 +84,6 @@ def insert_outputs(connection: Connection, session_key: int, run_key: int, kept:
         _insert.execute(connection, values)
 
 
-def prune_outputs(connection: Connection, retention: Retention, session_key: int) -> None:
-    """Drop what a session's runs wrote, but for its newest ones, as many as retention says."""
-    _prune.execute(connection, {"session": session_key, "kept": retention.outputs})
-
-
 def outputs_of_run(connection: Connection, session_key: int, run_key: int) -> KeptOutputs | None:
     """What a run wrote; None where it wrote nothing or that is no longer kept."""
     row = connection.execute(_OF_RUN, {"session": session_key, "run": run_key}).one_or_none()

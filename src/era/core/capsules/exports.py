@@ -14,7 +14,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -77,6 +77,8 @@ class Export:
         self.renewing: asyncio.Task[None] | None = None
         """What keeps its content from other hosts' garbage collection."""
 
+        self.when_closed: Callable[[], None] = lambda: None
+
         self._reading = threading.Lock()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -98,6 +100,7 @@ class Export:
             self._threads.submit(self._close_files)
         except RuntimeError:  # the executor was shut down with the service, so no thread is reading
             self._close_files()
+        self.when_closed()
 
     def _next(self) -> bytes:
         with self._reading:

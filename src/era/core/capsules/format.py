@@ -82,10 +82,9 @@ ADDED_TO_VERSIONS: dict[str, Any] = {"name": None}
 ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}, "versions_dropped": 0, "setup_error": None}
 """Fields of sessions, versions and runs that older capsules lack, with the values that they stand for."""
 
-_is_text = validators.text(validators.MAX_NUMBER)
 CODE: dict[str, validators.Check] = {
-    "code": _is_text,
-    "description": validators.optional(_is_text),
+    "code": lambda value: isinstance(value, str),
+    "description": validators.optional(lambda value: isinstance(value, str)),
     "updated_at": validators.is_time,
 }
 VERSION: dict[str, validators.Check] = {
@@ -97,23 +96,27 @@ VERSION: dict[str, validators.Check] = {
     "snapshot": validators.optional(validators.is_digest),
     "data": validators.is_object,
 }
-_COUNT = validators.integer()
-_DESTINATION: dict[str, validators.Check] = {
-    "host": _is_text,
-    "port": _COUNT,
-    "address": validators.optional(_is_text),
-    "allowed": validators.is_boolean,
-    "reason": validators.optional(_is_text),
-    "connections": _COUNT,
-    "sent": _COUNT,
-    "received": _COUNT,
-}
-_EGRESS: dict[str, validators.Check] = {
-    "destinations": validators.list_of(validators.has(_DESTINATION, secrets=validators.list_of(_is_text))),
-    **dict.fromkeys(("more", "made", "refused", "sent", "received", "bytes"), _COUNT),
-}
 _WHOLE = validators.optional(validators.integer())
 _SMALL = validators.optional(validators.integer(-(1 << 31), (1 << 31) - 1))
+_COUNT = validators.integer()
+_WORDS = validators.text(MAX_ENFORCED)
+_DESTINATION = validators.object_of(
+    {
+        "host": _WORDS,
+        "port": _COUNT,
+        "address": validators.optional(_WORDS),
+        "allowed": validators.is_boolean,
+        "reason": validators.optional(_WORDS),
+        **dict.fromkeys(("connections", "sent", "received"), _COUNT),
+    },
+    {"secrets": validators.list_of(_WORDS)},
+)
+_EGRESS = validators.object_of(
+    {"destinations": validators.list_of(_DESTINATION), "more": _COUNT},
+    dict.fromkeys(("made", "refused", "sent", "received", "bytes"), _COUNT),
+)
+"""Of runs that noted it, see network/destinations.py."""
+
 RUN: dict[str, validators.Check] = {
     "id": _ID,
     "status": validators.one_of(*(set(get_args(Status.__value__)) - {"running"})),
@@ -132,7 +135,7 @@ RUN: dict[str, validators.Check] = {
     "cpu_us": _WHOLE,
     "reaped": _SMALL,
     "enforced": validators.is_object,
-    "egress": validators.has({}, **_EGRESS),
+    "egress": lambda value: value == {} or _EGRESS(value),
     "artifacts": valid_artifacts,
     "versions_dropped": validators.integer(0, (1 << 31) - 1),
     "setup_error": validators.optional(validators.text(64 << 10)),

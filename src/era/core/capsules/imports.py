@@ -14,12 +14,13 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
@@ -30,10 +31,11 @@ from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, to
 from era.core.files.blob_store import BlobStore
 from era.core.files.totals import Bounds
 from era.core.history import HistoryBound
-from era.core.metadata import MetadataStore
+from era.core.metadata import MetadataStore, Retention
 from era.core.models import CHECKPOINTS, KeptRun, KeptVersion, OwnedId, Session, Snapshot, VersionContent
 from era.core.outputs import INLINE_BYTES
 from era.core.program import STREAMS
+from era.core.tasks import to_its_end
 from era.errors import BadRequest, Unavailable
 
 _MAX_README_BYTES = 64 << 10
@@ -56,12 +58,12 @@ class Capsule:
 
     run_count: int
 
-    def runs(self, most: int, with_outputs: int) -> Iterator[KeptRun]:
-        """The newest `most` runs, oldest first, the newest of these with their outputs."""
-        for number, (record, outputs) in enumerate(self.document.runs()):
-            left = self.run_count - number
-            if left <= most:
-                yield record, kept_outputs(outputs, self._short) if outputs and left <= with_outputs else None
+    def runs(self, retention: Retention) -> Iterator[KeptRun]:
+        """Those runs, and outputs of them, that this server keeps: the newest. Oldest first."""
+        for left, (record, outputs) in zip(range(self.run_count, 0, -1), self.document.runs(), strict=True):
+            if left <= retention.runs:
+                shown = outputs if left <= retention.outputs else None
+                yield record, None if shown is None else kept_outputs(shown, self._short)
 
     def _short(self, digest: str) -> bytes | None:
         """The content of a short output; None for one that is a blob."""
@@ -106,38 +108,21 @@ class Importer:
                 stack.enter_context(self._blobs.naming())
                 capsule = await self._on_thread(self._prepared, spool.fileno())
                 session = replace(capsule.session, owner=caller.owner, id=new_id or capsule.session.id)
-                left_out = await self._left_out(session, capsule.document)
-
-                def versions() -> Iterator[VersionContent]:
-                    return (each for each in capsule.document.versions() if each.version.n not in left_out)
-
-                return await self._store.load(session, versions, capsule.runs, caller.key_id)
+                kept = await self._kept(session, capsule.document)
+                versions = (each for each in capsule.document.versions() if each.version.n in kept)
+                return await self._store.load(session, versions, capsule.runs(self._store.retention), caller.key_id)
         except OSError as error:
             raise Unavailable(f"The capsule could not be kept: {error.strerror}.") from error
 
-    async def _left_out(self, session: Session, document: DocumentReader) -> frozenset[int]:
-        """The versions that the session's history has no room for. Raises TooLarge for names beyond that."""
-        if self._history is None:
-            return frozenset()
-
-        def older() -> Sequence[KeptVersion]:
-            return [
-                KeptVersion(each.n, each.snapshot.root, each.name is not None, each.cause in CHECKPOINTS)
-                for each in self._store.kept_of(document.versions())
-                if each.n != session.version or each.name is not None
-            ]
-
-        return frozenset(await self._history.not_imported(session, await self._on_thread(older)))
-
-    async def _on_thread[**P, T](self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What a job returns. It has ended when this returns, also where that is cancelled: what it uses may be closed
-        then."""
-        call = asyncio.get_running_loop().run_in_executor(self._threads, partial(job, *args, **kwargs))
-        try:
-            return await asyncio.shield(call)
-        except asyncio.CancelledError:
-            await asyncio.wait([call])
-            raise
+    async def _kept(self, session: Session, document: DocumentReader) -> Set[int]:
+        """The numbers of the versions that this server keeps and the session's history has room for. Raises TooLarge
+        for names beyond that."""
+        kept = await self._on_thread(_kept_versions, self._store.retention, document.versions())
+        left_out: Sequence[int] = ()
+        if self._history is not None:
+            older = [version for version in kept if version.n != session.version or version.named]
+            left_out = await self._history.not_imported(session, older)
+        return {version.n for version in kept}.difference(left_out)
 
     async def _spool(self, chunks: AsyncIterator[bytes], fd: int) -> None:
         """Write the archive into a file, in large pieces."""
@@ -148,6 +133,11 @@ class Importer:
                 await self._on_thread(_write, fd, bytes(waiting))
                 waiting.clear()
         await self._on_thread(_write, fd, bytes(waiting))
+
+    async def _on_thread[T](self, job: Callable[..., T], *arguments: Any) -> T:
+        """Run a job that uses the archive's file. It has ended before that is closed, also where this is cancelled: its
+        descriptor may be another file's then."""
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, job, *arguments))
 
     def _prepared(self, fd: int) -> Capsule:
         """Check the capsule, and put its objects into the blob store, all or none. Raises BadRequest, TooLarge."""
@@ -165,6 +155,18 @@ class Importer:
                 if batch.put_file(fd, entry.size) != digest:
                     raise _damaged(digest)  # this undoes the batch
         return capsule
+
+
+def _kept_versions(retention: Retention, contents: Iterator[VersionContent]) -> Set[KeptVersion]:
+    """Those versions that this server keeps: the newest, the newest checkpoints, and what has a name."""
+    newest = deque[KeptVersion](maxlen=retention.versions), deque[KeptVersion](maxlen=retention.checkpoints)
+    named = set()
+    for version in (content.version for content in contents):
+        each = KeptVersion(version.n, version.snapshot.root, version.name is not None, version.cause in CHECKPOINTS)
+        newest[each.is_checkpoint].append(each)
+        if each.named:
+            named.add(each)
+    return named.union(*newest)
 
 
 def check(fd: int, bounds: Bounds) -> Capsule:

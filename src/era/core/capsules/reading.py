@@ -21,9 +21,6 @@ from era.errors import BadRequest
 MAX_LINE_BYTES = 24 << 20
 """More than any request body may have, hence more than any line that a server has written."""
 
-MAX_LINES = 200_000
-"""Of versions, or of runs."""
-
 _CHUNK = 1 << 20
 _FORMAT = re.compile(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*[,}]')
 _RECORD = {field.name for field in fields(RunRecord)} - {"key", "session_key", "pieces"}
@@ -118,9 +115,7 @@ class DocumentReader:
         for number, (begin, end) in enumerate(_SECTIONS):
             if next(lines, None) != begin:
                 raise bad_capsule(f"has a {layout.DOCUMENT} that isn't laid out line by line")
-            for count, line in enumerate(_list(lines, end)):
-                if count == MAX_LINES:
-                    raise too_large(f"has more than {MAX_LINES} versions or runs")
+            for line in _list(lines, end):
                 if number == section:
                     yield _value(line)
         if next(lines, None) is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
+from era.core.fair_slots import FairSlots
 from era.core.files.blob_store import BlobStore
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
@@ -20,6 +22,9 @@ from era.core.models import OwnedId, Session
 from era.core.setup.locks import Locks
 
 _THREADS = 2
+_EXPORTS = 32
+_EXPORTS_OF_OWNER = 8
+"""At a time. Each has temporary files, for as long as its client reads."""
 
 
 class Capsules:
@@ -45,17 +50,27 @@ class Capsules:
     ) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
         self._exporter = Exporter(store, snapshots, blobs, pins, locks, self._threads, directory)
+        self._exports: FairSlots[str] = FairSlots(_EXPORTS, _EXPORTS_OF_OWNER)
         self._slots = slots
         self._importer = Importer(
             store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout, history=history
         )
 
     async def open(self, session_id: OwnedId, *, history: bool = True) -> Export:
-        """Export a session as it is now; without `history`, with its current version only and without runs.
+        """Export a session as it is now; without `history`, with its current version only and without runs. Waits while
+        its owner, or all, have as many exports open as may be.
 
         Raises as Exporter.open does.
         """
-        return await self._exporter.open(session_id, history=history)
+        owner = session_id.owner
+        await self._exports.take(owner)
+        try:
+            export = await self._exporter.open(session_id, history=history)
+        except BaseException:
+            self._exports.give_back(owner)
+            raise
+        export.when_closed = partial(self._exports.give_back, owner)
+        return export
 
     async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None = None) -> Session:
         """Import a capsule as a session of the caller's owner; `caller` has no id. Raises TooManyUploads, and as

@@ -74,15 +74,14 @@ class TreeCheck:
         self._bounds = bounds
         self._checked: dict[str, _CheckedTree] = {}
         self._snapshots: dict[str, Snapshot] = {}
+        """By root: a capsule may have any number of versions of one tree."""
+
         self.needed: set[str] = set()
 
     def snapshot(self, root: str) -> Snapshot:
         """Check the tree with this root, and return its snapshot. Raises BadRequest or TooLarge."""
-        if root not in self._snapshots:
-            self._snapshots[root] = self._snapshot(root)
-        return self._snapshots[root]
-
-    def _snapshot(self, root: str) -> Snapshot:
+        if root in self._snapshots:
+            return self._snapshots[root]
         checked = self._check_tree(root, 0)
         if checked.names_state:
             raise bad_capsule(f"has a file '{STATE_FILE}' among the files; that name is the state's")
@@ -90,7 +89,8 @@ class TreeCheck:
         for entry in self._read_tree(root):
             if is_packages(self._read_tree, entry):
                 totals = totals.minus(self._checked[entry[2]].totals)
-        return Snapshot(root, totals.files, totals.total_bytes)
+        snapshot = self._snapshots[root] = Snapshot(root, totals.files, totals.total_bytes)
+        return snapshot
 
     def _read_tree(self, digest: str) -> list[list[Any]]:
         """The entries of a tree that was checked."""

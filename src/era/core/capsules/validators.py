@@ -12,8 +12,8 @@ type Check = Callable[[Any], bool]
 """Whether a JSON value is valid for a field."""
 
 MAX_NUMBER = (1 << 53) - 1  # the largest integer that every JSON reader can represent
-MAX_MICROS = 253_402_300_799_999_999
-"""The end of the year 9999 in microseconds since 1970, the last time that RFC 3339 can express."""
+MAX_MICROS = 253_402_300_799_000_000
+"""The last second of the year 9999 in microseconds since 1970, the last that RFC 3339 can express."""
 
 MAX_OBJECTS = 1_000_000
 """Bound of a capsule's objects, for exports and imports alike."""
@@ -75,18 +75,18 @@ def optional(check: Check) -> Check:
 
 
 def list_of(check: Check) -> Check:
+    """A list, of what `check` accepts."""
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
-def has(fields: Mapping[str, Check], **more: Check) -> Check:
-    """An object with these fields, perhaps with some `more`, and no others."""
-
-    def check(value: Any) -> bool:
-        if not isinstance(value, dict) or not fields.keys() <= value.keys() <= fields.keys() | more.keys():
-            return False
-        return all((fields.get(name) or more[name])(each) for name, each in value.items())
-
-    return check
+def object_of(needed: Mapping[str, Check], others: Mapping[str, Check]) -> Check:
+    """An object with the fields `needed`, some of the `others`, and no more."""
+    every = {**needed, **others}
+    return lambda value: (
+        isinstance(value, dict)
+        and needed.keys() <= value.keys() <= every.keys()
+        and all(every[name](field) for name, field in value.items())
+    )
 
 
 def is_boolean(value: Any) -> bool:

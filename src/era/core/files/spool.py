@@ -22,6 +22,7 @@ from typing import Any
 
 from era.core.fair_slots import FairSlots
 from era.core.files.trees import BlobBatch
+from era.core.tasks import to_its_end
 from era.errors import TooManyUploads, Unavailable
 
 SMALL = 64 << 10
@@ -212,9 +213,4 @@ class FairThreads:
     async def __call__[T](self, holder: str, job: Callable[..., T], *arguments: Any) -> T:
         """What a call returns. It has its slot until it has ended, though its caller may be gone before."""
         async with self._slots.slot(holder):
-            call = asyncio.ensure_future(self._threads(job, *arguments))
-            try:
-                return await asyncio.shield(call)
-            except asyncio.CancelledError:
-                await asyncio.wait([call])
-                raise
+            return await to_its_end(self._threads(job, *arguments))

@@ -90,8 +90,8 @@ class Inbox:
         begin_trace: BeginTrace = untraced,
         cluster: Cluster = ALONE,
     ) -> None:
-        """At most `at_a_time` deliveries run at a time, each of another session, and at most a quarter of them of one
-        owner. In a `cluster` those of sessions that are at home here."""
+        """At most `at_a_time` deliveries run at a time, each of another session, and at most three quarters of them
+        of one owner. In a `cluster` those of sessions that are at home here."""
         self._note = note
         self._begin_trace = begin_trace
         self._cluster = cluster
