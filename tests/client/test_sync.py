@@ -11,7 +11,7 @@ import pytest
 from era.sdk.directories import Directory, files
 from era.sdk.errors import LocalError
 from tests.client.command import era
-from tests.conftest import Server
+from tests.conftest import Server, eventually
 
 
 def sync(server: Server, *arguments: str, code: int = 0) -> str:
@@ -160,3 +160,35 @@ def test_a_broken_download_leaves_the_old_file(tmp_path: Path) -> None:
         any(put(piece) for piece in pieces())
     assert list(files(tmp_path)) == ["f"]
     assert (tmp_path / "f").read_text() == "old"
+
+
+def test_a_pull_writes_nothing_that_is_gits(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
+    """Its settings name programs that git runs, on the machine of whoever pulls."""
+    make("python")
+    code = "import os\nfor name in ('.git', 'sub/.GIT', 'sub/deep/.git'):\n    os.makedirs(name)\n"
+    code += "    open(name + '/config', 'w').write('theirs')\nopen('sub/.gitignore', 'w').write('x')\nopen('b', 'w')"
+    assert client.post("/api/sessions/app/run", json={"code": code}).json()["exit_code"] == 0
+    write(tmp_path, **{".git/config": "mine"})
+    output = sync(server, "pull", str(tmp_path), "--session", "app", "--delete")
+    assert "2 files pulled, 0 deleted, 2 in all" in output
+    assert "3 links" in output
+    there = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == {".git/config": "mine", "sub/.gitignore": "x", "b": ""}
+
+
+def test_a_pull_brings_large_files_of_a_live_session(server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    """Their digests aren't known before they are read. Those that its programs may not read are left out."""
+    client.post("/api/sessions", json={"language": "python", "session_id": "app", "limits": {"disk_mb": 64}})
+    command = "echo x > closed; chmod 0 closed; sleep 600"
+    client.post("/api/sessions/app/processes", json={"command": ["sh", "-c", command]}).raise_for_status()
+    client.put("/api/sessions/app/files/large", content=bytes((16 << 20) + 1)).raise_for_status()
+    client.put("/api/sessions/app/files/small", content=b"x").raise_for_status()
+    stat = "/api/sessions/app/stat"
+    eventually(lambda: client.get(f"{stat}/closed").json().get("mode") == "0000")
+    assert client.get(f"{stat}/large").json()["etag"] is None
+    for there in ("missing", "other"):
+        output = sync(server, "pull", str(tmp_path), "--session", "app")
+        assert "files pulled, 0 deleted, 2 in all" in output
+        assert "1 links" in output
+        assert (tmp_path / "large").stat().st_size == (16 << 20) + 1, there
+        (tmp_path / "large").write_text("other")

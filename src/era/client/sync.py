@@ -24,7 +24,7 @@ def add(parser: Parser) -> None:
             pull,
             "Copy a session's files into DIRECTORY, which is made if it doesn't exist.\n\nOnly those that differ here "
             "or are missing are fetched. Nothing outside of DIRECTORY is ever written,\nwhatever the session's files "
-            "are called. Links are not pulled.",
+            "are called. Links and .git are not pulled.",
             ("era pull results --session app", "era pull . --session app --delete"),
         )
         parser.add_argument(
@@ -48,7 +48,7 @@ def pull(named: Any) -> None:
         done = files.pull(named.directory, delete=named.delete, progress=advance)
     _print(named, done, "pulled")
     if done.left_out:
-        notice(f"{done.left_out} links, or names that aren't UTF-8, were not pulled")
+        notice(f"{done.left_out} links, unreadable files, files of git's or names that aren't UTF-8 were not pulled")
 
 
 def _print(named: Any, done: Synced, word: str) -> None:

@@ -26,7 +26,8 @@ type _Advance = Callable[[int], object] | None
 type _Write = Callable[[bytes], None]
 
 _LEFT_OUT = {".git", ".session_data.json"}
-"""Names that are no part of a project, in any directory: git's own, and the session's data."""
+"""Names that are no part of a project, in any directory: git's own, whose settings name programs that git runs, and
+the session's data."""
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -37,12 +38,17 @@ type _Rules = tuple[tuple[str, GitIgnoreSpec], ...]
 
 class Synced(NamedTuple):
     """What a push or pull did: paths that were copied and deleted, how many files there are in all, and how many were
-    left out because they are links or their names aren't UTF-8."""
+    left out: links, what is git's own, what can't be read, and names that aren't UTF-8."""
 
     copied: list[str]
     deleted: list[str]
     total: int
     left_out: int
+
+
+def is_left_out(path: str) -> bool:
+    """Whether a path has a name that is left out. For many file systems `.GIT` is the same name."""
+    return not _LEFT_OUT.isdisjoint(path.lower().split("/"))
 
 
 def files(top: str | os.PathLike[str]) -> Iterator[str]:
@@ -79,7 +85,7 @@ def _files_below(top: Path, directory: str, rules: _Rules) -> Iterator[str]:
     for entry in entries:
         path = f"{directory}{entry.name}"
         is_directory = entry.is_dir(follow_symlinks=False)
-        if entry.name in _LEFT_OUT or _is_ignored(f"{path}/" if is_directory else path, rules):
+        if is_left_out(entry.name) or _is_ignored(f"{path}/" if is_directory else path, rules):
             continue
         if is_directory:
             yield from _files_below(top, f"{path}/", rules)
@@ -192,9 +198,9 @@ class Directory:
 
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def different(self, etags: Mapping[str, str]) -> list[str]:
-        """The paths whose files here don't have this content, or don't exist."""
-        return sorted(path for path, etag in etags.items() if self.digest(path) != etag)
+    def different(self, etags: Mapping[str, str | None]) -> list[str]:
+        """The paths whose files here don't have this content, or don't exist, or of whose content nothing is known."""
+        return sorted(path for path, etag in etags.items() if etag is None or self.digest(path) != etag)
 
     @contextmanager
     def writing(self, path: str, advance: _Advance) -> Iterator[_Write]:

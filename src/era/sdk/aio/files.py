@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from era.errors import EraError, NotFound
+from era.errors import Conflict, EraError, NotFound
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.answers import FileInfo
 from era.sdk.calls import Advance, Archive, Call, Content, archive_of, content_of
@@ -163,7 +163,7 @@ class AsyncFiles(AsyncFilesSugar):
     async def pull(
         self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
     ) -> Synced:
-        """Copy the session's files into a local directory: what differs. Links are left out.
+        """Copy the session's files into a local directory: what differs. Links and `.git` are left out.
 
         Nothing outside of the directory is ever written, whatever the files are called. `delete` removes what is only
         here, but for what .gitignore files leave out.
@@ -171,18 +171,28 @@ class AsyncFiles(AsyncFilesSugar):
         from era.sdk import directories
 
         remote = {file.path: file for file in await self.list()}
-        # Links have no ETag. U+FFFD stands for bytes of a name that aren't UTF-8, which no request can name.
-        plain = {path: file for path, file in remote.items() if file.etag and "\ufffd" not in path}
+        # U+FFFD stands for bytes of a name that aren't UTF-8, which no request can name.
+        plain = {
+            path: file
+            for path, file in remote.items()
+            if file.type == "file" and "\ufffd" not in path and not directories.is_left_out(path)
+        }
         with directories.Directory(directory) as local:
             changed: _Paths = await async_in_thread(local.different, {path: f.etag for path, f in plain.items()})
             for path in changed:
-                with local.writing(path, progress) as write:
-                    async for piece in self.pieces(path):
-                        write(piece)
+                try:
+                    with local.writing(path, progress) as write:
+                        async for piece in self.pieces(path):
+                            write(piece)
+                except Conflict as error:
+                    if error.code != "no_permission":  # which a live session's programs can take from themselves
+                        raise
+                    del plain[path]
             surplus = [path for path in directories.files(directory) if path not in remote] if delete else []
             for path in surplus:
                 local.remove(path)
-        return directories.Synced(changed, surplus, len(plain), len(remote) - len(plain))
+        copied = [path for path in changed if path in plain]
+        return directories.Synced(copied, surplus, len(plain), len(remote) - len(plain))
 
     async def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
         from era.sdk import directories
