@@ -59,6 +59,7 @@ A program that fails, times out or runs out of memory is not an error: it is a r
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 
@@ -82,6 +83,10 @@ class EraError(Exception):
         self.hint = hint or self.hint
         self.code = code or self.code
         self.details = details
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of it, for a process of a pool as well, is made without `__init__`, whose parameters are others."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # undeclared
 
 
 class BadRequest(EraError):

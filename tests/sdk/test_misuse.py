@@ -4,6 +4,8 @@ twice."""
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import signal
 import socket
 import threading
@@ -15,7 +17,8 @@ import pytest
 
 import era
 from era import AsyncEra, Era
-from era.sdk.answers import ApiKey, RunRecord, Webhook
+from era.errors import RangeNotSatisfiable
+from era.sdk.answers import ApiKey, RunFailed, RunRecord, RunResult, Webhook
 from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
 from tests.api.told import TELLS_ITS_END
 from tests.conftest import MakeServer, Server, eventually, free_port
@@ -59,6 +62,31 @@ def test_something_else_is_there(scripted: ScriptedServer) -> None:
         for _ in range(2):
             with pytest.raises(era.NotEra):
                 client.sessions.list()
+
+
+async def test_a_redirect_is_no_answer(scripted: ScriptedServer) -> None:
+    scripted.script = [(302, {"Location": "https://login/at?token=canary"}, b"<html>Elsewhere")] * 2
+    with Era(scripted.url) as client, pytest.raises(era.NotEra, match="redirects to https://login/at,") as told:
+        client.sessions.named("x").files.read("a")
+    assert (told.value.status, "canary" in str(told.value)) == (302, False)
+    async with AsyncEra(scripted.url) as waiting:
+        with pytest.raises(era.NotEra, match="redirects"):
+            await waiting.sessions.named("x").files.read("a")
+
+
+def test_answers_and_errors_can_be_copied_and_pickled(scripted: ScriptedServer) -> None:
+    """As pools of processes do with what their work returns or raises."""
+    run = RunResult({"run_id": "r", "status": "failed", "exit_code": 3, "stderr": "no\n", "data": {"n": [1]}})
+    for copied in (copy.copy(run), copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert (copied, type(copied), copied.data) == (run, RunResult, {"n": [1]})
+    with pytest.raises(RunFailed) as failed:
+        run.check()
+    scripted.script = [refusal(416, "range_not_satisfiable")]
+    with Era(scripted.url) as client, pytest.raises(RangeNotSatisfiable) as told:
+        client.sessions.get("x")
+    for error in (failed.value, told.value):
+        for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+            assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 @pytest.mark.parametrize(

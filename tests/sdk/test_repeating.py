@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,6 +95,26 @@ async def test_a_pipe_is_not_sent_twice(scripted: ScriptedServer) -> None:
         with piped(b"two") as file, pytest.raises(era.Unavailable):
             await waiting.sessions.named("x").files.write("a", file)
     assert scripted.bodies == [b"one", b"two"]
+
+
+async def test_a_path_of_something_without_a_size_is_sent_whole(scripted: ScriptedServer, tmp_path: Path) -> None:
+    pipe, empty, proc = tmp_path / "pipe", tmp_path / "empty", Path("/proc/version")
+    os.mkfifo(pipe)
+    empty.touch()
+    scripted.script = [PUT] * 6
+    for content in (b"one", b"two"):
+        writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+        writer.start()
+        if content == b"one":
+            with Era(scripted.url) as client:
+                for path in (pipe, proc, empty):
+                    client.sessions.named("x").files.write("a", path)
+        else:
+            async with AsyncEra(scripted.url) as waiting:
+                for path in (pipe, proc, empty):
+                    await waiting.sessions.named("x").files.write("a", path)
+        writer.join()
+    assert scripted.bodies == [b"one", proc.read_bytes(), b"", b"two", proc.read_bytes(), b""]
 
 
 async def test_a_file_is_sent_anew_from_where_it_began(scripted: ScriptedServer, tmp_path: Path) -> None:

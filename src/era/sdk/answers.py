@@ -32,6 +32,9 @@ class View:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("what the server answered can't be changed")
 
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, Any]]]:
+        return type(self), (self.answer,)
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.answer == other.answer
 

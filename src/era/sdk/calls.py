@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from json import dumps
 from typing import IO
@@ -166,7 +167,9 @@ def _file(path: str | os.PathLike[str], advance: Advance | None) -> Body:
         file = open(path, "rb")  # noqa: SIM115  the body closes it
     except OSError as error:
         raise LocalError(f"{path} can't be read: {error.strerror}") from None
-    return Body(file, os.fstat(file.fileno()).st_size, advance, own=True)
+    found = os.fstat(file.fileno())
+    # Of a pipe, and of a file of /proc, it is 0 whatever they have.
+    return Body(file, found.st_size or None if stat.S_ISREG(found.st_mode) else None, advance, own=True)
 
 
 def _text(value: str | int | bool | None) -> str:

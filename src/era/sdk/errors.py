@@ -12,6 +12,7 @@ EraError                    everything that this client raises on purpose
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,7 +61,9 @@ class LocalError(EraError):
 def answered_error(status: int, headers: Mapping[str, str], body: object) -> EraError:
     """The error that an answer of the server is, in the class of its code, or else of its status."""
     if not isinstance(body, dict) or not isinstance(body.get("error"), str):
-        error: EraError = NotEra(f"The answer is a {status}, and not as ERA answers.")
+        to = re.split("[?#]", headers.get("location", ""))[0]  # a query may be a secret
+        how = f"redirects to {to}" if to else f"is a {status}"
+        error: EraError = NotEra(f"The answer {how}, and not as ERA answers.")
         error.status = status
         return error
     text: dict[str, Any] = body

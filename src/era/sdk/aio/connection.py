@@ -42,7 +42,7 @@ class AsyncConnection:
         while True:
             try:
                 answer = await self._transport.open(call, call.seconds or self.timeout)
-                if answer.status < 400:
+                if 200 <= answer.status < 300:
                     return answer
                 raise answered_error(answer.status, answer.headers, await _json_or_none(answer))
             except EraError as error:

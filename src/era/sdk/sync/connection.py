@@ -43,7 +43,7 @@ class Connection:
         while True:
             try:
                 answer = self._transport.open(call, call.seconds or self.timeout)
-                if answer.status < 400:
+                if 200 <= answer.status < 300:
                     return answer
                 raise answered_error(answer.status, answer.headers, _json_or_none(answer))
             except EraError as error:
