@@ -354,6 +354,6 @@ def test_a_view_tells_what_a_newer_server_adds() -> None:
 def test_closed_connections_are_noticed(server: Server) -> None:
     with Era(server.url) as client, httpx.Client(base_url=server.url):
         client.health()
-        for _, connection in client._connection._transport._idle:
+        for *_, connection in client._connection._transport._idle:
             connection.sock.shutdown(socket.SHUT_RDWR)
         assert client.health()["status"] == "ok"

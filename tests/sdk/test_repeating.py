@@ -16,6 +16,7 @@ import pytest
 import era
 from era import AsyncEra, Era
 from tests.client.command import era as command
+from tests.sdk.cutter import Cutter
 from tests.sdk.scripted import Script, ScriptedServer, refusal, serving
 
 INFO: Script = (200, {}, b'{"id": "x", "language": "python", "default_timeout": 30}')
@@ -58,6 +59,21 @@ async def test_a_call_that_only_reads_or_has_a_key_is_made_again(scripted: Scrip
         one, other = (scripted.seen[number][2] for number in (first, second))
         assert one.get("Idempotency-Key", one.get("idempotency-key"))
         assert one == other
+
+
+def test_a_proxy_without_an_answer_of_the_server_is_asked_again(scripted: ScriptedServer) -> None:
+    """Where nothing is done twice."""
+    away: list[Script] = [(status, {}, b"<html>") for status in (502, 503, 504)]
+    scripted.script = [*away, RUN, *away[:1], INFO, (500, {}, b"<html>"), INFO]
+    with Era(scripted.url) as client:
+        session = client.sessions.named("x")
+        assert session.run("1").run_id == "run_1"
+        with pytest.raises(era.NotEra):
+            session.files.move("a", "b")
+        assert session.info().id == "x"
+        with pytest.raises(era.NotEra):
+            session.info()
+    assert len(scripted.seen) == 7
 
 
 def test_a_run_is_asked_for_again_while_its_first_attempt_is_under_way(scripted: ScriptedServer) -> None:
@@ -197,6 +213,24 @@ def test_connections_with_large_descriptors(scripted: ScriptedServer, monkeypatc
         for fd in taken:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_that_was_forked_has_connections_of_its_own(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.sdk.scripted._Handler.protocol_version", "HTTP/1.1")  # which keeps connections
+    scripted.script = [(200, {}, b'{"status": "ok"}')] * 3
+    with Cutter(scripted.url, lambda number, came: False) as way, Era(way.url) as client:
+        client.health()
+        assert client._connection._transport._idle
+        if (child := os.fork()) == 0:
+            status = 1
+            with suppress(BaseException):
+                status = client.health() != {"status": "ok"}
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert way.connections == 2
+        client.health()
 
 
 def test_a_download_leaves_other_files_alone(scripted: ScriptedServer, tmp_path: Path) -> None:

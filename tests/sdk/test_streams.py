@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from era.errors import EraError, RunLost, Unavailable
+from era import AsyncEra, Era
+from era.errors import EraError, NotFound, RunLost, Unavailable
 from era.sdk.calls import Call
-from era.sdk.errors import ConnectionLost, ServerAway
+from era.sdk.errors import ConnectionLost, ServerAway, answered_error
 from era.sdk.sync import streams
 from era.sdk.sync.streams import EventStream
 
@@ -41,12 +45,12 @@ class Connection:
         self.retries = retries
         self.asked: list[int] = []
         self.seconds = 0.0
-        self._answers = list(answers)
+        self.answers = list(answers)
 
     def open(self, call: Call) -> Answer:
         assert call.method == "GET"
         self.asked.append(int(call.target.rpartition("after=")[2]))
-        answer = self._answers.pop(0) if self._answers else ServerAway("Nobody is there.")
+        answer = self.answers.pop(0) if self.answers else ServerAway("Nobody is there.")
         if isinstance(answer, EraError):
             raise answer
         return answer
@@ -122,7 +126,61 @@ def test_the_position_is_that_of_the_event_which_was_taken(monkeypatch: pytest.M
     assert stream.position == 1
 
 
-def test_what_the_server_refuses_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = Connection(Unavailable("No."))
-    with pytest.raises(Unavailable):
+@pytest.mark.parametrize("refusal", [NotFound("No."), answered_error(404, {}, None)])
+def test_what_the_server_refuses_is_raised(monkeypatch: pytest.MonkeyPatch, refusal: EraError) -> None:
+    connection = Connection(refusal)
+    with pytest.raises(type(refusal)):
         list(follow(connection, Answer(event(1)), monkeypatch))
+    assert connection.asked == [1]
+
+
+@pytest.mark.parametrize(
+    "away", [Unavailable("No."), *(answered_error(status, {}, None) for status in (502, 503, 504))]
+)
+def test_a_server_that_is_said_to_be_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, away: EraError) -> None:
+    """By itself, or by a proxy before it."""
+    connection = Connection(*[away] * 9, Answer(event(2, "done")))
+    assert [each["number"] for each in follow(connection, Answer(event(1)), monkeypatch)] == [1, 2]
+    with pytest.raises(type(away)):
+        list(follow(Connection(*[away] * 99), Answer(event(1)), monkeypatch))
+
+
+def test_patience_begins_anew_with_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may write nothing for long after a connection broke. Pauses grow until it does."""
+    connection = Connection()
+    heartbeat = b": heartbeat\n\n"
+
+    class Quiet(Answer):
+        def pieces(self) -> Iterator[bytes]:
+            yield heartbeat
+            connection.sleep(600)
+            raise ConnectionLost("It broke.")
+
+    connection.answers = [Quiet(), *[Answer(heartbeat)] * 40, Answer(event(2, "done"))]
+    assert [each["number"] for each in follow(connection, Answer(event(1)), monkeypatch)] == [1, 2]
+    assert 670 < connection.seconds < 690
+
+
+async def test_an_event_is_waited_for_longer_than_an_answer() -> None:
+    """Heartbeats come every 15 seconds, whatever `timeout` says."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(head)
+                time.sleep(4)
+                connection.sendall(event(1, "done"))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, args=(listener,))
+        serving.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with Era(url, timeout=2.5, retries=0) as client:
+            assert client.sessions.named("x").runs.run("r").stream().wait().number == 1
+        async with AsyncEra(url, timeout=2.5, retries=0) as waiting:
+            stream = await waiting.sessions.named("x").runs.run("r").stream()
+            assert (await stream.wait()).number == 1
+        serving.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import ssl
 import time
@@ -18,6 +19,9 @@ from era.sdk.errors import AnswerTimeout, ConnectionLost, NotEra, ServerAway
 
 _IDLE_SECONDS = 2.0
 """How long a connection waits for another request. The server closes one after some more."""
+
+EVENTS_SECONDS = 45.0
+"""How long the next piece of an event stream is waited for at least. The server sends a heartbeat every 15 seconds."""
 
 _PIECE = 64 << 10
 
@@ -97,7 +101,7 @@ class Transport:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = headers
         self._connect_seconds = connect_seconds
-        self._idle: deque[tuple[float, HTTPConnection]] = deque()
+        self._idle: deque[tuple[float, int, HTTPConnection]] = deque()
 
     def open(self, call: Call, seconds: float | None) -> Answer:
         """Send a request, and wait so many seconds for the answer to begin and for each piece of it; None: for ever.
@@ -123,7 +127,10 @@ class Transport:
                 if connection.sock is None:
                     raise
                 # The server may have refused a long body before it was complete: its answer says why.
+            sock = connection.sock  # which the connection hasn't any more if it ends with the answer
             response = connection.getresponse()
+            if seconds is not None and is_event_stream(response.headers["content-type"]):
+                sock.settimeout(max(seconds, EVENTS_SECONDS))
         except TimeoutError:
             connection.close()
             raise AnswerTimeout(f"{self._url} didn't answer in {seconds:g} seconds.") from None
@@ -140,22 +147,23 @@ class Transport:
         if response.will_close or connection.sock is None:
             connection.close()
         else:
-            self._idle.append((time.monotonic(), connection))
+            self._idle.append((time.monotonic(), os.getpid(), connection))
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop()[1].close()
+            self._idle.pop()[2].close()
 
     def _connection(self) -> HTTPConnection:
         """A connection, one that was used before if there is one. Raises ServerAway."""
         while self._idle:
             try:
-                since, connection = self._idle.pop()
+                since, owner, connection = self._idle.pop()
             except IndexError:
                 break  # another thread has taken it
             sock = connection.sock
-            # Something to read where nothing was asked is the end of the connection.
-            fresh = sock is not None and time.monotonic() - since < _IDLE_SECONDS
+            # Something to read where nothing was asked is the end of the connection. A process that this one was forked
+            # from still uses its connections.
+            fresh = sock is not None and owner == os.getpid() and time.monotonic() - since < _IDLE_SECONDS
             if fresh and not _is_readable(sock):
                 return connection
             connection.close()
@@ -169,6 +177,10 @@ class Transport:
             connection.close()
             raise ServerAway(f"No server answers at {self._url}: {error.strerror or error}.") from None
         return connection
+
+
+def is_event_stream(content_type: str | None) -> bool:
+    return (content_type or "").startswith("text/event-stream")
 
 
 def _is_readable(sock: socket) -> bool:

@@ -2,8 +2,9 @@
 
 - Nobody accepted the connection, so nothing was sent.
 - The server refused with a 429 or 503 and said when to come back (Retry-After), so it has not begun.
-- The connection broke, or the host of a cluster that answered or its database was lost, and the call may be repeated:
-  it only reads, or has an Idempotency-Key. So too where the run of an earlier attempt is still on record as under way.
+- The connection broke, a proxy has no answer of the server, or the host of a cluster that answered or its database was
+  lost, and the call may be repeated: it only reads, or has an Idempotency-Key. So too where the run of an earlier
+  attempt is still on record as under way.
 
 A body of which something was read is sent again only where it can be wound back.
 """
@@ -14,10 +15,15 @@ from time import monotonic
 
 from era.errors import EraError, HomeLost, OutcomeUnknown, RunUnderWay
 from era.sdk.calls import Call
-from era.sdk.errors import ConnectionLost, ServerAway
+from era.sdk.errors import ConnectionLost, NotEra, ServerAway
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30
+
+
+def is_proxys(error: EraError) -> bool:
+    """Whether a proxy answered that it has no answer of the server, which may be restarting."""
+    return isinstance(error, NotEra) and error.status in (502, 503, 504)
 
 
 class Retries:
@@ -42,9 +48,8 @@ class Retries:
 
     def _seconds(self, error: EraError) -> float | None:
         is_our_own = self._next > _FIRST_PAUSE and isinstance(error, RunUnderWay)
-        if is_our_own or isinstance(
-            error, ConnectionLost | HomeLost | OutcomeUnknown
-        ):  # it may have been done, whatever the answer's headers say
+        if is_our_own or is_proxys(error) or isinstance(error, ConnectionLost | HomeLost | OutcomeUnknown):
+            # It may have been done, whatever the answer's headers say.
             return self._next if self._call.repeatable else None
         if isinstance(error, ServerAway):
             return self._next

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from era.sdk.blocking import parsed
+from era.sdk.blocking import EVENTS_SECONDS, is_event_stream, parsed
 from era.sdk.calls import Body, Call
 from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
 
@@ -101,6 +101,9 @@ class AsyncTransport:
             raise AnswerTimeout(f"{self._url} didn't answer in {seconds:g} seconds.") from None
         except httpx.TransportError as error:
             raise ConnectionLost(f"{self._url} hung up: {error or type(error).__name__}.") from None
+        if seconds is not None and is_event_stream(response.headers.get("content-type")):
+            # The body is read with what stands here.
+            request.extensions["timeout"]["read"] = max(seconds, EVENTS_SECONDS)
         return AsyncAnswer(response)
 
     async def close(self) -> None:

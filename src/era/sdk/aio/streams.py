@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
 
-from era.errors import EraError
+from era.errors import EraError, Unavailable
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.calls import Call
 from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
 from era.sdk.events import Events
+from era.sdk.retries import is_proxys
 from era.sdk.waiting import AsyncAnswer, async_sleep
 
 _PATIENCE = 60.0
@@ -48,7 +49,7 @@ class AsyncEventStream:
         return self._events.last_id
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The events, with the last one. Raises ConnectionLost, AnswerTimeout or ServerAway where it can't go on."""
+        """The events, with the last one. Raises why it can't go on, such as ConnectionLost or ServerAway."""
         broken: float | None = None
         seconds = _FIRST_PAUSE
         answer: AsyncAnswer | None = self._answer
@@ -60,13 +61,17 @@ class AsyncEventStream:
                     call = Call("GET", self._path or "", query=query, seconds=self._seconds)
                     self._answer = answer = await self._connection.open(call)
                 async for piece in answer.pieces():
+                    broken = None  # a heartbeat is enough, but only an event shortens the next pause
                     for event in self._events.feed(piece):
-                        broken, seconds = None, _FIRST_PAUSE
+                        seconds = _FIRST_PAUSE
                         is_last = event["type"] == self._last
                         yield event
                         if is_last:
                             return
-            except (ConnectionLost, AnswerTimeout, ServerAway) as error:
+            except EraError as error:
+                away = answer is None and (isinstance(error, Unavailable) or is_proxys(error))
+                if not away and not isinstance(error, ConnectionLost | AnswerTimeout | ServerAway):
+                    raise
                 lost = error
             now = monotonic()
             broken = now if broken is None else broken
