@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.client.command import era
+from tests.client.command import era, era_bytes
 from tests.conftest import Server
 
 
@@ -31,6 +31,21 @@ def test_arguments_and_standard_input(server: Server, tmp_path: Path) -> None:
     done = era(server, "run", file, "--stdin", "-", "--session", "called", stdin="piped", code=0)
     assert done.stdout == "[] 'piped'\n"
     assert "both" in era(server, "run", "-", "--stdin", "-", "-l", "py", stdin="x", code=2).stderr
+
+
+def test_texts_keep_their_line_ends(server: Server, tmp_path: Path) -> None:
+    given = tmp_path / "given.csv"
+    given.write_bytes(b"a\r\nb\r")
+    code = "import sys; print(sys.stdin.buffer.read(), open('beside', 'rb').read())"
+    words = ("run", "-", "--once", "-l", "py", "--stdin", given, "--file", f"beside={given}")
+    assert era(server, *words, stdin=code, code=0).stdout == r"b'a\r\nb\r' b'a\r\nb\r'" + "\n"
+    era(server, "storage", "kv", "set", "texts", "crlf", stdin="a\r\nb\r", code=0)
+    assert era_bytes(server, "storage", "kv", "get", "texts", "crlf", code=0).stdout == b"a\r\nb\r\n"
+
+
+@pytest.mark.parametrize("words", [("storage", "kv", "set", "n", "k"), ("run", "-", "-l", "py")])
+def test_standard_input_that_is_no_text_is_refused(server: Server, words: tuple[str, ...]) -> None:
+    assert b"- can't be read" in era_bytes(server, *words, stdin=b"\xff", code=2).stderr
 
 
 @pytest.mark.parametrize("session", [".", "..", "../health"])

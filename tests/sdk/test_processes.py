@@ -198,6 +198,38 @@ def test_a_shell_of_a_terminal(server: Server, tmp_path: Path) -> None:
     assert b"Traceback" not in shown
 
 
+def test_a_shell_goes_on_where_a_call_with_keys_was_lost(server: Server) -> None:
+    era(server, "sessions", "create", "python", "app", code=0)
+    keyboard, theirs = pty.openpty()
+    with Cutter(server.url, cut_once_after(b'"bytes":')) as way:
+        env = environment(None, TERM="xterm", ERA_SERVER=way.url)
+        pipe = subprocess.PIPE
+        with subprocess.Popen([ERA, "shell", "app"], stdin=theirs, stdout=pipe, stderr=pipe, env=env) as shell:
+            try:
+                assert shell.stdout is not None
+                os.write(keyboard, b"echo re''ady\n")
+                while b"ready" not in shell.stdout.readline():
+                    assert shell.poll() is None
+                os.write(keyboard, b"exit 7\n")
+                _, said = shell.communicate(timeout=60)
+            finally:
+                shell.kill()
+                os.close(keyboard)
+                os.close(theirs)
+    assert shell.returncode == 7
+    assert said.startswith(b"era: input may be lost: ")
+
+
+def test_a_shell_of_a_pipe_is_left_where_its_input_was_lost(server: Server) -> None:
+    """The rest of a script would mean something else."""
+    era(server, "sessions", "create", "python", "app", code=0)
+    with Cutter(server.url, cut_once_after(b'"bytes":')) as way:
+        done = era(None, "shell", "app", stdin="echo up\n", code=130, env={"ERA_SERVER": way.url})
+    assert "input may be lost" in done.stderr
+    (row,) = era(server, "ps", "app", code=0).stdout.splitlines()
+    assert f"--process {row.split()[0]}" in done.stderr
+
+
 def test_listening_ends_and_the_process_goes_on(server: Server) -> None:
     era(server, "sessions", "create", "python", "app", code=0)
     era(server, "exec", "app", "--process", "--tag", "web", "--", "echo up; exec sleep 600", code=0)

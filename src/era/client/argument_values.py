@@ -44,11 +44,11 @@ def run_options(named: Any) -> dict[str, Any]:
 
 
 def text_of(file: str) -> str:
-    """The text of a file; `-` is standard input. Raises Failure."""
+    """The text of a file, with its own line ends; `-` is standard input. Raises Failure."""
     try:
         if file == "-":
-            return sys.stdin.read()
-        with open(file, encoding="utf-8") as opened:
+            return sys.stdin.buffer.read().decode()
+        with open(file, encoding="utf-8", newline="") as opened:
             return opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{file} can't be read: {error}") from None

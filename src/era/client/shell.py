@@ -14,7 +14,7 @@ from typing import Any
 from era.client.grammar import Parser
 from era.client.output import exit_code, notice
 from era.client.servers import connect
-from era.errors import EraError
+from era.errors import EraError, NotFound
 from era.sdk.events import Gap, ProcessOutput
 from era.sdk.sync.processes import Process
 
@@ -46,8 +46,12 @@ def shell(named: Any) -> int:
             options = {} if named.tag is None else {"tag": named.tag}
             process = processes.terminal(size.columns, size.lines, **options)
         threading.Thread(target=_type, args=(process,), daemon=True).start()
-        with _raw_terminal(process):
-            return _show(process)
+        try:
+            with _raw_terminal(process):
+                return _show(process)
+        except (EraError, KeyboardInterrupt):
+            notice(f"the shell may go on: `era shell {named.session} --process {process.id}` goes back to it")
+            raise
 
 
 def _show(process: Process) -> int:
@@ -64,13 +68,22 @@ def _show(process: Process) -> int:
 
 
 def _type(process: Process) -> None:
-    """Send what is typed here, until there is no more."""
-    try:
-        while data := os.read(sys.stdin.fileno(), _PIECE):
-            process.write(data)
-        process.close_stdin()
-    except (EraError, OSError):
-        return  # the shell has ended, which is shown
+    """Send what is typed here, until there is no more. Keys that are lost are said so, and the next ones are sent; of
+    input that isn't typed the rest would mean something else, so the shell is left."""
+    data = b"-"
+    while data:
+        try:
+            data = os.read(sys.stdin.fileno(), _PIECE)
+            process.write(data) if data else process.close_stdin()
+        except OSError:
+            return
+        except EraError as error:
+            if isinstance(error, NotFound) or error.code == "process_ended":
+                return  # which is shown
+            notice(f"input may be lost: {error.message}\r")
+            if not sys.stdin.isatty():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
 
 @contextmanager

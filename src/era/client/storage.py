@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from era.client.argument_values import json_object, json_or_text
+from era.client.argument_values import json_object, json_or_text, text_of
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.output import print_json, table
@@ -79,7 +79,7 @@ def kv_get(named: Any) -> None:
 
 
 def kv_set(named: Any) -> None:
-    value = sys.stdin.read() if named.value is None else named.value
+    value = text_of("-") if named.value is None else named.value
     with connect(named) as era:
         era.storage.kv.set(named.namespace, named.key, value, json_object(named.metadata, "--metadata"))
 
