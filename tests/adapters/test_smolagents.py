@@ -92,6 +92,19 @@ def test_what_fails_is_told(executor: SessionExecutor, monkeypatch: pytest.Monke
         executor("import time\ntime.sleep(60)")
 
 
+def test_a_failed_install_is_told(executor: SessionExecutor) -> None:
+    with pytest.raises(AgentError, match=r"(?s)Invalid requirement.*pip ended with 1"):
+        executor.install_packages(["./no-such-directory"])
+
+
+def test_it_is_cleaned_up_where_nothing_is_left(shared_server: Server) -> None:
+    with Era(shared_server.url) as era:
+        with era.session("python", ephemeral=True) as session:
+            executor = SessionExecutor(session)
+            executor.cleanup()
+        executor.cleanup()
+
+
 def test_what_is_missing_is_told(executor: SessionExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(**fields: Any) -> str:
         result = RunResult(CUT_OFF | fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from base64 import b64decode
+from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from smolagents.local_python_executor import CodeOutput
 from smolagents.monitoring import AgentLogger, LogLevel
 from smolagents.remote_executors import RemotePythonExecutor
 
+from era.errors import NotFound
 from era.run_notes import run_notes
 
 if TYPE_CHECKING:
@@ -69,14 +71,17 @@ class SessionExecutor(RemotePythonExecutor):
         raise AgentError(f"{logs}\nExecuting code yielded an error:\n{result.error['traceback']}", self.logger)
 
     def install_packages(self, additional_imports: list[str]) -> list[str]:
-        """Install packages into the session, where they stay."""
+        """Install packages into the session, where they stay. Raises AgentError with what pip says where it fails."""
         if additional_imports:
-            self.run_code_raise_errors(f"%pip install --quiet {shlex.join(additional_imports)}")
+            done = self.run_code_raise_errors(f"%pip install --quiet {shlex.join(additional_imports)}\n_exit_code")
+            if done.output != "0":  # the magic itself raises nothing
+                raise AgentError(f"{done.logs}\npip ended with {done.output}.", self.logger)
         return additional_imports
 
     def cleanup(self) -> None:
-        """End the context; the session stays."""
-        self._context.delete()
+        """End the context, if there is one; the session stays."""
+        with suppress(NotFound):  # no step was taken, or the session is gone
+            self._context.delete()
 
 
 def _value(result: RunResult) -> Any:
