@@ -62,6 +62,8 @@ const DEFAULT_RETRIES = 2;
 /** A server that wants to be left alone for longer than this isn't waited for. */
 const MAX_RETRY_AFTER = 60;
 const BACKOFF_SECONDS = 0.25;
+/** The statuses of a server, or a proxy before it, that can't answer for now. */
+export const AWAY_STATUSES = [502, 503, 504];
 const HEADERS_TIMEOUT = "UND_ERR_HEADERS_TIMEOUT";
 
 /** The field of an answer's headers that names its run. */
@@ -137,7 +139,7 @@ export class Transport {
     try {
       const response = await this.#fetch(this.url + withQuery(call.path, call.query), this.#init(call, clock.signal));
       if (!response.ok) throw await this.#refusal(call, response);
-      const value = await read(response);
+      const value = await read(keepsBody ? watched(response, () => clock.stop(false)) : response);
       opened = keepsBody;
       return value;
     } catch (error) {
@@ -244,6 +246,33 @@ class Clock {
   }
 }
 
+/** An answer that says when its body has ended, was cut or isn't wanted any more. */
+function watched(response: Response, ended: () => void): Response {
+  if (response.body === null) {
+    ended();
+    return response;
+  }
+  const reader = response.body.getReader();
+  const body = new ReadableStream<Uint8Array<ArrayBuffer>>({
+    async pull(controller) {
+      try {
+        const { value } = await reader.read();
+        if (value !== undefined) return controller.enqueue(value);
+      } catch (error) {
+        ended();
+        throw error;
+      }
+      ended();
+      controller.close();
+    },
+    cancel(reason) {
+      ended();
+      return reader.cancel(reason);
+    },
+  }, { highWaterMark: 0 });
+  return new Response(body, response);
+}
+
 /** A key for one call, in the headers that carry it; none where nothing is to be made again. */
 export function once(transport: Transport, options: OnceOptions): Record<string, string> {
   const key = options.idempotencyKey ?? (transport.retries > 0 ? randomKey() : undefined);
@@ -280,7 +309,7 @@ function delay(error: unknown, again: { lost: boolean; refused: boolean }, attem
     return again.refused && error.retryAfter <= MAX_RETRY_AFTER ? error.retryAfter : undefined;
   }
   if (error instanceof ServerAway) return again.refused ? backoff(attempt) : undefined;
-  const isBroken = error instanceof NotEra && [502, 503, 504].includes(error.status);
+  const isBroken = error instanceof NotEra && AWAY_STATUSES.includes(error.status);
   // The first attempt, whose answer was lost, is still under way.
   const isOurOwn = attempt > 0 && error instanceof RunUnderWay;
   const isLost = error instanceof ConnectionLost || isBroken || isOurOwn;

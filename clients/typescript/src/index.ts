@@ -40,7 +40,7 @@ export type { Session } from "./session.js";
 export type { SessionSetup, SetupEvent } from "./setup.js";
 export type { Database, KeyValues, ListFilter, Objects, ResourceFilter, Storage, StoredObject } from "./storage.js";
 export type { Gap } from "./streams.js";
-export type { Terminal, TerminalExit, TerminalSize } from "./terminal.js";
+export type { Terminal, TerminalExit, TerminalOptions, TerminalSize } from "./terminal.js";
 export type * from "./types.js";
 export type { Versions } from "./versions.js";
 export type { Webhooks } from "./webhooks.js";

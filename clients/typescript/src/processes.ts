@@ -5,7 +5,7 @@ import { split } from "./options.js";
 import { part } from "./paths.js";
 import type { ProcessOutput } from "./process_output.js";
 import { follow, type Gap } from "./streams.js";
-import { Terminal, type TerminalSize } from "./terminal.js";
+import { Terminal, type TerminalOptions, type TerminalSize } from "./terminal.js";
 import type { Answer, ProcessBody, ProcessInfo } from "./types.js";
 
 /** What a process takes besides its command: `cwd`, `env`, `secrets`, `stdin`, `pty`, `tag`, `timeout`. */
@@ -86,8 +86,8 @@ export class Process {
   }
 
   /** Its terminal, by a WebSocket. */
-  attach({ after, ...options }: { after?: number } & CallOptions = {}): Promise<Terminal> {
-    return Terminal.open(this.#transport, this.#session, `${this.#path}/attach`, { after }, options);
+  attach(options: TerminalOptions = {}): Promise<Terminal> {
+    return Terminal.open(this.#transport, this.#session, `${this.#path}/attach`, {}, options);
   }
 }
 

@@ -11,7 +11,7 @@ import { sessionPath } from "./paths.js";
 import { Process, Processes, type ProcessOptions } from "./processes.js";
 import { Run, type RunOptions, Runs, RunStream } from "./runs.js";
 import { SessionSetup } from "./setup.js";
-import { Terminal, type TerminalSize } from "./terminal.js";
+import { Terminal, type TerminalOptions, type TerminalSize } from "./terminal.js";
 import type {
   Answer,
   Checkpoint,
@@ -103,12 +103,9 @@ export class Session implements AsyncDisposable {
   }
 
   /** A login shell in a terminal, or with `process` the terminal of one that runs. */
-  terminal(
-    options: Partial<TerminalSize> & { process?: string; after?: number } & CallOptions = {},
-  ): Promise<Terminal> {
-    const { cols, rows, process, after, ...call } = options;
-    const query = { cols, rows, process, after };
-    return Terminal.open(this.#transport, this.#path, `${this.#path}/terminal`, query, call);
+  terminal(options: Partial<TerminalSize> & { process?: string } & TerminalOptions = {}): Promise<Terminal> {
+    const { cols, rows, process, ...rest } = options;
+    return Terminal.open(this.#transport, this.#path, `${this.#path}/terminal`, { cols, rows, process }, rest);
   }
 
   /** The interpreter of this name, which stays from its first cell on: `session.context().run("x = 1")`. */

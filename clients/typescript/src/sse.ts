@@ -66,8 +66,11 @@ export class EventParser {
   }
 }
 
-/** The events of a response's body. Leaving the loop early hangs up. */
-export async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerSentEvent, void, undefined> {
+/** The events of a response's body; `came` hears of each piece of it. Leaving the loop early hangs up. */
+export async function* events(
+  body: ReadableStream<Uint8Array>,
+  came: () => void = () => undefined,
+): AsyncGenerator<ServerSentEvent, void, undefined> {
   const parser = new EventParser();
   const reader = body.getReader();
   let isOver = false;
@@ -78,6 +81,7 @@ export async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<
         isOver = true;
         return;
       }
+      came();
       yield* parser.push(value);
     }
   } finally {

@@ -6,12 +6,12 @@
  * comes as an event `gap`.
  */
 
-import { ConnectionLost, type EraError, ServerAway, StreamCut } from "./errors.js";
+import { ConnectionLost, EraError, ServerAway, StreamCut } from "./errors.js";
 import { errorOf } from "./answered_errors.js";
-import { backoff, type Call, type CallOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
+import { AWAY_STATUSES, backoff, type Call, type CallOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
 import { events, type ServerSentEvent } from "./sse.js";
 
-/** How long a server that went away is waited for, counted from the last event. */
+/** How long a server that went away is waited for, counted from when it last sent anything, heartbeats too. */
 const PATIENCE_SECONDS = 60;
 
 /** Events that the server keeps no longer: those with the numbers `from` to `to`. */
@@ -42,17 +42,17 @@ export async function* follow<Event extends { type: string }>(
   let began: Response | undefined;
   let call: Call | undefined = plan.begin;
   let brokenSince: number | undefined;
+  const came = (): void => brokenSince = undefined;
   for (let attempt = 0;; attempt++) {
     let why: unknown;
     try {
       const response = await transport.open(call, options);
       if (began === undefined) opened(response);
       began ??= response;
-      for await (const sent of bodyEvents(response)) {
+      for await (const sent of bodyEvents(response, came)) {
         const event = JSON.parse(sent.data) as Event | Gap;
         if (event.type === "error") throw failure(event);
         after = Number(sent.id) || after;
-        brokenSince = undefined;
         attempt = 0;
         yield event;
         if (event.type === plan.last) return;
@@ -81,10 +81,13 @@ function cut(began: Response | undefined, cause: unknown): StreamCut {
   });
 }
 
-async function* bodyEvents(response: Response): AsyncGenerator<ServerSentEvent, void, undefined> {
+async function* bodyEvents(
+  response: Response,
+  came: () => void,
+): AsyncGenerator<ServerSentEvent, void, undefined> {
   if (response.body === null) return;
   try {
-    yield* events(response.body);
+    yield* events(response.body, came);
   } catch (error) {
     throw new BrokenBody(error);
   }
@@ -98,7 +101,8 @@ class BrokenBody extends Error {
 }
 
 function isCut(error: unknown): boolean {
-  return [BrokenBody, ConnectionLost, ServerAway].some((kind) => error instanceof kind);
+  return [BrokenBody, ConnectionLost, ServerAway].some((kind) => error instanceof kind) ||
+    (error instanceof EraError && AWAY_STATUSES.includes(error.status)); // what an `error` event tells has no status
 }
 
 /** The error that an `error` event tells of. */

@@ -116,6 +116,46 @@ test("the output of a process goes on where its connection broke", async () => {
   assert.equal(proxy.matched, 4);
 });
 
+test("a terminal tells of gaps, and of what is refused", { timeout: 100_000 }, async () => {
+  await using session = await era.session("python", options);
+  const long = await session.process("head -c 3000000 /dev/zero | tr '\\0' x");
+  await long.wait();
+  let missing = 0;
+  await using ended = await long.attach({ onGap: (gap) => missing += gap.to - gap.from + 1 });
+  const kept = (await all(ended)).reduce((sum, bytes) => sum + bytes.length, 0);
+  assert.ok(missing > 0);
+  assert.equal(kept + missing, 3_000_000);
+  const deaf = await session.process(["sleep", "600"]);
+  await using controller = await deaf.attach();
+  controller.write("x");
+  await assert.rejects(all(controller), (error) => error instanceof Conflict && error.code === "no_input");
+  await deaf.signal("TERM");
+  await all(controller);
+  assert.equal(controller.exit?.signal, "TERM");
+});
+
+test("what was listened to leaves nothing at the caller's signal", async () => {
+  await using session = await era.session("python", options);
+  const { signal } = new AbortController();
+  let listeners = 0;
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...words: Parameters<typeof addEventListener>) => {
+    listeners++;
+    addEventListener.apply(signal, words);
+  };
+  signal.removeEventListener = (...words: Parameters<typeof removeEventListener>) => {
+    listeners--;
+    removeEventListener.apply(signal, words);
+  };
+  await all(session.stream("print(1)", { signal }));
+  assert.equal(listeners, 0);
+  await (await session.files.archive("tar", { signal })).body?.cancel();
+  assert.equal(listeners, 0);
+  const process = await session.process(["true"]);
+  await all(await process.attach({ signal }));
+  assert.equal(listeners, 0);
+});
+
 test("a terminal", async () => {
   await using session = await era.session("python", options);
   await using terminal = await session.terminal({ cols: 91, rows: 31 });

@@ -99,6 +99,36 @@ test("events of a run can be followed from any of them on", async () => {
   assert.deepEqual(rest.slice(0, 2), events.slice(-3, -1));
 });
 
+test("a server that sends heartbeats isn't away, and a proxy's or its own 503 is a cut", async () => {
+  const event = (id: number, fields: object): string => `id: ${id}\ndata: ${JSON.stringify(fields)}\n\n`;
+  const busy = JSON.stringify({ error: "No.", code: "unavailable", hint: "Wait.", request_id: "req_1" });
+  const answers: [number, string][] = [
+    [200, '{"id": "s"}'],
+    [200, event(1, { type: "stdout", content: "a" })],
+    [502, "Bad gateway"],
+    [502, "Bad gateway"],
+    [200, ": heartbeat\n\n"],
+    [503, busy],
+    [200, ": heartbeat\n\n"],
+    [200, event(2, { type: "done" })],
+  ];
+  let later = 0;
+  const now = Date.now;
+  Date.now = () => now() + later;
+  try {
+    const fetch = (): Promise<Response> => {
+      later += 25_000;
+      const [status, body] = answers.shift() ?? [500, ""];
+      return Promise.resolve(new Response(body, { status }));
+    };
+    const run = (await client({ fetch, retries: 1 }).open("s")).runs.get("r");
+    assert.deepEqual((await all(run.events())).map(({ type }) => type), ["stdout", "done"]);
+  } finally {
+    Date.now = now;
+  }
+  assert.equal(answers.length, 0);
+});
+
 test("without retries a cut stream is an error that names the run", async () => {
   await using session = await client().session("python", { ephemeral: true });
   await using proxy = new HangingUp(/\/stream/, [400]);
