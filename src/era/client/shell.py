@@ -81,7 +81,7 @@ def _type(process: Process) -> None:
             if isinstance(error, NotFound) or error.code == "process_ended":
                 return  # which is shown
             notice(f"input may be lost: {error.message}\r")
-            if not sys.stdin.isatty():
+            if data and not sys.stdin.isatty():
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
