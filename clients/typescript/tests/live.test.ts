@@ -116,7 +116,7 @@ test("the output of a process goes on where its connection broke", async () => {
   assert.equal(proxy.matched, 4);
 });
 
-test("a terminal tells of gaps, and of what is refused", { timeout: 100_000 }, async () => {
+test("a terminal tells of gaps, and of what is refused", async () => {
   await using session = await era.session("python", options);
   const long = await session.process("head -c 3000000 /dev/zero | tr '\\0' x");
   await long.wait();
@@ -125,7 +125,7 @@ test("a terminal tells of gaps, and of what is refused", { timeout: 100_000 }, a
   const kept = (await all(ended)).reduce((sum, bytes) => sum + bytes.length, 0);
   assert.ok(missing > 0);
   assert.equal(kept + missing, 3_000_000);
-  const deaf = await session.process(["sleep", "600"]);
+  const deaf = await session.process(["sleep", "60"]);
   await using controller = await deaf.attach();
   controller.write("x");
   await assert.rejects(all(controller), (error) => error instanceof Conflict && error.code === "no_input");
