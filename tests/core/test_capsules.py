@@ -17,6 +17,7 @@ import pytest
 
 from era.core.capsules import exports, imports
 from era.core.capsules import format as layout
+from era.core.capsules import service as service_module
 from era.core.capsules.service import _EXPORTS_OF_OWNER
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
@@ -36,7 +37,7 @@ from era.core.models import (
     VersionContent,
     now,
 )
-from era.errors import BadRequest, Conflict, NotFound, TooLarge, Unavailable
+from era.errors import BadRequest, Conflict, NotFound, TooBusy, TooLarge, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
 from era.wire.files import files_answer
@@ -121,7 +122,9 @@ async def test_history_can_be_left_out(service: Service) -> None:
     assert changed.version == 4
 
 
-async def test_who_has_many_exports_open_waits_with_the_next_and_keeps_no_other_owner(service: Service) -> None:
+async def test_who_has_many_exports_open_waits_with_the_next_and_keeps_no_other_owner(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each has temporary files for as long as its client reads."""
     await service.make("s")
     others = OwnedId("another", "t")
@@ -135,6 +138,9 @@ async def test_who_has_many_exports_open_waits_with_the_next_and_keeps_no_other_
     await asyncio.wait([waiting], timeout=0.5)
     (await service.capsules.open(others)).close()
     assert not waiting.done()
+    monkeypatch.setattr(service_module, "_WAIT_SECONDS", 0.1)
+    with pytest.raises(TooBusy):
+        await service.capsules.open(mine("copy"))
     opened.pop().close()
     for export in (await waiting, *opened):
         export.close()

@@ -52,3 +52,15 @@ def test_many_values_are_left_out(weakened: bool, monkeypatch: pytest.MonkeyPatc
     if not weakened:
         with pytest.raises(KernelBroken):
             parse(many)
+
+
+def test_results_of_long_integers_are_left_out() -> None:
+    """To read them would hold up others; the interpreter goes on."""
+    results = CellResults()
+    many = b",".join([b"9" * 3990] * 65)
+    results.add(b'{"data": {"a": [' + many + b']}, "metadata": {}}')
+    results.add(b'{"data": {"text/plain": "1"}, "metadata": {}}')
+    assert results.truncated
+    assert [result["data"] for result in results.results] == [{"text/plain": "1"}]
+    with pytest.raises(KernelBroken, match="too long"):
+        parse(b'{"ended": [' + many + b"]}")

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -25,6 +25,8 @@ def event(number: int, kind: str = "line") -> bytes:
 
 class Answer:
     """A body that comes in these pieces, and then breaks or ends."""
+
+    headers: ClassVar = {"content-type": "text/event-stream; charset=utf-8"}
 
     def __init__(self, *pieces: bytes, breaks: bool = True) -> None:
         self._pieces = pieces
@@ -159,6 +161,18 @@ def test_patience_begins_anew_with_a_heartbeat(monkeypatch: pytest.MonkeyPatch) 
     connection.answers = [Quiet(), *[Answer(heartbeat)] * 40, Answer(event(2, "done"))]
     assert [each["number"] for each in follow(connection, Answer(event(1)), monkeypatch)] == [1, 2]
     assert 670 < connection.seconds < 690
+
+
+def test_a_page_of_a_proxy_is_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Page(Answer):
+        headers: ClassVar = {"content-type": "text/html"}
+
+    connection = Connection(*[Page(b"<h1>Back soon</h1>")] * 99)
+    got = follow(connection, Answer(event(1)), monkeypatch)
+    assert next(got)["number"] == 1
+    with pytest.raises(ConnectionLost):
+        next(got)
+    assert 60 < connection.seconds < 65
 
 
 async def test_an_event_is_waited_for_longer_than_an_answer() -> None:

@@ -253,23 +253,26 @@ function watched(response: Response, ended: () => void): Response {
     return response;
   }
   const reader = response.body.getReader();
-  const body = new ReadableStream<Uint8Array<ArrayBuffer>>({
+  const body = new ReadableStream({
+    type: "bytes",
     async pull(controller) {
       try {
-        const { value } = await reader.read();
-        if (value !== undefined) return controller.enqueue(value);
+        for (let read = await reader.read(); !read.done; read = await reader.read()) {
+          if (read.value.byteLength > 0) return controller.enqueue(read.value);
+        }
       } catch (error) {
         ended();
         throw error;
       }
       ended();
       controller.close();
+      controller.byobRequest?.respond(0);
     },
     cancel(reason) {
       ended();
       return reader.cancel(reason);
     },
-  }, { highWaterMark: 0 });
+  });
   return new Response(body, response);
 }
 

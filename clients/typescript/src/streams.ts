@@ -43,16 +43,20 @@ export async function* follow<Event extends { type: string }>(
   let call: Call | undefined = plan.begin;
   let brokenSince: number | undefined;
   const came = (): void => brokenSince = undefined;
+  const nothing = (): void => undefined;
   for (let attempt = 0;; attempt++) {
     let why: unknown;
     try {
       const response = await transport.open(call, options);
       if (began === undefined) opened(response);
       began ??= response;
-      for await (const sent of bodyEvents(response, came)) {
+      // Not where a proxy answers with a page of its own.
+      const isServers = response.headers.get("content-type")?.startsWith("text/event-stream") ?? false;
+      for await (const sent of bodyEvents(response, isServers ? came : nothing)) {
         const event = JSON.parse(sent.data) as Event | Gap;
         if (event.type === "error") throw failure(event);
         after = Number(sent.id) || after;
+        brokenSince = undefined;
         attempt = 0;
         yield event;
         if (event.type === plan.last) return;
@@ -89,6 +93,7 @@ async function* bodyEvents(
   try {
     yield* events(response.body, came);
   } catch (error) {
+    if (error instanceof RangeError) throw error; // too long an event, as it would be again
     throw new BrokenBody(error);
   }
 }

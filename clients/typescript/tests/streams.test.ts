@@ -119,7 +119,8 @@ test("a server that sends heartbeats isn't away, and a proxy's or its own 503 is
     const fetch = (): Promise<Response> => {
       later += 25_000;
       const [status, body] = answers.shift() ?? [500, ""];
-      return Promise.resolve(new Response(body, { status }));
+      const headers = { "content-type": "text/event-stream" };
+      return Promise.resolve(new Response(body, { status, headers }));
     };
     const run = (await client({ fetch, retries: 1 }).open("s")).runs.get("r");
     assert.deepEqual((await all(run.events())).map(({ type }) => type), ["stdout", "done"]);

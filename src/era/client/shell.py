@@ -49,6 +49,8 @@ def shell(named: Any) -> int:
         try:
             with _raw_terminal(process):
                 return _show(process)
+        except NotFound:
+            raise
         except (EraError, KeyboardInterrupt):
             notice(f"the shell may go on: `era shell {named.session} --process {process.id}` goes back to it")
             raise
@@ -80,6 +82,9 @@ def _type(process: Process) -> None:
         except EraError as error:
             if isinstance(error, NotFound) or error.code == "process_ended":
                 return  # which is shown
+            if error.code == "no_input":  # nor will it take any later
+                notice(f"{error.message}\r")
+                return
             notice(f"input may be lost: {error.message}\r")
             if data and not sys.stdin.isatty():
                 os.kill(os.getpid(), signal.SIGINT)

@@ -6,8 +6,10 @@ Everything that a cell can do is IPython's own. What is changed is only where re
 from __future__ import annotations
 
 import base64
+import os
 import signal
 import sys
+import threading
 import types
 from json import dumps
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 CUT = 64 << 10
 """Characters that are kept of a traceback, and of the text of a result that is too large."""
+
+INSIST = 0.5  # seconds
 
 
 class Results:
@@ -116,20 +120,32 @@ class Shell(InteractiveShell):
     wants_to_end = False
     """The program has called `exit` or `quit`."""
 
-    interrupted_early = False
-    """An interrupt came before the cell's own code began."""
+    insisting: threading.Timer | None = None
+    """Of an interrupt that came before the cell's own code began."""
 
     def ask_exit(self) -> None:
         self.wants_to_end = True
 
     def note_interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGINT before the cell's own code: an exception might be raised where Python or IPython ignores it."""
-        self.interrupted_early = True
+        """Handle SIGINT before the cell's own code: an exception might be raised where Python or IPython ignores it.
+        What takes long there, such as a hook of the program's, is interrupted all the same, a little later."""
+        if self.insisting is not None:
+            raise KeyboardInterrupt
+        self.insisting = threading.Timer(INSIST, os.kill, (os.getpid(), number))
+        self.insisting.daemon = True
+        self.insisting.start()
+
+    def let_go(self) -> bool:
+        """Forget an interrupt that came before the cell's own code; whether there was one."""
+        early, self.insisting = self.insisting, None
+        if early is not None:
+            early.cancel()
+        return early is not None
 
     async def run_code(self, *given: Any, **named: Any) -> Any:
         if signal.getsignal(signal.SIGINT) == self.note_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if self.interrupted_early:
+            if self.let_go():
                 raise KeyboardInterrupt
         return await super().run_code(*given, **named)  # type: ignore[no-untyped-call]  # IPython's own
 

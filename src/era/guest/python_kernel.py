@@ -129,7 +129,7 @@ class Kernel:
         """One cell, from its X frame to its D frame."""
         shell, results = self._shell, self._shell.results
         results.begin(cell["limit"])
-        shell.last_error, shell.wants_to_end, shell.interrupted_early = None, False, False
+        shell.last_error, shell.wants_to_end = None, False
         before = {name: os.environ.get(name) for name in cell["env"]}
         directory = os.open(".", os.O_PATH | os.O_CLOEXEC) if cell["cwd"] else -1
         stdin = give_stdin(cell["stdin"])
@@ -150,6 +150,7 @@ class Kernel:
             os.write(self._outputs[2], f"{error['traceback']}\n".encode(errors="replace"))
         finally:
             signal.signal(signal.SIGINT, ignore)
+            shell.let_go()
             if os.getpid() != self._pid:
                 flush()
                 os._exit(0)

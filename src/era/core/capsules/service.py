@@ -20,11 +20,14 @@ from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.setup.locks import Locks
+from era.errors import TooBusy
 
 _THREADS = 2
 _EXPORTS = 32
 _EXPORTS_OF_OWNER = 8
 """At a time. Each has temporary files, for as long as its client reads."""
+
+_WAIT_SECONDS = 30.0
 
 
 class Capsules:
@@ -57,13 +60,19 @@ class Capsules:
         )
 
     async def open(self, session_id: OwnedId, *, history: bool = True) -> Export:
-        """Export a session as it is now; without `history`, with its current version only and without runs. Waits while
-        its owner, or all, have as many exports open as may be.
+        """Export a session as it is now; without `history`, with its current version only and without runs. Waits for a
+        while where its owner, or all, have as many exports open as may be.
 
-        Raises as Exporter.open does.
+        Raises TooBusy, and as Exporter.open does.
         """
         owner = session_id.owner
-        await self._exports.take(owner)
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                await self._exports.take(owner)
+        except TimeoutError:
+            raise TooBusy(
+                f"{_EXPORTS_OF_OWNER} exports of one owner, or {_EXPORTS} of all, are being read already."
+            ) from None
         try:
             export = await self._exporter.open(session_id, history=history)
         except BaseException:

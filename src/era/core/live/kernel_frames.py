@@ -31,6 +31,10 @@ class KernelBroken(Exception):
     """What came over the channel is not from a kernel as it was started. The message completes "its interpreter"."""
 
 
+class LongIntegers(KernelBroken):
+    """It wrote integers that take too long to read."""
+
+
 class Frames:
     """Parses a stream of frames."""
 
@@ -64,6 +68,8 @@ def parse(payload: bytes) -> JsonObject:
         raise KernelBroken("wrote too many values to the service")
     try:
         value = json.loads(payload, parse_constant=lambda _: None, parse_int=jsontext.integers())
+    except jsontext.JsonProblem:
+        raise LongIntegers("wrote integers to the service that are too long") from None
     except (ValueError, RecursionError):
         raise KernelBroken("wrote what is not JSON to the service") from None
     if not isinstance(value, dict) or not jsontext.within_depth(value):
@@ -103,7 +109,11 @@ class CellResults:
         if self._size > self.limit or too_many:
             self.truncated = True
             return
-        given = parse(payload)
+        try:
+            given = parse(payload)
+        except LongIntegers:
+            self.truncated = True
+            return
         data, metadata, display_id = given.get("data"), given.get("metadata"), given.get("display_id")
         if not isinstance(data, dict) or not isinstance(metadata, dict):
             raise KernelBroken("wrote a result that is none")

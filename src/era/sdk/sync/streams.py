@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from era.errors import EraError, Unavailable
-from era.sdk.blocking import Answer, sleep
+from era.sdk.blocking import Answer, is_event_stream, sleep
 from era.sdk.calls import Call
 from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
 from era.sdk.events import Events
@@ -61,10 +61,12 @@ class EventStream:
                     query = {"after": self._events.restart()}
                     call = Call("GET", self._path or "", query=query, seconds=self._seconds)
                     self._answer = answer = self._connection.open(call)
+                is_servers = is_event_stream(answer.headers.get("content-type"))
                 for piece in answer.pieces():
-                    broken = None  # a heartbeat is enough, but only an event shortens the next pause
+                    # A heartbeat is enough, but only an event shortens the next pause.
+                    broken = None if is_servers else broken
                     for event in self._events.feed(piece):
-                        seconds = _FIRST_PAUSE
+                        broken, seconds = None, _FIRST_PAUSE
                         is_last = event["type"] == self._last
                         yield event
                         if is_last:
