@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
-from tests.core.interpreters import Cells, interpreter, python_command, stage_ipython
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _staged() -> None:
-    stage_ipython()
-
-
-@pytest.fixture
-async def cells(tmp_path: Path) -> AsyncIterator[Cells]:
-    async with interpreter(python_command(), tmp_path) as made:
-        yield made
+from tests.core.interpreters import Cells
 
 
 async def test_what_runs_before_a_cell_s_first_line_is_interrupted_too(cells: Cells) -> None:

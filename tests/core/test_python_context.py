@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,19 +20,10 @@ from era.core.live import context as module
 from era.core.live.context import NotBegun
 from era.guest import python_kernel
 from era.languages import ipython
-from tests.core.interpreters import Cells, Written, interpreter, python_command, stage_ipython
+from tests.core.interpreters import Cells, Written, interpreter, python_command
 from tests.unit.core import until
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _staged() -> None:
-    stage_ipython()
-
-
-@pytest.fixture
-async def cells(tmp_path: Path) -> AsyncIterator[Cells]:
-    async with interpreter(python_command(), tmp_path) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("staged_ipython")
 
 
 # -- what cells answer ------------------------------------------------------------------------------------------------
