@@ -82,6 +82,7 @@ def test_a_generated_python_client_is_typed_and_calls_everything(server: Server,
     done(sys.executable, "-m", "mypy", *strict, "--cache-dir", tmp_path / "cache", made)
 
 
+@pytest.mark.soak
 def test_a_generated_typescript_client_is_typed_and_calls_everything(server: Server, tmp_path: Path) -> None:
     """openapi-typescript with openapi-fetch, and tsc at its strictest."""
     document, path = document_of(server, tmp_path)

@@ -429,6 +429,7 @@ NOTEBOOK = [
 ]
 
 
+@pytest.mark.soak
 def test_a_notebook_interrupted_restarted_and_resumed_after_the_service_was_killed(own_server: MakeServer) -> None:
     """30 cells with plots and tables; matplotlib and pandas are the session's own packages."""
     server = own_server()

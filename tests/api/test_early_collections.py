@@ -212,7 +212,7 @@ def delete_sessions(client: httpx.Client, session: str) -> None:
 @pytest.mark.parametrize(
     "make_garbage", soak_the_rest([refuse_uploads, drop_versions, purge_sessions, delete_sessions], 2)
 )
-@pytest.mark.parametrize("is_watched", [True, False])
+@pytest.mark.parametrize("is_watched", soak_the_rest([True, False], 1))
 def test_what_nothing_names_takes_a_bounded_room(
     own_server: MakeServer, make_garbage: Callable[[httpx.Client, str], None], is_watched: bool
 ) -> None:
@@ -268,7 +268,7 @@ def commit_under_way(client: httpx.Client, held: Path, begun: Path) -> Iterator[
         answer.result().raise_for_status()
 
 
-@pytest.mark.parametrize("why", ["a backup", "a commit"])
+@pytest.mark.parametrize("why", soak_the_rest(["a backup", "a commit"], 1))
 def test_what_a_collection_had_to_leave_goes_soon_after(own_server: MakeServer, tmp_path: Path, why: str) -> None:
     """Though nothing is written any more, as on a full disk."""
     held, begun = tmp_path / "held", tmp_path / "begun"
@@ -357,7 +357,7 @@ archives.finalize = lambda archive, release, pin: release(pin)
 """
 
 
-@pytest.mark.parametrize("unpinned", [False, True])
+@pytest.mark.parametrize("unpinned", soak_the_rest([False, True], 1))
 def test_an_archive_is_whole_however_slowly_it_is_downloaded(own_server: MakeServer, unpinned: bool) -> None:
     server = own_server(weakness=CONSTANTLY + UNPINNED * unpinned)
     with server.client() as client:

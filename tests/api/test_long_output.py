@@ -20,6 +20,7 @@ from era.wire.runs import execute_answer, run_answer
 from tests.conftest import MakeServer, Server
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
+from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
 SIZE = 10 * MIB
@@ -79,7 +80,7 @@ def answers(server: Server, path: str, how_many: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/sessions/{}/run", "/api/execute", "/api/sessions/{}/stream"])
-@pytest.mark.parametrize("weakness", [None, "outputs in memory"])
+@pytest.mark.parametrize("weakness", soak_the_rest([None, "outputs in memory"], 1))
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_memory_stays_flat_whatever_runs_print(
     own_server: MakeServer, tmp_path: Path, path: str, weakness: str | None, kind: str

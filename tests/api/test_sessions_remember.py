@@ -26,7 +26,7 @@ def test_data_and_files_outlive_a_run(session: MakeSession, run: Run) -> None:
     assert run(where, "print(open('note').read())")["stdout"] == "kept\n"
 
 
-@pytest.mark.parametrize("clients", [20, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("clients", [10, pytest.param(50, marks=pytest.mark.soak)])
 def test_concurrent_increments_are_all_counted(client: httpx.Client, session: MakeSession, clients: int) -> None:
     where = session(data={"n": 0})
 

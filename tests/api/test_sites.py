@@ -355,6 +355,7 @@ WEAKNESS = (
 WIDE_COOKIES = "from era.core.public import headers; headers._of_site = lambda name, value: [(name, value)]"
 
 
+@pytest.mark.soak
 def test_the_walls_are_what_keeps_them_apart(tmp_path: Path) -> None:
     """The same requests against a service without them."""
     for weakness, attack in ((WEAKNESS, "own pages"), (WIDE_COOKIES, "cookies")):

@@ -94,6 +94,7 @@ def test_postgresql_and_s3_of_a_clusters_own(tmp_path: Path) -> None:
         run_through_each(cluster, count)
 
 
+@pytest.mark.soak
 def test_a_command_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     needs((postgresql.commands(), postgresql.MISSING))
     directory, before = tmp_path / "cluster", mounts()

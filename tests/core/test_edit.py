@@ -97,7 +97,7 @@ def on_disk(model: Model) -> dict[bytes, tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EDITS)
 def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -201,7 +201,7 @@ def test_counters_written_in_order_are_never_reversed(lab: MomentLab) -> None:
         lab.live.start(COUNTERS, str(number))
     while len(os.listdir(lab.live.workspace)) < 40:
         time.sleep(0.01)
-    for _ in range(20):
+    for _ in range(8):
         assert lab.moment().consistent
         contents = lab.contents()
         for number in range(20):

@@ -11,6 +11,7 @@ import pytest
 from era.core import jsontext
 from era.core.live import kernel_frames
 from era.core.live.kernel_frames import KernelBroken
+from tests.soaking import soak_the_rest
 
 _BYTES = 16 << 20
 MANY = {
@@ -22,7 +23,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("kind", MANY)
-@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+@pytest.mark.parametrize("weakened", soak_the_rest([False, True], 1), ids=["", "weakened"])
 def test_many_values_are_refused(kind: str, weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if weakened:
         monkeypatch.setattr(jsontext, "has_too_many_parts", lambda _: False)

@@ -289,7 +289,7 @@ def do(workspace: Path, kind: str, one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.tuples(KINDS, NAMES, NAMES), max_size=12), min_size=1, max_size=4))
 def test_any_mixture_of_calls_is_found(runs: list[list[tuple[str, str, str]]]) -> None:
     with tempfile.TemporaryDirectory() as directory:

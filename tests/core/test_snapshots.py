@@ -61,7 +61,7 @@ def make(directory: bytes, contents: dict[bytes, Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CONTENTS)
 def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -18,6 +18,7 @@ from era.core.files.sparse import extents
 from era.core.models import EMPTY
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
+from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
 
@@ -69,7 +70,7 @@ def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["large files", "many files to keep", "many files to look at"])
+@pytest.mark.parametrize("what", soak_the_rest(["many files to keep", "many files to look at", "large files"], 1))
 async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """More large commits at once than there are threads of any kind; a small one ends before all of them."""
     order: list[str] = []

@@ -80,6 +80,7 @@ def test_it_is_bounded_where_the_sentry_has_it(gvisors: Sandboxes) -> None:
     assert result.ended.cause == "oom", result.stderr
 
 
+@pytest.mark.soak
 def test_nobody_ends_it_without_the_watch(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_memory, "_sockets", lambda _pid: 0)
     assert sandboxes.run(sandboxes.make(), LARGE, timeout=60).ended.cause == "exit"

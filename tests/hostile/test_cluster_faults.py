@@ -24,10 +24,14 @@ from tests.conftest import eventually
 from tests.hostile import faults
 from tests.hostile.faults import Step
 from tests.hostile.networked_cluster import RAY_PACKAGES, RAY_SECONDS, NetworkedCluster, networked_cluster
+from tests.soaking import soak_the_rest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
 
 HOSTS = 4
+MOST_TELLING = (faults.partitioned, faults.killed, faults.database_unreachable, faults.s3_killed)
+"""Of each kind one: a host that lives on and is cut off, one that is gone, and the engines away."""
+
 CLIENTS, SESSIONS = 4, 8
 SOAK_CLIENTS, SOAK_SESSIONS, SOAK_FAULTS = 32, 200, 3
 SEEDS = [int(os.environ["SCHEDULE"])] if "SCHEDULE" in os.environ else list(range(200))
@@ -134,7 +138,9 @@ def make(cluster: NetworkedCluster, sessions: Sequence[str], number: int) -> int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [*faults.PARTIAL, *faults.TOTAL], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault", soak_the_rest([*faults.PARTIAL, *faults.TOTAL], MOST_TELLING), ids=lambda fault: fault.__name__
+)
 @without_ray
 def test_a_history_under_each_kind_of_fault(cluster: NetworkedCluster, fault: faults.Fault) -> None:
     cluster.outage_seconds = 5

@@ -375,10 +375,10 @@ CONTENT = ("era-files_0", "era-transfer_0", "era-capsules_0")
 
 
 def few_of(steps: Sequence[Step], chance: random.Random) -> list[Step]:
-    """Two random steps of different kinds: one kind writes rows, one content, one the answer."""
+    """A random step of a random kind: one kind writes rows, one content, one the answer."""
     kinds = [[step for step in steps if step.thread in threads] for threads in (("era-write_0",), CONTENT, ("main",))]
     there = [kind for kind in kinds if kind]
-    return [chance.choice(kind) for kind in chance.sample(there, 2)]
+    return [chance.choice(kind) for kind in chance.sample(there, 1)]
 
 
 def test_kill_9_at_some_steps_of_everything(service: Service) -> None:
@@ -388,7 +388,7 @@ def test_kill_9_at_some_steps_of_everything(service: Service) -> None:
         for step in few_of(operation.steps(), chance):
             operation.kill_at(step)
     service.collect()
-    assert service.kills > len(OPERATIONS)
+    assert service.kills >= len(OPERATIONS)
 
 
 @pytest.mark.soak

@@ -15,6 +15,7 @@ from tests.api.live import process, start
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
+from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
 LIMIT = 4 * MIB
@@ -40,7 +41,7 @@ while True:
 """Rewrites all, adds to what is there, holds nothing but lists of directories, goes on beside refused checkpoints."""
 
 
-@pytest.fixture(params=[None, "no bound of history"])
+@pytest.fixture(params=soak_the_rest([None, "no bound of history"], 1))
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ForkedServer]:
     settings = {"ERA_ISOLATION": "bubblewrap", "ERA_HISTORY_MB": str(LIMIT // MIB)}
     server = ForkedServer(tmp_path / "data", settings, named_weakness=request.param)

@@ -9,7 +9,6 @@ import pytest
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
-from tests.soaking import soak_the_rest
 
 SPARSE = """
 import os
@@ -21,8 +20,9 @@ MANY = "import os\nfor n in range(40): open(f'f{n}', 'wb').write(os.urandom(8))"
 """So many that they aren't committed by the event loop."""
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("weakness", soak_the_rest([None, "no threads for large commits"], 1))
+@pytest.mark.parametrize("weakness", [None, "no threads for large commits"])
 def test_they_hold_up_nobody_elses_commits(tmp_path: Path, kind: str, weakness: str | None) -> None:
     server = ForkedServer(tmp_path / "data", named_weakness=weakness)
     server.start()

@@ -10,7 +10,6 @@ from bench.neighbours import NEIGHBOURS, Neighbour, beside
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.hostile.served import ForkedServer
-from tests.soaking import soak_the_rest
 
 _BUSY_SECONDS = 1.5
 _FAR_LESS = 0.5
@@ -56,8 +55,9 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
         server.stop()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("name", soak_the_rest(WEAKNESSES, ("storage",)))
+@pytest.mark.parametrize("name", WEAKNESSES)
 def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str, kind: str) -> None:
     """They wait far less than where it has no budget, and runs beside it end as well."""
     ours = longest_iteration(tmp_path, name, kind, None)

@@ -131,13 +131,17 @@ def server_of(user: str, own_server: MakeServer) -> Server:
     return own_server(uid=None if user == "root" or os.geteuid() else 4201)
 
 
+def soaked(*values: Any, needs: tuple[Any, ...] = ()) -> Any:
+    return pytest.param(*values, marks=[*needs, pytest.mark.soak])
+
+
 @pytest.mark.parametrize(
     ("isolation", "user"),
     [
         ("bubblewrap", "root"),
-        ("bubblewrap", "ordinary user"),
-        pytest.param("gvisor", "root", marks=needs_gvisor),
-        pytest.param("gvisor", "ordinary user", marks=[needs_gvisor, *([] if os.geteuid() else [pytest.mark.soak])]),
+        pytest.param("bubblewrap", "ordinary user", marks=[] if os.geteuid() else pytest.mark.soak),
+        soaked("gvisor", "root", needs=(needs_gvisor,)),
+        soaked("gvisor", "ordinary user", needs=(needs_gvisor,)),
     ],
 )
 def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_server: MakeServer) -> None:
@@ -157,6 +161,7 @@ GvisorSandbox.opens_on_host = True
 """Takes the events of a watch as they are, in gVisor too."""
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
 def test_a_look_that_trusts_inotify_overlooks_it(isolation: str, own_server: MakeServer) -> None:
     server = own_server(weakness=TRUSTING)
@@ -267,15 +272,11 @@ def search(client: httpx.Client, isolation: str, examples: int, is_random: bool)
     holds()
 
 
-def soaked(*values: Any, needs: tuple[Any, ...] = ()) -> Any:
-    return pytest.param(*values, marks=[*needs, pytest.mark.soak])
-
-
 @pytest.mark.parametrize(
     ("isolation", "user", "examples"),
     [
-        ("bubblewrap", "root" if os.geteuid() == 0 else "ordinary user", 12),
-        pytest.param("gvisor", "root" if os.geteuid() == 0 else "ordinary user", 3, marks=needs_gvisor),
+        ("bubblewrap", "root" if os.geteuid() == 0 else "ordinary user", 6),
+        pytest.param("gvisor", "root" if os.geteuid() == 0 else "ordinary user", 2, marks=needs_gvisor),
         soaked("bubblewrap", "root", 150),
         soaked("bubblewrap", "ordinary user", 150),
         soaked("gvisor", "root", 40, needs=(needs_gvisor,)),
@@ -284,7 +285,7 @@ def soaked(*values: Any, needs: tuple[Any, ...] = ()) -> Any:
 )
 def test_no_mixture_of_deeds_is_overlooked(isolation: str, user: str, examples: int, own_server: MakeServer) -> None:
     with server_of(user, own_server).client() as client:
-        search(client, isolation, examples, is_random=examples > 12)
+        search(client, isolation, examples, is_random=examples > 6)
 
 
 @pytest.mark.soak

@@ -12,8 +12,8 @@ from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
 LOUD = f"import os\nfor _ in range({10 * MIB} >> 16): os.write(1, b'\\x01' * 65536)"
-CALLERS = 6
-MOST = 60 * MIB
+CALLERS = 4
+MOST = 40 * MIB
 
 
 @pytest.mark.parametrize("weakness", soak_the_rest([None, "outputs in memory"], 1))

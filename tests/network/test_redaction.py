@@ -94,7 +94,7 @@ def test_it_is_found_in_wide_encodings(codec: str) -> None:
 def test_pieces_may_end_anywhere() -> None:
     """And nothing else changes, whatever values have in common."""
     chance = random.Random(3)
-    for _ in range(3000):
+    for _ in range(800):
         values = {"".join(chance.choices("xy", k=chance.randint(6, 9))) for _ in range(3)}
         secrets = [secret(value) for value in sorted(values)]
         one = Redaction(secrets)

@@ -92,12 +92,12 @@ def test_every_call(app: App, runtime: JsRuntime, server: Server) -> None:
     check(app, runtime, "client.test.ts", ERA_TEST_URL=server.url)
 
 
-@runtimes
+@by_node
 def test_processes_and_terminals(app: App, runtime: JsRuntime, server: Server) -> None:
     check(app, runtime, "live.test.ts", ERA_TEST_URL=server.url)
 
 
-@runtimes
+@by_node
 def test_the_scenarios_of_every_client(app: App, runtime: JsRuntime, server: Server) -> None:
     scenarios = Path(__file__).parent / "scenarios.json"
     check(app, runtime, "scenarios.test.ts", ERA_TEST_URL=server.url, ERA_TEST_SCENARIOS=str(scenarios))

@@ -20,6 +20,7 @@ from era.store import quotas
 from era.store.metadata import SqlStore
 from era.store.owned_totals import OwnedTotals
 from tests.owners import mine
+from tests.soaking import soak_the_rest
 from tests.store.rows import new, opened
 
 MIB = 1 << 20
@@ -51,7 +52,7 @@ class Model:
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "of a cluster"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", soak_the_rest(range(3), 1))
 async def test_a_quota_lets_through_what_counting_would(url: str, seed: int, alone: bool) -> None:
     assert await disagreements(url, seed, alone=alone) == 0
 

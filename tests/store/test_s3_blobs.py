@@ -336,10 +336,10 @@ def test_a_put_waits_for_a_removal_of_its_content(make: Make, faulty: FaultyS3) 
     removing, go_on = threading.Event(), threading.Event()
     delete = store._bucket.delete
 
-    def slow(names: list[str]) -> None:
+    def slow(names: list[str]) -> bool:
         removing.set()
         assert go_on.wait(60)
-        delete(names)
+        return delete(names)
 
     store._bucket.delete = slow  # type: ignore[method-assign, assignment]
     sweep = threading.Thread(target=lambda: store.sweep(set(), time.time()))
