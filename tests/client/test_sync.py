@@ -119,6 +119,21 @@ def test_deleting(server: Server, client: httpx.Client, make: Any, tmp_path: Pat
     assert listed(client) == {"a", "b/c"}
 
 
+def test_deleting_leaves_what_git_has_in_the_session(
+    server: Server, client: httpx.Client, make: Any, tmp_path: Path
+) -> None:
+    """A directory's own `.git` isn't pushed, so that its absence means nothing; and some names can't be named."""
+    make("python")
+    code = "import os\nos.mkdir('.git')\n"
+    code += "for name in (b'.git/HEAD', b'odd\\xff', b'surplus'): open(name, 'w').write('x')"
+    assert client.post("/api/sessions/app/run", json={"code": code}).json()["exit_code"] == 0
+    write(tmp_path, a="1")
+    output = sync(server, "push", str(tmp_path), "--session", "app", "--delete")
+    assert "1 files pushed, 1 deleted, 1 in all" in output
+    assert "2 files of the session's git or with names that aren't UTF-8 were not deleted" in output
+    assert listed(client) == {".git/HEAD", "a", "odd\ufffd"}
+
+
 def test_a_pull_stays_in_its_directory(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
     """Whatever is there already, and whatever the session made."""
     make("python")

@@ -65,12 +65,12 @@ class Cutter:
                 each.shutdown(socket.SHUT_RDWR)
 
 
-def cut_once_after(text: bytes) -> Cut:
-    """Cut the first connection that brings this."""
+def cut_once_after(text: bytes, and_then: int = 0) -> Cut:
+    """Cut the first connection that brings this, and so many of the later ones before they bring anything."""
     done: list[int] = []
 
     def cut(number: int, came: bytes) -> bool:
-        if text not in came or done:
+        if (number <= done[0] or len(done) > and_then) if done else text not in came:
             return False
         done.append(number)
         return True

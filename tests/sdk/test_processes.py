@@ -59,9 +59,11 @@ def test_a_checkpoint_keeps_what_a_process_has_written(server: Server) -> None:
         session.delete(purge=True)
 
 
-def test_a_watch_goes_on_where_it_broke(server: Server) -> None:
+@pytest.mark.parametrize("lost", [0, 12])
+def test_a_watch_goes_on_where_it_broke(server: Server, lost: int) -> None:
+    """Even where that takes a while, and so many connections."""
     with (
-        Cutter(server.url, cut_once_after(b'"first.txt"')) as way,
+        Cutter(server.url, cut_once_after(b'"first.txt"', lost)) as way,
         Era(way.url) as client,
         Era(server.url) as uncut,
     ):
@@ -77,6 +79,7 @@ def test_a_watch_goes_on_where_it_broke(server: Server) -> None:
         session.files["second.txt"] = "2"
         while next(events).path != "second.txt":
             pass
+        assert way.connections > lost
         del events
         session.delete(purge=True)
 

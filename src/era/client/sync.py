@@ -18,7 +18,10 @@ def add(parser: Parser) -> None:
             "they arrive all or none. What .gitignore files\nleave out stays here, and so do `.git` and links.",
             ("era push . --session app", "era push src --session app --delete"),
         )
-        parser.add_argument("--delete", action="store_true", help="delete what the session has and DIRECTORY hasn't")
+        parser.add_argument(
+            "--delete", action="store_true",
+            help="delete what the session has and DIRECTORY hasn't, but for the session's own .git",
+        )  # fmt: skip
     else:
         parser.describe(
             pull,
@@ -40,6 +43,8 @@ def push(named: Any) -> None:
         files = era.sessions.named(named.session).files
         done = files.push(named.directory, delete=named.delete, progress=advance)
     _print(named, done, "pushed")
+    if done.left_out:
+        notice(f"{done.left_out} files of the session's git or with names that aren't UTF-8 were not deleted")
 
 
 def pull(named: Any) -> None:

@@ -38,7 +38,8 @@ type _Rules = tuple[tuple[str, GitIgnoreSpec], ...]
 
 class Synced(NamedTuple):
     """What a push or pull did: paths that were copied and deleted, how many files there are in all, and how many were
-    left out: links, what is git's own, what can't be read, and names that aren't UTF-8."""
+    left out. A pull leaves out links, what is git's own, what can't be read, and names that aren't UTF-8; a push with
+    `delete` doesn't delete what the session's git has, nor such names."""
 
     copied: list[str]
     deleted: list[str]

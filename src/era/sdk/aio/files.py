@@ -6,23 +6,18 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from era.errors import Conflict, EraError, NotFound
+from era.errors import Conflict, NotFound
 from era.sdk.aio.connection import AsyncConnection
+from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.answers import FileInfo
-from era.sdk.calls import Advance, Archive, Call, Content, archive_of, content_of
-from era.sdk.errors import AnswerTimeout, ConnectionLost
-from era.sdk.events import Events, FileEvent
+from era.sdk.calls import Advance, Archive, Call, Content, Query, archive_of, content_of
+from era.sdk.events import FileEvent
 from era.sdk.sugar import AsyncFilesSugar
-from era.sdk.waiting import async_in_thread, async_sleep
+from era.sdk.waiting import async_in_thread
 from era.urls import file_part
 
 if TYPE_CHECKING:
     from era.sdk.directories import Synced
-
-_REWATCHES = 5
-"""How often a watch whose connection broke is begun anew before anything comes of it."""
-
-_FIRST_PAUSE = 0.05
 
 type _Files = list[FileInfo]
 type _Paths = list[str]
@@ -105,26 +100,15 @@ class AsyncFiles(AsyncFilesSugar):
         It begins with `watching`. Where the connection broke there is another one, behind which comes what has changed
         meanwhile, or a `gap`. Raises Conflict where the session isn't live.
         """
-        query: dict[str, str | int | bool | None] = {"path": path, "recursive": recursive}
-        attempt = 0
-        events = Events()
-        while True:
-            answer = await self._connection.open(Call("GET", f"{self._session}/watch", query=query))
-            lost: EraError = ConnectionLost("The watch ended.")
-            try:
-                async for piece in answer.pieces():
-                    for event in events.feed(piece):
-                        attempt = 0
-                        yield FileEvent(event)
-            except (ConnectionLost, AnswerTimeout) as error:
-                lost = error
-            finally:
-                await answer.close()
-            if attempt == _REWATCHES:
-                raise lost
-            await async_sleep(_FIRST_PAUSE * 3**attempt)
-            attempt += 1
-            query["after"] = events.restart()
+        query: Query = {"path": path, "recursive": recursive}
+        watch = f"{self._session}/watch"
+        answer = await self._connection.open(Call("GET", watch, query=query))
+        stream = AsyncEventStream(self._connection, watch, answer, last=None, query=query)
+        try:
+            async for event in stream.events():
+                yield FileEvent(event)
+        finally:
+            await stream.close()
 
     async def archive(
         self, target: str | os.PathLike[str], *, format: str = "tar", progress: Advance | None = None
@@ -143,7 +127,8 @@ class AsyncFiles(AsyncFilesSugar):
     ) -> Synced:
         """Copy a local directory into the session: what differs, all or nothing.
 
-        What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there.
+        What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there, but
+        for the session's own `.git`.
         """
         from era.sdk import directories  # it is for those who have local files, and takes long to import
 
@@ -156,9 +141,11 @@ class AsyncFiles(AsyncFilesSugar):
                 body = content_of(archive.path, progress)
                 await self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
-        for path in surplus:
+        # What git has there isn't the directory's, and no request can name what isn't UTF-8.
+        deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_left_out(path)]
+        for path in deleted:
             await self.delete(path)
-        return directories.Synced(changed, surplus, len(digests), 0)
+        return directories.Synced(changed, deleted, len(digests), len(surplus) - len(deleted))
 
     async def pull(
         self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None

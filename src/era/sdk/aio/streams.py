@@ -9,7 +9,7 @@ from typing import Any
 from era.errors import EraError, Unavailable
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.blocking import is_event_stream
-from era.sdk.calls import Call
+from era.sdk.calls import Call, Query
 from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
 from era.sdk.events import Events
 from era.sdk.retries import is_proxys
@@ -31,14 +31,17 @@ class AsyncEventStream:
         path: str | None,
         answer: AsyncAnswer,
         *,
-        last: str,
+        last: str | None,
+        query: Query | None = None,
         after: int = 0,
         seconds: float | None = None,
     ) -> None:
-        """`path` is None where nothing has the rest; `last` is the type of the last event; `after` is the number behind
-        which the answer begins; the one that has the rest may take so many `seconds` to begin, if not as any call."""
+        """`path` is None where nothing has the rest, and may need a `query`; `last` is the type of the last event, if
+        there ever is one; `after` is the number behind which the answer begins; the one that has the rest may take so
+        many `seconds` to begin, if not as any call."""
         self._connection = connection
         self._path = path
+        self._query = query or {}
         self._answer = answer
         self._last = last
         self._seconds = seconds
@@ -58,7 +61,7 @@ class AsyncEventStream:
             lost: EraError = ConnectionLost("The stream ended before its last event.")
             try:
                 if answer is None:
-                    query = {"after": self._events.restart()}
+                    query = {**self._query, "after": self._events.restart()}
                     call = Call("GET", self._path or "", query=query, seconds=self._seconds)
                     self._answer = answer = await self._connection.open(call)
                 is_servers = is_event_stream(answer.headers.get("content-type"))

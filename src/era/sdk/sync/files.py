@@ -7,23 +7,18 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from era.errors import Conflict, EraError, NotFound
+from era.errors import Conflict, NotFound
 from era.sdk.answers import FileInfo
-from era.sdk.blocking import in_thread, sleep
-from era.sdk.calls import Advance, Archive, Call, Content, archive_of, content_of
-from era.sdk.errors import AnswerTimeout, ConnectionLost
-from era.sdk.events import Events, FileEvent
+from era.sdk.blocking import in_thread
+from era.sdk.calls import Advance, Archive, Call, Content, Query, archive_of, content_of
+from era.sdk.events import FileEvent
 from era.sdk.sugar import FilesSugar
 from era.sdk.sync.connection import Connection
+from era.sdk.sync.streams import EventStream
 from era.urls import file_part
 
 if TYPE_CHECKING:
     from era.sdk.directories import Synced
-
-_REWATCHES = 5
-"""How often a watch whose connection broke is begun anew before anything comes of it."""
-
-_FIRST_PAUSE = 0.05
 
 type _Files = list[FileInfo]
 type _Paths = list[str]
@@ -106,26 +101,15 @@ class Files(FilesSugar):
         It begins with `watching`. Where the connection broke there is another one, behind which comes what has changed
         meanwhile, or a `gap`. Raises Conflict where the session isn't live.
         """
-        query: dict[str, str | int | bool | None] = {"path": path, "recursive": recursive}
-        attempt = 0
-        events = Events()
-        while True:
-            answer = self._connection.open(Call("GET", f"{self._session}/watch", query=query))
-            lost: EraError = ConnectionLost("The watch ended.")
-            try:
-                for piece in answer.pieces():
-                    for event in events.feed(piece):
-                        attempt = 0
-                        yield FileEvent(event)
-            except (ConnectionLost, AnswerTimeout) as error:
-                lost = error
-            finally:
-                answer.close()
-            if attempt == _REWATCHES:
-                raise lost
-            sleep(_FIRST_PAUSE * 3**attempt)
-            attempt += 1
-            query["after"] = events.restart()
+        query: Query = {"path": path, "recursive": recursive}
+        watch = f"{self._session}/watch"
+        answer = self._connection.open(Call("GET", watch, query=query))
+        stream = EventStream(self._connection, watch, answer, last=None, query=query)
+        try:
+            for event in stream.events():
+                yield FileEvent(event)
+        finally:
+            stream.close()
 
     def archive(self, target: str | os.PathLike[str], *, format: str = "tar", progress: Advance | None = None) -> None:
         """Write all files into a local archive: `tar`, `tar.gz` or `zip`. Raises LocalError."""
@@ -142,7 +126,8 @@ class Files(FilesSugar):
     ) -> Synced:
         """Copy a local directory into the session: what differs, all or nothing.
 
-        What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there.
+        What .gitignore files leave out stays here, and so do `.git` and links. `delete` removes what is only there, but
+        for the session's own `.git`.
         """
         from era.sdk import directories  # it is for those who have local files, and takes long to import
 
@@ -155,9 +140,11 @@ class Files(FilesSugar):
                 body = content_of(archive.path, progress)
                 self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
-        for path in surplus:
+        # What git has there isn't the directory's, and no request can name what isn't UTF-8.
+        deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_left_out(path)]
+        for path in deleted:
             self.delete(path)
-        return directories.Synced(changed, surplus, len(digests), 0)
+        return directories.Synced(changed, deleted, len(digests), len(surplus) - len(deleted))
 
     def pull(
         self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
