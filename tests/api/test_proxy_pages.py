@@ -7,7 +7,7 @@ import pytest
 
 from tests.api.guest_servers import WEBSOCKET_ECHO, start_in_background
 from tests.browser import Browser
-from tests.conftest import MakeServer, Server
+from tests.conftest import MakeServer, Server, eventually
 
 CANARY = "canary-of-another-session"
 
@@ -68,8 +68,11 @@ PLAIN = CODE.replace("HEADERS", "{}")
 WITH_A_POLICY = CODE.replace("HEADERS", "headers")
 
 
-WEAKNESS = "from era.core.public import headers; headers.POLICY = ''"
-"""A service without the policy that sandboxes pages."""
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><script href="SCRIPT"/></svg>"""
+WEAK_GUARD = "from era.api import guard; guard._OWN_CODE = frozenset()"
+
+WEAKNESS = f"from era.core.public import headers; headers.POLICY = ''; {WEAK_GUARD}"
+"""A service without the policy that sandboxes pages, and with code of sessions for pages of its own."""
 
 
 def attack(server: Server, browser: Browser, code: str) -> tuple[dict[str, str], set[str]]:
@@ -210,3 +213,27 @@ def test_a_live_page_uses_fetch_events_and_websockets(client: httpx.Client, serv
     assert outcomes == {
         "fetched": "some data", "sent": "some data", "refused": "TypeError", "events": "0,1,2", "echoed": "hello"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("weakness", ["", WEAK_GUARD], ids=["", "weakened"])
+def test_a_picture_in_a_tab_of_its_own_loads_no_code_of_a_session(
+    own_server: MakeServer, browser: Browser, weakness: str
+) -> None:
+    """The dashboard has fetched it, so that its address, which a user may open, is of the dashboard's origin."""
+    server = own_server(weakness=weakness)
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "evil"}).raise_for_status()
+        attack = "fetch(origin + '/api/sessions', {method: 'POST', headers: {'Content-Type': 'application/json'}, body:"
+        attack += """ '{"language": "python", "session_id": "made-by-a-picture"}'})"""
+        code = f"import json\nprint(json.dumps({{'contentType': 'text/javascript', 'body': {attack!r}}}))"
+        client.put("/api/sessions/evil/code", json={"code": code}).raise_for_status()
+        svg = SVG.replace("SCRIPT", f"{server.url}/proxy/evil/3000/x.js")
+        browser.open(f"{server.url}/")
+        url = browser.look(f"URL.createObjectURL(new Blob([{svg!r}], {{type: 'image/svg+xml'}}))")
+        browser.call("Page.navigate", url=url)
+        browser.wait("document.documentElement.localName === 'svg' && document.readyState === 'complete'")
+        if weakness:
+            assert eventually(lambda: client.get("/api/sessions/made-by-a-picture").status_code == 200)
+        else:
+            assert eventually(lambda: "GET" in server.log and "status=403" in server.log), "it has been asked for"
+            assert client.get("/api/sessions/made-by-a-picture").status_code == 404

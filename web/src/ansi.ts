@@ -21,11 +21,12 @@ export interface Piece {
 
 const NAMES = ['black', 'red', 'green', 'yellow', 'blue', 'magenta', 'cyan', 'white'];
 // An escape sequence: CSI, a string (OSC, DCS, APC, PM, SOS) up to its end, or a short one. Control characters besides.
+// No character is in two classes that follow each other, or hostile output would take quadratic time.
 const SEQUENCE =
   // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
-  /\x1b\[([0-9;:?<=>!]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-Z\\^-~]|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\x80-\x9f]/g;
+  /\x1b\[([0-?]*)([ -/]*)([@-~])|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-Z\\^-~]|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\x80-\x9f]/g;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: it is what is looked for
-const UNFINISHED = /\x1b(?:\[[0-9;:?<=>!]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)?$/;
+const UNFINISHED = /\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)?$/;
 const LONGEST = 4096;
 
 export class Ansi {
@@ -46,7 +47,7 @@ export class Ansi {
     for (const match of all.matchAll(SEQUENCE)) {
       this.add(pieces, all.slice(from, match.index));
       from = match.index + match[0].length;
-      if (match[2] === 'm') this.select(match[1] ?? '');
+      if (match[3] === 'm' && !match[2]) this.select(match[1] ?? '');
     }
     this.add(pieces, all.slice(from));
     return pieces;
@@ -65,7 +66,7 @@ export class Ansi {
   }
 
   private select(parameters: string): void {
-    if (/[?<=>!]/.test(parameters)) return;
+    if (/[?<=>]/.test(parameters)) return;
     const codes = parameters.split(/[;:]/).map(Number);
     const { style } = this;
     for (let at = 0; at < codes.length; at++) {

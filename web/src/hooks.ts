@@ -16,8 +16,15 @@ export interface Loaded<T> {
   set: (value: T) => void;
 }
 
-/** What `load` gives; loaded again when `inputs` change, and when the server is back. The last value stays meanwhile. */
-export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: unknown[]): Loaded<T> {
+/**
+ * What `load` gives; loaded again when `inputs` change, which makes it another thing, when `signs` of a change of the same
+ * thing do, and when the server is back. Meanwhile the last value of the same thing stays.
+ */
+export function useLoad<T>(
+  load: (signal: AbortSignal) => Promise<T>,
+  inputs: unknown[],
+  signs: unknown[] = [],
+): Loaded<T> {
   const [state, setState] = useState<{ value?: T; error?: Error; loading: boolean; inputs: string }>({
     loading: true,
     inputs: JSON.stringify(inputs),
@@ -25,6 +32,7 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
   const running = useRef<AbortController | null>(null);
   const began = useRef(0);
   const inputsNow = JSON.stringify(inputs);
+  const signsNow = JSON.stringify(signs);
   const epoch = returns.value;
   const latest = useRef(load);
   latest.current = load;
@@ -54,7 +62,7 @@ export function useLoad<T>(load: (signal: AbortSignal) => Promise<T>, inputs: un
   useEffect(() => {
     void reload();
     return () => running.current?.abort();
-  }, [reload, epoch]);
+  }, [reload, epoch, signsNow]);
 
   const refresh = useCallback(async () => {
     if (!running.current || Date.now() - began.current > HUNG_MS) await reload();

@@ -198,3 +198,18 @@ test('a page that a session serves reaches neither the dashboard nor the API', (
     assert.match(found.read ?? '', new RegExp(victim));
     assert.equal(found.storage, 'written');
   }));
+
+test('output that is hard to search or has no end of empty lines is shown soon', () =>
+  withPage(async (page) => {
+    const id = await session('heavy');
+    const code = 'import sys\nsys.stdout.write("\\x1b[" + "!" * 120_000 + "\\n" + "\\r" * 120_000 + "shown\\n")';
+    const { run_id } = await api<{ run_id: string }>(`/api/sessions/${id}/run`, { code });
+    await page.goto(`${SERVER}/#/sessions/${id}/runs/${run_id}`);
+    await page.locator('.output').getByText('shown', { exact: true }).waitFor({ timeout: 20_000 });
+    const command = "yes '' | head -n 2000000; echo its end; exec sleep 600";
+    const { process_id } = await api<{ process_id: string }>(`/api/sessions/${id}/processes`, { command });
+    await page.goto(`${SERVER}/#/sessions/${id}/processes/${process_id}`);
+    await page.locator('.output').getByText('its end').waitFor();
+    assert.ok((await page.locator('.output-line').count()) <= 20_001);
+    await api(`/api/sessions/${id}`, undefined, 'DELETE');
+  }));

@@ -79,3 +79,62 @@ test('cells share an interpreter, and their results can do nothing', () =>
     await cell(5, 'numbers');
     await page.getByRole('region', { name: 'Output of cell 5' }).getByText('NameError').first().waitFor();
   }));
+
+test('results that aren’t what they say leave the notebook as it is', () =>
+  withPage(async (page, complaints) => {
+    const id = newId('results');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(part(id, 'notebook'));
+    const cell = async (number: number, code: string) => {
+      await page.getByRole('textbox', { name: `Cell ${number}` }).fill(code);
+      await page.getByRole('button', { name: `Run cell ${number}` }).click();
+    };
+    await cell(1, "display({'image/png': 'no Base64'}, raw=True)");
+    await page.getByText('This isn’t a picture').waitFor();
+    await cell(2, "display({'application/vnd.x+json': {'height': 77}}, raw=True)");
+    await page.locator('.json', { hasText: '77' }).waitFor();
+    await cell(3, 'print("alive")');
+    await page.getByRole('region', { name: 'Output of cell 3' }).getByText('alive').waitFor();
+    assert.deepEqual(complaints, []);
+  }));
+
+/** Break the first answer of `/stream` off, once its first piece has come. */
+function breakOff(): void {
+  const real = window.fetch;
+  let broken = false;
+  window.fetch = async (...given) => {
+    const response = await real(...given);
+    if (broken || !String(given[0]).endsWith('/stream') || !response.body) return response;
+    broken = true;
+    const reader = response.body.getReader();
+    let pieces = 0;
+    const body = new ReadableStream({
+      async pull(controller) {
+        if (pieces++) {
+          await reader.cancel();
+          controller.error(new TypeError('broken off'));
+        } else controller.enqueue((await reader.read()).value);
+      },
+    });
+    return new Response(body, { status: response.status, headers: response.headers });
+  };
+}
+
+test('a run is followed to its end where the connection breaks, and a line written anew is one line', () =>
+  withPage(async (page) => {
+    const id = newId('broken');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.addInitScript(breakOff);
+    await page.goto(part(id, 'run'));
+    await page
+      .getByRole('textbox', { name: 'Code' })
+      .fill(
+        'import time\nfor n in range(4):\n  print(f"step {n}", end="\\r", flush=True); time.sleep(0.3)\nprint()\nprint("last")\n',
+      );
+    await page.getByRole('button', { name: 'Run', exact: true }).click();
+    const output = page.getByRole('region', { name: 'Output of the run' });
+    await output.getByText('last').waitFor();
+    assert.equal((await output.locator('.output-line').first().textContent())?.trim(), 'step 3');
+    await page.getByRole('button', { name: 'Run', exact: true }).waitFor();
+    assert.equal(await page.getByRole('alert').count(), 0);
+  }));

@@ -244,3 +244,70 @@ test('a cell goes on when its tab is left, and takes nothing from those that wer
     await button(page, 'Run cell 2').click();
     await page.getByText('The stream ended before the run did.').waitFor();
   }));
+
+test('ends of lines stay what they are', () =>
+  withPage(async (page) => {
+    const id = await session('ends');
+    for (const [path, before, after] of [
+      ['all.txt', 'a\r\nb\r\n', 'xa\r\nb\r\n'],
+      ['some.txt', 'a\rb\r\nc\n', 'xa\rb\r\nc\n'],
+    ] as const) {
+      await api(`/api/sessions/${id}/files/${path}`, before, 'PUT');
+      await page.goto(part(id, `files/${path}`));
+      await editor(page, `Content of ${path}`).click();
+      await page.keyboard.press('ControlOrMeta+Home');
+      await page.keyboard.type('x');
+      await button(page, 'Save').click();
+      await said(page, 'The file is saved.');
+      assert.equal(await file(id, path), after);
+      await page.locator('.toast').waitFor({ state: 'detached' });
+    }
+  }));
+
+test('numbers that JavaScript has no room for survive a new session and an edit of labels', () =>
+  withPage(async (page) => {
+    const id = newId('exact');
+    await page.goto(`${SERVER}/#/new`);
+    await page.getByLabel('Id', { exact: true }).fill(id);
+    await page.locator('summary').click();
+    await page.getByLabel('Data', { exact: true }).fill('{"large": 9007199254740993, "float": 1.0}');
+    await button(page, 'Create session').click();
+    await editor(page, 'Code').waitFor();
+    const stored = async () => (await fetch(`${SERVER}/api/sessions/${id}`)).text();
+    assert.match(await stored(), /"large": ?9007199254740993/);
+    assert.match(await stored(), /"float": ?1\.0/);
+    const headers = { 'Content-Type': 'application/json' };
+    const body = '{"metadata": {"number": 12345678901234567890, "word": "owl"}}';
+    await fetch(`${SERVER}/api/sessions/${id}`, { method: 'PATCH', headers, body });
+    await page.goto(part(id, 'settings'));
+    await page.reload();
+    const labels = page.getByLabel('Labels');
+    await eventually(async () => (await labels.inputValue()).includes('owl'), 'labels are shown');
+    await labels.fill((await labels.inputValue()).replace('owl', 'hawk'));
+    await button(page, 'Save').click();
+    await eventually(async () => (await stored()).includes('hawk'), 'labels are saved');
+    assert.match(await stored(), /"number": ?12345678901234567890/);
+    await page.goto(part(id, 'data'));
+    await button(page, 'Edit').click();
+    await editor(page, 'Data').fill('');
+    await button(page, 'Save').click();
+    await eventually(async () => !('large' in (await data(id))), 'no data is left');
+  }));
+
+test('a search of files is left alone by runs, and an empty file can be edited', () =>
+  withPage(async (page) => {
+    const id = await session('search');
+    await run(id, 'for n in range(20): open(f"file{n}.txt", "w").close()');
+    await page.goto(part(id, 'files'));
+    const search = page.getByLabel('Search files');
+    await search.fill('file1');
+    await run(id, 'open("file100.txt", "w").close()');
+    await page.getByText('file100.txt').waitFor();
+    await page.keyboard.type('n');
+    assert.equal(await search.inputValue(), 'file1n');
+    await page.goto(part(id, 'files/file3.txt'));
+    await editor(page, 'Content of file3.txt').fill('no longer empty');
+    await button(page, 'Save').click();
+    await said(page, 'The file is saved.');
+    assert.equal(await file(id, 'file3.txt'), 'no longer empty');
+  }));

@@ -70,6 +70,9 @@ an empty ID must not delete all of them, so the slash is needless only for readi
 _OPEN_NAMES = re.compile(r"/(health|ready)(/|$)")
 _PUBLIC = re.compile(r"/(proxy|links)(/|$)")
 _PROXY = re.compile(r"/proxy(/|$)")
+_OWN_CODE = frozenset({b"script", b"style", b"worker", b"sharedworker", b"serviceworker", b"xslt"})
+"""What a page of this server's own executes, or is dressed with, has one of these as its destination."""
+
 _FROM_A_SESSION = re.compile(r"[a-z]+://[^/]*/proxy([/?]|$)")
 
 
@@ -232,6 +235,12 @@ class Guard:
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self._names:
             raise Forbidden(f"This server has no key, so it answers only under its own names, not '{name[:80]}'.")
+        is_own = (
+            headers.get(b"sec-fetch-site") == b"same-origin"
+        )  # which pages of sessions aren't, as they are sandboxed
+        if is_own and headers.get(b"sec-fetch-dest") in _OWN_CODE and (_PUBLIC.match(path) or _KEYED.match(path)):
+            # A picture in a tab of its own has the dashboard's origin and policy, and would load it.
+            raise Forbidden("This server has no key, so what sessions serve or store is no code of its own pages.")
         if _PUBLIC.match(path):
             return
         origin = headers.get(b"origin")

@@ -1,7 +1,7 @@
 /** A context as a notebook: cells that are run in an interpreter which stays. */
 
 import type { Signal } from '@preact/signals';
-import { useRef } from 'preact/hooks';
+import { useEffect, useState } from 'preact/hooks';
 import { at, call } from '../api.ts';
 import { type Followed, follow, NOT_RUN } from '../following.ts';
 import { bytes } from '../format.ts';
@@ -34,32 +34,45 @@ const notebooks = new Kept(() => [cell()]);
 /** The richest form of a result that can do nothing: a picture, a page without scripts, JSON, or text. */
 function Result({ result }: { result: CellResult }) {
   const { data } = result;
-  const picture = ['image/png', 'image/jpeg', 'image/gif', 'image/webp'].find((type) => data[type]);
-  if (picture) return <Embedded type={picture} base64={data[picture] ?? ''} />;
-  if (data['image/svg+xml']) return <Embedded type="image/svg+xml" text={data['image/svg+xml']} />;
-  if (data['text/html'])
-    return <iframe class="result-page" sandbox="" title="Result as a page" srcDoc={data['text/html']} />;
-  if (data['application/json']) {
-    const json = data['application/json'] as unknown;
+  // Programs make them, and may put anything there.
+  const text = (type: string) => (typeof data[type] === 'string' ? data[type] : undefined);
+  const picture = ['image/png', 'image/jpeg', 'image/gif', 'image/webp', 'image/svg+xml'].find(text);
+  if (picture) return <Embedded type={picture} content={text(picture) ?? ''} />;
+  const page = text('text/html');
+  if (page) return <iframe class="result-page" sandbox="" title="Result as a page" srcDoc={page} />;
+  const json = data['application/json'];
+  if (json && typeof json !== 'string') return <Tree value={json} />;
+  if (typeof json === 'string') {
     try {
-      return <Tree value={typeof json === 'string' ? JSON.parse(json) : json} />;
+      return <Tree value={JSON.parse(json)} />;
     } catch {
-      return <Printed text={String(json)} label="Result" />;
+      return <Printed text={json} label="Result" />;
     }
   }
-  return <Printed text={data['text/plain'] ?? Object.values(data)[0] ?? ''} label="Result" />;
+  const other = text('text/plain') ?? Object.values(data)[0] ?? '';
+  return typeof other === 'string' ? <Printed text={other} label="Result" /> : <Tree value={other} />;
 }
 
-function Embedded({ type, base64, text }: { type: string; base64?: string; text?: string }) {
-  const url = useRef('');
-  if (!url.current) {
-    const content =
-      base64 === undefined
-        ? (text ?? '')
-        : Uint8Array.from(atob(base64.replace(/\s/g, '')), (char) => char.charCodeAt(0));
-    url.current = URL.createObjectURL(new Blob([content], { type }));
-  }
-  return <img class="picture result-picture" src={url.current} alt="Result" />;
+/** A picture from the text that a result has of it: SVG, or Base64 of the others. */
+function Embedded({ type, content }: { type: string; content: string }) {
+  const [url, setUrl] = useState('');
+  const [failed, setFailed] = useState(false);
+  useEffect(() => {
+    let made = '';
+    try {
+      const part = type.startsWith('image/svg')
+        ? content
+        : Uint8Array.from(atob(content.replace(/\s/g, '')), (char) => char.charCodeAt(0));
+      made = URL.createObjectURL(new Blob([part], { type }));
+      setUrl(made);
+    } catch {
+      setFailed(true);
+    }
+    return () => URL.revokeObjectURL(made);
+  }, [type, content]);
+  if (failed) return <p class="problem-text">This isn’t a picture that a browser can show.</p>;
+  if (!url) return <span class="picture-waiting" />;
+  return <img class="picture result-picture" src={url} alt="Result" onError={() => setFailed(true)} />;
 }
 
 function CellView({

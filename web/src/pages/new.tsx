@@ -5,17 +5,21 @@ import { useRef } from 'preact/hooks';
 import { call } from '../api.ts';
 import { useAction } from '../hooks.ts';
 import { FIRST, languages } from '../languages.ts';
+import { parsed } from '../numbers.ts';
 import { go } from '../router.ts';
 import type { JsonObject, Session } from '../types.ts';
 import { Button, Check, Form, Problem, TextArea, TextField } from '../ui/basics.tsx';
 import { say } from '../ui/dialog.tsx';
 
-/** An object that somebody typed as JSON; an empty text is an empty object. Throws an Error that says what is wrong. */
+/**
+ * An object that somebody typed as JSON, whose numbers are written again as they were typed; an empty text is an empty
+ * object. Throws an Error that says what is wrong.
+ */
 export function objectOf(name: string, text: string): JsonObject {
   if (!text.trim()) return {};
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = parsed(text, true);
   } catch (error) {
     throw new Error(`${name} isn’t JSON: ${(error as Error).message}`);
   }

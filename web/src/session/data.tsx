@@ -30,7 +30,7 @@ export function DataTab({ session, set }: TabProps) {
     // As it was typed: JavaScript's own numbers can't hold all that JSON can.
     const answer = await call<{ metadata: Session }>(at(session.id), {
       method: 'PATCH',
-      body: `{"data": ${changed}}`,
+      body: `{"data": ${changed.trim() || '{}'}}`,
       headers: { 'Content-Type': 'application/json' },
     });
     set(answer.metadata);

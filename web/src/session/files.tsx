@@ -171,7 +171,8 @@ export function FilesTab({ session, reload, rest }: TabProps) {
       } while (cursor && ++pages < PAGES);
       return { ...page, files: all };
     },
-    [session.id, session.version, session.status],
+    [session.id],
+    [session.version, session.status],
   );
   const files = list.value?.files ?? [];
   const found = useMemo(

@@ -10,7 +10,7 @@ import { ProcessesTab } from '../live/processes.tsx';
 import { TerminalTab } from '../live/terminal.tsx';
 import { go, href } from '../router.ts';
 import type { Session } from '../types.ts';
-import { Copy, Empty, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
+import { Boundary, Copy, Empty, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { DataTab } from './data.tsx';
 import { FilesTab } from './files.tsx';
@@ -115,7 +115,9 @@ export function SessionPage({ id, tab, rest }: { id: string; tab: string; rest: 
       </nav>
       <div class="tab-body">
         {session ? (
-          <Tab key={tab} session={session} reload={loaded.reload} set={loaded.set} rest={rest} />
+          <Boundary key={tab}>
+            <Tab session={session} reload={loaded.reload} set={loaded.set} rest={rest} />
+          </Boundary>
         ) : (
           <Waiting lines={6} />
         )}

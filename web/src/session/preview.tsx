@@ -40,10 +40,19 @@ interface Loaded {
   whole: boolean;
 }
 
-/** The start of a file; `text` is null where it isn't UTF-8 text. An empty file has no range that could be asked for. */
-async function load(path: string, empty: boolean, signal: AbortSignal): Promise<Loaded> {
-  const headers: Record<string, string> = empty ? {} : { Range: `bytes=0-${TEXT_BYTES - 1}` };
-  const response = await send(path, { signal, headers });
+/** The start of a file, or all of an empty one, which has no range that could be asked for. */
+async function startOf(path: string, signal: AbortSignal): Promise<Response> {
+  try {
+    return await send(path, { signal, headers: { Range: `bytes=0-${TEXT_BYTES - 1}` } });
+  } catch (error) {
+    if ((error as { status?: number }).status !== 416) throw error;
+    return send(path, { signal });
+  }
+}
+
+/** The start of a file; `text` is null where it isn't UTF-8 text. */
+async function load(path: string, signal: AbortSignal): Promise<Loaded> {
+  const response = await startOf(path, signal);
   const content = new Uint8Array(await response.arrayBuffer());
   const size = Number(response.headers.get('Content-Range')?.split('/')[1] ?? content.length);
   const whole = size === content.length;
@@ -98,7 +107,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
   const page = ending === 'html' || ending === 'htm';
   const document = ending === 'pdf';
   const raw = useSignal(draft.value !== undefined);
-  const loaded = useLoad((signal) => load(url, entry?.size === 0, signal), [url]);
+  const loaded = useLoad((signal) => load(url, signal), [url]);
   // It is loaded again when the list says that it has changed, but not while somebody edits it.
   const editing = draft.value !== undefined;
   const changed = entry?.etag && loaded.value && !loaded.value.etag.includes(entry.etag);

@@ -117,7 +117,8 @@ export function VersionsTab({ session, set, rest }: TabProps) {
   const older = useSignal<{ versions: Version[]; cursor: string | null } | null>(null);
   const first = useLoad(
     (signal) => call<Page & { versions: Version[] }>(at(session.id, 'versions'), { signal }),
-    [session.id, session.version],
+    [session.id],
+    [session.version],
   );
   const diff = useLoad(
     (signal) => call<Diff>(at(session.id, 'versions', chosen, 'diff'), { signal }),

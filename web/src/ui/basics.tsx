@@ -1,7 +1,7 @@
 /** Small parts that every page is made of. */
 
 import type { Signal } from '@preact/signals';
-import type { ButtonHTMLAttributes, ComponentChildren } from 'preact';
+import { type ButtonHTMLAttributes, Component, type ComponentChildren } from 'preact';
 import { useEffect, useId, useRef, useState } from 'preact/hooks';
 import { exactly, ago as inWords, plain } from '../format.ts';
 import { Icon } from './icons.tsx';
@@ -43,6 +43,18 @@ export function Form({
       {children}
     </form>
   );
+}
+
+/** A part of the page that shows why it can't be shown where that fails, while the others go on. */
+export class Boundary extends Component<{ children: ComponentChildren }, { error?: Error | undefined }> {
+  static override getDerivedStateFromError(error: Error) {
+    return { error };
+  }
+
+  override render() {
+    if (!this.state.error) return this.props.children;
+    return <Problem error={this.state.error} retry={() => this.setState({ error: undefined })} />;
+  }
 }
 
 /** An error with what to do about it, as the API says it. */

@@ -133,6 +133,18 @@ export function languageOf(name: string): Extension {
   }
 }
 
+/**
+ * What keeps the ends of lines as they are in a text. By itself the editor takes all kinds for ends of lines, and writes
+ * the usual one.
+ */
+function endsOf(text: string): Extension {
+  if (!text.includes('\r')) return [];
+  return EditorState.lineSeparator.of(/(?:^|[^\r])\n|\r(?!\n)/.test(text) ? '\n' : '\r\n');
+}
+
+/** Lines that are pasted end as the others do. */
+const pasted = EditorView.clipboardInputFilter.of((text, state) => text.replace(/\r\n?|\n/g, state.lineBreak));
+
 const words = EditorState.languageData.of(() => [{ autocomplete: completeAnyWord }]);
 
 export interface Options {
@@ -151,6 +163,7 @@ export interface Options {
 export class Editor {
   private readonly view: EditorView;
   private readonly language = new Compartment();
+  private readonly ends = new Compartment();
   private quiet = false;
 
   constructor(host: HTMLElement, options: Options) {
@@ -194,12 +207,14 @@ export class Editor {
           syntaxHighlighting(colors),
           look,
           this.language.of(languageOf(options.language)),
+          this.ends.of(endsOf(options.text)),
+          pasted,
           EditorState.readOnly.of(options.readOnly ?? false),
           EditorView.contentAttributes.of({ 'aria-label': options.label }),
           EditorView.perLineTextDirection.of(true),
           placeholder(options.hint ?? ''),
           EditorView.updateListener.of((update) => {
-            if (update.docChanged && !this.quiet) options.onChange(update.state.doc.toString());
+            if (update.docChanged && !this.quiet) options.onChange(update.state.sliceDoc());
           }),
         ],
       }),
@@ -208,9 +223,10 @@ export class Editor {
 
   /** Replace the text, which doesn't count as a change by the user. */
   setText(text: string): void {
-    if (text === this.view.state.doc.toString()) return;
+    if (text === this.view.state.sliceDoc()) return;
     this.quiet = true;
-    this.view.dispatch({ changes: { from: 0, to: this.view.state.doc.length, insert: text } });
+    this.view.dispatch({ effects: this.ends.reconfigure(endsOf(text)) });
+    this.view.dispatch({ changes: { from: 0, to: this.view.state.doc.length, insert: this.view.state.toText(text) } });
     this.quiet = false;
   }
 

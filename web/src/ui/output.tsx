@@ -4,6 +4,8 @@ import { useEffect, useRef } from 'preact/hooks';
 import { Ansi } from '../ansi.ts';
 
 const SHOWN = 400_000;
+const LINES = 20_000;
+/** The longest line that is shown, in characters, as all of these but LINES. */
 const LINE = 20_000;
 const KEPT = 200_000;
 
@@ -16,6 +18,9 @@ export class Screen {
   private readonly notice: HTMLElement;
   private line: HTMLElement;
   private lineLength = 0;
+  private lines = 1;
+  /** Whether a carriage return came last, so that the line is written anew if anything but a line's end follows. */
+  private returned = false;
   private length = 0;
   private hidden = 0;
   private pending: [Stream, string][] = [];
@@ -43,33 +48,43 @@ export class Screen {
     const pinned = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 40;
     const pending = this.pending;
     this.pending = [];
-    let waiting = pending.reduce((sum, [, text]) => sum + text.length, 0);
-    for (const [stream, text] of pending) {
-      // What would be taken out again at once isn't put in.
-      const skipped = Math.min(text.length, Math.max(0, waiting - SHOWN));
-      waiting -= text.length;
-      this.hidden += skipped;
-      for (const piece of this.ansi[stream].take(text.slice(skipped))) this.add(stream, piece);
+    const starts = beginnings(pending.map(([, text]) => text));
+    for (const [index, [stream, text]] of pending.entries()) {
+      const start = starts[index] ?? 0;
+      this.hidden += start;
+      for (const piece of this.ansi[stream].take(text.slice(start))) this.add(stream, piece);
     }
     this.trim();
     if (pinned) this.element.scrollTop = this.element.scrollHeight;
+  }
+
+  /** So many characters aren't shown. */
+  hide(characters: number): void {
+    this.hidden += characters;
   }
 
   private add(stream: Stream, piece: { text: string; color: string; background: string; classes: string[] }): void {
     for (const [index, row] of piece.text.split('\n').entries()) {
       if (index) {
         this.line.append('\n');
+        this.length++;
+        this.lines++;
+        this.returned = false;
         this.line = this.newLine();
         this.element.append(this.line);
       }
-      // A carriage return goes back to the start of the line, which is then written anew.
-      const last = row.replace(/\r+$/, '').lastIndexOf('\r');
-      if (last >= 0) {
+      // A carriage return goes back to the start of the line, which is written anew by what comes next, if that isn't
+      // the line's end.
+      let end = row.length;
+      while (end && row[end - 1] === '\r') end--;
+      const last = end ? row.lastIndexOf('\r', end - 1) : -1;
+      if (end && (last >= 0 || this.returned)) {
         this.line.replaceChildren();
         this.length -= this.lineLength;
         this.lineLength = 0;
       }
-      const text = row.slice(last + 1).replaceAll('\r', '');
+      if (row) this.returned = end < row.length;
+      const text = row.slice(last + 1, end);
       if (!text) continue;
       const room = Math.max(0, LINE - this.lineLength);
       this.hidden += Math.max(0, text.length - room);
@@ -95,12 +110,13 @@ export class Screen {
   }
 
   private trim(): void {
-    while (this.length > SHOWN && this.notice.nextElementSibling !== this.line) {
+    while ((this.length > SHOWN || this.lines > LINES) && this.notice.nextElementSibling !== this.line) {
       const first = this.notice.nextElementSibling;
       if (!first) break;
       const size = first.textContent?.length ?? 0;
       this.length -= size;
       this.hidden += size;
+      this.lines--;
       first.remove();
     }
     this.notice.hidden = !this.hidden;
@@ -111,22 +127,56 @@ export class Screen {
   }
 }
 
-/** What a program has written, for whoever comes back to the page that shows it. */
+/** Where in each of these texts that begins which is shown: what would be taken out again at once isn't put in. */
+function beginnings(texts: string[]): number[] {
+  let characters = SHOWN;
+  let lines = LINES;
+  const starts = texts.map(() => 0);
+  for (let at = texts.length - 1; at >= 0; at--) {
+    const text = texts[at] ?? '';
+    let start = Math.max(0, text.length - characters);
+    for (let end = text.length; end > start; ) {
+      end = text.lastIndexOf('\n', end - 1);
+      if (end < start) break;
+      if (--lines === 0) start = end + 1;
+    }
+    starts[at] = start;
+    characters = start ? 0 : characters - text.length;
+  }
+  return starts;
+}
+
+/** The newest of what a program has written, for whoever comes back to the page that shows it. */
 export class Written {
-  private readonly kept: [Stream, string][] = [];
+  private kept: [Stream, string][] = [];
   private length = 0;
+  private dropped = 0;
   private screen: Screen | null = null;
 
   write(stream: Stream, text: string): void {
+    this.kept.push([stream, text]);
     this.length += text.length;
-    if (this.length < KEPT) this.kept.push([stream, text]);
+    if (this.length > 2 * KEPT) this.drop();
     this.screen?.write(stream, text);
   }
 
   /** Have a screen show it, and what will come. */
   showOn(screen: Screen): void {
     this.screen = screen;
+    screen.hide(this.dropped);
     for (const [stream, text] of this.kept) screen.write(stream, text);
+  }
+
+  /** Keep the newest KEPT characters. */
+  private drop(): void {
+    let from = this.kept.length;
+    let length = 0;
+    while (from && length < KEPT) length += this.kept[--from]?.[1].length ?? 0;
+    const [stream, text] = this.kept[from] ?? ['stdout', ''];
+    const rest = text.slice(Math.max(0, length - KEPT));
+    this.kept = [[stream, rest], ...this.kept.slice(from + 1)];
+    this.dropped += this.length - Math.min(length, KEPT);
+    this.length = Math.min(length, KEPT);
   }
 
   /** Let go of a screen that isn't seen any more. */
