@@ -306,6 +306,17 @@ def has_failed(client: httpx.Client, where: str) -> bool:
     return bool(client.get(f"/api/sessions/{where}").json()["setup_status"] == "failed")
 
 
+def test_a_setup_that_is_run_again_and_fails_leaves_the_packages(client: httpx.Client, run: Run) -> None:
+    where = make(client, {"pip": ["six"], "commands": ["test ! -e broken"]})
+    assert settled(client, where)["setup_status"] == "completed"
+    client.put(f"/api/sessions/{where}/files/broken", content=b"").raise_for_status()
+    client.post(f"/api/sessions/{where}/setup").raise_for_status()
+    assert settled(client, where)["setup_status"] == "failed"
+    outcome = run(where, HAS_SIX)
+    assert (outcome["stdout"], outcome["setup_status"]) == ("True\n", "failed")
+    assert [item["name"] for item in environment(client, where)["pip"]] == ["six"]
+
+
 def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:

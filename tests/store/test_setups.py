@@ -46,6 +46,35 @@ async def test_a_setup_and_the_files_of_its_commands_are_recorded_together(store
     assert not await end(session.version, EMPTY)
 
 
+async def test_a_setup_that_is_repeated_and_fails_leaves_the_packages_of_the_one_before(store: SqlStore) -> None:
+    await store.create_session(new("s", setup='{"pip":["one"]}'))
+
+    async def end(status: str, package_set: str | None) -> None:
+        (job,) = await store.unfinished_setups()
+        assert await store.end_setup(job, status=status, result="{}", package_set=package_set)
+
+    async def has() -> tuple[str | None, str | None]:
+        session = await store.session(mine("s"))
+        return session.setup_status, session.package_set
+
+    await end("failed", None)
+    assert await has() == ("failed", None)
+    await store.restart_setup(mine("s"))
+    await end("completed", "a" * 64)
+    await store.restart_setup(mine("s"))
+    assert await has() == ("pending", "a" * 64)
+    assert await store.package_sets() == ["a" * 64], "nobody removes it meanwhile"
+    await end("failed", None)
+    assert await has() == ("failed", "a" * 64)
+    await store.restart_setup(mine("s"))
+    await end("completed", "b" * 64)
+    assert await has() == ("completed", "b" * 64)
+    await store.change_session(mine("s"), SessionChange(setup='{"pip":["two"]}'))
+    assert await has() == ("pending", None)
+    await end("failed", None)
+    assert await has() == ("failed", None)
+
+
 async def test_files_of_a_setup_count_for_quotas(store: SqlStore) -> None:
     """Those that are too many aren't kept; those that are kept count for the next commit, without a new count."""
     store.bounds = lambda _, *names: [Bound("owner", DEFAULT_OWNER, name, 10, lambda _: None) for name in names]

@@ -419,7 +419,8 @@ class MetadataStore(Protocol):
     ) -> bool:
         """Record how a setup ended; false, with nothing recorded, where the session asks for another setup by now.
 
-        `status` is `completed` or `failed`, `result` is JSON text, `package_set` the digest of the package set. `left`
+        `status` is `completed` or `failed`, `result` is JSON text, `package_set` the digest of the package set that the
+        session has where it is completed. `left`
         is the number of the version that the setup's commands began with, and the files that they left. These become
         the next version, and `trim` goes; where another version is in force by now, the answer is false and nothing is
         recorded. Nor is anything where they are too many for a quota, and QuotaReached is raised.
@@ -427,7 +428,8 @@ class MetadataStore(Protocol):
         ...
 
     async def restart_setup(self, session_id: OwnedId) -> Session:
-        """Make a session's setup pending again. Raises NotFound or Expired, NotFound also where it has no setup."""
+        """Make a session's setup pending again; its package set stays until that is completed. Raises NotFound or
+        Expired, NotFound also where it has no setup."""
         ...
 
     async def package_sets(self) -> Sequence[str]:

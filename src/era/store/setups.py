@@ -17,7 +17,7 @@ from era.store.tables import SETUP_UNDER_WAY, sessions
 from era.store.versions import next_version, trim_history
 
 PENDING: dict[str, Any] = {"setup_status": "pending", "setup_result": None, "package_set": None}
-"""The columns of a session whose setup has just been asked for."""
+"""The columns of a session of which another setup has just been asked for."""
 
 _MOST_JOBS = 1000
 
@@ -33,10 +33,8 @@ _SET_STATUS = (
     .where(sessions.c.key == bindparam("session"), sessions.c.setup == bindparam("job"), SETUP_UNDER_WAY)
     .values(setup_status=bindparam("status"))
 )
-_END = _SET_STATUS.values(
-    setup_result=bindparam("result"), package_set=bindparam("new_package_set"), updated_at=bindparam("at")
-)
-_COMPLETE = _END.values(setup_lock=None)
+_FAIL = _SET_STATUS.values(setup_result=bindparam("result"), updated_at=bindparam("at"))
+_COMPLETE = _FAIL.values(package_set=bindparam("new_package_set"), setup_lock=None)
 _PACKAGE_SETS = select(sessions.c.package_set).where(sessions.c.package_set.is_not(None)).distinct()
 
 
@@ -76,9 +74,10 @@ def end_setup(
             next_version(connection, retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
             trim_history(connection, job.session_key, trim)
     keep_named(connection, package_set)
-    values = {"session": job.session_key, "job": job.setup, "status": status, "result": result}
-    values |= {"new_package_set": package_set, "at": at}
-    return connection.execute(_COMPLETE if status == "completed" else _END, values).rowcount > 0
+    values = {"session": job.session_key, "job": job.setup, "status": status, "result": result, "at": at}
+    if status == "completed":
+        return connection.execute(_COMPLETE, values | {"new_package_set": package_set}).rowcount > 0
+    return connection.execute(_FAIL, values).rowcount > 0
 
 
 def restart_setup(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
@@ -87,7 +86,8 @@ def restart_setup(connection: Connection, retention: Retention, session_id: Owne
     check_home(connection, session.key)
     if session.setup is None:
         raise NotFound(f"Session '{session_id}' has no setup.")
-    values = PENDING | {"updated_at": now()}
+    # The packages that it has stay until others are there, and where that fails, they stay.
+    values = {"setup_status": "pending", "setup_result": None, "updated_at": now()}
     connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
     return session_with_key(connection, session.key)
 

@@ -8,7 +8,8 @@ so a setup that was cut off by the end of the service is taken up again, too.
 After the packages come the setup's commands (commands.py). A setup ends in one transaction, which makes a version of
 the files that its commands left. It does so only if the row still asks for the same setup: one that was changed
 meanwhile has a job of its own. The transaction that begins a run fails while a setup is under way; the run then waits
-here and tries again. After a failed setup the session is what it was without one.
+here and tries again. After a failed setup the session has no packages, or, where the same setup had been done before,
+those that it had.
 """
 
 from __future__ import annotations
