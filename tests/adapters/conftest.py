@@ -33,7 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Where all tests are run, only those of test_apart.py, which has the other files run, are collected here."""
     named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    directly = config.option.markexpr != "not soak" or any(
+    selects = bool(config.option.keyword) or config.option.markexpr != "not soak"
+    directly = selects or any(
         path == FOLDER or (path.parent == FOLDER and path.name != "test_apart.py") for path in named
     )
     if collection_path.name == "test_apart.py":

@@ -249,7 +249,6 @@ ApiKeys.revoke = lambda self, key_id: self._store.drop_api_key(key_id)
 """
 
 
-@pytest.mark.soak
 def test_each_attack_succeeds_on_a_weakened_service(tmp_path: Path) -> None:
     settings = {"ERA_API_KEY": OPERATOR_KEY}
     server = Server(tmp_path / "weak", settings, weakness=WEAK).start()

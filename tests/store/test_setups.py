@@ -69,6 +69,8 @@ async def test_a_setup_that_is_repeated_and_fails_leaves_the_packages_of_the_one
     await store.restart_setup(mine("s"))
     await end("completed", "b" * 64)
     assert await has() == ("completed", "b" * 64)
+    await store.change_session(mine("s"), SessionChange(setup='{"pip":["one"]}'))
+    assert await has() == ("pending", "b" * 64), "it is the same"
     await store.change_session(mine("s"), SessionChange(setup='{"pip":["two"]}'))
     assert await has() == ("pending", None)
     await end("failed", None)

@@ -5,7 +5,7 @@ declare global {
   interface JSON {
     rawJSON?(text: string): object;
     isRawJSON?(value: unknown): value is { rawJSON: string };
-    parse(text: string, reviver: (key: string, value: unknown, context: { source?: string }) => unknown): unknown;
+    parse(text: string, reviver: (key: string, value: unknown, context?: { source?: string }) => unknown): unknown;
   }
 }
 
@@ -15,15 +15,23 @@ declare global {
  */
 export function parsed(text: string, exact = false): unknown {
   if (!exact && !/\d{16}/.test(text)) return JSON.parse(text);
-  return JSON.parse(text, (_, value, { source }) => {
-    if (typeof value !== 'number' || source === undefined) return value;
+  return JSON.parse(text, (_, value, context?: { source?: string }) => {
+    if (typeof value !== 'number') return value;
+    const source = context?.source; // which older browsers don't tell
+    if (source === undefined) {
+      if (exact && Number.isInteger(value) && !Number.isSafeInteger(value)) throw new Error(cannotKeep(String(value)));
+      return value;
+    }
     const changes = exact ? String(value) !== source : /^-?\d+$/.test(source) && !Number.isSafeInteger(value);
     if (!changes) return value;
     if (JSON.rawJSON) return JSON.rawJSON(source);
-    if (exact) throw new Error(`This browser can’t keep the number ${source} as it is. Use another one to edit it.`);
+    if (exact) throw new Error(cannotKeep(source));
     return value;
   });
 }
+
+const cannotKeep = (number: string) =>
+  `This browser can’t keep the number ${number} as it is. Use another one to edit it.`;
 
 /** The digits of a number that `parsed` has kept; null for everything else. */
 export function digits(value: unknown): string | null {

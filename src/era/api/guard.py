@@ -208,6 +208,11 @@ class Guard:
         path = scope["path"]
         if "site" in scope["state"]:
             return
+        # Pages of sessions aren't of the same origin, as they are sandboxed.
+        is_own = headers.get(b"sec-fetch-site") == b"same-origin"
+        if is_own and headers.get(b"sec-fetch-dest") in _OWN_CODE and (_PUBLIC.match(path) or _KEYED.match(path)):
+            # The policy of this server's pages lets them load it, and so would whatever got into one of them.
+            raise Forbidden("What sessions serve or store is no code of this server's own pages.")
         if path.endswith("\n") and not _SLASH_COUNTS.match(path):
             # The patterns of routes end in "$", which is also before a line's end; `fullmatch` here is exact.
             raise NotFound("There is nothing at this path.")
@@ -235,12 +240,6 @@ class Guard:
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self._names:
             raise Forbidden(f"This server has no key, so it answers only under its own names, not '{name[:80]}'.")
-        is_own = (
-            headers.get(b"sec-fetch-site") == b"same-origin"
-        )  # which pages of sessions aren't, as they are sandboxed
-        if is_own and headers.get(b"sec-fetch-dest") in _OWN_CODE and (_PUBLIC.match(path) or _KEYED.match(path)):
-            # A picture in a tab of its own has the dashboard's origin and policy, and would load it.
-            raise Forbidden("This server has no key, so what sessions serve or store is no code of its own pages.")
         if _PUBLIC.match(path):
             return
         origin = headers.get(b"origin")

@@ -51,7 +51,7 @@ _POLICY = {
     "frame-ancestors": "'none'",
 }
 # The dashboard shows pictures that it has fetched with its key, and sites of sessions, in frames that are sandboxed.
-_DASHBOARD_POLICY = _POLICY | {"img-src": "'self' blob:", "frame-src": "'self' http://*.localhost:*"}
+_DASHBOARD_POLICY = _POLICY | {"img-src": "'self' blob: data:", "frame-src": "'self' http://*.localhost:*"}
 # The guide's styles have its icons in them.
 _GUIDE_POLICY = _POLICY | {"img-src": "'self' data:"}
 _HEADERS = {

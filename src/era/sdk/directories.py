@@ -52,6 +52,11 @@ def is_left_out(path: str) -> bool:
     return not _LEFT_OUT.isdisjoint(path.lower().split("/"))
 
 
+def is_gits(path: str) -> bool:
+    """Whether a path is git's own."""
+    return ".git" in path.lower().split("/")
+
+
 def files(top: str | os.PathLike[str]) -> Iterator[str]:
     """The regular files below `top` that no .gitignore leaves out, as sorted relative paths. Links aren't followed."""
     yield from _files_below(Path(top), "", ())

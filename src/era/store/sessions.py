@@ -20,6 +20,7 @@ from sqlalchemy import (
     Delete,
     Update,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -537,7 +538,10 @@ def _changed_columns(change: SessionChange, at: int) -> dict[str, Any]:
     if change.service is not KEEP:
         values["service"] = json.dumps(change.service)
     if change.setup is not KEEP:
+        # Of the same setup, asked for once more, the packages stay until others are there.
+        kept = case((sessions.c.setup == change.setup, sessions.c.package_set), else_=None)
         values |= PENDING | {"setup": change.setup, "setup_status": change.setup and "pending", "setup_lock": None}
+        values |= {"package_set": kept if change.setup else None}
     if change.ttl is not KEEP:
         values |= {"ttl": change.ttl, "expires_at": _expiry(change.ttl, at)}
     return values

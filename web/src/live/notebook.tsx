@@ -14,6 +14,7 @@ import { Button, Empty, Problem, Status } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
 import { Output, Printed, Written } from '../ui/output.tsx';
+import { pictureUrl } from '../ui/pictures.ts';
 import { Tree } from '../ui/tree.tsx';
 
 const NAME = 'notebook';
@@ -58,17 +59,20 @@ function Embedded({ type, content }: { type: string; content: string }) {
   const [url, setUrl] = useState('');
   const [failed, setFailed] = useState(false);
   useEffect(() => {
+    let left = false;
     let made = '';
-    try {
-      const part = type.startsWith('image/svg')
-        ? content
-        : Uint8Array.from(atob(content.replace(/\s/g, '')), (char) => char.charCodeAt(0));
-      made = URL.createObjectURL(new Blob([part], { type }));
-      setUrl(made);
-    } catch {
-      setFailed(true);
-    }
-    return () => URL.revokeObjectURL(made);
+    const make = async () => {
+      const isText = type.startsWith('image/svg');
+      const bytes = () => Uint8Array.from(atob(content.replace(/\s/g, '')), (char) => char.charCodeAt(0));
+      made = await pictureUrl(isText ? content : bytes(), type);
+      if (left) URL.revokeObjectURL(made);
+      else setUrl(made);
+    };
+    make().catch(() => setFailed(true));
+    return () => {
+      left = true;
+      URL.revokeObjectURL(made);
+    };
   }, [type, content]);
   if (failed) return <p class="problem-text">This isn’t a picture that a browser can show.</p>;
   if (!url) return <span class="picture-waiting" />;

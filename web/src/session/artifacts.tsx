@@ -7,6 +7,7 @@ import { href } from '../router.ts';
 import type { Artifact } from '../types.ts';
 import { Name } from '../ui/basics.tsx';
 import { Icon } from '../ui/icons.tsx';
+import { pictureUrl } from '../ui/pictures.ts';
 
 const LARGEST = 16 << 20;
 
@@ -19,8 +20,9 @@ export function Picture({ path, type, alt }: { path: string; type: string; alt: 
     let url = '';
     send(path, { signal: controller.signal })
       .then(async (response) => {
-        url = URL.createObjectURL(new Blob([await response.arrayBuffer()], { type }));
-        setSource(url);
+        url = await pictureUrl(await response.arrayBuffer(), type);
+        if (controller.signal.aborted) URL.revokeObjectURL(url);
+        else setSource(url);
       })
       .catch((error) => {
         if (!controller.signal.aborted) setFailed(error.message);

@@ -31,7 +31,7 @@ import { toml } from '@codemirror/legacy-modes/mode/toml';
 import { html } from '@codemirror/legacy-modes/mode/xml';
 import { yaml } from '@codemirror/legacy-modes/mode/yaml';
 import { highlightSelectionMatches, searchKeymap } from '@codemirror/search';
-import { Compartment, EditorState, type Extension } from '@codemirror/state';
+import { Compartment, EditorState, type Extension, Text, Transaction } from '@codemirror/state';
 import {
   drawSelection,
   EditorView,
@@ -134,13 +134,18 @@ export function languageOf(name: string): Extension {
 }
 
 /**
- * What keeps the ends of lines as they are in a text. By itself the editor takes all kinds for ends of lines, and writes
- * the usual one.
+ * What keeps the ends of lines as they are in a text: by itself the editor takes all kinds for ends, and writes the usual
+ * one. Undefined where all are usual.
  */
-function endsOf(text: string): Extension {
-  if (!text.includes('\r')) return [];
-  return EditorState.lineSeparator.of(/(?:^|[^\r])\n|\r(?!\n)/.test(text) ? '\n' : '\r\n');
+function endOf(text: string): string | undefined {
+  if (!text.includes('\r')) return undefined;
+  return /(?:^|[^\r])\n|\r(?!\n)/.test(text) ? '\n' : '\r\n';
 }
+
+const endsOf = (text: string): Extension => {
+  const end = endOf(text);
+  return end === undefined ? [] : EditorState.lineSeparator.of(end);
+};
 
 /** Lines that are pasted end as the others do. */
 const pasted = EditorView.clipboardInputFilter.of((text, state) => text.replace(/\r\n?|\n/g, state.lineBreak));
@@ -225,8 +230,11 @@ export class Editor {
   setText(text: string): void {
     if (text === this.view.state.sliceDoc()) return;
     this.quiet = true;
-    this.view.dispatch({ effects: this.ends.reconfigure(endsOf(text)) });
-    this.view.dispatch({ changes: { from: 0, to: this.view.state.doc.length, insert: this.view.state.toText(text) } });
+    this.view.dispatch({
+      effects: this.ends.reconfigure(endsOf(text)),
+      changes: { from: 0, to: this.view.state.doc.length, insert: Text.of(text.split(endOf(text) ?? '\n')) },
+      annotations: Transaction.addToHistory.of(false), // or undone it would get the other text's ends
+    });
     this.quiet = false;
   }
 

@@ -24,6 +24,7 @@ export class Screen {
   private length = 0;
   private hidden = 0;
   private pending: [Stream, string][] = [];
+  private waiting = 0;
   private frame = 0;
 
   constructor(element: HTMLElement) {
@@ -39,7 +40,10 @@ export class Screen {
   /** Write a piece; it is seen with the next frame. */
   write(stream: Stream, text: string): void {
     this.pending.push([stream, text]);
-    if (!this.frame) this.frame = requestAnimationFrame(() => this.flush());
+    this.waiting += text.length;
+    if (this.waiting > 2 * SHOWN)
+      this.flush(); // a page that isn't seen has no frames
+    else if (!this.frame) this.frame = requestAnimationFrame(() => this.flush());
   }
 
   flush(): void {
@@ -48,6 +52,7 @@ export class Screen {
     const pinned = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 40;
     const pending = this.pending;
     this.pending = [];
+    this.waiting = 0;
     const starts = beginnings(pending.map(([, text]) => text));
     for (const [index, [stream, text]] of pending.entries()) {
       const start = starts[index] ?? 0;

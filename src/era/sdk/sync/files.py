@@ -141,7 +141,7 @@ class Files(FilesSugar):
                 self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
         # What git has there isn't the directory's, and no request can name what isn't UTF-8.
-        deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_left_out(path)]
+        deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_gits(path)]
         for path in deleted:
             self.delete(path)
         return directories.Synced(changed, deleted, len(digests), len(surplus) - len(deleted))
