@@ -25,8 +25,19 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].strip("/")
         getattr(self, f"on_{name}", self.on_echo)()
 
+    def body(self):  # all of it: what is left unread would be taken for the next request
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        read = b""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            read += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return read
+
     def on_echo(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         request = {"method": self.command, "path": self.path, "headers": self.headers.items()}
         request["body"] = body.decode("latin-1")
         self.reply(json.dumps(request).encode())
