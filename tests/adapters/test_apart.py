@@ -27,4 +27,4 @@ def test_adapters(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     if skipped := re.findall(r"^SKIPPED .*", done.stdout, re.MULTILINE):
-        pytest.skip("; ".join(skipped))
+        pytest.skip("; ".join(skipped))  # frameworks that setup could not install

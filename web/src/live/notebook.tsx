@@ -1,7 +1,6 @@
 /** A context as a notebook: cells that are run in an interpreter which stays. */
 
 import type { Signal } from '@preact/signals';
-import { useEffect, useState } from 'preact/hooks';
 import { at, call } from '../api.ts';
 import { type Followed, follow, NOT_RUN } from '../following.ts';
 import { bytes } from '../format.ts';
@@ -14,7 +13,7 @@ import { Button, Empty, Problem, Status } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
 import { Output, Printed, Written } from '../ui/output.tsx';
-import { pictureUrl } from '../ui/pictures.ts';
+import { NO_PICTURE, Picture } from '../ui/pictures.tsx';
 import { Tree } from '../ui/tree.tsx';
 
 const NAME = 'notebook';
@@ -38,7 +37,11 @@ function Result({ result }: { result: CellResult }) {
   // Programs make them, and may put anything there.
   const text = (type: string) => (typeof data[type] === 'string' ? data[type] : undefined);
   const picture = ['image/png', 'image/jpeg', 'image/gif', 'image/webp', 'image/svg+xml'].find(text);
-  if (picture) return <Embedded type={picture} content={text(picture) ?? ''} />;
+  if (picture) {
+    const content = text(picture) ?? '';
+    const load = () => contentOf(picture, content);
+    return <Picture of={content} load={load} type={picture} alt="Result" class="result-picture" />;
+  }
   const page = text('text/html');
   if (page) return <iframe class="result-page" sandbox="" title="Result as a page" srcDoc={page} />;
   const json = data['application/json'];
@@ -54,29 +57,14 @@ function Result({ result }: { result: CellResult }) {
   return typeof other === 'string' ? <Printed text={other} label="Result" /> : <Tree value={other} />;
 }
 
-/** A picture from the text that a result has of it: SVG, or Base64 of the others. */
-function Embedded({ type, content }: { type: string; content: string }) {
-  const [url, setUrl] = useState('');
-  const [failed, setFailed] = useState(false);
-  useEffect(() => {
-    let left = false;
-    let made = '';
-    const make = async () => {
-      const isText = type.startsWith('image/svg');
-      const bytes = () => Uint8Array.from(atob(content.replace(/\s/g, '')), (char) => char.charCodeAt(0));
-      made = await pictureUrl(isText ? content : bytes(), type);
-      if (left) URL.revokeObjectURL(made);
-      else setUrl(made);
-    };
-    make().catch(() => setFailed(true));
-    return () => {
-      left = true;
-      URL.revokeObjectURL(made);
-    };
-  }, [type, content]);
-  if (failed) return <p class="problem-text">This isn’t a picture that a browser can show.</p>;
-  if (!url) return <span class="picture-waiting" />;
-  return <img class="picture result-picture" src={url} alt="Result" onError={() => setFailed(true)} />;
+/** A picture from the text that a result has of it: SVG, or Base64 of the others. Throws where it is neither. */
+async function contentOf(type: string, text: string): Promise<BlobPart> {
+  if (type === 'image/svg+xml') return text;
+  try {
+    return Uint8Array.from(atob(text.replace(/\s/g, '')), (char) => char.charCodeAt(0));
+  } catch {
+    throw new Error(NO_PICTURE);
+  }
 }
 
 function CellView({

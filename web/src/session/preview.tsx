@@ -12,7 +12,7 @@ import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
 import { Icon } from '../ui/icons.tsx';
 import { Table } from '../ui/listing.tsx';
-import { Picture } from './artifacts.tsx';
+import { PictureFile } from './artifacts.tsx';
 import { rowsOf } from './csv.ts';
 import { PdfDocument } from './document.tsx';
 
@@ -211,7 +211,7 @@ export function Preview({ session, path, entry, onDelete, onSaved }: Props) {
             <Unseen text="The picture is too large to be shown here." />
           ) : (
             <div class="picture-box">
-              <Picture key={value.etag} path={url} type={picture} alt={path} />
+              <PictureFile key={value.etag} path={url} type={picture} alt={path} />
             </div>
           )
         ) : asDocument ? (
