@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import h11
 import pytest
+import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from era.api.hop import Hops
@@ -155,3 +158,40 @@ async def test_a_host_that_ends_is_one_that_cannot_be_reached(tmp_path: Path) ->
     async with answering(tmp_path, last) as (connections, host):
         with pytest.raises(OSError, match="hangs up after its first answer"):
             await connections.to(host)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_connection_that_was_reset_is_not_taken_for_another_call(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """As by a host whose machine was started again: a reader doesn't tell a reset as the end of the stream."""
+    accepted: list[asyncio.StreamWriter] = []
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async def asks() -> None:
+        homes = Homes(Rows(), 60, lambda: None)
+        await homes.start()
+        async with asyncio.timeout(60), await asyncio.start_server(answers, "127.0.0.1") as server:
+            host = Host("another", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            connections = HostConnections(Hops("secret", homes, Settings()), None)
+            assert await connections.ask(host, "/") == {}
+            assert await connections.ask(host, "/") == {}
+            (connection,) = accepted
+            at_once = struct.pack("ii", 1, 0)
+            connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            connection.transport.abort()
+            await asyncio.sleep(0.2)  # so that both ends have seen it
+            assert await connections.ask(host, "/") == {}
+            assert len(accepted) == 2
+            connections.close_idle()
+            accepted[-1].close()
+        await homes.leave()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asks())

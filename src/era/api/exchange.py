@@ -26,6 +26,7 @@ from era.api.protocol import Protocol
 from era.api.tunnel import PIECE, Tunnel
 from era.core.loop_slices import Budget
 from era.core.paid_http import PaidEvents
+from era.core.streams import write
 from era.errors import EraError
 
 _MAX_HEAD_BYTES = 64 << 10
@@ -177,9 +178,7 @@ class Exchange(ABC):
 
     def _write(self, event: Any) -> None:
         """Raises ConnectionError where the server has hung up."""
-        if self._writer.is_closing():
-            raise ConnectionError
-        self._writer.write(self._h11.send(event) or b"")
+        write(self._writer, self._h11.send(event) or b"")
 
     # -- the answer -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from era.api.protocol import REUSED_SECONDS
 from era.api.tunnel import PIECE, connect
 from era.core.homes import Host
 from era.core.models import JsonObject
+from era.core.streams import write
 from era.core.telemetry import new_request_id
 from era.host_tls import HostTls, why_refused
 
@@ -59,6 +60,11 @@ class Connection:
     used_at: float = 0.0
 
     @property
+    def is_open(self) -> bool:
+        """Whether the other host has not hung up, as far as this one knows."""
+        return not self.writer.is_closing() and not self.reader.at_eof()
+
+    @property
     def is_reusable(self) -> bool:
         """Whether it may carry another request: both directions have ended, and well."""
         return self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
@@ -83,7 +89,7 @@ class HostConnections:
         idle = self._idle.get(host.url, [])
         while idle:
             connection = idle.pop()
-            if time.monotonic() - connection.used_at < REUSED_SECONDS and not connection.reader.at_eof():
+            if connection.is_open and time.monotonic() - connection.used_at < REUSED_SECONDS:
                 connection.http.start_next_cycle()
                 return connection
             connection.writer.transport.abort()
@@ -165,8 +171,8 @@ class HostConnections:
         header = self._hops.header(scope, host.id)
         named = [("host", "cluster"), (HEADER.decode(), header.decode())]
         http = connection.http
-        connection.writer.write(http.send(h11.Request(method="GET", target=target_of(scope), headers=named)) or b"")
-        connection.writer.write(http.send(h11.EndOfMessage()) or b"")
+        write(connection.writer, http.send(h11.Request(method="GET", target=target_of(scope), headers=named)) or b"")
+        write(connection.writer, http.send(h11.EndOfMessage()) or b"")
         status, content = 0, bytearray()
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:

@@ -21,6 +21,7 @@ from typing import Any
 from era.api import frames
 from era.api.protocol import Protocol
 from era.core.loop_slices import Budget
+from era.core.streams import write
 
 PIECE = 64 << 10
 _CLOSE_SECONDS = 5.0
@@ -127,10 +128,9 @@ class Tunnel:
         has_server = True
         while piece := await from_caller.read(PIECE):
             count = self._up.follow(piece)
-            has_server = has_server and not self._writer.is_closing()
             if has_server:
                 try:
-                    self._writer.write(piece)
+                    write(self._writer, piece)
                     await self._writer.drain()
                 except OSError:
                     has_server = False

@@ -17,6 +17,7 @@ from typing import Any, get_args
 from era.core.jsontext import MAX_STATE_BYTES
 from era.core.loop_slices import Budget
 from era.core.program import EndCause, Ended, Output, Program, Stream
+from era.core.streams import write
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.watchdog import Watchdog
@@ -46,7 +47,6 @@ class Channel:
         self._variables = variables
         self._reader = reader
         self._writer = writer
-        self._closed = False
         self._budget = Budget(self)
         self._held_back: list[bytes] | None = None
         """Frames that wait for the rest of a run to be sent."""
@@ -62,7 +62,7 @@ class Channel:
 
     @property
     def alive(self) -> bool:
-        return not self._closed and not self._reader.at_eof()
+        return not self._writer.is_closing() and not self._reader.at_eof()
 
     @classmethod
     async def over(cls, sock: socket.socket, variables: Mapping[str, str]) -> Channel:
@@ -140,7 +140,6 @@ class Channel:
         self._send_kind(b"J")
 
     def close(self) -> None:
-        self._closed = True
         self._writer.close()
 
     def _end_run(self, kind: bytes) -> None:
@@ -150,16 +149,15 @@ class Channel:
             self._watchdog.bring_forward()
 
     def _send_kind(self, kind: bytes) -> None:
-        if not self._writer.is_closing():  # or the sandbox is gone, and with it the run
-            if self._held_back is not None:
-                self._held_back.append(_frame(kind, b""))
-                return
-            with contextlib.suppress(OSError):
-                self._writer.write(_frame(kind, b""))
+        if self._held_back is not None:
+            self._held_back.append(_frame(kind, b""))
+            return
+        with contextlib.suppress(OSError):  # the sandbox is gone, and with it the run
+            write(self._writer, _frame(kind, b""))
 
     async def _send_run(self, program: Program, output_limit: int, *, tells_when_clean: bool) -> None:
         """Send an R frame, and behind it, unframed, the content whose lengths it says: environment and standard input
-        once the program may begin."""
+        once the program may begin. Raises SandboxFailed, and then the program has not begun."""
         environment = json.dumps(with_library({**self._variables, **program.certificates, **program.env})).encode()
         invocation = program.invocation
         header = {
@@ -183,12 +181,17 @@ class Channel:
         }
         parts = [_frame(b"R", json.dumps(header).encode()), *program.files.values(), program.state, program.code]
         self._held_back = []
-        if program.may_begin is not None:
-            self._writer.write(b"".join(parts))
-            parts.clear()
-            await program.may_begin()
-        self._writer.write(b"".join([*parts, environment, invocation.stdin, *self._held_back]))
-        self._held_back = None
+        try:
+            if program.may_begin is not None:
+                write(self._writer, b"".join(parts))
+                parts.clear()
+                await program.may_begin()
+            write(self._writer, b"".join([*parts, environment, invocation.stdin, *self._held_back]))
+        except OSError as error:
+            self.close()
+            raise SandboxFailed("The sandbox died.") from error
+        finally:
+            self._held_back = None
 
     async def _receive(self) -> tuple[bytes, bytes]:
         """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""

@@ -19,6 +19,7 @@ from era.core.loop_slices import Budget
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
 from era.core.stall_timeout import stall_timeout
+from era.core.streams import write
 from era.drivers.channel import receive_guest_listeners
 from era.drivers.guest import with_library
 from era.drivers.out_of_memory import OutOfMemory
@@ -384,10 +385,9 @@ class ProcessSupervisor:
         self.life.kill()
 
     def send(self, kind: bytes, number: int, payload: bytes = b"", unframed: bytes = b"") -> None:
-        if not self._writer.is_closing():
-            with contextlib.suppress(OSError):
-                head = kind + number.to_bytes(4, "big") + len(payload).to_bytes(4, "big")
-                self._writer.write(b"".join([head, payload, unframed]))
+        with contextlib.suppress(OSError):
+            head = kind + number.to_bytes(4, "big") + len(payload).to_bytes(4, "big")
+            write(self._writer, b"".join([head, payload, unframed]))
 
     async def _follow(self) -> None:
         """Take what the supervisor sends, until it has ended."""

@@ -11,6 +11,8 @@ from contextlib import suppress
 
 import h11
 
+from era.core.streams import write
+
 MAX_HEAD = 64 << 10
 """Bytes that the head of a message may have."""
 
@@ -90,7 +92,7 @@ async def _refuse(client: Ends, refusal: Refused) -> None:
     """Answer, and wait a little for the client to stop sending: closing before would take the answer back."""
     reader, writer = client
     answer = h11.Connection(h11.SERVER)
-    writer.write(b"".join(answer.send(event) or b"" for event in refusal_events(refusal)))
+    write(writer, b"".join(answer.send(event) or b"" for event in refusal_events(refusal)))
     writer.write_eof()
     room = _LINGER_BYTES
     with suppress(TimeoutError):

@@ -25,6 +25,7 @@ from urllib.parse import urldefrag, urljoin
 import httpx
 
 from era.core.ports import IndexAccess, Sandbox
+from era.core.streams import write
 from era.errors import SandboxFailed
 from era.network.accept_loop import AcceptLoop
 from era.network.http1 import CHUNK, Ends, Refused, read_request_head, serve_connection
@@ -196,7 +197,7 @@ async def _send(writer: asyncio.StreamWriter, content: bytes) -> None:
     """Write, and wait until the program has room for it. Without content: until it has taken everything before."""
     async with asyncio.timeout(IDLE_SECONDS):
         for begin in range(0, len(content), CHUNK):
-            writer.write(content[begin : begin + CHUNK])
+            write(writer, content[begin : begin + CHUNK])
             await writer.drain()
         if not content:
             await writer.drain()

@@ -24,6 +24,7 @@ import h11
 
 from era import __version__
 from era.core.allowlist import Address
+from era.core.streams import write
 from era.core.webhooks import MAX_URL, Unsent
 from era.errors import BadRequest
 from era.network import dialing
@@ -118,7 +119,7 @@ class WebhookSender:
                 h11.EndOfMessage(),
             )
             for event in events:
-                writer.write(http.send(event) or b"")
+                write(writer, http.send(event) or b"")
             await writer.drain()
             informational = 0
             while True:

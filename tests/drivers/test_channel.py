@@ -1,0 +1,79 @@
+"""The control socket of a sandbox that dies at a bad moment, under either event loop: asyncio's and uvloop's differ in
+what they do about a connection that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+import uvloop
+
+from era.core.program import Ended, Output, Program
+from era.drivers.channel import Channel
+from era.errors import SandboxFailed
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+SUPERVISOR_IS_READY = b"Y" + (2).to_bytes(4, "big") + b"{}"
+
+SEEN_SECONDS = 0.2
+"""After them a loop has seen that the other end is gone, and has closed its own."""
+
+
+def program(may_begin: Callable[[], Awaitable[None]] | None = None) -> Program:
+    return Program(code=b"", state=b"{}", env={}, timeout=5, ephemeral=True, files={}, may_begin=may_begin)
+
+
+async def run(channel: Channel, of: Program) -> list[Output | Ended]:
+    watching = cast(Any, object())
+    return [event async for event in channel.run(of, 1000, watching)]
+
+
+@pytest.fixture(params=LOOPS)
+def runner(request: pytest.FixtureRequest) -> asyncio.Runner:
+    return asyncio.Runner(loop_factory=LOOPS[request.param])
+
+
+def test_a_sandbox_dies_while_a_run_waits_to_begin(runner: asyncio.Runner) -> None:
+    """It has read nothing of what it was sent of the run, so its end is a reset rather than the end of a stream."""
+
+    async def dies() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        channel = await Channel.over(ours, {})
+
+        async def may_begin() -> None:
+            theirs.close()
+            await asyncio.sleep(SEEN_SECONDS)
+
+        with pytest.raises(SandboxFailed):
+            await run(channel, program(may_begin))
+        await channel.kill_run()  # as whoever gave it up may do
+        channel.close()
+
+    with runner:
+        runner.run(dies())
+
+
+def test_a_sandbox_dies_between_runs(runner: asyncio.Runner) -> None:
+    """What it had not read makes its end a reset, which a reader doesn't tell as the end of the stream."""
+
+    async def dies() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        channel = await Channel.over(ours, {})
+        theirs.sendall(SUPERVISOR_IS_READY)
+        assert await channel.ready() == json.loads("{}")
+        channel.join_run()
+        theirs.close()
+        await asyncio.sleep(SEEN_SECONDS)
+        assert not channel.alive
+        with pytest.raises(SandboxFailed):
+            await run(channel, program())
+        channel.close()
+
+    with runner:
+        runner.run(dies())
