@@ -146,6 +146,16 @@ def test_tar_keeps_names_that_are_not_utf8_and_zip_refuses_them(
     refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "UTF-8", "tar")
 
 
+def test_what_a_program_made_comes_back_from_tar_and_zip_refuses_what_would_not(
+    client: httpx.Client, session: MakeSession, run: Run
+) -> None:
+    where, other = session(), session()
+    run(where, r"import os; open('C:\temp', 'w').write('1'); os.utime('C:\temp', (0, 10**13))")
+    send_accepted(client, other, fetch(client, where))
+    assert run(other, r"print(open('C:\temp').read())")["stdout"] == "1\n"
+    refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "backslash", "tar")
+
+
 def test_an_archive_turns_no_file_into_a_directory_or_link(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     send_accepted(client, where, tar(member("d/f", b"1"), member("link", type=tarfile.SYMTYPE, linkname="d")))

@@ -142,7 +142,7 @@ def unpacked(directory: Path, archive: bytes, **bounds: int) -> archives.Unpacke
     spool.open()
     (directory / "archive").write_bytes(archive)
     with (directory / "archive").open("rb") as file, lab.blobs.batch() as batch:
-        members = archives._members(file.fileno(), None)
+        members = archives._members(file.fileno(), None, Bounds(**bounds))
         return archives._Unpacker(Bounds(**bounds), spool, batch).unpack(members)
 
 
@@ -165,7 +165,44 @@ def numbered_files(count: int) -> bytes:
     return b"".join([*headers, bytes(1024)])
 
 
-@pytest.mark.parametrize("name", ["one file", "many files", "zip", "zip entries", "zip lies", "headers"])
+def many_times(content: bytes, times: int) -> bytes:
+    """A zip archive whose directory names the same content so many times, as that of empty files."""
+    deep = zlib.compressobj(9, wbits=-15)
+    blocks = b"".join([b"\0\0\0\xff\xff" * (len(content) // 5), deep.compress(b""), deep.flush()])
+    one = bytearray(zipped(("000000", b"", 0o100644), method=zipfile.ZIP_DEFLATED))
+    directory = one.index(b"PK\1\2")
+    local, record = one[: one.index(b"000000") + 6], one[directory : one.index(b"PK\5\6")]
+    struct.pack_into("<LLL", record, 16, 0, len(blocks), 0)  # checksum and sizes
+    records = b"".join(bytes(record).replace(b"000000", b"%06d" % number) for number in range(times))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, times, times, len(records), len(local) + len(blocks), 0)
+    return bytes(local) + blocks + records + end
+
+
+def deep_files(count: int) -> bytes:
+    """A tar archive of so many files, each in 100 directories of its own that no member names."""
+    return tar(*(member(f"{number}/{'d/' * 99}f") for number in range(count)))
+
+
+def long_links(count: int) -> bytes:
+    return tar(*(member(f"l{n}", linkname="x" * (1 << 19), **SYM) for n in range(count)), form=tarfile.GNU_FORMAT)
+
+
+def commented(count: int) -> bytes:
+    """A tar archive of so many empty files, each with a comment of nearly 1 MiB."""
+    record = b"1000000 comment=" + b"x" * (1_000_000 - 17) + b"\n"
+    header = tarfile.TarInfo("h")
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    piece = header.tobuf() + record + bytes(-len(record) % 512)
+    return b"".join(piece + tar(member(f"f{number}"))[:512] for number in range(count)) + bytes(1024)
+
+
+BOMBS = [
+    "one file", "many files", "zip", "zip entries", "zip lies", "headers", "directories", "zip overlaps", "links",
+    "gzip members", "comments",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
 def test_archive_bombs_are_refused_before_they_expand(tmp_path: Path, name: str) -> None:
     big = tarfile.TarInfo("a")
     big.size = 1 << 40
@@ -183,6 +220,11 @@ def test_archive_bombs_are_refused_before_they_expand(tmp_path: Path, name: str)
         "zip entries": (lambda: zipped(*((f"f{n}", b"", 0o100644) for n in range(3000))), 413),
         "zip lies": (lambda: bytes(lying), 400),
         "headers": (lambda: gzip.compress((header.tobuf() + record) * 30_000), 400),
+        "directories": (lambda: deep_files(11), 413),
+        "zip overlaps": (lambda: many_times(bytes(1 << 20), 900), 400),
+        "links": (lambda: gzip.compress(long_links(30)), 400),
+        "gzip members": (lambda: gzip.compress(b"") * 100_000 + gzip.compress(tar()), 400),
+        "comments": (lambda: gzip.compress(commented(40)), 413),
     }
     make, status = made[name]
     archive = make()
@@ -277,3 +319,21 @@ def test_a_restored_archive_is_what_was_archived(tmp_path: Path) -> None:
     changes = unpacked(tmp_path, archive).changes
     again = asyncio.run(lab.snapshots.edit(EMPTY, changes, lambda _: None, Bounds()))
     assert described(lab.restore(again).workspace) == described(place.workspace)
+
+
+def test_the_size_of_a_directory_or_link_says_of_no_content(tmp_path: Path) -> None:
+    """By POSIX none follows, whatever it is: reading it could take hours."""
+    headers = [member("d", type=tarfile.DIRTYPE)[0], member("l", linkname="f", **SYM)[0]]
+    for header in headers:
+        header.size = 8 << 30
+    archive = b"".join(header.tobuf(tarfile.GNU_FORMAT) for header in headers) + tar(member("f", b"content"))
+    made = unpacked(tmp_path, archive)
+    assert set(made.changes.entries) == {"d", "l", "f"}
+
+
+def test_directories_that_no_member_names_are_counted_once(tmp_path: Path) -> None:
+    """And as many as there may be are accepted."""
+    made = unpacked(tmp_path, tar(*(member(f"a/b/{number}") for number in range(8))), entries=10)
+    assert made.files == 8
+    with pytest.raises(TooLarge):
+        unpacked(tmp_path / "another", tar(*(member(f"a/b/{number}") for number in range(9))), entries=10)

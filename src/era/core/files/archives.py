@@ -7,7 +7,6 @@ changed by the single edit that follows.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from weakref import finalize
 
 from era.core.expiry import calling
+from era.core.fair_slots import FairSlots
 from era.core.files import pack, trees, unpack
 from era.core.files.blob_store import BlobStore
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
@@ -23,7 +23,8 @@ from era.core.files.pins import Pins
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
 from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.core.files.spool import Slots, Spool, Threads
-from era.core.files.totals import Bounds
+from era.core.files.totals import Bounds, link_totals
+from era.core.files.tree_objects import name_bytes
 from era.core.files.trees import BlobBatch
 from era.core.files.unpack import BadArchive, Format, Member
 from era.core.files.unzip import zip_members
@@ -33,11 +34,18 @@ from era.core.turns import Turns
 from era.errors import Conflict, TooLarge, Unavailable
 
 _AT_A_TIME = 2
-"""How many archives are unpacked at a time: each takes a thread and a processor for as long as it lasts."""
+"""How many archives are unpacked at a time: each takes a thread and a processor for as long as it lasts. Of an owner's
+it is one."""
 
 _RELY_SECONDS = SHORT_GRACE_SECONDS / 2
 """Content that was put longer ago than this is put again before a row names it: it may be swept as garbage by then. By
 the clock that a sweep goes by, which may be set, and goes on while the machine sleeps."""
+
+_HEADER_BYTES = 8 << 10
+"""What a member of a tar archive may have beside its content, on the average: its header, a long name, attributes."""
+
+_TARGET_BYTES = 4095
+"""Linux makes no longer link."""
 
 _IN_ONE_PUT = 1 << 20
 """Members of up to this many bytes are read into memory; larger ones go through a temporary file."""
@@ -75,7 +83,7 @@ class Archives:
         self._threads = threads
         self._files = files
         self._slots = slots
-        self._unpacking = asyncio.Semaphore(_AT_A_TIME)
+        self._unpacking: FairSlots[str] = FairSlots(_AT_A_TIME, 1)
 
     async def get(self, session_id: OwnedId, form: Format, version: int | None = None) -> AsyncIterator[bytes]:
         """The tree of a version, of the current one if it is None, as an archive, in pieces. All of them come from one
@@ -130,13 +138,12 @@ class Archives:
             self._spool.receive(body(session), self._threads, small=0) as upload,
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-                with self._slots.take():
-                    unpacked, put_at = await self._unpack(fd, declared, self._files.bounds(session))
+                unpacked, put_at = await self._unpack(fd, declared, session)
                 async with self._turns.take(session_id, patience=patience):
                     session = await self._files.writable_session(session_id, session.key)
                     with self._blobs.naming():
                         if time.time() - put_at > _RELY_SECONDS:
-                            await self._unpack(fd, declared, self._files.bounds(session))
+                            await self._unpack(fd, declared, session)
                         snapshot = await self._snapshots.edit(
                             session.snapshot,
                             unpacked.changes,
@@ -147,14 +154,17 @@ class Archives:
                         session, dropped = await self._files.commit(session, snapshot)
         return unpacked.files, session, dropped
 
-    async def _unpack(self, fd: int, declared: Format | None, bounds: Bounds) -> tuple[Unpacked, float]:
-        async with self._unpacking:
-            return await self._threads(self._unpack_now, fd, declared, bounds)
+    async def _unpack(self, fd: int, declared: Format | None, session: Session) -> tuple[Unpacked, float]:
+        """Unpack an archive, as soon as its owner has no other that is unpacked. Raises as `_unpack_now`, and
+        TooManyUploads."""
+        async with self._unpacking.slot(session.owner):
+            with self._slots.take():
+                return await self._threads(self._unpack_now, fd, declared, self._files.bounds(session))
 
     def _unpack_now(self, fd: int, declared: Format | None, bounds: Bounds) -> tuple[Unpacked, float]:
         """Unpack an archive, on a thread. Also returns when all was unpacked, in seconds since 1970: before new content
         gets its time, by which it may be swept. Raises BadArchive, TooLarge, Unavailable."""
-        members = _members(fd, declared)
+        members = _members(fd, declared, bounds)
         try:
             with self._blobs.batch() as batch:
                 return _Unpacker(bounds, self._spool, batch).unpack(members), time.time()
@@ -162,18 +172,17 @@ class Archives:
             raise Unavailable(f"The archive could not be unpacked: {error.strerror}.") from error
 
     def _check_names(self, root: str | None) -> None:
-        """Raises Conflict where a name or link target isn't UTF-8, which zip can't express."""
+        """Raises Conflict where a name or link target isn't UTF-8, which zip can't express, or a name has a backslash,
+        which readers of zip, this one too, take for an attack."""
         for path, entry in walk(self._snapshots.read_tree, root):
             try:
                 path[-1].encode()
                 if entry[0] == "link":
                     entry[2].encode()
             except UnicodeEncodeError:
-                raise Conflict(
-                    f"'{display_path(path)}' has a name or points to one that is not UTF-8: zip can't hold it.",
-                    hint="Ask for ?format=tar.",
-                    code="unsuitable_name",
-                ) from None
+                raise _unsuitable(path, "a name or points to one that is not UTF-8") from None
+            if "\\" in path[-1]:
+                raise _unsuitable(path, "a backslash in its name")
 
     async def _on_threads(self, owner: str, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         """`pieces`, each made on a thread."""
@@ -181,8 +190,9 @@ class Archives:
             yield piece
 
 
-def _members(fd: int, declared: Format | None) -> Iterator[Member]:
-    """The members of an archive of any format. Raises BadArchive for none, and for another than the declared one."""
+def _members(fd: int, declared: Format | None, bounds: Bounds) -> Iterator[Member]:
+    """The members of an archive of any format. Raises BadArchive for none, and for another than the declared one;
+    TooLarge for one with far more than its members' content, which would take hours to read."""
     form = unpack.format_of(fd)
     if form is None:
         raise BadArchive("The body is no tar, tar.gz or zip archive.")
@@ -191,7 +201,29 @@ def _members(fd: int, declared: Format | None) -> Iterator[Member]:
     if form == "zip":
         return zip_members(fd)
     source = unpack.PlainSource(fd) if form == "tar" else unpack.GzipSource(fd)
-    return unpack.tar_members(source)
+    most = bounds.total_bytes + bounds.entries * _HEADER_BYTES + unpack.MAX_TRAILER
+    return unpack.tar_members(_Bounded(source, most))
+
+
+def _unsuitable(path: Parts, what: str) -> Conflict:
+    return Conflict(
+        f"'{display_path(path)}' has {what}: zip can't hold it.", hint="Ask for ?format=tar.", code="unsuitable_name"
+    )
+
+
+class _Bounded:
+    """A source of at most so many bytes. Raises TooLarge beyond."""
+
+    def __init__(self, source: unpack.Source, most: int) -> None:
+        self._source = source
+        self._most = self._left = most
+
+    def read(self, size: int) -> bytes:
+        piece = self._source.read(size)
+        self._left -= len(piece)
+        if self._left < 0:
+            raise TooLarge(f"The archive has more than {self._most} bytes, with the headers of its members.")
+        return piece
 
 
 class _Unpacker:
@@ -202,7 +234,7 @@ class _Unpacker:
         self._spool = spool
         self._batch = batch
         self._changes = Changes()
-        self._members = self._files = self._bytes = 0
+        self._members = self._entries = self._files = self._bytes = 0
 
     def unpack(self, members: Iterator[Member]) -> Unpacked:
         """Unpack all members. Raises BadArchive, and TooLarge beyond the bounds."""
@@ -222,21 +254,30 @@ class _Unpacker:
         self._members += 1
         self._files += member.kind != "dir"
         self._bytes += member.size
-        if self._members > self._bounds.entries:
-            raise TooLarge(f"The archive has more than {self._bounds.entries} files and directories.")
+        self._check_entries(self._members)
         if self._bytes > self._bounds.total_bytes:
             raise TooLarge(f"The archive holds more than {self._bounds.total_bytes} bytes when it is unpacked.")
 
+    def _check_entries(self, count: int) -> None:
+        if count > self._bounds.entries:
+            raise TooLarge(f"The archive has more than {self._bounds.entries} files and directories.")
+
     def _add(self, path: Parts, member: Member) -> None:
-        """Add the change that a member makes. Raises BadRequest for a member that can't be unpacked."""
+        """Add the change that a member makes. Raises BadRequest for a member that can't be unpacked, and TooLarge where
+        there are too many entries with the directories that no member names."""
         if member.kind == "dir":
-            self._changes.add_directory(path, member.mode)
+            self._entries += self._changes.add_directory(path, member.mode)
         elif member.kind == "link":
             if unpack.link_leads_out(len(path) - 1, member.target):
                 raise BadArchive(f"The archive's link '{display_path(path)}' leads out of it, or might.")
-            self._changes.add(path, PutLink(member.target, member.mtime_ns))
+            size = len(name_bytes(member.target))
+            if size > _TARGET_BYTES:
+                raise BadArchive(f"The archive's link '{display_path(path)}' has more than {_TARGET_BYTES} bytes.")
+            self._entries += self._changes.add(path, PutLink(member.target, member.mtime_ns))
+            self._entries += link_totals(size).entries - 1
         else:
-            self._changes.add(path, self._file(member))
+            self._entries += self._changes.add(path, self._file(member))
+        self._check_entries(self._entries)
 
     def _file(self, member: Member) -> PutFile:
         """Put the content of a file into the batch."""

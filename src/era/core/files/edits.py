@@ -79,19 +79,22 @@ class Changes:
     named: bool = False
     """Whether the directory itself was added, not only something in it."""
 
-    def add(self, parts: Parts, change: PutFile | PutLink | Place | Remove) -> None:
-        """Add an edit at a path. Raises BadRequest where it contradicts an earlier one."""
-        here = self._directory(parts[:-1])
+    def add(self, parts: Parts, change: PutFile | PutLink | Place | Remove) -> int:
+        """Add an edit at a path. Returns how many entries there are more by that, directories on the way included.
+        Raises BadRequest where it contradicts an earlier one."""
+        here, made = self._directory(parts[:-1])
         if parts[-1] in here.entries:
             raise _duplicate(parts)
         here.entries[parts[-1]] = change
+        return made + 1
 
-    def add_directory(self, parts: Parts, mode: int | None) -> None:
-        """Add a directory. Raises BadRequest where that contradicts an earlier edit."""
-        here = self._directory(parts)
+    def add_directory(self, parts: Parts, mode: int | None) -> int:
+        """Add a directory. Returns and raises as `add` does."""
+        here, made = self._directory(parts)
         if here.named:
             raise _duplicate(parts)
         here.mode, here.named = mode, True
+        return made
 
     def put_bytes(self) -> int:
         """The sizes of all files that are put, together."""
@@ -103,15 +106,19 @@ class Changes:
                 total += change.put_bytes()
         return total
 
-    def _directory(self, parts: Parts) -> Changes:
-        """The edits of the directory at this path. Raises BadRequest where the path leads through no directory."""
-        here = self
+    def _directory(self, parts: Parts) -> tuple[Changes, int]:
+        """The edits of the directory at this path, and how many directories had none before. Raises BadRequest where
+        the path leads through no directory."""
+        here, made = self, 0
         for depth, name in enumerate(parts, start=1):
-            below = here.entries.setdefault(name, Changes())
+            below = here.entries.get(name)
+            if below is None:
+                below = here.entries[name] = Changes()
+                made += 1
             if not isinstance(below, Changes):
                 raise _duplicate(parts[:depth])
             here = below
-        return here
+        return here, made
 
 
 type Kind = Literal["file", "link", "dir"]

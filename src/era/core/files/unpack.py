@@ -22,15 +22,22 @@ type Kind = Literal["file", "dir", "link"]
 type Format = Literal["tar", "tar.gz", "zip"]
 
 PIECE = 1 << 20
+_COMPRESSED_PIECE = 1 << 15
+"""What is read at once to be decompressed. The rest of it is copied at the end of each gzip member."""
+
 _BLOCK = 512
 _MAX_HEADER = 1 << 20
 _MAX_HEADERS = 16
-_MAX_TRAILER = 1 << 20
+MAX_TRAILER = 1 << 20
+_MAX_GZIP_MEMBERS, _GZIP_MEMBER_BYTES = 1000, 512
+"""A gzip file may have so many members, and one more for each so many bytes of content: an empty one of 20 bytes takes
+as long to begin as a thousand bytes take to be decompressed."""
+
 _SECOND = 1_000_000_000
 _EARLIEST, _LATEST = -(1 << 31), (1 << 34) - (1 << 31) - 1
 """The times that common file systems can store, in seconds since 1970."""
 
-_DECIMAL = re.compile(rb"(-?)(\d{1,12})(?:\.(\d*))?")
+_DECIMAL = re.compile(rb"(-?)(\d{1,20})(?:\.(\d*))?")
 _NUMBER = re.compile(rb"\d{1,19}")
 _REFUSED = {
     tarfile.LNKTYPE: "a hard link",
@@ -107,6 +114,7 @@ class GzipSource:
         self._compressed = b""
         self._has_more = False
         self._ready = bytearray()
+        self._members = self._expanded = 0
 
     def read(self, size: int) -> bytes:
         while len(self._ready) < size and self._expand():
@@ -118,12 +126,15 @@ class GzipSource:
     def _expand(self) -> bool:
         """Decompress up to PIECE more bytes. Returns False at the end. Raises BadArchive."""
         if self._expander.eof:
-            self._compressed = self._expander.unused_data or self._source.read(PIECE)
+            self._compressed = self._expander.unused_data or self._source.read(_COMPRESSED_PIECE)
             if not self._compressed:
                 return False
+            self._members += 1
+            if self._members > _MAX_GZIP_MEMBERS + self._expanded // _GZIP_MEMBER_BYTES:
+                raise BadArchive("The archive has too many gzip members for its content.")
             self._expander = zlib.decompressobj(31)
         if not self._compressed and not self._has_more:
-            self._compressed = self._source.read(PIECE // 4)
+            self._compressed = self._source.read(_COMPRESSED_PIECE)
             if not self._compressed:
                 raise BadArchive("The archive is cut off: its compressed data ends early.")
         try:
@@ -132,6 +143,7 @@ class GzipSource:
             raise BadArchive("The archive is damaged: its compressed data can't be read.") from None
         self._has_more = len(expanded) == PIECE
         self._ready += expanded
+        self._expanded += len(expanded)
         self._compressed = self._expander.unconsumed_tail
         return True
 
@@ -211,11 +223,9 @@ def _member(reader: ExactReader, info: tarfile.TarInfo, extended: _Extended) -> 
     mtime_ns = _time(int(info.mtime) * _SECOND) if extended.mtime_ns is None else extended.mtime_ns
     member = Member(name, "file", info.mode & 0o777, mtime_ns)
     if info.isdir():
-        yield replace(member, kind="dir")
-        _skip(reader, size)
+        yield replace(member, kind="dir")  # whose size, like a link's, says of no content that follows
     elif info.issym():
         yield replace(member, kind="link", target=target)
-        _skip(reader, size)
     elif info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
         content = reader.pieces(size)
         yield replace(member, size=size, content=lambda: content)
@@ -225,12 +235,6 @@ def _member(reader: ExactReader, info: tarfile.TarInfo, extended: _Extended) -> 
     else:
         what = _REFUSED.get(info.type, "of a kind that is not known")
         raise BadArchive(f"The archive has '{_shown(name)}', which is {what}.")
-
-
-def _skip(reader: ExactReader, size: int) -> None:
-    """Skip the content of a member, with its padding."""
-    for _ in reader.pieces(size + -size % _BLOCK):
-        pass
 
 
 def _padded(reader: ExactReader, size: int) -> bytes:
@@ -289,7 +293,7 @@ def _time(nanoseconds: int) -> int:
 
 def _check_trailer(source: Source) -> None:
     """Read the padding after the end, so that the checksum of a compressed archive is verified. Raises BadArchive."""
-    left = _MAX_TRAILER
+    left = MAX_TRAILER
     while left > 0 and (piece := source.read(min(left, 1 << 16))):
         left -= len(piece)
     if left <= 0:

@@ -52,10 +52,13 @@ class _Record(NamedTuple):
 def zip_members(fd: int) -> Iterator[Member]:
     """The members of a zip archive. Raises BadArchive."""
     at, length = _directory(fd)
-    end = at + length
+    end, left = at + length, os.fstat(fd).st_size
     while at < end:
         record, size = _record(fd, at)
         at += size
+        left -= record.compressed
+        if left < 0:  # some are read again and again
+            raise BadArchive("The archive is damaged: its members overlap.")
         yield _member(fd, record)
     if at != end:
         raise _damaged()
@@ -193,6 +196,8 @@ def _expanded(pieces: Iterator[bytes]) -> Iterator[bytes]:
     expander = zlib.decompressobj(-15)
     try:
         for piece in pieces:
+            if expander.eof:
+                break
             left, full = piece, True
             while (left or full) and not expander.eof:
                 expanded = expander.decompress(left, PIECE)
