@@ -150,9 +150,9 @@ def test_what_a_program_made_comes_back_from_tar_and_zip_refuses_what_would_not(
     client: httpx.Client, session: MakeSession, run: Run
 ) -> None:
     where, other = session(), session()
-    run(where, r"import os; open('C:\temp', 'w').write('1'); os.utime('C:\temp', (0, 10**13))")
+    run(where, r"import os; open('C:\\temp', 'w').write('1'); os.utime('C:\\temp', (0, 10**13))")
     send_accepted(client, other, fetch(client, where))
-    assert run(other, r"print(open('C:\temp').read())")["stdout"] == "1\n"
+    assert run(other, r"print(open('C:\\temp').read())")["stdout"] == "1\n"
     refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "backslash", "tar")
 
 
