@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from tests.api.answers import RUN_KEYS, refused
 from tests.api.setups import make, settled
-from tests.conftest import MakeServer, Run, Server, eventually
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 from tests.gvisor import needs_gvisor, of_kind
 from tests.packages.registry import serving, wheel
 
@@ -322,3 +323,32 @@ def test_commands_share_the_scratch_directories_and_runs_find_them_empty(
     settled(client, where)
     code = "import os; print(open('kept').read(), os.listdir('/tmp'), os.listdir('/dev/shm'))"
     assert run(where, code, timeout=60)["stdout"] == "1\n2\n [] []\n"
+
+
+def test_a_process_that_waits_behind_a_new_setup_starts_after_it(client: httpx.Client, session: MakeSession) -> None:
+    """Both wait for the end of a run. The session must not become live in the sandbox that the commands are to have."""
+    where = session()
+    path = f"/api/sessions/{where}"
+    # An atomic run can't be joined by a process.
+    run = {"code": "import time; time.sleep(3)", "atomic": True, "background": True}
+    assert client.post(f"{path}/run", json=run).status_code == 202
+    answers: dict[str, httpx.Response] = {}
+
+    def change() -> None:
+        answers["change"] = client.patch(path, json={"setup": {"commands": ["sleep 1; touch made"]}})
+
+    def start() -> None:
+        answers["start"] = client.post(f"{path}/processes", json={"command": "test -e made && exec sleep 600"})
+
+    calls = [threading.Thread(target=call) for call in (change, start)]
+    for call in calls:
+        call.start()
+        time.sleep(0.5)
+    for call in calls:
+        call.join()
+    assert answers["change"].status_code == 200, answers["change"].text
+    assert answers["start"].status_code == 201, answers["start"].text
+    assert settled(client, where)["setup_status"] == "completed"
+    time.sleep(1)
+    started = client.get(f"{path}/processes/{answers['start'].json()['process_id']}").json()
+    assert started["status"] == "running", started

@@ -28,8 +28,10 @@ _TCP_INFO = struct.Struct("3x B 20x I 28x I")
 
 def ask_when_idle(writer: asyncio.StreamWriter) -> None:
     """Have the kernel end the connection where nothing is under way on it and the other end doesn't answer."""
-    for option in _KEEPALIVE:
-        writer.get_extra_info("socket").setsockopt(*option)
+    sock = writer.get_extra_info("socket")
+    if sock is not None:  # or it has been reset already
+        for option in _KEEPALIVE:
+            sock.setsockopt(*option)
 
 
 async def cut_off(writer: asyncio.StreamWriter) -> None:
@@ -37,8 +39,11 @@ async def cut_off(writer: asyncio.StreamWriter) -> None:
     silent = 0.0
     while silent < SECONDS:
         await asyncio.sleep(_LOOK_SECONDS)
+        sock = writer.get_extra_info("socket")
+        if sock is None:
+            return  # It was reset.
         try:
-            answer = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            answer = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         except OSError:
             return  # It is closed.
         probes, unacknowledged, heard_ms_ago = _TCP_INFO.unpack(answer)

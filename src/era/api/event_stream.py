@@ -42,6 +42,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import errors
 from era.core.event_log import Gap
 from era.core.loop_slices import take_slice
+from era.core.streams import limit_buffer
 from era.errors import BadRequest, EraError, Unauthorized
 
 log = structlog.get_logger()
@@ -171,7 +172,7 @@ class _EventStream(StreamingResponse):
         source = "followers", state["caller"].owner if "caller" in state else scope.get("client")
         connection = scope.get("extensions", {}).get("era.connection")
         if connection is not None:
-            connection.transport.set_write_buffer_limits(high=_BUFFERED_BYTES)
+            limit_buffer(connection.transport, _BUFFERED_BYTES)
         barred = None if self._barred is None else asyncio.ensure_future(self._barred())
         self.body_iterator = pieces = _beating(_encoded(self._events, source), barred)
         try:

@@ -12,3 +12,16 @@ def write(writer: asyncio.StreamWriter, data: bytes) -> None:
     if writer.is_closing():
         raise ConnectionResetError(errno.ECONNRESET, "the connection is closed")
     writer.write(data)
+
+
+def write_eof(writer: asyncio.StreamWriter) -> None:
+    """End what is written to a connection. Raises as `write` does."""
+    if writer.is_closing():
+        raise ConnectionResetError(errno.ECONNRESET, "the connection is closed")
+    writer.write_eof()
+
+
+def limit_buffer(transport: asyncio.WriteTransport, most: int) -> None:
+    """Have writing wait where more bytes than this aren't taken by the kernel yet; nothing where it is closed."""
+    if not transport.is_closing():
+        transport.set_write_buffer_limits(most)

@@ -25,7 +25,7 @@ from urllib.parse import urldefrag, urljoin
 import httpx
 
 from era.core.ports import IndexAccess, Sandbox
-from era.core.streams import write
+from era.core.streams import limit_buffer, write, write_eof
 from era.errors import SandboxFailed
 from era.network.accept_loop import AcceptLoop
 from era.network.http1 import CHUNK, Ends, Refused, read_request_head, serve_connection
@@ -175,8 +175,8 @@ class IndexListener:
             except (httpx.HTTPError, OSError) as error:
                 reset(writer.get_extra_info("socket"))  # an end in order would be that of the whole file
                 raise ConnectionAbortedError from error
-        writer.write_eof()
-        writer.transport.set_write_buffer_limits(0)
+        write_eof(writer)
+        limit_buffer(writer.transport, 0)
         await _send(writer, b"")
 
     @asynccontextmanager

@@ -50,6 +50,7 @@ from anyio.streams.tls import TLSStream
 from era.core.allowlist import Address, Allowlist, folded
 from era.core.loop_slices import Budget
 from era.core.secrets import Secret
+from era.core.streams import limit_buffer, write, write_eof
 from era.network import splice
 from era.network.authority import Authority
 from era.network.descriptors import RunDescriptors
@@ -297,7 +298,7 @@ class _Stream(ByteStream):
         """`first` are bytes that were read from it already."""
         self._reader, self._writer = ends
         self._first = first
-        self._writer.transport.set_write_buffer_limits(0)  # `send` returns when the kernel has taken everything
+        limit_buffer(self._writer.transport, 0)  # `send` returns when the kernel has taken everything
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         if self._first:
@@ -309,15 +310,12 @@ class _Stream(ByteStream):
         return data
 
     async def send(self, item: bytes) -> None:
-        try:
-            self._writer.write(item)
-            await self._writer.drain()
-        except RuntimeError as error:  # which uvloop raises where the connection is closed
-            raise anyio.ClosedResourceError from error
+        write(self._writer, item)
+        await self._writer.drain()
 
     async def send_eof(self) -> None:
-        with suppress(RuntimeError):
-            self._writer.write_eof()
+        with suppress(OSError):
+            write_eof(self._writer)
 
     async def aclose(self) -> None:
         await self.send_eof()

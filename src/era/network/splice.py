@@ -80,10 +80,12 @@ async def join(
             direction.close()
 
 
-def reset(sock: socket.socket) -> None:
-    """Send a reset instead of an orderly end when the socket is closed."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+def reset(sock: socket.socket | None) -> None:
+    """Send a reset instead of an orderly end when the socket is closed. None is that of a connection which is already:
+    transports have no other then."""
+    if sock is not None:
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
 
 
 class _Direction:

@@ -35,7 +35,7 @@ from era.core.models import OwnedId, Session
 from era.core.ports import GuestProcess
 from era.core.process import ProcessSpec
 from era.core.program import Output
-from era.errors import BadRequest, BeingStopped, NoContext, SandboxFailed, TooManyContexts, Unavailable
+from era.errors import BadRequest, BeingStopped, CommitFailed, NoContext, SandboxFailed, TooManyContexts, Unavailable
 
 MOST = 16
 """Contexts of a session at a time."""
@@ -66,6 +66,10 @@ class ContextStore(Protocol):
     async def forget(self, session_key: int, name: str) -> bool:
         """Whether it was known."""
         ...
+
+
+class _NotKept(CommitFailed):
+    """The output of a cell can't be kept. So it has been executed, and must not be again."""
 
 
 class _OfSession:
@@ -166,7 +170,7 @@ class Contexts:
                 try:
                     outcome, lost = await self._begin_and_execute(of, session, request, write, begun)
                 except Unavailable as error:
-                    if live.is_open or live.why_lost is not None:
+                    if live.is_open or live.why_lost is not None or isinstance(error, _NotKept):
                         raise
                     raise BeingStopped(f"Session '{session.id}' was stopped before the cell began.") from error
                 # From here on the cell has been executed, and nothing may be raised after which it would be once more.
@@ -220,6 +224,8 @@ class Contexts:
                 outcome = await context.execute(request.cell, write)
             except NotBegun:
                 continue
+            except CommitFailed as error:
+                raise _NotKept(error.message) from error
             return outcome, outcome.lost or lost
         raise Unavailable(f"The interpreter of context '{request.context}' ends before it takes a cell.")
 

@@ -125,6 +125,9 @@ class LiveSessions:
         self._live: dict[int, LiveSession] = {}
         self._by_id: dict[OwnedId, LiveSession] = {}
         self._opening: dict[int, asyncio.Task[LiveSession]] = {}
+        self._waiting_in_turn: set[int] = set()
+        """Keys of sessions that become live for who has their turn."""
+
         self._owners: Counter[str] = Counter()
         """How many each owner has, those included that are becoming live."""
 
@@ -250,13 +253,28 @@ class LiveSessions:
                 if task is None:
                     task = self._opening[session.key] = asyncio.create_task(self._make(session_id, session))
                     task.add_done_callback(partial(self._made, session.key))
-                live = await asyncio.shield(task)
+                with self._waiting(session.key, in_turn=in_turn):
+                    try:
+                        live = await asyncio.shield(task)
+                    except SetupUnderWay:  # by now
+                        continue
             if live.is_open:
                 return live
             if in_turn and live.why_lost is None:
                 # Its end waits for the turn, too.
                 raise BeingStopped(f"Session '{session_id}' is being stopped.")
             await live.closed.wait()
+
+    @contextmanager
+    def _waiting(self, session_key: int, *, in_turn: bool) -> Iterator[None]:
+        """Note within the block whether the session is made live for who has its turn."""
+        if in_turn:
+            self._waiting_in_turn.add(session_key)
+        try:
+            yield
+        finally:
+            if in_turn:
+                self._waiting_in_turn.remove(session_key)
 
     def _made(self, session_key: int, task: asyncio.Task[LiveSession]) -> None:
         del self._opening[session_key]
@@ -325,11 +343,15 @@ class LiveSessions:
                 sandbox = parts.pool.hold(session.key, lost)
                 if sandbox is not None:
                     return session, sandbox
+                if session.key in self._waiting_in_turn:  # which that run has, so it is to be made anew
+                    raise SandboxFailed("The sandbox died before the session was live.")
             try:
                 async with parts.turns.take(session.owned_id, patience=_TRY_SECONDS):
                     now = await parts.store.session(session.owned_id)
                     if now.key != session.key:
                         raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
+                    if now.setup_status in UNDER_WAY:  # since its turn was waited for, and it is to have the sandbox
+                        raise SetupUnderWay(f"The setup of session '{session.id}' is under way.")
                     sandbox = await parts.pool.acquire(now)
                     held = parts.pool.hold(session.key, lost)
                     parts.pool.committed(session.key, now.snapshot)

@@ -28,7 +28,7 @@ from era.core.ports import Network
 from era.core.program import Ended, Invocation, Program
 from era.core.setup.progress import LastWords, Progress
 from era.core.setup.requirements import variables
-from era.errors import SandboxFailed
+from era.errors import SandboxFailed, Unavailable
 
 _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."
 
@@ -70,6 +70,8 @@ class Commands:
         if not session.persistent:
             result.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
             return result
+        if self._pool.is_busy(session.key):  # as that of a session whose packages were lost while it is live
+            raise Unavailable("Something else is under way in the session's sandbox.")
         sandbox = await self._pool.acquire(replace(session, package_set=package_set))
         try:
             for left, command in zip(range(len(commands) - 1, -1, -1), commands, strict=True):
