@@ -536,3 +536,34 @@ def test_the_end_of_the_session_ends_a_cell_once(
     record = client.get(url).json()
     assert (record["status"], record["memory"]) == ("killed", {"kept": False, "reason": "The session was stopped."})
     assert client.get(f"/api/sessions/{where}/files/count").text == "x"
+
+
+DIES = """
+import os
+import signal
+from era.core.pool import SandboxPool
+
+hold, killed = SandboxPool.hold, []
+
+
+def dies_before(self, session_key, lost):
+    if not killed:
+        killed.append(session_key)
+        sandbox = self._warm[session_key].sandbox
+        os.kill(sandbox._init_pid, signal.SIGKILL)
+        sandbox._channel.close()  # as when its end has been seen
+    return hold(self, session_key, lost)
+
+
+SandboxPool.hold = dies_before
+"""
+
+
+def test_a_first_cell_whose_sandbox_dies_is_executed_in_another(own_server: MakeServer) -> None:
+    """It has the session's turn, for which it must not wait."""
+    server = own_server(weakness=DIES)
+    with server.client() as client:
+        where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
+        answer = client.post(f"/api/sessions/{where}/run", json={"code": "6 * 7", "context": "main"})
+        assert answer.status_code == 200, answer.text
+        assert text(answer.json()) == "42"
