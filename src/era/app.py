@@ -226,7 +226,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
         longest = settings.max_timeout
         capsules = Capsules(
-            store, snapshots, blobs, pins, package_sets, directory, max_timeout=longest, slots=slots, history=bound
+            store, snapshots, blobs, pins, package_sets, directory, slots, longest, limit_rules.largest_tree, bound
         )
         descriptors: Shares[str] = Shares(server.descriptor_limit() // 2)
         network = SandboxNetwork(descriptors, reachable, servers.has_host)

@@ -16,6 +16,7 @@ import pytest
 
 from era.languages import runtimes
 from tests.api.answers import refused
+from tests.api.archives_api import member, tar
 from tests.api.capsule_api import TAR, export_capsule, import_capsule, send_capsule
 from tests.api.live import process, start
 from tests.api.test_bad_capsules import LOOK, make_furnished_session
@@ -251,3 +252,17 @@ def test_clients_that_hang_up_leave_nothing(
     ]
     assert client.get("/api/sessions").json()["count"] == 1
     assert server.log.count("Traceback") == 0
+
+
+def test_a_capsule_may_hold_what_a_session_of_the_server_may(
+    client: httpx.Client, session: MakeSession, own_server: MakeServer
+) -> None:
+    where = session()
+    archive = tar(*(member(f"{number}") for number in range(65)))
+    assert client.put(f"/api/sessions/{where}/archive", content=archive).status_code == 200
+    capsule = export_capsule(client, where)
+    with own_server(max_files="65", files="32").client() as there:
+        import_capsule(there, capsule)
+        archive = tar(member("one more"))
+        assert client.put(f"/api/sessions/{where}/archive", content=archive).status_code == 200
+        refused(send_capsule(there, export_capsule(client, where), "more"), 413, "65 files")

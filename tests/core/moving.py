@@ -13,6 +13,7 @@ from typing import Any
 from era.core.capsules.service import Capsules
 from era.core.files.pins import Pins
 from era.core.files.spool import Slots
+from era.core.files.totals import Bounds
 from era.core.metadata import Retention
 from era.core.models import (
     JsonObject,
@@ -49,7 +50,7 @@ class Service:
         self.store = SqlStore(f"sqlite:///{place}/era.sqlite", retention)
         self.pins = Pins(shared=shared)
         self.capsules = Capsules(
-            self.store, self.lab.snapshots, self.blobs, self.pins, self, place, max_timeout=3600, slots=Slots(4)
+            self.store, self.lab.snapshots, self.blobs, self.pins, self, place, Slots(4), 3600, Bounds()
         )
         self.locks: dict[str, JsonObject] = {}
 

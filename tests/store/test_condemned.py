@@ -25,6 +25,7 @@ from era.core.files.edits import Changes, PutFile
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots
+from era.core.files.totals import Bounds
 from era.core.garbage import collect_unneeded
 from era.core.homes import Host
 from era.core.metadata import MetadataStore, Retention, SetupJob
@@ -406,9 +407,7 @@ async def test_what_another_host_exports_stays(join: Join, tmp_path: Path) -> No
     snapshot = await trees.edit(EMPTY, changes, lambda batch: (batch.put(content), None)[1], limits.bounds(LIMITS))
     await a.store.create_session(new("s"))
     await a.store.commit(mine("s"), "files", data=None, snapshot=snapshot)
-    capsules = Capsules(
-        a.store, trees, a.blobs, Pins(shared=True), NoLocks(), tmp_path, max_timeout=9.0, slots=Slots(1)
-    )
+    capsules = Capsules(a.store, trees, a.blobs, Pins(shared=True), NoLocks(), tmp_path, Slots(1), 9.0, Bounds())
     export = await capsules.open(mine("s"), history=True)
     try:
         await b.store.purge_session(mine("s"))

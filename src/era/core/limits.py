@@ -42,6 +42,11 @@ class Rules:
     maxima: Limits
     """The most that a session may ask for."""
 
+    @property
+    def largest_tree(self) -> Bounds:
+        """What the working directory of any session may hold."""
+        return bounds(self.maxima)
+
     def check(self, requested: Mapping[str, float | None]) -> None:
         """Raises BadRequest for a limit over the server's maximum."""
         for name, value in requested.items():

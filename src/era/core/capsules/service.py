@@ -45,18 +45,19 @@ class Capsules:
         pins: Pins,
         locks: Locks,
         directory: Path,
-        *,
-        max_timeout: float,
         slots: Slots,
-        bounds: Bounds | None = None,
+        max_timeout: float,
+        bounds: Bounds,
         history: HistoryBound | None = None,
     ) -> None:
+        """`directory` is for temporary files. `max_timeout`, in seconds, and `bounds` are the most that a session of
+        this server may have."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
         self._exporter = Exporter(store, snapshots, blobs, pins, locks, self._threads, directory)
         self._exports: FairSlots[str] = FairSlots(_EXPORTS, _EXPORTS_OF_OWNER)
         self._slots = slots
         self._importer = Importer(
-            store, blobs, self._threads, directory, bounds=bounds or Bounds(), max_timeout=max_timeout, history=history
+            store, blobs, self._threads, directory, bounds=bounds, max_timeout=max_timeout, history=history
         )
 
     async def open(self, session_id: OwnedId, *, history: bool = True) -> Export:
