@@ -55,6 +55,12 @@ PASSED = {
     "a trailer": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nSet-Cookie: a=1\r\n\r\n",
     "connection words": OK + b"Connection: close, X-Request-Id\r\nContent-Length: 2\r\n\r\nok",
 }
+EMPTY = {
+    "a length of nothing": b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+    "content of nothing": b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello",
+    "chunks of nothing": b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "a length of what is unchanged": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+}
 STREAMS = """\
 import socket, threading
 listening = socket.create_server(("127.0.0.1", 3000))
@@ -118,6 +124,18 @@ def test_bytes_after_an_answer_are_dropped(server: Server, live: str) -> None:
         assert b"ok" in first.rpartition(b"\r\n\r\n")[0] + first.rpartition(b"\r\n\r\n")[2], name
         assert b"smuggled" not in received, name
         assert b"set-cookie" not in first.lower(), name
+        assert second.endswith(b"body"), name
+
+
+def test_answers_without_content_have_no_length(server: Server, live: str) -> None:
+    for name, answer in EMPTY.items():
+        request = f"GET {live}/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
+        last = f"GET {live}/status?418 HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
+        first, _, second = server.exchange((request + last).encode()).partition(b"HTTP/1.1 418 ")
+        assert first.startswith(answer.partition(b"\r\n")[0]), (name, first)
+        assert first.endswith(b"\r\n\r\n"), (name, first)
+        assert b"content-length" not in first.lower(), name
+        assert b"transfer-encoding" not in first.lower(), name
         assert second.endswith(b"body"), name
 
 

@@ -33,6 +33,9 @@ _MAX_HEAD_BYTES = 64 << 10
 _MAX_INFORMATIONAL = 16
 """Informational responses (1xx) that may come before an answer."""
 
+_WITHOUT_CONTENT = 204, 304
+"""Statuses without content. A server may say its length all the same, which uvicorn would then wait for."""
+
 _EVENT_US = 40
 """What it costs to parse a piece of an answer."""
 
@@ -230,7 +233,7 @@ class Exchange(ABC):
         if b"transfer-encoding" in names and b"content-length" in names:
             raise self.failure("answered two lengths of one body")
         answer: Message = {"type": "http.response.start", "status": status, "headers": self.answer_headers(response)}
-        if status != 304 and b"content-length" in names:
+        if status not in _WITHOUT_CONTENT and b"content-length" in names:
             answer["headers"] += [pair for pair in response.headers if pair[0] == b"content-length"]
         self._began = True
         self._moved()
