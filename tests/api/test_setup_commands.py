@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.api.answers import RUN_KEYS, refused
+from tests.api.event_streams import numbered
 from tests.api.setups import make, settled
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 from tests.gvisor import needs_gvisor, of_kind
@@ -219,6 +220,19 @@ def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Se
         assert eventually(lambda: connections(server) <= before)
         assert client.patch(f"/api/sessions/{where}", json={"setup": {"envs": {"A": "1"}}}).is_success
         assert list(early)[-1]["setup_status"] == "completed"
+
+
+def test_who_follows_again_is_answered_before_the_next_event(client: httpx.Client) -> None:
+    where = make(client, {"commands": ["echo a; while ! test -f /tmp/go; do sleep 0.1; done"]})
+    path = f"/api/sessions/{where}/setup/events"
+    with client.stream("GET", path, timeout=60) as answer:
+        last = next(number for number, _, data in numbered(answer) if data.get("text") == "a")
+    with client.stream("GET", f"{path}?after={last}", timeout=20) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = answer.iter_lines()
+        assert next(lines) == ": heartbeat"
+        assert client.patch(f"/api/sessions/{where}", json={"setup": {"envs": {"A": "1"}}}).is_success
+        assert any('"done"' in line for line in lines)
 
 
 def connections(server: Server) -> int:

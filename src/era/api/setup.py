@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
 
@@ -30,17 +31,15 @@ async def set_up_again(session_id: SessionId, context: UseContext) -> Response:
 async def setup_events(session_id: SessionId, after: After, request: Request, context: UseContext) -> Response:
     """Follow the session's setup: events `status`, `line`, then `done` with its result. Lines written before the call
     come first, or those behind the event with the number `after`."""
-    events = context.setups.events(session_id, after)
-    first = await anext(events, None)  # an error before the first event becomes an ordinary answer
-    return event_stream(_sent(first, events), barred=until_barred(context, request, "read"))
+    events = await context.setups.events(session_id, after)
+    return event_stream(_sent(events), barred=until_barred(context, request, "read"))
 
 
-async def _sent(first: SetupNews | None, rest: AsyncIterator[SetupNews]) -> AsyncGenerator[Event | Gap]:
+async def _sent(events: AsyncGenerator[SetupNews]) -> AsyncGenerator[Event | Gap]:
     """The events of a setup, as they are sent."""
-    if first is not None:
-        yield _event(first)
-    async for news in rest:
-        yield _event(news)
+    async with aclosing(events):
+        async for news in events:
+            yield _event(news)
 
 
 def _event(news: SetupNews) -> Event | Gap:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -146,12 +146,7 @@ class Setups:
         """Do the session's setup once more, unless it is under way. Waits for the end of a run. Raises BadRequest where
         the session has no setup."""
         async with self._turns.take(session_id):
-            session = await self._store.session(session_id)
-            if session.setup is None:
-                raise BadRequest(
-                    f"Session '{session_id}' has no setup.",
-                    hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
-                )
+            session, _ = await self._with_setup(session_id)
             if session.setup_status not in UNDER_WAY:
                 self._liveness.check_not(session, "nothing can be installed")
                 self._anew.add(session.key)
@@ -178,21 +173,32 @@ class Setups:
                     await news.wait()
         return False
 
-    async def events(self, session_id: OwnedId, after: int) -> AsyncIterator[SetupNews]:
+    async def events(self, session_id: OwnedId, after: int) -> AsyncGenerator[SetupNews]:
         """Follow a session's setup from behind the event with the number `after`: changes of its status and the lines
         of its output, as far as they are kept, then the session once no setup is under way. A session without a number
-        ends what this service is about to stop. Raises BadRequest where the session has no setup.
+        ends what this service is about to stop. Raises NotFound, and BadRequest where the session has no setup, before
+        there is any event to wait for.
 
         Numbers go on from one setup of a session to its next. After a restart of the service in the middle of a setup
         they begin anew; so a number that has not been given yet counts as none."""
+        await self._with_setup(session_id)
+        return self._events(session_id, after)
+
+    async def _with_setup(self, session_id: OwnedId) -> tuple[Session, str]:
+        """The session and its setup. Raises BadRequest where it has none."""
+        session = await self._store.session(session_id)
+        if session.setup is None:
+            raise BadRequest(
+                f"Session '{session_id}' has no setup.",
+                hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
+            )
+        return session, session.setup
+
+    async def _events(self, session_id: OwnedId, after: int) -> AsyncGenerator[SetupNews]:
+        """See events."""
         while True:
             news = self._news
-            session = await self._store.session(session_id)
-            if session.setup is None:
-                raise BadRequest(
-                    f"Session '{session_id}' has no setup.",
-                    hint="PATCH /api/sessions/{id} with a 'setup' gives it one.",
-                )
+            session, setup = await self._with_setup(session_id)
             if session.setup_status not in UNDER_WAY:
                 last = json.loads(session.setup_result or "{}").get(EVENTS, 0)
                 after = after if after <= last + 1 else 0
@@ -204,7 +210,7 @@ class Setups:
             if self._stopped:
                 yield session
                 return
-            progress = self._progress.get(SetupJob(session.key, session.owned_id, session.setup, session.setup_lock))
+            progress = self._progress.get(SetupJob(session.key, session.owned_id, setup, session.setup_lock))
             if progress is not None:
                 after = after if after <= progress.last else 0
                 async for event in progress.follow(after):
