@@ -109,6 +109,16 @@ def test_conditional_requests(client: httpx.Client, session: MakeSession) -> Non
     assert names(client, where) == ["b"]
 
 
+def test_a_part_of_a_file_does_not_replace_it(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    put(client, where, "a", b"0123456789")
+    link = client.post(f"/api/sessions/{where}/links", json={"path": "a", "method": "PUT"}).json()["url"]
+    for url in (f"/api/sessions/{where}/files/a", f"/api/sessions/{where}/archive", link):
+        part = client.put(url, content=b"789", headers={"Content-Range": "bytes 7-9/10"})
+        assert refused(part, 400, "Content-Range")["code"] == "bad_request"
+    assert get(client, where, "a").content == b"0123456789"
+
+
 def test_what_a_condition_rules_out_is_not_stored(client: httpx.Client, server: Server, session: MakeSession) -> None:
     def stored() -> int:
         return sum(path.stat().st_size for path in (server.content_dir / "blobs").rglob("*") if path.is_file())

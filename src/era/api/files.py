@@ -261,11 +261,17 @@ async def make_directory(
 
 
 def body_of(request: Request, context: Context, most: int | None = None) -> Body:
-    """The request's body in pieces, as they arrive.
+    """The request's body in pieces, as they arrive. Raises BadRequest for one that is a part of the whole (RFC 9110,
+    14.5): stored as it is, it would replace what it belongs to.
 
-    Raises TooLarge beyond what the session may hold, or `most` bytes, at once where Content-Length says so; BadRequest
-    where the client hangs up.
+    The pieces raise TooLarge beyond what the session may hold, or `most` bytes, at once where Content-Length says so;
+    BadRequest where the client hangs up.
     """
+    if "content-range" in request.headers:
+        raise BadRequest(
+            "The header Content-Range says that this is only a part.",
+            hint="Send all of it, without that header: nothing can be put in parts.",
+        )
 
     async def pieces(session: Session) -> AsyncIterator[bytes]:
         check = context.files.size_check(session, most)
