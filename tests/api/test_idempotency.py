@@ -68,6 +68,13 @@ def test_any_outcome_is_answered_again(code: str, client: httpx.Client, session:
     assert len(client.get(f"/api/sessions/{where}/runs").json()["runs"]) == 1
 
 
+def test_a_stream_says_that_it_is_a_replay(client: httpx.Client, session: MakeSession) -> None:
+    url = f"/api/sessions/{session()}/stream"
+    first, again = [post(client, url, "k", {"code": "print(1)"}) for _ in range(2)]
+    assert_replayed(first, again)
+    assert first.headers["x-era-run"] == again.headers["x-era-run"]
+
+
 def test_another_request_with_the_key_is_refused(client: httpx.Client, session: MakeSession) -> None:
     where, other = session(), session()
     url = f"/api/sessions/{where}/run"

@@ -151,7 +151,9 @@ async def stream(
     events = context.runs.stream(session_id, asked)
     # An error before the run has started becomes an ordinary answer.
     first = await anext(events)
-    headers = {"X-Era-Run": first.run_id} if isinstance(first, RunStarted) else {}
+    headers = {}
+    if isinstance(first, RunStarted):
+        headers = {"X-Era-Run": first.run_id} | (REPLAY if first.replayed else {})
     return event_stream(run_events(events, with_data=data), headers)
 
 

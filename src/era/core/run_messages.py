@@ -179,6 +179,9 @@ class RunStarted:
     transcript: Transcript = field(repr=False)
     """What it writes, as far as it has come."""
 
+    replayed: bool = False
+    """It is an earlier run with the same idempotency key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Begun:

@@ -216,7 +216,7 @@ class Runs:
         if record is None or not first.answer:
             raise no_answer(first)
         transcript = await self._parts.outputs.transcript(first.outputs, record.pieces)
-        emit(RunStarted(record.id, transcript))
+        emit(RunStarted(record.id, transcript, replayed=True))
         session = await self._store.session(session_id)
         cell = await self._parts.outputs.cell(first.outputs)
         result = result_of(session, record, json.loads(first.answer), cell=cell, replayed=True)
