@@ -96,6 +96,17 @@ def test_attached_to_a_process_without_a_terminal(client: httpx.Client, session:
         assert "exit" in {event["type"] for event in late.events}
 
 
+@pytest.mark.parametrize("path", ["terminal/", "terminal/?cols=80", "processes/{name}/attach/"])
+def test_a_slash_at_the_end_is_as_without(
+    client: httpx.Client, session: MakeSession, server: Server, path: str
+) -> None:
+    where = session()
+    name = start(client, where, ["sleep", "1000"])
+    with socket(server, f"{where}/{path.format(name=name)}") as opened:
+        assert opened.accepted, opened.head
+        assert Terminal(opened).until_event("attached")["after"] == 0
+
+
 def test_what_was_sent_before_the_end_is_read_by_a_slow_process(
     client: httpx.Client, session: MakeSession, server: Server
 ) -> None:

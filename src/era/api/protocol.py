@@ -53,7 +53,7 @@ _FIELD_US = 1
 """What each header and each parameter of a query costs besides, to whoever reads it after this: a head may have many
 thousands of them."""
 
-_SOCKETS = re.compile(rb"/proxy/|/api/sessions/[^/?]+/(terminal|processes/[^/?]+/attach)(\?|$)")
+_SOCKETS = re.compile(rb"/proxy/|/api/sessions/[^/?]+/(terminal|processes/[^/?]+/attach)/?(\?|$)")
 """Targets at which a WebSocket may be opened."""
 
 
