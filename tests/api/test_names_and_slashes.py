@@ -277,6 +277,16 @@ def test_whole_numbers_come_back_whole(client: httpx.Client, session: MakeSessio
     assert '"default_timeout":45,' in send_json(client, "PATCH", "/api/sessions/n", '{"default_timeout":45}').text
 
 
+@pytest.mark.parametrize("target", ["/api/sessions/s/files/grüße.txt", "/api/sessions?label=grüße"])
+def test_a_url_that_is_not_escaped_is_refused_with_how_to_escape_it(server: Server, target: str) -> None:
+    for raw in (target.encode(), target.encode("latin-1")):
+        answer = server.exchange(b"PUT %b HTTP/1.1\r\nHost: SELF\r\nContent-Length: 0\r\n\r\n" % raw)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 "), answer
+        said = json.loads(body)
+        assert (said["code"], "URL" in said["error"], "%C3%BC" in said["hint"]) == ("bad_request", True, True), said
+
+
 @pytest.mark.parametrize("blanks", [b"  ", b"\t", b" \t "])
 def test_blanks_around_a_header_value_do_not_count(server: Server, session: MakeSession, blanks: bytes) -> None:
     where = session()

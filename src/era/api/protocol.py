@@ -242,6 +242,14 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse(
+                BadRequest(
+                    "This request's URL has a character that can't stand there unescaped.",
+                    hint="Begin the path with '/', and escape what isn't ASCII as UTF-8 in %XX: '%C3%BC' for 'ü'.",
+                )
+            )
+            return
         except httptools.HttpParserError:
             self.send_400_response("")
             return
