@@ -65,21 +65,31 @@ async def test_what_is_kept_is_bounded_and_what_is_gone_is_said() -> None:
     assert [item async for item in slow] == [Gap(82, 100), (101, "large")]
 
 
-async def _sent(events: AsyncGenerator[Event | Gap], until: int = 1 << 30) -> bytes:
-    """What the answer with these events sends, to a caller that hangs up after `until` pieces."""
+async def _sent(events: AsyncGenerator[Event | Gap], until: int = 1 << 30, key_until: int | None = None) -> bytes:
+    """What the answer with these events sends, to a caller that hangs up after `until` pieces, and whose key is good
+    for `key_until` pieces, if it has one."""
     pieces: list[bytes] = []
     hung_up = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def barred() -> None:
+        await ended.wait()
 
     async def send(message: Any) -> None:
         pieces.append(message.get("body", b""))
         if len(pieces) > until:
             hung_up.set()
+        if key_until is not None and len(pieces) > key_until:
+            ended.set()
+            await asyncio.sleep(0.01)
 
     async def receive() -> Any:
         await hung_up.wait()
         return {"type": "http.disconnect"}
 
-    await event_stream(events)({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    await event_stream(events, barred=None if key_until is None else barred)(
+        {"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send
+    )
     return b"".join(pieces)
 
 
@@ -130,3 +140,17 @@ async def test_silence_is_broken_and_a_reader_that_goes_leaves_nothing(monkeypat
     assert closed.is_set()
     gc.collect()
     assert asyncio.all_tasks() == before
+
+
+async def test_a_key_that_ends_amid_a_large_event_ends_the_stream_behind_it() -> None:
+    async def events() -> AsyncGenerator[Event | Gap]:
+        for number in (1, 2, 3):
+            yield Event(number, "line", {"text": "x" * 100_000})
+        await asyncio.Event().wait()
+
+    sent = (await _sent(events(), key_until=2)).decode()
+    *lines, error = sent.removesuffix("\n\n").split("\n\n")
+    assert all(line.startswith("event: line\n") and line.endswith(f"\nid: {n}") for n, line in enumerate(lines, 1))
+    assert len(lines) < 3
+    assert error.startswith("event: error\n")
+    assert "unauthorized" in error

@@ -196,9 +196,7 @@ async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> Asy
     try:
         async for event in events:
             await take_slice(source, _EVENT_US)
-            content = memoryview(encoded(event))
-            for at in range(0, len(content), _BUFFERED_BYTES):
-                yield bytes(content[at : at + _BUFFERED_BYTES])
+            yield encoded(event)
     except EraError as error:
         yield _error_event(error)
     except Exception:
@@ -212,13 +210,14 @@ def _error_event(error: EraError) -> bytes:
     return encoded(Event(None, "error", {"error": error.message, "code": error.code, "hint": error.hint}))
 
 
-async def _beating(pieces: AsyncGenerator[bytes], barred: asyncio.Future[None] | None) -> AsyncGenerator[bytes]:
-    """The same until `barred` is done, with a heartbeat whenever nothing has come for a while."""
+async def _beating(events: AsyncGenerator[bytes], barred: asyncio.Future[None] | None) -> AsyncGenerator[bytes]:
+    """The same until `barred` is done, with a heartbeat whenever nothing has come for a while. A large event is several
+    pieces, and nothing comes in between them."""
     coming: asyncio.Task[bytes] | None = None
     try:
         while True:
             if coming is None:
-                coming = asyncio.ensure_future(anext(pieces))
+                coming = asyncio.ensure_future(anext(events))
             awaited: set[asyncio.Future[Any]] = {coming} if barred is None else {coming, barred}
             done, _ = await asyncio.wait(awaited, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if barred in done:
@@ -228,13 +227,15 @@ async def _beating(pieces: AsyncGenerator[bytes], barred: asyncio.Future[None] |
                 yield _HEARTBEAT
                 continue
             try:
-                piece = coming.result()
+                event = coming.result()
             except StopAsyncIteration:
                 return
             coming = None
-            yield piece
+            content = memoryview(event)
+            for at in range(0, len(content), _BUFFERED_BYTES):
+                yield bytes(content[at : at + _BUFFERED_BYTES])
     finally:
         if coming is not None:
             coming.cancel()
             await asyncio.wait({coming})
-        await pieces.aclose()
+        await events.aclose()
