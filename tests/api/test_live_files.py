@@ -8,6 +8,7 @@ import os
 import signal
 import tarfile
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -266,3 +267,19 @@ def test_a_file_that_gets_shorter_while_it_is_sent_breaks_off(client: httpx.Clie
     assert "status=503" in line
     assert "not as long as it was" in line
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("size", [5 * MIB, 200_000])
+def test_a_file_that_has_no_room_costs_the_session_nothing(
+    client: httpx.Client, session: MakeSession, size: int
+) -> None:
+    """It is refused before it is written: what can't be committed would end the processes."""
+    where = session(limits={"disk_mb": 8})
+    sleeper = start(client, where, "sleep 1000")
+    put(client, where, "a", bytes(8 * MIB - 100_000))
+    refused(client.put(f"/api/sessions/{where}/files/b", content=bytes(size)), 413, "may be")
+    time.sleep(1)
+    assert names(client, where) == ["a"]
+    assert process(client, where, sleeper)["status"] == "running"
+    put(client, where, "a", bytes(size))
+    assert names(client, where) == ["a"]

@@ -113,3 +113,20 @@ def test_a_file_that_never_got_its_place_leaves_nothing(tree: Path, files: Any) 
     assert files.list([], [""], 10, directories=False)[0]["count"] == 0, "drafts aren't listed"
     files.close(handle)
     assert os.listdir(tree) == []
+
+
+def test_one_file_too_many_leaves_nothing(
+    tree: Path, files: Any, live_files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a caller has as many open as may be."""
+    monkeypatch.setattr(live_files, "MOST_HANDLES", 1)
+    (tree / "f").touch()
+    files.open(["f"])
+    before = os.listdir("/proc/self/fd")
+    for request in (files.create, files.open):
+        with pytest.raises(live_files.Refused, match="busy"):
+            request(["f"])
+    with pytest.raises(live_files.Refused, match="busy"):
+        files.put(["f"], None, 0, b"new")
+    assert os.listdir(tree) == ["f"]
+    assert os.listdir("/proc/self/fd") == before

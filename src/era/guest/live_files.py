@@ -111,6 +111,7 @@ class Files:
 
     def open(self, path: Parts) -> tuple[dict[str, Any], bytes]:
         """Open a file for reading; the answer has a handle."""
+        self.check_room()
         with Parent(self.root, path) as parent:
             fd = _opened(parent.fd, parent.name)
         try:
@@ -138,6 +139,7 @@ class Files:
 
     def create(self, path: Parts) -> tuple[dict[str, Any], bytes]:
         """Begin a new file, which will be at `path`. Directories on the way are made."""
+        self.check_room()  # before there is a file that nobody would remove
         with Parent(self.root, path, make=True) as parent:
             try:
                 kind = os.stat(parent.name, dir_fd=parent.fd, follow_symlinks=False).st_mode
@@ -146,9 +148,14 @@ class Files:
             except FileNotFoundError:
                 pass
             name = b".era-%s" % os.urandom(12).hex().encode()
-            fd = os.open(name, _NEW, 0o600, dir_fd=parent.fd)
+            directory = os.dup(parent.fd)
+            try:
+                fd = os.open(name, _NEW, 0o600, dir_fd=directory)
+            except BaseException:
+                os.close(directory)
+                raise
             handle = self.add(fd)
-            self.drafts[handle] = (os.dup(parent.fd), name)
+            self.drafts[handle] = (directory, name)
         return {"handle": handle}, b""
 
     def write(self, handle: int, at: int, body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -230,10 +237,12 @@ class Files:
 
     # -- what they share ------------------------------------------------------------------------------------------
 
-    def add(self, fd: int) -> int:
+    def check_room(self) -> None:
+        """Raises Refused where another handle would be too many."""
         if len(self.handles) >= MOST_HANDLES:
-            os.close(fd)
             raise Refused("busy")
+
+    def add(self, fd: int) -> int:
         self.next += 1
         self.handles[self.next] = fd
         return self.next

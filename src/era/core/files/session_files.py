@@ -399,6 +399,17 @@ class SessionFiles:
 
         return check
 
+    async def check_room(self, session: Session, path: Parts, size: int) -> None:
+        """Raises TooLarge for a file of so many bytes that the session can't hold beside what it held last. In a live
+        session that is known before it is written: what exceeds the bound there can't be committed, and then its
+        processes are ended."""
+        total, most = session.snapshot.total_bytes + size, self.bounds(session).total_bytes
+        if total > most:
+            entry = await self._found(session, path)
+            total -= edits.entry_size(entry) if entry is not None and entry[0] == "file" else 0
+            if total > most:
+                raise TooLarge(f"The session's files would be {total} bytes, {most} may be.")
+
     async def _current(self, session: Session, path: Parts) -> str | None:
         """What is at a path, as Condition.check takes it: a file's digest, None for nothing, "" for no file."""
         entry = await self._found(session, path)

@@ -167,6 +167,7 @@ class CurrentFiles:
                 storing: asyncio.Task[None] | None = None
                 try:
                     await self._check(helper, path, condition)
+                    await self._files.check_room(session, path, upload.size)
                     if upload.size <= PIECE:
                         now = time.time_ns()
                         # The commit finds this stored. Where it fails, the commit stores it, or fails in its stead.

@@ -19,7 +19,7 @@ from era.core.live.live_session import LiveSession
 from era.core.loop_slices import Budget
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
-from era.errors import BadRequest, Conflict, EraError, TooLarge, Unavailable
+from era.errors import BadRequest, Conflict, EraError, TooBusy, TooLarge, Unavailable
 
 PIECE = 1 << 18
 """Bytes of a file in one request or answer."""
@@ -204,6 +204,8 @@ def error_of(word: object, path: Parts) -> EraError:
             )
         case "ENOSPC" | "EDQUOT" | "EFBIG":
             return TooLarge("There is no room for this file.", hint="Delete something first.")
+        case "busy":
+            return TooBusy("As many files of this live session as may be are being read or written already.")
         case "EINVAL" | "ENAMETOOLONG" | "path":
             return BadRequest(f"'{display_path(path)}' can't be a path here.", code="bad_path")
         case _:
