@@ -115,6 +115,17 @@ async def test_sandboxes_and_memory(hosts: list[Counting], url: str) -> None:
     assert {error.details["used"] for error in errors if isinstance(error, QuotaReached)} == {5}
 
 
+async def test_the_longest_id_of_a_session_counts(hosts: list[Counting]) -> None:
+    await set_quotas(hosts, sandboxes=1)
+    longest = "s" * 128
+    release = await hosts[0].quotas.hold(mine(longest), MIB)
+    with pytest.raises(QuotaReached) as full:
+        await hosts[1].quotas.hold(mine("b"), MIB)
+    assert full.value.details["filled_by"] == [longest]
+    await release()
+    await hosts[1].quotas.hold(mine("b"), MIB)
+
+
 async def test_a_dead_hosts_sandboxes_do_not_count(hosts: list[Counting]) -> None:
     await set_quotas(hosts, sandboxes=1)
     await hosts[0].quotas.hold(mine("a"), MIB)

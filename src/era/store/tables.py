@@ -402,7 +402,7 @@ quota_sandboxes = Table(
     metadata,
     Column("kind", String(8), primary_key=True),
     Column("subject", String(64), primary_key=True),
-    Column("session_id", String(64), primary_key=True),
+    Column("session_id", String(128), primary_key=True),
     Column("host_id", String(64), ForeignKey(hosts.c.id, ondelete="CASCADE"), primary_key=True),
     Column("memory", BigInteger, nullable=False),
 )
