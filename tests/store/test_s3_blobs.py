@@ -14,12 +14,13 @@ from pathlib import Path
 
 import obstore
 import pytest
+from obstore import exceptions
 
 from era.errors import BadRequest, Conflict, NotReady, Unavailable
 from era.store import s3_blobs as module
 from era.store.blob_cache import BlobCache
 from era.store.s3_blobs import S3Blobs, check_bucket, installation
-from era.store.s3_client import Patience, parse
+from era.store.s3_client import Patience, _delete, parse
 from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 
 HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=20.0, total=60.0)
@@ -504,3 +505,23 @@ def test_a_server_that_is_silent_about_large_content_is_an_error_in_time(
         assert 5 < seconds(lambda: put(store, bytes(1 << 20)), "did not answer in time") < 30
     finally:
         faulty.answering.set()
+
+
+def test_an_answer_that_is_no_http_is_an_error_of_the_bucket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(10_000)
+                connection.sendall(b"nonsense\r\n\r\n")
+
+        answering = threads.submit(answer)
+        with pytest.raises(exceptions.GenericError, match="error sending request"):
+            _delete("http://{}:{}/x".format(*server.getsockname()), 5)
+        answering.result()
+
+
+def test_what_others_have_put_among_the_holds_keeps_no_collection_off(s3: S3, bucket: str, make: Make) -> None:
+    store = make()
+    obstore.put(s3.bucket(bucket, "some/prefix"), "held/foreign", b"\xff\xfe")
+    assert store.sweep(set(), time.time()) == 0

@@ -138,6 +138,21 @@ async def test_a_collection_that_finds_no_descriptor_free_is_noted_and_the_next_
     assert messages == ["[Errno 24] Too many open files", None]
 
 
+async def test_a_collection_that_fails_by_a_bug_is_logged_and_the_next_succeeds(core: Core) -> None:
+    failures = iter([ValueError("nobody has thought of this")])
+
+    def local() -> list[str]:
+        for error in failures:
+            raise error
+        return []
+
+    snapshots, pins = Snapshots(core.blobs), Pins(local)
+    with capture_logs() as logged:
+        assert not await collect_once(snapshots, core.store, pins)
+    assert [(line["event"], line["exc_info"]) for line in logged] == [("bug", True)]
+    assert await collect_once(snapshots, core.store, pins)
+
+
 async def test_a_job_that_fails_for_good_is_logged_at_once() -> None:
     async def failing() -> None:
         raise ValueError("nobody has thought of this")

@@ -160,3 +160,20 @@ async def test_a_delivery_that_is_deleted_while_it_waits_for_its_turn_is_not_run
     await until(lambda: not inbox.is_working(session.key))
     await inbox.stop()
     assert len(await core.records()) == 1
+
+
+async def test_a_bug_does_not_end_the_looks_for_deliveries(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, failures = core.store.inboxes.sessions_to_deliver, [ValueError("nobody has thought of this")]
+
+    async def failing() -> Sequence[int]:
+        if failures:
+            raise failures.pop()
+        return await find()
+
+    monkeypatch.setattr(inbox_worker, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(core.store.inboxes, "sessions_to_deliver", failing)
+    await delivered(core, "pass")
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await inbox.start()
+    assert (await delivery(core, "done", "failed")).status == "done"
+    await inbox.stop()

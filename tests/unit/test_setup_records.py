@@ -138,3 +138,21 @@ async def test_what_commands_leave_beyond_a_quota_is_not_kept(core: Core) -> Non
         assert (session.setup_status, session.snapshot.total_bytes) == ("completed", 2_000_000)
     finally:
         await setups.stop()
+
+
+async def test_a_bug_does_not_end_the_looks_for_setups(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    setups, _ = setups_of(core)
+    find, failures = core.store.unfinished_setups, [ValueError("nobody has thought of this")]
+
+    async def failing() -> Sequence[SetupJob]:
+        if failures:
+            raise failures.pop()
+        return await find()
+
+    monkeypatch.setattr(core.store, "unfinished_setups", failing)
+    await core.session("s", setup='{"commands": ["true"]}')
+    await setups.start()
+    try:
+        assert await setups.settled(mine("s"), 10)
+    finally:
+        await setups.stop()

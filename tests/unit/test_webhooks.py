@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, func, select
+from structlog.testing import capture_logs
 
 from era.core import webhooks as of_webhooks
 from era.core.homes import ALONE, Cluster
@@ -417,3 +418,20 @@ async def test_a_webhook_goes_on_after_a_try_that_fails_to_be_recorded_for_good(
         await core.session("a")
         await until_ended(webhooks, 1)
         assert [session for _, session in sent.events] == ["a", "a"]
+
+
+async def test_a_bug_is_logged_and_does_not_end_the_sending(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    due, failures = core.store.webhooks.due, [ValueError("nobody has thought of this")]
+
+    async def failing() -> Sequence[Webhook]:
+        if failures:
+            raise failures.pop()
+        return await due()
+
+    monkeypatch.setattr(core.store.webhooks, "due", failing)
+    with capture_logs() as logged:
+        async with sending(core) as (webhooks, _):
+            await webhooks.create("default", URL, EVENTS, "all")
+            await core.session("s")
+            await until_ended(webhooks, 1)
+    assert ("bug", "webhooks") in [(line["event"], line.get("where")) for line in logged]

@@ -84,7 +84,9 @@ async def collect_once(snapshots: Snapshots, store: MetadataStore, pins: Pins, n
     began = time.monotonic()
     try:
         removed = await collect_unneeded(snapshots, store, pins)
-    except (EraError, OSError) as error:  # the latter as while all file descriptors are taken
+    except Exception as error:
+        if not isinstance(error, EraError | OSError):  # the latter as while all file descriptors are taken
+            log.exception("bug", where="garbage")  # there are more collections all the same
         message = error.message if isinstance(error, EraError) else str(error)
         put_off = isinstance(error, CollectionPutOff)
         note(GarbageCollected(time.monotonic() - began, message=message, put_off=put_off))

@@ -28,7 +28,7 @@ from era.core.outages import note_outage
 from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
 from era.core.ready_sandboxes import ReadySandboxes
-from era.core.tasks import log_failure
+from era.core.tasks import in_background, log_failure
 from era.core.telemetry import Note, SandboxAcquired, SandboxClosed, SandboxStarted, ignore
 from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
@@ -178,7 +178,7 @@ class SandboxPool:
 
     async def start(self) -> None:
         self._ready.start()
-        self._tasks.append(asyncio.create_task(self._sweep()))
+        self._tasks += in_background([self._sweep()])
 
     async def stop(self, why: str = SERVICE_STOPPED) -> None:
         """Kill every sandbox and make none any more. `why` is told to who holds one. May be called again."""

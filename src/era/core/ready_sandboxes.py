@@ -14,11 +14,15 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from era import languages
 from era.core.models import Language, WantedIsolation
 from era.core.ports import Sandbox
 from era.core.warm_limit import available_memory
 from era.errors import EraError
+
+log = structlog.get_logger()
 
 REMEMBERED = 600.0
 SHARE = 0.1
@@ -116,9 +120,11 @@ class ReadySandboxes:
             try:
                 while len(ready.sandboxes) < self._count and self._may_be_there(kind, more=1):
                     ready.sandboxes.append(await self._make(*kind))
-            except (EraError, OSError):  # also of the look at memory
+            except Exception as error:
                 if self._is_stopped:
                     return
+                if not isinstance(error, EraError | OSError):  # the latter also of the look at memory
+                    log.exception("bug", where="ready sandboxes")
                 ready.wanted.set()
                 await asyncio.sleep(_PAUSE)
 

@@ -288,6 +288,8 @@ class Webhooks:
                         task.add_done_callback(partial(self._sent, webhook.id))
             except EraError as error:
                 log.warning("webhooks_not_looked_at", error=error.message)
+            except Exception:  # it looks again all the same
+                log.exception("bug", where="webhooks")
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _send_due(self, webhook: Webhook) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import http.client
 import logging
 import random
 import re
@@ -345,7 +346,7 @@ def _delete(url: str, seconds: float) -> None:
         if error.code == 403:
             raise exceptions.PermissionDeniedError("status: 403") from None
         raise exceptions.GenericError(f"status: {error.code}") from None
-    except OSError:  # its text may have the URL, and with it the signature
+    except (OSError, http.client.HTTPException):  # its text may have the URL, and with it the signature
         raise exceptions.GenericError("error sending request") from None
 
 

@@ -79,5 +79,5 @@ def held(bucket: Bucket) -> set[str]:
         if not size:
             raise BlockingIOError(errno.EAGAIN, "a backup or a check is under way")
         with suppress(FileNotFoundError):  # it was released
-            digests.update(bucket.get(name).decode().split())
+            digests.update(bucket.get(name).decode(errors="replace").split())  # others may put anything there
     return digests

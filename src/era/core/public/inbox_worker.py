@@ -207,6 +207,8 @@ class Inbox:
                     self._wake(session_key)
             except EraError as error:
                 log.warning("inboxes_not_looked_at", error=error.message)
+            except Exception:  # it looks again all the same
+                log.exception("bug", where="inboxes")
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _work(self, session_key: int) -> None:

@@ -276,6 +276,8 @@ class Setups:
                         self._announce()  # or those who follow the setup would miss its first lines
             except EraError as error:
                 log.warning("setups_not_found", error=error.message)
+            except Exception:  # it looks again all the same
+                log.exception("bug", where="setups")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()
