@@ -9,11 +9,11 @@ import pytest
 
 from era.store.metadata import SqlStore
 from tests.postgres import Postgres
-from tests.store.d1 import databases
+from tests.store.d1 import databases, small_disk
 from tests.store.rows import opened
 from tests.store.s3 import bucket, faulty, s3
 
-__all__ = ["bucket", "databases", "faulty", "s3"]
+__all__ = ["bucket", "databases", "faulty", "s3", "small_disk"]
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

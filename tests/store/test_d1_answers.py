@@ -4,7 +4,9 @@ was killed or died, and what is refused."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge
+from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
 from tests.store.d1 import ROOM, A, query
@@ -256,3 +258,43 @@ async def test_what_reaches_beyond_the_database_is_forbidden(databases: D1Databa
         await query(databases, sql.replace("PATH", str(tmp_path / "other")))
     assert caught.value.code == "sql_refused"
     assert not (tmp_path / "other").exists()
+
+
+# -- what the machine refuses -----------------------------------------------------------------------------------------
+
+
+async def test_a_machine_without_another_process_is_unavailable(
+    databases: D1Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_process(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "create_subprocess_exec", no_process)
+        with pytest.raises(Unavailable) as caught:
+            await query(databases, ONE)
+    assert "temporarily unavailable" in caught.value.message
+    assert await query(databases, ONE) == [{"one": 1}]
+
+
+async def test_an_idle_worker_that_has_just_died_is_not_asked(databases: D1Databases) -> None:
+    await query(databases, ONE)
+    ((worker, _),) = databases._idle
+    assert worker.stdin is not None
+    worker.stdin.close()  # which is known before its end is
+    assert await query(databases, ONE) == [{"one": 1}]
+
+
+async def test_a_database_whose_directory_can_not_be_synced_is_unavailable(
+    databases: D1Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await query(databases, "CREATE TABLE t (n)")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(d1_databases, "_sync", full)
+    with pytest.raises(Unavailable, match="No space left"):
+        await databases.drop(*A)
+    with pytest.raises(Unavailable, match="No space left"):
+        await databases.run("new owner", "a", ONE, many=False, room=ROOM)

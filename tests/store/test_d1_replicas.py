@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -15,7 +17,7 @@ import pytest
 
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, SqlUnknown, Unavailable
-from era.store import d1_databases
+from era.store import d1_databases, d1_replicas
 from era.store.d1_databases import D1Databases
 from era.store.d1_replicas import CHUNK, MOVED, DatabaseReplicas
 from era.store.database import DatabaseAway
@@ -228,6 +230,54 @@ async def test_a_database_that_cannot_be_had_is_still_known(
     with pytest.raises(Unavailable):
         await b.run("SELECT 1")
     assert b.databases.sizes(DEFAULT_OWNER).keys() == {"n"}
+
+
+async def test_a_full_disk_of_a_host_is_unavailable(url: str, hosts: list[OneHost], small_disk: Path) -> None:
+    """And no half of a copy is left on it, nor taken for the database."""
+    a = hosts[0]
+    await a.run("CREATE TABLE t (b)")
+    await a.run("INSERT INTO t VALUES (randomblob(1900000)), (randomblob(1900000))")
+    async with opened(url, alone=False) as store:
+        databases = D1Databases(small_disk / "copies", 64 << 20, kept=await store.d1_databases())
+        databases.open()
+        await databases.measure_all()
+        with pytest.raises(Unavailable, match="No space left"):
+            await databases.run(*NAME, "SELECT 1", many=False, room=ROOM)
+        assert databases.sizes(DEFAULT_OWNER) == a.databases.sizes(DEFAULT_OWNER)
+        assert list(small_disk.rglob("*.sqlite")) == []
+        await a.run("DROP TABLE t")
+        await a.databases.drop(*NAME)
+        await a.run("CREATE TABLE t (n)")
+        await databases.run(*NAME, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+        await databases.close()
+    assert await a.run("SELECT n FROM t") == [{"n": 1}]
+
+
+@pytest.mark.parametrize("may_have_committed", [True, False])
+async def test_a_copy_that_can_not_be_read_any_more(
+    hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch, may_have_committed: bool
+) -> None:
+    """Nothing was stored, but for a commit before that nobody knows of."""
+    a = hosts[0]
+    await a.run("CREATE TABLE t (n)")
+    write = a.kept._database._in_writer
+
+    def cut_off(*args: Any, **how: Any) -> Any:
+        if may_have_committed and not how["again"]:
+            raise DatabaseAway(may_have_committed=True)
+        return write(*args, **how)
+
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(a.kept._database, "_in_writer", cut_off)
+        patched.setattr(d1_replicas, "_pieces", no_descriptor)
+        with pytest.raises(Unavailable) as caught:
+            await a.run("INSERT INTO t VALUES (1)")
+    assert caught.value.code == ("sql_unknown" if may_have_committed else "unavailable")
+    for host in hosts:
+        assert await host.run("SELECT count(*) AS n FROM t") == [{"n": 0}]
 
 
 async def test_files_become_rows_and_rows_files(hosts: list[OneHost], tmp_path: Path) -> None:

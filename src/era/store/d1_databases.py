@@ -31,13 +31,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from era.core.fair_slots import FairSlots
 from era.core.models import DEFAULT_OWNER
+from era.core.streams import write
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
 from era.store.d1_replicas import DatabaseReplicas, Name
 from era.store.d1_worker import COMMITTING
@@ -129,6 +130,15 @@ class _Answer:
         with contextlib.suppress(TimeoutError, ValueError, OSError):
             async with asyncio.timeout(_REST_SECONDS):
                 await self.read()
+
+
+@contextlib.asynccontextmanager
+async def _usable() -> AsyncIterator[None]:
+    """Raises Unavailable for what the machine refuses within the block: room on the disk, a process, a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"The database can't be used: {error.strerror}.") from error
 
 
 class D1Databases:
@@ -228,6 +238,7 @@ class D1Databases:
         read: dict[str, Any] = json.loads(b"".join(result))
         return read
 
+    @_usable()
     async def run_as_json(
         self,
         owner: str,
@@ -314,8 +325,9 @@ class D1Databases:
             await asyncio.sleep(random.uniform(0, _PAUSE_SECONDS * tries))  # noqa: S311  no secret
         raise AssertionError
 
+    @_usable()
     async def drop(self, owner: str, namespace: str) -> bool:
-        """Remove a namespace's database; whether there was one. Raises OSError, Unavailable."""
+        """Remove a namespace's database; whether there was one. Raises Unavailable."""
         name = (owner, namespace)
         async with self._locked(name):
             path = self._path(name)
@@ -329,12 +341,9 @@ class D1Databases:
             return existed
 
     def _make_directory(self, directory: Path) -> None:
-        """Make an owner's directory, durably. Raises Unavailable."""
-        try:
-            directory.mkdir(mode=0o700, exist_ok=True)
-            _sync(self._directory)
-        except OSError as error:
-            raise Unavailable(f"The database can't be used: {error.strerror}.") from error
+        """Make an owner's directory, durably. Raises OSError."""
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _sync(self._directory)
 
     def _remove_if_empty(self, path: Path) -> None:
         """Remove a database's file if nothing was ever committed to it."""
@@ -350,9 +359,12 @@ class D1Databases:
         """Note the size of a database, or that it doesn't exist."""
         owner, namespace = name
         of_owner = self._sizes.setdefault(owner, {})
-        size = 0
-        with contextlib.suppress(FileNotFoundError):
+        try:
             size = path.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        except OSError:  # what was noted before is the best there is; a call that was committed doesn't fail by this
+            return
         self._total += size - of_owner.pop(namespace, 0)
         if size:
             of_owner[namespace] = size
@@ -382,7 +394,7 @@ class D1Databases:
     async def _call_worker(self, request: Mapping[str, Any]) -> _Outcome:
         """Send a request to a worker and receive its answer; see d1_worker.py. The caller holds a slot.
 
-        Raises _Lost where the worker had to be killed or died, Unavailable where it can't be used.
+        Raises _Lost where the worker had to be killed or died, Unavailable or OSError where it can't be used.
         """
         worker = await self._worker()
         if worker.stdin is None or worker.stdout is None:
@@ -390,7 +402,7 @@ class D1Databases:
         answer, error = _Answer(worker.stdout), None
         try:
             async with asyncio.timeout(_KILL_SECONDS):
-                worker.stdin.write(json.dumps(request).encode() + b"\n")
+                write(worker.stdin, json.dumps(request).encode() + b"\n")
                 await worker.stdin.drain()
                 await answer.read()
         except TimeoutError:
@@ -420,12 +432,13 @@ class D1Databases:
         raise _Lost(error, in_commit=answer.in_commit)
 
     async def _worker(self) -> asyncio.subprocess.Process:
-        """An idle worker, or a new one."""
+        """An idle worker, or a new one. Raises OSError."""
         while self._idle:
             worker, timer = self._idle.pop()
             timer.cancel()
-            if worker.returncode is None:
+            if worker.returncode is None and worker.stdin is not None and not worker.stdin.is_closing():
                 return worker
+            self._end(worker, kill=True)  # it has died, but that may not be known yet
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(_WORKER), str(self._most_bytes)),

@@ -21,7 +21,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,20 @@ class DatabaseReplicas:
         self._copies: dict[Name, _Copy] = {}
 
     async def pull(self, name: Name, path: Path) -> None:
-        """Make the file what the rows say; no file where there is no such database. Nothing else uses it meanwhile."""
+        """Make the file what the rows say; no file where there is no such database. Nothing else uses it meanwhile.
+        Raises Unavailable, OSError."""
         copy = self._copies.pop(name, None)
-        self._copies.update(await self._database.read(_pull, name, path, copy))
+        try:
+            self._copies.update(await self._database.read(_pull, name, path, copy))
+        except OSError:
+            with suppress(OSError):  # half a file is of no use, and the disk may be full
+                path.unlink()
+            raise
 
     async def push(self, name: Name, path: Path) -> bool:
         """Store what has changed in the file since it was pulled; false where the rows have changed, too, and nothing
-        was stored. Raises SqlUnknown where nobody can tell any more, Unavailable; then it may have been."""
+        was stored. Raises SqlUnknown where nobody can tell any more, Unavailable; then it may have been. Raises OSError
+        where the file can't be read, and nothing was stored."""
         copy = self._copies.pop(name, None)
         new = await asyncio.to_thread(_scanned, path)
         if new is None or (copy is not None and new.counter == copy.counter):
@@ -164,8 +171,11 @@ def _pull(connection: Connection, name: Name, path: Path, copy: _Copy | None) ->
     count = -(-row.size // CHUNK)
     new.digests[count:] = []
     new.digests += [b""] * (count - len(new.digests))
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
-        for number, content in connection.execute(query, execution_options={"yield_per": _AT_A_TIME}):
+    with (
+        open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file,
+        connection.execute(query, execution_options={"yield_per": _AT_A_TIME}) as chunks,
+    ):
+        for number, content in chunks:
             file.seek(number * CHUNK)
             file.write(content)
             new.digests[number] = _digest(content)
@@ -179,15 +189,22 @@ def _push(
     connection: Connection, name: Name, path: Path, copy: _Copy | None, new: _Copy, changed: set[int], *, again: bool
 ) -> tuple[int, int] | None:
     """See DatabaseReplicas.push; the key and version of what was stored."""
+    try:
+        return _store(connection, name, path, copy, new, changed, again=again)
+    except (HostLost, OSError):
+        if again:  # what was committed before is unknown, and these say that nothing was: clients send the call again
+            raise SqlUnknown from None
+        raise
+
+
+def _store(
+    connection: Connection, name: Name, path: Path, copy: _Copy | None, new: _Copy, changed: set[int], *, again: bool
+) -> tuple[int, int] | None:
+    """See `_push`."""
     size = path.stat().st_size
     if again and (stored := _find.first(connection, _named(name))) is not None and stored[2] == new.mark:
         return stored[0], stored[1]
-    try:
-        row = check_alive(connection, (_find, _named(name)))[0].row
-    except HostLost:
-        if again:  # HostLost says that nothing has begun, and clients send the call again
-            raise SqlUnknown from None
-        raise
+    row = check_alive(connection, (_find, _named(name)))[0].row
     key, version, mark, _ = row or (0, 0, "", 0)
     if (row and (key, mark)) != (copy and (copy.key, copy.mark)):
         if again:  # another host may have changed, or dropped, what this was committed to before
