@@ -77,3 +77,24 @@ def test_a_sandbox_dies_between_runs(runner: asyncio.Runner) -> None:
 
     with runner:
         runner.run(dies())
+
+
+def test_a_run_that_can_not_be_recorded_says_nothing_about_its_sandbox(runner: asyncio.Runner) -> None:
+    """As where the database can't be reached: that is an OSError, too."""
+
+    async def fails() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        channel = await Channel.over(ours, {})
+
+        async def may_begin() -> None:
+            raise TimeoutError("the database doesn't answer")
+
+        with pytest.raises(TimeoutError, match="the database"):
+            await run(channel, program(may_begin))
+        assert channel.alive
+        channel.close()
+        theirs.close()
+
+    with runner:
+        runner.run(fails())

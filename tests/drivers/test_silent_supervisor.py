@@ -33,24 +33,29 @@ class Silent:
         self.ours, self._theirs = socket.socketpair()
         self.ours.setblocking(False)
         self._theirs.sendall(frame(b"Y", 0, json.dumps({"namespaces": {}}).encode()))
+        self.was_killed = False
 
     def start(self) -> None:
         kernel = b"Y" + (2).to_bytes(4, "big") + b"{}"
         self._theirs.sendall(frame(b"S", 1, (7).to_bytes(4, "big")) + frame(b"C", 1, kernel))
 
     def kill(self) -> None:
+        self.was_killed = True
         self._theirs.close()
 
     async def ended(self) -> None: ...
 
 
+async def supervised_by(life: Silent) -> ProcessSupervisor:
+    nothing = cast(Any, object())
+    return await ProcessSupervisor.over(life.ours, life, {}, nothing, lambda: 0.0, lambda: None, sandbox_broker=nothing)
+
+
 async def test_a_cell_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_supervisor, "stall_timeout", partial(stall_timeout, seconds=0.5))
     monkeypatch.setattr(context, "GRACE", 0.1)
-    life, nothing = Silent(), cast(Any, object())
-    supervisor = await ProcessSupervisor.over(
-        life.ours, life, {}, nothing, lambda: 0.0, lambda: None, sandbox_broker=nothing
-    )
+    life = Silent()
+    supervisor = await supervised_by(life)
     process = asyncio.create_task(supervisor.start(ProcessSpec((), {}, channel=True)))
     await asyncio.sleep(0)  # it has its number
     life.start()
@@ -60,4 +65,19 @@ async def test_a_cell_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None
         outcome = await kernel.execute(Cell("1", {}, "", "", 1.0, 1000), Written().write)
     assert (outcome.cause, outcome.sandbox_alive) == ("timeout", False)
     assert not supervisor.alive
+    await supervisor.close()
+
+
+async def test_a_process_that_can_not_be_recorded_leaves_the_others_alone() -> None:
+    """As where the database doesn't answer: that says nothing about the supervisor."""
+
+    async def may_begin() -> None:
+        raise TimeoutError("the database doesn't answer")
+
+    life = Silent()
+    supervisor = await supervised_by(life)
+    with pytest.raises(TimeoutError, match="the database"):
+        await supervisor.start(ProcessSpec((), {}), may_begin)
+    assert supervisor.alive
+    assert not life.was_killed
     await supervisor.close()

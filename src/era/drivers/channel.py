@@ -183,15 +183,20 @@ class Channel:
         self._held_back = []
         try:
             if program.may_begin is not None:
-                write(self._writer, b"".join(parts))
+                self._send_part(b"".join(parts))
                 parts.clear()
-                await program.may_begin()
-            write(self._writer, b"".join([*parts, environment, invocation.stdin, *self._held_back]))
+                await program.may_begin()  # what it raises, OSErrors too, says nothing about the sandbox
+            self._send_part(b"".join([*parts, environment, invocation.stdin, *self._held_back]))
+        finally:
+            self._held_back = None
+
+    def _send_part(self, part: bytes) -> None:
+        """Send a part of a run. Raises SandboxFailed."""
+        try:
+            write(self._writer, part)
         except OSError as error:
             self.close()
             raise SandboxFailed("The sandbox died.") from error
-        finally:
-            self._held_back = None
 
     async def _receive(self) -> tuple[bytes, bytes]:
         """Receive a frame: its kind and payload. Raises SandboxFailed at the end of the stream."""

@@ -331,17 +331,22 @@ class ProcessSupervisor:
             if may_begin is not None:
                 await may_begin()
             self.send(b"E", number, len(specification).to_bytes(4, "big"), specification)
-            async with stall_timeout(self._progress):
-                await process.started.wait()
-        except TimeoutError:
-            self.life.kill()  # in gVisor processes can have it stand still
-            raise SandboxFailed("The process supervisor does not answer.") from None
+            await self._wait_for_start(process)
         except BaseException:
             process.abandon()  # nobody has it
             raise
         if not process.pid and not self.alive:
             raise SandboxFailed("The processes of this sandbox are gone.")
         return process
+
+    async def _wait_for_start(self, process: GuestProcess) -> None:
+        """Wait until it runs, or has failed to. Raises SandboxFailed where the supervisor stands still."""
+        try:
+            async with stall_timeout(self._progress):
+                await process.started.wait()
+        except TimeoutError:
+            self.life.kill()  # in gVisor processes can have it stand still
+            raise SandboxFailed("The process supervisor does not answer.") from None
 
     async def wait(self) -> None:
         if self._following is not None:
