@@ -56,27 +56,31 @@ class LazyProcessSupervisor:
     async def get(self) -> ProcessSupervisor:
         """The supervisor, made anew where there is none alive. Raises SandboxFailed."""
         async with self._turn:
+            await self._wait_for_making()
             if self.supervisor is not None:
                 return self.supervisor
-            if self._is_closed:
-                raise SandboxFailed("The sandbox is gone.")
             if self._supervisor is not None:
                 await self._supervisor.close()
                 self._supervisor = None
+            if self._is_closed:
+                raise SandboxFailed("The sandbox is gone.")
             self._before()
             # What has been started must be known here, also where whoever waits is cancelled.
             self._making = asyncio.create_task(self._make())
-            self._supervisor = await asyncio.shield(self._making)
-            self._watching.set_processes(True)
-            return self._supervisor
+            return await asyncio.shield(self._making)
 
     async def close(self) -> None:
         """End all processes, for good."""
         self._is_closed = True
+        await self._wait_for_making()
+        if self._supervisor is not None:
+            await self._supervisor.close()
+
+    async def _wait_for_making(self) -> None:
+        """Wait until none is being made, as for somebody who was cancelled."""
         if self._making is not None:
             await asyncio.wait([self._making])
-            if self._making.exception() is None:
-                await self._making.result().close()
+            self._making.exception()  # told to whoever wanted it, if that waits for it still
 
     async def _make(self) -> ProcessSupervisor:
         ours, theirs = socket.socketpair()
@@ -96,8 +100,10 @@ class LazyProcessSupervisor:
                     self._watching.begin_anew,
                     sandbox_broker=self._sandbox_broker,
                 )
-                made.on_end = lambda: self._watching.set_processes(False)
-                return made
+            made.on_end = lambda: self._watching.set_processes(False)
+            self._watching.set_processes(True)
+            self._supervisor = made
+            return made
         except BaseException as error:
             ours.close()
             if life is not None:
