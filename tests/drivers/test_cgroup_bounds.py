@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from era.drivers import cgroups
 from era.drivers.cgroups import Cgroups, Group
 from tests.drivers.sandboxes import LIMITS
 
@@ -30,3 +31,16 @@ def test_a_bound_that_cannot_be_set_is_no_bound(group: Group, version: int, name
     (directory / name).mkdir()  # to write to it fails
     with pytest.raises(IsADirectoryError):
         Cgroups(version, {}, None)._set(Group(version, {"memory": directory}), LIMITS)
+
+
+def test_a_directory_that_can_not_be_removed_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "_REMOVAL_SECONDS", 0.05)
+    directories = {name: tmp_path / name for name in ("memory", "pids", "cpu", "cpuacct", "io")}
+    for directory in directories.values():
+        directory.mkdir()
+    (directories["pids"] / "below").mkdir()
+    with pytest.raises(OSError, match="not empty"):
+        Group(1, directories).remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["pids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from era.core import outages
+from era.drivers.cgroups import Group
 from era.drivers.staging import remove_tree
 from tests.drivers.sandboxes import Sandboxes, Weakness
 
@@ -95,3 +97,42 @@ def test_a_sandbox_whose_tree_stays_is_closed_and_its_uid_is_not_used_again(sand
         assert sandbox not in sandboxes.driver._sandboxes
         assert uid not in sandboxes.driver.uids._free
     assert remove_tree(sandbox.workspace.parent)
+
+
+def test_a_sandbox_whose_control_group_stays_is_closed_all_the_same(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where something of the host's has moved there."""
+    monkeypatch.setattr(outages, "_noted_at", {})
+    sandbox = sandboxes.make()
+    if sandbox._group is None:
+        pytest.skip("there are no control groups here")
+    uid = sandbox.uid
+
+    def fails(self: Group) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(Group, "remove", fails)
+        sandboxes.close(sandbox)
+    assert [line["event"] for line in logs] == ["control_group_not_removed"]
+    assert sandbox not in sandboxes.driver._sandboxes
+    assert not sandbox.workspace.parent.exists()
+    assert uid not in sandboxes.driver.uids._free, "something may have it still"
+    sandbox._group.remove()
+
+
+def test_a_sandbox_that_can_not_be_closed_does_not_keep_a_driver_from_its_end(tmp_path: Path) -> None:
+    sandboxes = Sandboxes(tmp_path, Weakness())
+    other, sandbox = sandboxes.make(), sandboxes.make()
+
+    async def fails() -> None:
+        await close()
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    close, sandbox.close = sandbox.close, fails  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        sandboxes.stop()
+    assert [line["event"] for line in logs] == ["sandbox_not_closed"]
+    assert not other.workspace.exists()
+    assert sandboxes.driver.spawner._shutdown

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from era.core import pool as pools
 from era.core import ready_sandboxes
@@ -369,6 +370,23 @@ async def test_after_the_end_there_are_none(core: Core) -> None:
     assert core.driver.alive == []
     with pytest.raises(Unavailable, match="about to stop"):
         await core.pool.acquire(idle)
+
+
+async def test_a_sandbox_that_can_not_be_closed_cuts_nothing_of_the_end_off(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = await sessions(core, 2)
+    sandbox = await core.pool.acquire(bad)
+    await used(core, good)
+
+    async def fails() -> None:
+        raise OSError(errno.EBUSY, "the control group is busy")
+
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(sandbox, "close", fails)
+        await core.pool.stop()
+    assert {(line["event"], "is busy" in line["error"]) for line in logs} == {("sandbox_not_closed", True)}
+    assert core.driver.alive == [sandbox]
 
 
 async def test_a_driver_that_fails_at_its_cleanup_keeps_the_pool_from_no_end(

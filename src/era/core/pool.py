@@ -28,7 +28,7 @@ from era.core.outages import note_outage
 from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
 from era.core.ready_sandboxes import ReadySandboxes
-from era.core.tasks import in_background, log_failure
+from era.core.tasks import all_ended, in_background, log_failure
 from era.core.telemetry import Note, SandboxAcquired, SandboxClosed, SandboxStarted, ignore
 from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
@@ -190,7 +190,8 @@ class SandboxPool:
         # At once: callers wait for the ends of runs, and a sandbox that is just being made may take a while.
         ending = [asyncio.create_task(warm.sandbox.close()) for warm in self._warm.values()]
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(self._ready.stop(), *ending, *(warm.sandbox.close() for warm in self._warm.values()))
+        closing = [warm.sandbox.close() for warm in self._warm.values()]
+        await all_ended([self._ready.stop(), *ending, *closing], "sandbox_not_closed")
         self._warm.clear()
         await asyncio.gather(*self._putting_away.values(), *self._making_way, return_exceptions=True)
         await self._kept.close_all()

@@ -37,6 +37,13 @@ async def to_its_end[T](call: Awaitable[T]) -> T:
     return ending.result()
 
 
+async def all_ended(calls: Iterable[Awaitable[None]], event: str) -> None:
+    """Wait for all of these at once. Those that fail are logged, and cut nothing off."""
+    for problem in await asyncio.gather(*calls, return_exceptions=True):
+        if problem is not None:
+            log.warning(event, error=str(problem))
+
+
 def in_background(jobs: Iterable[Coroutine[Any, Any, None]]) -> list[asyncio.Task[None]]:
     """Tasks of jobs that go on until they are cancelled. One that fails all the same is logged at once."""
     tasks = [asyncio.create_task(job) for job in jobs]

