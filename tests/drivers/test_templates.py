@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -483,6 +484,31 @@ def test_a_supervisor_that_comes_too_late_is_ended(weak_sandboxes: Sandboxes, mo
     assert sandbox._group is not None
     first = [pid for pid in sandbox._group.processes() if _pids(pid)[-1] == "1"]
     assert first == [sandbox._init_pid]
+    assert run(weak_sandboxes, sandbox, "print('well')") == "well\n"
+
+
+@pytest.mark.parametrize("weak_sandboxes", [Weakness()], indirect=True)
+def test_a_supervisor_for_which_there_is_no_descriptor_is_ended(
+    weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel drops a descriptor that comes where all are taken."""
+    real, forked = socket.recv_fds, list[int]()
+
+    def drops(sock: socket.socket, *given: int) -> tuple[bytes, list[int], int, Any]:
+        message, received, flags, address = real(sock, *given)
+        if sock.type == socket.SOCK_SEQPACKET:
+            forked.append(int(message[1:]))
+            for descriptor in received:
+                os.close(descriptor)
+            received = []
+        return message, received, flags, address
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "recv_fds", drops)
+        sandbox = weak_sandboxes.make()
+    assert not sandbox.is_forked
+    assert len(forked) == 1
+    assert eventually(lambda: not is_running(forked[0]))
     assert run(weak_sandboxes, sandbox, "print('well')") == "well\n"
 
 

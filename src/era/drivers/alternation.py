@@ -186,17 +186,18 @@ class Alternation:
 
     async def _make(self) -> None:
         """Have the second made. Where that can't be, as where a program has taken all that there is, there is none."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours: socket.socket | None = None
         life: Forked | None = None
         broker: SocketBroker | None = None
         channel: Channel | None = None
         try:
-            if self._group is not None:
-                self._group.widen(ROOM_BYTES, ROOM_TASKS)
-                self._enforced["cgroup"] = self._group.limits()
-                self._group = None
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
             with theirs:
+                if self._group is not None:
+                    self._group.widen(ROOM_BYTES, ROOM_TASKS)
+                    self._enforced["cgroup"] = self._group.limits()
+                    self._group = None
                 life = await self._enter(theirs.fileno())
             async with asyncio.timeout(START_SECONDS):
                 _, broker = await receive_guest_listeners(ours, ())
@@ -204,10 +205,10 @@ class Alternation:
                 await channel.ready()
         except (OSError, TimeoutError, SandboxFailed, TemplateFailed):
             self._may_make = False
-            if channel is None:
-                ours.close()
-            else:  # or the event loop would go on with a descriptor that others get
+            if channel is not None:  # or the event loop would go on with a descriptor that others get
                 channel.close()
+            elif ours is not None:
+                ours.close()
             if broker is not None:
                 broker.close()
             if life is not None:

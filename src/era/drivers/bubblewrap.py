@@ -105,7 +105,7 @@ class BubblewrapSandbox(OutsideView):
         self._channel: Channel | Alternation | None = None
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
-        self._log = os.memfd_create("era-sandbox-log")
+        self._log = -1
         self._beside: LazyProcessSupervisor | None = None
         self._freezer = Freezer(None)
         self._ending: asyncio.Task[None] | None = None
@@ -207,13 +207,15 @@ class BubblewrapSandbox(OutsideView):
 
     def log(self) -> str:
         """What bubblewrap and the supervisor have written to stderr."""
-        return os.pread(self._log, 4096, 0).decode(errors="replace").strip()
+        return "" if self._log < 0 else os.pread(self._log, 4096, 0).decode(errors="replace").strip()
 
     async def open(self, language: Language) -> None:
         """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours: socket.socket | None = None
         try:
+            self._log = os.memfd_create("era-sandbox-log")
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
             # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
             self._spawning = asyncio.create_task(self._start(language, theirs))
             await asyncio.shield(self._spawning)
@@ -223,11 +225,15 @@ class BubblewrapSandbox(OutsideView):
                 channel = self._channel = await Channel.over(ours, variables)
                 report = await channel.ready()
         except BaseException as error:
-            ours.close()
+            if ours is not None and self._channel is None:  # else that has it
+                ours.close()
             if not isinstance(error, OSError | TimeoutError | SandboxFailed):
                 raise
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
-        self.enforced = self._enforced(language, report)
+        try:
+            self.enforced = self._enforced(language, report)
+        except OSError as error:  # such as EMFILE
+            raise SandboxFailed(f"What is in force in the sandbox can't be read: {error}") from error
         self._channel = self._alternation(language, channel, variables)
         self._freezer = Freezer(self._group)
         self._beside = self.make_beside(self._channel, variables)
@@ -402,7 +408,9 @@ class BubblewrapSandbox(OutsideView):
             os.close(self._init_pidfd)
         if self._process is not None:
             self._process.end(1)
-        os.close(self._log)
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
         try:
             if self._group is not None:
                 self._group.remove()

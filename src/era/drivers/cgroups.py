@@ -77,8 +77,15 @@ class Group:
             _write(directory, "cgroup.procs", str(pid))
 
     def entrances(self) -> list[int]:
-        """Descriptors by which a process enters the group that writes `0` to each. The caller closes them."""
-        return [os.open(f"{directory}/cgroup.procs", os.O_WRONLY) for directory in set(self.directories.values())]
+        """Descriptors by which a process enters the group that writes `0` to each. The caller closes them. Raises
+        OSError."""
+        with contextlib.ExitStack() as undoing:
+            opened = []
+            for directory in set(self.directories.values()):
+                opened.append(entrance := os.open(f"{directory}/{_PROCS}", os.O_WRONLY))
+                undoing.callback(os.close, entrance)
+            undoing.pop_all()
+        return opened
 
     def limits(self) -> JsonObject:
         """The limits in force, read back from the kernel."""

@@ -57,11 +57,16 @@ class Forker:
         """So many of those it hasn't made yet."""
 
         self._is_retired = False
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._log = os.memfd_create("era-template-log")
-        with theirs, _filled(filters) as given:
-            config: JsonObject = {"template": theirs.fileno(), "filters": given, "cache": None}
-            self._process = start(config, [theirs.fileno(), *given], self._log)
+        with ExitStack() as undoing:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undoing.callback(self._socket.close)
+            with theirs:
+                self._log = os.memfd_create("era-template-log")
+                undoing.callback(os.close, self._log)
+                with _filled(filters) as given:
+                    config: JsonObject = {"template": theirs.fileno(), "filters": given, "cache": None}
+                    self._process = start(config, [theirs.fileno(), *given], self._log)
+            undoing.pop_all()
 
     def is_ready(self, timeout: float = 0) -> bool:
         """Whether it can fork. Raises TemplateFailed where it has ended instead."""
@@ -102,7 +107,12 @@ class Forker:
                 answer, received, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
             except OSError as problem:
                 raise TemplateFailed(str(problem)) from problem
-        if answer[:1] != b"Y" or not received:
+        if answer[:1] == b"Y" and not received:  # no descriptor was free
+            with suppress(OSError):
+                # It would share its sandbox with the one made instead. It has just begun, so the number is its own.
+                os.kill(int(answer[1:]), signal.SIGKILL)
+            raise TemplateFailed("There is no descriptor for its pidfd.")
+        if answer[:1] != b"Y":
             for descriptor in received:
                 os.close(descriptor)
             raise TemplateFailed(answer[1:].decode(errors="replace") or "It has ended.")

@@ -350,7 +350,10 @@ def sentry_status(init_pid: int) -> JsonObject:
     SandboxFailed."""
     for pid in processes.below(init_pid):
         process = Path("/proc") / str(pid)
-        if (process / "cmdline").read_bytes().startswith(b"runsc-sandbox\0"):
+        name = b""
+        with processes.UnseenIsFine():  # it has ended
+            name = (process / "cmdline").read_bytes()
+        if name.startswith(b"runsc-sandbox\0"):
             status, first = (_privileges(one) for one in (pid, init_pid))
             if "Seccomp_filters" in status and status["Seccomp_filters"] == first["Seccomp_filters"]:
                 status["Seccomp"] = "0"  # it only inherits ours, which refuses next to nothing

@@ -83,10 +83,11 @@ class LazyProcessSupervisor:
             self._making.exception()  # told to whoever wanted it, if that waits for it still
 
     async def _make(self) -> ProcessSupervisor:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours: socket.socket | None = None
         life: Life | None = None
         try:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
             with theirs:
                 life = await self._enter(theirs.fileno())
             self._out_of_memory.begin_processes()
@@ -105,7 +106,8 @@ class LazyProcessSupervisor:
             self._supervisor = made
             return made
         except BaseException as error:
-            ours.close()
+            if ours is not None:
+                ours.close()
             if life is not None:
                 life.kill()
                 await life.ended()

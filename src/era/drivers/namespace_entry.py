@@ -49,7 +49,12 @@ class Enterer(Forker):
                 pass_fds=given,
                 start_new_session=True,
             )
-            offer_to_oom_killer(process.pid)
+            try:
+                offer_to_oom_killer(process.pid)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
             return process
 
         super().__init__(start, filters)

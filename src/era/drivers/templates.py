@@ -17,6 +17,7 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -48,8 +49,6 @@ class Template(Forker):
         """Start it. Raises OSError, SandboxFailed."""
         name = f"template-{secrets.token_hex(8)}"
         self._directory = paths.sandboxes / name
-        (self._directory / "workspace").mkdir(parents=True)
-        prefix.Layer(self._directory / "packages", None)
         self.pid = 0
 
         def start(config: JsonObject, given: list[int], log_fd: int) -> subprocess.Popen[bytes]:
@@ -62,7 +61,13 @@ class Template(Forker):
             self.pid = launched.child
             return launched.process
 
-        super().__init__(start, filters)
+        try:
+            (self._directory / "workspace").mkdir(parents=True)
+            prefix.Layer(self._directory / "packages", None)
+            super().__init__(start, filters)
+        except BaseException:
+            remove_tree(self._directory)
+            raise
 
     def has_ended(self, timeout: float = 0) -> bool:
         ended = super().has_ended(timeout)
@@ -185,14 +190,13 @@ class Held:
 def hold(template: Template, plan: Plan, start: Callable[..., Launched]) -> Held:
     """Make the namespaces of a plan. `start` starts one as the sandbox's user; see launch.py for its arguments. Raises
     OSError, SandboxFailed."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        try:
+    with ExitStack() as undoing:
+        undoing.callback(template.release)
+        ours, theirs = socket.socketpair()
+        undoing.callback(ours.close)
+        with theirs:
             holder = start(Plan(plan.files, plan.options, [_HOLDER]), stdin=theirs.fileno(), stdout=theirs.fileno())
-        except BaseException:
-            template.release()
-            ours.close()
-            raise
+        undoing.pop_all()
     return Held(template, holder, ours)
 
 
