@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
+from tests.api.archives_api import member, tar
 from tests.conftest import MakeServer, MakeSession, Run
 from tests.gvisor import needs_gvisor
 
@@ -237,3 +238,20 @@ def test_files_in_tmp_count_towards_the_file_limit(session: MakeSession, run: Ru
     assert (answer["status"], answer["exit_code"]) == ("disk_full", 137)
     assert answer["state"]["reason"] == "/tmp holds more than 3000 files; data and files stay as they were."
     assert run(where, "import os; print(os.listdir('/tmp'), os.path.exists('kept'))")["stdout"] == "[] False\n"
+
+
+@pytest.mark.parametrize("query", ["", "?replace=true"])
+def test_what_a_client_writes_is_measured_with_the_packages_as_a_run_is(
+    client: httpx.Client, session: MakeSession, run: Run, query: str
+) -> None:
+    """Or it would be taken, and every run from then on be out of disk space."""
+    where = session(limits={"disk_mb": 8})
+    install = "import os; os.mkdir('node_modules'); open('node_modules/.package-lock.json', 'w').write('{}')"
+    run(where, f"{install}; open('node_modules/large', 'wb').write(bytes({5 << 20}))")
+    assert client.get(f"/api/sessions/{where}").json()["total_size_bytes"] == 0
+    for size, status in ((4 << 20, 413), (2 << 20, 200)):
+        archive = tar(member("f", bytes(size)))
+        assert client.put(f"/api/sessions/{where}/archive{query}", content=archive).status_code == status
+    answer = client.put(f"/api/sessions/{where}/files/g", content=bytes(2 << 20))
+    refused(answer, 413, "may be")
+    assert run(where, "print(1)")["status"] == "ok"

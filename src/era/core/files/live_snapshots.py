@@ -337,7 +337,7 @@ class LiveSnapshots:
                 look.aside.store_files(tree, known, counting)
                 digest = _store_directories(tree, counting)
             stored = counting.total + (memory.ahead_bytes if memory else 0)
-            self._snapshots.count_entries(digest, tree.totals.entries)
+            self._snapshots.remember_totals(digest, tree.totals)
         own = tree.own_totals()
         return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, look.watch, held=held)
 

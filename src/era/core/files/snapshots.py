@@ -43,7 +43,7 @@ from era.core.files.file_systems import is_tmpfs
 from era.core.files.memory import Memories, Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
-from era.core.files.totals import Bounds
+from era.core.files.totals import Bounds, Totals
 from era.core.files.tree_objects import ListTooLong, decode
 from era.core.files.trees import (
     BlobBatch,
@@ -92,8 +92,8 @@ class Snapshots:
         """For which garbage collection leaves what was put, where other processes put, too."""
 
         self.memories = Memories(lambda watch: self._threads.submit(watch.close))
-        self._counts: dict[str, int] = {}
-        """How many entries trees have, by root. An upper bound: pipes and the like, which aren't kept, may count."""
+        self._counts: dict[str, Totals] = {}
+        """What trees hold, by root. An upper bound: pipes and the like, which aren't kept, may count."""
 
         self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
         """The roots and blobs that the last garbage collection kept, and the time before which it swept."""
@@ -442,7 +442,7 @@ class Snapshots:
                 counting = CountingBatch(batch)
                 digest = trees.store(root, tree, memory.tree if memory else None, counting)
             stored = counting.total
-            self.count_entries(digest, tree.totals.entries)
+            self.remember_totals(digest, tree.totals)
         if watch is not None:
             watch.skip()
         own = tree.own_totals()
@@ -502,31 +502,33 @@ class Snapshots:
                 read, kept = edits.only_packages(read, counting, snapshot.root)
                 snapshot = Snapshot(kept, 0, 0)
             root, more = edits.apply(read, counting, snapshot.root, changes)
-            total_bytes = snapshot.total_bytes + more.total_bytes
-            if more.total_bytes > 0 and total_bytes > bounds.total_bytes:
-                raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
             if root is None:
                 return EMPTY
-            self.count_entries(root, self._entries_of(read, snapshot.root, more.entries, bounds) + more.entries)
-            files, stored = snapshot.file_count + more.files, counting.total + changes.put_bytes()
+            self.remember_totals(root, self._within(bounds, read, snapshot.root, more))
+            files, total_bytes = snapshot.file_count + more.files, snapshot.total_bytes + more.total_bytes
+            stored = counting.total + changes.put_bytes()
         if NODE_MODULES in changes.entries:  # whether it counts may have changed with it
             _, files, total_bytes, _ = edits.own_totals(self.read_tree, root)
         return Snapshot(root, files, total_bytes, stored)
 
-    def _entries_of(self, read: ReadTree, root: str | None, more: int, bounds: Bounds) -> int:
-        """How many entries a tree has, at most. Raises TooLarge where `more` exceed the bounds."""
-        entries = self._counts.get(root) if root else 0
-        if entries is None or entries + more > bounds.entries:
-            entries = edits.count(read, root).entries
-        if more > 0 and entries + more > bounds.entries:
+    def _within(self, bounds: Bounds, read: ReadTree, root: str | None, more: Totals) -> Totals:
+        """What a tree would hold with so much more, packages included, as a run is measured. Raises TooLarge where that
+        is more than before and over the bounds."""
+        known = self._counts.get(root) if root else Totals()
+        if known is None or not bounds.have_room(known.plus(more)):
+            known = edits.count(read, root)
+        entries, _, total_bytes, _ = whole = known.plus(more)
+        if more.total_bytes > 0 and total_bytes > bounds.total_bytes:
+            raise TooLarge(f"The session's files would be {total_bytes} bytes, {bounds.total_bytes} may be.")
+        if more.entries > 0 and entries > bounds.entries:
             raise TooLarge(f"The session would have more than {bounds.entries} files and directories.")
-        return entries
+        return whole
 
-    def count_entries(self, root: str, entries: int) -> None:
-        """Remember how many entries a tree has."""
+    def remember_totals(self, root: str, totals: Totals) -> None:
+        """Remember what a tree holds, at most."""
         if len(self._counts) >= _COUNTS_KEPT:
             self._counts = {}
-        self._counts[root] = entries
+        self._counts[root] = totals
 
     def _mark(self, digest: str, marked: set[str], sizes: dict[str, int]) -> None:
         """Add a tree and everything below it to `sizes`. `marked` are the trees visited so far.

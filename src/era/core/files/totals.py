@@ -23,6 +23,9 @@ class Bounds:
     total_bytes: int = 4 << 30
     depth: int = 128
 
+    def have_room(self, totals: Totals) -> bool:
+        return totals.entries <= self.entries and totals.total_bytes <= self.total_bytes
+
 
 class Totals(NamedTuple):
     """Counts of everything below a directory. `entries` are all, `files` are files and links."""
