@@ -298,3 +298,20 @@ async def test_a_database_whose_directory_can_not_be_synced_is_unavailable(
         await databases.drop(*A)
     with pytest.raises(Unavailable, match="No space left"):
         await databases.run("new owner", "a", ONE, many=False, room=ROOM)
+
+
+async def test_a_full_disk_is_told_from_a_database_as_large_as_it_may_be(small_disk: Path) -> None:
+    fill = "INSERT INTO t VALUES (randomblob({0})), (randomblob({0}))"
+    for most_bytes, size in ((64 << 20, 1_500_000), (600_000, 300_000)):
+        databases = D1Databases(small_disk / str(most_bytes), most_bytes)
+        databases.open()
+        await query(databases, "CREATE TABLE t (b)")
+        with pytest.raises(EraError) as caught:
+            await query(databases, fill.format(size))
+        if most_bytes > 1 << 20:
+            assert (caught.value.code, "no room left on the disk" in caught.value.message) == ("unavailable", True)
+        else:
+            assert caught.value.code == "storage_full"
+        assert await query(databases, "SELECT count(*) AS n FROM t") == [{"n": 0}]
+        await databases.drop(*A)
+        await databases.close()

@@ -67,6 +67,9 @@ _NO_VACUUM = "cannot VACUUM from within a transaction"
 _STEPS = 5_000
 """Instructions of SQLite's virtual machine between two looks at the deadline."""
 
+_LITTLE = 1 << 20
+"""A disk with less free bytes than this is full: a journal needs some of them, too."""
+
 _PAGE = 4096
 """Bytes of a page, SQLite's default."""
 
@@ -252,6 +255,16 @@ def _has_journal(path: str) -> bool:
     return False
 
 
+def _is_disk_full(path: str, most_bytes: int) -> bool:
+    """Whether the disk had no room for a database, and not the bound on its size: SQLite's error is the same. What the
+    call has written may be undone by now; so the disk is full if it has less room than the bound leaves."""
+    try:
+        disk, size = os.statvfs(os.path.dirname(path)), os.path.getsize(path)
+    except OSError:
+        return False
+    return disk.f_blocks > 0 and disk.f_bavail * disk.f_frsize < max(most_bytes - size, _LITTLE)
+
+
 def _sql_value(value: Any) -> Any:
     """Convert a value from JSON for SQLite: a list of numbers becomes bytes."""
     return bytes(value) if isinstance(value, list) else value
@@ -272,8 +285,10 @@ def json_value(value: Any) -> Any:
 def answer(line: bytes, *, committing: Callable[[], object] = lambda: None) -> tuple[dict[str, Any], Sequence[bytes]]:
     """Run a request, the arguments of `run` as JSON. The answer is what its first line says, and the result in pieces:
     `size` in bytes of the result, an object with `results` and `meta`; or `kind` and `message` of an error."""
+    request: dict[str, Any] = {}
     try:
-        rows, meta = run(**json.loads(line), committing=committing)
+        request = json.loads(line)
+        rows, meta = run(**request, committing=committing)
     except Refused as refusal:
         return {"kind": refusal.kind, "message": str(refusal)}, ()
     except (MemoryError, RecursionError):
@@ -281,6 +296,8 @@ def answer(line: bytes, *, committing: Callable[[], object] = lambda: None) -> t
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         kind = "large" if isinstance(error, sqlite3.DataError) else _KINDS.get(code, "sql")
+        if kind == "full" and _is_disk_full(request["path"], request["most_bytes"]):
+            return {"kind": "disk", "message": "there is no room left on the disk"}, ()
         return {"kind": kind, "message": str(error)}, ()
     except (ValueError, TypeError, OverflowError) as error:  # values that SQLite can't store
         return {"kind": "sql", "message": str(error)}, ()
