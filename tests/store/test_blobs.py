@@ -239,6 +239,24 @@ def test_so_can_new_content_however_long_its_names_take_to_be_durable(
     assert local.sweep(set(), clock.at - SHORT_GRACE_SECONDS) == 0
 
 
+def test_a_sweep_removes_nothing_once_the_lock_between_hosts_is_gone(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs", "host.")
+    blobs.open()
+    digests = {put(blobs, b"%d" % n) for n in range(3)}
+    for digest in digests:
+        age(blobs, digest, 3600)
+
+    class Closing(set[str]):
+        """What has the store closed by another thread while it is looked at."""
+
+        def __contains__(self, digest: object) -> bool:
+            blobs.close()
+            return False
+
+    assert blobs.sweep(Closing(), time.time()) == 0
+    assert digests <= set(files_of(blobs))
+
+
 def test_a_batch_whose_content_was_removed_meanwhile_fails(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a host that shares the directory, say, an hour later."""
     monkeypatch.setattr(module, "_LONG_SECONDS", -1.0)

@@ -224,7 +224,8 @@ class LocalBlobs:
         removed."""
         path = self._path(digest)
         with self._staying(), suppress(FileNotFoundError):  # Another sweep may have removed it.
-            if os.stat(path).st_mtime < older_than:
+            # After `close` the lock no longer keeps other hosts off.
+            if not self._closed and os.stat(path).st_mtime < older_than:
                 os.unlink(path)
                 return True
         return False
