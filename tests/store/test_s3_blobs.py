@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -525,3 +526,32 @@ def test_what_others_have_put_among_the_holds_keeps_no_collection_off(s3: S3, bu
     store = make()
     obstore.put(s3.bucket(bucket, "some/prefix"), "held/foreign", b"\xff\xfe")
     assert store.sweep(set(), time.time()) == 0
+
+
+def cached_and_open(store: S3Blobs) -> list[str]:
+    """The files of a store's cache of which this process has descriptors."""
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [os.readlink(link) for link in links if os.path.realpath(link).startswith(store._cache._directory)]
+
+
+def test_no_descriptor_is_left_of_content_that_is_too_large_to_be_put_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make()
+    digest = put(store, bytes(2000))[0]
+    monkeypatch.setattr(module, "PART", 1000)
+    with pytest.raises(OSError, match="try again"):
+        store._put_again(digest)
+    assert cached_and_open(store) == []
+
+
+def test_content_is_read_without_a_cache_that_can_keep_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = put(make(), b"content")[0]
+    store = make()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store._cache, "keep", full)
+    assert store.get(digest) == b"content"
+    assert cached_and_open(store) == []

@@ -369,12 +369,14 @@ class S3Blobs:
         """Upload content that a batch put and another host removed, if it is in the cache and fits one object. Raises
         OSError."""
         cached = self._cache.find(digest)
-        if cached is None or os.path.getsize(cached) > PART:
-            with self._changed:
-                self._uploaded.pop(digest, None)
-            raise OSError(errno.EAGAIN, "the same content was just removed; try again")
-        with open(cached, "rb") as file:
-            self._put(digest, file.read())
+        if cached is not None:
+            with open(cached, "rb") as file:
+                if os.path.getsize(cached) <= PART:
+                    self._put(digest, file.read())
+                    return
+        with self._changed:
+            self._uploaded.pop(digest, None)
+        raise OSError(errno.EAGAIN, "the same content was just removed; try again")
 
     def _begin_upload(self) -> _Upload:
         """The note of an upload that begins now."""
@@ -412,7 +414,8 @@ class S3Blobs:
                 if self._receive(parts, new) != digest:
                     raise Damaged("what came is damaged")
             fd = os.open(new.path, os.O_RDONLY | os.O_CLOEXEC)
-            self._cache.keep(digest, new)
+            with suppress(OSError):  # it is here, whether it is cached or not
+                self._cache.keep(digest, new)
             return fd
 
     def _receive(self, pieces: Iterable[bytes], new: Incoming) -> str:
