@@ -6,12 +6,14 @@ import asyncio
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from era.core.files.pins import Pins
@@ -21,7 +23,7 @@ from era.core.metadata import Retention
 from era.core.models import EMPTY, Session, Snapshot, Version, VersionContent, now
 from era.core.tasks import in_background
 from era.core.telemetry import Event, GarbageCollected
-from era.store import sessions
+from era.store import sessions, tables
 from era.store.blobs import LocalBlobs
 from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
@@ -73,6 +75,31 @@ async def test_it_would_stay_if_its_rows_did(core: Core, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(SqlStore, "purge", nothing)
     assert await collected(core) == 1
+
+
+async def test_an_import_that_is_cancelled_as_it_begins_leaves_nothing(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await core.session()
+    insert, began, go_on = sessions.insert_incomplete_session, threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> int:
+        began.set()
+        assert go_on.wait(60)
+        return insert(*args)
+
+    monkeypatch.setattr(sessions, "insert_incomplete_session", slow)
+    loading = asyncio.create_task(core.store.load(replace(session, id="copy"), iter(()), iter(())))
+    assert await asyncio.to_thread(began.wait, 60)
+    loading.cancel()
+    await asyncio.wait([loading], timeout=0.1)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert await core.store.database.write(lambda rows: rows.execute(select(tables.sessions.c.id)).scalars().all()) == [
+        "s"
+    ]
+    assert core.store._incomplete == set()
 
 
 async def test_what_an_earlier_process_left_goes_once_its_grace_is_over(core: Core) -> None:

@@ -106,7 +106,7 @@ async def load_session(
         keys.append(key)
 
     try:
-        await database.write(begin)
+        await to_its_end(database.write(begin))  # or it could note a key after this has ended
         key = keys[-1]  # a transaction that was undone has begun again
         async for some_runs in _batches(runs, _size_of_run):
             await database.write(_insert_foreign_runs, key, some_runs)
