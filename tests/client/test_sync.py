@@ -97,6 +97,17 @@ def test_ignored_files_are_not_pushed(server: Server, client: httpx.Client, make
     assert listed(client) == kept
 
 
+def test_each_name_of_a_file_is_pushed_as_a_file(
+    server: Server, client: httpx.Client, make: Any, tmp_path: Path
+) -> None:
+    """As package managers leave many: an archive with hard links is refused as a whole."""
+    make("python")
+    write(tmp_path, one="x")
+    (tmp_path / "other").hardlink_to(tmp_path / "one")
+    assert "2 files pushed" in sync(server, "push", str(tmp_path), "--session", "app")
+    assert [client.get(f"/api/sessions/app/files/{name}").text for name in ("one", "other")] == ["x", "x"]
+
+
 def test_deleting(server: Server, client: httpx.Client, make: Any, tmp_path: Path) -> None:
     make("python")
     write(tmp_path / "one", **{"a": "1", "b/c": "2"})

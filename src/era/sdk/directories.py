@@ -124,6 +124,8 @@ class archive_of:  # noqa: N801  reads as a function
                         archive.add(Path(top) / path, path, recursive=False, filter=_without_owner)
                     except OSError as error:
                         raise LocalError(f"{Path(top) / path} can't be read: {error.strerror}") from None
+                    # Or a second name of a file would be a hard link, which servers refuse.
+                    archive.inodes.clear()  # type: ignore[attr-defined]  # the types leave it out
             self._file.flush()
         except BaseException:
             self._file.close()
