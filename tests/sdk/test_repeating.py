@@ -9,12 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 import era
 from era import AsyncEra, Era
+from era.sdk.blocking import Transport
 from tests.client.command import era as command
 from tests.sdk.cutter import Cutter
 from tests.sdk.scripted import Script, ScriptedServer, refusal, serving
@@ -74,6 +75,61 @@ def test_a_proxy_without_an_answer_of_the_server_is_asked_again(scripted: Script
         with pytest.raises(era.NotEra):
             session.info()
     assert len(scripted.seen) == 7
+
+
+def test_a_change_that_waits_for_a_run_may_take_as_long_as_the_server_waits(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A minute for files, of which the server then says why, and for all others until the run has ended."""
+    asked: list[tuple[str, float]] = []
+    opened = Transport.open
+
+    def noting(self: Transport, call: era.sdk.calls.Call, seconds: float) -> Any:
+        asked.append((f"{call.method} {call.path.removeprefix('/api/sessions/x')}", seconds))
+        return opened(self, call, seconds)
+
+    monkeypatch.setattr(Transport, "open", noting)
+    (tmp_path / "f").write_text("x")
+    nothing: Script = (200, {}, b"{}")
+    changed: Script = (200, {}, b'{"metadata": {"default_timeout": 30}}')
+    scripted.script = [*[nothing] * 6, (200, {}, b'{"files": []}'), nothing, nothing, *[changed] * 3, *[RUN] * 4]
+    with Era(scripted.url, timeout=7) as client:
+        session = client.sessions.named("x")
+        files = session.files
+        files.write("a", b"")
+        files.delete("a")
+        files.move("a", "b")
+        files.mkdir("c")
+        files.extract(b"")
+        session.checkpoint()
+        files.push(tmp_path)
+        session.data.replace({})
+        session.update(data={})
+        session.update(setup=None)
+        session.update(ttl=60)
+        session.rollback(1)
+        session.run("1", background=True)
+        session.set_up_again()
+        session.stop()
+    minute, long = 7 + 60, 7 + 86_400
+    assert asked == [
+        ("PUT /files/a", minute),
+        ("DELETE /files/a", minute),
+        ("POST /move", minute),
+        ("POST /mkdir", minute),
+        ("PUT /archive", minute),
+        ("POST /checkpoint", minute),
+        ("GET /files", 7),
+        ("PUT /archive", minute),
+        ("PATCH ", long),
+        ("PATCH ", long),
+        ("PATCH ", long),
+        ("PATCH ", 7),
+        ("POST /rollback", long),
+        ("POST /run", long),
+        ("POST /setup", long),
+        ("POST /stop", long),
+    ]
 
 
 def test_a_run_is_asked_for_again_while_its_first_attempt_is_under_way(scripted: ScriptedServer) -> None:

@@ -171,7 +171,7 @@ export class Files extends FileTree {
   /** Delete a file or link, or with `recursive` a directory with all that is in it. */
   async delete(path: string, { recursive, ...options }: { recursive?: boolean } & CallOptions = {}): Promise<void> {
     type Deleted = Answer<"/api/sessions/{session_id}/files/{path}", "delete">;
-    const call = { method: "DELETE", path: this.path(path), query: { recursive } } as const;
+    const call = { method: "DELETE", path: this.path(path), query: { recursive }, endless: true } as const;
     await this.transport.json<Deleted>(call, options);
   }
 

@@ -18,7 +18,7 @@ export interface EraOptions {
   url?: string | undefined;
   /** A key of the server's; left out: the environment's ERA_API_KEY. */
   apiKey?: string | undefined;
-  /** Seconds that a call may take, runs and streams apart, which take as long as they need; 60. */
+  /** Seconds that a call may take; runs, streams and what waits for a run take as long as they need; 60. */
   requestTimeout?: number | undefined;
   /** How often a call is made again where that is safe; 2. */
   retries?: number | undefined;

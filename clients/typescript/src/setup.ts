@@ -39,7 +39,7 @@ export class SessionSetup {
 
   /** Install everything again, after a failure or for newer versions. */
   again(options: CallOptions = {}): Promise<SessionInfo> {
-    return this.#transport.json({ method: "POST", path: `${this.#session}/setup` }, options);
+    return this.#transport.json({ method: "POST", path: `${this.#session}/setup`, endless: true }, options);
   }
 
   /** What is installed, with exact versions. */

@@ -127,6 +127,19 @@ test("what could only be later than the caller waits isn't asked for again", asy
   await new Promise((resolve) => server.close(resolve));
 });
 
+test("a change may take longer than other calls: it waits for the run under way", async () => {
+  const sent: string[] = [];
+  const slow: typeof fetch = (url, init) =>
+    new Promise((resolve, reject) => {
+      sent.push(`${init?.method} ${new URL(String(url)).pathname}`);
+      init?.signal?.addEventListener("abort", () => reject(new Error("given up")));
+      setTimeout(() => resolve(Response.json({ id: "x" })), init?.method === "GET" ? 0 : 600);
+    });
+  const session = await client({ fetch: slow, requestTimeout: 0.3, retries: 0 }).open("x");
+  await Promise.all([session.files.delete("a"), session.setup.again(), session.rollback(1), session.data.replace({})]);
+  assert.equal(sent.length, 5);
+});
+
 test("what a host or a database that was lost may have done is asked for again only with a key", async () => {
   for (
     const [code, Lost, extra] of [

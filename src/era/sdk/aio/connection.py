@@ -14,6 +14,12 @@ from era.sdk.waiting import AsyncAnswer, AsyncTransport, async_sleep
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 
+LONGEST_RUN = 86_400.0
+"""Seconds that a run may take of which nothing is known."""
+
+_PATIENCE = 60.0
+"""Seconds for which the server lets a change of files wait for the run before it."""
+
 
 class AsyncConnection:
     """What all parts of a client share."""
@@ -29,6 +35,16 @@ class AsyncConnection:
         self.retries = retries
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = AsyncTransport(self.url, authorization(key), connect_timeout)
+
+    @property
+    def files_seconds(self) -> float:
+        """How long the answer to a change of files may take: behind a run it comes after a minute, and says why."""
+        return self.timeout + _PATIENCE
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long the answer to a call may take that waits for the end of the run before it, however long that is."""
+        return self.timeout + LONGEST_RUN
 
     async def open(self, call: Call) -> AsyncAnswer:
         """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
@@ -73,8 +89,8 @@ class AsyncConnection:
     async def get(self, path: str, **query: Any) -> Any:
         return await self.call(Call("GET", path, query=query))
 
-    async def send(self, method: str, path: str, json: object = None) -> Any:
-        return await self.call(Call(method, path, json=json))
+    async def send(self, method: str, path: str, json: object = None, seconds: float | None = None) -> Any:
+        return await self.call(Call(method, path, json=json, seconds=seconds))
 
     async def pages(self, path: str, name: str, limit: int | None = None, query: Query | None = None) -> list[Any]:
         """All items of a list that the server answers in pages, or the first `limit` of them."""

@@ -23,7 +23,7 @@ class AsyncData(AsyncDataSugar):
 
     async def replace(self, data: Mapping[str, Any]) -> None:
         """Put other data in its place."""
-        await self._connection.send("PATCH", self._path, {"data": dict(data)})
+        await self._connection.send("PATCH", self._path, {"data": dict(data)}, self._connection.turn_seconds)
 
     async def set(self, key: str, value: Any) -> None:
         """Set one key. Between the look and the change somebody else's may be lost."""

@@ -51,12 +51,12 @@ class AsyncFiles(AsyncFilesSugar):
         `content` is bytes, text, the path of a local file (a pathlib.Path) or an open binary file.
         """
         body = content_of(content, progress)
-        await self._connection.call(Call("PUT", f"{self._path}/{file_part(path)}", content=body))
+        await self._change("PUT", f"{self._path}/{file_part(path)}", content=body)
 
     async def delete(self, path: str, *, recursive: bool = False) -> None:
         """Delete a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
         query = {"recursive": True} if recursive else None
-        await self._connection.call(Call("DELETE", f"{self._path}/{file_part(path)}", query=query))
+        await self._change("DELETE", f"{self._path}/{file_part(path)}", query=query)
 
     async def exists(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -79,11 +79,11 @@ class AsyncFiles(AsyncFilesSugar):
     async def move(self, path: str, to: str, *, replace: bool = False) -> None:
         """Move a file, link or directory. Raises Conflict if something is there already."""
         body = {"from": path, "to": to, **({"replace": True} if replace else {})}
-        await self._connection.send("POST", f"{self._session}/move", body)
+        await self._change("POST", f"{self._session}/move", json=body)
 
     async def mkdir(self, path: str) -> None:
         """Make a directory, and those on the way to it."""
-        await self._connection.send("POST", f"{self._session}/mkdir", {"path": path})
+        await self._change("POST", f"{self._session}/mkdir", json={"path": path})
 
     async def link(self, path: str, *, method: Literal["GET", "PUT"] = "GET", expires_in: int | None = None) -> str:
         """A URL by which this one file can be read, or written, without a key, for so many seconds (3,600)."""
@@ -120,7 +120,7 @@ class AsyncFiles(AsyncFilesSugar):
         """Add the content of an archive, all or nothing; with `replace`, in the place of all files."""
         query = {"replace": True} if replace else None
         body = archive_of(archive, progress)
-        await self._connection.call(Call("PUT", f"{self._session}/archive", query=query, content=body))
+        await self._change("PUT", f"{self._session}/archive", query=query, content=body)
 
     async def push(
         self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
@@ -139,7 +139,7 @@ class AsyncFiles(AsyncFilesSugar):
             archive: Any = await async_in_thread(directories.archive_of, directory, changed)
             with archive:
                 body = content_of(archive.path, progress)
-                await self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
+                await self._change("PUT", f"{self._session}/archive", content=body)
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
         # What git has there isn't the directory's, and no request can name what isn't UTF-8.
         deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_gits(path)]
@@ -180,6 +180,9 @@ class AsyncFiles(AsyncFilesSugar):
                 local.remove(path)
         copied = [path for path in changed if path in plain]
         return directories.Synced(copied, surplus, len(plain), len(remote) - len(plain))
+
+    async def _change(self, method: str, path: str, **options: Any) -> None:
+        await self._connection.call(Call(method, path, seconds=self._connection.files_seconds, **options))
 
     async def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
         from era.sdk import directories

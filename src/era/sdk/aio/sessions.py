@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
-from era.sdk.aio.connection import AsyncConnection
+from era.sdk.aio.connection import LONGEST_RUN, AsyncConnection
 from era.sdk.aio.data import AsyncData
 from era.sdk.aio.files import AsyncFiles
 from era.sdk.aio.inbox import AsyncInbox
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from era.sdk.options import CellOptions, NewSession, ProcessOptions, RunOptions, SessionSettings
-
-
-_LONGEST_RUN = 86_400.0
-"""Seconds that a run may take of whose session nothing is known."""
 
 _LONGEST_SETUP = 3600.0
 """Seconds that a setup may say nothing."""
@@ -92,10 +88,10 @@ class AsyncSession:
         """
         given = run_body(code, options)
         if background:
-            begun = await self._connection.call(
-                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=self._connection.keys)
-            )
-            return self.runs.run(begun["run_id"])
+            given["background"] = True
+            seconds = self._connection.turn_seconds
+            call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
+            return self.runs.run((await self._connection.call(call))["run_id"])
         call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=self._seconds(given))
         return RunResult(await self._connection.call(call))
 
@@ -125,7 +121,8 @@ class AsyncSession:
 
     async def checkpoint(self) -> Checkpoint:
         """Make what its files are at this moment its next version, behind the run under way."""
-        return Checkpoint(await self._connection.send("POST", f"{self._path}/checkpoint"))
+        seconds = self._connection.files_seconds
+        return Checkpoint(await self._connection.send("POST", f"{self._path}/checkpoint", seconds=seconds))
 
     async def ticket(self) -> Ticket:
         """A ticket, with which a browser's page can open one WebSocket of it, soon."""
@@ -133,7 +130,8 @@ class AsyncSession:
 
     async def stop(self) -> SessionInfo:
         """End all its processes and commit what they left: it isn't live any more."""
-        return SessionInfo(await self._connection.send("POST", f"{self._path}/stop"))
+        seconds = self._connection.turn_seconds
+        return SessionInfo(await self._connection.send("POST", f"{self._path}/stop", seconds=seconds))
 
     async def code(self) -> StoredCode:
         """The code that runs where none is sent. Raises NotFound."""
@@ -146,7 +144,9 @@ class AsyncSession:
 
     async def update(self, **settings: Unpack[SessionSettings]) -> SessionInfo:
         """Change settings. Objects are replaced, not merged, except `limits`."""
-        info = SessionInfo((await self._connection.send("PATCH", self._path, body(settings)))["metadata"])
+        waits = not {"data", "setup"}.isdisjoint(settings)
+        seconds = self._connection.turn_seconds if waits else None
+        info = SessionInfo((await self._connection.send("PATCH", self._path, body(settings), seconds))["metadata"])
         self._default_timeout = float(info.default_timeout)
         return info
 
@@ -192,7 +192,8 @@ class AsyncSession:
 
     async def set_up_again(self) -> SessionInfo:
         """Install its packages again, after a failure or for newer versions."""
-        return SessionInfo(await self._connection.send("POST", f"{self._path}/setup"))
+        seconds = self._connection.turn_seconds
+        return SessionInfo(await self._connection.send("POST", f"{self._path}/setup", seconds=seconds))
 
     async def packages(self) -> dict[str, Any]:
         """What is installed: `pip`, `npm` and `go` with names and versions."""
@@ -281,7 +282,7 @@ class AsyncSessions:
     def named(self, id: str) -> AsyncSession:
         """The session of this id, without asking whether there is one: each of its calls tells. Its `language` is
         empty."""
-        unknown = {"id": id, "language": "", "default_timeout": _LONGEST_RUN}
+        unknown = {"id": id, "language": "", "default_timeout": LONGEST_RUN}
         return AsyncSession(self._connection, SessionInfo(unknown))
 
     async def get_or_create(self, language: str, id: str, **options: Unpack[NewSession]) -> AsyncSession:

@@ -43,4 +43,6 @@ class AsyncVersions:
 
     async def rollback(self, version: int) -> SessionInfo:
         """Make a new version with the content of an old one."""
-        return SessionInfo(await self._connection.send("POST", f"{self._session}/rollback", {"version": version}))
+        seconds = self._connection.turn_seconds
+        answer = await self._connection.send("POST", f"{self._session}/rollback", {"version": version}, seconds)
+        return SessionInfo(answer)

@@ -15,6 +15,12 @@ from era.sdk.retries import Retries
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 
+LONGEST_RUN = 86_400.0
+"""Seconds that a run may take of which nothing is known."""
+
+_PATIENCE = 60.0
+"""Seconds for which the server lets a change of files wait for the run before it."""
+
 
 class Connection:
     """What all parts of a client share."""
@@ -30,6 +36,16 @@ class Connection:
         self.retries = retries
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = Transport(self.url, authorization(key), connect_timeout)
+
+    @property
+    def files_seconds(self) -> float:
+        """How long the answer to a change of files may take: behind a run it comes after a minute, and says why."""
+        return self.timeout + _PATIENCE
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long the answer to a call may take that waits for the end of the run before it, however long that is."""
+        return self.timeout + LONGEST_RUN
 
     def open(self, call: Call) -> Answer:
         """The answer to a call, its body still to be read. Raises what the server answers, or why it doesn't."""
@@ -74,8 +90,8 @@ class Connection:
     def get(self, path: str, **query: Any) -> Any:
         return self.call(Call("GET", path, query=query))
 
-    def send(self, method: str, path: str, json: object = None) -> Any:
-        return self.call(Call(method, path, json=json))
+    def send(self, method: str, path: str, json: object = None, seconds: float | None = None) -> Any:
+        return self.call(Call(method, path, json=json, seconds=seconds))
 
     def pages(self, path: str, name: str, limit: int | None = None, query: Query | None = None) -> list[Any]:
         """All items of a list that the server answers in pages, or the first `limit` of them."""

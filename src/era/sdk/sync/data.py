@@ -24,7 +24,7 @@ class Data(DataSugar):
 
     def replace(self, data: Mapping[str, Any]) -> None:
         """Put other data in its place."""
-        self._connection.send("PATCH", self._path, {"data": dict(data)})
+        self._connection.send("PATCH", self._path, {"data": dict(data)}, self._connection.turn_seconds)
 
     def set(self, key: str, value: Any) -> None:
         """Set one key. Between the look and the change somebody else's may be lost."""

@@ -52,12 +52,12 @@ class Files(FilesSugar):
         `content` is bytes, text, the path of a local file (a pathlib.Path) or an open binary file.
         """
         body = content_of(content, progress)
-        self._connection.call(Call("PUT", f"{self._path}/{file_part(path)}", content=body))
+        self._change("PUT", f"{self._path}/{file_part(path)}", content=body)
 
     def delete(self, path: str, *, recursive: bool = False) -> None:
         """Delete a file, or with `recursive` a directory and all that is in it. Raises NotFound."""
         query = {"recursive": True} if recursive else None
-        self._connection.call(Call("DELETE", f"{self._path}/{file_part(path)}", query=query))
+        self._change("DELETE", f"{self._path}/{file_part(path)}", query=query)
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
@@ -80,11 +80,11 @@ class Files(FilesSugar):
     def move(self, path: str, to: str, *, replace: bool = False) -> None:
         """Move a file, link or directory. Raises Conflict if something is there already."""
         body = {"from": path, "to": to, **({"replace": True} if replace else {})}
-        self._connection.send("POST", f"{self._session}/move", body)
+        self._change("POST", f"{self._session}/move", json=body)
 
     def mkdir(self, path: str) -> None:
         """Make a directory, and those on the way to it."""
-        self._connection.send("POST", f"{self._session}/mkdir", {"path": path})
+        self._change("POST", f"{self._session}/mkdir", json={"path": path})
 
     def link(self, path: str, *, method: Literal["GET", "PUT"] = "GET", expires_in: int | None = None) -> str:
         """A URL by which this one file can be read, or written, without a key, for so many seconds (3,600)."""
@@ -119,7 +119,7 @@ class Files(FilesSugar):
         """Add the content of an archive, all or nothing; with `replace`, in the place of all files."""
         query = {"replace": True} if replace else None
         body = archive_of(archive, progress)
-        self._connection.call(Call("PUT", f"{self._session}/archive", query=query, content=body))
+        self._change("PUT", f"{self._session}/archive", query=query, content=body)
 
     def push(
         self, directory: str | os.PathLike[str], *, delete: bool = False, progress: Advance | None = None
@@ -138,7 +138,7 @@ class Files(FilesSugar):
             archive: Any = in_thread(directories.archive_of, directory, changed)
             with archive:
                 body = content_of(archive.path, progress)
-                self._connection.call(Call("PUT", f"{self._session}/archive", content=body))
+                self._change("PUT", f"{self._session}/archive", content=body)
         surplus = sorted(remote.keys() - digests.keys()) if delete else []
         # What git has there isn't the directory's, and no request can name what isn't UTF-8.
         deleted = [path for path in surplus if "\ufffd" not in path and not directories.is_gits(path)]
@@ -179,6 +179,9 @@ class Files(FilesSugar):
                 local.remove(path)
         copied = [path for path in changed if path in plain]
         return directories.Synced(copied, surplus, len(plain), len(remote) - len(plain))
+
+    def _change(self, method: str, path: str, **options: Any) -> None:
+        self._connection.call(Call(method, path, seconds=self._connection.files_seconds, **options))
 
     def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
         from era.sdk import directories

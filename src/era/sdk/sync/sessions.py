@@ -13,7 +13,7 @@ from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, Sto
 from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body
-from era.sdk.sync.connection import Connection
+from era.sdk.sync.connection import LONGEST_RUN, Connection
 from era.sdk.sync.data import Data
 from era.sdk.sync.files import Files
 from era.sdk.sync.inbox import Inbox
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from era.sdk.options import CellOptions, NewSession, ProcessOptions, RunOptions, SessionSettings
-
-
-_LONGEST_RUN = 86_400.0
-"""Seconds that a run may take of whose session nothing is known."""
 
 _LONGEST_SETUP = 3600.0
 """Seconds that a setup may say nothing."""
@@ -91,10 +87,10 @@ class Session:
         """
         given = run_body(code, options)
         if background:
-            begun = self._connection.call(
-                Call("POST", f"{self._path}/run", json={**given, "background": True}, once=self._connection.keys)
-            )
-            return self.runs.run(begun["run_id"])
+            given["background"] = True
+            seconds = self._connection.turn_seconds
+            call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
+            return self.runs.run((self._connection.call(call))["run_id"])
         call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=self._seconds(given))
         return RunResult(self._connection.call(call))
 
@@ -124,7 +120,8 @@ class Session:
 
     def checkpoint(self) -> Checkpoint:
         """Make what its files are at this moment its next version, behind the run under way."""
-        return Checkpoint(self._connection.send("POST", f"{self._path}/checkpoint"))
+        seconds = self._connection.files_seconds
+        return Checkpoint(self._connection.send("POST", f"{self._path}/checkpoint", seconds=seconds))
 
     def ticket(self) -> Ticket:
         """A ticket, with which a browser's page can open one WebSocket of it, soon."""
@@ -132,7 +129,8 @@ class Session:
 
     def stop(self) -> SessionInfo:
         """End all its processes and commit what they left: it isn't live any more."""
-        return SessionInfo(self._connection.send("POST", f"{self._path}/stop"))
+        seconds = self._connection.turn_seconds
+        return SessionInfo(self._connection.send("POST", f"{self._path}/stop", seconds=seconds))
 
     def code(self) -> StoredCode:
         """The code that runs where none is sent. Raises NotFound."""
@@ -145,7 +143,9 @@ class Session:
 
     def update(self, **settings: Unpack[SessionSettings]) -> SessionInfo:
         """Change settings. Objects are replaced, not merged, except `limits`."""
-        info = SessionInfo((self._connection.send("PATCH", self._path, body(settings)))["metadata"])
+        waits = not {"data", "setup"}.isdisjoint(settings)
+        seconds = self._connection.turn_seconds if waits else None
+        info = SessionInfo((self._connection.send("PATCH", self._path, body(settings), seconds))["metadata"])
         self._default_timeout = float(info.default_timeout)
         return info
 
@@ -189,7 +189,8 @@ class Session:
 
     def set_up_again(self) -> SessionInfo:
         """Install its packages again, after a failure or for newer versions."""
-        return SessionInfo(self._connection.send("POST", f"{self._path}/setup"))
+        seconds = self._connection.turn_seconds
+        return SessionInfo(self._connection.send("POST", f"{self._path}/setup", seconds=seconds))
 
     def packages(self) -> dict[str, Any]:
         """What is installed: `pip`, `npm` and `go` with names and versions."""
@@ -276,7 +277,7 @@ class Sessions:
     def named(self, id: str) -> Session:
         """The session of this id, without asking whether there is one: each of its calls tells. Its `language` is
         empty."""
-        unknown = {"id": id, "language": "", "default_timeout": _LONGEST_RUN}
+        unknown = {"id": id, "language": "", "default_timeout": LONGEST_RUN}
         return Session(self._connection, SessionInfo(unknown))
 
     def get_or_create(self, language: str, id: str, **options: Unpack[NewSession]) -> Session:

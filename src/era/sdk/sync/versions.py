@@ -44,4 +44,6 @@ class Versions:
 
     def rollback(self, version: int) -> SessionInfo:
         """Make a new version with the content of an old one."""
-        return SessionInfo(self._connection.send("POST", f"{self._session}/rollback", {"version": version}))
+        seconds = self._connection.turn_seconds
+        answer = self._connection.send("POST", f"{self._session}/rollback", {"version": version}, seconds)
+        return SessionInfo(answer)
