@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import struct
 import zlib
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,10 +19,12 @@ from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
 
+from era.issuer import Issuer
 from tests.api.owners import Owners, new_key
 from tests.api.told import TELLS_ITS_END
 from tests.conftest import Server, eventually
 from tests.mcp.clients import WAYS, text_of, used
+from tests.sdk.scripted import serving
 
 TOOLS = {
     *("era_python", "era_node", "era_typescript", "era_deno", "era_shell", "era_execute_code", "era_create_session"),
@@ -494,6 +499,32 @@ def test_a_server_that_is_away(server: Server) -> None:
     result = used(Away(), "stdio", work)  # type: ignore[arg-type]  # only its URL is used
     assert result.is_error
     assert "can't be reached" in text_of(result)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_with_a_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trusted: bool) -> None:
+    """What the machine trusts counts, as for other commands; and why one isn't trusted is told."""
+    issuer = Issuer("tests")
+    key, certificate = issuer.issue(["127.0.0.1"], timedelta(days=1))
+    (tmp_path / "server").write_bytes(key + certificate)
+    (tmp_path / "authority").write_bytes(issuer.certificate)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server")
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
+
+    class Away:
+        url = ""
+
+    async def work(client: Client) -> str:
+        return text_of(await client.call_tool("era_list_sessions", {}))
+
+    with serving() as scripted:
+        scripted.socket = context.wrap_socket(scripted.socket, server_side=True)
+        scripted.script = [(200, {}, b'{"sessions": [], "count": 0}')]
+        Away.url = scripted.url.replace("http:", "https:")
+        told = used(Away(), "stdio", work)  # type: ignore[arg-type]  # only its URL is used
+    assert ("There are no sessions" if trusted else "CERTIFICATE_VERIFY_FAILED") in told
 
 
 def test_a_client_that_hangs_up_stops_its_run(server: Server, client: httpx.Client) -> None:

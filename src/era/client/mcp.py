@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 from era.client.failure import Failure
@@ -36,7 +37,8 @@ def mcp(named: Any) -> None:
 
     server, key = Servers().find(named.server)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    verify = not server.startswith("http://")
+    # The machine's own authorities, as all other commands have them; httpx has a list of its own.
+    verify: ssl.SSLContext | bool = False if server.startswith("http://") else ssl.create_default_context()
 
     async def serve() -> None:
         timeout = httpx.Timeout(None, connect=10.0)

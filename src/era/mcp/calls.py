@@ -102,9 +102,10 @@ class Calls:
         try:
             async with self.client.stream(method, path, headers=headers, **options) as response:
                 yield response
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            why = f"can't be reached ({error})" if str(error) else "can't be reached"
             raise CallFailed(
-                f"The ERA server at {self.client.base_url} can't be reached. Is it running? ERA_SERVER names it."
+                f"The ERA server at {self.client.base_url} {why}. Is it running? ERA_SERVER names it."
             ) from None
         except httpx.TransportError as error:
             raise CallFailed(f"The ERA server hung up before its answer was complete ({error}).") from None
