@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from tests.client.command import environment, era
 from tests.client.test_start import imported
 from tests.conftest import ERA, Server, eventually
+from tests.sdk.cutter import Cutter, cut_once_after
 
 STUBBORN = """import signal, sys, time
 def end(*_):
@@ -45,6 +47,77 @@ def test_ctrl_c_stops_the_run(server: Server, client: httpx.Client, tmp_path: Pa
         assert record["status"] == "killed"
     else:
         assert client.get("/api/sessions").json()["count"] == 0
+
+
+COUNTING = """import itertools, signal, sys, time
+def end(*_):
+    print("ending", flush=True)
+    sys.exit(5)
+signal.signal(signal.SIGTERM, end)
+for n in itertools.count():
+    print(n, flush=True)
+    time.sleep(0.05)
+"""
+
+
+def test_ctrl_c_stops_a_run_whose_answer_is_printed_as_json(
+    server: Server, client: httpx.Client, tmp_path: Path
+) -> None:
+    """With all that it has printed, also before."""
+    (tmp_path / "p.py").write_text(COUNTING)
+    command = [str(ERA), "run", "p.py", "--timeout", "500", "-s", "kept", "-l", "python", "--json"]
+    cut, goes_on = cut_once_after(b"7\\n"), threading.Event()
+
+    def watch(number: int, came: bytes) -> bool:
+        if cut(number, came):
+            return True
+        if b"9\\n" in came:  # on another connection: so the command knows of the run
+            goes_on.set()
+        return False
+
+    with (
+        Cutter(server.url, watch) as way,
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment(None, ERA_SERVER=way.url), stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert goes_on.wait(60)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    answer = json.loads(out)
+    *numbers, last = answer["stdout"].splitlines()
+    assert (numbers, last) == ([str(n) for n in range(len(numbers))], "ending")
+    assert answer["status"] == "killed"
+    (record,) = client.get("/api/sessions/kept/runs").json()["runs"]
+    assert (record["run_id"], record["status"]) == (answer["run_id"], "killed")
+
+
+ENDLESS = "import time\nwhile True:\n    print('on', flush=True)\n    time.sleep(0.05)"
+
+
+@pytest.mark.parametrize("words", [("exec", "kept", "--timeout", "500", "--", "yes"), ("runs", "follow", "kept")])
+def test_a_run_is_stopped_with_the_pipe_of_whoever_started_it(
+    server: Server, client: httpx.Client, words: tuple[str, ...]
+) -> None:
+    client.post("/api/sessions", json={"language": "python", "session_id": "kept"}).raise_for_status()
+    runs = "/api/sessions/kept/runs"
+    if words[0] == "runs":
+        begun = client.post("/api/sessions/kept/run", json={"code": ENDLESS, "timeout": 500, "background": True})
+        words = (*words, begun.json()["run_id"])
+    command = [str(ERA), *words]
+    with subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (128 + signal.SIGPIPE, b"")
+    (record,) = client.get(runs).json()["runs"]
+    if words[0] == "exec":
+        assert record["status"] == "killed"
+    else:
+        assert record["status"] == "running"
+        client.delete(f"{runs}/{record['run_id']}").raise_for_status()
 
 
 def test_a_run_without_a_session_leaves_none(server: Server, client: httpx.Client) -> None:

@@ -10,7 +10,6 @@ from era.client.follow import follow
 from era.client.grammar import Parser
 from era.client.output import print_json
 from era.client.servers import connect
-from era.sdk.answers import RunResult
 
 
 def add(parser: Parser) -> None:
@@ -58,11 +57,7 @@ def exec_(named: Any) -> int:
             else:
                 print(begun.id)
             return 0
-        if named.json:
-            result: RunResult = session.run(**options)
-            print_json(result.answer)
-            return result.exit_code
-        return follow(session, lambda: session.stream(**options))
+        return follow(session, lambda: session.stream(**options), as_json=named.json)
 
 
 def _start(named: Any, options: dict[str, Any]) -> int:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from era.client.output import notice
+from era.client.output import notice, print_json
+from era.errors import EraError
 from era.run_notes import GAP, run_notes
 from era.sdk.events import Gap, RunEvent, Stderr
 from era.sdk.sync.runs import ExecuteStream, RunStream
@@ -15,17 +16,23 @@ from era.sdk.sync.sessions import Session
 _INTERRUPTED = 130
 
 
-def follow(session: Session, start: Callable[[], RunStream]) -> int:
-    """Print the output of a run that `start` starts or finds; returns its exit code. At Ctrl-C the run is asked to
-    stop, and the rest of its output is printed; at the next one it is left."""
+def follow(session: Session, start: Callable[[], RunStream], *, as_json: bool = False, found: bool = False) -> int:
+    """Print the output of a run that `start` starts, or that it has `found`, or `as_json` the run's answer at its end;
+    returns its exit code. At Ctrl-C the run is asked to stop, and the rest of its output is printed; at the next one it
+    is left. One that was started is stopped, too, where nobody reads its output any more."""
     stopped = False
     stream: RunStream | None = None
+    kept: dict[str, list[str]] = {"stdout": [], "stderr": []}
     while True:
         try:
             if stream is None:
                 stream = start()
-            _print(stream)
+            _print(stream, kept if as_json else None)
             break
+        except BrokenPipeError:
+            if stream is not None and not found:
+                _stop(session, stream)
+            raise
         except KeyboardInterrupt:
             if stopped or stream is None or stream.run_id is None:
                 _leave(session)
@@ -40,6 +47,9 @@ def follow(session: Session, start: Callable[[], RunStream]) -> int:
                 _leave(session)
                 return _INTERRUPTED
     result = stream.result
+    if as_json:  # the stream may have begun behind what was printed before Ctrl-C
+        print_json({**result.answer, **{name: "".join(pieces) for name, pieces in kept.items()}})
+        return _INTERRUPTED if stopped else result.exit_code
     for shown in result.results or []:
         text = shown["data"].get("text/plain", f"<{', '.join(shown['data'])}>")
         print(text, flush=True)
@@ -58,10 +68,14 @@ def follow_once(stream: ExecuteStream) -> int:
     return stream.result.exit_code
 
 
-def _print(events: Iterable[RunEvent]) -> None:
+def _print(events: Iterable[RunEvent], kept: dict[str, list[str]] | None = None) -> None:
+    """Print output as it comes, or put it into `kept`."""
     for event in events:
         if isinstance(event, Gap):
             notice(GAP[1:-1])
+            continue
+        if kept is not None:
+            kept["stderr" if isinstance(event, Stderr) else "stdout"].append(event.content)
             continue
         output = sys.stderr if isinstance(event, Stderr) else sys.stdout
         output.write(event.content)
@@ -73,6 +87,14 @@ def _tell_end(answer: dict[str, Any], stopped: bool = False) -> None:
         notice(f"{answer['status']} after {answer['duration']}")
     for note in run_notes(answer):
         notice(note[1:-1])
+
+
+def _stop(session: Session, stream: RunStream) -> None:
+    try:
+        if not session.ephemeral:
+            stream.stop()
+    except (EraError, KeyboardInterrupt):
+        _leave(session)
 
 
 def _leave(session: Session) -> None:

@@ -12,7 +12,6 @@ from era.client.grammar import Parser
 from era.client.output import notice, print_json
 from era.client.servers import connect
 from era.errors import NotFound
-from era.sdk.answers import RunResult
 from era.sdk.sync.client import Era
 from era.sdk.sync.runs import RunStream
 from era.sdk.sync.sessions import Session
@@ -103,15 +102,11 @@ def _run(session: Session, named: Any, code: str, options: dict[str, Any]) -> in
         else:
             print(begun.id)
         return 0
-    if named.json:
-        result: RunResult = session.run(code, **options)
-        print_json(result.answer)
-        return result.exit_code
 
     def start() -> RunStream:
         return session.stream(code, **options)
 
-    return follow(session, start)
+    return follow(session, start, as_json=named.json)
 
 
 def _once(era: Era, named: Any, code: str, options: dict[str, Any]) -> int:

@@ -67,7 +67,7 @@ def stop(named: Any) -> None:
 def follow_(named: Any) -> int:
     with connect(named) as era:
         session = era.sessions.named(named.session)
-        return follow(session, lambda: session.runs.run(named.run).stream())
+        return follow(session, lambda: session.runs.run(named.run).stream(), as_json=named.json, found=True)
 
 
 def output(named: Any) -> None:

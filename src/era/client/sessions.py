@@ -227,11 +227,7 @@ def run(named: Any) -> int:
 
     with connect(named) as era:
         session = era.sessions.named(named.session)
-        if named.json:
-            result = session.run()
-            print_json(result.answer)
-            return result.exit_code
-        return follow(session, session.stream)
+        return follow(session, session.stream, as_json=named.json)
 
 
 def stop(named: Any) -> None:
