@@ -3,11 +3,15 @@ it says helps."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
+from era import AsyncEra, Era, LocalError
 from tests.client.command import environment, era
 from tests.conftest import ERA, MakeServer, Server, free_port
 from tests.sdk.cutter import Cutter, cut_once_after
@@ -48,6 +52,44 @@ def test_a_server_that_stays_busy() -> None:
         assert 1 < len(scripted.seen) < 20
         assert time.monotonic() - began < 60
     assert "No. Do this." in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_full_disk_behind_standard_output(size: int) -> None:
+    with serving() as scripted:
+        scripted.script = [(200, {}, bytes(size))]
+        command = ["bash", "-c", f"{ERA} files show s a > /dev/full"]
+        environ = environment(None, ERA_SERVER=scripted.url)
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "era: standard output can't be written: No space left on device\n"
+
+
+def test_a_file_is_fetched_into_a_directory(tmp_path: Path) -> None:
+    with serving() as scripted:
+        scripted.script = [(200, {}, b"report")] * 2
+        env = {"ERA_SERVER": scripted.url}
+        era(None, "files", "get", "s", "out/report.pdf", ".", cwd=tmp_path, env=env, code=0)
+        (tmp_path / "sub").mkdir()
+        done = era(None, "files", "get", "s", "out/report.pdf", "sub", "--json", cwd=tmp_path, env=env, code=0)
+        assert json.loads(done.stdout)["file"] == "sub/report.pdf"
+        found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.pdf")}
+        assert found == {"report.pdf": "report", "sub/report.pdf": "report"}
+
+
+@pytest.mark.parametrize("target", [".", "/", "sub"])
+async def test_a_directory_is_no_file_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """Nothing is asked for: there is no server."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    url = f"http://127.0.0.1:{free_port()}"
+    with Era(url) as client, pytest.raises(LocalError, match="is a directory"):
+        client.sessions.named("s").files.download("a", target)
+    async with AsyncEra(url) as waiting:
+        with pytest.raises(LocalError, match="is a directory"):
+            await waiting.sessions.named("s").files.archive(target)
+        with pytest.raises(LocalError, match="is a directory"):
+            await waiting.sessions.named("s").export(target)
 
 
 def test_a_program_that_takes_too_long(server: Server) -> None:

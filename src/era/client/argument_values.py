@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from json import loads
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from era.client.failure import Failure
@@ -20,11 +21,19 @@ def add_run_options(parser: Parser) -> None:
         help="a variable for this run only; NAME alone takes the value it has here; may be repeated")  # fmt: skip
     add("--secret", action="append", default=[], metavar="NAME=HOST,…",
         help="the variable NAME that there is here, for these hosts only: the program sees a placeholder")  # fmt: skip
-    add("--timeout", type=float, metavar="SECONDS", help="how long the run may take")
+    add("--timeout", type=seconds, metavar="SECONDS", help="how long the run may take")
     add("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own")
     add("--cwd", metavar="DIR", help="the directory to start in, below the session's")
     add("--atomic", action="store_true", help="keep data and files only if it ends with 0")
     add("-b", "--background", action="store_true", help="print the run's id and leave it running")
+
+
+def seconds(text: str) -> float:
+    """A number of seconds that an option is. Raises ValueError, which argparse tells."""
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def run_options(named: Any) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = loads(text, parse_constant=_no_json)
+        value = _parsed(text)
     except (ValueError, RecursionError) as error:
         raise Failure(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -70,14 +79,25 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
 def json_or_text(text: str) -> Any:
     """A JSON value, or the text itself where it is none."""
     try:
-        return loads(text, parse_constant=_no_json)
+        return _parsed(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _parsed(text: str) -> Any:
+    """The value of JSON, which isn't more than can be sent on as such. Raises ValueError, RecursionError."""
+    return loads(text, parse_constant=_no_json, parse_float=_finite)
 
 
 def _no_json(word: str) -> Any:
     """What Python reads as JSON and is none: NaN, Infinity."""
     raise ValueError(f"{word} is not JSON")
+
+
+def _finite(word: str) -> float:
+    """A number, which must not be so large that Python takes it for infinite."""
+    value = float(word)
+    return value if isfinite(value) else _no_json(word)
 
 
 def labels(items: list[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ def main() -> None:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = carry_out(words)
+        sys.stdout.flush()
     except (Failure, EraError) as error:
         problem = told(error, as_json="--json" in words)
     except KeyboardInterrupt:
@@ -36,15 +37,27 @@ def main() -> None:
     except UnicodeEncodeError:
         problem = "era: a word isn't UTF-8"
     except BrokenPipeError:  # whoever read our output has enough
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would say so once more
+        _drop_output()
         code = 128 + signal.SIGPIPE
+    except OSError as error:  # of other files it is told where they are written
+        import errno
+
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        _drop_output()
+        problem = told(Failure(f"standard output can't be written: {error.strerror}"), as_json="--json" in words)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a server has one of its own by now
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if problem:
         print(problem, file=sys.stderr)
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Have the interpreter not write what it couldn't once more, and say so, when it ends."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

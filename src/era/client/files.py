@@ -37,10 +37,19 @@ def add(parser: Parser) -> None:
     _version(each)
 
     each = command("get", "fetch a file")
-    each.describe(get, "Fetch a file into a local one.", ("era files get app out/report.pdf",))
+    each.describe(
+        get,
+        "Fetch a file into a local one.",
+        ("era files get app out/report.pdf", "era files get app out/report.pdf ~/reports"),
+    )
     _session(each)
     each.add_argument("path", metavar="PATH")
-    each.add_argument("target", metavar="FILE", nargs="?", help="default: PATH's last name; - for standard output")
+    each.add_argument(
+        "target",
+        metavar="FILE",
+        nargs="?",
+        help="or the directory to put it into; default: PATH's last name; - for standard output",
+    )
     _version(each)
 
     each = command("put", "write a file")
@@ -118,10 +127,13 @@ def show(named: Any) -> None:
 
 
 def get(named: Any) -> None:
-    target = named.target or os.path.basename(named.path)
-    if target == "-":
+    if named.target == "-":
         show(named)
         return
+    name = os.path.basename(named.path.rstrip("/"))
+    target = named.target or name
+    if named.target and os.path.isdir(target):
+        target = os.path.join(target, name)
     with connect(named) as era, progress(named.path) as advance:
         _files(era.sessions.named(named.session), named.version).download(named.path, target, progress=advance)
     if named.json:

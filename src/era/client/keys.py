@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from era.client.argument_values import seconds
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.output import notice, print_json, table
@@ -47,7 +48,7 @@ def add(parser: Parser) -> None:
     )
     _add_key(each)
     each.add_argument(
-        "--grace", type=float, default=3600, metavar="SECONDS", help="how long the one before stays good (3600)"
+        "--grace", type=seconds, default=3600, metavar="SECONDS", help="how long the one before stays good (3600)"
     )
     each = command("revoke", "revoke a key")
     each.describe(

@@ -43,7 +43,10 @@ def login(named: Any) -> None:
     if named.url is None:
         _use_or_list(named, servers)
         return
-    parts = urlsplit(named.url)
+    try:
+        parts = urlsplit(named.url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Failure(f"'{named.url}' is no address of a server: it begins with http:// or https://.")
     if parts.username or parts.password:

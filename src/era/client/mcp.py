@@ -9,6 +9,7 @@ from typing import Any
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.servers import Servers
+from era.sdk.calls import address, authorization
 
 
 def add(parser: Parser) -> None:
@@ -36,7 +37,7 @@ def mcp(named: Any) -> None:
         raise Failure(f"This needs more ({error.name} is missing): pip install 'era-sessions[mcp]'") from None
 
     server, key = Servers().find(named.server)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    server, headers = address(server), authorization(key)
     # The machine's own authorities, as all other commands have them; httpx has a list of its own.
     verify: ssl.SSLContext | bool = False if server.startswith("http://") else ssl.create_default_context()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from era.client.argument_values import json_object, json_or_text, labels, text_of
+from era.client.argument_values import json_object, json_or_text, labels, seconds, text_of
 from era.client.failure import Failure
 from era.client.grammar import Parser
 from era.client.output import pairs, print_json, table
@@ -96,7 +96,7 @@ def _settings(parser: Parser) -> None:
     add = parser.add_argument
     add("--data", metavar="JSON", help="the state: an object")
     add("-m", "--metadata", action="append", default=[], metavar="NAME=VALUE", help="a label; may be repeated")
-    add("--timeout", type=float, metavar="SECONDS", help="of runs that name none")
+    add("--timeout", type=seconds, metavar="SECONDS", help="of runs that name none")
     add("--ttl", type=int, metavar="SECONDS", help="without a call after which it expires")
     add("--internet", choices=("on", "off"), help="whether programs reach the internet")
     add("--allow", action="append", default=[], metavar="HOST", help="the only hosts that they reach; may be repeated")

@@ -187,7 +187,6 @@ class AsyncFiles(AsyncFilesSugar):
     async def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
         from era.sdk import directories
 
-        answer = await self._connection.open(call)
         with directories.replacing(target, progress) as write:
-            async for piece in answer.pieces():
+            async for piece in self._connection.pieces(call):
                 write(piece)

@@ -186,7 +186,6 @@ class Files(FilesSugar):
     def _save(self, call: Call, target: str | os.PathLike[str], progress: Advance | None) -> None:
         from era.sdk import directories
 
-        answer = self._connection.open(call)
         with directories.replacing(target, progress) as write:
-            for piece in answer.pieces():
+            for piece in self._connection.pieces(call):
                 write(piece)
