@@ -142,6 +142,24 @@ def test_a_run_is_asked_for_again_while_its_first_attempt_is_under_way(scripted:
             session.run("1")
 
 
+async def test_who_waits_for_a_run_waits_for_a_server_that_restarts(scripted: ScriptedServer) -> None:
+    """Once it has been there, and unless nothing is to be tried again."""
+    running: Script = (200, {}, b'{"run_id": "run_1", "status": "running"}')
+    away: list[Script] = [(502, {}, b"<html>")] * 4
+    starting = refusal(503, "not_ready")
+    scripted.script = [running, *away, starting, RUN] * 2
+    with Era(scripted.url, retries=1) as client:
+        assert client.sessions.named("x").runs.run("run_1").wait().status == "ok"
+        async with AsyncEra(scripted.url, retries=1) as waiting:
+            assert (await waiting.sessions.named("x").runs.run("run_1").wait()).status == "ok"
+        scripted.script = [*away, RUN]
+        with pytest.raises(era.NotEra):
+            client.sessions.named("x").runs.run("run_1").wait()
+    scripted.script = [running, *away]
+    with Era(scripted.url, retries=0) as client, pytest.raises(era.NotEra):
+        client.sessions.named("x").runs.run("run_1").wait()
+
+
 def test_standard_input_is_not_sent_twice(scripted: ScriptedServer) -> None:
     scripted.script = [LATER, PUT]
     command(None, "files", "put", "app", "-", "when.txt", stdin="now", env={"ERA_SERVER": scripted.url}, code=2)

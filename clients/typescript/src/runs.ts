@@ -1,9 +1,10 @@
 /** Runs: their options, their streams, their records, and those in the background. */
 
+import { AnswerLate } from "./errors.js";
 import { type Call, type CallOptions, once, type OnceOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
 import { collect, pages } from "./pages.js";
 import { part } from "./paths.js";
-import { follow, type Gap } from "./streams.js";
+import { follow, type Gap, isCut, PATIENCE_SECONDS } from "./streams.js";
 import type { Answer, Data, ExecuteResult, RunBody, RunRecord, RunResult } from "./types.js";
 
 /** What a run takes besides its code: `command`, `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout`, `atomic`. */
@@ -111,11 +112,18 @@ export class Run {
     return this.#transport.json({ method: "GET", path: this.#path }, options);
   }
 
-  /** Wait until it has ended. */
+  /** Wait until it has ended. A server that goes away meanwhile is waited for, too, as by streams. */
   async wait(options: CallOptions = {}): Promise<RunRecord> {
+    let seen: number | undefined;
     for (let seconds = FIRST_LOOK;; seconds = Math.min(2 * seconds, LAST_LOOK)) {
-      const record = await this.record(options);
-      if (record.status !== "running") return record;
+      try {
+        const record = await this.record(options);
+        if (record.status !== "running") return record;
+        seen = Date.now();
+      } catch (error) {
+        const isLate = seen === undefined || Date.now() - seen > PATIENCE_SECONDS * 1000;
+        if (isLate || this.#transport.retries === 0 || !(isCut(error) || error instanceof AnswerLate)) throw error;
+      }
       await sleep(seconds, options.signal);
     }
   }

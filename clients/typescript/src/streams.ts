@@ -12,7 +12,7 @@ import { AWAY_STATUSES, backoff, type Call, type CallOptions, RUN_HEADER, sleep,
 import { events, type ServerSentEvent } from "./sse.js";
 
 /** How long a server that went away is waited for, counted from when it last sent anything, heartbeats too. */
-const PATIENCE_SECONDS = 60;
+export const PATIENCE_SECONDS = 60;
 
 /** Events that the server keeps no longer: those with the numbers `from` to `to`. */
 export interface Gap {
@@ -105,7 +105,8 @@ class BrokenBody extends Error {
   }
 }
 
-function isCut(error: unknown): boolean {
+/** Whether the server, or the way to it, is gone for now. */
+export function isCut(error: unknown): boolean {
   return [BrokenBody, ConnectionLost, ServerAway].some((kind) => error instanceof kind) ||
     (error instanceof EraError && AWAY_STATUSES.includes(error.status)); // what an `error` event tells has no status
 }

@@ -140,6 +140,24 @@ test("a change may take longer than other calls: it waits for the run under way"
   assert.equal(sent.length, 5);
 });
 
+test("who waits for a run waits for a server that restarts, once it has been there", async () => {
+  const answers: unknown[] = [];
+  const fetch = (): Promise<Response> => {
+    const next = answers.shift();
+    const refused = Object.assign(new Error("refused"), { code: "ECONNREFUSED" });
+    return next === undefined
+      ? Promise.reject(new TypeError("fetch failed", { cause: refused }))
+      : Promise.resolve(Response.json(next));
+  };
+  const wait = async (retries: number) => (await client({ fetch, retries }).open("x")).runs.get("r").wait();
+  answers.push({ id: "x" }, { status: "running" }, undefined, undefined, undefined, undefined, { status: "ok" });
+  assert.equal((await wait(1)).status, "ok");
+  answers.push({ id: "x" }, { status: "running" });
+  assert.ok((await failure(() => wait(0))) instanceof ServerAway);
+  answers.push({ id: "x" });
+  assert.ok((await failure(() => wait(1))) instanceof ServerAway);
+});
+
 test("what a host or a database that was lost may have done is asked for again only with a key", async () => {
   for (
     const [code, Lost, extra] of [

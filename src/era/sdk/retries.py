@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from time import monotonic
 
-from era.errors import EraError, HomeLost, OutcomeUnknown, RunUnderWay
+from era.errors import EraError, HomeLost, OutcomeUnknown, RunUnderWay, Unavailable
 from era.sdk.calls import Call
-from era.sdk.errors import ConnectionLost, NotEra, ServerAway
+from era.sdk.errors import AnswerTimeout, ConnectionLost, NotEra, ServerAway
+
+PATIENCE = 60.0
+"""Seconds for which what has begun, a stream or the waiting for a run, is taken up again before anything comes of it: a
+server may be restarting."""
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30
@@ -24,6 +28,11 @@ _LONGEST_PAUSE = 30
 def is_proxys(error: EraError) -> bool:
     """Whether a proxy answered that it has no answer of the server, which may be restarting."""
     return isinstance(error, NotEra) and error.status in (502, 503, 504)
+
+
+def is_away(error: EraError) -> bool:
+    """Whether an error says that the server can't answer for now, which may be restarting."""
+    return isinstance(error, Unavailable | ConnectionLost | AnswerTimeout | ServerAway) or is_proxys(error)
 
 
 class Retries:

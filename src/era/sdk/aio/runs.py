@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any, Literal, Self
 
+from era.errors import EraError
 from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.calls import Call
 from era.sdk.events import Gap, RunEvent, Stderr, Stdout
+from era.sdk.retries import PATIENCE, is_away
 from era.sdk.waiting import AsyncAnswer, async_sleep
 from era.urls import quoted
 
@@ -30,12 +33,21 @@ class AsyncRun:
         return RunRecord(await self._connection.get(self._path))
 
     async def wait(self) -> RunRecord:
-        """Its record, once it has ended."""
+        """Its record, once it has ended. A server that goes away meanwhile is waited for, too, as by streams."""
         seconds = _FIRST_LOOK
-        while (record := await self.record()).status == "running":
+        seen: float | None = None
+        while True:
+            try:
+                record = await self.record()
+                if record.status != "running":
+                    return record
+                seen = monotonic()
+            except EraError as error:
+                is_late = seen is None or monotonic() - seen > PATIENCE
+                if is_late or self._connection.retries == 0 or not is_away(error):
+                    raise
             await async_sleep(seconds)
             seconds = min(seconds * 1.5, _LONGEST_PAUSE)
-        return record
 
     async def stream(self, after: int = 0) -> AsyncRunStream:
         """Its output as it comes, from the beginning, or behind the event with a number."""

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any, Literal, Self
 
+from era.errors import EraError
 from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.blocking import Answer, sleep
 from era.sdk.calls import Call
 from era.sdk.events import Gap, RunEvent, Stderr, Stdout
+from era.sdk.retries import PATIENCE, is_away
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.streams import EventStream
 from era.urls import quoted
@@ -31,12 +34,21 @@ class Run:
         return RunRecord(self._connection.get(self._path))
 
     def wait(self) -> RunRecord:
-        """Its record, once it has ended."""
+        """Its record, once it has ended. A server that goes away meanwhile is waited for, too, as by streams."""
         seconds = _FIRST_LOOK
-        while (record := self.record()).status == "running":
+        seen: float | None = None
+        while True:
+            try:
+                record = self.record()
+                if record.status != "running":
+                    return record
+                seen = monotonic()
+            except EraError as error:
+                is_late = seen is None or monotonic() - seen > PATIENCE
+                if is_late or self._connection.retries == 0 or not is_away(error):
+                    raise
             sleep(seconds)
             seconds = min(seconds * 1.5, _LONGEST_PAUSE)
-        return record
 
     def stream(self, after: int = 0) -> RunStream:
         """Its output as it comes, from the beginning, or behind the event with a number."""

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
-from era.errors import EraError, Unavailable
+from era.errors import EraError
 from era.sdk.blocking import Answer, is_event_stream, sleep
 from era.sdk.calls import Call, Query
-from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
+from era.sdk.errors import AnswerTimeout, ConnectionLost
 from era.sdk.events import Events
-from era.sdk.retries import is_proxys
+from era.sdk.retries import PATIENCE, is_away
 from era.sdk.sync.connection import Connection
-
-_PATIENCE = 60.0
-"""Seconds for which a stream that broke is taken up again before anything comes of it: a server may be restarting."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
@@ -75,13 +72,13 @@ class EventStream:
                         if is_last:
                             return
             except EraError as error:
-                away = answer is None and (isinstance(error, Unavailable) or is_proxys(error))
-                if not away and not isinstance(error, ConnectionLost | AnswerTimeout | ServerAway):
+                is_cut = isinstance(error, ConnectionLost | AnswerTimeout)
+                if not is_cut and not (answer is None and is_away(error)):
                     raise
                 lost = error
             now = monotonic()
             broken = now if broken is None else broken
-            if self._path is None or self._connection.retries == 0 or now - broken > _PATIENCE:
+            if self._path is None or self._connection.retries == 0 or now - broken > PATIENCE:
                 raise lost
             sleep(seconds)
             seconds = min(seconds * 3, _LONGEST_PAUSE)
