@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from era.client.completion import _groups
-from era.client.grammar import GROUPS, parser_of
+from era.client.grammar import GROUPS, commands_below, parser_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 MARK = "<!-- Made by scripts/cli_reference.py from here on. -->\n"
@@ -29,7 +28,7 @@ def reference() -> str:
 
 
 def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    groups = _groups(parser)
+    groups = commands_below(parser)
     if groups is None:
         yield parser
     for below in (groups or {}).values():

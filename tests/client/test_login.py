@@ -95,11 +95,10 @@ def test_bash_completes(server: Server) -> None:
 
 
 def test_each_command_has_help_with_examples() -> None:
-    from era.client.completion import _groups
-    from era.client.grammar import COMMANDS, Parser, parser_of
+    from era.client.grammar import COMMANDS, Parser, commands_below, parser_of
 
     def walk(parser: Parser) -> None:
-        groups = _groups(parser)
+        groups = commands_below(parser)
         if groups is None:
             assert parser.description, parser.prog
             assert f"  {parser.prog.split()[0]} " in (parser.epilog or ""), parser.prog

@@ -54,6 +54,34 @@ def test_a_server_that_stays_busy() -> None:
     assert "No. Do this." in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("sessions delete a --purge b", ["DELETE /api/sessions/a?purge=true", "DELETE /api/sessions/b?purge=true"]),
+        ("files delete a x --recursive y", ["DELETE …/files/x?recursive=true", "DELETE …/files/y?recursive=true"]),
+        ("files delete a -- -r x -- --purge", [f"DELETE …/files/{name}" for name in ("-r", "x", "--", "--purge")]),
+        ("files show a -- -x", ["GET …/files/-x"]),
+        ("files show --version 3 a -- -x", ["GET …/versions/3/files/-x"]),
+        ("storage kv set a k -- -v", ["PUT /api/storage/kv/a/k"]),
+        ("kill a -- -p", ["DELETE …/processes/-p"]),
+    ],
+)
+def test_options_stand_anywhere_and_words_behind_two_hyphens_are_none(words: str, asked: list[str]) -> None:
+    with serving() as scripted:
+        scripted.script = [(200, {}, b"{}")] * len(asked)
+        era(None, *words.split(), env={"ERA_SERVER": scripted.url}, code=0)
+        seen = [f"{method} {path}".replace("/api/sessions/a/", "…/") for method, path, _ in scripted.seen]
+    assert seen == asked
+    if "kv" in words:
+        assert b"-v" in scripted.bodies[0]
+
+
+@pytest.mark.parametrize("words", ["sessions show a -- b", "logout a -- b", "sessions -- delete a", "sessions nosuch"])
+def test_words_too_many_are_told(words: str) -> None:
+    done = era(None, *words.split(), env={"ERA_SERVER": "http://127.0.0.1:9"}, code=2)
+    assert "--help has examples" in done.stderr
+
+
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_a_full_disk_behind_standard_output(size: int) -> None:
     with serving() as scripted:

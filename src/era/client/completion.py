@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from era.client.failure import Failure
-from era.client.grammar import COMMANDS, Parser, parser_of
+from era.client.grammar import COMMANDS, Parser, commands_below, parser_of
 from era.errors import EraError
 
 _SCRIPTS = {
@@ -74,7 +74,7 @@ def candidates(words: list[str]) -> list[str]:
             action = parser._option_string_actions.get(word)
             waiting = action if action is not None and action.nargs is None else None
         else:
-            groups = _groups(parser)
+            groups = commands_below(parser)
             if groups is not None and word in groups:
                 parser, position = groups[word], 0
             else:
@@ -84,19 +84,11 @@ def candidates(words: list[str]) -> list[str]:
     if last.startswith("-"):
         options = [o for o in parser._option_string_actions if o.startswith("--") or len(last) < 2]
         return _starting(options, last)
-    groups = _groups(parser)
+    groups = commands_below(parser)
     if groups is not None:
         return _starting(groups, last)
     places = [action for action in parser._actions if not action.option_strings]
     return _values(places[min(position, len(places) - 1)], last) if places else []
-
-
-def _groups(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser] | None:
-    """The commands below a parser by name, None where it has none."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return None
 
 
 def _values(action: argparse.Action, last: str) -> list[str]:

@@ -142,21 +142,33 @@ def carry_out(words: Sequence[str]) -> int:
             return carry_out([*rest, "--help"])
         print(overview())
         return 0
-    parser = parser_of(command)
+    parser: argparse.ArgumentParser = parser_of(command)
+    # Not by the parser of the group, which lets no options stand among the words of its commands.
+    while (below := commands_below(parser)) is not None and rest and rest[0] in below:
+        parser = below[rest.pop(0)]
     rest, behind = _split(rest)
+    has_program = any(action.dest == "args" for action in parser._actions)
+    if behind and below is None and not has_program:  # they are words of the command, whatever they begin with
+        rest = [*rest, "--", *behind]
     try:
-        named = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
+        named = parser.parse_args(rest) if below is not None else parser.parse_intermixed_args(rest)
     except SystemExit as end:  # help was asked for
         return int(end.code or 0)
-    if behind:
-        if not hasattr(named, "args"):
-            parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if has_program:
         named.args = [*named.args, *behind]
     call: Call = named.call
     try:
         return call(named) or 0
     finally:
         sys.stdout.flush()
+
+
+def commands_below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser] | None:
+    """The commands of a group by name; None where the parser is that of a command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return None
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
