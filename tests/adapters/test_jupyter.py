@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +111,41 @@ def test_cells_sent_at_once_to_a_kernel_that_starts_all_run_and_one_that_was_kil
         finally:
             client.stop_channels()
             manager.shutdown_kernel(now=True)
+
+
+def test_a_kernel_that_is_restarted_has_its_files_and_one_that_is_shut_down_leaves_none(
+    notebook: Notebook, shared_server: Server
+) -> None:
+    """With a session of its own. Its variables are gone, and a restart without a cell behind it makes no difference."""
+    place = Path(notebook.environment["JUPYTER_PATH"]) / "kernels" / "era" / "kernel.json"
+    specification = json.loads(place.read_text())
+    specification["env"]["ERA_JUPYTER_SESSION"] = ""
+    own = place.parent.parent / "own"
+    own.mkdir()
+    (own / "kernel.json").write_text(json.dumps(specification))
+    manager = KernelManager(kernel_name="own")
+    manager.start_kernel(env=notebook.environment, stderr=subprocess.DEVNULL)
+    client = manager.blocking_client()
+    client.start_channels()
+    alone = Notebook(notebook.environment, manager, client)
+    with Era(shared_server.url) as era:
+        before = {info.id for info in era.sessions.infos()}
+        try:
+            assert alone.run("n = 1; open('kept', 'w').write('here')")[0]["status"] == "ok"
+            (made,) = {info.id for info in era.sessions.infos()} - before
+            manager.restart_kernel()
+            assert alone.run("assert open('kept').read() == 'here'")[0]["status"] == "ok"
+            assert alone.run("n")[0]["ename"] == "NameError"
+            manager.restart_kernel(now=True)
+            assert alone.run("assert open('kept').read() == 'here'")[0]["status"] == "ok"
+            assert len(era.sessions.get(made).contexts()) == 1
+            manager.restart_kernel()
+            assert {info.id for info in era.sessions.infos()} - before == {made}
+            client.wait_for_ready(timeout=PATIENCE)
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel()
+        assert {info.id for info in era.sessions.infos()} == before
 
 
 def test_cells_share_variables_and_show_things(notebook: Notebook, shared_server: Server) -> None:

@@ -15,17 +15,20 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.kernelbase import Kernel
 from jupyter_client.kernelspec import KernelSpecManager
 
-from era.errors import EraError, NotFound
+from era.errors import EraError, Expired, NotFound
 from era.run_notes import GAP, run_notes
 from era.sdk.events import Gap, Stderr
 from era.sdk.sync.client import Era
 from era.sdk.sync.sessions import Context
+
+if TYPE_CHECKING:
+    from era.sdk.options import NewSession
 
 _SESSION, _LANGUAGE, _TIMEOUT = "ERA_JUPYTER_SESSION", "ERA_JUPYTER_LANGUAGE", "ERA_JUPYTER_TIMEOUT"
 _ABANDONED_SECONDS = 7 * 24 * 3600
@@ -48,13 +51,14 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         self.language_info = {"name": language, "file_extension": _SUFFIXES.get(language, ".txt")}
         self._timeout = float(os.environ.get(_TIMEOUT) or 600)
         self._language = language
-        # A kernel that Jupyter starts anew has the same file, and so the name of the one that was killed.
-        file = f"{platform.node()} {self.parent.connection_file}"
+        # A kernel that Jupyter starts anew has the file and the key of the one before, and so its name, also where that
+        # was killed. No other has this key.
+        file = f"{platform.node()} {self.parent.connection_file} {self.session.key.hex()}"
         self._name = f"jupyter-{hashlib.sha256(file.encode()).hexdigest()[:12]}"
         self._era = Era()
         self._cells: Context | None = None
-        self._own: str | None = None
-        self._session = ""
+        self._is_own = not os.environ.get(_SESSION)
+        self._session = os.environ.get(_SESSION) or self._name
 
     async def do_execute(
         self,
@@ -105,16 +109,16 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
     def _context(self) -> Context:
         """The kernel's context, made with the first cell. So a server that is away is told where people look."""
         if self._cells is None:
-            if name := os.environ.get(_SESSION):
-                session = self._era.sessions.get_or_create(self._language, name)
-                with suppress(NotFound):
-                    session.context(
-                        self._name
-                    ).delete()  # one that was killed could not, and a session has room for few
-            else:
-                session = self._era.session(self._language, metadata={"jupyter": self._name}, ttl=_ABANDONED_SECONDS)
-                self._own = session.id
-            self._session = session.id
+            own: NewSession = {"metadata": {"jupyter": self._name}, "ttl": _ABANDONED_SECONDS}
+            options = own if self._is_own else {}
+            try:
+                session = self._era.sessions.get_or_create(self._language, self._session, **options)
+            except Expired:
+                if not self._is_own:
+                    raise
+                session = self._era.session(self._language, self._session, **options)
+            with suppress(NotFound):
+                session.context(self._name).delete()  # one that was killed could not, and a session has room for few
             self._cells = session.context(self._name)
         return self._cells
 
@@ -130,11 +134,12 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         self.session.send(stream, "interrupt_reply", content, parent, ident=ident)
 
     async def do_shutdown(self, restart: bool) -> dict[str, Any]:
-        """End the context, and the session if it is the kernel's own and not to be had again."""
+        """End the context, and the session if it is the kernel's own and not started anew, which then finds its files.
+        It may have had no cell since it was."""
         try:
             with Era() as era:
-                if self._own is not None:
-                    era.sessions.delete(self._own, purge=True)
+                if self._is_own and not restart:
+                    era.sessions.delete(self._session, purge=True)
                 elif self._cells is not None:
                     era.sessions.named(self._session).context(self._name).delete()
         except NotFound:
