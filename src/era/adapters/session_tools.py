@@ -7,7 +7,8 @@ says how much of it is missing, and where the whole is or what was kept of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from era.errors import EraError
 from era.run_notes import run_notes
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 20_000
 """How much of an output or a file a model is shown; the rest of a longer one is left out of its middle."""
+
+_MAX_BYTES = 16 << 20
+"""Of a file, which is in memory as a whole before its middle is left out."""
 
 _MAX_FILES = 200
 
@@ -59,10 +63,18 @@ class SessionTools:
         Args:
             path: Relative, separated by slashes.
         """
+        content = bytearray()
+        pieces: Any = self._session.files.pieces(path)  # a generator, which the types don't say
         try:
-            content = await self._session.files.read(path)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    content += piece
+                    if len(content) > _MAX_BYTES:
+                        break
         except EraError as error:
             return _refused(error)
+        if len(content) > _MAX_BYTES:
+            return f"{path} has over {_MAX_BYTES >> 20} MiB, too much for this tool. run_command can show parts of it."
         try:
             return _cut(content.decode(), f"run_command can show parts of {path}")
         except UnicodeDecodeError:
