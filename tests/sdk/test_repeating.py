@@ -92,7 +92,7 @@ def test_a_change_that_waits_for_a_run_may_take_as_long_as_the_server_waits(
     (tmp_path / "f").write_text("x")
     nothing: Script = (200, {}, b"{}")
     changed: Script = (200, {}, b'{"metadata": {"default_timeout": 30}}')
-    scripted.script = [*[nothing] * 6, (200, {}, b'{"files": []}'), nothing, nothing, *[changed] * 3, *[RUN] * 4]
+    scripted.script = [*[nothing] * 6, (200, {}, b'{"files": []}'), nothing, nothing, *[changed] * 3, *[RUN] * 5]
     with Era(scripted.url, timeout=7) as client:
         session = client.sessions.named("x")
         files = session.files
@@ -111,6 +111,7 @@ def test_a_change_that_waits_for_a_run_may_take_as_long_as_the_server_waits(
         session.run("1", background=True)
         session.set_up_again()
         session.stop()
+        session.run("1", timeout=5)
     minute, long = 7 + 60, 7 + 86_400
     assert asked == [
         ("PUT /files/a", minute),
@@ -129,6 +130,7 @@ def test_a_change_that_waits_for_a_run_may_take_as_long_as_the_server_waits(
         ("POST /run", long),
         ("POST /setup", long),
         ("POST /stop", long),
+        ("POST /run", 7 + 2 * 5),  # it may wait for the setup as long as it may take
     ]
 
 

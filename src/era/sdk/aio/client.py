@@ -34,7 +34,7 @@ class AsyncEra:
     api_key
         Default: ERA_API_KEY.
     timeout
-        Seconds that an answer may take. A run's may take as long as the run besides.
+        Seconds that an answer may take. A run's may take twice as long as the run besides.
     connect_timeout
         Seconds that connecting may take.
     retries

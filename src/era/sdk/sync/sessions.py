@@ -219,8 +219,8 @@ class Session:
             yield piece
 
     def _seconds(self, given: Mapping[str, Any]) -> float:
-        """How long the answer of a run may take: as long as the run, and as any call."""
-        return float(given.get("timeout", self._default_timeout)) + self._connection.timeout
+        """How long the answer of a run may take: as any call and as the run, which may wait as long for the setup."""
+        return 2 * float(given.get("timeout", self._default_timeout)) + self._connection.timeout
 
 
 class Context:
