@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -46,6 +47,14 @@ def test_texts_keep_their_line_ends(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [("storage", "kv", "set", "n", "k"), ("run", "-", "-l", "py")])
 def test_standard_input_that_is_no_text_is_refused(server: Server, words: tuple[str, ...]) -> None:
     assert b"- can't be read" in era_bytes(server, *words, stdin=b"\xff", code=2).stderr
+
+
+@pytest.mark.parametrize("kind", ["kv", "r2"])
+def test_what_is_not_stored_is_no_success(server: Server, kind: str) -> None:
+    words = ("storage", kind, "get", "empty", "nokey")
+    assert "There is no" in era(server, *words, code=2).stderr
+    done = era(server, *words, "--json", code=2)
+    assert (done.stdout, json.loads(done.stderr)["code"]) == ("null\n", "not_found")
 
 
 @pytest.mark.parametrize("session", [".", "..", "../health"])

@@ -193,6 +193,20 @@ def simple(*words: str) -> Step:
     return call
 
 
+def stored(*words: str) -> Step:
+    """The value of a key, of which the command says that it isn't there."""
+
+    def call(era: Command, _: str, args: dict[str, Any]) -> Any:
+        try:
+            return era.json(*words, *args.values())
+        except Refused as problem:
+            if problem.code != "not_found":
+                raise
+            return None
+
+    return call
+
+
 def keyed(*words: str) -> Step:
     def call(era: Command, _: str, args: dict[str, Any]) -> Any:
         return era.json(*words, *args.values())
@@ -261,12 +275,12 @@ STEPS: dict[str, Step] = {
     "webhooks.delete": lambda era, _, args: era.json("webhooks", "delete", args["id"]),
     "audit": lambda era, _, args: era.json("audit", args["target"])["entries"],
     "kv.set": kv_set,
-    "kv.get": keyed("storage", "kv", "get"),
+    "kv.get": stored("storage", "kv", "get"),
     "kv.list": kv_list,
     "kv.delete": keyed("storage", "kv", "delete"),
     "d1.exec": d1("exec"),
     "d1.query": d1("query"),
     "r2.put": r2_put,
-    "r2.get": lambda era, _, args: era.json("storage", "r2", "get", args["namespace"], args["key"]),
+    "r2.get": stored("storage", "r2", "get"),
     "r2.list": keyed("storage", "r2", "list"),
 }

@@ -72,9 +72,9 @@ def kv_get(named: Any) -> None:
         value = era.storage.kv.get(named.namespace, named.key)
     if named.json:
         print_json(value)
-    elif value is None:
+    if value is None:
         raise Failure(f"There is no key '{named.key}' in '{named.namespace}'.", "not_found")
-    else:
+    if not named.json:
         print(value)
 
 
@@ -123,11 +123,11 @@ def r2_get(named: Any) -> None:
         from base64 import b64encode
 
         print_json(None if content is None else {"base64": b64encode(content).decode()})
-        return
     if content is None:
         raise Failure(f"There is no object '{named.key}' in '{named.namespace}'.", "not_found")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(content)
+    if not named.json:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
 
 
 def r2_put(named: Any) -> None:
