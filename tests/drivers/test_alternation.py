@@ -135,6 +135,92 @@ async def rest(sandbox: Any) -> None:
     await sandbox._channel.ended()
 
 
+def test_it_ends_where_the_run_that_wanted_it_was_the_last(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after two runs: it is there only once the second of them has ended."""
+    monkeypatch.setattr(alternation, "LINGER", 0.05)
+    sandbox = sandboxes.make("node")
+    turns: Any = sandbox._channel
+    turns._making = sandboxes.do(sandbox, made_between_runs)
+    assert eventually(lambda: sandboxes.do(sandbox, lingers))
+    assert sandboxes.run(sandbox, "console.log(1)").stdout == "1\n"
+    sandboxes.close(sandbox)
+
+
+async def made_between_runs(sandbox: Any) -> asyncio.Task[None]:
+    making = asyncio.create_task(sandbox._channel._make())
+    await making
+    assert sandbox._channel._second is not None, sandbox.log()
+    return making
+
+
+async def lingers(sandbox: Any) -> bool:
+    """Wait a moment. Returns whether there is no second any more."""
+    await asyncio.sleep(0.1)
+    return sandbox._channel._second is None
+
+
+def test_it_does_not_end_under_a_run(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox, turns = alternating(sandboxes)
+    monkeypatch.setattr(alternation, "LINGER", 0.05)
+    sandboxes.do(sandbox, made_to_linger)
+    says = "console.log(1); setTimeout(() => console.log(2), 500)"
+    assert sandboxes.run(sandbox, says).stdout == "1\n2\n"
+    assert turns._second is not None
+    sandboxes.close(sandbox)
+
+
+async def made_to_linger(sandbox: Any) -> None:
+    """It is as if it had been made during the run that comes next, which is no reason to end it."""
+    turns = sandbox._channel
+    run = turns.run
+
+    async def runs(*given: Any) -> Any:
+        async for event in run(*given):
+            turns._linger()
+            yield event
+
+    turns.run = runs
+
+
+def test_one_that_dies_idle_costs_nothing(sandboxes: Sandboxes) -> None:
+    sandbox, turns = alternating(sandboxes)
+    second = turns._second
+    sandboxes.do(sandbox, dies_idle)
+    assert sandbox.alive
+    assert sandboxes.run(sandbox, "console.log(1)").stdout == "1\n"
+    assert turns._second is not second
+    sandboxes.close(sandbox)
+
+
+async def dies_idle(sandbox: Any) -> None:
+    turns = sandbox._channel
+    if turns._cleaning is not None:
+        await turns._cleaning
+    turns._second.life.kill()
+    while turns._second.channel.alive:  # noqa: ASYNC110  nothing tells of it
+        await asyncio.sleep(0.01)
+
+
+def test_one_that_dies_before_it_has_cleaned_up_costs_the_sandbox(tmp_path: Path) -> None:
+    slow = Sandboxes(tmp_path, Weakness(supervisor=SLOW), self_tested=["node"])
+    try:
+        sandbox, turns = alternating(slow)
+        while turns._current is not turns._second:
+            slow.run(sandbox, "")
+        slow.run(sandbox, "const fs = require('fs'); fs.writeFileSync('slow', ''); fs.writeFileSync('/tmp/left', '')")
+        slow.do(sandbox, dies_unclean)
+        assert not sandbox.alive
+    finally:
+        slow.stop()
+
+
+async def dies_unclean(sandbox: Any) -> None:
+    sandbox._channel._second.life.kill()
+    await asyncio.wait([sandbox._channel._cleaning])
+
+
 def test_nothing_of_it_is_left_with_the_sandbox(sandboxes: Sandboxes) -> None:
     sandbox, turns = alternating(sandboxes)
     life = turns._second.life.pid

@@ -20,7 +20,8 @@ from starting, as by taking all processes that there may be: then the next run s
 `ROOM_TASKS`). A program that takes all of it is killed before any supervisor; a spare that is killed is made anew.
 
 *Turns.* A run begins once what the one before has left in scratch directories is removed (Channel.cleaned). When no run
-has come for LINGER seconds, the second supervisor is ended.
+has come for LINGER seconds, the second supervisor is ended. One that dies while the first has the next run is done
+without: nothing of a session's is in there, since the kernel has ended its namespace.
 """
 
 from __future__ import annotations
@@ -101,10 +102,16 @@ class Alternation:
         self._ending: set[asyncio.Task[None]] = set()
         self._lingering: asyncio.TimerHandle | None = None
         self._ended_at = float("-inf")
+        self._is_running = False
 
     @property
     def alive(self) -> bool:
-        return all(supervisor.channel.alive for supervisor in self._all())
+        return self._first.channel.alive and self._current.channel.alive and not self._is_left_unclean()
+
+    def _is_left_unclean(self) -> bool:
+        """Whether a supervisor has died before it had removed what its last run has left."""
+        cleaning = self._cleaning
+        return cleaning is not None and cleaning.done() and (cleaning.cancelled() or cleaning.exception() is not None)
 
     async def run(self, program: Program, output_limit: int, watching: Watching) -> AsyncIterator[Output | Ended]:
         """See Channel.run."""
@@ -113,16 +120,22 @@ class Alternation:
         if self._cleaning is not None:
             await asyncio.shield(self._cleaning)
             self._cleaning = None
+        if self._second is not None and not self._second.channel.alive:
+            self._end_second()
         if self._making is None and self._may_make and time.monotonic() - self._ended_at < BURST:
             self._making = asyncio.create_task(self._make())
         channel = self._current.channel
-        async for event in channel.run(program, output_limit, watching, tells_when_clean=self._making is not None):
-            if isinstance(event, Ended):
-                if self._making is not None:
-                    self._cleaning = asyncio.create_task(channel.cleaned())
-                    self._cleaning.add_done_callback(_note_failure)
-                self._take_turns()
-            yield event
+        self._is_running = True
+        try:
+            async for event in channel.run(program, output_limit, watching, tells_when_clean=self._making is not None):
+                if isinstance(event, Ended):
+                    if self._making is not None:
+                        self._cleaning = asyncio.create_task(channel.cleaned())
+                        self._cleaning.add_done_callback(_note_failure)
+                    self._take_turns()
+                yield event
+        finally:
+            self._is_running = False
 
     async def kill_run(self) -> None:
         await self._current.channel.kill_run()
@@ -160,14 +173,18 @@ class Alternation:
             self._linger()
 
     def _linger(self) -> None:
+        """End the second when nothing comes, for which the time begins now."""
+        if self._lingering is not None:
+            self._lingering.cancel()
         self._lingering = asyncio.get_running_loop().call_later(LINGER, self._end_idle)
 
     def _end_idle(self) -> None:
-        """End the second, unless it is still removing what its last run has left: nobody else would."""
-        if self._cleaning is None or self._cleaning.done():
-            self._end_second()
-        else:
+        """End the second, unless a run is under way, or it is still removing what its last run has left: nobody else
+        would."""
+        if self._is_running or (self._cleaning is not None and not self._cleaning.done()):
             self._linger()
+        else:
+            self._end_second()
 
     def _use(self, supervisor: _Supervisor) -> None:
         self._current = supervisor
@@ -217,7 +234,9 @@ class Alternation:
                     await life.ended()
             return
         self._second = _Supervisor(channel, broker, life)
-        if not self._may_make:  # closed meanwhile
+        if self._may_make:
+            self._linger()  # the run that wanted it may have ended
+        else:  # closed meanwhile
             self._end_second()
 
 
