@@ -58,6 +58,53 @@ def test_a_sandbox_dies_while_a_run_waits_to_begin(runner: asyncio.Runner) -> No
         runner.run(dies())
 
 
+END = {
+    "exit_code": 3,
+    "cause": "exit",
+    "duration": 0.1,
+    "state": "same",
+    "state_problem": None,
+    "entry": None,
+    "disk_problem": None,
+    "stdout_truncated": False,
+    "stderr_truncated": False,
+    "reaped": 0,
+    "peak_memory_bytes": None,
+    "cpu_us": None,
+}
+
+
+def test_a_run_that_has_ended_is_told_as_it_ended_though_the_sandbox_dies_then(runner: asyncio.Runner) -> None:
+    """It has not read all that it was sent, so its end is a reset."""
+
+    async def dies() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        channel = await Channel.over(ours, {})
+
+        async def may_begin() -> None:
+            ended = json.dumps(END).encode()
+            for kind, payload in ((b"B", b""), (b"O", b"said"), (b"D", ended)):
+                theirs.sendall(kind + len(payload).to_bytes(4, "big") + payload)
+
+        watching = cast(Any, object())
+        events: list[Output | Ended] = []
+        async for event in channel.run(program(may_begin), 1000, watching):
+            events.append(event)
+            if len(events) == 1:
+                theirs.close()
+                await asyncio.sleep(SEEN_SECONDS)
+        said, last = events
+        assert said == Output("stdout", b"said")
+        assert isinstance(last, Ended)
+        assert (last.exit_code, last.cause) == (3, "exit")
+        assert not channel.alive
+        channel.close()
+
+    with runner:
+        runner.run(dies())
+
+
 def test_a_sandbox_dies_between_runs(runner: asyncio.Runner) -> None:
     """What it had not read makes its end a reset, which a reader doesn't tell as the end of the stream."""
 

@@ -13,7 +13,7 @@ import pytest
 from era.core.cells import Cell
 from era.core.live import context
 from era.core.live.context import Context
-from era.core.process import ProcessSpec
+from era.core.process import ProcessEnded, ProcessSpec
 from era.core.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
 from era.drivers.process_supervisor import ProcessSupervisor
@@ -42,6 +42,9 @@ class Silent:
     def kill(self) -> None:
         self.was_killed = True
         self._theirs.close()
+
+    def say(self, kind: bytes, payload: bytes) -> None:
+        self._theirs.sendall(frame(kind, 1, payload))
 
     async def ended(self) -> None: ...
 
@@ -80,4 +83,34 @@ async def test_a_process_that_can_not_be_recorded_leaves_the_others_alone() -> N
         await supervisor.start(ProcessSpec((), {}), may_begin)
     assert supervisor.alive
     assert not life.was_killed
+    await supervisor.close()
+
+
+ENDED = {"exit_code": 3, "signal": None, "cpu_us": None, "peak_memory_bytes": None}
+
+
+async def test_a_process_that_has_ended_is_told_as_it_ended_though_all_die_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The supervisor has not read all that it was sent, so its end is a reset."""
+    life = Silent()
+    supervisor = await supervised_by(life)
+    starting = asyncio.create_task(supervisor.start(ProcessSpec((), {})))
+    await asyncio.sleep(0)  # it has its number
+    life.start()
+    process = await starting
+    spend = supervisor._budget.spend
+
+    async def late(cost: float) -> None:
+        monkeypatch.undo()
+        life.kill()
+        await asyncio.sleep(0.2)
+        await spend(cost)
+
+    monkeypatch.setattr(supervisor._budget, "spend", late)
+    life.say(b"O", b"said")
+    life.say(b"D", json.dumps(ENDED).encode())
+    async with asyncio.timeout(30):
+        *_, ended = [event async for event in process.events()]
+    assert ended == ProcessEnded(3, None, "exit", None, None)
     await supervisor.close()

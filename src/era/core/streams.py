@@ -1,9 +1,30 @@
-"""Writing to streams, of asyncio's event loop and of uvloop's alike."""
+"""Streams, of asyncio's event loop and of uvloop's alike."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+
+
+class _Reader(asyncio.StreamReader):
+    """A reader for which a connection that breaks has ended: what came before can be read. asyncio's forgets that."""
+
+    def set_exception(self, exc: Exception) -> None:
+        if isinstance(exc, ConnectionError):
+            self.feed_eof()
+        else:
+            super().set_exception(exc)
+
+
+async def over_socket(sock: socket.socket, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A reader and a writer over a connected socket, which they own. `limit` is asyncio.open_connection's. The other
+    end may be killed at any time: where it has not read all by then, that is a reset."""
+    loop = asyncio.get_running_loop()
+    reader = _Reader(limit=limit, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 def write(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 from era.core.jsontext import MAX_STATE_BYTES
 from era.core.loop_slices import Budget
 from era.core.program import EndCause, Ended, Output, Program, Stream
-from era.core.streams import write
+from era.core.streams import over_socket, write
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
 from era.drivers.socket_broker import SocketBroker
 from era.drivers.watchdog import Watchdog
@@ -67,7 +67,7 @@ class Channel:
     @classmethod
     async def over(cls, sock: socket.socket, variables: Mapping[str, str]) -> Channel:
         """Take over a control socket. Every program has `variables` in its environment, unless its run has others."""
-        reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
+        reader, writer = await over_socket(sock, 1 << 18)
         return cls(reader, writer, variables)
 
     async def ready(self) -> dict[str, Any]:

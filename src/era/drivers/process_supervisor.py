@@ -19,7 +19,7 @@ from era.core.loop_slices import Budget
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
 from era.core.stall_timeout import stall_timeout
-from era.core.streams import write
+from era.core.streams import over_socket, write
 from era.drivers.channel import receive_guest_listeners
 from era.drivers.guest import with_library
 from era.drivers.out_of_memory import OutOfMemory
@@ -285,7 +285,7 @@ class ProcessSupervisor:
         brings a broker of its own unless it shares `sandbox_broker`. Raises SandboxFailed, OSError."""
         own = (await receive_guest_listeners(sock, names=()))[1] if sandbox_broker is None else None
         try:
-            reader, writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
+            reader, writer = await over_socket(sock, 1 << 18)
             made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, progress, awaited)
             kind, _, payload = await made._receive()
             if kind != b"Y":
