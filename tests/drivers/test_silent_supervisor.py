@@ -114,3 +114,21 @@ async def test_a_process_that_has_ended_is_told_as_it_ended_though_all_die_then(
         *_, ended = [event async for event in process.events()]
     assert ended == ProcessEnded(3, None, "exit", None, None)
     await supervisor.close()
+
+
+async def test_numbers_that_are_none_end_all_processes() -> None:
+    """What it says is as hostile as the processes that it shares a sandbox with."""
+    life = Silent()
+    supervisor = await supervised_by(life)
+    starting = asyncio.create_task(supervisor.start(ProcessSpec((), {})))
+    await asyncio.sleep(0)  # it has its number
+    life.start()
+    process = await starting
+    life.say(b"D", json.dumps(ENDED | {"cpu_us": float("inf")}).encode())
+    async with asyncio.timeout(30):
+        *_, ended = [event async for event in process.events()]
+    assert isinstance(ended, ProcessEnded)
+    assert ended.cause == "sandbox_died"
+    assert supervisor._following is not None
+    assert await supervisor._following is None, "it was not foreseen"
+    await supervisor.close()

@@ -188,7 +188,7 @@ class GuestProcess:
             self.end(self._parse_ended(json.loads(payload)))
 
     def _parse_ended(self, report: JsonObject) -> ProcessEnded:
-        """Parse the payload of a D frame. Raises ValueError, KeyError, TypeError."""
+        """Parse the payload of a D frame. Raises ValueError, KeyError, TypeError, OverflowError."""
         number = None if report["signal"] is None else int(report["signal"])
         cause: Literal["exit", "signal", "oom"] = "exit" if number is None else "signal"
         if number == signal.SIGKILL and not self._was_killed and self._supervisor.out_of_memory.has_killed(self.pid):
@@ -412,6 +412,7 @@ class ProcessSupervisor:
             ValueError,
             KeyError,
             TypeError,
+            OverflowError,
             RecursionError,
         ):  # it has ended, or isn't what it was any more
             pass
