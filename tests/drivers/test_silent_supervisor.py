@@ -17,6 +17,7 @@ from era.core.process import ProcessEnded, ProcessSpec
 from era.core.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
 from era.drivers.process_supervisor import ProcessSupervisor
+from era.errors import SandboxFailed
 from tests.core.interpreters import Written
 
 
@@ -132,3 +133,13 @@ async def test_numbers_that_are_none_end_all_processes() -> None:
     assert supervisor._following is not None
     assert await supervisor._following is None, "it was not foreseen"
     await supervisor.close()
+
+
+async def test_one_that_does_not_start_leaves_the_event_loop_as_it_was() -> None:
+    life = Silent()
+    life.kill()
+    assert life.ours.recv(1 << 10), "what it said before"
+    with pytest.raises(SandboxFailed):
+        await supervised_by(life)
+    await asyncio.sleep(0.01)
+    assert life.ours.fileno() < 0, "it is still read from"

@@ -284,6 +284,7 @@ class ProcessSupervisor:
         """Take over a control socket, once the supervisor at its other end is ready; then `life` is its own, too. It
         brings a broker of its own unless it shares `sandbox_broker`. Raises SandboxFailed, OSError."""
         own = (await receive_guest_listeners(sock, names=()))[1] if sandbox_broker is None else None
+        writer: asyncio.StreamWriter | None = None
         try:
             reader, writer = await over_socket(sock, 1 << 18)
             made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, progress, awaited)
@@ -291,6 +292,8 @@ class ProcessSupervisor:
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
         except BaseException:
+            if writer is not None:  # or the event loop would go on with a descriptor that others get
+                writer.close()
             if own is not None:
                 own.close()
             raise
