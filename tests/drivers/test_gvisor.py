@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -20,7 +21,8 @@ from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.gvisor import GvisorDriver
 from era.errors import NoIsolation, SandboxFailed
 from tests.conftest import cgroups, descendants, eventually, is_running, mounts
-from tests.drivers.sandboxes import LIMITS
+from tests.drivers import process_steps as steps
+from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 
 installed = pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is not installed")
 
@@ -82,6 +84,46 @@ def test_no_uid_is_given_out_by_two_drivers(tmp_path: Path) -> None:
     ]
     first, second = ([driver.uids.take() for _ in range(10)] for driver in drivers)
     assert set(first).isdisjoint(second) or os.geteuid() != 0
+
+
+NONE_LEFT = {
+    "def _fork_apart() -> int:": "def _fork_apart(_calls=[]) -> int:",
+    "    told, tell = os.pipe2(os.O_CLOEXEC)\n": (
+        "    _calls.append(None)\n    if len(_calls) == 2:\n        raise BlockingIOError(11, 'too many processes')\n"
+        "    told, tell = os.pipe2(os.O_CLOEXEC)\n"
+    ),
+}
+"""A `Weakness.supervisor`: there can be no other process when the first of a session's is started."""
+
+WAITS = """
+import os, time
+print('up', flush=True)
+while not os.path.exists('go'): time.sleep(0.05)
+print('well')
+"""
+
+
+@installed
+def test_a_run_goes_on_where_no_process_can_be_started_beside_it(tmp_path: Path) -> None:
+    """As where it has taken all processes that there may be."""
+    sandboxes = Sandboxes(tmp_path, Weakness(supervisor=NONE_LEFT), "gvisor", self_tested=())
+    try:
+        said, ended, beside = sandboxes.do(sandboxes.make(), starts_processes)
+        assert (said, ended.cause, ended.exit_code) == ("up\nwell\n", "exit", 0)
+        assert beside == b"beside\n"
+    finally:
+        sandboxes.stop()
+
+
+async def starts_processes(sandbox: Any) -> tuple[str, Any, bytes]:
+    """Try to, under a run, and again. Returns what the run said and how it ended, and what the process said then."""
+    run = asyncio.create_task(steps.run(sandbox, WAITS))
+    with pytest.raises(SandboxFailed):
+        await sandbox.process_supervisor()
+    (sandbox.workspace / "go").touch()
+    said, ended = await run
+    process, _ = await steps.process(sandbox, steps.shell("echo beside"))
+    return said, ended, process["stdout"]
 
 
 UNFILTERED_SENTRY = """

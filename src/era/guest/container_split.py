@@ -17,7 +17,7 @@ Wire format: bytes over a stream socket.
 
   host to guest:  S  with a descriptor, the control socket: start the supervisor of processes
                   K  kill it
-  guest to host:  E  it has ended, and so has everything that it had started
+  guest to host:  E  it has ended, and so has everything that it had started; or it can't be started
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ def divide(config: dict[str, Any]) -> dict[str, Any]:
             elif message == b"K" and processes:
                 os.kill(processes, signal.SIGKILL)
             elif message == b"S" and fds:
-                processes = _fork_apart()
+                try:
+                    processes = _fork_apart()
+                except OSError:  # a run has taken all processes that there may be, and goes on
+                    os.close(fds[0])
+                    sock.send(b"E")
+                    continue
                 if not processes:
                     os.dup2(fds[0], CONTROL)
                     signal.set_wakeup_fd(-1)
@@ -88,7 +93,12 @@ def _fork_apart() -> int:
     """Fork a PID 1 of a new PID namespace, with mounts of its own, without any capability. Returns its pid, 0 there.
     Raises OSError."""
     told, tell = os.pipe2(os.O_CLOEXEC)
-    middle = os.fork()
+    try:
+        middle = os.fork()
+    except OSError:
+        os.close(told)
+        os.close(tell)
+        raise
     if not middle:
         try:
             os.unshare(os.CLONE_NEWPID | os.CLONE_NEWNS)
