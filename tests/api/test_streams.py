@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from era.wire.runs import RunAnswer
 from tests.api.answers import RUN_KEYS, refused
 from tests.api.event_streams import numbered
 from tests.api.told import UNTIL_TOLD, tell
-from tests.conftest import MakeSession, Run
+from tests.conftest import MakeServer, MakeSession, Run, eventually
 
 
 def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -124,3 +125,19 @@ def test_errors_before_a_run_have_their_status_in_a_stream_too(
     refused(client.post(f"/api/sessions/{where}/{route}", json=body), status, word)
     refused(client.post(f"/api/sessions/missing/{route}", json={"code": "1"}), 404, "missing")
     assert client.get(f"/api/sessions/{where}").json()["last_run_at"] == ""
+
+
+def test_a_run_that_is_lost_when_the_reader_of_its_stream_has_gone_is_foreseen(own_server: MakeServer) -> None:
+    """As where its session is deleted then. Nobody asks for the run's end any more."""
+    server = own_server()
+    with server.client() as client:
+        where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
+        body = {"code": "import time\nprint(1, flush=True)\ntime.sleep(600)", "timeout": 600}
+        with client.stream("POST", f"/api/sessions/{where}/stream", json=body) as answer:
+            assert "stdout" in next(line for line in answer.iter_lines() if "stdout" in line)
+        time.sleep(0.5)  # the service has seen that the reader hung up
+        assert client.delete(f"/api/sessions/{where}").status_code == 200
+        assert eventually(lambda: "run_failed" in server.log)
+    assert server.stop() == 0
+    assert "Traceback" not in server.log, server.log
+    assert "never retrieved" not in server.log, server.log

@@ -85,10 +85,14 @@ class Runs:
 
         The run goes on when the caller stops listening.
         """
-        task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
-        async with aclosing(_told(task, begun)) as events:
-            async for event in events:
-                yield event
+        task, begun = self._starting_task(partial(self._run, session_id, request, named=True))
+        try:
+            async with aclosing(_told(task, await _begun(task, begun))) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if not task.done():
+                task.add_done_callback(_end_unheard)
 
     async def run(
         self, session_id: OwnedId, request: RunRequest, started: Callable[[str], Awaitable[None]] | None = None
