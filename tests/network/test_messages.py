@@ -7,12 +7,16 @@ import contextlib
 import platform
 import random
 import re
+import socket
 import struct
+import time
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
 
-from era.core.allowlist import allowlist
+from era.core.allowlist import allowlist, folded
 from era.core.shares import Shares
 from era.guest import connect_filter
 from era.network import dns
@@ -163,3 +167,47 @@ def test_a_name_that_is_not_allowed_is_not_asked_for() -> None:
     answer = asyncio.run(one._resolve(query("secret.leak.test"), stream=False))
     assert (answer[:2], answer[3] & 15, answer[12:]) == (b"\x12\x34", 3, query("secret.leak.test")[12:])
     assert refused == ["secret.leak.test"]
+
+
+def seconds_of_processor(*calls: Callable[[], object]) -> list[float]:
+    """What ten of each take at best."""
+    taken = []
+    for call in calls:
+        tries = []
+        for _ in range(5):
+            started = time.process_time()
+            for _ in range(10):
+                with contextlib.suppress(ValueError):
+                    call()
+            tries.append(time.process_time() - started)
+        taken.append(min(tries))
+    return taken
+
+
+def test_a_name_that_is_too_long_costs_no_more_than_the_longest() -> None:
+    """All runs' names are looked at by one event loop."""
+    longest, endless = query(".".join(["a"] * 126)), query(".".join(["a"] * 32_000))
+    with pytest.raises(ValueError, match="no name"):
+        dns._question(endless)
+    least, most = seconds_of_processor(lambda: dns._question(longest), lambda: dns._question(endless))
+    assert most < 10 * least
+    hosts = "é" * 60, "é" * 60_000
+    least, most = seconds_of_processor(*(partial(folded, host) for host in hosts))
+    assert most < 10 * least
+
+
+async def test_a_stream_of_what_is_no_query_ends() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.sendall((65_000).to_bytes(2) + bytes(65_000))
+        with pytest.raises(ConnectionError, match="no query"):
+            await dns.Names(allowlist([]), lambda _: None, plenty()).serve_stream(ours)
+
+
+def test_an_answer_of_thousands_of_addresses_is_not_read_to_its_end() -> None:
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4)
+    answers = b"".join(record + number.to_bytes(4) for number in range(4000))
+    answer = bytearray(query("a.example") + answers)
+    struct.pack_into("!H", answer, 6, 4000)
+    assert len(dns._addresses(bytes(answer))) == dns._MAX_ADDRESSES

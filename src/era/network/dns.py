@@ -49,6 +49,9 @@ _MAX_LOOKUPS = 32
 _PER_SECOND = 100
 """Lookups of one run, after as many at once."""
 
+_MAX_ADDRESSES = 256
+"""Addresses of one answer that count. Nobody has more, but for keeping the event loop busy with them."""
+
 _MAX_NAMES = 4096
 _HEADER = 12
 _FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = 1, 2, 3, 4, 5
@@ -148,6 +151,8 @@ class Names:
         while True:
             async with asyncio.timeout(_SECONDS * 4):
                 size = int.from_bytes(await _read_exactly(client, 2))
+                if size > _MAX_QUERY:
+                    raise ConnectionError("this is no query")
                 response = await self._resolve(await _read_exactly(client, size), stream=True)
                 await loop.sock_sendall(client, len(response).to_bytes(2) + response)
 
@@ -175,11 +180,12 @@ class Names:
 
     def _note(self, name: str, addresses: Iterable[Address]) -> None:
         """Note an answer."""
-        if not self._may_ask(name):
+        is_allowed = self._allow.has_name(name)
+        if not is_allowed and not self._allow.ranges:
             return
         for address in addresses:
             if len(self._known) < _MAX_NAMES or address in self._known:
-                self._known[address] = name, self._allow.has_name(name) or self.allows(address)
+                self._known[address] = name, is_allowed or self.allows(address)
             if len(self._answers) < _MAX_NAMES:
                 self._answers.add((address, name))
 
@@ -275,7 +281,9 @@ def _question(message: bytes) -> tuple[str, int]:
             raise ValueError("no name")
         labels.append(label.decode("ascii"))
         at += 1 + size
-    if at + 1 - _HEADER > _MAX_NAME or at + 5 > len(message):
+        if at + 1 - _HEADER > _MAX_NAME:  # before all of a long message is looked at
+            raise ValueError("no name")
+    if at + 5 > len(message):
         raise ValueError("no question")
     return folded(".".join(labels)), at + 5
 
@@ -316,6 +324,8 @@ def _addresses(message: bytes) -> list[Address]:
     with suppress(ValueError, IndexError, struct.error):
         _, at = _question(message)
         for _ in range(struct.unpack("!H", message[6:8])[0]):
+            if len(found) == _MAX_ADDRESSES:
+                break
             while size := message[at]:
                 at += 1 + size if size < 64 else 2
                 if size >= 64:

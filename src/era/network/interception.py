@@ -68,6 +68,10 @@ _HELLO_SECONDS = 2.0
 """For the rest of a hello or head that a program has begun to send. After that the connection passes as bytes."""
 
 _PAUSE_SECONDS = 0.01
+_HELD_BYTES = 32 << 10
+"""What of each end is held at least before no more is read; at most three times that and one read of the event loop. A
+run has hundreds of connections."""
+
 _MAX_NAME = 253
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 _MAX_BODIES = 8
@@ -152,8 +156,8 @@ class Interception:
         if opening.host is None:
             await splice.join(program, server, traffic, self._descriptors, opening.first)
             return
-        near = await asyncio.open_connection(sock=program, limit=CHUNK)
-        far = await asyncio.open_connection(sock=server, limit=CHUNK)
+        near = await asyncio.open_connection(sock=program, limit=_HELD_BYTES)
+        far = await asyncio.open_connection(sock=server, limit=_HELD_BYTES)
         await self._serve(opening, opening.host, near, far, partial(note, opening.host))
 
     async def _opening(
