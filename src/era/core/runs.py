@@ -86,13 +86,9 @@ class Runs:
         The run goes on when the caller stops listening.
         """
         task, begun = self._starting_task(partial(self._run, session_id, request, named=True))
-        try:
-            async with aclosing(_told(task, await _begun(task, begun))) as events:
-                async for event in events:
-                    yield event
-        finally:
-            if not task.done():
-                task.add_done_callback(_end_unheard)
+        async with aclosing(_told(task, begun)) as events:
+            async for event in events:
+                yield event
 
     async def run(
         self, session_id: OwnedId, request: RunRequest, started: Callable[[str], Awaitable[None]] | None = None
@@ -107,7 +103,7 @@ class Runs:
             task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
             if begun is not None:
                 await started(begun.started.run_id)
-        return await asyncio.shield(task)
+        return await _heard(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
         """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
@@ -144,12 +140,12 @@ class Runs:
         """A run in a sandbox that is gone when this returns. Nothing of it is stored. The program is ended where the
         caller is cancelled, and never begins where it has no sandbox by then: nobody else can get at what it writes."""
         with self._executing(request) as (task, _):
-            return await asyncio.shield(task)
+            return await _heard(task)
 
     async def execute_streamed(self, request: ExecuteRequest) -> AsyncGenerator[RunEvent]:
         """`execute`, told as `stream` tells a run, and ended where the caller stops listening, too."""
         with self._executing(request) as (task, begun):
-            async with aclosing(_told(task, await _begun(task, begun))) as events:
+            async with aclosing(_told(task, begun)) as events:
                 async for event in events:
                     yield event
 
@@ -166,7 +162,6 @@ class Runs:
                     task.cancel()
                 else:
                     run.stop_soon()
-                task.add_done_callback(_end_unheard)
 
     async def drain(self, seconds: float) -> None:
         """Wait for the runs under way, at most `seconds`."""
@@ -445,16 +440,32 @@ async def _begun(task: asyncio.Task[Collected], begun: asyncio.Future[_Begun]) -
     return begun.result() if begun.done() else None
 
 
-async def _told(task: asyncio.Task[Collected], begun: _Begun | None) -> AsyncGenerator[RunEvent]:
-    """What a run that was started is told as: see Runs.stream."""
-    if begun is not None:
-        transcript = begun.started.transcript.share()
-        yield begun.started
-        async for piece in transcript.pieces():
-            yield piece
-    done = await asyncio.shield(task)
+async def _told(task: asyncio.Task[Collected], beginning: asyncio.Future[_Begun]) -> AsyncGenerator[RunEvent]:
+    """What a run that is starting is told as: see Runs.stream."""
+    is_followed = True
+    try:
+        if (begun := await _begun(task, beginning)) is not None:
+            transcript = begun.started.transcript.share()
+            yield begun.started
+            async for piece in transcript.pieces():
+                yield piece
+        is_followed = False
+    finally:
+        if is_followed:  # no longer: its listener has gone
+            task.add_done_callback(_end_unheard)
+    done = await _heard(task)
     done.close()
     yield done.result
+
+
+async def _heard(task: asyncio.Task[Collected]) -> Collected:
+    """The end of a run, which goes on where this is cancelled, and then ends unheard. Raises what the run does."""
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.add_done_callback(_end_unheard)
+        raise
+    return task.result()
 
 
 def _end_unheard(task: asyncio.Task[Collected]) -> None:

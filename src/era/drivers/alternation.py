@@ -168,6 +168,8 @@ class Alternation:
 
     def _take_turns(self) -> None:
         self._ended_at = time.monotonic()
+        if self._second is not None and not self._second.channel.alive and self._current is self._first:
+            self._end_second()
         if self._second is not None:
             self._use(self._second if self._current is self._first else self._first)
             self._linger()

@@ -262,7 +262,8 @@ def _is_disk_full(path: str, most_bytes: int) -> bool:
         disk, size = os.statvfs(os.path.dirname(path)), os.path.getsize(path)
     except OSError:
         return False
-    return disk.f_blocks > 0 and disk.f_bavail * disk.f_frsize < max(most_bytes - size, _LITTLE)
+    free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail  # of which some may be kept for root
+    return disk.f_blocks > 0 and free * disk.f_frsize < max(most_bytes - size, _LITTLE)
 
 
 def _sql_value(value: Any) -> Any:

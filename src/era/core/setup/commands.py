@@ -70,7 +70,7 @@ class Commands:
         if not session.persistent:
             result.error = "This session is not persistent: it keeps no files, so commands could leave none. " + _HINT
             return result
-        if self._pool.is_busy(session.key):  # as that of a session whose packages were lost while it is live
+        if self._pool.is_busy(session.key):  # as that of a session whose packages were lost under a run
             raise Unavailable("Something else is under way in the session's sandbox.")
         sandbox = await self._pool.acquire(replace(session, package_set=package_set))
         try:

@@ -358,7 +358,8 @@ class Setups:
                     begun = time.monotonic()
                     installed = await self._install(job, packages, anew, progress)
                 stdout, stderr = installed.stdout, installed.stderr
-            if to_run := commands(job.setup):
+            # What they leave is in the files of a session that is live: only its packages were lost, meanwhile.
+            if (to_run := commands(job.setup)) and job.session_key not in self._liveness:
                 await self._begin(job, progress)
                 session = await self._session(job)
                 ran = await self._commands.run(
