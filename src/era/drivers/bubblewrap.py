@@ -410,7 +410,6 @@ class BubblewrapSandbox(OutsideView):
             self._process.end(1)
         if self._log >= 0:
             os.close(self._log)
-            self._log = -1
         try:
             if self._group is not None:
                 self._group.remove()
