@@ -445,7 +445,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     webhooks=webhooks,
                     setups=setups,
                     files=CurrentFiles(files, live_sessions, checkpoints, store, turns),
-                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, slots, pins),
+                    archives=Archives(store, snapshots, blobs, turns, spool, transfers, files, pins),
                     links=Links(signing_secret(settings, "link-key"), store, api_keys),
                     turns=turns,
                     readiness=readiness,

@@ -270,16 +270,31 @@ def test_a_file_that_gets_shorter_while_it_is_sent_breaks_off(client: httpx.Clie
 
 
 @pytest.mark.parametrize("size", [5 * MIB, 200_000])
+@pytest.mark.parametrize("kept", ["a", "node_modules/large"], ids=["files", "packages"])
 def test_a_file_that_has_no_room_costs_the_session_nothing(
-    client: httpx.Client, session: MakeSession, size: int
+    client: httpx.Client, session: MakeSession, size: int, kept: str
 ) -> None:
     """It is refused before it is written: what can't be committed would end the processes."""
     where = session(limits={"disk_mb": 8})
     sleeper = start(client, where, "sleep 1000")
-    put(client, where, "a", bytes(8 * MIB - 100_000))
+    if kept != "a":
+        put(client, where, "node_modules/.package-lock.json", b"{}")
+    put(client, where, kept, bytes(8 * MIB - 100_000))
+    before = names(client, where)
     refused(client.put(f"/api/sessions/{where}/files/b", content=bytes(size)), 413, "may be")
     time.sleep(1)
-    assert names(client, where) == ["a"]
+    assert names(client, where) == before
     assert process(client, where, sleeper)["status"] == "running"
-    put(client, where, "a", bytes(size))
-    assert names(client, where) == ["a"]
+    put(client, where, kept, bytes(size))
+    assert names(client, where) == before
+
+
+def test_a_file_too_many_costs_a_live_session_nothing(client: httpx.Client, session: MakeSession) -> None:
+    where = session(limits={"files": 16})
+    sleeper = start(client, where, "mkdir d; cd d; touch 1 2 3 4 5 6 7 8 9 10 11 12 13 14; echo made; sleep 1000")
+    assert eventually(lambda: output(client, where, sleeper) == b"made\n")
+    put(client, where, "a", b"1")
+    refused(client.put(f"/api/sessions/{where}/files/b", content=b"1"), 413, "may be")
+    put(client, where, "a", b"2")
+    time.sleep(1)
+    assert process(client, where, sleeper)["status"] == "running"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from weakref import finalize
@@ -22,7 +23,7 @@ from era.core.files.paths import Parts, name_problem, state_file
 from era.core.files.pins import Pins
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
 from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
-from era.core.files.spool import Slots, Spool, Threads
+from era.core.files.spool import Spool, Threads
 from era.core.files.totals import Bounds, link_totals
 from era.core.files.tree_objects import name_bytes
 from era.core.files.trees import BlobBatch
@@ -31,11 +32,14 @@ from era.core.files.unzip import zip_members
 from era.core.metadata import MetadataStore
 from era.core.models import STATE_FILE, OwnedId, Session
 from era.core.turns import Turns
-from era.errors import Conflict, TooLarge, Unavailable
+from era.errors import Conflict, TooLarge, TooManyUploads, Unavailable
 
 _AT_A_TIME = 2
 """How many archives are unpacked at a time: each takes a thread and a processor for as long as it lasts. Of an owner's
 it is one."""
+
+_MOST_WAITING = 8
+"""Archives of an owner that are unpacked or wait for that."""
 
 _RELY_SECONDS = SHORT_GRACE_SECONDS / 2
 """Content that was put longer ago than this is put again before a row names it: it may be swept as garbage by then. By
@@ -71,7 +75,6 @@ class Archives:
         spool: Spool,
         threads: Threads,
         files: SessionFiles,
-        slots: Slots,
         pins: Pins,
     ) -> None:
         self._pins = pins
@@ -82,8 +85,9 @@ class Archives:
         self._spool = spool
         self._threads = threads
         self._files = files
-        self._slots = slots
         self._unpacking: FairSlots[str] = FairSlots(_AT_A_TIME, 1)
+        self._waiting: Counter[str] = Counter()
+        """By owner, archives that have been received and not been unpacked."""
 
     async def get(self, session_id: OwnedId, form: Format, version: int | None = None) -> AsyncIterator[bytes]:
         """The tree of a version, of the current one if it is None, as an archive, in pieces. All of them come from one
@@ -138,7 +142,7 @@ class Archives:
             self._spool.receive(body(session), self._threads, small=0) as upload,
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-                unpacked, put_at = await self._unpack(fd, declared, session)
+                unpacked, put_at = await self._unpack_in_turn(fd, declared, session)
                 async with self._turns.take(session_id, patience=patience):
                     session = await self._files.writable_session(session_id, session.key)
                     with self._blobs.naming():
@@ -154,12 +158,22 @@ class Archives:
                         session, dropped = await self._files.commit(session, snapshot)
         return unpacked.files, session, dropped
 
-    async def _unpack(self, fd: int, declared: Format | None, session: Session) -> tuple[Unpacked, float]:
+    async def _unpack_in_turn(self, fd: int, declared: Format | None, session: Session) -> tuple[Unpacked, float]:
         """Unpack an archive, as soon as its owner has no other that is unpacked. Raises as `_unpack_now`, and
-        TooManyUploads."""
-        async with self._unpacking.slot(session.owner):
-            with self._slots.take():
-                return await self._threads(self._unpack_now, fd, declared, self._files.bounds(session))
+        TooManyUploads where too many of his wait: each has its content on the disk."""
+        if self._waiting[session.owner] >= _MOST_WAITING:
+            raise TooManyUploads(f"{_MOST_WAITING} archives of yours are about to be unpacked already.")
+        self._waiting[session.owner] += 1
+        try:
+            async with self._unpacking.slot(session.owner):
+                return await self._unpack(fd, declared, session)
+        finally:
+            self._waiting[session.owner] -= 1
+            if not self._waiting[session.owner]:
+                del self._waiting[session.owner]
+
+    async def _unpack(self, fd: int, declared: Format | None, session: Session) -> tuple[Unpacked, float]:
+        return await self._threads(self._unpack_now, fd, declared, self._files.bounds(session))
 
     def _unpack_now(self, fd: int, declared: Format | None, bounds: Bounds) -> tuple[Unpacked, float]:
         """Unpack an archive, on a thread. Also returns when all was unpacked, in seconds since 1970: before new content

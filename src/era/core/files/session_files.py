@@ -25,7 +25,7 @@ from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remo
 from era.core.files.paths import Parts
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import FairThreads, Spool, Threads, Upload
-from era.core.files.totals import Bounds
+from era.core.files.totals import Bounds, Totals
 from era.core.files.unpack import PIECE
 from era.core.history import HistoryBound
 from era.core.limits import Rules, bounds
@@ -400,15 +400,20 @@ class SessionFiles:
         return check
 
     async def check_room(self, session: Session, path: Parts, size: int) -> None:
-        """Raises TooLarge for a file of so many bytes that the session can't hold beside what it held last. In a live
-        session that is known before it is written: what exceeds the bound there can't be committed, and then its
-        processes are ended."""
-        total, most = session.snapshot.total_bytes + size, self.bounds(session).total_bytes
-        if total > most:
-            entry = await self._found(session, path)
-            total -= edits.entry_size(entry) if entry is not None and entry[0] == "file" else 0
-            if total > most:
-                raise TooLarge(f"The session's files would be {total} bytes, {most} may be.")
+        """Raises TooLarge for a file of so many bytes that the session can't hold beside what it held last, packages
+        included. In a live session that is to be known before it is written: what exceeds the bound there can't be
+        committed, and then its processes are ended."""
+        most, held = self.bounds(session), await self._snapshots.totals(session.snapshot)
+        if most.have_room(held.plus(Totals(1, 1, size))):
+            return
+        entry = await self._found(session, path)
+        before = Totals() if entry is None else Totals(1, 1, edits.entry_size(entry) if entry[0] == "file" else 0)
+        held = held.plus(Totals(1, 1, size)).minus(before)
+        if not most.have_room(held):
+            raise TooLarge(
+                f"The session would hold {held.total_bytes} bytes in {held.entries} files and directories, "
+                f"{most.total_bytes} in {most.entries} may be."
+            )
 
     async def _current(self, session: Session, path: Parts) -> str | None:
         """What is at a path, as Condition.check takes it: a file's digest, None for nothing, "" for no file."""

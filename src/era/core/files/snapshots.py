@@ -511,6 +511,18 @@ class Snapshots:
             _, files, total_bytes, _ = edits.own_totals(self.read_tree, root)
         return Snapshot(root, files, total_bytes, stored)
 
+    async def totals(self, snapshot: Snapshot) -> Totals:
+        """What a snapshot holds, at most, packages included. Raises Unavailable where it can't be read."""
+        if snapshot.root is None:
+            return Totals()
+        if (known := self._counts.get(snapshot.root)) is None:
+            try:
+                known = await self.on_thread(lambda: edits.count(self.read_tree, snapshot.root), snapshot.root)
+            except OSError as error:
+                raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+            self.remember_totals(snapshot.root, known)
+        return known
+
     def _within(self, bounds: Bounds, read: ReadTree, root: str | None, more: Totals) -> Totals:
         """What a tree would hold with so much more, packages included, as a run is measured. Raises TooLarge where that
         is more than before and over the bounds."""

@@ -27,7 +27,7 @@ from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NotFound, SessionLive, Unavailable
+from era.errors import BadRequest, EraError, NotFound, SessionLive, TooLarge, Unavailable
 
 _ATTEMPTS = 5
 _SETTLE_SECONDS = 30.0
@@ -167,7 +167,10 @@ class CurrentFiles:
                 storing: asyncio.Task[None] | None = None
                 try:
                     await self._check(helper, path, condition)
-                    await self._files.check_room(session, path, upload.size)
+                    try:
+                        await self._files.check_room(session, path, upload.size)
+                    except TooLarge:  # there may be more room since the body began to come
+                        await self._files.check_room(await reading, path, upload.size)
                     if upload.size <= PIECE:
                         now = time.time_ns()
                         # The commit finds this stored. Where it fails, the commit stores it, or fails in its stead.
