@@ -442,7 +442,7 @@ def test_what_keeps_a_set_from_coming_back_is_no_loss(
         elif gone == "interpreter":
             context.setattr(sys, "executable", "/nowhere/python3")
         else:
-            context.setattr(lab.installer, "_most_files", 0)
+            context.setattr(lab.installer._compiler, "_most_files", 0)
         with pytest.raises(Unavailable, match="could not be brought back"):
             lab.run(package_sets.ensure(made.digest))
     assert lost == []

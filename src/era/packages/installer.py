@@ -21,7 +21,8 @@ removes, or a blob that nothing names.
 *Bytecode.* Compiling a few packages takes longer than fetching them, and without bytecode a program compiles for itself
 what it imports. So where there is little to compile, that is done on a copy once the package set is in its place, and
 added to it. Until then the set has a mark; should the service end, a set with a mark is unpacked from its archive
-again. Where there is much to compile, no run should have to do it: that is done before.
+again. Where there is much to compile, no run should have to do it: that is done before. Bytecode may be missing:
+bytecode.py has the bounds.
 
 *Ownership.* A package set that was only unpacked is shared by all. What was built was made by code of strangers, who
 could make it anything: it is used by the session that built it only. So that session is part of the note's name, and,
@@ -42,6 +43,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -67,6 +69,7 @@ from era.core.setup.requirements import Packages
 from era.core.turns import Turns
 from era.packages import archives, building, tools, trees
 from era.packages.building import MustBuild
+from era.packages.bytecode import Compiler
 from era.packages.making import Making
 from era.packages.notes import Notes
 from era.packages.processes import Processes, Space, size_of
@@ -78,15 +81,17 @@ _RUN_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
 
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SITE = f"lib/python{_VERSION}/site-packages"
-_COMPILE_SECONDS = 120.0
 _MANY_BYTES = 16 << 20
-"""With less to compile, nobody waits for it, and a process for each processor would cost more than it saves."""
+"""With less to compile, nobody waits for it, and a second process would cost more than it saves."""
+
+_PATIENCE_SECONDS = 120.0
+"""How long an installation waits for the compiler."""
 
 _UNCOMPILED = "uncompiled"
 """A file beside the lock: the mark of a set whose bytecode is still missing."""
 
 _AT_A_TIME = 2
-"""How many tools run on the host at the same time. Builds in sandboxes don't count."""
+"""How many tools fetch at the same time. Builds in sandboxes don't count."""
 
 _FORMAT = 2
 
@@ -142,6 +147,12 @@ class PackageInstaller:
         if python_prefix is not None:
             shown["python"] = python_prefix
         self._processes = Processes(directory, shown)
+        self._python_names = ["python"] if python_prefix else []
+        """What a tool needs to see of the interpreter of sandboxes."""
+
+        self._compiler = Compiler(
+            self._processes, self._python_names, most_bytes=self._most_bytes, most_files=self._most_files
+        )
         self._runtimes = {
             "python": f"{sys.implementation.name} {_VERSION} {sysconfig.get_platform()}",
             "node": (node / "include/node/node_version.h").read_text()[:2000] if node.exists() else "",
@@ -399,7 +410,7 @@ class PackageInstaller:
     async def _fetch(self, tool: str, command: list[str], variables: Mapping[str, str], making: Making) -> None:
         """Run a tool on the host once a slot is free; the wait for that doesn't count for the deadline. Raises
         MustBuild, SetupFailed."""
-        names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *(["python"] if self._prefix else [])]
+        names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *self._python_names]
         space = Space(making.scratch, self._cache, self._most_bytes)
         begun = time.monotonic()
         try:
@@ -497,7 +508,9 @@ class PackageInstaller:
         """Publish `scratch/made`, compiled before if it is large, else afterwards."""
         size = size_of(scratch / "made/python" / _SITE)
         if size > _MANY_BYTES:
-            await self._compile(scratch, min(deadline, time.monotonic() + _COMPILE_SECONDS))
+            async with self._compiler.turn(min(deadline - time.monotonic(), _PATIENCE_SECONDS)) as has_turn:
+                if has_turn:  # else rather without bytecode than later still
+                    await self._compile(scratch, deadline, is_large=True)
         elif size:
             (scratch / "made" / _UNCOMPILED).touch()
         await in_thread(self._publish, scratch, digest)
@@ -505,17 +518,26 @@ class PackageInstaller:
             _in_background(self._compile_afterwards(digest), self._compiling)
 
     async def _compile_afterwards(self, digest: str) -> None:
-        """Compile a copy of a published package set, and add the bytecode to it. Failures are ignored."""
+        """Compile a copy of a published package set, and add the bytecode to it. A failure takes the mark away, too:
+        each start would try again, and end as this has."""
         place = self.package_sets / digest
 
         async def compile_copy(scratch: Path) -> None:
             scratch.mkdir(mode=0o700)
             await in_thread(shutil.copytree, place / "python", scratch / "made/python", symlinks=True)
-            await self._compile(scratch, time.monotonic() + _COMPILE_SECONDS)
+            await self._compile(scratch, math.inf, is_large=False)
             await in_thread(self._add_bytecode, scratch / "made", place)
 
-        with suppress(OSError, SetupFailed):  # runs are slower then, and no worse
-            await self._in_scratch(compile_copy)
+        async with self._compiler.turn():  # before it is copied, or copies would be waiting
+            try:
+                await self._in_scratch(compile_copy)
+            except (OSError, SetupFailed):  # runs are slower then, and no worse
+                with suppress(OSError):
+                    (place / _UNCOMPILED).unlink()
+
+    async def _compile(self, scratch: Path, deadline: float, *, is_large: bool) -> None:
+        """See Compiler.compile."""
+        await self._compiler.compile(scratch, self._interpreter(scratch), _SITE, deadline, is_large=is_large)
 
     def _add_bytecode(self, made: Path, place: Path) -> None:
         """Move the `__pycache__` directories of a compiled copy to the published set, and take its mark away."""
@@ -528,30 +550,6 @@ class PackageInstaller:
                     os.rename(f"{where}/__pycache__", place / os.path.relpath(where, made) / "__pycache__")
         (place / _UNCOMPILED).unlink()
         sync_file_system(place)
-
-    async def _compile(self, scratch: Path, deadline: float) -> None:
-        """Compile the Python sources of `scratch/made` to bytecode beside them. A file that can't be compiled is left
-        as it is. Raises SetupFailed, OSError."""
-        uid, bare = self._processes.compiler, scratch / "compiled"
-        bare.mkdir()
-        (scratch / "made/python").rename(bare / "python")
-        await in_thread(trees.own, bare, uid)
-        work = self._processes.path("work", bare)
-        command = [self._interpreter(scratch), "-I", "-S", "-m", "compileall", "-q"]
-        command += ["-j", "0" if size_of(bare) > _MANY_BYTES else "1"]
-        command += ["-s", f"{work}/python"]  # or the bytecode would have this machine's path
-        command += ["--invalidation-mode", "unchecked-hash", f"{work}/python/{_SITE}"]
-        space = Space(bare, bare, self._most_bytes)
-        with suppress(SetupFailed):
-            await self._processes.run(
-                command, {"PATH": "/usr/bin:/bin"}, scratch=bare, uid=uid, deadline=deadline, space=space,
-                names=["python"] if self._prefix else [],
-            )  # fmt: skip
-        if uid is not None:
-            os.chown(bare, 0, 0)
-        bare.chmod(0o700)
-        await in_thread(trees.check, bare, most_files=2 * self._most_files, most_bytes=4 * self._most_bytes)
-        (bare / "python").rename(scratch / "made/python")
 
     def _publish(self, scratch: Path, digest: str) -> None:
         """Flush `scratch/made` to disk and rename it to its place. Raises OSError."""

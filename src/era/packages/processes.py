@@ -89,16 +89,21 @@ class Processes:
         space: Space,
         names: Sequence[str],
         say: Say | None = None,
+        most_memory: int | None = None,
     ) -> Ran:
         """Run a tool in its scratch directory, as `uid`, with the files `names`. `deadline` is of the monotonic clock.
-        `say` gets the output as it comes. Raises SetupFailed where it takes too long or too much space."""
+        `say` gets the output as it comes. `most_memory` is how many bytes each of its processes may take. Raises
+        SetupFailed where it takes too long or too much space."""
         shown = {"work": os.fspath(scratch), **{name: self._shown[name] for name in names}}
+        rlimits = {"RLIMIT_FSIZE": space.most, "RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096}
+        if most_memory is not None:
+            rlimits["RLIMIT_AS"] = most_memory
         plan = {
             "parent": os.getpid(),
             "uid": uid,
             "stage": _STAGE,
             "binds": shown,
-            "rlimits": {"RLIMIT_FSIZE": space.most, "RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096},
+            "rlimits": rlimits,
             "directory": self.path("work", scratch),
             "command": list(command),
             "environment": dict(environment),

@@ -1,0 +1,110 @@
+"""Bytecode of package sets: what it may take to compile them, and that they do without."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from era.core.setup.package_sets import PackageSet, SetupFailed
+from era.packages import bytecode, installer
+from tests.packages.lab import Lab, assert_sound
+from tests.packages.registry import Registry, wheel
+
+GREEDY = f"x = [{f'{"[" * 90}{"]" * 90},' * 3000}]\n"
+"""A source of half a megabyte, for whose compiling Python takes several hundred."""
+
+
+def put(registry: Registry) -> None:
+    """Serve a package with a greedy module among modest ones."""
+    files = {"a/__init__.py": "x = 1", "a/greedy.py": GREEDY, "z.py": "x = 1"}
+    registry.put_python("a", "a-1.0-py3-none-any.whl", wheel("a", files))
+
+
+def compiled(lab: Lab, made: PackageSet) -> set[str]:
+    """The modules that have bytecode."""
+    return {Path(path).name.partition(".")[0] for path in lab.files(made) if path.endswith(".pyc")}
+
+
+@pytest.mark.parametrize("many", [0, 16 << 20], ids=["before", "afterwards"])
+def test_sources_that_take_much_memory_are_left(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    put(registry)
+    monkeypatch.setattr(installer, "_MANY_BYTES", many)
+    with monkeypatch.context() as context:
+        context.setattr(bytecode, "_MOST_MEMORY", 200 << 20)
+        made = lab.make(pip=["a"])
+    assert_sound(lab, made)
+    assert compiled(lab, made) == {"__init__", "z"}, "one file costs the others nothing"
+    assert "uncompiled" not in lab.files(made), "no start tries that again"
+    lab.installer.open()
+    assert lab.installer.is_here(made.digest)
+
+
+def test_greedy_sources_would_be_compiled_without_the_bound(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry)
+    monkeypatch.setattr(bytecode, "_MOST_MEMORY", None)
+    assert compiled(lab, lab.make(pip=["a"])) == {"__init__", "greedy", "z"}
+
+
+@pytest.mark.parametrize("problem", [SetupFailed("too large"), OSError("the disk is full")])
+def test_a_set_that_can_t_be_compiled_is_not_tried_at_each_start(
+    lab: Lab, registry: Registry, problem: Exception
+) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    with patch.object(lab.installer, "_compile", side_effect=problem):
+        made = lab.make(pip=["one"])
+    assert compiled(lab, made) == set()
+    assert_sound(lab, made)
+    lab.installer.open()
+    assert lab.installer.is_here(made.digest)
+
+
+def test_one_set_is_compiled_at_a_time(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, most, run = 0, 0, lab.installer._processes.run
+
+    async def counted(command: list[str], *given: object, **named: object) -> object:
+        nonlocal under_way, most
+        is_compiler = "compileall" in command
+        under_way += is_compiler
+        most = max(most, under_way)
+        try:
+            return await run(command, *given, **named)  # type: ignore[arg-type]
+        finally:
+            under_way -= is_compiler
+
+    monkeypatch.setattr(lab.installer._processes, "run", counted)
+    for name in "abc":
+        registry.put_python(name, f"{name}-1.0-py3-none-any.whl", wheel(name, {f"{name}.py": "x = 1"}))
+    made = [lab.make(pip=[name]) for name in "abc"]
+    for each in made:
+        lab.installer._drop(lab.directory / "environments" / each.digest)
+    most = 0
+
+    async def restored() -> None:
+        await asyncio.gather(*(lab.installer.ensure(each.digest) for each in made))
+
+    lab.run(restored())
+    assert most == 1
+    assert all(compiled(lab, each) for each in made)
+
+
+def test_who_waits_too_long_for_the_compiler_goes_without(
+    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    monkeypatch.setattr(installer, "_MANY_BYTES", 0)
+    monkeypatch.setattr(installer, "_PATIENCE_SECONDS", 0.05)
+
+    async def made_beside() -> PackageSet:
+        async with lab.installer._compiler.turn():
+            return await lab.installer.make(installer.Packages(pip=("one",)), lab.build, anew=False)
+
+    made: PackageSet = lab.run(made_beside())
+    assert compiled(lab, made) == set()
+    assert_sound(lab, made)
