@@ -104,6 +104,7 @@ def test_a_file_that_breaks_off_does_not_pass_for_a_whole_one(registry: Registry
 
 
 HOSTILE = (
+    get("/0/.."), get("/0/../"), get("/0/."), get("/0/./"), get("/0/..."),
     get("/0/../secret/"), get("/0/%2e%2e/secret"), get("/0/secret?x"), get("/0/..%2fsecret/"), get("/2/a/"),
     get("/file/7/x"), get("/file/-1/x"), get("/file/0/../../../secret"), get("/secret"), get("//REGISTRY/secret"),
     get("http://REGISTRY/secret"), get("/0/http://REGISTRY/secret"), get("/0/a/\r\nX: /secret"), get("/1/a/"),
@@ -121,9 +122,17 @@ def test_nothing_else_can_be_fetched(registry: Registry, monkeypatch: pytest.Mon
     assert [answer[:100] for answer in responses[1:] if answer[9:10] != b"4"] == []
     asked = {path for path in registry.asked if "secret" in path}
     assert asked <= {"/simple/secret/"}, "nothing but pages of the index"
+    assert {"/", "/simple/", "/simple"}.isdisjoint(registry.asked), "nor a directory that isn't a package's"
     monkeypatch.setattr(indexes.IndexListener, "_answer", lambda self, writer, path: self._send_file(writer, path))
     weak = answers(registry, *requests)
     assert [answer for answer in weak if b"secret" in answer], "it would be, if links were not numbers"
+
+
+def test_one_page_names_no_more_files_than_all_may(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexes, "_MAX_FILES", 3)
+    registry.pages["/simple/many/"] = b"".join(b'<a href="/files/%d.whl">x</a>' % n for n in range(10))
+    first, many, again = answers(registry, get("/0/a/"), get("/0/many/"), get("/0/a/"))
+    assert [first[9:12], many[9:12], again[9:12]] == [b"200", b"429", b"200"]
 
 
 def test_a_head_that_does_not_end_is_cut_off(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,9 @@ from era.network.accept_loop import AcceptLoop
 from era.network.http1 import CHUNK, Ends, Refused, read_request_head, serve_connection
 from era.network.splice import IDLE_SECONDS, reset
 
-_PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9._-]{1,200})/?")
+_PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9](?:[A-Za-z0-9._-]{0,198}[A-Za-z0-9])?)/?")
+"""An index and a package. No name begins with a dot: `..` would be the directory above."""
+
 _FILE = re.compile(r"/file/([0-9]{1,9})/[A-Za-z0-9._+!%-]{1,300}?(\.metadata)?")
 _LINK = re.compile(r"""(<a\s[^>]*?\bhref\s*=\s*)("[^"]*"|'[^']*')""", re.IGNORECASE)
 _BASE = re.compile(r"""<base\s[^>]*?\bhref\s*=\s*("[^"]*"|'[^']*')[^>]*>""", re.IGNORECASE)
@@ -136,15 +138,13 @@ class IndexListener:
                 if len(content) > _MAX_PAGE_BYTES:
                     raise Refused(502, "too_large", "the registry's page is too large")
             base = str(answer.url)
-        if len(self._files) > _MAX_FILES:
-            raise Refused(429, "too_many", "this build has asked for too many pages")
         async with self._rewriting:
             page = await asyncio.to_thread(self._rewritten, content.decode(errors="replace"), base)
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
         await _send(writer, head.encode() + page)
 
     def _rewritten(self, page: str, base: str) -> bytes:
-        """The page with each link replaced by one to this listener."""
+        """The page with each link replaced by one to this listener. Raises Refused where there are too many."""
         if match := _BASE.search(page):
             base = urljoin(base, unescape(match[1][1:-1]))
 
@@ -152,8 +152,11 @@ class IndexListener:
             address, fragment = urldefrag(urljoin(base, unescape(link[2][1:-1])))
             if not address.startswith(("http://", "https://")):
                 return f'{link[1]}""'
-            number = self._numbers.setdefault(address, len(self._numbers))
+            number = self._numbers.get(address, len(self._files))
             if number == len(self._files):
+                if number >= _MAX_FILES:
+                    raise Refused(429, "too_many", "the pages that this build has asked for name too many files")
+                self._numbers[address] = number
                 self._files.append(address)
             name = address.partition("?")[0].rpartition("/")[2]
             return f'{link[1]}"{escape(f"{self._base_url}/file/{number}/{name}#{fragment}")}"'
