@@ -14,8 +14,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, event
 
 from era.errors import BadRequest, Conflict, NotFound, Unavailable
+from era.operation import check as checking
 from era.operation import contents
 from era.operation.backup import _undo_rows, back_up, restore
 from era.operation.check import check
@@ -185,6 +187,7 @@ def test_a_hostile_backup_gets_nowhere_else(kept: Kept, tmp_path: Path, path: st
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from era.operation import check as checking
 from era.operation import contents
 from era.operation.backup import back_up, restore
 from era.operation.server_data import ServerData
@@ -287,6 +290,35 @@ def test_check_names_what_is_wrong_and_who_needs_it(kept: Kept, tmp_path: Path) 
     assert {path.name for path in (data / "damaged").iterdir()} == {root, value}
     era(None, "check", "--data-dir", data, "--repair", "--from", backup, code=0)
     assert check(ServerData(data), quiet).problems == []
+
+
+def test_a_check_of_much_that_is_missing_asks_no_more_often(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question reads whole tables, and what is above a blob takes a look at all trees."""
+    data, asked, turned = restored(kept[1], tmp_path / "data").directory, list[str](), list[int]()
+    names, above = checking._named_by, contents.Walk.above
+
+    def counted(rows: Connection, digests: set[str]) -> dict[str, list[str]]:
+        event.listen(rows, "before_cursor_execute", lambda *given: asked.append(given[2]))
+        return names(rows, digests)
+
+    def counted_above(walk: contents.Walk) -> dict[str, list[str]]:
+        turned.append(1)
+        return above(walk)
+
+    monkeypatch.setattr(checking, "_named_by", counted)
+    monkeypatch.setattr(contents.Walk, "above", counted_above)
+    files = [path for path in (data / "blobs").rglob("*") if path.is_file()]
+    for path in files:
+        path.unlink()
+    report = check(ServerData(data), quiet, repair=True)
+    assert len(report.problems) > 3
+    assert all(problem.affects for problem in report.problems)
+    assert len(asked) == len(checking._WHO)
+    assert turned == [1]
+    assert check(ServerData(data), quiet, repair=True, backup=kept[1]).problems == []
+    assert len(turned) == 2, "for the report only, however many passes there were"
 
 
 def test_a_damaged_tree_of_a_right_name_is_named(tmp_path: Path) -> None:

@@ -18,29 +18,30 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, text
 
 from era.operation import contents
-from era.operation.contents import Advance
+from era.operation.contents import Advance, Walk
 from era.operation.server_data import ASIDE, Content, ServerData, blob_path, is_damaged
 
-_CHUNK = 500
+_CHUNK = 10_000
+"""Digests in one query. No column has an index for them, so each query reads a whole table."""
 
 _ROWS_WITHOUT_VERSION = (
     "SELECT id FROM sessions WHERE NOT EXISTS "
     "(SELECT 1 FROM versions WHERE session_key = sessions.key AND n = sessions.version)"
 )
 _WHO = (
-    ("snapshot_root", "SELECT s.id || ' version ' || v.n FROM versions v JOIN sessions s ON s.key = v.session_key"),
-    ("environment", "SELECT id || ' packages' FROM sessions"),
+    ("snapshot_root", "s.id || ' version ' || v.n", "versions v JOIN sessions s ON s.key = v.session_key"),
+    ("environment", "id || ' packages'", "sessions"),
     *(
         (
             column,
-            "SELECT s.id || ' output of ' || r.id FROM outputs o JOIN sessions s ON s.key = o.session_key "
-            "JOIN runs r ON r.key = o.run_key",
+            "s.id || ' output of ' || r.id",
+            "outputs o JOIN sessions s ON s.key = o.session_key JOIN runs r ON r.key = o.run_key",
         )
         for column in ("stdout_digest", "stderr_digest", "piece_order_digest", "cell_digest")
     ),
-    ("digest", "SELECT 'storage of ' || owner || ', ' || kind || ' ' || namespace FROM storage_items"),
+    ("digest", "'storage of ' || owner || ', ' || kind || ' ' || namespace", "storage_items"),
 )
-"""Which rows name a digest in a column, as texts for people."""
+"""Which rows name a digest in a column: their texts for people, and the tables that they are in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +104,12 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class _Bad:
-    """Blobs that are missing or damaged, with why, and all trees and blobs from which they are reached."""
+    """Blobs that are missing or damaged, with why."""
 
     why: dict[str, str]
-    above: dict[str, set[str]]
+    walk: Walk
+    """By which they were found."""
+
     damaged: set[str]
     """Those that are there, and not what they should be."""
 
@@ -133,8 +136,7 @@ def _examine(server: ServerData, content: Content, progress: Callable[[int], Adv
             why[digest] = "is missing"
         except OSError as error:
             why[digest] = contents.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
-    above = {digest: found.reaches({digest}) for digest in why}
-    return report, _Bad(why, above, {digest for digest in why if digest in sizes})
+    return report, _Bad(why, found, {digest for digest in why if digest in sizes})
 
 
 def _row_problems(rows: Connection) -> Iterator[str]:
@@ -151,14 +153,24 @@ def _row_problems(rows: Connection) -> Iterator[str]:
 
 def _told(rows: Connection, bad: _Bad) -> Iterator[Problem]:
     """The problems, with who is affected."""
+    above = bad.walk.above()
+    who = _named_by(rows, contents.reaching(bad.why, above))
     for digest, why in sorted(bad.why.items()):
-        affects: list[str] = []
-        for some in batched(sorted(bad.above[digest]), _CHUNK):
-            for column, query in _WHO:
-                among = text(f"{query} WHERE {column} IN :digests").bindparams(bindparam("digests", expanding=True))
-                found = rows.execute(among, {"digests": some}).scalars()
-                affects += [who for who in found if who not in affects]
-        yield Problem(blob_path(digest), why, affects)
+        naming = sorted(contents.reaching([digest], above) & who.keys())
+        affects = dict.fromkeys(each for name in naming for each in who[name])
+        yield Problem(blob_path(digest), why, list(affects))
+
+
+def _named_by(rows: Connection, digests: set[str]) -> dict[str, list[str]]:
+    """The rows that name these digests, as texts, by digest."""
+    who: dict[str, list[str]] = {}
+    for some in batched(sorted(digests), _CHUNK):
+        for column, called, tables in _WHO:
+            query = text(f"SELECT {column}, {called} FROM {tables} WHERE {column} IN :digests")  # noqa: S608 - constants
+            found = rows.execute(query.bindparams(bindparam("digests", expanding=True)), {"digests": some})
+            for digest, each in found:
+                who.setdefault(digest, []).append(each)
+    return who
 
 
 def _repair(directory: Path, content: Content, bad: _Bad, digests: set[str], backup: Path | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -54,19 +54,25 @@ class Walk:
     below: dict[str, list[str]] = field(default_factory=dict)
     """What each tree names."""
 
-    def reaches(self, bad: set[str]) -> set[str]:
-        """The trees and blobs from which one of these is reached, themselves included."""
+    def above(self) -> dict[str, list[str]]:
+        """The trees that name each tree and blob."""
         above: dict[str, list[str]] = {}
         for tree, names in self.below.items():
             for name in names:
                 above.setdefault(name, []).append(tree)
-        found, pending = set(bad), list(bad)
-        while pending:
-            for tree in above.get(pending.pop(), ()):
-                if tree not in found:
-                    found.add(tree)
-                    pending.append(tree)
-        return found
+        return above
+
+
+def reaching(bad: Iterable[str], above: Mapping[str, Iterable[str]]) -> set[str]:
+    """The trees and blobs from which one of these is reached, themselves included. `above` is Walk.above."""
+    found = set(bad)
+    pending = list(found)
+    while pending:
+        for tree in above.get(pending.pop(), ()):
+            if tree not in found:
+                found.add(tree)
+                pending.append(tree)
+    return found
 
 
 def databases(directory: Path) -> Iterator[str]:
