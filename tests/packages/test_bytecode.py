@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tarfile
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
 from era.core.setup.package_sets import PackageSet, SetupFailed
-from era.packages import bytecode, installer
+from era.packages import bytecode, installer, trees
 from tests.packages.lab import Lab, assert_sound
 from tests.packages.registry import Registry, wheel
 
@@ -63,6 +65,34 @@ def test_a_set_that_can_t_be_compiled_is_not_tried_at_each_start(
     assert_sound(lab, made)
     lab.installer.open()
     assert lab.installer.is_here(made.digest)
+
+
+def archived(lab: Lab, made: PackageSet) -> list[str]:
+    """The names in the archive of a package set."""
+    with os.fdopen(lab.blobs.open_blob(made.digest), "rb") as file, tarfile.open(fileobj=file) as archive:
+        return archive.getnames()
+
+
+def test_a_package_s_own_bytecode_is_left_out(lab: Lab, registry: Registry) -> None:
+    files = {"one.py": "x = 1", "__pycache__/one.pyc": "", "a/__pycache__/b/c.pyc": "", "a/__init__.py": ""}
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", files))
+    made = lab.make(pip=["one"])
+    assert not [name for name in archived(lab, made) if "__pycache__" in name]
+    assert compiled(lab, made) == {"one", "__init__"}
+
+
+@pytest.mark.parametrize("by", ["variable", "file"])
+def test_uv_makes_no_bytecode_though_it_is_told_to(
+    lab: Lab, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """It would be of strangers' sources without bounds, and with times, so that equal packages were different sets."""
+    (tmp_path / "uv.toml").write_text("[pip]\ncompile-bytecode = true\n")
+    more = {"UV_COMPILE_BYTECODE": "1"} if by == "variable" else {"UV_CONFIG_FILE": str(tmp_path / "uv.toml")}
+    monkeypatch.setattr(trees, "drop_bytecode", lambda _: None)
+    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
+    with patch.object(lab.installer, "_variables", {**lab.installer._variables, **more}):
+        made = lab.make(pip=["one"])
+    assert not [name for name in archived(lab, made) if "__pycache__" in name]
 
 
 def test_one_set_is_compiled_at_a_time(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -458,6 +458,7 @@ class PackageInstaller:
         is_built = making.built_for is not None
         trees.check(made, most_files=self._most_files, most_bytes=self._most_bytes, separate=is_built)
         self._own(made)
+        trees.drop_bytecode(site)  # it may have times in it, and equal packages are to have equal archives
         kinds = (("python", packages.pip), ("node", packages.npm), ("go", packages.go))
         lock: JsonObject = {
             "format": _FORMAT,

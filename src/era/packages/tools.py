@@ -114,7 +114,10 @@ def environment(home: Path, home_inside: str, given: Mapping[str, str]) -> dict[
 _INDEX_SECRET = re.compile(r"UV_INDEX_.+_(USERNAME|PASSWORD)")
 """Variables with credentials for an index."""
 
-_UV_OWN = {"UV_CONFIG_FILE", "UV_CACHE_DIR", "UV_TARGET", "UV_PREFIX", "UV_PYTHON", "UV_WORKING_DIRECTORY"}
+_UV_OWN = {
+    "UV_CONFIG_FILE", "UV_CACHE_DIR", "UV_TARGET", "UV_PREFIX", "UV_PYTHON", "UV_WORKING_DIRECTORY",
+    "UV_COMPILE_BYTECODE",
+}  # fmt: skip
 """Variables that aren't passed on: the service settles these itself."""
 
 
@@ -126,6 +129,7 @@ def pip_command(
         uv_path, "pip", "install", "--python", python, "--target", target, "--link-mode", "copy",
         "--no-python-downloads", "--no-progress", "--color", "never", "--cache-dir", cache,
         "--requirements", requirements,
+        "--no-compile-bytecode",  # a uv.toml may ask for it; it would be without bounds, and of another time each time
     ]  # fmt: skip
     return [*command, "--only-binary", ":all:"] if wheels_only else command
 

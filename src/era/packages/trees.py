@@ -105,6 +105,14 @@ def set_aside(directory: Path) -> list[Path]:
     return [path.rename(path.with_name(f"gone-{secrets.token_hex(8)}")) for path in list(directory.iterdir())]
 
 
+def drop_bytecode(directory: Path) -> None:
+    """Remove every `__pycache__` in a directory that was checked. Raises OSError."""
+    for where, directories, _ in os.walk(directory, onerror=_fail):
+        if "__pycache__" in directories:
+            directories.remove("__pycache__")
+            drop(Path(where, "__pycache__"))
+
+
 def drop(path: Path, *, is_ours: bool = True) -> None:
     """Remove a file, a link or a directory. Where it isn't ours, somebody may put links into it meanwhile: these aren't
     followed, and no modes are changed. Raises OSError."""
