@@ -6,15 +6,19 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from era.core.metadata import SetupJob
+from era.core.models import Session
+from era.core.setup import setups as setups_module
 from era.core.setup.commands import Commands, CommandsResult
+from era.core.setup.package_sets import PackageSet
 from era.core.setup.setups import Setups
 from era.core.telemetry import Event, Note, SetupEnded, ignore
-from era.errors import Unavailable
+from era.errors import TooBusy, Unavailable
 from tests.owners import mine
 from tests.unit.core import Core, until
 
@@ -154,5 +158,85 @@ async def test_a_bug_does_not_end_the_looks_for_setups(core: Core, monkeypatch: 
     await setups.start()
     try:
         assert await setups.settled(mine("s"), 10)
+    finally:
+        await setups.stop()
+
+
+WITH_BOTH = '{"pip": ["one"], "commands": ["true"]}'
+
+
+class Installing:
+    """An installer that installs nothing, and the builds for it."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def of(self, _: Session) -> None:
+        pass
+
+    async def find_installed(self, *_: Any) -> PackageSet | None:
+        return PackageSet("0" * 64, [], []) if self.made else None
+
+    async def make(self, *_: Any, **named: Any) -> PackageSet:
+        self.made += 1
+        return PackageSet("0" * 64, [], [])
+
+
+def installing(setups: Setups, monkeypatch: pytest.MonkeyPatch) -> Installing:
+    """Give setups such an installer."""
+    installer = Installing()
+    monkeypatch.setattr(setups, "_installer", installer)
+    monkeypatch.setattr(setups, "_builds", installer)
+    return installer
+
+
+async def test_a_setup_that_is_put_off_does_not_fetch_its_packages_again(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setups, commands = setups_of(core)
+    installer, failures = installing(setups, monkeypatch), [TooBusy("later"), TooBusy("later")]
+
+    async def busy(*_: Any) -> CommandsResult:
+        if failures:
+            raise failures.pop()
+        return CommandsResult()
+
+    monkeypatch.setattr(setups_module, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(commands, "run", busy)
+    session = await core.session("s", setup=WITH_BOTH)
+    setups._anew.add(session.key)
+    await setups.start()
+    try:
+        assert await setups.settled(mine("s"), 10)
+        assert not failures
+        assert installer.made == 1
+        assert not setups._anew
+    finally:
+        await setups.stop()
+
+
+async def test_a_setup_that_is_put_off_is_tried_less_and_less_often(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setups, commands = setups_of(core)
+    installing(setups, monkeypatch)
+    tries: list[float] = []
+
+    async def busy(*_: Any) -> CommandsResult:
+        tries.append(time.monotonic())
+        if len(tries) < 5:
+            raise TooBusy("later")
+        return CommandsResult()
+
+    for name, seconds in (("_LOOK_SECONDS", 0.01), ("_FIRST_DELAY", 0.1), ("_MOST_DELAY", 0.2)):
+        monkeypatch.setattr(setups_module, name, seconds)
+    monkeypatch.setattr(commands, "run", busy)
+    await core.session("s", setup=WITH_BOTH)
+    await setups.start()
+    try:
+        assert await setups.settled(mine("s"), 10)
+        waits = [after - before for before, after in pairwise(tries)]
+        assert [wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.2, 0.2), strict=True)] == [True] * 4
+        await until(lambda: not setups._delayed)
     finally:
         await setups.stop()

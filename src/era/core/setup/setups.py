@@ -47,6 +47,10 @@ UNDER_WAY = ("pending", "running")
 _LOOK_SECONDS = 1.0
 """How often the store is asked for setups, should `kick` not have been called for one."""
 
+_FIRST_DELAY, _MOST_DELAY = 1.0, 30.0
+"""Seconds after which a setup that was put off is tried again. They double each time, since a try takes a sandbox or
+asks a registry."""
+
 _MOST_TAKEN = 8
 """Setups under way with which a host of a cluster takes no session for its setup that nobody has."""
 
@@ -112,6 +116,10 @@ class Setups:
 
         self._anew: set[int] = set()
         """Keys of sessions whose packages are to be installed even if they are known."""
+
+        self._delayed: dict[SetupJob, tuple[float, float]] = {}
+        """Of setups that were put off, the moment of the monotonic clock before which they aren't tried again, and the
+        last delay."""
 
         self._jobs: dict[SetupJob, asyncio.Task[None]] = {}
         self._begun: dict[SetupJob, float] = {}
@@ -260,7 +268,9 @@ class Setups:
         while True:
             self._wake.clear()
             try:
-                jobs = [job for job in await self._store.unfinished_setups() if job not in self._jobs]
+                unfinished = await self._store.unfinished_setups()
+                self._delayed = {job: self._delayed[job] for job in unfinished if job in self._delayed}
+                jobs = [job for job in unfinished if job not in self._jobs and self._is_due(job)]
                 keys = [job.session_key for job in jobs]
                 # At least one: or those of sessions that nobody has would wait for as long as there are others.
                 owned = set(await self._cluster.owned(keys, max(1, _MOST_TAKEN - len(self._jobs))))
@@ -281,6 +291,16 @@ class Setups:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._wake.wait()
+
+    def _is_due(self, job: SetupJob) -> bool:
+        """Whether a setup may be tried now."""
+        return job not in self._delayed or time.monotonic() >= self._delayed[job][0]
+
+    def _put_off(self, job: SetupJob, begun: float, problem: EraError) -> None:
+        """Have a setup be tried again, later than the last time."""
+        delay = min(2 * self._delayed[job][1], _MOST_DELAY) if job in self._delayed else _FIRST_DELAY
+        self._delayed[job] = (time.monotonic() + delay, delay)
+        self._tell(job, "put_off", begun, message=problem.message)
 
     def _forget(self, job: SetupJob) -> None:
         """Forget a job that has ended, and wake those who wait for that."""
@@ -357,6 +377,7 @@ class Setups:
                     await self._begin(job, progress)
                     begun = time.monotonic()
                     installed = await self._install(job, packages, anew, progress)
+                    self._anew.discard(job.session_key)  # what puts the rest off has nothing fetched again
                 stdout, stderr = installed.stdout, installed.stderr
             # What they leave is in the files of a session that is live: only its packages were lost, meanwhile.
             if (to_run := commands(job.setup)) and job.session_key not in self._liveness:
@@ -380,7 +401,7 @@ class Setups:
         except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its code, and there won't be one soon
             error = f"{problem.message} {problem.hint}".rstrip()
         except EraError as problem:
-            self._tell(job, "put_off", begun, message=problem.message)
+            self._put_off(job, begun, problem)
             return
         except Exception as problem:
             log.error("setup_failed", session=job.session_key, exc_info=problem)
@@ -419,7 +440,7 @@ class Setups:
             self._anew.discard(job.session_key)
             self._last[job.session_key] = progress.last + 1  # the end of the setup is an event, too
         except EraError as problem:
-            self._tell(job, "put_off", begun, message=problem.message)
+            self._put_off(job, begun, problem)
         finally:
             # Also where it isn't recorded, or this job is cancelled: the sandbox would be taken to hold the version in
             # force, and what the commands left would be kept by the next run.
