@@ -15,7 +15,9 @@ from era.core.metadata import SetupJob
 from era.core.models import Session
 from era.core.setup import setups as setups_module
 from era.core.setup.commands import Commands, CommandsResult
-from era.core.setup.package_sets import PackageSet
+from era.core.setup.package_sets import PackageSet, SetupFailed
+from era.core.setup.progress import Progress
+from era.core.setup.requirements import Packages
 from era.core.setup.setups import Setups
 from era.core.telemetry import Event, Note, SetupEnded, ignore
 from era.errors import TooBusy, Unavailable
@@ -240,3 +242,31 @@ async def test_a_setup_that_is_put_off_is_tried_less_and_less_often(
         await until(lambda: not setups._delayed)
     finally:
         await setups.stop()
+
+
+@pytest.mark.parametrize("no_such", [True, False])
+async def test_the_versions_of_a_lock_stay_unless_the_registry_has_them_no_more(
+    core: Core, monkeypatch: pytest.MonkeyPatch, no_such: bool
+) -> None:
+    """A registry that can't be reached for a moment would have other versions take their place for good."""
+    setups, _ = setups_of(core)
+    installer, asked = installing(setups, monkeypatch), list[tuple[str, ...]]()
+
+    async def make(packages: Packages, *_: Any, **named: Any) -> PackageSet:
+        asked.append(packages.pip)
+        if packages.pip == ("one==1.0",):
+            raise SetupFailed("it can't be had", no_such=no_such)
+        return PackageSet("0" * 64, [{"name": "one", "version": "2.0"}], [])
+
+    monkeypatch.setattr(installer, "make", make)
+    session = await core.session("s", setup='{"pip": ["one"]}')
+    lock = json.dumps({"pip": [{"name": "one", "version": "1.0"}], "npm": [], "go": []})
+    job = SetupJob(session.key, session.owned_id, '{"pip": ["one"]}', lock)
+    if no_such:
+        made = await setups._install(job, Packages(pip=("one",)), False, Progress(0))
+        assert "aren't all the very packages" in made.stderr
+        assert asked == [("one==1.0",), ("one",)]
+    else:
+        with pytest.raises(SetupFailed, match="it can't be had"):
+            await setups._install(job, Packages(pip=("one",)), False, Progress(0))
+        assert asked == [("one==1.0",)]

@@ -94,5 +94,5 @@ async def run_scripts(
 
 def _failed(tool: str, problem: str, stdout: str, stderr: str) -> SetupFailed:
     """The error for a build: how it ended (`problem`), what its output means, and the last lines of that."""
-    meaning = tools.problem(tool, Ran(1, stdout.strip(), stderr.strip()))
-    return SetupFailed(f"The build {problem}. {meaning}", stdout, stderr)
+    ran = Ran(1, stdout.strip(), stderr.strip())
+    return SetupFailed(f"The build {problem}. {tools.problem(tool, ran)}", stdout, stderr, no_such=tools.no_such(ran))

@@ -425,7 +425,7 @@ class PackageInstaller:
         if ran.code != 0:
             if tool == "pip" and tools.lacks_wheels(ran):
                 raise MustBuild(tool, tools.problem(tool, ran), ran.stdout, ran.stderr)
-            raise SetupFailed(tools.problem(tool, ran), ran.stdout, ran.stderr)
+            raise SetupFailed(tools.problem(tool, ran), ran.stdout, ran.stderr, no_such=tools.no_such(ran))
         # uv's stderr is its progress, of no interest after a success.
         for kept, more in ((making.stdout, ran.stdout), (making.stderr, "" if tool == "pip" else ran.stderr)):
             if more:

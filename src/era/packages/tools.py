@@ -78,6 +78,19 @@ _MEANINGS = (
 """Patterns of a tool's output, and what they mean. The first that is found counts."""
 
 
+_NO_SUCH = re.compile(
+    rf"{_NO_WHEELS}|[Ff]ailed to build|build backend|404 Not Found|410 Gone|E404|ETARGET|[Nn]o matching version"
+    r"|not found in (the )?(package registry|provided package locations)|no versions? of|no matching versions"
+    r"|unsatisfiable|ERESOLVE|unknown revision"
+)
+_MAY_PASS = re.compile(
+    r"[Nn]o space left|ENOSPC|EDQUOT|os error 28\b|dns error|[Ff]ailed to lookup|error sending request|timed out"
+    r"|[Cc]onnection refused|tcp connect error|could not be queried|ENOTFOUND|EAI_AGAIN|ECONN(REFUSED|RESET)|ETIMEDOUT"
+    r"|ERR_SOCKET_TIMEOUT|no such host|i/o timeout|dial tcp"
+)
+"""Patterns of the output where a registry has said that there are no such packages, and where it may not have heard."""
+
+
 def uv_binary() -> Path:
     """The uv that came with the service."""
     return Path(uv.find_uv_bin()).resolve()
@@ -155,10 +168,13 @@ def indexes(output: str, netrc_file: Path, environment: Mapping[str, str]) -> li
     if secret or any(_INDEX_SECRET.fullmatch(name) for name in environment):
         raise SetupFailed(
             "A package has no wheel, and building it is not possible here: this server's package index asks for a "
-            "password, which must not get to where a package's own code runs. Ask for another version or package."
+            "password, which must not get to where a package's own code runs. Ask for another version or package.",
+            no_such=True,
         )
     if not addresses:
-        raise SetupFailed("A package has no wheel, and this server has no package index to build it from.")
+        raise SetupFailed(
+            "A package has no wheel, and this server has no package index to build it from.", no_such=True
+        )
     return addresses
 
 
@@ -254,6 +270,12 @@ def go_modules(project: Path) -> list[JsonObject]:
 def lacks_wheels(ran: Ran) -> bool:
     """Whether uv failed because a package has no wheel for this machine."""
     return re.search(_NO_WHEELS, ran.stderr) is not None
+
+
+def no_such(ran: Ran) -> bool:
+    """Whether a tool failed because there are no such packages, or none that go together or fit this machine."""
+    output = ran.stderr + ran.stdout
+    return _NO_SUCH.search(output) is not None and _MAY_PASS.search(output) is None
 
 
 def npm_lock(project: Path) -> tuple[list[JsonObject], dict[str, bool]]:

@@ -38,10 +38,12 @@ class PackageSet:
 
 class SetupFailed(Exception):
     """The packages can't be installed: the message says why and what may help. `stdout` and `stderr` are the end of
-    what the tools wrote."""
+    what the tools wrote. With `no_such` the registry has no such packages, or none that go together or fit this
+    machine; without it, another try may succeed."""
 
-    def __init__(self, message: str, stdout: str = "", stderr: str = "") -> None:
+    def __init__(self, message: str, stdout: str = "", stderr: str = "", *, no_such: bool = False) -> None:
         super().__init__(message)
+        self.no_such = no_such
         self.stdout = stdout
         self.stderr = stderr
 

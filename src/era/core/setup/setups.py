@@ -332,7 +332,8 @@ class Setups:
         return session
 
     async def _install(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> PackageSet:
-        """Install the packages of a setup, in the versions of its lock if they can be had. Raises SetupFailed."""
+        """Install the packages of a setup, in the versions of its lock if they can be had. Raises SetupFailed, also
+        where it isn't known whether they can: others would take the lock's place for good."""
         build = self._builds.of(await self._session(job))
 
         async def install(packages: Packages) -> PackageSet:
@@ -350,6 +351,8 @@ class Setups:
             made = await install(locks.pinned(packages, lock))
             differences = locks.differences(lock, {kind: getattr(made, kind) for kind in locks.KINDS})
         except SetupFailed as problem:
+            if not problem.no_such:
+                raise
             made = await install(packages)
             differences = f"they can't be installed any more. {problem}"
         if not differences:
