@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from era.core.setup.package_sets import PackageSet, SetupFailed
+from era.core.setup.requirements import Packages
 from era.packages import bytecode, installer, trees
 from tests.packages.lab import Lab, assert_sound
 from tests.packages.registry import Registry, wheel
@@ -133,7 +134,7 @@ def test_who_waits_too_long_for_the_compiler_goes_without(
 
     async def made_beside() -> PackageSet:
         async with lab.installer._compiler.turn():
-            return await lab.installer.make(installer.Packages(pip=("one",)), lab.build, anew=False)
+            return await lab.installer.make(Packages(pip=("one",)), lab.build, anew=False)
 
     made: PackageSet = lab.run(made_beside())
     assert compiled(lab, made) == set()
