@@ -307,3 +307,17 @@ async def test_callers_of_one_host_have_a_share_of_the_loop_each() -> None:
         exchange = home_forwarding._ToHost(reached, nothing, sent, to_home, b"", homes, SILENT)
         sources.append(exchange._budget.source)
     assert sources[0] != sources[1]
+
+
+async def test_the_headers_of_a_request_are_passed_on_as_they_came() -> None:
+    """A program sees the same, whichever host was called. Of an answer this host says the time and the id itself."""
+    named = [(b"host", b"localhost"), (b"date", b"Tue, 15 Nov 1994 08:12:31 GMT"), (b"x-request-id", b"mine")]
+    reached = scope(
+        headers=[*named, (b"te", b"trailers"), (HEADER, b"forged")],
+        extensions={"era.connection": SimpleNamespace(upgrading=False)},
+    )
+    ends = SimpleNamespace(), SimpleNamespace(), h11.Connection(h11.CLIENT)
+    to_home = Connection(*cast(Any, ends))
+    exchange = home_forwarding._ToHost(reached, nothing, sent, to_home, b"hop", Homes(Rows(), 60, lambda: None), SILENT)
+    assert list(exchange.request().headers) == [*named, (HEADER, b"hop")]
+    assert exchange.answer_headers(h11.Response(status_code=200, headers=named)) == named[:1]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -67,8 +67,11 @@ _ANSWERED = re.compile(r"/(api|mcp|proxy|links)(/|$)")
 """Paths at which a host without a lease answers nothing."""
 
 _OWN = frozenset({"connection", "keep-alive", "te", "trailer", "upgrade", "proxy-connection", "expect"})
-_NOT_PASSED_ON = _OWN | {"content-length", "transfer-encoding", "date", "x-request-id", HEADER.decode()}
-"""Headers that are between two ends of one connection, or that are made anew."""
+_NOT_ASKED_ON = _OWN | {"content-length", "transfer-encoding", HEADER.decode()}
+"""Headers of a request that are between two ends of one connection, or that are made anew."""
+
+_NOT_ANSWERED_ON = _NOT_ASKED_ON | {"date", "x-request-id"}
+"""Those of an answer: this host says these itself. In a request they are the caller's, and the session sees them."""
 
 
 class HomeForwarding:
@@ -250,7 +253,7 @@ class _ToHost(Exchange):
     def request(self) -> h11.Request:
         """The request as it came, without the key, with what this host says about it. Raises BadRequest."""
         scope = self._scope
-        kept = _passed_on(scope["headers"])
+        kept = _without(_NOT_ASKED_ON, scope["headers"])
         if "caller" in scope["state"]:
             # That there was a key matters to the home, too: no browser has sent it unasked.
             kept = [(name, b"Bearer passed-on" if name == b"authorization" else value) for name, value in kept]
@@ -263,7 +266,7 @@ class _ToHost(Exchange):
             raise BadRequest(f"The request can't be passed on: {reason(error)}.", hint="Send plain HTTP/1.1.") from None
 
     def answer_headers(self, response: h11.Response | h11.InformationalResponse) -> list[tuple[bytes, bytes]]:
-        headers = _passed_on(response.headers)
+        headers = _without(_NOT_ANSWERED_ON, response.headers)
         if response.status_code == TooSlow.status:  # the home has said so of its own connection to this host
             headers.append((b"connection", b"close"))
         return headers
@@ -298,8 +301,8 @@ def _wanted(scope: Scope) -> str | None:
     return match[1] if match and scope["method"] == ("GET" if match[1] == "terminal" else "POST") else None
 
 
-def _passed_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in _NOT_PASSED_ON]
+def _without(names: Container[str], headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in names]
 
 
 def _only_reads(scope: Scope) -> bool:
