@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from era.core import models
 from era.core.files import archives, durable
-from era.core.files.snapshots import SHORT_GRACE_SECONDS
+from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
 from era.store.s3_blobs import S3Blobs
@@ -237,6 +238,29 @@ def test_so_can_new_content_however_long_its_names_take_to_be_durable(
             batch.put(b"%d" % n)
     clock.pass_by(archives._RELY_SECONDS)
     assert local.sweep(set(), clock.at - SHORT_GRACE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("behind", [-7200.0, 7200.0])
+async def test_content_of_a_host_whose_clock_is_wrong_is_as_old_as_that_of_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float
+) -> None:
+    """Whichever of them collects: a host puts content that no row names yet."""
+    blobs = LocalBlobs(tmp_path / "blobs", "host.")
+    blobs.open()
+    clock = Clock(time.time())
+    for putting, collecting in ((-behind, 0.0), (0.0, -behind)):
+        for off, collects in ((putting, False), (collecting, True)):
+            monkeypatch.setattr(models, "_clock", models._Clock())
+            models._clock.ahead = int(-off * 1_000_000)
+            monkeypatch.setattr(module, "time", Clock(clock.at + off))
+            if collects:
+                assert await Snapshots(blobs).collect_garbage([]) == 0
+            else:
+                put(blobs, b"content")
+    monkeypatch.setattr(module, "time", Clock(clock.at + 3700))
+    monkeypatch.setattr(models, "_clock", models._Clock())
+    assert await Snapshots(blobs).collect_garbage([]) == 1
+    blobs.close()
 
 
 def test_a_sweep_removes_nothing_once_the_lock_between_hosts_is_gone(tmp_path: Path) -> None:

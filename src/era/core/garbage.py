@@ -72,7 +72,7 @@ class _Written:
 
     def look(self) -> None:
         """To be called again and again."""
-        self._seen.append((time.time(), self._snapshots.blobs.written_bytes))
+        self._seen.append((self._snapshots.blobs.time(), self._snapshots.blobs.written_bytes))
         settled = self._snapshots.sweepable_before() - _MARGIN_SECONDS
         while self._seen and self._seen[0][0] < settled:
             self.settled = self._seen.popleft()[1]

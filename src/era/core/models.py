@@ -62,6 +62,11 @@ def set_clock(at: int) -> int:
     return apart
 
 
+def seconds_ahead() -> float:
+    """By how much the clock of `now` is ahead of this machine's."""
+    return _clock.ahead / 1_000_000
+
+
 def timestamp(micros: int | None) -> str:
     """RFC 3339 in UTC with milliseconds; `""` for None, as the API shows a run that has not been."""
     if micros is None:

@@ -20,7 +20,8 @@ that directory durable, too (`_unsynced`); `open` does so for all names, as an e
 that moment.
 
 Hosts of a cluster share the directory. What one of them removes under its lock is locked against the others by a file,
-and a batch makes the names durable that it relies on, whoever gave them.
+and a batch makes the names durable that it relies on, whoever gave them. Their own clocks may be hours apart, so all
+times here are by the database's (`time`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from pathlib import Path
 
 from era.core.files.durable import sync, sync_file_system
 from era.core.files.sparse import extents
+from era.core.models import seconds_ahead
 
 CHUNK = 1 << 20
 """Content of up to this many bytes is hashed in memory before it is written; larger content while it is copied."""
@@ -124,14 +126,17 @@ class LocalBlobs:
                 yield batch
                 batch._finish()
         finally:
-            self.last_put = time.time()
+            self.last_put = self.time()
             batch._clean_up()
+
+    def time(self) -> float:
+        return time.time() + seconds_ahead()
 
     @contextmanager
     def naming(self) -> Iterator[None]:
         token = object()
         with self._marking:
-            self._in_progress[token] = (time.time(), time.monotonic())
+            self._in_progress[token] = (self.time(), time.monotonic())
         try:
             yield
         finally:
@@ -141,12 +146,12 @@ class LocalBlobs:
     def unnamed_since(self) -> float | None:
         if self._host:
             return None
-        return self._oldest_in_progress(time.time())
+        return self._oldest_in_progress(self.time())
 
     def _oldest_in_progress(self, otherwise: float) -> float:
         """When the oldest that is in progress began, or `otherwise` where that is earlier."""
         with self._marking:
-            apart = time.time() - time.monotonic()
+            apart = self.time() - time.monotonic()
             return min([otherwise, *(min(at, ticks + apart) - _ROUGHNESS for at, ticks in self._in_progress.values())])
 
     def is_crowded(self, garbage: int) -> bool:
@@ -187,7 +192,7 @@ class LocalBlobs:
                 self._between_hosts = None
 
     def sweep(self, keep: set[str], older_than: float) -> int:
-        """Remove blobs that aren't in `keep` and were last put before `older_than` (seconds since 1970); how many.
+        """Remove blobs that aren't in `keep` and were last put before `older_than`, by the clock of `time`; how many.
 
         Raises BlockingIOError, and removes nothing, while a backup reads the blobs.
         """
@@ -393,7 +398,7 @@ def make_directory(directory: Path) -> None:
 
 def _set_time(path: str) -> None:
     """Set a file's times to now. Not by the kernel's own clock for that, which is a tick behind."""
-    now = time.time_ns()
+    now = time.time_ns() + int(seconds_ahead() * 1e9)
     os.utime(path, ns=(now, now))
 
 

@@ -214,6 +214,10 @@ class S3Blobs:
     def naming(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def time(self) -> float:
+        """By this machine's clock: a sweep finds out how far the bucket's is ahead."""
+        return time.time()
+
     def unnamed_since(self) -> None:
         """None: other processes may use the bucket, too."""
 

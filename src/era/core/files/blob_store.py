@@ -35,6 +35,10 @@ class BlobStore(Protocol):
         """How many bytes of the disk this process has written."""
         ...
 
+    def time(self) -> float:
+        """Now, in seconds since 1970, by the clock to which times here refer."""
+        ...
+
     def batch(self) -> AbstractContextManager[BlobBatch]:
         """A batch, whose content is durable once the block has ended without an exception."""
         ...

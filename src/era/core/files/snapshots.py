@@ -25,7 +25,6 @@ import asyncio
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -282,10 +281,10 @@ class Snapshots:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
     def sweepable_before(self) -> float:
-        """Content that was last put before this time, in seconds since 1970, is garbage where no row names it now."""
+        """Content that was last put before this time, by the store's clock, is garbage where no row names it now."""
         settled = self.blobs.unnamed_since()
         if settled is None:
-            return time.time() - self.grace_seconds
+            return self.blobs.time() - self.grace_seconds
         return settled - min(self.grace_seconds, SHORT_GRACE_SECONDS)
 
     async def collect_garbage(
