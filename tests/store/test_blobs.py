@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,41 @@ def test_a_sweep_removes_nothing_once_the_lock_between_hosts_is_gone(tmp_path: P
 
     assert blobs.sweep(Closing(), time.time()) == 0
     assert digests <= set(files_of(blobs))
+
+
+@pytest.fixture
+def two_hosts(tmp_path: Path) -> Iterator[tuple[LocalBlobs, LocalBlobs]]:
+    hosts = LocalBlobs(tmp_path / "blobs", "one."), LocalBlobs(tmp_path / "blobs", "two.")
+    for each in hosts:
+        each.open()
+    yield hosts
+    for each in hosts:
+        each.close()
+
+
+def test_a_host_that_hangs_with_the_lock_stops_no_other_for_ever(
+    two_hosts: tuple[LocalBlobs, LocalBlobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOCK_SECONDS", 0.3)
+    hanging, other = two_hosts
+    digest = put(other, b"content")
+    age(other, digest, 3600)
+    with hanging._staying():
+        for use in (lambda: put(other, b"new"), lambda: other.renew(digest), lambda: other.sweep(set(), time.time())):
+            with pytest.raises(BlockingIOError, match="hangs"):
+                use()
+    assert files_of(other) == sorted([digest, "lock"])
+    put(other, b"new")
+
+
+def test_a_host_closes_while_one_of_its_puts_waits_for_another_host(two_hosts: tuple[LocalBlobs, LocalBlobs]) -> None:
+    hanging, other = two_hosts
+    with ThreadPoolExecutor(1) as thread:
+        with hanging._staying():
+            putting = thread.submit(put, other, b"content")
+            assert not wait([putting], timeout=0.1).done
+            other.close()
+        assert putting.result(timeout=60)
 
 
 def test_a_batch_whose_content_was_removed_meanwhile_fails(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:

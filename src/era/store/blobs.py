@@ -55,6 +55,12 @@ _LONG_SECONDS = 10.0
 """After a batch that took longer than this, the times of all its content are set again. Whoever relies on that later,
 without `naming`, counts from its end (core/files/archives.py)."""
 
+_LOCK_SECONDS = 30.0
+"""For how long another host may keep the lock, which it has for a moment only."""
+
+_LEAST_PAUSE, _MOST_PAUSE = 0.001, 0.02
+"""Seconds between two looks whether it is free."""
+
 _MOST_GARBAGE = 4 << 30
 _LEAST_GARBAGE = 64 << 20
 """More than this is collected early, or than an eighth of what is free where that lies between."""
@@ -194,7 +200,7 @@ class LocalBlobs:
     def sweep(self, keep: set[str], older_than: float) -> int:
         """Remove blobs that aren't in `keep` and were last put before `older_than`, by the clock of `time`; how many.
 
-        Raises BlockingIOError, and removes nothing, while a backup reads the blobs.
+        Raises BlockingIOError, and removes nothing more, while a backup reads the blobs or another host hangs.
         """
         with self._sweeping, self._alone():
             return self._sweep(keep, older_than)
@@ -253,15 +259,32 @@ class LocalBlobs:
 
     @contextmanager
     def _staying(self) -> Iterator[None]:
-        """Nobody else puts or removes anything within the block."""
-        with self._lock:
-            if self._between_hosts is not None:
-                fcntl.flock(self._between_hosts, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                if self._between_hosts is not None:
-                    fcntl.flock(self._between_hosts, fcntl.LOCK_UN)
+        """Nobody else puts or removes anything within the block. Raises BlockingIOError where another host keeps the
+        lock: one that is stopped with it, as by SIGSTOP, would else stop all others, too."""
+        until, pause = time.monotonic() + _LOCK_SECONDS, _LEAST_PAUSE
+        while True:
+            with self._lock:  # not while it waits, as `close` needs it, too
+                if self._try_lock():
+                    try:
+                        yield
+                    finally:
+                        if self._between_hosts is not None:
+                            fcntl.flock(self._between_hosts, fcntl.LOCK_UN)
+                    return
+            if time.monotonic() > until:
+                raise BlockingIOError(errno.EAGAIN, "another host that shares the directory hangs")
+            time.sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE)
+
+    def _try_lock(self) -> bool:
+        """Lock the directory against other hosts, where there are any; false while one of them has it."""
+        if self._between_hosts is None:
+            return True
+        try:
+            fcntl.flock(self._between_hosts, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _new_name(self) -> str:
         """A path for content that is not complete yet."""
