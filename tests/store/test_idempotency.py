@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import replace
 
 import pytest
 
 from era.core.idempotency import IdempotencyKeys, create_once, no_answer, session_from_json
 from era.core.metadata import Retention
-from era.core.models import Answered, Claim, KeptOutputs, NewCopy, Session, StoredCode
-from era.errors import Conflict
+from era.core.models import Answered, Claim, KeptOutputs, NewCopy, Route, Session, StoredCode
+from era.errors import Conflict, KeyReused
 from era.store import idempotency
 from era.store.metadata import SqlStore
 from tests.owners import mine
@@ -141,6 +142,32 @@ async def test_a_session_is_made_and_its_key_answered_together(store: SqlStore) 
     assert claimed.answer is not None
     assert session_from_json(claimed.answer) == copy
     assert copy.stored == source.stored
+
+
+@pytest.mark.parametrize("route", ["create", "duplicate"])
+async def test_what_another_host_makes_at_the_same_time_is_answered_at_both(
+    url: str, store: SqlStore, route: Route
+) -> None:
+    """Each looks whether there is such a request before either has made its session."""
+    claim = Claim(route, "k", "h" * 64, "mark")
+    await store.create_session(new("source"))
+    scope = mine("" if route == "create" else "source")
+
+    def create(session_id: str, claim: Claim) -> Awaitable[Session]:
+        copy = NewCopy(mine("source"), session_id)
+        return store.create_session(new(session_id), claim) if route == "create" else store.duplicate(copy, claim)
+
+    async def at_both(session_id: str, first: Claim) -> Session:
+        await create("first", first)
+        return await create(session_id, claim)
+
+    made = await create_once(IdempotencyKeys(store), scope, claim, lambda: at_both("second", claim))
+    assert (made.session.id, made.replayed) == ("first", True)
+    execute(url, "DELETE FROM idempotency_keys")
+    await store.delete_session(mine("first"))
+    other = replace(claim, request_hash="g" * 64)
+    with pytest.raises(KeyReused):
+        await create_once(IdempotencyKeys(store), scope, claim, lambda: at_both("second", other))
 
 
 async def test_keys_are_dropped_after_a_day(url: str, store: SqlStore) -> None:

@@ -50,11 +50,12 @@ class IdempotencyKeys:
         the block ends. Raises KeyReused where the first request was a different one."""
         turn = (claim.route, session_id, claim.key)
         if self._turns.taken(turn):
-            await self._look_up(session_id, claim)  # Another request needn't wait to be refused.
+            await self.look_up(session_id, claim)  # Another request needn't wait to be refused.
         async with self._turns.take(turn, bounded=False):
-            yield await self._look_up(session_id, claim)
+            yield await self.look_up(session_id, claim)
 
-    async def _look_up(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+    async def look_up(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+        """The key's first request, as far as it has come. Raises KeyReused where that was a different one."""
         first = await self._store.find_claim(session_id, claim)
         if first is not None and not _is_same(first, claim):
             raise KeyReused(f"The key '{claim.key}' was used for another request.")
@@ -109,11 +110,17 @@ async def create_once(
     if claim is None:
         return Made(await create())
     async with idempotency.held(source_id, claim) as first:
-        if first is not None and first.answer is not None:
-            if not first.answer:
-                raise no_answer(first)
-            return Made(session_from_json(first.answer), replayed=True)
-        return Made(await create())
+        if first is None or first.answer is None:
+            try:
+                return Made(await create())
+            except Conflict:
+                # Another host, where nobody waits for us, may have done it since we looked.
+                first = await idempotency.look_up(source_id, claim)
+                if first is None or first.answer is None:
+                    raise
+        if not first.answer:
+            raise no_answer(first)
+        return Made(session_from_json(first.answer), replayed=True)
 
 
 def session_to_json(session: Session) -> str:
