@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,6 +199,35 @@ def test_what_ignores_its_end_is_killed(make: Make, monkeypatch: pytest.MonkeyPa
     host.stop()
     until(host, "stopped")
     assert not is_running(pid)
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_a_host_has_its_time_to_end_whoever_watches(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drain: bool
+) -> None:
+    """Ray may restart an actor, which isn't told the settings again, and is told once more that the host is to end."""
+    monkeypatch.setenv("ERA_DRAIN_SECONDS", "300")
+    host = make(READY.replace("lambda *_: os._exit(0)", "signal.SIG_IGN"))
+    pid = until(host, "ready").pid
+    until(later := HostProcess(tmp_path / "host"), "ready")
+    later.stop(drain=drain)
+    kill_at = later._kill_at
+    assert kill_at is not None
+    assert kill_at > time.monotonic() + 600, "that isn't the default"
+    again = HostProcess(tmp_path / "host")
+    assert again.status().state == "stopping", "so it isn't asked any more, nor taken to hang"
+    again.stop()
+    again.look()
+    assert again._kill_at == kill_at
+    assert is_running(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert until(again, "drained" if drain else "stopped").pid == 0
+    monkeypatch.undo()
+    anew = make()
+    anew.start()
+    until(anew, "ready")
+    anew.look()
+    assert anew.status().state == "ready", "the new process isn't told to end"
 
 
 def test_what_answers_nothing_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ class HostStatus:
 
 @dataclass(slots=True)
 class _Note:
-    """Which process it is, so that another watcher finds it."""
+    """Which process it is, so that another watcher finds it, and what that must know of it."""
 
     pid: int = 0
     begun: int = 0
@@ -96,6 +96,12 @@ class _Note:
     """Where in the log its process begins."""
 
     drained: bool = False
+    stop_seconds: float = 0.0
+    """How long the process may take to end, by the environment that it was started with; 0 where that isn't known."""
+
+    stop_until: float = 0.0
+    """Until when it may do so, by the kernel's monotonic clock, which is the same for all processes; 0 as long as it
+    isn't told to end."""
 
 
 class HostProcess:
@@ -115,7 +121,8 @@ class HostProcess:
         """Up to where its log doesn't say where it serves."""
 
         self._adopt()
-        self._wanted = not self._note.drained
+        self._kill_at: float | None = self._note.stop_until or None
+        self._wanted = not self._note.drained and self._kill_at is None
         self._ready = False
         self._detail = ""
         self._places = self._taken = 0
@@ -123,7 +130,6 @@ class HostProcess:
         self._restarts = 0
         self._began_at = -_AGAIN_SECONDS
         self._start_at = 0.0
-        self._kill_at: float | None = None
         self._ask_at = 0.0
         self._answered_at = time.monotonic()
 
@@ -171,8 +177,11 @@ class HostProcess:
             self._note.drained = True
             self._write()
         if self._note.pid and self._kill_at is None:
-            self._kill_at = time.monotonic() + stop_seconds(self._environment or {})
+            seconds = self._note.stop_seconds or stop_seconds(self._environment or {})
+            self._kill_at = time.monotonic() + seconds
             self._signal(signal.SIGTERM)
+            self._note.stop_until = self._kill_at
+            self._write()  # afterwards, so that a full disk doesn't keep it from ending
 
     def look(self) -> None:
         """See what has become of it, and do what is due: start, note where it serves, ask whether it is ready, kill.
@@ -197,6 +206,7 @@ class HostProcess:
         if self._note.pid or not (pid := _holder(self.data_dir / "lock", self._command[1:])):
             return bool(self._note.pid)
         self._note.pid, self._note.begun, self._note.url = pid, began(pid), ""
+        self._note.stop_seconds = self._note.stop_until = 0.0
         self._answered_at = time.monotonic()  # or the first answer that doesn't come would be the end of it
         self._searched = self._note.log_from = self._note.log_from or self._last_start()
         self._write()
@@ -233,6 +243,7 @@ class HostProcess:
             return
         self._note.pid, self._note.url = int(done.stdout), ""
         self._note.begun = began(self._note.pid)
+        self._note.stop_seconds = stop_seconds(environment)
         self._write()
 
     def _own(self, environment: Mapping[str, str]) -> Mapping[str, str]:
@@ -247,6 +258,7 @@ class HostProcess:
         size = log.stat().st_size if (log := self.data_dir / LOG).exists() else 0
         said = self._said(max(self._note.log_from, size - _PIECE)).decode(errors="replace").strip()
         self._note.pid, self._ready, self._kill_at = 0, False, None
+        self._note.stop_until = 0.0
         self._write()
         if stopping:
             self._detail = ""
@@ -272,7 +284,8 @@ class HostProcess:
             answer = httpx.get(f"{self._note.url}/ready", timeout=_HEALTH_SECONDS, trust_env=False, verify=False)  # noqa: S501  it is this machine's own
         except httpx.HTTPError as error:
             self._ready, self._detail = False, f"it doesn't answer ({type(error).__name__})"
-            if time.monotonic() > self._answered_at + _HUNG_SECONDS:
+            # One that is drained answers nothing for a good part of its end.
+            if time.monotonic() > self._answered_at + _HUNG_SECONDS and not self._note.drained:
                 self._signal(signal.SIGKILL)
         else:
             self._answered_at = time.monotonic()
@@ -319,7 +332,7 @@ def _read(file: Path) -> _Note:
     except (OSError, ValueError, TypeError):
         return _Note()
     if not note.begun or began(note.pid) != note.begun:
-        note.pid = 0
+        note.pid, note.stop_until = 0, 0.0
     return note
 
 
