@@ -61,6 +61,55 @@ async def test_variables_stay(cells: Cells) -> None:
     assert await cells.value("typeof fs.readFile") == "'function'"
 
 
+async def test_what_a_cell_declares_under_the_name_of_a_global_is_its_own_affair(cells: Cells) -> None:
+    await cells.run("const { URL } = require('url')")
+    assert await cells.value("import { basename } from 'node:path'; basename(URL.name)") == "'URL'"
+    await cells.run("const { Buffer } = require('buffer'), process = require('process'), crypto = require('crypto')")
+    assert await cells.value("typeof require('./era_storage.js').KVStorage + typeof Buffer") == "'functionfunction'"
+
+
+async def names_of_globals(cells: Cells) -> tuple[set[str], set[str]]:
+    """The names of Node's own globals, but for `require`, and of the language's."""
+    names = await cells.value(
+        "const language = new Set(require('vm').runInNewContext('Object.getOwnPropertyNames(globalThis)'));"
+        "[false, true].map((is) => Object.getOwnPropertyNames(globalThis).filter((name) => "
+        "language.has(name) === is && Object.getOwnPropertyDescriptor(globalThis, name).configurable && "
+        "/^[a-zA-Z]+$/.test(name) && name !== 'require').join()).join(';')"
+    )
+    nodes, languages = (set(part.split(",")) for part in names.strip("'").split(";"))
+    return nodes, languages
+
+
+@pytest.mark.parametrize("language", ["node", "typescript"])
+async def test_globals_that_a_cell_declared_and_never_set_leave_contexts_whole(tmp_path: Path, language: str) -> None:
+    """No code can read such a name any more."""
+    (tmp_path / "own.mjs").write_text("export const own = 'own'")
+    async with interpreter(node_command(language), tmp_path) as cells:
+        names, _ = await names_of_globals(cells)
+        assert {"Buffer", "URL", "process"} <= names
+        await cells.run(f"null.x; let {', '.join(names)}")
+        outcome, _ = await cells.run("Buffer")
+        assert outcome.error is not None
+        assert outcome.error["value"] == "Buffer is not defined"
+        outcome, _ = await cells.run("import { own } from './own.mjs'; own", env={"A": "1"}, stdin="in", cwd=".")
+        assert (outcome.error, outcome.results[0]["data"]) == (None, {"text/plain": "'own'"})
+        assert await cells.value("const six = await (async () => 6)(); six") == "6"
+        outcome, _ = await cells.run("await new Promise(() => {})", timeout=0.5)
+        assert (outcome.cause, outcome.lost) == ("timeout", None)
+
+
+async def test_a_context_without_the_language_s_own_globals_still_ends_its_cells(cells: Cells) -> None:
+    """Node's own `await` and `import` need some of them."""
+    _, names = await names_of_globals(cells)
+    assert {"JSON", "Object", "Promise", "globalThis"} <= names
+    await cells.run(f"null.x; let {', '.join(names)}")
+    assert await cells.value("({ a: 1 })") == "{ a: 1 }"
+    outcome, _ = await cells.run("throw 1", env={"A": "1"}, stdin="in", cwd=".")
+    assert outcome.error == {"name": "number", "value": "1", "traceback": "1"}
+    outcome, _ = await cells.run("while (true) {}", timeout=0.5)
+    assert (outcome.cause, outcome.lost) == ("timeout", None)
+
+
 async def test_the_session_s_own_modules_and_packages(cells: Cells, tmp_path: Path) -> None:
     (tmp_path / "own.js").write_text("exports.value = 'own'")
     (tmp_path / "own.mjs").write_text("export const value = 'module'; export default 1")

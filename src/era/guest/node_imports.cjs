@@ -1,5 +1,6 @@
 'use strict';
 // Turns the static `import` declarations of a cell into `await import()`: a REPL evaluates scripts, which have none.
+const { Boolean, Math } = global; // cells may declare others: see node_kernel.cjs
 
 // Whether code that ends like this goes on with a regular expression where a slash follows, and not with a division.
 const BEFORE_REGEX = /(?:^|[([{,;:=!&|?+\-*%^~<>]|\b(?:return|typeof|case|in|of|delete|void|throw|new|do|else|await|yield))\s*$/;

@@ -2,12 +2,13 @@
 // Has output written to the end. Gives ES modules and TypeScript the `require` that CommonJS has, resolving from the
 // working directory, and to every module './era_storage.js' and './era_state.js', which are ERA's own, where the session
 // has no such file.
+const { Object, Proxy, String, decodeURIComponent, process } = global; // cells may declare others: see node_kernel.cjs
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
-const { fileURLToPath, pathToFileURL } = require('node:url');
+const { URL, fileURLToPath, pathToFileURL } = require('node:url');
 
-Object.defineProperty(globalThis, 'require', {
+Object.defineProperty(global, 'require', {
   value: Module.createRequire(`${process.cwd()}/`),
   configurable: true,
   enumerable: false,
@@ -99,10 +100,9 @@ const lookAtProgram = () => {
   if (source.includes('era_storage') || source.includes('era_state')) {
     Module.registerHooks({
       resolve(specifier, context, next) {
-        const directory = context.parentURL?.startsWith('file:') && path.dirname(new URL(context.parentURL).pathname);
-        if (!directory || !NAMED.test(specifier) || isThere(decodeURIComponent(directory), specifier)) {
-          return next(specifier, context);
-        }
+        if (!NAMED.test(specifier) || !context.parentURL?.startsWith('file:')) return next(specifier, context);
+        const directory = path.dirname(new URL(context.parentURL).pathname);
+        if (isThere(decodeURIComponent(directory), specifier)) return next(specifier, context);
         const file = ours(specifier);
         return { url: `file://${file}`, format: file.endsWith('.mjs') ? 'module' : 'commonjs', shortCircuit: true };
       },

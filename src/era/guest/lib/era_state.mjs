@@ -7,6 +7,7 @@
 // or nothing where it throws. While the promise of a call is waited for, further calls wait too and return promises.
 // A file of your own called era_state.js is loaded instead of this one.
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import process from 'node:process';
 
@@ -36,7 +37,7 @@ export function load() {
 export function save(data) {
   if (!isObject(data)) throw new TypeError("a session's data is an object");
   const text = JSON.stringify(data, null, 2);
-  const next = `${FILE}.${crypto.randomUUID()}`;
+  const next = `${FILE}.${randomUUID()}`;
   try {
     fs.writeFileSync(next, text, { flag: 'wx' });
     fs.renameSync(next, FILE);

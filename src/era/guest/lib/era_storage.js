@@ -2,7 +2,9 @@
 // Storage that sessions share: KVStorage for text by key, D1Storage for SQL, R2Storage for bytes by key. Every call goes
 // to ERA_STORAGE_URL and is durable when its promise resolves. A file of your own called era_storage.js is loaded
 // instead of this one.
+const { Buffer } = require('node:buffer');
 const http = require('node:http');
+const process = require('node:process');
 
 // An agent of our own: the usual one may go by a proxy of the program's. A connection that was idle for 2 seconds is not
 // used again, since the service closes it after some more.
