@@ -166,6 +166,17 @@ async def test_values_can_show_themselves(cells: Cells) -> None:
     ]
 
 
+async def test_results_are_bounded_in_bytes_and_said_to_be(cells: Cells) -> None:
+    outcome, _ = await cells.run(
+        "const text = 'ä'.repeat(2.7e6); ({ [Symbol.for('Jupyter.display')]: () => ({ 'text/plain': text }) })"
+    )
+    assert (outcome.cause, outcome.results_truncated, outcome.lost) == ("exit", True, None)
+    assert outcome.results[0]["data"] == {"text/plain": "ä" * (64 << 10)}
+    outcome, _ = await cells.run("throw Object.assign(new Error('long'), { name: 'n'.repeat(5.5e6) })")
+    assert outcome.error is not None
+    assert (len(outcome.error["name"]), outcome.lost) == (64 << 10, None)
+
+
 async def test_env_and_stdin_are_for_the_cell_only(cells: Cells) -> None:
     outcome, _ = await cells.run("process.env.TOKEN", env={"TOKEN": "s3cret"})
     assert outcome.results[0]["data"]["text/plain"] == "'s3cret'"

@@ -122,11 +122,11 @@ shell._setRawMode = () => watched();
 const result = (data, main) => {
   if (!cell) return;
   let bundle = { data, metadata: {}, main };
-  let size = stringify(bundle).length;
+  let size = Buffer.byteLength(stringify(bundle));
   if (size > cell.limit) {
     cell.truncated = true;
     bundle = { data: { 'text/plain': String(data['text/plain'] ?? '').slice(0, CUT) }, metadata: {}, main };
-    size = stringify(bundle).length;
+    size = Buffer.byteLength(stringify(bundle));
   }
   if (size > cell.limit) return;
   cell.limit -= size;
@@ -183,7 +183,7 @@ const run = (code, done) => {
   }
 };
 
-const nameOf = (error) => String(error?.name ?? typeof error);
+const nameOf = (error) => String(error?.name ?? typeof error).slice(0, CUT);
 const valueOf = (error) => {
   try {
     return String(isNativeError(error) ? error.message : inspect(error));
