@@ -64,3 +64,16 @@ def test_results_of_long_integers_are_left_out() -> None:
     assert [result["data"] for result in results.results] == [{"text/plain": "1"}]
     with pytest.raises(KernelBroken, match="too long"):
         parse(b'{"ended": [' + many + b"]}")
+
+
+@pytest.mark.parametrize("depth", [70, 300_000])
+def test_results_that_are_nested_too_deeply_are_left_out(depth: int) -> None:
+    """An interpreter whose cell shows such JSON goes on."""
+    results = CellResults()
+    deep = b"[" * depth + b"]" * depth
+    results.add(b'{"data": {"application/json": ' + deep + b'}, "metadata": {}}')
+    results.add(shown("1"))
+    assert results.truncated
+    assert [result["data"] for result in results.results] == [{"text/plain": "1"}]
+    with pytest.raises(KernelBroken, match="too deeply"):
+        parse(b'{"error": ' + deep + b"}")

@@ -166,9 +166,25 @@ async def test_values_can_show_themselves(cells: Cells) -> None:
     ]
 
 
+@pytest.mark.parametrize("bundle", ["['text/html']", "Promise.resolve({ 'text/html': '<b>' })", "new Date()", "null"])
+async def test_what_shows_itself_as_no_bundle_is_shown_as_the_repl_would(cells: Cells, bundle: str) -> None:
+    outcome, _ = await cells.run(f"({{ a: 1, [Symbol.for('Jupyter.display')]() {{ return {bundle} }} }})")
+    assert (outcome.error, outcome.lost) == (None, None)
+    assert outcome.results[0]["data"]["text/plain"].startswith("{")
+
+
+async def test_a_bundle_that_is_nested_too_deeply_is_left_out(cells: Cells) -> None:
+    outcome, _ = await cells.run(
+        "let deep = []; for (let depth = 0; depth < 100; depth += 1) deep = [deep];"
+        "({ [Symbol.for('Jupyter.display')]: () => ({ 'application/json': deep }) })"
+    )
+    assert (outcome.results, outcome.results_truncated, outcome.lost) == ([], True, None)
+
+
 async def test_results_are_bounded_in_bytes_and_said_to_be(cells: Cells) -> None:
     outcome, _ = await cells.run(
-        "const text = 'ä'.repeat(2.7e6); ({ [Symbol.for('Jupyter.display')]: () => ({ 'text/plain': text }) })"
+        "const text = 'ä'.repeat(2.7e6); ({ [Symbol.for('Jupyter.display')]: () => ({ 'text/plain': text }) })",
+        output_bytes=4 << 20,
     )
     assert (outcome.cause, outcome.results_truncated, outcome.lost) == ("exit", True, None)
     assert outcome.results[0]["data"] == {"text/plain": "ä" * (64 << 10)}

@@ -9,7 +9,7 @@
 
 // What a cell declares with `const`, `let` or `class` comes before the globals for every module, ours as well. So modules
 // that go on while there are cells take the globals that they need at their beginning.
-const { Boolean, Buffer, Error, JSON, Object, Promise, String, Symbol, globalThis, process } = global;
+const { Array, Boolean, Buffer, Error, JSON, Object, Promise, String, Symbol, globalThis, process } = global;
 const Module = require('node:module');
 const net = require('node:net');
 const path = require('node:path');
@@ -33,6 +33,7 @@ const rss = process.memoryUsage.rss.bind(process.memoryUsage);
 const outputs = [process.stdout, process.stderr];
 const writes = outputs.map((stream) => stream.write.bind(stream));
 const { stringify, parse } = JSON;
+const { isArray } = Array;
 const home = process.cwd();
 
 const channel = new net.Socket({ fd: 3, readable: true, writable: true });
@@ -132,12 +133,14 @@ const result = (data, main) => {
   cell.limit -= size;
   send('P', bundle);
 };
+// Whether an object is none that has a value for each MIME type: a list, a promise, or what JSON has in another form.
+const isOther = (value) => isArray(value) || typeof value.then === 'function' || typeof value.toJSON === 'function';
 // The MIME bundle of a value: its own, if it has one as notebooks know it, else what the REPL would print.
 const bundleOf = (value) => {
   const own = value?.[Symbol.for('Jupyter.display')];
   if (typeof own === 'function') {
     const bundle = own.call(value);
-    if (bundle && typeof bundle === 'object') return bundle;
+    if (bundle && typeof bundle === 'object' && !isOther(bundle)) return bundle;
   }
   return { 'text/plain': inspect(value, { showProxy: true }) };
 };

@@ -24,6 +24,7 @@ _MOST_RESULTS = 10_000
 _SHOWN = 64 << 10
 """Characters of each part of an error."""
 
+_TOO_DEEP = "wrote what is nested too deeply to the service"
 _KINDS = frozenset(b"YBPCD")
 
 
@@ -31,8 +32,8 @@ class KernelBroken(Exception):
     """What came over the channel is not from a kernel as it was started. The message completes "its interpreter"."""
 
 
-class LongIntegers(KernelBroken):
-    """It wrote integers that take too long to read."""
+class HardToRead(KernelBroken):
+    """It wrote integers that take too long to read, or what is nested too deeply. Honest programs do that, too."""
 
 
 class Frames:
@@ -69,11 +70,15 @@ def parse(payload: bytes) -> JsonObject:
     try:
         value = json.loads(payload, parse_constant=lambda _: None, parse_int=jsontext.integers())
     except jsontext.JsonProblem:
-        raise LongIntegers("wrote integers to the service that are too long") from None
-    except (ValueError, RecursionError):
+        raise HardToRead("wrote integers to the service that are too long") from None
+    except RecursionError:
+        raise HardToRead(_TOO_DEEP) from None
+    except ValueError:
         raise KernelBroken("wrote what is not JSON to the service") from None
-    if not isinstance(value, dict) or not jsontext.within_depth(value):
+    if not isinstance(value, dict):
         raise KernelBroken("wrote what is no message to the service")
+    if not jsontext.within_depth(value):
+        raise HardToRead(_TOO_DEEP)
     cleaned: JsonObject = _clean(value)
     return cleaned
 
@@ -111,7 +116,7 @@ class CellResults:
             return
         try:
             given = parse(payload)
-        except LongIntegers:
+        except HardToRead:
             self.truncated = True
             return
         data, metadata, display_id = given.get("data"), given.get("metadata"), given.get("display_id")
