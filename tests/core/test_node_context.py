@@ -206,6 +206,32 @@ async def test_env_and_stdin_are_for_the_cell_only(cells: Cells) -> None:
     assert outcome.results[0]["data"]["text/plain"] == "[ 'one', 'two' ]"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "fs.readFileSync(0, 'utf8')",
+        "fs.readFileSync('/dev/stdin', 'utf8')",
+        "fs.readFileSync(process.stdin.fd, 'utf8')",
+        "child.execFileSync('cat', { stdio: [0, 'pipe', 2] }).toString()",
+        "child.execFileSync('cat', { stdio: ['inherit', 'pipe', 2] }).toString()",
+        "var text = ''; for await (const part of fs.createReadStream('', { fd: 0 })) text += part; text",
+    ],
+)
+async def test_stdin_is_descriptor_0_of_the_cell_and_of_its_processes(cells: Cells, code: str) -> None:
+    await cells.run("const fs = require('fs'), child = require('child_process')")
+    for text in ("one grün", "two" * 3000, "", "four"):
+        assert await cells.value(code, stdin=text) == f"'{text}'"
+
+
+async def test_a_cell_s_own_descriptor_0_stays_its_own(cells: Cells, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("own")
+    await cells.run("const fs = require('fs'); fs.closeSync(0); const fd = fs.openSync('own')", stdin="in")
+    assert await cells.value("[fd, fs.readFileSync(0, 'utf8')]", stdin="in") == "[ 0, 'own' ]"
+    await cells.run("fs.closeSync(0)", stdin="in")
+    assert await cells.value("fs.readFileSync(0, 'utf8')", stdin="in") == "'in'"
+    assert await cells.value("[fs.readFileSync(0, 'utf8'), fs.readlinkSync('/proc/self/fd/0')]") == "[ '', '/dev/null' ]"
+
+
 @pytest.mark.parametrize("code", ["while (true) {}", "await new Promise(() => {})"])
 async def test_a_timeout_interrupts_and_keeps_the_variables(
     cells: Cells, code: str, monkeypatch: pytest.MonkeyPatch

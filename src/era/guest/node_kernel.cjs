@@ -14,11 +14,12 @@ const Module = require('node:module');
 const net = require('node:net');
 const path = require('node:path');
 const repl = require('node:repl');
-const { PassThrough, Readable } = require('node:stream');
+const { PassThrough } = require('node:stream');
 const { inspect } = require('node:util');
 const { isNativeError } = require('node:util').types;
 require('./node_require.cjs');
 const { withoutImports } = require('./node_imports.cjs');
+const { giveStdin, takeStdin } = require('./node_stdin.cjs');
 
 const isTypeScript = process.argv[2] === 'typescript';
 const CUT = 64 << 10; // characters that are kept of a stack, and of the text of a result that is too large
@@ -217,6 +218,7 @@ const execute = (request) => {
     }
     const { truncated } = cell;
     cell = undefined;
+    if (request.stdin) takeStdin();
     for (const [name, previous] of before) {
       if (previous === undefined) delete env[name];
       else env[name] = previous;
@@ -245,7 +247,7 @@ const execute = (request) => {
     Object.assign(env, request.env);
     if (request.cwd) goTo(path.join(home, request.cwd));
     Object.defineProperty(process, 'stdin', {
-      value: Readable.from(request.stdin ? [request.stdin] : [], { objectMode: false }),
+      value: giveStdin(request.stdin),
       configurable: true,
       writable: true,
       enumerable: true,
