@@ -43,14 +43,29 @@ async def typescript(tmp_path: Path) -> AsyncIterator[Cells]:
         ("import path, { basename as base } from 'node:path'\npath.sep + base('/a/b')", "'/b'"),
         ("import * as all from 'node:os'; typeof all.cpus", "'function'"),
         ("import 'node:fs'\n'imported'", "'imported'"),
+        ("import { // from 'it'\n  basename, /* , */ sep as line,\n} from 'node:path'\nbasename('/a/b') + line", "'b/'"),
+        ("import/**/{basename}from'node:path';basename('/a/b')", "'b'"),
+        ("import größe, { 'basename' as μ } from 'node:path'; [größe.sep, μ('/a/b')]", "[ '/', 'b' ]"),
+        ("import from from 'node:path'; from.sep", "'/'"),
+        ("import path, * as all from 'node:path'; path === all.default", "true"),
+        ("import './own.json' with { type: 'json' }\n'imported'", "'imported'"),
+        ("const importé = 1; importé", "1"),
         ("`import x from 'y'`", "\"import x from 'y'\""),
         ("// import x from 'y'\n/import b from 'c'/.source", "\"import b from 'c'\""),
         ("(await import('node:path')).sep", "'/'"),
         ("typeof process.stdin.on", "'function'"),
     ],
 )
-async def test_a_cell_answers_as_the_repl_does(cells: Cells, code: str, text: str) -> None:
+async def test_a_cell_answers_as_the_repl_does(cells: Cells, code: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text("{}")
     assert await cells.value(code) == text
+
+
+async def test_what_looks_like_the_beginning_of_an_import_takes_no_time(cells: Cells) -> None:
+    for rest in (" " * 200_000, "/* " * 100_000, "{ a, /**/ " * 30_000, "a\nimport " * 30_000):
+        outcome, _ = await cells.run(f"import {rest}", timeout=10)
+        assert outcome.error is not None
+        assert outcome.error["name"] == "SyntaxError"
 
 
 async def test_variables_stay(cells: Cells) -> None:

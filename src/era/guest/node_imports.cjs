@@ -4,8 +4,39 @@ const { Boolean, Math } = global; // cells may declare others: see node_kernel.c
 
 // Whether code that ends like this goes on with a regular expression where a slash follows, and not with a division.
 const BEFORE_REGEX = /(?:^|[([{,;:=!&|?+\-*%^~<>]|\b(?:return|typeof|case|in|of|delete|void|throw|new|do|else|await|yield))\s*$/;
-const DECLARATION =
-  /^import\s*(?:([\w$\s{},*]+?)\s*\bfrom\s*)?(['"])([^'"\n]+)\2(?:\s*with\s*(\{[^}]*\}))?[ \t]*;?/;
+// What a declaration is made of up to its source, and what may follow that. No two kinds begin alike, so that a search
+// never has to go back.
+const PART = /\s+|\/\/[^\n]*|\/\*[^]*?\*\/|[$\p{ID_Continue}]+|[{},*]|"[^"\n]*"|'[^'\n]*'/uy;
+const END = /(?:\s*with\s*(\{[^}]*\}))?[ \t]*;?/y;
+const isName = (part) => /^[$\p{ID_Continue}]/u.test(part);
+
+// What `expression` matches right at `at`.
+const matchAt = (expression, code, at) => {
+  expression.lastIndex = at;
+  return expression.exec(code);
+};
+
+// The import declaration that begins at `at`, if there is one: what it declares, from where, and where it ends.
+const declarationAt = (code, at) => {
+  const parts = [];
+  let isWithinBraces = false;
+  let place = at + 'import'.length;
+  if (isName(code.slice(place, place + 2))) return undefined; // two units may be one character
+  for (;;) {
+    const match = matchAt(PART, code, place);
+    if (!match) return undefined;
+    const part = match[0];
+    place += part.length;
+    if (/^["']/.test(part) && (parts.length === 0 || parts.at(-1) === 'from')) {
+      const [end, attributes] = matchAt(END, code, place);
+      const clause = parts.length ? parts.slice(0, -1).join(' ') : undefined;
+      return { clause, source: part, attributes, end: place + end.length };
+    }
+    if (part === '{' || part === '}') isWithinBraces = part === '{';
+    if (part === 'import' && !isWithinBraces) return undefined; // the next one: each is looked at once
+    if (!/^(?:\s|\/)/.test(part)) parts.push(part);
+  }
+};
 
 // Where a string, a template, a comment or a regular expression that begins at `at` ends; `at` itself where none begins.
 const endOfLiteral = (code, at) => {
@@ -48,15 +79,16 @@ const endOfBraces = (code, at) => {
   return code.length;
 };
 
-// `* as all, one, { two as three }` as what declares the same names.
-const declared = (clause, source, attributes, number) => {
+// `* as all, one, { two as three }` as what declares the same names. One space is between each two parts.
+const declared = ({ clause, source, attributes }) => {
   const call = `await import(${source}${attributes ? `, { with: ${attributes} }` : ''})`;
+  if (clause === undefined) return `${call}; void 0;`;
   const braces = /\{([^}]*)\}/.exec(clause);
-  const all = /\*\s*as\s+([\w$]+)/.exec(clause);
-  const byDefault = /^\s*([\w$]+)/.exec(clause.replace(/\{[^}]*\}/, ''));
+  const all = /\* as (\S+)/.exec(clause);
+  const byDefault = /^[^\s{},*]+/.exec(clause);
   const names = braces ? braces[1].split(',').map((name) => name.trim()).filter(Boolean) : [];
-  const fields = names.map((name) => name.replace(/\s+as\s+/, ': '));
-  if (byDefault && byDefault[1] !== 'as') fields.unshift(`default: ${byDefault[1]}`);
+  const fields = names.map((name) => name.replace(' as ', ': '));
+  if (byDefault) fields.unshift(`default: ${byDefault[0]}`);
   if (all) return `var ${all[1]} = ${call};${fields.length ? ` var { ${fields.join(', ')} } = ${all[1]};` : ''}`;
   return `var { ${fields.join(', ')} } = ${call};`;
 };
@@ -76,12 +108,11 @@ const withoutImports = (code) => {
       continue;
     }
     if (startsStatement && code.startsWith('import', place)) {
-      const match = DECLARATION.exec(code.slice(place));
-      if (match) {
-        const source = `${match[2]}${match[3]}${match[2]}`;
-        made += match[1] === undefined ? `await import(${source}); void 0;` : declared(match[1], source, match[4]);
-        made += '\n'.repeat(match[0].split('\n').length - 1);
-        place += match[0].length;
+      const declaration = declarationAt(code, place);
+      if (declaration) {
+        made += declared(declaration);
+        made += '\n'.repeat(code.slice(place, declaration.end).split('\n').length - 1);
+        place = declaration.end;
         continue;
       }
     }
