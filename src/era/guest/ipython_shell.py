@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import types
 from json import dumps
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Type
 from traitlets.config import Config
@@ -166,6 +168,13 @@ class Shell(InteractiveShell):
         name = getattr(etype, "__name__", str(etype))
         self.last_error = {"name": name, "value": value[:CUT], "traceback": (text or f"{name}: {value}")[-CUT:]}
         return self.last_error
+
+    def note_printed_error(self, problem: BaseException) -> None:
+        """Note an error that IPython has printed by itself: of a group of exceptions that is Python's own traceback, of
+        a wrong use of a magic it is a line."""
+        is_a_line = isinstance(problem, UsageError)
+        text = "" if is_a_line else "".join(traceback.format_exception(problem)).rstrip()
+        self.note_error(type(problem), problem, text)
 
 
 def make_shell(results: Results) -> Shell:

@@ -177,7 +177,7 @@ class Kernel:
         if isinstance(problem, SystemExit):
             return code_of(problem)
         if shell.last_error is None:
-            shell.note_error(type(problem), problem)
+            shell.note_printed_error(problem)
         return 1
 
     def _end(self, exit_code: int, mark: bytes) -> None:
