@@ -420,3 +420,11 @@ async def test_typescript_imports_the_session_s_modules(typescript: Cells, tmp_p
     outcome, _ = await typescript.run("let z: = 3")
     assert outcome.error is not None
     assert outcome.error["name"] == "SyntaxError"
+
+
+async def test_the_session_s_own_typescript_of_the_name_of_a_client_wins(typescript: Cells, tmp_path: Path) -> None:
+    (tmp_path / "era_state.ts").write_text("export const whose: string = 'own'")
+    (tmp_path / "era_storage.ts").write_text("export const whose: string = 'own'")
+    for name in ("./era_state", "./era_state.js", "./era_storage", "./era_storage.js"):
+        assert await typescript.value(f"import {{ whose }} from '{name}'; whose") == "'own'", name
+        assert await typescript.value(f"require('{name}').whose") == "'own'", name

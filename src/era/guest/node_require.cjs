@@ -18,9 +18,10 @@ Object.defineProperty(global, 'require', {
 const LIBRARY = { era_storage: `${__dirname}/lib/era_storage.js`, era_state: `${__dirname}/lib/era_state.mjs` };
 const NAMED = /^(?:\.{1,2}\/)+(era_storage|era_state)(?:\.js)?$/;
 const ours = (request) => LIBRARY[NAMED.exec(request)[1]];
+const isTypeScript = process.execArgv.includes('--experimental-transform-types');
 const isThere = (directory, request) => {
   const file = path.resolve(directory, request);
-  return fs.existsSync(file) || fs.existsSync(`${file}.js`);
+  return fs.existsSync(file) || fs.existsSync(`${file}.js`) || (isTypeScript && meant(file) !== undefined);
 };
 
 // Node writes to a pipe without blocking: when a program exits, what didn't fit into the pipe would be lost. It would leave
@@ -81,7 +82,7 @@ const lookAtProgram = () => {
       return '';
     }
   })();
-  if (process.execArgv.includes('--experimental-transform-types') && /['"`]\.{1,2}(\/|['"`])/.test(source)) {
+  if (isTypeScript && /['"`]\.{1,2}(\/|['"`])/.test(source)) {
     Module.registerHooks({
       resolve(specifier, context, next) {
         if (!/^\.{1,2}(\/|$)/.test(specifier) || !context.parentURL?.startsWith('file:')) return next(specifier, context);
