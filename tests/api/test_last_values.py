@@ -57,6 +57,10 @@ def test_a_notebooks_script_keeps_its_figure_and_table(client: httpx.Client, whe
     assert artifact_paths(run(where, "from matplotlib.figure import Figure\nf = Figure()\nf.add_subplot()")) == [
         "figure-3.png"
     ]
+    for number, code in enumerate(("plt.subplots(2, 2)[1]", "plt.subplots(2)", "Grid()"), 4):
+        grid = "class Grid:\n    figure = property(lambda self: plt.figure())"
+        outcome = run(where, f"import matplotlib.pyplot as plt\n{grid}\n{code}")
+        assert artifact_paths(outcome) == [f"figure-{number}.png"], code
     code = "import matplotlib.pyplot as plt\nplt.figure()"
     assert artifact_paths(run(where, code, env={"MPLBACKEND": "agg"})) == [], "another backend turns this off"
 

@@ -87,7 +87,13 @@ def _keep_figure_of(value: Any) -> None:
     for _ in range(2):  # hist() gives a tuple that ends with a tuple
         if isinstance(value, list | tuple) and value:
             value = value[-1]
-    if not _is_a(value, "matplotlib.artist", "Artist"):
+    if _is_a(value, "numpy", "ndarray") and value.size:  # of axes, as hist() of a table and subplots() give
+        value = value.flat[0]
+    is_artist = _is_a(value, "matplotlib.artist", "Artist")
+    if not is_artist and isinstance(getattr(type(value), "figure", None), property):  # as seaborn's grids have it
+        value = value.figure
+        is_artist = _is_a(value, "matplotlib.artist", "Artist")
+    if not is_artist:
         return
     import era_matplotlib
 
