@@ -373,6 +373,8 @@ def test_node_and_typescript(session: MakeSession, cell: Cell) -> None:
     cell(where, "const fs = require('node:fs'); let x = 20")
     answer = cell(where, "import { join } from 'node:path'\nfs.writeFileSync('f.txt', join('a', 'b')); x + 1")
     assert (text(answer), answer["memory"], answer["execution_count"]) == ("21", KEPT, 2)
+    code = "fs.readFileSync(0, 'utf8') + fs.readdirSync('/tmp')"
+    assert [text(cell(where, code, stdin=given)) for given in ("in", "")] == ["'in'", "''"]
     answer = cell(where, "while (true) {}", timeout=1)
     assert (answer["status"], answer["memory"]) == ("timeout", KEPT)
     assert text(cell(where, "x")) == "20"

@@ -43,7 +43,10 @@ async def typescript(tmp_path: Path) -> AsyncIterator[Cells]:
         ("import path, { basename as base } from 'node:path'\npath.sep + base('/a/b')", "'/b'"),
         ("import * as all from 'node:os'; typeof all.cpus", "'function'"),
         ("import 'node:fs'\n'imported'", "'imported'"),
-        ("import { // from 'it'\n  basename, /* , */ sep as line,\n} from 'node:path'\nbasename('/a/b') + line", "'b/'"),
+        (
+            "import { // from 'it'\n  basename, /* , */ sep as line,\n} from 'node:path'\nbasename('/a/b') + line",
+            "'b/'",
+        ),
         ("import/**/{basename}from'node:path';basename('/a/b')", "'b'"),
         ("import größe, { 'basename' as μ } from 'node:path'; [größe.sep, μ('/a/b')]", "[ '/', 'b' ]"),
         ("import from from 'node:path'; from.sep", "'/'"),
@@ -244,7 +247,9 @@ async def test_a_cell_s_own_descriptor_0_stays_its_own(cells: Cells, tmp_path: P
     assert await cells.value("[fd, fs.readFileSync(0, 'utf8')]", stdin="in") == "[ 0, 'own' ]"
     await cells.run("fs.closeSync(0)", stdin="in")
     assert await cells.value("fs.readFileSync(0, 'utf8')", stdin="in") == "'in'"
-    assert await cells.value("[fs.readFileSync(0, 'utf8'), fs.readlinkSync('/proc/self/fd/0')]") == "[ '', '/dev/null' ]"
+    assert (
+        await cells.value("[fs.readFileSync(0, 'utf8'), fs.readlinkSync('/proc/self/fd/0')]") == "[ '', '/dev/null' ]"
+    )
 
 
 @pytest.mark.parametrize("code", ["while (true) {}", "await new Promise(() => {})"])

@@ -108,10 +108,14 @@ async def test_every_kind_of_error_is_told(cells: Cells, code: str, name: str) -
 
 
 async def test_the_traceback_of_a_group_of_exceptions_names_them_all(cells: Cells) -> None:
-    outcome, written = await cells.run("def f():\n    raise ExceptionGroup('two', [ValueError('a'), KeyError('b')])\nf()")
+    outcome, written = await cells.run(
+        "def f():\n    raise ExceptionGroup('two', [ValueError('a'), KeyError('b')])\nf()"
+    )
     assert outcome.error is not None
     assert outcome.error["name"] == "ExceptionGroup"
-    assert all(part in outcome.error["traceback"] for part in ("in f\n", "two (2 sub-", "ValueError: a", "KeyError: 'b'"))
+    assert all(
+        part in outcome.error["traceback"] for part in ("in f\n", "two (2 sub-", "ValueError: a", "KeyError: 'b'")
+    )
     assert outcome.error["traceback"] in written.stderr
     outcome, _ = await cells.run("%nothing")
     assert outcome.error is not None
