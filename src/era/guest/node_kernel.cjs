@@ -7,8 +7,8 @@
 // own stripTypeScriptTypes. `import` declarations, which a REPL can't have, become the `await import()` that it proposes.
 // Cells find the client of the storage (era_storage.js) as programs do: node_require.cjs looks for its name in this file.
 
-// What a cell declares with `const`, `let` or `class` comes before the globals for every module, ours as well. So modules
-// that go on while there are cells take the globals that they need at their beginning.
+// What a cell declares with `const`, `let` or `class` comes before the globals for every module, ours as well. So
+// modules that go on while there are cells take the globals that they need at their beginning.
 const { Array, Boolean, Buffer, Error, JSON, Object, Promise, String, Symbol, globalThis, process } = global;
 const Module = require('node:module');
 const net = require('node:net');

@@ -1,6 +1,6 @@
 'use strict';
-// Descriptor 0 of a Node or TypeScript context: what a cell's `stdin` is for `fs.readFileSync(0)` and for processes that
-// the cell starts. Node can't duplicate a descriptor, but an open takes the lowest number that is free.
+// Descriptor 0 of a Node or TypeScript context: what a cell's `stdin` is for `fs.readFileSync(0)` and for processes
+// that the cell starts. Node can't duplicate a descriptor, but an open takes the lowest number that is free.
 const { Buffer, Object } = global; // cells may declare others: see node_kernel.cjs
 const { randomUUID } = require('node:crypto');
 const { Readable } = require('node:stream');
