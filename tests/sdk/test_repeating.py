@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -353,3 +354,25 @@ def test_the_command_leaves_with_1_for_a_process_without_an_exit_code(
     event = f'data: {{"type": "exit", "exit_code": {code}, "signal": null, "reason": "Lost."}}\n\n'
     scripted.script = [(200, {}, event.encode())] * 2  # a shell's end of input is a call, too
     command(None, *words, env={"ERA_SERVER": scripted.url}, code=left_with)
+
+
+async def test_a_server_that_vanishes_without_a_word_is_noticed(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the system, which asks an idle connection's other end: a call may wait for a day."""
+    made, setsockopt = [], socket.socket.setsockopt
+
+    def recording(self: socket.socket, *option: Any) -> None:
+        made.append(option)
+        setsockopt(self, *option)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", recording)
+    asked = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)]
+    scripted.script = [INFO, INFO]
+    with Era(scripted.url) as client:
+        client.sessions.get("x")
+    assert set(asked) <= set(made)
+    made.clear()
+    async with AsyncEra(scripted.url) as waiting:
+        await waiting.sessions.get("x")
+    assert set(asked) <= set(made)

@@ -35,8 +35,8 @@ _PAGE = re.compile(r"/([0-9]{1,4})/([A-Za-z0-9](?:[A-Za-z0-9._-]{0,198}[A-Za-z0-
 """An index and a package. No name begins with a dot: `..` would be the directory above."""
 
 _FILE = re.compile(r"/file/([0-9]{1,9})/[A-Za-z0-9._+!%-]{1,300}?(\.metadata)?")
-_LINK = re.compile(r"""(<a\s[^>]*?\bhref\s*=\s*)("[^"]*"|'[^']*')""", re.IGNORECASE)
-_BASE = re.compile(r"""<base\s[^>]*?\bhref\s*=\s*("[^"]*"|'[^']*')[^>]*>""", re.IGNORECASE)
+_LINK = re.compile(r"""(<a\s[^<>]*?\bhref\s*=\s*)("[^"]*"|'[^']*')""", re.IGNORECASE)
+_BASE = re.compile(r"""<base\s[^<>]*?\bhref\s*=\s*("[^"]*"|'[^']*')[^<>]*>""", re.IGNORECASE)
 _MAX_PAGE_BYTES = 64 << 20
 _MAX_PAGES, _MAX_REQUESTS = 4, 16
 """Of one build at a time: pages, which take memory, and requests in all."""

@@ -14,6 +14,7 @@ from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from era.sdk import keepalive
 from era.sdk.calls import Body, Call
 from era.sdk.errors import AnswerTimeout, ConnectionLost, NotEra, ServerAway
 
@@ -173,6 +174,8 @@ class Transport:
             connection = HTTPSConnection(self._host, self._port, timeout=self._connect_seconds, context=self._tls)
         try:
             connection.connect()
+            for option in keepalive.OPTIONS:
+                connection.sock.setsockopt(*option)
         except OSError as error:
             connection.close()
             raise ServerAway(f"No server answers at {self._url}: {error.strerror or error}.") from None

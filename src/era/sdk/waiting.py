@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from era.sdk import keepalive
 from era.sdk.blocking import EVENTS_SECONDS, is_event_stream, parsed
 from era.sdk.calls import Body, Call
 from era.sdk.errors import AnswerTimeout, ConnectionLost, ServerAway
@@ -73,9 +74,10 @@ class AsyncTransport:
         self._client = httpx.AsyncClient(
             base_url=url,
             headers=headers,
+            transport=httpx.AsyncHTTPTransport(
+                verify=verify, trust_env=False, limits=limits, socket_options=keepalive.OPTIONS
+            ),
             trust_env=False,
-            verify=verify,
-            limits=limits,
             timeout=None,  # each request has its own
         )
 
