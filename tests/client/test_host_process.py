@@ -327,3 +327,12 @@ def test_what_the_command_says_of_that() -> None:
     assert "postgresql://127.0.0.1:1/era can't be used" in done.stderr
     assert "hidden" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_host_that_was_drained_and_not_told_so_ends(make: Make, tmp_path: Path) -> None:
+    """Whoever drained it died in between."""
+    pid = until(make(), "ready").pid
+    note = tmp_path / "host" / NOTE
+    note.write_text(json.dumps({**json.loads(note.read_text()), "drained": True}))
+    assert until(HostProcess(tmp_path / "host"), "drained").pid == 0
+    assert not is_running(pid)

@@ -55,6 +55,12 @@ def test_who_is_not_reached_may_have_them(lab: Lab, kind: str) -> None:
         ("Because one==1.0 has no wheels with a matching platform tag, one==1.0 cannot be used.", True),
         ("Failed to fetch: `…`\nHTTP status server error (503 Service Unavailable)", False),
         ("Because one was not found in the package registry …\nhint: An index could not be queried", False),
+        (
+            "Failed to build `one==1`\nFailed to resolve requirements from `build-system.requires`\n"
+            "Failed to fetch: `…`\nHTTP status server error (502 Bad Gateway) for url (…)",
+            False,
+        ),
+        ("Failed to build `one==1`\nThe build backend returned an error", True),
         ("failed to write to the cache: No space left on device (os error 28)", False),
     ],
 )

@@ -123,6 +123,8 @@ class HostProcess:
         self._adopt()
         self._kill_at: float | None = self._note.stop_until or None
         self._wanted = not self._note.drained and self._kill_at is None
+        self._is_to_stop = self._note.drained and self._kill_at is None
+        """Whether it was drained, and who watched over it may have ended before he could tell it."""
         self._ready = False
         self._detail = ""
         self._places = self._taken = 0
@@ -192,6 +194,9 @@ class HostProcess:
                 self._launch(self._environment)
         elif not self._is_running():
             self._ended(now)
+        elif self._is_to_stop:
+            self._is_to_stop = False
+            self.stop(drain=True)
         elif self._kill_at is not None:
             if now > self._kill_at:
                 self._signal(signal.SIGKILL)

@@ -100,9 +100,13 @@ class Runs:
             named = request.claim is not None
             task = self._start_task(self._run(session_id, request, lambda _: None, named=named))
         else:
-            task, begun = await self._started_task(partial(self._run, session_id, request, named=True))
-            if begun is not None:
-                await started(begun.started.run_id)
+            task, beginning = self._starting_task(partial(self._run, session_id, request, named=True))
+            try:
+                if (begun := await _begun(task, beginning)) is not None:
+                    await started(begun.started.run_id)
+            except BaseException:
+                task.add_done_callback(_end_unheard)
+                raise
         return await _heard(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
@@ -118,7 +122,12 @@ class Runs:
 
     async def start(self, session_id: OwnedId, request: RunRequest) -> ActiveRun:
         """`begin` without regard to a key. The run that this returns may have ended already."""
-        task, begun = await self._started_task(partial(self._run_in_turn, session_id, request))
+        task, beginning = self._starting_task(partial(self._run_in_turn, session_id, request))
+        try:
+            begun = await _begun(task, beginning)
+        except asyncio.CancelledError:
+            task.add_done_callback(_end_unheard)
+            raise
         if begun is None or begun.run is None:
             task.result()
             raise RuntimeError("a run has ended and never begun")
@@ -180,13 +189,6 @@ class Runs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def _started_task(
-        self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]
-    ) -> tuple[asyncio.Task[Collected], _Begun | None]:
-        """Start a run, and wait until its caller is told of it; None where it has ended before."""
-        task, begun = self._starting_task(run)
-        return task, await _begun(task, begun)
 
     def _starting_task(
         self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]

@@ -105,7 +105,7 @@ class BubblewrapSandbox(OutsideView):
         self._channel: Channel | Alternation | None = None
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
-        self._log = -1
+        self._log, self._is_log_closed = -1, False
         self._beside: LazyProcessSupervisor | None = None
         self._freezer = Freezer(None)
         self._ending: asyncio.Task[None] | None = None
@@ -207,7 +207,9 @@ class BubblewrapSandbox(OutsideView):
 
     def log(self) -> str:
         """What bubblewrap and the supervisor have written to stderr."""
-        return "" if self._log < 0 else os.pread(self._log, 4096, 0).decode(errors="replace").strip()
+        if self._log < 0 or self._is_log_closed:
+            return ""
+        return os.pread(self._log, 4096, 0).decode(errors="replace").strip()
 
     async def open(self, language: Language) -> None:
         """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
@@ -409,6 +411,7 @@ class BubblewrapSandbox(OutsideView):
         if self._process is not None:
             self._process.end(1)
         if self._log >= 0:
+            self._is_log_closed = True
             os.close(self._log)
         try:
             if self._group is not None:

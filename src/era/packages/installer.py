@@ -84,7 +84,7 @@ _SITE = f"lib/python{_VERSION}/site-packages"
 _MANY_BYTES = 16 << 20
 """With less to compile, nobody waits for it, and a second process would cost more than it saves."""
 
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 10.0
 """How long an installation waits for the compiler."""
 
 _UNCOMPILED = "uncompiled"
@@ -506,21 +506,22 @@ class PackageInstaller:
                 await self._finish(installed.digest, scratch, deadline)
 
     async def _finish(self, digest: str, scratch: Path, deadline: float) -> None:
-        """Publish `scratch/made`, compiled before if it is large, else afterwards."""
+        """Publish `scratch/made`, compiled before if it is large and the compiler is free soon, else afterwards."""
         size = size_of(scratch / "made/python" / _SITE)
+        is_compiled = not size
         if size > _MANY_BYTES:
-            async with self._compiler.turn(min(deadline - time.monotonic(), _PATIENCE_SECONDS)) as has_turn:
-                if has_turn:  # else rather without bytecode than later still
+            async with self._compiler.turn(min(deadline - time.monotonic(), _PATIENCE_SECONDS)) as is_compiled:
+                if is_compiled:
                     await self._compile(scratch, deadline, is_large=True)
-        elif size:
+        if not is_compiled:
             (scratch / "made" / _UNCOMPILED).touch()
         await in_thread(self._publish, scratch, digest)
-        if 0 < size <= _MANY_BYTES:
+        if not is_compiled:
             _in_background(self._compile_afterwards(digest), self._compiling)
 
     async def _compile_afterwards(self, digest: str) -> None:
-        """Compile a copy of a published package set, and add the bytecode to it. A failure takes the mark away, too:
-        each start would try again, and end as this has."""
+        """Compile a copy of a published package set, and add the bytecode to it. Where that can't be, the mark is taken
+        away, too, or each start would try again, and end as this has."""
         place = self.package_sets / digest
 
         async def compile_copy(scratch: Path) -> None:
@@ -532,9 +533,11 @@ class PackageInstaller:
         async with self._compiler.turn():  # before it is copied, or copies would be waiting
             try:
                 await self._in_scratch(compile_copy)
-            except (OSError, SetupFailed):  # runs are slower then, and no worse
+            except SetupFailed:  # runs are slower then, and no worse
                 with suppress(OSError):
                     (place / _UNCOMPILED).unlink()
+            except OSError as error:  # it may pass, so the next start tries it again
+                note_outage("packages_not_compiled", error)
 
     async def _compile(self, scratch: Path, deadline: float, *, is_large: bool) -> None:
         """See Compiler.compile."""

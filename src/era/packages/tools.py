@@ -86,7 +86,8 @@ _NO_SUCH = re.compile(
 _MAY_PASS = re.compile(
     r"[Nn]o space left|ENOSPC|EDQUOT|os error 28\b|dns error|[Ff]ailed to lookup|error sending request|timed out"
     r"|[Cc]onnection refused|tcp connect error|could not be queried|ENOTFOUND|EAI_AGAIN|ECONN(REFUSED|RESET)|ETIMEDOUT"
-    r"|ERR_SOCKET_TIMEOUT|no such host|i/o timeout|dial tcp"
+    r"|ERR_SOCKET_TIMEOUT|no such host|i/o timeout|dial tcp|\b(429|50[0-4])\b|Too Many Requests|Bad Gateway"
+    r"|build-system\.requires"
 )
 """Patterns of the output where a registry has said that there are no such packages, and where it may not have heard."""
 

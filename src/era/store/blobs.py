@@ -55,8 +55,9 @@ _LONG_SECONDS = 10.0
 """After a batch that took longer than this, the times of all its content are set again. Whoever relies on that later,
 without `naming`, counts from its end (core/files/archives.py)."""
 
-_LOCK_SECONDS = 30.0
-"""For how long another host may keep the lock, which it has for a moment only."""
+_LOCK_SECONDS = 90.0
+"""For how long another host may keep the lock, which it has for a moment only. One that hangs with it is killed by who
+watches over it before that (cluster/host_process.py), and then what waits is kept."""
 
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 0.02
 """Seconds between two looks whether it is free."""

@@ -162,7 +162,10 @@ class Archives:
         """Unpack an archive, as soon as its owner has no other that is unpacked. Raises as `_unpack_now`, and
         TooManyUploads where too many of his wait: each has its content on the disk."""
         if self._waiting[session.owner] >= _MOST_WAITING:
-            raise TooManyUploads(f"{_MOST_WAITING} archives of yours are about to be unpacked already.")
+            raise TooManyUploads(
+                f"{_MOST_WAITING} archives of yours are about to be unpacked already.",
+                hint="Send it again when fewer are.",
+            )
         self._waiting[session.owner] += 1
         try:
             async with self._unpacking.slot(session.owner):

@@ -408,8 +408,9 @@ class SessionFiles:
             return
         entry = await self._found(session, path)
         before = Totals() if entry is None else Totals(1, 1, edits.entry_size(entry) if entry[0] == "file" else 0)
-        held = held.plus(Totals(1, 1, size)).minus(before)
-        if not most.have_room(held):
+        more = Totals(1, 1, size).minus(before)
+        held = held.plus(more)
+        if not most.have_room(held) and (more.total_bytes > 0 or more.entries > 0):
             raise TooLarge(
                 f"The session would hold {held.total_bytes} bytes in {held.entries} files and directories, "
                 f"{most.total_bytes} in {most.entries} may be."

@@ -47,7 +47,7 @@ UNDER_WAY = ("pending", "running")
 _LOOK_SECONDS = 1.0
 """How often the store is asked for setups, should `kick` not have been called for one."""
 
-_FIRST_DELAY, _MOST_DELAY = 1.0, 30.0
+_FIRST_DELAY, _MOST_DELAY = 1.0, 5.0
 """Seconds after which a setup that was put off is tried again. They double each time, since a try takes a sandbox or
 asks a registry."""
 
