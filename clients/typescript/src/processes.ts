@@ -105,7 +105,8 @@ export class Processes {
     const [body, call] = split(options);
     const json = { command, ...body };
     const headers = once(this.#transport, call);
-    const request = { method: "POST", path: `${this.#session}/processes`, json, headers } as const;
+    // It waits for a setup, and for a run that it can't join.
+    const request = { method: "POST", path: `${this.#session}/processes`, json, headers, endless: true } as const;
     return this.get((await this.#transport.json<ProcessInfo>(request, call)).process_id);
   }
 

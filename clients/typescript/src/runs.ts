@@ -114,14 +114,16 @@ export class Run {
 
   /** Wait until it has ended. A server that goes away meanwhile is waited for, too, as by streams. */
   async wait(options: CallOptions = {}): Promise<RunRecord> {
-    let seen: number | undefined;
+    let hasAnswered = false;
+    let awaySince: number | undefined;
     for (let seconds = FIRST_LOOK;; seconds = Math.min(2 * seconds, LAST_LOOK)) {
       try {
         const record = await this.record(options);
         if (record.status !== "running") return record;
-        seen = Date.now();
+        [hasAnswered, awaySince] = [true, undefined];
       } catch (error) {
-        const isLate = seen === undefined || Date.now() - seen > PATIENCE_SECONDS * 1000;
+        awaySince ??= Date.now();
+        const isLate = !hasAnswered || Date.now() - awaySince > PATIENCE_SECONDS * 1000;
         if (isLate || this.#transport.retries === 0 || !(isCut(error) || error instanceof AnswerLate)) throw error;
       }
       await sleep(seconds, options.signal);

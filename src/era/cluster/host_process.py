@@ -123,7 +123,7 @@ class HostProcess:
         self._adopt()
         self._kill_at: float | None = self._note.stop_until or None
         self._wanted = not self._note.drained and self._kill_at is None
-        self._is_to_stop = self._note.drained and self._kill_at is None
+        self._is_to_stop = self._note.drained and self._note.pid > 0 and self._kill_at is None
         """Whether it was drained, and who watched over it may have ended before he could tell it."""
         self._ready = False
         self._detail = ""
@@ -165,7 +165,7 @@ class HostProcess:
 
     def start(self) -> None:
         """Have it run from now on, also if it was drained. Raises OSError."""
-        self._start_at = 0.0
+        self._start_at, self._is_to_stop = 0.0, False
         if self._note.drained:
             self._note.drained = False
             self._write()
@@ -174,7 +174,7 @@ class HostProcess:
     def stop(self, *, drain: bool = False) -> None:
         """Tell it to end: it lets runs end, and gives its sessions to the others at once. With `drain`, keep whoever
         watches next from starting it, too. Raises OSError."""
-        self._wanted = False
+        self._wanted = self._is_to_stop = False
         if drain and not self._note.drained:
             self._note.drained = True
             self._write()
@@ -195,7 +195,6 @@ class HostProcess:
         elif not self._is_running():
             self._ended(now)
         elif self._is_to_stop:
-            self._is_to_stop = False
             self.stop(drain=True)
         elif self._kill_at is not None:
             if now > self._kill_at:

@@ -16,7 +16,7 @@ const path = require('node:path');
 const repl = require('node:repl');
 const { PassThrough } = require('node:stream');
 const { inspect } = require('node:util');
-const { isNativeError } = require('node:util').types;
+const { isBoxedPrimitive, isNativeError } = require('node:util').types;
 require('./node_require.cjs');
 const { withoutImports } = require('./node_imports.cjs');
 const { giveStdin, takeStdin } = require('./node_stdin.cjs');
@@ -33,7 +33,7 @@ const here = cwd.bind(process);
 const rss = process.memoryUsage.rss.bind(process.memoryUsage);
 const outputs = [process.stdout, process.stderr];
 const writes = outputs.map((stream) => stream.write.bind(stream));
-const { stringify, parse } = JSON;
+const { isRawJSON, parse, stringify } = JSON;
 const { isArray } = Array;
 const home = process.cwd();
 
@@ -135,7 +135,12 @@ const result = (data, main) => {
   send('P', bundle);
 };
 // Whether an object is none that has a value for each MIME type: a list, a promise, or what JSON has in another form.
-const isOther = (value) => isArray(value) || typeof value.then === 'function' || typeof value.toJSON === 'function';
+const isOther = (value) =>
+  isArray(value) ||
+  isBoxedPrimitive(value) ||
+  isRawJSON?.(value) ||
+  typeof value.then === 'function' ||
+  typeof value.toJSON === 'function';
 // The MIME bundle of a value: its own, if it has one as notebooks know it, else what the REPL would print.
 const bundleOf = (value) => {
   const own = value?.[Symbol.for('Jupyter.display')];

@@ -21,7 +21,8 @@ const ours = (request) => LIBRARY[NAMED.exec(request)[1]];
 const isTypeScript = process.execArgv.includes('--experimental-transform-types');
 const isThere = (directory, request) => {
   const file = path.resolve(directory, request);
-  return fs.existsSync(file) || fs.existsSync(`${file}.js`) || (isTypeScript && meant(file) !== undefined);
+  const written = isTypeScript ? meant(file) : undefined;
+  return fs.existsSync(file) || fs.existsSync(`${file}.js`) || /\.[cm]?tsx?$/.test(written ?? '');
 };
 
 // Node writes to a pipe without blocking: when a program exits, what didn't fit into the pipe would be lost. It would leave

@@ -35,6 +35,8 @@ const giveStdin = (text) => {
     try {
       writeFileSync(file, text, { flag: 'wx', mode: 0o600 });
       open(file);
+    } catch {
+      // There is no room in /tmp: the cell has process.stdin all the same.
     } finally {
       rmSync(file, { force: true });
     }

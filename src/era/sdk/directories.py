@@ -142,7 +142,7 @@ class archive_of:  # noqa: N801  reads as a function
 def replacing(target: str | os.PathLike[str], advance: _Advance) -> Iterator[_Write]:
     """Write a local file through the function that this gives: all of it or nothing. Raises LocalError."""
     target = Path(target)
-    if target.is_dir():
+    if os.path.isdir(target):  # which a directory that may not be looked into isn't; opening it says why
         raise LocalError(f"{target} is a directory: name the file that is to be written.")
     temporary = target.with_name(f".era-{os.urandom(8).hex()}")
     try:

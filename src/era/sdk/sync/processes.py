@@ -94,7 +94,9 @@ class Processes:
         name of your own), `timeout`.
         """
         given = {"command": command if isinstance(command, str) else list(command), **body(options)}
-        answer = self._connection.call(Call("POST", self._path, json=given, once=self._connection.keys))
+        seconds = self._connection.turn_seconds  # it waits for a setup, and for a run that can't be joined
+        call = Call("POST", self._path, json=given, once=self._connection.keys, seconds=seconds)
+        answer = self._connection.call(call)
         return self.process(answer["process_id"])
 
     def terminal(self, cols: int = 80, rows: int = 24, **options: Unpack[ProcessOptions]) -> Process:

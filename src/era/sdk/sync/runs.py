@@ -36,15 +36,16 @@ class Run:
     def wait(self) -> RunRecord:
         """Its record, once it has ended. A server that goes away meanwhile is waited for, too, as by streams."""
         seconds = _FIRST_LOOK
-        seen: float | None = None
+        has_answered, away_since = False, None
         while True:
             try:
                 record = self.record()
                 if record.status != "running":
                     return record
-                seen = monotonic()
+                has_answered, away_since = True, None
             except EraError as error:
-                is_late = seen is None or monotonic() - seen > PATIENCE
+                away_since = monotonic() if away_since is None else away_since
+                is_late = not has_answered or monotonic() - away_since > PATIENCE
                 if is_late or self._connection.retries == 0 or not is_away(error):
                     raise
             sleep(seconds)
