@@ -184,7 +184,9 @@ async def test_values_can_show_themselves(cells: Cells) -> None:
     ]
 
 
-@pytest.mark.parametrize("bundle", ["['text/html']", "Promise.resolve({ 'text/html': '<b>' })", "new Date()", "null"])
+@pytest.mark.parametrize(
+    "bundle", ["['text/html']", "Promise.resolve({ 'text/html': '<b>' })", "new Date()", "new String('x')", "null"]
+)
 async def test_what_shows_itself_as_no_bundle_is_shown_as_the_repl_would(cells: Cells, bundle: str) -> None:
     outcome, _ = await cells.run(f"({{ a: 1, [Symbol.for('Jupyter.display')]() {{ return {bundle} }} }})")
     assert (outcome.error, outcome.lost) == (None, None)
