@@ -369,7 +369,7 @@ async def test_a_collection_that_was_paused_while_it_read_rows_leaves_what_was_p
     class Paused(Pins):
         async def needed(self, store: MetadataStore) -> tuple[Sequence[str], Sequence[str]]:
             found = await super().needed(store)
-            monkeypatch.setattr(snapshots, "time", later(2 * 3600.0))
+            monkeypatch.setattr(a.blobs, "time", later(2 * 3600.0).time)
             return found
 
     assert await collect_unneeded(Snapshots(a.blobs), a.store, Paused()) == 0
