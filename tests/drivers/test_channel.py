@@ -15,6 +15,7 @@ import uvloop
 from era.core.program import Ended, Output, Program
 from era.drivers.channel import Channel
 from era.errors import SandboxFailed
+from tests.drivers.test_watchdog import ENDED
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 SUPERVISOR_IS_READY = b"Y" + (2).to_bytes(4, "big") + b"{}"
@@ -25,6 +26,13 @@ SEEN_SECONDS = 0.2
 
 def program(may_begin: Callable[[], Awaitable[None]] | None = None) -> Program:
     return Program(code=b"", state=b"{}", env={}, timeout=5, ephemeral=True, files={}, may_begin=may_begin)
+
+
+async def connected() -> tuple[Channel, socket.socket]:
+    """A channel, and the supervisor's end of it."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return await Channel.over(ours, {}), theirs
 
 
 async def run(channel: Channel, of: Program) -> list[Output | Ended]:
@@ -41,9 +49,7 @@ def test_a_sandbox_dies_while_a_run_waits_to_begin(runner: asyncio.Runner) -> No
     """It has read nothing of what it was sent of the run, so its end is a reset rather than the end of a stream."""
 
     async def dies() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        channel = await Channel.over(ours, {})
+        channel, theirs = await connected()
 
         async def may_begin() -> None:
             theirs.close()
@@ -58,29 +64,14 @@ def test_a_sandbox_dies_while_a_run_waits_to_begin(runner: asyncio.Runner) -> No
         runner.run(dies())
 
 
-END = {
-    "exit_code": 3,
-    "cause": "exit",
-    "duration": 0.1,
-    "state": "same",
-    "state_problem": None,
-    "entry": None,
-    "disk_problem": None,
-    "stdout_truncated": False,
-    "stderr_truncated": False,
-    "reaped": 0,
-    "peak_memory_bytes": None,
-    "cpu_us": None,
-}
+END = ENDED | {"exit_code": 3, "cause": "exit", "duration": 0.1, "state": "same"}
 
 
 def test_a_run_that_has_ended_is_told_as_it_ended_though_the_sandbox_dies_then(runner: asyncio.Runner) -> None:
     """It has not read all that it was sent, so its end is a reset."""
 
     async def dies() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        channel = await Channel.over(ours, {})
+        channel, theirs = await connected()
 
         async def may_begin() -> None:
             ended = json.dumps(END).encode()
@@ -109,9 +100,7 @@ def test_a_sandbox_dies_between_runs(runner: asyncio.Runner) -> None:
     """What it had not read makes its end a reset, which a reader doesn't tell as the end of the stream."""
 
     async def dies() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        channel = await Channel.over(ours, {})
+        channel, theirs = await connected()
         theirs.sendall(SUPERVISOR_IS_READY)
         assert await channel.ready() == json.loads("{}")
         channel.join_run()
@@ -130,9 +119,7 @@ def test_a_run_that_can_not_be_recorded_says_nothing_about_its_sandbox(runner: a
     """As where the database can't be reached: that is an OSError, too."""
 
     async def fails() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        channel = await Channel.over(ours, {})
+        channel, theirs = await connected()
 
         async def may_begin() -> None:
             raise TimeoutError("the database doesn't answer")

@@ -16,7 +16,7 @@ from era.core.live.context import Context
 from era.core.process import ProcessEnded, ProcessSpec
 from era.core.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
-from era.drivers.process_supervisor import ProcessSupervisor
+from era.drivers.process_supervisor import GuestProcess, ProcessSupervisor
 from era.errors import SandboxFailed
 from tests.core.interpreters import Written
 
@@ -87,6 +87,14 @@ async def test_a_process_that_can_not_be_recorded_leaves_the_others_alone() -> N
     await supervisor.close()
 
 
+async def with_a_process(life: Silent) -> tuple[ProcessSupervisor, GuestProcess]:
+    supervisor = await supervised_by(life)
+    starting = asyncio.create_task(supervisor.start(ProcessSpec((), {})))
+    await asyncio.sleep(0)  # it has its number
+    life.start()
+    return supervisor, await starting
+
+
 ENDED = {"exit_code": 3, "signal": None, "cpu_us": None, "peak_memory_bytes": None}
 
 
@@ -95,11 +103,7 @@ async def test_a_process_that_has_ended_is_told_as_it_ended_though_all_die_then(
 ) -> None:
     """The supervisor has not read all that it was sent, so its end is a reset."""
     life = Silent()
-    supervisor = await supervised_by(life)
-    starting = asyncio.create_task(supervisor.start(ProcessSpec((), {})))
-    await asyncio.sleep(0)  # it has its number
-    life.start()
-    process = await starting
+    supervisor, process = await with_a_process(life)
     spend = supervisor._budget.spend
 
     async def late(cost: float) -> None:
@@ -120,11 +124,7 @@ async def test_a_process_that_has_ended_is_told_as_it_ended_though_all_die_then(
 async def test_numbers_that_are_none_end_all_processes() -> None:
     """What it says is as hostile as the processes that it shares a sandbox with."""
     life = Silent()
-    supervisor = await supervised_by(life)
-    starting = asyncio.create_task(supervisor.start(ProcessSpec((), {})))
-    await asyncio.sleep(0)  # it has its number
-    life.start()
-    process = await starting
+    supervisor, process = await with_a_process(life)
     life.say(b"D", json.dumps(ENDED | {"cpu_us": float("inf")}).encode())
     async with asyncio.timeout(30):
         *_, ended = [event async for event in process.events()]

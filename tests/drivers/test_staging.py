@@ -130,7 +130,7 @@ def test_a_sandbox_that_can_not_be_closed_does_not_keep_a_driver_from_its_end(tm
         await close()
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    close, sandbox.close = sandbox.close, fails  # type: ignore[method-assign]
+    close, sandbox.close = sandbox.close, fails  # type: ignore[method-assign]  # for this test
     with capture_logs() as logs:
         sandboxes.stop()
     assert [line["event"] for line in logs] == ["sandbox_not_closed"]

@@ -105,7 +105,7 @@ def test_one_set_is_compiled_at_a_time(lab: Lab, registry: Registry, monkeypatch
         under_way += is_compiler
         most = max(most, under_way)
         try:
-            return await run(command, *given, **named)  # type: ignore[arg-type]
+            return await run(command, *given, **named)  # type: ignore[arg-type]  # whatever it is given
         finally:
             under_way -= is_compiler
 

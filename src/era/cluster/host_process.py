@@ -123,8 +123,6 @@ class HostProcess:
         self._adopt()
         self._kill_at: float | None = self._note.stop_until or None
         self._wanted = not self._note.drained and self._kill_at is None
-        self._is_to_stop = self._note.drained and self._note.pid > 0 and self._kill_at is None
-        """Whether it was drained, and who watched over it may have ended before he could tell it."""
         self._ready = False
         self._detail = ""
         self._places = self._taken = 0
@@ -165,7 +163,7 @@ class HostProcess:
 
     def start(self) -> None:
         """Have it run from now on, also if it was drained. Raises OSError."""
-        self._start_at, self._is_to_stop = 0.0, False
+        self._start_at = 0.0
         if self._note.drained:
             self._note.drained = False
             self._write()
@@ -174,7 +172,7 @@ class HostProcess:
     def stop(self, *, drain: bool = False) -> None:
         """Tell it to end: it lets runs end, and gives its sessions to the others at once. With `drain`, keep whoever
         watches next from starting it, too. Raises OSError."""
-        self._wanted = self._is_to_stop = False
+        self._wanted = False
         if drain and not self._note.drained:
             self._note.drained = True
             self._write()
@@ -194,11 +192,11 @@ class HostProcess:
                 self._launch(self._environment)
         elif not self._is_running():
             self._ended(now)
-        elif self._is_to_stop:
-            self.stop(drain=True)
         elif self._kill_at is not None:
             if now > self._kill_at:
                 self._signal(signal.SIGKILL)
+        elif self._note.drained:
+            self.stop(drain=True)  # who drained it may have ended before he could tell it
         elif not self._note.url:
             self._find_url()
         elif now >= self._ask_at:
@@ -288,8 +286,7 @@ class HostProcess:
             answer = httpx.get(f"{self._note.url}/ready", timeout=_HEALTH_SECONDS, trust_env=False, verify=False)  # noqa: S501  it is this machine's own
         except httpx.HTTPError as error:
             self._ready, self._detail = False, f"it doesn't answer ({type(error).__name__})"
-            # One that is drained answers nothing for a good part of its end.
-            if time.monotonic() > self._answered_at + _HUNG_SECONDS and not self._note.drained:
+            if time.monotonic() > self._answered_at + _HUNG_SECONDS:
                 self._signal(signal.SIGKILL)
         else:
             self._answered_at = time.monotonic()

@@ -22,9 +22,6 @@ MAX_ENTRIES = 256
 MAX_HOST = 253
 """Characters of a host name, by the rules of DNS."""
 
-_MAX_NAME = 253
-"""Characters of a host name."""
-
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -61,7 +58,7 @@ class Allowlist:
 def folded(host: str) -> str:
     """A host name in the form in which names are compared: lower case, ASCII (IDNA), without a dot at its end."""
     host = host.removesuffix(".")
-    if len(host) > _MAX_NAME:  # so it is none, and IDNA would take half a second for 60 KiB of it
+    if len(host) > MAX_HOST:  # so it is none, and IDNA would take half a second for 60 KiB of it
         return host.lower()
     try:
         return host.encode("ascii" if host.isascii() else "idna").decode().lower()

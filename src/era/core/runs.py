@@ -101,12 +101,9 @@ class Runs:
             task = self._start_task(self._run(session_id, request, lambda _: None, named=named))
         else:
             task, beginning = self._starting_task(partial(self._run, session_id, request, named=True))
-            try:
+            with _or_unheard(task):
                 if (begun := await _begun(task, beginning)) is not None:
                     await started(begun.started.run_id)
-            except BaseException:
-                task.add_done_callback(_end_unheard)
-                raise
         return await _heard(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
@@ -123,11 +120,8 @@ class Runs:
     async def start(self, session_id: OwnedId, request: RunRequest) -> ActiveRun:
         """`begin` without regard to a key. The run that this returns may have ended already."""
         task, beginning = self._starting_task(partial(self._run_in_turn, session_id, request))
-        try:
+        with _or_unheard(task):
             begun = await _begun(task, beginning)
-        except asyncio.CancelledError:
-            task.add_done_callback(_end_unheard)
-            raise
         if begun is None or begun.run is None:
             task.result()
             raise RuntimeError("a run has ended and never begun")
@@ -444,17 +438,12 @@ async def _begun(task: asyncio.Task[Collected], begun: asyncio.Future[_Begun]) -
 
 async def _told(task: asyncio.Task[Collected], beginning: asyncio.Future[_Begun]) -> AsyncGenerator[RunEvent]:
     """What a run that is starting is told as: see Runs.stream."""
-    is_followed = True
-    try:
+    with _or_unheard(task):
         if (begun := await _begun(task, beginning)) is not None:
             transcript = begun.started.transcript.share()
             yield begun.started
             async for piece in transcript.pieces():
                 yield piece
-        is_followed = False
-    finally:
-        if is_followed:  # no longer: its listener has gone
-            task.add_done_callback(_end_unheard)
     done = await _heard(task)
     done.close()
     yield done.result
@@ -462,12 +451,19 @@ async def _told(task: asyncio.Task[Collected], beginning: asyncio.Future[_Begun]
 
 async def _heard(task: asyncio.Task[Collected]) -> Collected:
     """The end of a run, which goes on where this is cancelled, and then ends unheard. Raises what the run does."""
-    try:
+    with _or_unheard(task):
         await asyncio.wait({task})
-    except asyncio.CancelledError:
+    return task.result()
+
+
+@contextmanager
+def _or_unheard(task: asyncio.Task[Collected]) -> Iterator[None]:
+    """Have a run end unheard whose caller, or listener, leaves within the block."""
+    try:
+        yield
+    except BaseException:
         task.add_done_callback(_end_unheard)
         raise
-    return task.result()
 
 
 def _end_unheard(task: asyncio.Task[Collected]) -> None:

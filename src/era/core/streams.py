@@ -30,16 +30,19 @@ async def over_socket(sock: socket.socket, limit: int) -> tuple[asyncio.StreamRe
 def write(writer: asyncio.StreamWriter, data: bytes) -> None:
     """Write to a connection. Raises ConnectionResetError if it is closed, as by the other end between two calls.
     asyncio drops what is written then, and uvloop raises RuntimeError, which nobody takes for the end of one."""
-    if writer.is_closing():
-        raise ConnectionResetError(errno.ECONNRESET, "the connection is closed")
+    _check_open(writer)
     writer.write(data)
 
 
 def write_eof(writer: asyncio.StreamWriter) -> None:
     """End what is written to a connection. Raises as `write` does."""
+    _check_open(writer)
+    writer.write_eof()
+
+
+def _check_open(writer: asyncio.StreamWriter) -> None:
     if writer.is_closing():
         raise ConnectionResetError(errno.ECONNRESET, "the connection is closed")
-    writer.write_eof()
 
 
 def limit_buffer(transport: asyncio.WriteTransport, most: int) -> None:

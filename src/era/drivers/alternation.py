@@ -120,8 +120,7 @@ class Alternation:
         if self._cleaning is not None:
             await asyncio.shield(self._cleaning)
             self._cleaning = None
-        if self._second is not None and not self._second.channel.alive:
-            self._end_second()
+        self._end_dead_second()
         if self._making is None and self._may_make and time.monotonic() - self._ended_at < BURST:
             self._making = asyncio.create_task(self._make())
         channel = self._current.channel
@@ -168,8 +167,7 @@ class Alternation:
 
     def _take_turns(self) -> None:
         self._ended_at = time.monotonic()
-        if self._second is not None and not self._second.channel.alive and self._current is self._first:
-            self._end_second()
+        self._end_dead_second()
         if self._second is not None:
             self._use(self._second if self._current is self._first else self._first)
             self._linger()
@@ -191,6 +189,11 @@ class Alternation:
     def _use(self, supervisor: _Supervisor) -> None:
         self._current = supervisor
         self._on_turn(supervisor.broker)
+
+    def _end_dead_second(self) -> None:
+        """Do without a second that has died, unless it is current: then `alive` says so."""
+        if self._second is not None and not self._second.channel.alive and self._current is self._first:
+            self._end_second()
 
     def _end_second(self) -> None:
         """End it. No run is under way."""

@@ -47,7 +47,7 @@ import structlog
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from era.core.allowlist import Address, Allowlist, folded
+from era.core.allowlist import MAX_HOST, Address, Allowlist, folded
 from era.core.loop_slices import Budget
 from era.core.secrets import Secret
 from era.core.streams import limit_buffer, write, write_eof
@@ -72,7 +72,6 @@ _HELD_BYTES = 32 << 10
 """What of each end is held at least before no more is read; at most three times that and one read of the event loop. A
 run has hundreds of connections."""
 
-_MAX_NAME = 253
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 _MAX_BODIES = 8
 """Of one run that are held in memory at a time."""
@@ -192,7 +191,7 @@ class Interception:
         named = _server_name(first) if tls else _host_header(first)
         if named is None:
             return None if len(first) <= MAX_HEAD else Opening(first)
-        host = folded(named) if len(named) <= _MAX_NAME else ""  # it is put on record, and into a certificate
+        host = folded(named) if len(named) <= MAX_HOST else ""  # it is put on record, and into a certificate
         intercepted = self.secrets_for(host, tls=tls) and (
             self._allow.has_name(host) or self._allow.has_address(address)
         )
