@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema_rs
 import pytest
 
+from era.api import description, health
 from era.api.description import TAGS
+from era.api.http import application
 from tests.conftest import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,3 +130,25 @@ def test_a_linter_has_nothing_to_say(path: Path) -> None:
     printed = done(*npm_tool("redocly"), "lint", path, "--extends", "recommended", "--format", "json", cwd=path.parent)
     found = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
     assert found["totals"] == {"errors": 0, "warnings": 0, "ignored": 0}, found["problems"]
+
+
+def test_nobody_waits_while_it_is_derived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second, which the event loop has for all others. However many ask for it, that is done once."""
+    derived: list[threading.Thread] = []
+    completed = description.completed
+
+    def noted(*arguments: Any) -> dict[str, Any]:
+        derived.append(threading.current_thread())
+        return completed(*arguments)
+
+    monkeypatch.setattr(description, "completed", noted)
+    app = application([health.router])
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://era") as client:
+            return await asyncio.gather(*(client.get("/openapi.json") for _ in range(20)))
+
+    answers = asyncio.run(ask())
+    assert len(derived) == 1
+    assert derived[0] is not threading.current_thread()
+    assert all("/health" in answer.json()["paths"] for answer in answers)

@@ -50,6 +50,9 @@ TARGETS = ("fuzz-python", "fuzz-node", "fuzz-typescript")
 ENDS = ("done", "error", "exit")
 """The types of the events that come last."""
 
+PATIENCE = 120
+"""Seconds that one call may take: so long, since other programs may have the processors."""
+
 ENDLESS = "/watch"
 """The path of the stream that lasts as long as its session is live."""
 
@@ -99,7 +102,7 @@ class Fuzz:
         self._lock = threading.Lock()
         self.findings: dict[str, str] = {}
         self.statuses: Counter[tuple[str, int]] = Counter()
-        self.schema: BaseSchema = schemathesis.openapi.from_url(f"{self._url}/openapi.json")
+        self.schema: BaseSchema = schemathesis.openapi.from_url(f"{self._url}/openapi.json", timeout=PATIENCE)
         operations = list(self.schema.get_all_operations())
         described = [found.ok() for found in operations if isinstance(found, Ok)]
         assert len(described) == len(operations), operations
@@ -196,7 +199,7 @@ class Fuzz:
             _bound(case.body, chance, runs=case.operation.path.endswith(("/run", "/stream", "/execute")))
         label = case.operation.label
         try:
-            answer = case.call(base_url=self._url, session=session, timeout=30)
+            answer = case.call(base_url=self._url, session=session, timeout=PATIENCE)
         except Exception:
             self._found(label, "no answer", f"{case!r}\n{traceback.format_exc()}")
             return
@@ -246,42 +249,42 @@ class Fuzz:
     def _aim_within_the_session(self, case: Case[Any], session: str) -> None:
         """Let the case name an existing run, file or delivery of that session."""
         if "run_id" in case.path_parameters:
-            ran = httpx.post(f"{session}/run", json={"code": "", "timeout": 1}, timeout=30, trust_env=False)
+            ran = httpx.post(f"{session}/run", json={"code": "", "timeout": 1}, timeout=PATIENCE, trust_env=False)
             case.path_parameters["run_id"] = ran.json().get("run_id", "run_gone")
         if case.operation.path.endswith("/rollback") and isinstance(case.body, dict):
             version = case.body.get("version")
             if type(version) is int and 0 < version <= MAX_VERSION:  # what is invalid stays so
                 case.body["version"] = 1
         if "number" in case.path_parameters and case.operation.path.endswith("/name"):
-            httpx.put(f"{session}/versions/1/name", json={"name": "first"}, timeout=30, trust_env=False)
+            httpx.put(f"{session}/versions/1/name", json={"name": "first"}, timeout=PATIENCE, trust_env=False)
             case.path_parameters["number"] = 1
         if case.operation.path.endswith("/restore"):
-            httpx.delete(session, timeout=30, trust_env=False)
+            httpx.delete(session, timeout=PATIENCE, trust_env=False)
         if case.operation.path.endswith("/setup"):
-            httpx.patch(session, json={"setup": {"envs": {"A": "1"}}}, timeout=30, trust_env=False)
+            httpx.patch(session, json={"setup": {"envs": {"A": "1"}}}, timeout=PATIENCE, trust_env=False)
         if "/inbox" in case.operation.path:
-            httpx.put(f"{session}/inbox", json={"retries": 0}, timeout=30, trust_env=False)
+            httpx.put(f"{session}/inbox", json={"retries": 0}, timeout=PATIENCE, trust_env=False)
         if "delivery_id" in case.path_parameters:
             url = f"{self._url}/proxy/{case.path_parameters['session_id']}/inbox/"
-            delivered = httpx.post(url, timeout=30, trust_env=False)
+            delivered = httpx.post(url, timeout=PATIENCE, trust_env=False)
             case.path_parameters["delivery_id"] = delivered.json().get("delivery_id", "delivery_gone")
         if case.operation.path.endswith("/code") and case.method == "GET":
-            httpx.put(f"{session}/code", json={"code": "print(1)"}, timeout=30, trust_env=False)
+            httpx.put(f"{session}/code", json={"code": "print(1)"}, timeout=PATIENCE, trust_env=False)
         if "process" in case.path_parameters:
             self._aim_at_a_process(case, session)
         if "/contexts/" in case.operation.path:
             cell = {"code": "1", "context": "main"}
-            httpx.post(f"{session}/run", json=cell, timeout=30, trust_env=False)
+            httpx.post(f"{session}/run", json=cell, timeout=PATIENCE, trust_env=False)
             case.path_parameters["name"] = "main"
         if case.operation.path.endswith("/move") and isinstance(case.body, dict):
-            httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
+            httpx.put(f"{session}/files/f", content=b"x", timeout=PATIENCE, trust_env=False)
             case.body |= {"from": "f", "to": f"moved-{time.monotonic_ns()}"}
         if "path" in case.path_parameters:
-            httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
+            httpx.put(f"{session}/files/f", content=b"x", timeout=PATIENCE, trust_env=False)
             case.path_parameters["path"] = "f"
             if "number" in case.path_parameters:
                 case.path_parameters["number"] = (
-                    httpx.get(session, timeout=30, trust_env=False).json().get("version", 1)
+                    httpx.get(session, timeout=PATIENCE, trust_env=False).json().get("version", 1)
                 )
 
     def _aim_at_a_process(self, case: Case[Any], session: str) -> None:
@@ -292,15 +295,15 @@ class Fuzz:
             body = {"command": ["true"]}
         elif case.method == "PATCH":
             body = {"command": ["cat"], "pty": {"cols": 80, "rows": 24}, "timeout": 20}
-        started = httpx.post(f"{session}/processes", json=body, timeout=30, trust_env=False)
+        started = httpx.post(f"{session}/processes", json=body, timeout=PATIENCE, trust_env=False)
         case.path_parameters["process"] = started.json().get("process_id", "proc_gone")
 
     def _aim_at_a_link(self, case: Case[Any], target: str) -> None:
         """Let the case have a link to a file of this session."""
         session = f"{self._url}/api/sessions/{target}"
-        httpx.put(f"{session}/files/f", content=b"x", timeout=30, trust_env=False)
+        httpx.put(f"{session}/files/f", content=b"x", timeout=PATIENCE, trust_env=False)
         body = {"path": "f", "method": "PUT" if case.method == "PUT" else "GET"}
-        made = httpx.post(f"{session}/links", json=body, timeout=30, trust_env=False)
+        made = httpx.post(f"{session}/links", json=body, timeout=PATIENCE, trust_env=False)
         case.path_parameters["token"] = made.json().get("url", "gone").rpartition("/")[2]
 
     def _aim_at_a_webhook(self, case: Case[Any]) -> None:
@@ -308,18 +311,19 @@ class Fuzz:
         session that is made for it."""
         url = f"{self._url}/api/webhooks"
         body = {"url": "https://example.com/era", "events": ["session.created"]}
-        httpx.post(url, json=body, timeout=30, trust_env=False)
-        webhooks = httpx.get(url, timeout=30, trust_env=False).json()["webhooks"]
+        httpx.post(url, json=body, timeout=PATIENCE, trust_env=False)
+        webhooks = httpx.get(url, timeout=PATIENCE, trust_env=False).json()["webhooks"]
         case.path_parameters["webhook_id"] = webhook = webhooks[-1]["id"] if webhooks else "wh_gone"
         if "delivery_id" in case.path_parameters:
-            httpx.post(f"{self._url}/api/sessions", json={"language": "python"}, timeout=30, trust_env=False)
-            notices = httpx.get(f"{url}/{webhook}/deliveries", timeout=30, trust_env=False).json().get("deliveries")
+            httpx.post(f"{self._url}/api/sessions", json={"language": "python"}, timeout=PATIENCE, trust_env=False)
+            answer = httpx.get(f"{url}/{webhook}/deliveries", timeout=PATIENCE, trust_env=False)
+            notices = answer.json().get("deliveries")
             case.path_parameters["delivery_id"] = notices[0]["id"] if notices else "gone"
 
     def _aim_at_an_item(self, case: Case[Any]) -> None:
         """Let the case name an existing item of the storage, or hold valid SQL."""
         for kind, body in (("kv", {"value": "v"}), ("r2", {"content": "dg=="})):
-            httpx.put(f"{self._url}/api/storage/{kind}/fuzz/k", json=body, timeout=30, trust_env=False)
+            httpx.put(f"{self._url}/api/storage/{kind}/fuzz/k", json=body, timeout=PATIENCE, trust_env=False)
         case.path_parameters["namespace"] = "fuzz"
         if "key" in case.path_parameters:
             case.path_parameters["key"] = "k"

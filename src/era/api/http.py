@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -179,11 +180,22 @@ def application(
 
 
 class _Application(FastAPI):
+    def setup(self) -> None:
+        """Add the route of the description; ERA has pages of its own that show it."""
+        self._deriving = asyncio.Lock()
+        if self.openapi_url:
+            self.add_route(self.openapi_url, self._describe, include_in_schema=False)
+
     def openapi(self) -> dict[str, Any]:
         """FastAPI's description, made whole (description.py)."""
         if self.openapi_schema is None:
             self.openapi_schema = description.completed(super().openapi(), self.state.routes)
         return self.openapi_schema
+
+    async def _describe(self, request: Request) -> Response:
+        """The description, which takes a second to derive once: in a thread, as all others would wait for it."""
+        async with self._deriving:
+            return Answer(await asyncio.to_thread(self.openapi))
 
 
 def _answer(request: Request, error: EraError, extra: dict[str, str] | None = None) -> Response:
