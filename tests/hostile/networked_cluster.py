@@ -336,7 +336,7 @@ def networked_cluster(
             for host in made:
                 assert host.watched is not None
                 host.watched.start()
-        assert eventually(cluster.all_ready, RAY_SECONDS if under_ray else 2 * START_SECONDS), made[0].log
+        assert eventually(cluster.all_ready, RAY_SECONDS if under_ray else START_SECONDS), made[0].log
         yield cluster
 
 

@@ -19,7 +19,7 @@ from tests.api.event_streams import numbered
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
 from tests.client.command import era
-from tests.conftest import START_SECONDS, Server, assert_nothing_left, eventually, mounts
+from tests.conftest import Server, assert_nothing_left, eventually, mounts
 from tests.two_hosts import SECRET, Home
 
 WEAK = """
@@ -43,9 +43,9 @@ era.host_tls.host_tls = weak
 
 
 @contextmanager
-def two_hosts(directory: Path, start_seconds: float = START_SECONDS, **settings: str) -> Iterator[Home]:
+def two_hosts(directory: Path, **settings: str) -> Iterator[Home]:
     before = mounts()
-    home = Home(directory / "data", settings, start_seconds=start_seconds, tls=True).start()
+    home = Home(directory / "data", settings, tls=True).start()
     try:
         yield home
     finally:
@@ -262,7 +262,7 @@ def test_where_nothing_is_looked_at_the_attacks_succeed(tmp_path: Path, foreign:
     weak = tmp_path / "weak"
     weak.mkdir()
     (weak / "sitecustomize.py").write_text(WEAK)
-    with two_hosts(tmp_path, start_seconds=5 * START_SECONDS, PYTHONPATH=str(weak)) as home:
+    with two_hosts(tmp_path, PYTHONPATH=str(weak)) as home:
         assert told(home, None, operators_header(home)).startswith(b"HTTP/1.1 200 ")
         fake = FakeHost(foreign)
         try:

@@ -8,12 +8,16 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
-from mcp.client import Client
+from mcp.client import Client, session
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from tests.client.command import environment
 from tests.conftest import ERA, Server
+
+# After 10 s the client takes a server for one of the protocol before: the first call loads the server's library, which
+# takes longer where other programs have the processors.
+session.DISCOVER_TIMEOUT_SECONDS = 120
 
 WAYS = ("http", "http with a handshake", "stdio")
 

@@ -49,7 +49,6 @@ _ROOM_PATH = "/cluster/room"
 _SETUPS_PATH = "/cluster/setups"
 _STATE_PATH = "/cluster/state"
 _SECONDS = 2.0
-_ROOM_SECONDS = 0.5
 """For which a call of somebody else's waits."""
 
 _NO_ANSWER = (OSError, h11.RemoteProtocolError, ValueError, EraError)
@@ -178,16 +177,16 @@ class OtherHosts:
     async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
         """See moves.Others."""
         query = "" if packages is None else f"packages={quote(packages, safe='')}"
-        return await self._ask(host, _ROOM_PATH, query, seconds=_ROOM_SECONDS)
+        return await self._ask(host, _ROOM_PATH, query)
 
     async def look_for_setups(self, host: Host) -> None:
         """See moves.Others."""
-        await self._ask(host, _SETUPS_PATH, seconds=_ROOM_SECONDS)
+        await self._ask(host, _SETUPS_PATH)
 
-    async def _ask(self, host: Host, path: str, query: str = "", *, seconds: float = _SECONDS) -> JsonObject | None:
+    async def _ask(self, host: Host, path: str, query: str = "") -> JsonObject | None:
         """What a host answers; None where that is nothing of use."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(_SECONDS):
                 return await self.connections.ask(host, path, query)
         except _NO_ANSWER as error:
             _log_no_answer(host, error)

@@ -58,6 +58,9 @@ log = structlog.get_logger()
 _KNOWN_SECONDS = 1.0
 """For which what hosts said of their room is taken for true, less what was sent there since."""
 
+_PROMPT_SECONDS = 0.5
+"""For which hosts that say nothing of their room are waited for, where another one has room of every kind."""
+
 _MOST_ASKED = 16
 """Hosts that are asked at a time, so that it doesn't grow with the cluster what a full host asks for."""
 
@@ -136,7 +139,7 @@ class Others(Protocol):
     """The other hosts."""
 
     async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
-        """What a host says as its `room_for_others`; None where it says nothing of use."""
+        """What a host says as its `room_for_others`; None where it says nothing of use within moments."""
         ...
 
     async def look_for_setups(self, host: Host) -> None:
@@ -448,8 +451,21 @@ class Moves:
         others = self._listening()
         if len(others) > _MOST_ASKED:
             others = random.sample(others, _MOST_ASKED)
-        answers = await asyncio.gather(*(self._others.room(host, packages) for host in others))
-        return {host.id: _told(answer) for host, answer in zip(others, answers, strict=True) if answer is not None}
+        asked = {asyncio.create_task(self._others.room(host, packages)): host.id for host in others}
+        told: dict[str, _Told] = {}
+        waiting, began = set(asked), time.monotonic()
+        try:
+            while waiting:
+                has_room = any(all(each.room.values()) for each in told.values())
+                left = max(began + _PROMPT_SECONDS - time.monotonic(), 0) if has_room else None
+                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                told |= {asked[each]: _told(answer) for each in done if (answer := each.result()) is not None}
+        finally:
+            for each in waiting:
+                each.cancel()
+        return told
 
     async def _with_room(self, kind: str, why: Why) -> Sequence[Host]:
         """The other hosts that have room of this kind."""
