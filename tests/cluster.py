@@ -20,7 +20,8 @@ import httpx
 from tests.conftest import ERA, STOP_SECONDS, Server, assert_nothing_left, descendants, eventually, mounts
 
 KEY = "the operator's key of a cluster"
-LEASE_SECONDS = 6
+LEASE_SECONDS = 12
+"""Longer than a busy machine lets a heartbeat wait."""
 
 ERROR_PAUSE = 0.1
 """Seconds for which a client waits after an error."""

@@ -241,7 +241,7 @@ class Server:
 
     def client(self, **options: Any) -> httpx.Client:
         # Plain HTTP: reading the machine's certificates would take longer than most requests.
-        defaults: dict[str, Any] = {"base_url": self.url, "timeout": 60}
+        defaults: dict[str, Any] = {"base_url": self.url, "timeout": 300}
         return httpx.Client(trust_env=False, verify=False, **defaults | options)
 
     def exchange(self, request: bytes) -> bytes:

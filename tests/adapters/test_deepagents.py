@@ -22,7 +22,7 @@ from tests.conftest import Server
 @pytest.fixture
 def backend(server: Server) -> Iterator[SessionBackend]:
     with Era(server.url) as era, era.session("python", ephemeral=True) as session:
-        yield SessionBackend(session, timeout=30)
+        yield SessionBackend(session, timeout=120)
 
 
 class TestStandard(SandboxIntegrationTests):
@@ -32,7 +32,7 @@ class TestStandard(SandboxIntegrationTests):
     @classmethod
     def sandbox(cls, shared_server: Server) -> Iterator[SessionBackend]:
         with Era(shared_server.url) as era, era.session("python", ephemeral=True) as session:
-            yield SessionBackend(session, timeout=30)
+            yield SessionBackend(session, timeout=120)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -34,7 +34,7 @@ async def work(session: AsyncSession, *calls: tuple[str, dict[str, Any]]) -> lis
     model = ScriptedModel(
         [*(ModelStep(output=[step]) for step in steps), ModelStep(output=[assistant_message("done")])]
     )
-    agent = Agent(name="worker", model=model, tools=list(session_tools(session, timeout=20)))
+    agent = Agent(name="worker", model=model, tools=list(session_tools(session, timeout=120)))
     result = await Runner.run(agent, "Work.", run_config=RunConfig(tracing_disabled=True), max_turns=20)
     assert result.final_output == "done"
     return [str(item.output) for item in result.new_items if item.type == "tool_call_output_item"]

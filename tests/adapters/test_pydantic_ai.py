@@ -26,7 +26,7 @@ async def work(session: AsyncSession, *rounds: list[tuple[str, dict[str, Any]]])
         calls = [ToolCallPart(name, arguments) for name, arguments in next(script)]
         return ModelResponse(parts=[*calls] or [TextPart("done")])
 
-    agent = Agent(FunctionModel(model), toolsets=[SessionToolset(session, timeout=20)])
+    agent = Agent(FunctionModel(model), toolsets=[SessionToolset(session, timeout=120)])
     result = await agent.run("Work.")
     assert result.output == "done"
     parts = [part for message in result.all_messages() for part in message.parts]

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background
 from tests.api.owners import OPERATOR_KEY, Owners
 from tests.api.stored_code import Publish
 from tests.browser import browser
@@ -46,7 +46,7 @@ def publish(client: httpx.Client, session: MakeSession) -> Publish:
 def live(client: httpx.Client, session: MakeSession) -> str:
     """The path of the public URL of a session with a live server, without a slash at its end."""
     where = session()
-    start_in_background(client, where, HTTP_SERVER)
+    serve_in_background(client, where, HTTP_SERVER)
     return f"/proxy/{where}/3000"
 
 

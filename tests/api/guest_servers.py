@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 
+from tests.conftest import eventually
+
 HTTP_SERVER = """\
 import json, os, socket, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -110,8 +112,9 @@ class Threading(ThreadingHTTPServer):
     request_queue_size = 128
 
 host, port = "::1" if os.environ.get("V6") else "127.0.0.1", int(os.environ.get("PORT", "3000"))
+server = Threading((host, port), Handler)
 print("listening", flush=True)
-Threading((host, port), Handler).serve_forever()
+server.serve_forever()
 """
 
 WEBSOCKET_ECHO = """\
@@ -165,3 +168,14 @@ def start_in_background(client: httpx.Client, session: str, code: str, **fields:
     assert answer.status_code == 202, answer.text
     assert answer.json() == {"run_id": answer.json()["run_id"], "status": "running"}
     return str(answer.json()["run_id"])
+
+
+def serve_in_background(client: httpx.Client, session: str, code: str, **fields: Any) -> str:
+    """Start one of these servers in the background and wait until it listens; returns the id of its run.
+
+    A call may come sooner, and waits for 5 seconds: that is less than a program takes to start on a busy machine.
+    """
+    run_id = start_in_background(client, session, code, **fields)
+    said = f"/api/sessions/{session}/runs/{run_id}/stdout"
+    assert eventually(lambda: "listening" in client.get(said).text, 120)
+    return run_id

@@ -51,7 +51,7 @@ def run_plainly(argv: list[str], name: str, code: str, directory: Path, **env: s
         env=PLAIN_ENVIRONMENT | (PYTHON_ENVIRONMENT if argv[0] == python() else {}) | env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=30,
+        timeout=120,
         start_new_session=True,
         preexec_fn=_default_signals,
     )

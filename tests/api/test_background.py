@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background, start_in_background
 from tests.api.told import WAITS, tell
 from tests.conftest import STOP_SECONDS, MakeServer, MakeSession, Run, Server, at_best, eventually
 
@@ -174,7 +174,7 @@ def test_deleting_the_session_ends_its_background_run(
     client: httpx.Client, session: MakeSession, server: Server
 ) -> None:
     where = session()
-    start_in_background(client, where, HTTP_SERVER)
+    serve_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     assert client.delete(f"/api/sessions/{where}").status_code == 200
     assert client.get(f"/proxy/{where}/3000/").status_code == 404

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
 from tests.client.command import era
@@ -139,7 +139,7 @@ def test_connections_between_hosts_are_closed_once_they_carry_nothing(
 def test_a_public_url_is_passed_on(hosts: list[httpx.Client]) -> None:
     home, other = hosts
     session = made(home, "public", allowPublicAccess=True)
-    start_in_background(home, session, HTTP_SERVER)
+    serve_in_background(home, session, HTTP_SERVER)
     answer = other.get(f"/proxy/{session}/3000/x", headers={"Authorization": "Basic own"})
     assert answer.status_code == 200, answer.text
     assert "x-era-hop" not in answer.text.lower()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background
 from tests.conftest import MakeSession, Server, eventually
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -156,7 +156,7 @@ def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-            run_id = start_in_background(client, "s", HTTP_SERVER)
+            run_id = serve_in_background(client, "s", HTTP_SERVER)
             assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run_id}/stdout").text == "listening\n")
             for answer in (PASSED["a second answer"], REFUSED["two lengths"], REFUSED["no HTTP"]):
                 request = f"GET /proxy/s/3000/raw?{answer.hex()} HTTP/1.1\r\nHost: SELF\r\n\r\n"
@@ -167,7 +167,7 @@ def test_a_proxy_that_copies_would_let_them_through(tmp_path: Path) -> None:
 
 def test_endless_answers_are_bounded(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
-    run_id = start_in_background(client, where, STREAMS)
+    run_id = serve_in_background(client, where, STREAMS)
     url = f"/proxy/{where}/3000"
     for path in ("/head", "/line", "/hints"):
         answer = client.get(f"{url}{path}")
@@ -210,14 +210,14 @@ def test_slow_servers_and_callers_time_out(tmp_path: Path) -> None:
     try:
         with server.client() as client:
             client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-            run_id = start_in_background(client, "s", STREAMS)
+            run_id = serve_in_background(client, "s", STREAMS)
             answer = client.get("/proxy/s/3000/hold")
             assert (answer.status_code, answer.json()["code"]) == (504, "answer_timeout")
             assert answer.headers["X-Era-Run"] == run_id
             name, _, port = server.url.removeprefix("http://").rpartition(":")
             connections = []
             for _ in range(4):  # these callers read nothing, so their answers stall
-                connection = socket.create_connection((name, int(port)), timeout=20)
+                connection = socket.create_connection((name, int(port)), timeout=60)
                 connection.sendall(f"GET /proxy/s/3000/body HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n".encode())
                 connection.recv(1)
                 connections.append(connection)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
-from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, serve_in_background, start_in_background
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
 
@@ -38,7 +38,7 @@ def test_a_request_arrives_as_it_is(client: httpx.Client, live: str, server: Ser
 
 def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: Server) -> None:
     name, _, port = server.url.removeprefix("http://").rpartition(":")
-    with socket.create_connection((name, int(port)), timeout=20, source_address=("127.0.0.2", 0)) as connection:
+    with socket.create_connection((name, int(port)), timeout=60, source_address=("127.0.0.2", 0)) as connection:
         connection.sendall(
             f"POST {live}/ HTTP/1.1\r\nHost: {name}:{port}\r\nConnection: close, X-Forwarded-For, TE\r\n"
             "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Prefix: /evil\r\n"
@@ -93,7 +93,7 @@ def test_the_api_key_never_reaches_a_session(own_server: MakeServer) -> None:
     key = {"Authorization": "Bearer open sesame"}
     with server.client(headers=key) as client:
         assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).is_success
-        start_in_background(client, "s", HTTP_SERVER)
+        serve_in_background(client, "s", HTTP_SERVER)
         text = client.get("/proxy/s/3000/").text
         assert "open sesame" not in text
         assert "authorization" not in text.lower()
@@ -109,7 +109,7 @@ def test_servers_on_other_ports_and_ipv6_are_reached(
     client: httpx.Client, session: MakeSession, variables: dict[str, str]
 ) -> None:
     where = session()
-    start_in_background(client, where, HTTP_SERVER, env=variables)
+    serve_in_background(client, where, HTTP_SERVER, env=variables)
     port = variables.get("PORT", "3000")
     answer = client.get(f"/proxy/{where}/{port}/")
     if port == "80":  # programs may not bind privileged ports
@@ -145,7 +145,7 @@ def test_events_come_as_they_are_sent(client: httpx.Client, live: str, server: S
 
 def test_requests_and_answers_stream_at_the_same_time(server: Server, live: str) -> None:
     name, _, port = server.url.removeprefix("http://").rpartition(":")
-    with socket.create_connection((name, int(port)), timeout=20) as connection:
+    with socket.create_connection((name, int(port)), timeout=60) as connection:
         head = f"POST {live}/chunks HTTP/1.1\r\nHost: {name}:{port}\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head.encode() + b"3\r\none\r\n")
         stream = connection.makefile("rb")
@@ -194,7 +194,7 @@ def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: Mak
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (400, "no_code")
     assert answer.json()["hint"] == "Use PUT /api/sessions/{id}/code to store code"
-    run_id = start_in_background(client, where, HTTP_SERVER)
+    run_id = serve_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
 
     def call_others() -> float:
@@ -213,7 +213,7 @@ def test_stored_code_answers_where_nothing_listens(client: httpx.Client, session
     where = session()
     client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})
     assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
-    run_id = start_in_background(client, where, HTTP_SERVER)
+    run_id = serve_in_background(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/3000/").json()["path"] == "/"
     client.delete(f"/api/sessions/{where}/runs/{run_id}")
     assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
@@ -259,7 +259,7 @@ def test_the_time_to_listen_begins_with_the_program(own_server: MakeServer) -> N
 
 def test_live_servers_obey_public_access(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session(allowPublicAccess=False)
-    start_in_background(client, where, HTTP_SERVER)
+    serve_in_background(client, where, HTTP_SERVER)
     answer = client.get(f"/proxy/{where}/3000/")
     assert (answer.status_code, answer.json()["code"]) == (403, "not_public")
     websocket = WebSocket(server, f"/proxy/{where}/3000/")
@@ -337,7 +337,7 @@ def test_live_servers_of_an_ordinary_users_service(own_server: MakeServer) -> No
 def echo(client: httpx.Client, session: MakeSession) -> str:
     """The path of the public URL of a session with a WebSocket echo server, without a slash at its end."""
     where = session("node")
-    start_in_background(client, where, WEBSOCKET_ECHO)
+    serve_in_background(client, where, WEBSOCKET_ECHO)
     assert client.get(f"/proxy/{where}/3000/").text == "no upgrade"
     return f"/proxy/{where}/3000"
 

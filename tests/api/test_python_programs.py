@@ -214,7 +214,7 @@ if __name__ == '__main__':
         queue = context.Queue()
         process = context.Process(target=tell, args=(queue,))
         process.start()
-        print(method, queue.get(timeout=20))
+        print(method, queue.get(timeout=60))
         process.join()
         print(process.exitcode)
     with concurrent.futures.ProcessPoolExecutor(2) as pool:

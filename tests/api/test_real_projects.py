@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.guest_servers import start_in_background
+from tests.api.guest_servers import serve_in_background
 from tests.api.live import content, events, process, start
 from tests.api.setups import make, settled
 from tests.client.command import era
@@ -160,7 +160,7 @@ def test_an_express_api_in_typescript(server: Server, client: httpx.Client, run:
     write(tmp_path, **EXPRESS)
     era(server, "push", str(tmp_path), "--session", where, code=0)
     settled(client, where)
-    start_in_background(client, where, 'import "./src/index.ts"', timeout=60)
+    serve_in_background(client, where, 'import "./src/index.ts"', timeout=60)
     url = f"/proxy/{where}/3000/items"
     for count, item in enumerate(
         (

@@ -99,7 +99,7 @@ def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: MakeSe
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
     thread = threading.Thread(
         target=lambda: httpx.post(
-            f"{server.url}/api/sessions/{where}/run", json={"code": "import time; time.sleep(0.5)"}, timeout=30
+            f"{server.url}/api/sessions/{where}/run", json={"code": "import time; time.sleep(0.5)"}, timeout=120
         )
     )
     thread.start()

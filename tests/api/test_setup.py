@@ -44,7 +44,7 @@ for options, env in (([], None), ([], {}), (['-I'], {})):
     print(subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip() == six.__file__)
 print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
 """
-    outcome = run(where, code, timeout=60)  # the run waits for the setup
+    outcome = run(where, code, timeout=250)  # the run waits for the setup
     assert outcome["exit_code"] == 0, outcome
     lines = outcome["stdout"].splitlines()
     assert re.fullmatch(r"/opt/env/lib/python3\.\d+/site-packages/six.py b'xn--tda.de' True", lines[0])
@@ -65,8 +65,8 @@ print(subprocess.run(['idna', '--version'], capture_output=True).returncode)
 def test_files_of_the_session_win_over_packages(client: httpx.Client, run: Run, packages: dict[str, Any]) -> None:
     where = make(client, packages)
     assert client.put(f"/api/sessions/{where}/files/six.py", content=b"mine = 1").is_success
-    assert run(where, "import six; print(six.mine)", timeout=60)["stdout"] == "1\n"
-    outcome = run(where, "import app.part", timeout=60)
+    assert run(where, "import six; print(six.mine)", timeout=250)["stdout"] == "1\n"
+    outcome = run(where, "import app.part", timeout=250)
     assert "No module named 'app'" in outcome["stderr"]
     client.put(f"/api/sessions/{where}/files/app/part.py", content=b"import idna; print(idna.__name__)")
     assert run(where, "import app.part")["stdout"] == "idna\n"
@@ -77,7 +77,7 @@ def test_node_finds_its_packages(client: httpx.Client, run: Run, packages: dict[
     where = make(client, packages, language)
     typed = ": string" if language == "typescript" else ""
     code = f"const a{typed} = require('ms')(60000, {{long: true}}); console.log(a, require('is-number')(5));"
-    assert run(where, code, timeout=60)["stdout"] == "1 minute true\n"
+    assert run(where, code, timeout=250)["stdout"] == "1 minute true\n"
     code = (
         f"import ms from 'ms'; import number from 'is-number'; const a{typed} = ms(1000); console.log(a, number('x'))"
     )
@@ -122,7 +122,7 @@ def test_forms_of_a_setup(
     client: httpx.Client, run: Run, setup: dict[str, Any], language: str, code: str, said: str
 ) -> None:
     where = make(client, setup, language)
-    outcome = run(where, code, timeout=60)
+    outcome = run(where, code, timeout=250)
     assert outcome["stdout"] == said, (outcome, settled(client, where))
 
 
@@ -200,11 +200,11 @@ def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, sessi
         return found
 
     assert change({"pip": ["six"]})["setup_status"] == "pending"
-    assert run(where, f"open('kept', 'w').write('1'); {HAS_SIX}", timeout=60)["stdout"] == "True\n"
+    assert run(where, f"open('kept', 'w').write('1'); {HAS_SIX}", timeout=250)["stdout"] == "True\n"
     before = environment(client, where)
     assert change({"pip": ["idna"]})["setup_status"] == "pending"
     code = f"import idna; print(idna.__file__[:8], open('kept').read()); {HAS_SIX}"
-    assert run(where, code, timeout=60)["stdout"] == "/opt/env 1\nFalse\n", "the old ones are gone, the files are not"
+    assert run(where, code, timeout=250)["stdout"] == "/opt/env 1\nFalse\n", "the old ones are gone, the files are not"
     assert environment(client, where)["environment"] != before["environment"]
     body = client.patch(f"/api/sessions/{where}", json={"default_timeout": 5}).json()["metadata"]
     assert body["setup_status"] == "completed", "other changes leave it alone"
@@ -255,7 +255,7 @@ def test_a_capsule_takes_the_setup_along(client: httpx.Client, run: Run, package
     assert answer.status_code == 201, answer.text
     assert answer.json()["setup"] == packages | {"envs": {"A": "1"}}
     code = f"import os; print(os.environ['A']); {HAS_SIX}"
-    assert run("moved", code, timeout=60)["stdout"] == "1\nTrue\n"
+    assert run("moved", code, timeout=250)["stdout"] == "1\nTrue\n"
 
 
 def test_packages_cannot_be_changed(client: httpx.Client, server: Server, run: Run, packages: Any) -> None:
@@ -270,8 +270,8 @@ for path in (six.__file__, '/opt/env/new', '/opt/env/bin/idna', '/node_modules/m
         print('did it:', path)
 print('tried')
 """
-    assert run(where, code, timeout=60)["stdout"] == "tried\n"
-    assert run(make(client, packages, "node"), "console.log(require('ms')(1000))", timeout=60)["stdout"] == "1s\n"
+    assert run(where, code, timeout=250)["stdout"] == "tried\n"
+    assert run(make(client, packages, "node"), "console.log(require('ms')(1000))", timeout=250)["stdout"] == "1s\n"
 
 
 def test_known_packages_need_no_registry(own_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,13 +292,14 @@ def test_known_packages_need_no_registry(own_server: MakeServer, monkeypatch: py
         assert run.json()["stdout"] == "1\n"
         failed = [make(client, setup) for setup in ({"pip": ["two"]}, {"npm": ["two"]})]
         for where in failed:
-            assert eventually(partial(has_failed, client, where), 30)
+            assert eventually(partial(has_failed, client, where), 300)
             error = client.get(f"/api/sessions/{where}").json()["setup_result"]["error"]
             assert "can't be reached" in error
         with serving(int(registry.url.rpartition(":")[2])) as registry:
             registry.put_python("two", "two-1.0-py3-none-any.whl", wheel("two", {"two.py": "x = 2"}))
             assert client.post(f"/api/sessions/{failed[0]}/setup").json()["setup_status"] == "pending"
-            run = client.post(f"/api/sessions/{failed[0]}/run", json={"code": "import two; print(two.x)"})
+            body = {"code": "import two; print(two.x)", "timeout": 250}
+            run = client.post(f"/api/sessions/{failed[0]}/run", json=body)
             assert run.json()["stdout"] == "2\n", settled(client, failed[0])
 
 
@@ -328,7 +329,7 @@ def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> N
     assert eventually(lambda: not any(map(is_running, processes))), "tools die with the service"
     server.start()
     with server.client() as client:
-        run = client.post(f"/api/sessions/{where}/run", json={"code": HAS_SIX, "timeout": 60})
+        run = client.post(f"/api/sessions/{where}/run", json={"code": HAS_SIX, "timeout": 250})
         assert run.json()["stdout"] == "True\n"
         settled(client, where)
         assert eventually(lambda: list((server.data_dir / "environments" / "making").iterdir()) == [])
@@ -338,7 +339,7 @@ def test_a_setup_that_was_cut_off_is_taken_up_again(own_server: MakeServer) -> N
     shutil.rmtree(server.data_dir / "environments")
     server.start()
     with server.client() as client:
-        run = client.post(f"/api/sessions/{where}/run", json={"code": HAS_SIX, "timeout": 60})
+        run = client.post(f"/api/sessions/{where}/run", json={"code": HAS_SIX, "timeout": 250})
         assert run.json()["stdout"] == "True\n"
         assert environment(client, where)["environment"] == digest
 

@@ -177,7 +177,7 @@ def test_invalid_commands_are_refused(client: httpx.Client) -> None:
 def test_files_that_change_meanwhile_are_not_lost(client: httpx.Client, run: Run) -> None:
     """The commands run once more, on the new files."""
     command = "echo run >> /workspace/made; cp -r . /tmp/seen; echo began; test -f go || sleep 600"
-    where = make(client, {"commands": [f"timeout 5 sh -c '{command}'; cat made"]})
+    where = make(client, {"commands": [f"timeout 20 sh -c '{command}'; cat made"]})
     with following(client, where) as events:
         assert any(event.get("text") == "began" for event in events)
         assert client.put(f"/api/sessions/{where}/files/go", content=b"mine").is_success
@@ -227,7 +227,7 @@ def test_who_follows_again_is_answered_before_the_next_event(client: httpx.Clien
     path = f"/api/sessions/{where}/setup/events"
     with client.stream("GET", path, timeout=60) as answer:
         last = next(number for number, _, data in numbered(answer) if data.get("text") == "a")
-    with client.stream("GET", f"{path}?after={last}", timeout=20) as answer:
+    with client.stream("GET", f"{path}?after={last}", timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = answer.iter_lines()
         assert next(lines) == ": heartbeat"

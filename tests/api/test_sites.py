@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
-from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, serve_in_background, start_in_background
 from tests.api.websocket import WebSocket
 from tests.browser import Browser
 from tests.conftest import MakeServer, MakeSession, Server
@@ -52,7 +52,7 @@ def called(client: httpx.Client, name: str, path: str, method: str = "GET", **op
 def echo(client: httpx.Client, session: MakeSession) -> str:
     """The name of the site of a session with a live server."""
     where = session()
-    start_in_background(client, where, HTTP_SERVER)
+    serve_in_background(client, where, HTTP_SERVER)
     return name_of(client, where)
 
 
@@ -179,7 +179,7 @@ def test_a_long_body_streams_both_ways(client: httpx.Client, echo: str) -> None:
 
 def test_a_websocket_at_any_path(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session("node")
-    start_in_background(client, where, WEBSOCKET_ECHO)
+    serve_in_background(client, where, WEBSOCKET_ECHO)
     name = name_of(client, where)
     for path in ("/", "/api/sessions", "/ws?x=1"):
         socket = WebSocket(server, path, "Origin: http://evil.example", host=name)
@@ -363,7 +363,7 @@ def test_the_walls_are_what_keeps_them_apart(tmp_path: Path) -> None:
         try:
             with server.client() as client:
                 client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
-                start_in_background(client, "s", HTTP_SERVER)
+                serve_in_background(client, "s", HTTP_SERVER)
                 name = name_of(client, "s")
                 if attack == "own pages":
                     assert "openapi" in called(client, name, "/openapi.json").json()

@@ -34,9 +34,9 @@ def test_a_ttl_is_shown_and_changed(client: httpx.Client, session: MakeSession) 
     assert 3500 < seconds_left(body) <= 3600
     body = client.patch(f"/api/sessions/{where}", json={"default_timeout": 3}).json()["metadata"]
     assert body["ttl"] == 3600, "left out is left alone"
-    body = client.patch(f"/api/sessions/{where}", json={"ttl": 60}).json()["metadata"]
-    assert body["ttl"] == 60
-    assert 50 < seconds_left(body) <= 60
+    body = client.patch(f"/api/sessions/{where}", json={"ttl": 600}).json()["metadata"]
+    assert body["ttl"] == 600
+    assert 300 < seconds_left(body) <= 600
     body = client.patch(f"/api/sessions/{where}", json={"ttl": None}).json()["metadata"]
     assert (body["ttl"], body["expires_at"]) == (None, None)
     for bad in (0, -1, 1.5, "60", True, 1 << 63, 10**30):
@@ -53,7 +53,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     where = session(ttl=3600, data={"n": 1}, metadata={"who": "me"})
     client.put(f"/api/sessions/{where}/code", json={"code": "print(open('f').read())"})
     run(where, "open('f', 'w').write('kept')")
-    before = client.patch(f"/api/sessions/{where}", json={"ttl": 3}).json()["metadata"]
+    before = client.patch(f"/api/sessions/{where}", json={"ttl": 10}).json()["metadata"]
     wait_until_expired(client, where)
     url = f"/api/sessions/{where}"
     calls = [
@@ -78,7 +78,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     assert client.get("/api/sessions?metadata.who=me").json()["sessions"] == []
     body = checked(client.post(f"{url}/restore"), SessionAnswer, SESSION_KEYS)
     assert {**body, "expires_at": ""} == {**before, "expires_at": ""}
-    assert 0 < seconds_left(body) <= 3
+    assert 0 < seconds_left(body) <= 10
     client.patch(url, json={"ttl": None})
     assert run(where)["stdout"] == "kept\n"
     assert not gone(client, where, "expired")
@@ -86,8 +86,8 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
 
 
 def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> None:
-    where = session(ttl=3)
-    deadline = time.monotonic() + 5
+    where = session(ttl=10)
+    deadline = time.monotonic() + 14
     while time.monotonic() < deadline:
         assert client.get(f"/api/sessions/{where}/versions").status_code == 200
         time.sleep(0.3)
@@ -95,8 +95,8 @@ def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> No
 
 
 def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(ttl=4)
-    outcome = run(where, "import time; time.sleep(6); open('.session_data.json', 'w').write('{\"n\": 1}')")
+    where = session(ttl=10)
+    outcome = run(where, "import time; time.sleep(13); open('.session_data.json', 'w').write('{\"n\": 1}')")
     assert outcome["state"]["committed"]
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
 
@@ -104,7 +104,7 @@ def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: M
 def test_an_expired_session_has_no_sandbox_and_its_id_is_free(
     client: httpx.Client, at_home: httpx.Client, session: MakeSession, run: Run
 ) -> None:
-    where = session(ttl=3)
+    where = session(ttl=15)
     run(where, "")
     assert at_home.get("/health").json()["sandboxes"]["live"] == 1
     wait_until_expired(client, where)

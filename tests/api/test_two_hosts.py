@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from era import Era
-from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background, start_in_background
 from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
@@ -112,7 +112,7 @@ def public(client: httpx.Client) -> str:
     """The path of a public URL at which SERVER serves."""
     body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
     assert client.post("/api/sessions", json=body).status_code == 201
-    start_in_background(client, "sockets", SERVER)
+    serve_in_background(client, "sockets", SERVER)
     return "/proxy/sockets/3000"
 
 
@@ -242,7 +242,7 @@ def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_serv
     with server.client() as client:
         body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
         assert client.post("/api/sessions", json=body).status_code == 201
-        start_in_background(client, "sockets", SERVER)
+        serve_in_background(client, "sockets", SERVER)
         socket = WebSocket(server, f"/proxy/sockets/3000/{path}")
         assert socket.receive() == (2, bytes(4096))
     os.kill(server.pid, signal.SIGTERM)
@@ -347,7 +347,7 @@ def test_what_hosts_ask_each_other_is_a_path_like_any_other_at_a_site(home: Home
     """Though a host has signed that it passes the request on."""
     body = {"session_id": "site", "language": "python", "allowPublicAccess": True}
     assert client.post("/api/sessions", json=body).status_code == 201
-    start_in_background(client, "site", HTTP_SERVER)
+    serve_in_background(client, "site", HTTP_SERVER)
     name = urlsplit(client.get("/api/sessions/site/host", params={"port": 3000}).json()["site_url"]).netloc
     for path in ("active?owner=default", "changed", "hello", "in-use", "room", "setups", "state"):
         answer = client.get(f"/cluster/{path}", headers={"Host": name})
@@ -447,7 +447,7 @@ def test_bytes_that_are_no_plain_request_are_taken_for_the_same_at_both_hosts(
     """Neither can be made to take a part of one request for another one, which the next caller would be answered."""
     body = {"session_id": "raw", "language": "python", "allowPublicAccess": True}
     assert client.post("/api/sessions", json=body).status_code == 201
-    start_in_background(client, "raw", HTTP_SERVER)
+    serve_in_background(client, "raw", HTTP_SERVER)
     for name, (request, _) in REQUESTS.items():
         asked = request.replace(b"/api/sessions HTTP", path.encode() + b" HTTP")
         answers = [re.findall(rb"HTTP/1\.1 (\d+)", exchanged(url, asked)) for url in (home.own_url, home.url)]

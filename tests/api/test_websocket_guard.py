@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from era.api import guard
 from era.core.api_keys import ApiKey, ApiKeys
-from tests.api.guest_servers import WEBSOCKET_ECHO, start_in_background
+from tests.api.guest_servers import WEBSOCKET_ECHO, serve_in_background
 from tests.conftest import MakeSession, Server
 
 PATHS = ("/api/sessions/s/terminal", "/mcp", "/elsewhere", "/proxy/s/80/")
@@ -135,7 +135,7 @@ def handshake(path: str, host: str, origin: str) -> bytes:
 
 def test_the_service_itself_refuses_them(client: httpx.Client, server: Server, session: MakeSession) -> None:
     where = session("node")
-    start_in_background(client, where, WEBSOCKET_ECHO)
+    serve_in_background(client, where, WEBSOCKET_ECHO)
     public = f"/proxy/{where}/3000/refused"  # where the program answers 403 in words of its own
     assert server.exchange(handshake(public, "SELF", "http://evil.example")).endswith(b"\r\n\r\nno")
     for path, host, origin in (

@@ -20,7 +20,7 @@ from era.errors import NotReady
 from era.preflight import check_directory, check_is_hidden, check_variables, take_address
 from era.settings import Settings
 from tests.client.command import environment, era
-from tests.conftest import ERA, Server, assert_nothing_left, mounts
+from tests.conftest import ERA, STOP_SECONDS, Server, assert_nothing_left, mounts
 from tests.soaking import soak_the_rest
 
 HEAVY = {"era.app", "era.server", "era.api", "fastapi", "uvicorn", "sqlalchemy"}
@@ -228,7 +228,7 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback_and_nothing_else(tmp_path: Pat
     assert process.stdout.readline().startswith("ERA serves")
     seconds = time.monotonic() - began
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=STOP_SECONDS)
     assert process.returncode == 0
     for _ in range(2):
         process = start(data_dir)
@@ -237,7 +237,7 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback_and_nothing_else(tmp_path: Pat
         while often and process.poll() is None:
             time.sleep(random.random() * 0.2)
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=STOP_SECONDS)
         assert err == "", err
         assert process.returncode in ((0,) if out else (-signal.SIGINT, 128 + signal.SIGINT, 0))
         assert_nothing_left(before, [], data_dir)
@@ -251,7 +251,7 @@ def test_a_signal_during_the_start_undoes_it(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=STOP_SECONDS)
     assert err == ""
     assert process.returncode == (0 if out else 128 + signal.SIGTERM)
     assert_nothing_left(before, [], tmp_path / "data")

@@ -44,7 +44,7 @@ async def listened_on(sandbox: AnySandbox) -> AsyncIterator[list[str]]:
         over.set()
         # What a run's end closes is closed soon, of itself.
         if tasks:
-            await asyncio.wait(tasks, timeout=10)
+            await asyncio.wait(tasks, timeout=60)
     finally:
         loop.remove_reader(guest_listener)
         with suppress(OSError):

@@ -13,7 +13,7 @@ from era.core.ports import GuestProcess, Sandbox
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, TerminalSize
 from era.core.program import Ended, Output, Program
 
-PATIENCE = 30.0
+PATIENCE = 180.0
 """Only bounds how long a test that fails takes."""
 
 type Said = dict[str, bytes]

@@ -138,7 +138,7 @@ class Sandboxes:
         code: str,
         *,
         env: Mapping[str, str] | None = None,
-        timeout: float = 20,
+        timeout: float = 120,
         state: bytes = b"{}",
         ephemeral: bool = False,
         files: Mapping[str, bytes] | None = None,

@@ -19,7 +19,7 @@ from functools import partial
 import httpx
 import pytest
 
-from tests.cluster import LEASE_SECONDS, History
+from tests.cluster import History
 from tests.conftest import eventually
 from tests.hostile import faults
 from tests.hostile.faults import Step
@@ -29,6 +29,7 @@ from tests.soaking import soak_the_rest
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
 
 HOSTS = 4
+LEASE_SECONDS = 6
 MOST_TELLING = (faults.partitioned, faults.killed, faults.database_unreachable, faults.s3_killed)
 """Of each kind one: a host that lives on and is cut off, one that is gone, and the engines away."""
 

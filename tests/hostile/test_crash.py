@@ -124,14 +124,14 @@ def test_a_run_under_way_is_recorded_as_lost(own_server: MakeServer) -> None:
 
 
 def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
-    server = own_server()
+    server = own_server(drain_seconds="120")
     answers: list[httpx.Response] = []
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         code = "import time; time.sleep(1); open('.session_data.json', 'w').write('{\"done\": 1}')"
         thread = threading.Thread(
             target=lambda: answers.append(
-                httpx.post(f"{server.url}/api/sessions/s/run", json={"code": code}, timeout=60)
+                httpx.post(f"{server.url}/api/sessions/s/run", json={"code": code}, timeout=300)
             )
         )
         thread.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.guest_servers import HTTP_SERVER, start_in_background
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, eventually
@@ -38,7 +38,7 @@ def test_who_follows_something_is_hung_up_on_when_the_lease_is_over(own_server: 
     with server.client(timeout=120) as client:
         body = {"session_id": "s", "language": "python", "allowPublicAccess": True}
         assert client.post("/api/sessions", json=body).status_code == 201
-        start_in_background(client, "s", HTTP_SERVER)
+        serve_in_background(client, "s", HTTP_SERVER)
         where = start(client, "s", "echo begun; exec sleep 1000")
         attached = Terminal(WebSocket(server, f"/api/sessions/s/processes/{where}/attach"))
         attached.until_event("stdout")

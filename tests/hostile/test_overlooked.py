@@ -301,7 +301,7 @@ import time
 from era.core.files.watch import Watch
 skip = Watch.skip
 def slowly(self):
-    time.sleep(3)
+    time.sleep(6)
     skip(self)
 Watch.skip = slowly
 """
@@ -313,8 +313,11 @@ def test_no_process_begins_while_a_run_s_files_are_looked_at(own_server: MakeSer
     with own_server(weakness=SLOW).client() as client, ThreadPoolExecutor() as threads:
         session = Session.create(client, "bubblewrap")
         session.run(FURNISH)
-        run = threads.submit(session.run, "open('d1/f1', 'w').write('first')")
-        time.sleep(1)
+        run = threads.submit(session.run, "open('d1/f1', 'w').write('first'); print('written', flush=True)")
+        runs = f"{session.where}/runs"
+        assert eventually(lambda: len(client.get(runs).json()["runs"]) == 2)
+        stdout = f"{runs}/{client.get(runs).json()['runs'][0]['run_id']}/stdout"
+        assert eventually(lambda: client.get(stdout).text == "written\n")
         id = session.where.rpartition("/")[2]
         start(client, id, "echo other > d1/f1; echo done; sleep 1000", tag="writer")
         assert eventually(lambda: process(client, id, "writer")["output_bytes"])

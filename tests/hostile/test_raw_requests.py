@@ -14,7 +14,7 @@ from tests.conftest import MakeServer, Server, at_best
 
 CREATE = b'{"language":"python"}'
 SERVED, REFUSED = "served", "refused"
-PATIENCE = 10.0
+PATIENCE = 25.0
 GET = b"GET /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n"
 POST = b"POST /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -350,7 +350,7 @@ sock.on('data', (data) => { console.log(`${data}`); sock.end(); });
 """
     for language, code in (("python", python), ("node", node)):
         one = session(language)
-        assert one.says(code, timeout=30) == "seen\n"
+        assert one.says(code, timeout=120) == "seen\n"
 
 
 def test_who_does_not_wait_is_not_told_that_nobody_is_somebody(session: NewSession) -> None:

@@ -414,7 +414,7 @@ for host in (base.hostname, "203.0.113.1", "10.77.0.1"):
         ("GET", "/proxy/%2e%2e/api/sessions", None), ("GET", "//api/sessions", None), ("GET", "/healthy", None),
     ):
         try:
-            connection = http.client.HTTPConnection(host, base.port, timeout=20)
+            connection = http.client.HTTPConnection(host, base.port, timeout=60)
             connection.request(method, path, body, {"Host": base.netloc})
             answer = connection.getresponse()
             found[f"{host} {method} {path}"] = [answer.status, answer.read().decode()]

@@ -49,7 +49,7 @@ last = senders[-1]
 last.settimeout(5)
 last.sendto(b"hello", ("203.0.113.10", 9000))
 print(last.recv(100), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 CONNECTIONS = """
 import errno, socket, time
@@ -73,7 +73,7 @@ if refused:
             if error.errno != errno.ENOBUFS or time.monotonic() > until: raise
         time.sleep(0.1)
 print(len(kept) >= 10, refused > 0, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 NAMES = CONNECTIONS.replace('("203.0.113.10", 9000)', '("192.0.2.53", 53)')
 ATTACKS = {
@@ -156,20 +156,20 @@ def test_runs_cant_take_all_descriptors(few: NetServer, kind: str, attack: str) 
         neighbour = new_session(client, isolation=kind)
         assert neighbour.says("print(1)") == "1\n"
         with attacked(server, kind, code) as greedy:
-            assert eventually(greedy.has_begun, 40)
+            assert eventually(greedy.has_begun, 200)
             assert greedy.most < LIMIT * 3 / 4
-            assert httpx.get(f"{server.url}/health", timeout=10).status_code == 200
+            assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
             fetch = "import urllib.request as u; print(u.urlopen('http://www.example.test/hello').status)"
             assert neighbour.says(fetch) == "200\n"
-            assert eventually(lambda: all(answer in said for said in greedy.said), 20), greedy.said
-        assert eventually(lambda: descriptors(server) < greedy.most / 2 + 50, 10), (greedy.most, descriptors(server))
+            assert eventually(lambda: all(answer in said for said in greedy.said), 120), greedy.said
+        assert eventually(lambda: descriptors(server) < greedy.most / 2 + 50, 60), (greedy.most, descriptors(server))
 
 
 SERVER = """
 import socket, time
 listener = socket.create_server(("127.0.0.1", 8000), backlog=300)
 print("done", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -178,7 +178,7 @@ def called(server: NetServer, kind: str, count: int) -> Iterator[tuple[Session, 
     """A session whose live server never answers, with this many callers, and the statuses that these got."""
     with server.client() as client:
         session = new_session(client, isolation=kind)
-        run = client.post(f"/api/sessions/{session.id}/run", json={"code": SERVER, "timeout": 60, "background": True})
+        run = client.post(f"/api/sessions/{session.id}/run", json={"code": SERVER, "timeout": 600, "background": True})
         assert run.status_code == 202, run.text
         stdout = f"/api/sessions/{session.id}/runs/{run.json()['run_id']}/stdout"
         assert eventually(lambda: client.get(stdout).text == "done\n", 60)
@@ -210,7 +210,7 @@ def test_callers_of_one_session_cant_take_all(few: NetServer, kind: str) -> None
         neighbour = new_session(client)
         neighbour.says("print(1)")
         with called(few, kind, 70) as (hanging, statuses):  # fewer than one address may open
-            assert eventually(lambda: statuses[503] >= 20, 20), statuses
+            assert eventually(lambda: statuses[503] >= 20, 120), statuses
             assert set(statuses) == {503}
             assert neighbour.says("print(1)") == "1\n"
             assert descriptors(few) < LIMIT * 0.75
@@ -223,6 +223,6 @@ def test_callers_of_one_session_cant_take_all(few: NetServer, kind: str) -> None
 def test_without_counting_they_take_all(machine: Machine, tmp_path: Path, attack: str, greedy_kind: str) -> None:
     server = machine.serve(tmp_path / "data", weakness=SMALL + COUNTLESS, ERA_DRAIN_SECONDS="0")
     with suppress(httpx.HTTPError), attacked(server, greedy_kind, ATTACKS[attack][0]) as greedy:
-        assert eventually(greedy.has_begun, 40)
+        assert eventually(greedy.has_begun, 200)
         server.stop()
         assert greedy.most > LIMIT * 0.9

@@ -193,7 +193,7 @@ def test_a_pool_of_a_context_is_good_for_all_of_its_cells(session: NewSession) -
 def test_the_next_cell_has_nothing_of_the_secrets_of_the_last(session: NewSession) -> None:
     one = session()
     opened = (
-        PYTHON + "kept = http.client.HTTPSConnection('api.example.test', timeout=10)\n"
+        PYTHON + "kept = http.client.HTTPSConnection('api.example.test', timeout=60)\n"
         "was = os.environ['TOKEN']; ask(was); here = kept.sock.getsockname()"
     )
     assert one.run(opened, context="main", secrets=SECRETS)["stdout"] == "the value\n"

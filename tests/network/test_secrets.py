@@ -140,7 +140,7 @@ REPEATED = """
 import http.client, os, ssl
 token, told = os.environ["TOKEN"], ""
 def ask(method, path, body=None):
-    connection = http.client.HTTPSConnection("api.example.test", timeout=10)
+    connection = http.client.HTTPSConnection("api.example.test", timeout=60)
     connection.request(method, path, body, {"X-Token": token, "Content-Type": "application/json"})
     answer = connection.getresponse()
     said = f"{answer.headers}{answer.read().decode()}"
@@ -151,10 +151,10 @@ ask("GET", "/no-such-page")
 ask("GET", "/hello")
 ask("POST", "/posts", '{"key": "%s"}' % token)
 ask("TRACE", "/")
-connection = http.client.HTTPSConnection("api.example.test", timeout=10)
+connection = http.client.HTTPSConnection("api.example.test", timeout=60)
 connection.request("GET", "/hello?key=" + token)
 print("target", "canary" in connection.getresponse().read().decode())
-connection = http.client.HTTPConnection("api.example.test", timeout=10)
+connection = http.client.HTTPConnection("api.example.test", timeout=60)
 connection.request("GET", "/hello", headers={"X-Token": token})
 print("plain", f'"length": {len(token)}' not in connection.getresponse().read().decode())
 """

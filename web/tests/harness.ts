@@ -8,7 +8,7 @@ export const SERVER = process.env.ERA_TEST_SERVER ?? 'http://127.0.0.1:8787';
 /** One whose key is `open sesame`. */
 export const KEYED_SERVER = process.env.ERA_TEST_KEYED_SERVER ?? '';
 const CHROMIUM = process.env.ERA_TEST_CHROMIUM ?? '/usr/bin/chromium';
-export const PATIENCE = 60_000;
+export const PATIENCE = 180_000;
 
 let browser: Promise<Browser> | undefined;
 after(async () => (await browser)?.close());
@@ -36,7 +36,7 @@ export async function withPage(
 }
 
 async function openPage(options: BrowserContextOptions): Promise<Opened> {
-  browser ??= chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage'] });
+  browser ??= chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage'], timeout: PATIENCE });
   const context = await (await browser).newContext({
     viewport: { width: 1280, height: 800 },
     permissions: ['clipboard-read', 'clipboard-write'],

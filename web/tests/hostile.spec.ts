@@ -205,7 +205,7 @@ test('output that is hard to search or has no end of empty lines is shown soon',
     const code = 'import sys\nsys.stdout.write("\\x1b[" + "!" * 120_000 + "\\n" + "\\r" * 120_000 + "shown\\n")';
     const { run_id } = await api<{ run_id: string }>(`/api/sessions/${id}/run`, { code });
     await page.goto(`${SERVER}/#/sessions/${id}/runs/${run_id}`);
-    await page.locator('.output').getByText('shown', { exact: true }).waitFor({ timeout: 20_000 });
+    await page.locator('.output').getByText('shown', { exact: true }).waitFor({ timeout: 60_000 });
     const command = "yes '' | head -n 2000000; echo its end; exec sleep 600";
     const { process_id } = await api<{ process_id: string }>(`/api/sessions/${id}/processes`, { command });
     await page.goto(`${SERVER}/#/sessions/${id}/processes/${process_id}`);

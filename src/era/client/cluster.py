@@ -22,8 +22,8 @@ _LOCK = "lock"
 the id of the process that is to be told to stop it."""
 
 _ENGINES = ("postgresql", "s3", "ray")
-_START_SECONDS = 120.0
-_RAY_START_SECONDS = 300.0
+_START_SECONDS = 300.0
+_RAY_START_SECONDS = 600.0
 _DOWN_SECONDS = 240.0
 """For hosts, and the engines after them."""
 

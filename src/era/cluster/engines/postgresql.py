@@ -18,7 +18,7 @@ from era.cluster.engines.process import LOOPBACK, ServerProcess, check_port, fre
 from era.errors import NotReady
 
 MISSING = "there is no PostgreSQL here: apt-get install postgresql"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 def commands() -> Path | None:

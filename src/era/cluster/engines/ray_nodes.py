@@ -18,7 +18,7 @@ from era.errors import NotReady
 
 MISSING = "there is no Ray here: pip install 'era-sessions[server,cluster]'"
 _TRIES = 3
-_START_SECONDS = 100.0
+_START_SECONDS = 240.0
 """For a try. A busy machine takes a minute to start Ray."""
 
 _NODE = f"""

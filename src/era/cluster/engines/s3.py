@@ -22,7 +22,7 @@ from era.errors import NotReady
 
 MISSING = "there is no radosgw here: apt-get install radosgw"
 REGION = "us-east-1"
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 _BUCKET = "era"
 
 
