@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from era.core.cells import Cell, CellOutcome
@@ -181,7 +182,9 @@ async def interpreter(
 ) -> AsyncIterator[Cells]:
     """A context with this interpreter, and with `directory` as its working directory."""
     process = await LocalProcess.start(command, environment or {}, directory)
-    context = Context("c", "python", process, lambda: processes.cpu_seconds([process.pid]))
+    own = [process.pid]
+    cpu_seconds, wants_processor = partial(processes.cpu_seconds, own), partial(processes.want_processor, own)
+    context = Context("c", "python", process, cpu_seconds, wants_processor)
     try:
         await context.ready()
         yield Cells(context)

@@ -1,11 +1,12 @@
 """core.live.context, with a kernel that says and does what a test wants: how cells end where output is taken slowly,
-and where the interpreter's supervisor ends."""
+where the machine is busy, and where the interpreter's supervisor ends."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Literal
 
@@ -73,7 +74,16 @@ class Case:
 
     def __init__(self) -> None:
         self.kernel = Kernel()
-        self.context = Context("c", "python", self.kernel, lambda: 0.0)  # type: ignore[arg-type]  # all that is used
+        self.share, self.wants = 0.0, False
+        """How much of a processor the sandbox gets, and whether it wants one."""
+
+        self.context = Context(
+            "c",
+            "python",
+            self.kernel,  # type: ignore[arg-type]  # all that is used
+            lambda: self.share * time.monotonic(),
+            lambda: self.wants,
+        )
         self.written = b""
         self.seconds_a_piece = 0.0
 
@@ -169,6 +179,94 @@ async def test_a_cell_that_is_over_isn_t_killed_for_its_output(
     case.kernel.write(case.kernel.mark)
     outcome = await running
     assert (outcome.cause, outcome.lost, case.kernel.signals) == ("exit", None, [])
+
+
+# -- interrupts on a busy machine -------------------------------------------------------------------------------------
+
+
+async def _interrupted(case: Case) -> asyncio.Task[CellOutcome]:
+    """A cell that has been sent SIGINT at its timeout."""
+    running = await case.begun(0.1)
+    await until(lambda: case.kernel.signals)
+    return running
+
+
+async def test_an_interrupted_cell_that_has_ended_isn_t_killed_for_its_output(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    running = await _interrupted(case)
+    _end(case.kernel)
+    await asyncio.sleep(1.0)
+    case.kernel.write(case.kernel.mark)
+    outcome = await running
+    assert (outcome.cause, outcome.lost, case.kernel.signals) == ("timeout", None, [signal.SIGINT])
+
+
+async def test_an_end_behind_output_that_is_taken_slowly_is_heard(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    running = await _interrupted(case)
+    case.seconds_a_piece = 1.0
+    case.kernel.write(b"a" + case.kernel.mark)
+    _end(case.kernel)
+    outcome = await running
+    assert (case.written, outcome.lost, case.kernel.signals) == (b"a", None, [signal.SIGINT])
+
+
+async def test_output_without_end_isn_t_waited_for_as_if_the_end_were_behind_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    monkeypatch.setattr(module, "_GRACE_MOST", 600.0)
+    monkeypatch.setattr(module, "_BACKLOG_BYTES", 10)
+    running = await _interrupted(case)
+    case.seconds_a_piece = 0.05
+
+    async def write() -> None:
+        while signal.SIGKILL not in case.kernel.signals:
+            case.kernel.write(b"a")
+            await asyncio.sleep(0.02)
+
+    writing = asyncio.create_task(write())
+    outcome = await running
+    await writing
+    assert outcome.lost == "It was killed, since a cell went on after its timeout."
+
+
+async def test_an_end_is_heard_after_the_event_loop_stood_still(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.5)
+    running = await _interrupted(case)
+    time.sleep(1.5)
+    await asyncio.sleep(0.1)
+    _end(case.kernel)
+    case.kernel.write(case.kernel.mark)
+    outcome = await running
+    assert (outcome.lost, case.kernel.signals) == (None, [signal.SIGINT])
+
+
+async def test_what_gets_no_processor_to_end_is_waited_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    case.wants = True
+    running = await _interrupted(case)
+    await asyncio.sleep(1.0)
+    _end(case.kernel)
+    case.kernel.write(case.kernel.mark)
+    outcome = await running
+    assert (outcome.lost, case.kernel.signals) == (None, [signal.SIGINT])
+
+
+@pytest.mark.parametrize(
+    ("share", "wants", "most"), [(0.0, True, 0.5), (0.9, True, 600.0), (0.0, False, 600.0)],
+    ids=["gets none for long", "gets much", "wants none"],
+)  # fmt: skip
+async def test_what_goes_on_is_killed(
+    case: Case, monkeypatch: pytest.MonkeyPatch, share: float, wants: bool, most: float
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    monkeypatch.setattr(module, "_GRACE_MOST", most)
+    case.share, case.wants = share, wants
+    outcome = await (await _interrupted(case))
+    assert outcome.lost == "It was killed, since a cell went on after its timeout."
 
 
 # -- whether it had begun ---------------------------------------------------------------------------------------------

@@ -288,12 +288,17 @@ async def test_no_interrupt_is_lost_while_the_synchronous_part_ends(cells: Cells
         assert (outcome.cause, outcome.exit_code, outcome.lost) == ("killed", 130, None), number
 
 
-@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize(
+    ("most", "wanting_most", "wants", "patient"),
+    [(60.0, 60.0, False, True), (0.05, 60.0, False, False), (0.05, 60.0, True, True), (0.05, 0.05, True, False)],
+)
 async def test_a_kernel_that_gets_no_processor_is_sent_no_signal(
-    cells: Cells, monkeypatch: pytest.MonkeyPatch, patient: bool
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, most: float, wanting_most: float, wants: bool, patient: bool
 ) -> None:
     """It would die of one that comes between the end of the synchronous part and what follows."""
-    monkeypatch.setattr(module, "_HEAR_MOST", 60.0 if patient else 0.05)
+    monkeypatch.setattr(module, "_HEAR_MOST", most)
+    monkeypatch.setattr(module, "_HEAR_WANTING_MOST", wanting_most)
+    monkeypatch.setattr(cells.context, "_wants_processor", lambda: wants)  # a stopped process doesn't
     sent: list[int] = []
 
     async def send(number: int) -> None:

@@ -36,7 +36,7 @@ async def cells(sandbox: Any, language: str, codes: list[str | dict[str, Any]]) 
     assert kernel is not None
     supervisor = await sandbox.process_supervisor()
     process = await supervisor.start(ProcessSpec(kernel.command, kernel.environment, channel=True))
-    context = Context("c", language, process, sandbox.cpu_seconds)
+    context = Context("c", language, process, sandbox.cpu_seconds, sandbox.wants_processor)
     answers = []
     try:
         await context.ready()

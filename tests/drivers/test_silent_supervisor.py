@@ -63,7 +63,7 @@ async def test_a_cell_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     process = asyncio.create_task(supervisor.start(ProcessSpec((), {}, channel=True)))
     await asyncio.sleep(0)  # it has its number
     life.start()
-    kernel = Context("c", "python", await process, lambda: 0.0)
+    kernel = Context("c", "python", await process, lambda: 0.0, lambda: False)
     await kernel.ready()
     async with asyncio.timeout(30):
         outcome = await kernel.execute(Cell("1", {}, "", "", 1.0, 1000), Written().write)

@@ -11,9 +11,10 @@ bound and belongs to the next cell.
 *The end of a cell* is what the kernel says over the channel, once the marks behind the cell's output have come, too.
 
 *Interrupts.* At its deadline, or when somebody wants it stopped, a cell gets SIGINT. If it goes on for GRACE seconds,
-the interpreter is killed. That loses the variables, and the answer says so. Node loses signals, or even dies of one, in
-the moment in which a cell's synchronous part ends. So its kernel is told by a message first, which it takes whenever
-the cell waits for something, and gets SIGINT only where the cell goes on computing, or waits without hearing.
+the interpreter is killed. That loses the variables, and the answer says so. So seconds don't count in which the machine
+was too busy for the sandbox to get on, or for us to hear that the cell had ended. Node loses signals, or even dies of
+one, in the moment in which a cell's synchronous part ends. So its kernel is told by a message first, which it takes
+whenever the cell waits for something, and gets SIGINT only where the cell goes on computing, or waits without hearing.
 
 *Trust.* All that comes from the process may have been made by a cell. It can end the interpreter, and lie about
 results, variables and output: those of its own session. What isn't a message at all ends the interpreter.
@@ -47,6 +48,7 @@ from era.core.live.kernel_frames import (
 )
 from era.core.loop_slices import Budget
 from era.core.models import now
+from era.core.outages import note_outage
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessOutput
 from era.core.program import STREAMS, Output, Stream
@@ -56,8 +58,18 @@ from era.errors import Unavailable
 
 log = structlog.get_logger()
 
-GRACE = 2.0
-"""Seconds that an interrupted cell has to end."""
+GRACE, _GRACE_MOST = 2.0, 30.0
+"""Seconds that an interrupted cell has to end: not counting those in which it didn't get the processors that it wanted,
+or in which we weren't up to date with what its interpreter says; and in all."""
+
+_LOOKS = 4
+"""How often within GRACE it is looked whether they count."""
+
+_LITTLE = 0.2
+"""A sandbox that wants a processor and gets less than this much of one doesn't get on."""
+
+_BACKLOG_BYTES = 1 << 18
+"""What comes behind so many bytes was written after the interrupt: pipes and the process supervisor hold less."""
 
 _START_SECONDS = 60.0
 """How long an interpreter that uses no processor is waited for: what it needs may be being prepared."""
@@ -66,8 +78,9 @@ _HEAR_SECONDS, _HEAR_CPU_SECONDS = 0.05, 0.02
 """What a kernel that can be told of an interrupt has to take it, before it gets SIGINT: this time, in which its sandbox
 uses so much processor time. It takes microseconds of it, which a busy machine may not give it at once."""
 
-_HEAR_MOST = 0.5
-"""It gets SIGINT after so many seconds in any case: a cell may wait for something without hearing anything."""
+_HEAR_MOST, _HEAR_WANTING_MOST = 0.5, 5.0
+"""It gets SIGINT after so many seconds in any case: a cell may wait for something without hearing anything. What wants
+a processor doesn't wait, but may not get one, and is given longer."""
 
 _MARK_SECONDS, _MARK_MOST_SECONDS = 10.0, 60.0
 """How long marks are waited for while no output comes; and in all, since what a cell has left behind may write for
@@ -140,8 +153,16 @@ class _Running:
 class Context:
     """An interpreter. `start` it before anything else."""
 
-    def __init__(self, name: str, language: str, process: GuestProcess, cpu_seconds: Callable[[], float]) -> None:
-        """`cpu_seconds` is how much processor time the sandbox has used."""
+    def __init__(
+        self,
+        name: str,
+        language: str,
+        process: GuestProcess,
+        cpu_seconds: Callable[[], float],
+        wants_processor: Callable[[], bool],
+    ) -> None:
+        """`cpu_seconds` is how much processor time the sandbox has used, and `wants_processor` whether it wants some at
+        this moment."""
         self.name = name
         self.language = language
         self.kernel = ""
@@ -155,7 +176,7 @@ class Context:
         """Why it has ended, as a sentence; None as long as it lives."""
 
         self._process = process
-        self._cpu_seconds = cpu_seconds
+        self._cpu_seconds, self._wants_processor = cpu_seconds, wants_processor
         self._ready = asyncio.Event()
         self._hears = False
         """Whether the kernel takes interrupts as messages."""
@@ -169,7 +190,13 @@ class Context:
         self._why: str | None = None
         """Why it is being ended."""
 
-        self._timers: list[asyncio.TimerHandle] = []
+        self._is_taking = False
+        """Whether something that has come from the process is being taken, behind which there may be more."""
+
+        self._taken_bytes = 0
+        self._stopping: list[asyncio.Task[None]] = []
+        """What kills the interpreter if the cell under way goes on."""
+
         self._following = asyncio.create_task(self._follow())
         self._following.add_done_callback(lambda task: log_failure(task, "context_failed"))
 
@@ -252,9 +279,9 @@ class Context:
         finally:
             self._running = None
             self.used_at = time.monotonic()
-            for timer in self._timers:
-                timer.cancel()
-            self._timers.clear()
+            for stopping in self._stopping:
+                stopping.cancel()
+            self._stopping.clear()
             self._stop_waiting_for_marks(running)
 
     async def interrupt(self) -> bool:
@@ -290,10 +317,10 @@ class Context:
         await running.done
 
     def _stop(self, running: _Running, why: str) -> None:
-        """Interrupt it, and send SIGKILL GRACE later."""
+        """Interrupt it, and send SIGKILL if it goes on for GRACE."""
         running.stopping = True
         self._signal(running)
-        self._timers.append(asyncio.get_running_loop().call_later(GRACE, self._kill_soon, running, why))
+        self._stopping.append(asyncio.create_task(self._kill_unless_over(running, why)))
 
     def _signal(self, running: _Running) -> None:
         """Interrupt it, now or once the cell has begun."""
@@ -310,15 +337,48 @@ class Context:
                 told_at, used = time.monotonic(), self._cpu_seconds()
                 while not running.done.done():
                     await asyncio.sleep(_HEAR_SECONDS)
-                    if self._cpu_seconds() - used >= _HEAR_CPU_SECONDS or time.monotonic() - told_at >= _HEAR_MOST:
+                    waited = time.monotonic() - told_at
+                    if self._cpu_seconds() - used >= _HEAR_CPU_SECONDS or waited >= _HEAR_WANTING_MOST:
+                        break
+                    if waited >= _HEAR_MOST and not self._wants_processor():
                         break
         if self._running is running and not running.done.done():
             await self._process.signal(signal.SIGINT)
 
-    def _kill_soon(self, running: _Running, why: str) -> None:
-        if self._running is running and not running.done.done():
+    async def _kill_unless_over(self, running: _Running, why: str) -> None:
+        """Send SIGKILL after GRACE in which the cell could have ended, and its end could have been heard."""
+        began = time.monotonic()
+        give_up_at, backlog_end = began + GRACE, self._taken_bytes + _BACKLOG_BYTES
+        at, used = began, self._used()
+        while at < give_up_at and not running.is_over:
+            await asyncio.sleep(GRACE / _LOOKS)
+            before, at = at, time.monotonic()
+            used_before, used = used, self._used()
+            is_late = at - before > 2 * GRACE / _LOOKS  # and so is what tells of the end, where there is one
+            is_behind = self._is_taking and self._taken_bytes < backlog_end
+            if is_late or is_behind or self._gets_little(used_before, used, at - before):
+                give_up_at = min(at + GRACE, began + _GRACE_MOST)
+        if self._running is running and not running.done.done() and not running.is_over:
             self._why = self._why or f"It was killed, since {why}."
-            self._killing = asyncio.create_task(self._process.kill())
+            self._killing = asyncio.create_task(self._process.kill())  # whose end is the end of this task
+
+    def _used(self) -> float | None:
+        """How much processor time the sandbox has used; None where that can't be told for now."""
+        try:
+            return self._cpu_seconds()
+        except OSError as error:
+            note_outage("processor_time_not_followed", error)
+            return None
+
+    def _gets_little(self, before: float | None, used: float | None, seconds: float) -> bool:
+        """Whether the sandbox wants a processor and hasn't got on for so many seconds, as far as that is known."""
+        if before is None or used is None or used - before >= _LITTLE * seconds:
+            return False
+        try:
+            return self._wants_processor()
+        except OSError as error:
+            note_outage("processor_time_not_followed", error)
+            return False
 
     def _outcome(self, running: _Running, duration: float) -> CellOutcome:
         end, ended = running.end, self._ended
@@ -360,9 +420,12 @@ class Context:
             if isinstance(event, ProcessEnded):
                 self._on_end(event)
                 return
+            self._is_taking = True
             if self._why is None or event.stream != "channel":
                 await self._on_output(event)
             await self._budget.spend(1 + len(event.data) * _BYTE_US)
+            self._taken_bytes += len(event.data)
+            self._is_taking = False
 
     async def _on_output(self, event: ProcessOutput) -> None:
         running = self._running

@@ -256,7 +256,8 @@ class Contexts:
         if kernel is None:
             raise Unavailable(f"There are no contexts in {session.language}.")
         spec = ProcessSpec(kernel.command, kernel.environment, channel=True)
-        context = Context(name, session.language, await of.live.start(spec, base_url), of.live.sandbox.cpu_seconds)
+        process, sandbox = await of.live.start(spec, base_url), of.live.sandbox
+        context = Context(name, session.language, process, sandbox.cpu_seconds, sandbox.wants_processor)
         await context.ready()
         return context
 
