@@ -1,15 +1,18 @@
-"""What the helper for a live session's files says is input from the sandbox."""
+"""What the helpers for a live session's files say is input from the sandbox, and may come late."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from era.core.live import file_helper, watching
 from era.core.live.file_helper import FileHelper, _taken, entry_of, number_of
-from era.core.process import ProcessEnded
+from era.core.process import ProcessEnded, ProcessOutput
 from era.errors import Unavailable
 
 GOOD: dict[str, Any] = {"type": "file", "size": 1, "mode": 0o644, "mtime_ns": 5, "etag": "0" * 64}
@@ -72,6 +75,84 @@ def test_a_large_answer_is_refused_before_it_is_there() -> None:
         _taken(bytearray(b"\xff" * 8))
 
 
+class Live:
+    """The part of a live session that helpers are asked through."""
+
+    def __init__(self, process: Any = None, cpu_seconds: Callable[[], float] = lambda: 0.0) -> None:
+        self.sandbox = self
+        self.is_open = True
+        self.cpu_seconds = cpu_seconds
+        self._process = process
+
+    async def supervisor(self) -> Live:
+        return self
+
+    async def start(self, _: object) -> Any:
+        return self._process
+
+
+class SlowHelper:
+    """A process that answers what it is sent only after `seconds`."""
+
+    def __init__(self, answer: bytes, seconds: float) -> None:
+        self._answer, self._seconds = answer, seconds
+        self._asked = asyncio.Event()
+        self.was_killed = asyncio.Event()
+
+    async def send(self, _: bytes) -> None:
+        self._asked.set()
+
+    async def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
+        await self._asked.wait()
+        await asyncio.wait([asyncio.ensure_future(self.was_killed.wait())], timeout=self._seconds)
+        if not self.was_killed.is_set():
+            yield ProcessOutput("channel", self._answer)
+            await self.was_killed.wait()
+        yield ProcessEnded(137, 9, "signal")
+
+    async def kill(self) -> None:
+        self.was_killed.set()
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+async def test_a_helper_is_ended_only_where_its_sandbox_does_not_get_on(
+    monkeypatch: pytest.MonkeyPatch, gets_on: bool
+) -> None:
+    """As on a machine whose processors are taken. All callers share it."""
+    monkeypatch.setattr(file_helper, "_SECONDS", 0.5)
+    process: Any = SlowHelper(bytes(frame(b'{"id": 1, "made": true}')), 2.0 if gets_on else 600.0)
+    live: Any = Live(cpu_seconds=time.monotonic if gets_on else lambda: 0.0)
+    helper = FileHelper(process, live)
+    if gets_on:
+        found, _ = await helper.call("put")
+        assert found["made"]
+        assert helper.alive
+        await helper.end()
+    else:
+        with pytest.raises(Unavailable):
+            await helper.call("put")
+        assert process.was_killed.is_set()
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+async def test_a_watch_is_given_up_only_where_its_sandbox_does_not_get_on(
+    monkeypatch: pytest.MonkeyPatch, gets_on: bool
+) -> None:
+    monkeypatch.setattr(watching, "_SECONDS", 0.5)
+    process = SlowHelper(json.dumps({"type": "watching"}).encode() + b"\n", 2.0 if gets_on else 600.0)
+    live: Any = Live(process, time.monotonic if gets_on else lambda: 0.0)
+    ended = asyncio.Event()
+    watch = watching._Watch(live, (), recursive=False, ended=ended.set)
+    if gets_on:
+        await watch.begun()
+        watch.end()
+    else:
+        with pytest.raises(Unavailable):
+            await watch.begun()
+    await ended.wait()
+    assert process.was_killed.is_set()
+
+
 class DyingHelper:
     """A process that ends as soon as it has been sent a request."""
 
@@ -91,7 +172,7 @@ class DyingHelper:
 @pytest.mark.parametrize("op", ["stat", "write", "delete", "move", "put", "place", "mkdir"])
 async def test_nobody_is_told_to_repeat_what_may_have_been_done(op: str) -> None:
     process: Any = DyingHelper()
-    live: Any = None
+    live: Any = Live()
     helper = FileHelper(process, live)
     with pytest.raises(Unavailable) as caught:
         await helper.call(op)

@@ -1,7 +1,7 @@
 """The host's side of the helper that reads and changes a live session's files (guest/live_files.py).
 
 What it answers is input from the sandbox: its form is checked, its size bounded, and it has limited time. One that
-fails any of this is ended, and the next call gets another one.
+fails any of this is ended, and the next call gets another one. All callers share it, so it isn't ended for being slow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from era.core.live.live_session import LiveSession
 from era.core.loop_slices import Budget
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
+from era.core.stall_timeout import stall_timeout
 from era.errors import BadRequest, Conflict, EraError, TooBusy, TooLarge, Unavailable
 
 PIECE = 1 << 18
 """Bytes of a file in one request or answer."""
 
 _SECONDS = 30.0
+"""How long an answer is waited for while the sandbox uses no processor; stall_timeout bounds it in all, since programs
+beside the helper may use some for ever."""
+
 _BYTE_US = 0.01
 """What it costs the event loop to take a byte."""
 
@@ -70,7 +74,7 @@ class FileHelper:
         try:
             if not self.alive:
                 raise gone()
-            async with asyncio.timeout(_SECONDS):
+            async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS):
                 await asyncio.shield(asyncio.create_task(self._send(head, body)))  # as a whole, whoever gives up
                 found, content = await answer
         except (TimeoutError, BrokenPipeError):

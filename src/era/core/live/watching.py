@@ -27,6 +27,7 @@ from era.core.metadata import MetadataStore
 from era.core.models import OwnedId
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
+from era.core.stall_timeout import stall_timeout
 from era.errors import Conflict, EraError
 
 MOST = 8
@@ -37,6 +38,8 @@ _LINGER_SECONDS = 60.0
 
 _SPEC = ProcessSpec((), {}, channel=True, module="live_watch")
 _SECONDS = 30.0
+"""How long a watch may take to be in force while the sandbox uses no processor."""
+
 _LINE_BYTES = 64 << 10
 _KEPT_BYTES = 1 << 20
 _BYTE_US = 0.1
@@ -150,7 +153,9 @@ class _Watch:
         """Wait until it is in force. Raises EraError."""
         waiting = asyncio.create_task(self._begun.wait())
         try:
-            await asyncio.wait([waiting, self._following], timeout=_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(TimeoutError):
+                async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS):
+                    await asyncio.wait([waiting, self._following], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
         if not self._begun.is_set():
