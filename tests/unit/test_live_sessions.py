@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from era.core.files.session_files import SessionFiles
 from era.core.files.trees import SnapshotRefused
-from era.core.live import processes
+from era.core.history import HistoryBound
+from era.core.live import current_files, processes
+from era.core.live.current_files import CurrentFiles
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
@@ -28,6 +31,7 @@ from era.errors import (
     TagInUse,
     TooManyLive,
     TooManyProcesses,
+    Unavailable,
 )
 from era.store.database import DatabaseAway
 from tests.owners import mine
@@ -204,6 +208,33 @@ async def test_what_processes_leave_is_committed_when_the_session_is_put_away(co
     assert (await core.run("print(open('made').read())")).stdout == b"1\n\n"
     assert len(core.driver.made) == 1, "its sandbox stays warm"
     assert (await core.live_sessions.put_away(S)).version == 2, "nothing happens to one that isn't live"
+
+
+async def test_reads_wait_for_a_session_that_is_put_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes, they don't tell what was committed before it."""
+    history = HistoryBound(core.store, core.snapshots, core.rules, 0)
+    nothing: Any = None  # that is for changes
+    stored = SessionFiles(
+        core.store, core.snapshots, core.blobs, core.turns, nothing, nothing, core.rules, history, core.liveness
+    )
+    files = CurrentFiles(stored, core.live_sessions, core.checkpoints, core.store, core.turns)
+    session = await core.session()
+    await start(core, "echo 1 > made; exec sleep 100")
+    await until(lambda: (core.driver.made[0].workspace / "made").exists())
+    async with core.turns.take(S):
+        putting_away = asyncio.create_task(core.live_sessions.put_away(S))
+        await until(lambda: core.live_sessions.is_being_put_away(session.key))
+        with monkeypatch.context() as hasty:
+            hasty.setattr(current_files, "_SETTLE_SECONDS", 0.2)
+            for read in (files.stat(S, ("made",)), files.keep(S)):
+                with pytest.raises(Unavailable, match="being put away") as refused:
+                    await read
+                assert (refused.value.code, refused.value.retry_after) == ("unavailable", 1)
+        reading = asyncio.create_task(files.stat(S, ("made",)))
+        await asyncio.sleep(0.3)
+        assert not reading.done()
+    assert (await reading).path == "made"
+    await putting_away
 
 
 async def test_a_run_of_a_live_session_keeps_what_processes_wrote(core: Core) -> None:

@@ -4,6 +4,8 @@ Theory of operation. Where a session isn't live, its version is all there is, an
 session the tree of this moment is read and changed from inside, by a helper with the rights of the session's own
 programs (file_helper.py). So a GET sees what a process has just written, and a PUT is there for it at once.
 
+While a session is put away its tree can't be asked any more, and its version is behind. Calls wait for that.
+
 A change takes the session's turn. When the tree has it, the tree is committed (checkpoints.py), and that is when the
 call is answered: what it says is durable, and is what a run or a crash right after it begins from.
 """
@@ -31,9 +33,8 @@ from era.errors import BadRequest, EraError, NotFound, SessionLive, TooLarge, Un
 
 _ATTEMPTS = 5
 _SETTLE_SECONDS = 30.0
-"""How long a change waits for a session that is being put away. A read waits less, and then tells what is committed."""
+"""How long a call waits for a session that is being put away."""
 
-_READ_SECONDS = 5.0
 _PAUSE = 0.05
 
 
@@ -254,10 +255,17 @@ class CurrentFiles:
     async def keep(self, session_id: OwnedId) -> None:
         """Have the version in force say what the tree of a live session holds. Raises as Checkpoints.request does."""
         session = await self._store.session(session_id)
-        await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
+        await self._settled(session)
         with self._live_sessions.in_use(session.key) as live:
             if live is not None:
                 await self._checkpoints.request(live)
+
+    async def _settled(self, session: Session) -> None:
+        """Wait until a session that is being put away has been. Raises Unavailable where that takes too long: what its
+        version has by then isn't what its tree holds, and a file that is there would be said not to be."""
+        await self._live_sessions.settled(session.key, _SETTLE_SECONDS)
+        if self._live_sessions.is_being_put_away(session.key):
+            raise Unavailable(f"Session '{session.id}' is being put away: its files can't be read until it has been.")
 
     async def _check(self, helper: FileHelper, path: Parts, condition: Condition) -> None:
         """Raises PreconditionFailed where the file isn't as the condition demands."""
@@ -294,7 +302,7 @@ class CurrentFiles:
     ) -> T:
         """What a live session's helper says, or else what the version in force does."""
         session = await self._store.session(session_id)
-        await self._live_sessions.settled(session.key, _READ_SECONDS)
+        await self._settled(session)
         with self._live_sessions.in_use(session.key) as live:
             if live is not None:
                 return await live_job(live, await self._helper(live))
