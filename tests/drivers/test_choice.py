@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from era.core.models import JsonObject
+from era.core.models import JsonObject, Language
+from era.core.ports import Sandbox
+from era.core.program import Ended, Limits, Output, Program
 from era.drivers.choice import DriverChoice
+from era.drivers.self_test import self_test
 from era.errors import NoIsolation
-from tests.drivers.fake import FakeDriver
+from tests.drivers.fake import FakeDriver, FakeSandbox
 from tests.drivers.sandboxes import LIMITS
 
 
@@ -93,3 +98,24 @@ async def test_a_server_that_is_to_use_one_uses_no_other(strong: Driver, usual: 
     usual.works = False
     with pytest.raises(NoIsolation, match="bubblewrap does not work"):
         await DriverChoice({"gvisor": strong, "bubblewrap": usual}, "auto").start()
+
+
+class SlowSandbox(FakeSandbox):
+    """As on a machine on which a program takes a minute: one that has less time is ended before it says anything."""
+
+    async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
+        async for event in super().run(program if program.timeout > 60 else replace(program, code=b"")):
+            yield event
+
+
+class SlowDriver(FakeDriver):
+    async def create(
+        self, language: Language, limits: Limits, package_set: str | None = None, heir_to: Sandbox | None = None
+    ) -> FakeSandbox:
+        self._made.append(SlowSandbox(self.directory / "slow", language, limits))
+        return self._made[-1]
+
+
+async def test_a_slow_machine_is_no_driver_that_does_not_work(tmp_path: Path) -> None:
+    driver = SlowDriver(tmp_path, LIMITS, cgroup_name="")
+    assert (await self_test(driver, "python", LIMITS, lambda _: None))["driver"] == "fake"

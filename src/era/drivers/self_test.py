@@ -11,6 +11,10 @@ from era.core.program import Limits, Output, Program
 from era.drivers import isolation_report
 from era.errors import NoIsolation, SandboxFailed
 
+_SECONDS = 120.0
+"""For the program to run. A busy machine needs far more than the moment that it takes otherwise, and a driver that
+fails its test is passed over until the service is started anew: for a weaker one, or else the service doesn't start."""
+
 
 async def self_test(
     driver: Driver, language: Language, limits: Limits, why_offline: Callable[[Sandbox], str | None]
@@ -26,7 +30,7 @@ async def self_test(
     try:
         code = languages.DEFINITIONS[language].hello.encode()
         output = b""
-        async for event in sandbox.run(Program(code, b"{}", {}, 20, ephemeral=True, files={})):
+        async for event in sandbox.run(Program(code, b"{}", {}, _SECONDS, ephemeral=True, files={})):
             if isinstance(event, Output):
                 output += event.data
         if output != b"up\n":
