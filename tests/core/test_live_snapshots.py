@@ -67,13 +67,17 @@ class Live(Place):
     freezer all of them at once, as far as anybody can see."""
 
     can_freeze: bool = True
+    too_slow: int = 0
+    """How many times more they don't come to a stand soon enough."""
+
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @asynccontextmanager
-    async def frozen(self) -> AsyncIterator[bool]:
-        if not self.can_freeze:
-            yield False
+    async def frozen(self) -> AsyncIterator[bool | None]:
+        if not self.can_freeze or self.too_slow:
+            self.too_slow -= self.can_freeze
+            yield False if self.can_freeze else None
             return
         for process in self.running:
             process.send_signal(signal.SIGSTOP)
@@ -222,6 +226,31 @@ def test_without_a_freezer_writers_make_it_inconsistent_and_it_says_so(lab: Mome
     lab.live.running.clear()
     time.sleep(SETTLE)
     assert lab.moment().consistent
+
+
+def test_what_is_slow_to_stand_still_is_told_again(lab: MomentLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine. Nor is a sandbox one that can't be frozen for that."""
+    looks: list[bool] = []
+    put_tree = ContentCopies.put_tree
+
+    def noted(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
+        looks.append(still)
+        put_tree(aside, fd, tree, still=still)
+
+    monkeypatch.setattr(ContentCopies, "put_tree", noted)
+    lab.live.too_slow = 2
+    write(lab, "file", b"first")
+    assert lab.moment().consistent
+    assert looks[-1:] == [True]
+    lab.live.too_slow = 1000
+    write(lab, "file", b"second")
+    lab.moment()
+    assert looks[-1:] == [False], "not for ever"
+    assert lab.live.id not in lab.moments._cant_freeze
+    lab.live.can_freeze = False
+    write(lab, "file", b"third")
+    lab.moment()
+    assert lab.live.id in lab.moments._cant_freeze
 
 
 @pytest.mark.parametrize("can_freeze", [True, False])

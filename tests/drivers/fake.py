@@ -186,8 +186,8 @@ class FakeSandbox:
         return self._supervisor
 
     @contextlib.asynccontextmanager
-    async def frozen(self) -> AsyncIterator[bool]:
-        yield False
+    async def frozen(self) -> AsyncIterator[bool | None]:
+        yield None
 
     def kill(self) -> None:
         self.alive = False

@@ -464,7 +464,8 @@ async def stands_still(sandbox: Sandbox) -> tuple[bool, bool, bool]:
         await beside.until(b"up")
         while not counter.exists():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
-        async with sandbox.frozen() as frozen:
+        async with sandbox.frozen() as is_frozen:
+            frozen = bool(is_frozen)
             still = frozen and not await changes(1)
         return frozen, still, await changes(PATIENCE)
 

@@ -91,10 +91,20 @@ async def test_what_could_not_be_thawed_is_thawed_later(group: Group) -> None:
     await until(lambda: not is_frozen(group))
 
 
+async def test_what_does_not_come_to_a_stand_is_no_sandbox_that_can_t_be_frozen(group: Group) -> None:
+    (group.directories["freezer"] / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    async with Freezer(group).frozen() as still:
+        assert still is False
+    async with Freezer(Group(2, {})).frozen() as still:
+        assert still is None
+    async with Freezer(None).frozen() as still:
+        assert still is None
+
+
 async def test_what_can_t_be_frozen_for_now_is_no_sandbox_that_can_t_be_frozen(group: Group) -> None:
     with pytest.raises(OSError, match="Too many open files"), all_taken():
         async with Freezer(group).frozen():
             pass
     (group.directories["freezer"] / "cgroup.events").unlink()
     async with Freezer(group).frozen() as still:
-        assert not still, "it is gone"
+        assert still is False, "it is gone"

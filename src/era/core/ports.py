@@ -220,10 +220,10 @@ class Sandbox(Protocol):
         has ended. Raises SandboxFailed, NoIsolation."""
         ...
 
-    def frozen(self) -> AbstractAsyncContextManager[bool]:
-        """Within the block nothing inside runs, neither a run nor a process, where the context's value is true. Where
-        this machine has no way to that (a cgroup's freezer) it is false, and everything goes on. Raises OSError where
-        it can't be done only for now."""
+    def frozen(self) -> AbstractAsyncContextManager[bool | None]:
+        """Within the block nothing inside runs, neither a run nor a process, where the context's value is true. Else
+        everything goes on: it is false where what is inside did not come to a stand soon enough, and None where this
+        machine has no way to that (a cgroup's freezer). Raises OSError where it can't be done only for now."""
         ...
 
     async def put_away(self) -> None:

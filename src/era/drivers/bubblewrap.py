@@ -194,7 +194,7 @@ class BubblewrapSandbox(OutsideView):
         may = languages.runtime(language).may_start_beside_programs
         return may and self._group is not None and self._driver.templates is not None
 
-    def frozen(self) -> contextlib.AbstractAsyncContextManager[bool]:
+    def frozen(self) -> contextlib.AbstractAsyncContextManager[bool | None]:
         return self._freezer.frozen()
 
     async def put_away(self) -> None:

@@ -44,16 +44,16 @@ class Freezer:
         """What the long ones before it took."""
 
     @contextlib.asynccontextmanager
-    async def frozen(self) -> AsyncIterator[bool]:
+    async def frozen(self) -> AsyncIterator[bool | None]:
         """See ports.Sandbox. Blocks of several callers come one after the other. Raises OSError where it can't be
         frozen only for now."""
         if self._group is None:
-            yield False
+            yield None
             return
         async with self._turn:
             self._since = time.monotonic()
             try:
-                yield await self._prepare() and await self._freeze(self._group)
+                yield await self._freeze(self._group) if await self._prepare() else None
             finally:
                 self.thaw()  # without waiting for anything, so that nobody can cancel it
                 self._long_seconds, self._since = self._stood_still(), None

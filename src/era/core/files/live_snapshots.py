@@ -52,6 +52,10 @@ _LOOKS = 5
 _PAUSE = 0.06
 """Seconds between two looks: more than the tick within which a change may leave a file's times as they are."""
 
+_FREEZE_PAUSES = (0.1, 0.1)
+"""Seconds between two tries to have everything stand still. On a busy machine a process may not get to its stand within
+the time of one; the pauses let the sandbox get on with what it couldn't be stopped in."""
+
 _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
@@ -89,7 +93,7 @@ class LiveSnapshots:
         self._snapshots = snapshots
         self._directory = directory
         self._cant_freeze: set[str] = set()
-        """The ids of sandboxes that could not be frozen once, so that looking at them before would be of no use."""
+        """The ids of sandboxes that can't be frozen, so that looking at them before would be of no use."""
 
     def naming(self) -> AbstractContextManager[None]:
         """See BlobStore."""
@@ -174,15 +178,20 @@ class LiveSnapshots:
         self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had."""
-        async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
-            if not still:
-                if len(self._cant_freeze) >= _MOST_KNOWN:
-                    self._cant_freeze.clear()
-                self._cant_freeze.add(sandbox.id)
-                return None
-            aside = ContentCopies(self._directory)
-            stack.callback(aside.close)
-            return await self._snapshots.in_slot(lambda: self._look(sandbox, memory, entry, aside))
+        for pause in (*_FREEZE_PAUSES, None):
+            async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
+                if still:
+                    aside = ContentCopies(self._directory)
+                    stack.callback(aside.close)
+                    return await self._snapshots.in_slot(partial(self._look, sandbox, memory, entry, aside))
+                if still is None:
+                    if len(self._cant_freeze) >= _MOST_KNOWN:
+                        self._cant_freeze.clear()
+                    self._cant_freeze.add(sandbox.id)
+                    return None
+            if pause is not None:
+                await asyncio.sleep(pause)
+        return None
 
     def _look(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: ContentCopies) -> _Look:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
