@@ -543,12 +543,12 @@ async def out_of_memory(sandbox: Sandbox) -> tuple[ProcessEnded, str]:
     return ended, said.strip()
 
 
-async def out_of_memory_beside_a_run(sandbox: Sandbox) -> tuple[ProcessEnded | None, Ended, str]:
-    """A process takes too much memory while a run waits for its end: how it has ended, and how the run."""
+async def out_of_memory_beside_a_run(sandbox: Sandbox, size: int = 4 << 20) -> tuple[ProcessEnded | None, Ended, str]:
+    """A process takes too much memory, `size` at a time, while a run waits for its end: how both have ended."""
     takes = (
         "import socket, time\nserver = socket.create_server(('127.0.0.1', 4711))\nprint('ready', flush=True)\n"
         "waits = server.accept()\nheld = []\n"
-        "while True:\n    held.append(bytearray(b'1') * (4 << 20))\n    time.sleep(0.005)"
+        f"while True:\n    held.append(bytearray(b'1') * {size})\n    time.sleep(0.005)"
     )
     waits = (
         "import socket\nother = socket.create_connection(('127.0.0.1', 4711))\nprint('well', flush=True)\n"

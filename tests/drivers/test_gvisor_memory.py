@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -69,9 +71,32 @@ def test_a_process_that_takes_more_with_each_run_is_ended_before_gvisor_is(gviso
     gvisor.close(sandbox)
 
 
+def test_nor_where_that_takes_a_while_to_be_told(gvisor: Sandboxes) -> None:
+    """As on a busy machine: the answer comes only once there was a look at whether it can be waited for."""
+    has_reserve = GvisorSandbox._has_reserve
+    come: list[Callable[[], None]] = []
+
+    def late(supervisor: ProcessSupervisor) -> asyncio.Future[int]:
+        supervisor._asked.append(answer := asyncio.get_running_loop().create_future())
+        come.append(partial(supervisor.send, b"M", 0))
+        return answer
+
+    def then_it_comes(sandbox: GvisorSandbox) -> bool:
+        if come:
+            come.pop()()
+        return has_reserve(sandbox)
+
+    with patch.object(ProcessSupervisor, "_ask", late), patch.object(GvisorSandbox, "_has_reserve", then_it_comes):
+        sandbox = gvisor.make()
+        process, ended, said = gvisor.do(sandbox, steps.out_of_memory_beside_a_run, 1 << 20)
+    assert (process.cause, process.signal) == ("oom", 9)
+    assert (ended.cause, ended.exit_code, said) == ("exit", 0, "well")
+    gvisor.close(sandbox)
+
+
 def test_unless_nobody_can_say_who_takes_it(gvisor: Sandboxes) -> None:
-    async def silent(_: ProcessSupervisor) -> int:
-        return 0
+    async def silent(_: ProcessSupervisor, may_wait: Callable[[], bool]) -> None:
+        assert may_wait() in (True, False)
 
     with patch.object(ProcessSupervisor, "memory_bytes", silent):
         sandbox = gvisor.make()

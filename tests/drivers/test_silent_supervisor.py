@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import pytest
+import uvloop
 
 from era.core.cells import Cell
 from era.core.live import context
@@ -93,6 +96,43 @@ async def with_a_process(life: Silent) -> tuple[ProcessSupervisor, GuestProcess]
     await asyncio.sleep(0)  # it has its number
     life.start()
     return supervisor, await starting
+
+
+async def test_what_memory_is_taken_is_waited_for_while_there_is_room() -> None:
+    life = Silent()
+    supervisor = await supervised_by(life)
+    looks: list[None] = []
+
+    def then_it_answers() -> bool:
+        looks.append(None)
+        if len(looks) == 3:
+            life.say(b"M", (1 << 20).to_bytes(8, "big"))
+        return True
+
+    assert await supervisor.memory_bytes(then_it_answers) == 1 << 20
+    assert await supervisor.memory_bytes(lambda: False) is None, "which isn't none"
+    await supervisor.close()
+
+
+@pytest.mark.parametrize(
+    "loops",
+    [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")],
+)
+def test_an_event_loop_that_stands_still_hears_what_memory_is_taken(
+    loops: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def ask() -> int | None:
+        life = Silent()
+        supervisor = await supervised_by(life)
+        asking = asyncio.create_task(supervisor.memory_bytes(lambda: False))
+        await asyncio.sleep(0)  # it has asked
+        life.say(b"M", (1 << 20).to_bytes(8, "big"))
+        time.sleep(0.5)
+        answer = await asking
+        await supervisor.close()
+        return answer
+
+    assert asyncio.run(ask(), loop_factory=loops) == 1 << 20
 
 
 ENDED = {"exit_code": 3, "signal": None, "cpu_us": None, "peak_memory_bytes": None}

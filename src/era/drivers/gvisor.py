@@ -288,10 +288,16 @@ class GvisorSandbox(BubblewrapSandbox):
         beside = self._supervisor_beside()
         if beside is None:
             return await super().relieve()
-        if self._watching.runs and 2 * await beside.memory_bytes() <= self.limits.memory_bytes:
-            return await super().relieve()
+        if self._watching.runs:
+            taken = await beside.memory_bytes(self._has_reserve)
+            if taken is None or 2 * taken <= self.limits.memory_bytes:
+                return await super().relieve()
         beside.end_for_want_of_memory()
         return False
+
+    def _has_reserve(self) -> bool:
+        """Whether the kernel is far enough from ending gVisor to wait for what the processes' supervisor says."""
+        return self._group is not None and self._group.memory_bytes() < self.group_limits().memory_bytes - _RESERVE // 2
 
     def apply_bounds(self, pid: int) -> None:
         super().apply_bounds(pid)

@@ -32,6 +32,10 @@ ROOM = 1 << 17
 _MEMORY_SECONDS = 0.2
 """For it to say what memory processes take, while that may grow."""
 
+_MEMORY_LOOK_SECONDS, _MEMORY_LOOKS = 0.05, 36
+"""How much longer at a time, and how often, where there is room for what may be taken meanwhile. A busy machine needs
+that."""
+
 _CHUNK = 1 << 15
 """Bytes of input in a frame. Frames of many processes go over one socket."""
 
@@ -361,13 +365,21 @@ class ProcessSupervisor:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
-    async def memory_bytes(self) -> int:
-        """How much memory all processes take, as it says itself; 0 where it says nothing soon."""
-        try:
-            async with asyncio.timeout(_MEMORY_SECONDS):
-                return await self._ask()
-        except TimeoutError:
-            return 0
+    async def memory_bytes(self, may_wait: Callable[[], bool]) -> int | None:
+        """How much memory all processes take, as it says itself; None where it says nothing soon. It gets more time
+        while `may_wait` says so."""
+        answer, goes_on = self._ask(), True
+        for seconds in (_MEMORY_SECONDS, *[_MEMORY_LOOK_SECONDS] * _MEMORY_LOOKS):
+            await asyncio.wait({answer}, timeout=seconds)
+            if answer.done():
+                return answer.result()
+            if not goes_on:
+                break
+            # There is one more look in any case: an event loop that stood still hears of a timeout before it hears of
+            # an answer that has come meanwhile.
+            goes_on = self.alive and may_wait()
+        answer.cancel()
+        return None
 
     def expect_answer(self) -> None:
         """End all processes unless it answers: in gVisor they can have it stand still, and who waits for an end would
