@@ -50,8 +50,10 @@ PATIENCE = 0.2
 program goes on, and its connection is made or refused at the kernel's next try once that's known: within a second, or
 more if it has waited for more."""
 
-_ARRIVE_SECONDS = 5.0
-"""Within which a program arrives at a listener, once its destination has answered."""
+_ARRIVE_SECONDS = 20.0
+"""Within which a program arrives at a listener, once its destination has answered: at the kernel's next try. It makes
+them ever more rarely, 1, 3, 7 and 15 seconds after the first, newer kernels after 7, 11 and 19; and a busy machine is
+late besides. Meanwhile the connection counts as one of MAX_CONNECTIONS, whether its program is there still or not."""
 
 _DRAIN_SECONDS = 0.5
 """For which the end of a run waits for what may be of processes beside it."""
