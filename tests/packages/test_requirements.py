@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from era.core.setup.requirements import MAX_PACKAGES, Packages, can_be_setup, packages_of, setup_text
+from era.core.setup.requirements import MAX_PACKAGES, MAX_TEXT, Packages, can_be_setup, packages_of, setup_text
 from era.errors import BadRequest
 
 
@@ -103,6 +104,36 @@ def test_bounds() -> None:
             packages_of(setup)
     with pytest.raises(BadRequest, match="characters"):
         packages_of({"pip": {"requirements": "#" * (1 << 20)}})
+
+
+@pytest.mark.parametrize("kind", ["pip", "npm", "go"])
+def test_a_list_is_as_long_as_a_text_at_most(kind: str) -> None:
+    item = {"pip": "a", "npm": "a", "go": "a.b/c"}[kind]
+    most = (MAX_TEXT + 1) // (len(item) + 1)
+    assert packages_of({kind: [item] * most}) == packages_of({kind: item})
+    with pytest.raises(BadRequest, match="characters in all"):
+        packages_of({kind: [item] * (most + 1)})
+
+
+@pytest.mark.parametrize("kind", ["pip", "npm", "go"])
+@pytest.mark.parametrize("join", [list, " ".join], ids=["list", "text"])
+def test_what_comes_after_too_many_packages_is_not_looked_at(kind: str, join: Callable[[list[str]], object]) -> None:
+    end = ".x/y" if kind == "go" else ""
+    with pytest.raises(BadRequest, match="at most 200"):
+        packages_of({kind: join([*(f"p{n}{end}" for n in range(MAX_PACKAGES + 1)), "../no/package"])})
+
+
+def test_a_run_of_blanks_takes_time_in_proportion_to_its_length() -> None:
+    """It took the square: ten minutes for these."""
+    blanks = " " * (MAX_TEXT - 10)
+    assert packages_of({"pip": f"a{blanks}b"}).pip == ("a", "b")
+    assert packages_of({"pip": [f"a{blanks}>=1"]}).pip == ("a>=1",)
+    assert packages_of({"pip": {"requirements": f"a[b{blanks}]"}}).pip == ("a[b]",)
+
+
+def test_the_last_mention_of_a_name_counts() -> None:
+    assert packages_of({"npm": ["a@1", "a@2", "a@1"]}).npm == (("a", "1"),)
+    assert packages_of({"go": "a.b/c@v1.0.0 a.b/c@v2.0.0 a.b/c@v1.0.0"}).go == (("a.b/c", "v1.0.0"),)
 
 
 @pytest.mark.parametrize(

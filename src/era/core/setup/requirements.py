@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ MAX_COMMAND = 64 << 10
 """Bytes of a command. The kernel's bound for one argument of a process is 128 KiB."""
 
 MAX_TEXT = 128 << 10
-"""Characters of a requirements.txt, a package.json or a go.mod."""
+"""Characters of a requirements.txt, a package.json, a go.mod or a list of packages, its separators included."""
 
 _LONGEST = 300
 """Characters of a name, a version or a requirement."""
@@ -79,29 +79,27 @@ def setup_text(setup: Mapping[str, Any] | None) -> str | None:
 
 
 def packages_of(setup: Mapping[str, Any]) -> Packages:
-    """The packages that a setup asks for. Raises BadRequest for anything that isn't a package."""
+    """The packages that a setup asks for. Raises BadRequest for anything that isn't a package. What is listed twice is
+    looked at once, since others wait for this."""
     pip, npm, go = setup.get("pip") or (), setup.get("npm") or (), setup.get("go") or ()
-    if isinstance(pip, str):
-        pip = _text(pip, "pip").splitlines()
-    if isinstance(npm, str):
-        npm = _text(npm, "npm").split()
-    if isinstance(go, str):
-        go = _text(go, "go").split()
     if isinstance(pip, Mapping):
         pip = _text(pip.get("requirements", ""), "pip.requirements").splitlines()
+    elif isinstance(pip, str):
+        pip = _text(pip, "pip").splitlines()
     if isinstance(npm, Mapping):
-        versions = _parse_package_json(_text(npm.get("packageJson", ""), "npm.packageJson"))
+        ranges = _parse_package_json(_text(npm.get("packageJson", ""), "npm.packageJson"))
     else:
-        versions = dict(_parse_npm(item) for item in npm)
-    requirements = sorted({item for line in pip for item in _parse_pip_line(line)})
+        listed = _text(npm, "npm").split() if isinstance(npm, str) else _listed(npm, "npm")
+        ranges = map(_parse_npm, _once(listed))
     if isinstance(go, Mapping):
-        modules = dict(_parse_go_mod(_text(go.get("goMod", ""), "go.goMod")))
+        required = _parse_go_mod(_text(go.get("goMod", ""), "go.goMod"))
     else:
-        modules = dict(_check_go(*item.strip().partition("@")[::2]) for item in go)
-    for name, count in (("pip", len(requirements)), ("npm", len(versions)), ("go", len(modules))):
-        if count > MAX_PACKAGES:
-            raise BadRequest(f"'setup.{name}' has {count} packages, at most {MAX_PACKAGES} may be asked for.")
-    return Packages(tuple(requirements), tuple(sorted(versions.items())), tuple(sorted(modules.items())))
+        listed = _text(go, "go").split() if isinstance(go, str) else _listed(go, "go")
+        required = (_check_go(*item.strip().partition("@")[::2]) for item in _once(listed))
+    lines = _listed(pip, "pip")
+    requirements = _bounded(((item, item) for line in _once(lines) for item in _parse_pip_line(line)), "pip")
+    versions, modules = _bounded(ranges, "npm"), _bounded(required, "go")
+    return Packages(tuple(sorted(requirements)), tuple(sorted(versions.items())), tuple(sorted(modules.items())))
 
 
 def variables(setup: str | None) -> dict[str, str]:
@@ -169,15 +167,40 @@ def _text(text: str, field: str) -> str:
     return text
 
 
+def _listed(items: Sequence[str], kind: str) -> Sequence[str]:
+    """The same items. Raises BadRequest where they would be too long as one text."""
+    size = sum(map(len, items)) + len(items)
+    if size > MAX_TEXT + 1:  # a text may do without the separator at its end
+        raise BadRequest(f"'setup.{kind}' has {size} characters in all, {MAX_TEXT} are allowed.", hint=_HINT)
+    return items
+
+
+def _once(items: Sequence[str]) -> Iterable[str]:
+    """Each of these items once, in the place of its last mention, as the last one of a name counts."""
+    return reversed(dict.fromkeys(reversed(items)))
+
+
+def _bounded(packages: Iterable[tuple[str, str]], kind: str) -> dict[str, str]:
+    """Packages by their names, the last one of a name. Raises BadRequest once they are too many: the rest isn't even
+    looked at, since others wait for that."""
+    kept: dict[str, str] = {}
+    for name, version in packages:
+        kept[name] = version
+        if len(kept) > MAX_PACKAGES:
+            raise BadRequest(f"'setup.{kind}' has too many packages, at most {MAX_PACKAGES} may be asked for.")
+    return kept
+
+
 def _parse_pip_line(line: str) -> Iterator[str]:
     """The requirements in a line of a requirements.txt: several, separated by spaces, or one with a marker (PEP 508).
     Raises BadRequest."""
     line = re.sub(r"(^|\s)#.*", "", line).strip()
     text, semicolon, marker = (part.strip() for part in line.partition(";"))
-    items = _PIP_TIGHT.sub(lambda match: match[1] or "", text).split()
+    # The pattern begins anew at each blank of a run, and goes to its end: so there is only one blank in a row.
+    items = _PIP_TIGHT.sub(lambda match: match[1] or "", " ".join(text.split())).split()
     if semicolon and (len(items) != 1 or not _is_marker(marker)):
         raise _no_package("pip", line)
-    for item in items:
+    for item in dict.fromkeys(items):
         if len(item) > _LONGEST or not _PIP.fullmatch(item):
             raise _no_package("pip", item)
         yield f"{item} ; {marker}" if semicolon else item
@@ -203,13 +226,12 @@ def _check_npm(name: str, version: str, item: str) -> tuple[str, str]:
     return name, version.strip() or "*"
 
 
-def _parse_package_json(text: str) -> dict[str, str]:
-    """The dependencies in a package.json: version ranges by name. Raises BadRequest."""
+def _parse_package_json(text: str) -> Iterator[tuple[str, str]]:
+    """The dependencies in a package.json: names and version ranges. Raises BadRequest."""
     try:
         package = jsontext.loads(text.encode())
     except (jsontext.JsonProblem, UnicodeEncodeError) as error:
         raise BadRequest(f"'setup.npm.packageJson' {error}.", hint="It is the text of a package.json.") from None
-    ranges: dict[str, str] = {}
     for field in _NPM_FIELDS:
         listed: object = package.get(field, {}) if isinstance(package, dict) else None
         if not isinstance(listed, dict):
@@ -217,8 +239,7 @@ def _parse_package_json(text: str) -> dict[str, str]:
         for name, version in listed.items():
             if not isinstance(version, str):
                 raise _no_package("npm", name)
-            ranges |= [_check_npm(name, version, f"{name}@{version}")]
-    return ranges
+            yield _check_npm(name, version, f"{name}@{version}")
 
 
 def _check_go(path: str, version: str) -> tuple[str, str]:
