@@ -37,6 +37,28 @@ def test_a_misspelt_field_is_refused_with_the_nearest_one(
     assert meant in problem["hint"]
 
 
+MUCH_IS_WRONG: dict[str, tuple[str, str, Any, str]] = {
+    "unknown fields": ("POST", "/api/execute", {"language": "python", "code": ""}, "is not a field of this call."),
+    "items": ("POST", "/api/storage/d1/app/query", {"sql": "SELECT 1", "params": [{}] * 3000}, "'params.0"),
+    "values by name": ("POST", "/api/storage/d1/app/query", {"sql": "SELECT 1"}, "'params'"),
+    "words": ("POST", "/api/execute", {"language": "python", "args": [1] * 3000, "code": ""}, "'args.0'"),
+    "variables": ("POST", "/api/execute", {"language": "python", "code": ""}, "'env."),
+}
+
+
+@pytest.mark.parametrize("name", MUCH_IS_WRONG)
+def test_of_all_that_is_wrong_the_first_few_are_told(client: httpx.Client, name: str) -> None:
+    """The answer was a hundred times as long as the request."""
+    method, path, body, wrong = MUCH_IS_WRONG[name]
+    many: dict[str, Any] = {f"name{number}": {} for number in range(3000)}
+    added = {"unknown fields": many, "values by name": {"params": many}, "variables": {"env": many}}
+    body = body | added.get(name, {})
+    answer = client.request(method, path, json=body)
+    problem = refused(answer, 400, wrong)
+    assert problem["code"] == "invalid_field"
+    assert 1 <= len(problem["details"]) <= 20
+
+
 def test_a_misspelt_field_comes_before_what_follows_from_it(client: httpx.Client) -> None:
     problem = refused(client.post("/api/sessions", json={"lang": "python"}), 400, "'lang'", "'language'")
     assert {each["field"] for each in problem["details"]} == {"lang", "language"}

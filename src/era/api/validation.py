@@ -14,10 +14,14 @@ from starlette.datastructures import QueryParams
 
 from era.api.foreign_calls import field_hint
 from era.errors import BadRequest
+from era.few_errors import MOST_ERRORS, TOO_MANY
 from era.spelling import did_you_mean
 
 ANY_KEY = ".KEY"
 """Ends the documented name of a query parameter that stands for many: `metadata.KEY` for every `metadata.…`."""
+
+_MOST_DETAILS = 20
+"""Problems that an answer tells of."""
 
 _NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")
 """What pydantic calls a value that should be an object of JSON."""
@@ -49,13 +53,13 @@ def check_query(query: QueryParams, known: Collection[str]) -> None:
 
 
 def invalid(error: RequestValidationError, body: Any = None) -> BadRequest:
-    """The error for a request that doesn't fit its model: the first problem in words, all in `details`, but never a
-    value, which might be a secret of `env`. `body` is the type of the route's body."""
+    """The error for a request that doesn't fit its model: the first problem in words, the first few in `details`, but
+    never a value, which might be a secret of `env`. `body` is the type of the route's body."""
     items = error.errors()
     # A misspelt field comes before all that follows from it, such as the field that is missing for it.
     first = next((item for item in items if item["type"] == "extra_forbidden"), items[0])
     message, hint = _problem(first, body)
-    details = [{"field": _field(item, body), "problem": item["msg"]} for item in items]
+    details = [{"field": _field(item, body), "problem": item["msg"]} for item in items[:_MOST_DETAILS]]
     return BadRequest(message, hint=hint, code="invalid_field", details=details)
 
 
@@ -70,6 +74,9 @@ def _problem(item: dict[str, Any], body: Any) -> tuple[str, str]:
     field = _field(item, body)
     if item["loc"] == ("body",) and item["type"] == "missing":
         return "The body is missing; it must be a JSON object.", "See /docs for the fields of this call."
+    if item["type"] == TOO_MANY:
+        what = f"'{field}'" if field else "The body"
+        return f"{what} has more than {MOST_ERRORS} values that don't fit.", _about(item, body)
     if not field or item["loc"] == ("body",):
         return "The body must be a JSON object.", "Send it with the header 'Content-Type: application/json'."
     if item["type"] == "extra_forbidden":
@@ -118,7 +125,8 @@ def _walk(annotation: Any, parts: Iterable[Any]) -> Iterator[tuple[str, Mapping[
     for part in parts:
         fields = {field.alias or name: field for model in models for name, field in model.model_fields.items()}
         if tagged:
-            models, tagged = [model for model in models if model.__name__ == part], False
+            # Of a model with a validator around it (few_errors.py) the part has the validator's name.
+            models, tagged = [each for each in models if part in (each.__name__, "function-wrap[_few()]")], False
             yield "", {}
             continue
         yield str(part)[:80], fields

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from era.few_errors import FewErrors, TextByName, Texts
 
 SessionId = Annotated[str, Field(description="The session's id, as era_create_session or era_list_sessions gave it.")]
 Language = Literal["python", "node", "typescript", "deno", "go", "shell"]
 Path = Annotated[str, Field(description="Path below the session's working directory, such as src/app.py.")]
 
 
-class Arguments(BaseModel):
+class Arguments(FewErrors):
     """The arguments of a tool. Unknown ones are refused, so that a misspelt one isn't overlooked."""
 
     model_config = ConfigDict(extra="forbid")
@@ -20,9 +22,9 @@ class Arguments(BaseModel):
 class Called(Arguments):
     """How a program is called."""
 
-    args: list[str] = Field(default_factory=list, description="Arguments of the program.")
+    args: Texts = Field(default_factory=list, description="Arguments of the program.")
     stdin: str = Field("", description="Standard input.")
-    env: dict[str, str] = Field(default_factory=dict, description="Environment variables of this run only.")
+    env: TextByName = Field(default_factory=dict, description="Environment variables of this run only.")
     timeout: float | None = Field(None, gt=0, description="Seconds until it is ended; 30 unless you say otherwise.")
 
 
@@ -30,7 +32,7 @@ class Once(Called):
     """Code that runs once, in a sandbox of its own."""
 
     code: str = Field(description="The program.")
-    files: dict[str, str] = Field(
+    files: TextByName = Field(
         default_factory=dict, description="Text files that lie beside the program: content by path."
     )
     allowInternetAccess: bool = Field(True, description="Whether the program may connect to the internet.")
@@ -43,12 +45,12 @@ class OnceInLanguage(Once):
 class Command(Arguments):
     command: str = Field(description="A line for `sh -c`.")
     stdin: str = Field("", description="Standard input.")
-    env: dict[str, str] = Field(default_factory=dict, description="Environment variables of this run only.")
+    env: TextByName = Field(default_factory=dict, description="Environment variables of this run only.")
     timeout: float | None = Field(None, gt=0, description="Seconds until it is ended; 30 unless you say otherwise.")
     session_id: str | None = Field(
         None, description="Run in this session, with its files; left out: once, in a sandbox of its own."
     )
-    files: dict[str, str] = Field(
+    files: TextByName = Field(
         default_factory=dict, description="Text files for a run without a session: content by path."
     )
 

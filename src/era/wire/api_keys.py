@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, FailFast, Field, create_model
 
 from era.core.api_keys import DEFAULT_SCOPES, MAX_GRACE_SECONDS, OWNER, ApiKey, Scope
 from era.core.models import timestamp
@@ -34,6 +34,7 @@ KeyQuotas: Any = create_model("KeyQuotas", __base__=_KeyQuotas, **_quota_fields(
 
 Scopes = Annotated[
     list[Scope],
+    FailFast(),
     Field(
         min_length=1, description="What calls it is good for: `read`, `run`, `write`, and `admin` for the operator's."
     ),

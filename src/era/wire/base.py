@@ -6,8 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from era.few_errors import FewErrors
 
-class Body(BaseModel):
+
+class Body(FewErrors):
     """A request body: types are not converted, and unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

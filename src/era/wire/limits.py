@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
 from era.core.allowlist import MAX_ENTRIES
 from era.core.limits import LEAST
@@ -25,7 +25,7 @@ class LimitsBody(Body):
 
 
 class EgressBody(Body):
-    allow: list[Annotated[str, Field(max_length=300)]] = Field(
+    allow: Annotated[list[Annotated[str, Field(max_length=300)]], FailFast()] = Field(
         default_factory=list,
         max_length=MAX_ENTRIES,
         description="Hosts (api.example.com), all below one (*.example.com), addresses (203.0.113.0/24). An empty list "

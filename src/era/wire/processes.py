@@ -7,7 +7,7 @@ import signal
 from base64 import b64encode
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
 from era.core.live.output_log import Exit, Piece
 from era.core.live.records import ProcessRecord, ProcessStatus
@@ -30,7 +30,7 @@ class PtyBody(Body):
 
 
 class StartProcess(Body):
-    command: str | Annotated[list[str], Field(max_length=MAX_ARGS)] = Field(
+    command: str | Annotated[list[str], Field(max_length=MAX_ARGS), FailFast()] = Field(
         description="A program and its arguments, or a line for `sh -c`.", examples=["npm run dev", ["python3", "-i"]]
     )
     cwd: str = Field("", description="Directory to start in, below the working directory.", examples=["src"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
 from era.core.models import JsonObject, RunRecord, StateOutcome, Status, StoredCode, timestamp
 from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
+from era.few_errors import TextByName, Texts, at_most
 from era.languages import in_words
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
 from era.wire.limits import Isolation, Limits
@@ -26,7 +27,7 @@ type EndStatus = Literal["ok", "failed", "timeout", "oom", "killed", "disk_full"
 """How a run that was answered has ended."""
 
 Env = Annotated[
-    dict[str, str],
+    TextByName,
     Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
 ]
 
@@ -38,7 +39,7 @@ class SecretBody(Body):
         max_length=MAX_VALUE_BYTES,
         description="The value that is sent to `hosts` in place of the placeholder.",
     )
-    hosts: list[Annotated[str, Field(max_length=300)]] = Field(
+    hosts: Annotated[list[Annotated[str, Field(max_length=300)]], FailFast()] = Field(
         min_length=1, max_length=MAX_HOSTS, description="Hosts (api.example.com) or all below one (*.example.com)."
     )
     plain_http: bool = Field(
@@ -54,13 +55,14 @@ Secrets = Annotated[
         "requests to `hosts`. Never stored, logged or returned.",
         examples=[{"TOKEN": {"value": "…", "hosts": ["api.example.com"]}}],
     ),
+    at_most(MAX_SECRETS),
 ]
 
 
 class InvokedBody(Body):
     """A body that says how a program is called."""
 
-    args: list[str] = Field(
+    args: Texts = Field(
         default_factory=list,
         max_length=MAX_ARGS,
         description="Arguments of the code.",
@@ -68,7 +70,7 @@ class InvokedBody(Body):
     )
     stdin: str = Field("", description="Standard input.")
     cwd: str = Field("", description="Directory to start in, below the working directory.", examples=["src"])
-    command: str | Annotated[list[str], Field(max_length=MAX_ARGS)] | None = Field(
+    command: str | Annotated[list[str], Field(max_length=MAX_ARGS), FailFast()] | None = Field(
         None,
         description="What is run in place of code: a program and its arguments, or a line for `sh -c`.",
         examples=[["pytest", "-q"], "make && ./app"],
@@ -102,7 +104,7 @@ class ExecuteBody(InvokedBody):
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0)
-    files: dict[str, str] = Field(
+    files: TextByName = Field(
         default_factory=dict, description="Text files for the working directory: content by path."
     )
     allowInternetAccess: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from era.core.expiry import MAX_TTL
 from era.core.jsontext import number
@@ -23,7 +23,7 @@ SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 TimeToLive = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
 _CommandPart = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Service = Annotated[
-    _CommandPart | Annotated[list[_CommandPart], Field(min_length=1, max_length=64)] | None,
+    _CommandPart | Annotated[list[_CommandPart], Field(min_length=1, max_length=64), FailFast()] | None,
     Field(description="The command that serves the public URLs: a shell line, or a program and its arguments."),
 ]
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from era.core.models import Session, SetupStatus
 from era.core.setup.package_sets import PackageSet
 from era.core.setup.setups import EVENTS
+from era.few_errors import TextByName, Texts
 from era.wire.base import Body, ErrorEvent, GapEvent
 
 
@@ -28,11 +29,11 @@ class GoModules(Body):
 class SetupBody(Body):
     """What is installed in a session before it runs anything. A string is a list, separated by spaces."""
 
-    pip: list[str] | str | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
-    npm: list[str] | str | NpmPackage | None = Field(None, examples=[["axios@^1"]])
-    go: list[str] | str | GoModules | None = Field(None, examples=[["rsc.io/quote@v1.5.2"]])
-    commands: list[str] | None = Field(None, description="Run in the session's sandbox, after the packages.")
-    envs: dict[str, str] | None = Field(None, description="Variables of every run; a run's own `env` wins.")
+    pip: Texts | str | PipRequirements | None = Field(None, examples=[["requests>=2.32"]])
+    npm: Texts | str | NpmPackage | None = Field(None, examples=[["axios@^1"]])
+    go: Texts | str | GoModules | None = Field(None, examples=[["rsc.io/quote@v1.5.2"]])
+    commands: Texts | None = Field(None, description="Run in the session's sandbox, after the packages.")
+    envs: TextByName | None = Field(None, description="Variables of every run; a run's own `env` wins.")
 
 
 class SetupResult(BaseModel):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
+from era.few_errors import few_wrong
 from era.wire.base import Body
 
 Metadata = Annotated[dict[str, Any] | None, Field(description="Kept with the value and shown in lists: at most 8 KiB.")]
@@ -21,12 +22,17 @@ class PutObject(Body):
     metadata: Metadata = None
 
 
-type Param = str | int | float | bool | list[int] | None
+type Param = str | int | float | bool | Annotated[list[int], FailFast()] | None
+
+
+def _is_param(value: Any) -> bool:
+    """Whether pydantic would take this for a Param; it says of a wrong one what is wrong with it."""
+    return all(type(each) is int for each in value) if isinstance(value, list) else not isinstance(value, dict)
 
 
 class SqlBody(Body):
     sql: str = Field(description="SQLite's dialect.", examples=["SELECT * FROM users WHERE id = ?"])
-    params: list[Param] | dict[str, Param] | None = Field(
+    params: Annotated[list[Param], FailFast()] | Annotated[dict[str, Param], few_wrong(_is_param)] | None = Field(
         None, description="Values for ?, or by name for :name; bytes as a list of numbers."
     )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
 from era.core.models import timestamp
 from era.core.webhooks import EVENTS, MAX_URL, Event, Notice, NoticeStatus, Webhook
@@ -19,7 +19,7 @@ class WebhookBody(Body):
         description="Where notices are POSTed, by https or http; a public address, as for programs.",
         examples=["https://example.com/era"],
     )
-    events: list[Event] = Field(
+    events: Annotated[list[Event], FailFast()] = Field(
         default_factory=lambda: list(EVENTS), min_length=1, description="What is told; left out: all."
     )
     description: str = Field("", max_length=1000, description="What it is for, as a note to people.")
