@@ -17,7 +17,6 @@ import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -46,10 +45,7 @@ class WebhookSender:
     def __init__(self, policy: Policy, lookup: Resolve = resolve) -> None:
         self._policy = policy
         self._resolve = lookup
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
+        self._tls: ssl.SSLContext | None = None
 
     async def check(self, url: str) -> None:
         """See Sender.check. A name that can't be resolved now may be later, so it is let through."""
@@ -73,6 +69,9 @@ class WebhookSender:
         try:
             target = _parsed(url)
             addresses = self._allowed(await self._resolve(target.hostname or "", _port(target)))
+            if target.scheme == "https" and self._tls is None:
+                # To read all certificates of authorities takes long.
+                self._tls = await asyncio.to_thread(ssl.create_default_context)
             async with asyncio.timeout(_SECONDS):
                 return await self._post(await _connected(addresses, _port(target)), target, headers, body)
         except BadRequest as error:
