@@ -68,6 +68,9 @@ from era.spelling import nearest
 _COMPARED = 200
 """How many of the caller's newest sessions are looked through for one whose id was misspelt."""
 
+_LONGEST_COMPARED = 40
+"""Characters of an id that is compared. Those that the server makes up have fewer."""
+
 _NEARLY_THE_SAME = 0.8
 """How much of two ids must be the same. Those that the server makes up have more than half in common."""
 
@@ -212,13 +215,21 @@ async def _era_error(request: Request, error: Exception) -> Response:
         note_moved(request)
     if isinstance(error, NoSession) and (caller := getattr(request.state, "caller", None)):
         context: Context = request.app.state.context
-        own = await context.store.newest_ids(caller.owner, _COMPARED)
-        if found := nearest(error.session_id, own, _NEARLY_THE_SAME):
+        if found := await _nearest_id(error.session_id, await context.store.newest_ids(caller.owner, _COMPARED)):
             error.hint = f"Did you mean '{found}'? {error.hint}"
     is_strangers = isinstance(error, QuotaReached | RateReached) and getattr(request.state, "caller", None) is None
     answer = _answer(request, _of_somebody_elses_quota(error) if is_strangers else error)
     request.state.refusal = (error.code, error.message)  # for the log, whoever was told what
     return answer
+
+
+async def _nearest_id(missing: str, own: Iterable[str]) -> str | None:
+    """The id of these that was probably meant. To compare two takes the product of their lengths, in a thread, as all
+    others would wait for it."""
+    if len(missing) > _LONGEST_COMPARED:
+        return None
+    short = [each for each in own if len(each) <= _LONGEST_COMPARED]
+    return await asyncio.to_thread(nearest, missing, short, _NEARLY_THE_SAME)
 
 
 def _of_somebody_elses_quota(error: EraError) -> EraError:
