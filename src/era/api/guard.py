@@ -49,6 +49,9 @@ MAX_BODY_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10
 """The most that comes of a body at a time, or a bit more."""
 
+_MOST_PARAMETERS = 1000
+"""Of a query."""
+
 _REQUEST_US = 300
 """What it costs to begin with a request. Thousands may come at the same moment, so they take turns."""
 
@@ -156,6 +159,7 @@ class Guard:
             await send(message)
 
         try:
+            _check_query(scope)
             if self._hops is not None:
                 await self._check_hop(self._hops, scope, headers)
                 request_id = scope["state"]["request_id"]
@@ -294,6 +298,17 @@ def _check_one_host(scope: Scope) -> None:
     """Raises BadRequest for a request that could be taken for one to another name."""
     if sum(name == b"host" for name, _ in scope["headers"]) > 1:
         raise BadRequest("The request has more than one Host header.", hint="Send one.")
+
+
+def _check_query(scope: Scope) -> None:
+    """Raises BadRequest for a query of more parameters than any call has, which takes long to read: before anybody has
+    been asked for a key. What a session serves reads its queries itself."""
+    if "site" in scope["state"] or _PROXY.match(scope["path"]):
+        return
+    if scope.get("query_string", b"").count(b"&") > _MOST_PARAMETERS:
+        raise BadRequest(
+            f"The query has more than {_MOST_PARAMETERS} parameters.", hint="See /docs for those of this call."
+        )
 
 
 def _take_slash_off(scope: Scope) -> None:
