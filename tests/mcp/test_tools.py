@@ -20,6 +20,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
 
 from era.issuer import Issuer
+from tests.api.answers import refused
 from tests.api.owners import Owners, new_key
 from tests.api.told import TELLS_ITS_END
 from tests.conftest import Server, eventually
@@ -438,6 +439,24 @@ def test_a_key_opens_its_owner_s_sessions_and_no_others(owners: Owners) -> None:
     assert "ERA_API_KEY" in keyless
     answer = httpx.post(f"{owners.server.url}/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+def test_of_many_wrong_arguments_the_first_few_are_told(server: Server) -> None:
+    """For each unknown one the nearest name is looked for."""
+
+    async def work(client: Client) -> Any:
+        return await client.call_tool("era_python", {"code": "", **{f"cod{n}": 1 for n in range(2000)}})
+
+    told = text_of(used(server, "http", work))
+    assert told.count("There is no argument") == 5
+    assert "Did you mean 'code'?" in told
+    assert "code (required)" in told
+
+
+def test_a_body_of_too_many_values_is_refused_unread(client: httpx.Client) -> None:
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"a": [1] * 700_000}}
+    problem = refused(client.post("/mcp", json=body), 413, "too many values")
+    assert problem["code"] == "too_large"
 
 
 def test_plain_json_rpc_is_enough(client: httpx.Client) -> None:

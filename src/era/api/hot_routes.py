@@ -124,10 +124,10 @@ class HotRoutes:
             return
         scope.setdefault("state", {})["route"] = route.template  # whatever is raised while its body comes
         if route.body is not None:
-            message = await _whole(receive)
+            message = await whole_body(receive)
             body = _parsed(message, route.body)
             if body is None:
-                await self._app(scope, _again(message, receive), send)
+                await self._app(scope, again(message, receive), send)
                 return
         request = Request(scope, receive)
         try:
@@ -155,7 +155,7 @@ def _is_plain(headers: Iterable[tuple[bytes, bytes]], route: _HotRoute) -> bool:
     return route.body is None or kinds == [b"application/json"]
 
 
-async def _whole(receive: Receive) -> Message:
+async def whole_body(receive: Receive) -> Message:
     """The body of a request in one message, or the last message where the client hangs up. The client decides how many
     pieces its bytes come in, and a message takes far more memory than a byte: so no more than one is kept."""
     message, content = await receive(), bytearray()
@@ -177,7 +177,7 @@ def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
         return None
 
 
-def _again(message: Message, receive: Receive) -> Receive:
+def again(message: Message, receive: Receive) -> Receive:
     """A `receive` that gives this message once more, and then goes on."""
     given = iter([message])
 

@@ -22,6 +22,9 @@ from era import __version__
 from era.api.accept import takes
 from era.api.event_stream import STREAM_TYPE
 from era.api.guard import MAX_BODY_BYTES
+from era.api.hot_routes import again, whole_body
+from era.core import jsontext
+from era.errors import TooLarge
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -50,6 +53,10 @@ class Mcp:
                 await asyncio.wait([task])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = await whole_body(receive)
+        if jsontext.has_too_many_parts(message.get("body", b"")):  # the library would parse a million of them
+            raise TooLarge("The body has too many values.")
+        receive = again(message, receive)
         if self._managers is None:
             self._managers = asyncio.create_task(self._start(scope["server"]))
         try:

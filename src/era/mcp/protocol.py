@@ -36,6 +36,10 @@ _BELOW = re.compile(r"files(/(?!\.{1,2}(/|$))[^/]+)*|runs/[\w-]+/(stdout|stderr)
 """Paths below a session's that are resources: none that leads out of it."""
 
 _MOST_RESOURCES = 100
+_MOST_PROBLEMS = 5
+"""Of a call's arguments that are told. For each unknown one the nearest name is looked for, which takes time."""
+
+_LONGEST_NAME = 200
 
 
 def mcp_server(version: str, calls_of: Callable[[RequestContext], Calls]) -> Server[Any]:
@@ -129,11 +133,12 @@ async def _call_tool(
 
 
 def _wrong_arguments(tool: Tool, error: ValidationError) -> str:
-    """What is wrong with arguments, and which ones there are. Never their values, which may be secret."""
+    """What is wrong with arguments, the first few of it, and which ones there are. Never their values, which may be
+    secret."""
     names = list(tool.arguments.model_fields)
     problems = []
-    for item in error.errors(include_input=False, include_url=False):
-        name = ".".join(map(str, item["loc"]))
+    for item in error.errors(include_input=False, include_url=False)[:_MOST_PROBLEMS]:
+        name = ".".join(map(str, item["loc"]))[:_LONGEST_NAME] or "arguments"
         if item["type"] == "extra_forbidden":
             problems.append(_no_such("argument", name, names))
         else:
