@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import re
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -330,6 +333,27 @@ async def test_the_file_of_a_cancelled_import_is_open_while_a_thread_uses_it(
     await asyncio.to_thread(over.wait)
     assert failures == []
     assert (await service.store.counts())["sessions"] == 0
+
+
+async def test_the_file_of_an_import_is_freed_on_a_thread(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no name, so to close it frees what it holds: for long, as it may be large."""
+    closed_by = []
+
+    class Noted(io.FileIO):
+        def close(self) -> None:
+            if not self.closed:
+                closed_by.append(threading.current_thread())
+            super().close()
+
+    def spool(dir: Path, buffering: int) -> Noted:
+        return Noted(os.open(dir, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "r+")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", spool)
+    await service.load(large(1, 1))
+    with pytest.raises(BadRequest):
+        await service.load(b"no capsule")
+    assert len(closed_by) == 2
+    assert threading.main_thread() not in closed_by
 
 
 def large(versions: int = 6, runs: int = 130) -> bytes:

@@ -17,6 +17,7 @@ from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
+from tests.removals import noted_removals, on_the_loop
 from tests.store.d1 import ROOM, A, query
 
 SECRET = "the canary of another namespace"
@@ -405,3 +406,15 @@ async def test_a_database_to_which_nothing_was_committed_leaves_no_file(database
     assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
     assert databases.sizes(DEFAULT_OWNER) == {}
     assert list(tmp_path.glob("d1/*/*")) == []
+
+
+async def test_a_database_is_removed_on_a_thread(
+    databases: D1Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be large, and its journal as well."""
+    await query(databases, "CREATE TABLE t (n)")
+    noted = noted_removals(monkeypatch)
+    assert await databases.drop(*A)
+    assert {name for name, _ in noted} == {"a.sqlite", "a.sqlite-journal"}
+    assert on_the_loop(noted) == []
+    assert not await databases.drop(*A)

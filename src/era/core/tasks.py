@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Executor
 from typing import Any
 
 import structlog
@@ -35,6 +36,17 @@ async def to_its_end[T](call: Awaitable[T]) -> T:
         await asyncio.gather(ending, return_exceptions=True)  # nobody else looks at its failure
         raise cancelled
     return ending.result()
+
+
+async def free_on(threads: Executor, job: Callable[[], None]) -> None:
+    """Run on a thread what removes or closes files, to its end: to free the blocks of a large one takes long. Where the
+    threads have ended with the service, it is done here, so that nothing is left."""
+    try:
+        freed = asyncio.get_running_loop().run_in_executor(threads, job)
+    except RuntimeError:
+        job()
+    else:
+        await to_its_end(freed)
 
 
 async def all_ended(calls: Iterable[Awaitable[None]], event: str) -> None:

@@ -332,11 +332,7 @@ class D1Databases:
         async with self._locked(name):
             path = self._path(name)
             existed = path.exists() if self._kept is None else await self._kept.drop(name)
-            for file in (path, Path(f"{path}-journal")):
-                with contextlib.suppress(FileNotFoundError):
-                    file.unlink()
-            if path.parent.exists():
-                await asyncio.to_thread(_sync, path.parent)
+            await _to_the_end(asyncio.to_thread(_remove, path))
             self._measure(name, path)
             return existed
 
@@ -536,6 +532,15 @@ def _error(kind: str, message: str) -> EraError:
             return BadRequest(message)
         case _:
             return BadRequest(f"SQL: {message}.", hint="The dialect is SQLite's.", code="sql_error")
+
+
+def _remove(path: Path) -> None:
+    """Remove a database's files durably. Blocks, for long where they are large; raises OSError."""
+    for file in (path, Path(f"{path}-journal")):
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+    if path.parent.exists():
+        _sync(path.parent)
 
 
 def _sync(directory: Path) -> None:

@@ -17,7 +17,7 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from era.core.metadata import MetadataStore, Retention
 from era.core.models import CHECKPOINTS, KeptRun, KeptVersion, OwnedId, Session, Snapshot, VersionContent
 from era.core.outputs import INLINE_BYTES
 from era.core.program import STREAMS
-from era.core.tasks import to_its_end
+from era.core.tasks import free_on, to_its_end
 from era.errors import BadRequest, Unavailable
 
 _MAX_README_BYTES = 64 << 10
@@ -102,8 +102,9 @@ class Importer:
         where the disk fails. Then nothing is made.
         """
         try:
-            with ExitStack() as stack:
-                spool = stack.enter_context(tempfile.TemporaryFile(dir=self._directory, buffering=0))
+            async with AsyncExitStack() as stack:
+                spool = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115  closed on a thread
+                stack.push_async_callback(free_on, self._threads, spool.close)
                 await self._spool(chunks, spool.fileno())
                 stack.enter_context(self._blobs.naming())
                 capsule = await self._on_thread(self._prepared, spool.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,8 @@ class ContentCopies:
         """By the identity of the tree's files: the content itself, or the path of the copy."""
 
         self._in_memory = 0
+        self._at_work = threading.RLock()
+        self._closed = False
         self.bytes = 0
         """What was put aside, each file at least trees.FILE_BYTES."""
 
@@ -42,6 +45,12 @@ class ContentCopies:
         """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
         isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now. Raises
         Changed, OSError."""
+        with self._at_work:
+            if self._closed:  # nobody waits for this thread any more, and what it made would be left
+                raise Changed
+            self._put_below(fd, tree, still=still)
+
+    def _put_below(self, fd: int, tree: Tree, *, still: bool) -> None:
         for name, file in list(tree.files.items()):
             if file.digest is None:
                 try:
@@ -54,7 +63,7 @@ class ContentCopies:
             if child.digest is None:
                 try:
                     with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
-                        self.put_tree(below, child, still=still)
+                        self._put_below(below, child, still=still)
                 except (OSError, Changed) as error:
                     self._overlook(error, still=still)
                     del tree.trees[name]
@@ -89,13 +98,19 @@ class ContentCopies:
 
     def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
         """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
-        before. Raises OSError."""
+        before. Raises Changed, OSError."""
+        with self._at_work:
+            if self._closed:
+                raise Changed
+            self._store_below(tree, known, batch)
+
+    def _store_below(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
         for name, file in tree.files.items():
             if file.digest is None:
                 self._store_file(file, known.files.get(name) if known else None, batch)
         for name, child in tree.trees.items():
             if child.digest is None:
-                self.store_files(child, known.trees.get(name) if known else None, batch)
+                self._store_below(child, known.trees.get(name) if known else None, batch)
 
     def _store_file(self, file: File, known: File | None, batch: BlobBatch) -> None:
         content = self._contents.pop(id(file))
@@ -113,12 +128,26 @@ class ContentCopies:
             os.unlink(content)
 
     def close(self) -> None:
-        """Remove the copies that are left."""
-        for content in self._contents.values():
-            if isinstance(content, str):
-                with suppress(FileNotFoundError):
-                    os.unlink(content)
-        self._contents.clear()
+        """Remove the copies that are left, once no thread puts any there. Blocks: large ones take long."""
+        with self._at_work:
+            self._closed = True
+            for content in self._contents.values():
+                if isinstance(content, str):
+                    with suppress(FileNotFoundError):
+                        os.unlink(content)
+            self._contents.clear()
+
+    def closed_at_once(self) -> bool:
+        """Close it if there is no copy to remove and no thread to wait for; whether that was so."""
+        if not self._at_work.acquire(blocking=False):
+            return False
+        try:
+            if any(isinstance(content, str) for content in self._contents.values()):
+                return False
+            self.close()
+            return True
+        finally:
+            self._at_work.release()
 
     def _overlook(self, error: OSError | Changed, *, still: bool) -> None:
         """Note that something is gone, or another thing by now. Raises `error` where that can't be."""

@@ -182,7 +182,7 @@ class LiveSnapshots:
             async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
                 if still:
                     aside = ContentCopies(self._directory)
-                    stack.callback(aside.close)
+                    stack.push_async_callback(self._close, aside)
                     return await self._snapshots.in_slot(partial(self._look, sandbox, memory, entry, aside))
                 if still is None:
                     if len(self._cant_freeze) >= _MOST_KNOWN:
@@ -296,7 +296,7 @@ class LiveSnapshots:
         except (OSError, SnapshotRefused):
             return memory
         finally:
-            aside.close()
+            await self._close(aside)
         self._snapshots.memories.put(sandbox.id, warm)
         return warm
 
@@ -325,11 +325,11 @@ class LiveSnapshots:
 
         for left in reversed(range(_LOOKS)):
             aside = ContentCopies(self._directory)
-            stack.callback(aside.close)
+            stack.push_async_callback(self._close, aside)
             look, agrees = await self._on_thread(sandbox, partial(job, aside))
             if agrees or not left:
                 return look, agrees
-            aside.close()
+            await self._close(aside)
             await asyncio.sleep(_PAUSE)
         raise AssertionError("the last look is always returned")
 
@@ -349,6 +349,12 @@ class LiveSnapshots:
             self._snapshots.remember_totals(digest, tree.totals)
         own = tree.own_totals()
         return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, look.watch, held=held)
+
+    async def _close(self, aside: ContentCopies) -> None:
+        """Close what was put aside: on a thread where there are copies to remove, or one is still made for a call that
+        was cancelled."""
+        if not aside.closed_at_once():
+            await self._snapshots.free(aside.close)
 
     async def _on_thread[T](self, sandbox: Sandbox, job: Callable[[], T], *, bulk: bool = False) -> T:
         return await self._snapshots.on_thread(job, sandbox.id, bulk=bulk)

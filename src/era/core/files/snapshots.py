@@ -56,6 +56,7 @@ from era.core.files.trees import (
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
+from era.core.tasks import free_on
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
 SMALL_TREE = 32
@@ -367,6 +368,10 @@ class Snapshots:
             return await asyncio.get_running_loop().run_in_executor(self._bulk_threads, job)
         async with self.slot(holder):
             return await self.in_slot(job)
+
+    async def free(self, job: Callable[[], None]) -> None:
+        """See tasks.free_on."""
+        await free_on(self._bulk_threads, job)
 
     def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
         """A thread is free for `in_slot` within the block."""

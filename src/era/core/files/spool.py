@@ -22,7 +22,7 @@ from typing import Any
 
 from era.core.fair_slots import FairSlots
 from era.core.files.trees import BlobBatch
-from era.core.tasks import to_its_end
+from era.core.tasks import free_on, to_its_end
 from era.errors import TooManyUploads, Unavailable
 
 SMALL = 64 << 10
@@ -98,7 +98,7 @@ class Spool:
         Content of fewer than `small` bytes stays in memory. Raises Unavailable where the disk fails, TooManyUploads.
         """
         buffer, counted, is_large = bytearray(), 0, False
-        with self._file() as file:
+        async with self._file_on(threads) as file:
             with ExitStack() as slot:
                 try:
                     async for piece in pieces:
@@ -133,19 +133,31 @@ class Spool:
     @contextmanager
     def _file(self) -> Iterator[_File]:
         """A new temporary file, removed after the block unless the blob store has taken it over."""
-        file = _File(f"{self._directory}/{next(self._numbers)}")
+        file = self._new_file()
         try:
             yield file
         finally:
-            file.close()
-            with suppress(FileNotFoundError):
-                os.unlink(file.path)
+            file.remove()
+
+    @asynccontextmanager
+    async def _file_on(self, threads: Threads) -> AsyncIterator[_File]:
+        """The same, for a file that is written and removed on these threads."""
+        file = self._new_file()
+        try:
+            yield file
+        finally:
+            if file.exists:
+                await threads.free(file.remove)
+
+    def _new_file(self) -> _File:
+        return _File(f"{self._directory}/{next(self._numbers)}")
 
 
 async def _write(threads: Threads, file: _File, content: bytes) -> None:
-    """Write to a file on a thread. Raises Unavailable where the disk fails."""
+    """Write to a file on a thread. Raises Unavailable where the disk fails. Where this is cancelled, the thread has
+    done with the file before that is closed and removed."""
     try:
-        await threads(file.write, content)
+        await to_its_end(threads(file.write, content))
     except OSError as error:
         raise Unavailable(f"The body could not be kept: {error.strerror}.") from error
 
@@ -156,12 +168,16 @@ class _File:
     def __init__(self, path: str) -> None:
         self.path = path
         self.size = 0
+        self.exists = False
+        """Whether it was created. The blob store may have taken it over since."""
+
         self._fd = -1
         self._hasher = hashlib.sha256()
 
     def write(self, content: bytes) -> None:
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self.exists = True
         self._hasher.update(content)
         view = memoryview(content)
         while view:
@@ -176,6 +192,11 @@ class _File:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def remove(self) -> None:
+        self.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
 
 
 async def bounded(pieces: AsyncIterator[bytes], check: Callable[[int], None]) -> AsyncIterator[bytes]:
@@ -195,6 +216,10 @@ class Threads:
 
     async def __call__[T](self, job: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, job, *arguments)
+
+    async def free(self, job: Callable[[], None]) -> None:
+        """See tasks.free_on."""
+        await free_on(self._executor, job)
 
     async def close(self) -> None:
         """Wait for calls under way."""
