@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from itertools import pairwise
 
-from era.core.audit import Action, AuditEntry, AuditFilter
+import pytest
+from structlog.testing import capture_logs
+
+from era.core.api_keys import Caller
+from era.core.audit import Action, Audit, AuditEntry, AuditFilter
 from era.store.metadata import SqlStore
 
 
@@ -45,3 +51,22 @@ async def test_entries_come_back_as_they_were_and_are_filtered(store: SqlStore) 
     )
     assert await found(before_key=newest.key) == ["a"]
     assert [each.owner for each in await store.audit.audit_entries(AuditFilter(1))] == ["b"]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_very_many_targets_are_recorded_in_batches(store: SqlStore, is_cancelled: bool) -> None:
+    """Others go on between, and nothing is lost where the caller doesn't wait for it."""
+    targets = [f"s{number}" for number in range(1050)]
+    audit, sizes = Audit(store.audit, 5000), [0]
+    with capture_logs() as lines:
+        recording = asyncio.create_task(audit.record(Caller("a"), "session.delete", *targets, purge=True))
+        while not recording.done():
+            if is_cancelled and lines:
+                recording.cancel()
+            await asyncio.sleep(0)
+            sizes.append(len(lines))
+    assert recording.cancelled() is is_cancelled
+    assert [line["target"] for line in lines] == targets
+    assert max(after - before for before, after in pairwise(sizes)) <= 100
+    found = await store.audit.audit_entries(AuditFilter(5000, "a"))
+    assert [each.target for each in reversed(found)] == targets
