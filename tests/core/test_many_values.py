@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import tracemalloc
 
@@ -53,6 +54,34 @@ def test_long_integers_are_bounded_together() -> None:
     with pytest.raises(KernelBroken):
         kernel_frames.parse(b'{"data":' + long_integers(65, 4000) + b"}")
     assert len(jsontext.loads(json.dumps(["9" * 4000] * 65).encode())) == 65, "what is in strings doesn't count"
+
+
+def test_many_parts_are_counted_in_steps() -> None:
+    """A thread that counts them lets others in at each: it was one step, however long the text."""
+    steps = 0
+
+    def step(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    for text, is_too_much in ((MANY["strings"], True), (json.dumps([":" * 2_000_000]).encode(), False)):
+        sys.setprofile(step)
+        try:
+            assert jsontext.has_too_many_parts(text) is is_too_much
+        finally:
+            sys.setprofile(None)
+    assert steps > 100
+
+
+def test_marks_are_strings_commas_colons_and_opening_brackets() -> None:
+    for text in (b"", b'{"a":[1,2]}', b"]}" * 5, MANY["keys"], MANY["numbers"] + b"   "):
+        assert jsontext.marks(text) == sum(map(text.count, (b",", b":", b"[", b"{", b'"')))
+
+
+def test_exactly_the_most_parts_are_taken() -> None:
+    most = b"[" + b"1," * (jsontext._MAX_PARTS - 1) + b"1]"
+    assert not jsontext.has_too_many_parts(most)
+    assert jsontext.has_too_many_parts(b"[" + most)
 
 
 LARGE = {

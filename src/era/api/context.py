@@ -209,7 +209,7 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         try:
-            return jsontext.loads(await self.body())
+            return await jsontext.loads_aside(await self.body())
         except jsontext.JsonTooLarge as error:
             raise BodyProblem(TooLarge(f"The body {error}.")) from None
         except jsontext.JsonProblem as error:

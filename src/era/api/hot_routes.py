@@ -125,7 +125,7 @@ class HotRoutes:
         scope.setdefault("state", {})["route"] = route.template  # whatever is raised while its body comes
         if route.body is not None:
             message = await whole_body(receive)
-            body = _parsed(message, route.body)
+            body = await _parsed(message, route.body)
             if body is None:
                 await self._app(scope, again(message, receive), send)
                 return
@@ -167,12 +167,12 @@ async def whole_body(receive: Receive) -> Message:
     return {**message, "body": bytes(content + message.get("body", b""))}
 
 
-def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
+async def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
     """The body in this message, None if it isn't valid or didn't come whole."""
     if message["type"] != "http.request":
         return None
     try:
-        return model.model_validate(jsontext.loads(message.get("body", b"")))
+        return model.model_validate(await jsontext.loads_aside(message.get("body", b"")))
     except (jsontext.JsonProblem, ValidationError):
         return None
 
