@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from era.api.context import Answer, Cursor, Limit, StrictRoute, UseContext, caller_of, cursor_of, errors, key_of, moment
+from era.api.context import Cursor, Limit, StrictRoute, UseContext, caller_of, cursor_of, errors, key_of, moment
+from era.api.streaming import listing_response, page_pieces
 from era.core.api_keys import OWNER
 from era.core.audit import Action, AuditFilter
 from era.errors import Forbidden
@@ -51,4 +52,5 @@ async def list_audit(
     )
     page = entries[:limit]
     following = cursor_of(page[-1].key) if len(entries) > limit else None
-    return Answer({"entries": [audit_answer(entry) for entry in page], "count": len(page), "next_cursor": following})
+    rest = {"count": len(page), "next_cursor": following}
+    return await listing_response(page_pieces("entries", page, audit_answer, rest, caller.owner))

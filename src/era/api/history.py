@@ -24,7 +24,7 @@ from era.api.context import (
 )
 from era.api.event_stream import After, described, event_stream
 from era.api.run_events import run_events
-from era.api.streaming import ranged_response
+from era.api.streaming import listing_response, page_pieces, ranged_response
 from era.core.metadata import RunFilter
 from era.core.models import Status
 from era.wire.runs import RunEvent, RunRecordAnswer, RunRecordsAnswer, record_answer
@@ -42,8 +42,10 @@ async def list_runs(session_id: SessionId, context: UseContext, limit: Limit = 1
     records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
     page = records[:limit]
     following = cursor_of(page[-1].key) if len(records) > limit else None
-    answers = [record_answer(record, session_id.id) for record in page]
-    return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
+    rest = {"count": len(page), "next_cursor": following}
+    return await listing_response(
+        page_pieces("runs", page, lambda record: record_answer(record, session_id.id), rest, session_id.owner)
+    )
 
 
 @all_runs.get("/api/runs", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
@@ -68,8 +70,8 @@ async def list_all_runs(
     found = await context.history.of_owner(which)
     page = found[:limit]
     following = cursor_of(page[-1][1].key) if len(found) > limit else None
-    answers = [record_answer(record, session_id) for session_id, record in page]
-    return Answer({"runs": answers, "count": len(answers), "next_cursor": following})
+    rest = {"count": len(page), "next_cursor": following}
+    return await listing_response(page_pieces("runs", page, lambda each: record_answer(each[1], each[0]), rest, owner))
 
 
 @router.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})

@@ -19,6 +19,7 @@ from era.api.context import (
     errors,
     key_of,
 )
+from era.api.streaming import listing_response, page_pieces
 from era.core.models import OwnedId
 from era.core.public.inbox import DeliveryStatus
 from era.core.public.signatures import HEADERS, Verify
@@ -71,8 +72,8 @@ async def list_deliveries(
     deliveries = await context.inbox_store.deliveries(session_id, status=status, limit=limit + 1, before=before)
     page = deliveries[:limit]
     following = cursor_of(page[-1].key) if len(deliveries) > limit else None
-    answers = [delivery_answer(delivery) for delivery in page]
-    return Answer({"deliveries": answers, "count": len(answers), "next_cursor": following})
+    rest = {"count": len(page), "next_cursor": following}
+    return await listing_response(page_pieces("deliveries", page, delivery_answer, rest, session_id.owner))
 
 
 @router.get("/deliveries/{delivery_id}", responses={200: {"model": DeliveryContentAnswer}, **errors(404)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, StrictRoute, caller_of, errors, json_bytes
+from era.api.streaming import page_pieces
 from era.core.loop_slices import Budget
 from era.core.models import JsonObject, timestamp
 from era.core.storage import Item, Namespaces, Storage, check_namespace
@@ -42,6 +43,12 @@ resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=Str
 
 _PIECE_BYTES, _PIECE_US = 3 << 14, 100
 """Bytes of an object that become base64 at a time, a multiple of 3, and what a piece costs: also one of a result."""
+
+_BASE64_PIECE, _BASE64_PIECE_US = 1 << 16, 400
+"""Characters of base64 that are decoded at a time, a multiple of 4, and what that costs."""
+
+_BASE64_END = 8
+"""So many are decoded with what comes before: the end is valid or isn't, as if all were decoded at once."""
 
 _ITEM = re.compile(rb"/api/storage/(?:kv|r2)/([^/]+)/(.*)", re.DOTALL)
 _NAMESPACE = re.compile(rb"/api/storage/(?:kv|r2|d1)/([^/]+)(?:/(?:query|exec))?")
@@ -86,14 +93,28 @@ Cursor = Annotated[str | None, Query(max_length=1500, description="`cursor` of t
 
 @router.get("/kv/{namespace}", responses={200: {"model": KeysAnswer}, **errors()})
 async def list_keys(
-    namespace: Namespace, storage: UseStorage, prefix: Prefix = "", limit: Limit = 100, cursor: Cursor = None
+    namespace: Namespace,
+    storage: UseStorage,
+    request: Request,
+    prefix: Prefix = "",
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> Response:
     """List the keys of a namespace, in the order of their bytes."""
     page = await storage.page("kv", namespace, prefix=prefix, after=_after(cursor), limit=limit)
-    keys = [{"name": item.key, "metadata": item.metadata} for item in page.items]
-    return Answer(
-        {"keys": keys, "list_complete": not page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
+    rest = {"list_complete": not page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
+    return await _page(
+        "keys", page.items, lambda item: {"name": item.key, "metadata": item.metadata}, rest, caller_of(request).owner
     )
+
+
+async def _page[T](
+    name: str, items: Sequence[T], shown: Callable[[T], JsonObject], rest: JsonObject, owner: str
+) -> Response:
+    """The answer with a page of a list, made in pieces. It is sent as one, since the clients in sandboxes rely on its
+    Content-Length."""
+    pieces = [piece async for piece in page_pieces(name, items, shown, rest, owner)]
+    return Response(b"".join(pieces), media_type=Answer.media_type)
 
 
 @router.delete("/kv/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
@@ -171,14 +192,30 @@ async def _in_pieces(value: bytes, without_content: bytes, budget: Budget) -> As
 
 
 @router.put("/r2/{namespace}/{key:rest}", responses={200: {"model": PutObjectAnswer}, **errors(413)})
-async def put_object(namespace: Namespace, key: Key, body: PutObject, storage: UseStorage) -> Response:
+async def put_object(
+    namespace: Namespace, key: Key, body: PutObject, request: Request, storage: UseStorage
+) -> Response:
     """Store an object, replacing any that was there."""
     try:
-        content = base64.b64decode(body.content, validate=True)
+        content = await _decoded(body.content, Budget(caller_of(request).owner))
     except (binascii.Error, ValueError):
         raise BadRequest("'content' is not base64.", hint="Encode the bytes as base64, without line breaks.") from None
     await storage.put("r2", namespace, key, content, body.metadata)
     return Answer({"success": True, "size": len(content)})
+
+
+async def _decoded(content: str, budget: Budget) -> bytes:
+    """The bytes that this is the base64 of, decoded in pieces, between which others have their turn. Raises
+    ValueError."""
+    pieces, at = [], 0
+    while len(content) - at > _BASE64_PIECE + _BASE64_END:
+        piece = base64.b64decode(content[at : at + _BASE64_PIECE], validate=True)
+        if len(piece) < _BASE64_PIECE // 4 * 3:
+            raise ValueError("what ends base64 is in the middle of it")
+        pieces.append(piece)
+        at += _BASE64_PIECE
+        await budget.spend(_BASE64_PIECE_US)
+    return b"".join([*pieces, base64.b64decode(content[at:], validate=True)])
 
 
 @router.delete("/r2/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors()})
@@ -226,6 +263,7 @@ async def drop_database(namespace: Namespace, storage: UseStorage) -> Response:
 @resources.get("/list", responses={200: {"model": ResourcesAnswer}, **errors()})
 async def list_resources(
     storage: UseStorage,
+    request: Request,
     type: Annotated[Literal["kv", "d1", "r2"] | None, Query(description="Of this kind only.")] = None,
     namespace: Annotated[str | None, Query(description="Of this namespace only.")] = None,
     key_prefix: Prefix = "",
@@ -234,10 +272,12 @@ async def list_resources(
 ) -> Response:
     """List everything in storage: keys, objects, and tables of databases."""
     page, total = await storage.resources(type, namespace, prefix=key_prefix, limit=limit, offset=offset)
-    for resource in page:
-        resource |= {name: timestamp(resource[name]) for name in ("created_at", "updated_at") if name in resource}
-    more = offset + len(page) < total
-    return Answer({"resources": page, "total": total, "limit": limit, "offset": offset, "has_more": more})
+    rest = {"total": total, "limit": limit, "offset": offset, "has_more": offset + len(page) < total}
+    return await _page("resources", page, _resource_answer, rest, caller_of(request).owner)
+
+
+def _resource_answer(resource: JsonObject) -> JsonObject:
+    return resource | {name: timestamp(resource[name]) for name in ("created_at", "updated_at") if name in resource}
 
 
 @resources.get("/stats", responses={200: {"model": StatsAnswer}, **errors()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -26,6 +26,9 @@ _SMALL = 64 << 10
 
 _LISTED_US = 5
 """What it costs to show a file in a list."""
+
+_LISTED_BYTE_US = 0.05
+"""What each byte of a long value in a list costs: many numbers are the most."""
 
 _PIECE_US = 500
 """What it costs to turn a piece of output into JSON."""
@@ -102,6 +105,25 @@ async def in_one_list(pages: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterat
         yield before + json_bytes(page)[1:-1]
         before = b","
         await budget.spend(len(page) * _LISTED_US)
+
+
+async def page_pieces[T](
+    name: str, items: Iterable[T], shown: Callable[[T], Mapping[str, Any]], rest: Mapping[str, Any], source: Hashable
+) -> AsyncIterator[bytes]:
+    """The pieces of an answer that has a list of items and then `rest`, the same bytes as if it had been made in one
+    piece. A page has a bound for how many they are, and each may be large: so they are made one by one, between which
+    others than `source` have their turn."""
+    budget = Budget(source)
+    piece, before = bytearray(b'{"%b":[' % name.encode()), b""
+    for item in items:
+        text = json_bytes(shown(item))
+        piece += before + text
+        before = b","
+        if len(piece) >= _SMALL:
+            yield bytes(piece)
+            piece.clear()
+        await budget.spend(_LISTED_US + len(text) * _LISTED_BYTE_US)
+    yield bytes(piece) + b"]," + json_bytes(rest)[1:]
 
 
 async def run_response(
