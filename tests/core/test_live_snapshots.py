@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from era.core.files import content_copies, sparse, trees
+from era.core.files import trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.edits import Changes, PutFile
 from era.core.files.file_systems import times_tell_of_maps
-from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
+from era.core.files.live_snapshots import LiveSnapshot
 from era.core.files.totals import Bounds
 from era.core.files.trees import SnapshotRefused
-from era.core.models import EMPTY, Snapshot
 from era.core.process import HeldFiles
-from era.drivers import processes
-from era.errors import CommitFailed
-from tests.core.lab import LIMITS, SETTLE, Lab, Place
-from tests.removals import noted_removals, on_the_loop
+from tests.core.lab import LIMITS, SETTLE
+from tests.core.moments import MomentLab, lab, write
+
+__all__ = ["lab"]
 
 COUNTERS = """
 import os, sys
@@ -64,102 +55,6 @@ while True:
 told."""
 
 
-@dataclass
-class Live(Place):
-    """A working directory in which processes of the host go on. They stand still where that `can_freeze`: as under the
-    freezer all of them at once, as far as anybody can see."""
-
-    can_freeze: bool = True
-    too_slow: int = 0
-    """How many times more they don't come to a stand soon enough."""
-
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    @asynccontextmanager
-    async def frozen(self) -> AsyncIterator[bool | None]:
-        if not self.can_freeze or self.too_slow:
-            self.too_slow -= self.can_freeze
-            yield False if self.can_freeze else None
-            return
-        for process in self.running:
-            process.send_signal(signal.SIGSTOP)
-        for process in self.running:
-            while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
-                time.sleep(0.0001)
-        try:
-            yield True
-        finally:
-            for process in self.running:
-                process.send_signal(signal.SIGCONT)
-
-    def held_files(self, device: int) -> HeldFiles | None:
-        return processes.held([process.pid for process in self.running], device)
-
-    def start(self, code: str, *args: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *args], cwd=self.workspace, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self.running.append(process)
-        self.started.append(process)
-        return process
-
-
-class MomentLab(Lab):
-    """A lab with a live place."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        (directory / "aside").mkdir()
-        self.moments = LiveSnapshots(self.snapshots, directory / "aside")
-        workspace = directory / "live"
-        workspace.mkdir()
-        self.live = Live(workspace, "live")
-        self.last: Snapshot = EMPTY
-
-    def moment(self) -> LiveSnapshot:
-        moment = asyncio.run(self._take())
-        self.last = moment.snapshot
-        assert os.listdir(self.directory / "aside") == []
-        return moment
-
-    async def _take(self) -> LiveSnapshot:
-        return await self.moments.take(self.live.sandbox, self.last)
-
-    def contents(self, snapshot: Snapshot | None = None) -> dict[str, bytes]:
-        """The files of a snapshot."""
-        found: dict[str, bytes] = {}
-
-        def add(digest: str | None, path: str) -> None:
-            for kind, name, *rest in self.snapshots.read_tree(digest) if digest else ():
-                if kind == "file":
-                    found[path + name] = self.blobs.get(rest[0])
-                    assert len(found[path + name]) == rest[1]
-                elif kind == "dir":
-                    add(rest[0], f"{path}{name}/")
-
-        add((snapshot or self.last).root, "")
-        return found
-
-
-@contextmanager
-def opened(directory: Path) -> Iterator[MomentLab]:
-    lab = MomentLab(directory)
-    try:
-        yield lab
-    finally:
-        for process in lab.live.started:
-            with process:
-                process.kill()
-        asyncio.run(lab.snapshots.close())
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[MomentLab]:
-    with opened(tmp_path) as lab:
-        yield lab
-
-
 WRITES_TO_A_MAP = """
 import mmap, sys
 with open("file", "r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
@@ -170,12 +65,6 @@ with open("file", "r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
     print(flush=True)
     sys.stdin.readline()
 """
-
-
-def write(lab: MomentLab, path: str, content: bytes) -> None:
-    where = lab.live.workspace / path
-    where.parent.mkdir(parents=True, exist_ok=True)
-    where.write_bytes(content)
 
 
 @pytest.mark.parametrize("can_freeze", [True, False])
@@ -454,88 +343,6 @@ def test_what_one_call_still_writes_is_read_again(
         lab.moments._cant_freeze.clear()
     lab.moment()
     assert lab.contents()["file"].startswith(b"second")
-
-
-@pytest.mark.parametrize("size", [100, 300_000])
-def test_what_changes_while_it_is_put_aside_is_read_again(
-    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    """Its times are those of the change already, and what was read isn't."""
-    lab.live.can_freeze = False
-    lab.moment()
-    write(lab, "file", b"first" + bytes(size))
-    time.sleep(SETTLE)
-
-    def then_changed(put: Callable[..., Any]) -> Callable[..., Any]:
-        def reading(*arguments: Any) -> Any:
-            result = put(*arguments)
-            monkeypatch.undo()
-            with open(lab.live.workspace / "file", "r+b") as file:
-                file.write(b"other")
-            return result
-
-        return reading
-
-    monkeypatch.setattr(content_copies, "_read", then_changed(content_copies._read))
-    monkeypatch.setattr(sparse, "copy_changing", then_changed(sparse.copy_changing))
-    moment = lab.moment()
-    assert lab.contents()["file"].startswith(b"other")
-    assert moment.consistent, "two looks agree about what it is now"
-    assert lab.moment().snapshot == moment.snapshot
-
-
-@pytest.mark.parametrize("can_freeze", [True, False])
-def test_copies_are_removed_on_threads(lab: MomentLab, can_freeze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those of looks that didn't agree, and of one that could not be stored: each may be large."""
-    lab.live.can_freeze = can_freeze
-    noted = noted_removals(monkeypatch)
-    write(lab, "file", bytes(300_000))
-    copy = sparse.copy_changing
-
-    def then_changed(*arguments: Any) -> None:
-        copy(*arguments)
-        write(lab, "file", bytes(300_000 + len(noted)))
-
-    def refused(*_: Any) -> NoReturn:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sparse, "copy_changing", then_changed)
-        lab.moment()
-    write(lab, "file", bytes(400_000))
-    monkeypatch.setattr(ContentCopies, "_store_below", refused)
-    with pytest.raises(CommitFailed):
-        lab.moment()
-    assert len(noted) >= 2
-    assert on_the_loop(noted) == []
-    assert os.listdir(lab.directory / "aside") == []
-
-
-def test_what_is_put_aside_for_a_call_that_was_cancelled_is_removed(
-    lab: MomentLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A thread goes on with it meanwhile."""
-    write(lab, "file", bytes(300_000))
-    began, goes_on, copy = threading.Event(), threading.Event(), sparse.copy_changing
-
-    def held(*arguments: Any) -> None:
-        began.set()
-        goes_on.wait()
-        copy(*arguments)
-
-    monkeypatch.setattr(sparse, "copy_changing", held)
-
-    async def cancelled() -> None:
-        taking = asyncio.create_task(lab._take())
-        await asyncio.to_thread(began.wait)
-        taking.cancel()
-        await asyncio.wait([taking], timeout=0.1)
-        goes_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await taking
-
-    asyncio.run(cancelled())
-    assert os.listdir(lab.directory / "aside") == []
 
 
 MAPS_TWICE = """
