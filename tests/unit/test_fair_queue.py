@@ -99,6 +99,19 @@ async def test_who_waits_while_nothing_comes_free_is_told(one: FairQueue, monkey
     assert one.wanted == 0
 
 
+async def test_who_waits_while_a_place_is_coming_is_told_once_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_queue, "_COMING_SECONDS", 0.05)
+    coming = True
+    one = FairQueue(1, hint="later", patience=0.1, is_coming=lambda: coming)
+    await one.take("me")
+    waiting = asyncio.create_task(one.take("me"))
+    await asyncio.wait({waiting}, timeout=0.5)
+    assert not waiting.done()
+    coming = False
+    with pytest.raises(TooBusy):
+        await waiting
+
+
 async def test_who_waits_while_places_come_free_is_patient(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one, "_patience", 6.0)
     order = Order(one)

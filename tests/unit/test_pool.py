@@ -188,6 +188,29 @@ async def test_a_busy_one_is_not_evicted(small: Core, monkeypatch: pytest.Monkey
     assert small.pool.counts() == {"live": 2, "busy": 2, "ready": 0}
 
 
+async def test_who_waits_while_a_sandbox_makes_way_is_patient(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to close it: a machine may be busy."""
+    one, two, three = await sessions(small, 3)
+    idle = await used(small, one)
+    await small.pool.acquire(two)
+    close, closing, may_end = idle.close, asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> None:
+        closing.set()
+        await may_end.wait()
+        await close()
+
+    monkeypatch.setattr(idle, "close", slowly)
+    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    waiting = asyncio.create_task(small.pool.acquire(three))
+    await closing.wait()
+    await asyncio.wait({waiting}, timeout=0.5)
+    was_told = waiting.done()
+    may_end.set()
+    assert (await waiting).alive
+    assert not was_told
+
+
 async def test_who_waits_for_room_gets_it_when_a_run_ends_badly(small: Core) -> None:
     one, two, three = await sessions(small, 3)
     first = await small.pool.acquire(one)

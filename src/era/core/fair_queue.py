@@ -5,7 +5,8 @@ was served last is served again only after all others who wait. So nobody's plac
 who asks for a thousand delays another by no more than one who asks for one.
 
 Nobody waits in vain. How long it takes is estimated by how quickly places have come free of late, and whoever would
-have to wait for too long is told so at once. Where nothing at all comes free, those who wait are told after a moment.
+have to wait for too long is told so at once. Where nothing at all comes free, those who wait are told after a moment;
+but not while a place is on its way to them, since they can't know how long a busy machine takes to clear it.
 """
 
 from __future__ import annotations
@@ -25,18 +26,29 @@ _WEIGHT = 0.2
 """How much the last interval counts in the mean of those between two places that came free."""
 
 
+_COMING_SECONDS = 1.0
+"""After which it is looked again whether a place is still on its way to those whose patience is over."""
+
+
 class FairQueue:
     """So many places, and who waits for them."""
 
     def __init__(
-        self, count: int, *, hint: str, patience: float | None = None, on_waiting: Callable[[], None] | None = None
+        self,
+        count: int,
+        *,
+        hint: str,
+        patience: float | None = None,
+        on_waiting: Callable[[], None] | None = None,
+        is_coming: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Whoever waits gives up once no place has come free for `patience` seconds. `on_waiting` is called when
-        somebody begins to wait. `hint` is that of TooBusy."""
+        """Whoever waits gives up once no place has come free for `patience` seconds, unless a place `is_coming`.
+        `on_waiting` is called when somebody begins to wait. `hint` is that of TooBusy."""
         self._count = count
         self._hint = hint
         self._patience = patience
         self._on_waiting = on_waiting
+        self._is_coming = is_coming
         self._taken = 0
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         """Who waits, by owner, in the order of their turns."""
@@ -131,12 +143,14 @@ class FairQueue:
             self._served_at = now
 
     async def _wait(self, place: asyncio.Future[None], owner: str) -> None:
-        """Wait for a place. Raises TooBusy once none has come free for too long."""
+        """Wait for a place. Raises TooBusy once none has come free for too long, and none is coming."""
         began = time.monotonic()
         while not place.done():
             left = None if self._patience is None else max(began, self._served_at) + self._patience - time.monotonic()
             if left is not None and left <= 0:
-                raise self._too_busy(self._estimate(owner))
+                if not self._is_coming():
+                    raise self._too_busy(self._estimate(owner))
+                left = _COMING_SECONDS
             await asyncio.wait({place}, timeout=left)
 
     def _estimate(self, owner: str) -> float:

@@ -37,7 +37,8 @@ log = structlog.get_logger()
 
 _SWEEP_SECONDS = 1.0
 _PATIENCE = 5.0
-"""Seconds that callers wait for room while none at all comes free."""
+"""Seconds that callers wait for room while none at all comes free. Those in which a sandbox makes way for them count
+for nothing: a busy machine may take longer to close one."""
 
 _MANY_FILES = 2000
 """To make a sandbox takes as long as to give so many files another owner."""
@@ -162,6 +163,7 @@ class SandboxPool:
             hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
             patience=_PATIENCE,
             on_waiting=self._make_way,
+            is_coming=lambda: bool(self._making_way),
         )
         self._in_room: set[str] = set()
         """The ids of sandboxes that have a place of the room."""
