@@ -137,7 +137,7 @@ async def test_nobody_knows_what_became_of_a_commit_that_was_cut_off(
     await query(databases, "CREATE TABLE t (n)")
     await databases.close()  # so that the next worker is another
     worker(what)
-    monkeypatch.setattr(d1_databases, "_KILL_SECONDS", 2.0)
+    monkeypatch.setattr(d1_databases, "_COMMIT_SECONDS", 2.0)
     with pytest.raises(SqlUnknown) as caught:
         await query(databases, "INSERT INTO t VALUES (1)")
     error = caught.value
@@ -162,13 +162,28 @@ async def test_where_nothing_has_changed_nothing_is_unknown(
     assert caught.value.code == "sql_timeout"
 
 
+async def test_a_commit_may_take_longer_than_the_rest_of_a_call(
+    databases: D1Databases, tmp_path: Path, worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a slow disk. To kill the worker would leave nobody knowing what became of it."""
+    await query(databases, "CREATE TABLE t (n)")
+    await databases.close()
+    worker(f"(time.sleep(4), {COMMIT})")
+    (tmp_path / "go").rename(tmp_path / "later")
+    await query(databases, "SELECT 1")  # with the worker that is there then
+    (tmp_path / "later").rename(tmp_path / "go")
+    monkeypatch.setattr(d1_databases, "_KILL_SECONDS", 2.0)
+    answer = await databases.run(*A, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+    assert answer["meta"]["changes"] == 1
+
+
 async def test_a_worker_that_answers_as_it_is_killed_has_answered(
     databases: D1Databases, worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await query(databases, "CREATE TABLE t (n)")
     await databases.close()
-    worker(f"(time.sleep(1.5), {COMMIT})")
-    monkeypatch.setattr(d1_databases, "_KILL_SECONDS", 1.0)
+    worker(f"(time.sleep(2.5), {COMMIT})")
+    monkeypatch.setattr(d1_databases, "_COMMIT_SECONDS", 1.0)
     end = databases._end
 
     def late(*given: Any, **named: Any) -> None:

@@ -154,7 +154,7 @@ async def test_a_worker_killed_after_its_commit_has_changed_nothing(
     worker.write_text(d1_databases._WORKER.read_text().replace(commit, f"({commit}, time.sleep(60))"))
     with monkeypatch.context() as patched:
         patched.setattr(d1_databases, "_WORKER", worker)
-        patched.setattr(d1_databases, "_KILL_SECONDS", 2.0)
+        patched.setattr(d1_databases, "_COMMIT_SECONDS", 2.0)
         with pytest.raises(BadRequest) as caught:
             await hosts[0].run("INSERT INTO t VALUES (1)")
     assert (caught.value.code, "undone" in caught.value.message) == ("sql_timeout", True)

@@ -5,7 +5,7 @@ needed and ended when idle. A call has a worker and its namespace to itself; so 
 the other, and never wait for SQLite's locks. A worker opens the file for each call, so no temporary table and no
 setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
 was cancelled. One that is killed or dies has undone the call, unless it has said that it is about to commit: then
-nobody knows, and the caller is told so.
+nobody knows, and the caller is told so. So one that commits, which only waits for the disk, is given much longer.
 
 A result can be some 24 MB of JSON. To parse that would stop the event loop for long, on whatever thread. So what a
 client asked for is passed on as it came from the worker, in pieces.
@@ -54,8 +54,12 @@ _IDLE_SECONDS = 3.0
 _KILL_SECONDS = 17.0
 """A worker that hasn't answered for this long is killed. Its own deadlines are before that."""
 
+_COMMIT_SECONDS = 120.0
+"""After which one is killed that has begun to commit: all that is left to do is to write, and a disk may be slow. To be
+killed then would leave nobody knowing what became of it."""
+
 _REST_SECONDS = 1.0
-"""For so long at most it is read what a killed worker has said before."""
+"""For so long at most it is read what a worker has said before its time was over, and before it was killed."""
 
 _MOST_DATABASES = 1000
 """That an owner may have."""
@@ -97,6 +101,9 @@ class _Answer:
         """Bytes of the result that aren't read yet, once its first line is."""
 
         self.in_commit = False
+        self.bound: asyncio.Timeout | None = None
+        """Until when it is waited for, if it is: for longer once there is a commit."""
+
         self.outcome: _Outcome | None = None
         """None as long as it isn't all there."""
 
@@ -109,6 +116,8 @@ class _Answer:
                 return
             if line == COMMITTING:
                 self.in_commit = True
+                if self.bound is not None and not self.bound.expired():
+                    self.bound.reschedule(asyncio.get_running_loop().time() + _COMMIT_SECONDS)
                 continue
             head = json.loads(line)
             if "kind" in head:
@@ -126,9 +135,10 @@ class _Answer:
         self.outcome = self._pieces
 
     async def read_rest(self) -> None:
-        """Read what a killed worker has said before. It ends at once, unless it waits for a disk."""
+        """Read what a worker has said before its time was over, or before it was killed. One that is killed ends at
+        once, unless it waits for a disk."""
         with contextlib.suppress(TimeoutError, ValueError, OSError):
-            async with asyncio.timeout(_REST_SECONDS):
+            async with asyncio.timeout(_REST_SECONDS) as self.bound:
                 await self.read()
 
 
@@ -397,10 +407,15 @@ class D1Databases:
             raise Unavailable("An SQL worker has no pipes.")
         answer, error = _Answer(worker.stdout), None
         try:
-            async with asyncio.timeout(_KILL_SECONDS):
-                write(worker.stdin, json.dumps(request).encode() + b"\n")
-                await worker.stdin.drain()
-                await answer.read()
+            try:
+                async with asyncio.timeout(_KILL_SECONDS) as answer.bound:
+                    write(worker.stdin, json.dumps(request).encode() + b"\n")
+                    await worker.stdin.drain()
+                    await answer.read()
+            except TimeoutError:
+                await answer.read_rest()  # It may have said more while the service had no processor to read it.
+                if answer.outcome is None:
+                    raise
         except TimeoutError:
             error = _error("time", "interrupted")
             self._end(worker, kill=True)
