@@ -203,6 +203,21 @@ async def test_other_writes_that_were_cut_off_say_that_it_is_not_known(
         assert (await store.session(mine("a"))).version == 1
 
 
+async def test_a_transaction_that_was_ended_before_its_commit_is_known_to_be_undone(postgres_url: str) -> None:
+    """PostgreSQL ends one in which nothing happens for long, as where this process gets no processor before COMMIT."""
+    async with opened(postgres_url, alone=False, lease_seconds=4.0) as store:
+        session = await store.create_session(new("a"))
+
+        def stalls(connection: Connection) -> None:
+            connection.execute(text("UPDATE sessions SET default_timeout = 7 WHERE id = 'a'"))
+            time.sleep(3)  # more than half of the lease
+
+        with pytest.raises(DatabaseAway) as away:
+            await store.database.write(stalls)
+        assert not away.value.may_have_committed
+        assert (await store.session(mine("a"))).default_timeout == session.default_timeout != 7
+
+
 async def test_hosts_that_share_a_database_do_not_lose_each_others_writes(postgres_url: str) -> None:
     """Each transaction counts as if it were alone: those that others got in the way of are run again."""
 

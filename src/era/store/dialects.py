@@ -51,7 +51,8 @@ _HANGS_SECONDS = 30.0
 _TURN_SECONDS = 3
 _TAKEN = "55P03"
 _GONE_CLASSES = ("08", "57P")
-_GONE = ("25006", "25P03", "53300")  # a standby that can't be written to, a pause for too long, no more connections
+_PAUSED = "25P03"
+_GONE = ("25006", _PAUSED, "53300")  # a standby that can't be written to, a pause for too long, no more connections
 _UNDONE = ("40001", "40P01", "53200")  # the last: no room for the locks by which others would be found out
 _PREDICATE_LOCKS = 512
 """`max_pred_locks_per_transaction` below which a server is told about it. A run's transactions take some 20 each, and
@@ -288,8 +289,10 @@ def may_run_again(engine: Engine, error: Exception) -> bool:
 
 
 def was_undone(error: Exception) -> bool:
-    """Whether `error`, which a COMMIT raised, says for certain that nothing was committed."""
-    return (_sqlstate(error) or "").startswith(("23", "40"))
+    """Whether `error`, which a COMMIT raised, says for certain that nothing was committed: the server refused it, or
+    had ended the transaction before, since nothing had happened in it for long."""
+    state = _sqlstate(error) or ""
+    return state.startswith(("23", "40")) or state == _PAUSED
 
 
 def place_of(url: URL) -> str:
