@@ -413,7 +413,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                         packages,
                         (inbox.is_working, setups.is_under_way),
                         tickets.has,
-                        readiness.check,
+                        readiness.is_likely,
                     )
                 assign = None if moves is None else moves.place
                 yield Context(

@@ -51,6 +51,10 @@ _STATE_PATH = "/cluster/state"
 _SECONDS = 2.0
 """For which a call of somebody else's waits."""
 
+_ROOM_SECONDS = 5.0
+"""For which a host is waited for that is to say how much room it has. One that is slow has some nevertheless, and is
+waited for only where nobody else has (moves.py)."""
+
 _NO_ANSWER = (OSError, h11.RemoteProtocolError, ValueError, EraError)
 _HINT = (
     "ERA_CLUSTER_SECRET is to be the same at all hosts, and ERA_CLUSTER_CERTIFICATE of one authority, or set at none."
@@ -177,16 +181,16 @@ class OtherHosts:
     async def room(self, host: Host, packages: str | None = None) -> JsonObject | None:
         """See moves.Others."""
         query = "" if packages is None else f"packages={quote(packages, safe='')}"
-        return await self._ask(host, _ROOM_PATH, query)
+        return await self._ask(host, _ROOM_PATH, query, _ROOM_SECONDS)
 
     async def look_for_setups(self, host: Host) -> None:
         """See moves.Others."""
         await self._ask(host, _SETUPS_PATH)
 
-    async def _ask(self, host: Host, path: str, query: str = "") -> JsonObject | None:
+    async def _ask(self, host: Host, path: str, query: str = "", seconds: float = _SECONDS) -> JsonObject | None:
         """What a host answers; None where that is nothing of use."""
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await self.connections.ask(host, path, query)
         except _NO_ANSWER as error:
             _log_no_answer(host, error)

@@ -201,11 +201,11 @@ class Moves:
         installed: Installed,
         works: Sequence[Callable[[int], bool]],
         has_ticket: Callable[[str], bool],
-        check_ready: Callable[[], Awaitable[None]],
+        is_ready: Callable[[], bool],
     ) -> None:
         """`find` finds a session of its owner's, or raises EraError. `works` are whatever says of a session's key that
-        this host does something for it, besides runs and what is live. `check_ready` raises EraError where this host
-        can't take runs, or is about to stop."""
+        this host does something for it, besides runs and what is live. `is_ready` says at once whether this host can
+        take runs, as far as is known, and isn't about to stop."""
         self._homes = homes
         self._others = others
         self._turns = turns
@@ -217,7 +217,7 @@ class Moves:
         self._installed = installed
         self._works = works
         self._has_ticket = has_ticket
-        self._check_ready = check_ready
+        self._is_ready = is_ready
         self._calls: Counter[str | int] = Counter()
         """Calls under way about a session, by its id or, where they name that, its key."""
 
@@ -243,9 +243,7 @@ class Moves:
     async def room_for_others(self, packages: str | None = None) -> JsonObject:
         """How many sessions other hosts may send here, with a sandbox and live, which package sets are here, and how
         much the processors have to do; and whether these packages are here."""
-        try:
-            await self._check_ready()
-        except EraError:
+        if not self._is_ready():
             return {"sandboxes": 0, "live": 0}
         free = 0 if self._places.waiting else self._places.count * 3 // 4 - self._places.taken
         live = max(self._live.most * 3 // 4 - self._live.count(), 0)

@@ -33,6 +33,8 @@ class Readiness:
         self._stopping = False
         self._trial: asyncio.Task[str | None] | None = None
         self._tried_at = 0.0
+        self._can_not: str | None = None
+        """Why the last trial that came to an end in time found that runs can't be taken, if it did."""
 
     def stop(self) -> None:
         """From now on the service isn't ready."""
@@ -44,6 +46,14 @@ class Readiness:
             raise Unready("The service is stopping.", details={"reason": "stopping"})
         if why := await asyncio.shield(self._tried()):
             raise Unready(why, details={"reason": "storage"})
+
+    def is_likely(self) -> bool:
+        """Whether runs can be taken, by the last trial that ended, at once; the next one begins if it is time for it. A
+        store or disk that is slow was taken to be neither better nor worse than before: hosts of a cluster are asked
+        about their room by others, who don't wait for a disk."""
+        if not self._stopping:
+            self._tried()
+        return not self._stopping and self._can_not is None
 
     def _tried(self) -> asyncio.Task[str | None]:
         """The trial under way, or one that ended just now, or a new one."""
@@ -61,12 +71,14 @@ class Readiness:
         except TimeoutError:
             return "The data directory takes too long to be written to."
         except OSError as error:
-            return f"The data directory can't be written to: {error.strerror}."
+            self._can_not = f"The data directory can't be written to: {error.strerror}."
         except EraError as error:
-            return f"The database can't be written to: {error.message}."
+            self._can_not = f"The database can't be written to: {error.message}."
+        else:
+            self._can_not = None
         finally:
             self._tried_at = time.monotonic()
-        return None
+        return self._can_not
 
     def _write_file(self) -> None:
         """Raises OSError where no file can be made and made durable."""
