@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -82,6 +83,29 @@ async def test_a_service_that_stops_waits_for_ends_to_be_recorded_for_a_while_on
     await asyncio.sleep(0.2)
     assert away.tries == tries, "it is still tried"
     assert await core.store.processes.mark_lost() == 2
+
+
+async def test_a_service_that_stops_waits_as_long_as_one_more_end_is_recorded_after_the_other(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk takes longer for all than one may take."""
+    end = core.store.processes.end
+    turn = asyncio.Lock()
+
+    async def slowly(*given: Any) -> None:
+        async with turn:
+            await asyncio.sleep(1)
+            await end(*given)
+
+    monkeypatch.setattr(core.store.processes, "end", slowly)
+    session = await core.session()
+    for _ in range(5):
+        await start(core, "exec sleep 100")
+    processes = core.live_sessions._live[session.key].processes
+    await core.pool.stop()
+    await processes.close(3.0, 60.0)
+    assert processes.are_settled
+    assert await core.store.processes.mark_lost() == 0
 
 
 async def test_a_session_is_put_away_though_ends_are_not_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

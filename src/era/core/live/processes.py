@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -322,9 +323,19 @@ class Processes:
                 for process in self.all:
                     await process.settled.wait()
 
-    async def close(self, seconds: float) -> None:
-        """`settled`, and nothing is recorded any more."""
-        await self.settled(seconds)
+    async def close(self, seconds: float, most: float) -> None:
+        """Wait until all that has ended is on record, as long as one more is within so many seconds and for at most
+        `most` in all: a slow disk takes its time for each. Nothing is recorded any more then."""
+        give_up_at, before = time.monotonic() + most, -1
+        while waiting := {process for process in self.all if not process.settled.is_set()}:
+            left = give_up_at - time.monotonic()
+            if len(waiting) == before or left <= 0:
+                break
+            before = len(waiting)
+            settling = [asyncio.create_task(process.settled.wait()) for process in waiting]
+            await asyncio.wait(settling, timeout=min(seconds, left), return_when=asyncio.FIRST_COMPLETED)
+            for each in settling:
+                each.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
