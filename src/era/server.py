@@ -21,8 +21,9 @@ from era.host_tls import HostTls
 from era.preflight import is_loopback, listen
 from era.settings import Settings
 
-LAST_ANSWERS_SECONDS = 5
-"""For callers to be told how runs ended that were still under way when the time to drain was over."""
+LAST_ANSWERS_SECONDS = 15
+"""For callers to be told how runs ended that were still under way when the time to drain was over: these are killed,
+and what they have done is committed first, which takes a slow disk some seconds."""
 
 _FRAME_SECONDS = 1.0
 """How long a program of a background run that is to be ended may take to end a frame."""

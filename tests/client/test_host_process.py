@@ -259,8 +259,8 @@ def test_a_process_with_the_same_id_is_another_one(make: Make, tmp_path: Path) -
 
 
 def test_how_long_a_host_may_take_to_end() -> None:
-    assert stop_seconds({}) == stop_seconds({"ERA_DRAIN_SECONDS": "x"}) == 65
-    assert stop_seconds({"ERA_DRAIN_SECONDS": "300", "ERA_UNREADY_SECONDS": "5"}) == 650
+    assert stop_seconds({}) == stop_seconds({"ERA_DRAIN_SECONDS": "x"}) == 95
+    assert stop_seconds({"ERA_DRAIN_SECONDS": "300", "ERA_UNREADY_SECONDS": "5"}) == 680
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,36 @@ def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
     assert answers[0].json()["data"] == {"done": 1}
 
 
+SLOW = """
+import asyncio
+from era.store.metadata import SqlStore
+end_run = SqlStore.end_run
+async def slow(*given, **named):
+    await asyncio.sleep(5.5)
+    return await end_run(*given, **named)
+SqlStore.end_run = slow
+"""
+"""Runs are stored as slowly as on a disk that has much to do."""
+
+
+@pytest.mark.soak  # On a machine that has much else to do the time for last answers may be over all the same.
+def test_a_stop_tells_callers_of_runs_whose_end_is_stored_slowly(own_server: MakeServer) -> None:
+    server = own_server(weakness=SLOW, drain_seconds="0")
+    answers: list[httpx.Response] = []
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        body = {"code": "import time; time.sleep(600)", "timeout": 600}
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{server.url}/api/sessions/s/run", json=body, timeout=90))
+        )
+        thread.start()
+        _until_running(client, "s")
+    assert server.stop() == 0
+    thread.join()
+    assert answers[0].status_code == 200, answers[0].text
+    assert answers[0].json()["status"] == "killed"
+
+
 PATIENT = "from era import server; server.LAST_ANSWERS_SECONDS = 50"
 """More time for the last answers, since a busy machine may need it."""
 

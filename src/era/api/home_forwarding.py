@@ -44,7 +44,7 @@ from era.wire.sessions import SESSION_ID
 
 log = structlog.get_logger()
 
-_STOP_SECONDS = 25.0
+_STOP_SECONDS = 40.0
 """What a host takes to end, once the time for its runs is over: it answers the last callers, and records the ends of
 processes, which may take most of that on a slow disk (live_sessions.py)."""
 

@@ -39,8 +39,9 @@ _AGAIN_SECONDS = 1.0
 """Least time between two starts; doubled with each that fails."""
 
 _MOST_AGAIN_SECONDS = 30.0
-_STOP_SECONDS = 45.0
-"""What a host may take to end besides its two times to drain. One that takes longer is killed."""
+_STOP_SECONDS = 75.0
+"""What a host may take to end besides its two times to drain: twice server.LAST_ANSWERS_SECONDS, 20 for the ends of
+processes, 5 for deliveries, and some for all else. One that takes longer is killed."""
 
 _HEALTH_SECONDS = 2.0
 _HUNG_SECONDS = 60.0

@@ -19,7 +19,9 @@ from era.errors import NotReady
 FILE = "cluster.json"
 """What others may know, in the cluster's directory, once all hosts are ready."""
 
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 100.0
+"""For which all hosts are waited for: what one may take by host_process.stop_seconds, and some more."""
+
 _AGAIN_SECONDS = 1.0
 """Before a host is started anew that has ended."""
 
