@@ -326,6 +326,18 @@ async def test_only_one_service_has_a_database_for_itself(
     assert await store.newest_ids("anybody", 1) == []
 
 
+async def test_a_service_waits_for_one_before_it_that_takes_its_time_to_go(store: SqlStore, postgres_url: str) -> None:
+    second = SqlStore(postgres_url, alone=True)
+    try:
+        opening = asyncio.create_task(second.open())
+        await asyncio.wait({opening}, timeout=7)
+        assert not opening.done()
+        await store.close()
+        await opening
+    finally:
+        await second.close()
+
+
 _ASCII = "CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE_PROVIDER libc"
 
 

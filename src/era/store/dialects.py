@@ -35,8 +35,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from era.errors import NotReady
 
-OWNERSHIP_SECONDS = 5.0
-"""For which a writer waits for one before it to let the database go: the server may not know yet that that is gone."""
+OWNERSHIP_SECONDS = 30.0
+"""For which a writer waits for one before it to let the database go: the server may not know yet that that is gone, and
+on a busy machine one that was killed takes its time to be."""
 
 _log = logging.getLogger(__name__)
 
