@@ -105,6 +105,7 @@ def nested(value: object, levels: int) -> object:
 
 
 DEEP: dict[str, dict[str, object]] = {
+    "a short list far down": {"a": nested([0] * 32_600, 62)},
     "a long list far down": {"a": nested([0] * 450_000, 60)},
     "many deep lists": {"a": [nested(1, 60)] * 8_000},
     "keys": {"a": nested([{"": 0}] * 100_000, 40)},
@@ -114,14 +115,22 @@ DEEP: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("kind", DEEP)
 def test_a_state_file_is_no_longer_than_it_may_be(kind: str) -> None:
     """With indentation it would be up to 60 MiB, and no run of the session could be kept."""
-    content, indented = jsontext.state_file(DEEP[kind]), len(json.dumps(DEEP[kind], indent=2))
+    stored = jsontext.data_text(DEEP[kind])
+    content, indented = jsontext.state_file(stored), len(json.dumps(DEEP[kind], indent=2))
     assert len(content) <= jsontext.MAX_STATE_BYTES < indented
     is_whole = json.loads(content) == DEEP[kind]
     assert is_whole
 
 
 def test_an_ordinary_state_file_is_indented() -> None:
-    data: dict[str, object] = {"people": [{"name": f"Ä{number}", "tags": ["a", "b"]} for number in range(10_000)]}
+    data: dict[str, object] = {"people": [{"name": f"Ä{number}", "tags": ["a", "b"]} for number in range(1_000)]}
+    assert jsontext.IN_THREAD / 2 < len(jsontext.data_text(data)) < jsontext.IN_THREAD
     samples: tuple[dict[str, object], ...] = ({}, {"n": [1]}, data)
     for each in samples:
-        assert jsontext.state_file(each) == json.dumps(each, ensure_ascii=False, indent=2).encode()
+        assert jsontext.state_file(jsontext.data_text(each)) == json.dumps(each, ensure_ascii=False, indent=2).encode()
+
+
+def test_a_long_state_file_is_as_it_is_stored() -> None:
+    stored = jsontext.data_text({"n": list(range(100_000)), "name": "Ä"})
+    is_as_stored = jsontext.state_file(stored) == stored.encode()
+    assert is_as_stored

@@ -19,6 +19,10 @@ from era.core.models import JsonObject
 
 MAX_DEPTH = 64
 MAX_DATA_BYTES = 1 << 20
+IN_THREAD = 64 << 10
+"""Bytes from which on a text is parsed, and written, in a thread: with many small values that takes long, and others go
+on meanwhile."""
+
 MAX_STATE_BYTES = 4 << 20
 """Of a state file."""
 
@@ -98,28 +102,47 @@ def compact(value: Any, *, in_thread: bool = False) -> str:
         raise JsonProblem(str(error)) from None
 
 
+async def stored(text: str) -> JsonObject:
+    """An object that `compact` has written, parsed: in a thread where it is long."""
+    value: JsonObject
+    if len(text) <= IN_THREAD:
+        value = json.loads(text)
+    else:
+        value = await asyncio.to_thread(json.loads, text, parse_int=_integer)
+    return value
+
+
+async def compacted(value: Any, size: int) -> str:
+    """`compact` of a value that takes about `size` bytes: in a thread where that is much."""
+    return compact(value) if size <= IN_THREAD else await asyncio.to_thread(compact, value, in_thread=True)
+
+
 def number(value: float) -> float:
     """A number as it was probably sent: whole where it is whole, so `30` and not `30.0`."""
     return int(value) if value == int(value) else value
 
 
-def data_text(value: Any) -> str:
-    """A session's `data` as compact JSON text. Raises JsonProblem if it is no object, JsonTooLarge beyond 1 MiB or 64
-    levels."""
+def data_text(value: Any, *, in_thread: bool = False) -> str:
+    """A session's `data` as compact JSON text; see `compact`. Raises JsonProblem if it is no object, JsonTooLarge
+    beyond 1 MiB or 64 levels."""
     if not isinstance(value, dict):
         raise JsonProblem(f"is {_kind(value)}, not an object")
     if not within_depth(value):
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
-    text = compact(value)
+    text = compact(value, in_thread=in_thread)
     size = len(text.encode())
     if size > MAX_DATA_BYTES:
         raise JsonTooLarge(f"is {size} bytes as compact JSON, {MAX_DATA_BYTES} are allowed")
     return text
 
 
-def state_file(data: JsonObject) -> bytes:
-    """The content of `.session_data.json` for `data`: with indentation, unless it could be longer than a state file may
-    be with that. A long list at 60 levels has 120 spaces before each value."""
+def state_file(stored: str) -> bytes:
+    """The content of `.session_data.json` for a session's `data` as it is stored: with indentation, unless it is long,
+    or could be longer than a state file may be with that. To indent takes long, and before each value of a list at 60
+    levels are 120 spaces."""
+    if len(stored) > IN_THREAD:
+        return stored.encode()
+    data = json.loads(stored)
     text = json.dumps(data, ensure_ascii=False).encode()
     lines = text.count(b",") + 2 * (text.count(b"[") + text.count(b"{"))
     if len(text) + lines * (2 * _depth(data) + 1) > MAX_STATE_BYTES:
@@ -127,9 +150,11 @@ def state_file(data: JsonObject) -> bytes:
     return json.dumps(data, ensure_ascii=False, indent=2).encode()
 
 
-def read_state(content: bytes) -> str:
+async def read_state(content: bytes) -> str:
     """A session's new `data` as compact JSON text, from a state file. Raises JsonProblem."""
-    return data_text(loads(content))
+    if len(content) <= IN_THREAD:
+        return data_text(loads(content))
+    return await asyncio.to_thread(lambda: data_text(loads(content), in_thread=True))
 
 
 def marks(text: bytes) -> int:
@@ -151,6 +176,11 @@ def has_too_many_parts(text: bytes) -> bool:
 
 def _refuse_constant(name: str) -> Any:
     raise JsonProblem(f"has {name}, which is not JSON")
+
+
+def _integer(text: str) -> int:
+    """`int`, in Python: in a thread, others get their turn at each number."""
+    return int(text)
 
 
 def _float(text: str) -> float:

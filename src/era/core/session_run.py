@@ -14,7 +14,6 @@ of one moment, in which processes stand still. Where that sandbox has to be thro
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -180,8 +179,7 @@ class SessionRun:
         self._told.stages.end("sandbox")
         execution: Execution | CellExecution | None = None
         try:
-            data = json.loads(session.data)
-            execution = self._execution(sandbox, data)
+            execution = self._execution(sandbox)
             ended = await execution.run(partial(keep_output, self._active.transcript))
             self._told.stages.end("program")
             with self._parts.snapshots.blobs.naming():
@@ -191,10 +189,10 @@ class SessionRun:
                     raise SessionDeleted("The session was deleted while this run was under way.")
                 self._told.stages.end("files")
                 try:
-                    result = await self._commit(execution, ended, outcome, data)
+                    result = await self._commit(execution, ended, outcome)
                 except QuotaReached as error:
                     outcome = _Outcome("disk_full", problem=_nothing_kept(error.message.rstrip(".")))
-                    result = await self._commit(execution, ended, outcome, data)
+                    result = await self._commit(execution, ended, outcome)
             if outcome.problem is None or outcome.goes_on:
                 pool.committed(session.key, outcome.snapshot or session.snapshot)
             else:
@@ -224,12 +222,11 @@ class SessionRun:
         """What processes of the session are told that end with the sandbox."""
         return f"The session's sandbox was made anew, since run '{self._active.run_id}' could not be kept: {why}"
 
-    def _execution(self, sandbox: Sandbox, data: JsonObject) -> Execution | CellExecution:
+    def _execution(self, sandbox: Sandbox) -> Execution | CellExecution:
         """The program, with the session's settings."""
         session, request = self._session, self._request
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
         if request.context is not None:
-            state = jsontext.state_file(data)
             return CellExecution(
                 self._parts.contexts,
                 self._active,
@@ -237,7 +234,7 @@ class SessionRun:
                 sandbox,
                 request,
                 code=code,
-                state=state,
+                state=jsontext.state_file(session.data),
                 may_begin=self._may_begin,
             )
         command = command_of(request.service)
@@ -251,7 +248,7 @@ class SessionRun:
             owner=session.owner,
             language=session.language,
             code=code,
-            state=jsontext.state_file(data),
+            state=jsontext.state_file(session.data),
             timeout=request.timeout or session.default_timeout,
             internet=session.allow_internet,
             egress=session.egress,
@@ -272,7 +269,7 @@ class SessionRun:
             return _Outcome(status, problem=_nothing_kept(f"atomic: {_ending(ended)}"))
         if ended.disk_problem is not None:
             return _Outcome(status, problem=_nothing_kept(ended.disk_problem))
-        data, problem = _new_data(execution.state, session.data, ended)
+        data, problem = await _new_data(execution.state, session.data, ended)
         if problem is not None:
             return self._without_data(status, problem, ended)
         if not session.persistent:
@@ -304,15 +301,15 @@ class SessionRun:
         self._active.joinable = False  # nothing may begin there while it is looked at as if nothing could
         return await self._parts.snapshots.take(sandbox, before, entry)
 
-    async def _commit(
-        self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome, data: JsonObject
-    ) -> RunResult:
-        """Record the run, and move the session to its next version if it changed anything, in one transaction. `data`
-        is the session's as it was. Raises CommitFailed, SessionDeleted, and QuotaReached where nothing was stored."""
+    async def _commit(self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome) -> RunResult:
+        """Record the run, and move the session to its next version if it changed anything, in one transaction. Raises
+        CommitFailed, SessionDeleted, and QuotaReached where nothing was stored."""
         session, claim = self._session, self._request.claim
         transcript = self._active.transcript
         outputs = await self._parts.outputs.keep(transcript, execution.answer, always=claim is not None)
-        shown = data_view(data if outcome.data is None else json.loads(outcome.data), session.stored)
+        data = session.data if outcome.data is None else outcome.data
+        shown = data_view(await jsontext.stored(data), session.stored)
+        answered = Answered(claim, await jsontext.compacted(shown, len(data)), outputs) if claim else None
         record = replace(
             self._record,
             status=outcome.status,
@@ -342,7 +339,7 @@ class SessionRun:
             data=outcome.data,
             snapshot=outcome.snapshot,
             outputs=outputs,
-            answered=Answered(claim, jsontext.compact(shown), outputs) if claim else None,
+            answered=answered,
             trim=trim,
             who=self._active.session_id,
             use=use,
@@ -400,7 +397,7 @@ def _is_refusal(execution: Execution | CellExecution | None, error: BaseExceptio
     return refused and isinstance(error, EraError) and not isinstance(error, SandboxFailed)
 
 
-def _new_data(given: bytes, before: str, ended: Ended) -> tuple[str | None, str | None]:
+async def _new_data(given: bytes, before: str, ended: Ended) -> tuple[str | None, str | None]:
     """The session's new data as JSON text, None where it stays as it is; and why the state file can't be used, if it
     can't. `given` is the state file as the program got it, `before` the session's data as JSON text."""
     if ended.state_problem is not None:
@@ -408,7 +405,7 @@ def _new_data(given: bytes, before: str, ended: Ended) -> tuple[str | None, str 
     if ended.state is None or ended.state == given:
         return None, None
     try:
-        data = jsontext.read_state(ended.state)
+        data = await jsontext.read_state(ended.state)
     except jsontext.JsonProblem as error:
         return None, f"{STATE_FILE} {error}"
     return (None if data == before else data), None

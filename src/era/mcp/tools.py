@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -152,7 +153,9 @@ async def _list(calls: Calls, body: given.ListSessions, progress: Progress) -> C
 
 async def _get(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
     session = await calls.call("GET", session_path(body.session_id))
-    return text_result(json.dumps(session, ensure_ascii=False, indent=1), session)
+    # In a thread: its data may be a MiB of small values, and to indent those takes long.
+    text = await asyncio.to_thread(json.dumps, session, ensure_ascii=False, indent=1)
+    return text_result(text, session)
 
 
 async def _delete(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:

@@ -84,7 +84,7 @@ class Commands:
                 )
                 program = Program(
                     code=b"",
-                    state=jsontext.state_file(jsontext.loads(session.data.encode())),
+                    state=jsontext.state_file(session.data),
                     env={
                         **variables(session.setup),
                         "ERA_SESSION": "true",
