@@ -84,3 +84,14 @@ async def test_a_tool_shows_large_data_beside_the_event_loop(on_the_loop: list[s
     result = await tools._get(calls, OneSession(session_id="s"), progress)
     assert result.structured_content == {"id": "s", "data": ONES}
     assert on_the_loop == []
+
+
+async def test_what_a_cell_answered_is_kept_and_read_beside_the_event_loop(core: Core, on_the_loop: list[str]) -> None:
+    deep: Any = {"a": "Ä"}
+    for _ in range(63):  # as deep as a result may be
+        deep = {"a": deep}
+    cell = {"context": "c", "results": [{"data": {"application/json": ONES, "text/plain": "\0"}, "metadata": deep}]}
+    kept = await core.outputs.keep(core.outputs.new(), cell)
+    assert kept is not None
+    assert await core.outputs.cell(kept) == cell
+    assert on_the_loop == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
+from era.core import jsontext
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
 from era.core.files.blob_store import BlobStore
@@ -23,6 +25,7 @@ from era.errors import CommitFailed, Conflict, EraError, NotFound, RunLost, Unav
 INLINE_BYTES = 16 << 10
 """Longer output is a blob: it would make the database large and its pages slow to walk."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _THREADS = 8
 """For blobs, of their own: a bucket that doesn't answer may keep them for most of a minute. Those of the event loop are
 for what everybody needs, such as watching the memory of runs."""
@@ -59,7 +62,7 @@ class Outputs:
             parts = [transcript.stdout, transcript.stderr, *([] if transcript.is_plain else [transcript.order])]
             told = SpooledOutput(self._directory)
             if cell is not None:
-                await told.append(json.dumps(cell, ensure_ascii=False).encode())
+                await told.append(await asyncio.to_thread(_encoded, cell))
                 parts.append(told)
             long = [part for part in parts if part.size > INLINE_BYTES]
             digests = dict(zip(long, await self._threads(self._put, long), strict=True)) if long else {}
@@ -98,8 +101,7 @@ class Outputs:
         if kept is None or (kept.cell is None and kept.cell_digest is None):
             return None
         with closing(await self._open(kept.cell, kept.cell_digest)) as told:
-            answer: JsonObject = json.loads(await told.whole())
-        return answer
+            return await jsontext.stored((await told.whole()).decode())
 
     async def _open(self, content: bytes | None, digest: str | None) -> SpooledOutput:
         if content is not None:
@@ -114,6 +116,11 @@ class Outputs:
     def _put(self, long: Sequence[SpooledOutput]) -> list[str]:
         with self._blobs.batch() as batch:
             return [written.put(batch) for written in long]
+
+
+def _encoded(cell: JsonObject) -> bytes:
+    """What a cell answered, as it is kept: up to 4 MiB of results. In pieces, so that others get their turn."""
+    return "".join(_ENCODER.iterencode(cell)).encode()
 
 
 class History:
@@ -206,7 +213,8 @@ class History:
         session = await self._store.session(session_id)
         data = None
         with suppress(NotFound):
-            data = json.loads((await self._store.version(session_id, record.version)).data) if record.version else {}
+            kept = (await self._store.version(session_id, record.version)).data if record.version else "{}"
+            data = await jsontext.stored(kept)
         return result_of(session, record, None if data is None else data_view(data, session.stored), cell=cell)
 
     async def _find(self, session_id: OwnedId, run_id: str) -> tuple[ActiveRun | None, RunRecord, KeptOutputs | None]:

@@ -455,7 +455,7 @@ class Context:
         """Raises KernelBroken."""
         running = self._running
         if kind == b"Y":
-            told = parse(payload)
+            told = await _beside(parse, payload)
             self.kernel = str(told.get("kernel", ""))[:100]
             self._hears = told.get("hears") is True
             self._ready.set()
@@ -470,11 +470,11 @@ class Context:
             if running.signalled:
                 self._signal(running)
         elif kind == b"P":
-            running.results.add(payload)
+            await _beside(running.results.add, payload)
         elif kind == b"C":
             running.results.clear()
         elif kind == b"D":
-            running.end = CellEnd.parsed(payload)
+            running.end = await _beside(CellEnd.parsed, payload)
             if running.end.ends:
                 self._why = "The program ended the interpreter."
             running.marks_until = asyncio.get_running_loop().time() + _MARK_MOST_SECONDS
@@ -517,6 +517,11 @@ class Context:
         self._between[stream] += data[:room]
         if len(data) > room:
             self._between_truncated.add(stream)
+
+
+async def _beside[T](take: Callable[[bytes], T], payload: bytes) -> T:
+    """Take a payload: in a thread where it is long, since its values may be many. The next frame is taken only then."""
+    return await asyncio.to_thread(take, payload) if len(payload) > jsontext.IN_THREAD else take(payload)
 
 
 def _finish(done: asyncio.Future[None]) -> None:
