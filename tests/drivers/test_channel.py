@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from era.core.program import Ended, Output, Program
-from era.drivers.channel import Channel
+from era.drivers.channel import Channel, _frame
 from era.errors import SandboxFailed
 from tests.drivers.test_watchdog import ENDED
 
@@ -132,3 +132,31 @@ def test_a_run_that_can_not_be_recorded_says_nothing_about_its_sandbox(runner: a
 
     with runner:
         runner.run(fails())
+
+
+def test_what_a_supervisor_says_has_a_bound(runner: asyncio.Runner) -> None:
+    """It is parsed in the event loop, and may come from who has taken the supervisor's place. Content isn't parsed."""
+
+    async def says() -> None:
+        channel, theirs = await connected()
+        theirs.sendall(b"Y" + (70_000).to_bytes(4, "big"))
+        with pytest.raises(SandboxFailed, match="died"):
+            await asyncio.wait_for(channel.ready(), 60)  # without waiting for the rest
+        theirs.close()
+        channel, theirs = await connected()
+        theirs.sendall(b"".join((_frame(b"B", b""), _frame(b"S", b" " * 70_000), b"D" + (70_000).to_bytes(4, "big"))))
+        [ended] = await asyncio.wait_for(run(channel, program()), 60)
+        assert isinstance(ended, Ended)
+        assert not ended.sandbox_alive
+        theirs.close()
+        channel, theirs = await connected()
+        longest = json.dumps(END | {"entry": "\u1234" * 4096, "state": "sent"}).encode()
+        theirs.sendall(b"".join((_frame(b"B", b""), _frame(b"S", b" " * 70_000), _frame(b"D", longest))))
+        [ended] = await run(channel, program())
+        assert isinstance(ended, Ended)
+        assert (ended.sandbox_alive, len(ended.state or b"")) == (True, 70_000)
+        channel.close()
+        theirs.close()
+
+    with runner:
+        runner.run(says())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from era.core.live import file_helper, watching
+from era.core.live.current_files import _listed
 from era.core.live.file_helper import FileHelper, _taken, entry_of, number_of
 from era.core.process import ProcessEnded, ProcessOutput
 from era.errors import Unavailable
@@ -151,6 +152,28 @@ async def test_a_watch_is_given_up_only_where_its_sandbox_does_not_get_on(
             await watch.begun()
     await ended.wait()
     assert process.was_killed.is_set()
+
+
+def test_a_head_of_many_values_is_refused_before_it_is_there() -> None:
+    """It is parsed in the event loop. The longest of an honest helper is within the bound."""
+    with pytest.raises(ValueError, match="too large"):
+        _taken(frame(b'{"id": 1, "a": [' + b"1," * 40_000 + b"1]}")[:100])
+    longest = json.dumps({**GOOD, "type": "link", "link": "\udcff" * 4096, "id": 1}).encode()
+    assert _taken(frame(longest)) == (json.loads(longest), b"")
+
+
+def test_a_list_of_too_many_values_is_refused() -> None:
+    body = json.dumps([{**GOOD, "path": ["d", "\udcff"]}] * 3).encode()
+    assert [entry.path for entry in _listed(body, 2)] == ["d/\udcff"] * 2
+    for wrong in (
+        b'[{"path": [' + b"1," * 800_000 + b"1]}]",
+        b"[" * 100_000,
+        b"{}",
+        b"[{}]",
+        b"[" + b"9" * 5000 + b"]",
+    ):
+        with pytest.raises(Unavailable):
+            _listed(wrong, 2)
 
 
 class DyingHelper:

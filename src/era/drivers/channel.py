@@ -28,6 +28,12 @@ STATE_LIMIT = MAX_STATE_BYTES
 """Bytes of the state file that are read at all. The core bounds what is kept: 1 MiB in compact form."""
 
 _MOST_IN_FRAME = STATE_LIMIT + 1
+"""Bytes."""
+
+_MOST_TOLD = 64 << 10
+"""The same for frames that say something, which are parsed in the event loop: all but output and the state file. The
+longest has the path of a file, of 4 KiB, each byte of which may take 6 in JSON."""
+
 _STREAMS: dict[bytes, Stream] = {b"O": "stdout", b"E": "stderr"}
 
 _CAUSES: Mapping[str, EndCause] = {cause: cause for cause in get_args(EndCause.__value__)}
@@ -203,7 +209,8 @@ class Channel:
         try:
             head = await self._reader.readexactly(5)
             size = int.from_bytes(head[1:], "big")
-            if size > _MOST_IN_FRAME:
+            is_content = head[:1] in _STREAMS or head[:1] == b"S"
+            if size > (_MOST_IN_FRAME if is_content else _MOST_TOLD):
                 raise OSError(errno.EMSGSIZE, "a frame is too long")
             return head[:1], await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, OSError) as error:

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from era.core import jsontext
 from era.core.files.edits import FileEntry, display_path, in_the_way
 from era.core.files.paths import Parts
 from era.core.files.session_files import PATIENCE, Body, Condition, OpenFile, Page, SessionFiles, keeping_files
@@ -104,11 +105,8 @@ class CurrentFiles:
             head, body = await helper.call(
                 "list", after=list(after), prefix=list(prefix), limit=limit + 1, directories=directories
             )
-            try:
-                listed = json.loads(body)
-                files = [entry_of(tuple(map(str, each["path"])), each) for each in listed[: limit + 1]]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise gone() from None
+            is_long = len(body) > jsontext.IN_THREAD
+            files = await asyncio.to_thread(_listed, body, limit + 1) if is_long else _listed(body, limit + 1)
             totals = Snapshot(None, number_of(head, "count"), number_of(head, "bytes"))
             return Page(totals, files[:limit], len(files) > limit)
 
@@ -358,6 +356,17 @@ class CurrentFiles:
         helper = self._helpers.pop(session_key, None)
         if helper is not None:
             await _quietly(helper.end())
+
+
+def _listed(body: bytes, most: int) -> list[FileEntry]:
+    """The entries of a list, so many at most. Raises Unavailable for what the helper can't have written."""
+    if jsontext.has_too_many_parts(body):
+        raise gone()
+    try:
+        listed = json.loads(body, parse_int=jsontext.integers())
+        return [entry_of(tuple(map(str, each["path"])), each) for each in listed[:most]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise gone() from None
 
 
 def _at(path: Parts) -> dict[str, Any]:

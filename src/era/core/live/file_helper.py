@@ -33,6 +33,10 @@ _BYTE_US = 0.01
 """What it costs the event loop to take a byte."""
 
 _MOST_BYTES = 16 << 20
+_MOST_HEAD = 64 << 10
+"""Bytes of the head of an answer, which is parsed in the event loop. The longest has the target of a link, of 4 KiB:
+each of these bytes may take 6 in JSON."""
+
 _KINDS = ("file", "link", "dir", "other")
 _CHANGES = ("put", "place", "delete", "mkdir", "move")
 """Requests that change the session's files, rather than read them or write to one that is yet to be put in place."""
@@ -157,7 +161,7 @@ def _taken(buffer: bytearray) -> tuple[Mapping[str, Any], bytes] | None:
     if len(buffer) < 8:
         return None
     head, body = int.from_bytes(buffer[:4], "big"), int.from_bytes(buffer[4:8], "big")
-    if head + body > _MOST_BYTES:
+    if head > _MOST_HEAD or head + body > _MOST_BYTES:
         raise ValueError("an answer is too large")
     if len(buffer) < 8 + head + body:
         return None
