@@ -13,12 +13,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from era.core.live import context as module
-from era.core.live import kernel_frames
 from era.core.live.context import NotBegun
 from era.guest import python_kernel
 from era.languages import ipython
@@ -584,25 +582,3 @@ async def test_text_that_can_t_be_encoded_is_cleaned(cells: Cells) -> None:
     assert outcome.results[0]["data"]["text/plain"] == "?"
     assert outcome.error is not None
     assert outcome.error["value"] == "?"
-
-
-async def test_long_results_are_parsed_beside_the_event_loop_and_come_in_order(
-    cells: Cells, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their values may be many, and whoever else is served would wait for each."""
-    parsed, parse, loop_thread = list[tuple[bool, bool]](), kernel_frames.parse, threading.current_thread()
-
-    def noted(payload: bytes) -> Any:
-        parsed.append((len(payload) > 64 << 10, threading.current_thread() is loop_thread))
-        return parse(payload)
-
-    monkeypatch.setattr(kernel_frames, "parse", noted)
-    outcome, _ = await cells.run(
-        "from IPython.display import JSON, display\n"
-        "for many in ([1] * 50_000, [2], [3] * 50_000, [4]):\n"
-        "    display(JSON(many))\n"
-        "raise ValueError('x' * 100_000)"
-    )
-    assert outcome.error is not None
-    assert [result["data"]["application/json"][0] for result in outcome.results] == [1, 2, 3, 4]
-    assert parsed == [(True, False), (False, True)] * 2 + [(True, False)]
