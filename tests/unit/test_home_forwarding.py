@@ -119,7 +119,7 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
             Installed(),
             (),
             lambda _: False,
-            nothing,
+            lambda: True,
         ),
         answers={},
     )
