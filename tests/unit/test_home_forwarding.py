@@ -139,7 +139,7 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
 
 
 @pytest.mark.parametrize(
-    ("lease_seconds", "drain_seconds", "most"), [(5, 10, 23), (5, 100, 113), (40, 10, 63)], ids=str
+    ("lease_seconds", "drain_seconds", "most"), [(5, 10, 53), (5, 100, 143), (40, 10, 63)], ids=str
 )
 def test_a_call_waits_for_a_host_that_ends(lease_seconds: float, drain_seconds: float, most: float) -> None:
     """As long as a host may take to end, or to be declared dead: whatever is more, and some seconds."""
