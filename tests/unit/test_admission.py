@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import threading
-import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -164,32 +162,6 @@ async def test_a_run_that_wants_a_processor_and_gets_none_keeps_its_slot() -> No
         assert (admission.places.taken, admission.wanted.now) == (1, 1)
         sandbox.wants = False
         await until(lambda: (admission.places.taken, admission.wanted.now) == (0, 0))
-
-
-class OfManyThreads(Starved):
-    """One that takes long to look at."""
-
-    def __init__(self) -> None:
-        self.looked_in: list[threading.Thread] = []
-        self.at_once = self.most_at_once = 0
-
-    def wants_processor(self) -> bool:
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        self.looked_in.append(threading.current_thread())
-        time.sleep(0.2)
-        self.at_once -= 1
-        return True
-
-
-async def test_a_run_is_looked_at_beside_the_event_loop_and_once_at_a_time() -> None:
-    sandbox, admission = OfManyThreads(), Admission(processors=1)
-    async with admission.admitted("a") as slot:
-        slot.use(cast(Sandbox, sandbox))
-        await until(lambda: len(sandbox.looked_in) >= 3)
-        assert admission.places.taken == 1
-    assert threading.current_thread() not in sandbox.looked_in
-    assert sandbox.most_at_once == 1
 
 
 class Unreadable(Starved):

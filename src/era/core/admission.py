@@ -23,14 +23,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 from era.core.fair_queue import FairQueue
 from era.core.models import OwnedId
 from era.core.outages import note_outage
 from era.core.ports import SLICE, Sandbox
 from era.core.recent_mean import RecentMean
-from era.core.tasks import log_failure
 
 _SLOTS_PER_PROCESSOR = 2
 """One that runs, and one whose run is being begun or committed meanwhile."""
@@ -40,10 +38,6 @@ _LOOK = 0.05
 
 _LOOK_LATER = 1.0
 """Seconds between two looks at whether a run that has used up its slice still works."""
-
-_SHARE = 10
-"""Between two looks passes at least so many times what one takes of a processor: to look at a thousand threads takes a
-while."""
 
 _WORKS = 0.1
 """A run works as long as it uses so much of a processor, or would use one that it doesn't get."""
@@ -115,7 +109,6 @@ class Slot:
         """The sandbox's processor time at the last look, and when that was."""
 
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
 
     async def take(self) -> None:
         """Wait for a slot. Raises TooBusy, and what `check` raises where none is free. Whoever calls this calls
@@ -154,8 +147,6 @@ class Slot:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._looking is not None:
-            self._looking.cancel()
         self._set_wants(False)
         self._stand_back()
 
@@ -179,15 +170,10 @@ class Slot:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Look at what the run does. The next look is only after this one."""
-        self._looking = asyncio.create_task(self._look_now())
-        self._looking.add_done_callback(lambda task: log_failure(task, "run_not_looked_at"))
-
-    async def _look_now(self) -> None:
         """Give the slot back unless the run works and is short so far. Whether it wants a processor is looked at once
         more after that, as in so short a time it may have got none, and then for as long as it does."""
         try:
-            works, is_short, took = await self._seen()
+            works, is_short = self._seen()
         except OSError as error:  # such as EMFILE, which says nothing about the run
             note_outage("run_not_looked_at", error)
             self._look_in(_LOOK_LATER)
@@ -197,42 +183,21 @@ class Slot:
         if not works or not is_short:
             self._stand_back()
         if looks_again:
-            self._look_in(max(_LOOK if self._held else _LOOK_LATER, _SHARE * took))
+            self._look_in(_LOOK if self._held else _LOOK_LATER)
 
-    async def _seen(self) -> tuple[bool, bool, float]:
-        """Whether the run works, whether it is short so far, and how many seconds of a processor it took to find out.
-        Raises OSError."""
-        sandbox = self._sandbox
-        if sandbox is None:
-            return time.monotonic() <= self._taken_at + _MAKING, True, 0.0
-        before = None if self._end is None else (self._looked_at, self._used)
-        # In a thread: a program decides by how many threads and processes it has how long this takes.
-        seen = await asyncio.to_thread(_look_at, sandbox, before)
-        if self._sandbox is not sandbox:  # it has another one since
-            return True, True, seen.took
+    def _seen(self) -> tuple[bool, bool]:
+        """Whether the run works, and whether it is short so far. Raises OSError."""
+        now = time.monotonic()
+        if self._sandbox is None:
+            return now <= self._taken_at + _MAKING, True
+        used = self._sandbox.cpu_seconds()
         if self._end is None:
-            self._end = seen.used + SLICE
-        self._used, self._looked_at = seen.used, seen.at
-        return seen.works, seen.used < self._end, seen.took
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a look at a sandbox has found."""
-
-    at: float
-    used: float
-    works: bool
-    took: float
-    """Seconds of a processor."""
-
-
-def _look_at(sandbox: Sandbox, before: tuple[float, float] | None) -> _Seen:
-    """Look at what a run does in its sandbox; `before` is when the last look was and what had been used then. Raises
-    OSError."""
-    began, now, used = time.thread_time(), time.monotonic(), sandbox.cpu_seconds()
-    works = before is None or used - before[1] >= _WORKS * (now - before[0]) or sandbox.wants_processor()
-    return _Seen(now, used, works, time.thread_time() - began)
+            self._end, works = used + SLICE, True
+        else:
+            much = _WORKS * (now - self._looked_at)
+            works = used - self._used >= much or self._sandbox.wants_processor()
+        self._used, self._looked_at = used, now
+        return works, used < self._end
 
 
 class Admission:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from era.core.outages import note_outage
-from era.core.tasks import log_failure
 
 START_SECONDS = 20.0
 MOST_SECONDS = 300.0
@@ -32,27 +31,25 @@ async def stall_timeout(
     for `most` in all (MOST_SECONDS unless given). `cpu_seconds` says how much the sandbox has used so far."""
     loop = asyncio.get_running_loop()
     last = loop.time() + (MOST_SECONDS if most is None else most)
+    checking: asyncio.TimerHandle
     async with asyncio.timeout(seconds) as bound:
 
-        async def follow() -> None:
-            before: float | None = None  # what had been used at the last check: before the first that isn't known
-            await asyncio.sleep(min(0.1, seconds / _CHECKS))  # where all is over before, it costs next to nothing
-            while not bound.expired():
-                try:
-                    # In a thread: a program decides by how many processes it has how long this takes.
-                    used = await asyncio.to_thread(cpu_seconds)
-                except OSError as error:  # such as EMFILE: what was used isn't known, as before the first check
-                    note_outage("processor_time_not_followed", error)
-                    before = None
-                else:
-                    if (before is None or used - before >= _LEAST) and not bound.expired():
-                        bound.reschedule(min(loop.time() + seconds, last))
-                    before = used
-                await asyncio.sleep(seconds / _CHECKS)
+        def check(before: float | None) -> None:
+            """`before` is what had been used at the last check. What was used before the first isn't known."""
+            nonlocal checking
+            try:
+                used = cpu_seconds()
+            except OSError as error:  # such as EMFILE: what was used isn't known, as before the first check
+                note_outage("processor_time_not_followed", error)
+                checking = loop.call_later(seconds / _CHECKS, check, None)
+                return
+            if (before is None or used - before >= _LEAST) and not bound.expired():
+                bound.reschedule(min(loop.time() + seconds, last))
+            checking = loop.call_later(seconds / _CHECKS, check, used)
 
-        following = asyncio.create_task(follow())
-        following.add_done_callback(lambda task: log_failure(task, "processor_time_not_followed"))
+        # The first check, a moment after the beginning, which costs nothing where all is over before.
+        checking = loop.call_later(min(0.1, seconds / _CHECKS), check, None)
         try:
             yield
         finally:
-            following.cancel()
+            checking.cancel()

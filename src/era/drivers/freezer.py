@@ -65,8 +65,7 @@ class Freezer:
 
     def _stood_still(self) -> float:
         """For how many seconds it has, for long each time."""
-        since = self._since  # read once: who asks may be a thread
-        now = 0.0 if since is None else time.monotonic() - since
+        now = 0.0 if self._since is None else time.monotonic() - self._since
         return self._long_seconds + (now if now >= _LONG else 0.0)
 
     async def _prepare(self) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from era.core.outages import note_outage
 from era.core.stall_timeout import MOST_SECONDS
-from era.core.tasks import log_failure
 from era.drivers.watching import Watching
 
 END_SECONDS = 15.0
@@ -35,13 +34,12 @@ class Watchdog:
         self._has_begun = False
         self._give_up_at = self._give_up_surely_at = 0.0
         self._timer = self._loop.call_later(timeout, self._come_due)
-        self._looking: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """The program begins only now, and its time with it."""
         self._has_begun = True
         self._give_up_at = 0.0
-        self.cancel()
+        self._timer.cancel()
         self._timer = self._loop.call_later(self._timeout, self._come_due)
 
     def bring_forward(self) -> None:
@@ -52,8 +50,6 @@ class Watchdog:
 
     def cancel(self) -> None:
         self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
 
     def _come_due(self) -> None:
         """The deadline is over."""
@@ -62,19 +58,14 @@ class Watchdog:
         self._look(None)
 
     def _look(self, before: tuple[float, float] | None) -> None:
-        self._looking = self._loop.create_task(self._look_now(before))
-        self._looking.add_done_callback(lambda task: log_failure(task, "processor_time_not_followed"))
-
-    async def _look_now(self, before: tuple[float, float] | None) -> None:
         """Give up or look again. `before` is when the last look was, and the sandbox's processor time then."""
         now = self._loop.time()
         self._watching.come_forward()  # each time, as it may have failed
         seen = None
         try:
-            # In a thread: a program decides by how many threads and processes it has how long this takes.
-            used, is_starved = await asyncio.to_thread(self._look_at, now, before)
-            seen = now, used
-            if is_starved:
+            seen = now, self._watching.cpu_seconds()
+            gets_little = before is not None and seen[1] - before[1] < _LITTLE * (now - before[0])
+            if gets_little and self._watching.wants_processor():
                 self._give_up_at = min(now + END_SECONDS, self._give_up_surely_at)
         except OSError as error:
             note_outage("processor_time_not_followed", error)
@@ -82,9 +73,3 @@ class Watchdog:
             self._timer = self._loop.call_later(_LOOK, self._look, seen)
         else:
             self._abort()
-
-    def _look_at(self, now: float, before: tuple[float, float] | None) -> tuple[float, bool]:
-        """The sandbox's processor time, and whether it gets little and wants more. Raises OSError."""
-        used = self._watching.cpu_seconds()
-        gets_little = before is not None and used - before[1] < _LITTLE * (now - before[0])
-        return used, gets_little and self._watching.wants_processor()

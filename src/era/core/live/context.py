@@ -161,7 +161,7 @@ class Context:
         cpu_seconds: Callable[[], float],
         wants_processor: Callable[[], bool],
     ) -> None:
-        """`cpu_seconds` is How much processor time the sandbox has used, and `wants_processor` whether it wants some at
+        """`cpu_seconds` is how much processor time the sandbox has used, and `wants_processor` whether it wants some at
         this moment."""
         self.name = name
         self.language = language
@@ -334,13 +334,13 @@ class Context:
             running.told = True
             with contextlib.suppress(OSError):  # it can't be told, or what it uses can't be read
                 await self._process.send(INTERRUPT_FRAME)
-                told_at, used = time.monotonic(), await asyncio.to_thread(self._cpu_seconds)
+                told_at, used = time.monotonic(), self._cpu_seconds()
                 while not running.done.done():
                     await asyncio.sleep(_HEAR_SECONDS)
-                    waited, used_now = time.monotonic() - told_at, await asyncio.to_thread(self._cpu_seconds)
-                    if used_now - used >= _HEAR_CPU_SECONDS or waited >= _HEAR_WANTING_MOST:
+                    waited = time.monotonic() - told_at
+                    if self._cpu_seconds() - used >= _HEAR_CPU_SECONDS or waited >= _HEAR_WANTING_MOST:
                         break
-                    if waited >= _HEAR_MOST and not await asyncio.to_thread(self._wants_processor):
+                    if waited >= _HEAR_MOST and not self._wants_processor():
                         break
         if self._running is running and not running.done.done():
             await self._process.signal(signal.SIGINT)
@@ -349,14 +349,14 @@ class Context:
         """Send SIGKILL after GRACE in which the cell could have ended, and its end could have been heard."""
         began = time.monotonic()
         give_up_at, backlog_end = began + GRACE, self._taken_bytes + _BACKLOG_BYTES
-        at, used = began, await asyncio.to_thread(self._used)
+        at, used = began, self._used()
         while at < give_up_at and not running.is_over:
             await asyncio.sleep(GRACE / _LOOKS)
             before, at = at, time.monotonic()
-            used_before, used = used, await asyncio.to_thread(self._used)
+            used_before, used = used, self._used()
             is_late = at - before > 2 * GRACE / _LOOKS  # and so is what tells of the end, where there is one
             is_behind = self._is_taking and self._taken_bytes < backlog_end
-            if is_late or is_behind or await asyncio.to_thread(self._gets_little, used_before, used, at - before):
+            if is_late or is_behind or self._gets_little(used_before, used, at - before):
                 give_up_at = min(at + GRACE, began + _GRACE_MOST)
         if self._running is running and not running.done.done() and not running.is_over:
             self._why = self._why or f"It was killed, since {why}."
