@@ -347,6 +347,15 @@ class Context:
 
     async def _kill_unless_over(self, running: _Running, why: str) -> None:
         """Send SIGKILL after GRACE in which the cell could have ended, and its end could have been heard."""
+        try:
+            await self._give_grace(running)
+        except Exception:  # a bug, and no reason to let a cell go on
+            log.exception("cell_not_followed")
+        if self._running is running and not running.done.done() and not running.is_over:
+            self._why = self._why or f"It was killed, since {why}."
+            self._killing = asyncio.create_task(self._process.kill())  # whose end is the end of this task
+
+    async def _give_grace(self, running: _Running) -> None:
         began = time.monotonic()
         give_up_at, backlog_end = began + GRACE, self._taken_bytes + _BACKLOG_BYTES
         at, used = began, self._used()
@@ -358,9 +367,6 @@ class Context:
             is_behind = self._is_taking and self._taken_bytes < backlog_end
             if is_late or is_behind or self._gets_little(used_before, used, at - before):
                 give_up_at = min(at + GRACE, began + _GRACE_MOST)
-        if self._running is running and not running.done.done() and not running.is_over:
-            self._why = self._why or f"It was killed, since {why}."
-            self._killing = asyncio.create_task(self._process.kill())  # whose end is the end of this task
 
     def _used(self) -> float | None:
         """How much processor time the sandbox has used; None where that can't be told for now."""
