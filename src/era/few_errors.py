@@ -62,14 +62,13 @@ def few_wrong(fits: Callable[[Any], bool]) -> BeforeValidator:
 
 
 def at_most(count: int) -> BeforeValidator:
-    """What refuses an object that has more values than this, in pydantic's words, before any of them is looked at.
-    pydantic itself counts them in the end."""
+    """What refuses an object or list that has more values than this, in pydantic's words, before any of them is looked
+    at. Of an object pydantic itself counts them in the end."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > count:
-            raise PydanticKnownError(
-                "too_long", {"field_type": "Dictionary", "max_length": count, "actual_length": len(value)}
-            )
+        if isinstance(value, dict | list) and len(value) > count:
+            kind = "Dictionary" if isinstance(value, dict) else "List"
+            raise PydanticKnownError("too_long", {"field_type": kind, "max_length": count, "actual_length": len(value)})
         return value
 
     return BeforeValidator(check)

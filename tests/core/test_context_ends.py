@@ -269,6 +269,20 @@ async def test_what_goes_on_is_killed(
     assert outcome.lost == "It was killed, since a cell went on after its timeout."
 
 
+async def test_what_goes_on_is_killed_though_nobody_can_see_what_it_uses(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.2)
+
+    def fails() -> bool:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "as the name of a process could")
+
+    case.wants = True
+    monkeypatch.setattr(case.context, "_wants_processor", fails)
+    outcome = await (await _interrupted(case))
+    assert outcome.lost == "It was killed, since a cell went on after its timeout."
+
+
 # -- whether it had begun ---------------------------------------------------------------------------------------------
 
 

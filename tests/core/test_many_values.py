@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -134,3 +137,22 @@ def test_a_long_state_file_is_as_it_is_stored() -> None:
     stored = jsontext.data_text({"n": list(range(100_000)), "name": "Ä"})
     is_as_stored = jsontext.state_file(stored) == stored.encode()
     assert is_as_stored
+
+
+async def test_long_json_waits_for_no_other_work_and_none_for_it() -> None:
+    """What watches the memory of runs uses the event loop's own threads."""
+    released = threading.Event()
+    with ThreadPoolExecutor(1) as others:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(others)
+        busy = loop.run_in_executor(None, released.wait)
+        try:
+            long = list(range(60_000))
+            text = json.dumps(long, separators=(",", ":"))
+            assert await jsontext.loads_aside(text.encode()) == long
+            assert await jsontext.compacted(long, len(text)) == text
+            assert await jsontext.read_state(f'{{"a":{text}}}'.encode()) == f'{{"a":{text}}}'
+            assert not await jsontext.has_too_many_parts_aside(text.encode())
+        finally:
+            released.set()
+            await busy

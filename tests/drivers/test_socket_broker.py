@@ -10,16 +10,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import uvloop
 
-from era.drivers import socket_broker
 from era.drivers.bubblewrap import BubblewrapSandbox
 from era.drivers.socket_broker import SocketBroker
-from era.errors import Unavailable
 from era.guest import socket_broker as guest
 from tests.conftest import opened
 from tests.drivers.sandboxes import Sandboxes
@@ -28,8 +24,6 @@ from tests.unit.core import until
 KINDS = [
     (family, kind) for family in (socket.AF_INET, socket.AF_INET6) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 ]
-
-LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
 
 
 @pytest.fixture
@@ -112,7 +106,7 @@ def test_what_makes_no_sense_ends_it(ends: tuple[socket.socket, socket.socket], 
             await wanted
         with pytest.raises(OSError, match="gives no sockets"):
             await broker.new_socket(socket.AF_INET, socket.SOCK_DGRAM)
-        assert await broker.connect(1, lambda: True) is None
+        assert await broker.connect(1) is None
         broker.close()
 
     asyncio.run(hear())
@@ -184,7 +178,20 @@ def test_a_notify_fd_that_there_is_no_room_for_ends_it(ends: tuple[socket.socket
     asyncio.run(take())
 
 
-@pytest.mark.parametrize("loops", LOOPS)
+async def loses_its_broker(sandbox: BubblewrapSandbox) -> bool:
+    assert sandbox.broker is not None
+    sandbox.broker.close()
+    return sandbox.alive
+
+
+def test_a_sandbox_without_its_broker_is_not_used_again(sandboxes: Sandboxes) -> None:
+    sandbox = sandboxes.make()
+    assert sandbox.alive
+    assert not sandboxes.do(sandbox, loses_its_broker)
+    sandboxes.close(sandbox)
+
+
+@pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_an_event_loop_that_stands_still_does_not_have_nothing_listen(
     ends: tuple[socket.socket, socket.socket], loops: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
@@ -194,7 +201,7 @@ def test_an_event_loop_that_stands_still_does_not_have_nothing_listen(
 
     async def connect(port: int) -> socket.socket | None:
         broker = SocketBroker(host, can_supervise=True)
-        connecting = asyncio.create_task(broker.connect(port, lambda: True))
+        connecting = asyncio.create_task(broker.connect(port))
         await until(lambda: bool(broker._requests))
         there.answer()
         time.sleep(2.5)
@@ -207,95 +214,3 @@ def test_an_event_loop_that_stands_still_does_not_have_nothing_listen(
         assert connection is not None
         assert connection.getpeername() == server.getsockname()
         connection.close()
-
-
-@pytest.mark.parametrize("loops", LOOPS)
-def test_nor_does_it_have_a_connection_fail(
-    ends: tuple[socket.socket, socket.socket],
-    monkeypatch: pytest.MonkeyPatch,
-    loops: Callable[[], asyncio.AbstractEventLoop],
-) -> None:
-    """One that is made, of which it hears after its timeout."""
-    host, inner = ends
-    there = guest.SocketBroker(inner.fileno())
-
-    async def connect(port: int) -> socket.socket | None:
-        broker = SocketBroker(host, can_supervise=True)
-        connecting = asyncio.create_task(broker.connect(port, lambda: True))
-        await until(lambda: bool(broker._requests))
-        there.answer()
-        sock_connect = asyncio.get_running_loop().sock_connect
-
-        def then_standing_still(*place: Any) -> Any:
-            begun = asyncio.ensure_future(sock_connect(*place))
-            asyncio.get_running_loop().call_soon(time.sleep, 0.3)
-            return begun
-
-        monkeypatch.setattr(socket_broker, "_CONNECT_SECONDS", 0.1)
-        monkeypatch.setattr(broker, "_loop", SimpleNamespace(sock_connect=then_standing_still))
-        connection = await connecting
-        monkeypatch.undo()
-        broker.close()
-        return connection
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        connection = asyncio.run(connect(server.getsockname()[1]), loop_factory=loops)
-        assert connection is not None
-        assert connection.getpeername() == server.getsockname()
-        connection.close()
-
-
-@pytest.mark.parametrize("is_to_answer", [True, False])
-def test_a_broker_that_does_not_answer_says_that_nothing_listens_only_between_runs(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, is_to_answer: bool
-) -> None:
-    host, _ = ends
-
-    async def connect() -> None:
-        broker = SocketBroker(host, can_supervise=True)
-        if is_to_answer:
-            with pytest.raises(Unavailable) as raised:
-                await broker.connect(1, lambda: True)
-            assert raised.value.retry_after
-        else:
-            assert await broker.connect(1, lambda: False) is None
-        broker.close()
-
-    monkeypatch.setattr(socket_broker, "_LOOK_SECONDS", 0.05, raising=False)
-    asyncio.run(connect())
-
-
-def test_a_listener_that_takes_no_connection_is_not_none(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host, inner = ends
-    there = guest.SocketBroker(inner.fileno())
-
-    async def connect(port: int) -> None:
-        broker = SocketBroker(host, can_supervise=True)
-        connecting = asyncio.create_task(broker.connect(port, lambda: True))
-        await until(lambda: bool(broker._requests))
-        there.answer()
-        with pytest.raises(Unavailable, match="no more connections"):
-            await connecting
-        broker.close()
-
-    monkeypatch.setattr(socket_broker, "_CONNECT_SECONDS", 0.2)
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=0) as server,
-        socket.create_connection(server.getsockname()),
-    ):
-        asyncio.run(connect(server.getsockname()[1]))
-
-
-async def loses_its_broker(sandbox: BubblewrapSandbox) -> bool:
-    assert sandbox.broker is not None
-    sandbox.broker.close()
-    return sandbox.alive
-
-
-def test_a_sandbox_without_its_broker_is_not_used_again(sandboxes: Sandboxes) -> None:
-    sandbox = sandboxes.make()
-    assert sandbox.alive
-    assert not sandboxes.do(sandbox, loses_its_broker)
-    sandboxes.close(sandbox)

@@ -218,11 +218,6 @@ async def starts_another(sandbox: Any, _: Any) -> None:
     await steps.started(sandbox, shell("exec sleep 1000"))
 
 
-async def connects(sandbox: Any, _: Any) -> None:
-    """Before it is known whether anything listens: what is to tell that may stand back, too."""
-    assert await sandbox.connect(1) is None
-
-
 async def stops_no_run(sandbox: Any, _: Any) -> None:
     await sandbox.stop_run()
 
@@ -233,15 +228,7 @@ async def looks(sandbox: Any, _: Any) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "comes"),
-    [
-        (types, True),
-        (asks, True),
-        (signals, True),
-        (starts_another, True),
-        (connects, True),
-        (looks, False),
-        (stops_no_run, False),
-    ],
+    [(types, True), (asks, True), (signals, True), (starts_another, True), (looks, False), (stops_no_run, False)],
 )
 def test_processes_come_forward_for_whoever_waits_for_them(sandboxes: Sandboxes, wanted: Any, comes: bool) -> None:
     sandbox = sandboxes.make()

@@ -112,6 +112,15 @@ async def test_who_waits_while_a_place_is_coming_is_told_once_none_is(monkeypatc
         await waiting
 
 
+async def test_a_place_that_never_comes_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_queue, "_COMING_SECONDS", 0.05)
+    monkeypatch.setattr(fair_queue, "_MOST_COMING_SECONDS", 0.3)
+    one = FairQueue(1, hint="later", patience=0.1, is_coming=lambda: True)
+    await one.take("me")
+    with pytest.raises(TooBusy):
+        await one.take("me")
+
+
 async def test_who_waits_while_places_come_free_is_patient(one: FairQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one, "_patience", 6.0)
     order = Order(one)

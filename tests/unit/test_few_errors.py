@@ -75,3 +75,12 @@ def test_what_is_right_is_taken_whole() -> None:
     params = {name: [1, 2] for name in NAMED}
     assert SqlBody.model_validate({"sql": "", "params": params}).params == params
     assert SqlBody.model_validate({"sql": "", "params": [1, 1.5, "a", None, True, [0]]}).params is not None
+
+
+@pytest.mark.parametrize(
+    "params", [[[1]] * 32_767, {f"n{number}": 1 for number in range(32_767)}], ids=["list", "object"]
+)
+def test_more_params_than_a_statement_may_have_are_refused_before_they_are_looked_at(params: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        SqlBody.model_validate({"sql": "", "params": params})
+    assert [error["type"] for error in caught.value.errors()] == ["too_long"]

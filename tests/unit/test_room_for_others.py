@@ -50,3 +50,36 @@ async def test_a_host_is_waited_for_longer_that_is_to_say_what_room_it_has(monke
     others.connections = Connections()
     monkeypatch.setattr(other_hosts, "_ROOM_SECONDS", 60.0)
     assert await others.room(Host("a", "http://a")) == {"sandboxes": 1}
+
+
+async def test_a_host_whose_disk_hangs_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is slow for a while is busy; what doesn't come to an end would have sessions sent to it for ever."""
+    monkeypatch.setattr("era.core.readiness._VALID_SECONDS", 0.0)
+    monkeypatch.setattr("era.core.readiness._ANSWER_SECONDS", 0.1)
+    async with cluster(places=8) as one:
+        may_end = asyncio.Event()
+        monkeypatch.setattr(one.readiness, "_write_to_store", may_end.wait)
+        with pytest.raises(Unready, match="too long"):
+            await one.readiness.check()
+        assert (await one.moves.room_for_others())["sandboxes"] == 6
+        monkeypatch.setattr("era.core.readiness._SLOW_SECONDS", 0.0)
+        assert (await one.moves.room_for_others())["sandboxes"] == 0
+        may_end.set()
+        await one.readiness.check()
+        assert (await one.moves.room_for_others())["sandboxes"] == 6
+
+
+async def test_a_host_that_says_nothing_is_waited_for_once() -> None:
+    """Two hosts that can't reach each other may stay so for long, and runs wait for what they ask."""
+    async with cluster() as one:
+        one.told = {"a": {"sandboxes": 1, "live": 0}, "b": {"sandboxes": 1, "live": 1}}
+        one.rows.others = {name: Host(name, f"http://{name}") for name in one.told}
+        one.homes._view = await one.rows.beat(Host(one.homes.host_id, ""))
+        one.slow["b"] = asyncio.Event()
+        one.moves._silent = {"b"}
+        assert not await one.move(live=True)
+        assert one.moves._silent == {"b"}
+        one.slow["b"].set()
+        one.moves._asked_at -= 60
+        assert await one.move(live=True)
+        assert one.moves._silent == set()

@@ -54,7 +54,7 @@ class Mcp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await whole_body(receive)
-        if jsontext.has_too_many_parts(message.get("body", b"")):  # the library would parse a million of them
+        if await jsontext.has_too_many_parts_aside(message.get("body", b"")):  # the library would parse a million
             raise TooLarge("The body has too many values.")
         receive = again(message, receive)
         if self._managers is None:

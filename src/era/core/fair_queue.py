@@ -29,6 +29,9 @@ _WEIGHT = 0.2
 _COMING_SECONDS = 1.0
 """After which it is looked again whether a place is still on its way to those whose patience is over."""
 
+_MOST_COMING_SECONDS = 30.0
+"""For which they wait for that, and no longer: it may not come, or not to them."""
+
 
 class FairQueue:
     """So many places, and who waits for them."""
@@ -148,7 +151,7 @@ class FairQueue:
         while not place.done():
             left = None if self._patience is None else max(began, self._served_at) + self._patience - time.monotonic()
             if left is not None and left <= 0:
-                if not self._is_coming():
+                if not self._is_coming() or left < -_MOST_COMING_SECONDS:
                     raise self._too_busy(self._estimate(owner))
                 left = _COMING_SECONDS
             await asyncio.wait({place}, timeout=left)

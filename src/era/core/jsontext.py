@@ -12,6 +12,8 @@ import json
 import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -37,6 +39,7 @@ fits `data` has fewer."""
 
 _AT_ONCE_PARTS = 30_000
 _AT_ONCE_BYTES = 1 << 20
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="era-json")
 """Of a text that is parsed on the event loop: that takes some 10 ms at most."""
 
 _STEP_BYTES = 1 << 20
@@ -81,12 +84,25 @@ def loads(text: bytes) -> Any:
     return value
 
 
+async def aside[T, R](job: Callable[[T], R], value: T) -> R:
+    """A job on long JSON, beside the event loop: on threads that nothing else waits for, as what watches the memory of
+    runs would, since callers decide how many such jobs there are."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, job, value)
+
+
 async def loads_aside(text: bytes) -> Any:
     """The same beside the event loop where it takes long, on a thread. There, Python may switch threads at each number,
     since what reads one is written in Python."""
-    if len(text) > _AT_ONCE_BYTES or (len(text) > _AT_ONCE_PARTS and marks(text) > _AT_ONCE_PARTS):
-        return await asyncio.to_thread(loads, text)
-    return loads(text)
+    return await aside(loads, text) if _takes_long(text) else loads(text)
+
+
+async def has_too_many_parts_aside(text: bytes) -> bool:
+    """`has_too_many_parts` beside the event loop where it takes long."""
+    return await aside(has_too_many_parts, text) if _takes_long(text) else has_too_many_parts(text)
+
+
+def _takes_long(text: bytes) -> bool:
+    return len(text) > _AT_ONCE_BYTES or (len(text) > _AT_ONCE_PARTS and marks(text) > _AT_ONCE_PARTS)
 
 
 def compact(value: Any, *, in_thread: bool = False) -> str:
@@ -108,13 +124,13 @@ async def stored(text: str) -> JsonObject:
     if len(text) <= IN_THREAD:
         value = json.loads(text)
     else:
-        value = await asyncio.to_thread(json.loads, text, parse_int=_integer)
+        value = await aside(partial(json.loads, parse_int=_integer), text)
     return value
 
 
 async def compacted(value: Any, size: int) -> str:
     """`compact` of a value that takes about `size` bytes: in a thread where that is much."""
-    return compact(value) if size <= IN_THREAD else await asyncio.to_thread(compact, value, in_thread=True)
+    return compact(value) if size <= IN_THREAD else await aside(partial(compact, in_thread=True), value)
 
 
 def number(value: float) -> float:
@@ -154,7 +170,7 @@ async def read_state(content: bytes) -> str:
     """A session's new `data` as compact JSON text, from a state file. Raises JsonProblem."""
     if len(content) <= IN_THREAD:
         return data_text(loads(content))
-    return await asyncio.to_thread(lambda: data_text(loads(content), in_thread=True))
+    return await aside(lambda text: data_text(loads(text), in_thread=True), content)
 
 
 def marks(text: bytes) -> int:

@@ -59,7 +59,8 @@ _KNOWN_SECONDS = 1.0
 """For which what hosts said of their room is taken for true, less what was sent there since."""
 
 _PROMPT_SECONDS = 0.5
-"""For which hosts that say nothing of their room are waited for, where another one has room of every kind."""
+"""For which hosts that say nothing of their room are waited for, where another one has room of every kind, or they
+said nothing the last time either."""
 
 _MOST_ASKED = 16
 """Hosts that are asked at a time, so that it doesn't grow with the cluster what a full host asks for."""
@@ -235,6 +236,9 @@ class Moves:
 
         self._asked_at = -_KNOWN_SECONDS
         """When they had said it."""
+
+        self._silent: set[str] = set()
+        """Hosts that said nothing of their room when they were asked last."""
 
         self._asking: asyncio.Task[None] | None = None
         self.count = 0
@@ -455,7 +459,8 @@ class Moves:
         try:
             while waiting:
                 has_room = any(all(each.room.values()) for each in told.values())
-                left = max(began + _PROMPT_SECONDS - time.monotonic(), 0) if has_room else None
+                is_prompt = has_room or self._silent.issuperset(asked[each] for each in waiting)
+                left = max(began + _PROMPT_SECONDS - time.monotonic(), 0) if is_prompt else None
                 done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
@@ -463,6 +468,7 @@ class Moves:
         finally:
             for each in waiting:
                 each.cancel()
+        self._silent = {id for id in asked.values() if id not in told}
         return told
 
     async def _with_room(self, kind: str, why: Why) -> Sequence[Host]:

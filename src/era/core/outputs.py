@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import closing, suppress
@@ -62,7 +61,7 @@ class Outputs:
             parts = [transcript.stdout, transcript.stderr, *([] if transcript.is_plain else [transcript.order])]
             told = SpooledOutput(self._directory)
             if cell is not None:
-                await told.append(await asyncio.to_thread(_encoded, cell))
+                await told.append(await jsontext.aside(_encoded, cell))
                 parts.append(told)
             long = [part for part in parts if part.size > INLINE_BYTES]
             digests = dict(zip(long, await self._threads(self._put, long), strict=True)) if long else {}

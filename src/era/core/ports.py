@@ -184,8 +184,7 @@ class Sandbox(Protocol):
 
     async def connect(self, port: int) -> socket.socket | None:
         """A connection, non-blocking, to what listens on this port of the sandbox's loopback; None where nothing does,
-        or no program is under way, or the port is one of our own. Raises Unavailable where that can't be told, or what
-        listens takes no connection."""
+        or no program is under way, or the port is one of our own."""
         ...
 
     def unnamed_bytes(self, device: int) -> int:

@@ -148,11 +148,9 @@ class BubblewrapSandbox(OutsideView):
             await self._channel.stop_run()
 
     async def connect(self, port: int) -> socket.socket | None:
-        beside = self._supervisor_beside()
-        if (broker := (beside.broker if beside else None) or self.broker) is None:  # that one's answers at any time
-            return None
-        self._watching.begin_anew()  # what is to answer may have stood back
-        connection = await broker.connect(port, lambda: beside.alive if beside else self._watching.runs)
+        supervisor = self._supervisor_beside()
+        broker = (supervisor.broker if supervisor else None) or self.broker  # that one's answers at any time
+        connection = None if broker is None else await broker.connect(port)
         if connection is not None:
             self._watching.begin_anew()
         return connection

@@ -173,6 +173,11 @@ def etc_files() -> dict[str, bytes]:
     }
 
 
+def _nothing(_: int) -> int:
+    """The size of a process that counts for nothing."""
+    return 0
+
+
 class GvisorSandbox(BubblewrapSandbox):
     """A sandbox of bubblewrap's in which runsc makes another one; see ports.Sandbox."""
 
@@ -282,14 +287,15 @@ class GvisorSandbox(BubblewrapSandbox):
         and could grow with each."""
         return self._supervisor_beside() is None
 
-    async def relieve(self, size: Callable[[int], int] = lambda _pid: 0) -> bool:
+    async def relieve(self, size: Callable[[int], int] = _nothing) -> bool:
         """End the run under way, or all processes, whatever the size of each. From outside they can't be told apart: so
         it's the processes where their supervisor says that they take more than what is left for the run."""
         beside = self._supervisor_beside()
         if beside is None:
             return await super().relieve()
         if self._watching.runs:
-            taken = await beside.memory_bytes(self._has_reserve)
+            # What is unread in sockets (`size`) counts nowhere, so nobody knows how far the kernel is from its end.
+            taken = await beside.memory_bytes(self._has_reserve if size is _nothing else lambda: False)
             if taken is None or 2 * taken <= self.limits.memory_bytes:
                 return await super().relieve()
         beside.end_for_want_of_memory()

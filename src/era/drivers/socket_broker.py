@@ -11,20 +11,19 @@ import os
 import socket
 import struct
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from era.core.outages import note_outage
 from era.drivers.guest import OWN_PORTS
-from era.errors import Unavailable
 
-_LOOK_SECONDS = 2.0
-"""For which sockets from the broker are waited for at a time. It answers at once while a program runs; between two runs
+_SOCKETS_LOOKS = (10.0, 0.2)
+"""Seconds for which sockets from the broker are waited for, look by look: an event loop that stood still hears that a
+look is over before it hears of the answer that came meanwhile."""
+
+_CONNECT_LOOKS = (2.0, 0.2)
+"""The same for sockets with which to connect to a program. The broker answers at once while one runs; between two runs
 there is nothing to connect to."""
-
-_LOOKS = 5
-"""How often, where it is to answer. More than one, because an event loop that stands still for longer than a timeout
-hears of that first, and only then of the answer that has come meanwhile."""
 
 _CONNECT_SECONDS = 5.0
 """A loopback connection takes that long only where a listener's backlog is full."""
@@ -80,9 +79,7 @@ class SocketBroker:
         if self._on_notify_fd is not None:
             self._on_notify_fd(-1)
 
-    async def new_socket(self, family: int, kind: int, answers: Callable[[], bool] = lambda: True) -> socket.socket:
-        """See ports.SocketBroker. `answers` says whether the broker is still to answer: where it isn't, it gets no more
-        time. Raises TimeoutError, which is an OSError, where no answer came."""
+    async def new_socket(self, family: int, kind: int, looks: Sequence[float] = _SOCKETS_LOOKS) -> socket.socket:
         letter = _KINDS[socket.AddressFamily(family), socket.SocketKind(kind)]
         while not self._stock[letter]:
             if letter not in self._requests:
@@ -91,13 +88,10 @@ class SocketBroker:
                 self._next_batch[letter] = min(2 * count, _MAX_BATCH)
                 self._requests[letter] = self._loop.create_future()
             request = self._requests[letter]
-            for _ in range(_LOOKS):
-                await asyncio.wait({request}, timeout=_LOOK_SECONDS)
-                if request.done() or not answers():
-                    break
-            if not request.done():
-                raise TimeoutError(errno.ENOBUFS, "the sandbox gives no sockets")
-            if request.cancelled():
+            for seconds in looks:
+                if not request.done():
+                    await asyncio.wait({request}, timeout=seconds)
+            if not request.done() or request.cancelled():
                 raise OSError(errno.ENOBUFS, "the sandbox gives no sockets")
             if request.result() < 0:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -125,23 +119,19 @@ class SocketBroker:
             notify_fd, self._notify_fd = self._notify_fd, -1
             callback(notify_fd)
 
-    async def connect(self, port: int, answers: Callable[[], bool]) -> socket.socket | None:
-        """See ports.Sandbox. `answers` says whether the broker is to answer, as it does while a program runs."""
+    async def connect(self, port: int) -> socket.socket | None:
+        """See ports.Sandbox."""
         if port in OWN_PORTS:
             return None
         for family, address in _LOOPBACK.items():
             try:
-                sock = await self.new_socket(family, socket.SOCK_STREAM, answers)
-            except TimeoutError:
-                if not answers():
-                    return None
-                # Not None: nobody knows whether a program listens, and the caller would have another one answer.
-                raise Unavailable("The session's sandbox is too slow to be connected to.") from None
+                sock = await self.new_socket(family, socket.SOCK_STREAM, _CONNECT_LOOKS)
             except OSError:  # a kernel without IPv6, or a program that has taken all there is
                 return None
             try:
-                sock.setblocking(False)
-                await self._connect(sock, (address, port))
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    sock.setblocking(False)
+                    await self._loop.sock_connect(sock, (address, port))
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 sock.close()
@@ -151,25 +141,6 @@ class SocketBroker:
             else:
                 return sock
         return None
-
-    async def _connect(self, sock: socket.socket, place: tuple[str, int]) -> None:
-        """Connect a socket. Raises OSError where nothing listens, Unavailable where what does takes no connection."""
-        connecting = asyncio.ensure_future(self._loop.sock_connect(sock, place))
-        try:
-            await asyncio.wait({connecting}, timeout=_CONNECT_SECONDS)
-            if connecting.done():
-                connecting.result()
-                return
-        finally:
-            if not connecting.done():
-                connecting.cancel()
-                await asyncio.wait({connecting})  # or the event loop would still watch the socket
-        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(error, os.strerror(error))
-        try:
-            sock.getpeername()  # it may be connected: see _LOOKS
-        except OSError:
-            raise Unavailable("What listens on this port of the session takes no more connections.") from None
 
     def _receive(self) -> None:
         """Take one message of the guest's. One that wasn't asked for, or its end, closes this broker; and so does a

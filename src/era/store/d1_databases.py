@@ -54,9 +54,9 @@ _IDLE_SECONDS = 3.0
 _KILL_SECONDS = 17.0
 """A worker that hasn't answered for this long is killed. Its own deadlines are before that."""
 
-_COMMIT_SECONDS = 120.0
+_COMMIT_SECONDS = 40.0
 """After which one is killed that has begun to commit: all that is left to do is to write, and a disk may be slow. To be
-killed then would leave nobody knowing what became of it."""
+killed then would leave nobody knowing what became of it. Less than the minute that clients inside wait."""
 
 _REST_SECONDS = 1.0
 """For so long at most it is read what a worker has said before its time was over, and before it was killed."""

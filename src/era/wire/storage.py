@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, FailFast, Field
 
-from era.few_errors import few_wrong
+from era.few_errors import at_most, few_wrong
 from era.wire.base import Body
 
 Metadata = Annotated[dict[str, Any] | None, Field(description="Kept with the value and shown in lists: at most 8 KiB.")]
@@ -25,6 +25,10 @@ class PutObject(Body):
 type Param = str | int | float | bool | Annotated[list[int], FailFast()] | None
 
 
+_MOST_PARAMS = 32_766
+"""As many variables as a statement may have in SQLite as it is by default."""
+
+
 def _is_param(value: Any) -> bool:
     """Whether pydantic would take this for a Param; it says of a wrong one what is wrong with it."""
     return all(type(each) is int for each in value) if isinstance(value, list) else not isinstance(value, dict)
@@ -32,9 +36,10 @@ def _is_param(value: Any) -> bool:
 
 class SqlBody(Body):
     sql: str = Field(description="SQLite's dialect.", examples=["SELECT * FROM users WHERE id = ?"])
-    params: Annotated[list[Param], FailFast()] | Annotated[dict[str, Param], few_wrong(_is_param)] | None = Field(
-        None, description="Values for ?, or by name for :name; bytes as a list of numbers."
-    )
+    params: Annotated[
+        Annotated[list[Param], FailFast()] | Annotated[dict[str, Param], few_wrong(_is_param)] | None,
+        at_most(_MOST_PARAMS),
+    ] = Field(None, description="Values for ?, or by name for :name; bytes as a list of numbers.")
 
 
 class DoneAnswer(BaseModel):

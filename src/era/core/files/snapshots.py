@@ -101,6 +101,8 @@ class Snapshots:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
         self._slots: FairSlots[str | None] = FairSlots(_THREADS, _THREADS // 2)
         self._bulk_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-bulk")
+        # Calls wait for these with their session's turn, so not behind what is in bulk.
+        self._free_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-free")
 
     async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Snapshot:
         """Make the content of `sandbox.workspace` durable, while nothing runs there. Returns its snapshot.
@@ -359,7 +361,7 @@ class Snapshots:
     async def close(self) -> None:
         """Wait for jobs under way, and free everything."""
         self.memories.forget_all()
-        for threads in (self._threads, self._bulk_threads):
+        for threads in (self._threads, self._bulk_threads, self._free_threads):
             await asyncio.to_thread(threads.shutdown)
 
     async def on_thread[T](self, job: Callable[[], T], holder: str | None = None, *, bulk: bool = False) -> T:
@@ -371,7 +373,7 @@ class Snapshots:
 
     async def free(self, job: Callable[[], None]) -> None:
         """See tasks.free_on."""
-        await free_on(self._bulk_threads, job)
+        await free_on(self._free_threads, job)
 
     def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
         """A thread is free for `in_slot` within the block."""

@@ -527,7 +527,7 @@ class Context:
 
 async def _beside[T](take: Callable[[bytes], T], payload: bytes) -> T:
     """Take a payload: in a thread where it is long, since its values may be many. The next frame is taken only then."""
-    return await asyncio.to_thread(take, payload) if len(payload) > jsontext.IN_THREAD else take(payload)
+    return await jsontext.aside(take, payload) if len(payload) > jsontext.IN_THREAD else take(payload)
 
 
 def _finish(done: asyncio.Future[None]) -> None:

@@ -16,6 +16,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from era.core import jsontext
@@ -106,7 +107,8 @@ class CurrentFiles:
                 "list", after=list(after), prefix=list(prefix), limit=limit + 1, directories=directories
             )
             is_long = len(body) > jsontext.IN_THREAD
-            files = await asyncio.to_thread(_listed, body, limit + 1) if is_long else _listed(body, limit + 1)
+            listed = partial(_listed, most=limit + 1)
+            files = await jsontext.aside(listed, body) if is_long else listed(body)
             totals = Snapshot(None, number_of(head, "count"), number_of(head, "bytes"))
             return Page(totals, files[:limit], len(files) > limit)
 

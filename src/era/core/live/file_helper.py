@@ -26,8 +26,10 @@ PIECE = 1 << 18
 """Bytes of a file in one request or answer."""
 
 _SECONDS = 30.0
-"""How long an answer is waited for while the sandbox uses no processor; stall_timeout bounds it in all, since programs
-beside the helper may use some for ever."""
+"""How long an answer is waited for while the sandbox uses no processor."""
+
+_MOST_SECONDS = 90.0
+"""And in all: programs beside the helper may use some for ever, and changes have the session's turn meanwhile."""
 
 _BYTE_US = 0.01
 """What it costs the event loop to take a byte."""
@@ -78,7 +80,7 @@ class FileHelper:
         try:
             if not self.alive:
                 raise gone()
-            async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS):
+            async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS, _MOST_SECONDS):
                 await asyncio.shield(asyncio.create_task(self._send(head, body)))  # as a whole, whoever gives up
                 found, content = await answer
         except (TimeoutError, BrokenPipeError):
