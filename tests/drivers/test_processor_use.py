@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from era.cluster import host_process
 from era.drivers import processes
 from tests.conftest import eventually
 
@@ -43,6 +44,7 @@ def test_a_process_may_be_named_by_any_bytes(tmp_path: Path) -> None:
         assert eventually(lambda: b"\xff" in Path(f"/proc/{process.pid}/comm").read_bytes())
         assert eventually(lambda: not processes.want_processor([process.pid]))
         assert processes.cpu_seconds([process.pid]) < 60
+        assert host_process.began(process.pid) > 0, "a number may be that of any process by now"
 
 
 @pytest.mark.parametrize("works", [True, False])

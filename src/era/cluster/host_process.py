@@ -393,10 +393,10 @@ def began(pid: int) -> int:
     """When this process began, in the kernel's ticks since boot; 0 where there is none, or only what is left of it
     until its parent asks."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # its name may be any bytes
     except OSError:
         return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    return 0 if fields[0] in b"ZX" else int(fields[19])
 
 
 def served_at(said: str) -> str:

@@ -25,7 +25,6 @@ _LONGEST = 30.0
 _WEIGHT = 0.2
 """How much the last interval counts in the mean of those between two places that came free."""
 
-
 _COMING_SECONDS = 1.0
 """After which it is looked again whether a place is still on its way to those whose patience is over."""
 

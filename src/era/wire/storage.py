@@ -24,7 +24,6 @@ class PutObject(Body):
 
 type Param = str | int | float | bool | Annotated[list[int], FailFast()] | None
 
-
 _MOST_PARAMS = 32_766
 """As many variables as a statement may have in SQLite as it is by default."""
 
