@@ -460,10 +460,12 @@ def exchanged(url: str, request: bytes) -> bytes:
     """What a host answers to these bytes, in which SELF stands for its name."""
     name, _, port = url.removeprefix("http://").rpartition(":")
     answer = b""
-    with create_connection((name, int(port)), timeout=60) as connection, suppress(ConnectionError):
-        connection.sendall(request.replace(b"SELF", f"{name}:{port}".encode()))
-        while piece := connection.recv(1 << 16):
-            answer += piece
+    with create_connection((name, int(port)), timeout=60) as connection:
+        with suppress(ConnectionError):  # it may answer, and hang up, before it has read all
+            connection.sendall(request.replace(b"SELF", f"{name}:{port}".encode()))
+        with suppress(ConnectionError):
+            while piece := connection.recv(1 << 16):
+                answer += piece
     return answer
 
 
