@@ -39,8 +39,9 @@ fits `data` has fewer."""
 
 _AT_ONCE_PARTS = 30_000
 _AT_ONCE_BYTES = 1 << 20
-_THREADS = ThreadPoolExecutor(2, thread_name_prefix="era-json")
 """Of a text that is parsed on the event loop: that takes some 10 ms at most."""
+
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="era-json")
 
 _STEP_BYTES = 1 << 20
 _STEP_PARTS = 10_000
