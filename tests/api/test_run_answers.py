@@ -12,8 +12,8 @@ import pytest
 from era.wire.runs import CodeAnswer, CodeStoredAnswer, ExecuteAnswer, RunAnswer
 from tests.api.answers import RUN_KEYS, assert_recent, checked, refused
 from tests.api.event_streams import numbered
-from tests.api.told import TELLS_ITS_END
-from tests.conftest import MakeSession, Run, eventually
+from tests.api.told import TELLS_ITS_END, has_ended
+from tests.conftest import MakeSession, Run
 
 
 def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeSession) -> None:
@@ -194,10 +194,9 @@ def test_execute_refuses_a_stream_as_it_refuses_all_else(client: httpx.Client) -
 
 
 def test_the_program_of_a_stream_that_nobody_reads_any_more_ends(client: httpx.Client) -> None:
-    client.delete("/api/storage/kv/ends/one")  # which another test's program may have left
     with client.stream(
         "POST", "/api/execute", json={"language": "python", "code": TELLS_ITS_END, "timeout": 300}, headers=STREAMED
     ) as answer:
         assert next(numbered(answer))[2]["content"] == "on\n"
-        assert client.get("/api/storage/kv/ends/one").status_code == 404
-    assert eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)
+        assert client.get("/api/storage/kv/ends/one").json()["value"] != "told"
+    assert has_ended(client)

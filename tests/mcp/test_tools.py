@@ -22,7 +22,7 @@ from mcp_types import TextResourceContents
 from era.issuer import Issuer
 from tests.api.answers import refused
 from tests.api.owners import Owners, new_key
-from tests.api.told import TELLS_ITS_END
+from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import Server, eventually
 from tests.mcp.clients import WAYS, text_of, used
 from tests.sdk.scripted import serving
@@ -367,8 +367,6 @@ def test_progress_and_cancellation_without_a_session(
     if "handshake" in way:
         pytest.skip("a cancellation in that form can't be told whose it is, see below")
 
-    client.delete("/api/storage/kv/ends/one")
-
     async def work(connected: Client) -> None:
         said: list[str] = []
 
@@ -381,7 +379,7 @@ def test_progress_and_cancellation_without_a_session(
         assert said == ["on\n"]
 
     used(server, way, work)
-    assert eventually(lambda: client.get("/api/storage/kv/ends/one").status_code == 200)
+    assert has_ended(client)
 
 
 @pytest.mark.parametrize("way", ["http", "stdio"])

@@ -20,7 +20,7 @@ from era import AsyncEra, Era
 from era.errors import RangeNotSatisfiable
 from era.sdk.answers import ApiKey, RunFailed, RunRecord, RunResult, Webhook
 from era.sdk.events import Gap, SetupDone, SetupLine, Stdout
-from tests.api.told import TELLS_ITS_END
+from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import MakeServer, Server, eventually, free_port
 from tests.sdk.cutter import Cutter, cut_once_after
 from tests.sdk.scripted import Script, ScriptedServer, refusal, serving
@@ -205,20 +205,16 @@ def test_a_broken_stream_without_a_session_says_so_and_ends_the_program(server: 
         with pytest.raises(era.ConnectionLost), client.stream("python", TELLS_ITS_END, timeout=300) as stream:
             stream.wait()
         assert sum(b"/api/execute" in request for request in way.requests) == 1
-    with Era(server.url) as client:
-        assert eventually(lambda: client.storage.kv.get("ends", "one")) == "told"
+    with server.client() as client_of_http:
+        assert has_ended(client_of_http)
 
 
 async def test_who_closes_a_stream_without_a_session_ends_the_program(server: Server) -> None:
-    async with AsyncEra(server.url) as client:
-        async with await client.stream("python", TELLS_ITS_END, timeout=300) as stream:
-            assert (await anext(aiter(stream))).answer["content"] == "on\n"
-            assert await client.storage.kv.get("ends", "one") is None
-        for _ in range(3000):
-            if told := await client.storage.kv.get("ends", "one"):
-                break
-            await asyncio.sleep(0.02)
-        assert told == "told"
+    async with AsyncEra(server.url) as client, await client.stream("python", TELLS_ITS_END, timeout=300) as stream:
+        assert (await anext(aiter(stream))).answer["content"] == "on\n"
+        assert await client.storage.kv.get("ends", "one") != "told"
+    with server.client() as client_of_http:
+        assert await asyncio.to_thread(has_ended, client_of_http)
 
 
 def test_a_run_whose_answer_is_lost_is_not_run_twice(server: Server) -> None:
