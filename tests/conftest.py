@@ -347,7 +347,7 @@ def mounts() -> list[str]:
     return Path("/proc/self/mounts").read_text().splitlines()
 
 
-def eventually(probe: Callable[[], Any], seconds: float = 60.0) -> Any:
+def eventually(probe: Callable[[], Any], seconds: float = 240.0) -> Any:
     """Call `probe` until its result is truthy, or for so many seconds; returns its last result.
 
     The default is long because machines may be busy: it only bounds how long a test that fails takes.

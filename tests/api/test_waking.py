@@ -39,7 +39,7 @@ SIZE = "import os\nopen('large', 'r+b').write(b'x')\nprint(os.stat('large').st_s
 
 
 def _run(client: httpx.Client, where: str, code: str) -> str:
-    answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 120}, timeout=150)
+    answer = client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 300}, timeout=400)
     assert answer.status_code == 200, answer.text
     assert answer.json()["status"] == "ok", answer.text
     return str(answer.json()["stdout"])

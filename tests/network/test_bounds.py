@@ -81,7 +81,7 @@ for n in range(20):
     before = descriptors(served)
     for _ in range(10):
         one.says(code)
-    assert eventually(lambda: descriptors(served) <= before + 2, 15), (before, descriptors(served))
+    assert eventually(lambda: descriptors(served) <= before + 2), (before, descriptors(served))
 
 
 def test_a_connection_on_which_nothing_moves_is_closed(odd: NetServer) -> None:
