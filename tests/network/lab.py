@@ -128,7 +128,7 @@ class Lab:
         """All that a program hears that says this, and no more than that."""
         reader, writer = await self.connect(**how)  # type: ignore[arg-type]
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read()
 
     async def close(self) -> None:

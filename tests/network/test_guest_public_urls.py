@@ -37,7 +37,7 @@ async def exchanged(request: bytes) -> tuple[bytes, list[Scope], tuple[int, int]
     await asyncio.get_running_loop().connect_accepted_socket(lambda: urls.protocol(count, ended.set), ours)
     reader, writer = await asyncio.open_connection(sock=theirs)
     writer.write(request)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         said = await reader.read()
         await ended.wait()
     writer.close()
@@ -111,7 +111,7 @@ async def test_a_websocket_is_handed_on() -> None:
     hidden = b"GET /api/sessions HTTP/1.1\r\nHost: h\r\n\r\n"
     head = b"GET /proxy/s/1/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     writer.write(head + hidden)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert await reader.readexactly(len(hidden)) == hidden
         writer.close()

@@ -86,7 +86,7 @@ async def both_ends(lab: Lab) -> AsyncIterator[tuple[socket.socket, socket.socke
         carried = asyncio.create_task(intercepted.carry(arrived, far, ADDRESS, (HOST,), lambda *_: lab.traffic))
         for _ in range(5):
             await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield program, server
         carried.cancel()
         await asyncio.wait([carried])

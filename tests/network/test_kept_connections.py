@@ -38,7 +38,7 @@ async def said(lab: Lab, ends: Ends, key: bytes) -> tuple[bytes, bytes]:
     """What the server hears as the key, and what the program hears of it."""
     lab.heard = b""
     ends[1].write(b"GET / HTTP/1.1\r\nHost: %s\r\nX-Key: %s\r\n\r\n" % (HOST.encode(), key))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         head = await ends[0].readuntil(b"\r\n\r\n")
         body = await ends[0].readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
     return lab.heard.split(b"X-Key: ")[1].split(b"\r\n")[0], body
@@ -78,7 +78,7 @@ async def test_a_body_that_is_still_to_come_waits_for_no_secret_that_has_gone(la
     await asyncio.sleep(0.1)
     lab.intercepted[0].remove([FIRST])
     ends[1].write(MARK)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await ends[0].readuntil(b"\r\n\r\n")
     assert lab.heard.count(MARK) == 2
     assert b"canary" not in lab.heard
@@ -107,7 +107,7 @@ async def test_values_that_come_later_are_looked_for_in_a_long_answer(lab: Lab, 
     writer.write(
         b"GET / HTTP/1.1\r\nHost: %s\r\n%sX-Key: %s\r\n\r\n" % (HOST.encode(), upgrade if is_socket else b"", MARK)
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await reader.readuntil(b"begun\n")
         lab.intercepted[0].add([LATER])
         lab.intercepted[0].remove([FIRST])
@@ -135,7 +135,7 @@ async def test_they_are_looked_for_also_where_there_was_none_when_the_answer_beg
     lab.intercepted[0].remove([FIRST])
     lab.answer = stream
     ends[1].write(b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % HOST.encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         rest = await ends[0].readuntil(b"begun\n")
         lab.intercepted[0].add([LATER])
         go_on.set()
