@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -15,6 +17,7 @@ from tests.conftest import MakeServer, Server, at_best
 CREATE = b'{"language":"python"}'
 SERVED, REFUSED = "served", "refused"
 PATIENCE = 25.0
+IDLE_SECONDS = 5.0  # uvicorn's
 GET = b"GET /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n"
 POST = b"POST /api/sessions HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -175,6 +178,22 @@ def test_two_hosts_are_refused_with_a_key_too(own_server: MakeServer, path: byte
             head = b"GET " + path + b" HTTP/1.1\r\nAuthorization: Bearer the-key\r\nConnection: close\r\n"
             connection.send(head + hosts + b"\r\n")
             assert statuses(connection.receive()) == [400]
+
+
+def test_a_request_that_came_while_the_service_stood_still_is_answered(own_server: MakeServer) -> None:
+    """Its connection has been idle for too long by the clock, but it had come before."""
+    server, asked = own_server(), b"GET /health HTTP/1.1\r\nHost: SELF\r\n\r\n"
+    with Connection(server) as connection:
+        connection.send(asked)
+        assert statuses(connection.socket.recv(1 << 16)) == [200]
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            connection.send(asked)
+            time.sleep(IDLE_SECONDS + 0.5)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert statuses(connection.socket.recv(1 << 16)) == [200]
+        assert connection.receive(60) == b"", "an idle one is closed"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,11 @@ has to wait for the one before.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import re
+import termios
+from array import array
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -156,6 +159,19 @@ class Protocol(HttpToolsProtocol):
         self._lost.set()
         if self._tunnel is not None:
             self._tunnel.feed_eof()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless a request has arrived that isn't read yet, because the event loop stood
+        still: timers come before that, and its caller would find the connection reset."""
+        if not self._has_unread_bytes():
+            super().timeout_keep_alive_handler()
+
+    def _has_unread_bytes(self) -> bool:
+        if self.transport.is_closing():
+            return False
+        count = array("i", [0])
+        fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+        return count[0] > 0
 
     def shutdown(self) -> None:
         """The server stops: uvicorn calls this once. Another host may be sending a call at this moment, by a connection
