@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import signal
 import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 
 import pytest
 
@@ -182,18 +184,19 @@ def test_two_hosts_are_refused_with_a_key_too(own_server: MakeServer, path: byte
 
 def test_a_request_that_came_while_the_service_stood_still_is_answered(own_server: MakeServer) -> None:
     """Its connection has been idle for too long by the clock, but it had come before."""
-    server, asked = own_server(), b"GET /health HTTP/1.1\r\nHost: SELF\r\n\r\n"
-    with Connection(server) as connection:
-        connection.send(asked)
-        assert statuses(connection.socket.recv(1 << 16)) == [200]
+    server = own_server()
+    with closing(HTTPConnection(server.url.removeprefix("http://"), timeout=60)) as connection:
+        connection.request("GET", "/health")
+        connection.getresponse().read()
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            connection.send(asked)
+            connection.request("GET", "/health")
             time.sleep(IDLE_SECONDS + 0.5)
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        assert statuses(connection.socket.recv(1 << 16)) == [200]
-        assert connection.receive(60) == b"", "an idle one is closed"
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["status"]) == (200, "ok")
+        assert connection.sock.recv(1) == b"", "an idle one is closed"
 
 
 @pytest.mark.parametrize(
