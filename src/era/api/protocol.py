@@ -161,12 +161,13 @@ class Protocol(HttpToolsProtocol):
             self._tunnel.feed_eof()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, unless a request has arrived that isn't read yet, because the event loop stood
-        still: timers come before that, and its caller would find the connection reset."""
+        """Close an idle connection."""
         if not self._has_unread_bytes():
             super().timeout_keep_alive_handler()
 
     def _has_unread_bytes(self) -> bool:
+        """Whether a request has arrived that isn't read yet, because the event loop stood still: timers come before
+        that, and if one closes the connection, the caller finds it reset."""
         if self.transport.is_closing():
             return False
         count = array("i", [0])
@@ -193,7 +194,8 @@ class Protocol(HttpToolsProtocol):
         """Close it when it has carried nothing for longer than other hosts keep one for their next call."""
         now = self.loop.time()
         self._idle_since = (self._idle_since or now) if self._is_idle else None
-        if self._idle_since is not None and now - self._idle_since > REUSED_SECONDS + _ON_ITS_WAY_SECONDS:
+        is_unused = self._idle_since is not None and now - self._idle_since > REUSED_SECONDS + _ON_ITS_WAY_SECONDS
+        if is_unused and not self._has_unread_bytes():
             self.transport.close()
         if not self.transport.is_closing():
             self.loop.call_later(_LOOK_SECONDS, self._close_once_unused)
