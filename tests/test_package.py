@@ -162,7 +162,7 @@ def tool_server(distribution: Distribution, tmp_path_factory: pytest.TempPathFac
     command = (*uvx, "python", "-c", "import sys; print(sys.prefix)")
     installed = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=uvx_environment(directory), check=True)
     before = mounts()
-    server = ToolServer(directory / "data", uvx=uvx, home=directory, start_seconds=600)  # it is nice
+    server = ToolServer(directory / "data", uvx=uvx, home=directory, start_seconds=600)  # long, for `nice`
     server.start()
     yield server
     processes = server.descendants()

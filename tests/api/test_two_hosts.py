@@ -27,7 +27,7 @@ from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
 from tests.client.command import era
 from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
-from tests.hostile.test_raw_requests import REQUESTS
+from tests.hostile.test_raw_requests import REQUESTS, Connection
 from tests.two_hosts import Home
 
 SERVER = """\
@@ -458,15 +458,9 @@ def test_bytes_that_are_no_plain_request_are_taken_for_the_same_at_both_hosts(
 
 def exchanged(url: str, request: bytes) -> bytes:
     """What a host answers to these bytes, in which SELF stands for its name."""
-    name, _, port = url.removeprefix("http://").rpartition(":")
-    answer = b""
-    with create_connection((name, int(port)), timeout=60) as connection:
-        with suppress(ConnectionError):  # it may answer, and hang up, before it has read all
-            connection.sendall(request.replace(b"SELF", f"{name}:{port}".encode()))
-        with suppress(ConnectionError):
-            while piece := connection.recv(1 << 16):
-                answer += piece
-    return answer
+    with Connection(url) as connection:
+        connection.send(request)
+        return connection.receive(60)
 
 
 def test_a_body_that_the_home_waits_for_in_vain_ends_the_callers_connection(tmp_path: Path) -> None:

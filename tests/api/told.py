@@ -6,6 +6,8 @@ import time
 
 import httpx
 
+from tests.conftest import eventually
+
 UNTIL_TOLD = """
 import era_storage, time
 def until_told(word):
@@ -36,16 +38,16 @@ _SILENT = 10.0
 def has_ended(client: httpx.Client) -> bool:
     """Whether the program TELLS_ITS_END ends, which is waited for. It says so, but on a busy machine the two seconds
     that it has for that may be too short: then one sees it by that it says nothing any more."""
-    began = since = time.monotonic()
-    last: object = None
-    while time.monotonic() < began + 60:
+    last, since = "", time.monotonic()
+
+    def is_told_or_silent() -> bool:
+        nonlocal last, since
         beat = client.get("/api/storage/kv/ends/one").json()["value"]
-        if beat == "told" or (beat == last and time.monotonic() > since + _SILENT):
-            return True
         if beat != last:
             last, since = beat, time.monotonic()
-        time.sleep(0.02)
-    return False
+        return beat == "told" or time.monotonic() > since + _SILENT
+
+    return bool(eventually(is_told_or_silent))
 
 
 def tell(client: httpx.Client, word: str = "go") -> None:

@@ -108,8 +108,8 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
 class Connection:
     """A connection that sends bytes as they are."""
 
-    def __init__(self, server: Server) -> None:
-        self.host = server.url.removeprefix("http://").encode()
+    def __init__(self, url: str) -> None:
+        self.host = url.removeprefix("http://").encode()
         name, _, port = self.host.decode().rpartition(":")
         self.socket = socket.create_connection((name, int(port)), timeout=PATIENCE)
 
@@ -159,7 +159,7 @@ def assert_serves(server: Server) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server, name: str) -> None:
     request, expected = REQUESTS[name]
-    with Connection(server) as connection:
+    with Connection(server.url) as connection:
         connection.send(request)
         received = connection.receive()
     if expected == SERVED:
@@ -176,7 +176,7 @@ def test_a_malformed_request_is_refused_and_its_connection_closed(server: Server
 def test_two_hosts_are_refused_with_a_key_too(own_server: MakeServer, path: bytes) -> None:
     server = own_server(api_key="the-key")
     for hosts in (b"Host: SELF\r\nHost: evil.example\r\n", b"Host: evil.example\r\nHost: SELF\r\n"):
-        with Connection(server) as connection:
+        with Connection(server.url) as connection:
             head = b"GET " + path + b" HTTP/1.1\r\nAuthorization: Bearer the-key\r\nConnection: close\r\n"
             connection.send(head + hosts + b"\r\n")
             assert statuses(connection.receive()) == [400]
@@ -217,7 +217,7 @@ def test_a_request_that_came_while_the_service_stood_still_is_answered(own_serve
 )
 @pytest.mark.parametrize("how", ["shut down", "abrupt"])
 def test_half_a_request_changes_nothing(server: Server, request_: bytes, how: str) -> None:
-    with Connection(server) as connection:
+    with Connection(server.url) as connection:
         connection.send(request_)
         if how == "shut down":
             connection.end()
@@ -231,9 +231,9 @@ def test_half_requests_hold_up_nobody(server: Server) -> None:
     """And a request that comes a byte at a time is served."""
     with ExitStack() as stack:
         for number in range(200):
-            waiting = stack.enter_context(Connection(server))
+            waiting = stack.enter_context(Connection(server.url))
             waiting.send((GET, CHUNKED, POST + SIZED + b"\r\n" + CREATE[:5], b"")[number % 4])
-        slow = stack.enter_context(Connection(server))
+        slow = stack.enter_context(Connection(server.url))
         for number, byte in enumerate((POST + SIZED + b"\r\n" + CREATE).replace(b"SELF", slow.host)):
             slow.send(bytes([byte]))
             if number % 16 == 0:
@@ -245,7 +245,7 @@ def test_half_requests_hold_up_nobody(server: Server) -> None:
     "header", [b"X-A: " + b"a" * (1 << 20) + b"\r\n", b"X-A: a\r\n" * 20_000], ids=["long", "many"]
 )
 def test_huge_headers_do_no_harm(server: Server, header: bytes) -> None:
-    with Connection(server) as connection:
+    with Connection(server.url) as connection:
         connection.send(GET + header + b"\r\n")
         assert all(status < 500 for status in statuses(connection.receive()))
     assert_serves(server)
@@ -277,7 +277,7 @@ def test_spoiled_requests_do_not_make_the_service_fail(server: Server) -> None:
     failures = []
     for _ in range(400):
         request = spoiled(chance)
-        with Connection(server) as connection:
+        with Connection(server.url) as connection:
             connection.send(request)
             try:
                 received = connection.receive(0.05)
