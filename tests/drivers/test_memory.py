@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
+from era.core.process import ProcessEnded
 from era.drivers import processes
 from era.drivers.cgroups import Cgroups
 from era.drivers.memory import MemoryWatch
@@ -194,12 +195,13 @@ while input():
 """
 
 
-async def grows_with_each_run(sandbox: Any, kind: str) -> str:
-    """How a process ends that takes 70 MiB before each of 20 runs: of 256 MiB it leaves enough for a run until it takes
-    too much itself. Where a run does and both are killed, each may be told of the kill of the other."""
+async def grows_with_each_run(sandbox: Any, kind: str) -> tuple[str, ProcessEnded, int]:
+    """Why and how a process ends that takes 70 MiB before each run, and before which one: of 256 MiB it leaves enough
+    for a run until it takes too much itself. Where a run does and both are killed, each may be told of the kill of the
+    other. Some ten runs go by until then; on a busy machine many pass until the next measurement has its turn."""
     following = await steps.begun(sandbox, steps.spec("python3", "-c", f"KIND = {kind!r}{GROWS}", stdin=True))
     async with asyncio.timeout(120):
-        for times in range(1, 21):
+        for times in range(1, 61):
             with contextlib.suppress(BrokenPipeError, AssertionError):  # it has ended
                 await following.process.write(b"more\n")
                 await following.until(b"MORE", times)
@@ -209,7 +211,7 @@ async def grows_with_each_run(sandbox: Any, kind: str) -> str:
         else:
             await following.process.kill()
         _, ended = await following.end()
-    return ended.cause
+    return ended.cause, ended, times
 
 
 def test_a_process_does_not_take_more_with_each_run_beside_it(sandboxes: Any) -> None:
@@ -217,7 +219,8 @@ def test_a_process_does_not_take_more_with_each_run_beside_it(sandboxes: Any) ->
     thing. Whose files in memory are isn't known from outside of gVisor, and there the run is ended for them."""
     for kind in ("maps",) if sandboxes.name.startswith("gvisor") else ("maps", "files"):
         sandbox = sandboxes.make()
-        assert sandboxes.do(sandbox, grows_with_each_run, kind) == "oom", kind
+        cause, *how = sandboxes.do(sandbox, grows_with_each_run, kind)
+        assert cause == "oom", (kind, how)
         sandboxes.close(sandbox)
 
 
@@ -234,7 +237,8 @@ def test_the_end_of_a_process_that_was_killed_can_come_before_the_kill_has_retur
 
     with patch.object(processes, "kill_largest", late):
         sandbox = sandboxes.make()
-        assert sandboxes.do(sandbox, grows_with_each_run, "maps") == "oom"
+        cause, *how = sandboxes.do(sandbox, grows_with_each_run, "maps")
+        assert cause == "oom", how
         sandboxes.close(sandbox)
 
 
