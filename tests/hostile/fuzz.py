@@ -137,11 +137,11 @@ class Fuzz:
             generation_config=self.schema.config.generation_for(operation=operation),
         )
 
-    def random_cases(self, number: int, examples: int) -> None:
-        """Random cases of every operation until time is up, the same for the same `number`. Those come first of which
-        no case has succeeded so far."""
+    def random_cases(self, number: int, examples: int, most: int | None = None) -> None:
+        """Random cases of every operation, or of so many at random, until time is up, the same for the same `number`.
+        Those come first of which no case has succeeded so far."""
         operations = random.Random(number).sample(self.operations, len(self.operations))
-        for operation in sorted(operations, key=lambda operation: not self._is_awaited(operation.label)):
+        for operation in sorted(operations, key=lambda operation: not self._is_awaited(operation.label))[:most]:
             if self.over:  # making cases takes long, too
                 break
             modes = [GenerationMode.POSITIVE]

@@ -204,7 +204,7 @@ def test_a_history_under_a_random_schedule_with_ray(cluster: NetworkedCluster, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [-faults.MINUTES, faults.MINUTES])
+@pytest.mark.parametrize("seconds", soak_the_rest([-faults.MINUTES, faults.MINUTES], 1))
 @without_ray
 def test_a_session_ends_by_the_databases_clock(cluster: NetworkedCluster, seconds: float) -> None:
     right, wrong = cluster.hosts[:2]

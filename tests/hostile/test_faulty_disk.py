@@ -100,7 +100,7 @@ async def reopened(directory: Path) -> Stores:
     "error",
     [pytest.param(errno.EIO, id="EIO"), pytest.param(errno.ENOSPC, id="ENOSPC", marks=pytest.mark.soak)],
 )
-@pytest.mark.parametrize("call", soak_the_rest(CALLS, CALLS[:4]))
+@pytest.mark.parametrize("call", soak_the_rest(CALLS, ("write", "fsync", "rename")))
 async def test_a_commit_whose_files_fail_leaves_the_old_state(call: str, error: int, scratch: Path) -> None:
     stores = await reopened(scratch)
     await stores.commits.create()
@@ -130,7 +130,9 @@ async def test_a_commit_whose_files_fail_leaves_the_old_state(call: str, error: 
         assert failures > 10
 
 
-@pytest.mark.parametrize("call", ["open", "read", "unlink", "listdir", "stat", "sendfile"])
+@pytest.mark.parametrize(
+    "call", soak_the_rest(["open", "read", "unlink", "listdir", "stat", "sendfile"], ("open", "read", "unlink"))
+)
 async def test_a_restore_or_a_collection_that_fails_harms_nothing(call: str, scratch: Path) -> None:
     stores = await reopened(scratch)
     await stores.commits.create()
@@ -168,9 +170,8 @@ SQLITE_FAULTS = [
 @pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize(("call", "file", "error"), SQLITE_FAULTS[:1])
 async def test_a_database_that_fails_leaves_old_or_new(call: str, file: str, error: str, scratch: Path) -> None:
-    n = 1
-    while await fails(scratch / str(n), call, file, error, n):
-        n = n * 6 + 1
+    for n in (7, 259):  # as tables are made, and in a commit
+        assert await fails(scratch / str(n), call, file, error, n)
 
 
 @pytest.mark.soak
@@ -190,7 +191,7 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bo
     Returns whether that call was reached."""
     (directory / "data").mkdir(parents=True)
     log = directory / "strace"
-    command = ["strace", "-f", "-qq", "-o", str(log), "-P", str(directory / "data" / file)]
+    command = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-P", str(directory / "data" / file)]
     command += ["-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}..{n + 1}"]
     done = subprocess.run([*command, *workload(directory, 6)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 or "created" not in done.stdout, done.stderr
@@ -201,7 +202,7 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int) -> bo
     return failed
 
 
-@pytest.mark.parametrize("limit", soak_the_rest([40_000, 100_000, 400_000, 1_000_000], [100_000, 1_000_000]))
+@pytest.mark.parametrize("limit", soak_the_rest([40_000, 100_000, 400_000, 1_000_000], [1_000_000]))
 async def test_a_file_size_limit_loses_nothing_acknowledged(limit: int, scratch: Path) -> None:
     """With `ulimit -f`."""
     directory = scratch / "disk"

@@ -15,6 +15,7 @@ from era.store.s3_blobs import S3Blobs
 from era.store.s3_client import Patience
 from tests.hostile.commits import Commits
 from tests.owners import mine
+from tests.soaking import soak_the_rest
 from tests.store.s3 import S3, Fault, FaultyS3
 
 ONCE = Patience(total=0.0, attempts=1, pause=0.02, requests=0, silence=20.0)
@@ -75,12 +76,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     "fault",
-    [
-        "error",
-        "error after",
-        pytest.param("half", marks=pytest.mark.soak),
-        pytest.param("hang", marks=pytest.mark.soak),
-    ],
+    soak_the_rest(["error", "error after", "half", "hang"], ["error after"]),
 )
 async def test_a_commit_that_fails_leaves_the_old_state(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
@@ -117,11 +113,14 @@ async def test_a_commit_that_fails_leaves_the_old_state(
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.soak), "half"])
-async def test_a_single_failure_is_retried(fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path) -> None:
-    """One failure at each request of commits, restores and collections in turn."""
+@pytest.mark.parametrize("step", soak_the_rest([2, 1], 1))
+@pytest.mark.parametrize("fault", soak_the_rest(["error", "half"], ["half"]))
+async def test_a_single_failure_is_retried(
+    fault: Fault, step: int, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
+) -> None:
+    """One failure at every request, or every second one, of commits, restores and collections in turn."""
     async with Stores(s3, bucket, faulty, tmp_path, TWICE) as stores:
-        for n in range(1, 9):
+        for n in range(1, 9, step):
             faulty.fail(fault, n)
             version = await stores.commits.commit()
             stores.blobs._cache.clear()
@@ -132,7 +131,7 @@ async def test_a_single_failure_is_retried(fault: Fault, s3: S3, bucket: str, fa
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("fault", ["error", "half"])
+@pytest.mark.parametrize("fault", soak_the_rest(["error", "half"], ["half"]))
 async def test_what_cannot_be_read_is_an_error_and_nothing_else(
     fault: Fault, s3: S3, bucket: str, faulty: FaultyS3, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_a_session_without_a_home_goes_where_its_packages_are(tmp_path: Path) ->
         assert not list((home.data_dir.parent / "data-other" / "environments").glob("?" * 64))
 
 
+@pytest.mark.soak
 def test_a_new_session_is_set_up_where_the_same_was_done_before(tmp_path: Path) -> None:
     six = {"language": "python", "setup": {"pip": ["six"]}}
     with full_home(tmp_path, 8, ERA_MAX_WARM="8") as home, home.client() as elsewhere:
@@ -167,11 +168,12 @@ class Both:
         return self.home if number else self.home.at_home()
 
 
-@pytest.mark.parametrize("sessions", [8])
-def test_no_call_fails_while_sessions_move(tmp_path: Path, sessions: int) -> None:
-    """Clients that append through both hosts are all answered, in one order a session."""
+@pytest.mark.soak
+def test_no_call_fails_while_sessions_move(tmp_path: Path) -> None:
+    """Clients that append through both hosts are all answered, in one order a session. So are those of a hot session
+    (test_hot_sessions.py)."""
     with full_home(tmp_path, others_warm=6) as home, home.client() as client:
-        names = [f"s{number}" for number in range(sessions)]
+        names = [f"s{number}" for number in range(8)]
         make(client, *names)
         history = History(Both(home), names)
         clients = [threading.Thread(target=history.append, args=(seed, 12)) for seed in range(4)]

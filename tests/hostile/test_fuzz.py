@@ -14,10 +14,11 @@ SOAK_SECONDS = 75.0  # a round
 SOAK_ROUNDS = 4
 
 
-def test_a_random_request_of_each_kind_does_not_make_the_service_fail(own_server: MakeServer) -> None:
-    """So many of them, not for so long: what is found doesn't depend on how busy the machine is."""
+def test_a_random_request_of_some_kinds_does_not_make_the_service_fail(own_server: MakeServer) -> None:
+    """So many of them, not for so long: what is found doesn't depend on how busy the machine is. The next test tries
+    those of each kind."""
     fuzz = Fuzz(own_server())  # it changes settings of the server, too
-    fuzz.random_cases(number=1, examples=1)
+    fuzz.random_cases(number=1, examples=1, most=40)
     if fuzz.findings:
         pytest.fail(fuzz.report())
 

@@ -40,7 +40,7 @@ class HostChurn(Churn):
         await self.homes.take((await self.store.session(mine(name))).key)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=soak_the_rest(["sqlite", "postgresql"], ["postgresql"]))
 def url(request: pytest.FixtureRequest, scratch: Path) -> str:
     """The URL of a database that hosts share."""
     if request.param == "sqlite":

@@ -97,7 +97,7 @@ def descriptors(server: Server) -> int:
 
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
-@pytest.mark.parametrize("half", soak_the_rest(HALF, ("nothing", "a part of a head", "a part of a body")))
+@pytest.mark.parametrize("half", soak_the_rest(HALF, ("a part of a head", "a part of a body")))
 def test_half_open_requests_harm_nobody_else(serve: Callable[..., Server], half: str, kind: str) -> None:
     server = serve(kind=kind)
     with flood(server, HALF[half]):
@@ -108,7 +108,7 @@ def test_half_open_requests_harm_nobody_else(serve: Callable[..., Server], half:
             assert httpx.get(f"{server.url}/proxy/public/1/", timeout=60).text == "hello\n"
 
 
-@pytest.mark.parametrize("half", soak_the_rest(["nothing", "a part of a head"], 1))
+@pytest.mark.parametrize("half", soak_the_rest(["nothing", "a part of a head"], ["a part of a head"]))
 def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., Server], half: str) -> None:
     server = serve(UNCOUNTED)
     with flood(server, HALF[half]):

@@ -21,7 +21,7 @@ MIB = 1 << 20
 LIMIT = 4 * MIB
 MOST = LIMIT * 9 // 8 + MIB
 RUNS = 15
-CHECKPOINTS_KEPT = 10
+CHECKPOINTS_KEPT = 7
 
 REWRITE = "import os\nfor n in range(4): open(f'f{n}', 'wb').write(os.urandom(1 << 18))"
 PUT_AWAY = "import os; os.rename('f0', 'f1'); open('f0', 'wb').write(os.urandom(1 << 19))"
@@ -75,7 +75,7 @@ def stored(server: ForkedServer) -> int:
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param(REWRITE, id="rewrite"),
+        pytest.param(REWRITE, id="rewrite", marks=pytest.mark.soak),
         pytest.param(PUT_AWAY, id="put away"),
         pytest.param(MANY_NAMES, id="many names", marks=pytest.mark.soak),
     ],

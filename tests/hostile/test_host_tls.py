@@ -18,7 +18,6 @@ from era.cluster.own_authority import certify
 from tests.api.event_streams import numbered
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket
-from tests.client.command import era
 from tests.conftest import Server, assert_nothing_left, eventually, mounts
 from tests.two_hosts import SECRET, Home
 
@@ -231,12 +230,15 @@ def test_what_takes_the_place_of_the_home_gets_nothing(
 
 
 def test_a_host_without_a_certificate_of_the_clusters_does_not_start(home: Home, foreign: Mapping[str, str]) -> None:
-    mine = {"ERA_SHARED_DIR": str(home.content_dir), "ERA_CLUSTER_SECRET": SECRET, "ERA_PORT": "0"}
+    mine = {"ERA_SHARED_DIR": str(home.content_dir), "ERA_CLUSTER_SECRET": SECRET}
     for number, (certificate, said) in enumerate(((foreign, "its certificate"), ({}, "its certificate"))):
-        directory = home.data_dir.parent / f"refused-{number}"
-        started = era(None, "serve", code=2, env={**mine, **certificate, "ERA_DATA_DIR": str(directory)})
-        problem = [line for line in started.stderr.splitlines() if line.startswith("era: ")]
-        assert len(problem) == 1, started.stderr
+        refused = Server(home.data_dir.parent / f"refused-{number}", {**mine, **certificate})
+        with pytest.raises(AssertionError, match="The server did not start"):
+            refused.start()
+        assert refused.stop() == 2, "it hadn't ended by itself"
+        assert "Traceback" not in refused.log, refused.log
+        problem = [line for line in refused.log.splitlines() if line.startswith("era: ")]
+        assert len(problem) == 1, refused.log
         assert "don't trust each other" in problem[0]
         assert said in problem[0]
         assert home.hosts_url in problem[0]

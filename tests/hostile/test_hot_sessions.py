@@ -72,7 +72,7 @@ def elsewhere(home: Home) -> set[str]:
 def test_a_hot_session_moves_while_eight_clients_run_in_it(tmp_path: Path) -> None:
     """Nothing is lost or done twice, and no call fails; what has a process stays, however busy."""
     with small_hosts(tmp_path) as home, home.at_home().client() as client:
-        live = [f"live{number}" for number in range(12)]
+        live = [f"live{number}" for number in range(5)]
         make(client, "hot", *live)
         count(client, "hot")
         for name in live:

@@ -297,22 +297,25 @@ def test_the_search_finds_what_a_look_that_trusts_inotify_overlooks(isolation: s
 
 
 SLOW = """
-import time
+import os, time
 from era.core.files.watch import Watch
-skip = Watch.skip
+skip, much = Watch.skip, os.environ["ERA_DATA_DIR"] + "/much"
 def slowly(self):
-    time.sleep(6)
+    if os.path.exists(much): time.sleep(6)
     skip(self)
 Watch.skip = slowly
 """
-"""The end of a look takes long, as it does where much is stored."""
+"""The end of a look takes long while there is this file, as it does where much is stored."""
 
 
 def test_no_process_begins_while_a_run_s_files_are_looked_at(own_server: MakeServer) -> None:
     """Or what it writes meanwhile would be taken for seen."""
-    with own_server(weakness=SLOW).client() as client, ThreadPoolExecutor() as threads:
+    server = own_server(weakness=SLOW)
+    much = server.data_dir / "much"
+    with server.client() as client, ThreadPoolExecutor() as threads:
         session = Session.create(client, "bubblewrap")
         session.run(FURNISH)
+        much.touch()
         run = threads.submit(session.run, "open('d1/f1', 'w').write('first'); print('written', flush=True)")
         runs = f"{session.where}/runs"
         assert eventually(lambda: len(client.get(runs).json()["runs"]) == 2)
@@ -322,5 +325,6 @@ def test_no_process_begins_while_a_run_s_files_are_looked_at(own_server: MakeSer
         start(client, id, "echo other > d1/f1; echo done; sleep 1000", tag="writer")
         assert eventually(lambda: process(client, id, "writer")["output_bytes"])
         run.result()
+        much.unlink()
         version = client.post(f"{session.where}/checkpoint").json()["version"]
         assert client.get(f"{session.where}/versions/{version}/files/d1/f1").text == "other\n"

@@ -86,7 +86,7 @@ def test_it_answers_503_while_its_database_is_away_and_goes_on_by_itself(
         pytest.param("pass", False, 6, marks=pytest.mark.soak),
         pytest.param("print(1)", False, 7, marks=pytest.mark.soak),
         (COUNT.replace("time.sleep(2)", ""), False, 7),
-        ("print(1)", True, 8),
+        pytest.param("print(1)", True, 8, marks=pytest.mark.soak),
     ],
     ids=["silent", "says something", "changes something", "with a key"],
 )

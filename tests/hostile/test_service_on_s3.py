@@ -14,7 +14,6 @@ import pytest
 
 from era.errors import NotReady
 from era.store.s3_blobs import check_bucket
-from tests.client.command import era
 from tests.conftest import MakeServer, Server, eventually
 from tests.store.s3 import S3, SECRET_KEY, FaultyS3
 
@@ -41,8 +40,12 @@ def test_files_outlive_the_service_and_its_cache(own_server: MakeServer, s3: S3,
     assert SECRET_KEY not in server.log
 
 
+IMPATIENT = "from era.store import s3_blobs; object.__setattr__(s3_blobs._PATIENCE, 'total', 5.0)"
+"""So many seconds in place of 45 pass before a bucket is given up: the test waits for all of them."""
+
+
 def test_a_bucket_that_fails_costs_only_that_run(own_server: MakeServer, s3: S3, bucket: str, faulty: FaultyS3) -> None:
-    server = own_server(blobs=s3.url(bucket, endpoint=faulty.endpoint))
+    server = own_server(blobs=s3.url(bucket, endpoint=faulty.endpoint), weakness=IMPATIENT)
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
     assert run(server, "s")[1]["stdout"] == "x"
@@ -131,13 +134,16 @@ def test_a_bucket_that_can_not_be_used_is_told_at_the_start(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and doesn't listen
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        started = {"ERA_BLOBS": s3.url(bucket, endpoint=nowhere), "ERA_DATA_DIR": str(tmp_path), "ERA_PORT": "0"}
-        told = [line for line in era(None, "serve", code=2, env=started).stderr.splitlines() if line[:4] == "era:"]
-    assert told == [
+        refused = Server(tmp_path / "data", {"ERA_BLOBS": s3.url(bucket, endpoint=nowhere)})
+        with pytest.raises(AssertionError, match="The server did not start"):
+            refused.start()
+    assert refused.stop() == 2, "it hadn't ended by itself"
+    assert "Traceback" not in refused.log, refused.log
+    assert [line for line in refused.log.splitlines() if line[:4] == "era:"] == [
         f"era: s3://{bucket}/some/prefix at {nowhere} can't be used (the blob store failed: it could not be reached): "
         "correct ERA_BLOBS and AWS_…, or start the S3 server."
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert [path.name for path in refused.data_dir.iterdir()] == ["lock"]
     with pytest.raises(NotReady, match="there is no such bucket"):
         check_bucket(s3.url("nothing"), tmp_path / "store-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
