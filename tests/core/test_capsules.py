@@ -51,6 +51,7 @@ from tests.conftest import eventually
 from tests.core.lab import LIMITS, described
 from tests.core.moving import Service, portable_fields
 from tests.owners import mine
+from tests.soaking import soak_the_rest
 
 
 @pytest.mark.slow
@@ -106,7 +107,10 @@ async def runs_of(service: Service, session_id: str, *, imported: bool = False) 
     return found
 
 
-@pytest.mark.parametrize("time", [-(2**63) * 10**9, -(2**63) - 1, 2**63, 2**63 * 10**9 - 1])
+TIMES = [-(2**63) * 10**9, -(2**63) - 1, 2**63, 2**63 * 10**9 - 1]
+
+
+@pytest.mark.parametrize("time", soak_the_rest(TIMES, [TIMES[0], TIMES[-1]]))
 async def test_a_file_may_have_any_time_that_the_kernel_has(service: Service, time: int) -> None:
     """A program sets it as it likes, and some file systems store all. Where one doesn't, it is the nearest."""
     made = await service.load(of_files(tree(file("a", b"", mtime=time), ("link", "b", "a", time)), b""))

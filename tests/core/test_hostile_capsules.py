@@ -28,6 +28,7 @@ from tests import capsules
 from tests.capsules import directory, document, edited, file, of_files, packed, parts, run, session, tree, version
 from tests.core.moving import DESTINATION, EGRESS, Service, portable_fields
 from tests.owners import mine
+from tests.soaking import soak_the_rest
 
 SMALL = Bounds(entries=20, total_bytes=1 << 20, depth=3)
 
@@ -257,7 +258,7 @@ def test_a_tree_of_many_versions_is_read_once() -> None:
         (document()[:-4], "line"),
         (document(session(version=2), [version(), version(version=2)]).replace(b"},\n{", b"}\n{"), "line by line"),
         (document(versions=[json.dumps(version()) + ","]), "line by line|not JSON|empty"),
-        (b'{"format":1,' + b" " * (30 << 20) + b"\n", "too long"),
+        (b'{"format":1,' + b" " * (25 << 20) + b"\n", "too long"),
     ],
     ids=map(str, count()),
 )
@@ -349,7 +350,8 @@ async def test_swapped_objects_are_found(service: Service) -> None:
 
 
 @pytest.mark.slow
-async def test_damage_anywhere(service: Service) -> None:
+@pytest.mark.parametrize("times", soak_the_rest([300, 1500], 1))
+async def test_damage_anywhere(service: Service, times: int) -> None:
     """Bytes are flipped, cut out, doubled or moved: the capsule is refused, or makes the very session."""
     await service.make("s")
     content = await service.export("s")
@@ -357,7 +359,7 @@ async def test_damage_anywhere(service: Service) -> None:
     kept = service.stored()
     taken = 0
     chance = random.Random(7)
-    for number in range(1500):
+    for number in range(times):
         bad = damaged(content, chance, number)
         try:
             made = await service.load(bad, f"n{number}")
@@ -366,7 +368,7 @@ async def test_damage_anywhere(service: Service) -> None:
         taken += 1
         assert portable_fields(made) == portable_fields(whole)
         await service.store.purge_session(mine(f"n{number}"))
-    assert taken < 150
+    assert taken < times / 10
     assert await service.collect() == 0
     assert service.stored() == kept
     assert (await service.store.counts())["sessions"] == 1

@@ -10,6 +10,7 @@ import pytest
 
 from era.core import jsontext
 from era.core.live.kernel_frames import RESULTS_BYTES, CellResults, KernelBroken, parse
+from tests.soaking import soak_the_rest
 
 
 def shown(text: str = "", **more: Any) -> bytes:
@@ -41,7 +42,7 @@ def test_updates_find_what_they_change_at_once() -> None:
     assert "lost" not in json.dumps(results.results)
 
 
-@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+@pytest.mark.parametrize("weakened", soak_the_rest([False, True], 1), ids=["", "weakened"])
 def test_many_values_are_left_out(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if weakened:
         monkeypatch.setattr(jsontext, "has_too_many_parts", lambda _: False)

@@ -26,7 +26,7 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("kind", soak_the_rest(MANY, ["numbers", "keys"]))
 @pytest.mark.parametrize("weakened", soak_the_rest([False, True], 1), ids=["", "weakened"])
 def test_many_values_are_refused(kind: str, weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if weakened:
@@ -115,7 +115,7 @@ DEEP: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("kind", soak_the_rest(DEEP, ["a short list far down", "keys"]))
 def test_a_state_file_is_no_longer_than_it_may_be(kind: str) -> None:
     """With indentation it would be up to 60 MiB, and no run of the session could be kept."""
     stored = jsontext.data_text(DEEP[kind])

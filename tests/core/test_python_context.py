@@ -21,6 +21,7 @@ from era.core.live.context import NotBegun
 from era.guest import python_kernel
 from era.languages import ipython
 from tests.core.interpreters import Cells, Written, interpreter, python_command
+from tests.soaking import soak_the_rest
 from tests.unit.core import until
 
 pytestmark = pytest.mark.usefixtures("staged_ipython")
@@ -321,11 +322,14 @@ async def test_a_timeout_interrupts_and_keeps_the_variables(cells: Cells, monkey
 
 @pytest.mark.parametrize(
     "code",
-    [
-        "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass",
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
-        "import ctypes\nctypes.CDLL(None).signal(2, 1)\nctypes.CDLL(None).sleep(60)",
-    ],
+    soak_the_rest(
+        [
+            "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass",
+            "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
+            "import ctypes\nctypes.CDLL(None).signal(2, 1)\nctypes.CDLL(None).sleep(60)",
+        ],
+        1,
+    ),
 )
 async def test_a_cell_that_goes_on_after_its_timeout_loses_the_variables(
     cells: Cells, code: str, monkeypatch: pytest.MonkeyPatch

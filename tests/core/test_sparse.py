@@ -55,13 +55,13 @@ def test_extents_are_all_of_a_file_in_order(
         assert sum(length for _, length, _ in part) == size - size // 2
 
 
-@pytest.mark.parametrize("pieces", [[], [(0, b"a")], [(64 * MIB - 1, b"z")], [(9 * MIB + 5, os.urandom(3 * MIB))]])
+@pytest.mark.parametrize("pieces", [[], [(0, b"a")], [(16 * MIB - 1, b"z")], [(9 * MIB + 5, os.urandom(3 * MIB))]])
 def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[int, bytes]]) -> None:
     place = lab.place()
-    sparse_file(place.workspace / "file", 64 * MIB, *pieces)
+    sparse_file(place.workspace / "file", 16 * MIB, *pieces)
     content = (place.workspace / "file").read_bytes()
     snapshot = lab.take(place)
-    assert snapshot.total_bytes == 64 * MIB
+    assert snapshot.total_bytes == 16 * MIB
     blob = lab.blobs._path(hashlib.sha256(content).hexdigest())
     restored = lab.restore(snapshot).workspace / "file"
     for path in (blob, restored):
@@ -80,12 +80,12 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         if what == "large files":
             sparse_file(place.workspace / "large", 512 * MIB, (0, os.urandom(8)))
         else:
-            for number in range(400):
+            for number in range(100):
                 (place.workspace / str(number)).write_text(f"{place.id} {number}")
     if what == "many files to keep":
-        monkeypatch.setattr(snapshots, "_BULK_BYTES", 200 * trees.FILE_BYTES)
+        monkeypatch.setattr(snapshots, "_BULK_BYTES", 50 * trees.FILE_BYTES)
     if what == "many files to look at":
-        monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 200)
+        monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 50)
         monkeypatch.setattr(trees, "FILE_BYTES", 0)
     for number in range(40):  # too many for the event loop
         (small.workspace / str(number)).write_text("small")

@@ -11,24 +11,54 @@ from tests.conftest import assert_nothing_left, descendants, mounts
 from tests.drivers.sandboxes import Sandboxes, Weakness
 
 FEW = {
-    "test_processes": ("test_what_a_process_says_and_how_it_ends",),
+    "test_processes": (),
     "test_contexts": (),
     "test_invocations": (),
     "test_connections": (),
-    "test_languages": ("test_a_language[gvisor as a user-python]",),
+    "test_languages": (),
+    "test_sandboxes": ("test_out_of_memory", "test_there_is_no_network", "test_system_files", "test_nothing_is_left"),
     "test_memory": ("test_a_process_does_not_take_more_with_each_run_beside_it",),
 }
 """By module: tests that run with gVisor as an ordinary user in each case. Where they run as root, too, the others of
 the module are left to `make soak` with that: the walls of an ordinary user, and gVisor, are each tried anyway, and both
-together by all tests of the modules that aren't here (test_sandboxes, test_programs)."""
+together by all tests of the module that isn't here (test_programs)."""
+
+SAME: dict[str, tuple[str, ...]] = {
+    "test_connections": ("bubblewrap as a user",),
+    "test_contexts": ("bubblewrap as a user",),
+    "test_invocations": ("bubblewrap as a user",),
+    "test_languages": ("bubblewrap as a user",),
+    "test_a_language": ("gvisor-go",),
+    "test_how_it_is_called": ("gvisor",),
+    "test_the_deadline": ("fake", "bubblewrap as a user"),
+    "test_a_run_that_is_killed_after_its_deadline_was_out_of_time": ("fake", "bubblewrap as a user"),
+    "test_too_many_processes": ("gvisor",),
+    "test_a_fork_bomb_in_a_process": ("gvisor",),
+    "test_many_processes": ("bubblewrap as a user", "gvisor"),
+    "test_files_in_memory_are_bounded_beside_processes": ("bubblewrap as a user",),
+    "test_no_snapshot_shows_counters_reversed": ("bubblewrap as a user", "gvisor"),
+    "test_too_much_memory": ("bubblewrap as a user",),
+    "test_a_run_after_one_that_took_too_much": ("bubblewrap as a user",),
+    "test_small_writes_are_gathered": ("gvisor",),
+}
+"""By module or test: drivers, or cases with one, with which it is left to `make soak`. It takes long, and most of what
+it tries is the same code that another driver has in `make test`. What is these drivers' own is tried there by others:
+gVisor's bounds by test_gvisor_attacks and test_gvisor_memory, how it stands still by test_everything_can_stand_still,
+and the walls of an ordinary user by test_sandboxes, test_processes and test_memory."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        return
     for item in items:
-        if "[gvisor as a user" in item.name and os.geteuid() == 0:
+        if "[gvisor as a user" in item.name:
             named = FEW.get(item.path.stem, (item.name,))
             if not any(item.name.startswith(name) for name in named):
                 item.add_marker(pytest.mark.soak)
+        name, _, case = item.name.partition("[")
+        same = (*SAME.get(item.path.stem, ()), *SAME.get(name, ()))
+        if any(case.startswith((f"{driver}-", f"{driver}]")) for driver in same):
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="module")

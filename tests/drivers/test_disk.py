@@ -15,6 +15,7 @@ from era.core.program import Ended, Output, Program
 from era.drivers import processes
 from tests.drivers.sandboxes import LIMITS, Sandboxes, Weakness
 from tests.gvisor import needs_gvisor
+from tests.soaking import soak_the_rest
 
 CODE = (
     "b80900000031ffbe00100000ba0700000041ba2200000049c7c0ffffffff4531c90f0548"
@@ -137,10 +138,21 @@ def ended(sandboxes: Sandboxes, runs: Runs, code: str, env: dict[str, str] | Non
     return sandboxes._runner.run(follow())
 
 
+LIKE_OTHERS = ("files below", "many directories", "files of which a page is mapped")
+"""Of these programs, those that differ little from others."""
+
+
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param(code, marks=[of_x86_64] if name == "files of programs" else [], id=name)
+        pytest.param(
+            code,
+            marks=[
+                *([of_x86_64] if name == "files of programs" else []),
+                *([pytest.mark.soak] if name in LIKE_OTHERS else []),
+            ],
+            id=name,
+        )
         for name, code in GROWS.items()
     ],
 )
@@ -169,7 +181,12 @@ def test_what_fits_is_left_alone(sandboxes: Sandboxes) -> None:
     sandboxes.close(sandbox)
 
 
-@pytest.mark.parametrize("which", ["files that are only mapped", "files of which a page is mapped"])
+@pytest.mark.parametrize(
+    "which",
+    soak_the_rest(
+        ["files that are only mapped", "files of which a page is mapped"], ["files of which a page is mapped"]
+    ),
+)
 def test_files_that_are_only_mapped_count_for_an_ordinary_user_too(
     sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
@@ -190,7 +207,7 @@ def test_maps_of_deleted_files_alone_are_no_harm(sandboxes: Sandboxes, monkeypat
 
 @pytest.mark.parametrize(
     "code",
-    [IN_FLIGHT, IN_A_CALL.replace("HOLD", "splice"), IN_A_CALL.replace("HOLD", "send")],
+    soak_the_rest([IN_FLIGHT, IN_A_CALL.replace("HOLD", "splice"), IN_A_CALL.replace("HOLD", "send")], 2),
     ids=["in a socket's queue", "in splice", "in send"],
 )
 def test_files_that_cannot_be_found_end_the_run(
@@ -207,7 +224,9 @@ def test_files_that_cannot_be_found_end_the_run(
     sandboxes.close(sandbox)
 
 
-@pytest.mark.parametrize("code", [IN_FLIGHT, IN_A_CALL.replace("HOLD", "send")], ids=["in a queue", "in a call"])
+@pytest.mark.parametrize(
+    "code", soak_the_rest([IN_FLIGHT, IN_A_CALL.replace("HOLD", "send")], 1), ids=["in a queue", "in a call"]
+)
 def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes, code: str) -> None:
     sandbox = sandboxes._runner.run(sandboxes.driver.create("python", LIMITS))
     code = code.replace("range(100)", "range(1)")
@@ -220,8 +239,8 @@ def test_descriptors_in_flight_alone_are_no_harm(sandboxes: Sandboxes, code: str
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param(GROWS["files that are only mapped"], id="mapped"),
-        pytest.param(GROWS["files of programs"], marks=of_x86_64, id="run"),
+        pytest.param(GROWS["files that are only mapped"], marks=pytest.mark.soak, id="mapped"),
+        pytest.param(GROWS["files of programs"], marks=[of_x86_64, pytest.mark.soak], id="run"),
         pytest.param(IN_FLIGHT, id="in flight"),
     ],
 )

@@ -131,7 +131,7 @@ def test_sources_may_be_larger_than_a_programs_memory(tmp_path: Path) -> None:
     sandbox = sandboxes.make("go")
     unused = sandbox.workspace / "unused"
     unused.mkdir()
-    for number in range(20):
+    for number in range(17):
         (unused / f"{number}.h").touch()
         os.truncate(unused / f"{number}.h", 16 << 20)
     for _ in range(2):

@@ -476,6 +476,7 @@ def test_a_memory_bomb(sandboxes: Sandboxes, code: str) -> None:
     _next_well(sandboxes, sandbox)
 
 
+@pytest.mark.soak  # test_output_is_bounded, with all drivers, is quicker
 def test_endless_output(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
     result = sandboxes.run(
@@ -487,6 +488,7 @@ def test_endless_output(sandboxes: Sandboxes) -> None:
     _next_well(sandboxes, sandbox)
 
 
+@pytest.mark.soak  # the supervisor does it, as in test_a_run_costs_no_more_than_its_deadline
 def test_signals_ignored_and_stopped(sandboxes: Sandboxes) -> None:
     sandbox = sandboxes.make()
     code = (

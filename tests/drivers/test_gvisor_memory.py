@@ -17,6 +17,7 @@ from tests.drivers import process_steps as steps
 from tests.drivers.sandboxes import Sandboxes, Weakness
 from tests.drivers.test_memory import grows_with_each_run
 from tests.gvisor import needs_gvisor
+from tests.soaking import soak_the_rest
 
 pytestmark = [needs_gvisor, pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's")]
 
@@ -43,7 +44,7 @@ def gvisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandboxes]:
     made.stop()
 
 
-@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+@pytest.mark.parametrize("take", soak_the_rest(TAKES.values(), [TAKES["slowly"], TAKES["shared"]]), ids=TAKES)
 def test_it_ends_as_anywhere(gvisor: Sandboxes, take: str) -> None:
     sandbox = gvisor.make()
     result = gvisor.run(sandbox, BOMB.replace("TAKE", take), timeout=60)

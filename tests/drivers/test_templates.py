@@ -20,6 +20,7 @@ from era.drivers.bubblewrap import BubblewrapSandbox
 from tests.conftest import eventually, is_running
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness
 from tests.drivers.test_attacks import HOST_PROC
+from tests.soaking import soak_the_rest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no templates")
 
@@ -514,14 +515,19 @@ def test_a_supervisor_for_which_there_is_no_descriptor_is_ended(
 
 @pytest.mark.parametrize(
     "weakness",
-    [
-        Weakness(
-            supervisor={"    preloaded = None\n": "    preloaded = None\n    'template' in config and os._exit(3)\n"}
-        ),
-        Weakness(supervisor={"    os.unshare(os.CLONE_NEWPID)": "    raise OSError('not today')"}),
-        Weakness(supervisor={"        inner = enter_used": "        os._exit(1)\n        inner = enter_used"}),
-        Weakness(supervisor={'mount_proc(request["read_only_proc"])': "os._exit(9)"}),
-    ],
+    soak_the_rest(
+        [
+            Weakness(
+                supervisor={
+                    "    preloaded = None\n": "    preloaded = None\n    'template' in config and os._exit(3)\n"
+                }
+            ),
+            Weakness(supervisor={"    os.unshare(os.CLONE_NEWPID)": "    raise OSError('not today')"}),
+            Weakness(supervisor={"        inner = enter_used": "        os._exit(1)\n        inner = enter_used"}),
+            Weakness(supervisor={'mount_proc(request["read_only_proc"])': "os._exit(9)"}),
+        ],
+        2,
+    ),
     ids=["it doesn't start", "it can't enter", "it dies", "it is no sandbox"],
 )
 def test_without_templates_sandboxes_start_by_themselves(tmp_path: Path, weakness: Weakness) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from errno import EAFNOSUPPORT, ENOSYS, EPERM
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from era.core.models import Language
 from era.drivers import seccomp
-from tests.conftest import Server
+from tests.drivers.as_user import opened
 from tests.drivers.conftest import BOTH_WAYS
 from tests.drivers.sandboxes import WITHOUT_LANDLOCK, Sandboxes, Weakness, without
 from tests.drivers.test_attacks import OPEN_SUPERVISOR, replaced
@@ -245,17 +245,16 @@ def test_nothing_is_left_that_should_not_be(sandboxes: Sandboxes) -> None:
     _check_walls(json.loads(sandboxes.run(sandboxes.make(), LOOKS_AROUND).stdout))
 
 
-def test_nothing_is_left_for_an_ordinary_user_either(own_server: Callable[..., Server]) -> None:
+def test_nothing_is_left_for_an_ordinary_user_either(tmp_path: Path) -> None:
     """A user's sandboxes, made without root, have the same walls."""
     if os.geteuid() != 0:
         pytest.skip("this is what the test before saw")
-    server = own_server(uid=12345)
-    with server.client() as client:
-        answer = client.post("/api/execute", json={"language": "python", "code": LOOKS_AROUND}).json()
-        isolation = client.get("/health").json()["isolation"]
-    assert answer["exit_code"] == 0, answer["stderr"]
-    _check_walls(json.loads(answer["stdout"]))
-    assert (isolation["seccomp"], isolation["capabilities"], isolation["landlock"]) == ("filter", "none", _landlock())
+    with opened("bubblewrap as a user", tmp_path / "user") as sandboxes:
+        sandbox = sandboxes.make()
+        result, enforced = sandboxes.run(sandbox, LOOKS_AROUND), sandbox.enforced
+    assert result.ended.exit_code == 0, result.stderr
+    _check_walls(json.loads(result.stdout))
+    assert (enforced["seccomp"], enforced["capabilities"], enforced["landlock"]) == ("filter", "none", _landlock())
 
 
 def _strip(options: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
 from era.store.s3_blobs import S3Blobs
+from tests.soaking import soak_the_rest
 from tests.store.s3 import S3
 
 type Blobs = LocalBlobs | S3Blobs
@@ -43,6 +44,10 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Blobs]:
     store.open()
     yield store
     store.close()
+
+
+LOCAL = pytest.mark.parametrize("blobs", soak_the_rest(["local", "s3"], 1), indirect=True)
+"""Marks tests of much content, which are long with a bucket."""
 
 
 @pytest.fixture
@@ -109,6 +114,7 @@ def test_put_file_reads_from_the_current_position(blobs: Blobs, tmp_path: Path) 
         assert blobs.get(digest) == content[skip : skip + size]
 
 
+@LOCAL
 def test_large_files_take_little_memory(blobs: Blobs, tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb") as file:
         file.truncate(128 << 20)
@@ -128,6 +134,7 @@ def test_equal_content_is_stored_once(blobs: Blobs, stored: Callable[[], list[st
     assert len(stored()) == 2
 
 
+@LOCAL
 @pytest.mark.slow
 def test_many_files_in_one_batch(blobs: Blobs, stored: Callable[[], list[str]]) -> None:
     with blobs.batch() as batch:

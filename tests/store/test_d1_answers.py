@@ -18,6 +18,7 @@ import pytest
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
+from tests.soaking import soak_the_rest
 from tests.store.d1 import ROOM, A, query
 
 ONE = "SELECT 1 AS one"
@@ -125,7 +126,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", soak_the_rest(ENDS, ["killed after", "dies before"]))
 async def test_nobody_knows_what_became_of_a_commit_that_was_cut_off(
     databases: D1Databases,
     tmp_path: Path,
@@ -149,7 +150,9 @@ async def test_nobody_knows_what_became_of_a_commit_that_was_cut_off(
     assert await query(databases, "SELECT count(*) AS n FROM t") == [{"n": rows}]
 
 
-@pytest.mark.parametrize("sql", [ONE, "SELECT * FROM t", "UPDATE t SET n = 2 WHERE n = 7"])
+@pytest.mark.parametrize(
+    "sql", soak_the_rest([ONE, "SELECT * FROM t", "UPDATE t SET n = 2 WHERE n = 7"], ["UPDATE t SET n = 2 WHERE n = 7"])
+)
 async def test_where_nothing_has_changed_nothing_is_unknown(
     databases: D1Databases, worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, sql: str
 ) -> None:

@@ -27,6 +27,7 @@ from era.store import tables
 from era.store.homes import _ANY_LOST, LOST, HomeRows
 from era.store.metadata import SqlStore
 from tests.owners import mine
+from tests.soaking import soak_the_rest
 from tests.store.rows import ended, execute, multiply, new, opened
 from tests.unit.core import until
 
@@ -295,6 +296,7 @@ async def test_whoever_never_comes_back_is_declared_dead_a_lease_later(join: Joi
     assert (seen[0], seen[-1]) == (["a", "b"], ["b"])
 
 
+@pytest.mark.parametrize("url", soak_the_rest(["sqlite_url", "postgres_url"], ["postgres_url"]), indirect=True)
 async def test_a_host_that_is_always_late_declares_others_dead_all_the_same(join: Joined, url: str) -> None:
     _, b = await join("a", LATE), await join("b", LATE)
     age(url, "a", 1.2, lease=LATE)

@@ -18,9 +18,13 @@ from era.store import inbox as rows
 from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
+from tests.soaking import soak_the_rest
 from tests.store.rows import new, opened
 
 CONTENT = Content("POST", "/x", "", [("a", "b")], b"body", "http://x")
+
+ONE_DATABASE = pytest.mark.parametrize("url", soak_the_rest(["sqlite_url", "postgres_url"], 1), indirect=True)
+"""Marks tests of so many deliveries that to remove them takes several transactions."""
 
 
 @pytest.fixture
@@ -157,8 +161,9 @@ async def test_running_deliveries_are_pending_after_a_restart(store: SqlStore, s
 
 
 @pytest.mark.parametrize("at_once", [True, False])
+@ONE_DATABASE
 async def test_an_inbox_is_purged_with_its_session(store: SqlStore, session: Session, at_once: bool) -> None:
-    for n in range(150):
+    for n in range(110):
         await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
     if at_once:
         await store.purge_session(mine("s"))
@@ -179,9 +184,9 @@ async def test_an_inbox_is_purged_with_its_session(store: SqlStore, session: Ses
 
 
 async def test_deleting_an_inbox_deletes_its_deliveries(store: SqlStore, session: Session) -> None:
-    for n in range(250):
+    for n in range(120):
         await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
-    assert await store.inboxes.delete_inbox(mine("s")) == 250
+    assert await store.inboxes.delete_inbox(mine("s")) == 120
     with pytest.raises(NotFound):
         await store.inboxes.delete_inbox(mine("s"))
     with pytest.raises(NotFound, match="Session 's' has no inbox"):
@@ -203,22 +208,24 @@ def after_a_write(store: SqlStore, monkeypatch: pytest.MonkeyPatch, then: Callab
     monkeypatch.setattr(store.database, "write", once)
 
 
+@ONE_DATABASE
 async def test_an_inbox_whose_deletion_was_cut_off_is_deleted_by_another_call(
     store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away() -> None:
         raise DatabaseAway(may_have_committed=False)
 
-    for n in range(250):
+    for n in range(120):
         await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
     after_a_write(store, monkeypatch, away)
     with pytest.raises(DatabaseAway):
         await store.inboxes.delete_inbox(mine("s"))
-    assert await store.inboxes.delete_inbox(mine("s")) == 150
+    assert await store.inboxes.delete_inbox(mine("s")) == 20
     await store.inboxes.put_inbox(mine("s"), None, 0)
     assert await listed(store) == []
 
 
+@ONE_DATABASE
 async def test_deleting_an_inbox_leaves_alone_what_comes_to_the_next_one(
     store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +235,7 @@ async def test_deleting_an_inbox_leaves_alone_what_comes_to_the_next_one(
         await store.inboxes.put_inbox(mine("s"), None, 0)
         await store.inboxes.add_delivery(session.key, "new", None, CONTENT)
 
-    for n in range(250):
+    for n in range(120):
         await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
     after_a_write(store, monkeypatch, another)
     assert await store.inboxes.delete_inbox(mine("s")) == 100

@@ -33,6 +33,7 @@ from era.store.usage import add_use
 from tests.conftest import eventually
 from tests.owners import mine
 from tests.postgres import Postgres
+from tests.soaking import soak_the_rest
 from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.store.rows import ended, execute, multiply, new, opened
 
@@ -134,7 +135,7 @@ async def test_what_may_be_stored_is_said_to_be_where_the_look_for_it_fails(
         assert postgres_proxy.cuts == 1
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", soak_the_rest(["before", "after"], ["after"]))
 async def test_a_run_that_is_cut_off_at_any_message_is_stored_once(
     postgres_url: str, postgres_proxy: PostgresProxy, when: str
 ) -> None:
@@ -386,8 +387,8 @@ async def test_no_statement_is_compiled(store: SqlStore) -> None:
         assert await job(lambda connection: connection.scalar(text("SHOW jit"))) == "off"
 
 
-@pytest.mark.parametrize("sound", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["sound", "weakened"])
-@pytest.mark.parametrize("where", ["a heartbeat", "a run's end", "a statement"])
+@pytest.mark.parametrize("sound", soak_the_rest([True, False], 1), ids=["sound", "weakened"])
+@pytest.mark.parametrize("where", soak_the_rest(["a heartbeat", "a run's end", "a statement"], 1))
 async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
     postgres_url: str, where: str, sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,7 +442,7 @@ async def test_a_host_that_is_paused_in_a_transaction_takes_no_others_lease(
         assert not sound or record.status == "lost"
 
 
-@pytest.mark.parametrize("sound", [True, False], ids=["sound", "weakened"])
+@pytest.mark.parametrize("sound", soak_the_rest([True, False], 1), ids=["sound", "weakened"])
 async def test_a_commit_that_stalls_kills_no_host(
     postgres: Postgres, postgres_url: str, sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,7 +471,7 @@ async def test_a_commit_that_stalls_kills_no_host(
                 await asyncio.sleep(lease / 5)
             return alive == 3
 
-        until = time.monotonic() + 5 * lease
+        until = time.monotonic() + 4 * lease
         beating = asyncio.gather(*(beat(each, host) for each, host in zip(rows, hosts, strict=True)))
         await asyncio.sleep(lease / 2)
         try:
@@ -495,7 +496,7 @@ async def test_a_home_that_is_locked_keeps_no_heartbeat_waiting(postgres_url: st
         with closing(psycopg.connect(postgres_url)) as other:
             other.execute("SELECT FROM homes FOR UPDATE")
             taking = asyncio.create_task(rows.take(session.key))
-            for _ in range(10):
+            for _ in range(5):
                 began = time.monotonic()
                 await rows.beat(host)
                 assert time.monotonic() - began < lease
@@ -541,9 +542,10 @@ async def test_a_look_at_all_hosts_reads_no_more_where_there_is_much(postgres_ur
         assert await store.database.write(read_by(20)) < 20 * 100
 
 
-@pytest.mark.parametrize(
-    "which", [RunFilter("nobody", 50), RunFilter("few", 50), RunFilter(DEFAULT_OWNER, 50, status="running")]
-)
+WHICH = [RunFilter("nobody", 50), RunFilter("few", 50), RunFilter(DEFAULT_OWNER, 50, status="running")]
+
+
+@pytest.mark.parametrize("which", soak_the_rest(WHICH, WHICH[1:]))
 async def test_a_list_of_runs_reads_no_more_where_there_are_many(postgres_url: str, which: RunFilter) -> None:
     async with opened(postgres_url, alone=False) as store:
         rows = await store.homes()

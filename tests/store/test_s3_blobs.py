@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import obstore
@@ -22,10 +23,12 @@ from era.store import s3_blobs as module
 from era.store.blob_cache import BlobCache
 from era.store.s3_blobs import S3Blobs, check_bucket, installation
 from era.store.s3_client import Patience, _delete, parse
+from tests.soaking import soak_the_rest
 from tests.store.s3 import ACCESS_KEY, S3, SECRET_KEY, Fault, FaultyS3
 
 HASTY = Patience(attempts=3, pause=0.02, requests=0, silence=20.0, total=60.0)
 NERVOUS = Patience(attempts=3, pause=0.02, requests=0, silence=1.0, total=10.0)
+RESTLESS = replace(NERVOUS, total=3.0)
 ONCE = Patience(attempts=1, pause=0.02, requests=0, silence=20.0, total=0.0)
 LONG = Patience(pause=0.02, requests=0, silence=1.0, total=90.0)
 
@@ -133,7 +136,7 @@ def test_a_server_that_cannot_be_used_is_an_error_at_open(
         silent.listen()
         begun = time.monotonic()
         with pytest.raises(Unavailable, match="did not answer in time"):
-            make(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=NERVOUS)
+            make(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=RESTLESS)
         assert time.monotonic() - begun < 60
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-canary")
     with pytest.raises(Unavailable, match="SignatureDoesNotMatch"):
@@ -170,7 +173,7 @@ def test_credentials_are_in_no_error_and_no_log(
             assert secret not in text
 
 
-@pytest.mark.parametrize("fault", ["error", "error after", "half", pytest.param("hang", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("fault", soak_the_rest(["error", "error after", "half", "hang"], ["error after"]))
 def test_one_failed_request_does_no_harm(
     fault: Fault, make: Make, faulty: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +234,8 @@ def test_a_failed_batch_says_so_and_can_be_repeated(make: Make, faulty: FaultyS3
         put(store, *contents)
     faulty.fail(None)
     digests = put(store, *contents)
-    assert [make().get(digest) for digest in digests] == contents
+    reader = make()
+    assert [reader.get(digest) for digest in digests] == contents
 
 
 def test_the_cache_keeps_what_was_used_last(make: Make, faulty: FaultyS3) -> None:
@@ -331,7 +335,11 @@ def test_content_is_uploaded_again_after_half_an_hour(make: Make, faulty: Faulty
     assert faulty.requests == 1
 
 
-def test_a_put_waits_for_a_removal_of_its_content(make: Make, faulty: FaultyS3) -> None:
+def test_a_put_waits_for_a_removal_of_its_content(
+    make: Make, faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the server was busy and the removal was asked for twice, the put waits for so long after it.
+    monkeypatch.setattr(module, "_DOUBT_SECONDS", 1.0)
     store = make(faulty.endpoint)
     digest = put(store, b"content")[0]
     time.sleep(0.01)
@@ -399,7 +407,7 @@ def test_a_server_that_fails_for_some_seconds_does_no_harm(make: Make, failing: 
     """As one does that asks for fewer requests."""
     store = make(failing.endpoint, patience=Patience())
     failing.fail_all(True)
-    recovery = threading.Timer(8, failing.fail_all, (False,))
+    recovery = threading.Timer(4, failing.fail_all, (False,))
     recovery.start()
     digest = put(store, b"content")[0]
     recovery.join()
@@ -432,16 +440,20 @@ def test_a_batch_waits_once_for_a_server_that_fails(
 ) -> None:
     """However many uploads it would have been."""
     monkeypatch.setattr(module, "PART", 1000)
-    store = make(failing.endpoint, patience=Patience(pause=0.02, longest_pause=0.5, requests=0, total=8.0))
+    patience = Patience(pause=0.02, longest_pause=0.5, requests=0, total=8.0)
+    stores = [make(failing.endpoint, patience=patience) for _ in range(2)]
     (tmp_path / "large").write_bytes(os.urandom(20_000))
 
+    def many() -> None:
+        put(stores[0], *(os.urandom(10) for _ in range(100)))
+
     def large() -> None:
-        with open(tmp_path / "large", "rb") as file, store.batch() as batch:
+        with open(tmp_path / "large", "rb") as file, stores[1].batch() as batch:
             batch.put_file(file.fileno(), 20_000)
 
     failing.fail_all(True)
-    assert seconds(lambda: put(store, *(os.urandom(10) for _ in range(100))), "status 500") < 14
-    assert seconds(large, "status 500") < 14
+    with ThreadPoolExecutor() as threads:
+        assert max(threads.map(lambda job: seconds(job, "status 500"), (many, large))) < 14
 
 
 def test_who_can_not_wait_gives_up_soon(
@@ -483,10 +495,10 @@ def test_closing_waits_for_no_server_that_fails(make: Make, failing: FaultyS3) -
                 job.result(30)
 
 
-@pytest.mark.parametrize("size", [600_000, 3 << 20])
+@pytest.mark.parametrize("size", soak_the_rest([600_000, 3 << 20], 1))
 def test_an_upload_may_take_longer_than_a_server_is_silent(make: Make, faulty: FaultyS3, size: int) -> None:
     store = make(faulty.endpoint, patience=NERVOUS)
-    faulty.bytes_per_second = size // 3
+    faulty.bytes_per_second = size // 2
     contents = [os.urandom(size) for _ in range(2)]
     digests = put(store, *contents)
     faulty.fail(None)

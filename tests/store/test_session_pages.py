@@ -7,6 +7,7 @@ import json
 import random
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, NullPool, Select, create_engine, select, text
 
 from era.core.metadata import SessionFilter
@@ -14,6 +15,7 @@ from era.core.models import OwnedId
 from era.store.metadata import SqlStore
 from era.store.session_pages import _all_conditions, page_query, pair
 from era.store.tables import sessions
+from tests.soaking import soak_the_rest
 from tests.store.rows import new
 
 SESSIONS, MIDDLE, PAGE = 20_000, 10_000, 20
@@ -51,6 +53,7 @@ async def test_a_page_of_large_sessions_holds_fewer(store: SqlStore) -> None:
     assert await store.session_page(SessionFilter("mallory", limit=5), 1 << 20) == ([], False)
 
 
+@pytest.mark.parametrize("url", soak_the_rest(["sqlite_url", "postgres_url"], 1), indirect=True)
 async def test_pages_hold_what_passes_in_order(store: SqlStore) -> None:
     chance = random.Random(7)
     for number in range(60):

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from era.store import whole_tables
 from era.store.metadata import SqlStore
 from era.store.whole_tables import Count
+from tests.soaking import soak_the_rest
 
 
 def counting(seconds: float = 0.0) -> tuple[Callable[[Connection], int], list[float]]:
@@ -33,6 +34,7 @@ async def test_few_rows_are_counted_each_time(store: SqlStore) -> None:
     assert [await count.value() for _ in range(3)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("url", soak_the_rest(["sqlite_url", "postgres_url"], ["postgres_url"]), indirect=True)
 async def test_many_rows_take_a_twentieth_of_the_time(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     job, ran = counting(0.05)
     count = Count(store.database, job, lambda _: whole_tables._FEW + 1)

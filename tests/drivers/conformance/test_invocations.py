@@ -9,6 +9,7 @@ import pytest
 
 from era.core.program import CODE_ALONE, Invocation
 from tests.drivers.conformance.helpers import says, shared
+from tests.soaking import soak_the_rest
 
 WORDS = ("plain", "two words", "", "--flag", "süß 🐢", '"quoted"', "line\nbreak", "$HOME `x` *")
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd(), sys.stdin.read()], ensure_ascii=False))"
@@ -92,7 +93,7 @@ def test_a_command_that_can_not_be_started_ends_as_under_a_shell(
     assert says(sandboxes, sandbox, "print('well')") == "well\n"
 
 
-@pytest.mark.parametrize("language", ["node", "typescript"])
+@pytest.mark.parametrize("language", soak_the_rest(["node", "typescript"], 1))
 def test_other_languages_are_called_in_the_same_way(sandboxes: Any, language: str) -> None:
     sandbox = shared(sandboxes, language)
     code = "console.log(JSON.stringify([process.argv.slice(2), process.cwd(), require('fs').readFileSync(0, 'utf8')]))"
