@@ -28,6 +28,7 @@ from tests.api.archives_api import FORMS, MTIME, SYM, member, send, tar, zipped
 from tests.api.files_api import get, names, put
 from tests.conftest import MakeSession, Server
 from tests.core.lab import Lab, described
+from tests.soaking import soak_the_rest
 
 BLOCK = tar(member("a", b"content"))[:1024]
 LIES = tarfile.TarInfo("a")
@@ -257,8 +258,9 @@ def test_the_bound_of_the_number_of_files_holds_over_http(client: httpx.Client, 
     assert client.get(f"/api/sessions/{where}").json()["version"] == 1
 
 
+@pytest.mark.parametrize("changes", soak_the_rest([25, 100], 1))
 @pytest.mark.parametrize("form", FORMS)
-def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, form: str) -> None:
+def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, form: str, changes: int) -> None:
     """Whatever byte is changed or end cut off: an error that names it, or a tree."""
     chance = random.Random(7)
     members = [
@@ -280,7 +282,7 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path: Path, form: str) -> N
         if form == "tar.gz":
             archive = gzip.compress(archive)
     assert unpacked(tmp_path, archive).files == (3 if form == "zip" else 4)
-    for number in range(100):
+    for number in range(changes):
         at = chance.randrange(len(archive))
         broken = bytearray(archive)
         if number % 3:

@@ -13,6 +13,7 @@ from tests.api.setups import environment, make, settled
 from tests.conftest import MakeServer, Server
 from tests.packages.builds import sdist
 from tests.packages.registry import Registry, put_evil_npm, serving, wheel
+from tests.soaking import soak_the_rest
 
 
 @pytest.fixture
@@ -45,11 +46,14 @@ def lose_package_sets(server: Server, *, archives: bool) -> None:
             (server.content_dir / "blobs" / digest[:2] / digest).unlink()
 
 
-def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(own_server: MakeServer, registry: Registry) -> None:
+@pytest.mark.parametrize("uid", soak_the_rest([None, 54_323], 1), ids=["own user", "ordinary user"])
+def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(
+    own_server: MakeServer, registry: Registry, uid: int | None
+) -> None:
     registry.put_python("made", "made-1.0.tar.gz", sdist("made", "print('at work'); files['made.py'] = 'x = 1'"))
     registry.put_python("broken", "broken-1.0.tar.gz", sdist("broken", "raise SystemExit('no compiler, say')"))
     put_evil_npm(registry, {"scripts": {"install": "echo built > built.txt"}})
-    server = own_server(uid=54323 if os.getuid() == 0 else None)
+    server = own_server(uid=uid if os.getuid() == 0 else None)
     with server.client() as client:
         setup = {"pip": ["made"], "npm": ["evil"]}
         first, second = (make(client, setup, allowInternetAccess=access) for access in (True, False))

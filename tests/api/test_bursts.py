@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.live import start
 from tests.conftest import MakeSession, Run, eventually
+from tests.soaking import soak_the_rest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no templates, and no second supervisor")
 
@@ -27,7 +28,7 @@ fs.writeFileSync('.session_data.json', JSON.stringify(data));
 _MOST = 60
 
 
-@pytest.mark.parametrize("language", ["node", "typescript"])
+@pytest.mark.parametrize("language", soak_the_rest(["node", "typescript"], 1))
 def test_a_burst_is_like_single_runs(client: httpx.Client, session: MakeSession, run: Run, language: str) -> None:
     where = session(language)
     namespaces: list[str] = []

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import MakeServer, Server, eventually
+from tests.soaking import soak_the_rest
 
 SLEEP = {"code": "import time; time.sleep(250)", "background": True, "timeout": 280}
 
@@ -69,7 +70,7 @@ def test_what_can_t_be_served_is_told_soon(own_server: MakeServer) -> None:
 
 
 @pytest.mark.one_host("what has no session is run by the host that is asked")
-@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+@pytest.mark.parametrize("accept", soak_the_rest(["application/json", "text/event-stream"], 1))
 def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins(
     own_server: MakeServer, accept: str
 ) -> None:

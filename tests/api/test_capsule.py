@@ -22,6 +22,7 @@ from tests.api.live import process, start
 from tests.api.test_bad_capsules import LOOK, make_furnished_session
 from tests.capsules import parts
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+from tests.soaking import soak_the_rest
 
 
 def described(client: httpx.Client, session_id: str) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def run_code(client: httpx.Client, session_id: str, code: str) -> str:
     return str(answer.json()["stdout"])
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["same server", "another server"])
+@pytest.mark.parametrize("elsewhere", soak_the_rest([True, False], 1), ids=["another server", "same server"])
 def test_an_imported_session_is_all_that_the_exported_one_was(
     server: Server, client: httpx.Client, own_server: MakeServer, elsewhere: bool
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_capsule_can_be_checked_and_repacked_with_tar_and_sha256sum(
     assert import_capsule(client, (tmp_path / "again.tar").read_bytes(), "told-again")["language"] == "python"
 
 
+@pytest.mark.soak  # a long race
 def test_an_export_during_runs_is_one_version(client: httpx.Client, session: MakeSession, server: Server) -> None:
     """Data and files of each version belong together, and no run that is under way is in it."""
     where = session(data={"n": 0})

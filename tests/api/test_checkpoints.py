@@ -19,10 +19,11 @@ from tests.api.files_api import get, put
 from tests.api.live import ended, process, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 from tests.gvisor import BOTH_KINDS, needs_gvisor, of_kind
+from tests.soaking import soak_the_rest
 
 COUNTERS = """
-import os
-for number in range(20):
+import os, sys
+for number in range(int(sys.argv[1])):
     if os.fork() == 0:
         n = 0
         files = [os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT) for name in "ab"]
@@ -32,7 +33,8 @@ for number in range(20):
                 os.pwrite(file, b"%08d" % n, 0)
 os.wait()
 """
-"""Twenty processes, each of which writes a counter to two files, in order, and never leaves one empty."""
+"""As many processes as are asked for, each of which writes a counter to two files, in order, and never leaves one
+empty."""
 
 
 def checkpoint(client: httpx.Client, where: str) -> dict[str, Any]:
@@ -77,21 +79,24 @@ def test_a_checkpoint_is_a_version_of_what_processes_have_written(client: httpx.
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes can't be frozen")
+@pytest.mark.parametrize("counters", soak_the_rest([4, 20], 1))
 @pytest.mark.parametrize("isolation", BOTH_KINDS)
-def test_no_checkpoint_shows_counters_reversed(client: httpx.Client, session: MakeSession, isolation: str) -> None:
+def test_no_checkpoint_shows_counters_reversed(
+    client: httpx.Client, session: MakeSession, isolation: str, counters: int
+) -> None:
     where = session(**of_kind(isolation))
-    start(client, where, ["python3", "-c", COUNTERS])
-    assert eventually(lambda: len(client.get(f"/api/sessions/{where}/files").json()["files"]) == 40)
+    start(client, where, ["python3", "-c", COUNTERS, str(counters)])
+    assert eventually(lambda: len(client.get(f"/api/sessions/{where}/files").json()["files"]) == 2 * counters)
     for _ in range(4):
         seen = 0
         made = checkpoint(client, where)
         assert made["consistent"]
-        for counter in range(20):
+        for counter in range(counters):
             first, second = (content(client, where, made["version"], f"{counter}.{name}") for name in "ab")
             if first and second:
                 seen += 1
                 assert int(first) - int(second) in (0, 1)
-    assert seen == 20
+    assert seen == counters
     stop(client, where)
 
 
@@ -182,12 +187,13 @@ def test_a_session_that_keeps_no_files_has_none(client: httpx.Client, session: M
     assert refused(client.post(f"/api/sessions/{where}/checkpoint"), 409)["code"] == "not_persistent"
 
 
-def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer) -> None:
+@pytest.mark.parametrize("kills", soak_the_rest([1, 3], 1))
+def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer, kills: int) -> None:
     server = own_server(checkpoint_seconds="600")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "base", b"base")
-    for round_ in range(2):
+    for round_ in range(kills):
         with server.client() as client:
             count = f"i=0; while :; do i=$((i+1)); echo {round_}.$i > t; mv t n; echo $i > f$((i % 50)); done"
             name = start(client, "s", count)
@@ -210,6 +216,7 @@ def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer) -> 
             assert [name for name in os.listdir(server.data_dir / "uploads") if name.startswith("aside")] == []
 
 
+@pytest.mark.soak
 def test_processes_hardly_stand_still(client: httpx.Client, session: MakeSession) -> None:
     """A process that looks at the clock all the time sees no gap of a second while checkpoints are made."""
     where = session()

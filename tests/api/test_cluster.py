@@ -22,6 +22,7 @@ from tests.api.websocket import WebSocket
 from tests.client.command import era
 from tests.cluster import KEY, LEASE_SECONDS, Cluster, History, running
 from tests.conftest import Server, eventually
+from tests.soaking import soak_the_rest
 
 EFFECTIVE_SECONDS = 60
 """How long a test waits at most for what a busy machine may delay; what it waits for takes a few seconds."""
@@ -174,11 +175,11 @@ Homes.check_alone_at = check_alone_at
 """
 
 
-@pytest.mark.parametrize("seen", ["before it joins", "once it has told its own"])
+@pytest.mark.parametrize("seen", soak_the_rest(["before it joins", "once it has told its own"], 1))
 def test_a_host_with_the_address_of_another_one_does_not_start(cluster: Cluster, tmp_path: Path, seen: str) -> None:
     """Also where the other one has only told its address when this one had looked."""
     url = cluster.told()[0]["url"]
-    (tmp_path / "sitecustomize.py").write_text("" if seen == "before it joins" else SEES_NOBODY)
+    (tmp_path / "sitecustomize.py").write_text(SEES_NOBODY)
     settings = {
         "ERA_SHARED_DIR": str(cluster.directory / "shared"),
         "ERA_CLUSTER_SECRET": (cluster.directory / "secret").read_text().strip(),
@@ -186,8 +187,7 @@ def test_a_host_with_the_address_of_another_one_does_not_start(cluster: Cluster,
         "ERA_LEASE_SECONDS": str(LEASE_SECONDS),
         "ERA_HOST_URL": url,
         "ERA_PORT": "0",
-        "PYTHONPATH": str(tmp_path),
-    }
+    } | ({"PYTHONPATH": str(tmp_path)} if seen == "once it has told its own" else {})
     told = era(None, "serve", code=2, env=settings).stderr.splitlines()
     assert [line for line in told if line.startswith("era: ")] == [
         f"era: Another host of this cluster is at {url}, too: give each an address of its own, with ERA_HOST and "
@@ -273,6 +273,7 @@ def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
     assert eventually(lambda: cluster.is_ready(0))
 
 
+@pytest.mark.soak  # tests/hostile/test_cluster_faults.py kills hosts, too
 def test_nothing_that_was_answered_is_lost_or_done_twice(cluster: Cluster) -> None:
     with cluster.clients() as [first, second]:
         sessions = [made((first, second)[number % 2], f"history{number}") for number in range(4)]

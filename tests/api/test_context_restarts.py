@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.answers import refused
 from tests.conftest import MakeServer, eventually
+from tests.soaking import soak_the_rest
 
 SLOW_RESTART = """
 import asyncio, os
@@ -24,7 +25,7 @@ contexts.Context.close = slow
 """The next interpreter is started when the test says so."""
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", soak_the_rest([True, False], 1))
 def test_a_session_that_is_deleted_while_a_context_restarts_is_not_found(
     again: bool, own_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -57,7 +58,7 @@ contexts.Context.ready = never
 """The second interpreter isn't ready before it ends."""
 
 
-@pytest.mark.parametrize("end", ["stop", "delete"])
+@pytest.mark.parametrize("end", soak_the_rest(["stop", "delete"], 1))
 def test_a_session_that_ends_while_an_interpreter_starts_anew_has_no_context(
     end: str, own_server: MakeServer, tmp_path: Path
 ) -> None:

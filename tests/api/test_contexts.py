@@ -215,11 +215,12 @@ def test_interrupt_restart_and_delete(client: httpx.Client, session: MakeSession
             137,
             "It was killed, since its interpreter wrote what is no message to the service.",
         ),
-        (
+        pytest.param(
             "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
             "timeout",
             124,
             "It was killed, since a cell went on after its timeout.",
+            marks=pytest.mark.soak,
         ),
     ],
 )
@@ -298,6 +299,7 @@ def test_unknown_contexts_are_404(client: httpx.Client, session: MakeSession) ->
     assert client.get("/api/sessions/nosuch/contexts").status_code == 404
 
 
+@pytest.mark.soak  # shown below, too
 def test_too_many_contexts_are_refused(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
     where = session("node", limits={"memory_mb": 2048, "pids": 512})
     for number in range(16):

@@ -20,3 +20,9 @@ def test_each_file_of_tests_in_the_browser_is_run() -> None:
     specs = {path.name.removesuffix(".spec.ts") for path in (WEB / "tests").glob("*.spec.ts")}
     files = {path.stem.removeprefix("test_dashboard_") for path in Path(__file__).parent.glob("test_dashboard_*.py")}
     assert specs == files
+    soaked = {path.name for path in (WEB / "tests").glob("*.spec.ts") if " (soak)'" in path.read_text()}
+    assert soaked == {
+        f"{path.stem.removeprefix('test_dashboard_')}.spec.ts"
+        for path in Path(__file__).parent.glob("test_dashboard_*.py")
+        if "@some_for_soak" in path.read_text()
+    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.api.dashboard import in_the_browser
+from tests.api.dashboard import in_the_browser, some_for_soak
 from tests.conftest import MakeServer, Server
 
 
-def test_in_the_browser(server: Server, own_server: MakeServer, tmp_path: Path) -> None:
-    in_the_browser("service.spec.ts", server, tmp_path, own_server(api_key="open sesame"))
+@some_for_soak
+def test_in_the_browser(server: Server, own_server: MakeServer, tmp_path: Path, soaked: bool) -> None:
+    in_the_browser("service.spec.ts", server, tmp_path, own_server(api_key="open sesame"), soaked=soaked)

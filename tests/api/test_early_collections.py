@@ -28,7 +28,7 @@ from era.core.files import snapshots
 from era.store.metadata import SqlStore
 from era.store.storage_items import StorageItemRows
 
-snapshots.SHORT_GRACE_SECONDS = 1.0
+snapshots.SHORT_GRACE_SECONDS = 0.25
 given = []
 
 async def keep(snapshots, store, pins, *_):
@@ -37,7 +37,7 @@ async def keep(snapshots, store, pins, *_):
 def collecting(real):
     @functools.wraps(real)
     async def commit(self, *args, **named):
-        await asyncio.sleep(2)
+        await asyncio.sleep(0.5)
         await garbage.collect_unneeded(*given[0])
         return await real(self, *args, **named)
     return commit
@@ -162,13 +162,13 @@ garbage._LOOK_SECONDS = 0.1
 ALMOST_FULL = f"""{SOON}
 from era.core import expiry
 expiry._TRIMMED_EVERY = 1
-blobs._LEAST_GARBAGE, blobs._MOST_GARBAGE = 1 << 20, 16 << 20
+blobs._LEAST_GARBAGE, blobs._MOST_GARBAGE = 1 << 18, 4 << 20
 """
 """The service takes the disk for almost full, and looks at it often."""
 
-PIECE = 4 << 20
-HISTORY = 16 << 20
-ROOM = HISTORY + (16 << 20) + 4 * PIECE
+PIECE = 1 << 20
+HISTORY = 4 << 20
+ROOM = HISTORY + (4 << 20) + 4 * PIECE
 """What versions name, what garbage there may be, and some pieces."""
 
 
@@ -183,7 +183,7 @@ def stored_bytes(server: Server) -> int:
 
 def refuse_uploads(client: httpx.Client, session: str) -> None:
     """Uploads that a session has no room for, with what it has."""
-    client.put(f"{session}/files/first", content=os.urandom(6 << 20)).raise_for_status()
+    client.put(f"{session}/files/first", content=os.urandom(3 << 19)).raise_for_status()
     for _ in range(30):
         assert client.put(f"{session}/files/second", content=os.urandom(PIECE)).status_code == 413
 
@@ -204,13 +204,13 @@ def purge_sessions(client: httpx.Client, session: str, query: str = "?purge=true
 
 def delete_sessions(client: httpx.Client, session: str) -> None:
     """So that they could be restored, of an owner with a quota."""
-    client.patch("/api/owners/default", json={"quotas": {"disk_mb": 10}}).raise_for_status()
+    client.patch("/api/owners/default", json={"quotas": {"disk_mb": 3}}).raise_for_status()
     purge_sessions(client, session, query="")
     client.post("/api/sessions/other/restore").raise_for_status()
 
 
 @pytest.mark.parametrize(
-    "make_garbage", soak_the_rest([refuse_uploads, drop_versions, purge_sessions, delete_sessions], 2)
+    "make_garbage", soak_the_rest([drop_versions, refuse_uploads, purge_sessions, delete_sessions], 1)
 )
 @pytest.mark.parametrize("is_watched", soak_the_rest([True, False], 1))
 def test_what_nothing_names_takes_a_bounded_room(
@@ -219,7 +219,7 @@ def test_what_nothing_names_takes_a_bounded_room(
     weakness = ALMOST_FULL if is_watched else SOON  # with the bounds of real disks
     server = own_server(weakness=weakness, history_mb=str(HISTORY >> 20))
     with server.client() as client:
-        body = {"language": "python", "session_id": "s", "limits": {"disk_mb": 8}}
+        body = {"language": "python", "session_id": "s", "limits": {"disk_mb": 2}}
         client.post("/api/sessions", json=body).raise_for_status()
         make_garbage(client, "/api/sessions/s")
         if is_watched:
@@ -274,12 +274,12 @@ def test_what_a_collection_had_to_leave_goes_soon_after(own_server: MakeServer, 
     held, begun = tmp_path / "held", tmp_path / "begun"
     server = own_server(weakness=ALMOST_FULL + "import asyncio\n" + HANGS.format(held=str(held), begun=str(begun)))
     with server.client() as client:
-        body = {"language": "python", "session_id": "s", "limits": {"disk_mb": 8}}
+        body = {"language": "python", "session_id": "s", "limits": {"disk_mb": 2}}
         client.post("/api/sessions", json=body).raise_for_status()
         blobs = server.content_dir / "blobs"
         with shared_lock(blobs) if why == "a backup" else commit_under_way(client, held, begun):
             refuse_uploads(client, "/api/sessions/s")
-            time.sleep(8)
+            time.sleep(6)  # longer than the grace period and the margin, and than a collection is put off
             assert stored_bytes(server) > ROOM
         assert eventually(lambda: stored_bytes(server) < ROOM, seconds=20)
         assert client.get("/api/sessions/s/files/first").is_success
@@ -323,6 +323,7 @@ blobs.Batch._finish = finish_and_tell
 says that content of over 8 MiB is put, so that none of it has its time from after the step."""
 
 
+@pytest.mark.soak  # that it is whole without such a step is shown above
 def test_an_archive_that_waits_for_its_turn_while_the_clock_steps_is_whole(
     own_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -363,7 +364,7 @@ def test_an_archive_is_whole_however_slowly_it_is_downloaded(own_server: MakeSer
     with server.client() as client:
         for name in ("s", "other"):
             client.post("/api/sessions", json={"language": "python", "session_id": name}).raise_for_status()
-        for n in range(15):
+        for n in range(24):  # more than connections hold
             client.put(f"/api/sessions/s/files/{n}", content=os.urandom(PIECE)).raise_for_status()
         client.put("/api/sessions/other/files/f", content=os.urandom(PIECE)).raise_for_status()
         before = stored_bytes(server)
@@ -379,5 +380,5 @@ def test_an_archive_is_whole_however_slowly_it_is_downloaded(own_server: MakeSer
                 got += sum(map(len, pieces))
         except httpx.TransportError:
             assert unpinned
-        assert (got > 15 * PIECE) == (not unpinned)
+        assert (got > 24 * PIECE) == (not unpinned)
         assert eventually(lambda: stored_bytes(server) == 0), "and afterwards nothing keeps it"

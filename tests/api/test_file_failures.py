@@ -107,6 +107,7 @@ def test_a_put_that_waits_fails_when_its_session_is_deleted(
     assert names(client, where) == []
 
 
+@pytest.mark.soak  # tests/hostile kills at many more moments
 def test_kill_9_during_a_put_leaves_the_old_or_the_new_file(own_server: MakeServer) -> None:
     """And nothing in between, and nothing acknowledged is lost."""
     server = own_server()

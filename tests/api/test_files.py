@@ -19,6 +19,7 @@ from tests.api.files_api import MIB, delete, get, listed, names, put
 from tests.api.guest_servers import start_in_background
 from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
+from tests.soaking import soak_the_rest
 
 
 def test_a_file_goes_in_and_comes_out(client: httpx.Client, session: MakeSession) -> None:
@@ -293,7 +294,7 @@ def test_files_need_the_key(own_server: MakeServer) -> None:
             refused(client.request(method, f"/api/sessions/s/{path}"), 401)
 
 
-@pytest.mark.parametrize("each", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("each", soak_the_rest([500, 2_000, 10_000], 1))
 def test_files_of_a_session_with_very_many(client: httpx.Client, session: MakeSession, run: Run, each: int) -> None:
     where = session()
     code = f"""

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from tests.conftest import ERA, STOP_SECONDS, eventually
 
+TOLD_SOON = """
+from era import directory_locks
+directory_locks._TOLD_AFTER_SECONDS = 0.5
+"""
+
 
 def test_a_host_that_waits_for_another_to_start_says_so_and_can_be_stopped(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
@@ -19,7 +24,9 @@ def test_a_host_that_waits_for_another_to_start_says_so_and_can_be_stopped(tmp_p
         "ERA_DATA_DIR": str(tmp_path / "host"),
         "ERA_CLUSTER_SECRET": "a secret that the hosts of a test know",
         "ERA_PORT": "0",
+        "PYTHONPATH": str(tmp_path),
     }
+    (tmp_path / "sitecustomize.py").write_text(TOLD_SOON)
     log = tmp_path / "log"
     with (shared / "starting").open("a") as lock, log.open("wb") as output:
         fcntl.flock(lock, fcntl.LOCK_EX)

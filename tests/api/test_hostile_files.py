@@ -14,6 +14,7 @@ import pytest
 from tests.api.answers import refused
 from tests.api.files_api import delete, get, listed, names, put, raw
 from tests.conftest import MakeSession, Run
+from tests.soaking import soak_the_rest
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,9 @@ def test_links_to_the_host_are_never_followed(
     assert run(where, "print(open('d/secret').read())")["stdout"] == "ours\n"
 
 
+@pytest.mark.parametrize("rounds", soak_the_rest([1, 4], 1))
 def test_links_swapped_during_requests_are_never_followed(
-    client: httpx.Client, session: MakeSession, run: Run, canary: Path
+    client: httpx.Client, session: MakeSession, run: Run, canary: Path, rounds: int
 ) -> None:
     where = session()
     put(client, where, "x/secret", b"ours")
@@ -133,7 +135,7 @@ while time.time() < end:
 
     with ThreadPoolExecutor(8) as pool:
         hammers = [pool.submit(hammer, number) for number in range(8)]
-        for _ in range(2):
+        for _ in range(rounds):
             run(where, code)
         stop.set()
         assert set().union(*(each.result() for each in hammers)) <= {200, 404, 409}

@@ -12,6 +12,7 @@ import pytest
 import era
 from era.languages import LANGUAGES
 from tests.conftest import MakeServer, MakeSession, Run
+from tests.soaking import soak_the_rest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = {
@@ -134,7 +135,7 @@ def test_deno_has_only_the_permissions_of_its_session(client: httpx.Client) -> N
 # -- another one ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("language", ["node", "typescript"])
+@pytest.mark.parametrize("language", soak_the_rest(["node", "typescript"], 1))
 def test_no_output_is_cut_by_an_exit_of_node_s(run: Run, session: MakeSession, language: str) -> None:
     """More than any pipe takes; of the program itself, and of what it starts, which has the same pipe."""
     where = session(language=language)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.plain_interpreter import outcome
 from tests.conftest import MakeSession, Run, Server, eventually
+from tests.soaking import soak_the_rest
 
 MESS = """
 import builtins, ctypes, json, os, random, signal, socket, subprocess, sys, threading, time, resource
@@ -183,7 +184,9 @@ def daemons(server: Server) -> list[int]:
     return pids
 
 
-@pytest.mark.parametrize("name", DAEMONS)
+@pytest.mark.parametrize(
+    "name", soak_the_rest(DAEMONS, ["python, double fork", "python, ignoring every signal", "node, detached"])
+)
 def test_no_process_of_a_run_is_alive_when_its_answer_comes(
     server: Server, session: MakeSession, run: Run, name: str
 ) -> None:

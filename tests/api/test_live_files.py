@@ -80,6 +80,7 @@ def test_a_client_and_processes_see_each_others_files_at_once(client: httpx.Clie
     assert process(client, where, "sleeper")["status"] == "running"
 
 
+@pytest.mark.soak
 def test_what_a_put_stores_ahead_is_what_its_version_names(own_server: MakeServer) -> None:
     server = own_server(spares="0")
     with server.client() as client:

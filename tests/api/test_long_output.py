@@ -79,7 +79,7 @@ def answers(server: Server, path: str, how_many: int, kind: str) -> None:
         list(callers.map(one, range(how_many)))
 
 
-@pytest.mark.parametrize("path", ["/api/sessions/{}/run", "/api/execute", "/api/sessions/{}/stream"])
+@pytest.mark.parametrize("path", soak_the_rest(["/api/sessions/{}/run", "/api/sessions/{}/stream", "/api/execute"], 1))
 @pytest.mark.parametrize("weakness", soak_the_rest([None, "outputs in memory"], 1))
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_memory_stays_flat_whatever_runs_print(

@@ -14,6 +14,7 @@ import pytest
 
 from tests.browser import Browser
 from tests.conftest import MakeServer, Server
+from tests.soaking import soak_the_rest
 
 WEB = Path(__file__).resolve().parent.parent.parent / "src" / "era" / "web"
 PAGES = sorted(path for path in WEB.iterdir() if path.is_file())
@@ -148,7 +149,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("language", PROGRAMS)
+@pytest.mark.parametrize("language", soak_the_rest(PROGRAMS, ["node"]))
 def test_the_page_runs_programs(server: Server, quiet: Browser, language: str) -> None:
     quiet.open(f"{server.url}/docs")
     quiet.wait("document.querySelector('#code').value")

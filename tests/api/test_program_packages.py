@@ -15,6 +15,7 @@ from tests.api.setups import make, settled
 from tests.conftest import MakeServer, MakeSession, Run
 from tests.gvisor import needs_gvisor, of_kind
 from tests.packages.registry import wheel
+from tests.soaking import soak_the_rest
 
 WHEEL = "wheels/mine-1.0-py3-none-any.whl"
 INSTALL = "pip install --no-index --find-links wheels mine"
@@ -58,7 +59,7 @@ def shown(client: httpx.Client, where: str) -> tuple[list[str], int, int]:
         return listed, counted, sum(not member.isdir() for member in archive)
 
 
-@pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+@pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=[needs_gvisor, pytest.mark.soak])])
 def test_what_pip_installs_lasts(client: httpx.Client, session: MakeSession, run: Run, isolation: str) -> None:
     where = session(**of_kind(isolation))
     put_wheel(client, where)
@@ -105,7 +106,7 @@ def test_what_npm_installs_lasts(client: httpx.Client, session: MakeSession, run
     assert run(where, again, timeout=90)["stdout"] == "7\n"
 
 
-@pytest.mark.parametrize("language", ["python", "node"])
+@pytest.mark.parametrize("language", soak_the_rest(["python", "node"], 1))
 def test_a_command_of_a_setup_installs_for_every_run(client: httpx.Client, run: Run, language: str) -> None:
     where = make(client, {"commands": [f"if [ -d wheels ]; then {INSTALL}; fi"]}, language)
     settled(client, where)
@@ -118,6 +119,7 @@ def test_a_command_of_a_setup_installs_for_every_run(client: httpx.Client, run: 
     assert shown(client, where) == ([WHEEL], 1, 1)
 
 
+@pytest.mark.soak
 def test_without_persistence_they_last_for_the_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(persistent=False)
     files = {"mine.py": "x = 1"}

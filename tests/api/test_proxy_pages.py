@@ -8,6 +8,7 @@ import pytest
 from tests.api.guest_servers import WEBSOCKET_ECHO, start_in_background
 from tests.browser import Browser
 from tests.conftest import MakeServer, Server, eventually
+from tests.soaking import soak_the_rest
 
 CANARY = "canary-of-another-session"
 
@@ -92,7 +93,7 @@ def attack(server: Server, browser: Browser, code: str) -> tuple[dict[str, str],
     return outcomes, sessions
 
 
-@pytest.mark.parametrize("code", [PLAIN, WITH_A_POLICY], ids=["as it is", "with a policy of its own"])
+@pytest.mark.parametrize("code", soak_the_rest([PLAIN, WITH_A_POLICY], 1), ids=["as it is", "with a policy of its own"])
 def test_a_sessions_page_can_not_attack_the_service(server: Server, browser: Browser, code: str) -> None:
     outcomes, sessions = attack(server, browser, code)
     assert {name: outcome for name, outcome in outcomes.items() if not outcome.startswith("refused: ")} == {}

@@ -82,6 +82,7 @@ def test_the_running_app():
 """
 
 
+@pytest.mark.soak
 def test_a_flask_app_and_its_tests(server: Server, client: httpx.Client, run: Run, tmp_path: Path) -> None:
     setup = {"pip": {"requirements": "flask\npytest"}}
     where = make(client, setup, service="flask --app shop run --port $PORT", default_timeout=60)
@@ -155,6 +156,7 @@ items.get("/", (request, response) => {
 }
 
 
+@pytest.mark.soak
 def test_an_express_api_in_typescript(server: Server, client: httpx.Client, run: Run, tmp_path: Path) -> None:
     where = make(client, {"npm": ["express", "zod", "lodash", "@types/express", "@types/lodash"]}, "typescript")
     write(tmp_path, **EXPRESS)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import MakeSession, Run, at_best
+from tests.soaking import soak_the_rest
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_death_by_a_signal_is_reported(
     assert answer["state"]["committed"]
 
 
-@pytest.mark.parametrize("env", [{}, {"PYTHONHASHSEED": "0"}], ids=["warm", "cold"])
+@pytest.mark.parametrize("env", soak_the_rest([{}, {"PYTHONHASHSEED": "0"}], 1), ids=["warm", "cold"])
 def test_output_printed_before_the_deadline_is_returned_without_a_flush(
     session: MakeSession, run: Run, env: dict[str, str]
 ) -> None:

@@ -106,6 +106,7 @@ def test_what_is_no_longer_kept_is_said(own_server: MakeServer) -> None:
         assert followed(client, f"{path}?after={number - 1}") == [(number, "done", done)]
 
 
+@pytest.mark.soak
 def test_a_run_that_was_lost_has_no_result(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:
@@ -166,6 +167,7 @@ def test_data_can_be_left_out(client: httpx.Client, session: MakeSession, route:
     assert ('"large"' in first.text, '"large"' in again.text) == (True, False)
 
 
+@pytest.mark.soak  # tests/api/test_setup_commands.py follows setups, too
 def test_a_setup_is_followed_in_the_same_way(own_server: MakeServer) -> None:
     server = own_server()
     body = {"language": "python", "session_id": "s", "setup": {"commands": ["echo one", "sleep 3; echo two >&2"]}}

@@ -10,6 +10,7 @@ import pytest
 
 from era.wire.runs import RunRecordsAnswer
 from tests.api.answers import assert_recent, checked, refused, run_record
+from tests.api.told import UNTIL_TOLD, tell
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 
 
@@ -125,9 +126,9 @@ def test_output_over_the_cap_is_kept_up_to_it(own_server: MakeServer) -> None:
 
 def test_a_run_under_way_can_be_seen(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    code = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.02)"
+    code = f"print('begun', flush=True)\n{UNTIL_TOLD}until_told('{where}')"
     thread = threading.Thread(
-        target=lambda: client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 10})
+        target=lambda: client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 60})
     )
     thread.start()
     try:
@@ -138,6 +139,7 @@ def test_a_run_under_way_can_be_seen(client: httpx.Client, session: MakeSession)
         url = f"/api/sessions/{where}/runs/{runs[0]['run_id']}/stdout"
         assert eventually(lambda: client.get(url).text) == "begun\n"
     finally:
+        tell(client, where)
         thread.join()
     assert client.get(f"/api/sessions/{where}/runs/{runs[0]['run_id']}/stdout").text == "begun\n"
 
@@ -155,6 +157,7 @@ def test_only_the_newest_outputs_are_kept(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/s/runs/{ids[0]}").json()["stdout_bytes"] == 2
 
 
+@pytest.mark.soak
 def test_no_output_is_kept_when_outputs_kept_is_0(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="0")
     with server.client() as client:

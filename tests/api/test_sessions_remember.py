@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.conftest import MakeSession, Run
+from tests.soaking import soak_the_rest
 
 INCREMENT = """
 import json
@@ -26,7 +27,7 @@ def test_data_and_files_outlive_a_run(session: MakeSession, run: Run) -> None:
     assert run(where, "print(open('note').read())")["stdout"] == "kept\n"
 
 
-@pytest.mark.parametrize("clients", [10, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("clients", soak_the_rest([5, 50], 1))
 def test_concurrent_increments_are_all_counted(client: httpx.Client, session: MakeSession, clients: int) -> None:
     where = session(data={"n": 0})
 

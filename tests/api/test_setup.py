@@ -114,7 +114,9 @@ def test_npm_works_on_the_session_beside_packages_of_a_setup(
             {"npm": {"packageJson": '{"dependencies": {"ms": "^2.1.0"}, "scripts": {"postinstall": "exit 1"}}'}},
             "node", "console.log(require('ms/package.json').version[0])", "2\n",
         ),
-        ({"npm": ["axios"]}, "node", "console.log(typeof require('axios').get)", "function\n"),
+        pytest.param(
+            {"npm": ["axios"]}, "node", "console.log(typeof require('axios').get)", "function\n", marks=pytest.mark.soak
+        ),
         ({"npm": ["axios"]}, "typescript", "import axios from 'axios'; console.log(typeof axios.post)", "function\n"),
     ],
 )  # fmt: skip
@@ -132,7 +134,7 @@ def test_forms_of_a_setup(
         ({"pip": ["era-has-no-such-package"]}, ["no such package", "era-has-no-such-package"]),
         ({"pip": ["six==1.16.0", "six==1.17.0"]}, ["can't go together", "six==1.16.0"]),
         ({"npm": ["era-has-no-such-package"]}, ["no such package", "era-has-no-such-package"]),
-        ({"npm": ["ms@99.0.0"]}, ["not in such a version", "ms@99.0.0"]),
+        pytest.param({"npm": ["ms@99.0.0"]}, ["not in such a version", "ms@99.0.0"], marks=pytest.mark.soak),
     ],
 )
 def test_what_cannot_be_installed_fails_and_says_why(

@@ -260,6 +260,7 @@ def test_endless_output_is_bounded(client: httpx.Client) -> None:
     assert result["stdout"].endswith("$ echo end\nend\n")
 
 
+@pytest.mark.soak  # tests/api/test_setup.py shows it of packages
 def test_a_setup_that_was_cut_off_begins_again(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:

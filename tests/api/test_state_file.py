@@ -214,7 +214,7 @@ def test_other_languages_lose_nothing_either(session: MakeSession, run: Run, lan
     assert run(where, look)["stdout"] == "old null\n"
 
 
-@pytest.mark.parametrize(("persistent", "note"), [(True, "old"), (False, "gone")])
+@pytest.mark.parametrize(("persistent", "note"), [(True, "old"), pytest.param(False, "gone", marks=pytest.mark.soak)])
 def test_a_spoiled_file_and_a_timeout_are_both_reported(
     session: MakeSession, run: Run, persistent: bool, note: str
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.conftest import MakeServer, Server, eventually
 from tests.gvisor import BOTH_KINDS
+from tests.soaking import soak_the_rest
 
 LANGUAGES = ("python", "node", "typescript")
 NOTHING_ELSE = """
@@ -426,9 +427,12 @@ def test_many_writers_at_once_lose_nothing(api: httpx.Client) -> None:
     assert len(api.get("/api/storage/kv/app").json()["keys"]) == 40
 
 
-def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(own_server: MakeServer) -> None:
-    """On a server of an ordinary user if the tests run as root; all other tests here use the tests' own user."""
-    server = own_server(uid=54_321 if os.geteuid() == 0 else None, api_key="sesame")
+@pytest.mark.parametrize("uid", soak_the_rest([None, 54_321], 1), ids=["own user", "ordinary user"])
+def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(
+    own_server: MakeServer, uid: int | None
+) -> None:
+    """Also on a server of an ordinary user if the tests run as root; all other tests here use the tests' own user."""
+    server = own_server(uid=uid if os.geteuid() == 0 else None, api_key="sesame")
     long = base64.b64encode(b"long" * 20_000).decode()
     with server.client() as client:
         assert client.get("/api/storage/kv/app").status_code == 401

@@ -137,8 +137,15 @@ era.api.websocket.PING_SECONDS = 0.2
 """
 
 
-@pytest.mark.parametrize("writes", [True, False], ids=["the process writes", "a ping comes"])
-@pytest.mark.parametrize("closes", [True, False], ids=["closed", "hung up"])
+@pytest.mark.parametrize(
+    ("closes", "writes"),
+    [
+        pytest.param(False, True, id="hung up-the process writes"),
+        pytest.param(True, False, id="closed-a ping comes", marks=pytest.mark.soak),
+        pytest.param(True, True, id="closed-the process writes", marks=pytest.mark.soak),
+        pytest.param(False, False, id="hung up-a ping comes", marks=pytest.mark.soak),
+    ],
+)
 def test_what_was_sent_by_a_client_that_is_gone_is_read(tmp_path: Path, writes: bool, closes: bool) -> None:
     """The server can send nothing any more, and has more to write to the process than it has read."""
     server = Server(tmp_path / "data", {}, weakness=FREQUENT_PINGS)

@@ -28,6 +28,7 @@ from tests.api.websocket import WebSocket
 from tests.client.command import era
 from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
 from tests.hostile.test_raw_requests import REQUESTS, Connection
+from tests.soaking import soak_the_rest
 from tests.two_hosts import Home
 
 SERVER = """\
@@ -225,6 +226,7 @@ def test_a_host_that_stops_has_its_sockets_go_elsewhere(home: Home, client: http
     again.connection.close()
 
 
+@pytest.mark.soak
 def test_a_stop_waits_for_no_client_that_answers_nothing(home: Home, client: httpx.Client, public: str) -> None:
     other = home.other
     assert other is not None
@@ -235,7 +237,7 @@ def test_a_stop_waits_for_no_client_that_answers_nothing(home: Home, client: htt
     home.url = other.url
 
 
-@pytest.mark.parametrize("path", ["floods", "trickles"])
+@pytest.mark.parametrize("path", soak_the_rest(["floods", "trickles"], 1))
 def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_server: MakeServer, path: str) -> None:
     """Between two frames, however long the program takes for one, and though each ends as the next begins."""
     server = own_server()
@@ -354,6 +356,7 @@ def test_what_hosts_ask_each_other_is_a_path_like_any_other_at_a_site(home: Home
         assert answer.json().get("path") == f"/cluster/{path}", answer.text
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("home", ["plain"], indirect=True)
 def test_a_host_with_another_secret_does_not_start(home: Home) -> None:
     settings = {
@@ -440,7 +443,7 @@ def test_what_is_changed_at_one_host_holds_at_the_others_once_that_is_answered(k
 
 
 @pytest.mark.parametrize("home", ["plain"], indirect=True)
-@pytest.mark.parametrize("path", ["/api/sessions/raw/stat/x", "/proxy/raw/3000/x"])
+@pytest.mark.parametrize("path", soak_the_rest(["/api/sessions/raw/stat/x", "/proxy/raw/3000/x"], 1))
 def test_bytes_that_are_no_plain_request_are_taken_for_the_same_at_both_hosts(
     home: Home, client: httpx.Client, path: str
 ) -> None:

@@ -22,6 +22,7 @@ from tests import capsules
 from tests.api.answers import refused
 from tests.api.told import WAITS, tell
 from tests.conftest import Server, eventually
+from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
 
@@ -116,7 +117,7 @@ def session(client: httpx.Client, name: str = "s") -> dict[str, Any]:
     return body
 
 
-@pytest.mark.parametrize("sent", [0, 2 * MIB])
+@pytest.mark.parametrize("sent", soak_the_rest([2 * MIB, 0], 1))
 def test_a_stalled_upload_is_408(server: Server, client: httpx.Client, sent: int) -> None:
     begun = time.monotonic()
     uploads = [Upload(server, kind) for kind in KINDS]

@@ -277,6 +277,7 @@ def test_old_versions_are_dropped(own_server: MakeServer) -> None:
         assert client.post("/api/sessions/s/rollback", json={"version": 4}).json()["data"] == {"n": 2}
 
 
+@pytest.mark.soak  # tests/hostile kills at many more moments
 def test_versions_outlive_a_kill(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:

@@ -10,12 +10,18 @@ import httpx
 import pytest
 
 from tests.conftest import MakeServer, Server, eventually
+from tests.soaking import soak_the_rest
 
-FILES, DIRECTORIES = 2100, 21  # so many that a directory keeps its owner
-FILL = f"""
+MANY, FEW = 2100, 105  # so many that a directory keeps its owner, and so few that it gets another one
+DIRECTORIES = 21
+
+
+def fill(files: int) -> str:
+    """A program that leaves so many files, and some that are odd."""
+    return f"""
 import os
 import signal
-for number in range({FILES}):
+for number in range({files}):
     os.makedirs(f"d{{number % {DIRECTORIES}}}", exist_ok=True)
     open(f"d{{number % {DIRECTORIES}}}/{{number}}", "w").write(str(number))
 os.link("d1/1", "second")
@@ -25,15 +31,21 @@ for name in ("sitecustomize", "usercustomize", "json", "os", "workspace", "super
 open("pyvenv.cfg", "w").write("home = /workspace")
 os.mkdir("encodings"); open("encodings/__init__.py", "w").write("raise SystemExit(9)")
 """
-LOOK = f"""
+
+
+def look(files: int) -> str:
+    """A program that sees whether they are there, and its own."""
+    return f"""
 import subprocess, sys
 total = 0
-for number in range({FILES}):
+for number in range({files}):
     total += open(f"d{{number % {DIRECTORIES}}}/{{number}}").read() == str(number)
 print(total, oct(__import__("posix").stat("shut").st_mode), open("shut/in").read())
 open("d2/2", "w").write("mine")  # everything is this sandbox's own
 print(__import__("posix").stat("d2/2").st_uid == __import__("posix").getuid())
 """
+
+
 LARGE = "with open('large', 'wb') as file:\n    for _ in range(40): file.write(__import__('os').urandom(1 << 20))"
 SIZE = "import os\nopen('large', 'r+b').write(b'x')\nprint(os.stat('large').st_size)"
 
@@ -51,6 +63,9 @@ def _put_away(server: Server, client: httpx.Client, kept: int) -> None:
     assert eventually(lambda: len(list((server.data_dir / "live").glob("sb-*"))) == 1 + kept)
 
 
+files_left = pytest.mark.parametrize("files", soak_the_rest([FEW, MANY], 1))
+
+
 @pytest.fixture
 def server(own_server: MakeServer) -> Server:
     server = own_server(max_warm="1")
@@ -62,10 +77,10 @@ def server(own_server: MakeServer) -> Server:
 
 def test_many_files(server: Server) -> None:
     with server.client() as client:
-        _run(client, "s", FILL)
+        _run(client, "s", fill(MANY))
         for turn in range(2):
             _put_away(server, client, 1)
-            assert _run(client, "s", LOOK) == f"{FILES - turn} 0o40500 in\nTrue\n"
+            assert _run(client, "s", look(MANY)) == f"{MANY - turn} 0o40500 in\nTrue\n"
         listed = client.get("/api/sessions/s/files", params={"prefix": "d2/2"}).json()
         assert [file["size"] for file in listed["files"] if file["path"] == "d2/2"] == [4], json.dumps(listed)[:500]
         assert "directory_not_reused" not in server.log
@@ -76,10 +91,11 @@ def test_many_files(server: Server) -> None:
         ) or (os.geteuid() != 0)
 
 
-def test_a_second_name_of_a_file_is_not_overlooked(server: Server) -> None:
+@files_left
+def test_a_second_name_of_a_file_is_not_overlooked(server: Server, files: int) -> None:
     """A session that was woken is watched as it was before: a write by one name changes the other."""
     with server.client() as client:
-        _run(client, "s", FILL)
+        _run(client, "s", fill(files))
         _put_away(server, client, 1)
         _run(client, "s", "open('second', 'w').write('both')")
         for path in ("second", "d1/1"):
@@ -95,7 +111,7 @@ def test_much_data(server: Server) -> None:
         assert client.get("/api/sessions/s/files/large").content == b"x" + before[1:]
 
 
-@pytest.mark.parametrize("mb", ["10", "60"])
+@pytest.mark.parametrize("mb", soak_the_rest(["10", "60"], 1))
 def test_directories_count_as_files_do(own_server: MakeServer, mb: str) -> None:
     """What is kept of a session with many of them takes as much disk, and memory of the service."""
     server = own_server(max_warm="1", kept_mb=mb)
@@ -107,9 +123,10 @@ def test_directories_count_as_files_do(own_server: MakeServer, mb: str) -> None:
         assert _run(client, "s", "print(len(__import__('os').listdir('.')) > 5101)") == "True\n"
 
 
-def test_nothing_is_trusted_after_a_kill(server: Server) -> None:
+@files_left
+def test_nothing_is_trusted_after_a_kill(server: Server, files: int) -> None:
     with server.client() as client:
-        _run(client, "s", FILL)
+        _run(client, "s", fill(files))
         _put_away(server, client, 1)
     (directory,) = (each for each in (server.data_dir / "live").glob("sb-*") if (each / "workspace/d1").exists())
     server.stop(signal.SIGKILL)
@@ -117,12 +134,13 @@ def test_nothing_is_trusted_after_a_kill(server: Server) -> None:
     server.start()
     with server.client() as client:
         assert not directory.exists()
-        assert _run(client, "s", LOOK) == f"{FILES} 0o40500 in\nTrue\n"
+        assert _run(client, "s", look(files)) == f"{files} 0o40500 in\nTrue\n"
 
 
-def test_a_deleted_session_leaves_no_directory(server: Server) -> None:
+@files_left
+def test_a_deleted_session_leaves_no_directory(server: Server, files: int) -> None:
     with server.client() as client:
-        _run(client, "s", FILL)
+        _run(client, "s", fill(files))
         _put_away(server, client, 1)
         assert client.delete("/api/sessions/s").status_code == 200
         assert eventually(lambda: len(list((server.data_dir / "live").glob("sb-*"))) == 1)

@@ -80,7 +80,7 @@ test('cells share an interpreter, and their results can do nothing', () =>
     await page.getByRole('region', { name: 'Output of cell 5' }).getByText('NameError').first().waitFor();
   }));
 
-test('results that aren’t what they say leave the notebook as it is', () =>
+test('results that aren’t what they say leave the notebook as it is (soak)', () =>
   withPage(async (page, complaints) => {
     const id = newId('results');
     await api('/api/sessions', { language: 'python', session_id: id });
@@ -120,7 +120,7 @@ function breakOff(): void {
   };
 }
 
-test('a run is followed to its end where the connection breaks, and a line written anew is one line', () =>
+test('a run is followed to its end where the connection breaks, and a line written anew is one line (soak)', () =>
   withPage(async (page) => {
     const id = newId('broken');
     await api('/api/sessions', { language: 'python', session_id: id });

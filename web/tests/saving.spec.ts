@@ -181,7 +181,7 @@ test('a key pressed twice saves once, and takes its own save for nobody else’s
     assert.equal(await file(id, 'a.txt'), 'typed');
   }));
 
-test('a switch can’t be turned back while it is saved', () =>
+test('a switch can’t be turned back while it is saved (soak)', () =>
   withPage(async (page) => {
     const id = await session('switch');
     await page.goto(part(id, 'public'));
@@ -217,7 +217,7 @@ test('a run goes on being shown when its tab is left', () =>
     await page.locator('.pane-head', { hasText: 'exit 0' }).waitFor();
   }));
 
-test('a cell goes on when its tab is left, and takes nothing from those that were typed meanwhile', () =>
+test('a cell goes on when its tab is left, and takes nothing from those that were typed meanwhile (soak)', () =>
   withPage(async (page) => {
     const id = await session('cells');
     await page.goto(part(id, 'notebook'));
@@ -245,7 +245,7 @@ test('a cell goes on when its tab is left, and takes nothing from those that wer
     await page.getByText('The stream ended before the run did.').waitFor();
   }));
 
-test('ends of lines stay what they are', () =>
+test('ends of lines stay what they are (soak)', () =>
   withPage(async (page) => {
     const id = await session('ends');
     for (const [path, before, after] of [
@@ -264,7 +264,7 @@ test('ends of lines stay what they are', () =>
     }
   }));
 
-test('numbers that JavaScript has no room for survive a new session and an edit of labels', () =>
+test('numbers that JavaScript has no room for survive a new session and an edit of labels (soak)', () =>
   withPage(async (page) => {
     const id = newId('exact');
     await page.goto(`${SERVER}/#/new`);
@@ -294,7 +294,7 @@ test('numbers that JavaScript has no room for survive a new session and an edit 
     await eventually(async () => !('large' in (await data(id))), 'no data is left');
   }));
 
-test('a search of files is left alone by runs, and an empty file can be edited', () =>
+test('a search of files is left alone by runs, and an empty file can be edited (soak)', () =>
   withPage(async (page) => {
     const id = await session('search');
     await run(id, 'for n in range(20): open(f"file{n}.txt", "w").close()');

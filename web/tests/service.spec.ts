@@ -17,7 +17,7 @@ const serveSessions = (page: Page, all: () => object[]) =>
     });
   });
 
-test('ten thousand sessions scroll', async () => {
+test('ten thousand sessions scroll (soak)', async () => {
   // The server's answers are made up here: to create as many would take minutes, and the list is what is tested.
   const all = Array.from({ length: 10_000 }, (_, at) => ({
     id: `many-${String(at).padStart(5, '0')}`,
@@ -90,7 +90,7 @@ test('more new sessions than a page holds are all listed', () =>
     await page.getByText('800', { exact: true }).waitFor();
   }));
 
-test('a server that is slower than its page asks is shown all the same', () =>
+test('a server that is slower than its page asks is shown all the same (soak)', () =>
   withPage(async (page) => {
     const id = newId('slow');
     await api('/api/sessions', { language: 'python', session_id: id });
@@ -119,7 +119,7 @@ test('a call that hangs is given up for another one', () =>
     await page.getByRole('list', { name: 'Runs' }).getByRole('link').waitFor();
   }));
 
-test('an inbox is shown while it can’t be loaded again', () =>
+test('an inbox is shown while it can’t be loaded again (soak)', () =>
   withPage(async (page) => {
     const id = newId('inbox');
     await api('/api/sessions', { language: 'python', session_id: id });
@@ -167,7 +167,7 @@ test('what is copied is there without a secure context too, and a tick says so o
     assert.notEqual(await icon(), tick);
   }));
 
-test('the storage shows more than a thousand things, and keys with any slashes', () =>
+test('the storage shows more than a thousand things, and keys with any slashes (soak)', () =>
   withPage(async (page) => {
     const keys = ['/odd//key/', 'a/../b'];
     for (const key of keys)
