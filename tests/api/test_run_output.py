@@ -38,7 +38,7 @@ def test_output_is_capped_and_the_servers_memory_stays_flat(own_server: MakeServ
         assert one_more["exit_code"] == 3
         before = server.peak_resident_bytes
         endless = "import os\npiece = b'x' * 65536\nwhile True: os.write(1, piece); os.write(2, piece)"
-        answer = run(endless, timeout=3)
+        answer = run(endless, timeout=5)
         assert lengths(answer) == (CAP, True, CAP, True)
         assert (answer["exit_code"], answer["status"]) == (124, "timeout")
         assert server.peak_resident_bytes - before < 48 << 20

@@ -356,7 +356,6 @@ def test_what_hosts_ask_each_other_is_a_path_like_any_other_at_a_site(home: Home
         assert answer.json().get("path") == f"/cluster/{path}", answer.text
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("home", ["plain"], indirect=True)
 def test_a_host_with_another_secret_does_not_start(home: Home) -> None:
     settings = {
