@@ -161,7 +161,6 @@ SQLITE_FAULTS = [
     ("pwrite64", "era.sqlite-wal", "ENOSPC"),
     ("pwrite64", "era.sqlite", "EIO"),
     ("fdatasync", "era.sqlite", "EIO"),
-    ("ftruncate", "era.sqlite-wal", "EIO"),
     ("pread64", "era.sqlite-wal", "EIO"),
     ("openat", "era.sqlite-wal", "EIO"),
 ]
