@@ -157,7 +157,13 @@ def is_folder(module: str) -> bool:
     return module.startswith("era.") and "/".join(module.split(".")[1:]) in MAY_IMPORT
 
 
-def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[Import]:
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
+def imports(source: str, module: str, *, is_package: bool = False) -> list[Import]:
     """What `module` imports, relative imports resolved, `from era import x` taken as `era.x`."""
 
     def visit(node: ast.AST, at_once: bool) -> Iterator[Import]:
@@ -177,7 +183,7 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[I
         for child in ast.iter_child_nodes(node):
             yield from visit(child, at_once and not later)
 
-    return visit(ast.parse(source), at_once=True)
+    return list(visit(parsed(source), at_once=True))
 
 
 def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -228,7 +234,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     for path, name in sources.items():
         module = name.removesuffix(".__init__")
         found = {item.name for item in imports(path.read_text(), module, is_package=module != name)}
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found |= {f"{node.module}.{alias.name}" for alias in node.names}
         imported[module] = (found & modules) - {module}

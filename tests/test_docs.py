@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from markdown_it.token import Token
 
 from tests.conftest import Server
 from tests.documents import DEFAULT_URL, FRAMEWORKS, ROOT, is_part, last_json, matches, prints
+from tests.soaking import soak_the_rest
 
 SOURCE = ROOT / "src" / "era"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -55,11 +57,18 @@ class Example:
     expected: str = ""
 
 
+@cache
+def tokens(document: Path) -> list[Token]:
+    """The document as Markdown has it."""
+    return MarkdownIt().enable("table").parse(document.read_text())
+
+
+@cache
 def examples(document: Path) -> list[Example]:
     """The document's blocks that are run, in order."""
     blocks: list[Example] = []
     before = None
-    for token in MarkdownIt().parse(document.read_text()):
+    for token in tokens(document):
         if token.type == "fence" and token.info == "bash" and token.map:
             blocks.append(Example(token.map[0] + 1, token.content))
         elif _is_program(token) and token.map:
@@ -75,11 +84,33 @@ def _is_program(token: Token) -> bool:
     return token.type == "fence" and token.info == "python" and SDK.search(token.content) is not None
 
 
+ADAPTERS = ROOT / "docs" / "adapters.md"
+DOCUMENTS_WITH_EXAMPLES = [path for path in DOCUMENTS if examples(path)]
+BEGUN_WITH = {
+    *("README.md", "tutorial.md", "concepts.md", "api.md", "cli.md", "mcp.md", "sdk-python.md", "languages.md"),
+    *("state.md", "files.md", "packages.md"),
+}
+"""Documents that readers begin with or look everything up in. What others show, tests of its own show, too."""
+
+
 @pytest.mark.parametrize(
-    "document", [path for path in DOCUMENTS if examples(path)], ids=lambda path: str(path.relative_to(ROOT))
+    "document",
+    soak_the_rest(DOCUMENTS_WITH_EXAMPLES, [path for path in DOCUMENTS_WITH_EXAMPLES if path.name in BEGUN_WITH]),
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_examples_print_what_stands_below_them(document: Path, server: Server, tmp_path: Path) -> None:
-    blocks = examples(document)
+    run_examples(document, examples(document), server, tmp_path)
+
+
+def test_the_example_of_a_framework_prints_what_stands_below_it(server: Server, tmp_path: Path) -> None:
+    """Of one that takes little to import."""
+    quickest = [example for example in examples(ADAPTERS) if "from pydantic_ai import" in example.commands]
+    run_examples(ADAPTERS, quickest, server, tmp_path)
+
+
+def run_examples(document: Path, blocks: list[Example], server: Server, tmp_path: Path) -> None:
+    """Run these, of one document, and compare what each prints."""
+    assert blocks
     script = "set -euo pipefail\n"
     for number, example in enumerate(blocks):  # a mark after each separates its output from the next
         script += f"{example.commands.replace(DEFAULT_URL, server.url)}\nprintf '\\n@@ {number} @@\\n'\n"
@@ -88,7 +119,7 @@ def test_examples_print_what_stands_below_them(document: Path, server: Server, t
     environment |= {"ERA_SERVER": server.url, "NO_PROXY": "*"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each program would compile its imports again
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    if document.name == "adapters.md":
+    if document == ADAPTERS:
         if not FRAMEWORKS.exists():
             pytest.skip("needs frameworks of agents, which scripts/setup --test installs where it can")
         environment["PYTHONPATH"] = str(FRAMEWORKS)
@@ -110,7 +141,7 @@ def test_most_examples_call_the_server_and_are_compared() -> None:
     assert [example.commands for example in every if not CALLS.search(example.commands)] == []
     assert sum(example.kind is not None for example in every) >= 0.8 * len(every)
     for path in DOCUMENTS:
-        for token in MarkdownIt().parse(path.read_text()):
+        for token in tokens(path):
             if token.type == "fence":
                 assert token.info in NOT_RUN | {"bash"}, f"{path.name} has a block of {token.info}"
 
@@ -118,7 +149,7 @@ def test_most_examples_call_the_server_and_are_compared() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_example_deletes_every_session(document: Path) -> None:
     """A reader may run an example on a server with sessions that are needed."""
-    blocks = [token.content for token in MarkdownIt().parse(document.read_text()) if token.type == "fence"]
+    blocks = [token.content for token in tokens(document) if token.type == "fence"]
     assert [block for block in blocks if DELETES_ALL.search(block)] == []
 
 
@@ -144,15 +175,17 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+@cache
 def anchors(document: Path) -> set[str]:
-    tokens = MarkdownIt().parse(document.read_text())
-    return {slug(tokens[at + 1].content) for at, token in enumerate(tokens) if token.type == "heading_open"}
+    parsed = tokens(document)
+    return {slug(parsed[at + 1].content) for at, token in enumerate(parsed) if token.type == "heading_open"}
 
 
+@cache
 def links(document: Path) -> list[str]:
     """Targets of the document's links."""
     targets = []
-    for token in MarkdownIt().enable("table").parse(document.read_text()):
+    for token in tokens(document):
         targets += [str(child.attrs["href"]) for child in token.children or [] if child.type == "link_open"]
     return targets
 

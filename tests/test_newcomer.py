@@ -11,8 +11,9 @@ from tests.documents import FRAMEWORKS
 from tests.newcomer import WAYS, Way, example, first_result
 from tests.sdk.typescript import TOOLS
 
-# tests/test_docs.py and tests/sdk/test_typescript_docs.py run the examples of these, too, and installing takes long.
-LONG = {"TypeScript SDK", "framework of agents"}
+# tests/test_docs.py and tests/sdk/test_typescript_docs.py run the examples of these, too, and they take long to install
+# or to import.
+LONG = {"TypeScript SDK", "Model Context Protocol", "framework of agents"}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,18 @@ for _name in THEIRS:
     setattr(TestStandard, _name, _mark(getattr(SandboxIntegrationTests, _name)))
 
 
+LARGE = (
+    "test_aread_large_text_payload_paginated_roundtrip",
+    "test_aupload_adownload_large_file_roundtrip",
+    "test_awrite_aread_adownload_large_text_with_escaped_content",
+    "test_write_read_download_large_text_with_escaped_content",
+)
+"""Their longest tests, of the same calls as others, with more in them."""
+
+for _name in LARGE:
+    setattr(TestStandard, _name, pytest.mark.soak(getattr(SandboxIntegrationTests, _name)))
+
+
 class Scripted(GenericFakeChatModel):
     """A model that says what it is told to, whatever tools it is given."""
 

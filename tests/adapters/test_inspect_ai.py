@@ -17,6 +17,8 @@ from era import AsyncEra, Era
 from era.adapters.inspect_ai import EraSandboxConfig, EraSandboxEnvironment
 from tests.conftest import Server
 
+pytest.mark.soak(self_check.test_read_and_write_large_file_binary)  # others read and write binary files, too
+
 NOT_HERE = {"test_exec_as_user": "programs of a session have one user"}
 
 

@@ -20,6 +20,7 @@ from era.cluster.ray_hosts import connect
 from era.errors import NotReady
 from tests.client.command import era
 from tests.conftest import eventually, is_running
+from tests.soaking import soak_the_rest
 
 READY = textwrap.dedent(
     """
@@ -318,10 +319,21 @@ def test_a_cluster_that_cannot_be_reached(address: str, said: str) -> None:
 def test_what_the_command_says_of_that() -> None:
     done = era(None, "host", "list", "--cluster", "127.0.0.1:1", code=2)
     assert done.stderr.startswith("era: Ray at 127.0.0.1:1 can't be reached")
-    assert "are for --cluster" in era(None, "serve", "--keep-hosts", code=2).stderr
-    assert "for --max-hosts" in era(None, "serve", "--cluster", "127.0.0.1:2", "--min-hosts", "2", code=2).stderr
-    bounds = ("--min-hosts", "3", "--max-hosts", "2")
-    assert "no less" in era(None, "serve", "--cluster", "127.0.0.1:2", *bounds, code=2).stderr
+
+
+TOGETHER = {
+    "--cluster 127.0.0.1:2 --min-hosts 3 --max-hosts 2": "no less",
+    "--cluster 127.0.0.1:2 --min-hosts 2": "for --max-hosts",
+    "--keep-hosts": "are for --cluster",
+}
+
+
+@pytest.mark.parametrize("options", soak_the_rest(TOGETHER, 1))
+def test_options_that_do_not_go_together(options: str) -> None:
+    assert TOGETHER[options] in era(None, "serve", *options.split(), code=2).stderr
+
+
+def test_a_database_that_cannot_be_used_is_told_without_its_password() -> None:
     url = "postgresql://era:hidden@127.0.0.1:1/era"
     done = era(None, "serve", "--cluster", "127.0.0.1:2", code=2, env={"ERA_DATABASE_URL": url})
     assert "postgresql://127.0.0.1:1/era can't be used" in done.stderr

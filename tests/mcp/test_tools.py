@@ -26,6 +26,7 @@ from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import Server, eventually
 from tests.mcp.clients import WAYS, text_of, used
 from tests.sdk.scripted import serving
+from tests.soaking import soak_the_rest
 
 TOOLS = {
     *("era_python", "era_node", "era_typescript", "era_deno", "era_shell", "era_execute_code", "era_create_session"),
@@ -34,11 +35,12 @@ TOOLS = {
 }
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+everyway = pytest.mark.parametrize("way", WAYS)
+mostly_http = pytest.mark.parametrize("way", soak_the_rest(WAYS, ("http",)))
+"""For tests of what the tools do, which is the same code whatever the way to it."""
 
 
+@everyway
 def test_the_tools_are_described(server: Server, way: str) -> None:
     async def work(client: Client) -> tuple[str, list[Any]]:
         return str(client.protocol_version), (await client.list_tools()).tools
@@ -86,6 +88,7 @@ def test_code_in_any_language_and_a_line_of_shell(server: Server) -> None:
     assert used(server, "http", work) == ["hi\nAda", "hi\nLOUD"]
 
 
+@everyway
 def test_work_in_a_session(server: Server, way: str) -> None:
     async def work(client: Client) -> None:
         async def call(name: str, **given: Any) -> Any:
@@ -122,6 +125,7 @@ def test_work_in_a_session(server: Server, way: str) -> None:
     used(server, way, work)
 
 
+@mostly_http
 def test_any_character_may_be_printed_and_be_in_data(server: Server, way: str) -> None:
     """Some of them end lines elsewhere."""
     odd = "a\u2028b\u2029c\u0085d\x0be"
@@ -149,6 +153,7 @@ def test_what_is_too_large_for_a_tool_is_not_read(server: Server) -> None:
     assert text_of(read).startswith("\0" * 20_000 + "\n[16,757,216 characters follow")
 
 
+@mostly_http
 def test_a_program_that_fails_is_no_failure_of_the_tool(server: Server, way: str) -> None:
     async def work(client: Client) -> list[Any]:
         await client.call_tool("era_create_session", {"session_id": "fails"})
@@ -215,6 +220,7 @@ def test_what_can_not_be_done_is_told_with_the_way_out(
     assert "GET /api" not in text_of(result)
 
 
+@mostly_http
 def test_an_unknown_tool(server: Server, way: str) -> None:
     async def work(client: Client) -> Any:
         with pytest.raises(MCPError, match="Did you mean 'era_python'"):
@@ -223,6 +229,7 @@ def test_an_unknown_tool(server: Server, way: str) -> None:
     used(server, way, work)
 
 
+@mostly_http
 def test_long_output_is_cut_in_the_middle_and_all_of_it_can_be_read(server: Server, way: str) -> None:
     async def work(client: Client) -> tuple[Any, str]:
         await client.call_tool("era_create_session", {"session_id": "long", "persistent": False})
@@ -253,6 +260,7 @@ def _png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
 
 
+@mostly_http
 def test_pictures_come_as_pictures(server: Server, way: str) -> None:
     async def work(client: Client) -> list[Any]:
         await client.call_tool("era_create_session", {"session_id": "drawn"})
@@ -267,6 +275,7 @@ def test_pictures_come_as_pictures(server: Server, way: str) -> None:
         assert "chart.png" in text_of(result)
 
 
+@mostly_http
 def test_resources(server: Server, way: str) -> None:
     async def work(client: Client) -> None:
         await client.call_tool("era_create_session", {"session_id": "res", "data": {"n": 7}})
@@ -339,6 +348,7 @@ def test_no_name_leads_to_other_calls(
     assert [file["path"] for file in client.get("/api/sessions/other/files").json()["files"]] == ["note"]
 
 
+@everyway
 def test_progress_comes_while_the_program_runs(server: Server, client: httpx.Client, way: str) -> None:
     async def work(connected: Client) -> None:
         await connected.call_tool("era_create_session", {"session_id": "told"})
@@ -360,6 +370,7 @@ print(value)
 
 
 @pytest.mark.parametrize(("tool", "code"), [("era_python", "code"), ("era_shell", "command")])
+@mostly_http
 def test_progress_and_cancellation_without_a_session(
     server: Server, client: httpx.Client, way: str, tool: str, code: str
 ) -> None:
@@ -426,10 +437,13 @@ def test_a_key_opens_its_owner_s_sessions_and_no_others(owners: Owners) -> None:
         answers += [await client.call_tool(f"era_{name}", {"session_id": "private"}) for name in ("get_session",)]
         return [text_of(answer) for answer in answers]
 
+    async def make_and_look(client: Client) -> tuple[Any, list[str]]:
+        return await make(client), await look(client)
+
     for way in ("http", "stdio"):
-        made = used(owners.server, way, make, key=alice)
+        made, seen = used(owners.server, way, make_and_look, key=alice)
         assert made.is_error == (way == "stdio")  # the second finds it there
-        assert "private" in used(owners.server, way, look, key=alice)[0]
+        assert "private" in seen[0]
         listed, got = used(owners.server, way, look, key=mallory)
         assert "private" not in listed
         assert "no session 'private'" in got

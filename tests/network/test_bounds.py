@@ -79,7 +79,7 @@ for n in range(20):
     one.says(code)
     time.sleep(0.3)
     before = descriptors(served)
-    for _ in range(10):
+    for _ in range(5):
         one.says(code)
     assert eventually(lambda: descriptors(served) <= before + 2), (before, descriptors(served))
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
+from tests.gvisor import BOTH_KINDS
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, new_session
+from tests.soaking import soak_the_rest
 
 PYTHON_TCP = """
 import socket
@@ -42,6 +44,10 @@ const sock = net.connect(9000, 'www.example.test', () => {
 sock.on('data', (data) => console.log(`b'${data}'`));
 """
 TCP = {"socket": ("python", PYTHON_TCP), "asyncio": ("python", ASYNCIO_TCP), "node:net": ("node", NODE_TCP)}
+
+
+outside = pytest.mark.parametrize("kind", BOTH_KINDS)
+"""For tests of what the service does with a connection or a question once it has it."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def test_a_connection_is_what_it_would_be_elsewhere(anywhere: NewSession, client
     ]
 
 
-@pytest.mark.parametrize("client", TCP)
+@pytest.mark.parametrize("client", soak_the_rest(TCP, ("socket",)))
 def test_the_same_where_an_ordinary_user_serves(as_a_user: NetServer, client: str, kind: str) -> None:
     language, code = TCP[client]
     with as_a_user.client() as http:
@@ -98,6 +104,7 @@ def test_https_without_any_proxy(anywhere: NewSession, machine: Machine) -> None
         assert one.says(code, env=trust) == "[]\n200\n"
 
 
+@outside
 def test_a_database(anywhere: NewSession) -> None:
     """Many commands sent ahead of their answers, on one connection of several."""
     code = """
@@ -150,6 +157,7 @@ for name in ("no.such.test", "localhost"):
     ]
 
 
+@outside
 def test_node_resolves_names_both_ways(anywhere: NewSession) -> None:
     code = """
 import dns from 'node:dns/promises';
@@ -163,6 +171,7 @@ console.log(await dns.resolve4('no.such.test').catch((error) => error.code));
     ]
 
 
+@outside
 def test_any_question_may_be_asked_in_any_way(anywhere: NewSession) -> None:
     code = (
         ASK
@@ -268,6 +277,7 @@ def test_datagrams(anywhere: NewSession, how: str) -> None:
     assert [each["allowed"] for each in one.destinations()] in ([True], [True, True])
 
 
+@outside
 def test_a_datagram_of_the_greatest_size(anywhere: NewSession) -> None:
     code = """
 import socket
@@ -369,6 +379,7 @@ print(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0)
     assert session().says(code, timeout=60).splitlines() == ["TimeoutError True", "True"]
 
 
+@outside
 def test_a_server_that_is_slow_to_answer_is_reached(anywhere: NewSession, machine: Machine) -> None:
     """Its address is there only after the first tries: as long as that the machine's kernel asks for it in vain."""
     code = """
@@ -389,6 +400,7 @@ asyncio.run(main())
     machine.in_the_world("addr", "del", "203.0.113.98/32", "dev", "in")
 
 
+@outside
 def test_200_connections_at_a_time(anywhere: NewSession) -> None:
     code = """
 import asyncio
@@ -431,6 +443,7 @@ else: raise SystemExit("no room")
     assert session().says(code, timeout=60) == "No buffer space available\n"
 
 
+@outside
 def test_threads_and_processes_of_a_program_may_all_connect(anywhere: NewSession) -> None:
     code = """
 import socket, subprocess, sys, threading
@@ -498,6 +511,7 @@ sock.connect(("203.0.113.10", 9000)); sock.send(b"datagram"); print(sock.recv(10
     assert anywhere().says(code).splitlines() == ["b'blocking' True", "b'x'", "b'x'", "b'mine'", "b'datagram'"]
 
 
+@outside
 def test_50_mib_in_and_out(anywhere: NewSession) -> None:
     code = """
 import hashlib, http.client
@@ -562,13 +576,13 @@ except OSError as error: print(error.strerror)
 print(urllib.request.urlopen("http://www.example.test/open").read().decode())
 """
     one = anywhere()
-    for _ in range(3):
+    for _ in range(2):
         one.says(code)
         address, still_open = one.says(later).splitlines()
         assert address == "Cannot assign requested address"
         # The server counts its connections down in threads of its own.
         assert still_open == "0" or eventually(lambda: one.says(later).splitlines()[1] == "0")
     before = len(os.listdir(f"/proc/{served.pid}/fd"))
-    for _ in range(5):
+    for _ in range(2):
         one.says(code)
     assert eventually(lambda: len(os.listdir(f"/proc/{served.pid}/fd")) <= before + 2)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import eventually
+from tests.gvisor import BOTH_KINDS
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, NewSession, Session, new_session
 
@@ -211,7 +212,7 @@ def test_an_address_that_changes_leads_to_no_other(
     session: NewSession, machine: Machine, canary: int, tmp_path: Path
 ) -> None:
     one = session()
-    assert one.says(FLIP.format(port=canary, seconds=3), timeout=60) == "False True True\n"
+    assert one.says(FLIP.format(port=canary, seconds=1), timeout=60) == "False True True\n"
     server = machine.serve(tmp_path / "data", weakness=LATE)
     with server.client() as client:
         assert new_session(client).says(FLIP.format(port=canary, seconds=40), timeout=60).startswith("True")
@@ -530,6 +531,7 @@ print(any(updates), any(transfers), any(b"canary" in one for one in heard))
 """
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_the_machines_nameserver_hears_questions_only(
     machine: Machine, anywhere: NewSession, kind: str, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def eventually(holds: Callable[[], bool], seconds: float) -> bool:
     return held
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_runs_cant_take_all_descriptors(few: NetServer, kind: str, attack: str) -> None:
     server = few
@@ -205,6 +206,7 @@ def called(server: NetServer, kind: str, count: int) -> Iterator[tuple[Session, 
             caller.close()
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_callers_of_one_session_cant_take_all(few: NetServer, kind: str) -> None:
     with few.client() as client:
         neighbour = new_session(client)

@@ -27,6 +27,7 @@ from era.network.policy import Policy
 from tests.conftest import eventually
 from tests.network import world
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, NewSession, new_session
+from tests.soaking import soak_the_rest
 
 URLLIB = """
 import json, urllib.request
@@ -79,6 +80,7 @@ def test_usual_clients_find_their_way(session: NewSession, machine: Machine, cli
     assert one.record()["enforced"]["network"] == "full"
 
 
+@pytest.mark.soak  # what such a server can do test_connect_supervisor.py shows, too
 @pytest.mark.parametrize(("client", "kind"), [*((one, "bubblewrap") for one in CLIENTS), IN_GVISOR])
 def test_the_same_where_an_ordinary_user_serves(as_a_user: NetServer, client: str, kind: str) -> None:
     language, code = CLIENTS[client]
@@ -219,7 +221,7 @@ UNABLE = {
 }
 
 
-@pytest.mark.parametrize("missing", UNABLE)
+@pytest.mark.parametrize("missing", soak_the_rest(UNABLE, 1))
 def test_a_machine_where_connections_cannot_be_supervised_gives_none_and_says_why(
     machine: Machine, tmp_path: Path, missing: str
 ) -> None:

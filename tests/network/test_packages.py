@@ -19,6 +19,7 @@ import pytest
 from tests.api.setups import make, settled
 from tests.conftest import Server
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
+from tests.soaking import soak_the_rest
 
 PYTHON_SETUP = {"pip": {"requirements": "requests"}}
 NODE_SETUP = {"npm": ["axios"]}
@@ -167,7 +168,7 @@ def installed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return data_dir
 
 
-@pytest.fixture(scope="module", params=[None, 54323], ids=["root", "user"])
+@pytest.fixture(scope="module", params=soak_the_rest([None, 54323], 1), ids=["root", "user"])
 def packed(
     machine: Machine, installed: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[NetServer]:

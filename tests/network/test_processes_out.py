@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.gvisor import BOTH_KINDS
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, new_session
 from tests.network.world import PUBLIC
 
@@ -94,7 +95,7 @@ def ended(client: Any, session: str, process: str) -> tuple[str, Any]:
     return "".join(event.get("content", "") for event in data if event.get("type") == "stdout"), record
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_runs_and_processes_reach_the_internet_beside_each_other(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
@@ -125,7 +126,7 @@ def test_a_connect_under_way_beside_a_run_outlives_it(served: NetServer, kind: s
         assert ended(client, one.id, process)[0] == "nobody\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_fetches_beside_runs_outlive_them(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
@@ -136,7 +137,7 @@ def test_fetches_beside_runs_outlive_them(served: NetServer, kind: str) -> None:
         assert (said.split(), record["exit_code"]) == (["www.example.test"] * 100, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_what_a_run_may_not_reach_a_process_may_not_either(served: NetServer, kind: str) -> None:
     with served.client() as client:
         one = new_session(client, isolation=kind)
@@ -153,7 +154,7 @@ def git(*words: str | Path) -> str:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_a_repository_is_cloned_changed_and_pushed(
     machine: Machine, served: NetServer, kind: str, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from era.network import exchange, interception
 from era.network.http1 import MAX_HEAD
 from era.network.redaction import Inflate, Redaction
 from tests.network.lab import HOST, VALUE, Answer, Lab, request
+from tests.soaking import soak_the_rest
 
 HOSTS = allowlist([HOST])
 KEY = "canary-8161943"
@@ -91,10 +92,11 @@ def test_it_is_found_in_wide_encodings(codec: str) -> None:
     assert found.decode(codec) == f"<{one.placeholder}>"
 
 
-def test_pieces_may_end_anywhere() -> None:
+@pytest.mark.parametrize("rounds", soak_the_rest([150, 800], 1))
+def test_pieces_may_end_anywhere(rounds: int) -> None:
     """And nothing else changes, whatever values have in common."""
     chance = random.Random(3)
-    for _ in range(800):
+    for _ in range(rounds):
         values = {"".join(chance.choices("xy", k=chance.randint(6, 9))) for _ in range(3)}
         secrets = [secret(value) for value in sorted(values)]
         one = Redaction(secrets)
@@ -120,9 +122,10 @@ def test_a_line_is_not_held_back() -> None:
     assert stream.feed(b"2") == b"canary-812"
 
 
-def test_a_tripwire_passes_on_all_but_values() -> None:
+@pytest.mark.parametrize("rounds", soak_the_rest([400, 2000], 1))
+def test_a_tripwire_passes_on_all_but_values(rounds: int) -> None:
     chance = random.Random(5)
-    for _ in range(2000):
+    for _ in range(rounds):
         values = {"".join(chance.choices("xy", k=chance.randint(6, 9))) for _ in range(2)}
         wire = Redaction([secret(value) for value in values]).tripwire()
         data, passed, at, is_hit = "".join(chance.choices("xyz", k=chance.randint(0, 60))).encode(), b"", 0, False

@@ -51,7 +51,7 @@ def as_a_user(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 WHERE = [
     *(("served", "bubblewrap", language) for language in CLIENTS),
-    *(("as_a_user", "bubblewrap", language) for language in ("python", "node")),
+    *(pytest.param("as_a_user", "bubblewrap", language, marks=pytest.mark.soak) for language in ("python", "node")),
     *([("served", "gvisor", "python")] if shutil.which("runsc") else []),
 ]
 

@@ -21,6 +21,7 @@ from era.network.server_addresses import ServerAddresses
 from era.settings import Settings
 from era.store.place import servers_of
 from tests.conftest import eventually
+from tests.gvisor import BOTH_KINDS
 from tests.network import world
 from tests.network.conftest import Machine, NetServer, new_session
 
@@ -69,6 +70,7 @@ def host(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     server.stop()
 
 
+@pytest.mark.parametrize("kind", BOTH_KINDS)
 def test_no_host_of_the_cluster_is_reached(host: NetServer, machine: Machine, kind: str, tmp_path: Path) -> None:
     code = REACH.format(places=[*PLACES, world.PUBLIC])
     with host.client() as client:

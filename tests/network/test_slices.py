@@ -14,20 +14,20 @@ from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import interception, redaction
 from tests.network.lab import GOOD, HOST, OURS, Answer, Lab, fine, request
-from tests.soaking import soak_the_rest
 
 HEADERS, LONG_HEADERS = b"a:\r\n" * 12_000, (b"a:" + b"x" * 40 + b"\r\n") * 1200
 NEARLY = b"a" * 8000 + b"c"
 """What a value nearly begins with, at each of its bytes."""
 
 
-@pytest.fixture
-def secrets(lab: Lab) -> None:
-    """As many as a run may have, short ones and such as are as long as they may be."""
-    values = [f"{'a' * 8180 if number % 2 else '<é>'}{number:03}b" for number in range(64)]
-    lab.secrets = [
-        Secret(f"S{number}", value, allowlist([HOST]), plain_http=True) for number, value in enumerate(values)
-    ]
+MOST = 64
+"""Secrets that a run may have."""
+
+
+def secrets(count: int) -> list[Secret]:
+    """Short ones and such as are as long as they may be."""
+    values = [f"{'a' * 8180 if number % 2 else '<é>'}{number:03}b" for number in range(count)]
+    return [Secret(f"S{number}", value, allowlist([HOST]), plain_http=True) for number, value in enumerate(values)]
 
 
 @asynccontextmanager
@@ -114,15 +114,21 @@ async def longest(lab: Lab, asked: bytes, connections: int, singles: int = 0) ->
 
 
 LONGEST = {"pipelined head", "request's head", "answer's head"}
+WITH_SECRETS = [case for case in CASES if case not in WITH_FEW]
 
 
-@pytest.mark.parametrize("case", soak_the_rest(CASES, CASES.keys() - LONGEST))
-async def test_others_have_their_turns(
-    lab: Lab, case: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They wait far less than where nothing is paid for."""
-    if case not in WITH_FEW:
-        request.getfixturevalue("secrets")
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [
+        *((case, 0) for case in WITH_FEW),
+        *((case, 16) for case in WITH_SECRETS if case not in LONGEST),
+        *(pytest.param(case, MOST, marks=pytest.mark.soak) for case in WITH_SECRETS),
+    ],
+)
+async def test_others_have_their_turns(lab: Lab, case: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait far less than where nothing is paid for, with so many secrets besides the two that the lab has."""
+    if count:
+        lab.secrets = secrets(count)
     lab.answer, asked, connections = CASES[case]
     singles = SINGLE if case.startswith("records") else 0
     # The least of a few: on a busy machine Python's own collection of garbage may fall into one.
@@ -136,9 +142,9 @@ async def test_others_have_their_turns(
     assert ours < (0.05 if case in WITH_FEW else 0.5) * weak
 
 
-@pytest.mark.usefixtures("secrets")
 async def test_what_is_looked_for_is_made_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connections look for it: it may be tens of MiB."""
+    lab.secrets = secrets(MOST)
     made, real = [], redaction.Redaction
 
     def counted(secrets: list[Secret]) -> redaction.Redaction:

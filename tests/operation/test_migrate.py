@@ -158,8 +158,15 @@ def test_what_was_interrupted_is_finished_when_it_is_repeated(
     assert not (source / "era.sqlite").exists()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("command", ["migrate", "restore"])
+@pytest.mark.parametrize(
+    ("command", "when"),
+    [
+        ("migrate", "after"),
+        ("restore", "before"),
+        pytest.param("migrate", "before", marks=pytest.mark.soak),
+        pytest.param("restore", "after", marks=pytest.mark.soak),
+    ],
+)
 def test_where_the_commit_had_no_answer_it_can_be_repeated(
     source: Path,
     empty_postgres_url: str,

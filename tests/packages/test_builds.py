@@ -25,6 +25,7 @@ from tests.gvisor import needs_gvisor
 from tests.packages.builds import real_builds, sdist, session, unsandboxed, with_disk
 from tests.packages.lab import Lab, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, wheel
+from tests.soaking import soak_the_rest
 
 
 class BuildLab(Lab):
@@ -200,7 +201,8 @@ PLACES = {
 }
 
 
-def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
+@pytest.mark.parametrize("in_its_place", soak_the_rest(PLACES, 1))
+def test_what_a_build_leaves(tmp_path: Path, registry: Registry, in_its_place: str) -> None:
     """It is moved out without following a link, and checked before anybody uses it."""
     with build_lab(tmp_path, registry) as lab:
         victim = lab.own("victim/node_modules").parent
@@ -226,10 +228,9 @@ def test_what_a_build_leaves(tmp_path: Path, registry: Registry) -> None:
         trees.check(left, most_files=1000, most_bytes=100 << 20, separate=True)
         assert (left / "second").stat().st_nlink == 1
         assert (left / "second").read_text() == (left / "evil/package.json").read_text()
-        for what, script in PLACES.items():
-            with pytest.raises(SetupFailed, match="What was built"):
-                left_by(script.replace("VICTIM", str(victim)))
-            assert (victim / "node_modules/canary").read_text() == "alive", what
+        with pytest.raises(SetupFailed, match="What was built"):
+            left_by(PLACES[in_its_place].replace("VICTIM", str(victim)))
+        assert (victim / "node_modules/canary").read_text() == "alive"
 
 
 def test_a_look_that_follows_links_would_do_harm(tmp_path: Path) -> None:
@@ -267,23 +268,24 @@ for _ in range(COUNT):
 """
 
 
-def test_builds_have_bounds(tmp_path: Path, registry: Registry) -> None:
+TRIES: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "disk": (DISK, {"limits": with_disk(128)}, "out of disk space"),
+    "time": (FOREVER, {"seconds": 4.0}, "took too long"),
+    "processes": (FORKS.replace("COUNT", "500"), {}, "can't be built here"),
+    "none": (DISK + FORKS.replace("COUNT", "5"), {"limits": with_disk(500)}, None),
+}
+
+
+@pytest.mark.parametrize("tried", soak_the_rest(TRIES, ["disk", "processes"]))
+def test_builds_have_bounds(tmp_path: Path, registry: Registry, tried: str) -> None:
     """Those of the session, and the server's bound of time. A build within them succeeds."""
-    tries: dict[str, tuple[str, dict[str, Any], str | None]] = {
-        "disk": (DISK, {"limits": with_disk(128)}, "out of disk space"),
-        "time": (FOREVER, {"seconds": 4.0}, "took too long"),
-        "processes": (FORKS.replace("COUNT", "500"), {}, "can't be built here"),
-        "none": (DISK + FORKS.replace("COUNT", "5"), {"limits": with_disk(500)}, None),
-    }
-    for name, (attack, options, problem) in tries.items():
-        (tmp_path / name).mkdir()
-        registry.pages.clear()
-        registry.put_python("evil", "evil-1.0.tar.gz", sdist("evil", f"{attack}\nfiles['evil.py'] = ''"))
-        with build_lab(tmp_path / name, registry, **options) as lab:
-            if problem is None:
-                assert "evil.py" in lab.site(lab.make(pip=["evil"]))
-            else:
-                assert problem in lab.failure(pip=["evil"])
+    attack, options, problem = TRIES[tried]
+    registry.put_python("evil", "evil-1.0.tar.gz", sdist("evil", f"{attack}\nfiles['evil.py'] = ''"))
+    with build_lab(tmp_path, registry, **options) as lab:
+        if problem is None:
+            assert "evil.py" in lab.site(lab.make(pip=["evil"]))
+        else:
+            assert problem in lab.failure(pip=["evil"])
 
 
 def test_credentials_stay_outside(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

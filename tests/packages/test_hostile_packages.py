@@ -15,6 +15,7 @@ from era.core.setup.package_sets import SetupFailed
 from era.packages import installer, tools
 from tests.packages.lab import CANARY, Lab, assert_sound, run_in_a_sandbox
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
+from tests.soaking import soak_the_rest
 
 
 @pytest.fixture(autouse=True)
@@ -126,18 +127,18 @@ def test_npm_scripts_would_do_harm(lab: Lab, registry: Registry, monkeypatch: py
     assert CANARY.exists()
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"link": (tarfile.SYMTYPE, "/etc/passwd")},
-        {"link": (tarfile.SYMTYPE, "../../../../../../etc/passwd")},
-        {"link": (tarfile.SYMTYPE, "/tmp"), f"link/{CANARY.name}": "x"},
-        {"link": (tarfile.LNKTYPE, "/etc/passwd")},
-        {f"../../../../../../../../..{CANARY}": "x"},
-        {str(CANARY): "x"},
-        {"pipe": (tarfile.FIFOTYPE, "")},
-    ],
-)
+HOSTILE_TARBALLS: list[Mapping[str, Any]] = [
+    {"link": (tarfile.SYMTYPE, "/tmp"), f"link/{CANARY.name}": "x"},
+    {"link": (tarfile.LNKTYPE, "/etc/passwd")},
+    {f"../../../../../../../../..{CANARY}": "x"},
+    {"link": (tarfile.SYMTYPE, "/etc/passwd")},
+    {"link": (tarfile.SYMTYPE, "../../../../../../etc/passwd")},
+    {str(CANARY): "x"},
+    {"pipe": (tarfile.FIFOTYPE, "")},
+]
+
+
+@pytest.mark.parametrize("more", soak_the_rest(HOSTILE_TARBALLS, 3))
 def test_hostile_tarballs(lab: Lab, registry: Registry, more: Mapping[str, Any]) -> None:
     put_evil_npm(registry, {}, more)
     try:
@@ -150,7 +151,10 @@ def test_hostile_tarballs(lab: Lab, registry: Registry, more: Mapping[str, Any])
     assert not CANARY.exists()
 
 
-@pytest.mark.parametrize("where", ["file:/etc", "file:../../../../etc", "git+ssh://127.0.0.1/x", "URL/internal.tgz"])
+@pytest.mark.parametrize(
+    "where",
+    soak_the_rest(["file:../../../../etc", "URL/internal.tgz", "file:/etc", "git+ssh://127.0.0.1/x"], 2),
+)
 def test_npm_packages_cannot_depend_on_what_is_in_no_registry(lab: Lab, registry: Registry, where: str) -> None:
     put_evil_npm(registry, {"dependencies": {"more": where.replace("URL", registry.url)}})
     assert "isn't in the registry" in lab.failure(npm=["evil"])

@@ -13,7 +13,7 @@ import pytest
 from era.drivers import guest
 from era.packages import tools
 from tests.drivers.sandboxes import Options, Sandboxes, Weakness
-from tests.gvisor import needs_gvisor
+from tests.gvisor import BOTH_KINDS, needs_gvisor
 from tests.packages.lab import Lab, assert_sound, run_in_a_sandbox
 from tests.packages.registry import Registry, put_evil_npm, wheel
 
@@ -92,7 +92,7 @@ def put_modules(registry: Registry) -> None:
     registry.put_go("example.com/greet", GREET, requires=["example.com/base"])
 
 
-@pytest.mark.parametrize("driver", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
+@pytest.mark.parametrize("driver", BOTH_KINDS)
 def test_modules_come_with_all_they_need(lab: Lab, registry: Registry, driver: str) -> None:
     put_modules(registry)
     made = lab.make(go=["example.com/greet"])

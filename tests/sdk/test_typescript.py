@@ -30,6 +30,7 @@ def check(app: App, runtime: JsRuntime, test: str, **variables: str) -> None:
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.soak  # the package is built with the same options, so what is left are the types of its tests
 def test_sources_and_tests_have_strict_types(app: App) -> None:
     tsc(SOURCE / "tests")
 
@@ -109,12 +110,14 @@ def strict_server(own_server: MakeServer) -> Server:
     return own_server(api_key=KEY, max_waiting="1", outputs_kept="1")
 
 
-@by_node
+@pytest.mark.soak  # the scenarios have the usual errors
+@runtimes
 def test_misuse(app: App, runtime: JsRuntime, strict_server: Server) -> None:
     check(app, runtime, "misuse.test.ts", ERA_TEST_URL=strict_server.url, ERA_TEST_KEY=KEY)
 
 
-@by_node
+@pytest.mark.soak  # below, a stream goes on with the server that is started in its place
+@runtimes
 def test_streams_that_break(app: App, runtime: JsRuntime, strict_server: Server) -> None:
     check(app, runtime, "streams.test.ts", ERA_TEST_URL=strict_server.url, ERA_TEST_KEY=KEY)
 

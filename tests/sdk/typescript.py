@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -93,4 +94,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> App:
     """The built package in a project. Skipped where the tools that build it couldn't be installed."""
     if not (TOOLS / "typescript").exists():
         pytest.skip("npm has not installed the TypeScript client's tools: `scripts/setup --dev`, with a network, does")
-    return build(tmp_path_factory.mktemp("typescript"))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return build(tmp_path_factory.mktemp("typescript"))
+    # Where tests are shared out, the first worker builds it for all: their base directories are in one.
+    shared = tmp_path_factory.getbasetemp().parent / "typescript"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "complete").exists():
+            build(shared)
+            (shared / "complete").touch()
+    return App(shared / "app")
