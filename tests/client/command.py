@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 
 from tests.conftest import ERA, Server, preloaded
 
-LARGE = {"backup", "check", "gc", "migrate", "restore"}
+LARGE = {"backup", "check", "gc", "migrate", "restore", "serve"}
 """Commands that import the server, which takes them two seconds."""
 
 

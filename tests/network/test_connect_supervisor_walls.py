@@ -212,7 +212,7 @@ def test_an_address_that_changes_leads_to_no_other(
     session: NewSession, machine: Machine, canary: int, tmp_path: Path
 ) -> None:
     one = session()
-    assert one.says(FLIP.format(port=canary, seconds=1), timeout=60) == "False True True\n"
+    assert one.says(FLIP.format(port=canary, seconds=3), timeout=60) == "False True True\n"
     server = machine.serve(tmp_path / "data", weakness=LATE)
     with server.client() as client:
         assert new_session(client).says(FLIP.format(port=canary, seconds=40), timeout=60).startswith("True")
