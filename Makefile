@@ -62,4 +62,4 @@ bench: setup-bench ## measure ERA beside its rivals, as a page with plots (ARGS=
 
 soak: setup-soak ## run the long tests
 	.venv/bin/pytest -m soak -o faulthandler_timeout=7200 -rs $(ARGS)
-	.venv/bin/pytest --through-another-host -rs tests/api
+	.venv/bin/pytest --through-another-host -m 'soak or not soak' -o faulthandler_timeout=7200 -rs tests/api

@@ -13,7 +13,7 @@ needs_gvisor = pytest.mark.skipif(
 )
 
 BOTH_KINDS = ["bubblewrap", pytest.param("gvisor", marks=[needs_gvisor, pytest.mark.soak])]
-"""Of sandboxes, for attacks on what is bounded outside of them: it's the same code for both, so one does every day."""
+"""Of sandboxes, for what is bounded or done outside of them: it's the same code for both, so one does every day."""
 
 
 def of_kind(isolation: str) -> dict[str, Any]:

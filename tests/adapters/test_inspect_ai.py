@@ -1,4 +1,4 @@
-"""Inspect's own checks of sandboxes, on real sessions. docs/adapters.md has a whole task, which is run as well."""
+"""Inspect's own checks of sandboxes, on real sessions. docs/adapters.md has a whole task, which `make soak` runs."""
 
 from __future__ import annotations
 

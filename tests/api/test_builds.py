@@ -46,7 +46,7 @@ def lose_package_sets(server: Server, *, archives: bool) -> None:
             (server.content_dir / "blobs" / digest[:2] / digest).unlink()
 
 
-@pytest.mark.parametrize("uid", soak_the_rest([None, 54_323], 1), ids=["own user", "ordinary user"])
+@pytest.mark.parametrize("uid", soak_the_rest([54_323, None], 1), ids=["ordinary user", "own user"])
 def test_packages_are_built_in_a_sandbox_and_restored_from_blobs(
     own_server: MakeServer, registry: Registry, uid: int | None
 ) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.api.dashboard import in_the_browser, some_for_soak
+from tests.api.dashboard import in_the_browser
 from tests.conftest import Server
 
 
-@some_for_soak
-def test_in_the_browser(server: Server, tmp_path: Path, soaked: bool) -> None:
-    in_the_browser("hostile.spec.ts", server, tmp_path, soaked=soaked)
+def test_in_the_browser(server: Server, tmp_path: Path) -> None:
+    in_the_browser("hostile.spec.ts", server, tmp_path)

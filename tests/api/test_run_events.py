@@ -106,7 +106,6 @@ def test_what_is_no_longer_kept_is_said(own_server: MakeServer) -> None:
         assert followed(client, f"{path}?after={number - 1}") == [(number, "done", done)]
 
 
-@pytest.mark.soak
 def test_a_run_that_was_lost_has_no_result(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:

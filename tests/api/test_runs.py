@@ -157,7 +157,6 @@ def test_only_the_newest_outputs_are_kept(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/s/runs/{ids[0]}").json()["stdout_bytes"] == 2
 
 
-@pytest.mark.soak
 def test_no_output_is_kept_when_outputs_kept_is_0(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="0")
     with server.client() as client:

@@ -427,7 +427,7 @@ def test_many_writers_at_once_lose_nothing(api: httpx.Client) -> None:
     assert len(api.get("/api/storage/kv/app").json()["keys"]) == 40
 
 
-@pytest.mark.parametrize("uid", soak_the_rest([None, 54_321], 1), ids=["own user", "ordinary user"])
+@pytest.mark.parametrize("uid", soak_the_rest([54_321, None], 1), ids=["ordinary user", "own user"])
 def test_what_was_acknowledged_outlives_a_kill_and_programs_need_no_key(
     own_server: MakeServer, uid: int | None
 ) -> None:

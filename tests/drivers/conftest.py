@@ -25,14 +25,10 @@ together by all tests of the module that isn't here (test_programs)."""
 
 SAME: dict[str, tuple[str, ...]] = {
     "test_connections": ("bubblewrap as a user",),
-    "test_contexts": ("bubblewrap as a user",),
     "test_invocations": ("bubblewrap as a user",),
-    "test_languages": ("bubblewrap as a user",),
-    "test_a_language": ("gvisor-go",),
     "test_how_it_is_called": ("gvisor",),
     "test_the_deadline": ("fake", "bubblewrap as a user"),
     "test_a_run_that_is_killed_after_its_deadline_was_out_of_time": ("fake", "bubblewrap as a user"),
-    "test_too_many_processes": ("gvisor",),
     "test_a_fork_bomb_in_a_process": ("gvisor",),
     "test_many_processes": ("bubblewrap as a user", "gvisor"),
     "test_files_in_memory_are_bounded_beside_processes": ("bubblewrap as a user",),
@@ -43,8 +39,9 @@ SAME: dict[str, tuple[str, ...]] = {
 }
 """By module or test: drivers, or cases with one, with which it is left to `make soak`. It takes long, and most of what
 it tries is the same code that another driver has in `make test`. What is these drivers' own is tried there by others:
-gVisor's bounds by test_gvisor_attacks and test_gvisor_memory, how it stands still by test_everything_can_stand_still,
-and the walls of an ordinary user by test_sandboxes, test_processes and test_memory."""
+gVisor's bounds by test_too_many_processes, test_gvisor_attacks and test_gvisor_memory, how it stands still by
+test_everything_can_stand_still, an ordinary user's walls by test_sandboxes, test_processes and test_memory, and his
+languages by test_languages and test_contexts."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -50,7 +50,7 @@ def suite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize(
     ("path", "version", "scenarios"),
-    [("/mcp", "2026-07-28", 39), pytest.param("/mcp/v1", "2025-11-25", 26, marks=pytest.mark.soak)],
+    [("/mcp", "2026-07-28", 39), ("/mcp/v1", "2025-11-25", 26)],
 )
 def test_the_public_suite_has_nothing_to_say_that_is_not_known(
     suite_server: Server, tmp_path: Path, path: str, version: str, scenarios: int

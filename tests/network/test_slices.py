@@ -126,7 +126,7 @@ WITH_SECRETS = [case for case in CASES if case not in WITH_FEW]
     ],
 )
 async def test_others_have_their_turns(lab: Lab, case: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait far less than where nothing is paid for, with so many secrets besides the two that the lab has."""
+    """They wait far less than where nothing is paid for, with so many secrets, or with the two that the lab has."""
     if count:
         lab.secrets = secrets(count)
     lab.answer, asked, connections = CASES[case]

@@ -276,7 +276,7 @@ TRIES: dict[str, tuple[str, dict[str, Any], str | None]] = {
 }
 
 
-@pytest.mark.parametrize("tried", soak_the_rest(TRIES, ["disk", "processes"]))
+@pytest.mark.parametrize("tried", soak_the_rest(TRIES, ["disk", "time", "processes"]))
 def test_builds_have_bounds(tmp_path: Path, registry: Registry, tried: str) -> None:
     """Those of the session, and the server's bound of time. A build within them succeeds."""
     attack, options, problem = TRIES[tried]

@@ -110,14 +110,12 @@ def strict_server(own_server: MakeServer) -> Server:
     return own_server(api_key=KEY, max_waiting="1", outputs_kept="1")
 
 
-@pytest.mark.soak  # the scenarios have the usual errors
-@runtimes
+@by_node
 def test_misuse(app: App, runtime: JsRuntime, strict_server: Server) -> None:
     check(app, runtime, "misuse.test.ts", ERA_TEST_URL=strict_server.url, ERA_TEST_KEY=KEY)
 
 
-@pytest.mark.soak  # below, a stream goes on with the server that is started in its place
-@runtimes
+@by_node
 def test_streams_that_break(app: App, runtime: JsRuntime, strict_server: Server) -> None:
     check(app, runtime, "streams.test.ts", ERA_TEST_URL=strict_server.url, ERA_TEST_KEY=KEY)
 

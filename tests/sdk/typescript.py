@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,7 +82,7 @@ def build(directory: Path) -> App:
         packed.extractall(app, filter="data")
     (app / "package").rename(app / "era-sessions")
     (app / "node_modules").mkdir()
-    (app / "node_modules" / "era-sessions").symlink_to(app / "era-sessions")
+    (app / "node_modules" / "era-sessions").symlink_to(Path("..", "era-sessions"))
     (app / "package.json").write_text(
         '{"type": "module", "dependencies": {"era-sessions": "*"}, "imports": {"#built/*": "./era-sessions/dist/*"}}'
     )
@@ -102,6 +103,5 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> App:
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "complete").exists():
-            build(shared)
-            (shared / "complete").touch()
-    return App(shared / "app")
+            build(Path(tempfile.mkdtemp(dir=shared))).directory.parent.rename(shared / "complete")
+    return App(shared / "complete" / "app")

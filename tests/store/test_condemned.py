@@ -200,7 +200,7 @@ async def test_what_a_lost_request_removes_late_is_put_again(join: Join, monkeyp
         remove(url, seconds)
 
     monkeypatch.setattr(s3_client, "_delete", lose_first)
-    monkeypatch.setattr(s3_shared, "_REMOVAL_SECONDS", 8.0)
+    monkeypatch.setattr(s3_shared, "_REMOVAL_SECONDS", 15.0)
     assert await a.sweep() == 1
     putting = asyncio.create_task(b.put(b"content"))
     assert await asyncio.to_thread(eventually, lambda: digest in a.blobs.sizes())

@@ -199,7 +199,7 @@ test('a page that a session serves reaches neither the dashboard nor the API', (
     assert.equal(found.storage, 'written');
   }));
 
-test('output that is hard to search or has no end of empty lines is shown soon (soak)', () =>
+test('output that is hard to search or has no end of empty lines is shown soon', () =>
   withPage(async (page) => {
     const id = await session('heavy');
     const code = 'import sys\nsys.stdout.write("\\x1b[" + "!" * 120_000 + "\\n" + "\\r" * 120_000 + "shown\\n")';

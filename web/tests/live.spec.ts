@@ -80,7 +80,7 @@ test('cells share an interpreter, and their results can do nothing', () =>
     await page.getByRole('region', { name: 'Output of cell 5' }).getByText('NameError').first().waitFor();
   }));
 
-test('results that aren’t what they say leave the notebook as it is (soak)', () =>
+test('results that aren’t what they say leave the notebook as it is', () =>
   withPage(async (page, complaints) => {
     const id = newId('results');
     await api('/api/sessions', { language: 'python', session_id: id });
