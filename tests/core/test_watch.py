@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from era.core.files import snapshots as snapshots_module
 from era.core.files import watch as watch_module
 from era.core.files.trees import Scan
 from era.core.files.watch import Watch, WatchBudget
-from era.core.models import EMPTY, Snapshot
+from era.core.models import EMPTY, STATE_FILE, Snapshot
 from tests.conftest import eventually, opened
 from tests.core.lab import Lab, Place, described, mutate
 from tests.soaking import soak_the_rest
@@ -99,6 +100,62 @@ def test_a_partial_scan_finds_what_a_full_scan_finds(
         for _ in range(chance.randrange(5)):
             chance.choice([mutate, mutate_oddly])(place.workspace, chance)
     assert rescans > 10
+
+
+NAMED = "d0/e0/f0"
+CHANGED = "d1/e1/f1"
+type Step = Callable[[Path], object]
+
+
+def write_by(name: str) -> Step:
+    return lambda workspace: (workspace / name).write_text("changed")
+
+
+def link(file: str, name: str) -> Step:
+    return lambda workspace: os.link(workspace / file, workspace / name)
+
+
+def rename(old: str, new: str) -> Step:
+    return lambda workspace: os.rename(workspace / old, workspace / new)
+
+
+def remove(name: str) -> Step:
+    return lambda workspace: (workspace / name).unlink()
+
+
+NAMES_USED_AGAIN: dict[str, list[list[Step]]] = {
+    "a link's": [[link(NAMED, "c")], [remove("c"), link(CHANGED, "c"), write_by("c")]],
+    "that of a link that is gone": [[link(NAMED, "c")], [remove("c")], [link(CHANGED, "c"), write_by("c")]],
+    "a link's, by a rename": [[link(NAMED, "c")], [link(CHANGED, "t"), write_by("t"), rename("t", "c")]],
+    "in a directory with the old one's name": [
+        [lambda workspace: (workspace / "n").mkdir(), lambda workspace: (workspace / "o").mkdir()],
+        [link(NAMED, "n/c")],
+        [lambda workspace: shutil.rmtree(workspace / "n")],
+        [rename("o", "n"), link(CHANGED, "n/c"), write_by("n/c")],
+    ],
+    "the state file's": [[write_by(STATE_FILE)], [remove(STATE_FILE), link(CHANGED, STATE_FILE), write_by(STATE_FILE)]],
+}
+"""What programs do one after the other, by the name under which the last one writes to a file that they don't touch
+otherwise."""
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+@pytest.mark.parametrize("name", NAMES_USED_AGAIN)
+def test_a_change_by_a_name_that_another_file_had_is_found(
+    name: str, weakened: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if weakened:
+        real = Watch.note_links
+        monkeypatch.setattr(Watch, "note_links", lambda *what, arrived: real(*what, arrived=False))
+        monkeypatch.setattr(Scan, "_look_at_state_file", lambda *_, **__: None)
+    place = lab.place()
+    furnish(place.workspace)
+    snapshot = lab.take(place)
+    for steps in NAMES_USED_AGAIN[name]:
+        for step in steps:
+            step(place.workspace)
+        snapshot = lab.take(place, snapshot)
+    assert (snapshot == lab.from_scratch(place)) is not weakened  # only now, as that opens all files
 
 
 @pytest.mark.slow

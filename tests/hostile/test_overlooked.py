@@ -28,6 +28,7 @@ for d in range(6):
     os.makedirs(f"d{d}")
     for f in range(8):
         open(f"d{d}/f{f}", "w").write("as it was")
+os.link("d2/f2", "d2/linked")
 """
 CHANGES = {
     "a link beside": "os.link('d1/f1', 'd1/t'); write('d1/t'); os.unlink('d1/t')",
@@ -36,6 +37,8 @@ os.unlink("main.py"); os.link("d1/f1", "main.py"); write("main.py"); os.unlink("
     "a link in a directory that is gone": """
 os.mkdir("n"); os.link("d1/f1", "n/t"); write("n/t"); os.unlink("n/t"); os.rmdir("n")""",
     "a mode by a link": "os.link('d1/f1', 't'); os.chmod('t', 0o60{0}); os.unlink('t')",
+    "a link with a link's name": "os.unlink('d2/linked'); os.link('d1/f1', 'd2/linked'); write('d2/linked')",
+    "a link that is renamed to a link's name": "os.link('d1/f1', 't'); write('t'); os.rename('t', 'd2/linked')",
     "a link that is replaced": "os.link('d1/f1', 't'); write('t'); open('u', 'w'); os.rename('u', 't'); os.unlink('t')",
     "a map": "map()",
     "a map, closed late": """
@@ -152,8 +155,11 @@ def test_what_is_committed_is_what_is_there(isolation: str, user: str, own_serve
 
 
 TRUSTING = """
-from era.core.files import watch
+from era.core.files import trees, watch
 from era.drivers.gvisor import GvisorSandbox
+note_links = watch.Watch.note_links
+watch.Watch.note_links = lambda *what, arrived: note_links(*what, arrived=False)
+trees.Scan._look_at_state_file = lambda *_, **__: None
 watch._MASK &= ~watch._OPEN
 watch._CreatedNames.note = lambda *_: None
 GvisorSandbox.opens_on_host = True
@@ -176,7 +182,7 @@ def test_a_look_that_trusts_inotify_overlooks_it(isolation: str, own_server: Mak
 PATHS = st.sampled_from([f"d{d}/{name}" for d in range(2) for name in ("f0", "f1", "n0", "own/n0")])
 DEEDS = [
     "write", "quiet write", "append", "link", "symlink", "unlink", "rename", "exchange", "truncate", "mode", "map",
-    "late map", "mkdir", "rmtree", "swap directories",
+    "late map", "mkdir", "rmtree", "swap directories", "write by another's name",
 ]  # fmt: skip
 RUNS = st.lists(
     st.lists(st.tuples(st.sampled_from(DEEDS), PATHS, PATHS), min_size=3, max_size=15), min_size=1, max_size=4
@@ -206,6 +212,10 @@ def do(deed, one, other):
         case "append":
             with open(one, "ab") as file: file.write(b"+")
         case "link": os.link(one, other)
+        case "write by another's name":  # which may have been a link
+            if os.path.lexists(other): os.unlink(other)
+            os.link(one, other)
+            with open(other, "ab") as file: file.write(b"+")
         case "symlink": os.symlink(os.path.basename(one), other)
         case "unlink": os.unlink(one)
         case "rename": os.rename(one, other)
@@ -328,3 +338,35 @@ def test_no_process_begins_while_a_run_s_files_are_looked_at(own_server: MakeSer
         much.unlink()
         version = client.post(f"{session.where}/checkpoint").json()["version"]
         assert client.get(f"{session.where}/versions/{version}/files/d1/f1").text == "other\n"
+
+
+BY_THE_STATE_FILE = """
+import os, sys
+print("up", flush=True)
+sys.stdin.readline()
+if os.path.exists(".session_data.json"): os.unlink(".session_data.json")
+os.link("d1/f1", ".session_data.json")
+open(".session_data.json", "w").write("changed")
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("weakness", ["", soaked(TRUSTING)], ids=["", "weakened"])
+def test_what_a_process_writes_by_the_state_file_s_name_is_not_overlooked(
+    own_server: MakeServer, weakness: str
+) -> None:
+    with own_server(weakness=weakness).client() as client:
+        session = Session.create(client, "bubblewrap")
+        session.run(FURNISH)
+        id = session.where.rpartition("/")[2]
+        start(client, id, ["python3", "-c", BY_THE_STATE_FILE], tag="writer", stdin=True)
+        assert eventually(lambda: process(client, id, "writer")["output_bytes"] == 3)
+        for _ in range(2):  # until what was found can be relied on
+            client.post(f"{session.where}/checkpoint").raise_for_status()
+            time.sleep(0.1)
+        client.post(f"{session.where}/processes/writer/stdin", content=b"go on\n").raise_for_status()
+        assert eventually(lambda: process(client, id, "writer")["output_bytes"] == 8)
+        version = client.post(f"{session.where}/checkpoint").json()["version"]
+        kept = client.get(f"{session.where}/versions/{version}/files/d1/f1").text
+        assert kept == ("as it was" if weakness else "changed")

@@ -306,7 +306,7 @@ class Scan:
             for entry in entries:
                 name = entry.name
                 if not path and name == STATE_FILE:
-                    _check_state_file(fd)
+                    self._look_at_state_file(fd, arrived=True)
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -314,7 +314,8 @@ class Scan:
                         children.append((name, status))
                         self._count(1, 0, spare_bytes(status), 1 + work_of_listing(status))
                     else:
-                        self._add(tree, fd, name, status, known, path)
+                        self._add(tree, fd, name, status, known)
+                        self._note_links(path, name, status, arrived=True)
                         more, _, total_bytes, spare = tree.totals_of(name)
                         self._count(more, total_bytes, spare, more)
                 except (OSError, Changed) as error:
@@ -359,7 +360,7 @@ class Scan:
             names.add(PACKAGES)  # it may not have been watched yet
         for name in names:
             if not path and name == STATE_FILE:
-                _check_state_file(fd)
+                self._look_at_state_file(fd, arrived=name in touched.arrived)
                 continue
             try:
                 status = os.stat(on_disk(name), dir_fd=fd, follow_symlinks=False)
@@ -377,7 +378,8 @@ class Scan:
                     else:
                         tree.trees[name] = self._rescan_child(fd, name, status, was, touched, path)
                 elif status is not None:
-                    self._add(tree, fd, name, status, known, path)
+                    self._add(tree, fd, name, status, known)
+                    self._note_links(path, name, status, arrived=name in touched.arrived)
             except (OSError, Changed) as error:
                 self._overlook(error)
             if name == PACKAGES:
@@ -400,22 +402,34 @@ class Scan:
             below = replace(below, mode=mode, spare_bytes=spare)
         return below
 
-    def _add(
-        self, tree: Tree, fd: int, name: str, status: os.stat_result, known: Tree | None, path: tuple[str, ...]
-    ) -> None:
+    def _add(self, tree: Tree, fd: int, name: str, status: os.stat_result, known: Tree | None) -> None:
         """Add the entry of a file, a link or something else that is no directory."""
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
             file = self._file(fingerprint(status), known.files.get(name) if known else None)
             spare = spare_bytes(status)
             tree.files[name] = file if file.spare_bytes == spare else replace(file, spare_bytes=spare)
-            if self._watch is not None and self._watch.note_links(path, name, status.st_nlink) and self._is_rescan:
-                raise FullScanNeeded
         elif kind == stat.S_IFLNK:
             tree.links[name] = Link(portable(os.readlink(name, dir_fd=fd)), status.st_mtime_ns)
             self._newest_ns = max(self._newest_ns, status.st_ctime_ns)
         else:
             tree.others.add(name)
+
+    def _look_at_state_file(self, root: int, *, arrived: bool) -> None:
+        """Look at what has the state file's name: it isn't kept, but may be one of several names of a file that is.
+        Raises SnapshotRefused where it is a directory, as what is in there would go unnoticed; FullScanNeeded."""
+        with suppress(FileNotFoundError):
+            status = os.stat(STATE_FILE, dir_fd=root, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                raise SnapshotRefused(f"{STATE_FILE} is a directory, which can't be kept")
+            self._note_links((), STATE_FILE, status, arrived=arrived)
+
+    def _note_links(self, path: tuple[str, ...], name: str, status: os.stat_result, *, arrived: bool) -> None:
+        """Note how many names a file has. `arrived` says that another one may have had its name at the last scan, as
+        all may have in a directory that wasn't watched yet. Raises FullScanNeeded."""
+        watch, links = self._watch, status.st_nlink
+        if watch is not None and watch.note_links(path, name, links, arrived=arrived) and self._is_rescan:
+            raise FullScanNeeded
 
     def _file(self, now: Fingerprint, known: File | None) -> File:
         """A file as scanned, with its digest if it is certainly unchanged."""
@@ -449,13 +463,6 @@ class Scan:
         if total_bytes + spare > most:
             verb = "holds" if total_bytes > most else "has allocated"
             raise WorkspaceFull(f"the working directory {verb} more than {most} bytes")
-
-
-def _check_state_file(root: int) -> None:
-    """Raises SnapshotRefused where a directory has the state file's name: what is in it would go unnoticed."""
-    with suppress(FileNotFoundError):
-        if stat.S_ISDIR(os.stat(STATE_FILE, dir_fd=root, follow_symlinks=False).st_mode):
-            raise SnapshotRefused(f"{STATE_FILE} is a directory, which can't be kept")
 
 
 def _drop_empty_packages(tree: Tree) -> None:

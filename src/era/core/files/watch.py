@@ -9,7 +9,9 @@ may want to be overlooked, so this has to be sound against any sequence of syste
     write through a shared memory map, and that close can come after the scan, since the kernel collects descriptors in
     flight in a cycle of sockets when it likes.
   - Events carry the name that was used. So names of files with several links count as touched every time, and a partial
-    scan that finds a file with another link than before gives up: a full scan follows.
+    scan that finds a link which is new gives up: a full scan follows, which finds the other names. A link is new where
+    its file had one name at the last scan, and where the name has been created or renamed since: it may have been a
+    link to another file before.
   - A link that is gone again can't be found. A name that was created (IN_CREATE reports new files and new links alike)
     and then deleted or replaced may have been a link to any file: a full scan follows. Renames pass that on.
   - A directory that was created since the last scan wasn't watched, so links may have come and gone in it: a full scan
@@ -62,6 +64,9 @@ class Touched:
     names: set[str] = field(default_factory=set)
     new: set[str] = field(default_factory=set)
     """Those of `names` that may be other directories than at the last scan."""
+
+    arrived: set[str] = field(default_factory=set)
+    """Those of `names` that may be other files than at the last scan."""
 
     below: dict[str, Touched] = field(default_factory=dict)
 
@@ -177,14 +182,15 @@ class Watch:
             else:
                 self.close()  # the others are of no use without it
 
-    def note_links(self, path: Path, name: str, links: int) -> bool:
-        """Note that a file has `links` names. Returns whether it has several now and hadn't at the last scan."""
+    def note_links(self, path: Path, name: str, links: int, *, arrived: bool) -> bool:
+        """Note that a file has `links` names. `arrived` says that another file may have had this one at the last scan.
+        Returns whether it has several now and, as far as is known, hadn't then."""
         known = (path, name) in self._linked
         if links > 1:
             self._linked.add((path, name))
         elif known:
             self._linked.discard((path, name))
-        return links > 1 and not known
+        return links > 1 and (arrived or not known)
 
     @property
     def works(self) -> bool:
@@ -244,8 +250,8 @@ class Watch:
         elif number in self._paths and name and not (mask & _IS_DIRECTORY and mask & _OPEN):
             here = touched.at(self._paths[number])
             here.names.add(name)
-            if mask & _IS_DIRECTORY and mask & (_CREATE | _MOVED_TO):
-                here.new.add(name)
+            if mask & (_CREATE | _MOVED_TO):
+                (here.new if mask & _IS_DIRECTORY else here.arrived).add(name)
 
     def _read(self) -> bytes:
         with self._using:
