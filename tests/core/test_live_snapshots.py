@@ -163,7 +163,13 @@ def test_a_program_that_fights_it_leads_nowhere_else(lab: MomentLab, can_freeze:
             assert set(content) <= {ord("x")}
 
 
-def test_what_a_map_changes_is_seen_though_the_times_stay(lab: MomentLab) -> None:
+@pytest.mark.parametrize("is_told", [True, False])
+def test_what_a_map_changes_is_seen_though_the_times_stay(
+    lab: MomentLab, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody can tell which files are mapped."""
+    if not is_told:
+        monkeypatch.setattr(lab.live, "held_files", lambda _: None)
     code = """
 import mmap, os, sys
 fd = os.open("mapped", os.O_RDWR | os.O_CREAT)

@@ -135,3 +135,21 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
     await asyncio.wait_for(all_at_once(min(lab.snapshots._threads._max_workers, 8), small_waits=True), 120)
     assert order[0] == "large", "without threads of their own the large ones come first"
     await lab.snapshots.close()
+
+
+async def test_a_collection_takes_no_thread_of_large_commits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    collects, go_on = threading.Event(), threading.Event()
+
+    def sweep(*_: object) -> int:
+        collects.set()
+        assert go_on.wait(60), "nothing else went on"
+        return 0
+
+    monkeypatch.setattr(lab.blobs, "sweep", sweep)
+    collection = asyncio.create_task(lab.snapshots.collect_garbage([]))
+    await asyncio.to_thread(collects.wait, 60)
+    all_at_once = threading.Barrier(snapshots._BULK_THREADS)
+    jobs = [lab.snapshots.on_thread(lambda: all_at_once.wait(30), bulk=True) for _ in range(snapshots._BULK_THREADS)]
+    assert sorted(await asyncio.gather(*jobs)) == [*range(snapshots._BULK_THREADS)]
+    go_on.set()
+    assert await collection == 0

@@ -18,9 +18,10 @@ snapshot has what was seen last, and says that it isn't consistent.
 
 *What may change unseen.* A file that a process has open needs no opening any more, and one that it has mapped is
 changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
-time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py). A call that writes
-much sets a file's times when it begins, and no more: so a file that was open when it was read, while processes went on,
-is read again at the next look. So is one that has changed between the scan and the end of its reading.
+time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py); where that can't be
+told, all are. A call that writes much sets a file's times when it begins, and no more: so a file that was open when it
+was read, while processes went on, is read again at the next look. So is one that has changed between the scan and the
+end of its reading.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -197,10 +198,9 @@ class LiveSnapshots:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
         with trees.opened_root(sandbox.workspace) as root:
             held = sandbox.held_files(os.fstat(root).st_dev)
-            mapped = frozenset() if held is None else held.mapped
             tree = None
             if memory is not None and memory.watch is not None and memory.held is not None:
-                tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, mapped)
+                tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, _mapped(held))
             watch = memory.watch if memory is not None else None
             if tree is None:
                 tree, watch = self._full(root, sandbox, memory, held)
@@ -217,7 +217,7 @@ class LiveSnapshots:
         watch: Watch,
         entry: str | None,
         names: frozenset[tuple[Parts, str]],
-        mapped: frozenset[int],
+        mapped: Container[int],
     ) -> Tree | None:
         """The tree by a scan of what was touched, and of these names; None where a full scan is needed."""
         touched = watch.touched(entry)
@@ -261,7 +261,7 @@ class LiveSnapshots:
             limits.bounds(sandbox.limits),
             watch=watch,
             packages=sandbox.may_have_packages(),
-            mapped=frozenset() if held is None else held.mapped,
+            mapped=_mapped(held),
             changing=changing,
         ).full(root, memory.tree if memory is not None else None)
 
@@ -309,15 +309,14 @@ class LiveSnapshots:
             with trees.opened_root(sandbox.workspace) as root:
                 held = sandbox.held_files(os.fstat(root).st_dev)
                 bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
-                mapped = frozenset() if held is None else held.mapped
-                scan = Scan(bounds, packages=packages, mapped=mapped, changing=True)
+                scan = Scan(bounds, packages=packages, mapped=_mapped(held), changing=True)
                 tree = scan.full(root, memory.tree if memory is not None else None)
                 before, unstored = _fingerprints(tree), _unstored(tree)
                 aside.put_tree(root, tree, still=False)
                 _unsettle(tree, before)
                 settled = all(file.settled for file in unstored)
                 again = Scan(bounds, packages=packages, changing=True)
-                is_seen = held is not None and not _names_of(tree, mapped)
+                is_seen = held is not None and not _names_of(tree, held.mapped)
                 agrees = _agree(tree, again.full(root, None)) and settled and is_seen
                 _unsettle_open(unstored, held)
             missed = scan.missed or aside.missed or again.missed
@@ -367,6 +366,18 @@ def _store_directories(tree: Tree, batch: BlobBatch) -> str:
             _store_directories(child, batch)
     tree.digest = batch.put(tree.encoded())
     return tree.digest
+
+
+class _Every:
+    """Whatever it is asked about."""
+
+    def __contains__(self, inode: object) -> bool:
+        return True
+
+
+def _mapped(held: HeldFiles | None) -> Container[int]:
+    """The files that processes may have mapped, by inode: any, where that can't be told."""
+    return _Every() if held is None else held.mapped
 
 
 def _names_of(tree: Tree, inodes: frozenset[int], path: Parts = ()) -> set[tuple[Parts, str]]:

@@ -101,6 +101,7 @@ class Snapshots:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
         self._slots: FairSlots[str | None] = FairSlots(_THREADS, _THREADS // 2)
         self._bulk_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-bulk")
+        self._sweep_thread = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
         # Calls wait for these with their session's turn, so not behind what is in bulk.
         self._free_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-free")
 
@@ -313,7 +314,7 @@ class Snapshots:
             return self.blobs.sweep(self.sizes_of(kept_roots).keys() | kept_blobs, older_than)
 
         try:
-            removed = await self.on_thread(job, bulk=True)
+            removed = await asyncio.get_running_loop().run_in_executor(self._sweep_thread, job)
         except BlockingIOError as error:
             raise CollectionPutOff(f"unused files could not be cleared away: {error.strerror}") from error
         except OSError as error:
@@ -361,7 +362,7 @@ class Snapshots:
     async def close(self) -> None:
         """Wait for jobs under way, and free everything."""
         self.memories.forget_all()
-        for threads in (self._threads, self._bulk_threads, self._free_threads):
+        for threads in (self._threads, self._bulk_threads, self._sweep_thread, self._free_threads):
             await asyncio.to_thread(threads.shutdown)
 
     async def on_thread[T](self, job: Callable[[], T], holder: str | None = None, *, bulk: bool = False) -> T:
