@@ -6,6 +6,8 @@ import asyncio
 import mmap
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import pytest
@@ -442,3 +444,48 @@ def test_a_forgotten_tree_in_which_nothing_has_changed_is_the_same(
     lab.snapshots.forget(lab.live.id)
     write(lab, "f3", b"changed")
     assert lab.contents(lab.moment().snapshot)["f3"] == b"changed"
+
+
+@pytest.mark.parametrize("can_freeze", [True, False])
+def test_what_is_mapped_while_that_is_asked_for_is_read_again(
+    lab: MomentLab, can_freeze: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a process that was asked about already, while many others are."""
+    for number in range(60):
+        write(lab, f"f{number}", b"")
+    write(lab, "late", b"before" + bytes(4090))
+    time.sleep(SETTLE)
+    maps: list[mmap.mmap] = []
+    frozen = lab.live.frozen
+
+    def held_files(_: int) -> HeldFiles:
+        if maps:
+            is_mapped = [] if maps[0].closed else [os.stat(lab.live.workspace / "late").st_ino]
+            return HeldFiles(frozenset(), frozenset(is_mapped))
+        with open(lab.live.workspace / "late", "r+b") as file:
+            maps.append(mmap.mmap(file.fileno(), 0))
+        maps[0][:6] = b"first "
+        time.sleep(2 * SETTLE)
+        return HeldFiles(frozenset(), frozenset())
+
+    def write_once_more() -> None:
+        if maps and not maps[0].closed:
+            before = os.stat(lab.live.workspace / "late")
+            maps[0][:6] = b"second"
+            assert os.stat(lab.live.workspace / "late").st_ctime_ns == before.st_ctime_ns
+            maps[0].close()
+
+    @asynccontextmanager
+    async def frozen_later() -> AsyncIterator[bool | None]:
+        if can_freeze:
+            write_once_more()
+        async with frozen() as still:
+            yield still
+
+    monkeypatch.setattr(lab.live, "held_files", held_files)
+    monkeypatch.setattr(lab.live, "frozen", frozen_later)
+    lab.live.can_freeze = can_freeze
+    lab.moment()
+    write_once_more()
+    lab.moment()
+    assert lab.contents()["late"][:6] == b"second"

@@ -150,3 +150,14 @@ def test_they_count_for_the_limits(lab: Lab) -> None:
     shutil.rmtree(packages(place))
     packages(place).mkdir()
     assert small.take(limited) == EMPTY
+
+
+def test_the_mode_of_their_own_directory_is_kept(lab: Lab) -> None:
+    """Nothing but a look tells of it."""
+    place = lab.place_with_packages()
+    for number in range(60):
+        (place.workspace / f"f{number}").write_text("")
+    (packages(place) / "tool").write_text("")
+    snapshot = lab.take(place)
+    packages(place).chmod(0o700)
+    assert lab.take(place, snapshot).root == lab.from_scratch(place).root != snapshot.root

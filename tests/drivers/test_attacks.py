@@ -423,6 +423,43 @@ def test_a_sandbox_sees_its_own_files_only(sandboxes: Sandboxes) -> None:
         assert first.uid != second.uid
 
 
+EXCHANGES_BLOCKS = """
+import errno, fcntl, os, struct, time
+for name in ("file", "donor"):
+    with open(name, "wb") as file:
+        file.write(name.encode() * 2000)
+        os.fsync(file.fileno())
+def seen():
+    status = os.stat("donor")
+    return status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns
+before = seen()
+time.sleep(0.1)
+file, donor = (os.open(name, os.O_RDWR) for name in ("file", "donor"))
+def drop():
+    for fd in (file, donor): os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+drop()
+try: fcntl.ioctl(file, 0xC028660F, bytearray(struct.pack("IIQQQQ", 0, donor, 0, 0, 1, 0)))
+except OSError as problem: print(errno.errorcode[problem.errno])
+drop()
+print(open("donor", "rb").read() == b"donor" * 2000, seen() == before)
+"""
+"""By ext4's ioctl for defragmenting: a file's content is another one then, and nothing else of it has changed, so that
+a look at the session's files would take it for unchanged."""
+
+
+def test_blocks_of_files_are_not_exchanged(sandboxes: Sandboxes) -> None:
+    result = sandboxes.run(sandboxes.make(), EXCHANGES_BLOCKS)
+    assert result.stdout == "ENOTSUP\nTrue True\n", result.stderr
+
+
+@pytest.mark.parametrize("weak_sandboxes", [Weakness(unfiltered=True)], indirect=True)
+def test_without_the_filter_they_are(weak_sandboxes: Sandboxes) -> None:
+    result = weak_sandboxes.run(weak_sandboxes.make(), EXCHANGES_BLOCKS)
+    if result.stdout.startswith(("ENOTTY", "ENOTSUP")):
+        pytest.skip("the tests' files aren't on ext4")
+    assert result.stdout == "False True\n", result.stderr
+
+
 _CAP_SYS_RESOURCE = 1 << 24
 SPARES_ITSELF = """
 import os

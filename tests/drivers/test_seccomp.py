@@ -77,6 +77,7 @@ SIGCHLD, THREAD = 17, 0x3D0F00
 TIOCSTI, TIOCLINUX, TCGETS = 0x5412, 0x541C, 0x5401
 RESERVE = (0x40305828, 0x4030582A, 0x40305839)
 RESERVE_IN_XFS = (0x4030580A, 0x4030580B, 0x40305824, 0x40305825, 0x401C5820)
+UNTOLD = (0xC028660F, 0xC0C0586D, 0x40285881, 0xC020F509, 0xF501, 0xF503, 0xF519)
 SUBVOLUMES = (0x50009401, 0x5000940E, 0x50009417, 0x50009418, 0x4008941A)
 LOADING = (0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
 CLONING_AND_FLAGS = (0x40049409, 0x4020940D, 0xC0189436, 0x801C581F, 0x40086602, 0x8912, 0x8913)
@@ -101,6 +102,7 @@ ARGUMENTS = [
     *(("fallocate", (3, mode), EOPNOTSUPP) for mode in (0, 0x1, 0x10, 0x11, 0x40, 0x41, HIGH, HIGH | 0x2 << 32)),
     *(("fallocate", (3, mode), 0) for mode in (0x3, 0x8, 0x20, HIGH | 0x3)),
     *(("ioctl", (3, high | request), EOPNOTSUPP) for request in RESERVE + RESERVE_IN_XFS for high in (0, HIGH)),
+    *(("ioctl", (3, high | request), EOPNOTSUPP) for request in UNTOLD for high in (0, HIGH)),
     ("prlimit64", (0, 7), 0),
     ("prlimit64", (1, 7), EPERM),
     *((call, (pid,), EPERM if pid & 0xFFFFFFFF == 1 else 0) for call in SCHEDULE for pid in (0, 1, 2, 77, HIGH | 1)),

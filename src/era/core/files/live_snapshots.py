@@ -19,9 +19,10 @@ snapshot has what was seen last, and says that it isn't consistent.
 *What may change unseen.* A file that a process has open needs no opening any more, and one that it has mapped is
 changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
 time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py); where that can't be
-told, all are. A call that writes much sets a file's times when it begins, and no more: so a file that was open when it
-was read, while processes went on, is read again at the next look. So is one that has changed between the scan and the
-end of its reading.
+told, all are. To ask takes a while, in which processes that go on may map more: what has changed since is read again at
+the next look. A call that writes much sets a file's times when it begins, and no more: so a file that was open when it
+was read, while processes went on, is read again, too, and one that has changed between the scan and the end of its
+reading.
 """
 
 from __future__ import annotations
@@ -255,6 +256,7 @@ class LiveSnapshots:
         held: HeldFiles | None,
         *,
         changing: bool = False,
+        asked_ns: int | None = None,
     ) -> Tree:
         """The tree by a full scan."""
         return Scan(
@@ -263,6 +265,7 @@ class LiveSnapshots:
             packages=sandbox.may_have_packages(),
             mapped=_mapped(held),
             changing=changing,
+            asked_ns=asked_ns,
         ).full(root, memory.tree if memory is not None else None)
 
     async def _warm(self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None) -> Memory | None:
@@ -276,8 +279,9 @@ class LiveSnapshots:
                 try:
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before.
+                    asked_ns = time.time_ns()
                     held = sandbox.held_files(os.fstat(root).st_dev)
-                    tree = self._scan(root, sandbox, memory, watch, held, changing=True)
+                    tree = self._scan(root, sandbox, memory, watch, held, changing=True, asked_ns=asked_ns)
                     before, unstored = _fingerprints(tree), _unstored(tree)
                     aside.put_tree(root, tree, still=False)
                     with self._snapshots.blobs.batch() as batch:
@@ -305,19 +309,22 @@ class LiveSnapshots:
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
 
-        def job(aside: ContentCopies) -> tuple[_Look, bool]:
+        def job(aside: ContentCopies) -> tuple[_Look, bool | None]:
+            """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
             with trees.opened_root(sandbox.workspace) as root:
+                asked_ns = time.time_ns()
                 held = sandbox.held_files(os.fstat(root).st_dev)
                 bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
-                scan = Scan(bounds, packages=packages, mapped=_mapped(held), changing=True)
+                scan = Scan(bounds, packages=packages, mapped=_mapped(held), changing=True, asked_ns=asked_ns)
                 tree = scan.full(root, memory.tree if memory is not None else None)
                 before, unstored = _fingerprints(tree), _unstored(tree)
                 aside.put_tree(root, tree, still=False)
                 _unsettle(tree, before)
                 settled = all(file.settled for file in unstored)
                 again = Scan(bounds, packages=packages, changing=True)
-                is_seen = held is not None and not _names_of(tree, held.mapped)
-                agrees = _agree(tree, again.full(root, None)) and settled and is_seen
+                agrees = None
+                if held is not None:
+                    agrees = _agree(tree, again.full(root, None)) and settled and not _names_of(tree, held.mapped)
                 _unsettle_open(unstored, held)
             missed = scan.missed or aside.missed or again.missed
             return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
@@ -326,8 +333,8 @@ class LiveSnapshots:
             aside = ContentCopies(self._directory)
             stack.push_async_callback(self._close, aside)
             look, agrees = await self._on_thread(sandbox, partial(job, aside))
-            if agrees or not left:
-                return look, agrees
+            if agrees or agrees is None or not left:
+                return look, bool(agrees)
             await self._close(aside)
             await asyncio.sleep(_PAUSE)
         raise AssertionError("the last look is always returned")

@@ -11,6 +11,8 @@ A file whose fingerprint is the same may have changed all the same:
   - tmpfs doesn't update a file's times when it is written through a memory map. There nothing is taken as known.
   - Elsewhere a page that is written to through a map updates them once, and then again only after the kernel has
     written it back. So a file that a process still has mapped is never known, nor settled.
+  - Some ioctls of file systems exchange what is in two files and nothing else. Programs can't have these
+    (drivers/seccomp.py, _UNTOLD).
 
 If the directory is watched (see watch.py), `Scan.rescan` visits only what was touched; the rest stays as it is known.
 
@@ -244,11 +246,13 @@ class Scan:
         packages: bool = False,
         mapped: Container[int] = (),
         changing: bool = False,
+        asked_ns: int | None = None,
     ) -> None:
         """The scan gives up with TreeNotSmall after `small` entries, if given. Directories are added to `watch`.
         `packages`: also scan the directory of packages, beside the working directory. `mapped` are the inodes of files
         that processes have mapped, which may change without their metadata. `changing`: something may be going on in
-        the directory; what is gone when it is looked at is left out."""
+        the directory; what is gone when it is looked at is left out. `asked_ns` is when `mapped` was asked for, where
+        more may have been mapped since: it is the time that files have to be older than to be settled."""
         self._mapped = mapped
         self._changing = changing
         self.missed = False
@@ -263,7 +267,7 @@ class Scan:
         self._work = 0
         """Entries so far, and for how many those count that are much to list."""
 
-        self._started = time.time_ns()
+        self._started = time.time_ns() if asked_ns is None else asked_ns
         self._newest_ns = 0
         """The newest ctime of directories below the root and of links, as it was behind each one's scan."""
 
@@ -356,8 +360,8 @@ class Scan:
             digest=None,
         )
         names = touched.names | touched.below.keys()
-        if self._packages and not path and PACKAGES not in known.trees:
-            names.add(PACKAGES)  # it may not have been watched yet
+        if self._packages and not path:
+            names.add(PACKAGES)  # its own mode is told of by nobody, and it may not have been watched yet
         for name in names:
             if not path and name == STATE_FILE:
                 self._look_at_state_file(fd, arrived=name in touched.arrived)
