@@ -291,7 +291,7 @@ def _search(server: Server, examples: int, steps: int) -> None:
 
 
 def test_on_local_blobs(own_server: MakeServer) -> None:
-    _search(own_server(drain_seconds="2"), examples=4, steps=30)
+    _search(own_server(drain_seconds="2"), examples=2, steps=30)
 
 
 @pytest.mark.soak
