@@ -383,7 +383,9 @@ def few_of(steps: Sequence[Step], chance: random.Random) -> list[Step]:
     return [chance.choice(kind) for kind in chance.sample(there, 1)]
 
 
-@pytest.mark.parametrize("names", soak_the_rest([("run", "rollback", "load", "sweep"), OPERATIONS], 1), ids=" ".join)
+@pytest.mark.parametrize(
+    "names", soak_the_rest([("run", "put", "rollback", "load", "sweep"), OPERATIONS], 1), ids=" ".join
+)
 def test_kill_9_at_some_steps(names: Sequence[str], service: Service) -> None:
     chance = random.Random(int(os.environ.get("SEED", "1")))
     for name in names:
@@ -391,7 +393,7 @@ def test_kill_9_at_some_steps(names: Sequence[str], service: Service) -> None:
         for step in few_of(operation.steps(), chance):
             operation.kill_at(step)
     service.collect()
-    assert service.kills >= len(names) // 2  # some have no kill in time
+    assert service.kills > len(names) // 2  # some have no kill in time
 
 
 @pytest.mark.soak

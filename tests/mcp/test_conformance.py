@@ -48,10 +48,7 @@ def suite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.mark.parametrize(
-    ("path", "version", "scenarios"),
-    [("/mcp", "2026-07-28", 39), ("/mcp/v1", "2025-11-25", 26)],
-)
+@pytest.mark.parametrize(("path", "version", "scenarios"), [("/mcp", "2026-07-28", 39), ("/mcp/v1", "2025-11-25", 26)])
 def test_the_public_suite_has_nothing_to_say_that_is_not_known(
     suite_server: Server, tmp_path: Path, path: str, version: str, scenarios: int
 ) -> None:

@@ -65,7 +65,6 @@ def backed(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, s3: S3)
     return Backed(tmp_path_factory.mktemp("backed"), postgres, s3)
 
 
-@pytest.mark.soak  # test_backup.py makes one under load, and the next test restores one
 def test_a_backup_under_load_is_restored_to_one_machine(backed: Backed, tmp_path: Path) -> None:
     era(None, "restore", backed.backup, "--data-dir", tmp_path / "data", code=0)
     assert (tmp_path / "data" / "blobs").is_dir()
