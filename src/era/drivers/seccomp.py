@@ -128,10 +128,10 @@ _SUBVOLUMES = (0x50009401, 0x5000940E, 0x50009417, 0x50009418, 0x4008941A)
 """ioctls that make subvolumes and snapshots of btrfs, and change them. To others these are file systems of their own:
 what is in one isn't measured, and it isn't removed as a directory is. A snapshot has all files of the volume."""
 
-_UNTOLD = (0xC028660F, 0xC0C0586D, 0x40285881, 0xC020F509, 0xF501, 0xF503, 0xF519)
+_UNTOLD = (0xC028660F, 0xC0C0586D, 0x40285881, 0x40585883, 0xC020F509, 0x4018F514, 0xF501, 0xF503, 0xF519)
 """ioctls that change what is in files, or take a change back, and may leave their times as they were, by which a scan
-(core/files/trees.py) finds changes: MOVE_EXT of ext4; SWAPEXT and EXCHANGE_RANGE of XFS; MOVE_RANGE of F2FS, and what
-begins its atomic and volatile writes."""
+(core/files/trees.py) finds changes: MOVE_EXT of ext4; SWAPEXT, EXCHANGE_RANGE and COMMIT_RANGE of XFS; MOVE_RANGE of
+F2FS, SEC_TRIM_FILE, which erases blocks of a file, and what begins its atomic and volatile writes."""
 
 _LOADING = (0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89A0, 0x89A1)
 """ioctls for which the kernel loads a module before it asks for a capability: line disciplines, VLANs, bridges."""

@@ -11,7 +11,7 @@ A file whose fingerprint is the same may have changed all the same:
   - tmpfs doesn't update a file's times when it is written through a memory map. There nothing is taken as known.
   - Elsewhere a page that is written to through a map updates them once, and then again only after the kernel has
     written it back. So a file that a process still has mapped is never known, nor settled.
-  - Some ioctls of file systems exchange what is in two files and nothing else. Programs can't have these
+  - Some ioctls of file systems exchange or erase what is in files and nothing else. Programs can't have these
     (drivers/seccomp.py, _UNTOLD).
 
 If the directory is watched (see watch.py), `Scan.rescan` visits only what was touched; the rest stays as it is known.
