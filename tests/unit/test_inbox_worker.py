@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,11 +22,14 @@ MINE = mine("s")
 CONTENT = Content("POST", "/", "", [], b"", "http://era.test")
 
 
-async def delivered(core: Core, code: str, owned_id: OwnedId = MINE) -> Session:
-    """A session with this code, which has got a delivery that isn't to be retried."""
-    session = await core.store.create_session(replace(SETTINGS, id=owned_id, allow_public=True, default_timeout=60.0))
+async def delivered(
+    core: Core, code: str, owned_id: OwnedId = MINE, *, persistent: bool = True, retries: int = 0
+) -> Session:
+    """A session with this code, which has got a delivery that isn't to be retried, or so often."""
+    settings = replace(SETTINGS, id=owned_id, persistent=persistent, allow_public=True, default_timeout=60.0)
+    session = await core.store.create_session(settings)
     await core.store.store_code(owned_id, StoredCode(code, None, now()))
-    await core.store.inboxes.put_inbox(owned_id, None, 0)
+    await core.store.inboxes.put_inbox(owned_id, None, retries)
     await core.store.inboxes.add_delivery(session.key, new_id("dlv"), None, CONTENT)
     return session
 
@@ -82,6 +86,44 @@ async def test_an_attempt_without_a_sandbox_does_not_count(core: Core, monkeypat
     await inbox.stop()
     assert (ended.status, ended.attempts, ended.tries) == ("done", 1, 1), "an attempt begins with its sandbox"
     assert [record.status for record in await core.records()] == ["failed", "failed", "ok"]
+
+
+BAD_AT_FIRST = """
+import json, os
+def keep(text):
+    with open("file", "a") as file: file.write(text[0])
+    with open(".session_data.json", "w") as file: file.write(text)
+keep('{"kept": 1}' if os.environ["ERA_DELIVERY_ATTEMPT"] == "2" else "oops")
+print(json.dumps({"status": 200, "body": "thanks"}))
+"""
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_a_delivery_whose_run_could_not_be_kept_has_failed(
+    core: Core, monkeypatch: pytest.MonkeyPatch, retries: int, persistent: bool
+) -> None:
+    """All that it had done is thrown away, so it is retried like others. One in whose session no files are kept anyway,
+    or which has changed nothing, was kept."""
+    monkeypatch.setattr(inbox_worker, "delay", lambda tries: 0.01)
+    session = await delivered(core, BAD_AT_FIRST, persistent=persistent, retries=retries)
+    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
+    await inbox.start()
+    ended = await delivery(core, "done", "failed")
+    kept = await core.store.session(MINE)
+    if retries:
+        assert (ended.status, ended.attempts, ended.answer_status, ended.reason) == ("done", 2, 200, None)
+        assert (json.loads(kept.data), kept.snapshot.file_count) == ({"kept": 1}, int(persistent))
+        await core.store.store_code(MINE, StoredCode("pass", None, now()))
+        await inbox.replay(MINE, ended.id)
+        ended = await delivery(core, "done", "failed")
+        assert (ended.status, ended.attempts) == ("done", 3)
+    else:
+        assert (ended.status, ended.attempts, ended.answer_status) == ("failed", 1, 200)
+        assert ended.reason is not None
+        assert ended.reason.startswith(".session_data.json is not JSON")
+        assert kept.version == session.version
+    await inbox.stop()
 
 
 async def test_sessions_that_nobody_has_do_not_wait_for_all_others(core: Core) -> None:

@@ -339,7 +339,7 @@ class Inbox:
         return replace(head, delivery=delivery) if delivery else head
 
     async def _outcome(self, head: Next, run: Collected) -> Outcome:
-        """Whether an attempt succeeded: a run that ended well, and an answer below 500."""
+        """Whether an attempt succeeded: a run that ended well and was kept, and an answer below 500."""
         try:
             answer = (await relay.reply(run, headers.Place("/", None))).status
         except RelayFailed as error:
@@ -348,6 +348,8 @@ class Inbox:
             return self._failed(head, answer, f"The run ended as '{run.result.status}'.")
         if answer >= 500:
             return self._failed(head, answer, f"The program answered {answer}.")
+        if not run.result.state.committed:  # what it made of the delivery is lost, be it data or files
+            return self._failed(head, answer, run.result.state.reason or "The run was not kept.")
         return Outcome("done", head.delivery.attempts + 1, head.delivery.tries + 1, answer)
 
     def _failed(self, head: Next, answer: int | None, reason: str) -> Outcome:
