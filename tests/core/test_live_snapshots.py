@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from era.core.files import trees
+from era.core.files import live_snapshots, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.edits import Changes, PutFile
 from era.core.files.file_systems import times_tell_of_maps
-from era.core.files.live_snapshots import LiveSnapshot
+from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.files.totals import Bounds
 from era.core.files.trees import SnapshotRefused
 from era.core.process import HeldFiles
@@ -56,18 +56,6 @@ while True:
 """
 """Makes directories, files and links of the same names, and takes them away. The links lead to the directory that it is
 told."""
-
-
-WRITES_TO_A_MAP = """
-import mmap, sys
-with open("file", "r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
-    shared[:5] = b"first"
-    print(flush=True)
-    sys.stdin.readline()
-    shared[:6] = b"second"
-    print(flush=True)
-    sys.stdin.readline()
-"""
 
 
 @pytest.mark.parametrize("can_freeze", [True, False])
@@ -325,34 +313,130 @@ def test_a_small_tree_that_is_as_it_was_need_not_stand_still(lab: MomentLab) -> 
             assert lab.moment() == LiveSnapshot(before, consistent=True)
 
 
-@pytest.mark.parametrize("freezes_later", [True, False])
-def test_what_one_call_still_writes_is_read_again(
-    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, freezes_later: bool
+class LongCall:
+    """A call that is writing to a file, whose times it has set when it began. Nobody is told of it, as where another
+    thread has closed its descriptor. The watch isn't either: the name by which it was opened is gone."""
+
+    def __init__(self, lab: MomentLab, patch: pytest.MonkeyPatch) -> None:
+        write(lab, "opened", b"before")
+        self._fd = os.open(lab.live.workspace / "opened", os.O_WRONLY)
+        os.link(lab.live.workspace / "opened", lab.live.workspace / "file")
+        os.unlink(lab.live.workspace / "opened")
+        os.pwrite(self._fd, b"half", 0)
+        at_first, real = trees.fingerprint(os.fstat(self._fd)), trees.fingerprint
+        patch.setattr(
+            trees, "fingerprint", lambda status: at_first if status.st_ino == at_first.inode else real(status)
+        )
+        patch.setattr(trees, "is_tmpfs", lambda _: False)  # where every file is read each time
+        patch.setattr(live_snapshots, "_WRITE_NS", 3600_000_000_000)  # a minute may pass on a busy machine
+        patch.setattr(lab.live, "held_files", lambda _: HeldFiles(frozenset(), frozenset()))
+        time.sleep(2 * SETTLE)
+
+    def ends(self) -> None:
+        if self._fd >= 0:
+            os.pwrite(self._fd, b"all of", 0)
+            os.close(self._fd)
+            self._fd = -1
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """What is put aside: whether everything stands still, and how many files it is."""
+    noted: list[tuple[bool, int]] = []
+    put_tree = ContentCopies.put_tree
+
+    def put(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
+        put_tree(aside, fd, tree, still=still)
+        noted.append((still, len(aside._contents)))
+
+    monkeypatch.setattr(ContentCopies, "put_tree", put)
+    return noted
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+@pytest.mark.parametrize("entries", [1, 60])
+@pytest.mark.parametrize("begins", ["before", "after"])
+def test_half_of_what_a_call_writes_is_read_again_while_all_stands_still(
+    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, begins: str, entries: int, weakened: bool
 ) -> None:
-    """A call sets a file's times when it begins. A map stands for it here, which can stop where it likes."""
-    write(lab, "file", bytes(100))
-    process = lab.live.start(WRITES_TO_A_MAP)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(SETTLE)
-    held_files = lab.live.held_files
+    """Of one that has begun after the first time that everything stood still, or before where it didn't."""
+    if weakened:  # as if each call were as short as a tick
+        real = LiveSnapshots._scan
 
-    def as_if_open_only(device: int) -> HeldFiles | None:
-        held = held_files(device)
-        return None if held is None else HeldFiles(held.open | held.mapped, frozenset())
+        def scan(*arguments: Any, asked_ns: int | None = None, **options: Any) -> Any:
+            return real(*arguments, asked_ns=asked_ns and time.time_ns(), **options)
 
-    monkeypatch.setattr(lab.live, "held_files", as_if_open_only)
+        monkeypatch.setattr(LiveSnapshots, "_scan", scan)
+    for number in range(entries - 1):
+        write(lab, f"f{number}", b"")
+    calls: list[LongCall] = []
+    frozen, put_tree = lab.live.frozen, ContentCopies.put_tree
+
+    @asynccontextmanager
+    async def begins_afterwards() -> AsyncIterator[bool | None]:
+        async with frozen() as still:
+            yield still
+        if not calls:
+            calls.append(LongCall(lab, monkeypatch))
+
+    def ends_afterwards(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
+        put_tree(aside, fd, tree, still=still)
+        calls[0].ends()
+
+    monkeypatch.setattr(ContentCopies, "put_tree", ends_afterwards)
+    if begins == "after":
+        monkeypatch.setattr(lab.live, "frozen", begins_afterwards)
+    else:
+        calls.append(LongCall(lab, monkeypatch))
+        lab.live.too_slow = 3
+    for _ in range(2):
+        assert lab.moment().consistent
+        assert lab.contents()["file"] == (b"halfre" if weakened else b"all of"), "and the half is kept for good"
+
+
+@pytest.mark.parametrize("weakness", ["", "content", "times"])
+@pytest.mark.parametrize("freezes_later", [True, False])
+def test_looks_agree_only_where_no_call_goes_on_writing(
+    lab: MomentLab,
+    monkeypatch: pytest.MonkeyPatch,
+    reads: list[tuple[bool, int]],
+    freezes_later: bool,
+    weakness: str,
+) -> None:
+    """Without standing still. And whatever they have found, it is read again, also where all stands still by then."""
     lab.live.can_freeze = False
-    lab.moment()
-    process.stdin.write(b"\n")
-    process.stdin.flush()
-    process.stdout.readline()
+    call = LongCall(lab, monkeypatch)
+    is_still_there = ContentCopies.is_still_there
+
+    def ends_before(*arguments: Any) -> bool:
+        call.ends()
+        return weakness == "content" or is_still_there(*arguments)
+
+    monkeypatch.setattr(ContentCopies, "is_still_there", ends_before)
+    if weakness == "times":
+        monkeypatch.setattr(live_snapshots, "_WRITE_NS", 0)
+    assert lab.moment().consistent
+    assert len(reads) == (1 if weakness else 2)
+    assert lab.contents()["file"] == (b"halfre" if weakness else b"all of")
     lab.live.can_freeze = freezes_later
-    if freezes_later:
-        lab.moments._cant_freeze.clear()
     lab.moment()
-    assert lab.contents()["file"].startswith(b"second")
+    assert lab.contents()["file"] == (b"halfre" if weakness == "times" else b"all of")
+
+
+@pytest.mark.parametrize("stands_still_at_first", [True, False])
+def test_little_is_read_while_all_stands_still(
+    lab: MomentLab, reads: list[tuple[bool, int]], stands_still_at_first: bool
+) -> None:
+    """Though all files are fresh: calls have ended when everything stood still for the first time."""
+    for number in range(60):
+        write(lab, f"f{number}", b"x" * 100_000)
+    time.sleep(2 * SETTLE)
+    lab.live.too_slow = 0 if stands_still_at_first else 3
+    assert lab.moment().consistent
+    assert reads == [(False, 60), (True, 0 if stands_still_at_first else 60)]
+    write(lab, "f7", b"changed")
+    assert lab.moment().consistent
+    assert reads[2:] == [(True, 1)], "and once at most"
 
 
 MAPS_TWICE = """

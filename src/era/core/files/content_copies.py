@@ -96,6 +96,31 @@ class ContentCopies:
         if not still:
             file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
 
+    def is_still_there(self, fd: int, tree: Tree, since_ns: int) -> bool:
+        """Whether those of the files that were put aside which have changed since then still hold what was put aside.
+        Their times needn't tell: see live_snapshots.py. What is gone is missed. Raises Changed, OSError."""
+        with self._at_work:
+            if self._closed:
+                raise Changed
+            return self._is_still_below(fd, tree, since_ns)
+
+    def _is_still_below(self, fd: int, tree: Tree, since_ns: int) -> bool:
+        try:
+            for name, file in tree.files.items():
+                if file.digest is None and file.fingerprint.ctime_ns > since_ns:
+                    with trees.opened(fd, name, file.fingerprint.mode) as content:
+                        if not _holds(content, self._contents[id(file)]):
+                            return False
+            for name, child in tree.trees.items():
+                if child.digest is None:
+                    with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
+                        if not self._is_still_below(below, child, since_ns):
+                            return False
+        except (OSError, Changed) as error:
+            self._overlook(error, still=False)
+            return False
+        return True
+
     def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
         """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
         before. Raises Changed, OSError."""
@@ -162,6 +187,17 @@ def _read(fd: int, size: int) -> bytes:
     while len(content) < size and (piece := os.read(fd, size - len(content))):
         content += piece
     return bytes(content)
+
+
+def _holds(fd: int, put_aside: bytes | str) -> bool:
+    """Whether a file begins with what was put aside of it: the content itself, or the path of the copy."""
+    if isinstance(put_aside, bytes):
+        return _read(fd, len(put_aside)) == put_aside
+    with trees.closing(os.open(put_aside, os.O_RDONLY | os.O_CLOEXEC)) as copy:
+        while piece := os.read(copy, _CHUNK):
+            if _read(fd, len(piece)) != piece:
+                return False
+    return True
 
 
 def _digest(path: str) -> str:

@@ -16,13 +16,18 @@ processes go on: so the moment is short all the same.
 first saw and what the second saw, file by file, then all was so at the time between the two. If they never agree, the
 snapshot has what was seen last, and says that it isn't consistent.
 
+*Half a write.* A call that writes much sets a file's times when it begins, and no more, so what is read meanwhile may
+be half of it, and nothing tells so later. Nor can anybody tell that it is under way: another thread may have closed its
+descriptor, and gVisor's kernel has all files open. But no call goes on while everything stands still. So it does for a
+moment before a directory is looked at while processes go on, and what has changed since that moment is read again at
+the next look. Where that moment can't be had, it is what has changed within the last minute (_WRITE_NS); and two looks
+agree only if they have found the same content in that.
+
 *What may change unseen.* A file that a process has open needs no opening any more, and one that it has mapped is
 changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
 time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py); where that can't be
 told, all are. To ask takes a while, in which processes that go on may map more: what has changed since is read again at
-the next look. A call that writes much sets a file's times when it begins, and no more: so a file that was open when it
-was read, while processes went on, is read again, too, and one that has changed between the scan and the end of its
-reading.
+the next look, and so is what has changed between the scan and the end of its reading.
 """
 
 from __future__ import annotations
@@ -30,8 +35,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Container
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,20 +185,29 @@ class LiveSnapshots:
         self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had."""
+        async with self._standing_still(sandbox) as still:
+            if not still:
+                return None
+            aside = ContentCopies(self._directory)
+            stack.push_async_callback(self._close, aside)
+            return await self._snapshots.in_slot(partial(self._look, sandbox, memory, entry, aside))
+
+    @asynccontextmanager
+    async def _standing_still(self, sandbox: Sandbox) -> AsyncIterator[bool]:
+        """Within the block everything stands still and a thread is free, if that can be had: the context's value."""
         for pause in (*_FREEZE_PAUSES, None):
             async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
                 if still:
-                    aside = ContentCopies(self._directory)
-                    stack.push_async_callback(self._close, aside)
-                    return await self._snapshots.in_slot(partial(self._look, sandbox, memory, entry, aside))
-                if still is None:
-                    if len(self._cant_freeze) >= _MOST_KNOWN:
-                        self._cant_freeze.clear()
-                    self._cant_freeze.add(sandbox.id)
-                    return None
+                    yield True
+                    return
+            if still is None:
+                if len(self._cant_freeze) >= _MOST_KNOWN:
+                    self._cant_freeze.clear()
+                self._cant_freeze.add(sandbox.id)
+                break
             if pause is not None:
                 await asyncio.sleep(pause)
-        return None
+        yield False
 
     def _look(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: ContentCopies) -> _Look:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
@@ -270,7 +284,12 @@ class LiveSnapshots:
 
     async def _warm(self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None) -> Memory | None:
         """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
-        then is true of each file, but of no moment; nothing where that fails, as the next look will say."""
+        then is true of each file, but of no moment; nothing where that fails, as the next look will say, or where the
+        sandbox can't be frozen."""
+        async with self._standing_still(sandbox) as still:
+            calls_since = time.time_ns() - (0 if still else _WRITE_NS)
+        if sandbox.id in self._cant_freeze:
+            return memory
         aside = ContentCopies(self._directory)
 
         def job() -> Memory:
@@ -278,17 +297,16 @@ class LiveSnapshots:
                 tree, watch = self._full(root, sandbox, memory, None, changing=True)
                 try:
                     # What was opened before the watch began may change without its noting that. So that is asked for
-                    # now, and nothing counts that was seen before.
-                    asked_ns = time.time_ns()
+                    # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
+                    # a map that isn't told of, has a time since then.
                     held = sandbox.held_files(os.fstat(root).st_dev)
-                    tree = self._scan(root, sandbox, memory, watch, held, changing=True, asked_ns=asked_ns)
-                    before, unstored = _fingerprints(tree), _unstored(tree)
-                    aside.put_tree(root, tree, still=False)
+                    tree = self._scan(root, sandbox, memory, watch, held, changing=True, asked_ns=calls_since)
+                    before = _fingerprints(tree)
+                    aside.put_tree(root, tree, still=False)  # whatever is read here, the watch tells that it was opened
                     with self._snapshots.blobs.batch() as batch:
                         counting = CountingBatch(batch)
                         aside.store_files(tree, memory.tree if memory else None, counting)
                     _unsettle(tree, before)
-                    _unsettle_open(unstored, held)
                 except BaseException:
                     if watch is not None and (memory is None or watch is not memory.watch):
                         watch.close()
@@ -324,8 +342,16 @@ class LiveSnapshots:
                 again = Scan(bounds, packages=packages, changing=True)
                 agrees = None
                 if held is not None:
-                    agrees = _agree(tree, again.full(root, None)) and settled and not _names_of(tree, held.mapped)
-                _unsettle_open(unstored, held)
+                    # The content first: what begins to change it afterwards, the scan finds by the times.
+                    agrees = (
+                        settled
+                        and not _names_of(tree, held.mapped)
+                        and aside.is_still_there(root, tree, asked_ns - _WRITE_NS)
+                        and _agree(tree, again.full(root, None))
+                    )
+                for file in unstored:
+                    if file.fingerprint.ctime_ns > asked_ns - _WRITE_NS:
+                        file.settled = False
             missed = scan.missed or aside.missed or again.missed
             return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
 
@@ -424,15 +450,6 @@ def _unsettle(tree: Tree, before: dict[int, trees.Fingerprint]) -> None:
             file.settled = False
     for child in tree.trees.values():
         _unsettle(child, before)
-
-
-def _unsettle_open(files: list[trees.File], held: HeldFiles | None) -> None:
-    """Have those of these files read again, which were read while processes went on, that a call may still have been
-    writing to. `held` is from before they were read."""
-    since = time.time_ns() - _WRITE_NS
-    for file in files:
-        if file.fingerprint.ctime_ns > since and (held is None or file.fingerprint.inode in held.open):
-            file.settled = False
 
 
 def _agree(one: Tree, other: Tree) -> bool:
