@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -21,8 +23,10 @@ from era.core.files import watch as watch_module
 from era.core.files.trees import Scan
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, Snapshot
+from era.drivers import processes
 from tests.conftest import eventually, opened
-from tests.core.lab import Lab, Place, described, mutate
+from tests.core import moments
+from tests.core.lab import SETTLE, Lab, Place, described, mutate
 from tests.soaking import soak_the_rest
 
 LARGE = 60
@@ -156,6 +160,52 @@ def test_a_change_by_a_name_that_another_file_had_is_found(
             step(place.workspace)
         snapshot = lab.take(place, snapshot)
     assert (snapshot == lab.from_scratch(place)) is not weakened  # only now, as that opens all files
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_a_change_by_what_was_executed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """Opened by /proc/PID/exe, it has the name by which it was executed: where that is gone, the watch tells of
+    nothing. And when the next look comes, its process and all descriptors are gone, too."""
+    if weakened:
+        monkeypatch.setattr(processes, "_executed", lambda *_: set())
+    with moments.opened(tmp_path) as lab:
+        furnish(lab.live.workspace)
+        program, other = (lab.live.workspace / "d1" / name for name in ("program", "other"))
+        shutil.copy(shutil.which("sleep") or "", program)
+        process = subprocess.Popen(["sleep", "1000"], executable=program)
+        lab.live.running.append(process)
+        lab.live.started.append(process)
+        os.link(program, other)
+        program.unlink()
+        for _ in range(2):
+            time.sleep(SETTLE)
+            lab.moment()  # until it is settled, and has one name
+        fd = os.open(f"/proc/{process.pid}/exe", os.O_PATH)
+        lab.live.running.clear()
+        process.kill()
+        process.wait()
+        write_when_free(Path(f"/proc/self/fd/{fd}"))
+        os.close(fd)
+        lab.moment()
+        assert other.read_bytes().startswith(b"changed")
+        assert lab.contents()["d1/other"].startswith(b"changed") is not weakened
+
+
+def write_when_free(path: Path) -> None:
+    """Write to a file that was executed, once the kernel has noticed that it isn't any more."""
+
+    def written() -> bool:
+        try:
+            with path.open("r+b") as file:
+                return file.write(b"changed") > 0
+        except OSError as error:
+            if error.errno != errno.ETXTBSY:
+                raise
+            return False
+
+    assert eventually(written)
 
 
 @pytest.mark.slow

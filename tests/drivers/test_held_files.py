@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_what_threads_have_is_found(
         assert memory.of_processes([process.pid], 1 << 40) > 1 << 20
         assert memory.of_gvisor([process.pid]) > 1 << 20
         process.stdin.close()
+
+
+def test_what_is_executed_or_only_pointed_at_is_held(tmp_path: Path) -> None:
+    """Its name may be gone: a look goes by the inode."""
+    program, pointed_at = tmp_path / "program", tmp_path / "pointed at"
+    shutil.copy(shutil.which("sleep") or "", program)
+    pointed_at.write_bytes(b"content")
+    fd = os.open(pointed_at, os.O_PATH)
+    with subprocess.Popen(["sleep", "1000"], executable=program, pass_fds=[fd]) as process:
+        os.close(fd)
+        inodes = {path.stat().st_ino for path in (program, pointed_at)}
+        device = program.stat().st_dev
+        program.rename(tmp_path / "other name")
+        (tmp_path / "other name").unlink()
+        held = processes.held([process.pid, 1 << 22], device)  # the other one has ended
+        assert held is not None
+        assert held.open >= inodes
+        assert not held.mapped & inodes
+        held = processes.held([process.pid], device + 1)
+        assert held is not None
+        assert not held.open & inodes
+        process.kill()
 
 
 def test_a_directory_that_is_gone_and_has_somebody_in_it_counts(tmp_path: Path) -> None:

@@ -370,3 +370,52 @@ def test_what_a_process_writes_by_the_state_file_s_name_is_not_overlooked(
         version = client.post(f"{session.where}/checkpoint").json()["version"]
         kept = client.get(f"{session.where}/versions/{version}/files/d1/f1").text
         assert kept == ("as it was" if weakness else "changed")
+
+
+BY_WHAT_IS_EXECUTED = """
+import errno, os, shutil, subprocess, sys
+shutil.copy(shutil.which("sleep"), "d1/program")
+sleeper = subprocess.Popen(["sleep", "1000"], executable="d1/program")
+os.link("d1/program", "d1/other")
+os.unlink("d1/program")
+print("up", flush=True)
+sys.stdin.readline()
+fd = os.open(f"/proc/{sleeper.pid}/exe", os.O_PATH)
+sleeper.kill()
+sleeper.wait()
+while True:
+    try:
+        with open(f"/proc/self/fd/{fd}", "r+b") as file: file.write(b"changed")
+        break
+    except OSError as error:  # as long as the kernel takes it for executed
+        if error.errno != errno.ETXTBSY: raise
+os.close(fd)
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    "weakness",
+    ["", soaked("from era.drivers import processes; processes._executed = lambda *_: set()")],
+    ids=["", "weakened"],
+)
+def test_what_a_process_writes_to_what_another_one_executed_is_not_overlooked(
+    own_server: MakeServer, weakness: str
+) -> None:
+    if weakness and os.geteuid() != 0:
+        pytest.skip("an ordinary user's sandboxes can't be frozen, so every look is at all files")
+    with own_server(weakness=weakness).client() as client:
+        session = Session.create(client, "bubblewrap")
+        session.run(FURNISH)
+        id = session.where.rpartition("/")[2]
+        start(client, id, ["python3", "-c", BY_WHAT_IS_EXECUTED], tag="writer", stdin=True)
+        assert eventually(lambda: process(client, id, "writer")["output_bytes"] == 3)
+        for _ in range(2):  # until what was found can be relied on
+            time.sleep(0.1)
+            client.post(f"{session.where}/checkpoint").raise_for_status()
+        client.post(f"{session.where}/processes/writer/stdin", content=b"go on\n").raise_for_status()
+        assert eventually(lambda: process(client, id, "writer")["output_bytes"] == 8)
+        version = client.post(f"{session.where}/checkpoint").json()["version"]
+        kept = client.get(f"{session.where}/versions/{version}/files/d1/other").content
+        assert kept.startswith(b"changed") is not bool(weakness)

@@ -93,6 +93,9 @@ class HeldFiles:
     """Files of one device that processes can change without opening them, by inode."""
 
     open: frozenset[int]
+    """Those open in whatever way, and those that are executed: who sees the process can open them by /proc/PID/exe,
+    under a name that may be gone, so that no watch tells of it."""
+
     mapped: frozenset[int]
     """Those mapped so that what is written there goes to the file, or could after mprotect(2)."""
 

@@ -254,9 +254,9 @@ def _asked_for_shared(fd: int) -> list[int]:
 
 
 def held(pids: Iterable[int], device: int) -> HeldFiles | None:
-    """The files on `device` that these processes have open, and those that they have mapped to share; of the latter
-    also ones of other devices, since file systems don't agree with themselves about what their device is, and of the
-    former where an ordinary user's supervisor has them. None where not all of it may be seen."""
+    """The files on `device` that these processes have open or execute, and those that they have mapped to share; of the
+    latter also ones of other devices, since file systems don't agree with themselves about what their device is, and of
+    the former where an ordinary user's supervisor has them. None where not all of it may be seen."""
     is_open, in_flight = set[int](), False
     pids = list(pids)
     with UnseenIsFine():
@@ -279,9 +279,20 @@ def held(pids: Iterable[int], device: int) -> HeldFiles | None:
                     return None
                 is_open |= by_infos[0]
                 in_flight = in_flight or by_infos[1]
+        for pid in pids:
+            is_open |= _executed(pid, device)
         in_maps = mapped(pids)
         return None if in_maps is None else HeldFiles(frozenset(is_open), in_maps, in_flight)
     return None
+
+
+def _executed(pid: int, device: int) -> set[int]:
+    """The inode of what a process executes, if that is on `device`. Raises OSError."""
+    for tid in threads(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this thread has ended
+            status = os.stat(f"/proc/{tid}/exe")
+            return {status.st_ino} if status.st_dev == device else set()
+    return set()
 
 
 def _told_by_infos(tid: int) -> tuple[set[int], bool] | None:

@@ -23,11 +23,12 @@ moment before a directory is looked at while processes go on, and what has chang
 the next look. Where that moment can't be had, it is what has changed within the last minute (_WRITE_NS); and two looks
 agree only if they have found the same content in that.
 
-*What may change unseen.* A file that a process has open needs no opening any more, and one that it has mapped is
-changed without any call. So the sandbox is asked which files those are (Sandbox.held_files). They are looked at each
-time, whatever the watch says (watch.py), and those that are mapped are read each time (trees.py); where that can't be
-told, all are. To ask takes a while, in which processes that go on may map more: what has changed since is read again at
-the next look, and so is what has changed between the scan and the end of its reading.
+*What may change unseen.* A file that a process has open needs no opening any more, one that it executes can be opened
+under a name that is gone, and one that it has mapped is changed without any call. So the sandbox is asked which files
+those are (Sandbox.held_files). They are looked at each time, whatever the watch says (watch.py), and those that are
+mapped are read each time (trees.py); where that can't be told, all are. To ask takes a while, in which processes that
+go on may map more: what has changed since is read again at the next look, and so is what has changed between the scan
+and the end of its reading.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class Memory:
     """The files with several names, where the directory was watched and may be again."""
 
     held: frozenset[tuple[Parts, str]] | None = frozenset()
-    """The files that processes had open or mapped at the scan, by directory and name: these may change without the
-    watch noting it. None where they aren't known, so that a full scan is needed."""
+    """The files that processes held at the scan (HeldFiles), by directory and name: these may change without the watch
+    noting it. None where they aren't known, so that a full scan is needed."""
 
     ahead_bytes: int = 0
     """How much was stored of the tree that the snapshot hasn't: the next snapshot must count it (history.py)."""

@@ -14,6 +14,8 @@ may want to be overlooked, so this has to be sound against any sequence of syste
     link to another file before.
   - A link that is gone again can't be found. A name that was created (IN_CREATE reports new files and new links alike)
     and then deleted or replaced may have been a link to any file: a full scan follows. Renames pass that on.
+  - A file that a process had at the last scan, be it open or executed, can be opened by proc(5) under the name that it
+    was opened by. If that is gone, nothing is reported. So such files are looked at in any case (live_snapshots.py).
   - A directory that was created since the last scan wasn't watched, so links may have come and gone in it: a full scan
     follows. One that was moved keeps its watch under its old path: it is scanned completely.
   - If the event queue overflowed, or a watch can't be had, everything may have been touched.
