@@ -84,7 +84,7 @@ WHEN = {
     "not_persistent": "The session was made with `persistent` false, and keeps no files",
     "not_public": "The session's public URL is closed; or a program of a session called more of the server than it may",
     "not_ready": "The server can take no runs: it is stopping, or can't store anything",
-    "outcome_unknown": "The database was cut off while it stored what the call was to do",
+    "outcome_unknown": "The database was cut off, or failed, while it stored what the call was to do",
     "output_gone": "The run's output isn't kept any more",
     "precondition_failed": "The file isn't as `If-Match` or `If-None-Match` demands",
     "process_ended": "The process has ended",
