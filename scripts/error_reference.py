@@ -104,7 +104,7 @@ WHEN = {
     "sql_memory": "The SQL statement needed too much memory",
     "sql_refused": "The SQL statement isn't allowed here",
     "sql_timeout": "The SQL statement took too long",
-    "sql_unknown": "The SQL was being committed as the process that runs it ended, the disk failed or the database was cut off",
+    "sql_unknown": "The SQL was being committed as its process ended, the disk failed or the database was cut off",
     "storage_full": "The storage for programs, or one of its databases, is full",
     "tag_in_use": "Another process of the session that runs has this tag",
     "too_busy": "The server has more runs to do than it can",
