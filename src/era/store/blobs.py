@@ -34,6 +34,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -52,8 +53,9 @@ _ZEROS = memoryview(bytes(CHUNK))
 _FEW = 256
 """More new files than this are made durable by one sync of the file system, which is then ten times faster."""
 
-_MOST_OPEN = 2 * _FEW
-"""New files that all batches together keep open. One that needs more has the file system synced."""
+_MOST_OPEN, _MOST_OF_DESCRIPTORS = 4 * _FEW, 1 / 16
+"""New files that all batches together keep open, and no more than such a part of the descriptors that the process may
+have. A batch that needs more has the file system synced."""
 
 _ROUGHNESS = 2.0
 """Seconds by which a file's time may be older than it was set to: some file systems store even seconds only."""
@@ -108,7 +110,9 @@ class LocalBlobs:
         self._marking = threading.Lock()
         """For these alone: the event loop takes it, and must not wait until a file is removed."""
 
-        self._may_open = threading.BoundedSemaphore(_MOST_OPEN)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_OPEN if descriptors == resource.RLIM_INFINITY else int(descriptors * _MOST_OF_DESCRIPTORS)
+        self._may_open = threading.BoundedSemaphore(min(most, _MOST_OPEN))
         """One for each file that a batch keeps open."""
 
         self.last_put = time.time()
