@@ -178,7 +178,11 @@ def _rows_before_blobs() -> None:
         made = Batch(self)
         yield made
         waiting.update(made._new)
-        threading.Timer(5.0, made._finish).start()  # the row is there before, however busy the machine is
+        threading.Timer(5.0, finish, [made]).start()  # the row is there before, however busy the machine is
+
+    def finish(made: Batch) -> None:
+        made._finish()
+        made._clean_up()
 
     get, open_blob = LocalBlobs.get, LocalBlobs.open_blob
 

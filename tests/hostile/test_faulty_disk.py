@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from era.core.metadata import Retention
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from era.store.blobs import LocalBlobs
 from era.store.metadata import SqlStore
+from tests.conftest import eventually
 from tests.hostile.commits import Commits
 from tests.hostile.power import workload
 from tests.soaking import soak_the_rest
@@ -201,6 +203,69 @@ async def fails(directory: Path, call: str, file: str, error: str, n: int, *, is
     assert failed or "committed 7" in done.stdout
     shutil.rmtree(directory)
     return failed
+
+
+COMMITS = [
+    pytest.param([], "1", ["committed 4", "collected"], [4], id="once"),
+    pytest.param(["impatient"], "1", ["unknown", "collected"], [3], id="once, and nobody looks"),
+    pytest.param([], "1+", ["unknown", "refused"], [3, 4], id="for ever"),
+]
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize(("how", "when", "said", "versions"), COMMITS)
+async def test_a_commit_whose_sync_fails_is_old_or_new_after_a_kill(
+    how: list[str], when: str, said: list[str], versions: list[int], scratch: Path
+) -> None:
+    """What it wrote is in SQLite's log then, and a restart takes it in unless it is settled before: so its files stay
+    until it is."""
+    assert commit_whose_sync_fails(scratch, when, *how) == said
+    stores = await reopened(scratch)
+    try:
+        assert await stores.check() in versions
+        assert await stores.commits.commit() in [version + 1 for version in versions]
+    finally:
+        await stores.close()
+
+
+@pytest.mark.usefixtures("strace")
+async def test_a_commit_that_is_not_settled_comes_back_without_its_files(scratch: Path) -> None:
+    assert commit_whose_sync_fails(scratch, "1", "impatient", "careless") == ["unknown", "collected"]
+    stores = await reopened(scratch)
+    try:
+        assert (await stores.store.session(stores.commits.session_id)).version == 4
+        with pytest.raises(SandboxFailed):
+            await stores.check()
+    finally:
+        await stores.close()
+
+
+def commit_whose_sync_fails(directory: Path, when: str, *how: str) -> list[str]:
+    """What failing_commit.py says where syncs of SQLite's log fail, those that strace counts as `when`. Kills it."""
+    command = [sys.executable, "-m", "tests.hostile.failing_commit", os.fspath(directory), *how]
+    log, strace = os.fspath(directory / "data" / "era.sqlite-wal"), None
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            inject = ["-e", "trace=fdatasync", "-e", f"inject=fdatasync:error=EIO:when={when}"]
+            strace = subprocess.Popen(
+                ["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(process.pid), "-P", log, *inject]
+            )
+            assert eventually(lambda: is_traced(process.pid))
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            return [process.stdout.readline().rstrip() for _ in range(2)]
+        finally:
+            process.kill()
+            if strace is not None:
+                strace.wait()
+
+
+def is_traced(pid: int) -> bool:
+    """Whether all threads of a process are traced."""
+    return all("TracerPid:\t0" not in (task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
 
 
 @pytest.mark.parametrize("limit", soak_the_rest([40_000, 100_000, 400_000, 1_000_000], [1_000_000]))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from era.core import models
-from era.core.files import archives, durable
+from era.core.files import archives
 from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.store import blobs as module
 from era.store.blobs import LocalBlobs
@@ -431,43 +431,6 @@ def test_a_failed_batch_leaves_nothing(local: LocalBlobs, tmp_path: Path) -> Non
     with pytest.raises(OSError, match="Bad file descriptor"):
         fail()
     assert files_of(local) == []
-
-
-def test_nothing_is_visible_before_it_is_durable(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each new file is synced before it has its name, each directory after; names not yet durable aren't relied on."""
-    events: list[str] = []
-    real_sync, real_rename = durable.sync, os.rename
-
-    def sync(path: str) -> None:
-        events.append("file" if "incoming" in path else "directory")
-        real_sync(path)
-
-    def rename(source: str, target: str) -> None:
-        events.append("rename")
-        real_rename(source, target)
-
-    monkeypatch.setattr(module, "sync", sync)
-    monkeypatch.setattr(os, "rename", rename)
-    with local.batch() as batch:
-        batch.put(b"a")
-        batch.put(b"b")
-    assert events == ["file", "file", "rename", "rename", "directory", "directory"]
-    events.clear()
-    put(local, b"a")
-    assert events == []
-
-    def broken(path: str) -> None:
-        sync(path)
-        if "incoming" not in path:
-            raise OSError("EIO")
-
-    monkeypatch.setattr(module, "sync", broken)
-    with pytest.raises(OSError, match="EIO"):
-        put(local, b"c")
-    monkeypatch.setattr(module, "sync", sync)
-    events.clear()
-    put(local, b"c")
-    assert events == ["directory"], "the name is there, but nobody knows yet that it lasts"
 
 
 def test_leftovers_of_a_killed_process_are_removed(local: LocalBlobs, tmp_path: Path) -> None:

@@ -198,6 +198,32 @@ async def test_a_worker_that_answers_as_it_is_killed_has_answered(
     assert answer["meta"]["changes"] == 1
 
 
+def fails(code: str) -> str:
+    """What fails in a worker as SQLite does with this code."""
+    return f"exec('error = sqlite3.OperationalError(); error.sqlite_errorcode = sqlite3.{code}; raise error')"
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "rows"),
+    [
+        (f"({COMMIT}, {fails('SQLITE_IOERR_FSYNC')})", "sql_unknown", 1),  # of the journal, once it is truncated
+        (fails("SQLITE_FULL"), "storage_full", 0),
+    ],
+)
+async def test_nobody_knows_what_became_of_a_commit_that_the_disk_failed(
+    databases: D1Databases, tmp_path: Path, worker: Callable[[str], None], what: str, code: str, rows: int
+) -> None:
+    """But where there is no room, that is noticed before anything is committed."""
+    await query(databases, "CREATE TABLE t (n)")
+    await databases.close()
+    worker(what)
+    with pytest.raises(EraError) as caught:
+        await query(databases, "INSERT INTO t VALUES (1)")
+    assert caught.value.code == code
+    (tmp_path / "go").unlink()
+    assert await query(databases, "SELECT count(*) AS n FROM t") == [{"n": rows}]
+
+
 def test_what_is_written_is_known_before_the_commit(tmp_path: Path) -> None:
     """Also where no row of a program's has changed."""
     said: list[str] = []

@@ -162,6 +162,27 @@ async def test_a_worker_killed_after_its_commit_has_changed_nothing(
         assert await host.run("SELECT count(*) AS n FROM t") == [{"n": 0}]
 
 
+async def test_a_commit_to_a_copy_that_the_disk_failed_has_changed_nothing(
+    hosts: list[OneHost], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be there, so the copy is made anew: else the next call would store it, too."""
+    await hosts[0].run("CREATE TABLE t (n)")
+    await hosts[0].databases.close()
+    commit = 'connection.execute("COMMIT")'
+    failing = "error = sqlite3.OperationalError(); error.sqlite_errorcode = sqlite3.SQLITE_IOERR; raise error"
+    worker = tmp_path / "worker.py"
+    worker.write_text(d1_databases._WORKER.read_text().replace(commit, f"({commit}, exec({failing!r}))"))
+    with monkeypatch.context() as patched:
+        patched.setattr(d1_databases, "_WORKER", worker)
+        with pytest.raises(Unavailable) as caught:
+            await hosts[0].run("INSERT INTO t VALUES (1)")
+    assert caught.value.code == "unavailable"
+    await hosts[0].databases.close()
+    await hosts[0].run("INSERT INTO t VALUES (2)")
+    for host in hosts:
+        assert await host.run("SELECT n FROM t") == [{"n": 2}]
+
+
 @pytest.mark.parametrize("may_have_committed", [True, False])
 async def test_where_the_rows_were_cut_off_in_their_commit_nobody_knows(
     hosts: list[OneHost], monkeypatch: pytest.MonkeyPatch, may_have_committed: bool

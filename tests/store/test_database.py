@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RootTransaction, event
 
 from era.core.usage import use_of
 from era.errors import CommitFailed, SessionDeleted, Unavailable
@@ -51,6 +54,74 @@ async def test_a_full_disk_fails_the_commit_and_keeps_the_old_state(sqlite_store
         await store.end_run(ended(session, "r1"), data=json.dumps("x" * 1_000_000), snapshot=None)
     assert (await store.session(mine("a"))).data == "{}"
     assert (await store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)).version == 2
+
+
+@pytest.fixture
+def failing_commits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the next COMMIT on SQLite fail with this code, after it was carried out or not."""
+    commit = RootTransaction.commit
+
+    def fail_next(code: int, *, counts: bool) -> None:
+        def failing(transaction: RootTransaction) -> None:
+            monkeypatch.setattr(RootTransaction, "commit", commit)
+            if counts:
+                transaction.commit()
+            error = sqlite3.OperationalError("the disk fails")
+            error.sqlite_errorcode = code
+            raise error
+
+        monkeypatch.setattr(RootTransaction, "commit", failing)
+
+    return fail_next
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_it_is_looked_up_whether_a_commit_counts_that_the_disk_failed(
+    sqlite_store: SqlStore, failing_commits: Callable[..., None], counts: bool
+) -> None:
+    """And whoever is told before the commit is told once."""
+    told: list[Any] = []
+    session = await sqlite_store.create_session(new("a"))
+    failing_commits(sqlite3.SQLITE_IOERR_FSYNC, counts=counts)
+    await sqlite_store.begin_run(mine("a"), "r1", known=told.append)
+    failing_commits(sqlite3.SQLITE_IOERR_FSYNC, counts=counts)
+    assert (await sqlite_store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None)).version == 2
+    assert [run.version for run in await sqlite_store.runs(session.key, 10)] == [2]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(("code", "is_unknown"), [(sqlite3.SQLITE_IOERR_FSYNC, True), (sqlite3.SQLITE_FULL, False)])
+async def test_a_commit_that_the_disk_failed_is_unknown_unless_there_was_no_room(
+    sqlite_store: SqlStore, failing_commits: Callable[..., None], code: int, is_unknown: bool
+) -> None:
+    failing_commits(code, counts=False)
+    with pytest.raises(Unavailable) as caught:
+        await sqlite_store.create_session(new("a"))
+    assert (caught.value.may_have_committed, caught.value.code == "outcome_unknown") == (is_unknown, is_unknown)
+    await sqlite_store.create_session(new("b"))
+
+
+async def test_nothing_is_written_until_an_unknown_commit_is_settled(
+    sqlite_url: str, sqlite_store: SqlStore, failing_commits: Callable[..., None]
+) -> None:
+    """It can't be while a transaction reads what was before."""
+    event.listen(sqlite_store.database.engines.writer, "connect", _wait_for_nobody)
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchall()
+        await sqlite_store.create_session(new("a"))
+        failing_commits(sqlite3.SQLITE_IOERR_FSYNC, counts=False)
+        with pytest.raises(Unavailable):
+            await sqlite_store.create_session(new("b"))
+        for _ in range(2):
+            with pytest.raises(Unavailable) as caught:
+                await sqlite_store.create_session(new("b"))
+            assert not caught.value.may_have_committed
+    await sqlite_store.create_session(new("b"))
+
+
+def _wait_for_nobody(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA busy_timeout = 0")
 
 
 async def test_an_end_after_a_deletion_that_comes_twice_counts_once(store: SqlStore) -> None:

@@ -56,7 +56,7 @@ def placing(place: Path) -> Iterator[Path]:
         _empty(draft)
         try:
             yield draft
-            sync_file_system(draft)
+            sync_file_system(lock)  # opened before anything was written
             check_free(place)
             draft.rename(place)
             sync(place.parent)

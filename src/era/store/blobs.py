@@ -6,6 +6,10 @@ then the directories that got a name are made durable: three steps for the whole
 the file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
 no row names, which a later sweep removes.
 
+The kernel may find out at any time that it can't write something, and tells only who asks by a descriptor that was open
+then: it forgets a file that nobody has open, and tells of the file system whoever asks first. So a batch keeps its
+files open until they are durable, or, where they are many, has had a descriptor of the file system from its beginning.
+
 Content that is stored already isn't written again; its modification time is set to now instead. `sweep` removes only
 what isn't to be kept *and* has not been put for a while, and looks at the time again under the lock that a put holds,
 so content just put can't be swept before the row that names it is committed. A batch may take longer than that while:
@@ -30,6 +34,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -47,6 +52,10 @@ CHUNK = 1 << 20
 _ZEROS = memoryview(bytes(CHUNK))
 _FEW = 256
 """More new files than this are made durable by one sync of the file system, which is then ten times faster."""
+
+_MOST_OPEN, _MOST_OF_DESCRIPTORS = 4 * _FEW, 1 / 16
+"""New files that all batches together keep open, and no more than such a part of the descriptors that the process may
+have. A batch that needs more has the file system synced."""
 
 _ROUGHNESS = 2.0
 """Seconds by which a file's time may be older than it was set to: some file systems store even seconds only."""
@@ -100,6 +109,11 @@ class LocalBlobs:
 
         self._marking = threading.Lock()
         """For these alone: the event loop takes it, and must not wait until a file is removed."""
+
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_OPEN if descriptors == resource.RLIM_INFINITY else int(descriptors * _MOST_OF_DESCRIPTORS)
+        self._may_open = threading.BoundedSemaphore(min(most, _MOST_OPEN))
+        """One for each file that a batch keeps open."""
 
         self.last_put = time.time()
         """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
@@ -296,10 +310,18 @@ class Batch:
     """Blobs that become durable together, put from one thread."""
 
     def __init__(self, store: LocalBlobs) -> None:
+        """Raises OSError. To be cleaned up in any case."""
         self._store = store
+        self._file_system = os.open(store._incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._began = time.time(), time.monotonic()
         self._new: dict[str, str] = {}
         """The temporary file of each blob that wasn't stored before, by digest."""
+
+        self._open: dict[str, int] = {}
+        """The descriptors of these files, as long as there are few."""
+
+        self._has_many = False
+        """Whether they are too many, so that none is kept open."""
 
         self._reused: set[str] = set()
         """Digests that were stored before."""
@@ -334,6 +356,7 @@ class Batch:
             os.ftruncate(copy, os.lseek(copy, 0, os.SEEK_CUR))
         digest = hasher.hexdigest()
         if self._have(digest):
+            self._close(path)
             os.unlink(path)
         else:
             self._new[digest] = path
@@ -343,13 +366,14 @@ class Batch:
         """Store the file at `path`, which has this digest and never changes. It is linked where that works."""
         if self._have(digest):
             return
-        name = self._store._new_name()
+        name = self._unfinished = self._store._new_name()
         try:
             os.link(path, name)
         except OSError:  # Another file system, or one without hard links.
             with open(path, "rb", buffering=0) as file:
                 self.put_file(file.fileno(), os.fstat(file.fileno()).st_size)
         else:
+            self._keep_open(name, os.open(name, os.O_RDONLY | os.O_CLOEXEC))
             self._new[digest] = name
 
     def _have(self, digest: str) -> bool:
@@ -365,7 +389,7 @@ class Batch:
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:
-        """A new temporary file: its descriptor, closed after the block, and its path."""
+        """A new temporary file: its descriptor, for the block, and its path."""
         path = self._unfinished = self._store._new_name()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -373,13 +397,39 @@ class Batch:
             if len(self._new) < _FEW:
                 # Starts writing to the disk now; `_finish` then waits for all files at once.
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        self._keep_open(path, fd)
+
+    def _keep_open(self, path: str, fd: int) -> None:
+        """Keep a new file open until it is durable; or close it, and all of them, where they are too many."""
+        if not self._has_many and len(self._open) < _FEW and self._store._may_open.acquire(blocking=False):
+            self._open[path] = fd
+            return
+        os.close(fd)
+        self._has_many = True
+        for other in list(self._open):
+            self._close(other)
+
+    def _close(self, path: str) -> None:
+        """Close a new file, if it is kept open."""
+        if (fd := self._open.pop(path, None)) is not None:
+            self._store._may_open.release()
+            os.close(fd)
+
+    def _make_durable(self) -> None:
+        """Make all content durable. Raises OSError, also for what couldn't be written since the batch began."""
+        if self._has_many:
+            sync_file_system(self._file_system)
+        for path, fd in list(self._open.items()):
+            os.fsync(fd)
+            self._close(path)
 
     def _finish(self) -> None:
         """Make all content durable, then name it, then make the names durable."""
         store = self._store
-        _sync_all(list(self._new.values()))
+        self._make_durable()
         taken = sum(os.stat(path).st_blocks * _BLOCK for path in self._new.values())
         with store._lock:
             store._unsynced.update(self._new)
@@ -405,7 +455,11 @@ class Batch:
                     raise OSError(errno.EIO, "content was removed while it was put")
 
     def _clean_up(self) -> None:
-        """Remove temporary files that got no name."""
+        """Remove temporary files that got no name, and close all that is open."""
+        os.close(self._file_system)
+        for path in list(self._open):
+            with suppress(OSError):
+                self._close(path)
         for path in (*self._new.values(), *filter(None, [self._unfinished])):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -457,12 +511,3 @@ def _hash_zeros(hasher: hashlib._Hash, length: int) -> None:
     while length > 0:
         hasher.update(_ZEROS[:length])
         length -= len(_ZEROS)
-
-
-def _sync_all(paths: list[str]) -> None:
-    """Make the content of these files durable; they are in one file system."""
-    if len(paths) > _FEW:
-        sync_file_system(paths[0])
-    else:
-        for path in paths:
-            sync(path)

@@ -5,7 +5,8 @@ needed and ended when idle. A call has a worker and its namespace to itself; so 
 the other, and never wait for SQLite's locks. A worker opens the file for each call, so no temporary table and no
 setting outlives a call. A worker that doesn't answer well after its own deadline is killed, and so is one whose caller
 was cancelled. One that is killed or dies has undone the call, unless it has said that it is about to commit: then
-nobody knows, and the caller is told so. So one that commits, which only waits for the disk, is given much longer.
+nobody knows, and the caller is told so. So one that commits, which only waits for the disk, is given much longer. Nor
+does anybody know where the worker says that the disk failed its commit.
 
 A result can be some 24 MB of JSON. To parse that would stop the event loop for long, on whatever thread. So what a
 client asked for is passed on as it came from the worker, in pieces.
@@ -72,6 +73,9 @@ statements and on rows are below that."""
 _PIECE_BYTES = 64 << 10
 """The most bytes of a piece of a result."""
 
+_IN_DOUBT = ("disk", "memory")
+"""Kinds of errors that a COMMIT may fail with after it was carried out. SQLite's other errors are said before that."""
+
 _PAUSE_SECONDS = 0.05
 """Before a call is made again whose database another host has changed: at random, up to this times the tries."""
 
@@ -82,7 +86,8 @@ type _Outcome = Sequence[bytes] | EraError
 
 
 class _Lost(Exception):
-    """A worker was killed, or died, under a call. `error` is for a caller whose call was undone by that."""
+    """A worker was killed, or died, under a call, or couldn't commit it. `error` is for a caller whose call was undone
+    by that."""
 
     def __init__(self, error: EraError, *, in_commit: bool) -> None:
         """`in_commit`: it had said that it would commit."""
@@ -101,6 +106,9 @@ class _Answer:
         """Bytes of the result that aren't read yet, once its first line is."""
 
         self.in_commit = False
+        self.is_in_doubt = False
+        """Whether the outcome is an error with which the call may have been committed."""
+
         self.bound: asyncio.Timeout | None = None
         """Until when it is waited for, if it is: for longer once there is a commit."""
 
@@ -121,6 +129,7 @@ class _Answer:
                 continue
             head = json.loads(line)
             if "kind" in head:
+                self.is_in_doubt = self.in_commit and head["kind"] in _IN_DOUBT
                 self.outcome = _error(head["kind"], head["message"])
                 return
             if head["size"] > _RESULT_BYTES:
@@ -133,6 +142,12 @@ class _Answer:
             self._pieces.append(piece)
             self._left -= len(piece)
         self.outcome = self._pieces
+
+    def settled(self, outcome: _Outcome) -> _Outcome:
+        """The outcome. Raises _Lost where nobody knows whether the call was committed."""
+        if self.is_in_doubt and isinstance(outcome, EraError):
+            raise _Lost(outcome, in_commit=True)
+        return outcome
 
     async def read_rest(self) -> None:
         """Read what a worker has said before its time was over, or before it was killed. One that is killed ends at
@@ -326,7 +341,7 @@ class D1Databases:
             try:
                 outcome = await self._run_here(name, request, room)
             except BaseException:
-                kept.forget(name)  # The worker was killed, with half a transaction in the file.
+                kept.forget(name)  # The file may have half a transaction, or one that doesn't count.
                 raise
             if isinstance(outcome, EraError) or await _to_the_end(kept.push(name, path)):
                 return outcome
@@ -400,7 +415,8 @@ class D1Databases:
     async def _call_worker(self, request: Mapping[str, Any]) -> _Outcome:
         """Send a request to a worker and receive its answer; see d1_worker.py. The caller holds a slot.
 
-        Raises _Lost where the worker had to be killed or died, Unavailable or OSError where it can't be used.
+        Raises _Lost where the worker had to be killed or died, or nobody knows what became of the commit, Unavailable
+        or OSError where it can't be used.
         """
         worker = await self._worker()
         if worker.stdin is None or worker.stdout is None:
@@ -430,10 +446,10 @@ class D1Databases:
         if answer.outcome is not None and error is None:
             timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
             self._idle.append((worker, timer))
-            return answer.outcome
+            return answer.settled(answer.outcome)
         self._end(worker, kill=True)
         if answer.outcome is not None:
-            return answer.outcome
+            return answer.settled(answer.outcome)
         if error is None and await worker.wait() == -signal.SIGXCPU:
             error = _error("time", "interrupted")
         if error is None:
@@ -541,7 +557,7 @@ def _error(kind: str, message: str) -> EraError:
             return TooLarge(message, hint="Sort and group less at a time.", code="sql_memory")
         case "busy":
             return Unavailable("The database is locked.")
-        case "disk":
+        case "disk" | "room":
             return Unavailable(f"The database can't be used: {message}.")
         case "bad":
             return BadRequest(message)

@@ -18,7 +18,8 @@ one is an error, never a truncated answer.
 *What is said, and when.* The answer is a line that says how long the result is, and the result as JSON, which the
 service passes on as it is; or a line with an error. Before a COMMIT of anything that has changed there is a line more,
 `COMMITTING`: who gets no answer after that can't know whether there was a commit, and before it knows that there was
-none. So whatever may fail is done before: what an answer needs is there when the COMMIT begins.
+none. So whatever may fail is done before: what an answer needs is there when the COMMIT begins. But for the disk: where
+that fails the COMMIT, after the journal was truncated, the changes are there all the same.
 
 Run as a script, with the standard library only. It imports nothing of ERA and starts in 20 ms.
 """
@@ -298,7 +299,7 @@ def answer(line: bytes, *, committing: Callable[[], object] = lambda: None) -> t
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         kind = "large" if isinstance(error, sqlite3.DataError) else _KINDS.get(code, "sql")
         if kind == "full" and _is_disk_full(request["path"], request["most_bytes"]):
-            return {"kind": "disk", "message": "there is no room left on the disk"}, ()
+            return {"kind": "room", "message": "there is no room left on the disk"}, ()
         return {"kind": kind, "message": str(error)}, ()
     except (ValueError, TypeError, OverflowError) as error:  # values that SQLite can't store
         return {"kind": "sql", "message": str(error)}, ()

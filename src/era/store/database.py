@@ -15,6 +15,10 @@ A server of PostgreSQL may go and come back. Where a connection is found to be c
 has happened: another one is made without a word, and the job run again, once. If none can be made it fails with
 DatabaseAway, and the next job tries to connect again. If it was cut off during COMMIT, nobody here can know whether
 that happened, and the error says so: who can find out by what it wrote does (`end_run`).
+
+The same goes for SQLite where the disk fails during COMMIT: what it wrote may count once this process was killed. So
+nothing else is written until that is settled (`dialects.settle`), and a collection of garbage, which writes first,
+removes nothing.
 """
 
 from __future__ import annotations
@@ -61,8 +65,8 @@ _ENDS = "ends"
 class DatabaseAway(Unavailable):
     """The database's server can't be reached, or has cut the connection off.
 
-    `may_have_committed`: it did so during COMMIT, so that what was to be written may have been written. Clients see an
-    OutcomeUnknown.
+    `may_have_committed`: it did so during COMMIT, so that what was to be written may have been written; or the disk
+    failed SQLite then. Clients see an OutcomeUnknown.
     """
 
     retry_after: int | None = 2
@@ -70,7 +74,7 @@ class DatabaseAway(Unavailable):
     def __init__(self, *, may_have_committed: bool) -> None:
         if may_have_committed:
             super().__init__(
-                "the database was cut off while it stored this: whether it did is not known",
+                "the database was cut off, or failed, while it stored this: whether it did is not known",
                 hint=OutcomeUnknown.hint,
                 code=OutcomeUnknown.code,
             )
@@ -81,7 +85,7 @@ class DatabaseAway(Unavailable):
 
 
 class _CutOffInCommit(Exception):
-    """COMMIT was sent, and its answer didn't come."""
+    """COMMIT was sent, and its answer didn't come; or SQLite's says that the disk failed."""
 
 
 @dataclass(slots=True)
@@ -161,7 +165,11 @@ class Database:
         self._readers = ThreadPoolExecutor(self.engines.readers, thread_name_prefix="era-read")
         self._connection: Connection | None = None
         self._syncs = True
-        """Whether that connection syncs its commits. Both are used by the writer's thread only."""
+        """Whether that connection syncs its commits."""
+
+        self._is_unsettled = False
+        """Whether a COMMIT of SQLite's failed, so that `dialects.settle` comes before anything else. All three are used
+        by the writer's thread only."""
 
     async def call_writer(self, name: str) -> None:
         """Name the writer's connection, and those that come after it. Raises Unavailable."""
@@ -217,8 +225,8 @@ class Database:
         So a COMMIT whose answer didn't come is resolved as soon as the database is back. It is waited for, as
         `_PATIENCE_SECONDS` says, then, and for a `patient` caller whenever it is away.
 
-        `known` gets the job's result before the commit, where only a failure can come of that any more: on SQLite.
-        PostgreSQL may undo the transaction at its COMMIT, and have the job find something else.
+        `known` gets the job's first result before the commit, where only a failure can come of that any more: on
+        SQLite. PostgreSQL may undo the transaction at its COMMIT, and have the job find something else.
         """
         again, deadline = False, None
         if known is not None and self.engines.writer.dialect.name == "sqlite":
@@ -254,7 +262,7 @@ class Database:
         try:
             return await future
         except _CutOffInCommit as error:
-            _log.error("the database was cut off during a commit: %s", dialects.message(error.__cause__))
+            _log.error("the database was cut off, or failed, during a commit: %s", dialects.message(error.__cause__))
             raise DatabaseAway(may_have_committed=True) from error
         except self._errors as error:
             if dialects.refuses_nul(self.engines.writer, error):
@@ -303,10 +311,10 @@ class Database:
                 transaction.commit()
             except self._errors as error:
                 _all(undo)
-                if connection.dialect.name == "sqlite" or dialects.was_undone(error):
+                if dialects.was_undone(error):
                     transaction.rollback()
                     raise
-                is_known = False
+                is_known, self._is_unsettled = False, connection.dialect.name == "sqlite"
                 self._disconnect()
                 raise _CutOffInCommit from error
             return result
@@ -318,6 +326,9 @@ class Database:
         """The writer's connection, in a transaction."""
         if self._connection is None:
             self._connection, self._syncs = self.engines.writer.connect(), True
+        if self._is_unsettled:
+            dialects.settle(self._connection)
+            self._is_unsettled = False
         if syncs != self._syncs:
             dialects.set_synced(self._connection, syncs)
             self._syncs = syncs
@@ -366,9 +377,15 @@ def _all(calls: Sequence[Callable[[], None]]) -> None:
 
 
 def _telling[T](
-    loop: asyncio.AbstractEventLoop, known: Callable[[T], object], job: Callable[..., T], *args: Any, **kwargs: Any
+    loop: asyncio.AbstractEventLoop,
+    known: Callable[[T], object],
+    job: Callable[..., T],
+    *args: Any,
+    again: bool,
+    **kwargs: Any,
 ) -> T:
-    """What the job returns, after telling `known` of it on its loop."""
-    result = job(*args, **kwargs)
-    loop.call_soon_threadsafe(known, result)
+    """What the job returns, after telling `known` of it on its loop; but not `again`, as an earlier try has."""
+    result = job(*args, again=again, **kwargs)
+    if not again:
+        loop.call_soon_threadsafe(known, result)
     return result

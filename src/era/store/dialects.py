@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ _GONE_CLASSES = ("08", "57P")
 _PAUSED = "25P03"
 _GONE = ("25006", _PAUSED, "53300")  # a standby that can't be written to, a pause for too long, no more connections
 _UNDONE = ("40001", "40P01", "53200")  # the last: no room for the locks by which others would be found out
+_REFUSED_BY_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CONSTRAINT)
+"""What a COMMIT of SQLite's fails with before it has written the end of the transaction to the log."""
+
 _PREDICATE_LOCKS = 512
 """`max_pred_locks_per_transaction` below which a server is told about it. A run's transactions take some 20 each, and
 PostgreSQL keeps those of all that ended after the oldest one that is still open began."""
@@ -290,10 +294,31 @@ def may_run_again(engine: Engine, error: Exception) -> bool:
 
 
 def was_undone(error: Exception) -> bool:
-    """Whether `error`, which a COMMIT raised, says for certain that nothing was committed: the server refused it, or
-    had ended the transaction before, since nothing had happened in it for long."""
+    """Whether `error`, which a COMMIT raised, says for certain that nothing was committed: the database refused it, or
+    had ended the transaction before, since nothing had happened in it for long.
+
+    Where SQLite can't sync its log, all of the transaction is there: no reader sees it, but whoever finds the log after
+    this process was killed takes it in. See `settle`."""
+    code: int | None = getattr(getattr(error, "orig", None) or error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _REFUSED_BY_SQLITE
     state = _sqlstate(error) or ""
     return state.startswith(("23", "40")) or state == _PAUSED
+
+
+def settle(connection: Connection) -> None:
+    """Make it certain, whatever becomes of this process, that a transaction of SQLite's counts or that it doesn't, just
+    as readers see it, after its COMMIT failed. The connection is a new one, in no transaction. Raises `driver_error`.
+
+    All that counts goes to the database itself, and the log begins anew, durably, with a transaction that writes a
+    page. To overwrite the end of the log wouldn't be enough: what the kernel once failed to write it doesn't write
+    again, and it says so once. So earlier transactions that weren't synced may be in its memory only.
+    """
+    cursor = connection.connection.cursor()
+    if cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        raise sqlite3.OperationalError("the log can't be emptied while it is read")
+    version = cursor.execute("PRAGMA user_version").fetchone()[0]
+    cursor.execute(f"PRAGMA user_version = {version}")  # which writes the first page, whether or not it changes that
 
 
 def place_of(url: URL) -> str:

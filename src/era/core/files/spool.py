@@ -185,7 +185,7 @@ class _File:
         self.size += len(content)
 
     def finish(self) -> Upload:
-        self.close()
+        """What was written. The file stays open, or the kernel might forget that it couldn't be written."""
         return Upload(self._hasher.hexdigest(), self.size, path=self.path)
 
     def close(self) -> None:
