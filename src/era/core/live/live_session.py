@@ -165,7 +165,7 @@ class LiveSession:
                 return
             self.session = replace(old, allow_internet=now.allow_internet, egress=now.egress)
             await self._egress_stack.aclose()
-            if self.is_open and self._supervisor is not None:
+            if self.is_open and self._supervisor is not None and self._supervisor.alive:  # else `_supervised` does it
                 self._egress = await self._new_egress(self._supervisor)
 
     def _check_open(self) -> None:
