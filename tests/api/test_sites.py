@@ -154,6 +154,7 @@ def test_what_a_site_may_answer(client: httpx.Client, echo: str) -> None:
         "alt-svc": 'h3=":1"',
         "x-accel-redirect": "/etc/passwd",
         "x-sendfile": "/etc/passwd",
+        "x-litespeed-location": "/etc/passwd",
         "set-login": "logged-in",
     }
     answer = raw(client, echo, *(f"{name}: {value}" for name, value in (kept | dropped).items()))

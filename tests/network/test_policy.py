@@ -21,7 +21,16 @@ REFUSED = {
         "64:ff9b::a9fe:a9fe",
         "2002:a9fe:a9fe::",
     ],
-    "cloud_platform": ["168.63.129.16", "::ffff:168.63.129.16", "64:ff9b::168.63.129.16"],
+    "cloud_platform": [
+        "168.63.129.16",
+        "::ffff:168.63.129.16",
+        "64:ff9b::168.63.129.16",
+        "100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+    ],
     "private": [
         "10.0.0.1",
         "172.16.0.1",
@@ -40,7 +49,7 @@ REFUSED = {
     ],
     "shared": ["100.64.0.1", "100.127.255.255", "::ffff:100.64.0.1"],
     "multicast": ["224.0.0.1", "239.1.1.1", "ff02::1"],
-    "reserved": ["240.0.0.1", "255.255.255.255", "192.0.0.192", "2001:0:1::", "64:ff9b:1::a00:1", "100::1"],
+    "reserved": ["240.0.0.1", "255.255.255.255", "192.0.0.191", "2001:0:1::", "64:ff9b:1::a00:1", "100::1"],
 }
 LET_PASS = [
     "1.1.1.1",
@@ -84,6 +93,15 @@ def test_a_setting_lifts_private_ranges_and_nothing_else() -> None:
     assert all(
         policy.refuses(ip_address(one)) for one in ("10.2.0.1", "192.168.0.1", "fc00::1", "127.0.0.1", "169.254.0.1")
     )
+
+
+def test_a_setting_opens_no_services_of_clouds() -> None:
+    """They stand in ranges that it may lift."""
+    policy = Policy(private_ranges("100.64.0.0/10, fc00::/7"))
+    refused = [policy.refuses(ip_address(one)) for one in REFUSED["cloud_platform"]]
+    assert {rule and rule.name for rule in refused} == {"cloud_platform"}
+    assert not any(map(policy.refuses, map(ip_address, ("100.100.100.201", "fd00:ec1::254", "fd20:ce::253"))))
+    assert policy.refuses(ip_address("::ffff:100.100.100.200"))
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,13 @@ def test_a_process_has_its_secrets_and_others_reach_the_same_host(session: NewSe
     one.client.delete(f"/api/sessions/{one.id}/processes/{mine}")
     assert output(one.client, one.id, mine).decode() == SAID
     assert VALUE not in str(process(one.client, one.id, mine))
+
+
+def test_a_process_keeps_its_secrets_when_the_allowlist_is_another(session: NewSession) -> None:
+    one = session()
+    waits = "import os, time\nprint(end='x', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    mine = start(one.client, one.id, ["python3", "-c", waits + CLIENTS["python"]], secrets=SECRETS)
+    assert eventually(lambda: process(one.client, one.id, mine)["output_bytes"] == 1)
+    one.change(egress={"allow": ["*.example.test"]})
+    one.says("open('go', 'w').close()")
+    assert output(one.client, one.id, mine).decode() == "x" + SAID

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
-from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, new_session
+from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
+from tests.network.test_connect_supervisor_walls import EVERYTHING, NOTHING, OFF
 from tests.network.world import PUBLIC
 
 FETCHES = """
@@ -74,6 +76,44 @@ git {AS_ADA} commit -qam 'Beside'
 git push -q
 git log --format=%s
 """
+
+HOLDS = f"""
+import os, socket, time
+tcp = socket.create_connection(("www.example.test", 9000))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.connect(("{PUBLIC}", 9000))
+for sock in (tcp, udp):
+    sock.send(b"x")
+    assert sock.recv(9) == b"x"
+print("holds", flush=True)
+"""
+LOSES = (
+    HOLDS
+    + f"""
+try: said = tcp.recv(9)
+except OSError: said = b""
+while not os.path.exists("go"): time.sleep(0.01)
+udp.settimeout(0.3)
+try: said += udp.recv(udp.send(b"x"))
+except OSError: pass
+print("lost" if not said else said)
+PATIENCE = 0.3
+{OFF}"""
+)
+STAYS = HOLDS + "time.sleep(1000)"
+SENDS_UNASKED = f"""
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(PATIENCE)
+sock.sendmsg([b"x"], [], socket.MSG_NOSIGNAL, ("{PUBLIC}", 9000))
+print(sock.recv(9))
+"""
+HEEDLESS = """
+from era.core.live.live_sessions import LiveSessions
+async def follow(self, session_id): pass
+LiveSessions.follow = follow
+"""
+"""Lets processes go on as they began."""
 
 KINDS = ["bubblewrap", pytest.param("gvisor", marks=NEEDS_GVISOR)]
 
@@ -146,6 +186,68 @@ def test_what_a_run_may_not_reach_a_process_may_not_either(served: NetServer, ki
         closed = new_session(client, isolation=kind, allowInternetAccess=False)
         process = started(client, closed.id, REFUSED)
         assert ended(client, closed.id, process)[0] == "OSError\n"
+
+
+def holding(one: Session, program: str) -> str:
+    """A process with this program, which reaches the internet by now."""
+    process = started(one.client, one.id, program)
+    where = f"/api/sessions/{one.id}/processes/{process}"
+    assert eventually(lambda: one.client.get(where).json()["output_bytes"] >= len("holds\n"))
+    return process
+
+
+def reached(said: str) -> dict[str, str]:
+    """What the program OFF has reached, which said this last."""
+    found: dict[str, str] = json.loads(said.splitlines()[-1])
+    del found["filters"]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_internet_that_is_turned_off_is_off_for_all_of_a_live_session(served: NetServer, kind: str) -> None:
+    with served.client() as client:
+        one = new_session(client, isolation=kind)
+        process = holding(one, LOSES)
+        one.change(allowInternetAccess=True, egress={"allow": []}, default_timeout=20)  # as it is
+        assert client.get(f"/api/sessions/{one.id}/processes/{process}").json()["output_bytes"] == len("holds\n")
+        one.change(allowInternetAccess=False)
+        assert reached(one.says(f"PATIENCE = 0.3\n{OFF}\nopen('go', 'w').close()")) == NOTHING
+        assert one.record()["enforced"]["network"] == "none"
+        said, _ = ended(client, one.id, process)
+        assert said.splitlines()[:2] == ["holds", "lost"]
+        assert reached(said) == NOTHING
+        assert reached(ended(client, one.id, started(client, one.id, f"PATIENCE = 0.3\n{OFF}"))[0]) == NOTHING
+        one.change(allowInternetAccess=True)
+        assert reached(one.says(f"PATIENCE = 20\n{OFF}")) == EVERYTHING
+        assert reached(ended(client, one.id, started(client, one.id, f"PATIENCE = 20\n{OFF}"))[0]) == EVERYTHING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_allowlist_is_for_all_of_a_live_session(served: NetServer, kind: str) -> None:
+    with served.client() as client:
+        one = new_session(client, isolation=kind)
+        process = holding(one, LOSES)
+        one.change(egress={"allow": ["other.test"]})
+        assert one.run(f"open('go', 'w').close()\nPATIENCE = 0.3\n{SENDS_UNASKED}")["status"] == "failed"
+        said, _ = ended(client, one.id, process)
+        assert said.splitlines()[:2] == ["holds", "lost"]
+        assert reached(said) == {**NOTHING, "asked": "REACHED"}  # its nameserver, which says that it is a bad question
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_that_went_on_as_they_began_would_be_a_way_out(machine: Machine, kind: str, tmp_path: Path) -> None:
+    server = machine.serve(tmp_path / "data", weakness=HEEDLESS)
+    with server.client() as client:
+        one = new_session(client, isolation=kind)
+        holding(one, STAYS)
+        one.change(egress={"allow": ["other.test"]})
+        if kind == "bubblewrap":  # in gVisor the run's own rules are asked
+            assert one.says(f"PATIENCE = 20\n{SENDS_UNASKED}") == "b'x'\n"
+        one.change(allowInternetAccess=False)
+        found = reached(one.says(f"PATIENCE = 20\n{OFF}"))
+        assert found == (EVERYTHING if kind == "gvisor" else {**EVERYTHING, "tcp": "refused", "tcp6": "refused"})
+        assert one.record()["enforced"]["network"] == "none"
+    server.stop()
 
 
 def git(*words: str | Path) -> str:

@@ -163,6 +163,30 @@ def test_what_is_looked_for_of_a_long_value_has_a_bound() -> None:
         assert max(sizes) < 1 << 20, sample
 
 
+@pytest.mark.parametrize("value", [f"{KEY} ", f"  {KEY}\u2003 "])
+@pytest.mark.parametrize("how", WRITTEN)
+def test_it_is_found_without_the_blanks_at_its_ends(value: str, how: str) -> None:
+    """A header has none there, and a server that repeats it can't know of them."""
+    one = secret(value)
+    assert Redaction([one]).whole(f"<{value}>".encode()) == f"<{one.placeholder}>".encode()
+    found = Redaction([one]).whole(f"<{WRITTEN[how](KEY)}>".encode())
+    assert one.placeholder.encode() in found
+
+
+async def test_a_header_with_a_blank_at_its_end_is_found_when_it_comes_back(lab: Lab) -> None:
+    lab.secrets = [secret(f"{KEY} ")]
+
+    async def repeated(head: bytes, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = re.search(rb"Bearer (.*)\r\n", head)
+        assert said is not None
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n<%s>" % (len(said[1]) + 2, said[1]))
+
+    lab.answer = repeated
+    told = await lab.ask(request("/", f"Authorization: Bearer {lab.token.decode()}"))
+    assert KEY.encode() in lab.heard
+    assert told.endswith(b"<" + lab.token + b">")
+
+
 def test_short_values_are_not_looked_for() -> None:
     assert not Redaction([secret("12345")])
     assert Redaction([secret("12345")]).whole(b"12345") == b"12345"

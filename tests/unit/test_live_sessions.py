@@ -19,6 +19,7 @@ from era.core.live.current_files import CurrentFiles
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
+from era.core.metadata import SessionChange
 from era.core.models import EMPTY, Claim, OwnedId
 from era.errors import (
     CommitFailed,
@@ -257,6 +258,25 @@ async def test_a_process_joins_a_run_under_way(core: Core) -> None:
     await run
     assert (await core.processes.get(S, process.id)).status == "running"
     assert len(core.driver.made) == 1
+
+
+async def test_its_network_may_be_changed_while_a_session_becomes_live(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await core.session(allow_internet=True)
+    right = core.live_sessions._sandbox
+
+    async def changed_meanwhile(*words: Any) -> Any:
+        found = await right(*words)
+        await core.store.change_session(S, SessionChange(allow_internet=False))
+        await core.live_sessions.follow(S)
+        return found
+
+    monkeypatch.setattr(core.live_sessions, "_sandbox", changed_meanwhile)
+    await start(core, "exec sleep 100")
+    live = core.live_sessions.running(S)
+    assert live is not None
+    assert not live.session.allow_internet
 
 
 async def test_a_process_does_not_join_a_run_that_may_be_undone(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,7 +332,8 @@ class Network(Protocol):
     def process_egress(
         self, sandbox: Sandbox, broker: SocketBroker | None, *, owner: str, internet: bool, egress: JsonObject
     ) -> ProcessEgress:
-        """The egress for processes beside runs, whose connects `broker` reports; see `run_egress`."""
+        """The egress for processes beside runs, whose connects `broker` reports; see `run_egress`. It has to be made
+        anew when the session's settings change."""
         ...
 
 

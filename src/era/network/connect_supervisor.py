@@ -111,7 +111,7 @@ class ConnectSupervisor:
         """`on_close` is called once the sandbox is gone."""
         self._handlers: list[ConnectHandler] = []
         """Of the run under way, unless that has no internet, and of processes beside it, where a sandbox can't tell
-        whose notifications are whose. The one that came last decides."""
+        whose notifications are whose. The last one decides."""
 
         self.broker = broker
         self._on_close = on_close
@@ -125,9 +125,10 @@ class ConnectSupervisor:
     def handler(self) -> ConnectHandler | None:
         return self._handlers[-1] if self._handlers else None
 
-    def add(self, handler: ConnectHandler) -> None:
-        """From now on this one decides, until it is removed."""
-        self._handlers.append(handler)
+    def add(self, handler: ConnectHandler, *, beside: bool = False) -> None:
+        """From now on this one decides, until it is removed; if it is that of processes `beside` runs, only while there
+        is no other."""
+        self._handlers.insert(0 if beside else len(self._handlers), handler)
 
     def remove(self, handler: ConnectHandler) -> None:
         self._handlers.remove(handler)

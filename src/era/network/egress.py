@@ -9,7 +9,8 @@ it connects any of the run's programs (connect_supervisor.py), and what may be r
 into it for as long as one run lasts, and takes all of the run's connections with it when that ends.
 
 Processes beside runs (core/live/) have an egress of their own, as long as their session is live, and so a
-ConnectSupervisor of their own. Both add addresses to one loopback (loopback.py).
+ConnectSupervisor of their own. Both add addresses to one loopback (loopback.py). There a run without internet could
+reach what stands for a process's destinations: so processes have at any time what the session's settings allow.
 
 Where connections can't be supervised (an old kernel, a root without the capabilities), a run has no network, and its
 record says why. It runs all the same: less network than asked for is reported, not refused.
@@ -93,6 +94,7 @@ class SandboxNetwork:
         if isinstance(made, SupervisedEgress):
             # Any process may come to have a secret for a host that others reach, too: so all trust the authority.
             made.certificates = authority.variables()
+            made.beside = True
         return made
 
     def _egress(
@@ -178,6 +180,8 @@ class SupervisedEgress:
         self._connections: RunConnections | None = None
         self.certificates: Mapping[str, str] = certificates()
         self.enforced: JsonObject = {"network": "full"}
+        self.beside = False
+        """Whether it is that of processes."""
 
     def add(self, secrets: Sequence[Secret]) -> None:
         """Swap the placeholders of these for their values from now on, too."""
@@ -195,7 +199,7 @@ class SupervisedEgress:
             self._interception.remove(secrets)
 
     async def __aenter__(self) -> SupervisedEgress:
-        self._supervisor.add(self)
+        self._supervisor.add(self, beside=self.beside)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -41,7 +41,7 @@ CLOSED = Rule("closed", "the server's ERA_EGRESS_REFUSED has it")
 _UNSPECIFIED = Rule("unspecified", "it is no address of anything")
 _LOOPBACK = Rule("loopback", "it is a loopback address")
 _LINK_LOCAL = Rule("link_local", "it is a link-local address, where clouds serve credentials")
-_PLATFORM = Rule("cloud_platform", "it is where a cloud serves its machines, as Azure does")
+_PLATFORM = Rule("cloud_platform", "it is where a cloud serves its machines, and may give them credentials")
 _PRIVATE = Rule("private", "it is in a private network", may_be_lifted=True)
 _SHARED = Rule("shared", "it is in a provider's own network (CGNAT)", may_be_lifted=True)
 _MULTICAST = Rule("multicast", "it is a multicast address")
@@ -53,7 +53,8 @@ _RANGES: tuple[tuple[Range, Rule], ...] = tuple(
         (_UNSPECIFIED, ("0.0.0.0/8", "::/128")),
         (_LOOPBACK, ("127.0.0.0/8", "::1/128")),
         (_LINK_LOCAL, ("169.254.0.0/16", "fe80::/10")),
-        (_PLATFORM, ("168.63.129.16/32",)),
+        # Azure, Alibaba, Oracle; AWS, Google. Before the ranges that hold them, which may be lifted.
+        (_PLATFORM, ("168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::/32", "fd20:ce::254/128")),
         (_PRIVATE, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fec0::/10", "198.18.0.0/15")),
         (_SHARED, ("100.64.0.0/10",)),
         (_MULTICAST, ("224.0.0.0/4", "ff00::/8")),

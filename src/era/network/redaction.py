@@ -88,11 +88,13 @@ class Redaction:
         run may have."""
         marks = dict(marks or {})
         for secret in secrets:
-            forms = _forms(secret.value)
-            for form in forms:
-                marks.setdefault(form, secret.placeholder.encode())
-            for codec in _WIDE if forms else ():
-                marks.setdefault(secret.value.encode(codec), secret.placeholder.encode(codec))
+            # Blanks at the ends of a header's value are no part of it, and servers trim what they are given.
+            for value in dict.fromkeys((secret.value, secret.value.strip())):
+                forms = _forms(value)
+                for form in forms:
+                    marks.setdefault(form, secret.placeholder.encode())
+                for codec in _WIDE if forms else ():
+                    marks.setdefault(value.encode(codec), secret.placeholder.encode(codec))
         self.marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
         """What is replaced, by what. The shortest comes first."""
 

@@ -55,7 +55,8 @@ class LiveSession:
         storage: StorageAccesses,
     ) -> None:
         self.session = session
-        """Its row as it was when it became live: what its processes may, they may until it is put away."""
+        """Its row as it was when it became live: what its processes may, they may until it is put away. Only where they
+        may connect is as of now, see `follow`."""
 
         self.session_key = session.key
         self.session_id = session.owned_id
@@ -90,6 +91,9 @@ class LiveSession:
         self._supervisor: ProcessSupervisor | None = None
         self._egress: ProcessEgress | None = None
         self._egress_stack = AsyncExitStack()
+        self._secrets: list[Secret] = []
+        """Those that are in use."""
+
         self._stack = AsyncExitStack()
         self._supervising = asyncio.Lock()
         self._allowance = Allowance(sandbox, session.snapshot, self._disk_full, _DISK_TICK)
@@ -134,17 +138,35 @@ class LiveSession:
             if self._supervisor is None or self._egress is None or not self._supervisor.alive:
                 await self._egress_stack.aclose()
                 self._supervisor = await self.sandbox.process_supervisor()
-                session = self.session
-                self._egress = await self._egress_stack.enter_async_context(
-                    self._network.process_egress(
-                        self.sandbox,
-                        self._supervisor.broker,
-                        owner=session.owner,
-                        internet=session.allow_internet,
-                        egress=session.egress,
-                    )
-                )
+                self._egress = await self._new_egress(self._supervisor)
             return self._supervisor, self._egress
+
+    async def _new_egress(self, supervisor: ProcessSupervisor) -> ProcessEgress:
+        """The network that the session's settings give its processes."""
+        session = self.session
+        made = self._network.process_egress(
+            self.sandbox,
+            supervisor.broker,
+            owner=session.owner,
+            internet=session.allow_internet,
+            egress=session.egress,
+        )
+        if self._secrets:
+            made.add(self._secrets)
+        return await self._egress_stack.enter_async_context(made)
+
+    async def follow(self, row: Callable[[], Awaitable[Session]]) -> None:
+        """Let its processes connect to where the session's settings say by now, and to nowhere else: runs share their
+        network, and would get out by them. If anything has changed, their connections end. `row` reads the session."""
+        async with self._supervising:
+            now, old = await row(), self.session
+            changed = (now.allow_internet, now.egress) != (old.allow_internet, old.egress)
+            if now.key != self.session_key or not changed:
+                return
+            self.session = replace(old, allow_internet=now.allow_internet, egress=now.egress)
+            await self._egress_stack.aclose()
+            if self.is_open and self._supervisor is not None and self._supervisor.alive:  # else `_supervised` does it
+                self._egress = await self._new_egress(self._supervisor)
 
     def _check_open(self) -> None:
         """Raises SandboxFailed where nothing may be begun in it any more."""
@@ -164,8 +186,7 @@ class LiveSession:
         SandboxFailed, NoIsolation."""
         session = self.session
         supervisor, egress = await self._supervised()
-        if secrets:
-            egress.add(secrets)
+        self._use(egress, secrets)
         storage = (self._storage.url or base_url) if session.storage else None
         given = {**variables(session.setup), **spec.env, **(env or {}), **placeholders(secrets)}
         made = environment(given, session.id, session.language, base_url, storage)
@@ -181,10 +202,16 @@ class LiveSession:
         """Let processes that run already use these secrets, until `forget`. Raises SandboxFailed, NoIsolation."""
         if secrets:
             _, egress = await self._supervised()
+            self._use(egress, secrets)
+
+    def _use(self, egress: ProcessEgress, secrets: Sequence[Secret]) -> None:
+        if secrets:
+            self._secrets += secrets
             egress.add(secrets)
 
     def forget(self, secrets: Sequence[Secret]) -> None:
         """Whoever was given these secrets has ended."""
+        self._secrets = [secret for secret in self._secrets if secret not in secrets]
         if secrets and self._egress is not None:
             self._egress.remove(secrets)
 

@@ -220,6 +220,12 @@ class LiveSessions:
         with live.in_use():
             yield live
 
+    async def follow(self, session_id: OwnedId) -> None:
+        """Let the processes of a live session connect to where its settings, which were changed, say now. Raises
+        NotFound, Unavailable."""
+        if (live := self._by_id.get(session_id)) is not None:
+            await live.follow(partial(self._parts.store.session, session_id))
+
     def is_being_put_away(self, session_key: int) -> bool:
         """Whether a session is still live, but nothing can be begun in it any more."""
         live = self._live.get(session_key)
@@ -309,6 +315,7 @@ class LiveSessions:
             made.append(live)
             self._live[session.key] = self._by_id[session.owned_id] = live
             try:
+                await self.follow(session.owned_id)  # its settings may have changed since its row was read
                 await live.open()
                 if live.why_lost is not None:
                     raise Unavailable(live.why_lost)

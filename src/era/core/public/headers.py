@@ -46,7 +46,7 @@ _NOT_FOR_GUESTS = _HOP_BY_HOP | {
     *("service-worker-allowed", "clear-site-data", "strict-transport-security", "alt-svc", "accept-ch", "set-cookie2"),
     *("nel", "report-to", "reporting-endpoints", "set-login", "speculation-rules", "use-as-dictionary"),
     # commands to a web server in front of this one to send a file of its own
-    *("x-sendfile", "x-lighttpd-send-file", "x-lighttpd-send-tempfile"),
+    *("x-lighttpd-send-file", "x-lighttpd-send-tempfile"),
 }
 _FOR_OWN_ORIGIN = frozenset(
     {"service-worker-allowed", "accept-ch", "reporting-endpoints", "speculation-rules", "use-as-dictionary"}
@@ -55,7 +55,9 @@ _FOR_OWN_ORIGIN = frozenset(
 """Of these, the ones that concern one origin only. Clear-Site-Data isn't among them: it removes the cookies of all
 hosts below the same registered name."""
 
-_NOT_FOR_GUESTS_PREFIX = "x-accel-"  # nginx's family of such commands
+_NOT_FOR_GUESTS_PREFIXES = ("x-accel-", "x-sendfile", "x-litespeed-", "x-reproxy-")
+"""Families of such commands: nginx's, of Apache and lighttpd, LiteSpeed's, and Perlbal's, which may name any URL."""
+
 
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -136,7 +138,7 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
             )
         if name in _NOT_FOR_GUESTS and not (place.own_origin and name in _FOR_OWN_ORIGIN):
             continue
-        if name.startswith(_NOT_FOR_GUESTS_PREFIX):
+        if name.startswith(_NOT_FOR_GUESTS_PREFIXES):
             continue
         if name == "content-type":
             media_type = value  # the last one counts
