@@ -24,7 +24,7 @@ from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import exchange, interception
 from era.network.http1 import MAX_HEAD
-from era.network.redaction import Inflate, RedactedStream, Redaction, Tripwire
+from era.network.redaction import _FRAME_US, _STEP_US, Inflate, RedactedStream, Redaction, Tripwire
 from tests.network.lab import HOST, VALUE, Answer, Lab, request
 from tests.soaking import soak_the_rest
 
@@ -178,6 +178,14 @@ def test_a_frame_passes_once_it_is_whole() -> None:
     assert len(passed) == 90_000 - Redaction([secret(KEY)]).reach
     assert passed + (wire.feed(long[90_000:]) or b"") == long
     assert wire.feed(frames_of([KEY.encode()])) is None
+
+
+def test_small_frames_are_followed_in_steps() -> None:
+    """Whoever sends tens of thousands at once lets nobody else wait."""
+    count, wire = 50_000, Redaction([]).tripwire()
+    steps = list(wire.steps(frames_of([b""]) * count))
+    assert sum(steps) > count * _FRAME_US
+    assert max(steps) < 2 * _STEP_US
 
 
 # -- what comes says nothing about a value that it doesn't have --------------------------------------------------------
