@@ -9,17 +9,22 @@ import html
 import json
 import random
 import re
+import string
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from era.core import frames
 from era.core.allowlist import allowlist
 from era.core.secrets import Secret
 from era.network import exchange, interception
 from era.network.http1 import MAX_HEAD
-from era.network.redaction import Inflate, Redaction
+from era.network.redaction import _FRAME_US, _STEP_US, Inflate, RedactedStream, Redaction, Tripwire
 from tests.network.lab import HOST, VALUE, Answer, Lab, request
 from tests.soaking import soak_the_rest
 
@@ -106,7 +111,7 @@ def test_pieces_may_end_anywhere(rounds: int) -> None:
             size = chance.randint(1, 12)
             parts.append(stream.feed(data[at : at + size]))
             at += size
-            assert len(stream._held) < 9
+            assert len(stream._held) <= one.reach
         assert b"".join([*parts, stream.feed(b"", last=True)]) == whole
         restored = whole
         for each in secrets:
@@ -118,8 +123,28 @@ def test_pieces_may_end_anywhere(rounds: int) -> None:
 def test_a_line_is_not_held_back() -> None:
     stream = Redaction([secret(KEY)]).stream()
     assert stream.feed(b"data: can\n\n") == b"data: can\n\n"
-    assert stream.feed(b"data: canary-81") == b"data: "
-    assert stream.feed(b"2") == b"canary-812"
+    assert stream.feed(b"data: canary-81") == b""
+    assert stream.feed(b"2\nda") == b"data: canary-812\n"
+    assert stream.feed(b"", last=True) == b"da"
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_a_line_break_may_be_within_a_value(is_sound: bool) -> None:
+    """In UTF-16 some letters have that byte."""
+    one = secret("a\u010ab\u0a0ac\u0a85d")
+    redaction = Redaction([one])
+    redaction._in_lines = redaction._in_lines or not is_sound
+    for codec in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        written, found = f"<{one.value}>".encode(codec), 0
+        for at in range(len(written)):
+            stream = redaction.stream()
+            passed = stream.feed(written[:at]) + stream.feed(written[at:]) + stream.feed(b"", last=True)
+            found += passed.decode(codec) == f"<{one.placeholder}>"
+        assert (found == len(written)) == is_sound
+
+
+def frames_of(payloads: list[bytes]) -> bytes:
+    return b"".join(frames.made(frames.BINARY, payload) for payload in payloads)
 
 
 @pytest.mark.parametrize("rounds", soak_the_rest([400, 2000], 1))
@@ -127,20 +152,125 @@ def test_a_tripwire_passes_on_all_but_values(rounds: int) -> None:
     chance = random.Random(5)
     for _ in range(rounds):
         values = {"".join(chance.choices("xy", k=chance.randint(6, 9))) for _ in range(2)}
-        wire = Redaction([secret(value) for value in values]).tripwire()
-        data, passed, at, is_hit = "".join(chance.choices("xyz", k=chance.randint(0, 60))).encode(), b"", 0, False
+        redaction = Redaction([secret(value) for value in values])
+        wire = redaction.tripwire()
+        payloads = ["".join(chance.choices("xyz", k=chance.randint(0, 60))).encode() for _ in range(3)]
+        data, passed, at, is_hit = frames_of(payloads), b"", 0, False
         while at < len(data) and not is_hit:
             size = chance.randint(1, 12)
             more = wire.feed(data[at : at + size])
             is_hit, passed, at = more is None, passed + (more or b""), at + size
-            assert is_hit or len(wire._held) < 9
-        has_one = any(value.encode() in data for value in values)
-        assert is_hit == has_one
-        if not has_one:
-            assert passed + (wire.feed(b"", last=True) or b"") == data
+            assert is_hit or len(wire._held) <= redaction.reach
+        if not is_hit:
+            assert passed == data  # also of the last frame nothing is held back
+            assert wire.feed(b"", last=True) == b""
+        assert is_hit == any(value.encode() in data for value in values)
+        assert not any(value.encode() in passed for value in values)
+
+
+def test_a_frame_passes_once_it_is_whole() -> None:
     wire = Redaction([secret(KEY)]).tripwire()
-    assert [wire.feed(bytes([one])) for one in KEY.encode()[:6]] == [b"c", b"a", b"n", b"", b"", b""]
-    assert wire.feed(b"!") == b"ary!"
+    frame = frames_of([b"canary"])
+    assert [wire.feed(frame[at : at + 1]) for at in range(len(frame))] == [b""] * (len(frame) - 1) + [frame]
+    long = frames_of([bytes(100_000)])
+    passed = wire.feed(long[:90_000])
+    assert passed is not None
+    assert len(passed) == 90_000 - Redaction([secret(KEY)]).reach
+    assert passed + (wire.feed(long[90_000:]) or b"") == long
+    assert wire.feed(frames_of([KEY.encode()])) is None
+
+
+def test_small_frames_are_followed_in_steps() -> None:
+    """Whoever sends tens of thousands at once lets nobody else wait."""
+    count, wire = 50_000, Redaction([]).tripwire()
+    steps = list(wire.steps(frames_of([b""]) * count))
+    assert sum(steps) > count * _FRAME_US
+    assert max(steps) < 2 * _STEP_US
+
+
+# -- what comes says nothing about a value that it doesn't have --------------------------------------------------------
+
+
+def as_before(redaction: Redaction, data: bytes) -> int:
+    """The weakened build: what could be the beginning of a value is held back, and nothing else."""
+    begun = (
+        at
+        for mark in redaction.marks
+        for at in range(max(len(data) - len(mark) + 1, 0), len(data))
+        if mark.startswith(data[at:])
+    )
+    return min(begun, default=len(data))
+
+
+def sizes(stream: RedactedStream | Tripwire, data: bytes, cuts: Iterable[int]) -> list[int]:
+    """How much is passed on of each piece, and at the end."""
+    ends = sorted({0, *(min(cut, len(data)) for cut in cuts), len(data)})
+    passed = [stream.feed(data[begin:end]) for begin, end in pairwise(ends)]
+    return [len(some or b"") for some in (*passed, stream.feed(b"", last=True))]
+
+
+def blank(data: bytes) -> bytes:
+    """Something else with the same line breaks."""
+    return re.sub(rb"[^\n]", b".", data)
+
+
+PIECES = st.lists(st.text("xy.\n", max_size=40).map(str.encode), max_size=6)
+CUTS = st.lists(st.integers(0, 200), max_size=12)
+
+
+@given(values=st.sets(st.text("xy", min_size=6, max_size=14), min_size=1, max_size=2), pieces=PIECES, cuts=CUTS)
+@settings(max_examples=150, deadline=None)
+def test_how_much_comes_depends_on_sizes_and_line_breaks_only(
+    values: set[str], pieces: list[bytes], cuts: list[int]
+) -> None:
+    """And on whole frames, of a WebSocket."""
+    redaction = Redaction([secret(value) for value in values])
+    body, framed = b"".join(pieces), frames_of(pieces)
+    assume(redaction.whole(body) == body)
+    assert sizes(redaction.stream(), body, cuts) == sizes(redaction.stream(), blank(body), cuts)
+    others = frames_of([blank(piece) for piece in pieces])
+    assume(redaction.whole(framed) == framed)
+    assert sizes(redaction.tripwire(), framed, cuts) == sizes(redaction.tripwire(), others, cuts)
+
+
+API_KEY = "sk-Zq81LmNo+/9 \u00e9"
+GUESSES = [*string.ascii_letters, *string.digits, *"-_+/= %\\&;"]
+HOW = ["plain", "url path", "json", "html", "base64"]
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+@pytest.mark.parametrize("how", HOW)
+def test_no_guess_is_told_from_another(how: str, is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what comes next in a value of which a program knows the beginning, in any form of it."""
+    if not is_sound:
+        monkeypatch.setattr(Redaction, "settled", as_before)
+    redaction = Redaction([secret(API_KEY)])
+    form = WRITTEN[how](API_KEY).encode().strip(b'"').rstrip(b"=")
+    for known in range(4, len(form) - 2, 3):
+        for make in (redaction.stream, redaction.tripwire):
+            seen = {}
+            for guess in GUESSES:
+                said = b"." * 10 + form[:known] + guess.encode()
+                data = said + b"." * 300
+                data = data if make == redaction.stream else frames_of([data])
+                seen[guess] = tuple(sizes(make(), data, [len(data) - 300]))
+            assert (len(set(seen.values())) == 1) == is_sound
+            assert is_sound or seen[chr(form[known])] != seen["_"]
+
+
+def test_long_values_in_small_pieces_cost_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is charged for them."""
+    redaction = Redaction([secret("ab+/c" * 1600)])
+    body = b"." * (1 << 20)
+
+    def cost(piece: int) -> float:
+        stream = redaction.stream()
+        return sum(sum(stream.steps(body[at : at + piece])) for at in range(0, len(body), piece))
+
+    whole = cost(len(body))
+    assert cost(1 << 10) < 3 * whole
+    monkeypatch.setattr(redaction, "_least", 0)  # the weakened build: whatever can be passed on is
+    assert cost(1 << 10) > 5 * whole
 
 
 def test_question_marks_are_no_value() -> None:
@@ -266,6 +396,35 @@ async def test_headers_that_say_how_to_read_an_answer_stay(lab: Lab) -> None:
     assert split(await lab.ask(request()))[1].count(b"\0") == size
     lab.answer = saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfine\r\n0\r\n\r\n")
     assert b"fine" in split(await lab.ask(request()))[1]
+
+
+def in_chunks(pieces: list[bytes]) -> bytes:
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+def compressed_in_chunks(pieces: list[bytes]) -> bytes:
+    packer = zlib.compressobj(0, wbits=31)  # as stored blocks: how well it compresses shall make no difference
+    packed = [packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH) for piece in pieces]
+    return in_chunks([*packed, packer.flush()]).replace(b"OK\r\n", b"OK\r\nContent-Encoding: gzip\r\n")
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+@pytest.mark.parametrize("write", [in_chunks, compressed_in_chunks])
+async def test_the_chunks_of_an_answer_tell_no_guess_from_another(
+    lab: Lab, write: Callable[[list[bytes]], bytes], is_sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server never says the value, but what the program has it say."""
+    if not is_sound:
+        monkeypatch.setattr(Redaction, "settled", as_before)
+    lab.secrets[1] = secret("sk-Zq81LmNo")
+    chunks = []
+    for guess in (b"sk-Z", b"sk-Y"):
+        lab.answer = saying(write([b"." * 10 + guess, b"." * 500, b"a line\n"]))
+        body = split(await lab.ask(request()))[1]
+        chunks.append([int(size, 16) for size in re.findall(rb"(?:^|\r\n)([0-9a-f]+)(?=\r\n)", body)])
+    assert (chunks[0] == chunks[1]) == is_sound
+    assert [sum(each) for each in chunks] == [521, 521]
 
 
 async def test_values_in_names_of_headers_are_found(lab: Lab) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from era.api import frames
+from era.core import frames
 
 
 def masked(opcode: int, data: bytes, *, is_final: bool = True) -> bytes:
@@ -40,6 +40,7 @@ def test_where_frames_end_is_known_however_they_are_cut() -> None:
                 count += follower.follow(piece)
                 at += len(piece)
                 assert follower.is_between == (at in ends)
+                assert follower.under_way == at - max(each for each in ends | {0} if each <= at)
             assert (count, follower.has_closed) == (len(sizes), False)
             for piece, is_between in ((frames.closing(1000)[:1], False), (frames.closing(1000)[1:], True)):
                 follower.follow(piece)

@@ -16,12 +16,12 @@ from typing import Annotated, TypeGuard
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from era.api import frames
 from era.api.addresses import base_url
 from era.api.context import SessionId, StrictRoute, UseContext, until_barred
 from era.api.event_stream import MAX_NUMBER
 from era.api.processes import Process
 from era.api.websocket import Closed, WebSocket, WebSocketResponse, check_upgrade
+from era.core import frames
 from era.core.event_log import Gap
 from era.core.live.output_log import Exit, OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest

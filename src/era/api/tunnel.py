@@ -18,8 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from era.api import frames
 from era.api.protocol import Protocol
+from era.core import frames
 from era.core.loop_slices import Budget
 from era.core.streams import write
 

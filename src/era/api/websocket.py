@@ -18,8 +18,8 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from era.api import frames
 from era.api.protocol import Protocol
+from era.core import frames
 from era.core.loop_slices import Budget
 from era.core.tasks import until_one_ends
 from era.errors import BadRequest

@@ -161,7 +161,7 @@ class Exchange:
         by that, and the server's connection isn't used."""
         tasks = [asyncio.create_task(self._pass_requests(refusal))]
         if refusal is None:
-            tasks.append(asyncio.create_task(self._pass_responses()))
+            tasks.append(asyncio.create_task(self._pass_all_responses()))
         try:
             async with self._clock:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -299,6 +299,13 @@ class Exchange:
 
     # -- responses -------------------------------------------------------------------------------------------------
 
+    async def _pass_all_responses(self) -> None:
+        try:
+            await self._pass_responses()
+        except (h11.RemoteProtocolError, *GONE):
+            await self._pass_held()  # many servers don't end their last answer as they should
+            raise
+
     async def _pass_responses(self) -> None:
         while True:
             event = await self._from_server.next()
@@ -392,6 +399,13 @@ class Exchange:
             await self._send_to_program(h11.Data(data=rest))
         trailers = await self._in_slices(self._redaction.of_fields(list(end.headers.raw_items())))
         await self._send_to_program(h11.EndOfMessage(headers=trailers))
+
+    async def _pass_held(self) -> None:
+        """Pass on what was held back of a body that has broken off."""
+        body, self._body = self._body, None
+        if body is not None and body.held is None:
+            rest = await self._in_slices(body.stream.steps(b"", last=True))
+            await self._send_to_program(h11.Data(data=rest))
 
     async def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
         """The same without values, and with its headers' names written as they came."""

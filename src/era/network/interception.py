@@ -23,7 +23,8 @@ pass as they are.
 *Responses* are parsed, too, and the values in them are replaced by the placeholders again (redaction.py). For that they
 mustn't be compressed, so they are asked for without, and decompressed where a server does it all the same. A body whose
 length is known and small is held until it's complete, so that its new length can stand before it; a larger one is sent
-in chunks. A WebSocket that says a value is cut off. TRACE, whose response is the request, is refused.
+in chunks, line by line. A WebSocket, of which whole frames are passed on, is cut off where it says a value. TRACE,
+whose response is the request, is refused.
 
 *Bodies* are searched if they have a Content-Length, and it's small; a few at a time for each run. All others stream.
 

@@ -7,6 +7,11 @@ has made of it besides, such as a hash or its two halves, isn't found.
 A run may have thousands of such forms, tens of KiB long, and whoever answers decides what they are looked for in. So
 all of it can be done in steps, between which others have their turn.
 
+A stream comes in pieces, which may end within a value, so what is behind a piece's last line break is held back until
+more has come. How much that is depends on sizes and line breaks alone. Were it what a value could begin with, a program
+that has a server say what it likes would see, in how much comes at once, whether that is the beginning of a value: it
+would learn one byte after the other, from a server that never says any.
+
 Short values aren't looked for. They are in many answers by chance, and replacing them there would tell which they are.
 """
 
@@ -16,11 +21,12 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from era.core.frames import FrameFollower
 from era.core.secrets import Secret
 from era.network.http1 import Fields
 
@@ -33,11 +39,11 @@ _WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _MIN_BASE64 = 6
 _PIECE = 64 << 10
 
-_PROBE, _MOST_TRIES = 8, 16
-"""Bytes of a value of which one may begin, and how many such places are looked at."""
+_FIND_US, _BYTE_US = 0.3, 0.001
+"""What it costs to look for a value, and each byte that is looked through."""
 
-_FIND_US, _BEGUN_US, _BYTE_US = 0.3, 1.0, 0.001
-"""What it costs to look for a value, to look for the beginning of one, and each byte that is looked through."""
+_FOLLOWED, _FOLLOW_US, _FRAME_US = 512, 1.0, 0.5
+"""Bytes of a WebSocket whose frames are followed at a time, what that costs, and each frame."""
 
 _STEP_US = 200
 """What a step costs at most, roughly."""
@@ -98,6 +104,18 @@ class Redaction:
         self.marks = dict(sorted(marks.items(), key=lambda pair: len(pair[0])))
         """What is replaced, by what. The shortest comes first."""
 
+        longest = len(next(reversed(self.marks), b""))
+        # Rounded: the length of the longest form would tell how many of a value's characters are escaped.
+        self.reach = (1 << max(longest - 1, 0).bit_length()) - 1
+        """Bytes of a stream that are held back at least, where no line ends in them."""
+
+        # To look for what is long costs as much for a few bytes as for many.
+        self._least = self.reach - self.reach % _SHORT
+        """Bytes that are passed on at least, where no line ends in them."""
+
+        self._in_lines = not any(b"\n" in mark for mark in self.marks)
+        """Whether a line break is in no value: it is in UTF-16 and UTF-32 of a few letters, such as U+010A."""
+
     def __bool__(self) -> bool:
         """Whether there is anything to look for."""
         return bool(self.marks)
@@ -120,11 +138,18 @@ class Redaction:
                 redacted.append(((yield from self.of_whole(name)), (yield from self.of_whole(value))))
         return redacted
 
+    def settled(self, data: bytes) -> int:
+        """How many of these bytes of a stream can't be in a value of which more is to come, whatever it is: those up to
+        the last line break, and all but as many as a value may have."""
+        first = len(data) - self.reach
+        first = first if first >= self._least else 0
+        return max(data.rfind(b"\n", first) + 1, first) if self._in_lines else first
+
     def stream(self) -> RedactedStream:
-        return RedactedStream(self.marks)
+        return RedactedStream(self)
 
     def tripwire(self) -> Tripwire:
-        return Tripwire(self.marks)
+        return Tripwire(self)
 
 
 def merged(parts: Sequence[Redaction]) -> Redaction:
@@ -137,16 +162,15 @@ def merged(parts: Sequence[Redaction]) -> Redaction:
 
 
 class RedactedStream:
-    """The same for a stream that comes in pieces, which may end within a value. What could be the beginning of one is
-    held back until more is known: at most the length of a value, and nothing of a piece that ends in a line break."""
+    """The same for a stream that comes in pieces. What is behind the last line break is held back until more has come,
+    at most a few times what a value may have."""
 
-    def __init__(self, marks: Mapping[bytes, bytes]) -> None:
-        """`marks` are what is replaced, the shortest first, and by what."""
-        self._marks, self._held = marks, b""
+    def __init__(self, redaction: Redaction) -> None:
+        self._redaction, self._held = redaction, b""
 
     def look_for(self, redaction: Redaction) -> None:
         """Replace what this one does from now on."""
-        self._marks = redaction.marks
+        self._redaction = redaction
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes:
         """What may be passed on now. `last`: nothing follows."""
@@ -154,50 +178,44 @@ class RedactedStream:
 
     def steps(self, data: bytes, *, last: bool = False) -> Steps[bytes]:
         """The same as `feed`, in steps."""
-        data, parts, at = self._held + data, [], 0
-        found = yield from _found(self._marks, data)
-        begun: list[tuple[int, bytes]] = [] if last else (yield from _begun(self._marks, data))
+        marks, data, parts, at = self._redaction.marks, self._held + data, [], 0
+        end = len(data) if last else self._redaction.settled(data)
+        found = yield from _found(marks, data, end)
         cost = 0.0
-        while found and found[0][0] < (begun[0][0] if begun else len(data)):
+        while found:
             cost += _FIND_US
             if cost > _STEP_US:
                 yield cost
                 cost = 0.0
             start, _, mark = found[0]
             if start >= at:
-                parts += [data[at:start], self._marks[mark]]
+                parts += [data[at:start], marks[mark]]
                 at = start + len(mark)
-            if (again := data.find(mark, at)) >= 0:
+            if (again := data.find(mark, at, end + len(mark) - 1)) >= 0:
                 cost += (again - at) * _BYTE_US
                 heapreplace(found, (again, -len(mark), mark))
             else:
-                cost += (len(data) - at) * _BYTE_US
+                cost += max(end - at, 0) * _BYTE_US
                 heappop(found)
-            while begun and begun[0][0] < at:
-                _, mark = heappop(begun)
-                cost += _BEGUN_US
-                if (place := _begins(mark, data, at)) < len(data):
-                    heappush(begun, (place, mark))
         yield cost
-        end = max(begun[0][0] if begun else len(data), at)
+        end = max(end, at)
         self._held = data[end:]
         return b"".join([*parts, data[at:end]])
 
 
 class Tripwire:
-    """Notices a value in a stream in which nothing can be replaced, as it says lengths. Since such a stream may have
-    no lines, the first bytes of what could be a value are passed on at once."""
+    """Notices a value in what comes over a WebSocket, in which nothing can be replaced, as it says lengths. Frames that
+    have come as a whole are passed on at once; of one that hasn't, as much as of any stream."""
 
-    _AT_ONCE = 3
-
-    def __init__(self, marks: Mapping[bytes, bytes]) -> None:
-        self._marks, self._passed, self._held = marks, b"", b""
-        self._longest = max(map(len, marks), default=1)
+    def __init__(self, redaction: Redaction) -> None:
+        self._redaction = redaction
+        self._frames = FrameFollower()
+        self._passed, self._held = b"", b""
+        """The last bytes that were passed on, with which a value may begin, and those that are held back."""
 
     def look_for(self, redaction: Redaction) -> None:
         """Notice the values that this one replaces from now on."""
-        self._marks = redaction.marks
-        self._longest = max(map(len, self._marks), default=1)
+        self._redaction = redaction
 
     def feed(self, data: bytes, *, last: bool = False) -> bytes | None:
         """What may be passed on now; None where a value has come. `last`: nothing follows."""
@@ -205,15 +223,27 @@ class Tripwire:
 
     def steps(self, data: bytes, *, last: bool = False) -> Steps[bytes | None]:
         """The same as `feed`, in steps."""
-        data = self._passed + self._held + data
-        if (yield from _found(self._marks, data)):
+        yield from self._follow(data)
+        data = self._held + data
+        end = len(data) if last else max(self._redaction.settled(data), len(data) - self._frames.under_way)
+        if not end:
+            self._held = data
+            return b""
+        seen = self._passed + data
+        if (yield from _found(self._redaction.marks, seen, len(seen))):
             return None
-        begun = [] if last else (yield from _begun(self._marks, data))
-        end = begun[0][0] if begun else len(data)
-        end = max(end, len(self._passed)) if len(data) - end > self._AT_ONCE else len(data)
-        passed, self._held = data[len(self._passed) : end], data[end:]
-        self._passed = data[max(end - self._longest, 0) : end]
-        return passed
+        behind = len(seen) - len(data) + end
+        self._passed, self._held = seen[max(behind - self._redaction.reach, 0) : behind], data[end:]
+        return data[:end]
+
+    def _follow(self, data: bytes) -> Steps[None]:
+        cost = 0.0
+        for at in range(0, len(data), _FOLLOWED):
+            cost += _FOLLOW_US + self._frames.follow(data[at : at + _FOLLOWED]) * _FRAME_US
+            if cost > _STEP_US:
+                yield cost
+                cost = 0.0
+        yield cost
 
 
 def done[T](steps: Steps[T]) -> T:
@@ -226,52 +256,22 @@ def done[T](steps: Steps[T]) -> T:
             return value
 
 
-def _found(marks: Mapping[bytes, bytes], data: bytes) -> Steps[list[tuple[int, int, bytes]]]:
-    """Where each value comes first, in steps: a heap, of those at one place the longest first."""
+def _found(marks: Mapping[bytes, bytes], data: bytes, end: int) -> Steps[list[tuple[int, int, bytes]]]:
+    """Where each value comes first that begins before `end`, in steps: a heap, of those at one place the longest
+    first."""
     found, cost = [], 0.0
-    for mark in marks:
+    for mark in marks if end else ():
         if len(mark) > len(data):
             break
-        if (place := data.find(mark)) >= 0:
+        if (place := data.find(mark, 0, end + len(mark) - 1)) >= 0:
             found.append((place, -len(mark), mark))
-        cost += _FIND_US + len(data) * _BYTE_US
+        cost += _FIND_US + min(end + len(mark), len(data)) * _BYTE_US
         if cost > _STEP_US:
             yield cost
             cost = 0.0
     yield cost
     heapify(found)
     return found
-
-
-def _begun(marks: Iterable[bytes], data: bytes) -> Steps[list[tuple[int, bytes]]]:
-    """Where at the end of `data` each value begins that isn't complete, in steps: a heap."""
-    begun, cost = [], 0.0
-    for mark in marks:
-        if (place := _begins(mark, data, 0)) < len(data):
-            begun.append((place, mark))
-        cost += _BEGUN_US + min(len(mark), len(data)) * _BYTE_US
-        if cost > _STEP_US:
-            yield cost
-            cost = 0.0
-    yield cost
-    heapify(begun)
-    return begun
-
-
-def _begins(mark: bytes, data: bytes, at: int) -> int:
-    """Where at the end of `data[at:]` this value begins and isn't complete, its length if nowhere. It may be said too
-    soon, but only of a value of which many beginnings come to nothing."""
-    first, probe = max(at, len(data) - len(mark) + 1), mark[:_PROBE]
-    place, tries = data.find(probe, first), 0
-    while place >= 0:
-        tries += 1
-        if tries > _MOST_TRIES or mark.startswith(data[place:]):
-            return place
-        place = data.find(probe, place + 1)
-    place = data.find(mark[:1], max(first, len(data) - _PROBE + 1))
-    while place >= 0 and not mark.startswith(data[place:]):
-        place = data.find(mark[:1], place + 1)
-    return place if place >= 0 else len(data)
 
 
 def _forms(value: str) -> set[bytes]:

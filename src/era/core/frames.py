@@ -1,4 +1,4 @@
-"""Frames of a WebSocket, at the server's end (RFC 6455): parsed, followed and made, without any input or output.
+"""Frames of a WebSocket (RFC 6455): followed, and at the server's end parsed and made, without any input or output.
 
 There are no extensions and no subprotocols. What breaks the rules raises BadFrame, whose code the connection is closed
 with.
@@ -44,6 +44,9 @@ class FrameFollower:
         self._left = left
         """Bytes that are still to come of a frame whose head has passed."""
 
+        self.under_way = 0
+        """Bytes that have passed of a frame that hasn't as a whole."""
+
         self.has_closed = False
         """Whether a Close frame has passed, or has begun to."""
 
@@ -64,12 +67,14 @@ class FrameFollower:
 
     def follow(self, data: bytes) -> int:
         """Take the next bytes that pass; how many frames began in them."""
+        began = len(self._head) - self.under_way
         data, at, count = self._head + data, self._left, 0
         while at < len(data) and (found := _payload(data, at)) is not None:
             self.has_closed = self.has_closed or data[at] & _OPCODE == CLOSE
             start, size = found
-            at = start + size + (4 if data[at + 1] & _MASKED else 0)
+            began, at = at, start + size + (4 if data[at + 1] & _MASKED else 0)
             count += 1
+        self.under_way = len(data) - (at if at <= len(data) else began)
         self._head, self._left = data[at:], max(at - len(data), 0)
         return count
 
