@@ -880,7 +880,7 @@ export interface paths {
         put?: never;
         /**
          * Import Session
-         * @description Make a session from a capsule, all of it or nothing.
+         * @description Make a session from a capsule, all of it or nothing. Without `public=true` it isn't public.
          */
         post: operations["import_session"];
         delete?: never;
@@ -6481,6 +6481,8 @@ export interface operations {
             query?: {
                 /** @description Left out: the id it had. */
                 id?: string | null;
+                /** @description Leave it open to anybody by its public URL if it was so where the capsule was made. */
+                public?: boolean;
             };
             header?: never;
             path?: never;
