@@ -3043,7 +3043,7 @@ export interface components {
             description?: string;
             /**
              * Scopes
-             * @description What calls it is good for: `read`, `run`, `write`, and `admin` for the operator's.
+             * @description What calls it is good for: `read`, `run`, `write`, which also decides what setups and public URLs run, and `admin` for the operator's.
              */
             scopes?: components["schemas"]["Scope"][];
             /**
