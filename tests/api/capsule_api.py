@@ -22,12 +22,17 @@ def export_capsule(client: httpx.Client, session_id: str, **query: str) -> bytes
     return answer.content
 
 
-def send_capsule(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> httpx.Response:
-    """Send a capsule to be imported."""
-    query = {} if new_id is None else {"id": new_id}
+def send_capsule(
+    client: httpx.Client, capsule: bytes, new_id: str | None = None, *, public: bool = True
+) -> httpx.Response:
+    """Send a capsule to be imported, as public as it was or not."""
+    query = {"id": new_id, "public": str(public).lower()}
+    query = {name: value for name, value in query.items() if value is not None}
     return client.post("/api/sessions/import", params=query, content=capsule, headers=TAR)
 
 
-def import_capsule(client: httpx.Client, capsule: bytes, new_id: str | None = None) -> dict[str, Any]:
+def import_capsule(
+    client: httpx.Client, capsule: bytes, new_id: str | None = None, *, public: bool = True
+) -> dict[str, Any]:
     """Import a capsule, which must be accepted; returns the session."""
-    return checked(send_capsule(client, capsule, new_id), SessionAnswer, SESSION_KEYS, 201)
+    return checked(send_capsule(client, capsule, new_id, public=public), SessionAnswer, SESSION_KEYS, 201)

@@ -33,7 +33,8 @@ def test_what_is_done_to_a_session_is_recorded(owners: Owners) -> None:
     assert ada.post("/api/sessions/told/duplicate", json={"id": "copied"}).is_success
     capsule = ada.get("/api/sessions/told/capsule").content
     headers = {"Content-Type": "application/x-tar"}
-    assert ada.post("/api/sessions/import?id=brought", content=capsule, headers=headers).is_success
+    assert ada.post("/api/sessions/import?id=brought&public=true", content=capsule, headers=headers).is_success
+    assert ada.post("/api/sessions/import?id=closed", content=capsule, headers=headers).is_success
     assert ada.delete("/api/sessions/told").is_success
     assert ada.post("/api/sessions/told/restore").is_success
     assert ada.delete("/api/sessions?purge=true").is_success
@@ -47,6 +48,7 @@ def test_what_is_done_to_a_session_is_recorded(owners: Owners) -> None:
     ]
     assert done(ada, "copied")[0] == ("session.create", {"public": True, "copy_of": "told"})
     assert done(ada, "brought")[0] == ("session.create", {"public": True, "how": "import"})
+    assert done(ada, "closed")[0] == ("session.create", {"public": False, "how": "import"})
     first = entries(ada, target="told")[-1]
     assert first["request_id"] == made.headers["X-Request-Id"]
     assert first["owner"] == "lovelace"

@@ -26,10 +26,12 @@ def test_export_and_import(server: Server, client: httpx.Client, run: Run, tmp_p
 
     assert era(server, "import", "a:b.era.tar", "--id", "copy", cwd=tmp_path, code=0).stdout == "copy\n"
     assert client.get("/api/sessions/copy").json()["file_count"] == 1
+    assert client.get("/api/sessions/copy").json()["allowPublicAccess"] is False
     assert client.get("/api/sessions/copy/runs").json()["count"] == 1
 
     era(server, "export", "a:b", "--current", "--output", "now.tar", cwd=tmp_path, code=0)
-    era(server, "import", "now.tar", "--id", "now", cwd=tmp_path, code=0)
+    era(server, "import", "now.tar", "--id", "now", "--public", cwd=tmp_path, code=0)
+    assert client.get("/api/sessions/now").json()["allowPublicAccess"] is True
     assert client.get("/api/sessions/now/runs").json()["count"] == 0
 
     piped = era_bytes(server, "export", "a:b", "--output", "-", cwd=tmp_path, code=0)

@@ -94,7 +94,7 @@ class Service:
             for at in range(0, len(content), 100_000):
                 yield content[at : at + 100_000]
 
-        return await self.capsules.load(chunks(), mine(""), new_id)
+        return await self.capsules.load(chunks(), mine(""), new_id, public=True)
 
     async def collect(self) -> int:
         return await self.lab.snapshots.collect_garbage(*await self.pins.needed(self.store))

@@ -170,13 +170,19 @@ export class Era {
     return new Session(this.#transport, info);
   }
 
-  /** Make a session from a capsule, which `session.capsule()` gives. */
-  async importCapsule(capsule: Sent, { id, ...options }: { id?: string } & CallOptions = {}): Promise<Session> {
+  /**
+   * Make a session from a capsule, which `session.capsule()` gives. Nobody may call its public URL, but with `public`
+   * anybody if that was so where the capsule was made.
+   */
+  async importCapsule(
+    capsule: Sent,
+    { id, public: open, ...options }: { id?: string; public?: boolean } & CallOptions = {},
+  ): Promise<Session> {
     const headers = { "Content-Type": "application/x-tar" };
     const call = {
       method: "POST",
       path: "/api/sessions/import",
-      query: { id },
+      query: { id, public: open },
       body: capsule,
       headers,
       endless: true,

@@ -217,7 +217,11 @@ test("capsules", async () => {
   const capsule = await (await session.capsule({ versions: "current" })).arrayBuffer();
   const copy = await era.importCapsule(capsule, { id: "ts:imported" });
   assert.deepEqual(await copy.data.all(), { n: 1 });
+  assert.equal(copy.info.allowPublicAccess, false);
   await copy.delete();
+  const open = await era.importCapsule(capsule, { id: "ts:opened", public: true });
+  assert.equal(open.info.allowPublicAccess, true);
+  await open.delete();
 });
 
 test("the inbox", async () => {

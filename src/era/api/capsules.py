@@ -54,12 +54,15 @@ async def import_session(
     caller: CallerId,
     context: UseContext,
     new_id: Annotated[str | None, Query(alias="id", pattern=SESSION_ID, description="Left out: the id it had.")] = None,
+    public: Annotated[
+        bool, Query(description="Leave it open to anybody by its public URL if it was so where the capsule was made.")
+    ] = False,
 ) -> Response:
-    """Make a session from a capsule, all of it or nothing."""
+    """Make a session from a capsule, all of it or nothing. Without `public=true` it isn't public."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TAR_TYPES:
         raise BadRequest("The body must be a capsule.", hint=f"Send it with the header 'Content-Type: {_TAR}'.")
-    session = await context.capsules.load(request.stream(), caller, new_id)
-    public = session.allow_public
-    await context.audit.record(caller_of(request), "session.create", session.id, public=public, how="import")
+    session = await context.capsules.load(request.stream(), caller, new_id, public=public)
+    details = {"public": session.allow_public, "how": "import"}
+    await context.audit.record(caller_of(request), "session.create", session.id, **details)
     return Answer(session_view(session, context), 201)

@@ -3,6 +3,8 @@
 Everything that isn't named here needs `write`, unless it only reads. So a route that somebody adds and forgets here is
 closed to keys with fewer rights, and not open. The calls of the operator need `admin`, which the routes themselves
 check too (`operator_only`).
+
+`write` can have code run without `run`: it decides what setups, public URLs and inboxes run.
 """
 
 from __future__ import annotations

@@ -31,10 +31,17 @@ def add(parser: Parser) -> None:
         parser.describe(
             import_,
             "Create the session that a file from `era export` holds, and print its id.",
-            ("era import counter.era.tar", "era import counter.era.tar --id counter-again"),
+            (
+                "era import counter.era.tar",
+                "era import counter.era.tar --id counter-again",
+                "era import counter.era.tar --public",
+            ),
         )
         parser.add_argument("file", metavar="FILE", help="- for standard input")
         parser.add_argument("--id", help="the new session's id; default: the one it had")
+        parser.add_argument(
+            "--public", action="store_true", help="leave it open to anybody by its public URL if it was so"
+        )
 
 
 def export(named: Any) -> None:
@@ -67,7 +74,7 @@ def import_(named: Any) -> None:
     source = None if named.file == "-" else Path(named.file)
     size = source.stat().st_size if source is not None and source.exists() else None
     with connect(named, timeout=600.0) as era, progress(f"import {named.file}", size) as advance:
-        session = era.sessions.load(source or sys.stdin.buffer, named.id, progress=advance)
+        session = era.sessions.load(source or sys.stdin.buffer, named.id, public=named.public, progress=advance)
         if named.json:
             print_json(session.info().answer)
         else:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
+from era.packages.redaction import Redaction
 
 _CHILD = Path(__file__).resolve().with_name("child.py")
 _STAGE = "/run/era"
@@ -92,8 +93,8 @@ class Processes:
         most_memory: int | None = None,
     ) -> Ran:
         """Run a tool in its scratch directory, as `uid`, with the files `names`. `deadline` is of the monotonic clock.
-        `say` gets the output as it comes. `most_memory` is how many bytes each of its processes may take. Raises
-        SetupFailed where it takes too long or too much space."""
+        `say` gets the output as it comes; it is redacted, as is that in the result. `most_memory` is how many bytes
+        each of its processes may take. Raises SetupFailed where it takes too long or too much space."""
         shown = {"work": os.fspath(scratch), **{name: self._shown[name] for name in names}}
         rlimits = {"RLIMIT_FSIZE": space.most, "RLIMIT_CORE": 0, "RLIMIT_NOFILE": 4096}
         if most_memory is not None:
@@ -144,12 +145,15 @@ def too_large(most: int) -> SetupFailed:
 
 
 async def _end_of(name: str, stream: asyncio.StreamReader, say: Say | None) -> str:
-    """Read a stream to its end. Returns its last bytes, as text."""
-    kept = b""
-    while piece := await stream.read(1 << 16):
-        kept = (kept + piece)[-_LAST_WORDS:]
-        if say is not None:
-            say(name, piece)
+    """Read a stream to its end, and redact it. Returns its last bytes, as text."""
+    kept, redaction, is_open = b"", Redaction(), True
+    while is_open:
+        piece = await stream.read(1 << 16)
+        is_open = bool(piece)
+        shown = redaction.shown(piece) if is_open else redaction.rest()
+        kept = (kept + shown)[-_LAST_WORDS:]  # once it is redacted, or a password could lack its begin
+        if say is not None and shown:
+            say(name, shown)
     return kept.decode(errors="replace").strip()
 
 

@@ -36,7 +36,9 @@ Scopes = Annotated[
     list[Scope],
     FailFast(),
     Field(
-        min_length=1, description="What calls it is good for: `read`, `run`, `write`, and `admin` for the operator's."
+        min_length=1,
+        description="What calls it is good for: `read`, `run`, `write`, which also decides what setups and public URLs "
+        "run, and `admin` for the operator's.",
     ),
 ]
 ExpiresAt = Annotated[

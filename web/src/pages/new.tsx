@@ -210,7 +210,7 @@ export function NewPage() {
         <h2>From a capsule</h2>
         <p class="soft">
           A capsule is a whole session in one archive: data, files, versions and records. The id above is used, if there
-          is one.
+          is one. Its public URL is closed until you open it.
         </p>
         <label class="file-input">
           <span class="unseen">Capsule</span>

@@ -880,7 +880,7 @@ export interface paths {
         put?: never;
         /**
          * Import Session
-         * @description Make a session from a capsule, all of it or nothing.
+         * @description Make a session from a capsule, all of it or nothing. Without `public=true` it isn't public.
          */
         post: operations["import_session"];
         delete?: never;
@@ -3043,7 +3043,7 @@ export interface components {
             description?: string;
             /**
              * Scopes
-             * @description What calls it is good for: `read`, `run`, `write`, and `admin` for the operator's.
+             * @description What calls it is good for: `read`, `run`, `write`, which also decides what setups and public URLs run, and `admin` for the operator's.
              */
             scopes?: components["schemas"]["Scope"][];
             /**
@@ -6481,6 +6481,8 @@ export interface operations {
             query?: {
                 /** @description Left out: the id it had. */
                 id?: string | null;
+                /** @description Leave it open to anybody by its public URL if it was so where the capsule was made. */
+                public?: boolean;
             };
             header?: never;
             path?: never;

@@ -155,9 +155,13 @@ its directories, each named by its SHA-256: a version's "snapshot" is the list o
 "stdout" and "stderr" are what it wrote. `sha256sum -c SHA256SUMS` tells whether capsule.json is as it was written.
 
 Values of env are not in here; they are never kept. Data, files, code and outputs are: look at them before you hand this
-on. To take a look at the session on a server of your own, where none of its code is run until you run it:
+on. To take a look at the session on a server of your own:
 
   era import FILE --id NAME
+
+Of its code, an import runs what its "setup" asks for and nothing else: its commands, and what must run to install its
+packages. They run in a sandbox, with neither storage nor secrets of yours. The rest isn't run until you run it, as long
+as you don't make the session public.
 """
 
 

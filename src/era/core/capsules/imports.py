@@ -93,8 +93,9 @@ class Importer:
         self._max_timeout = max_timeout
         self._history = history
 
-    async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None) -> Session:
+    async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None, *, public: bool) -> Session:
         """Make the session that an archive holds, for the caller's owner, under `new_id` or else the id that it had.
+        Only with `public` it may be called by anybody, if it says so itself.
 
         Of older versions, only those are made that the session's history has room for.
 
@@ -108,7 +109,13 @@ class Importer:
                 await self._spool(chunks, spool.fileno())
                 stack.enter_context(self._blobs.naming())
                 capsule = await self._on_thread(self._prepared, spool.fileno())
-                session = replace(capsule.session, owner=caller.owner, id=new_id or capsule.session.id)
+                session = replace(
+                    capsule.session,
+                    owner=caller.owner,
+                    id=new_id or capsule.session.id,
+                    # Or whoever made the capsule could have its code run with this owner's storage, by calling it.
+                    allow_public=public and capsule.session.allow_public,
+                )
                 kept = await self._kept(session, capsule.document)
                 versions = (each for each in capsule.document.versions() if each.version.n in kept)
                 return await self._store.load(session, versions, capsule.runs(self._store.retention), caller.key_id)

@@ -182,7 +182,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         data=current.data,
         metadata=head["metadata"],
         allow_internet=head["allowInternetAccess"],
-        allow_public=head["allowPublicAccess"],
+        allow_public=head["allowPublicAccess"],  # the importer decides whether it counts
         default_timeout=float(head["default_timeout"]),
         stored=stored,
         version=head["version"],

@@ -82,11 +82,13 @@ class Capsules:
         export.when_closed = partial(self._exports.give_back, owner)
         return export
 
-    async def load(self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None = None) -> Session:
+    async def load(
+        self, chunks: AsyncIterator[bytes], caller: OwnedId, new_id: str | None = None, *, public: bool = False
+    ) -> Session:
         """Import a capsule as a session of the caller's owner; `caller` has no id. Raises TooManyUploads, and as
         Importer.load does."""
         with self._slots.take():
-            return await self._importer.load(chunks, caller, new_id)
+            return await self._importer.load(chunks, caller, new_id, public=public)
 
     async def close(self) -> None:
         """Wait for what is under way."""

@@ -328,9 +328,12 @@ class AsyncSessions:
             self._connection, SessionInfo(await self._connection.send("POST", f"{session_path(id)}/restore"))
         )
 
-    async def load(self, capsule: Archive, id: str | None = None, *, progress: Advance | None = None) -> AsyncSession:
-        """Make a session of a capsule, which `session.export` wrote. `id` gives it another id."""
-        query = None if id is None else {"id": id}
+    async def load(
+        self, capsule: Archive, id: str | None = None, *, public: bool = False, progress: Advance | None = None
+    ) -> AsyncSession:
+        """Make a session of a capsule, which `session.export` wrote. `id` gives it another id. Nobody may call its
+        public URL, but with `public` anybody if that was so where the capsule was made."""
+        query = {"id": id, "public": public or None}
         call = Call(
             "POST", "/api/sessions/import", query=query, content=archive_of(capsule, progress), kind="application/x-tar"
         )

@@ -321,9 +321,12 @@ class Sessions:
         """Bring back a session that expired or was deleted."""
         return Session(self._connection, SessionInfo(self._connection.send("POST", f"{session_path(id)}/restore")))
 
-    def load(self, capsule: Archive, id: str | None = None, *, progress: Advance | None = None) -> Session:
-        """Make a session of a capsule, which `session.export` wrote. `id` gives it another id."""
-        query = None if id is None else {"id": id}
+    def load(
+        self, capsule: Archive, id: str | None = None, *, public: bool = False, progress: Advance | None = None
+    ) -> Session:
+        """Make a session of a capsule, which `session.export` wrote. `id` gives it another id. Nobody may call its
+        public URL, but with `public` anybody if that was so where the capsule was made."""
+        query = {"id": id, "public": public or None}
         call = Call(
             "POST", "/api/sessions/import", query=query, content=archive_of(capsule, progress), kind="application/x-tar"
         )
