@@ -278,7 +278,7 @@ class PackageInstaller:
         finally:
             self._scratch_directories -= 1
             # In the background, since the caller waits for the packages.
-            _in_background(asyncio.to_thread(trees.remove, scratch), self._clearing)
+            _in_background(in_thread(trees.remove, scratch), self._clearing)
 
     def sweep(self, keep: set[str], older_than: float, free_before: float) -> int:
         removed = size = 0

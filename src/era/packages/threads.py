@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from era.core.tasks import to_its_end
+
+_THREADS = ThreadPoolExecutor(4, thread_name_prefix="era-packages")
+"""Packing, unpacking and copying large sets takes long, and what watches the memory and the disk of runs waits for a
+thread of the loop's own executor."""
 
 
 async def in_thread[**P, T](work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
     """What `work` returns, done in another thread. Unlike asyncio.to_thread, being cancelled waits for the thread: it
     would go on making files in a scratch directory while that is removed."""
-    return await to_its_end(asyncio.get_running_loop().run_in_executor(None, partial(work, *given, **named)))
+    return await to_its_end(asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *given, **named)))
