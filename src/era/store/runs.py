@@ -276,7 +276,8 @@ def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tup
         query = query.where(runs.c.key < which.before_key)
     by_key, collected = query.order_by(runs.c.key.desc()), query.order_by((runs.c.key + 0).desc())
     if len(keys) <= _FEW_SESSIONS:
-        return _with_session_ids(connection, collected.where(runs.c.session_key.in_(keys)))
+        ordered = by_key if len(keys) == 1 else collected  # an index has those of one session in order
+        return _with_session_ids(connection, ordered.where(runs.c.session_key.in_(keys)))
     of_owner = by_key.where(sessions.c.owner + "" == which.owner, IS_PRESENT)
     if which.status == "running":
         return _with_session_ids(connection, of_owner)
