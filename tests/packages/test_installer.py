@@ -293,7 +293,8 @@ def test_an_owner_with_many_setups_keeps_no_other_one_waiting(
         greedy = [make("greedy", name) for name in ("a", "b", "c", "d", "the same packages")]
         first = [await begun.get() for _ in range(2)]
         other = make("other", wanted)
-        second = [] if weakened else [await begun.get()]
+        async with asyncio.timeout(60):
+            second = [] if weakened else [await begun.get()]
         await asyncio.sleep(0.01)
         assert begun.empty()
         end.set()

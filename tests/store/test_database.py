@@ -178,7 +178,8 @@ async def test_an_owner_s_long_reads_keep_neither_others_nor_health_waiting(
             await asyncio.sleep(0.01)
             assert not any(each.done() for each in calls)
         else:
-            await asyncio.gather(*calls[-3:])
+            async with asyncio.timeout(60):
+                await asyncio.gather(*calls[-3:])
             assert not any(each.done() for each in calls[:-3])
         assert begun.empty()
     finally:

@@ -77,8 +77,9 @@ async def test_an_owner_takes_no_thread_of_the_watches_and_one_of_two(
             await asyncio.sleep(0.01)
             assert not watch.done(), "all threads are taken"
         else:
-            await watch
-            await begun.get()
+            async with asyncio.timeout(60):
+                await watch
+                await begun.get()
         assert begun.empty()
     finally:
         end.set()
