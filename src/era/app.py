@@ -35,7 +35,7 @@ from era.core.files.pages import file_pages
 from era.core.files.pins import Pins
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import Snapshots
-from era.core.files.spool import Slots, Spool, Threads
+from era.core.files.spool import Slots, Spool
 from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
 from era.core.history import HistoryBound
 from era.core.homes import ALONE, Homes
@@ -68,6 +68,7 @@ from era.core.setup.setups import Setups
 from era.core.shares import Shares
 from era.core.storage import Storage
 from era.core.tasks import in_background
+from era.core.threads import Threads
 from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
@@ -212,7 +213,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await servers.look()
         reachable = policy.Policy(private, closed, servers)
         why_stopped = SERVICE_STOPPED if homes is None else MOVED
-        slots = Slots(settings.max_uploads)
+        slots, longest = Slots(settings.max_uploads), settings.max_timeout
         spool = Spool(directory / "uploads", slots)
         spool.open()
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
@@ -224,7 +225,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         package_sets = InstalledPackageSets(store, packages)
         limit_rules = rules(settings)
         bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
-        longest = settings.max_timeout
         capsules = Capsules(
             store, snapshots, blobs, pins, package_sets, directory, slots, longest, limit_rules.largest_tree, bound
         )

@@ -42,6 +42,8 @@ PAIRS: dict[str, tuple[Any, Any, int]] = {
     "many in one value": ({"a": [0] * 300_000, "b": 1}, {"a": [1] * 300_000, "b": 2}, 2),
     "many keys": ({str(n): 0 for n in range(50_000)}, {str(n): 1 for n in range(50_000)}, 1),
     "below a long key": ({_KEY: [0] * 9_000}, {_KEY: [1] * 9_000}, 1),
+    "many values, few of which differ": ({"a": [[0]] * 99_999, "b": 1}, {"a": [[0]] * 99_998 + [[1]], "b": 1}, 1),
+    "the same but for the order of keys": ({"a": {"b": [0] * 99_999, "c": 1}}, {"a": {"c": 1, "b": [0] * 99_999}}, 0),
     "equal numbers of other types": ({"a": [[1] * 20_000]}, {"a": [[1.0] * 20_000]}, 1),
 }
 
@@ -74,3 +76,21 @@ def test_equal_values_below_a_long_key_take_no_time_for_it() -> None:
     began = time.thread_time()
     assert len(data_changes({key: [0] * 200_000 + [0]}, {key: [0] * 200_000 + [1]})) == 1
     assert time.thread_time() - began < 2, "its path would be written 200,000 times"
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_so_many_values_are_compared_at_most(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python, that is: a MiB of lists in lists took a processor for more than a second."""
+    if weakened:
+        monkeypatch.setattr(diffs, "_MOST_VALUES", 1 << 40)
+    data: Any = {"a": [[[[[]]]] for _ in range(95_000)]}
+    calls, compare = 0, diffs._Comparison.compare
+
+    def counting(self: diffs._Comparison, old: Any, new: Any) -> None:
+        nonlocal calls
+        calls += 1
+        compare(self, old, new)
+
+    monkeypatch.setattr(diffs._Comparison, "compare", counting)
+    assert data_changes(data, copy.deepcopy(data)) == []
+    assert (calls > 150_000) is weakened

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from era.core import jsontext
+from era.core.fair_slots import FairSlots
 from era.core.models import StateOutcome
 from era.core.public import headers, relay
 from era.core.public.relay import Call, Reply
@@ -61,7 +62,7 @@ async def ended(printed: bytes, **fields: Any) -> Collected:
 
 def replied(printed: bytes, **fields: Any) -> Reply:
     async def reply() -> Reply:
-        return await relay.reply(await ended(printed, **fields), headers.Place(PATH, None))
+        return await relay.reply(await ended(printed, **fields), headers.Place(PATH, None), "own")
 
     return asyncio.run(reply())
 
@@ -163,6 +164,41 @@ def test_a_large_answer_is_read_in_a_thread(size: int, monkeypatch: pytest.Monke
     replied(json.dumps({"body": ["a" * size]}).encode())
     (thread,) = where
     assert (thread is threading.main_thread()) == (size == 1_000)
+
+
+class FirstCome(FairSlots[str]):
+    """The weakness: slots in the order in which they are asked for, whoever asks."""
+
+    async def take(self, holder: str) -> None:
+        await super().take("anybody")
+
+    def give_back(self, holder: str) -> None:
+        super().give_back("anybody")
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+async def test_large_answers_are_read_by_turns_of_owners(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+
+    async def begin(_: SpooledOutput) -> bytes:
+        return b"{"
+
+    async def noting(_result: RunResult, _stdout: bytes, _place: headers.Place, owner: str) -> Reply:
+        turns.append(owner)
+        return Reply(200, [], b"")
+
+    monkeypatch.setattr(relay, "_begin_of", begin)
+    monkeypatch.setattr(relay, "_described_by", noting)
+    if weakened:
+        monkeypatch.setattr(relay, "_one_large", FirstCome(1, 1))
+    runs = [await ended(b"{" * (relay._LARGE + 1)) for _ in range(5)]
+    place = headers.Place(PATH, None)
+    replies = await asyncio.gather(*(relay.reply(*asked) for asked in zip(runs, [place] * 5, "aaaab", strict=True)))
+    assert turns == list("aaaab" if weakened else "aabaa")
+    for run, reply in zip(runs, replies, strict=True):
+        run.close()
+        assert isinstance(reply.body, SpooledOutput)
+        reply.body.close()
 
 
 def test_a_large_body_is_written_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ class UnsandboxedBuild:
     """A Build whose code runs on the host, as the tests' own user: what sandboxes exist to prevent."""
 
     def __init__(self, owner: str) -> None:
-        self.owner = owner
+        self.owner, self.session_owner = owner, "own"
 
     @asynccontextmanager
     async def sandbox(self, language: str) -> AsyncIterator[UnsandboxedBuild]:

@@ -36,6 +36,9 @@ class Nowhere:
 
     owner = "1"
 
+    def __init__(self, session_owner: str = "own") -> None:
+        self.session_owner = session_owner
+
     def sandbox(self, language: str) -> AbstractAsyncContextManager[Any]:
         raise SetupFailed("nowhere to build")
 

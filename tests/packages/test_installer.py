@@ -15,19 +15,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
 
+from era.core.fair_slots import FairSlots
 from era.core.setup import locks
+from era.core.setup.builds import Build
 from era.core.setup.package_sets import InstalledPackageSets, PackageSet
-from era.core.setup.requirements import packages_of
+from era.core.setup.requirements import Packages, packages_of
 from era.errors import Unavailable
 from era.packages import archives, installer, trees
 from era.packages.notes import Notes
 from era.packages.processes import size_of
-from tests.packages.lab import Lab, assert_sound
+from tests.packages.lab import Lab, Nowhere, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
 
 
@@ -254,6 +256,54 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     first, second = lab.run(both())
     assert first == second
     assert registry.asked.count("/simple/one/") == 1
+
+
+class FirstCome(FairSlots[str]):
+    """The weakness: slots in the order in which they are asked for, whoever asks."""
+
+    async def take(self, holder: str) -> None:
+        await super().take("anybody")
+
+    def give_back(self, holder: str) -> None:
+        super().give_back("anybody")
+
+
+@pytest.mark.parametrize("wanted", ["other packages", "the same packages"])
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_an_owner_with_many_setups_keeps_no_other_one_waiting(
+    lab: Lab, wanted: str, weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for packages that are somewhere in the queue of his own."""
+    if weakened:
+        monkeypatch.setattr(lab.installer, "_slots", FirstCome(2, 2))
+
+    async def make_all() -> tuple[list[str], list[str]]:
+        begun, end = asyncio.Queue[str](), asyncio.Event()
+
+        async def install(packages: Packages, *_: object) -> PackageSet:
+            begun.put_nowait(packages.pip[0])
+            await end.wait()
+            return PackageSet("0" * 64, [], [])
+
+        def make(owner: str, package: str) -> asyncio.Task[PackageSet]:
+            build = cast(Build, Nowhere(owner))
+            return asyncio.create_task(lab.installer.make(Packages(pip=(package,)), build, anew=True))
+
+        monkeypatch.setattr(lab.installer, "_install", install)
+        greedy = [make("greedy", name) for name in ("a", "b", "c", "d", "the same packages")]
+        first = [await begun.get() for _ in range(2)]
+        other = make("other", wanted)
+        async with asyncio.timeout(60):
+            second = [] if weakened else [await begun.get()]
+        await asyncio.sleep(0.01)
+        assert begun.empty()
+        end.set()
+        await asyncio.gather(*greedy, other)
+        return first, second
+
+    first, second = lab.run(make_all())
+    assert first == ["a", "b"]
+    assert second == ([] if weakened else [wanted])
 
 
 def contents(lab: Lab, made: PackageSet) -> dict[str, tuple[int, bytes]]:

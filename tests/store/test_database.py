@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, RootTransaction, event
 
+from era.core.audit import AuditFilter
+from era.core.metadata import RunFilter, SessionFilter
 from era.core.usage import use_of
 from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store.metadata import SqlStore
@@ -201,3 +205,74 @@ async def test_kill_9_loses_nothing_acknowledged(kind: str, wait: float, request
         runs = {run.id: run for run in await store.runs(session.key, 10)}
         assert runs[f"r{kept}"].version == session.version
         assert await store.mark_lost() in (0, 1)
+
+
+OF_OWNERS: dict[str, Callable[[SqlStore, str], Awaitable[Any]]] = {
+    "sessions": lambda store, owner: store.sessions(SessionFilter(owner, limit=9)),
+    "a page": lambda store, owner: store.session_page(SessionFilter(owner, limit=9), 9),
+    "runs": lambda store, owner: store.runs_of_owner(RunFilter(owner, 9)),
+    "stats": lambda store, owner: store.storage_items.item_counts(owner),
+    "resources": lambda store, owner: store.storage_items.all_items(owner, None, None, prefix="", limit=9, offset=0),
+    "usage": lambda store, owner: store.usage.days(owner, 0, 9),
+    "audit": lambda store, owner: store.audit.audit_entries(AuditFilter(9, owner)),
+    "webhooks": lambda store, owner: store.webhooks.webhooks(owner),
+}
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+@pytest.mark.parametrize("kind", OF_OWNERS)
+async def test_an_owner_s_long_reads_keep_neither_others_nor_health_waiting(
+    sqlite_store: SqlStore, kind: str, weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, database = OF_OWNERS[kind], sqlite_store.database
+    if weakened:
+        monkeypatch.setattr(database, "read_for", lambda _, job, *args: database.read(job, *args))
+    end, begun, loop = threading.Event(), asyncio.Queue[None](), asyncio.get_running_loop()
+    takes_long, in_reader = True, database._in_reader
+
+    def slowly(job: Any, *args: Any) -> Any:
+        if takes_long:
+            loop.call_soon_threadsafe(begun.put_nowait, None)
+            end.wait()
+        return in_reader(job, *args)
+
+    monkeypatch.setattr(database, "_in_reader", slowly)
+    calls = [asyncio.ensure_future(call(sqlite_store, "greedy")) for _ in range(9)]
+    try:
+        for _ in range(database.engines.readers if weakened else 1):
+            await begun.get()
+        takes_long = False
+        others = [sqlite_store.ping(), sqlite_store.present_sessions([1]), call(sqlite_store, "other")]
+        calls += [asyncio.ensure_future(each) for each in others]
+        if weakened:
+            await asyncio.sleep(0.01)
+            assert not any(each.done() for each in calls)
+        else:
+            async with asyncio.timeout(60):
+                await asyncio.gather(*calls[-3:])
+            assert not any(each.done() for each in calls[:-3])
+        assert begun.empty()
+    finally:
+        end.set()
+        await asyncio.gather(*calls)
+
+
+async def test_long_reads_of_whoever_is_gone_count_until_they_end(sqlite_store: SqlStore) -> None:
+    """Or one who hangs up and asks again would have all readers."""
+    database, loop = sqlite_store.database, asyncio.get_running_loop()
+    end, begun = threading.Event(), asyncio.Queue[None]()
+
+    def takes_long(_: Connection) -> None:
+        loop.call_soon_threadsafe(begun.put_nowait, None)
+        end.wait()
+
+    first = asyncio.create_task(database.read_for("greedy", takes_long))
+    await begun.get()
+    first.cancel()
+    second = asyncio.create_task(database.read_for("greedy", takes_long))
+    await sqlite_store.ping()
+    assert begun.empty()
+    end.set()
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert first.cancelled()
+    assert begun.qsize() == 1

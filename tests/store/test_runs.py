@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from era.core.metadata import Retention, RunFilter
-from era.core.models import EMPTY, Answered, Claim, KeptOutputs, Snapshot, Status
+from era.core.models import EMPTY, Answered, Claim, KeptOutputs, OwnedId, Snapshot, Status
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, Unavailable
 from era.store import runs as runs_module
 from era.store.metadata import SqlStore
@@ -211,3 +211,56 @@ async def test_only_such_records_are_not_synced(sqlite_store: SqlStore) -> None:
     with pytest.raises(Unavailable):
         await store.database.write_unsynced(lambda connection: connection.exec_driver_sql("SELECT nothing"))
     assert await store.database.write(level) == full
+
+
+LISTS = {
+    "of all": RunFilter("many", 50),
+    "of later": RunFilter("many", 50, since=1 << 60),
+    "with a status": RunFilter("many", 50, status="ok"),
+    "of long ago": RunFilter("many", 50, before_key=15_000),
+}
+
+
+@pytest.mark.parametrize("which", LISTS)
+@pytest.mark.parametrize(
+    ("few", "weakened"), [(9, False), (1, False), (1, True)], ids=["few sessions", "many sessions", "weakened"]
+)
+async def test_a_list_of_an_owner_s_runs_does_not_walk_all_of_others(
+    sqlite_store: SqlStore, which: str, few: int, weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in steps of SQLite's, of which each row takes several."""
+    monkeypatch.setattr(runs_module, "_FEW_SESSIONS", few)
+    monkeypatch.setattr(runs_module, "_LOOKED_THROUGH", 1 << 40 if weakened else 100)
+    other = await sqlite_store.create_session(new("other"))
+    for name in ("first", "second"):
+        await sqlite_store.create_session(new(name, id=OwnedId("many", name)))
+        await sqlite_store.begin_run(OwnedId("many", name), f"run of {name}")
+
+    def fill(connection: Connection) -> None:
+        connection.exec_driver_sql(
+            "INSERT INTO runs (id, session_key, status, started_at, stdout_bytes, stderr_bytes, stdout_truncated, "
+            "stderr_truncated, committed, enforced) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+            "WHERE i < 20000) SELECT 'run ' || i, ?, 'ok', 1, 0, 0, 0, 0, 1, '{}' FROM n",
+            (other.key,),
+        )
+
+    await sqlite_store.database.write(fill)
+    hundreds = 0
+
+    def step() -> int:
+        nonlocal hundreds
+        hundreds += 1
+        return 0
+
+    def listing(connection: Connection) -> int:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        raw.set_progress_handler(step, 100)
+        try:
+            return len(runs_module.list_runs_of_owner(connection, LISTS[which]))
+        finally:
+            raw.set_progress_handler(None, 0)
+
+    found = await sqlite_store.database.read(listing)
+    assert found == (2 if which in ("of all", "of long ago") else 0)
+    assert (hundreds > 500) is weakened

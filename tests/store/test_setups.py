@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from era.core.metadata import SessionChange
-from era.core.models import DEFAULT_OWNER, EMPTY, Snapshot
+from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId, Snapshot
 from era.core.quotas import Bound
 from era.errors import QuotaReached
 from era.store.metadata import SqlStore
@@ -104,3 +104,11 @@ async def test_files_of_a_setup_count_for_quotas(store: SqlStore) -> None:
     with pytest.raises(QuotaReached):
         await store.commit(mine("other"), "files", data=None, snapshot=Snapshot("c" * 64, 1, 3 << 20))
     assert await store.end_setup(job, status="completed", result="{}", package_set=None) is False, "it has ended"
+
+
+async def test_an_owner_s_many_setups_leave_others_theirs(store: SqlStore) -> None:
+    """Of those that are looked at a time."""
+    for n in range(4):
+        await store.create_session(new(f"g{n}", id=OwnedId("greedy", f"g{n}"), setup='{"pip":["one"]}'))
+    await store.create_session(new("s", setup='{"pip":["one"]}'))
+    assert [job.session_id.id for job in await store.unfinished_setups()] == ["g0", "s", "g1", "g2", "g3"]

@@ -19,7 +19,7 @@ async def test_it_is_looked_for_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
         return nearest(name, known, cutoff)
 
     monkeypatch.setattr(http, "nearest", noted)
-    assert await http._nearest_id("my-proyect", ["other", "my-project"]) == "my-project"
+    assert await http._nearest_id("own", "my-proyect", ["other", "my-project"]) == "my-project"
     assert threads != [threading.current_thread()]
     assert len(threads) == 1
 
@@ -33,7 +33,7 @@ async def test_long_ids_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> Non
         return None
 
     monkeypatch.setattr(http, "nearest", noted)
-    await http._nearest_id("a" * 40, ["b" * 40, "c" * 41, "d" * 128])
+    await http._nearest_id("own", "a" * 40, ["b" * 40, "c" * 41, "d" * 128])
     assert compared == ["b" * 40]
-    await http._nearest_id("a" * 41, ["b" * 40])
+    await http._nearest_id("own", "a" * 41, ["b" * 40])
     assert compared == ["b" * 40]

@@ -51,6 +51,7 @@ from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.other_hosts import answers
 from era.api.validation import invalid
+from era.core.threads import computing
 from era.errors import (
     BadRequest,
     EraError,
@@ -215,7 +216,8 @@ async def _era_error(request: Request, error: Exception) -> Response:
         note_moved(request)
     if isinstance(error, NoSession) and (caller := getattr(request.state, "caller", None)):
         context: Context = request.app.state.context
-        if found := await _nearest_id(error.session_id, await context.store.newest_ids(caller.owner, _COMPARED)):
+        newest = await context.store.newest_ids(caller.owner, _COMPARED)
+        if found := await _nearest_id(caller.owner, error.session_id, newest):
             error.hint = f"Did you mean '{found}'? {error.hint}"
     is_strangers = isinstance(error, QuotaReached | RateReached) and getattr(request.state, "caller", None) is None
     answer = _answer(request, _of_somebody_elses_quota(error) if is_strangers else error)
@@ -223,13 +225,13 @@ async def _era_error(request: Request, error: Exception) -> Response:
     return answer
 
 
-async def _nearest_id(missing: str, own: Iterable[str]) -> str | None:
-    """The id of these that was probably meant. To compare two takes the product of their lengths, in a thread, as all
-    others would wait for it."""
+async def _nearest_id(owner: str, missing: str, own: Iterable[str]) -> str | None:
+    """The id of an owner's own that was probably meant. To compare two takes the product of their lengths, in a thread,
+    as all others would wait for it."""
     if len(missing) > _LONGEST_COMPARED:
         return None
     short = [each for each in own if len(each) <= _LONGEST_COMPARED]
-    return await asyncio.to_thread(nearest, missing, short, _NEARLY_THE_SAME)
+    return await computing(owner, nearest, missing, short, _NEARLY_THE_SAME)
 
 
 def _of_somebody_elses_quota(error: EraError) -> EraError:

@@ -134,7 +134,7 @@ async def _run_stored_code(request: Request, context: Context, session: Session,
     run = await context.runs.run(session.owned_id, asked)
     told = {"X-Era-Run": run.result.run_id}
     try:
-        reply = await relay.reply(run, target.place)
+        reply = await relay.reply(run, target.place, session.owner)
     except RelayFailed as error:
         run.close()
         return Answer(error_body(error, request.state.request_id), error.status, headers=told)

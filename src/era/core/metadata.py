@@ -399,7 +399,8 @@ class MetadataStore(Protocol):
         ...
 
     async def unfinished_setups(self) -> Sequence[SetupJob]:
-        """The setups of present sessions that have not ended, a thousand at most, oldest session first."""
+        """The setups of present sessions that have not ended, a thousand at most, in turn by owners, and of each the
+        oldest session's first."""
         ...
 
     async def begin_setup(self, job: SetupJob) -> bool:

@@ -11,12 +11,12 @@ from era.core import jsontext
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
 from era.core.files.blob_store import BlobStore
-from era.core.files.spool import Threads
 from era.core.metadata import MetadataStore, RunFilter
 from era.core.models import JsonObject, KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
 from era.core.run_messages import RunResult, pieces_of, result_of
 from era.core.spooled_output import SpooledOutput
+from era.core.threads import Threads
 from era.core.transcript import Piece, Transcript
 from era.core.views import data_view
 from era.errors import CommitFailed, Conflict, EraError, NotFound, RunLost, Unavailable

@@ -34,9 +34,9 @@ from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 from era.core.files.blob_store import BlobStore
-from era.core.files.spool import FairThreads, Threads
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
+from era.core.threads import FairThreads, Threads
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
 
 type Kind = Literal["kv", "r2"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +17,7 @@ from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
 from era.core.sessions import data_text
+from era.core.threads import computing
 from era.core.turns import Turns
 from era.core.views import without_view
 
@@ -73,7 +73,7 @@ class Versions:
             old = await self._store.version(session_id, n - 1)
             old_data, old_snapshot = old.data, old.version.snapshot
         files = partial(change_pages, self._snapshots, old_snapshot, new.version.snapshot)
-        return Diff(n, await asyncio.to_thread(_changes, old_data, new.data), files)
+        return Diff(n, await computing(session_id.owner, _changes, old_data, new.data), files)
 
     async def name(self, session_id: OwnedId, n: int, name: str) -> Version:
         """Name version `n`, which is kept from now on. It needs no turn: neither data nor files change.

@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,8 @@ from era.mcp.results import (
 )
 from era.run_notes import GAP
 from era.urls import file_path, session_path
+
+_INDENTING = ThreadPoolExecutor(1, thread_name_prefix="era-mcp")
 
 type Progress = Callable[[str], Awaitable[None]]
 """Gets what a program has just written."""
@@ -153,8 +156,9 @@ async def _list(calls: Calls, body: given.ListSessions, progress: Progress) -> C
 
 async def _get(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
     session = await calls.call("GET", session_path(body.session_id))
-    # In a thread: its data may be a MiB of small values, and to indent those takes long.
-    text = await asyncio.to_thread(json.dumps, session, ensure_ascii=False, indent=1)
+    # In a thread of its own: its data may be a MiB of small values, and to indent those takes long.
+    indented = partial(json.dumps, session, ensure_ascii=False, indent=1)
+    text = await asyncio.get_running_loop().run_in_executor(_INDENTING, indented)
     return text_result(text, session)
 
 

@@ -52,12 +52,12 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from era.core.fair_slots import FairSlots
 from era.core.files.blob_store import BlobStore
 from era.core.files.durable import sync_file_system
 from era.core.models import JsonObject
@@ -73,7 +73,7 @@ from era.packages.bytecode import Compiler
 from era.packages.making import Making
 from era.packages.notes import Notes
 from era.packages.processes import Processes, Space, size_of
-from era.packages.threads import in_thread
+from era.packages.threads import in_background, in_thread
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _RUN_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
@@ -90,8 +90,9 @@ _PATIENCE_SECONDS = 10.0
 _UNCOMPILED = "uncompiled"
 """A file beside the lock: the mark of a set whose bytecode is still missing."""
 
-_AT_A_TIME = 2
-"""How many tools fetch at the same time. Builds in sandboxes don't count."""
+_AT_A_TIME, _OF_OWNER = 3, 2
+"""How many sets are made at the same time, and how many of one owner: a place is left to others, however much he wants
+and however long that takes. Builds in sandboxes don't count."""
 
 _FORMAT = 2
 
@@ -128,7 +129,7 @@ class PackageInstaller:
         self._variables = variables
         self._blobs = blobs
         self._turns = Turns()
-        self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self._slots: FairSlots[str] = FairSlots(_AT_A_TIME, _OF_OWNER)
         self._scratch_directories = 0
         self._sizes: dict[str, int] = {}
         """How many bytes package sets take that no session needs, by digest."""
@@ -232,7 +233,8 @@ class PackageInstaller:
     async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:
         key = self.name(packages)
         try:
-            async with self._turns.take(key, bounded=False):
+            # The slot first: who has the turn would keep others waiting for it while he waits for his owner's slots.
+            async with self._slots.slot(build.session_owner), self._turns.take(key, bounded=False):
                 if not anew and (package_set := await self._find_anywhere(packages, build.owner)) is not None:
                     return package_set
                 made = await self._in_scratch(lambda scratch: self._install(packages, scratch, say))
@@ -278,7 +280,7 @@ class PackageInstaller:
         finally:
             self._scratch_directories -= 1
             # In the background, since the caller waits for the packages.
-            _in_background(asyncio.to_thread(trees.remove, scratch), self._clearing)
+            in_background(in_thread(trees.remove, scratch), self._clearing)
 
     def sweep(self, keep: set[str], older_than: float, free_before: float) -> int:
         removed = size = 0
@@ -324,7 +326,8 @@ class PackageInstaller:
                 self._processes.change_owner(directory, self._processes.fetcher)
             work = self._processes.path("work", scratch)
             variables = tools.environment(home, f"{work}/home", self._variables)
-            making = Making(scratch, time.monotonic() + self._seconds, say, variables)
+            waits_as = None if build is None else build.session_owner
+            making = Making(scratch, time.monotonic() + self._seconds, say, variables, waits_as)
             if packages.pip and build is not None and kind == "pip":
                 making.built_for = build.owner
                 await building.build_python(
@@ -408,13 +411,13 @@ class PackageInstaller:
             await self._fetch("go", command, tools.go_environment(making.variables, work), making)
 
     async def _fetch(self, tool: str, command: list[str], variables: Mapping[str, str], making: Making) -> None:
-        """Run a tool on the host once a slot is free; the wait for that doesn't count for the deadline. Raises
-        MustBuild, SetupFailed."""
+        """Run a tool on the host, for a build once a slot is free; the wait for that doesn't count for the deadline.
+        Raises MustBuild, SetupFailed."""
         names = ["cache", {"pip": "uv", "npm": "node", "go": "go"}[tool], *self._python_names]
         space = Space(making.scratch, self._cache, self._most_bytes)
-        begun = time.monotonic()
+        begun, waits_as = time.monotonic(), making.waits_as
         try:
-            async with self._slots:
+            async with nullcontext() if waits_as is None else self._slots.slot(waits_as):
                 making.deadline += time.monotonic() - begun
                 ran = await self._processes.run(
                     command, variables, scratch=making.scratch, uid=self._processes.fetcher,
@@ -517,7 +520,7 @@ class PackageInstaller:
             (scratch / "made" / _UNCOMPILED).touch()
         await in_thread(self._publish, scratch, digest)
         if not is_compiled:
-            _in_background(self._compile_afterwards(digest), self._compiling)
+            in_background(self._compile_afterwards(digest), self._compiling)
 
     async def _compile_afterwards(self, digest: str) -> None:
         """Compile a copy of a published package set, and add the bytecode to it. Where that can't be, the mark is taken
@@ -591,10 +594,3 @@ class PackageInstaller:
     def _own(self, made: Path) -> None:
         """Make the service the owner of all files, readable for everybody."""
         trees.own(made, None if self._processes.fetcher is None else 0)
-
-
-def _in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
-    """Run a coroutine in a task of its own, which is in `tasks` until it has ended."""
-    task = asyncio.create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)

@@ -22,6 +22,9 @@ class Making:
     variables: Mapping[str, str]
     """Environment variables of the tools."""
 
+    waits_as: str | None = None
+    """The owner in whose turn its tools wait for a slot; None where it has one for as long as it lasts."""
+
     stdout: list[str] = field(default_factory=list)
     stderr: list[str] = field(default_factory=list)
     npm: list[JsonObject] = field(default_factory=list)

@@ -51,7 +51,7 @@ class AuditRows:
         def job(connection: Connection) -> Sequence[AuditEntry]:
             return [_entry(row) for row in connection.execute(query)]
 
-        return await self._database.read(job)
+        return await self._database.read_for(which.owner or "", job)
 
 
 def _values(entry: AuditEntry) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 Theory of operation. Writes go through one thread and one connection, so they never wait for each other's locks and
 SQLite is never asked to arbitrate; reads have a few threads and connections of their own and, thanks to the
-write-ahead log, neither block the writer nor are blocked by it. Each job is one transaction: it is durable when it
-returns, or an error is raised and nothing of it happened. Only `write_unsynced` leaves out the wait for the disk: what
-it wrote survives this process, and is durable once a later transaction is.
+write-ahead log, neither block the writer nor are blocked by it. Those that may take long for an owner have a turn of
+his (`read_for`). Each job is one transaction: it is durable when it returns, or an error is raised and nothing of it
+happened. Only `write_unsynced` leaves out the wait for the disk: what it wrote survives this process, and is durable
+once a later transaction is.
 
 Errors of the database become Unavailable here. Their text may hold SQL, so it goes to the log only. The writer's
 connection is dropped after each, since nobody knows what state it is in; but not where PostgreSQL has undone the
@@ -38,6 +39,8 @@ from typing import Any, Concatenate
 from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
 
+from era.core.fair_slots import FairSlots
+from era.core.tasks import to_its_end
 from era.core.webhooks import Event, Webhook
 from era.errors import BadRequest, OutcomeUnknown, Unavailable
 from era.store import dialects
@@ -163,6 +166,7 @@ class Database:
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
         self._readers = ThreadPoolExecutor(self.engines.readers, thread_name_prefix="era-read")
+        self._long_reads: FairSlots[str] = FairSlots(self.engines.readers - 1, 1)
         self._connection: Connection | None = None
         self._syncs = True
         """Whether that connection syncs its commits."""
@@ -252,6 +256,15 @@ class Database:
         Raises Unavailable where the database failed.
         """
         return await self._on(self._readers, lambda: self._in_reader(job, *args, **kwargs))
+
+    async def read_for[**P, T](
+        self, owner: str, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`read` what takes longer the more an owner has, and is asked for as often as he likes. One of his is done at
+        a time, so that others have theirs meanwhile, and of all owners' one fewer than there are readers: they keep no
+        short reads waiting, such as that of GET /health. One whose caller is gone counts until it has ended."""
+        async with self._long_reads.slot(owner):
+            return await to_its_end(self.read(job, *args, **kwargs))
 
     async def _on[T](self, executor: ThreadPoolExecutor, job: Callable[[], T]) -> T:
         """Run a job on a thread. Raises Unavailable where the database fails or is closed."""

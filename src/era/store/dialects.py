@@ -42,7 +42,7 @@ on a busy machine one that was killed takes its time to be."""
 
 _log = logging.getLogger(__name__)
 
-_SQLITE_READERS = 2
+_SQLITE_READERS = 3
 _POSTGRESQL_READERS = 4
 _OLDEST_POSTGRESQL = 130000
 _OWNERSHIP_KEY = 0x657261 << 8  # an advisory lock's: "era"

@@ -207,10 +207,10 @@ class SqlStore:
         return await read_session_of_site(self.database, key)
 
     async def sessions(self, which: SessionFilter) -> Sequence[Session]:
-        return await self.database.read(session_pages.list_sessions, self._retention, which)
+        return await self.database.read_for(which.owner, session_pages.list_sessions, self._retention, which)
 
     async def session_page(self, which: SessionFilter, most: int) -> tuple[Sequence[Session], bool]:
-        return await self.database.read(session_pages.session_page, self._retention, which, most)
+        return await self.database.read_for(which.owner, session_pages.session_page, self._retention, which, most)
 
     async def newest_ids(self, owner: str, limit: int) -> Sequence[str]:
         return await self.database.read(sessions.newest_ids, owner, limit)
@@ -357,7 +357,7 @@ class SqlStore:
         return await self.database.read(runs.list_runs, session_key, limit, before)
 
     async def runs_of_owner(self, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
-        return await self.database.read(runs.list_runs_of_owner, which)
+        return await self.database.read_for(which.owner, runs.list_runs_of_owner, which)
 
     async def run(self, session_id: OwnedId, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:
         return await self._read(session_id, lambda connection, session: runs.find_run(connection, session, run_id))
@@ -459,7 +459,7 @@ class SqlStore:
             return take(session, versions, runs)
 
         dump = partial(capsules.dump_session, history=history, take=take_once)
-        return await self.database.read(dump, self._retention, session_id)
+        return await self.database.read_for(session_id.owner, dump, self._retention, session_id)
 
     async def load(
         self,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 
 from era.core.metadata import Retention, RunFilter
 from era.core.models import Answered, Claim, JsonObject, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
@@ -244,6 +244,9 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
 _FEW_SESSIONS = 1000
 """Of an owner, whose runs are at most some hundred thousand then, and mostly far fewer."""
 
+_LOOKED_THROUGH = 20_000
+"""Of the newest runs of all owners, for those of one who has many sessions."""
+
 
 def list_runs(connection: Connection, session_key: int, limit: int, before: int | None) -> Sequence[RunRecord]:
     """The `limit` newest runs older than the one with the key `before`, newest first."""
@@ -255,31 +258,37 @@ def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tup
     """See MetadataStore.runs_of_owner.
 
     Of an owner with few sessions, theirs are collected and sorted. Where there are many, the newest runs of all owners
-    are looked through until there are enough: an expression in place of the owner's column keeps the database from
-    collecting all of the owner's.
+    are looked through first. Where so many of them don't have enough, the owner's are collected: others may have any
+    number. Expressions in place of columns keep the database from doing it another way.
     """
     mine = select(sessions.c.key).where(sessions.c.owner == which.owner, IS_PRESENT).limit(_FEW_SESSIONS + 1)
     if which.session_id is not None:
         mine = mine.where(sessions.c.id == which.session_id)
     keys = connection.execute(mine).scalars().all()
-    query = (
-        RUNS.add_columns(sessions.c.id)
-        .join(sessions, sessions.c.key == runs.c.session_key)
-        .order_by(runs.c.key.desc())
-        .limit(which.limit)
-    )
-    if len(keys) <= _FEW_SESSIONS:
-        query = query.where(runs.c.session_key.in_(keys))
-    else:
-        query = query.where(sessions.c.owner + "" == which.owner, IS_PRESENT)
+    query = RUNS.add_columns(sessions.c.id).join(sessions, sessions.c.key == runs.c.session_key).limit(which.limit)
     if which.status == "running":  # Few are, of all that there are.
         query = query.where(runs.c.key.in_(select(runs.c.key).where(_IS_RUNNING)))
     elif which.status is not None:
-        query = query.where(has_status(runs, which.status))
+        query = query.where(runs.c.status + "" == which.status)  # or all owners' with this status would be collected
     if which.since is not None:
         query = query.where(runs.c.started_at >= which.since)
     if which.before_key is not None:
         query = query.where(runs.c.key < which.before_key)
+    by_key, collected = query.order_by(runs.c.key.desc()), query.order_by((runs.c.key + 0).desc())
+    if len(keys) <= _FEW_SESSIONS:
+        ordered = by_key if len(keys) == 1 else collected  # an index has those of one session in order
+        return _with_session_ids(connection, ordered.where(runs.c.session_key.in_(keys)))
+    of_owner = by_key.where(sessions.c.owner + "" == which.owner, IS_PRESENT)
+    if which.status == "running":
+        return _with_session_ids(connection, of_owner)
+    newest = which.before_key or connection.execute(select(func.max(runs.c.key))).scalar() or 0
+    found = _with_session_ids(connection, of_owner.where(runs.c.key >= newest - _LOOKED_THROUGH))
+    if len(found) == which.limit:
+        return found
+    return _with_session_ids(connection, collected.where(sessions.c.owner == which.owner, IS_PRESENT))
+
+
+def _with_session_ids(connection: Connection, query: Select[Any]) -> Sequence[tuple[str, RunRecord]]:
     return [(session_id, record_from_row(values)) for *values, session_id in connection.execute(query)]
 
 

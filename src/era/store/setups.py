@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from era.core.metadata import Retention, SetupJob
 from era.core.models import OwnedId, Session, Snapshot, Trim, now
@@ -24,7 +24,7 @@ _MOST_JOBS = 1000
 _UNFINISHED = (
     select(sessions.c.key, sessions.c.owner, sessions.c.id, sessions.c.setup, sessions.c.setup_lock)
     .where(SETUP_UNDER_WAY, IS_PRESENT)
-    .order_by(sessions.c.key)
+    .order_by(func.row_number().over(partition_by=sessions.c.owner, order_by=sessions.c.key), sessions.c.key)
     .limit(_MOST_JOBS)
 )
 _IN_FORCE = select(sessions.c.version, sessions.c.setup).where(sessions.c.key == bindparam("session"), IS_PRESENT)
@@ -39,7 +39,8 @@ _PACKAGE_SETS = select(sessions.c.package_set).where(sessions.c.package_set.is_n
 
 
 def unfinished_setups(connection: Connection) -> Sequence[SetupJob]:
-    """The setups of present sessions that haven't ended, by the age of their sessions; the first thousand of them."""
+    """The setups of present sessions that haven't ended, in turn by owners and by the age of their sessions; the first
+    thousand of them."""
     rows = connection.execute(_UNFINISHED)
     return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup, row.setup_lock) for row in rows]
 

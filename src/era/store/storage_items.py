@@ -113,7 +113,7 @@ class StorageItemRows:
         def job(connection: Connection) -> tuple[Sequence[Item], int]:
             return [_item_from_row(row) for row in connection.execute(page)], connection.execute(count).scalar_one()
 
-        return await self._database.read(job)
+        return await self._database.read_for(owner, job)
 
     async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
         query = select(_t.kind, _t.namespace, func.count(), func.sum(_t.size))
@@ -122,7 +122,7 @@ class StorageItemRows:
         def job(connection: Connection) -> Sequence[tuple[Kind, str, int, int]]:
             return [(row[0], row[1], int(row[2]), int(row[3])) for row in connection.execute(query)]
 
-        return await self._database.read(job)
+        return await self._database.read_for(owner, job)
 
     async def item_bytes(self, owner: str | None = None) -> Mapping[str, int]:
         query = select(_t.owner, func.sum(_COUNTED)).group_by(_t.owner)

@@ -239,7 +239,7 @@ class UsageRows:
                 for name, day, runs, cpu_us, egress, storage, disk in connection.execute(query)
             ]
 
-        return await self._database.read(job)
+        return await self._database.read_for(owner or "", job)
 
     async def prune(self, days: int) -> int:
         old = delete(usage).where(usage.c.day < day_of(now()) - days)

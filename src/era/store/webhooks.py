@@ -120,7 +120,7 @@ class WebhookRows:
             rows = connection.execute(_WEBHOOKS.where(_w.c.owner == owner))
             return [(webhook, found.get(webhook.id, {})) for webhook in map(_webhook_from_row, rows)]
 
-        return await self._database.read(job)
+        return await self._database.read_for(owner, job)
 
     async def drop_webhook(self, owner: str, webhook_id: str) -> None:
         def job(connection: Connection) -> Sequence[Webhook]:
@@ -145,7 +145,7 @@ class WebhookRows:
             rows = connection.execute(_NOTICES.where(_OF_WEBHOOK).order_by(_n.c.key.desc()), {"of_webhook": webhook_id})
             return [Notice(*row) for row in rows]
 
-        return await self._database.read(job)
+        return await self._database.read_for(owner, job)
 
     async def replay_notice(self, owner: str, webhook_id: str, notice_id: str) -> Notice:
         again = {"status": "pending", "tries": 0, "next_attempt_at": None, "ended_at": None}

@@ -23,7 +23,7 @@ from era.core.files.paths import Parts, name_problem, state_file
 from era.core.files.pins import Pins
 from era.core.files.session_files import PATIENCE, Body, SessionFiles
 from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
-from era.core.files.spool import Spool, Threads
+from era.core.files.spool import Spool
 from era.core.files.totals import Bounds, link_totals
 from era.core.files.tree_objects import name_bytes
 from era.core.files.trees import BlobBatch
@@ -31,6 +31,7 @@ from era.core.files.unpack import BadArchive, Format, Member
 from era.core.files.unzip import zip_members
 from era.core.metadata import MetadataStore
 from era.core.models import STATE_FILE, OwnedId, Session
+from era.core.threads import Threads
 from era.core.turns import Turns
 from era.errors import Conflict, TooLarge, TooManyUploads, Unavailable
 

@@ -24,7 +24,7 @@ from era.core.files.blob_store import BlobStore
 from era.core.files.edits import Changes, Entry, FileEntry, Place, PutFile, Remove, display_path, no_file
 from era.core.files.paths import Parts
 from era.core.files.snapshots import Snapshots
-from era.core.files.spool import FairThreads, Spool, Threads, Upload
+from era.core.files.spool import Spool, Upload
 from era.core.files.totals import Bounds, Totals
 from era.core.files.unpack import PIECE
 from era.core.history import HistoryBound
@@ -32,6 +32,7 @@ from era.core.limits import Rules, bounds
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
+from era.core.threads import FairThreads, Threads
 from era.core.turns import Turns
 from era.errors import BadRequest, Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 

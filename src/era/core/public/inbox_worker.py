@@ -341,7 +341,7 @@ class Inbox:
     async def _outcome(self, head: Next, run: Collected) -> Outcome:
         """Whether an attempt succeeded: a run that ended well and was kept, and an answer below 500."""
         try:
-            answer = (await relay.reply(run, headers.Place("/", None))).status
+            answer = (await relay.reply(run, headers.Place("/", None), head.session_id.owner)).status
         except RelayFailed as error:
             return self._failed(head, error.status, error.message)
         if run.result.status != "ok":

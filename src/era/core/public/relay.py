@@ -7,7 +7,6 @@ an ordinary run. Which headers pass is decided in headers.py.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Iterable, Sequence
@@ -15,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from era.core import jsontext
+from era.core.fair_slots import FairSlots
 from era.core.models import Status
 from era.core.public import headers
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
+from era.core.threads import computing
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10
@@ -35,7 +36,7 @@ _IN_THREAD = 64 << 10
 
 _MAX_JSON = 16 << 20
 _JSON_BEGINS = b'{["'
-_one_large = asyncio.Semaphore(1)
+_one_large: FairSlots[str] = FairSlots(1, 1)
 
 _MAX_ANSWER_COMMAS = 500_000
 """Bounds how many values an answer has. JSON may be tens of MiB, and many small values take thirty times that in
@@ -105,8 +106,8 @@ def too_large(variable: str) -> TooLarge:
     )
 
 
-async def reply(run: Collected, place: headers.Place) -> Reply:
-    """The response that a run's output describes, for the place where the session answers.
+async def reply(run: Collected, place: headers.Place, owner: str) -> Reply:
+    """The response that a run's output describes, for the place where the session of this owner answers.
 
     A JSON object may describe status, headers and body; other JSON is the body itself; anything else is sent as text.
     Raises RelayTimeout or RelayFailed where the run gave no answer, or none that can be sent.
@@ -120,14 +121,14 @@ async def reply(run: Collected, place: headers.Place) -> Reply:
     if result.stdout_truncated:
         raise RelayFailed("What the program printed is over its limit of output, so it is no whole answer.")
     if run.stdout.size <= _LARGE:
-        return await _described_by(result, await run.stdout.whole(), place)
+        return await _described_by(result, await run.stdout.whole(), place, owner)
     is_json = await _begin_of(run.stdout) in _JSON_BEGINS
     if not is_json:
         return _text(result, run.stdout, place)
     if run.stdout.size > _MAX_JSON:
         raise RelayFailed(f"What the program printed looks like JSON and is over {_MAX_JSON >> 20} MiB.")
-    async with _one_large:
-        whole = await _described_by(result, await run.stdout.whole(), place)
+    async with _one_large.slot(owner):
+        whole = await _described_by(result, await run.stdout.whole(), place, owner)
         body = run.stdout.another()
         await body.append(whole.body if isinstance(whole.body, bytes) else b"")
         return Reply(whole.status, whole.headers, body)
@@ -147,10 +148,10 @@ def _text(result: RunResult, body: bytes | SpooledOutput, place: headers.Place) 
     return Reply(status, _headers({}, "text/plain; charset=utf-8", place), body)
 
 
-async def _described_by(result: RunResult, stdout: bytes, place: headers.Place) -> Reply:
+async def _described_by(result: RunResult, stdout: bytes, place: headers.Place, owner: str) -> Reply:
     """The response that this output describes. Raises RelayFailed."""
     if len(stdout) > _IN_THREAD:
-        return await asyncio.to_thread(_read, result, stdout, place)
+        return await computing(owner, _read, result, stdout, place)
     return _read(result, stdout, place)
 
 

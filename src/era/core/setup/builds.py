@@ -40,10 +40,10 @@ class Builds:
 
 class Build:
     """Builds packages for one session, with that session's isolation, limits and network. What was built is used by no
-    other session: `owner` says which one it belongs to."""
+    other session: `owner` says which one it belongs to. `session_owner` is the session's own."""
 
     def __init__(self, session: Session, pool: SandboxPool, network: Network, indexes: Indexes, rules: Rules) -> None:
-        self.owner = str(session.key)
+        self.owner, self.session_owner = str(session.key), session.owner
         self._session = session
         self._pool, self._network, self._indexes, self._rules = pool, network, indexes, rules
 

@@ -58,9 +58,9 @@ class Installer(Protocol):
         ...
 
     async def make(self, packages: Packages, build: Build, *, anew: bool, say: Say | None = None) -> PackageSet:
-        """Install these packages, with `anew` also if they are known. What must run code to be installed does so with
-        `build`. The tools' output is passed to `say` as it comes. When this returns, the set is in the blob store too.
-        Raises SetupFailed."""
+        """Install these packages, with `anew` also if they are known, in turn with those of other owners. What must run
+        code to be installed does so with `build`. The tools' output is passed to `say` as it comes. When this returns,
+        the set is in the blob store too. Raises SetupFailed."""
         ...
 
     def get(self, digest: str) -> PackageSet | None:
