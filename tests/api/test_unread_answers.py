@@ -144,7 +144,7 @@ def test_an_answer_that_is_read_slowly(loop: Callable[[], asyncio.AbstractEventL
                     await asyncio.sleep(0.001)
                 service.connection.look_whether_read()
                 assert service.is_open
-            assert not service.held
+            await until(lambda: not service.held)
 
     run(loop, test)
 
