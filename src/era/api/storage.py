@@ -10,18 +10,19 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import closing
 from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, StrictRoute, caller_of, errors, json_bytes
-from era.api.streaming import page_pieces
+from era.api.streaming import ClosingResponse, page_pieces
 from era.core.loop_slices import Budget
 from era.core.models import JsonObject, timestamp
-from era.core.storage import Item, Namespaces, Storage, check_namespace
-from era.errors import BadRequest
+from era.core.spooled_output import SpooledOutput
+from era.core.storage import INLINE_BYTES, Item, Namespaces, Storage, check_namespace
+from era.errors import BadRequest, Unavailable
 from era.wire.storage import (
     ClearedAnswer,
     DoneAnswer,
@@ -165,28 +166,29 @@ async def clear_objects(namespace: Namespace, storage: UseStorage) -> Response:
 @router.get("/r2/{namespace}/{key:rest}", responses={200: {"model": ObjectAnswer}, **errors(404)})
 async def get_object(namespace: Namespace, key: Key, request: Request, storage: UseStorage) -> Response:
     """Get an object."""
-    item, value = await storage.get("r2", namespace, key)
+    item, value = await storage.open("r2", namespace, key)
     answer = {
         "content": "",
         "size": item.size,
         "uploaded": timestamp(item.updated_at),
         "customMetadata": item.metadata or {},
     }
-    if len(value) <= _PIECE_BYTES:
-        return Answer({**answer, "content": base64.b64encode(value).decode()})
+    if value.size <= INLINE_BYTES:
+        with closing(value):
+            return Answer({**answer, "content": base64.b64encode(await value.whole()).decode()})
     rest = json_bytes(answer)
-    headers = {"Content-Length": str(len(rest) + -(-len(value) // 3) * 4)}
+    headers = {"Content-Length": str(len(rest) + -(-value.size // 3) * 4)}
     pieces = _in_pieces(value, rest, Budget(caller_of(request).owner))
-    return StreamingResponse(pieces, media_type="application/json", headers=headers)
+    return ClosingResponse(pieces, value.close, media_type="application/json", headers=headers)
 
 
-async def _in_pieces(value: bytes, without_content: bytes, budget: Budget) -> AsyncIterator[bytes]:
-    """The answer with an object, the same bytes as if it had been made in one piece, which would hold up others and
-    take five times the memory. `without_content` is that of an empty one."""
+async def _in_pieces(value: SpooledOutput, without_content: bytes, budget: Budget) -> AsyncIterator[bytes]:
+    """The answer with an object, the same bytes as if it had been made in one piece. Little of it is in memory, however
+    slowly it is taken, and others have their turn. `without_content` is that of an empty one."""
     begin = without_content.index(b'""') + 1
     yield without_content[:begin]
-    for at in range(0, len(value), _PIECE_BYTES):
-        yield base64.b64encode(value[at : at + _PIECE_BYTES])
+    for at in range(0, value.size, _PIECE_BYTES):
+        yield base64.b64encode(await value.read(at, min(at + _PIECE_BYTES, value.size)))
         await budget.spend(_PIECE_US)
     yield without_content[begin:]
 
@@ -228,28 +230,37 @@ async def delete_object(namespace: Namespace, key: Key, storage: UseStorage) -> 
 @router.post("/d1/{namespace}/query", responses={200: {"model": SqlAnswer}, **errors(413)})
 async def run_statement(namespace: Namespace, body: SqlBody, request: Request, storage: UseStorage) -> Response:
     """Run one SQL statement on the namespace's database."""
-    return _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=False), request)
+    return await _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=False), request)
 
 
 @router.post("/d1/{namespace}/exec", responses={200: {"model": SqlAnswer}, **errors(413)})
 async def run_statements(namespace: Namespace, body: SqlBody, request: Request, storage: UseStorage) -> Response:
     """Run SQL statements on the namespace's database, in one transaction."""
-    return _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=True), request)
+    return await _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=True), request)
 
 
-def _sql_answer(result: Sequence[bytes], request: Request) -> Response:
-    """The answer with a result of SQL, an object of JSON in pieces, which are passed on as they are."""
+async def _sql_answer(result: Sequence[bytes], request: Request) -> Response:
+    """The answer with a result of SQL, an object of JSON in pieces, which are passed on as they are. What is long of it
+    is in a file, as a run's output is: nobody knows when it will be taken. Raises Unavailable where the disk fails."""
     pieces = [b'{"success":true,', result[0].removeprefix(b"{"), *result[1:]]
-    size = sum(map(len, pieces))
-    if size <= _PIECE_BYTES:
+    if sum(map(len, pieces)) <= _PIECE_BYTES:
         return Response(b"".join(pieces), media_type="application/json")
-    paced = _paced(pieces, Budget(caller_of(request).owner))
-    return StreamingResponse(paced, media_type="application/json", headers={"Content-Length": str(size)})
+    storage: Storage = request.app.state.storage
+    kept = SpooledOutput(storage.directory)
+    try:
+        for piece in pieces:
+            await kept.append(piece)
+    except OSError as error:
+        hint = "The SQL has been carried out. Ask for fewer rows."
+        raise Unavailable(f"The result could not be kept: {error.strerror}.", hint=hint) from error
+    paced = _paced(kept, Budget(caller_of(request).owner))
+    headers = {"Content-Length": str(kept.size)}
+    return ClosingResponse(paced, kept.close, media_type="application/json", headers=headers)
 
 
-async def _paced(pieces: Sequence[bytes], budget: Budget) -> AsyncIterator[bytes]:
+async def _paced(kept: SpooledOutput, budget: Budget) -> AsyncIterator[bytes]:
     """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
-    for piece in pieces:
+    async for piece in kept.pieces(0, kept.size):
         yield piece
         await budget.spend(_PIECE_US)
 
