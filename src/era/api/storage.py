@@ -104,18 +104,40 @@ async def list_keys(
     """List the keys of a namespace, in the order of their bytes."""
     page = await storage.page("kv", namespace, prefix=prefix, after=_after(cursor), limit=limit)
     rest = {"list_complete": not page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
-    return await _page(
-        "keys", page.items, lambda item: {"name": item.key, "metadata": item.metadata}, rest, caller_of(request).owner
-    )
+    return await _page("keys", page.items, lambda item: {"name": item.key, "metadata": item.metadata}, rest, request)
 
 
 async def _page[T](
-    name: str, items: Sequence[T], shown: Callable[[T], JsonObject], rest: JsonObject, owner: str
+    name: str, items: Sequence[T], shown: Callable[[T], JsonObject], rest: JsonObject, request: Request
 ) -> Response:
-    """The answer with a page of a list, made in pieces. It is sent as one, since the clients in sandboxes rely on its
-    Content-Length."""
-    pieces = [piece async for piece in page_pieces(name, items, shown, rest, owner)]
-    return Response(b"".join(pieces), media_type=Answer.media_type)
+    """The answer with a page of a list, made in pieces."""
+    pieces = [piece async for piece in page_pieces(name, items, shown, rest, caller_of(request).owner)]
+    return await _kept(pieces, request)
+
+
+async def _kept(pieces: Sequence[bytes], request: Request) -> Response:
+    """The answer that has these pieces, and a Content-Length, on which the clients in sandboxes rely. If it is long it is
+    in a file, as a run's output is: nobody knows when it will be taken. Raises Unavailable where the disk fails."""
+    if sum(map(len, pieces)) <= _PIECE_BYTES:
+        return Response(b"".join(pieces), media_type=Answer.media_type)
+    storage: Storage = request.app.state.storage
+    kept = SpooledOutput(storage.directory)
+    try:
+        for piece in pieces:
+            await kept.append(piece)
+    except OSError as error:
+        hint = "What was asked for has been done. Ask for less, or again later."
+        raise Unavailable(f"The answer could not be kept: {error.strerror}.", hint=hint) from error
+    paced = _paced(kept, Budget(caller_of(request).owner))
+    headers = {"Content-Length": str(kept.size)}
+    return ClosingResponse(paced, kept.close, media_type=Answer.media_type, headers=headers)
+
+
+async def _paced(kept: SpooledOutput, budget: Budget) -> AsyncIterator[bytes]:
+    """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
+    async for piece in kept.pieces(0, kept.size):
+        yield piece
+        await budget.spend(_PIECE_US)
 
 
 @router.delete("/kv/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
@@ -125,10 +147,10 @@ async def clear_keys(namespace: Namespace, storage: UseStorage) -> Response:
 
 
 @router.get("/kv/{namespace}/{key:rest}", responses={200: {"model": ValueAnswer}, **errors(404)})
-async def get_value(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
+async def get_value(namespace: Namespace, key: Key, request: Request, storage: UseStorage) -> Response:
     """Get a value."""
     item, value = await storage.get("kv", namespace, key)
-    return Answer({"value": value.decode(), "metadata": item.metadata})
+    return await _kept([json_bytes({"value": value.decode(), "metadata": item.metadata})], request)
 
 
 @router.put("/kv/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors(413)})
@@ -240,29 +262,8 @@ async def run_statements(namespace: Namespace, body: SqlBody, request: Request, 
 
 
 async def _sql_answer(result: Sequence[bytes], request: Request) -> Response:
-    """The answer with a result of SQL, an object of JSON in pieces, which are passed on as they are. What is long of it
-    is in a file, as a run's output is: nobody knows when it will be taken. Raises Unavailable where the disk fails."""
-    pieces = [b'{"success":true,', result[0].removeprefix(b"{"), *result[1:]]
-    if sum(map(len, pieces)) <= _PIECE_BYTES:
-        return Response(b"".join(pieces), media_type="application/json")
-    storage: Storage = request.app.state.storage
-    kept = SpooledOutput(storage.directory)
-    try:
-        for piece in pieces:
-            await kept.append(piece)
-    except OSError as error:
-        hint = "The SQL has been carried out. Ask for fewer rows."
-        raise Unavailable(f"The result could not be kept: {error.strerror}.", hint=hint) from error
-    paced = _paced(kept, Budget(caller_of(request).owner))
-    headers = {"Content-Length": str(kept.size)}
-    return ClosingResponse(paced, kept.close, media_type="application/json", headers=headers)
-
-
-async def _paced(kept: SpooledOutput, budget: Budget) -> AsyncIterator[bytes]:
-    """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
-    async for piece in kept.pieces(0, kept.size):
-        yield piece
-        await budget.spend(_PIECE_US)
+    """The answer with a result of SQL, an object of JSON in pieces, which are passed on as they are."""
+    return await _kept([b'{"success":true,', result[0].removeprefix(b"{"), *result[1:]], request)
 
 
 @router.delete("/d1/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
@@ -284,7 +285,7 @@ async def list_resources(
     """List everything in storage: keys, objects, and tables of databases."""
     page, total = await storage.resources(type, namespace, prefix=key_prefix, limit=limit, offset=offset)
     rest = {"total": total, "limit": limit, "offset": offset, "has_more": offset + len(page) < total}
-    return await _page("resources", page, _resource_answer, rest, caller_of(request).owner)
+    return await _page("resources", page, _resource_answer, rest, request)
 
 
 def _resource_answer(resource: JsonObject) -> JsonObject:
