@@ -116,8 +116,8 @@ async def _page[T](
 
 
 async def _kept(pieces: Sequence[bytes], request: Request) -> Response:
-    """The answer that has these pieces, and a Content-Length, on which the clients in sandboxes rely. If it is long it is
-    in a file, as a run's output is: nobody knows when it will be taken. Raises Unavailable where the disk fails."""
+    """The answer that has these pieces, with a Content-Length, on which the clients in sandboxes rely. A long one is in
+    a file, as a run's output is: nobody knows when it will be taken. Raises Unavailable where the disk fails."""
     if sum(map(len, pieces)) <= _PIECE_BYTES:
         return Response(b"".join(pieces), media_type=Answer.media_type)
     storage: Storage = request.app.state.storage
