@@ -213,12 +213,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await servers.look()
         reachable = policy.Policy(private, closed, servers)
         why_stopped = SERVICE_STOPPED if homes is None else MOVED
-        slots, longest = Slots(settings.max_uploads), settings.max_timeout
-        spool = Spool(directory / "uploads", slots)
+        uploads, slots, longest = directory / "uploads", Slots(settings.max_uploads), settings.max_timeout
+        spool = Spool(uploads, slots)
         spool.open()
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
         snapshots = Snapshots(blobs)
-        outputs = Outputs(blobs, settings.outputs_kept, directory / "uploads")
+        outputs = Outputs(blobs, settings.outputs_kept, uploads)
         packages = installer(settings, blobs)
         await asyncio.to_thread(packages.open)
         pins = Pins(packages.digests, shared=homes is not None)
@@ -250,7 +250,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         most, most_each, is_shared = settings.storage_mb << 20, settings.storage_database_mb << 20, homes is not None
         async with alone(settings):
             databases = await d1_databases.opened(in_rows, as_files, copies, most_each, is_shared=is_shared)
-        storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared)
+        storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared, directory=uploads)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
             homes.each_beat(databases.measure_all, store.look_again, storage.count_again)

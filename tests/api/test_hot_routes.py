@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any, cast
+from unittest.mock import AsyncMock, Mock
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
@@ -19,6 +21,11 @@ from era.api import runs
 from era.api.context import Context, StrictRoute
 from era.api.hot_routes import HotRoutes
 from era.core import jsontext
+from era.core.api_keys import Caller
+from era.core.models import OwnedId
+from era.core.run_messages import RunRequest
+from era.errors import TooManyWaiting
+from era.settings import Settings
 from era.wire.runs import RunBody
 from tests.conftest import MakeSession
 
@@ -249,6 +256,55 @@ async def test_so_it_is_on_other_routes() -> None:
             tracemalloc.stop()
     assert answer.status_code == 200
     assert most < 2_000_000
+
+
+@pytest.mark.parametrize("way", ["the shortcut", "the route"])
+@pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
+async def test_a_run_that_waits_holds_its_input_once(way: str, is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bytes; as text it is four times as long, and then there is the body that it came in."""
+    if not is_sound:
+        monkeypatch.setattr(runs, "let_go", lambda *_: None)
+    size, held = 4 << 20, 0
+
+    async def wait(session_id: OwnedId, asked: RunRequest) -> None:
+        nonlocal held
+        assert len(asked.invocation.stdin) == size + 4
+        for _ in range(200):  # the thread that has parsed it may still be about to let go
+            await asyncio.sleep(0.001)
+            held, _ = tracemalloc.get_traced_memory()
+            if held < 1.5 * size:
+                break
+        raise TooManyWaiting("It has waited.")
+
+    async def receive() -> Message:
+        body = {"code": "pass", "stdin": "x" * size + "\N{GRINNING FACE}"}
+        return {"type": "http.request", "body": json.dumps(body, ensure_ascii=False).encode(), "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 429
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return Response(status_code=429)
+
+    context = Mock(settings=Settings(), runs=Mock(run=wait), audit=Mock(secrets=AsyncMock()))
+    application = FastAPI(exception_handlers={TooManyWaiting: failed})
+    application.state.context = context
+    application.include_router(runs.router)
+    routes = cast(list[APIRoute], runs.router.routes)
+    application.add_middleware(HotRoutes, routes=routes, context=context, failed=failed)
+    path = "/api/sessions/a/run"
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+    scope |= {"headers": [(b"content-type", b"application/json"), (b"host", b"x")], "state": {"caller": Caller("me")}}
+    scope |= {"query_string": b"_x=1" if way == "the route" else b"", "server": ("x", 80), "scheme": "http"}
+    scope["http_version"] = "1.1"
+    await application({**scope, "headers": [], "path": "/", "raw_path": b"/"}, receive, AsyncMock())  # which builds it
+    tracemalloc.start()
+    try:
+        await application(scope, receive, send)
+    finally:
+        tracemalloc.stop()
+    assert (size < held < 1.5 * size) is is_sound, held
 
 
 JSON = {"few values": '{"code": 1}', "many values": json.dumps({"code": [0] * 40_000}), "long": "a" * 2_000_000}

@@ -7,7 +7,9 @@ import os
 import shutil
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,36 @@ async def lab(tmp_path: Path, empty: Path) -> AsyncIterator[Lab]:
     yield made
     await made.databases.close()
     await made.store.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [b"", b"short", LONG], ids=["empty", "short", "long"])
+async def test_a_value_can_be_read_in_pieces(lab: Lab, kind: Kind, value: bytes) -> None:
+    storage = await lab.open()
+    await storage.put(kind, "a", "k", value, {"n": 1})
+    item, found = await storage.open(kind, "a", "k")
+    with closing(found):
+        assert (item.size, item.metadata, found.size) == (len(value), {"n": 1}, len(value))
+        await storage.delete(kind, "a", "k")
+        lab.blobs.sweep(set(), time.time() + 1)
+        assert await found.whole() == value
+    with pytest.raises(NotFound):
+        await storage.open(kind, "a", "k")
+
+
+@pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
+async def test_values_that_are_open_are_no_memory(lab: Lab, is_sound: bool) -> None:
+    storage = await lab.open()
+    await storage.put("r2", "a", "k", bytes(4 << 20), None)
+    tracemalloc.start()
+    try:
+        read = storage.open if is_sound else storage.get
+        values = [await read("r2", "a", "k") for _ in range(4)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (held < 1 << 20) is is_sound
+    assert len(values) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

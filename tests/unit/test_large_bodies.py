@@ -1,15 +1,17 @@
-"""How much is held of bodies that aren't complete, whoever sends them."""
+"""How much is held of large bodies, whoever sends them, and whatever their requests wait for."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from era.api import large_bodies
 from era.api.guard import Guard
+from era.core.api_keys import Caller
 
 MIB = 1 << 20
 
@@ -22,6 +24,8 @@ class Callers:
         self.held = 0
         self.guard = Guard(self.app, keys=None, names=(), idle_seconds=idle_seconds)
         self.statuses: list[int] = []
+        self.turn: asyncio.Event | None = None
+        """What requests wait for once they are complete, if anything."""
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         size, more = 0, True
@@ -30,12 +34,16 @@ class Callers:
                 message = await receive()
                 size, self.held = size + len(message["body"]), self.held + len(message["body"])
                 more = message["more_body"]
+            if self.turn is not None:
+                await self.turn.wait()
         finally:
             self.held -= size
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    async def call(self, pieces: Iterable[bytes], declared: int | None, goes_on: asyncio.Event) -> None:
-        """A call whose body's end comes once it `goes_on`."""
+    async def call(
+        self, pieces: Iterable[bytes], declared: int | None, goes_on: asyncio.Event, owner: str = ""
+    ) -> None:
+        """An owner's call whose body's end comes once it `goes_on`."""
         headers = [(b"host", b"localhost")]
         headers += [] if declared is None else [(b"content-length", str(declared).encode())]
         rest = iter(pieces)
@@ -50,7 +58,8 @@ class Callers:
             if message["type"] == "http.response.start":
                 self.statuses.append(message["status"])
 
-        scope = {"type": "http", "method": "POST", "path": "/x", "raw_path": b"/x", "headers": headers}
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/x", "raw_path": b"/x", "headers": headers}
+        scope["state"] = {"caller": Caller(owner)}
         await self.guard(scope | {"query_string": b"", "extensions": {}}, receive, send)
 
 
@@ -107,3 +116,47 @@ async def test_who_waits_too_long_is_refused_and_small_bodies_never_wait(monkeyp
         await callers.call([b"x"], large_bodies.SMALL_BYTES, ended)
     await callers.call([b"x"], 2 * MIB, ended)
     assert callers.statuses == [503, 200, 200]
+
+
+@pytest.mark.parametrize("declared", [10 * MIB, None], ids=["declared", "chunked"])
+@pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
+async def test_what_waits_for_a_turn_has_room_until_it_is_let_go(
+    declared: int | None, is_sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
+    if not is_sound:
+        monkeypatch.setattr(large_bodies.Room, "complete", lambda room, size: room.give_back())
+    callers, ended = Callers(0.5), asyncio.Event()
+    callers.turn = asyncio.Event()
+    ended.set()
+
+    def call(size: int, owner: str) -> asyncio.Task[None]:
+        pieces = [bytes(MIB // 16)] * (size // (MIB // 16))
+        return asyncio.create_task(callers.call(pieces, declared and size, ended, owner))
+
+    greedy = [call(10 * MIB, "greedy") for _ in range(12)]
+    await asyncio.wait(greedy, timeout=None if is_sound else 0.1, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0)
+    assert (callers.held <= 32 * MIB) is is_sound
+    if is_sound:
+        others = [call(8 * MIB, "another"), call(MIB // 16, "greedy")]
+        while callers.held < sum([20 if declared is None else 30, 8]) * MIB + MIB // 16:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        callers.turn.set()
+        await asyncio.gather(*greedy, *others)
+        assert sorted(set(callers.statuses)) == [200, 503]
+        assert callers.statuses.count(200) >= 2 + 2
+    callers.turn.set()
+    await asyncio.gather(*greedy)
+    assert (callers.held, callers.guard._large_bodies.shares.taken) == (0, 0)
+
+
+async def test_once_it_is_complete_a_body_holds_no_more_than_its_size() -> None:
+    all_ = large_bodies.LargeBodies()
+    with all_.room("") as room, all_.room("") as small, all_.room("") as passed_on:
+        passed_on.is_passed_on = True
+        for each, size in ((room, 2 * MIB), (small, large_bodies.SMALL_BYTES), (passed_on, 2 * MIB)):
+            await each.take(16 * MIB, 0)
+            each.complete(size)
+        assert all_.shares.taken == 2 * MIB
+    assert all_.shares.taken == 0

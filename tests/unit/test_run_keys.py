@@ -131,6 +131,22 @@ async def test_a_key_is_free_again_where_there_was_no_turn_or_no_session(core: C
         await core.run("pass", "nobody's", claim=core.claim("key"))
 
 
+async def test_requests_with_one_key_wait_in_a_queue_with_a_bound(core: Core) -> None:
+    await core.session()
+    keys, claim = core.idempotency, core.claim("key")
+
+    async def hold() -> None:
+        async with keys.held(mine("s"), claim):
+            pass
+
+    async with keys.held(mine("s"), claim):
+        waiting = [asyncio.create_task(hold()) for _ in range(100)]
+        await until(lambda: sum(each.done() for each in waiting) == 36)
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sum(isinstance(end, TooManyWaiting) for end in ends) == 36
+    assert sum(end is None for end in ends) == 64
+
+
 async def test_a_run_whose_commit_failed_is_not_run_again(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     async def failing(*_: Any, **__: Any) -> Any:
         raise CommitFailed("the disk is no more")

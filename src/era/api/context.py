@@ -190,7 +190,7 @@ class BodyProblem(HTTPException):
         self.error = error
 
 
-class _StrictRequest(Request):
+class StrictRequest(Request):
     """A request whose JSON is read by core.jsontext: the same values are refused as in a state file. `empty` is what an
     empty body stands for, `body_type` the type of what it has."""
 
@@ -198,23 +198,35 @@ class _StrictRequest(Request):
         super().__init__(scope, receive)
         self._empty = empty
         self._body_type = body_type
+        self._content: bytes | None = None
+        self._value: Any = None
 
     async def body(self) -> bytes:
-        if not hasattr(self, "_body"):  # where Starlette keeps it, but in pieces until it is whole
+        """Whether there is one, by a byte in its place: FastAPI keeps what this returns for as long as the request
+        lasts, which may wait for long, and has the content read by `json`."""
+        if self._content is None:
             content = bytearray()
-            async for piece in self.stream():
+            async for piece in self.stream():  # Starlette would keep the pieces until it is whole
                 content += piece
-            self._body = bytes(content)
-        return self._body or self._empty
+            self._content = bytes(content) or self._empty
+        return self._content[:1]
 
     async def json(self) -> Any:
+        await self.body()
+        content, self._content = self._content or b"", b" "
         try:
-            return await jsontext.loads_aside(await self.body())
+            self._value = await jsontext.loads_aside(content)
+            return self._value
         except jsontext.JsonTooLarge as error:
             raise BodyProblem(TooLarge(f"The body {error}.")) from None
         except jsontext.JsonProblem as error:
             hint = body_hint(self._body_type)
             raise BodyProblem(BadRequest(f"The body {error}.", hint=hint, code="invalid_json")) from None
+
+    def let_go(self) -> None:
+        """What the body says was taken: drop the values, which FastAPI keeps as well."""
+        if isinstance(self._value, dict):
+            self._value.clear()
 
 
 class StrictRoute(APIRoute):
@@ -234,7 +246,7 @@ class StrictRoute(APIRoute):
             if body is not None:
                 scope = _typed(scope)
             try:
-                return await handle(_StrictRequest(scope, request.receive, empty, body))
+                return await handle(StrictRequest(scope, request.receive, empty, body))
             except RequestValidationError as error:
                 raise invalid(error, body) from None
 

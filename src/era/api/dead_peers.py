@@ -22,8 +22,9 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
-_TCP_INFO = struct.Struct("3x B 20x I 28x I")
-"""`tcpi_probes`, `tcpi_unacked` and `tcpi_last_ack_recv`, in milliseconds, of struct tcp_info (linux/tcp.h)."""
+_TCP_INFO = struct.Struct("3x B 20x I 28x I 60x Q")
+"""`tcpi_probes`, `tcpi_unacked`, `tcpi_last_ack_recv`, in milliseconds, and `tcpi_bytes_acked` of struct tcp_info
+(linux/tcp.h)."""
 
 
 def ask_when_idle(writer: asyncio.StreamWriter) -> None:
@@ -39,15 +40,30 @@ async def cut_off(writer: asyncio.StreamWriter) -> None:
     silent = 0.0
     while silent < SECONDS:
         await asyncio.sleep(_LOOK_SECONDS)
-        sock = writer.get_extra_info("socket")
-        if sock is None:
-            return  # It was reset.
-        try:
-            answer = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        except OSError:
-            return  # It is closed.
-        probes, unacknowledged, heard_ms_ago = _TCP_INFO.unpack(answer)
+        if (told := _told(writer)) is None:
+            return  # It was reset, or is closed.
+        probes, unacknowledged, heard_ms_ago, _ = told
         # Whoever has no room for more is asked now and then whether he has, and answers.
         is_owed = unacknowledged > 0 or probes > 1
         # What was sent a moment ago isn't acknowledged either, so one look says nothing.
         silent = silent + _LOOK_SECONDS if is_owed and heard_ms_ago >= _LOOK_SECONDS * 1000 else 0.0
+
+
+def acknowledged(transport: asyncio.BaseTransport) -> int | None:
+    """How many bytes the other end has acknowledged in all; None where the connection is closed."""
+    told = _told(transport)
+    return None if told is None else told[3]
+
+
+def _told(connection: asyncio.StreamWriter | asyncio.BaseTransport) -> tuple[int, int, int, int] | None:
+    """What the kernel says of a connection (_TCP_INFO), None where it is closed."""
+    sock = connection.get_extra_info("socket")
+    if sock is None:
+        return None
+    try:
+        probes, unacknowledged, heard_ms_ago, bytes_acked = _TCP_INFO.unpack(
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        )
+    except OSError:
+        return None
+    return probes, unacknowledged, heard_ms_ago, bytes_acked

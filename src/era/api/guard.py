@@ -172,6 +172,7 @@ class Guard:
             public = site or _PROXY.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
             bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
             with self._large_bodies.room(_owner(scope)) as room:
+                state["room"] = room
                 # A body with a bound of its own is written to a file as it comes.
                 held = room if bound == MAX_BODY_BYTES else None
                 await self._app(scope, _bounded(receive, headers, bound, self._idle_seconds, held), send_with_id)
@@ -341,7 +342,7 @@ def _bounded(
     receive: Receive, headers: dict[bytes, bytes], bound: int | None, idle_seconds: float, room: Room | None = None
 ) -> Receive:
     """Wrap `receive` to bound the body: TooLarge beyond `bound` bytes (None: no bound), TooSlow after a pause. With
-    `room` it is held in memory until it is complete; Unavailable where there is no room for it.
+    `room` it is held in memory until the request is let go; Unavailable where there is no room for it.
 
     Only the time spent in waiting for the client counts. A route that is slow to take the body doesn't make it stalled.
     """
@@ -366,7 +367,7 @@ def _bounded(
                 ) from None
             more = message.get("more_body", False)
             if room is not None and not more:
-                room.give_back()
+                room.complete(received + len(message.get("body", b"")))
         else:
             message = await receive()  # waits for the caller to hang up
         received += len(message.get("body", b""))

@@ -217,6 +217,8 @@ class HomeForwarding:
         """Have another host answer; false where it died before, and nothing but reading was asked for. Raises OSError
         where it can't be reached, and nothing was done; HomeLost where it died before it answered."""
         connection = await self._connections.to(host)
+        if (room := scope["state"].get("room")) is not None:
+            room.is_passed_on = True
         exchange = _ToHost(scope, receive, send, connection, self._hops.header(scope, host.id), self._homes, host)
         try:
             await exchange.run()

@@ -127,8 +127,11 @@ class HotRoutes:
             message = await whole_body(receive)
             body = await _parsed(message, route.body)
             if body is None:
-                await self._app(scope, again(message, receive), send)
+                receive = again(message, receive)
+                del message  # which is let go once it has been read again
+                await self._app(scope, receive, send)
                 return
+            del message  # as a run may wait for long
         request = Request(scope, receive)
         try:
             answer = await route.answer(request, self._context, path.groupdict(), body)
@@ -178,11 +181,10 @@ async def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
 
 
 def again(message: Message, receive: Receive) -> Receive:
-    """A `receive` that gives this message once more, and then goes on."""
-    given = iter([message])
+    """A `receive` that gives this message once more, lets go of it, and then goes on."""
+    kept = [message]
 
     async def receive_again() -> Message:
-        first = next(given, None)
-        return await receive() if first is None else first
+        return kept.pop() if kept else await receive()
 
     return receive_again

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastapi import Request
+
+from era.api.context import StrictRequest
 from era.core.files.paths import parse
 from era.core.models import command_of
 from era.core.program import Invocation
 from era.errors import BadRequest, TooLarge
-from era.wire.runs import InvokedBody
+from era.wire.runs import ExecuteBody, InvokedBody
 
 _MAX_WORD_BYTES = (128 << 10) - 1  # Linux: MAX_ARG_STRLEN, with its final NUL
 _MAX_WORDS_BYTES = 1 << 20
@@ -25,6 +28,16 @@ def invocation_of(body: InvokedBody, code: str | None) -> Invocation:
         command = command_words(body.command)
     _check_words("args", body.args)
     return Invocation(body.args, _encoded("stdin", body.stdin), directory(body.cwd), command)
+
+
+def let_go(body: InvokedBody, request: Request) -> None:
+    """The run has what the body of its request says: drop what may be long in it, since the run may wait for long. As
+    text it takes up to four bytes a character."""
+    body.stdin = ""
+    if isinstance(body, ExecuteBody):
+        body.files = {}
+    if isinstance(request, StrictRequest):
+        request.let_go()
 
 
 def command_words(command: str | list[str]) -> list[str]:

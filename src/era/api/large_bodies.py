@@ -1,8 +1,10 @@
-"""How many bytes of large bodies are held in memory at a time, while the rest of them is awaited.
+"""How many bytes of large bodies are held in memory at a time, by all requests together.
 
-A body of JSON is read as a whole, and its caller may take any time for that. Ordinary ones are small, and nothing of
-this concerns them. One that is larger waits until there is room for all of it: so those who wait hold next to nothing,
-and none waits for room that another one has who waits as well. Owners share the room (core/shares.py).
+A body of JSON is read as a whole, its caller may take any time for that, and its request may wait for long after that,
+such as for its session's turn. Ordinary ones are small, and nothing of this concerns them. One that is larger waits
+until there is room for all of it, and has that room until its request is let go. So those who wait for room hold next
+to nothing, and whoever has some never waits for more. Those who wait are refused after a while, since runs may be what
+the others wait for. Owners share the room (core/shares.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class Room:
     def __init__(self, all_: LargeBodies, holder: str) -> None:
         self._all, self._holder = all_, holder
         self._taken = 0
+        self.is_passed_on = False
+        """Another host holds the body once it is complete, and not this one."""
 
     async def take(self, size: int, seconds: float) -> None:
         """Wait until there is room for a body of this size, if it has none yet. Raises Unavailable where there is none
@@ -37,14 +41,21 @@ class Room:
                 while not self._all.shares.take(self._holder, size):
                     await self._all.given_back.wait()
         except TimeoutError:
-            raise Unavailable("There are too many large bodies at a time that aren't complete.") from None
+            raise Unavailable("There are too many large bodies at a time.") from None
         self._taken = size
 
+    def complete(self, size: int) -> None:
+        """The body is complete, and has this size: it holds no more than that."""
+        self._keep(0 if self.is_passed_on or size <= SMALL_BYTES else size)
+
     def give_back(self) -> None:
-        """The body is complete, or nobody waits for it any more."""
-        if self._taken:
-            self._all.shares.give_back(self._holder, self._taken)
-            self._taken = 0
+        """The request is let go."""
+        self._keep(0)
+
+    def _keep(self, size: int) -> None:
+        if self._taken > size:
+            self._all.shares.give_back(self._holder, self._taken - size)
+            self._taken = size
             self._all.given_back.set()
             self._all.given_back = asyncio.Event()
 

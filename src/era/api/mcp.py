@@ -57,6 +57,7 @@ class Mcp:
         if await jsontext.has_too_many_parts_aside(message.get("body", b"")):  # the library would parse a million
             raise TooLarge("The body has too many values.")
         receive = again(message, receive)
+        del message  # which is let go once it has been read again
         if self._managers is None:
             self._managers = asyncio.create_task(self._start(scope["server"]))
         try:

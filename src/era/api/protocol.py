@@ -11,6 +11,9 @@ Requests are parsed by httptools. Only heads of answers are written here, of whi
 A caller decides how many pieces its bytes are, and how many requests. So bytes are parsed a few KiB at a time, under a
 budget (core/loop_slices.py). What is over it waits, with reading paused, and so does whatever follows a request that
 has to wait for the one before.
+
+Whatever isn't read is held here, or holds what makes it. So each connection is looked at now and then, whatever it
+carries: one whose other end takes nothing of what waits for it is cut.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from era.api.callers import Callers
+from era.api.dead_peers import acknowledged
 from era.api.guard import error_body, error_headers
 from era.core.loop_slices import Budget
 from era.core.telemetry import new_request_id
@@ -38,6 +42,9 @@ MAX_HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 30.0
 REUSED_SECONDS = 2.0
 """For which a host of a cluster may send another call by a connection that has carried one."""
+
+UNREAD_SECONDS = 60.0
+"""Between two looks at whether the other end takes anything. Kernels hold some megabytes for one that is only slow."""
 
 _LOOK_SECONDS = 0.1
 _ON_ITS_WAY_SECONDS = 0.5
@@ -111,6 +118,10 @@ class Protocol(HttpToolsProtocol):
     """Bytes received since the last complete head or piece of a body."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
+    _taken: int | None = None
+    """How much the other end had taken at the last look; None where nothing waited for it."""
+
     _tunnel: asyncio.StreamReader | None = None
     """Bytes that follow the head of a WebSocket request."""
 
@@ -144,6 +155,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # not any transport
         super().connection_made(transport)
         self.flow = _Flow(transport, self._await_slice)
+        self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.look_whether_read)
         if self.client is not None:
             self.budget.source = self.client[0]
         if self.callers is not None and not self.callers.opened(self, self.client[0] if self.client else ""):
@@ -153,12 +165,26 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_received()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
         if self.callers is not None:
             self.callers.closed(self)
         super().connection_lost(exc)
         self._lost.set()
         if self._tunnel is not None:
             self._tunnel.feed_eof()
+
+    def look_whether_read(self) -> None:
+        """Cut the connection if something has waited for the other end since the last look, of which it took nothing.
+
+        What counts is what it has acknowledged: whoever reads a little at a time, or is far away, goes on. A connection
+        that is closed already is cut as well, since that would wait for ever for what is left to be taken."""
+        taken = acknowledged(self.transport) if self.transport.get_write_buffer_size() else None
+        if taken is not None and taken == self._taken:
+            self.transport.abort()
+            return
+        self._taken = taken
+        self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.look_whether_read)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection."""

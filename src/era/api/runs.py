@@ -28,7 +28,7 @@ from era.api.context import (
     secrets_of,
 )
 from era.api.event_stream import STREAM_TYPE, before_hang_up, described, event_stream, stream_content
-from era.api.invocations import invocation_of
+from era.api.invocations import invocation_of, let_go
 from era.api.observing import HUNG_UP
 from era.api.run_events import closing_run_events, run_events
 from era.api.streaming import run_response
@@ -61,7 +61,7 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
     check_env(body.env)
     if body.code is not None:
         check_code(body.code)
-    return RunRequest(
+    asked = RunRequest(
         base_url(request, context.settings),
         body.code,
         body.env,
@@ -73,6 +73,8 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
         invocation=invocation_of(body, body.code),
         context=_context_of(body),
     )
+    let_go(body, request)
+    return asked
 
 
 async def _recorded(session_id: OwnedId, asked: RunRequest, request: Request, context: Context) -> RunRequest:
@@ -192,6 +194,7 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         invocation=invocation,
         key_id=caller.key_id,
     )
+    let_go(body, request)
     await context.audit.secrets(caller_of(request), "", request_.secrets)
     if prefers(",".join(request.headers.getlist("accept")), STREAM_TYPE, "application/json"):
         events = context.runs.execute_streamed(request_)

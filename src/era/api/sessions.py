@@ -56,7 +56,7 @@ router = APIRouter(prefix="/api/sessions", tags=["sessions"], route_class=Strict
 Purge = Annotated[bool, Query(description="Delete at once and for good; it can't be restored.")]
 
 
-@router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413)})
+@router.post("", status_code=201, responses={201: {"model": SessionAnswer}, **errors(409, 413, 429)})
 async def create_session(
     body: CreateSession, caller: CallerId, request: Request, context: UseContext, key: IdempotencyKey
 ) -> Response:

@@ -10,18 +10,19 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import closing
 from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from era.api.context import Answer, StrictRoute, caller_of, errors, json_bytes
-from era.api.streaming import page_pieces
+from era.api.streaming import ClosingResponse, page_pieces
 from era.core.loop_slices import Budget
 from era.core.models import JsonObject, timestamp
-from era.core.storage import Item, Namespaces, Storage, check_namespace
-from era.errors import BadRequest
+from era.core.spooled_output import SpooledOutput
+from era.core.storage import INLINE_BYTES, Item, Namespaces, Storage, check_namespace
+from era.errors import BadRequest, Unavailable
 from era.wire.storage import (
     ClearedAnswer,
     DoneAnswer,
@@ -103,18 +104,40 @@ async def list_keys(
     """List the keys of a namespace, in the order of their bytes."""
     page = await storage.page("kv", namespace, prefix=prefix, after=_after(cursor), limit=limit)
     rest = {"list_complete": not page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
-    return await _page(
-        "keys", page.items, lambda item: {"name": item.key, "metadata": item.metadata}, rest, caller_of(request).owner
-    )
+    return await _page("keys", page.items, lambda item: {"name": item.key, "metadata": item.metadata}, rest, request)
 
 
 async def _page[T](
-    name: str, items: Sequence[T], shown: Callable[[T], JsonObject], rest: JsonObject, owner: str
+    name: str, items: Sequence[T], shown: Callable[[T], JsonObject], rest: JsonObject, request: Request
 ) -> Response:
-    """The answer with a page of a list, made in pieces. It is sent as one, since the clients in sandboxes rely on its
-    Content-Length."""
-    pieces = [piece async for piece in page_pieces(name, items, shown, rest, owner)]
-    return Response(b"".join(pieces), media_type=Answer.media_type)
+    """The answer with a page of a list, made in pieces."""
+    pieces = [piece async for piece in page_pieces(name, items, shown, rest, caller_of(request).owner)]
+    return await _kept(pieces, request)
+
+
+async def _kept(pieces: Sequence[bytes], request: Request) -> Response:
+    """The answer that has these pieces, with a Content-Length, on which the clients in sandboxes rely. A long one is in
+    a file, as a run's output is: nobody knows when it will be taken. Raises Unavailable where the disk fails."""
+    if sum(map(len, pieces)) <= _PIECE_BYTES:
+        return Response(b"".join(pieces), media_type=Answer.media_type)
+    storage: Storage = request.app.state.storage
+    kept = SpooledOutput(storage.directory)
+    try:
+        for piece in pieces:
+            await kept.append(piece)
+    except OSError as error:
+        hint = "What was asked for has been done. Ask for less, or again later."
+        raise Unavailable(f"The answer could not be kept: {error.strerror}.", hint=hint) from error
+    paced = _paced(kept, Budget(caller_of(request).owner))
+    headers = {"Content-Length": str(kept.size)}
+    return ClosingResponse(paced, kept.close, media_type=Answer.media_type, headers=headers)
+
+
+async def _paced(kept: SpooledOutput, budget: Budget) -> AsyncIterator[bytes]:
+    """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
+    async for piece in kept.pieces(0, kept.size):
+        yield piece
+        await budget.spend(_PIECE_US)
 
 
 @router.delete("/kv/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
@@ -124,10 +147,10 @@ async def clear_keys(namespace: Namespace, storage: UseStorage) -> Response:
 
 
 @router.get("/kv/{namespace}/{key:rest}", responses={200: {"model": ValueAnswer}, **errors(404)})
-async def get_value(namespace: Namespace, key: Key, storage: UseStorage) -> Response:
+async def get_value(namespace: Namespace, key: Key, request: Request, storage: UseStorage) -> Response:
     """Get a value."""
     item, value = await storage.get("kv", namespace, key)
-    return Answer({"value": value.decode(), "metadata": item.metadata})
+    return await _kept([json_bytes({"value": value.decode(), "metadata": item.metadata})], request)
 
 
 @router.put("/kv/{namespace}/{key:rest}", responses={200: {"model": DoneAnswer}, **errors(413)})
@@ -165,28 +188,29 @@ async def clear_objects(namespace: Namespace, storage: UseStorage) -> Response:
 @router.get("/r2/{namespace}/{key:rest}", responses={200: {"model": ObjectAnswer}, **errors(404)})
 async def get_object(namespace: Namespace, key: Key, request: Request, storage: UseStorage) -> Response:
     """Get an object."""
-    item, value = await storage.get("r2", namespace, key)
+    item, value = await storage.open("r2", namespace, key)
     answer = {
         "content": "",
         "size": item.size,
         "uploaded": timestamp(item.updated_at),
         "customMetadata": item.metadata or {},
     }
-    if len(value) <= _PIECE_BYTES:
-        return Answer({**answer, "content": base64.b64encode(value).decode()})
+    if value.size <= INLINE_BYTES:
+        with closing(value):
+            return Answer({**answer, "content": base64.b64encode(await value.whole()).decode()})
     rest = json_bytes(answer)
-    headers = {"Content-Length": str(len(rest) + -(-len(value) // 3) * 4)}
+    headers = {"Content-Length": str(len(rest) + -(-value.size // 3) * 4)}
     pieces = _in_pieces(value, rest, Budget(caller_of(request).owner))
-    return StreamingResponse(pieces, media_type="application/json", headers=headers)
+    return ClosingResponse(pieces, value.close, media_type="application/json", headers=headers)
 
 
-async def _in_pieces(value: bytes, without_content: bytes, budget: Budget) -> AsyncIterator[bytes]:
-    """The answer with an object, the same bytes as if it had been made in one piece, which would hold up others and
-    take five times the memory. `without_content` is that of an empty one."""
+async def _in_pieces(value: SpooledOutput, without_content: bytes, budget: Budget) -> AsyncIterator[bytes]:
+    """The answer with an object, the same bytes as if it had been made in one piece. Little of it is in memory, however
+    slowly it is taken, and others have their turn. `without_content` is that of an empty one."""
     begin = without_content.index(b'""') + 1
     yield without_content[:begin]
-    for at in range(0, len(value), _PIECE_BYTES):
-        yield base64.b64encode(value[at : at + _PIECE_BYTES])
+    for at in range(0, value.size, _PIECE_BYTES):
+        yield base64.b64encode(await value.read(at, min(at + _PIECE_BYTES, value.size)))
         await budget.spend(_PIECE_US)
     yield without_content[begin:]
 
@@ -228,30 +252,18 @@ async def delete_object(namespace: Namespace, key: Key, storage: UseStorage) -> 
 @router.post("/d1/{namespace}/query", responses={200: {"model": SqlAnswer}, **errors(413)})
 async def run_statement(namespace: Namespace, body: SqlBody, request: Request, storage: UseStorage) -> Response:
     """Run one SQL statement on the namespace's database."""
-    return _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=False), request)
+    return await _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=False), request)
 
 
 @router.post("/d1/{namespace}/exec", responses={200: {"model": SqlAnswer}, **errors(413)})
 async def run_statements(namespace: Namespace, body: SqlBody, request: Request, storage: UseStorage) -> Response:
     """Run SQL statements on the namespace's database, in one transaction."""
-    return _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=True), request)
+    return await _sql_answer(await storage.sql(namespace, body.sql, body.params or [], many=True), request)
 
 
-def _sql_answer(result: Sequence[bytes], request: Request) -> Response:
+async def _sql_answer(result: Sequence[bytes], request: Request) -> Response:
     """The answer with a result of SQL, an object of JSON in pieces, which are passed on as they are."""
-    pieces = [b'{"success":true,', result[0].removeprefix(b"{"), *result[1:]]
-    size = sum(map(len, pieces))
-    if size <= _PIECE_BYTES:
-        return Response(b"".join(pieces), media_type="application/json")
-    paced = _paced(pieces, Budget(caller_of(request).owner))
-    return StreamingResponse(paced, media_type="application/json", headers={"Content-Length": str(size)})
-
-
-async def _paced(pieces: Sequence[bytes], budget: Budget) -> AsyncIterator[bytes]:
-    """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
-    for piece in pieces:
-        yield piece
-        await budget.spend(_PIECE_US)
+    return await _kept([b'{"success":true,', result[0].removeprefix(b"{"), *result[1:]], request)
 
 
 @router.delete("/d1/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
@@ -273,7 +285,7 @@ async def list_resources(
     """List everything in storage: keys, objects, and tables of databases."""
     page, total = await storage.resources(type, namespace, prefix=key_prefix, limit=limit, offset=offset)
     rest = {"total": total, "limit": limit, "offset": offset, "has_more": offset + len(page) < total}
-    return await _page("resources", page, _resource_answer, rest, caller_of(request).owner)
+    return await _page("resources", page, _resource_answer, rest, request)
 
 
 def _resource_answer(resource: JsonObject) -> JsonObject:

@@ -104,7 +104,7 @@ async def rollback(session_id: SessionId, body: RollbackBody, context: UseContex
     return Answer(session_view(await context.versions.rollback(session_id, body.version), context))
 
 
-@router.post("/duplicate", status_code=201, responses={201: {"model": SessionAnswer}, **errors(404, 409, 413)})
+@router.post("/duplicate", status_code=201, responses={201: {"model": SessionAnswer}, **errors(404, 409, 413, 429)})
 async def duplicate(
     session_id: SessionId,
     request: Request,

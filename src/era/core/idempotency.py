@@ -24,7 +24,7 @@ from typing import Any
 from era.core.metadata import MetadataStore
 from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, Session, Snapshot, StoredCode
 from era.core.turns import Turns
-from era.errors import CommitFailed, Conflict, KeyReused, RunLost
+from era.errors import CommitFailed, Conflict, KeyReused, RunLost, TooManyWaiting
 
 
 class IdempotencyKeys:
@@ -47,10 +47,13 @@ class IdempotencyKeys:
     @asynccontextmanager
     async def held(self, session_id: OwnedId, claim: Claim) -> AsyncIterator[Claimed | None]:
         """The key's first request, once that has ended; None where this is the first. Others with the key wait until
-        the block ends. Raises KeyReused where the first request was a different one."""
+        the block ends. Raises KeyReused where the first request was a different one, TooManyWaiting."""
         turn = (claim.route, session_id, claim.key)
         if self._turns.taken(turn):
             await self.look_up(session_id, claim)  # Another request needn't wait to be refused.
+        if self._turns.is_full(turn):
+            waiting = f"{self._turns.max_waiting} requests wait for the first one with the key '{claim.key}' already."
+            raise TooManyWaiting(waiting, hint="Wait for its answer before you send it again.")
         async with self._turns.take(turn, bounded=False):
             yield await self.look_up(session_id, claim)
 

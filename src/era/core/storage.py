@@ -30,12 +30,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 from era.core.files.blob_store import BlobStore
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
+from era.core.spooled_output import SpooledOutput
+from era.core.sql_databases import Databases
 from era.core.threads import FairThreads, Threads
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
 
@@ -147,59 +150,6 @@ class ItemStore(Protocol):
         ...
 
 
-class Databases(Protocol):
-    """SQL databases by owner and namespace; see store/d1_databases.py."""
-
-    @property
-    def total(self) -> int:
-        """Bytes of all databases."""
-        ...
-
-    @property
-    def most_bytes(self) -> int:
-        """How large one may be."""
-        ...
-
-    def sizes(self, owner: str) -> Mapping[str, int]:
-        """Bytes of an owner's databases, by namespace."""
-        ...
-
-    async def run(
-        self,
-        owner: str,
-        namespace: str,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] = (),
-        *,
-        many: bool,
-        room: int,
-        asker: str = "",
-    ) -> dict[str, Any]:
-        """Run SQL as one transaction: one statement, or with `many` any number. The database may grow by `room` bytes.
-        `asker` is whoever of the owner's asks, in turn with his others.
-
-        Returns `results`, the rows, and `meta`. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
-        ...
-
-    async def run_as_json(
-        self,
-        owner: str,
-        namespace: str,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] = (),
-        *,
-        many: bool,
-        room: int,
-        asker: str = "",
-    ) -> Sequence[bytes]:
-        """Run SQL in the same way, with what `run` returns as JSON in pieces: it may be too much to parse it here."""
-        ...
-
-    async def drop(self, owner: str, namespace: str) -> bool:
-        """Delete a database; whether there was one."""
-        ...
-
-
 class Storage:
     """The storage of all owners. `open` before anything."""
 
@@ -212,15 +162,17 @@ class Storage:
         quotas: Quotas | None = None,
         *,
         is_shared: bool = False,
+        directory: Path | None = None,
     ) -> None:
         """`most_bytes` is what all of it may take together, `quotas` say what an owner's may. With `is_shared`, other
-        hosts of a cluster change it, too."""
+        hosts of a cluster change it, too. `directory` is for temporary files of long results."""
         self.store = store
         self.blobs = blobs
         self.databases = databases
         self._most_bytes = most_bytes
         self._quotas = quotas
         self._is_shared = is_shared
+        self.directory = directory
         self._stored: Counter[str] = Counter()
         """Bytes that items count for, by owner, as far as is known."""
 
@@ -401,6 +353,22 @@ class Namespaces:
 
     async def get(self, kind: Kind, namespace: str, key: str) -> tuple[Item, bytes]:
         """An item with its value. Raises BadRequest, NotFound, Unavailable."""
+        item, long = await self._found(kind, namespace, key, self._blobs.get)
+        return item, long or item.value or b""
+
+    async def open(self, kind: Kind, namespace: str, key: str) -> tuple[Item, SpooledOutput]:
+        """An item, and what reads its value and must be closed. Raises as `get` does."""
+        item, opened = await self._found(kind, namespace, key, self._opened)
+        if opened is None:
+            opened = SpooledOutput()
+            await opened.append(item.value or b"")
+        return item, opened
+
+    def _opened(self, digest: str) -> SpooledOutput:
+        return SpooledOutput.of_file(self._blobs.open_blob(digest))  # closed also where nobody waits for it any more
+
+    async def _found[T](self, kind: Kind, namespace: str, key: str, read: Callable[[str], T]) -> tuple[Item, T | None]:
+        """An item, with what reading its blob gives if it has one."""
         check_namespace(namespace)
         check_key(key)
         for last in (False, True):
@@ -408,9 +376,9 @@ class Namespaces:
             if item is None:
                 raise NotFound(f"'{namespace}' has no such key.", hint="GET the namespace to list its keys.")
             if item.value is not None:
-                return item, item.value
+                return item, None
             try:
-                return item, await self._storage.in_thread(self._owner, self._blobs.get, item.digest or "")
+                return item, await self._storage.in_thread(self._owner, read, item.digest or "")
             except OSError as error:
                 if last or not isinstance(error, FileNotFoundError):  # else replaced, and cleared away, meanwhile
                     raise Unavailable(f"The value could not be read: {error.strerror}.") from error

@@ -18,7 +18,7 @@ class Turns:
 
     def __init__(self, max_waiting: int = 64) -> None:
         """`max_waiting` is how many may wait in one queue, besides the one that has the turn."""
-        self._max_waiting = max_waiting
+        self.max_waiting = max_waiting
         self._locks: dict[Hashable, asyncio.Lock] = {}
         self._waiting: dict[Hashable, int] = {}
         """How many hold or wait for a turn."""
@@ -32,6 +32,11 @@ class Turns:
     def taken(self, session_id: Hashable) -> bool:
         """Whether somebody holds or waits for the session's turn."""
         return session_id in self._waiting
+
+    def is_full(self, session_id: Hashable) -> bool:
+        """Whether as many wait for the session's turn as may."""
+        # The first of those counted holds the turn, it does not wait.
+        return self._waiting.get(session_id, 0) > self.max_waiting
 
     def long_ones(self, session_id: Hashable) -> int:
         """How many hold or wait for the session's turn, for something that may last."""
@@ -72,9 +77,8 @@ class Turns:
             self.check_free(session_id)
         lock = self._locks.setdefault(session_id, asyncio.Lock())
         waiting = self._waiting.get(session_id, 0)
-        # The first of those counted holds the turn, it does not wait.
-        if bounded and waiting > self._max_waiting:
-            raise TooManyWaiting(f"{self._max_waiting} runs wait for session '{session_id}' already.")
+        if bounded and self.is_full(session_id):
+            raise TooManyWaiting(f"{self.max_waiting} runs wait for session '{session_id}' already.")
         self._waiting[session_id] = waiting + 1
         if long:
             self._long[session_id] = self._long.get(session_id, 0) + 1
