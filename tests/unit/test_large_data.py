@@ -3,22 +3,28 @@ wait."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 from pydantic import BaseModel
+from starlette.types import Message, Receive, Scope, Send
 
 from era.api.context import claim_of
+from era.api.mcp import Mcp, _without_arguments
 from era.core import jsontext
 from era.core.metadata import SessionChange
 from era.core.versions import Versions
 from era.errors import TooLarge
 from era.mcp import tools
-from era.mcp.arguments import OneSession
+from era.mcp.arguments import CreateSession as CreateArguments
+from era.mcp.arguments import OneSession, UpdateSession
+from era.mcp.calls import Calls
 from era.wire.limits import EgressBody, LimitsBody
 from era.wire.processes import PtyBody, StartProcess
 from era.wire.runs import RunBody, SecretBody
@@ -28,6 +34,7 @@ from tests.owners import mine
 from tests.unit.core import Core
 
 S = mine("s")
+MIB = 1 << 20
 ONES = {"n": [1] * 300_000}
 
 
@@ -198,6 +205,84 @@ async def test_a_tool_shows_large_data_beside_the_event_loop(on_the_loop: list[s
     result = await tools._get(calls, OneSession(session_id="s"), progress)
     assert result.structured_content == {"id": "s", "data": ONES}
     assert on_the_loop == []
+
+
+@pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
+async def test_the_protocol_s_library_gets_no_large_arguments(
+    on_the_loop: list[str], is_sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It parses them on the event loop, and validates each value several times."""
+    if not is_sound:
+        monkeypatch.setattr(jsontext, "takes_long", lambda _: False)
+    arguments = {"data": ONES, "metadata": {"a": 1}}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+    text = json.dumps(call | {"params": {"name": "era_create_session", "arguments": arguments}})
+    on_the_loop.clear()
+    seen = list[Any]()
+
+    class Library:
+        async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+            seen.extend([scope["state"], dict(scope["headers"]), (await receive())["body"]])
+
+    async def loaded() -> Any:
+        return Library(), Library()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": text.encode(), "more_body": False}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    mcp = Mcp()
+    mcp._managers = asyncio.create_task(loaded())
+    await mcp({"headers": [(b"content-length", str(len(text)).encode())], "state": {}}, receive, send)
+    state, headers, body = seen
+    assert headers[b"content-length"] == str(len(body)).encode()
+    if is_sound:
+        assert json.loads(body) == call | {"params": {"name": "era_create_session"}}
+        assert state == {"mcp_arguments": arguments}
+    assert (len(body) < 1000) is is_sound
+    assert on_the_loop == []
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("tools/list", {"a": [1] * 40_000}),
+        ("tools/call", {"arguments": {}, "_meta": {"a": [1] * 40_000}}),
+        ("x" * MIB, {}),
+    ],
+)
+async def test_what_is_large_beside_the_arguments_is_refused(method: str, params: Any) -> None:
+    text = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+    with pytest.raises(TooLarge, match="too large"):
+        await _without_arguments(text.encode())
+
+
+@pytest.mark.parametrize("field", ["data", "metadata"])
+async def test_arguments_that_no_session_can_have_are_refused_as_they_are_read(field: str) -> None:
+    text = json.dumps({"params": {"name": "era_create_session", "arguments": {field: {"n": [0] * 600_000}}}})
+    with pytest.raises(TooLarge, match=f"'{field}' is over 1048576 bytes"):
+        await _without_arguments(text.encode())
+
+
+@pytest.mark.parametrize("changes", [False, True])
+async def test_a_tool_sends_large_data_beside_the_event_loop(on_the_loop: list[str], changes: bool) -> None:
+    sent = list[httpx.Request]()
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200, json={"id": "s", "language": "python"})
+
+    progress: Any = None
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://era.example") as client:
+        if changes:
+            await tools._update(Calls(client), UpdateSession(session_id="s", data=ONES), progress)
+        else:
+            await tools._create(Calls(client), CreateArguments(data=ONES), progress)
+    assert on_the_loop == []
+    assert sent[0].headers["content-type"] == "application/json"
+    assert json.loads(sent[0].content)["data"] == ONES
 
 
 async def test_what_a_cell_answered_is_kept_and_read_beside_the_event_loop(core: Core, on_the_loop: list[str]) -> None:

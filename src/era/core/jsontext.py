@@ -121,15 +121,11 @@ def is_longer(value: Any, size: int) -> bool:
 async def loads_aside(text: bytes) -> Any:
     """The same beside the event loop where it takes long, on a thread. There, Python may switch threads at each number,
     since what reads one is written in Python."""
-    return await aside(loads, text) if _takes_long(text) else loads(text)
+    return await aside(loads, text) if takes_long(text) else loads(text)
 
 
-async def has_too_many_parts_aside(text: bytes) -> bool:
-    """`has_too_many_parts` beside the event loop where it takes long."""
-    return await aside(has_too_many_parts, text) if _takes_long(text) else has_too_many_parts(text)
-
-
-def _takes_long(text: bytes) -> bool:
+def takes_long(text: bytes) -> bool:
+    """Whether to parse a text on the event loop would hold up others."""
     return len(text) > _AT_ONCE_BYTES or (len(text) > _AT_ONCE_PARTS and marks(text) > _AT_ONCE_PARTS)
 
 
