@@ -147,7 +147,7 @@ class ToolServer(Server):
     def _spawn(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> Process:
         settings = {name: value for name, value in environment.items() if name.startswith("ERA_")}
         # Compiling Go's library keeps all processors busy, and other tests run beside this one.
-        command = ["nice", "-n", "10", *self.uvx, "era", "serve"]
+        command = ["nice", "-n", "5", *self.uvx, "era", "serve"]
         return super()._spawn(command, uvx_environment(self.home) | settings, log)
 
 

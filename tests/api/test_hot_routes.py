@@ -17,7 +17,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api import runs
+from era.api import context, runs, sessions
 from era.api.context import Context, StrictRoute
 from era.api.hot_routes import HotRoutes
 from era.core import jsontext
@@ -27,6 +27,7 @@ from era.core.run_messages import RunRequest
 from era.errors import TooManyWaiting
 from era.settings import Settings
 from era.wire.runs import RunBody
+from era.wire.sessions import CreateSession
 from tests.conftest import MakeSession
 
 ROUTE = {"Content-Type": "application/json; charset=utf-8"}
@@ -305,6 +306,67 @@ async def test_a_run_that_waits_holds_its_input_once(way: str, is_sound: bool, m
     finally:
         tracemalloc.stop()
     assert (size < held < 1.5 * size) is is_sound, held
+
+
+OVER_A_MIB: dict[str, dict[str, Any]] = {
+    "keys": {f"{n:060}": 0 for n in range(40_000)},
+    "numbers": {"n": [0] * 600_000},
+    "one text": {"n": "a" * 1_100_000},
+    "text of two bytes": {"n": "é" * 600_000},
+    "beside stored code": {"code": "x" * 1_000_000, "n": "a" * 1_100_000},
+    "no stored code": {"code": ["x" * 1_100_000]},
+}
+
+
+@pytest.mark.parametrize("field", ["data", "metadata"])
+@pytest.mark.parametrize("kind", OVER_A_MIB)
+async def test_data_that_is_too_large_is_refused_as_it_is_read(
+    field: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the thread that reads it: 230,000 keys took most of a second of the event loop before they were refused. So it
+    is on the shortcut and on the routes."""
+    body = json.dumps({"language": "python", field: OVER_A_MIB[kind]}, ensure_ascii=False).encode()
+    looked_at = list[Any]()
+    few = CreateSession._without_most_unknown
+
+    def noting(value: Any) -> Any:
+        looked_at.append(len(value))
+        return few(value)
+
+    monkeypatch.setattr(CreateSession, "_without_most_unknown", noting)
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post("/api/sessions")
+    async def take(body: CreateSession) -> Response:
+        return Response(status_code=204)
+
+    application = FastAPI()
+    application.include_router(router)
+    routes = [cast(APIRoute, each) for each in sessions.router.routes]
+    hot = HotRoutes(application, routes=routes, context=cast(Context, None), failed=cast(Any, None))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(hot), base_url="http://era.example") as client:
+        answer = await client.post("/api/sessions", content=body, headers=SHORTCUT)
+        assert (answer.status_code, looked_at) == (413, [])
+        assert re.match(rf"'{field}' is .* bytes as compact JSON, 1048576 are allowed", answer.json()["detail"])
+        with monkeypatch.context() as weakened:
+            weakened.setattr(context, "check_long_body", lambda _: None)
+            await client.post("/api/sessions", content=body, headers=ROUTE)
+        assert looked_at == [2]
+
+
+def test_data_may_come_back_with_the_stored_code_that_it_was_shown_with(
+    client: httpx.Client, session: MakeSession
+) -> None:
+    """Together they are over 1 MiB."""
+    where = session(data={"a": "x" * 1_000_000})
+    client.put(f"/api/sessions/{where}/code", json={"code": "#" * 1_000_000})
+    shown = client.get(f"/api/sessions/{where}").json()["data"]
+    assert len(shown["code"]) == 1_000_000
+    answer = client.patch(f"/api/sessions/{where}", json={"data": {**shown, "b": 1}})
+    assert answer.status_code == 200
+    assert answer.json()["metadata"]["data"] == {**shown, "b": 1}
+    answer = client.patch(f"/api/sessions/{where}", json={"data": {**shown, "c": "x" * 50_000}})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
 
 
 JSON = {"few values": '{"code": 1}', "many values": json.dumps({"code": [0] * 40_000}), "long": "a" * 2_000_000}

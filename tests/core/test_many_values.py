@@ -152,7 +152,6 @@ async def test_long_json_waits_for_no_other_work_and_none_for_it() -> None:
             assert await jsontext.loads_aside(text.encode()) == long
             assert await jsontext.compacted(long, len(text)) == text
             assert await jsontext.read_state(f'{{"a":{text}}}'.encode()) == f'{{"a":{text}}}'
-            assert not await jsontext.has_too_many_parts_aside(text.encode())
         finally:
             released.set()
             await busy

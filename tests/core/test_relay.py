@@ -139,6 +139,37 @@ def test_what_keeps_headers_of_programs_back(monkeypatch: pytest.MonkeyPatch) ->
     assert {name for name, _ in answered(headers=wanted)} == ours | {name.lower() for name in wanted}
 
 
+MANY_POLICIES = {"one header": "a," * 499_000, "32 KiB": "a," * 2_000, "in lines": ["a"] * 2_000}
+
+
+@pytest.mark.parametrize("kind", MANY_POLICIES)
+@pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
+def test_policies_count_among_the_headers(kind: str, is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each becomes a line of its own, which all others would wait for while half a million are written."""
+    if not is_sound:
+        monkeypatch.setattr(headers, "_MAX_ANSWER_BYTES", 1 << 40)
+        assert len(answered(headers={"Content-Security-Policy": MANY_POLICIES[kind]})) >= 2_000
+        return
+    with pytest.raises(RelayFailed, match="32 KiB of headers"):
+        answered(headers={"Content-Security-Policy": MANY_POLICIES[kind]})
+
+
+def test_long_policies_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a live server are looked at by the event loop."""
+    described = [("content-security-policy", "a," * 32_000)]
+    monkeypatch.setattr(headers, "_without_sandbox", lambda _: pytest.fail("read"))
+    with pytest.raises(RelayFailed, match="32 KiB of headers"):
+        headers.of_answer(described, headers.Place(PATH, None))
+
+
+def test_a_hundred_policies_are_sent() -> None:
+    sent = answered(headers={"Content-Security-Policy": "sandbox; default-src 'self', " * 100})
+    assert [value for name, value in sent if name == "content-security-policy"] == [
+        *["default-src 'self'"] * 100,
+        headers.POLICY,
+    ]
+
+
 def test_a_site_has_one_content_type() -> None:
     described = [("content-type", "text/plain"), ("x-a", "1"), ("content-type", "multipart/mixed")]
     assert headers.of_answer(described, headers.site("s")) == [("x-a", "1"), ("content-type", "multipart/mixed")]

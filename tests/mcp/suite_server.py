@@ -401,6 +401,6 @@ if __name__ == "__main__":
     from era.client.cli import main
 
     made = protocol.mcp_server
-    protocol.mcp_server = lambda version, calls_of: extended(made(version, calls_of))
+    protocol.mcp_server = lambda *given: extended(made(*given))
     sys.argv[0] = "era"
     main()

@@ -20,7 +20,6 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
 
 from era.issuer import Issuer
-from tests.api.answers import refused
 from tests.api.owners import Owners, new_key
 from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import Server, eventually
@@ -463,12 +462,6 @@ def test_of_many_wrong_arguments_the_first_few_are_told(server: Server) -> None:
     assert told.count("There is no argument") == 5
     assert "Did you mean 'code'?" in told
     assert "code (required)" in told
-
-
-def test_a_body_of_too_many_values_is_refused_unread(client: httpx.Client) -> None:
-    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"a": [1] * 700_000}}
-    problem = refused(client.post("/mcp", json=body), 413, "too many values")
-    assert problem["code"] == "too_large"
 
 
 def test_plain_json_rpc_is_enough(client: httpx.Client) -> None:

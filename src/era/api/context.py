@@ -56,7 +56,7 @@ from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
 from era.core.server_facts import Finding, SettingInForce
-from era.core.sessions import Sessions
+from era.core.sessions import Sessions, check_long_body
 from era.core.setup.setups import Setups
 from era.core.storage import Storage
 from era.core.telemetry import Note, Trace
@@ -215,8 +215,10 @@ class StrictRequest(Request):
         await self.body()
         content, self._content = self._content or b"", b" "
         try:
-            self._value = await jsontext.loads_aside(content)
+            self._value = await read_json(content)
             return self._value
+        except EraError as error:
+            raise BodyProblem(error) from None
         except jsontext.JsonTooLarge as error:
             raise BodyProblem(TooLarge(f"The body {error}.")) from None
         except jsontext.JsonProblem as error:
@@ -227,6 +229,19 @@ class StrictRequest(Request):
         """What the body says was taken: drop the values, which FastAPI keeps as well."""
         if isinstance(self._value, dict):
             self._value.clear()
+
+
+async def read_json(text: bytes) -> Any:
+    """The value of a body of JSON. Raises JsonProblem; TooLarge for `data` or `metadata` that no session can have."""
+    if len(text) <= jsontext.MAX_DATA_BYTES:
+        return await jsontext.loads_aside(text)
+    return await jsontext.aside(_read_long, text)
+
+
+def _read_long(text: bytes) -> Any:
+    value = jsontext.loads(text)
+    check_long_body(value)
+    return value
 
 
 class StrictRoute(APIRoute):
@@ -362,22 +377,25 @@ IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
 REPLAY = {"Idempotent-Replay": "true"}
 
 
-def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
-    """The idempotency claim of a request, None without a key.
+async def claim_of(context: Context, route: Route, key: str | None, body: BaseModel) -> Claim | None:
+    """The idempotency claim of a request, None without a key. Raises TooLarge for what is nested too deeply.
 
     The values of `env` and `secrets` are passed separately: nothing made from them may be stored.
     """
     if key is None:
         return None
-    fields = body.model_dump()
+    fields = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in body}
     env, secrets = fields.pop("env", {}), fields.pop("secrets", {})
     if secrets:
         fields["secrets"] = {
-            name: [secret["hosts"], "plain_http"] if secret["plain_http"] else secret["hosts"]
+            name: [secret.hosts, "plain_http"] if secret.plain_http else secret.hosts
             for name, secret in secrets.items()
         }
-    values = {name: secret["value"] for name, secret in secrets.items()}
-    return context.idempotency.claim(route, key, fields, [env, values])
+    values = {name: secret.value for name, secret in secrets.items()}
+    try:
+        return await context.idempotency.claim_aside(route, key, fields, [env, values])
+    except RecursionError:
+        raise TooLarge(f"The body is nested deeper than {jsontext.MAX_DEPTH} levels.") from None
 
 
 def status_of(session: Session, context: Context) -> str:

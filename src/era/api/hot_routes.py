@@ -175,8 +175,8 @@ async def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
     if message["type"] != "http.request":
         return None
     try:
-        return model.model_validate(await jsontext.loads_aside(message.get("body", b"")))
-    except (jsontext.JsonProblem, ValidationError):
+        return model.model_validate(await dependencies.read_json(message.get("body", b"")))
+    except (jsontext.JsonProblem, EraError, ValidationError):
         return None
 
 

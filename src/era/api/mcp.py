@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ from era.api.event_stream import STREAM_TYPE
 from era.api.guard import MAX_BODY_BYTES
 from era.api.hot_routes import again, whole_body
 from era.core import jsontext
-from era.errors import TooLarge
+from era.core.models import JsonObject
+from era.core.sessions import check_long_body
+from era.errors import BadRequest, TooLarge
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 PATHS = ("/mcp", "/mcp/", "/mcp/v1", "/mcp/v1/")
 _CALLERS_HEADERS = ("authorization", "host")
 _CONNECT_SECONDS = 10.0
+
+_ARGUMENTS = "mcp_arguments"
+"""What a request's state has of a long message."""
 
 
 class Mcp:
@@ -54,8 +59,10 @@ class Mcp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await whole_body(receive)
-        if await jsontext.has_too_many_parts_aside(message.get("body", b"")):  # the library would parse a million
-            raise TooLarge("The body has too many values.")
+        if jsontext.takes_long(body := message.get("body", b"")):
+            body, arguments = await _without_arguments(body)
+            message = {**message, "body": body}
+            scope.setdefault("state", {})[_ARGUMENTS] = arguments
         receive = again(message, receive)
         del message  # which is let go once it has been read again
         if self._managers is None:
@@ -72,6 +79,7 @@ class Mcp:
         # guard has turned pages of other sites away already, so nothing hangs on the type that a body has.
         headers["accept"] = f"application/json, {STREAM_TYPE}" if streams else "application/json"
         headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(body))
         await (streamed if streams else in_one).handle_request(scope, receive, send)
 
     async def _start(
@@ -99,7 +107,10 @@ class Mcp:
             headers = context.request.headers
             return Calls(client, {name: headers[name] for name in _CALLERS_HEADERS if name in headers})
 
-        server = mcp_server(__version__, calls_of)
+        def long_arguments(context: Any) -> Mapping[str, Any] | None:
+            return getattr(context.request.state, _ARGUMENTS, None)
+
+        server = mcp_server(__version__, calls_of, long_arguments)
         in_one, streamed = (
             StreamableHTTPSessionManager(
                 server,
@@ -121,3 +132,28 @@ class Mcp:
         self._running = asyncio.create_task(run())
         await ready.wait()
         return in_one, streamed
+
+
+async def _without_arguments(text: bytes) -> tuple[bytes, JsonObject]:
+    """A long message without the arguments of the tool that it calls, and these, parsed beside the event loop: all that
+    the library does is done by the event loop. Raises BadRequest or TooLarge for what is no such message."""
+    try:
+        return await jsontext.aside(_parted, text)
+    except jsontext.JsonTooLarge as error:
+        raise TooLarge(f"The body {error}.") from None
+    except jsontext.JsonProblem as error:
+        raise BadRequest(f"The body {error}.", code="invalid_json") from None
+
+
+def _parted(text: bytes) -> tuple[bytes, JsonObject]:
+    """`_without_arguments`, at once."""
+    message = jsontext.loads(text)
+    params = message.get("params") if isinstance(message, dict) else None
+    arguments = params.pop("arguments", None) if isinstance(params, dict) else None
+    if not isinstance(arguments, dict):
+        raise jsontext.JsonTooLarge("is too large for a message that has no arguments of a tool")
+    check_long_body(arguments)
+    rest = jsontext.compact(message, in_thread=True).encode()
+    if jsontext.takes_long(rest):
+        raise jsontext.JsonTooLarge("is too large beside the arguments of a tool")
+    return rest, arguments

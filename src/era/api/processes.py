@@ -84,7 +84,7 @@ async def start_process(
             None if body.pty is None else body.pty.size(),
             body.tag,
             body.timeout,
-            claim_of(context, "process", key, body),
+            await claim_of(context, "process", key, body),
         ),
     )
     return Answer(process_answer(started.record), 201, headers=REPLAY if started.replayed else None)

@@ -55,7 +55,7 @@ router = APIRouter(tags=["runs"], route_class=StrictRoute)
 _MAX_FILES = 1000
 
 
-def run_request(body: RunBody, request: Request, context: Context, key: str | None) -> RunRequest:
+async def run_request(body: RunBody, request: Request, context: Context, key: str | None) -> RunRequest:
     """The core's request for a run, from a body. Raises BadRequest or TooLarge for what can't be run."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
@@ -67,7 +67,7 @@ def run_request(body: RunBody, request: Request, context: Context, key: str | No
         body.env,
         body.timeout,
         body.atomic,
-        claim_of(context, "run", key, body),
+        await claim_of(context, "run", key, body),
         body.background,
         secrets=secrets_of(body.secrets, body.env),
         invocation=invocation_of(body, body.code),
@@ -112,7 +112,7 @@ async def run(
 ) -> Response:
     """Run code in a session, and answer once its result is durable. With `background`, answer as soon as it has
     begun."""
-    asked = await _recorded(session_id, run_request(body, request, context, key), request, context)
+    asked = await _recorded(session_id, await run_request(body, request, context, key), request, context)
     if body.background:
         begun = await context.runs.begin(session_id, asked)
         answer = {"run_id": begun.run_id, "status": "running"}
@@ -149,7 +149,7 @@ async def stream(
     id."""
     if body.background:
         raise BadRequest("'background' is not a field of this call.", hint="POST …/run takes it.", code="invalid_field")
-    asked = await _recorded(session_id, run_request(body, request, context, key), request, context)
+    asked = await _recorded(session_id, await run_request(body, request, context, key), request, context)
     events = context.runs.stream(session_id, asked)
     # An error before the run has started becomes an ordinary answer.
     first = await anext(events)

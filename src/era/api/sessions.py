@@ -79,7 +79,7 @@ async def create_session(
         service=body.service,
         setup=setup_of(body.setup),
         storage=body.storage,
-        claim=claim_of(context, "create", key, body),
+        claim=await claim_of(context, "create", key, body),
     )
     return await made_answer(made, request, context)
 

@@ -121,6 +121,6 @@ async def duplicate(
         new_id=copy.id or copy.new_id,
         data=copy.data,
         from_version=copy.from_version,
-        claim=claim_of(context, "duplicate", key, copy),
+        claim=await claim_of(context, "duplicate", key, copy),
     )
     return await made_answer(made, request, context, copy_of=session_id.id)

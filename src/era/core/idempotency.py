@@ -21,10 +21,13 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from era.core import jsontext
 from era.core.metadata import MetadataStore
 from era.core.models import DEFAULT_OWNER, Claim, Claimed, OwnedId, Route, Session, Snapshot, StoredCode
 from era.core.turns import Turns
 from era.errors import CommitFailed, Conflict, KeyReused, RunLost, TooManyWaiting
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class IdempotencyKeys:
@@ -38,11 +41,21 @@ class IdempotencyKeys:
 
         self._secret = secrets.token_bytes(32)
 
-    def claim(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
+    def claim(
+        self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None, *, in_thread: bool = False
+    ) -> Claim:
         """The claim of a request with this key. `body` is its body without the parts that must not be stored, which are
-        `hidden`; both are JSON values."""
-        mark = hmac.new(self._secret, _canonical(hidden), hashlib.sha256).hexdigest()
-        return Claim(route, key, hashlib.sha256(_canonical(body)).hexdigest(), f"{self._process}:{mark}")
+        `hidden`; both are JSON values. `in_thread` is as in jsontext.compact."""
+        mark = hmac.new(self._secret, _canonical(hidden, in_thread), hashlib.sha256).hexdigest()
+        return Claim(route, key, hashlib.sha256(_canonical(body, in_thread)).hexdigest(), f"{self._process}:{mark}")
+
+    async def claim_aside(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
+        """The same beside the event loop where the parts are long."""
+
+        def claim(parts: list[Any], *, in_thread: bool = False) -> Claim:
+            return self.claim(route, key, *parts, in_thread=in_thread)
+
+        return await jsontext.aside_where_long(claim, [body, hidden])
 
     @asynccontextmanager
     async def held(self, session_id: OwnedId, claim: Claim) -> AsyncIterator[Claimed | None]:
@@ -65,8 +78,9 @@ class IdempotencyKeys:
         return first
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+def _canonical(value: Any, in_thread: bool) -> bytes:
+    """The same text for all equal values. Its hash is stored, so it must stay what it is."""
+    return ("".join(_CANONICAL.iterencode(value)) if in_thread else _CANONICAL.encode(value)).encode()
 
 
 def _is_same(first: Claimed, claim: Claim) -> bool:

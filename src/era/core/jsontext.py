@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from era.core.models import JsonObject
 
@@ -51,6 +51,12 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class InThread[T, R](Protocol):
+    """A job on a JSON value that lets Python switch threads at each part of it where it is `in_thread`."""
+
+    def __call__(self, value: T, /, *, in_thread: bool = False) -> R: ...
 
 
 class JsonProblem(ValueError):
@@ -91,18 +97,35 @@ async def aside[T, R](job: Callable[[T], R], value: T) -> R:
     return await asyncio.get_running_loop().run_in_executor(_THREADS, job, value)
 
 
+async def aside_where_long[T, R](job: InThread[T, R], value: T) -> R:
+    """A job on a JSON value: beside the event loop, and told that it is in a thread, where the value is long."""
+    return await aside(partial(job, in_thread=True), value) if is_longer(value, IN_THREAD) else job(value)
+
+
+def is_longer(value: Any, size: int) -> bool:
+    """Whether a JSON value surely has more than so many bytes as compact text, by the least that each of its values
+    takes. It looks at no more than that many."""
+    pending, left = [value], size
+    while pending and left >= 0:
+        item = pending.pop()
+        if isinstance(item, str):
+            left -= len(item)
+        elif isinstance(item, dict | list):
+            left -= 2 * len(item)
+            if left >= 0:
+                pending += item
+                pending += item.values() if isinstance(item, dict) else ()
+    return left < 0
+
+
 async def loads_aside(text: bytes) -> Any:
     """The same beside the event loop where it takes long, on a thread. There, Python may switch threads at each number,
     since what reads one is written in Python."""
-    return await aside(loads, text) if _takes_long(text) else loads(text)
+    return await aside(loads, text) if takes_long(text) else loads(text)
 
 
-async def has_too_many_parts_aside(text: bytes) -> bool:
-    """`has_too_many_parts` beside the event loop where it takes long."""
-    return await aside(has_too_many_parts, text) if _takes_long(text) else has_too_many_parts(text)
-
-
-def _takes_long(text: bytes) -> bool:
+def takes_long(text: bytes) -> bool:
+    """Whether to parse a text on the event loop would hold up others."""
     return len(text) > _AT_ONCE_BYTES or (len(text) > _AT_ONCE_PARTS and marks(text) > _AT_ONCE_PARTS)
 
 
@@ -144,6 +167,8 @@ def data_text(value: Any, *, in_thread: bool = False) -> str:
     beyond 1 MiB or 64 levels."""
     if not isinstance(value, dict):
         raise JsonProblem(f"is {_kind(value)}, not an object")
+    if is_longer(value, MAX_DATA_BYTES):  # before it is gone through, which may take long
+        raise JsonTooLarge(f"is over {MAX_DATA_BYTES} bytes as compact JSON, {MAX_DATA_BYTES} are allowed")
     if not within_depth(value):
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
     text = compact(value, in_thread=in_thread)

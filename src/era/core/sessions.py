@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from era.core import allowlist as allowed
@@ -32,7 +33,7 @@ from era.core.models import (
 from era.core.pool import SandboxPool
 from era.core.setup.requirements import setup_text
 from era.core.turns import Turns
-from era.core.views import without_view
+from era.core.views import certainly_own, without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
 
 MAX_CODE_BYTES = 4 << 20
@@ -101,7 +102,7 @@ class Sessions:
         """Create a session of the caller's owner; `session_id` None makes up an id. `default_timeout` and `ttl` are
         seconds, `limits` in the units of the API. Raises Conflict where the id is taken, BadRequest or TooLarge for
         values that can't be."""
-        check_metadata(metadata)
+        await jsontext.aside_where_long(check_metadata, metadata)
         self._rules.check(limits or {})
         allowed.check(egress or {})
         if not persistent and (setup or {}).get("commands"):
@@ -114,7 +115,7 @@ class Sessions:
             id=replace(caller, id=session_id or new_id("sess")),
             language=language,
             persistent=persistent,
-            data=data_text("data", data),
+            data=await data_text_aside(data),
             metadata=metadata,
             allow_internet=allow_internet,
             allow_public=allow_public,
@@ -146,7 +147,7 @@ class Sessions:
     async def change(self, session_id: OwnedId, change: SessionChange, data: JsonObject | None) -> Session:
         """Change settings, and `data` unless that is None. A change of data or setup waits for the run under way."""
         if change.metadata is not None:
-            check_metadata(change.metadata)
+            await jsontext.aside_where_long(check_metadata, change.metadata)
         self._rules.check(change.limits or {})
         allowed.check(change.egress or {})
         if data is None and change.setup is KEEP:
@@ -156,7 +157,7 @@ class Sessions:
                 self._liveness.check_not(await self._store.session(session_id), "nothing can be installed")
             if data is not None:
                 session = await self._store.session(session_id)
-                change = replace(change, data=data_text("data", without_view(data, session.stored)))
+                change = replace(change, data=await data_text_aside(without_view(data, session.stored)))
             session = await self._store.change_session(session_id, change)
         self._kick_setups()
         return session
@@ -237,9 +238,9 @@ def check_code(code: str) -> None:
         )
 
 
-def check_metadata(metadata: Any) -> None:
-    """Raises BadRequest or TooLarge for labels that a session can't have."""
-    data_text("metadata", metadata)
+def check_metadata(metadata: Any, *, in_thread: bool = False) -> None:
+    """Raises BadRequest or TooLarge for labels that a session can't have. `in_thread` is as in jsontext.compact."""
+    data_text("metadata", metadata, in_thread=in_thread)
     if len(metadata) > _MOST_LABELS:
         raise TooLarge(
             f"'metadata' has {len(metadata)} labels, {_MOST_LABELS} are allowed.",
@@ -247,10 +248,25 @@ def check_metadata(metadata: Any) -> None:
         )
 
 
-def data_text(field: str, value: Any) -> str:
-    """`value`, which should be a JSON object, as compact JSON text. Raises BadRequest or TooLarge, naming the field."""
+async def data_text_aside(data: Any) -> str:
+    """`data_text` of a session's data, beside the event loop where it is long."""
+    return await jsontext.aside_where_long(partial(data_text, "data"), data)
+
+
+def check_long_body(body: Any) -> None:
+    """Raises BadRequest or TooLarge for a request's body whose `data` or `metadata` no session can have, in a thread,
+    before anything else is done with them: they may have hundreds of thousands of values."""
+    for field in ("data", "metadata"):
+        value = body.get(field) if isinstance(body, dict) else None
+        if isinstance(value, dict):
+            data_text(field, certainly_own(value), in_thread=True)
+
+
+def data_text(field: str, value: Any, *, in_thread: bool = False) -> str:
+    """`value`, which should be a JSON object, as compact JSON text. Raises BadRequest or TooLarge, naming the field.
+    `in_thread` is as in jsontext.compact."""
     try:
-        return jsontext.data_text(value)
+        return jsontext.data_text(value, in_thread=in_thread)
     except jsontext.JsonTooLarge as error:
         raise TooLarge(f"'{field}' {error}.") from None
     except jsontext.JsonProblem as error:

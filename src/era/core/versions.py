@@ -16,7 +16,7 @@ from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
-from era.core.sessions import data_text
+from era.core.sessions import data_text_aside
 from era.core.threads import computing
 from era.core.turns import Turns
 from era.core.views import without_view
@@ -116,7 +116,7 @@ class Versions:
         text = None
         if data is not None:
             source = await self._store.session(session_id)
-            text = data_text("data", without_view(data, source.stored))
+            text = await data_text_aside(without_view(data, source.stored))
         copy = NewCopy(session_id, new_id or _copy_id(session_id.id), from_version, text)
         return await create_once(self._idempotency, session_id, claim, lambda: self._store.duplicate(copy, claim))
 

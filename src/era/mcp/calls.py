@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 
 from era.urls import file_path
@@ -17,6 +18,7 @@ MOST_BYTES = 16 << 20
 """Of content, which is in memory as a whole: that of the service, where its own tools are used."""
 
 _STOP_SECONDS = 5.0
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 _HINTS = {
     "GET /api/sessions lists the sessions there are.": "era_list_sessions lists them, era_create_session makes one.",
@@ -51,7 +53,7 @@ class Calls:
 
     async def call(self, method: str, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
         """The answer of a call with this JSON body, None for none. Raises CallFailed."""
-        async with self._response(method, path, json=body, params=_query(query)) as response:
+        async with self._response(method, path, body=body, params=_query(query)) as response:
             return _checked(response, await response.aread())
 
     async def put(self, path: str, content: bytes) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Calls:
     async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any]]:
         """The events of a run that a POST to this path begins: that of a session's `/stream`, or of `/api/execute`. A
         caller that is cancelled stops the run. Raises CallFailed, also where the service failed in the middle."""
-        async with self._response("POST", path, {"Accept": "text/event-stream"}, json=body) as response:
+        async with self._response("POST", path, {"Accept": "text/event-stream"}, body=body) as response:
             if response.status_code != 200:
                 _checked(response, await response.aread())
             run_id = response.headers.get("x-era-run")
@@ -96,9 +98,13 @@ class Calls:
 
     @asynccontextmanager
     async def _response(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Any = None, **options: Any
     ) -> AsyncIterator[httpx.Response]:
         headers = {**self.headers, **(headers or {})}
+        if body is not None:
+            # In a thread: arguments may be a MiB of small values.
+            options["content"] = await anyio.to_thread.run_sync(_json, body)
+            headers["Content-Type"] = "application/json"
         try:
             async with self.client.stream(method, path, headers=headers, **options) as response:
                 yield response
@@ -123,6 +129,11 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             yield line
+
+
+def _json(body: Any) -> bytes:
+    """A body as JSON, encoded in steps, between which Python may switch threads."""
+    return "".join(_ENCODER.iterencode(body)).encode()
 
 
 def _query(query: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -42,14 +42,20 @@ _MOST_PROBLEMS = 5
 _LONGEST_NAME = 200
 
 
-def mcp_server(version: str, calls_of: Callable[[RequestContext], Calls]) -> Server[Any]:
-    """A server whose requests are answered by the HTTP API; `calls_of` says with whose rights."""
+def mcp_server(
+    version: str,
+    calls_of: Callable[[RequestContext], Calls],
+    long_arguments: Callable[[RequestContext], Mapping[str, Any] | None] = lambda _: None,
+) -> Server[Any]:
+    """A server whose requests are answered by the HTTP API; `calls_of` says with whose rights. `long_arguments` are
+    those of a call whose message has none, as they were taken out of it."""
 
     async def list_tools(_: RequestContext, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS.values()])
 
     async def call_tool(context: RequestContext, params: types.CallToolRequestParams) -> types.CallToolResult:
-        return await _call_tool(calls_of(context), context, params)
+        arguments = long_arguments(context) or params.arguments or {}
+        return await _call_tool(calls_of(context), context, params.name, arguments)
 
     async def list_resources(
         context: RequestContext, _: types.PaginatedRequestParams | None
@@ -110,13 +116,13 @@ def _described(tool: Tool) -> types.Tool:
 
 
 async def _call_tool(
-    calls: Calls, context: RequestContext, params: types.CallToolRequestParams
+    calls: Calls, context: RequestContext, name: str, given: Mapping[str, Any]
 ) -> types.CallToolResult:
-    tool = TOOLS.get(params.name)
+    tool = TOOLS.get(name)
     if tool is None:
-        raise MCPError(code=types.INVALID_PARAMS, message=_no_such("tool", params.name, TOOLS))
+        raise MCPError(code=types.INVALID_PARAMS, message=_no_such("tool", name, TOOLS))
     try:
-        arguments = tool.arguments.model_validate(params.arguments or {})
+        arguments = tool.arguments.model_validate(given)
     except ValidationError as error:
         return failure(_wrong_arguments(tool, error))
     pieces = 0

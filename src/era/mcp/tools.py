@@ -138,9 +138,14 @@ async def _pictures(
 
 
 async def _create(calls: Calls, body: given.CreateSession, progress: Progress) -> CallToolResult:
-    session = await calls.call("POST", "/api/sessions", body.model_dump(exclude_none=True))
+    session = await calls.call("POST", "/api/sessions", _given(body))
     waits = " Its packages are being installed; the first run waits for them." if session.get("setup_status") else ""
     return text_result(f"Session {session['id']} ({session['language']}) is there.{waits}", session)
+
+
+def _given(body: given.CreateSession | given.UpdateSession) -> dict[str, Any]:
+    """The arguments that there are, as they are: pydantic would copy each value in `data`."""
+    return {name: value for name, value in body if value is not None}
 
 
 async def _list(calls: Calls, body: given.ListSessions, progress: Progress) -> CallToolResult:
@@ -168,7 +173,8 @@ async def _delete(calls: Calls, body: given.OneSession, progress: Progress) -> C
 
 
 async def _update(calls: Calls, body: given.UpdateSession, progress: Progress) -> CallToolResult:
-    changes = body.model_dump(exclude_none=True, exclude={"session_id"})
+    changes = _given(body)
+    del changes["session_id"]
     if not changes:
         raise CallFailed("There is nothing to change: give data, metadata or a setting.")
     answer = await calls.call("PATCH", session_path(body.session_id), changes)

@@ -64,6 +64,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 _MAX_ANSWER_BYTES = 32 << 10
 
+type Headers = list[tuple[str, str]]
+"""With names in lower case."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -126,20 +129,17 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
 
     `received` has names in lower case. Raises RelayFailed for what can't be sent.
     """
-    passed: list[tuple[str, str]] = []
-    policies: list[str] = []
+    relayed = [(name, value.strip(" \t")) for name, value in received if _is_relayed(name, place)]
+    _check_size(relayed)  # before anything is looked for in them, which takes time
+    passed: Headers = []
+    policies: Headers = []
     media_type: str | None = None
-    for name, untrimmed in received:
-        value = untrimmed.strip(" \t")
+    for name, value in relayed:
         if _CONTROL.search(value):
             raise RelayFailed(
                 f"The program answered a header '{name[:40]}' with a character that can't be in one.",
                 hint="A header is one line of ASCII: no line breaks, no NUL.",
             )
-        if name in _NOT_FOR_GUESTS and not (place.own_origin and name in _FOR_OWN_ORIGIN):
-            continue
-        if name.startswith(_NOT_FOR_GUESTS_PREFIXES):
-            continue
         if name == "content-type":
             media_type = value  # the last one counts
         elif place.own_origin:
@@ -149,7 +149,7 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
         elif name == "www-authenticate":
             passed += [(name, challenge) for challenge in challenges.allowed(value, place.realm)]
         elif name == "content-security-policy":
-            policies += _without_sandbox(value)
+            policies += [(name, policy) for policy in _without_sandbox(value)]
         else:
             passed.append((name, value))
     if media_type is not None:
@@ -157,17 +157,25 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
             # Browsers have applied the headers of a part to a document, instead of those of the answer.
             raise RelayFailed("The program answered a multipart type, which can't be relayed.")
         passed.append(("content-type", media_type))
-    if sum(len(name) + len(value) + 4 for name, value in passed) > _MAX_ANSWER_BYTES:
-        raise RelayFailed("The program answered more than 32 KiB of headers.")
+    _check_size([*passed, *policies])  # one header may have become a thousand lines
     if place.own_origin:
         return passed
     # Ours comes last: by the HTML standard, of several policies with a `sandbox` directive the last one counts.
-    return [
-        *passed,
-        *(("content-security-policy", policy) for policy in policies),
-        ("content-security-policy", POLICY),
-        ("x-content-type-options", "nosniff"),
-    ]
+    return [*passed, *policies, ("content-security-policy", POLICY), ("x-content-type-options", "nosniff")]
+
+
+def _is_relayed(name: str, place: Place) -> bool:
+    """Whether a header of an answer, with this name in lower case, is the program's to send."""
+    if name.startswith(_NOT_FOR_GUESTS_PREFIXES):
+        return False
+    return name not in _NOT_FOR_GUESTS or (place.own_origin and name in _FOR_OWN_ORIGIN)
+
+
+def _check_size(lines: Headers) -> None:
+    """Raises RelayFailed for more than an answer may have: bytes as HTTP/1.1 writes them, which bounds their number,
+    too."""
+    if sum(len(name) + len(value) + 4 for name, value in lines) > _MAX_ANSWER_BYTES:
+        raise RelayFailed("The program answered more than 32 KiB of headers.")
 
 
 def _of_site(name: str, value: str) -> list[tuple[str, str]]:
