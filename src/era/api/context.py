@@ -210,7 +210,7 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
             return await read_json(await self.body())
-        except TooLarge as error:
+        except EraError as error:
             raise BodyProblem(error) from None
         except jsontext.JsonTooLarge as error:
             raise BodyProblem(TooLarge(f"The body {error}.")) from None
