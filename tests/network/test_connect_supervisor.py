@@ -8,13 +8,9 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from era.core.ports import SocketBroker
-from era.network.connect_supervisor import ConnectHandler, ConnectSupervisor
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.network import world
@@ -590,16 +586,3 @@ print(urllib.request.urlopen("http://www.example.test/open").read().decode())
     for _ in range(2):
         one.says(code)
     assert eventually(lambda: len(os.listdir(f"/proc/{served.pid}/fd")) <= before + 2)
-
-
-async def test_a_run_decides_whoever_came_last() -> None:
-    """Where nobody can tell whose a connection is, that of a run is not to be taken for one of processes."""
-    supervisor = ConnectSupervisor(cast(SocketBroker, SimpleNamespace(on_notify_fd=lambda _: None)), lambda: None)
-    run, processes, others = (cast(ConnectHandler, object()) for _ in range(3))
-    supervisor.add(processes, beside=True)
-    supervisor.add(run)
-    supervisor.remove(processes)
-    supervisor.add(others, beside=True)
-    assert supervisor.handler is run
-    supervisor.remove(run)
-    assert supervisor.handler is others

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from era.core.ports import SocketBroker
+from era.network.connect_supervisor import ConnectHandler, ConnectSupervisor
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
@@ -248,6 +251,19 @@ def test_processes_that_went_on_as_they_began_would_be_a_way_out(machine: Machin
         assert found == (EVERYTHING if kind == "gvisor" else {**EVERYTHING, "tcp": "refused", "tcp6": "refused"})
         assert one.record()["enforced"]["network"] == "none"
     server.stop()
+
+
+async def test_a_run_decides_whoever_came_last() -> None:
+    """Where nobody can tell whose a connection is, that of a run is not to be taken for one of processes."""
+    supervisor = ConnectSupervisor(cast(SocketBroker, SimpleNamespace(on_notify_fd=lambda _: None)), lambda: None)
+    run, processes, others = (cast(ConnectHandler, object()) for _ in range(3))
+    supervisor.add(processes, beside=True)
+    supervisor.add(run)
+    supervisor.remove(processes)
+    supervisor.add(others, beside=True)
+    assert supervisor.handler is run
+    supervisor.remove(run)
+    assert supervisor.handler is others
 
 
 def git(*words: str | Path) -> str:
