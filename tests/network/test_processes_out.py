@@ -253,6 +253,19 @@ def test_processes_that_went_on_as_they_began_would_be_a_way_out(machine: Machin
     server.stop()
 
 
+async def test_a_run_decides_whoever_came_last() -> None:
+    """Where nobody can tell whose a connection is, that of a run is not to be taken for one of processes."""
+    supervisor = ConnectSupervisor(cast(SocketBroker, SimpleNamespace(on_notify_fd=lambda _: None)), lambda: None)
+    run, processes, others = (cast(ConnectHandler, object()) for _ in range(3))
+    supervisor.add(processes, beside=True)
+    supervisor.add(run)
+    supervisor.remove(processes)
+    supervisor.add(others, beside=True)
+    assert supervisor.handler is run
+    supervisor.remove(run)
+    assert supervisor.handler is others
+
+
 def git(*words: str | Path) -> str:
     """What git says here."""
     return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
