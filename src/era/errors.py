@@ -416,7 +416,7 @@ class SqlUnknown(Unavailable):
     retry_after = None  # or clients would send it again by themselves
 
     def __init__(self) -> None:
-        super().__init__("The SQL was being committed when it was cut off, or the disk failed: it may be in force.")
+        super().__init__("The SQL was cut off, or the disk failed, as it was being committed: nobody knows if it was.")
 
 
 class Fenced(CommitFailed):

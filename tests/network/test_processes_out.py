@@ -298,16 +298,3 @@ def test_a_repository_is_cloned_changed_and_pushed(
         ran = client.post(f"/api/sessions/{one.id}/run", json={"command": CHANGES}).json()
         assert (ran["stdout"], ran["exit_code"]) == ("Beside\nMore\nFirst\n", 0), ran
         assert git("-C", repository, "show", "main:greeting") == "hello\nmore\nfrom a run\n"
-
-
-async def test_a_run_decides_whoever_came_last() -> None:
-    """Where nobody can tell whose a connection is, that of a run is not to be taken for one of processes."""
-    supervisor = ConnectSupervisor(cast(SocketBroker, SimpleNamespace(on_notify_fd=lambda _: None)), lambda: None)
-    run, processes, others = (cast(ConnectHandler, object()) for _ in range(3))
-    supervisor.add(processes, beside=True)
-    supervisor.add(run)
-    supervisor.remove(processes)
-    supervisor.add(others, beside=True)
-    assert supervisor.handler is run
-    supervisor.remove(run)
-    assert supervisor.handler is others
