@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,7 +135,7 @@ def test_failures_to_write_are_asked_for_by_descriptors_from_before_the_writes(
 
 
 def test_batches_together_keep_few_files_open(local: LocalBlobs, seen: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_may_open", threading.BoundedSemaphore(4))
+    monkeypatch.setattr(module, "_MOST_OPEN", 4)
     for _ in range(2):
         with local.batch() as one, local.batch() as other:
             for _number in range(4):
@@ -150,4 +149,4 @@ def test_batches_together_keep_few_files_open(local: LocalBlobs, seen: Opened, m
         raise ZeroDivisionError
     assert seen.most <= 4 + 1 + 2
     assert not seen.writes_before
-    assert all(local._may_open.acquire(blocking=False) for _ in range(4))
+    assert local._kept_open == 0

@@ -108,12 +108,10 @@ class LocalBlobs:
         monotonic clock: where the first has been set back meanwhile, the other tells."""
 
         self._marking = threading.Lock()
-        """For these alone: the event loop takes it, and must not wait until a file is removed."""
+        """For these and `_kept_open` alone: the event loop takes it, and must not wait until a file is removed."""
 
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _MOST_OPEN if descriptors == resource.RLIM_INFINITY else int(descriptors * _MOST_OF_DESCRIPTORS)
-        self._may_open = threading.BoundedSemaphore(min(most, _MOST_OPEN))
-        """One for each file that a batch keeps open."""
+        self._kept_open = 0
+        """How many files batches keep open."""
 
         self.last_put = time.time()
         """When a batch last ended, in seconds since 1970; or now, as an earlier process may just have put something."""
@@ -301,6 +299,15 @@ class LocalBlobs:
             return False
         return True
 
+    def _may_keep_open(self) -> bool:
+        """Count another file that a batch keeps open, if there may be one."""
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_OPEN if most == resource.RLIM_INFINITY else min(int(most * _MOST_OF_DESCRIPTORS), _MOST_OPEN)
+        with self._marking:
+            may = self._kept_open < most
+            self._kept_open += may
+        return may
+
     def _new_name(self) -> str:
         """A path for content that is not complete yet."""
         return f"{self._incoming}/{self._host}{next(self._numbers)}"
@@ -404,7 +411,7 @@ class Batch:
 
     def _keep_open(self, path: str, fd: int) -> None:
         """Keep a new file open until it is durable; or close it, and all of them, where they are too many."""
-        if not self._has_many and len(self._open) < _FEW and self._store._may_open.acquire(blocking=False):
+        if not self._has_many and len(self._open) < _FEW and self._store._may_keep_open():
             self._open[path] = fd
             return
         os.close(fd)
@@ -415,7 +422,8 @@ class Batch:
     def _close(self, path: str) -> None:
         """Close a new file, if it is kept open."""
         if (fd := self._open.pop(path, None)) is not None:
-            self._store._may_open.release()
+            with self._store._marking:
+                self._store._kept_open -= 1
             os.close(fd)
 
     def _make_durable(self) -> None:
