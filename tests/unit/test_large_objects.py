@@ -88,5 +88,6 @@ async def test_a_result_of_sql_is_passed_on_as_it_is(tmp_path: Path) -> None:
 
 
 async def test_a_result_for_which_the_disk_has_no_room_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="could not be kept"):
+    with pytest.raises(Unavailable, match="could not be kept") as raised:
         await storage._sql_answer([b"{", bytes(1 << 20)], asked(tmp_path / "gone"))
+    assert raised.value.retry_after is None, "clients would send it again"

@@ -29,7 +29,7 @@ class Room:
         self._all, self._holder = all_, holder
         self._taken = 0
         self.is_passed_on = False
-        """Another host holds the body once it is complete, and not this one."""
+        """Another request holds the body once it is complete, here or at another host."""
 
     async def take(self, size: int, seconds: float) -> None:
         """Wait until there is room for a body of this size, if it has none yet. Raises Unavailable where there is none

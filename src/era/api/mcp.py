@@ -58,6 +58,8 @@ class Mcp:
                 await asyncio.wait([task])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (room := scope.get("state", {}).get("room")) is not None:
+            room.is_passed_on = True  # it is the call of the API that holds it: one of the two would wait for the other
         message = await whole_body(receive)
         if jsontext.takes_long(body := message.get("body", b"")):
             body, arguments = await _without_arguments(body)

@@ -43,8 +43,9 @@ HEAD_SECONDS = 30.0
 REUSED_SECONDS = 2.0
 """For which a host of a cluster may send another call by a connection that has carried one."""
 
-UNREAD_SECONDS = 60.0
-"""Between two looks at whether the other end takes anything. Kernels hold some megabytes for one that is only slow."""
+UNREAD_SECONDS = 150.0
+"""Between two looks at whether the other end takes anything. Kernels hold some megabytes for one that is only slow, and
+acknowledge nothing until a good part of that was read."""
 
 _LOOK_SECONDS = 0.1
 _ON_ITS_WAY_SECONDS = 0.5

@@ -276,10 +276,10 @@ async def change_session(session_id: SessionId, body: ChangeSession, request: Re
         setup=setup_text(setup_of(body.setup)) if "setup" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)
-    if change.allow_internet is not None or change.egress is not None:
-        await context.live_sessions.follow(session_id)
     if body.allowPublicAccess is not None:
         await context.audit.record(caller_of(request), "session.public", session.id, public=body.allowPublicAccess)
+    if change.allow_internet is not None or change.egress is not None:
+        await context.live_sessions.follow(session_id)
     return Answer(
         {
             "success": True,

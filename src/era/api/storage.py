@@ -127,7 +127,9 @@ async def _kept(pieces: Sequence[bytes], request: Request) -> Response:
             await kept.append(piece)
     except OSError as error:
         hint = "What was asked for has been done. Ask for less, or again later."
-        raise Unavailable(f"The answer could not be kept: {error.strerror}.", hint=hint) from error
+        problem = Unavailable(f"The answer could not be kept: {error.strerror}.", hint=hint)
+        problem.retry_after = None  # or clients would send SQL that has been done again by themselves
+        raise problem from error
     paced = _paced(kept, Budget(caller_of(request).owner))
     headers = {"Content-Length": str(kept.size)}
     return ClosingResponse(paced, kept.close, media_type=Answer.media_type, headers=headers)

@@ -136,6 +136,7 @@ class LiveSession:
         async with self._supervising:
             self._check_open()
             if self._supervisor is None or self._egress is None or not self._supervisor.alive:
+                self._egress = None
                 await self._egress_stack.aclose()
                 self._supervisor = await self.sandbox.process_supervisor()
                 self._egress = await self._new_egress(self._supervisor)
@@ -164,6 +165,7 @@ class LiveSession:
             if now.key != self.session_key or not changed:
                 return
             self.session = replace(old, allow_internet=now.allow_internet, egress=now.egress)
+            self._egress = None  # where anything of this fails, `_supervised` makes it anew
             await self._egress_stack.aclose()
             if self.is_open and self._supervisor is not None and self._supervisor.alive:  # else `_supervised` does it
                 self._egress = await self._new_egress(self._supervisor)
