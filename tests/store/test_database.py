@@ -276,3 +276,50 @@ async def test_long_reads_of_whoever_is_gone_count_until_they_end(sqlite_store: 
     await asyncio.gather(first, second, return_exceptions=True)
     assert first.cancelled()
     assert begun.qsize() == 1
+
+
+async def test_exports_of_whole_sessions_keep_no_lists_waiting(sqlite_store: SqlStore) -> None:
+    """Neither their owner's nor others', however many are under way: each may take minutes."""
+    loop = asyncio.get_running_loop()
+    end, begun = threading.Event(), asyncio.Queue[None]()
+
+    def take(*_: object) -> None:
+        loop.call_soon_threadsafe(begun.put_nowait, None)
+        end.wait()
+
+    for name in "ab":
+        await sqlite_store.create_session(new(name))
+    exports = [asyncio.create_task(sqlite_store.dump(mine(name), history=True, take=take)) for name in "ab"]
+    try:
+        await begun.get()
+        async with asyncio.timeout(60):
+            for of in OF_OWNERS.values():
+                await asyncio.gather(
+                    of(sqlite_store, mine("a").owner), of(sqlite_store, "another"), sqlite_store.ping()
+                )
+        assert begun.empty()
+    finally:
+        end.set()
+        await asyncio.gather(*exports)
+
+
+async def test_who_has_to_write_waits_until_an_unknown_commit_is_settled(
+    sqlite_url: str, sqlite_store: SqlStore, failing_commits: Callable[..., None]
+) -> None:
+    """And keeps no other waiting for as long as somebody reads what was before."""
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as reader:
+        await sqlite_store.create_session(new("a"))
+        await sqlite_store.begin_run(mine("a"), "r1")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchall()
+        failing_commits(sqlite3.SQLITE_IOERR_FSYNC, counts=False)
+        session = await sqlite_store.session(mine("a"))
+        end = asyncio.create_task(sqlite_store.end_run(ended(session, "r1"), data='{"n": 1}', snapshot=None))
+        for _ in range(3):
+            with pytest.raises(Unavailable) as caught:
+                await sqlite_store.create_session(new("b"))
+        assert not caught.value.may_have_committed
+        assert not end.done()
+        reader.rollback()
+        await end
+    assert json.loads((await sqlite_store.session(mine("a"))).data) == {"n": 1}

@@ -166,7 +166,8 @@ class Database:
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
         self._readers = ThreadPoolExecutor(self.engines.readers, thread_name_prefix="era-read")
-        self._long_reads: FairSlots[str] = FairSlots(self.engines.readers - 1, 1)
+        self._long_reads: FairSlots[str] = FairSlots(self.engines.readers - 2, 1)
+        self._dumps: FairSlots[str] = FairSlots(1, 1)
         self._connection: Connection | None = None
         self._syncs = True
         """Whether that connection syncs its commits."""
@@ -261,9 +262,16 @@ class Database:
         self, owner: str, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """`read` what takes longer the more an owner has, and is asked for as often as he likes. One of his is done at
-        a time, so that others have theirs meanwhile, and of all owners' one fewer than there are readers: they keep no
+        a time, so that others have theirs meanwhile, and of all owners' two fewer than there are readers: they keep no
         short reads waiting, such as that of GET /health. One whose caller is gone counts until it has ended."""
         async with self._long_reads.slot(owner):
+            return await to_its_end(self.read(job, *args, **kwargs))
+
+    async def read_dump[**P, T](
+        self, owner: str, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`read` a whole session, which may take minutes, so that one reader is for that alone, for owners in turn."""
+        async with self._dumps.slot(owner):
             return await to_its_end(self.read(job, *args, **kwargs))
 
     async def _on[T](self, executor: ThreadPoolExecutor, job: Callable[[], T]) -> T:
@@ -283,7 +291,7 @@ class Database:
             _log.error("the database failed: %s", dialects.message(error))
             if self._waits_within is None and dialects.is_taken(error):
                 raise Unavailable("another ERA service has taken over the database") from error
-            if dialects.is_away(self.engines.writer, error):
+            if isinstance(error, dialects.LogIsRead) or dialects.is_away(self.engines.writer, error):
                 raise DatabaseAway(may_have_committed=False) from error
             raise Unavailable("the database failed") from error
 

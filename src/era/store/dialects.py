@@ -42,8 +42,8 @@ on a busy machine one that was killed takes its time to be."""
 
 _log = logging.getLogger(__name__)
 
-_SQLITE_READERS = 3
-_POSTGRESQL_READERS = 4
+_SQLITE_READERS = 4
+_POSTGRESQL_READERS = 5
 _OLDEST_POSTGRESQL = 130000
 _OWNERSHIP_KEY = 0x657261 << 8  # an advisory lock's: "era"
 _MIGRATION_KEY = _OWNERSHIP_KEY + 1
@@ -306,17 +306,32 @@ def was_undone(error: Exception) -> bool:
     return state.startswith(("23", "40")) or state == _PAUSED
 
 
+_SETTLE_MS = 100
+"""For which readers are waited for: who has to write asks again, and all others wait for the same thread."""
+
+
+class LogIsRead(sqlite3.OperationalError):
+    """SQLite's log can't be emptied: a reader sees the database as of a moment that is in it."""
+
+
 def settle(connection: Connection) -> None:
     """Make it certain, whatever becomes of this process, that a transaction of SQLite's counts or that it doesn't, just
-    as readers see it, after its COMMIT failed. The connection is a new one, in no transaction. Raises `driver_error`.
+    as readers see it, after its COMMIT failed. The connection is a new one, in no transaction. Raises LogIsRead,
+    `driver_error`.
 
     All that counts goes to the database itself, and the log begins anew, durably, with a transaction that writes a
     page. To overwrite the end of the log wouldn't be enough: what the kernel once failed to write it doesn't write
     again, and it says so once. So earlier transactions that weren't synced may be in its memory only.
     """
     cursor = connection.connection.cursor()
-    if cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-        raise sqlite3.OperationalError("the log can't be emptied while it is read")
+    patience = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+    cursor.execute(f"PRAGMA busy_timeout = {_SETTLE_MS}")
+    try:
+        is_read = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout = {patience}")
+    if is_read:
+        raise LogIsRead("the log can't be emptied while it is read")
     version = cursor.execute("PRAGMA user_version").fetchone()[0]
     cursor.execute(f"PRAGMA user_version = {version}")  # which writes the first page, whether or not it changes that
 

@@ -459,7 +459,7 @@ class SqlStore:
             return take(session, versions, runs)
 
         dump = partial(capsules.dump_session, history=history, take=take_once)
-        return await self.database.read_for(session_id.owner, dump, self._retention, session_id)
+        return await self.database.read_dump(session_id.owner, dump, self._retention, session_id)
 
     async def load(
         self,
