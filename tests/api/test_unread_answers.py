@@ -30,6 +30,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+def has_gone_on(transport: asyncio.Transport, before: int | None) -> bool:
+    """Whether the other end has acknowledged more than before, or nothing waits for it."""
+    return not transport.get_write_buffer_size() or acknowledged(transport) != before
+
+
 class Service:
     """Serves one connection, whose client reads only what it is told to."""
 
@@ -140,8 +145,7 @@ def test_an_answer_that_is_read_slowly(loop: Callable[[], asyncio.AbstractEventL
             while count < WHOLE:
                 before = acknowledged(transport)
                 count += await service.read(min(4 << 20, WHOLE - count))
-                while transport.get_write_buffer_size() and acknowledged(transport) == before:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+                await until(partial(has_gone_on, transport, before))
                 service.connection.look_whether_read()
                 assert service.is_open
             await until(lambda: not service.held)

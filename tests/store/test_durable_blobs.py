@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import resource
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,3 +151,18 @@ def test_batches_together_keep_few_files_open(local: LocalBlobs, seen: Opened, m
     assert seen.most <= 4 + 1 + 2
     assert not seen.writes_before
     assert local._kept_open == 0
+
+
+def test_batches_keep_no_file_open_where_descriptors_are_few(local: LocalBlobs, seen: Opened) -> None:
+    """Or whoever walks a wide tree has none left."""
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        others = [stack.enter_context(open(os.devnull)) for _ in range(100)]
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, bounds)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (others[-1].fileno() + 80, bounds[1]))
+        with local.batch() as batch:
+            for _ in range(4):
+                batch.put(os.urandom(9))
+    assert seen.synced == []
+    assert seen.synced_all == [0]
+    assert seen.most <= 2

@@ -140,7 +140,7 @@ async def test_what_waits_for_a_turn_has_room_until_it_is_let_go(
     assert (callers.held <= 32 * MIB) is is_sound
     if is_sound:
         others = [call(8 * MIB, "another"), call(MIB // 16, "greedy")]
-        while callers.held < sum([20 if declared is None else 30, 8]) * MIB + MIB // 16:  # noqa: ASYNC110
+        while callers.held < sum([20 if declared is None else 30, 8]) * MIB + MIB // 16:  # noqa: ASYNC110  nothing tells
             await asyncio.sleep(0.001)
         callers.turn.set()
         await asyncio.gather(*greedy, *others)

@@ -53,9 +53,9 @@ _ZEROS = memoryview(bytes(CHUNK))
 _FEW = 256
 """More new files than this are made durable by one sync of the file system, which is then ten times faster."""
 
-_MOST_OPEN, _MOST_OF_DESCRIPTORS = 4 * _FEW, 1 / 16
+_MOST_OPEN, _MOST_OF_DESCRIPTORS, _IN_USE = 4 * _FEW, 1 / 16, 1 / 2
 """New files that all batches together keep open, and no more than such a part of the descriptors that the process may
-have. A batch that needs more has the file system synced."""
+have; none where about such a part of them is in use. A batch that needs more has the file system synced."""
 
 _ROUGHNESS = 2.0
 """Seconds by which a file's time may be older than it was set to: some file systems store even seconds only."""
@@ -299,10 +299,13 @@ class LocalBlobs:
             return False
         return True
 
-    def _may_keep_open(self) -> bool:
-        """Count another file that a batch keeps open, if there may be one."""
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _MOST_OPEN if most == resource.RLIM_INFINITY else min(int(most * _MOST_OF_DESCRIPTORS), _MOST_OPEN)
+    def _may_keep_open(self, fd: int) -> bool:
+        """Count another file that a batch keeps open, if there may be one. Each descriptor is the lowest that is free,
+        so that of the file says roughly how many there are."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_OPEN
+        if limit != resource.RLIM_INFINITY:
+            most = min(int(limit * _MOST_OF_DESCRIPTORS), most) if fd < limit * _IN_USE else 0
         with self._marking:
             may = self._kept_open < most
             self._kept_open += may
@@ -411,7 +414,7 @@ class Batch:
 
     def _keep_open(self, path: str, fd: int) -> None:
         """Keep a new file open until it is durable; or close it, and all of them, where they are too many."""
-        if not self._has_many and len(self._open) < _FEW and self._store._may_keep_open():
+        if not self._has_many and len(self._open) < _FEW and self._store._may_keep_open(fd):
             self._open[path] = fd
             return
         os.close(fd)
