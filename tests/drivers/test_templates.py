@@ -488,17 +488,21 @@ def test_a_supervisor_that_comes_too_late_is_ended(weak_sandboxes: Sandboxes, mo
     assert run(weak_sandboxes, sandbox, "print('well')") == "well\n"
 
 
+@pytest.mark.parametrize("has_spoken", [False, True], ids=["at once", "after it has said that it is ready"])
 @pytest.mark.parametrize("weak_sandboxes", [Weakness()], indirect=True)
 def test_a_supervisor_for_which_there_is_no_descriptor_is_ended(
-    weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+    weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, has_spoken: bool
 ) -> None:
-    """The kernel drops a descriptor that comes where all are taken."""
+    """The kernel drops a descriptor that comes where all are taken. What such a supervisor has said isn't taken for
+    words of the one that is started instead."""
     real, forked = socket.recv_fds, list[int]()
 
     def drops(sock: socket.socket, *given: int) -> tuple[bytes, list[int], int, Any]:
         message, received, flags, address = real(sock, *given)
         if sock.type == socket.SOCK_SEQPACKET and message[1:].isdigit():  # not a broker's, which has no number
             forked.append(int(message[1:]))
+            if has_spoken:
+                time.sleep(1)
             for descriptor in received:
                 os.close(descriptor)
             received = []

@@ -98,10 +98,9 @@ class BubblewrapSandbox(OutsideView):
         self._group: Group | None = None
         self._out_of_memory = OutOfMemory()
         self._watching = Watching(self._watches, self.cpu_seconds, self.wants_processor)
-        self._spawning: asyncio.Task[None] | None = None
+        self._spawning: asyncio.Task[socket.socket] | None = None
         self._process: Bubblewrap | None = None
-        self._init_pid = 0
-        self._init_pidfd = -1
+        self._init_pid, self._init_pidfd = 0, -1
         self._channel: Channel | Alternation | None = None
         self.guest_listeners: Mapping[str, socket.socket] = {}
         self.broker: SocketBroker | None = None
@@ -213,24 +212,18 @@ class BubblewrapSandbox(OutsideView):
 
     async def open(self, language: Language) -> None:
         """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
-        ours: socket.socket | None = None
         try:
             self._log = os.memfd_create("era-sandbox-log")
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
             # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
-            self._spawning = asyncio.create_task(self._start(language, theirs))
-            await asyncio.shield(self._spawning)
+            self._spawning = asyncio.create_task(self._start(language))
+            control = await asyncio.shield(self._spawning)
+            control.setblocking(False)
             variables = guest.program_environment(language)
             async with stall_timeout(self.cpu_seconds):
-                self.guest_listeners, self.broker = await receive_guest_listeners(ours)
-                channel = self._channel = await Channel.over(ours, variables)
+                self.guest_listeners, self.broker = await receive_guest_listeners(control)
+                channel = self._channel = await Channel.over(control, variables)
                 report = await channel.ready()
-        except BaseException as error:
-            if ours is not None and self._channel is None:  # else that has it
-                ours.close()
-            if not isinstance(error, OSError | TimeoutError | SandboxFailed):
-                raise
+        except (OSError, SandboxFailed) as error:
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
         try:
             self.enforced = self._enforced(language, report)
@@ -276,24 +269,33 @@ class BubblewrapSandbox(OutsideView):
             await self.kill_run()
         return runs
 
-    async def _start(self, language: Language, control: socket.socket) -> None:
-        """Start everything inside. Closes `control`, which the supervisor has then. Raises SandboxFailed, OSError."""
+    async def _start(self, language: Language) -> socket.socket:
+        """Start everything inside. Returns our end of its supervisor's socket. Raises SandboxFailed, OSError."""
         loop, driver = asyncio.get_running_loop(), self._driver
-        with control:
-            held = await loop.run_in_executor(driver.spawner, self._spawn, language, control)
-            if held is not None and driver.templates is not None:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                held = await loop.run_in_executor(driver.spawner, self._spawn, language, theirs)
+                if held is None or driver.templates is None:
+                    return ours
                 try:
-                    await loop.run_in_executor(driver.movers, self._move_in, held, language, control)
+                    await loop.run_in_executor(driver.movers, self._move_in, held, language, theirs)
+                    return ours
                 except TemplateFailed as problem:
                     await loop.run_in_executor(driver.spawner, driver.templates.drop, held.template, problem)
-                    await loop.run_in_executor(driver.spawner, self._start_supervisor, language, control)
+            ours.close()
+            ours, theirs = socket.socketpair()  # on the other one a fork may have spoken before it was ended
+            with theirs:
+                await loop.run_in_executor(driver.spawner, self._start_supervisor, language, theirs)
+                return ours
+        except BaseException:
+            ours.close()
+            raise
 
     def _spawn(self, language: Language, control: socket.socket) -> Held | None:
-        """Make what the sandbox needs on the host, and start bubblewrap: either what it returns has its namespaces, or
-        the supervisor is started, with `control` as its socket. Runs on the spawner thread. Raises SandboxFailed,
-        OSError."""
-        driver = self._driver
-        home = self.workspace.parent
+        """Make what the sandbox needs on the host, and start bubblewrap: what it returns has its namespaces, or else it
+        starts the supervisor, whose socket is `control`. Runs on the spawner thread. Raises SandboxFailed, OSError."""
+        driver, home = self._driver, self.workspace.parent
         self.workspace.mkdir(parents=True)
         home.chmod(0o711)
         if self.uid is not None:
@@ -374,7 +376,8 @@ class BubblewrapSandbox(OutsideView):
     async def _end(self) -> None:
         if self._spawning is not None:
             await asyncio.wait([self._spawning])
-            self._spawning.exception()  # told to whoever opened it, if that waits for it still
+            if self._spawning.exception() is None and self._channel is None:  # else whoever opened it is told
+                self._spawning.result().close()
         if self._channel is not None:
             self._channel.close()
         self._watching.stop()
@@ -403,8 +406,7 @@ class BubblewrapSandbox(OutsideView):
         self._freezer.thaw()
 
     def _clear(self) -> None:
-        """Wait until everything inside has ended, and remove what was made for it on the host. Blocks, so it runs on a
-        cleaner thread."""
+        """Wait until all inside has ended, and remove what was made for it on the host. Runs on a cleaner thread."""
         if self._init_pidfd >= 0:
             processes.wait_for(self._init_pidfd)
             os.close(self._init_pidfd)
