@@ -307,8 +307,66 @@ def test_processes_have_the_sessions_variables_network_and_storage(client: httpx
     ask = "import os; print(*(os.environ.get(n) for n in ('ERA_SESSION_ID', 'OF_SETUP', 'MINE', 'ERA_LANGUAGE')))"
     name = start(client, where, ["python3", "-c", ask], env={"MINE": "m", "ERA_LANGUAGE": "no"})
     assert output(client, where, name).decode() == f"{where} s m python\n"
-    keep = "from era_storage import kv; kv.set('processes:k', 'v') if False else None; print(kv)"
-    assert output(client, where, start(client, where, ["python3", "-c", keep])) != b""
+    keep = "from era_storage import kv; print(kv.set('processes', 'k', 'v'), kv.get('processes', 'k'))"
+    assert output(client, where, start(client, where, ["python3", "-c", keep])) == b"True v\n"
+
+
+ASKS_ON = """
+import http.client, os, sys, time, urllib.parse
+url = os.environ["ERA_STORAGE_URL"]
+connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc)
+def answers():
+    connection.request("GET", "/api/storage/kv/processes/k")
+    return connection.getresponse().read() != b""
+assert answers()
+open("url", "w").write(url)
+while not os.path.exists("go"): time.sleep(0.01)
+connection.auto_open = False
+try: print(answers())
+except OSError: print("closed")
+"""
+REACHES = """
+import os, urllib.error, urllib.request
+print(os.environ.get("ERA_STORAGE_URL") == open("url").read())
+try: print(urllib.request.urlopen(open("url").read() + "/api/storage/kv/processes/k", timeout=10).status)
+except urllib.error.HTTPError as answer: print(answer.code)
+except OSError: print("nothing listens")
+"""
+NOT_FOLLOWED = """
+from era.core.live.live_session import LiveSession
+async def nothing(self, row): pass
+LiveSession.follow = nothing
+"""
+
+
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+@pytest.mark.parametrize("weakness", [None, NOT_FOLLOWED], ids=["followed", "not followed"])
+def test_storage_that_is_turned_off_is_gone_for_processes_and_runs_beside_them(
+    own_server: MakeServer, isolation: str, weakness: str | None
+) -> None:
+    server = own_server() if weakness is None else own_server(weakness=weakness)
+    with server.client() as client:
+        created = client.post("/api/sessions", json={"language": "python", "session_id": "s", **of_kind(isolation)})
+        assert created.status_code == 201
+        began = start(client, "s", ["python3", "-c", ASKS_ON])
+        assert eventually(lambda: client.get("/api/sessions/s/files/url").status_code == 200)
+
+        def reached() -> tuple[str, str]:
+            """What a process finds that is started now, and a run."""
+            run = client.post("/api/sessions/s/run", json={"code": REACHES}).json()["stdout"]
+            return output(client, "s", start(client, "s", ["python3", "-c", REACHES])).decode(), run
+
+        assert reached() == ("True\n404\n", "True\n404\n")
+        assert client.patch("/api/sessions/s", json={"storage": False}).status_code == 200
+        off = reached()
+        client.put("/api/sessions/s/files/go", content=b"").raise_for_status()
+        asked = output(client, "s", began)
+        assert client.patch("/api/sessions/s", json={"storage": True}).status_code == 200
+        assert reached() == ("True\n404\n", "True\n404\n")
+    if weakness is None:
+        assert (off, asked) == (("False\nnothing listens\n", "False\nnothing listens\n"), b"closed\n")
+    else:
+        assert (off, asked) == (("True\n404\n", "False\n404\n"), b"True\n")
 
 
 def test_the_disk_limit_counts_for_processes(client: httpx.Client, session: MakeSession, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from era.core.audit import AuditFilter
 from era.core.metadata import RunFilter, SessionFilter
 from era.core.usage import use_of
 from era.errors import CommitFailed, SessionDeleted, Unavailable
+from era.store import database
 from era.store.metadata import SqlStore
 from tests.owners import mine
 from tests.store.rows import ended, execute, new, opened
@@ -122,6 +125,51 @@ async def test_nothing_is_written_until_an_unknown_commit_is_settled(
                 await sqlite_store.create_session(new("b"))
             assert not caught.value.may_have_committed
     await sqlite_store.create_session(new("b"))
+
+
+async def test_what_a_killed_service_left_in_the_log_is_settled_first(
+    sqlite_url: str, sqlite_store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sync may have failed, and whoever syncs it again isn't told: it has to be written once more."""
+    sqlite_file, killed = Path(sqlite_url.removeprefix("sqlite:///")), tmp_path / "killed.db"
+    await sqlite_store.create_session(new("a"))
+    shutil.copy(sqlite_file, killed)
+    shutil.copy(f"{sqlite_file}-wal", f"{killed}-wal")
+
+    def sessions_in_the_file() -> int:
+        alone = shutil.copy(killed, tmp_path / "without its log.db")
+        with closing(sqlite3.connect(alone)) as connection:
+            try:
+                return int(connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
+            except sqlite3.OperationalError:  # there isn't even the table
+                return 0
+
+    found: list[int] = []
+    monkeypatch.setattr(database, "upgrade", lambda engine: found.append(sessions_in_the_file()))
+    assert sessions_in_the_file() == 0
+    store = SqlStore(f"sqlite:///{killed}")
+    await store.open()
+    try:
+        assert found == [1]
+    finally:
+        await store.close()
+
+
+async def test_a_database_that_another_program_reads_is_opened(
+    sqlite_url: str, sqlite_store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchall()
+        await sqlite_store.create_session(new("a"))
+        store = SqlStore(sqlite_url)
+        await store.open()
+        try:
+            await store.create_session(new("b"))
+        finally:
+            await store.close()
+    assert "can't be emptied" in caplog.text
 
 
 def _wait_for_nobody(connection: Any, _record: object) -> None:

@@ -278,7 +278,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, request: Re
     session = await context.sessions.change(session_id, change, body.data)
     if body.allowPublicAccess is not None:
         await context.audit.record(caller_of(request), "session.public", session.id, public=body.allowPublicAccess)
-    if change.allow_internet is not None or change.egress is not None:
+    if any(changed is not None for changed in (change.allow_internet, change.egress, change.storage)):
         await context.live_sessions.follow(session_id)
     return Answer(
         {

@@ -19,7 +19,7 @@ that happened, and the error says so: who can find out by what it wrote does (`e
 
 The same goes for SQLite where the disk fails during COMMIT: what it wrote may count once this process was killed. So
 nothing else is written until that is settled (`dialects.settle`), and a collection of garbage, which writes first,
-removes nothing.
+removes nothing. A service that was killed meanwhile settles it when it starts again.
 """
 
 from __future__ import annotations
@@ -191,6 +191,10 @@ class Database:
 
         def connect() -> None:
             dialects.check_server(self.engines.writer)
+            try:
+                dialects.settle_log(self.engines.writer)
+            except dialects.LogIsRead:  # by another program, for which nobody shall wait
+                _log.warning("The log of the database can't be emptied while another program reads it.")
             upgrade(self.engines.writer)
 
         await self._on(self._writer, connect)

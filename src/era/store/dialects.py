@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -334,6 +335,18 @@ def settle(connection: Connection) -> None:
         raise LogIsRead("the log can't be emptied while it is read")
     version = cursor.execute("PRAGMA user_version").fetchone()[0]
     cursor.execute(f"PRAGMA user_version = {version}")  # which writes the first page, whether or not it changes that
+
+
+def settle_log(engine: Engine) -> None:
+    """`settle` what an earlier process has left in SQLite's log: it may have been killed after a COMMIT had failed, and
+    then what everybody reads from now on could be in the kernel's memory only. Does nothing where it has left none, as
+    where it was stopped. Raises as `settle` does."""
+    if engine.dialect.name != "sqlite" or not engine.url.database:
+        return
+    log = Path(f"{engine.url.database}-wal")
+    if log.exists() and log.stat().st_size:
+        with engine.connect() as connection:
+            settle(connection)
 
 
 def place_of(url: URL) -> str:

@@ -22,7 +22,6 @@ from era.core.ports import (
     ProcessEgress,
     ProcessSupervisor,
     Sandbox,
-    StorageAccess,
     StorageAccesses,
 )
 from era.core.process import ProcessSpec
@@ -56,7 +55,7 @@ class LiveSession:
     ) -> None:
         self.session = session
         """Its row as it was when it became live: what its processes may, they may until it is put away. Only where they
-        may connect is as of now, see `follow`."""
+        may connect, and whether they have the storage, is as of now, see `follow`."""
 
         self.session_key = session.key
         self.session_id = session.owned_id
@@ -87,14 +86,15 @@ class LiveSession:
 
         self.wants_checkpoint = asyncio.Event()
         self._network = network
-        self._storage: StorageAccess = storage.access(sandbox, session.owner if session.storage else None)
+        self._storages = storage
+        self._storage_stack = AsyncExitStack()
+        self._storage_url: str | None = None
         self._supervisor: ProcessSupervisor | None = None
         self._egress: ProcessEgress | None = None
         self._egress_stack = AsyncExitStack()
         self._secrets: list[Secret] = []
         """Those that are in use."""
 
-        self._stack = AsyncExitStack()
         self._supervising = asyncio.Lock()
         self._allowance = Allowance(sandbox, session.snapshot, self._disk_full, _DISK_TICK)
         self.is_full = False
@@ -110,7 +110,8 @@ class LiveSession:
 
     async def open(self) -> None:
         """Have what its processes need. Raises SandboxFailed, NoIsolation."""
-        await self._stack.enter_async_context(self._storage)
+        async with self._supervising:
+            await self._open_storage()
         await self.supervisor()
 
     @contextmanager
@@ -156,19 +157,31 @@ class LiveSession:
             made.add(self._secrets)
         return await self._egress_stack.enter_async_context(made)
 
+    async def _open_storage(self) -> None:
+        """Have the storage served to its processes if the session's settings say so, and not otherwise."""
+        await self._storage_stack.aclose()
+        session = self.session
+        access = self._storages.access(self.sandbox, session.owner if session.storage else None)
+        self._storage_url = access.url
+        if self.is_open:
+            await self._storage_stack.enter_async_context(access)
+
     async def follow(self, row: Callable[[], Awaitable[Session]]) -> None:
-        """Let its processes connect to where the session's settings say by now, and to nowhere else: runs share their
-        network, and would get out by them. If anything has changed, their connections end. `row` reads the session."""
+        """Let its processes connect to where the session's settings say by now, and use the storage if these say so:
+        runs share their network and the storage's port, and would get there by them. Connections end that processes
+        have to what has changed. `row` reads the session."""
         async with self._supervising:
             now, old = await row(), self.session
-            changed = (now.allow_internet, now.egress) != (old.allow_internet, old.egress)
-            if now.key != self.session_key or not changed:
+            if now.key != self.session_key:
                 return
-            self.session = replace(old, allow_internet=now.allow_internet, egress=now.egress)
-            self._egress = None  # where anything of this fails, `_supervised` makes it anew
-            await self._egress_stack.aclose()
-            if self.is_open and self._supervisor is not None and self._supervisor.alive:  # else `_supervised` does it
-                self._egress = await self._new_egress(self._supervisor)
+            self.session = replace(old, allow_internet=now.allow_internet, egress=now.egress, storage=now.storage)
+            if now.storage != old.storage:
+                await self._open_storage()
+            if (now.allow_internet, now.egress) != (old.allow_internet, old.egress):
+                self._egress = None  # where anything of this fails, `_supervised` makes it anew
+                await self._egress_stack.aclose()
+                if self.is_open and self._supervisor is not None and self._supervisor.alive:  # or `_supervised` does it
+                    self._egress = await self._new_egress(self._supervisor)
 
     def _check_open(self) -> None:
         """Raises SandboxFailed where nothing may be begun in it any more."""
@@ -186,10 +199,10 @@ class LiveSession:
         """Start what `spec` says, with the variables, the network and the storage of the session's programs. Who starts
         something with secrets calls `forget` when it has ended. `may_begin` is as for ProcessSupervisor.start. Raises
         SandboxFailed, NoIsolation."""
-        session = self.session
         supervisor, egress = await self._supervised()
         self._use(egress, secrets)
-        storage = (self._storage.url or base_url) if session.storage else None
+        session = self.session
+        storage = (self._storage_url or base_url) if session.storage else None
         given = {**variables(session.setup), **spec.env, **(env or {}), **placeholders(secrets)}
         made = environment(given, session.id, session.language, base_url, storage)
         try:
@@ -272,4 +285,4 @@ class LiveSession:
                 await self._supervisor.close()
         await self.processes.settled(LAST_RECORDS_SECONDS)
         await self._egress_stack.aclose()
-        await self._stack.aclose()
+        await self._storage_stack.aclose()
