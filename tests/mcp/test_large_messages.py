@@ -9,7 +9,7 @@ import pytest
 from mcp.client import Client
 
 from tests.api.answers import refused
-from tests.conftest import Server
+from tests.conftest import MakeServer, Server
 from tests.mcp.clients import WAYS, text_of, used
 
 
@@ -49,3 +49,26 @@ def test_data_that_is_too_large_is_refused_unread(client: httpx.Client) -> None:
     call = {"name": "era_create_session", "arguments": {"data": {"n": [0] * 600_000}}}
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
     refused(client.post("/mcp", json=body), 413, "1048576 are allowed")
+
+
+LITTLE_ROOM = """
+from era.api import large_bodies
+large_bodies.MOST_BYTES = 4 << 20
+take = large_bodies.Room.take
+large_bodies.Room.take = lambda room, size, seconds: take(room, size, 2.0)
+"""
+HELD_TWICE = f"""{LITTLE_ROOM}
+large_bodies.Room.is_passed_on = property(lambda room: False, lambda room, value: None)
+"""
+
+
+@pytest.mark.parametrize("weakness", [LITTLE_ROOM, HELD_TWICE], ids=["", "weakened"])
+def test_a_call_and_what_it_calls_share_the_room_of_a_large_body(own_server: MakeServer, weakness: str) -> None:
+    """Or each would wait for the other to give it back."""
+    server = own_server(weakness=weakness)
+    code = f"print('well')  # {'x' * 1_500_000}"
+    call = {"name": "era_execute_code", "arguments": {"language": "python", "code": code}}
+    with server.client() as client:
+        answer = client.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}).text
+    assert ("too many large bodies" in answer) is (weakness == HELD_TWICE)
+    assert ("well" in answer) is (weakness == LITTLE_ROOM)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import selectors
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from era.api.guard import Guard
 from era.api.home_forwarding import HomeForwarding
 from era.api.hop import HEADER, Hop, Hops
 from era.api.host_connections import Connection, HostConnections, HungUp
+from era.api.large_bodies import LargeBodies, Room
 from era.api.other_hosts import OtherHosts
 from era.core.admission import Wanted
 from era.core.api_keys import Caller
@@ -29,7 +31,7 @@ from era.core.homes import Home, Homes, Host, Place
 from era.core.loop_slices import Budget
 from era.core.moves import Moves
 from era.core.turns import Turns
-from era.errors import Forbidden, HomeUnreachable, Unavailable
+from era.errors import Forbidden, HomeLost, HomeUnreachable, Unavailable
 from era.settings import Settings
 from tests.owners import mine
 from tests.unit.test_homes import Rows
@@ -307,6 +309,33 @@ async def test_callers_of_one_host_have_a_share_of_the_loop_each() -> None:
         exchange = home_forwarding._ToHost(reached, nothing, sent, to_home, b"", homes, SILENT)
         sources.append(exchange._budget.source)
     assert sources[0] != sources[1]
+
+
+@pytest.mark.parametrize("problem", [None, ConnectionRefusedError(), HomeLost("it died")], ids=["", "away", "lost"])
+async def test_who_answers_a_call_holds_its_body(problem: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has come as a whole isn't held twice, here and at its home; and here again if no other took it."""
+    room, held = Room(LargeBodies(), ""), list[bool]()
+
+    class Exchange:
+        began = False
+
+        def __init__(self, *_: object) -> None: ...
+
+        async def run(self) -> None:
+            held.append(not room.is_passed_on)
+            if problem is not None:
+                raise problem
+
+    monkeypatch.setattr(home_forwarding, "_ToHost", Exchange)
+    monkeypatch.setattr(HostConnections, "to", nothing)
+    monkeypatch.setattr(HostConnections, "give_back", lambda *_: None)
+    async with cluster() as one:
+        called = scope(method="GET", state={"request_id": "req_1", "caller": Caller("ann"), "room": room})
+        with suppress(ConnectionRefusedError):
+            answered = await forwarding_at(one, nothing)._pass_on(one.rows.others["b"], called, nothing, sent)
+            assert answered is (problem is None)
+    assert held == [False]
+    assert room.is_passed_on is (problem is None)
 
 
 async def test_the_headers_of_a_request_are_passed_on_as_they_came() -> None:

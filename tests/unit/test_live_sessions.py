@@ -279,6 +279,30 @@ async def test_its_network_may_be_changed_while_a_session_becomes_live(
     assert not live.session.allow_internet
 
 
+async def test_a_network_that_cannot_be_made_anew_is_made_by_the_next_process(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await core.session(allow_internet=False)
+    await start(core, "exec sleep 100")
+    live = core.live_sessions.running(S)
+    assert live is not None
+    make, said = core.network.process_egress, list[bool]()
+
+    def fails_once(*words: Any, internet: bool, **more: Any) -> Any:
+        said.append(internet)
+        if len(said) == 1:
+            raise OSError("no descriptors")
+        return make(*words, internet=internet, **more)
+
+    monkeypatch.setattr(core.network, "process_egress", fails_once)
+    await core.store.change_session(S, SessionChange(allow_internet=True))
+    with pytest.raises(OSError, match="no descriptors"):
+        await core.live_sessions.follow(S)
+    for _ in range(2):
+        await start(core, "exec sleep 100")
+    assert said == [True, True]
+
+
 async def test_a_process_does_not_join_a_run_that_may_be_undone(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("era.core.live.live_sessions._PATIENCE", 0.3)
     await core.session()

@@ -222,12 +222,10 @@ class HomeForwarding:
         exchange = _ToHost(scope, receive, send, connection, self._hops.header(scope, host.id), self._homes, host)
         try:
             await exchange.run()
-        except OSError:
+        except (OSError, HomeLost) as problem:
             if room is not None:
                 room.is_passed_on = False  # the session may be at home here by the next try
-            raise
-        except HomeLost:
-            if exchange.began or not _only_reads(scope):
+            if isinstance(problem, OSError) or exchange.began or not _only_reads(scope):
                 raise
             return False
         finally:
