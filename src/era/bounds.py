@@ -43,6 +43,7 @@ def retention(settings: Settings) -> Retention:
     return Retention(
         versions=settings.versions_kept,
         outputs=settings.outputs_kept,
+        output_bytes=settings.outputs_mb << 20,
         answer_bytes=settings.answers_mb << 20,
         grace_seconds=settings.grace_seconds,
         runs=settings.runs_kept,

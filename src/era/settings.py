@@ -175,6 +175,11 @@ class Settings(BaseSettings):
     outputs_kept: int = Field(
         default=100, ge=0, description="Runs of a session, the newest, whose complete output is kept; 0: none."
     )
+    outputs_mb: int = Field(
+        default=2048,
+        ge=1,
+        description="Size of the outputs that are kept of a session, in MiB. The oldest go first, but for the newest.",
+    )
     answers_mb: int = Field(
         default=1024,
         ge=1,

@@ -157,6 +157,25 @@ async def test_outputs_are_kept_for_the_newest_runs(url: str) -> None:
             await store.run(mine("b"), "r0")
 
 
+async def test_outputs_of_a_session_take_so_many_bytes_and_no_more(url: str) -> None:
+    """The oldest go first, and the newest stays however long it is. Where all are short, nobody counts."""
+    sizes, left = [40, 40, 40, 10, 200, 30, 90], list[list[int]]()
+    async with opened(url, Retention(outputs=5, output_bytes=100)) as store:
+        other = await store.create_session(new("b"))
+        await store.begin_run(mine("b"), "of b")
+        kept = KeptOutputs(None, b"", "b" * 64, blob_bytes=90)
+        await store.end_run(replace(ended(other, "of b"), stdout_bytes=90), data=None, snapshot=None, outputs=kept)
+        session = await store.create_session(new("a"))
+        for n, size in enumerate(sizes):
+            await store.begin_run(mine("a"), f"r{n}")
+            record = replace(ended(session, f"r{n}"), stdout_bytes=size - 10, stderr_bytes=10)
+            kept = KeptOutputs(None, b"e" * 10, str(n) * 64, blob_bytes=size if size != 30 else 0)
+            await store.end_run(record, data=None, snapshot=None, outputs=kept)
+            left.append([m for m in range(n + 1) if (await store.run(mine("a"), f"r{m}"))[1] is not None])
+        assert (await store.run(mine("b"), "of b"))[1] is not None
+    assert left == [[0], [0, 1], [1, 2], [1, 2, 3], [4], [4, 5], [6]]
+
+
 async def test_records_are_kept_for_the_newest_runs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those too many go, a few at a time, but for one under way and one that a key still answers for."""
     monkeypatch.setattr(runs_module, "_PRUNED_AT_ONCE", 2)

@@ -83,6 +83,9 @@ class Retention:
     outputs: int = 100
     """The newest runs whose outputs are kept; 0 keeps none."""
 
+    output_bytes: int = 2 << 30
+    """What these outputs take together, give or take a few MiB. The oldest go first, the newest never does."""
+
     answer_bytes: int = 1 << 30
     """What the answers to idempotency keys of one route take together, give or take a few MiB. The oldest go first, the
     newest never does. Those of new sessions are counted for each owner."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, insert, select, union
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, union
 
 from era.core.metadata import Retention
 from era.core.models import KeptOutputs
@@ -52,6 +52,24 @@ _insert_of_run = Precompiled(
 _prune = Precompiled(
     delete(outputs).where(outputs.c.session_key == bindparam("session"), outputs.c.run_key <= NEWEST_TOO_OLD)
 )
+_sizes = (
+    select(
+        runs.c.key,
+        func.sum(runs.c.stdout_bytes + runs.c.stderr_bytes).over(order_by=runs.c.key.desc()).label("bytes"),
+    )
+    .where(runs.c.session_key == bindparam("session"))
+    .order_by(runs.c.key.desc())
+    .limit(bindparam("kept"))
+    .subquery()
+)
+_prune_bytes = Precompiled(
+    delete(outputs).where(
+        outputs.c.session_key == bindparam("session"),
+        outputs.c.run_key
+        <= select(func.max(_sizes.c.key)).where(_sizes.c.bytes > bindparam("most_bytes")).scalar_subquery(),
+        outputs.c.run_key != select(runs.c.key).where(runs.c.id == bindparam("of_run")).scalar_subquery(),
+    )
+)
 _OF_RUN = select(*(outputs.c[name] for name in OUTPUT_COLUMNS)).where(
     outputs.c.session_key == bindparam("session"), outputs.c.run_key == bindparam("run")
 )
@@ -67,14 +85,18 @@ _DIGESTS = union(
 
 
 def keeping_outputs(retention: Retention, session_key: int, run_id: str, kept: KeptOutputs | None) -> Sequence[Asked]:
-    """The statements that keep what a run wrote, if anything, and drop what older runs wrote, beyond as many runs as
-    retention says."""
+    """The statements that keep what a run wrote, if anything, and drop what older runs wrote, beyond as many runs and
+    bytes as retention says."""
     if kept is None or not retention.outputs:
         return ()
-    prune = (_prune, {"session": session_key, "kept": retention.outputs})
+    which = {"session": session_key, "kept": retention.outputs}
+    prunes: Sequence[Asked] = ((_prune, which),)
     if kept == _NOTHING:
-        return (prune,)
-    return (_insert_of_run, {"of_run": run_id, "new_session_key": session_key, **output_values(kept, "new_")}), prune
+        return prunes
+    if kept.blob_bytes:  # others are small, and most runs have only those
+        prunes = (*prunes, (_prune_bytes, which | {"of_run": run_id, "most_bytes": retention.output_bytes}))
+    values = {"of_run": run_id, "new_session_key": session_key, **output_values(kept, "new_")}
+    return (_insert_of_run, values), *prunes
 
 
 def insert_outputs(connection: Connection, session_key: int, run_key: int, kept: KeptOutputs | None) -> None:
