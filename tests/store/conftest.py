@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(request.param))
 
 
-@pytest.fixture(params=["sqlite_url", "empty_postgres_url"])
+@pytest.fixture(params=["empty_sqlite_url", "empty_postgres_url"])
 def empty_url(request: pytest.FixtureRequest) -> str:
     """The URL of a database without tables, of each kind."""
     return str(request.getfixturevalue(request.param))
@@ -37,9 +39,29 @@ def restarted(postgres: Postgres) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
+def empty_sqlite_url(tmp_path: Path) -> str:
     """The URL of an SQLite database that doesn't exist yet."""
     return f"sqlite:///{tmp_path}/era.db"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with all tables, which take longer to make than most tests."""
+    path = tmp_path_factory.mktemp("template") / "era.db"
+
+    async def make() -> None:
+        async with opened(f"sqlite:///{path}"):
+            pass
+
+    asyncio.run(make())
+    return path
+
+
+@pytest.fixture
+def sqlite_url(template: Path, empty_sqlite_url: str) -> str:
+    """The URL of an SQLite database without rows."""
+    shutil.copy(template, empty_sqlite_url.removeprefix("sqlite:///"))
+    return empty_sqlite_url
 
 
 @pytest.fixture
