@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     outputs_mb: int = Field(
         default=2048,
         ge=1,
-        description="Size of the outputs that are kept of a session, in MiB. The oldest go first, but for the newest.",
+        description="Size of stdout and stderr that are kept of a session, in MiB. The oldest go first.",
     )
     answers_mb: int = Field(
         default=1024,

@@ -19,7 +19,6 @@ from era.core.live.current_files import CurrentFiles
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
-from era.core.metadata import SessionChange
 from era.core.models import EMPTY, Claim, OwnedId
 from era.errors import (
     CommitFailed,
@@ -258,47 +257,6 @@ async def test_a_process_joins_a_run_under_way(core: Core) -> None:
     await run
     assert (await core.processes.get(S, process.id)).status == "running"
     assert len(core.driver.made) == 1
-
-
-async def test_its_network_may_be_changed_while_a_session_becomes_live(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await core.session(allow_internet=True)
-    right = core.live_sessions._sandbox
-
-    async def changed_meanwhile(*words: Any) -> Any:
-        found = await right(*words)
-        await core.store.change_session(S, SessionChange(allow_internet=False))
-        await core.live_sessions.follow(S)
-        return found
-
-    monkeypatch.setattr(core.live_sessions, "_sandbox", changed_meanwhile)
-    await start(core, "exec sleep 100")
-    live = core.live_sessions.running(S)
-    assert live is not None
-    assert not live.session.allow_internet
-
-
-async def test_a_network_that_cannot_be_made_anew_is_made_by_the_next_process(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await core.session(allow_internet=False)
-    await start(core, "exec sleep 100")
-    make, said = core.network.process_egress, list[bool]()
-
-    def fails_once(*words: Any, internet: bool, **more: Any) -> Any:
-        said.append(internet)
-        if len(said) == 1:
-            raise OSError("no descriptors")
-        return make(*words, internet=internet, **more)
-
-    monkeypatch.setattr(core.network, "process_egress", fails_once)
-    await core.store.change_session(S, SessionChange(allow_internet=True))
-    with pytest.raises(OSError, match="no descriptors"):
-        await core.live_sessions.follow(S)
-    for _ in range(2):
-        await start(core, "exec sleep 100")
-    assert said == [True, True]
 
 
 async def test_a_process_does_not_join_a_run_that_may_be_undone(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,8 @@ class Retention:
     """The newest runs whose outputs are kept; 0 keeps none."""
 
     output_bytes: int = 2 << 30
-    """What these outputs take together, give or take a few MiB. The oldest go first, the newest never does."""
+    """Of stdout and stderr of these runs together, give or take a few MiB. The oldest go first, the newest never does.
+    They are counted when a run has left a long output, so what was imported stays until then."""
 
     answer_bytes: int = 1 << 30
     """What the answers to idempotency keys of one route take together, give or take a few MiB. The oldest go first, the

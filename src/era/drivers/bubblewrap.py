@@ -212,11 +212,12 @@ class BubblewrapSandbox(OutsideView):
 
     async def open(self, language: Language) -> None:
         """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
+        control: socket.socket | None = None
         try:
             self._log = os.memfd_create("era-sandbox-log")
             # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
             self._spawning = asyncio.create_task(self._start(language))
-            control = await asyncio.shield(self._spawning)
+            control, self._spawning = await asyncio.shield(self._spawning), None
             control.setblocking(False)
             variables = guest.program_environment(language)
             async with stall_timeout(self.cpu_seconds):
@@ -225,6 +226,9 @@ class BubblewrapSandbox(OutsideView):
                 report = await channel.ready()
         except (OSError, SandboxFailed) as error:
             raise SandboxFailed(f"The sandbox did not start: {self.log() or error}") from error
+        finally:
+            if control is not None and self._channel is None:  # else that has it
+                control.close()
         try:
             self.enforced = self._enforced(language, report)
         except OSError as error:  # such as EMFILE
@@ -347,10 +351,8 @@ class BubblewrapSandbox(OutsideView):
 
     def _config(self, language: Language, control: int) -> JsonObject:
         """The supervisor's configuration."""
-        rlimits, certificates = self.rlimits(language), self._driver.certificates
-        return guest.supervisor_config(
-            language, control, rlimits, self.limits, certificates=certificates, supervised=True
-        )
+        bounds, certificates = (self.rlimits(language), self.limits), self._driver.certificates
+        return guest.supervisor_config(language, control, *bounds, certificates=certificates, supervised=True)
 
     def rlimits(self, language: Language) -> dict[str, int]:
         """Limits of each process of a program."""
@@ -376,7 +378,7 @@ class BubblewrapSandbox(OutsideView):
     async def _end(self) -> None:
         if self._spawning is not None:
             await asyncio.wait([self._spawning])
-            if self._spawning.exception() is None and self._channel is None:  # else whoever opened it is told
+            if self._spawning.exception() is None:  # else whoever opened it is told, if that waits for it still
                 self._spawning.result().close()
         if self._channel is not None:
             self._channel.close()
@@ -472,9 +474,8 @@ class BubblewrapDriver:
         """Threads on which supervisors that are forked are waited for."""
 
         self.cleaner = ThreadPoolExecutor(4, "era-clean")
-        self.self_tested: Iterable[Language] = [
-            name for name in languages.runtimes() if languages.DEFINITIONS[name].hello
-        ]
+        runtimes = languages.runtimes()
+        self.self_tested: Iterable[Language] = [name for name in runtimes if languages.DEFINITIONS[name].hello]
         """The languages whose sandboxes `start` tests."""
 
         self._preparations = preparations
@@ -501,9 +502,8 @@ class BubblewrapDriver:
         """Prove that sandboxes work, by a program in every language that this machine has. Raises NoIsolation."""
         await self._on_spawner(self._prepare)
         tests = await asyncio.gather(*map(self._self_test, self.self_tested), return_exceptions=True)
-        for problem in tests:
-            if problem is not None:
-                raise problem
+        for problem in filter(None, tests):
+            raise problem
 
     async def create(
         self, language: Language, limits: Limits, package_set: str | None = None, heir_to: Sandbox | None = None

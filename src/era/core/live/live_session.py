@@ -89,6 +89,9 @@ class LiveSession:
         self._storages = storage
         self._storage_stack = AsyncExitStack()
         self._storage_url: str | None = None
+        self._has_storage = False
+        """Whether it is served to its processes."""
+
         self._supervisor: ProcessSupervisor | None = None
         self._egress: ProcessEgress | None = None
         self._egress_stack = AsyncExitStack()
@@ -110,8 +113,6 @@ class LiveSession:
 
     async def open(self) -> None:
         """Have what its processes need. Raises SandboxFailed, NoIsolation."""
-        async with self._supervising:
-            await self._open_storage()
         await self.supervisor()
 
     @contextmanager
@@ -136,6 +137,7 @@ class LiveSession:
     async def _supervised(self) -> tuple[ProcessSupervisor, ProcessEgress]:
         async with self._supervising:
             self._check_open()
+            await self._follow_storage()
             if self._supervisor is None or self._egress is None or not self._supervisor.alive:
                 self._egress = None
                 await self._egress_stack.aclose()
@@ -157,14 +159,16 @@ class LiveSession:
             made.add(self._secrets)
         return await self._egress_stack.enter_async_context(made)
 
-    async def _open_storage(self) -> None:
+    async def _follow_storage(self) -> None:
         """Have the storage served to its processes if the session's settings say so, and not otherwise."""
+        if self.session.storage == self._has_storage:
+            return
+        self._has_storage = False
         await self._storage_stack.aclose()
-        session = self.session
-        access = self._storages.access(self.sandbox, session.owner if session.storage else None)
-        self._storage_url = access.url
-        if self.is_open:
+        if self.session.storage and self.is_open:
+            access = self._storages.access(self.sandbox, self.session.owner)
             await self._storage_stack.enter_async_context(access)
+            self._storage_url, self._has_storage = access.url, True
 
     async def follow(self, row: Callable[[], Awaitable[Session]]) -> None:
         """Let its processes connect to where the session's settings say by now, and use the storage if these say so:
@@ -175,13 +179,13 @@ class LiveSession:
             if now.key != self.session_key:
                 return
             self.session = replace(old, allow_internet=now.allow_internet, egress=now.egress, storage=now.storage)
-            if now.storage != old.storage:
-                await self._open_storage()
+            # Where anything of this fails, `_supervised` makes it anew.
             if (now.allow_internet, now.egress) != (old.allow_internet, old.egress):
-                self._egress = None  # where anything of this fails, `_supervised` makes it anew
+                self._egress = None
                 await self._egress_stack.aclose()
-                if self.is_open and self._supervisor is not None and self._supervisor.alive:  # or `_supervised` does it
-                    self._egress = await self._new_egress(self._supervisor)
+            await self._follow_storage()
+            if self.is_open and self._egress is None and self._supervisor is not None and self._supervisor.alive:
+                self._egress = await self._new_egress(self._supervisor)
 
     def _check_open(self) -> None:
         """Raises SandboxFailed where nothing may be begun in it any more."""
