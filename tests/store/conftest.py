@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from era.store import dialects, migrations
 from era.store.metadata import SqlStore
 from tests.postgres import Postgres
 from tests.store.d1 import databases, small_disk
@@ -48,12 +48,10 @@ def empty_sqlite_url(tmp_path: Path) -> str:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite database with all tables, which take longer to make than most tests."""
     path = tmp_path_factory.mktemp("template") / "era.db"
-
-    async def make() -> None:
-        async with opened(f"sqlite:///{path}"):
-            pass
-
-    asyncio.run(make())
+    engines = dialects.connect(f"sqlite:///{path}")
+    migrations.upgrade(engines.writer)
+    for engine in (engines.writer, engines.reader):
+        engine.dispose()
     return path
 
 

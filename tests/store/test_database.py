@@ -230,10 +230,11 @@ asyncio.run(main())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "wait"), [("sqlite_url", 0.0), ("sqlite_url", 0.07), ("sqlite_url", 0.2), ("postgres_url", 0.07)]
+    ("url", "wait"),
+    [("sqlite_url", 0.0), ("sqlite_url", 0.07), ("sqlite_url", 0.2), ("postgres_url", 0.07)],
+    indirect=["url"],
 )
-async def test_kill_9_loses_nothing_acknowledged(kind: str, wait: float, request: pytest.FixtureRequest) -> None:
-    url = str(request.getfixturevalue(kind))
+async def test_kill_9_loses_nothing_acknowledged(url: str, wait: float) -> None:
     command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
