@@ -380,6 +380,8 @@ def test_invalid_namespaces_and_keys_are_refused(api: httpx.Client, path: str) -
         ("r2/app/k", {"content": "no base64!"}, 400),
         ("r2/app/k", {"content": base64.b64encode(bytes((10 << 20) + 1)).decode()}, 413),
         ("d1/app/query", {"sql": "SELECT ?", "params": [[1, 300]]}, 400),
+        ("d1/app/query", {"sql": "SELECT ?", "params": [[1, "2"]]}, 400),
+        ("d1/app/query", {"sql": "SELECT :a", "params": {"a": [False]}}, 400),
         ("d1/app/query", {"sql": "SELECT ?", "params": [{"a": 1}]}, 400),
         ("d1/app/query", {"sql": "SELECT ?", "params": [1 << 70]}, 400),
         ("d1/app/query", {"sql": "SELECT 1; SELECT 2"}, 400),

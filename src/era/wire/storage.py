@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, FailFast, Field
+from pydantic import BaseModel, FailFast, Field, Strict
 
 from era.few_errors import at_most, few_wrong
 from era.wire.base import Body
@@ -22,7 +22,7 @@ class PutObject(Body):
     metadata: Metadata = None
 
 
-type Param = str | int | float | bool | Annotated[list[int], FailFast()] | None
+type Param = str | int | float | bool | Annotated[list[Annotated[int, Strict()]], FailFast()] | None
 
 _MOST_PARAMS = 32_766
 """As many variables as a statement may have in SQLite as it is by default."""
