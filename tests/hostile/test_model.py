@@ -47,12 +47,23 @@ raise SystemExit(change["exit"])
 """
 
 
+def above(path: str) -> set[str]:
+    """The directories that a file of this path is in."""
+    parts = path.split("/")
+    return {"/".join(parts[:count]) for count in range(1, len(parts))}
+
+
 @dataclass
 class State:
-    """The data and files of a session."""
+    """The data and files of a session, and the directories, which stay when their files are removed."""
 
     data: dict[str, Any]
     files: dict[str, bytes]
+    directories: set[str] = field(default_factory=set)
+
+    def write(self, path: str, content: bytes) -> None:
+        self.files[path] = content
+        self.directories |= above(path)
 
 
 @dataclass
@@ -123,10 +134,12 @@ class Service(RuleBasedStateMachine):
         outcome = self._run(session, write, remove, None if data is None else json.dumps(data), exit_code=len(write))
         assert outcome["exit_code"] == len(write)
         model = self.models[session]
-        # What is written and then removed was never there.
+        # What is written and then removed was never there, but its directories are.
         written = write.keys() - set(remove)
         changes = bool(written) or any(path in model.state.files for path in remove) or model.has_other(data)
-        model.state.files.update(write)
+        changes = changes or any(above(path) - model.state.directories for path in write)
+        for path, content in write.items():
+            model.state.write(path, content)
         for path in remove:
             model.state.files.pop(path, None)
         if data is not None:
@@ -155,7 +168,7 @@ class Service(RuleBasedStateMachine):
     @rule(session=sessions, path=PATHS, content=CONTENTS)
     def put(self, session: str, path: str, content: bytes) -> None:
         self.call("PUT", f"/{session}/files/{path}", 200, content=content)
-        self.models[session].state.files[path] = content
+        self.models[session].state.write(path, content)
         self._committed(session)
 
     @rule(session=sessions, path=PATHS)
