@@ -162,12 +162,15 @@ def test_a_stop_tells_callers_of_runs_whose_end_is_stored_slowly(own_server: Mak
     answers: list[httpx.Response] = []
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        body = {"code": "import time; time.sleep(600)", "timeout": 600}
+        body = {"code": "import time; print('begun', flush=True); time.sleep(600)", "timeout": 600}
         thread = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{server.url}/api/sessions/s/run", json=body, timeout=90))
+            target=lambda: answers.append(httpx.post(f"{server.url}/api/sessions/s/run", json=body, timeout=300))
         )
         thread.start()
         _until_running(client, "s")
+        [run] = client.get("/api/sessions/s/runs").json()["runs"]
+        # One whose program hasn't begun yet is refused, as nothing of it has happened.
+        assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run['run_id']}/stdout").text == "begun\n")
     assert server.stop() == 0
     thread.join()
     assert answers[0].status_code == 200, answers[0].text
