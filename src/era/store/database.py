@@ -19,7 +19,8 @@ that happened, and the error says so: who can find out by what it wrote does (`e
 
 The same goes for SQLite where the disk fails during COMMIT: what it wrote may count once this process was killed. So
 nothing else is written until that is settled (`dialects.settle`), and a collection of garbage, which writes first,
-removes nothing. A service that was killed meanwhile settles it when it starts again.
+removes nothing. Where a service was killed meanwhile, the next start settles it, if no other program reads the database
+just then.
 """
 
 from __future__ import annotations

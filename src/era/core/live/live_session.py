@@ -111,10 +111,6 @@ class LiveSession:
         self.retry_seconds = 0.0
         """After how many seconds a checkpoint is tried again, which failed for a reason that may pass; 0: none did."""
 
-    async def open(self) -> None:
-        """Have what its processes need. Raises SandboxFailed, NoIsolation."""
-        await self.supervisor()
-
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """It isn't put away for idleness within the block: a call is under way, or somebody is attached."""
@@ -131,7 +127,8 @@ class LiveSession:
         return not self._users and self.processes.are_settled
 
     async def supervisor(self) -> ProcessSupervisor:
-        """What starts processes in the sandbox, with their network. Raises SandboxFailed, NoIsolation."""
+        """What starts processes in the sandbox, with their network and storage, which are there from the first call on.
+        Raises SandboxFailed, NoIsolation."""
         return (await self._supervised())[0]
 
     async def _supervised(self) -> tuple[ProcessSupervisor, ProcessEgress]:

@@ -316,7 +316,7 @@ class LiveSessions:
             self._live[session.key] = self._by_id[session.owned_id] = live
             try:
                 await self.follow(session.owned_id)  # its settings may have changed since its row was read
-                await live.open()
+                await live.supervisor()
                 if live.why_lost is not None:
                     raise Unavailable(live.why_lost)
             except BaseException:
