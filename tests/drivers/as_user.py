@@ -57,6 +57,7 @@ class UserSandboxes:
             stdout=subprocess.PIPE,
             env=environment,
         )
+        self.pid = self._process.pid
         self.uid, self.cgroup_name = self._ask("hello")
 
     def make(self, language: str = "python") -> UserSandbox:
@@ -134,7 +135,8 @@ def opened(name: str, directory: Path) -> Iterator[Any]:
     made: Any = UserSandboxes(directory, driver) if far else Sandboxes(directory, Weakness(), driver)
     made.name, made.far, made.shared = name, far, {}
     yield made
-    running = [pid for pid in descendants(os.getpid()) if pid not in processes]
+    # Where this process has other sandboxes, their driver may start a template at any time.
+    running = descendants(made.pid) if far else [pid for pid in descendants(os.getpid()) if pid not in processes]
     made.stop()
     assert_nothing_left(before, running, directory, made.cgroup_name)
 

@@ -49,15 +49,18 @@ async def test_giving_up_waits_for_the_thread_and_leaves_nothing(tmp_path: Path)
 
 
 async def test_not_waiting_would_leave_it_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    close = BubblewrapSandbox._close
+    close, forgotten = BubblewrapSandbox._close, list[Any]()
 
     async def at_once(self: BubblewrapSandbox) -> None:
+        forgotten.append(self._spawning)
         self._spawning = None
         await close(self)
 
     monkeypatch.setattr(BubblewrapSandbox, "_close", at_once)
     started, driver = await give_up_while_spawning(tmp_path, "era-test-left")
     assert [*driver.directory.iterdir(), *cgroups("era-test-left"), *started]
+    for spawning in forgotten:
+        (await spawning).close()
     for process in started:
         process.kill()
         process.wait()

@@ -353,8 +353,13 @@ def _checks_for(case: Case[Any], answer: Response) -> list[Any]:
     is asked for."""
     is_stream = _kind(answer).startswith("text/event-stream")
     has_fewer_fields = case.operation.label == "GET /api/sessions" and {"fields", "data"} & set(case.query or {})
-    without_schema = is_stream or (has_fewer_fields and answer.status_code == 200)
-    return [check for check in CONFORMITY if not (without_schema and check is checks.response_schema_conformance)]
+    left_out = set[Any]()
+    if is_stream or (has_fewer_fields and answer.status_code == 200):
+        left_out.add(checks.response_schema_conformance)
+    if answer.status_code == 404 and str(answer.request.url).partition("?")[0].endswith("%0A"):
+        # "$" in a pattern is before a last line break for Python, which makes the cases, but not for the description.
+        left_out.add(checks.status_code_conformance)
+    return [check for check in CONFORMITY if check not in left_out]
 
 
 def _kind(answer: Response) -> str:

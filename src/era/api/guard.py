@@ -43,7 +43,7 @@ from era.core.live.tickets import Tickets
 from era.core.loop_slices import take_slice
 from era.core.public.sites import SiteName
 from era.core.telemetry import new_request_id, origin
-from era.errors import BadRequest, EraError, Forbidden, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
+from era.errors import BadRequest, EraError, Forbidden, NotFound, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10
@@ -220,7 +220,7 @@ class Guard:
             raise Forbidden("What sessions serve or store is no code of this server's own pages.")
         if path.endswith("\n") and not _SLASH_COUNTS.match(path):
             # The patterns of routes end in "$", which is also before a line's end; `fullmatch` here is exact.
-            raise BadRequest("The path ends in a line break.", hint="Leave %0A out at its end.")
+            raise NotFound("There is nothing at this path.")
         if "ticket_of_home" in scope["state"]:
             return
         if (ticket := _ticket(scope)) is not None and "caller" not in scope["state"]:
