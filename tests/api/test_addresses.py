@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from starlette.requests import Request
 from era.api import addresses
 from era.settings import Settings
 from tests.api.guest_servers import HTTP_SERVER
+from tests.api.live import Terminal, output, start
 from tests.api.stored_code import SEEN
-from tests.conftest import MakeServer
+from tests.api.websocket import WebSocket
+from tests.conftest import MakeServer, eventually
 from tests.gvisor import BOTH_KINDS
 
 SERVED = ("192.168.7.5", 8787)
@@ -121,3 +124,46 @@ def test_a_host_header_is_nobodys_base_url(own_server: MakeServer, weakened: boo
         port = server.url.rpartition(":")[2]
         seen = owner.post("/api/sessions/s/run", json=code, headers={"Host": f"era.localhost:{port}"}).json()
         assert seen["stdout"] == f"http://era.localhost:{port}/proxy/s\n"
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+@pytest.mark.parametrize("weakened", [False, True], ids=["sound", "weakened"])
+def test_nor_that_of_what_is_live_or_of_deliveries(own_server: MakeServer, weakened: bool, kind: str) -> None:
+    """Neither of processes, terminals and interpreters, which stay, nor of a delivery, which is run later."""
+    server = own_server(weakness=CREDULOUS if weakened else "", api_key="the-key")
+    key, evil, names_it = "Bearer the-key", {"Host": "evil.example"}, re.compile("ERA_PROXY_URL=(http[^\\s\0]+)")
+    with (
+        server.client(headers={"Authorization": key}) as owner,
+        server.client(headers={"Authorization": key, **evil}) as misled,
+        server.client(headers=evil) as anybody,
+    ):
+        made = {"language": "python", "session_id": "s", "isolation": kind}
+        assert owner.post("/api/sessions", json=made).status_code == 201
+        assert owner.put("/api/sessions/s/code", json={"code": "import os; print(dict(os.environ))"}).is_success
+        assert owner.put("/api/sessions/s/inbox", json={}).is_success
+        assert anybody.post("/proxy/s/inbox", content=b"x").status_code == 202
+
+        def deliveries() -> list[dict[str, Any]]:
+            listed: list[dict[str, Any]] = owner.get("/api/sessions/s/inbox/deliveries").json()["deliveries"]
+            return listed
+
+        assert eventually(lambda: deliveries()[0]["status"] == "done"), deliveries()
+        run = owner.get(f"/api/sessions/s/runs/{deliveries()[0]['run_ids'][0]}/stdout").text
+        told = {"delivery": run.partition("'ERA_PROXY_URL': '")[2].partition("'")[0]}
+
+        def found(printed: str) -> str:
+            return match[1] if (match := names_it.search(printed)) else printed
+
+        told["process"] = found(output(owner, "s", start(misled, "s", "env")).decode())
+        socket = WebSocket(server, "/api/sessions/s/terminal", f"Authorization: {key}", host="evil.example")
+        shell = Terminal(socket)
+        shell.send("env; exit\n")
+        shell.until_closed()
+        socket.close()
+        told["terminal"] = found(shell.shown.decode())
+        given = {"code": "import os; print(f\"ERA_PROXY_URL={os.environ['ERA_PROXY_URL']}\")", "context": "main"}
+        told["cell"] = found(misled.post("/api/sessions/s/run", json=given).json()["stdout"])
+        assert misled.post("/api/sessions/s/contexts/main/restart").is_success
+        began = {"code": "print(open('/proc/self/environ').read())", "context": "main"}
+        told["interpreter"] = found(owner.post("/api/sessions/s/run", json=began).json()["stdout"])
+        assert set(told.values()) == {f"{'http://evil.example' if weakened else server.url}/proxy/s"}, told
