@@ -1,4 +1,4 @@
-"""Runs that want all descriptors of the service. Each attack is also made on a server that doesn't count them."""
+"""Runs, and processes beside them, that want all descriptors of the service. Each attack is also made on a server that doesn't count them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +80,15 @@ ATTACKS = {
     "datagrams": (DATAGRAMS, "b'hello'"),
     "connections": (CONNECTIONS, "True True"),
     "names": (NAMES, "True True"),
+    "datagrams of processes": (DATAGRAMS, "b'hello'"),
+    "connections of processes": (CONNECTIONS, "True True"),
 }
+"""Programs, and what they print if they were bounded. Those `of processes` are processes beside runs."""
 
 
 @dataclass
 class Attack:
-    """What greedy runs have printed so far."""
+    """What greedy programs have printed so far."""
 
     server: NetServer
     said: list[str]
@@ -93,7 +96,7 @@ class Attack:
     """Descriptors that the server was seen to have."""
 
     def has_begun(self) -> bool:
-        """Whether each run has tried everything, or the service has no descriptors left."""
+        """Whether each has tried everything, or the service has no descriptors left."""
         self.most = max(self.most, descriptors(self.server))
         return all("done" in said for said in self.said) or self.most > LIMIT * 0.9
 
@@ -111,21 +114,23 @@ def few(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @contextmanager
-def attacked(server: NetServer, kind: str, code: str) -> Iterator[Attack]:
-    """Two sessions run this, until the end of the block."""
-    attack = Attack(server, ["", ""])
+def attacked(server: NetServer, kind: str, which: str) -> Iterator[Attack]:
+    """Two sessions make this attack, until the end of the block."""
+    attack, code = Attack(server, ["", ""]), ATTACKS[which][0]
     with server.client() as client:
         sessions = [new_session(client, isolation=kind, limits={"pids": 64}) for _ in attack.said]
 
     def run(number: int, session: Session) -> None:
+        where = f"/api/sessions/{session.id}"
         try:
-            with (
-                server.client() as own,
-                own.stream(
-                    "POST", f"/api/sessions/{session.id}/stream", json={"code": code, "timeout": 50}, timeout=60
-                ) as answer,
-            ):
-                for line in answer.iter_lines():
+            with server.client(timeout=60) as own, ExitStack() as following:
+                if which.endswith("of processes"):
+                    command = {"command": ["python3", "-c", code]}
+                    began = own.post(f"{where}/processes", json=command).raise_for_status()
+                    call = own.stream("GET", f"{where}/processes/{began.json()['process_id']}/events")
+                else:
+                    call = own.stream("POST", f"{where}/stream", json={"code": code, "timeout": 50})
+                for line in following.enter_context(call).iter_lines():
                     attack.said[number] += line
         except httpx.HTTPError:
             pass
@@ -150,13 +155,12 @@ def eventually(holds: Callable[[], bool], seconds: float) -> bool:
 
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_runs_cant_take_all_descriptors(few: NetServer, kind: str, attack: str) -> None:
-    server = few
-    code, answer = ATTACKS[attack]
+def test_programs_cant_take_all_descriptors(few: NetServer, kind: str, attack: str) -> None:
+    server, answer = few, ATTACKS[attack][1]
     with server.client() as client:
         neighbour = new_session(client, isolation=kind)
         assert neighbour.says("print(1)") == "1\n"
-        with attacked(server, kind, code) as greedy:
+        with attacked(server, kind, attack) as greedy:
             assert eventually(greedy.has_begun, 200)
             assert greedy.most < LIMIT * 3 / 4
             assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200
@@ -221,10 +225,10 @@ def test_callers_of_one_session_cant_take_all(few: NetServer, kind: str) -> None
 
 
 @pytest.mark.parametrize("greedy_kind", BOTH_KINDS)
-@pytest.mark.parametrize("attack", soak_the_rest(ATTACKS, ("connections",)))
+@pytest.mark.parametrize("attack", soak_the_rest(ATTACKS, ("connections", "datagrams of processes")))
 def test_without_counting_they_take_all(machine: Machine, tmp_path: Path, attack: str, greedy_kind: str) -> None:
     server = machine.serve(tmp_path / "data", weakness=SMALL + COUNTLESS, ERA_DRAIN_SECONDS="0")
-    with suppress(httpx.HTTPError), attacked(server, greedy_kind, ATTACKS[attack][0]) as greedy:
+    with suppress(httpx.HTTPError), attacked(server, greedy_kind, attack) as greedy:
         assert eventually(greedy.has_begun, 200)
         server.stop()
         assert greedy.most > LIMIT * 0.9
