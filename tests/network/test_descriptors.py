@@ -1,4 +1,5 @@
-"""Runs, and processes beside them, that want all descriptors of the service. Each attack is also made on a server that doesn't count them."""
+"""Runs, and processes beside them, that want all descriptors of the service. Each attack is also made on a server that
+doesn't count them."""
 
 from __future__ import annotations
 
