@@ -10,8 +10,9 @@ import pytest
 
 from tests.api.answers import refused
 from tests.api.archives_api import member, tar
+from tests.api.live import ended, output, start
 from tests.conftest import MakeServer, MakeSession, Run
-from tests.gvisor import needs_gvisor
+from tests.gvisor import BOTH_KINDS, needs_gvisor
 
 BOUNDED_GVISOR = [needs_gvisor, pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's")]
 
@@ -52,6 +53,33 @@ time.sleep(60)
     "a directory that is closed": "import os\nos.mkdir('d'); file = open('d/f', 'wb'); os.chmod('d', 0); write(file)",
 }
 """Programs that write more than 4 MiB, step by step."""
+
+HOLDS = """
+import mmap, os, socket, time
+ours, theirs = socket.socketpair()
+maps = []
+for _ in range(5):
+    file = os.open(name := str(os.getpid()), os.O_RDWR | os.O_CREAT)
+    os.unlink(name)
+    for _ in range(50): os.write(file, b'x' * (1 << 20))
+    KEEP
+    os.closerange(file, 100)  # and what mmap has made of it
+time.sleep(float(os.environ['SECONDS']))
+print('all of it')
+"""
+"""Has 250 MiB of files that have neither a name nor a descriptor."""
+
+KEEPS = {
+    "only mapped": "maps.append(mmap.mmap(file, 0))",
+    "in a socket's queue": "socket.send_fds(ours, [b'x'], [file])",
+}
+
+UNSEEN = """
+from era.drivers import processes
+processes.unnamed_bytes = lambda *_: 0
+processes.hide_files = lambda *_: False
+"""
+"""Looks for files by their names only."""
 
 
 def limits_of(client: httpx.Client, where: str) -> dict[str, Any]:
@@ -161,6 +189,43 @@ def test_a_run_that_outgrows_its_disk_is_ended(client: httpx.Client, session: Ma
     assert again["stdout"] == "['.session_data.json', 'main.py', 'old']\nstill here\n"
     record = client.get(f"/api/sessions/{where}/runs/{outcome['run_id']}").json()
     assert (record["status"], record["state"]) == ("disk_full", outcome["state"])
+
+
+def held(client: httpx.Client, where: str, process: str) -> tuple[str, str]:
+    """What a process has said once it has ended, and why it was ended."""
+    return output(client, where, process).decode(), str(ended(client, where, process)["reason"])
+
+
+@pytest.mark.parametrize("isolation", BOTH_KINDS)
+@pytest.mark.parametrize("beside", [False, True], ids=["a run", "a process"])
+@pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS)
+def test_files_without_names_and_descriptors_count(
+    client: httpx.Client, session: MakeSession, run: Run, keep: str, beside: bool, isolation: str
+) -> None:
+    where = session(isolation=isolation, limits={"disk_mb": 64})
+    run(where, "open('old', 'w').write('still here')")
+    code, env = HOLDS.replace("KEEP", keep), {"SECONDS": "15"}
+    for _ in range(6):  # what others free meanwhile may hide them
+        if beside:
+            said, why = held(client, where, start(client, where, ["python3", "-c", code], env=env))
+        else:
+            outcome = run(where, code, env=env, timeout=100)
+            said, why = outcome["stdout"], f"{outcome['status']}: {outcome['state']['reason']}"
+        if not said:
+            break
+    assert (said, ("was out of disk space" if beside else "disk_full: ") in why) == ("", True), why
+    assert [file["path"] for file in client.get(f"/api/sessions/{where}/files").json()["files"]] == ["old"]
+
+
+def test_what_is_not_looked_for_does_not_count(own_server: MakeServer) -> None:
+    """Of processes; tests/drivers/test_disk.py has the same of runs."""
+    server = own_server(weakness=UNSEEN)
+    with server.client() as client:
+        made = {"language": "python", "session_id": "s", "limits": {"disk_mb": 64}}
+        assert client.post("/api/sessions", json=made).status_code == 201
+        programs = [HOLDS.replace("KEEP", keep) for keep in KEEPS.values()]
+        started = [start(client, "s", ["python3", "-c", code], env={"SECONDS": "3"}) for code in programs]
+        assert [held(client, "s", process) for process in started] == [("all of it\n", "None")] * 2
 
 
 def test_a_run_too_short_to_be_measured_is_bounded_too(session: MakeSession, run: Run) -> None:
