@@ -352,12 +352,16 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize("weakness", ["", soaked(TRUSTING)], ids=["", "weakened"])
+@pytest.mark.parametrize(
+    ("isolation", "weakness"),
+    [("bubblewrap", ""), soaked("bubblewrap", TRUSTING), soaked("gvisor", "", needs=(needs_gvisor,))],
+    ids=["bubblewrap", "bubblewrap weakened", "gvisor"],
+)
 def test_what_a_process_writes_by_the_state_file_s_name_is_not_overlooked(
-    own_server: MakeServer, weakness: str
+    own_server: MakeServer, isolation: str, weakness: str
 ) -> None:
     with own_server(weakness=weakness).client() as client:
-        session = Session.create(client, "bubblewrap")
+        session = Session.create(client, isolation)
         session.run(FURNISH)
         id = session.where.rpartition("/")[2]
         start(client, id, ["python3", "-c", BY_THE_STATE_FILE], tag="writer", stdin=True)
