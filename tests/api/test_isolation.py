@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
+from tests.api.live import ended, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 from tests.gvisor import HAS_GVISOR, needs_gvisor
 
@@ -103,5 +104,50 @@ def test_unknown_isolation_is_refused(client: httpx.Client, isolation: Any) -> N
 def test_the_isolation_in_force_is_on_the_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "")
-    assert in_force(client, where)["driver"] == "bubblewrap"
+    of_a_run = in_force(client, where)
+    assert of_a_run["driver"] == "bubblewrap"
     assert client.get("/health").json()["isolation"]["default"] == "bubblewrap"
+    run(where, "", context="main")
+    of_a_cell = in_force(client, where)
+    assert of_a_cell == of_a_run | {"separated_by": "pid_namespace"}
+    assert {"ipc", "mnt", "net", "pid", "user"} <= set(of_a_cell["namespaces"])
+
+
+TAKES = """
+import mmap, os, time
+held = [TAKE for _ in range(4)]
+for each in held:
+    for _ in range(60): os.write(each, b'x' * (1 << 20)) if isinstance(each, int) else each.write(b'x' * (1 << 20))
+print('took', flush=True)
+time.sleep(float(os.environ['SECONDS']))
+"""
+TAKE = {"shared maps": "mmap.mmap(-1, 60 << 20)", "files in memory": "os.memfd_create('m')"}
+"""What no limit of a process bounds: 240 MiB of it."""
+
+UNWATCHED = """
+from era.drivers.cgroups import Cgroups
+from era.drivers.memory import MemoryWatch
+Cgroups.find = lambda *_: None
+MemoryWatch.start = lambda _: None
+"""
+"""Has no control group, and doesn't measure either."""
+
+
+@pytest.mark.parametrize("weakness", ["", UNWATCHED], ids=["watched", "unwatched"])
+def test_the_record_says_that_memory_is_watched_and_it_is(own_server: MakeServer, weakness: str) -> None:
+    """Where the service has no control group, as that of an ordinary user."""
+    server = own_server(weakness=weakness) if weakness or os.geteuid() != 0 else own_server(uid=54_327)
+    with server.client() as client:
+        made = {"language": "python", "session_id": "s", "limits": {"memory_mb": 128}}
+        assert client.post("/api/sessions", json=made).status_code == 201
+        env = {"SECONDS": "0.5" if weakness else "60"}
+        for take in TAKE.values():
+            code = TAKES.replace("TAKE", take)
+            run = client.post("/api/sessions/s/run", json={"code": code, "env": env, "timeout": 100}).json()
+            enforced = in_force(client, "s")
+            if enforced["cgroup"]:
+                pytest.skip("this user has a control group")
+            assert (enforced["memory"], enforced["rlimits"]["RLIMIT_DATA"]) == ("watched", 128 << 20)
+            process = ended(client, "s", start(client, "s", ["python3", "-c", code], env=env))
+            outcome = run["status"], run["exit_code"], process["exit_code"], process["reason"]
+            assert outcome == (("ok", 0, 0, None) if weakness else ("oom", 137, 137, "It was out of memory.")), run

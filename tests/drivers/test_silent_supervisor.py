@@ -36,7 +36,7 @@ class Silent:
     def __init__(self) -> None:
         self.ours, self._theirs = socket.socketpair()
         self.ours.setblocking(False)
-        self._theirs.sendall(frame(b"Y", 0, json.dumps({"namespaces": {}}).encode()))
+        self._theirs.sendall(frame(b"Y", 0, b""))
         self.was_killed = False
 
     def start(self) -> None:

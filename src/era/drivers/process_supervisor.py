@@ -292,7 +292,7 @@ class ProcessSupervisor:
         try:
             reader, writer = await over_socket(sock, 1 << 18)
             made = cls(life, reader, writer, own or sandbox_broker, variables, out_of_memory, progress, awaited)
-            kind, _, payload = await made._receive()
+            kind, *_ = await made._receive()
             if kind != b"Y":
                 raise SandboxFailed("The process supervisor did not start.")
         except BaseException:
@@ -302,7 +302,6 @@ class ProcessSupervisor:
                 own.close()
             raise
         made._own_broker = own
-        made.enforced |= {"namespaces": json.loads(payload)["namespaces"]}
         made._following = asyncio.create_task(made._follow())
         return made
 

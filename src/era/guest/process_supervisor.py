@@ -46,7 +46,7 @@ Wire format. As that of the other supervisor (supervisor.py), but a frame has, b
                   A  room for so many more bytes of output (4 bytes)
                   M  say how much memory all processes take
   guest to host:  N, G  as of the other supervisor, without guest listeners
-                  Y  JSON, the isolation as seen from inside: ready
+                  Y  it is ready
                   S  its pid (4 bytes): it is forked
                   O, E, P, C  a piece of stdout, stderr, PTY, channel
                   a, c  so many bytes (4) have been written to its input, its channel: there is room for them again
@@ -144,7 +144,7 @@ class ProcessSupervisor:
         self.watch(self.woken, select.EPOLLIN, self.on_child)
         if broker := self.broker:
             self.watch(broker.fd, select.EPOLLIN, lambda _: None if broker.answer() else self.let_go(broker.fd))
-        self.send(b"Y", 0, json.dumps(self.config["isolation"]).encode())
+        self.send(b"Y", 0)
         next_look = 0.0
         while True:
             ready = self.epoll.poll(TICK if self.by_pid else -1)
