@@ -214,6 +214,8 @@ def test_files_without_names_and_descriptors_count(
         if not said:
             break
     assert (said, ("was out of disk space" if beside else "disk_full: ") in why) == ("", True), why
+    if beside:  # what begins before the session has been put away for that is ended with it, and told the same
+        assert held(client, where, start(client, where, "exec sleep 3")) in [("", why), ("", "None")]
     assert [file["path"] for file in client.get(f"/api/sessions/{where}/files").json()["files"]] == ["old"]
 
 

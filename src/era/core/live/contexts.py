@@ -101,8 +101,7 @@ class _OfSession:
 
     async def _disk_full(self) -> None:
         self._allowance.stop()  # until there are contexts again
-        self.live.is_full = True
-        await self.close(f"The session was out of disk space: {self.disk_problem}.")
+        await self.close(self.live.note_full(self.disk_problem))
 
     async def close(self, why: str) -> None:
         """End all interpreters. `why` is a sentence."""

@@ -100,8 +100,9 @@ class LiveSession:
 
         self._supervising = asyncio.Lock()
         self._allowance = Allowance(sandbox, session.snapshot, self._disk_full, _DISK_TICK)
-        self.is_full = False
-        """Whether it exceeds its disk limits. It is put away then: what it has can't be kept, and takes room."""
+        self.why_full: str | None = None
+        """That it exceeds its disk limits, as a sentence, if so. It is put away then: what it has can't be kept, and
+        takes room."""
 
         self._users = 0
         self.used_at = time.monotonic()
@@ -260,13 +261,17 @@ class LiveSession:
     async def check_disk(self, *, surely: bool = False) -> None:
         """See to its disk limits, in any case or where no process runs, beside which that is done: short ones end
         before."""
-        if not self.is_full and (surely or not self.processes.running):
+        if self.why_full is None and (surely or not self.processes.running):
             await self._allowance.check(surely=surely)
 
     async def _disk_full(self) -> None:
         """End all processes, since together they exceed the session's disk limits."""
-        self.is_full = True
-        await self.processes.end_all(f"The session was out of disk space: {self._allowance.problem}.")
+        await self.processes.end_all(self.note_full(self._allowance.problem))
+
+    def note_full(self, problem: str | None) -> str:
+        """It exceeds its disk limits, as `problem` says. Returns that as a sentence."""
+        self.why_full = f"The session was out of disk space: {problem}."
+        return self.why_full
 
     async def end(self, why: str) -> None:
         """End everything in the sandbox but what runs need. May be called again. What can't be recorded of it soon is

@@ -397,7 +397,7 @@ class LiveSessions:
 
     async def _put_away_at_once(self, live: LiveSession) -> None:
         try:
-            await self._put_away(live, _STOPPED)
+            await self._put_away(live, live.why_full or _STOPPED)
         except EraError as error:
             log.warning("live_session_not_kept", session=live.session_key, error=error.message)
 
@@ -498,7 +498,7 @@ class LiveSessions:
         # The pool knows when a run was committed, be it of a cell or an ordinary one.
         used_at = max(live.used_at, self._parts.pool.used_at(live.session_key))
         is_idle = live.is_idle and time.monotonic() > used_at + self._keep_alive and not live.retry_seconds
-        return not self._is_busy(live) and (live.is_full or is_idle)
+        return not self._is_busy(live) and (live.why_full is not None or is_idle)
 
     def _is_busy(self, live: LiveSession) -> bool:
         return live.session_key in self._opening or self._parts.turns.taken(live.session_id)
@@ -508,10 +508,10 @@ class LiveSessions:
             return
         used_at = live.used_at
         # Nothing is ended before it is known that what there is can be kept.
-        if not live.is_full and not await self._checkpoint(live, "time"):
+        if live.why_full is None and not await self._checkpoint(live, "time"):
             return
         is_idle = live.is_idle and live.used_at == used_at
-        if live.is_open and not self._is_busy(live) and (live.is_full or is_idle):
+        if live.is_open and not self._is_busy(live) and (live.why_full is not None or is_idle):
             await self._put_away_at_once(live)
 
     def _begin(self, work: Awaitable[None]) -> None:
