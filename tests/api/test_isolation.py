@@ -13,6 +13,7 @@ from tests.api.answers import refused
 from tests.api.live import ended, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 from tests.gvisor import HAS_GVISOR, needs_gvisor
+from tests.soaking import soak_the_rest
 
 
 def in_force(client: httpx.Client, where: str) -> Any:
@@ -133,7 +134,7 @@ MemoryWatch.start = lambda _: None
 """Has no control group, and doesn't measure either."""
 
 
-@pytest.mark.parametrize("weakness", ["", UNWATCHED], ids=["watched", "unwatched"])
+@pytest.mark.parametrize("weakness", soak_the_rest(["", UNWATCHED], 1), ids=["watched", "unwatched"])
 def test_the_record_says_that_memory_is_watched_and_it_is(own_server: MakeServer, weakness: str) -> None:
     """Where the service has no control group, as that of an ordinary user."""
     server = own_server(weakness=weakness) if weakness or os.geteuid() != 0 else own_server(uid=54_327)
