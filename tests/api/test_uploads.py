@@ -20,8 +20,8 @@ import pytest
 
 from tests import capsules
 from tests.api.answers import refused
-from tests.api.told import WAITS, tell
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
+from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, Server, eventually
 from tests.soaking import soak_the_rest
 

@@ -4,9 +4,10 @@ The digest of content is known only when all of it has arrived. Until then it li
 then the blob store takes the file over. Small content never becomes a file.
 
 The number of large uploads at a time is bounded, since each takes memory, a descriptor and disk bandwidth. One too many
-is refused at once instead of being kept waiting. An upload that waits for its session's turn isn't counted. Owners share
-the number (core/shares.py): an upload may take any time as long as it moves, so one owner could have all of them for as
-long as he likes. Uploads by links (api/links.py) are of the session's owner.
+is refused at once instead of being kept waiting. An upload that waits for its session's turn isn't counted.
+
+Owners share the number (core/shares.py): an upload may take any time as long as it moves, so one owner could have all
+of them for as long as he likes. Uploads by links (api/links.py) are of the session's owner.
 """
 
 from __future__ import annotations
