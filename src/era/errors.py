@@ -347,7 +347,10 @@ class ServiceFailed(Unavailable):
 
 class TooManyUploads(Unavailable):
     code = "too_many_uploads"
-    hint = "Send it again when fewer are under way; the server's ERA_MAX_UPLOADS sets how many may be."
+    hint = (
+        "Send it again when fewer are under way; the server's ERA_MAX_UPLOADS sets how many may be, of which one owner "
+        "may have half."
+    )
     retry_after = 5
 
 

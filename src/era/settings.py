@@ -252,7 +252,8 @@ class Settings(BaseSettings):
     max_uploads: int = Field(
         default=32,
         ge=1,
-        description="Uploads at a time: bodies over 1 MiB, archives and capsules; more are answered with 503.",
+        description="Uploads at a time: files and archives over 1 MiB, and capsules; more are answered with 503. One "
+        "owner may have half of them, rounded up.",
     )
     import_mb: int = Field(default=4096, ge=1, description="Size of the largest capsule that may be imported, in MiB.")
 

@@ -20,8 +20,9 @@ import pytest
 
 from tests import capsules
 from tests.api.answers import refused
+from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.told import WAITS, tell
-from tests.conftest import Server, eventually
+from tests.conftest import MakeServer, Server, eventually
 from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
@@ -54,7 +55,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 class Upload:
     """A request that is sent piece by piece."""
 
-    def __init__(self, server: Server, kind: str, size: int = 3 * MIB, to: str = "s") -> None:
+    def __init__(self, server: Server, kind: str, size: int = 3 * MIB, to: str = "s", key: str = "") -> None:
         method, path, make = KINDS[kind]
         path = path.replace("/s/", f"/{to}/")
         self.content: bytes = make(size)
@@ -63,6 +64,8 @@ class Upload:
         self._connection.putrequest(method, path)
         self._connection.putheader("Content-Length", str(len(self.content)))
         self._connection.putheader("Content-Type", "application/x-tar")
+        if key:
+            self._connection.putheader("Authorization", f"Bearer {key}")
         self._connection.endheaders()
 
     def send(self, size: int) -> None:
@@ -82,8 +85,8 @@ class Upload:
 
 @contextmanager
 def of_three_uploads(directory: Path, kind: type[Server], **settings: str) -> Iterator[Server]:
-    """A server that accepts three large uploads at a time."""
-    server = kind(directory, {"ERA_MAX_UPLOADS": "3", "ERA_GRACE_SECONDS": "0", **settings}).start()
+    """A server that accepts three large uploads of one owner at a time."""
+    server = kind(directory, {"ERA_MAX_UPLOADS": "5", "ERA_GRACE_SECONDS": "0", **settings}).start()
     yield server
     assert server.stop() == 0, server.log
     assert "Traceback" not in server.log, server.log
@@ -150,9 +153,9 @@ def test_an_upload_that_is_slow_goes_on_and_outlasts_its_sessions_ttl(server: Se
     assert [session(client, name)["file_count"] for name in ("s", "t", "made")] == [1, 1, 1]
 
 
-def begin_uploads(server: Server, count: int) -> list[Upload]:
+def begin_uploads(server: Server, count: int, key: str = "") -> list[Upload]:
     """Begin uploads; returns when the server has a part of each."""
-    uploads = [Upload(server, "file") for _ in range(count)]
+    uploads = [Upload(server, "file", key=key) for _ in range(count)]
     for upload in uploads:
         upload.send(2 * MIB)
     assert eventually(lambda: len(list((server.data_dir / "uploads").iterdir())) == count)
@@ -177,7 +180,7 @@ def test_too_many_large_uploads_at_a_time_are_503(patient: Server, kind: str) ->
         first, *others = begin_uploads(patient, 3)
         headers = {"Content-Type": "application/x-tar"}
         answer = client.request(method, path, content=make(2 * MIB), headers=headers)
-        refused(answer, 503, "3 large uploads")
+        refused(answer, 503, "3 large uploads of this owner")
         assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_uploads", "5")
         for small in ("a", "b", "c"):
             answer = client.put(f"/api/sessions/s/files/{small}", content=b"small")
@@ -188,6 +191,40 @@ def test_too_many_large_uploads_at_a_time_are_503(patient: Server, kind: str) ->
         assert [other.finish().status_code for other in others] == [200, 200]
         client.delete("/api/sessions").raise_for_status()
     assert eventually(lambda: list((patient.data_dir / "uploads").iterdir()) == [])
+
+
+ONE_COUNTER = """
+from era.core.shares import Shares
+Shares.left = lambda self, holder: self.most - 1 - self.taken
+"""
+"""Whoever comes first gets what there is."""
+
+_WEAKENED = pytest.mark.one_host("it calls a server that is weakened")
+
+
+@pytest.mark.parametrize(
+    ("weakness", "most"), [("", 3), pytest.param(ONE_COUNTER, 5, marks=_WEAKENED)], ids=["", "weakened"]
+)
+def test_stalled_uploads_of_one_owner_leave_some_to_others(own_server: MakeServer, weakness: str, most: int) -> None:
+    server = own_server(weakness=weakness, max_uploads="5", api_key=OPERATOR_KEY, body_idle_seconds="600")
+    keys = [new_key(server, owner)["key"] for owner in ("mallory", "lovelace")]
+    clients = [client_with_key(server, key) for key in keys]
+    for client, name in zip(clients, ("s", "hers"), strict=True):
+        client.post("/api/sessions", json={"language": "python", "session_id": name}).raise_for_status()
+    mallorys, hers = clients
+    stalled = begin_uploads(server, most, keys[0])
+    refusal = mallorys.put("/api/sessions/s/files/more", content=bytes(2 * MIB))
+    refused(refusal, 503, f"{most} large uploads of this owner", "half")
+    answer = hers.put("/api/sessions/hers/files/f", content=bytes(2 * MIB))
+    capsule_of_hers = Upload(server, "capsule", key=keys[1]).finish()
+    if weakness:
+        refused(answer, 503, "5 large uploads of all owners")
+        assert capsule_of_hers.status_code == 503
+    else:
+        assert (answer.status_code, capsule_of_hers.status_code) == (200, 201)
+    assert [upload.finish().status_code for upload in stalled] == [200] * most
+    for client in clients:
+        client.close()
 
 
 def have_come(server: Server, count: int, size: int) -> bool:

@@ -36,6 +36,12 @@ RunDescriptors.give_back = lambda self, count=1: None
 """
 """Counts nothing."""
 
+ENDLESS = """
+from era.core.shares import Shares
+Shares.left = lambda self, holder: 1 << 30
+"""
+"""Has as many as anybody wants, of descriptors and of callers' connections."""
+
 DATAGRAMS = """
 import errno, socket, time
 senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(24)]
@@ -223,6 +229,15 @@ def test_callers_of_one_session_cant_take_all(few: NetServer, kind: str) -> None
             assert descriptors(few) < LIMIT * 0.75
     with few.client() as client:
         client.delete(f"/api/sessions/{hanging.id}?purge=true")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_without_shares_callers_of_one_session_take_all(machine: Machine, tmp_path: Path, kind: str) -> None:
+    server = machine.serve(tmp_path / "data", weakness=SMALL + ENDLESS, ERA_DRAIN_SECONDS="0")
+    with called(server, kind, LIMIT // 2) as (_, statuses):
+        assert eventually(lambda: descriptors(server) > LIMIT * 0.9, 120), (descriptors(server), statuses)
+        server.stop()
 
 
 @pytest.mark.parametrize("greedy_kind", BOTH_KINDS)

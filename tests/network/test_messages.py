@@ -29,8 +29,9 @@ NOTIFY = 0x7FC00000
 DONTWAIT, NOSIGNAL = 0x40, 0x4000
 
 
-def plenty() -> RunDescriptors:
-    return RunDescriptors(Shares(100), "me")
+def plenty() -> tuple[RunDescriptors, dns.Turn]:
+    """What a run's nameserver needs in order to ask."""
+    return RunDescriptors(Shares(100), "me"), partial(dns.Lookups().turn, "me", "a sandbox")
 
 
 @pytest.mark.parametrize("gvisor", [False, True])
@@ -104,7 +105,7 @@ def asked(message: bytes, *, stream: bool = False) -> tuple[bytes, bytes]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dns, "_ask_tcp" if stream else "_ask_udp", ask)
-        answer = asyncio.run(dns.Names(allowlist([]), lambda _: None, plenty())._resolve(message, stream=stream))
+        answer = asyncio.run(dns.Names(allowlist([]), lambda _: None, *plenty())._resolve(message, stream=stream))
     return b"".join(heard), answer
 
 
@@ -163,7 +164,7 @@ def test_other_operations_and_classes_are_refused() -> None:
 
 def test_a_name_that_is_not_allowed_is_not_asked_for() -> None:
     refused: list[str] = []
-    one = dns.Names(allowlist(["*.example.test"]), refused.append, plenty())
+    one = dns.Names(allowlist(["*.example.test"]), refused.append, *plenty())
     answer = asyncio.run(one._resolve(query("secret.leak.test"), stream=False))
     assert (answer[:2], answer[3] & 15, answer[12:]) == (b"\x12\x34", 3, query("secret.leak.test")[12:])
     assert refused == ["secret.leak.test"]
@@ -202,7 +203,7 @@ async def test_a_stream_of_what_is_no_query_ends() -> None:
         ours.setblocking(False)
         theirs.sendall((65_000).to_bytes(2) + bytes(65_000))
         with pytest.raises(ConnectionError, match="no query"):
-            await dns.Names(allowlist([]), lambda _: None, plenty()).serve_stream(ours)
+            await dns.Names(allowlist([]), lambda _: None, *plenty()).serve_stream(ours)
 
 
 def test_an_answer_of_thousands_of_addresses_is_not_read_to_its_end() -> None:

@@ -15,6 +15,7 @@ Run as a program, with the directory of its keys: serves until its stdin ends.
     tcp   6379             a database with SET and GET, in Redis's protocol
     dns   53               over UDP and TCP: names of NAMES, each with the TXT "text"
                            `rebind.test` is public once and loopback ever after, per name below it
+                           names below `silent.test` are never answered over UDP
 """
 
 from __future__ import annotations
@@ -255,7 +256,9 @@ def serve_dns() -> None:
     sock.bind((DNS, 53))
     while True:
         query, who = sock.recvfrom(4096)
-        sock.sendto(resolved(query), who)
+        answer = resolved(query)
+        if not queries[-1].endswith(".silent.test"):
+            sock.sendto(answer, who)
 
 
 def serve_dns_tcp() -> None:

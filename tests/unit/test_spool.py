@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ async def test_many_uploads_that_are_not_large(tmp_path: Path, is_sound: bool, m
         await goes_on.wait()
 
     async def upload(count: int) -> None:
-        async with spool.receive(body(count), threads) as received:
+        async with spool.receive(body(count), "me", threads) as received:
             assert (received.size, received.digest) == (count * len(PIECE), hashlib.sha256(PIECE * count).hexdigest())
             content = Path(received.path).read_bytes() if received.content is None else received.content
             assert content == PIECE * count
@@ -72,7 +73,7 @@ async def test_no_file_is_removed_on_the_event_loop(tmp_path: Path, end: str, mo
             await asyncio.Event().wait()
 
     async def upload() -> None:
-        async with spool.receive(body(), threads) as received:
+        async with spool.receive(body(), "me", threads) as received:
             assert received.size == 1 << 20
 
     task = asyncio.create_task(upload())
@@ -112,7 +113,7 @@ async def test_a_file_whose_upload_is_cancelled_is_written_no_more(
         yield bytes(1 << 20)
 
     async def upload() -> None:
-        async with spool.receive(body(), threads):
+        async with spool.receive(body(), "me", threads):
             raise AssertionError
 
     task = asyncio.create_task(upload())
@@ -134,6 +135,40 @@ async def test_a_file_is_removed_though_the_threads_have_ended(tmp_path: Path) -
     async def body() -> AsyncIterator[bytes]:
         yield bytes(1 << 20)
 
-    async with spool.receive(body(), threads):
+    async with spool.receive(body(), "me", threads):
         await threads.close()
     assert not list((tmp_path / "spool").iterdir())
+
+
+def hold(slots: Slots, owner: str, held: ExitStack) -> int:
+    """Take slots until there is none left for this owner; how many."""
+    for taken in range(100):
+        try:
+            held.enter_context(slots.take(owner))
+        except TooManyUploads:
+            return taken
+    raise AssertionError("there is always one more")
+
+
+@pytest.mark.parametrize(("how_many", "one", "next_one"), [(0, 0, 0), (1, 1, 0), (2, 1, 1), (5, 3, 1), (32, 16, 8)])
+def test_one_owner_has_half_of_the_large_uploads(how_many: int, one: int, next_one: int) -> None:
+    slots = Slots(how_many)
+    with ExitStack() as held:
+        assert [hold(slots, owner, held) for owner in ("one", "next", "one")] == [one, next_one, 0]
+        others = [hold(slots, f"{number}", held) for number in range(40)]
+        assert one + next_one + sum(others) == how_many, "all of them can be had"
+
+
+def test_who_gets_no_slot_is_told_whose_uploads_there_are() -> None:
+    slots = Slots(3)
+    with slots.take("one"), slots.take("one"):
+        with pytest.raises(TooManyUploads, match="2 large uploads of this owner are"), slots.take("one"):
+            pass
+        with (
+            slots.take("next"),
+            pytest.raises(TooManyUploads, match="3 large uploads of all owners are"),
+            slots.take("third"),
+        ):
+            pass
+    with slots.take("third"):
+        pass

@@ -25,6 +25,10 @@ class Shares[Holder: Hashable]:
         """How many more this holder may take."""
         return max(self.most - self.taken - self._held[holder], 0) // 2  # what it takes is also left no more
 
+    def held(self, holder: Holder) -> int:
+        """How many this holder has."""
+        return self._held[holder]
+
     def take(self, holder: Holder, count: int = 1) -> bool:
         """Take so many, or none of them and return False."""
         if count > self.left(holder):

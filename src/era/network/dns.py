@@ -12,7 +12,9 @@ name", and nothing is asked: else one could say anything to anybody in the names
 A run and the processes beside it share one loopback, where only one can have the nameserver's address. So whoever came
 first answers the other's queries, too, by its own allowlist, and each notes what it may reach of the answers.
 
-So many queries of a run are asked at a time, and so many a second; the others wait where they are, in its sockets.
+So many queries of a run are asked at a time, and so many a second; the others wait where they are, in its sockets. An
+owner may have many runs, so there is a bound for those of all together, too, and of each owner's: what waits for it has
+its turn between owners, and of one owner's between sandboxes.
 
 Messages are those of RFC 1035, with EDNS as in RFC 6891. Only what is needed is read of them, and anything may stand
 there.
@@ -25,12 +27,14 @@ import re
 import secrets
 import socket
 import struct
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
+from weakref import WeakValueDictionary
 
 from era.core.allowlist import Address, Allowlist, folded
+from era.core.fair_slots import FairSlots
 from era.network.descriptors import RunDescriptors
 from era.network.dialing import family
 
@@ -48,6 +52,13 @@ _MAX_LOOKUPS = 32
 
 _PER_SECOND = 100
 """Lookups of one run, after as many at once."""
+
+_ALL_LOOKUPS, _OWNER_LOOKUPS = 512, 256
+"""Of all runs, and of one owner's, at a time."""
+
+_TURN_SECONDS = 0.5
+"""For which a lookup counts at least, though it is answered sooner: so the same numbers bound how many there are in a
+second. Nameservers answer one machine only so often."""
 
 _MAX_ADDRESSES = 256
 """Addresses of one answer that count. Nobody has more, but for keeping the event loop busy with them."""
@@ -70,6 +81,39 @@ _UDP_BYTES = (512, 1232)
 """Of a response that a program may ask for at least and at most: more than that is sent in fragments."""
 
 
+class Lookups:
+    """The turns of all lookups."""
+
+    def __init__(self) -> None:
+        self._slots: FairSlots[str] = FairSlots(_ALL_LOOKUPS, _OWNER_LOOKUPS)
+        self._slots_of: WeakValueDictionary[str, FairSlots[str]] = WeakValueDictionary()
+        """By owner, how his are shared by his sandboxes."""
+
+    @asynccontextmanager
+    async def turn(self, owner: str, sandbox_id: str) -> AsyncIterator[None]:
+        """Wait for a turn, and have it for the block, or for _TURN_SECONDS."""
+        slots = self._slots_of.get(owner)
+        if slots is None:
+            slots = self._slots_of[owner] = FairSlots(_OWNER_LOOKUPS, _OWNER_LOOKUPS)
+        await slots.take(sandbox_id)
+        try:
+            await self._slots.take(owner)
+        except BaseException:
+            slots.give_back(sandbox_id)
+            raise
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TURN_SECONDS
+        try:
+            yield
+        finally:
+            loop.call_at(until, self._slots.give_back, owner)
+            loop.call_at(until, slots.give_back, sandbox_id)
+
+
+type Turn = Callable[[], AbstractAsyncContextManager[None]]
+"""`Lookups.turn` of one sandbox."""
+
+
 class Names:
     """The nameserver of one run, and what it has answered."""
 
@@ -78,11 +122,12 @@ class Names:
         allow: Allowlist,
         on_refused: Callable[[str], None],
         descriptors: RunDescriptors,
+        turn: Turn,
         beside: list[Names] | None = None,
     ) -> None:
         """`on_refused` is called with each name that isn't asked for. `descriptors` are the run's, of which each lookup
-        takes one. `beside` are those of the same sandbox, of which it is one until `leave`."""
-        self._allow, self._on_refused, self._descriptors = allow, on_refused, descriptors
+        takes one when it has its `turn`. `beside` are those of the same sandbox, of which it is one until `leave`."""
+        self._allow, self._on_refused, self._descriptors, self._turn = allow, on_refused, descriptors, turn
         self._beside = [] if beside is None else beside
         self._beside.append(self)
         self._slots, self._pace = asyncio.Semaphore(_MAX_LOOKUPS), _Pace()
@@ -194,18 +239,19 @@ class Names:
         response, or the run has no descriptor left to ask with."""
         async with self._slots:
             await self._pace.step()
-            try:
-                self._descriptors.take()
-            except OSError:
-                return None
-            try:
-                for server in nameservers():
-                    with suppress(OSError, TimeoutError):
-                        async with asyncio.timeout(_SECONDS):
-                            return await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
-                return None
-            finally:
-                self._descriptors.give_back()
+            async with self._turn():
+                try:
+                    self._descriptors.take()
+                except OSError:
+                    return None
+                try:
+                    for server in nameservers():
+                        with suppress(OSError, TimeoutError):
+                            async with asyncio.timeout(_SECONDS):
+                                return await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
+                    return None
+                finally:
+                    self._descriptors.give_back()
 
 
 class _Pace:

@@ -32,6 +32,7 @@ from era.network import authority, policy
 from era.network.connect_supervisor import ConnectSupervisor, why_unsupported
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations
+from era.network.dns import Lookups
 from era.network.interception import Interception
 from era.network.loopback import LoopbackAddresses
 from era.network.run_connections import MakeServiceProtocol, RunConnections
@@ -62,6 +63,7 @@ class SandboxNetwork:
         self.descriptors = descriptors
         self.policy = rules
         self.has_host = has_host
+        self.lookups = Lookups()
         self.authority = authority.Authority()
         self.service: tuple[int, MakeServiceProtocol] | None = None
         """The port at which this service listens, once it does, and what serves programs that connect to it."""
@@ -117,7 +119,7 @@ class SandboxNetwork:
                 return NoEgress(reason or "this kind of sandbox has no way out")
             supervisor = ConnectSupervisor(broker, partial(self._forget, sandbox.id, broker))
             self._supervisors.setdefault(sandbox.id, {})[broker] = supervisor
-        made = SupervisedEgress(self, sandbox.id, supervisor, egress, RunDescriptors(self.descriptors, owner))
+        made = SupervisedEgress(self, sandbox.id, supervisor, egress, owner)
         if secrets:
             made.add(secrets)
         return made
@@ -171,9 +173,10 @@ class SupervisedEgress:
         sandbox_id: str,
         supervisor: ConnectSupervisor,
         egress: JsonObject,
-        descriptors: RunDescriptors,
+        owner: str,
     ) -> None:
-        self._descriptors = descriptors
+        self._descriptors = RunDescriptors(network.descriptors, owner)
+        self._lookup_turn = partial(network.lookups.turn, owner, sandbox_id)
         self._network, self._sandbox_id, self._supervisor, self._egress = network, sandbox_id, supervisor, egress
         self._interception: Interception | None = None
         self._destinations = Destinations()
@@ -224,6 +227,7 @@ class SupervisedEgress:
                 self._destinations,
                 self._service_protocol,
                 self._descriptors,
+                self._lookup_turn,
                 self._supervisor.decide,
                 self._interception,
             )

@@ -23,7 +23,7 @@ from era.network.datagrams import DatagramRelay
 from era.network.descriptors import RunDescriptors
 from era.network.destinations import Destinations, Traffic
 from era.network.dialing import CONNECT_SECONDS, connect, family
-from era.network.dns import ADDRESS, PORT, Names
+from era.network.dns import ADDRESS, PORT, Names, Turn
 from era.network.interception import Interception
 from era.network.loopback import LoopbackAddresses
 from era.network.policy import NOT_IN_ALLOWLIST, Policy
@@ -106,11 +106,13 @@ class RunConnections:
         destinations: Destinations,
         service_protocol: Callable[[Target], MakeServiceProtocol | None],
         descriptors: RunDescriptors,
+        lookup_turn: Turn,
         undecided: ConnectHandle,
         interception: Interception | None = None,
     ) -> None:
-        """`service_protocol` returns what serves a target that is this service itself, None for any other. `undecided`
-        gets the notifications that `close` finds unanswered. `interception` is that of a run with secrets."""
+        """`service_protocol` returns what serves a target that is this service itself, None for any other.
+        `lookup_turn` is when the run's nameserver may ask. `undecided` gets the notifications that `close` finds
+        unanswered. `interception` is that of a run with secrets."""
         self._undecided = undecided
         self._descriptors = descriptors
         self._service_protocol = service_protocol
@@ -118,7 +120,9 @@ class RunConnections:
         self._loopback = loopback
         self._broker, self._policy, self._allow, self._destinations = broker, policy, allow, destinations
         self._loop = asyncio.get_running_loop()
-        self._names = Names(allow, lambda name: self._refuse(name, PORT, None), descriptors, loopback.names)
+        self._names = Names(
+            allow, lambda name: self._refuse(name, PORT, None), descriptors, lookup_turn, loopback.names
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
         """Of connections, those that are being made included."""

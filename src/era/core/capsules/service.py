@@ -87,7 +87,7 @@ class Capsules:
     ) -> Session:
         """Import a capsule as a session of the caller's owner; `caller` has no id. Raises TooManyUploads, and as
         Importer.load does."""
-        with self._slots.take():
+        with self._slots.take(caller.owner):
             return await self._importer.load(chunks, caller, new_id, public=public)
 
     async def close(self) -> None:

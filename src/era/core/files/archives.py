@@ -140,7 +140,7 @@ class Archives:
             self._turns.check_free(session_id)
         async with (
             calling(self._store, session),
-            self._spool.receive(body(session), self._threads, small=0) as upload,
+            self._spool.receive(body(session), session.owner, self._threads, small=0) as upload,
         ):
             with trees.closing(os.open(upload.path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
                 unpacked, put_at = await self._unpack_in_turn(fd, declared, session)

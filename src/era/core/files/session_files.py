@@ -196,7 +196,8 @@ class SessionFiles:
         where the session keeps no files, TooLarge for a path that is too deep, TooManyUploads, Unavailable."""
         session = keeping_files(await self._store.session(session_id))
         self.check_depth(path)
-        async with calling(self._store, session), self._spool.receive(body(session), self._threads) as upload:
+        receiving = self._spool.receive(body(session), session.owner, self._threads)
+        async with calling(self._store, session), receiving as upload:
             yield session, upload
 
     async def put_received(

@@ -5,6 +5,9 @@ then the blob store takes the file over. Small content never becomes a file.
 
 The number of large uploads at a time is bounded, since each takes memory, a descriptor and disk bandwidth. One too many
 is refused at once instead of being kept waiting. An upload that waits for its session's turn isn't counted.
+
+Owners share the number (core/shares.py): an upload may take any time as long as it moves, so one owner could have all
+of them for as long as he likes. Uploads by links (api/links.py) are of the session's owner.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from itertools import count
 from pathlib import Path
 
 from era.core.files.trees import BlobBatch
+from era.core.shares import Shares
 from era.core.tasks import to_its_end
 from era.core.threads import Threads
 from era.errors import TooManyUploads, Unavailable
@@ -49,22 +53,24 @@ class Upload:
 
 
 class Slots:
-    """A counter that bounds large uploads at a time. Unlike a semaphore it refuses instead of waiting."""
+    """A number of large uploads that may be under way at a time, shared by owners: one alone has half of them, rounded
+    up. Unlike a semaphore it refuses instead of waiting."""
 
     def __init__(self, how_many: int) -> None:
-        self._how_many = how_many
-        self._taken = 0
+        # One of a share is never taken. So there is one more, else a single slot would be nobody's.
+        self._shares: Shares[str] = Shares(how_many + 1)
 
     @contextmanager
-    def take(self) -> Iterator[None]:
-        """Take a slot for the block. Raises TooManyUploads where none is free."""
-        if self._taken >= self._how_many:
-            raise TooManyUploads(f"{self._how_many} large uploads are under way already.")
-        self._taken += 1
+    def take(self, owner: str) -> Iterator[None]:
+        """Take a slot for the block. Raises TooManyUploads where none is left for this owner."""
+        if not self._shares.take(owner):
+            own = self._shares.held(owner)
+            whose, count = ("this owner", own) if own else ("all owners", self._shares.taken)
+            raise TooManyUploads(f"{count} large uploads of {whose} are under way already.")
         try:
             yield
         finally:
-            self._taken -= 1
+            self._shares.give_back(owner)
 
 
 class Spool:
@@ -88,9 +94,9 @@ class Spool:
 
     @asynccontextmanager
     async def receive(
-        self, pieces: AsyncIterator[bytes], threads: Threads, *, small: int = SMALL
+        self, pieces: AsyncIterator[bytes], owner: str, threads: Threads, *, small: int = SMALL
     ) -> AsyncIterator[Upload]:
-        """Receive all of `pieces` as an Upload, which exists within the block.
+        """Receive all of `pieces` as an Upload of this owner's, which exists within the block.
 
         Content of fewer than `small` bytes stays in memory. Raises Unavailable where the disk fails, TooManyUploads.
         """
@@ -103,7 +109,7 @@ class Spool:
                         self._buffered += len(buffer) - counted
                         counted = len(buffer)
                         if not is_large and file.size + counted >= _PIECE:
-                            slot.enter_context(self._slots.take())
+                            slot.enter_context(self._slots.take(owner))
                             is_large = True
                         if counted >= _PIECE or (counted >= max(small, SMALL) and self._buffered > _MOST_BUFFERED):
                             await _write(threads, file, bytes(buffer))
