@@ -27,7 +27,8 @@ CONNECTIONS = 8
 """How many connections a neighbour has at a time, where it has any and says nothing else."""
 
 _SETTLE_SECONDS = 0.3
-_PROGRAM_SECONDS = 300
+_PROGRAM_SECONDS = 600
+_PATIENCE_SECONDS = 300.0
 
 _CALLERS = "127.0.0.2"
 """The address that callers come from, which isn't that of whoever is measured."""
@@ -364,7 +365,8 @@ def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto
     running = ""
     callers: subprocess.Popen[bytes] | None = None
     ended = threading.Event()
-    runner = threading.Thread(target=_run_again, args=(port, session, neighbour.code, ended))
+    answers: list[dict[str, Any]] = []
+    runner = threading.Thread(target=_run_again, args=(port, session, neighbour.code, ended, answers))
     try:
         if neighbour.again:
             runner.start()
@@ -374,10 +376,14 @@ def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto
             callers = _callers(port, session, running.rpartition("/")[2], neighbour)
         time.sleep(_SETTLE_SECONDS)
         yield
+        if callers is not None:
+            if callers.poll() is not None:
+                raise RuntimeError("A neighbour's callers have stopped.")
+            callers.kill()
         if running and (record := _call(port, "GET", running, None))["status"] != "running":
             raise RuntimeError(f"A neighbour has stopped: {record}")
-        if callers is not None and callers.poll() is not None:
-            raise RuntimeError("A neighbour's callers have stopped.")
+        if failed := [answer for answer in answers if answer.get("status") != "ok"]:
+            raise RuntimeError(f"A neighbour's runs have failed: {failed}")
     finally:
         if callers is not None:
             with callers:
@@ -410,16 +416,17 @@ def _has_said(port: int, running: str, neighbour: Neighbour) -> bool:
         raise RuntimeError(f"A neighbour hasn't begun: {record}")
     if neighbour.process:
         return int(record["output_bytes"]) > 0
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     with contextlib.closing(connection):
         connection.request("GET", f"{running}/stdout")
         return bool(connection.getresponse().read(1))
 
 
-def _run_again(port: int, session: str, code: str, ended: threading.Event) -> None:
-    """Run a program again and again, until this has `ended`."""
+def _run_again(port: int, session: str, code: str, ended: threading.Event, answers: list[dict[str, Any]]) -> None:
+    """Run a program again and again, until this has `ended`. Adds the answers."""
+    body = {"code": code, "timeout": _PROGRAM_SECONDS}
     while not ended.is_set():
-        _call(port, "POST", f"/api/sessions/{session}/run", {"code": code, "timeout": _PROGRAM_SECONDS})
+        answers.append(_call(port, "POST", f"/api/sessions/{session}/run", body))
 
 
 def _callers(port: int, session: str, running: str, neighbour: Neighbour) -> subprocess.Popen[bytes]:
@@ -454,7 +461,7 @@ def _request(path: str, neighbour: Neighbour) -> bytes:
 
 
 def _call(port: int, method: str, path: str, body: object) -> dict[str, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     with contextlib.closing(connection):
         connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
