@@ -24,6 +24,9 @@ DISK = next(filter(Path.is_dir, (Path("/var/tmp"), Path(tempfile.gettempdir())))
 _START_SECONDS = 120.0
 _POOL_SECONDS = 120.0
 _KEEP_SECONDS = 1.0
+ISOLATION = os.environ.get("BENCH_ISOLATION", "bubblewrap")
+"""Of all sessions; `auto` would depend on what is installed."""
+
 ERA = Path(sys.executable).parent / "era"
 """The command of the working tree."""
 
@@ -36,16 +39,25 @@ class Arena:
     """What cases work with: the service, over one connection that stays open, and a directory for their own files.
 
     `port` and `pid` are the service's, `directory` holds its data and `scratch`, the directory for cases on the same
-    disk. `small` asks for a hundredth of the usual sizes.
+    disk. `small` asks for a hundredth of the usual sizes. `connection` is one to the service, where it takes more than
+    the port to connect.
     """
 
-    def __init__(self, port: int, pid: int, directory: Path, *, small: bool) -> None:
+    def __init__(
+        self,
+        port: int,
+        pid: int,
+        directory: Path,
+        *,
+        small: bool,
+        connection: http.client.HTTPConnection | None = None,
+    ) -> None:
         self.scratch = directory / "scratch"
         self.data_dir = directory / "data"
         self.port = port
         self.pid = pid
         self.small = small
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._used_at = 0.0
         self.closers = contextlib.ExitStack()
         """Closes what cases have opened, when the arena is closed."""
@@ -83,6 +95,10 @@ class Arena:
         if time.monotonic() - self._used_at > _KEEP_SECONDS:
             self._connection.close()  # the server may have closed it
             self.get("/nothing")
+
+    def hang_up(self) -> None:
+        """Close the connection, so that the next call makes another one."""
+        self._connection.close()
 
     def size(self, count: int) -> int:
         """`count`, or a hundredth of it in a small arena."""
@@ -157,7 +173,7 @@ def service_environment(data_dir: Path) -> dict[str, str]:
     """Environment variables for a service that is measured."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")}
     environment |= {"ERA_PORT": "0", "ERA_DATA_DIR": str(data_dir)}
-    return environment | {"ERA_ISOLATION": "bubblewrap"}  # `auto` depends on what is installed
+    return environment | {"ERA_ISOLATION": ISOLATION}
 
 
 def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -27,6 +27,7 @@ from bench import (
     shares,
     storage,
     walls,
+    world,
 )
 from bench.cases import (
     COUNTER,
@@ -44,6 +45,8 @@ from bench.cases import (
     warm,
 )
 from era.core.models import Language
+
+_NEIGHBOURS = {name: each for name, each in neighbours.NEIGHBOURS.items() if world.IS_THERE or not each.outside}
 
 SETTLED = 0.2
 """Seconds after which a sandbox that has reported ready is idle, in any language."""
@@ -155,12 +158,13 @@ CASES = [
     ),
     *(
         case
-        for name, neighbour in neighbours.NEIGHBOURS.items()
+        for name, neighbour in _NEIGHBOURS.items()
         for case in (
             Case(
                 f"beside {name}",
-                f"the same beside one session's {neighbour.what}",
+                f"the same beside a neighbour's {neighbour.what}",
                 neighbours.run_beside(name),
+                neighbour.pause,
                 burst=10,
                 goal=neighbours.GOAL_MS,
             ),
@@ -168,6 +172,7 @@ CASES = [
                 f"health beside {name}",
                 f"GET /health beside {neighbour.what}",
                 neighbours.health_beside(name),
+                neighbour.pause,
                 burst=10,
                 goal=neighbours.GOAL_MS,
             ),
@@ -259,8 +264,8 @@ RATIOS = [
     Ratio("node first", "node host"),
     Ratio("typescript first", "typescript host"),
     Ratio("crowded", "quiet", goal=3, quantile=0.95),
-    *(Ratio(f"beside {name}", "quiet") for name in neighbours.NEIGHBOURS),
-    *(Ratio(f"health beside {name}", "health") for name in neighbours.NEIGHBOURS),
+    *(Ratio(f"beside {name}", "quiet") for name in _NEIGHBOURS),
+    *(Ratio(f"health beside {name}", "health") for name in _NEIGHBOURS),
     Ratio("creates at once", "python host", goal=capacity.AT_ONCE),
     Ratio("hundred changes", "hundred changes", goal=1.8, quantile=0.99, rival_quantile=0.5),
     Ratio("warm among 32", "warm among 32", goal=3, quantile=0.99, rival_quantile=0.5),
@@ -293,7 +298,7 @@ RATIOS = [
     *podman.RATIOS,
 ]
 
-if os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "unshare"))):
+if world.IS_THERE:
     CASES += [
         Case("download", f"{download.MEGABYTES} MiB, in a session", download.in_session, burst=1),
         Case("download direct", "the same on the host", download.direct, burst=1),

@@ -1,6 +1,7 @@
 """What others wait while one session keeps the service busy: its event loop with tiny pieces of bodies and output,
-heads without an end and pipelined calls, threads with gigabytes of nothing, workers of the storage with endless SQL.
-Each waits beside a quiet machine in the same round."""
+heads without an end and pipelined calls, output without an end, datagrams, names and changes of files that many follow,
+threads with gigabytes of nothing, workers of the storage with endless SQL. One neighbour has no session at all, and
+opens connections. Each waits beside a quiet machine in the same round."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bench.arena import Arena
 from bench.cases import Probe
+from bench.world import ADDRESS, ECHO_PORTS, world
 
 GOAL_MS = 1000.0
 """However busy a neighbour keeps the service, it answers within a second."""
@@ -24,6 +27,11 @@ CONNECTIONS = 8
 """How many connections a neighbour has at a time, where it has any and says nothing else."""
 
 _SETTLE_SECONDS = 0.3
+_PROGRAM_SECONDS = 600
+_PATIENCE_SECONDS = 300.0
+
+_CALLERS = "127.0.0.2"
+"""The address that callers come from, which isn't that of whoever is measured."""
 
 _SERVER = """\
 import socket, threading
@@ -110,49 +118,194 @@ for number in range(4):
 """
 """Four files of a gigabyte each that are holes, and others in each run."""
 
+ALL_OUTPUT = "import os\nfor _ in range(176): os.write(1, b'\\x01' * 65536)"
+"""Prints a tenth more than a run's answer may have. Each of these bytes is six of JSON."""
+
+ENDLESS_OUTPUT = "import os\nwhile True: os.write(1, b'\\x01' * 65536)"
+"""Prints without end. Of a run the service takes as much as an answer may have, of a process everything."""
+
+DATAGRAMS = f"""\
+import errno, itertools, socket
+first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+first.settimeout(20)
+first.sendto(b"there", ("{ADDRESS}", {ECHO_PORTS.start}))
+assert first.recv(100) == b"there"
+senders = [first]
+try:
+    while True:
+        senders.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+except OSError as error:
+    assert error.errno == errno.EMFILE and len(senders) > 500, (error, len(senders))
+print("sending", flush=True)
+for port in itertools.cycle(range({ECHO_PORTS.start}, {ECHO_PORTS.stop})):
+    for sender in senders:
+        try:
+            sender.sendto(b"x" * 100, ("{ADDRESS}", port))
+        except OSError as error:
+            assert error.errno in (errno.EAGAIN, errno.ENOBUFS), error
+"""
+"""Sends from as many sockets as it gets to 64 ports each, which is far more than a run may have at a time."""
+
+NAMES = """\
+import itertools, socket
+server = open("/etc/resolv.conf").read().split()[1]
+def question():
+    number = next(numbers)
+    head = (number & 0xFFFF).to_bytes(2) + b"\\1\\0\\0\\1" + bytes(6)
+    return head + b"\\x08%08x\\4test\\0\\0\\1\\0\\1" % number
+numbers, asking = itertools.count(), []
+for _ in range(64):
+    asking.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    asking[-1].settimeout(20)
+    asking[-1].connect((server, 53))
+asking[0].send(question())
+answer = asking[0].recv(1000)
+assert answer[3] & 15 == 0 and answer[7] == 1, answer
+print("asking", flush=True)
+for sock in itertools.cycle(asking):
+    try:
+        sock.send(question(), socket.MSG_DONTWAIT)
+        sock.recv(1000, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        pass
+"""
+"""Asks for one new name after the other, without waiting for answers."""
+
+WATCHED = 8
+"""How many paths of a session may be watched at a time."""
+
+CHANGES = f"""\
+import os
+for number in range({WATCHED}):
+    for below in range(20):
+        os.makedirs(f"d{{number}}/{{below}}", exist_ok=True)
+print("changing", flush=True)
+while True:
+    for below in range(20):
+        for number in range({WATCHED}):
+            path = f"d{{number}}/{{below}}/file"
+            with open(path, "w") as file:
+                file.write("x")
+            os.rename(path, f"{{path}}s")
+            os.remove(f"{{path}}s")
+"""
+"""Changes files all the time, in each of the directories that are watched."""
+
 _CALLER = """\
-import selectors, socket, sys
-port, head, piece, connections = int(sys.argv[1]), *(bytes.fromhex(text) for text in sys.argv[2:4]), int(sys.argv[4])
+import selectors, socket, sys, time
+address, port, connections, slow = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "slow"
+begin, piece, *heads = (bytes.fromhex(text) for text in sys.argv[5:])
 chosen = selectors.DefaultSelector()
-def call():
-    connection = socket.create_connection(("127.0.0.1", port))
-    connection.sendall(head)
+def call(number):
+    connection = socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
+    if slow:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sendall(heads[number % len(heads)])
     connection.setblocking(False)
-    chosen.register(connection, selectors.EVENT_READ | (selectors.EVENT_WRITE if piece else 0), [0])
-for _ in range(connections):
-    call()
-print(flush=True)
+    chosen.register(connection, selectors.EVENT_READ | (selectors.EVENT_WRITE if piece else 0), [0, number, b""])
+for number in range(connections):
+    call(number)
+answered = 0
+if not begin:
+    print(flush=True)
 while True:
     for key, events in chosen.select():
         try:
             if events & selectors.EVENT_WRITE:
                 key.data[0] = (key.data[0] + key.fileobj.send(piece[key.data[0]:])) % len(piece)
-            if events & selectors.EVENT_READ and not key.fileobj.recv(1 << 20):
-                raise ConnectionError
+            if events & selectors.EVENT_READ:
+                got = key.fileobj.recv(1000 if slow else 1 << 20)
+                if not got:
+                    raise ConnectionError
+                if len(key.data[2]) < len(begin):
+                    key.data[2] = (key.data[2] + got)[:len(begin)]
+                    assert begin.startswith(key.data[2]), got[:1000]
+                    answered += key.data[2] == begin
+                    if answered == connections:
+                        print(flush=True)
         except ConnectionError:
             chosen.unregister(key.fileobj)
             key.fileobj.close()
-            call()
+            call(key.data[1])
+    if slow:
+        time.sleep(0.1)
 """
-"""Arguments: the port, the head of a request and what is sent after it again and again, both in hexadecimal, and on how
-many connections."""
+"""Arguments: the address to come from, the port, on how many connections, and `slow` where they read little at a time;
+then in hexadecimal what answers must begin with, what is sent after a head again and again, and the heads of requests,
+of which each connection sends one. A line says that all have been sent, or that all answers that must begin have done
+so."""
+
+_HALVES = """\
+import collections, itertools, resource, socket, sys
+address, port, connections, ahead = sys.argv[1], *map(int, sys.argv[2:5])
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def connect():
+    return socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
+def wait():
+    with connect() as last:
+        last.sendall(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+        assert last.recv(1000).startswith(b"HTTP/1.1 200 ")
+kept = collections.deque()
+for number, half in enumerate(itertools.cycle(bytes.fromhex(text) for text in sys.argv[5:]), 1):
+    kept.append(connect())
+    kept[-1].sendall(half)
+    if number > connections:
+        kept.popleft().close()
+    if number == connections or ahead and number % ahead == 0:
+        wait()
+        try:
+            raise AssertionError(kept[-1].recv(1000, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            pass
+    if number == connections:
+        print(flush=True)
+"""
+"""Opens connections without end, each with a half of a request, and keeps as many of them as it is told, which a line
+says. Arguments: the address to come from, the port, how many, after how many it waits until the service has accepted
+them (it has answered one that came after them; 0: only once), and the halves in hexadecimal."""
+
+HALVES = (
+    b"GET /health HTTP/1.1\r\nHost: lo",
+    b"POST /api/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+)
+"""A half of a head, and a half of a body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A session's program that keeps the event loop busy, and those who call its public URL."""
+    """A session's program that keeps the service busy, and those who call its public URL or what else of it."""
 
     what: str
     """A few words about it, for the report."""
     code: str
+    """Nothing where callers do all of it."""
     called: bool = True
+    paths: tuple[str, ...] = ("/proxy/{session}/3000/",)
+    """What callers call, each connection one of them. May name the session, and in `{run}` its run or process."""
+    runs: str = ""
+    """A program that callers have run, in the session that they call."""
+    begin: bytes = b""
+    """What answers to callers must begin with."""
+    slow: bool = False
+    """Whether callers read a kilobyte in a tenth of a second."""
+    halves: tuple[bytes, ...] = ()
+    """What callers send in place of requests, on ever more connections. Others call on new ones then, too."""
+    ahead: int = 0
+    """How many such connections there are at most that the service hasn't accepted; 0 for as many as there may be."""
     upload: bytes = b""
     """What callers send without end."""
     headers: bytes = b""
     """What callers send besides, in one call after the other."""
     connections: int = CONNECTIONS
+    pause: float = 0.0
+    """Seconds of rest before each measured call, where what it does comes and goes."""
     again: bool = False
     """Whether the program ends, and is run again and again."""
+    process: bool = False
+    """Whether the program is a process beside runs."""
+    outside: bool = False
+    """Whether the program reaches a world (world.py)."""
 
 
 NEIGHBOURS = {
@@ -164,28 +317,73 @@ NEIGHBOURS = {
     "storage": Neighbour("pipelined storage calls", PIPELINED, called=False),
     "sql": Neighbour("endless SQL", ENDLESS_SQL, called=False),
     "sparse": Neighbour("commits of sparse files", SPARSE, called=False, again=True),
+    "output": Neighbour(
+        "answers of 60 MB",
+        "",
+        paths=("/api/sessions/{session}/run",),
+        runs=ALL_OUTPUT,
+        begin=b"HTTP/1.1 200 ",
+        connections=2,
+        pause=0.1,
+    ),
+    "readers": Neighbour(
+        "endless output of a process",
+        ENDLESS_OUTPUT,
+        paths=("/api/sessions/{session}/processes/{run}/events",),
+        begin=b"HTTP/1.1 200 ",
+        process=True,
+    ),
+    "slow": Neighbour(
+        "endless output, slow readers",
+        ENDLESS_OUTPUT,
+        paths=("/api/sessions/{session}/runs/{run}/events",),
+        begin=b"HTTP/1.1 200 ",
+        slow=True,
+        connections=64,
+    ),
+    "watches": Neighbour(
+        "changes that 128 follow",
+        CHANGES,
+        paths=tuple(f"/api/sessions/{{session}}/watch?recursive=true&path=d{number}" for number in range(WATCHED)),
+        begin=b"HTTP/1.1 200 ",
+        process=True,
+        connections=128,
+    ),
+    "halves": Neighbour("2,000 half requests", "", halves=HALVES, ahead=100, connections=2000),
+    "connects": Neighbour("connections without end", "", halves=HALVES, connections=2000),
+    "datagrams": Neighbour("datagrams of 1,000 sockets", DATAGRAMS, called=False, outside=True),
+    "names": Neighbour("endless questions for names", NAMES, called=False, outside=True),
 }
 """By what it does."""
 
 
 @contextlib.contextmanager
 def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto") -> Iterator[None]:
-    """Have the neighbour, in a new session of this id, keep the service at this port busy during the block."""
+    """Have the neighbour, in a new session of this id, keep the service at this port busy during the block. Raises
+    RuntimeError where it has stopped before the end."""
     _call(port, "POST", "/api/sessions", {"language": "python", "session_id": session, "isolation": isolation})
-    body = {"code": neighbour.code, "background": not neighbour.again, "timeout": 300}
-    run = "" if neighbour.again else _call(port, "POST", f"/api/sessions/{session}/run", body)["run_id"]
+    running = ""
     callers: subprocess.Popen[bytes] | None = None
     ended = threading.Event()
-    runner = threading.Thread(target=_run_again, args=(port, session, body, ended))
+    answers: list[dict[str, Any]] = []
+    runner = threading.Thread(target=_run_again, args=(port, session, neighbour.code, ended, answers))
     try:
         if neighbour.again:
             runner.start()
+        elif neighbour.code:
+            running = _start(port, session, neighbour)
         if neighbour.called:
-            while not _stdout(port, session, run):
-                time.sleep(0.05)
-            callers = _callers(port, f"/proxy/{session}/3000/", neighbour)
+            callers = _callers(port, session, running.rpartition("/")[2], neighbour)
         time.sleep(_SETTLE_SECONDS)
         yield
+        if callers is not None:
+            if callers.poll() is not None:
+                raise RuntimeError("A neighbour's callers have stopped.")
+            callers.kill()
+        if running and (record := _call(port, "GET", running, None))["status"] != "running":
+            raise RuntimeError(f"A neighbour has stopped: {record}")
+        if failed := [answer for answer in answers if answer.get("status") != "ok"]:
+            raise RuntimeError(f"A neighbour's runs have failed: {failed}")
     finally:
         if callers is not None:
             with callers:
@@ -196,36 +394,77 @@ def beside(port: int, neighbour: Neighbour, session: str, isolation: str = "auto
             runner.join()
 
 
-def _run_again(port: int, session: str, body: object, ended: threading.Event) -> None:
-    """Run a program again and again, until this has `ended`."""
-    while not ended.is_set():
-        _call(port, "POST", f"/api/sessions/{session}/run", body)
+def _start(port: int, session: str, neighbour: Neighbour) -> str:
+    """Start its program, and wait until that has said something, if it says anything. The path of its record."""
+    at, body = f"/api/sessions/{session}", {"timeout": _PROGRAM_SECONDS}
+    if neighbour.process:
+        made = _call(port, "POST", f"{at}/processes", {"command": ["python3", "-c", neighbour.code], **body})
+        running = f"{at}/processes/{made['process_id']}"
+    else:
+        made = _call(port, "POST", f"{at}/run", {"code": neighbour.code, "background": True, **body})
+        running = f"{at}/runs/{made['run_id']}"
+    if neighbour.called or neighbour.outside:
+        while not _has_said(port, running, neighbour):
+            time.sleep(0.05)
+    return running
 
 
-def _stdout(port: int, session: str, run: str) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+def _has_said(port: int, running: str, neighbour: Neighbour) -> bool:
+    """Whether a program has written anything. Raises RuntimeError where it has ended before."""
+    record = _call(port, "GET", running, None)
+    if record["status"] != "running":
+        raise RuntimeError(f"A neighbour hasn't begun: {record}")
+    if neighbour.process:
+        return int(record["output_bytes"]) > 0
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     with contextlib.closing(connection):
-        connection.request("GET", f"/api/sessions/{session}/runs/{run}/stdout")
-        return connection.getresponse().read()
+        connection.request("GET", f"{running}/stdout")
+        return bool(connection.getresponse().read(1))
 
 
-def _callers(port: int, path: str, neighbour: Neighbour) -> subprocess.Popen[bytes]:
-    """A process that calls a public URL on CONNECTIONS connections, again and again."""
-    method, more = ("PUT", b"Transfer-Encoding: chunked\r\n") if neighbour.upload else ("GET", neighbour.headers)
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n"
-    piece = neighbour.upload or (head if neighbour.headers else b"")
-    arguments = [str(port), head.hex(), piece.hex(), str(neighbour.connections)]
-    callers = subprocess.Popen([sys.executable, "-c", _CALLER, *arguments], stdout=subprocess.PIPE)
-    if callers.stdout is not None:
-        callers.stdout.readline()
+def _run_again(port: int, session: str, code: str, ended: threading.Event, answers: list[dict[str, Any]]) -> None:
+    """Run a program again and again, until this has `ended`. Adds the answers."""
+    body = {"code": code, "timeout": _PROGRAM_SECONDS}
+    while not ended.is_set():
+        answers.append(_call(port, "POST", f"/api/sessions/{session}/run", body))
+
+
+def _callers(port: int, session: str, running: str, neighbour: Neighbour) -> subprocess.Popen[bytes]:
+    """A process that calls what the neighbour's callers call, on its number of connections, again and again. `running`
+    is the id of the program's run or process."""
+    if neighbour.halves:
+        sent = [half.hex() for half in neighbour.halves]
+        argv = [_HALVES, _CALLERS, str(port), str(neighbour.connections), str(neighbour.ahead), *sent]
+    else:
+        heads = [_request(path.format(session=session, run=running), neighbour) for path in neighbour.paths]
+        piece = neighbour.upload or (heads[0] if neighbour.headers else b"")
+        pace = "slow" if neighbour.slow else "at once"
+        sent = [part.hex() for part in (neighbour.begin, piece, *heads)]
+        argv = [_CALLER, _CALLERS, str(port), str(neighbour.connections), pace, *sent]
+    callers = subprocess.Popen([sys.executable, "-c", *argv], stdout=subprocess.PIPE)
+    assert callers.stdout is not None
+    if not callers.stdout.readline():
+        with callers:
+            callers.kill()
+        raise RuntimeError("A neighbour's callers could not call.")
     return callers
 
 
-def _call(port: int, method: str, path: str, body: object) -> dict[str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+def _request(path: str, neighbour: Neighbour) -> bytes:
+    """What a caller sends on a new connection."""
+    if neighbour.runs:
+        body = json.dumps({"code": neighbour.runs}).encode()
+        more = b"Connection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n" + body
+    method, more = ("PUT", b"Transfer-Encoding: chunked\r\n") if neighbour.upload else ("GET", neighbour.headers)
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n"
+
+
+def _call(port: int, method: str, path: str, body: object) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
     with contextlib.closing(connection):
         connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-        answer: dict[str, str] = json.loads(connection.getresponse().read())
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
         return answer
 
 
@@ -233,19 +472,55 @@ def run_beside(name: str) -> Callable[[Arena], Probe]:
     """A warm run beside a neighbour of this name."""
 
     def start(arena: Arena) -> Probe:
-        session = arena.new_session("python")
-        arena.check_run(arena.run(session, "print(1)"))
-        return Probe(lambda _: arena.run(session, "print(1)"), after=arena.check_run, around=_around(arena, name))
+        there = _there(arena, name)
+        session = there.new_session("python")
+        there.check_run(there.run(session, "print(1)"))
+        return Probe(
+            lambda _: there.run(session, "print(1)"), _before(there, name), there.check_run, around=_around(arena, name)
+        )
 
     return start
 
 
 def health_beside(name: str) -> Callable[[Arena], Probe]:
     """GET /health beside a neighbour of this name."""
-    return lambda arena: Probe(
-        lambda _: arena.get("/health"), after=arena.check_status(200), around=_around(arena, name)
-    )
+
+    def start(arena: Arena) -> Probe:
+        there = _there(arena, name)
+        return Probe(
+            lambda _: there.get("/health"), _before(there, name), there.check_status(200), around=_around(arena, name)
+        )
+
+    return start
+
+
+def _before(there: Arena, name: str) -> Callable[[], None]:
+    """What comes before a measured call."""
+    return there.hang_up if NEIGHBOURS[name].halves else there.keep_open
+
+
+def _there(arena: Arena, name: str) -> Arena:
+    """The arena of the service that the neighbour is at."""
+    return world(arena).arena if NEIGHBOURS[name].outside else arena
 
 
 def _around(arena: Arena, name: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    return lambda: beside(arena.port, NEIGHBOURS[name], f"neighbour-{time.monotonic_ns()}")
+    neighbour = NEIGHBOURS[name]
+
+    @contextlib.contextmanager
+    def outside() -> Iterator[None]:
+        there = world(arena)
+        with contextlib.ExitStack() as stack:
+            with there.entered():
+                stack.enter_context(beside(there.arena.port, neighbour, _session()))
+            try:
+                yield
+            finally:
+                with there.entered():
+                    stack.close()
+
+    return outside if neighbour.outside else lambda: beside(arena.port, neighbour, _session())
+
+
+def _session() -> str:
+    return f"neighbour-{time.monotonic_ns()}"

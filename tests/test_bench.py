@@ -17,8 +17,10 @@ import pytest
 
 from bench import plots
 from bench.lists import CASES, RATIOS
+from bench.neighbours import Neighbour, beside
 from bench.page import page
 from bench.processor import used_below
+from tests.conftest import Server, eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +49,24 @@ def test_every_case_and_ratio_is_measured(tmp_path: Path) -> None:
     assert all(case.name in done.stdout for case in CASES)
     assert all(html.escape(name) in shown.read_text() for name in (*found["cases"], *found["ratios"]))
     assert sorted(tmp_path.iterdir()) == [shown, told], "the benchmark left something behind"
+
+
+def test_a_neighbour_that_does_nothing_is_found_out(server: Server) -> None:
+    """Else a figure would be that of a quiet machine."""
+    port = int(server.url.rpartition(":")[2])
+    silent = Neighbour("ends before it has said anything", "pass")
+    with pytest.raises(RuntimeError, match="hasn't begun"), beside(port, silent, "silent"):
+        pass
+    refused = Neighbour("callers are refused", "", paths=("/nothing",), begin=b"HTTP/1.1 200 ")
+    with pytest.raises(RuntimeError, match="could not call"), beside(port, refused, "refused"):
+        pass
+    ends = Neighbour("ends meanwhile", "pass", called=False)
+    with (
+        server.client() as client,
+        pytest.raises(RuntimeError, match="has stopped"),
+        beside(port, ends, "ends"),
+    ):
+        assert eventually(lambda: client.get("/api/sessions/ends/runs").json()["runs"][0]["status"] == "ok")
 
 
 def figures() -> dict[str, Any]:

@@ -24,7 +24,7 @@ WEAKNESSES = {
 """By neighbour, what must be taken out of the service for it to succeed."""
 
 
-IDLE = Neighbour("does nothing", "", called=False)
+IDLE = Neighbour("does nothing", "import time; time.sleep(300)", called=False)
 
 
 def run(server: ForkedServer) -> None:
