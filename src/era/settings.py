@@ -250,7 +250,7 @@ class Settings(BaseSettings):
         description="Seconds for which a request's body may pause before the request is answered with 408.",
     )
     max_uploads: int = Field(
-        default=32,
+        default=64,
         ge=1,
         description="Uploads at a time: files and archives over 1 MiB, and capsules; more are answered with 503. One "
         "owner may have half of them, rounded up.",
