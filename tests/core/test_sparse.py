@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from era.core.files import snapshots, trees
+from era.core.files import file_threads, trees
 from era.core.files.sparse import extents
 from era.core.models import EMPTY
 from tests.conftest import eventually
@@ -83,9 +83,9 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
             for number in range(100):
                 (place.workspace / str(number)).write_text(f"{place.id} {number}")
     if what == "many files to keep":
-        monkeypatch.setattr(snapshots, "_BULK_BYTES", 50 * trees.FILE_BYTES)
+        monkeypatch.setattr(file_threads, "LARGE_BYTES", 50 * trees.FILE_BYTES)
     if what == "many files to look at":
-        monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 50)
+        monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 50)
         monkeypatch.setattr(trees, "FILE_BYTES", 0)
     for number in range(40):  # too many for the event loop
         (small.workspace / str(number)).write_text("small")
@@ -108,7 +108,7 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(lab.snapshots, name, slowly(getattr(lab.snapshots, name)))
 
     async def commit(name: str, place: Place) -> None:
-        await lab.snapshots.take(place.sandbox, EMPTY)
+        await lab.snapshots.take(place.sandbox, EMPTY, owner=place.id)
         order.append(name)
 
     async def all_at_once(threads: int, *, small_waits: bool) -> None:
@@ -126,13 +126,13 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         go_on.set()
         await asyncio.gather(small_one, *tasks)
 
-    await asyncio.wait_for(all_at_once(snapshots._BULK_THREADS, small_waits=False), 120)
+    await asyncio.wait_for(all_at_once(file_threads.LARGE_THREADS, small_waits=False), 120)
     assert order[0] == "small"
     for place in (*large, small):
         lab.snapshots.forget(place.id)
-    monkeypatch.setattr(snapshots, "_BULK_BYTES", 1 << 60)
-    monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 1 << 60)
-    await asyncio.wait_for(all_at_once(min(lab.snapshots._threads._max_workers, 8), small_waits=True), 120)
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", 1 << 60)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 1 << 60)
+    await asyncio.wait_for(all_at_once(min(lab.snapshots.threads._small._max_workers, 8), small_waits=True), 120)
     assert order[0] == "large", "without threads of their own the large ones come first"
     await lab.snapshots.close()
 
@@ -148,8 +148,9 @@ async def test_a_collection_takes_no_thread_of_large_commits(lab: Lab, monkeypat
     monkeypatch.setattr(lab.blobs, "sweep", sweep)
     collection = asyncio.create_task(lab.snapshots.collect_garbage([]))
     await asyncio.to_thread(collects.wait, 60)
-    all_at_once = threading.Barrier(snapshots._BULK_THREADS)
-    jobs = [lab.snapshots.on_thread(lambda: all_at_once.wait(30), bulk=True) for _ in range(snapshots._BULK_THREADS)]
-    assert sorted(await asyncio.gather(*jobs)) == [*range(snapshots._BULK_THREADS)]
+    many = file_threads.LARGE_THREADS
+    all_at_once = threading.Barrier(many)
+    jobs = [lab.snapshots.threads.large(lambda: all_at_once.wait(30), f"owner {n}") for n in range(many)]
+    assert sorted(await asyncio.gather(*jobs)) == [*range(many)]
     go_on.set()
     assert await collection == 0

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from era.core.files import sparse, trees
 from era.core.files.diffs import ReadTree
+from era.core.files.file_threads import Budget
 from era.core.files.packages import PACKAGES, on_disk
 from era.core.files.trees import Tree
 from era.core.files.watch import Watch
@@ -44,6 +45,25 @@ def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: Rea
     tree = _Restore(owner, blobs, read_tree).directory(root, digest, known)
     _wait_for_the_next_tick()
     return tree
+
+
+def spend(budget: Budget, digest: str | None, known: Tree, blobs: ReadBlobs, read_tree: ReadTree) -> None:
+    """Spend what `restore` would write, with the same arguments. `read_tree` spends what it reads. Raises TreeNotSmall
+    where that is too much, and OSError."""
+    if digest is None or digest == known.digest:
+        return
+    entries = read_tree(digest)
+    below = [
+        (entry[2], there)
+        for entry in entries
+        if entry[0] == "dir" and (there := known.trees.get(trees.native(entry[1]), Tree())).digest != entry[2]
+    ]
+    blobs.expect(content for content, _ in below)
+    for kind, portable, *rest in entries:
+        if kind == "file" and not _is_there(known.files.get(trees.native(portable)), *rest):
+            budget.spend(rest[1])
+    for content, there in below:
+        spend(budget, content, there, blobs, read_tree)
 
 
 def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
@@ -120,7 +140,7 @@ class _Restore:
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
-                    if file is None or (file.digest, *file.fingerprint.mode_and_mtime) != (content, mode, mtime_ns):
+                    if file is None or not _is_there(file, content, size, mode, mtime_ns):
                         _remove(fd, name)
                         file = self._file(fd, name, content, size, mode, mtime_ns)
                     tree.files[name] = replace(file, uploaded=bool(uploaded))
@@ -193,6 +213,11 @@ def _as_it_is(fd: int, name: str, file: trees.File) -> trees.File:
     if now._replace(ctime_ns=file.fingerprint.ctime_ns) != file.fingerprint:
         raise OSError(errno.ESTALE, "a file isn't what it was")
     return replace(file, fingerprint=now)
+
+
+def _is_there(file: trees.File | None, content: str, _size: int, mode: int, mtime_ns: int, *_: object) -> bool:
+    """Whether a file is what a tree object says of it."""
+    return file is not None and (file.digest, *file.fingerprint.mode_and_mtime) == (content, mode, mtime_ns)
 
 
 def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:
