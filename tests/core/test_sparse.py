@@ -6,16 +6,17 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from era.core.files import file_threads, trees
+from era.core.files import file_threads, sparse, trees
 from era.core.files.sparse import extents
 from era.core.models import EMPTY
+from era.store import blobs
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
 from tests.soaking import soak_the_rest
@@ -67,6 +68,50 @@ def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[
     for path in (blob, restored):
         assert Path(path).read_bytes() == content
         assert os.stat(path).st_blocks * 512 < 8 * MIB
+
+
+def bytes_moved() -> int:
+    """How many bytes this process has read and written so far, by any call (proc_pid_io(5))."""
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["rchar"]) + int(counts["wchar"])
+
+
+def one_extent(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """The weakness: the whole file is data."""
+    yield start, min(end, os.fstat(fd).st_size) - start, True
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="this kernel doesn't count what a process reads")
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_holes_are_neither_read_nor_written(lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool) -> None:
+    """When a file is stored, restored, and put aside."""
+    size, most = 128 * MIB, 8 * MIB
+    if weakened:
+        monkeypatch.setattr(sparse, "extents", one_extent)
+        monkeypatch.setattr(blobs, "extents", one_extent)
+    monkeypatch.setattr(sparse, "_shared", lambda *_: False)  # as where files can't share blocks
+    place = lab.place()
+    file = place.workspace / "file"
+    sparse_file(file, size, (0, b"a"), (64 * MIB, b"b"))
+
+    def put_aside(copy: Callable[[int, int, Any], None], last: Any) -> None:
+        with file.open("rb") as content, (lab.directory / "copy").open("wb") as target:
+            copy(content.fileno(), target.fileno(), last)
+
+    moved = [bytes_moved()]
+    snapshot = lab.take(place)
+    moved.append(bytes_moved())
+    restored = lab.restore(snapshot)
+    moved.append(bytes_moved())
+    put_aside(sparse.copy, size)
+    moved.append(bytes_moved())
+    put_aside(sparse.copy_changing, file.stat())
+    moved.append(bytes_moved())
+    assert [after - before > (size if weakened else most) for before, after in pairwise(moved)] == [weakened] * 4
+    for each in (restored.workspace / "file", lab.directory / "copy"):
+        assert each.stat().st_size == size
+        with file.open("rb") as one, each.open("rb") as other:
+            assert all(os.pread(one.fileno(), MIB, at) == os.pread(other.fileno(), MIB, at) for at in (0, 64 * MIB))
 
 
 @pytest.mark.slow
