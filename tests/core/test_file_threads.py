@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -333,6 +333,29 @@ async def test_how_large_a_restore_is_depends_on_what_differs(lab: Lab, monkeypa
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES * trees.FILE_BYTES)
     await lab.snapshots.restore(second, empty.sandbox, owner="else's")
     assert turns == ["me", "me", "else's"]
+
+
+async def test_little_is_fetched_ahead_for_what_may_be_large(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a directory with many others, where content comes from elsewhere."""
+    place = lab.place()
+    for number in range(FILES):
+        (place.workspace / str(number)).mkdir()
+        (place.workspace / str(number) / "file").write_text(f"{number}")
+    snapshot = await lab.snapshots.take(place.sandbox, EMPTY)
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+    fetched: dict[str, int] = {}
+
+    def expect(digests: Iterable[str]) -> None:
+        thread = threading.current_thread().name.rpartition("_")[0]
+        fetched[thread] = fetched.get(thread, 0) + len(set(digests))
+
+    monkeypatch.setattr(lab.blobs, "expect", expect)
+    await lab.snapshots.restore(snapshot, lab.place().sandbox)
+    (place.workspace / "7" / "file").write_text("second")
+    lab.snapshots.forget(place.id)
+    await lab.snapshots.take(place.sandbox, snapshot)
+    assert fetched.get("era-files", 0) <= FILES // 2
+    assert fetched["era-bulk"] > 0
 
 
 @pytest.mark.parametrize("entries", [1, 3])

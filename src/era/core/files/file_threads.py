@@ -41,6 +41,11 @@ class Budget:
         if self._left < 0:
             raise TreeNotSmall
 
+    def check_room(self, objects: int) -> None:
+        """Raises TreeNotSmall where so many tree objects, which are about to be read, will be too much."""
+        if objects * FILE_BYTES > self._left:
+            raise TreeNotSmall
+
 
 class FileThreads:
     """The threads of a host's snapshots. `close` them at the end."""

@@ -58,6 +58,7 @@ def spend(budget: Budget, digest: str | None, known: Tree, blobs: ReadBlobs, rea
         for entry in entries
         if entry[0] == "dir" and (there := known.trees.get(trees.native(entry[1]), Tree())).digest != entry[2]
     ]
+    budget.check_room(len(below))
     blobs.expect(content for content, _ in below)
     for kind, portable, *rest in entries:
         if kind == "file" and not _is_there(known.files.get(trees.native(portable)), *rest):
@@ -66,11 +67,15 @@ def spend(budget: Budget, digest: str | None, known: Tree, blobs: ReadBlobs, rea
         spend(budget, content, there, blobs, read_tree)
 
 
-def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
+def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree, budget: Budget | None = None) -> Tree:
     """What a tree object says of a directory that isn't known any more. No scan takes a file or directory for unchanged
-    by it, but it tells of equal files which of them a client has put. Raises OSError."""
+    by it, but it tells of equal files which of them a client has put. `read_tree` spends what it reads of the budget,
+    if there is one. Raises OSError, TreeNotSmall."""
     tree, entries = Tree(), read_tree(digest)
-    blobs.expect(entry[2] for entry in entries if entry[0] == "dir")
+    below = [entry[2] for entry in entries if entry[0] == "dir"]
+    if budget is not None:
+        budget.check_room(len(below))
+    blobs.expect(below)
     for kind, portable, *rest in entries:
         name = trees.native(portable)
         match kind, rest:
@@ -80,7 +85,7 @@ def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
             case "link", (target, mtime_ns):
                 tree.links[name] = trees.Link(target, mtime_ns)
             case "dir", (content, mode):
-                tree.trees[name] = replace(recalled(content, blobs, read_tree), mode=mode)
+                tree.trees[name] = replace(recalled(content, blobs, read_tree, budget), mode=mode)
     tree.update_totals()
     return tree
 

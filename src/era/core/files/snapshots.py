@@ -146,7 +146,8 @@ class Snapshots:
             return None
 
         def job(small: bool) -> Tree:
-            return restoring.recalled(root, self.blobs, partial(self.read_tree, budget=Budget() if small else None))
+            budget = Budget() if small else None
+            return restoring.recalled(root, self.blobs, partial(self.read_tree, budget=budget), budget)
 
         try:
             tree = await self.threads.by_size(job, sandbox.id, owner)
