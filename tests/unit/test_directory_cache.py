@@ -50,6 +50,7 @@ def restored(core: Core) -> Iterator[list[Snapshot]]:
 
     async def restore(snapshot: Snapshot, sandbox: Any, **named: Any) -> None:
         calls.append(snapshot)
+        assert named == {"owner": mine("s").owner}
         await real(snapshot, sandbox, **named)
 
     core.snapshots.restore = restore  # type: ignore[method-assign]

@@ -14,7 +14,8 @@ import pytest
 from era.core.files import file_threads
 from era.core.files.file_threads import FileThreads
 from era.core.live.processes import ProcessRequest
-from era.core.models import DEFAULT_OWNER, Session
+from era.core.models import DEFAULT_OWNER, KeptVersion, Session
+from era.errors import TooLarge
 from tests.owners import mine
 from tests.unit.core import URL, Core
 from tests.unit.test_setup_records import setups_of
@@ -69,6 +70,11 @@ async def test_all_large_work_is_done_in_its_owners_turn(
 
         await core.run(WRITE % "second")
         turns.had("Snapshots._take", "Snapshots.held_bytes")
+
+        bound = core.runs._parts.history
+        with pytest.raises(TooLarge):
+            await bound.check_names(await current(core), [KeptVersion(1, first.root, named=True)])
+        turns.had("Snapshots.held_bytes")
 
         sandbox = await core.pool.acquire(replace(await current(core), snapshot=first))
         core.pool.committed((await current(core)).key, first)
