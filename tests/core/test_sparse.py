@@ -6,16 +6,17 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from era.core.files import snapshots, trees
+from era.core.files import file_threads, sparse, trees
 from era.core.files.sparse import extents
 from era.core.models import EMPTY
+from era.store import blobs
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
 from tests.soaking import soak_the_rest
@@ -69,6 +70,50 @@ def test_a_sparse_file_is_kept_and_restored_as_one(lab: Lab, pieces: list[tuple[
         assert os.stat(path).st_blocks * 512 < 8 * MIB
 
 
+def bytes_moved() -> int:
+    """How many bytes this process has read and written so far, by any call (proc_pid_io(5))."""
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["rchar"]) + int(counts["wchar"])
+
+
+def one_extent(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """The weakness: the whole file is data."""
+    yield start, min(end, os.fstat(fd).st_size) - start, True
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="this kernel doesn't count what a process reads")
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_holes_are_neither_read_nor_written(lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool) -> None:
+    """When a file is stored, restored, and put aside."""
+    size, most = 128 * MIB, 8 * MIB
+    if weakened:
+        monkeypatch.setattr(sparse, "extents", one_extent)
+        monkeypatch.setattr(blobs, "extents", one_extent)
+    monkeypatch.setattr(sparse, "_shared", lambda *_: False)  # as where files can't share blocks
+    place = lab.place()
+    file = place.workspace / "file"
+    sparse_file(file, size, (0, b"a"), (64 * MIB, b"b"))
+
+    def put_aside(copy: Callable[[int, int, Any], None], last: Any) -> None:
+        with file.open("rb") as content, (lab.directory / "copy").open("wb") as target:
+            copy(content.fileno(), target.fileno(), last)
+
+    moved = [bytes_moved()]
+    snapshot = lab.take(place)
+    moved.append(bytes_moved())
+    restored = lab.restore(snapshot)
+    moved.append(bytes_moved())
+    put_aside(sparse.copy, size)
+    moved.append(bytes_moved())
+    put_aside(sparse.copy_changing, file.stat())
+    moved.append(bytes_moved())
+    assert [after - before > (size if weakened else most) for before, after in pairwise(moved)] == [weakened] * 4
+    for each in (restored.workspace / "file", lab.directory / "copy"):
+        assert each.stat().st_size == size
+        with file.open("rb") as one, each.open("rb") as other:
+            assert all(os.pread(one.fileno(), MIB, at) == os.pread(other.fileno(), MIB, at) for at in (0, 64 * MIB))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", soak_the_rest(["many files to keep", "many files to look at", "large files"], 1))
 async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
@@ -83,9 +128,9 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
             for number in range(100):
                 (place.workspace / str(number)).write_text(f"{place.id} {number}")
     if what == "many files to keep":
-        monkeypatch.setattr(snapshots, "_BULK_BYTES", 50 * trees.FILE_BYTES)
+        monkeypatch.setattr(file_threads, "LARGE_BYTES", 50 * trees.FILE_BYTES)
     if what == "many files to look at":
-        monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 50)
+        monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 50)
         monkeypatch.setattr(trees, "FILE_BYTES", 0)
     for number in range(40):  # too many for the event loop
         (small.workspace / str(number)).write_text("small")
@@ -108,7 +153,7 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(lab.snapshots, name, slowly(getattr(lab.snapshots, name)))
 
     async def commit(name: str, place: Place) -> None:
-        await lab.snapshots.take(place.sandbox, EMPTY)
+        await lab.snapshots.take(place.sandbox, EMPTY, owner=place.id)
         order.append(name)
 
     async def all_at_once(threads: int, *, small_waits: bool) -> None:
@@ -126,13 +171,13 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         go_on.set()
         await asyncio.gather(small_one, *tasks)
 
-    await asyncio.wait_for(all_at_once(snapshots._BULK_THREADS, small_waits=False), 120)
+    await asyncio.wait_for(all_at_once(file_threads.LARGE_THREADS, small_waits=False), 120)
     assert order[0] == "small"
     for place in (*large, small):
         lab.snapshots.forget(place.id)
-    monkeypatch.setattr(snapshots, "_BULK_BYTES", 1 << 60)
-    monkeypatch.setattr(snapshots, "_BULK_ENTRIES", 1 << 60)
-    await asyncio.wait_for(all_at_once(min(lab.snapshots._threads._max_workers, 8), small_waits=True), 120)
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", 1 << 60)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 1 << 60)
+    await asyncio.wait_for(all_at_once(min(lab.snapshots.threads._small._max_workers, 8), small_waits=True), 120)
     assert order[0] == "large", "without threads of their own the large ones come first"
     await lab.snapshots.close()
 
@@ -148,8 +193,9 @@ async def test_a_collection_takes_no_thread_of_large_commits(lab: Lab, monkeypat
     monkeypatch.setattr(lab.blobs, "sweep", sweep)
     collection = asyncio.create_task(lab.snapshots.collect_garbage([]))
     await asyncio.to_thread(collects.wait, 60)
-    all_at_once = threading.Barrier(snapshots._BULK_THREADS)
-    jobs = [lab.snapshots.on_thread(lambda: all_at_once.wait(30), bulk=True) for _ in range(snapshots._BULK_THREADS)]
-    assert sorted(await asyncio.gather(*jobs)) == [*range(snapshots._BULK_THREADS)]
+    many = file_threads.LARGE_THREADS
+    all_at_once = threading.Barrier(many)
+    jobs = [lab.snapshots.threads.large(lambda: all_at_once.wait(30), f"owner {n}") for n in range(many)]
+    assert sorted(await asyncio.gather(*jobs)) == [*range(many)]
     go_on.set()
     assert await collection == 0

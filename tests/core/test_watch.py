@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from era.core.files import file_threads
 from era.core.files import snapshots as snapshots_module
 from era.core.files import watch as watch_module
 from era.core.files.trees import Scan
@@ -85,7 +86,7 @@ def test_a_partial_scan_finds_what_a_full_scan_finds(
 ) -> None:
     """With `bulk` full scans are begun on one thread, given up, and made on another."""
     if bulk:
-        monkeypatch.setattr(snapshots_module, "_BULK_ENTRIES", 40)
+        monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 40)
     chance = random.Random(seed)
     rescans = 0
     rescan = Scan.rescan

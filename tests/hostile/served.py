@@ -32,7 +32,7 @@ from era import app
 from era.api import exchange, streaming
 from era.api.protocol import Protocol
 from era.core import loop_slices, spooled_output
-from era.core.files import snapshots
+from era.core.files import file_threads
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
@@ -288,7 +288,7 @@ def _outputs_in_memory() -> None:
 
 def _no_threads_for_large_commits() -> None:
     """Commits have the same threads, however large they are."""
-    _patch(snapshots, _BULK_BYTES=1 << 60, _BULK_ENTRIES=1 << 60)
+    _patch(file_threads, LARGE_BYTES=1 << 60, LARGE_ENTRIES=1 << 60)
 
 
 WEAKNESSES = {

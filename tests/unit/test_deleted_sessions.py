@@ -174,8 +174,8 @@ async def test_a_sandbox_that_is_closed_for_another_reason_is_no_deletion(
     await core.session()
     take = core.snapshots.take
 
-    async def closed_meanwhile(sandbox: Sandbox, *given: Any) -> Any:
-        taken = await take(sandbox, *given)
+    async def closed_meanwhile(sandbox: Sandbox, *given: Any, **named: Any) -> Any:
+        taken = await take(sandbox, *given, **named)
         await core.pool.discard(sandbox, "It has died.")
         return taken
 
@@ -192,12 +192,12 @@ async def test_a_session_that_is_back_has_nothing_that_was_read_while_it_went(
     before = await core.store.session(mine("s"))
     take = core.snapshots.take
 
-    async def read_while_it_goes(sandbox: Sandbox, *given: Any) -> Any:
+    async def read_while_it_goes(sandbox: Sandbox, *given: Any, **named: Any) -> Any:
         await core.store.delete_session(mine("s"))
         await core.pool.release(session.key)
         Path(sandbox.workspace).mkdir(parents=True, exist_ok=True)  # all that is left of it so far
         await core.store.restore_session(mine("s"))
-        return await take(sandbox, *given)
+        return await take(sandbox, *given, **named)
 
     monkeypatch.setattr(core.snapshots, "take", read_while_it_goes)
     with pytest.raises(SessionDeleted, match="under way"):

@@ -48,9 +48,10 @@ def restored(core: Core) -> Iterator[list[Snapshot]]:
     """The snapshots that are restored within the block, if only in part."""
     calls, real = [], core.snapshots.restore
 
-    async def restore(snapshot: Snapshot, sandbox: Any) -> None:
+    async def restore(snapshot: Snapshot, sandbox: Any, **named: Any) -> None:
         calls.append(snapshot)
-        await real(snapshot, sandbox)
+        assert named == {"owner": mine("s").owner}
+        await real(snapshot, sandbox, **named)
 
     core.snapshots.restore = restore  # type: ignore[method-assign]
     try:

@@ -277,7 +277,7 @@ async def test_a_process_does_not_join_a_run_that_may_be_undone(core: Core, monk
 async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(*_: object) -> None:
+    async def refuse(*_: object, **__: object) -> None:
         raise SnapshotRefused("there is no end to it")
 
     session = await core.session()

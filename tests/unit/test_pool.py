@@ -127,7 +127,7 @@ async def test_one_that_can_t_be_brought_to_a_snapshot_is_replaced(core: Core, m
         [1],
     )
 
-    async def restore(snapshot: Snapshot, sandbox: Sandbox) -> None:
+    async def restore(snapshot: Snapshot, sandbox: Sandbox, **_: object) -> None:
         if failures:
             failures.pop()
             raise SandboxFailed("the disk said no")
@@ -144,7 +144,7 @@ async def test_a_new_one_that_can_t_be_filled_is_closed(small: Core, monkeypatch
     (session,) = await sessions(small, 1)
     snapshot = await snapshot_with(small, "one")
 
-    async def restore(*_: Any) -> None:
+    async def restore(*_: Any, **__: Any) -> None:
         raise SandboxFailed("the disk said no")
 
     with monkeypatch.context() as patch:
@@ -440,11 +440,11 @@ async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> No
     changed = replace(session, snapshot=await snapshot_with(core, "new"))
     began, real = asyncio.Event(), core.snapshots.restore
 
-    async def restore(*_: object) -> None:
+    async def restore(*_: object, **__: object) -> None:
         began.set()
         await asyncio.Event().wait()
 
-    core.snapshots.restore = restore  # type: ignore[method-assign,assignment]
+    core.snapshots.restore = restore  # type: ignore[method-assign]
     acquiring = asyncio.create_task(core.pool.acquire(changed))
     await began.wait()
     acquiring.cancel()

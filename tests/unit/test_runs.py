@@ -353,7 +353,7 @@ async def test_a_commit_that_fails_is_an_error_and_changes_nothing(
 
 
 async def test_an_error_of_our_own_is_recorded_without_its_text(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: Any) -> Any:
+    async def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("with something private in it")
 
     await core.session()

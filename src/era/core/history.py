@@ -55,7 +55,7 @@ class HistoryBound:
         if session.history_bytes is not None and session.history_bytes + snapshot.stored_bytes <= most:
             return None
         try:
-            return await self._counted(session, snapshot.root, most)
+            return await self._counted(session, snapshot.root)
         except Unavailable as error:
             # The commit can do without: the next one counts again.
             log.warning("history_not_counted", session=session.key, error=error.message)
@@ -69,7 +69,7 @@ class HistoryBound:
                 hint="DELETE /api/sessions/{id}/versions/{n}/name takes a version its name.",
             )
         most = self.most(session)
-        held = await self._snapshots.held_bytes(_roots(named), most)
+        held = await self._snapshots.held_bytes(_roots(named), most, owner=session.owner)
         if held and held[-1] > most:
             raise TooLarge(
                 f"The named versions of session '{session.id}' would hold over {most} bytes, which is the limit of its "
@@ -84,20 +84,21 @@ class HistoryBound:
         root = session.snapshot.root or next(iter(_roots(older)), None)
         if root is None:
             return ()
-        return (await self._trimmed(older, root, self.most(session))).drop
+        return (await self._trimmed(session, older, root)).drop
 
-    async def _counted(self, session: Session, root: str, most: int) -> Trim:
+    async def _counted(self, session: Session, root: str) -> Trim:
         """What a commit of the snapshot `root` must drop. Raises Unavailable where the disk fails."""
-        return await self._trimmed(await self._store.kept_versions(session.key), root, most)
+        return await self._trimmed(session, await self._store.kept_versions(session.key), root)
 
-    async def _trimmed(self, kept: Sequence[KeptVersion], root: str, most: int) -> Trim:
-        """Which of these must go, so that the others and the snapshot `root` hold no more than `most` bytes."""
+    async def _trimmed(self, session: Session, kept: Sequence[KeptVersion], root: str) -> Trim:
+        """Which of these must go, so that the others and the snapshot `root` hold no more than the session may."""
+        most = self.most(session)
         unnamed = sorted(
             (version for version in kept if not version.named), key=lambda version: (version.is_checkpoint, -version.n)
         )
         staying = [root, *_roots([version for version in kept if version.named])]
         totals = await self._snapshots.held_bytes(
-            [*staying, *(version.root or root for version in unnamed)], most, at_least=len(staying)
+            [*staying, *(version.root or root for version in unnamed)], most, at_least=len(staying), owner=session.owner
         )
         room = most - most // 8
         # What all that stay hold, then these and the newest without a name, these and the newest two, and so on.

@@ -251,7 +251,7 @@ class SandboxPool:
         sandbox = await self._new(spec, session.owner, acquiring)
         try:
             if session.snapshot != EMPTY:
-                await self._snapshots.restore(session.snapshot, sandbox)
+                await self._snapshots.restore(session.snapshot, sandbox, owner=session.owner)
         except BaseException:
             await self._close(sandbox, "failed", session.owned_id)
             raise
@@ -270,7 +270,7 @@ class SandboxPool:
             sandbox = await self._new(spec, session.owner, acquiring, kept)
             await self._snapshots.move(kept.sandbox, sandbox)
             if kept.snapshot != session.snapshot:
-                await self._snapshots.restore(session.snapshot, sandbox)
+                await self._snapshots.restore(session.snapshot, sandbox, owner=session.owner)
             return sandbox
         except SandboxFailed as error:
             log.warning("directory_not_reused", error=error.message)
@@ -514,7 +514,7 @@ class SandboxPool:
             return True
         warm.busy = True
         try:
-            await self._snapshots.restore(snapshot, warm.sandbox)
+            await self._snapshots.restore(snapshot, warm.sandbox, owner=warm.session_id.owner)
         except SandboxFailed:
             return False
         except BaseException:

@@ -297,9 +297,9 @@ class SessionRun:
         does."""
         before = self._session.snapshot
         if self._session.key in self._parts.liveness:
-            return (await self._parts.moments.take(sandbox, before, entry)).snapshot
+            return (await self._parts.moments.take(sandbox, before, entry, owner=self._session.owner)).snapshot
         self._active.joinable = False  # nothing may begin there while it is looked at as if nothing could
-        return await self._parts.snapshots.take(sandbox, before, entry)
+        return await self._parts.snapshots.take(sandbox, before, entry, owner=self._session.owner)
 
     async def _commit(self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome) -> RunResult:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. Raises

@@ -36,14 +36,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Container
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from era.core import limits
-from era.core.files import trees
+from era.core.files import file_threads, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
 from era.core.files.memory import Memory
@@ -67,7 +67,6 @@ the time of one; the pauses let the sandbox get on with what it couldn't be stop
 _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
-_BULK_BYTES = 32 << 20
 _MOST_KNOWN = 1000
 
 
@@ -115,6 +114,7 @@ class LiveSnapshots:
         *,
         changed: bool = False,
         stored: Awaitable[None] | None = None,
+        owner: str | None = None,
     ) -> LiveSnapshot:
         """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
         raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
@@ -123,7 +123,7 @@ class LiveSnapshots:
         """
         try:
             with self._snapshots.memories.in_use(sandbox.id):
-                return await self._take(sandbox, previous, entry, changed=changed, stored=stored)
+                return await self._take(sandbox, previous, entry, changed=changed, stored=stored, owner=owner)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -139,8 +139,9 @@ class LiveSnapshots:
         *,
         changed: bool,
         stored: Awaitable[None] | None,
+        owner: str | None,
     ) -> LiveSnapshot:
-        memory = await self._snapshots.memory_of(sandbox, previous)
+        memory = await self._snapshots.memory_of(sandbox, previous, owner)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
             return LiveSnapshot(previous, consistent=True)
         is_known = memory is not None and (
@@ -149,17 +150,18 @@ class LiveSnapshots:
         )
         async with AsyncExitStack() as stack:
             if not is_known and sandbox.id not in self._cant_freeze:
-                memory = await self._warm(sandbox, previous, memory)
+                memory = await self._warm(sandbox, previous, memory, owner)
             look = await self._frozen_look(sandbox, memory, entry, stack)
             consistent = look is not None
             if look is None:
-                look, consistent = await self._agreeing_look(sandbox, memory, stack)
+                look, consistent = await self._agreeing_look(sandbox, memory, stack, owner)
             if stored is not None:
                 await stored
             found, known = look, memory
-            updated = await self._on_thread(
-                sandbox, lambda: self._store(found, known), bulk=look.aside.bytes > _BULK_BYTES
-            )
+            if look.aside.bytes > file_threads.LARGE_BYTES:
+                updated = await self._snapshots.threads.large(lambda: self._store(found, known), owner)
+            else:
+                updated = await self._snapshots.on_thread(lambda: self._store(found, known), sandbox.id)
         self._snapshots.memories.put(sandbox.id, updated)
         return LiveSnapshot(updated.snapshot, consistent)
 
@@ -248,15 +250,23 @@ class LiveSnapshots:
             return None
 
     def _full(
-        self, root: int, sandbox: Sandbox, memory: Memory | None, held: HeldFiles | None, *, changing: bool = False
+        self,
+        root: int,
+        sandbox: Sandbox,
+        memory: Memory | None,
+        held: HeldFiles | None,
+        *,
+        changing: bool = False,
+        small: bool = False,
     ) -> tuple[Tree, Watch | None]:
-        """The tree by a full scan, and the watch on it, if it has one."""
+        """The tree by a full scan, and the watch on it, if it has one. Raises SnapshotRefused, OSError, and with
+        `small` TreeNotSmall."""
         watch = memory.watch if memory is not None else None
         if watch is not None and not watch.works:
             watch.close()
             watch = None
         scan = partial(self._scan, root, sandbox, memory, held=held, changing=changing)
-        tree = scan(watch)
+        tree = scan(watch, small=small)  # a watch is made only where this has gone well
         if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
             watch = self._snapshots.new_watch(tree)
             tree = scan(watch) if watch is not None else tree
@@ -272,18 +282,25 @@ class LiveSnapshots:
         *,
         changing: bool = False,
         asked_ns: int | None = None,
+        small: bool = False,
     ) -> Tree:
-        """The tree by a full scan."""
-        return Scan(
+        """The tree by a full scan. Raises SnapshotRefused, OSError, and with `small` TreeNotSmall."""
+        tree = Scan(
             limits.bounds(sandbox.limits),
+            small=file_threads.LARGE_ENTRIES if small else None,
             watch=watch,
             packages=sandbox.may_have_packages(),
             mapped=_mapped(held),
             changing=changing,
             asked_ns=asked_ns,
         ).full(root, memory.tree if memory is not None else None)
+        if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
+            raise TreeNotSmall
+        return tree
 
-    async def _warm(self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None) -> Memory | None:
+    async def _warm(
+        self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None, owner: str | None
+    ) -> Memory | None:
         """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
         then is true of each file, but of no moment; nothing where that fails, as the next look will say, or where the
         sandbox can't be frozen."""
@@ -293,9 +310,9 @@ class LiveSnapshots:
             return memory
         aside = ContentCopies(self._directory)
 
-        def job() -> Memory:
+        def job(small: bool) -> Memory:
             with trees.opened_root(sandbox.workspace) as root:
-                tree, watch = self._full(root, sandbox, memory, None, changing=True)
+                tree, watch = self._full(root, sandbox, memory, None, changing=True, small=small)
                 try:
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
@@ -315,7 +332,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            warm = await self._on_thread(sandbox, job, bulk=True)
+            warm = await self._snapshots.threads.by_size(job, sandbox.id, owner)
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -324,18 +341,23 @@ class LiveSnapshots:
         return warm
 
     async def _agreeing_look(
-        self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack
+        self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, owner: str | None
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
 
-        def job(aside: ContentCopies) -> tuple[_Look, bool | None]:
+        def job(aside: ContentCopies, small: bool) -> tuple[_Look, bool | None]:
             """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
             with trees.opened_root(sandbox.workspace) as root:
                 asked_ns = time.time_ns()
                 held = sandbox.held_files(os.fstat(root).st_dev)
                 bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
-                scan = Scan(bounds, packages=packages, mapped=_mapped(held), changing=True, asked_ns=asked_ns)
+                most = file_threads.LARGE_ENTRIES if small else None
+                scan = Scan(
+                    bounds, small=most, packages=packages, mapped=_mapped(held), changing=True, asked_ns=asked_ns
+                )
                 tree = scan.full(root, memory.tree if memory is not None else None)
+                if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
+                    raise TreeNotSmall
                 before, unstored = _fingerprints(tree), _unstored(tree)
                 aside.put_tree(root, tree, still=False)
                 _unsettle(tree, before)
@@ -359,7 +381,7 @@ class LiveSnapshots:
         for left in reversed(range(_LOOKS)):
             aside = ContentCopies(self._directory)
             stack.push_async_callback(self._close, aside)
-            look, agrees = await self._on_thread(sandbox, partial(job, aside))
+            look, agrees = await self._snapshots.threads.by_size(partial(job, aside), sandbox.id, owner)
             if agrees or agrees is None or not left:
                 return look, bool(agrees)
             await self._close(aside)
@@ -388,9 +410,6 @@ class LiveSnapshots:
         was cancelled."""
         if not aside.closed_at_once():
             await self._snapshots.free(aside.close)
-
-    async def _on_thread[T](self, sandbox: Sandbox, job: Callable[[], T], *, bulk: bool = False) -> T:
-        return await self._snapshots.on_thread(job, sandbox.id, bulk=bulk)
 
 
 def _store_directories(tree: Tree, batch: BlobBatch) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from era.core.files import sparse, trees
 from era.core.files.diffs import ReadTree
+from era.core.files.file_threads import Budget
 from era.core.files.packages import PACKAGES, on_disk
 from era.core.files.trees import Tree
 from era.core.files.watch import Watch
@@ -46,11 +47,35 @@ def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: Rea
     return tree
 
 
-def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
+def spend(budget: Budget, digest: str | None, known: Tree, blobs: ReadBlobs, read_tree: ReadTree) -> None:
+    """Spend what `restore` would write, with the same arguments. `read_tree` spends what it reads. Raises TreeNotSmall
+    where that is too much, and OSError."""
+    if digest is None or digest == known.digest:
+        return
+    entries = read_tree(digest)
+    below = [
+        (entry[2], there)
+        for entry in entries
+        if entry[0] == "dir" and (there := known.trees.get(trees.native(entry[1]), Tree())).digest != entry[2]
+    ]
+    budget.check_room(len(below))
+    blobs.expect(content for content, _ in below)
+    for kind, portable, *rest in entries:
+        if kind == "file" and not _is_there(known.files.get(trees.native(portable)), *rest):
+            budget.spend(rest[1])
+    for content, there in below:
+        spend(budget, content, there, blobs, read_tree)
+
+
+def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree, budget: Budget | None = None) -> Tree:
     """What a tree object says of a directory that isn't known any more. No scan takes a file or directory for unchanged
-    by it, but it tells of equal files which of them a client has put. Raises OSError."""
+    by it, but it tells of equal files which of them a client has put. `read_tree` spends what it reads of the budget,
+    if there is one. Raises OSError, TreeNotSmall."""
     tree, entries = Tree(), read_tree(digest)
-    blobs.expect(entry[2] for entry in entries if entry[0] == "dir")
+    below = [entry[2] for entry in entries if entry[0] == "dir"]
+    if budget is not None:
+        budget.check_room(len(below))
+    blobs.expect(below)
     for kind, portable, *rest in entries:
         name = trees.native(portable)
         match kind, rest:
@@ -60,7 +85,7 @@ def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
             case "link", (target, mtime_ns):
                 tree.links[name] = trees.Link(target, mtime_ns)
             case "dir", (content, mode):
-                tree.trees[name] = replace(recalled(content, blobs, read_tree), mode=mode)
+                tree.trees[name] = replace(recalled(content, blobs, read_tree, budget), mode=mode)
     tree.update_totals()
     return tree
 
@@ -120,7 +145,7 @@ class _Restore:
             match kind, rest:
                 case "file", (content, size, mode, mtime_ns, *uploaded):
                     file = known.files.get(name)
-                    if file is None or (file.digest, *file.fingerprint.mode_and_mtime) != (content, mode, mtime_ns):
+                    if file is None or not _is_there(file, content, size, mode, mtime_ns):
                         _remove(fd, name)
                         file = self._file(fd, name, content, size, mode, mtime_ns)
                     tree.files[name] = replace(file, uploaded=bool(uploaded))
@@ -193,6 +218,11 @@ def _as_it_is(fd: int, name: str, file: trees.File) -> trees.File:
     if now._replace(ctime_ns=file.fingerprint.ctime_ns) != file.fingerprint:
         raise OSError(errno.ESTALE, "a file isn't what it was")
     return replace(file, fingerprint=now)
+
+
+def _is_there(file: trees.File | None, content: str, _size: int, mode: int, mtime_ns: int, *_: object) -> bool:
+    """Whether a file is what a tree object says of it."""
+    return file is not None and (file.digest, *file.fingerprint.mode_and_mtime) == (content, mode, mtime_ns)
 
 
 def _to_prefetch(entries: Mapping[str, Sequence[Any]], known: Tree) -> Iterator[str]:

@@ -21,24 +21,23 @@ only while its last snapshot is the session's current one; a run that wasn't com
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import cache, partial
 from itertools import islice
 
 from era.core import limits
-from era.core.fair_slots import FairSlots
-from era.core.files import edits, restoring, trees
+from era.core.files import edits, file_threads, restoring, trees
 from era.core.files.artifacts import list_artifacts
 from era.core.files.blob_store import BlobStore
 from era.core.files.diffs import ReadTree, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.file_systems import is_tmpfs
+from era.core.files.file_threads import Budget, FileThreads
 from era.core.files.memory import Memories, Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
@@ -56,7 +55,6 @@ from era.core.files.trees import (
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
 from era.core.ports import Sandbox
-from era.core.tasks import free_on
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
 SMALL_TREE = 32
@@ -66,14 +64,6 @@ _COUNTS_KEPT = 1024
 _GRACE_SECONDS = 3600.0
 SHORT_GRACE_SECONDS = 60.0
 """The grace period where it is known what may be named yet: for the error of clocks, and for our own."""
-
-_THREADS = 4
-_BULK_THREADS = 2
-_BULK_BYTES = 32 << 20
-"""Work on this many bytes at once goes to threads of its own, so that small commits of others never wait for it."""
-
-_BULK_ENTRIES = 10_000
-"""As does a full scan of so many entries."""
 
 
 class CollectionPutOff(Unavailable):
@@ -91,50 +81,51 @@ class Snapshots:
         self.grace_seconds = grace_seconds
         """For which garbage collection leaves what was put, where other processes put, too."""
 
-        self.memories = Memories(lambda watch: self._threads.submit(watch.close))
+        self.memories = Memories(lambda watch: self.threads.soon(watch.close))
         self._counts: dict[str, Totals] = {}
         """What trees hold, by root. An upper bound: pipes and the like, which aren't kept, may count."""
 
         self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
         """The roots and blobs that the last garbage collection kept, and the time before which it swept."""
 
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-files")
-        self._slots: FairSlots[str | None] = FairSlots(_THREADS, _THREADS // 2)
-        self._bulk_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-bulk")
-        self._sweep_thread = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
-        # Calls wait for these with their session's turn, so not behind what is in bulk.
-        self._free_threads = ThreadPoolExecutor(_BULK_THREADS, thread_name_prefix="era-free")
+        self.threads = FileThreads()
 
-    async def take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None) -> Snapshot:
+    async def take(
+        self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None, *, owner: str | None = None
+    ) -> Snapshot:
         """Make the content of `sandbox.workspace` durable, while nothing runs there. Returns its snapshot.
 
-        `previous` is the session's current snapshot, `entry` that of Ended. Only what has changed since the last call
-        for this sandbox is read. Raises SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk
-        fails.
+        `previous` is the session's current snapshot, `entry` that of Ended, `owner` the session's, in whose turn large
+        work is done. Only what has changed since the last call for this sandbox is read. Raises SnapshotRefused where
+        the tree exceeds the limits, CommitFailed where the disk fails.
         """
         with self.memories.in_use(sandbox.id):
-            return await self._take(sandbox, previous, entry)
+            return await self._take(sandbox, previous, entry, owner)
 
-    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None) -> Snapshot:
+    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, owner: str | None) -> Snapshot:
         """Do the work of `take`. Raises as it does."""
-        memory = await self.memory_of(sandbox, previous)
+        memory = await self.memory_of(sandbox, previous, owner)
         try:
             if memory is None or memory.watch is None:
                 snapshot = self._quick_scan(sandbox, memory, previous)
                 if snapshot is not None:
                     return snapshot
             try:
-                if memory is not None and memory.watch is None and memory.tree.totals.entries > _BULK_ENTRIES:
+                if (
+                    memory is not None
+                    and memory.watch is None
+                    and memory.tree.totals.entries > file_threads.LARGE_ENTRIES
+                ):
                     raise TreeNotSmall  # as it will be
                 updated = await self.on_thread(lambda: self._scan_and_store(sandbox, memory, entry), sandbox.id)
             except TreeNotSmall:
                 # In one job: a large tree that waited for a thread would count nowhere.
-                updated = await self.on_thread(
-                    lambda: self._store(sandbox, memory, self._scan(sandbox, memory, None, small=None)), bulk=True
+                updated = await self.threads.large(
+                    lambda: self._store(sandbox, memory, self._scan(sandbox, memory, None, small=None)), owner
                 )
             if isinstance(updated, Scanned):
                 scanned = updated
-                updated = await self.on_thread(lambda: self._store(sandbox, memory, scanned), bulk=True)
+                updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), owner)
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
@@ -144,7 +135,7 @@ class Snapshots:
         self.memories.put(sandbox.id, updated)
         return updated.snapshot
 
-    async def memory_of(self, sandbox: Sandbox, previous: Snapshot) -> Memory | None:
+    async def memory_of(self, sandbox: Sandbox, previous: Snapshot, owner: str | None) -> Memory | None:
         """What is remembered of a sandbox, whose session's current snapshot is `previous`, as far as that counts; or
         what that snapshot says of its files, none of which is taken for unchanged then."""
         memory = self.memories.get(sandbox.id)
@@ -153,23 +144,28 @@ class Snapshots:
         self.forget(sandbox.id)
         if (root := previous.root) is None:
             return None
+
+        def job(small: bool) -> Tree:
+            budget = Budget() if small else None
+            return restoring.recalled(root, self.blobs, partial(self.read_tree, budget=budget), budget)
+
         try:
-            tree = await self.on_thread(lambda: restoring.recalled(root, self.blobs, self.read_tree), bulk=True)
+            tree = await self.threads.by_size(job, sandbox.id, owner)
         except OSError:
             return None  # then all files count as written
         return Memory(previous, tree, held=None, is_recalled=True)
 
-    async def restore(self, snapshot: Snapshot, sandbox: Sandbox) -> None:
-        """Make the sandbox's working directory what `snapshot` says.
+    async def restore(self, snapshot: Snapshot, sandbox: Sandbox, *, owner: str | None = None) -> None:
+        """Make the sandbox's working directory what `snapshot` says; `owner` is as for `take`.
 
         It must be empty, or what `take` or `restore` last saw. Raises SandboxFailed, after which the sandbox can't be
         used any more.
         """
         memory = self.memories.take(sandbox.id)
         try:
-            size = snapshot.total_bytes + snapshot.file_count * trees.FILE_BYTES
-            bulk = memory is None and size > _BULK_BYTES
-            tree = await self.on_thread(lambda: self._restore(sandbox, snapshot, memory), sandbox.id, bulk=bulk)
+            tree = await self.threads.by_size(
+                lambda small: self._restore(sandbox, snapshot, memory, Budget() if small else None), sandbox.id, owner
+            )
         except OSError as error:
             if memory is not None and memory.watch is not None:
                 memory.watch.close()
@@ -196,7 +192,7 @@ class Snapshots:
         if memory is None:
             raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
-            moved = await self.on_thread(lambda: self._move(old, new, memory))
+            moved = await self.on_thread(lambda: self._move(old, new, memory), new.id)
         except (OSError, SnapshotRefused) as error:
             raise SandboxFailed(f"the session's files could not be moved: {error}") from error
         self.memories.put(new.id, moved)
@@ -314,7 +310,7 @@ class Snapshots:
             return self.blobs.sweep(self.sizes_of(kept_roots).keys() | kept_blobs, older_than)
 
         try:
-            removed = await asyncio.get_running_loop().run_in_executor(self._sweep_thread, job)
+            removed = await self.threads.sweep(job)
         except BlockingIOError as error:
             raise CollectionPutOff(f"unused files could not be cleared away: {error.strerror}") from error
         except OSError as error:
@@ -333,20 +329,24 @@ class Snapshots:
             self._mark(root, marked, sizes)
         return sizes
 
-    async def held_bytes(self, roots: Sequence[str], most: int, at_least: int = 0) -> Sequence[int]:
+    async def held_bytes(
+        self, roots: Sequence[str], most: int, at_least: int = 0, *, owner: str | None = None
+    ) -> Sequence[int]:
         """How many bytes the first of these snapshots holds, how many the first two together, and so on; content that
         they share counts once. Behind the first `at_least` numbers it ends with one that is over `most`.
 
-        Reads every tree object of these. Raises Unavailable where the disk fails.
+        Reads every tree object of these, in `owner`'s turn where they are many. Raises Unavailable where the disk
+        fails.
         """
 
-        def job() -> Sequence[int]:
+        def job(small: bool) -> Sequence[int]:
+            budget = Budget() if small else None
             marked: set[str] = set()
             sizes: dict[str, int] = {}
             totals: list[int] = []
             counted = total = 0
             for root in roots:
-                self._mark(root, marked, sizes)
+                self._mark(root, marked, sizes, budget)
                 total += sum(islice(sizes.values(), counted, None))  # what is new is at the end
                 counted = len(sizes)
                 totals.append(total)
@@ -355,34 +355,30 @@ class Snapshots:
             return totals
 
         try:
-            return await self.on_thread(job, bulk=True)
+            return await self.threads.by_size(job, roots[0] if roots else None, owner)
         except OSError as error:
             raise Unavailable(f"the session's files could not be counted: {error.strerror}") from error
 
     async def close(self) -> None:
         """Wait for jobs under way, and free everything."""
         self.memories.forget_all()
-        for threads in (self._threads, self._bulk_threads, self._sweep_thread, self._free_threads):
-            await asyncio.to_thread(threads.shutdown)
+        await self.threads.close()
 
-    async def on_thread[T](self, job: Callable[[], T], holder: str | None = None, *, bulk: bool = False) -> T:
-        """Run a job on a thread, of which what one sandbox or snapshot wants (`holder`) gets no more than half."""
-        if bulk:
-            return await asyncio.get_running_loop().run_in_executor(self._bulk_threads, job)
-        async with self.slot(holder):
-            return await self.in_slot(job)
+    async def on_thread[T](self, job: Callable[[], T], holder: str | None) -> T:
+        """Run a small job on a thread; see FileThreads.small."""
+        return await self.threads.small(job, holder)
 
     async def free(self, job: Callable[[], None]) -> None:
         """See tasks.free_on."""
-        await free_on(self._free_threads, job)
+        await self.threads.free(job)
 
     def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
-        """A thread is free for `in_slot` within the block."""
-        return self._slots.slot(holder)
+        """See FileThreads."""
+        return self.threads.slot(holder)
 
     async def in_slot[T](self, job: Callable[[], T]) -> T:
-        """Run a job on a thread, at once, within a `slot`."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+        """See FileThreads."""
+        return await self.threads.in_slot(job)
 
     def _quick_scan(self, sandbox: Sandbox, memory: Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
@@ -402,8 +398,8 @@ class Snapshots:
     def _scan_and_store(self, sandbox: Sandbox, memory: Memory | None, entry: str | None) -> Memory | Scanned:
         """Scan the working directory, and store what is new unless that is much. Runs on a thread; raises as `take`
         does, TreeNotSmall where a full scan takes long, or OSError."""
-        scanned = self._scan(sandbox, memory, entry, small=_BULK_ENTRIES)
-        if scanned.tree.unstored_bytes() > _BULK_BYTES:
+        scanned = self._scan(sandbox, memory, entry, small=file_threads.LARGE_ENTRIES)
+        if scanned.tree.unstored_bytes() > file_threads.LARGE_BYTES:
             return scanned
         return self._store(sandbox, memory, scanned)
 
@@ -481,15 +477,19 @@ class Snapshots:
                 watch.skip()
         return Memory(memory.snapshot, tree, watch)
 
-    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: Memory | None) -> Tree:
-        """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError."""
+    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: Memory | None, budget: Budget | None) -> Tree:
+        """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError, and
+        TreeNotSmall before anything is changed where that goes beyond the budget."""
+        known = memory.tree if memory else Tree()
+        read: ReadTree = self.read_tree
+        if budget is not None:
+            read = cache(partial(self.read_tree, budget=budget))  # each list is needed twice
+            restoring.spend(budget, snapshot.root, known, self.blobs, read)
         with trees.opened_root(sandbox.workspace) as root:
             if memory is None and set(os.listdir(root)) - {STATE_FILE}:
                 raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
-            return restoring.restore(
-                root, snapshot.root, memory.tree if memory else Tree(), owner, self.blobs, self.read_tree
-            )
+            return restoring.restore(root, snapshot.root, known, owner, self.blobs, read)
 
     def _edit(
         self,
@@ -549,7 +549,7 @@ class Snapshots:
             self._counts = {}
         self._counts[root] = totals
 
-    def _mark(self, digest: str, marked: set[str], sizes: dict[str, int]) -> None:
+    def _mark(self, digest: str, marked: set[str], sizes: dict[str, int], budget: Budget | None = None) -> None:
         """Add a tree and everything below it to `sizes`. `marked` are the trees visited so far.
 
         `sizes` alone couldn't tell which trees were visited: a file may have the very content of a tree object.
@@ -557,21 +557,23 @@ class Snapshots:
         if digest in marked:
             return
         marked.add(digest)
-        content = self._tree_object(digest)
+        content = self._tree_object(digest, budget)
         sizes[digest] = len(content)
         for kind, _, *rest in decode(content):
             if kind == "file":
                 sizes[rest[0]] = rest[1]
             elif kind == "dir":
-                self._mark(rest[0], marked, sizes)
+                self._mark(rest[0], marked, sizes, budget)
 
-    def read_tree(self, digest: str) -> list[Entry]:
-        """The entries of a tree object. Raises OSError."""
-        return decode(self._tree_object(digest))
+    def read_tree(self, digest: str, *, budget: Budget | None = None) -> list[Entry]:
+        """The entries of a tree object. Raises OSError, and TreeNotSmall beyond the budget, if there is one."""
+        return decode(self._tree_object(digest, budget))
 
-    def _tree_object(self, digest: str) -> bytes:
-        """A tree object, whose digest is verified: a damaged one could name anything. Raises OSError."""
+    def _tree_object(self, digest: str, budget: Budget | None = None) -> bytes:
+        """A tree object, whose digest is verified: a damaged one could name anything. Raises as `read_tree` does."""
         content = self.blobs.get(digest)
+        if budget is not None:
+            budget.spend(len(content))
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content

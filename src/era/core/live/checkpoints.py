@@ -146,7 +146,9 @@ class Checkpoints:
     ) -> tuple[Checkpoint, int]:
         trim = None
         try:
-            moment = await self._moments.take(live.sandbox, session.snapshot, changed=changed, stored=stored)
+            moment = await self._moments.take(
+                live.sandbox, session.snapshot, changed=changed, stored=stored, owner=session.owner
+            )
         except SnapshotRefused as refused:
             message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."
             if isinstance(refused, WorkspaceFull):

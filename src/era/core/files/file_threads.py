@@ -1,0 +1,115 @@
+"""The threads on which files are scanned, read and stored, and whose turn it is there.
+
+Theory of operation. What is small must not wait for what is large, so the two have threads of their own. How large
+something is may be known only once it has begun: then it begins as small work does, with a `Budget`, and is given up
+and done anew as large work once that is spent. Where many wait, each gets a thread in turn: small work by sandboxes and
+snapshots, large work by owners, since a session seldom has more than one piece of it, but an owner has many sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+
+from era.core.fair_slots import FairSlots
+from era.core.files.trees import FILE_BYTES, TreeNotSmall
+from era.core.tasks import free_on, to_its_end
+
+LARGE_BYTES = 32 << 20
+"""Work on more bytes at once is large. Files and tree objects count as trees.FILE_BYTES at least."""
+
+LARGE_ENTRIES = 10_000
+"""A full scan of more entries is large, too."""
+
+_SMALL_THREADS = 4
+LARGE_THREADS = 3
+_LARGE_OF_OWNER = 2
+"""So an owner whose large work takes very long leaves others a thread."""
+
+
+class Budget:
+    """How many bytes a piece of small work may still read or write."""
+
+    def __init__(self) -> None:
+        self._left = LARGE_BYTES
+
+    def spend(self, size: int) -> None:
+        """Note a file or tree object of so many bytes. Raises TreeNotSmall where it is too much."""
+        self._left -= max(size, FILE_BYTES)
+        if self._left < 0:
+            raise TreeNotSmall
+
+    def check_room(self, objects: int) -> None:
+        """Raises TreeNotSmall where so many tree objects, which are about to be read, will be too much."""
+        if objects * FILE_BYTES > self._left:
+            raise TreeNotSmall
+
+
+class FileThreads:
+    """The threads of a host's snapshots. `close` them at the end."""
+
+    def __init__(self) -> None:
+        self._small = ThreadPoolExecutor(_SMALL_THREADS, thread_name_prefix="era-files")
+        self._small_slots: FairSlots[str | None] = FairSlots(_SMALL_THREADS, _SMALL_THREADS // 2)
+        self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="era-bulk")
+        self._large_slots: FairSlots[str | None] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
+        self._sweep = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
+        # Calls wait for these with their session's turn, so not behind large work.
+        self._free = ThreadPoolExecutor(2, thread_name_prefix="era-free")
+
+    async def small[T](self, job: Callable[[], T], holder: str | None) -> T:
+        """Run a job on a thread, of which what one sandbox or snapshot wants (`holder`) gets no more than half."""
+        return await _in_turn(self._small_slots, holder, self._small, job)
+
+    async def large[T](self, job: Callable[[], T], owner: str | None) -> T:
+        """The same for a job that takes long, with threads of which `owner` gets all but one at most."""
+        return await _in_turn(self._large_slots, owner, self._large, job)
+
+    async def by_size[T](self, job: Callable[[bool], T], holder: str | None, owner: str | None) -> T:
+        """Run a job as a small one, called with True; and anew as a large one, with False, if it raises TreeNotSmall
+        then."""
+        try:
+            return await self.small(lambda: job(True), holder)
+        except TreeNotSmall:
+            return await self.large(lambda: job(False), owner)
+
+    def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
+        """A thread is free for `in_slot` within the block."""
+        return self._small_slots.slot(holder)
+
+    async def in_slot[T](self, job: Callable[[], T]) -> T:
+        """Run a small job on a thread, at once, within a `slot`. Where this is cancelled, it has ended before."""
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._small, job))
+
+    def soon(self, job: Callable[[], None]) -> None:
+        """Have a short job done for which nobody waits."""
+        self._small.submit(job)
+
+    async def sweep[T](self, job: Callable[[], T]) -> T:
+        """Run a job of garbage collection."""
+        return await asyncio.get_running_loop().run_in_executor(self._sweep, job)
+
+    async def free(self, job: Callable[[], None]) -> None:
+        """See tasks.free_on."""
+        await free_on(self._free, job)
+
+    async def close(self) -> None:
+        """Wait for jobs under way."""
+        for threads in (self._small, self._large, self._sweep, self._free):
+            await asyncio.to_thread(threads.shutdown)
+
+
+async def _in_turn[T, Holder: Hashable](
+    slots: FairSlots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]
+) -> T:
+    """What a job returns. It has its slot until it has ended, though its caller may be gone before."""
+    await slots.take(holder)
+    try:
+        running = asyncio.get_running_loop().run_in_executor(threads, job)
+    except BaseException:
+        slots.give_back(holder)
+        raise
+    running.add_done_callback(lambda _: slots.give_back(holder))
+    return await asyncio.shield(running)
