@@ -104,6 +104,7 @@ def test_slow_readers_public_calls_and_records_take_no_memory(
 ) -> None:
     server = ForkedServer(tmp_path / "data", named_weakness=weakness).start() if weakness else own_server()
     grown: dict[str, int] = {}
+    at_first = before = peak = 0
 
     def note(step: str) -> None:
         """Note how much memory a step took besides what there was at its begin."""

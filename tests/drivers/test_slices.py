@@ -96,7 +96,7 @@ async def of_a_live_process(total: int) -> int:
     life = Silent()
     ended = frame(b"D", 1, json.dumps(ENDED).encode())
     supervisor, process = await waiting(life, *[frame(b"O", 1, b"x")] * total, ended)
-    live = LiveProcess(ProcessRecord("proc_1", 1, (), 0), "session")
+    live = LiveProcess(ProcessRecord("proc_1", 1, "", 0), "session")
     before = live.log.total
     most = await most_in_a_turn(lambda: live.log.total, live.follow(process, lambda: None))
     assert live.log.total - before >= total

@@ -311,7 +311,7 @@ def test_the_search_finds_what_a_look_that_trusts_inotify_overlooks(isolation: s
         search(client, isolation, examples=100, is_random=False)
 
 
-def tells_of_others(error: AssertionError | FlakyFailure) -> bool:
+def tells_of_others(error: Exception) -> bool:
     """Whether it is that files differ, and not that a call failed."""
     # What is in flight may be collected in time when an example is tried once more, as each is that fails.
     found = error.exceptions if isinstance(error, FlakyFailure) else [error]
