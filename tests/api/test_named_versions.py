@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 
 import httpx
+import pytest
 
 from era.wire import files, versions
 from tests.api.answers import checked, refused
@@ -56,6 +57,19 @@ def _raw(client: httpx.Client, where: str) -> httpx.Response:
     """A name that is half of a character."""
     headers = {"Content-Type": "application/json"}
     return client.put(f"/api/sessions/{where}/versions/1/name", content=b'{"name": "\\ud800"}', headers=headers)
+
+
+@pytest.mark.parametrize("weakness", ["", "from era.core import history; history.DISKS = 1000"], ids=["", "weakened"])
+def test_a_history_holds_four_times_the_session_s_disk_where_nothing_else_is_set(
+    own_server: MakeServer, weakness: str
+) -> None:
+    with own_server(weakness=weakness).client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s", "limits": {"disk_mb": 1}})
+        for _ in range(10):
+            put = client.put("/api/sessions/s/files/f", content=os.urandom(900_000))
+            assert put.is_success, put.text
+        held = len(names(client, "s"))
+        assert held == (11 if weakness else 4), "five would hold over 4 MiB"
 
 
 def test_named_versions_are_kept(own_server: MakeServer) -> None:

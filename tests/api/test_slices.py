@@ -1,4 +1,4 @@
-"""How much of a connection is parsed before the event loop goes on to others."""
+"""How much of a connection is parsed, or followed, before the event loop goes on to others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from era.api import websocket
 from era.api.protocol import Protocol
+from era.api.tunnel import PIECE, Tunnel, connect
+from era.api.websocket import WebSocket
+from era.core import frames, loop_slices
+from era.core.loop_slices import Budget
+from tests.unit.core import until
+from tests.unit.test_frames import masked
 
 CHUNKS, REQUESTS, FIELDS = 200_000, 3000, 15_000
 CALL = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -64,7 +71,9 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def most(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], count: Callable[[], int]
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    count: Callable[[], int],
+    app: ASGIApp = echo,
 ) -> int:
     """The most that `count` grows by in one iteration of the event loop, while a client talks."""
     seen, largest = count(), 0
@@ -79,7 +88,7 @@ def most(
             loop.call_soon(tick)
 
         tick()
-        config = uvicorn.Config(echo, http=Counted, ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(app, http=Counted, ws="none", lifespan="off", log_config=None)
         config.load()
         server = await loop.create_server(lambda: Counted(config, ServerState(), {}), "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -121,3 +130,118 @@ def test_a_head_of_many_fields(is_sound: bool, head: bytes) -> None:
 
     largest = most(talk, lambda: Counted.fields)
     assert largest < FIELDS * 0.7 if is_sound else largest > FIELDS * 0.9, largest
+
+
+@pytest.fixture(params=["sound", "weak"])
+def is_paid_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Weakened, nobody waits for slices."""
+    if request.param == "weak":
+
+        async def spend_nothing(*_: object) -> None:
+            pass
+
+        monkeypatch.setattr(loop_slices.Budget, "spend", spend_nothing)
+    return str(request.param) == "sound"
+
+
+class Followed(frames.FrameFollower):
+    """Counts frames that were followed."""
+
+    count = 0
+
+    def follow(self, data: bytes) -> int:
+        count = super().follow(data)
+        Followed.count += count
+        return count
+
+
+@pytest.fixture(autouse=True)
+def followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Followed, "count", 0)
+    monkeypatch.setattr(frames, "FrameFollower", Followed)
+
+
+UPGRADE = b"GET /proxy/x/1/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+EMPTY, TINY = masked(frames.PONG, b""), masked(frames.BINARY, b"x")
+LONG_TIME = 120.0
+
+
+def is_full(reader: asyncio.StreamReader) -> bool:
+    """It takes no more before something of it is read."""
+    return len(reader._buffer) > 2 * PIECE  # type: ignore[attr-defined]  # nothing tells of it
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+def test_a_passed_on_websocket_of_tiny_frames(is_paid_for: bool, way: str) -> None:
+    """It is followed a piece at a time, which may be many frames."""
+    frame = EMPTY if way == "up" else frames.made(frames.PONG, b"")
+    total = 4 * PIECE // len(frame)
+
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if way == "down":
+            writer.write(frame * total)
+        while await reader.read(PIECE):
+            pass
+        writer.close()
+
+    async def pass_on(scope: Scope, _: Receive, __: Send) -> None:
+        connection = scope["extensions"]["era.connection"]
+        listening = await asyncio.start_server(server, "127.0.0.1", 0)
+        host, port = listening.sockets[0].getsockname()
+        from_caller = connection.open_tunnel([])
+        reader, writer = await connect(host=host, port=port)
+        await until(lambda: is_full(from_caller if way == "up" else reader))
+        try:
+            await Tunnel(connection, reader, writer, Budget("session"), lambda: None).run(from_caller, b"")
+        finally:
+            writer.close()
+            listening.close()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(UPGRADE + (frame * total if way == "up" else b""))
+        await reader.readuntil(b"\r\n\r\n")
+        while way == "down" and Followed.count < total:
+            await reader.read(PIECE)
+        await until(lambda: Followed.count == total)
+
+    largest = most(talk, lambda: Followed.count, pass_on)
+    a_piece = PIECE // len(frame) + 1
+    assert largest <= a_piece if is_paid_for else largest > 1.5 * a_piece, largest
+
+
+def test_messages_of_tiny_frames(is_paid_for: bool) -> None:
+    total, taken = 5000, 0
+
+    async def take(scope: Scope, _: Receive, __: Send) -> None:
+        nonlocal taken
+        connection = scope["extensions"]["era.connection"]
+        reader = connection.open_tunnel([])
+        await until(lambda: len(reader._buffer) == total * len(TINY))
+        async for _message in WebSocket(connection, reader, "session").messages():
+            taken += 1
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(UPGRADE + TINY * total)
+        await until(lambda: taken == total)
+
+    largest = most(talk, lambda: taken, take)
+    assert largest <= 100 if is_paid_for else largest > total // 2, largest
+
+
+def test_tiny_frames_after_the_end(is_paid_for: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come before the client has said that it has understood."""
+    monkeypatch.setattr(websocket, "_CLOSE_SECONDS", LONG_TIME)
+    total = 20_000
+
+    async def close(scope: Scope, _: Receive, __: Send) -> None:
+        connection = scope["extensions"]["era.connection"]
+        reader = connection.open_tunnel([])
+        await until(lambda: len(reader._buffer) == total * len(EMPTY))
+        await WebSocket(connection, reader, "session").close()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(UPGRADE + EMPTY * (total - 1) + masked(frames.CLOSE, b""))
+        await until(lambda: Followed.count == total)
+
+    largest = most(talk, lambda: Followed.count, close)
+    assert largest < 4000 if is_paid_for else largest > total // 2, largest

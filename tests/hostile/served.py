@@ -17,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +29,11 @@ from typing import IO, Any, cast
 from sqlalchemy import Connection
 
 from era import app
-from era.api import exchange, streaming
+from era.api import event_stream, exchange, streaming
+from era.api.event_stream import Event
 from era.api.protocol import Protocol
 from era.core import loop_slices, spooled_output
+from era.core.event_log import Gap
 from era.core.files import file_threads
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
@@ -39,6 +41,7 @@ from era.core.garbage import collect_once
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import Session
+from era.core.spooled_output import SpooledOutput
 from era.mcp import results
 from era.settings import Settings
 from era.store import sessions
@@ -277,6 +280,16 @@ def _outputs_in_memory() -> None:
     """What runs print is in memory as a whole, and answers are made in one piece."""
     _patch(spooled_output, MEMORY_BYTES=1 << 40)
     _patch(streaming, _SMALL=1 << 40)
+
+    async def in_one_piece(events: AsyncGenerator[Event | Gap], source: Hashable) -> AsyncGenerator[bytes]:
+        yield b"".join([piece async for piece in encoded(events, source)])
+
+    async def read_at_once(self: SpooledOutput, start: int, end: int) -> AsyncGenerator[bytes]:
+        yield await self.read(start, end)
+
+    encoded = event_stream._encoded
+    _patch(event_stream, _encoded=in_one_piece)
+    _patch(SpooledOutput, pieces=read_at_once)
 
     def hold(self: results.Shortened, piece: str) -> None:
         add(self, piece)

@@ -37,6 +37,12 @@ Protocol.is_half_open = property(lambda self: True)
 """
 """Doesn't see who sends a request."""
 
+BODILESS = """
+from era.api.protocol import Protocol
+Protocol.is_half_open = property(lambda self: self._is_idle)
+"""
+"""Takes a request whose head is there for one that is."""
+
 BODY = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
 HALF = {
     "nothing": b"",
@@ -108,12 +114,19 @@ def test_half_open_requests_harm_nobody_else(serve: Callable[..., Server], half:
             assert httpx.get(f"{server.url}/proxy/public/1/", timeout=60).text == "hello\n"
 
 
-@pytest.mark.parametrize("half", soak_the_rest(["nothing", "a part of a head"], ["a part of a head"]))
+@pytest.mark.parametrize("half", soak_the_rest(HALF, ["a part of a head"]))
 def test_without_a_bound_they_take_all_descriptors(serve: Callable[..., Server], half: str) -> None:
     server = serve(UNCOUNTED)
     with flood(server, HALF[half]):
         # On a busy machine the last ones are accepted late.
         assert eventually(lambda: descriptors(server) > LIMIT * 0.9 and not answers(server))
+
+
+def test_where_half_a_body_counts_as_all_of_it_nobody_else_connects(serve: Callable[..., Server]) -> None:
+    """Elsewhere than at a public URL who has no key has his answer before the rest of the body comes."""
+    server = serve(BODILESS)
+    with flood(server, HALF["a part of a body for a public URL"]):
+        assert eventually(lambda: descriptors(server) < LIMIT * 0.9 and not answers(server))
 
 
 def answers(server: Server) -> bool:

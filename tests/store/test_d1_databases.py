@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -367,6 +370,47 @@ async def test_a_killed_worker_leaves_the_old_state(databases: D1Databases) -> N
     with pytest.raises(asyncio.CancelledError):
         await long
     assert await query(databases, "SELECT n FROM t") == [{"n": 1}]
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["sound", "weakened"])
+async def test_a_worker_yields_to_the_service(
+    databases: D1Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """Beside a busy process of the service's, on the same processor, endless SQL gets little of it."""
+    if weakened:
+        weak = tmp_path / "worker.py"
+        weak.write_text(d1_databases._WORKER.read_text().replace("os.nice(_NICENESS)", "pass"))
+        monkeypatch.setattr(d1_databases, "_WORKER", weak)
+    assert await query(databases, "SELECT 1 AS one") == [{"one": 1}]
+    ((worker, _),) = databases._idle
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    expected = own if weakened else min(own + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, worker.pid) == expected
+    assert os.getpgid(worker.pid) != os.getpgid(0), "Ctrl-C reaches it"
+    processor = {min(os.sched_getaffinity(0))}
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for pid in (worker.pid, busy.pid):
+            os.sched_setaffinity(pid, processor)
+        endless = asyncio.create_task(query(databases, f"{ENDLESS} count(*) FROM c"))
+        used = processor_seconds(worker.pid)
+        while processor_seconds(worker.pid) == used:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.01)
+        before = [processor_seconds(pid) for pid in (worker.pid, busy.pid)]
+        while processor_seconds(busy.pid) < before[1] + 0.3:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.01)
+        its, services = (processor_seconds(pid) - at for pid, at in zip((worker.pid, busy.pid), before, strict=True))
+    finally:
+        busy.kill()
+        busy.wait()
+    endless.cancel()
+    await asyncio.wait([endless])
+    assert its > services / 2 if weakened else its < services / 3, (its, services)
 
 
 def test_an_answer_is_json_whatever_is_in_a_row(tmp_path: Path) -> None:

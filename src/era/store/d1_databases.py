@@ -475,7 +475,9 @@ class D1Databases:
             cwd="/",
             env={},
             limit=_LINE_BYTES,
-            start_new_session=True,
+            # Ctrl-C is for the service. A session of its own wouldn't do: the kernel may share processors among
+            # sessions before it looks at niceness (sched_autogroup_enabled).
+            process_group=0,
         )
 
     def _retire(self, worker: asyncio.subprocess.Process) -> None:

@@ -31,8 +31,8 @@ _SECONDS = 30.0
 _MOST_SECONDS = 90.0
 """And in all: programs beside the helper may use some for ever, and changes have the session's turn meanwhile."""
 
-_BYTE_US = 0.01
-"""What it costs the event loop to take a byte."""
+_BYTE_US, _ANSWER_US = 0.01, 3
+"""What it costs the event loop to take a byte, and an answer, however short."""
 
 _MOST_BYTES = 16 << 20
 _MOST_HEAD = 64 << 10
@@ -110,6 +110,7 @@ class FileHelper:
                     waiting = self._waiting.get(answer[0].get("id", 0))
                     if waiting is not None and not waiting.done():
                         waiting.set_result(answer)
+                    await budget.spend(_ANSWER_US)  # thousands may have come in one piece
                 await budget.spend(len(event.data) * _BYTE_US)
         except (ValueError, RecursionError):
             await self._process.kill()

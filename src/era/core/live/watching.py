@@ -192,7 +192,7 @@ class _Watch:
                 *lines, buffer = (buffer + event.data).split(b"\n")
                 for line in lines:
                     self._take(line)
-                await budget.spend(len(event.data) * _BYTE_US)
+                    await budget.spend(len(line) * _BYTE_US)  # thousands may have come in one piece
                 if len(buffer) > _LINE_BYTES or self._error is not None:
                     break
         except EraError as error:
