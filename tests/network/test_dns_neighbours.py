@@ -19,7 +19,7 @@ EACH = 32
 
 FEW = """
 from era.network import dns
-dns._SECONDS = 600
+dns._SECONDS = dns._TURN_SECONDS = 600
 dns._ALL_LOOKUPS, dns._OWNER_LOOKUPS = 16, 8
 """
 """The bounds as they are, for smaller numbers and for nameservers that never answer."""

@@ -27,8 +27,8 @@ import re
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 from weakref import WeakValueDictionary
@@ -54,11 +54,11 @@ _PER_SECOND = 100
 """Lookups of one run, after as many at once."""
 
 _ALL_LOOKUPS, _OWNER_LOOKUPS = 512, 256
-"""Of all runs, and of one owner's, at a time."""
+"""Of all runs, and of one owner's, that may begin within _TURN_SECONDS. One machine is answered only so often."""
 
 _TURN_SECONDS = 0.5
-"""For which a lookup counts at least, though it is answered sooner: so the same numbers bound how many there are in a
-second. Nameservers answer one machine only so often."""
+"""For which a lookup has its turn, be it answered sooner or never: else names that nobody answers would take the turns
+of all others for as long as nameservers are waited for."""
 
 _MAX_ADDRESSES = 256
 """Addresses of one answer that count. Nobody has more, but for keeping the event loop busy with them."""
@@ -89,9 +89,8 @@ class Lookups:
         self._slots_of: WeakValueDictionary[str, FairSlots[str]] = WeakValueDictionary()
         """By owner, how his are shared by his sandboxes."""
 
-    @asynccontextmanager
-    async def turn(self, owner: str, sandbox_id: str) -> AsyncIterator[None]:
-        """Wait for a turn, and have it for the block, or for _TURN_SECONDS."""
+    async def turn(self, owner: str, sandbox_id: str) -> None:
+        """Wait until a lookup may begin."""
         slots = self._slots_of.get(owner)
         if slots is None:
             slots = self._slots_of[owner] = FairSlots(_OWNER_LOOKUPS, _OWNER_LOOKUPS)
@@ -102,15 +101,11 @@ class Lookups:
             slots.give_back(sandbox_id)
             raise
         loop = asyncio.get_running_loop()
-        until = loop.time() + _TURN_SECONDS
-        try:
-            yield
-        finally:
-            loop.call_at(until, self._slots.give_back, owner)
-            loop.call_at(until, slots.give_back, sandbox_id)
+        loop.call_later(_TURN_SECONDS, self._slots.give_back, owner)
+        loop.call_later(_TURN_SECONDS, slots.give_back, sandbox_id)
 
 
-type Turn = Callable[[], AbstractAsyncContextManager[None]]
+type Turn = Callable[[], Awaitable[None]]
 """`Lookups.turn` of one sandbox."""
 
 
@@ -239,19 +234,19 @@ class Names:
         response, or the run has no descriptor left to ask with."""
         async with self._slots:
             await self._pace.step()
-            async with self._turn():
-                try:
-                    self._descriptors.take()
-                except OSError:
-                    return None
-                try:
-                    for server in nameservers():
-                        with suppress(OSError, TimeoutError):
-                            async with asyncio.timeout(_SECONDS):
-                                return await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
-                    return None
-                finally:
-                    self._descriptors.give_back()
+            await self._turn()
+            try:
+                self._descriptors.take()
+            except OSError:
+                return None
+            try:
+                for server in nameservers():
+                    with suppress(OSError, TimeoutError):
+                        async with asyncio.timeout(_SECONDS):
+                            return await (_ask_tcp if stream else _ask_udp)(server, _rebuilt(query, end))
+                return None
+            finally:
+                self._descriptors.give_back()
 
 
 class _Pace:

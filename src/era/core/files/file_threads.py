@@ -111,5 +111,11 @@ async def _in_turn[T, Holder: Hashable](
     except BaseException:
         slots.give_back(holder)
         raise
-    running.add_done_callback(lambda _: slots.give_back(holder))
+
+    def ended(done: asyncio.Future[T]) -> None:
+        slots.give_back(holder)
+        if not done.cancelled():
+            done.exception()  # nobody else looks at it where the caller has gone
+
+    running.add_done_callback(ended)
     return await asyncio.shield(running)
