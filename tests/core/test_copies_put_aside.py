@@ -7,12 +7,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import pytest
 
-from era.core.files import content_copies, sparse
+from era.core.files import content_copies, file_threads, sparse
 from era.core.files.content_copies import ContentCopies
+from era.core.files.file_threads import Budget
+from era.core.files.trees import SnapshotRefused
 from era.errors import CommitFailed
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, lab, write
@@ -101,3 +104,64 @@ def test_what_is_put_aside_for_a_call_that_was_cancelled_is_removed(
 
     asyncio.run(cancelled())
     assert os.listdir(lab.directory / "aside") == []
+
+
+def grown_first(lab: MomentLab, monkeypatch: pytest.MonkeyPatch, size: int, *, then_shrunk: bool = False) -> list[str]:
+    """Let the file grow after each scan, as a program may that is told when files are opened, and perhaps shrink before
+    the next one. Returns on which threads content is stored."""
+    stored = list[str]()
+    put, store = ContentCopies.put_tree, ContentCopies.store_files
+
+    def put_tree(*arguments: Any, **more: Any) -> None:
+        os.truncate(lab.live.workspace / "file", size)
+        try:
+            put(*arguments, **more)
+        finally:
+            if then_shrunk:
+                os.truncate(lab.live.workspace / "file", 5)
+
+    def store_files(*arguments: Any) -> None:
+        stored.append(threading.current_thread().name.rpartition("_")[0])
+        store(*arguments)
+
+    monkeypatch.setattr(ContentCopies, "put_tree", put_tree)
+    monkeypatch.setattr(ContentCopies, "store_files", store_files)
+    return stored
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_what_grows_after_the_scan_is_bounded_all_the_same(
+    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """Where nothing can be frozen, what was put aside is kept: more than the session may have, of holes as well."""
+    lab.live.can_freeze = False
+    lab.live.limits = replace(lab.live.limits, disk_bytes=64 << 20)
+    write(lab, "file", b"small")
+    grown_first(lab, monkeypatch, 65 << 20, then_shrunk=True)
+    if weakened:
+        monkeypatch.setattr(ContentCopies, "_take_room", lambda *_: None)
+        assert lab.moment().snapshot.total_bytes == 65 << 20
+    else:
+        with pytest.raises(SnapshotRefused, match="more than 67108864 bytes"):
+            lab.moment()
+        assert os.listdir(lab.directory / "aside") == []
+
+
+@pytest.mark.parametrize("can_freeze", [True, False])
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+def test_what_grows_after_the_scan_is_large_work(
+    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, can_freeze: bool, weakened: bool
+) -> None:
+    """Else all threads of small work could be kept busy for as long as it takes to read thousands of large holes."""
+    lab.live.can_freeze = can_freeze
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", 1 << 20)
+    for number in range(40):  # or the event loop would look at it
+        write(lab, f"file{number}", b"small")
+    write(lab, "file", b"small")
+    stored = grown_first(lab, monkeypatch, 2 << 20)
+    if weakened:
+        monkeypatch.setattr(Budget, "spend", lambda *_: None)
+    lab.moment()
+    assert lab.contents()["file"] == b"small" + bytes((2 << 20) - 5)
+    # Where it can be frozen, it has been stored by then.
+    assert stored[0] == ("era-files" if weakened and can_freeze else "era-bulk")

@@ -8,7 +8,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -47,11 +47,15 @@ async def guest_listener() -> AsyncIterator[tuple[str, int]]:
             yield listener.getsockname()
 
 
+async def at_once() -> None:
+    """The turn of lookups that nobody else makes."""
+
+
 @asynccontextmanager
 async def made() -> AsyncIterator[tuple[RunConnections, _DestinationListener]]:
     """Those of a run, and a listener that stands for a destination of theirs."""
     more = (LoopbackAddresses(), Policy(), allowlist([]), Destinations(), lambda _: None)
-    connections = RunConnections(Broker(), *more, RunDescriptors(Shares(100), "me"), nullcontext, lambda *_: None)
+    connections = RunConnections(Broker(), *more, RunDescriptors(Shares(100), "me"), at_once, lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address: tuple[str, int] = free.getsockname()
     yield connections, await connections._listener((ip_address(address[0]), address[1]))

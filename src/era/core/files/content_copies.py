@@ -11,7 +11,8 @@ from itertools import count
 from pathlib import Path
 
 from era.core.files import sparse, trees
-from era.core.files.trees import BlobBatch, Changed, File, Tree
+from era.core.files.file_threads import Budget
+from era.core.files.trees import BlobBatch, Changed, File, Tree, WorkspaceFull
 
 _SMALL = 64 << 10
 """Bytes up to which content is put aside in memory."""
@@ -27,8 +28,11 @@ class ContentCopies:
     """The content of files of one tree. Larger files are copies in a directory, which share blocks with the originals
     where the file system can do that. `close` it at the end."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, most_bytes: int) -> None:
+        """`most_bytes` is what the tree may hold at most."""
+        self._directory, self._most_bytes = directory, most_bytes
+        self._room = 0
+        self._budget: Budget | None = None
         self._contents: dict[int, bytes | str] = {}
         """By the identity of the tree's files: the content itself, or the path of the copy."""
 
@@ -41,13 +45,16 @@ class ContentCopies:
         self.missed = False
         """Whether anything was gone or something else when it was to be put aside."""
 
-    def put_tree(self, fd: int, tree: Tree, *, still: bool) -> None:
+    def put_tree(self, fd: int, tree: Tree, *, still: bool, budget: Budget | None = None) -> None:
         """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
-        isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now. Raises
-        Changed, OSError."""
+        isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now: files may have
+        grown since the scan, so the bounds hold again. Raises Changed, WorkspaceFull, OSError, and TreeNotSmall where
+        it is more than the budget."""
         with self._at_work:
             if self._closed:  # nobody waits for this thread any more, and what it made would be left
                 raise Changed
+            self._clear()  # of an attempt that was given up
+            self._room, self._budget = self._most_bytes - tree.totals.total_bytes, budget
             self._put_below(fd, tree, still=still)
 
     def _put_below(self, fd: int, tree: Tree, *, still: bool) -> None:
@@ -77,6 +84,9 @@ class ContentCopies:
         size = status.st_size
         if still and size != file.fingerprint.size:
             raise Changed
+        self._take_room(size - file.fingerprint.size)
+        if self._budget is not None:
+            self._budget.spend(size)
         if size <= _SMALL and self._in_memory + size <= _IN_MEMORY:
             content = b"".join(iter(lambda: os.read(fd, _SMALL), b"")) if still else _read(fd, size)
             self._in_memory += len(content)
@@ -91,10 +101,17 @@ class ContentCopies:
                     sparse.copy(fd, copy, size)
                 else:
                     sparse.copy_changing(fd, copy, status)
+                self._take_room(os.fstat(copy).st_size - size)  # it may have grown again
                 size = os.fstat(copy).st_size
         self.bytes += max(size, trees.FILE_BYTES)
         if not still:
             file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
+
+    def _take_room(self, more: int) -> None:
+        """Note that a file has so many bytes more than was known. Raises WorkspaceFull."""
+        self._room -= more
+        if self._room < 0:
+            raise WorkspaceFull(f"the working directory holds more than {self._most_bytes} bytes")
 
     def is_still_there(self, fd: int, tree: Tree, since_ns: int) -> bool:
         """Whether those of the files that were put aside which have changed since then still hold what was put aside.
@@ -156,11 +173,15 @@ class ContentCopies:
         """Remove the copies that are left, once no thread puts any there. Blocks: large ones take long."""
         with self._at_work:
             self._closed = True
-            for content in self._contents.values():
-                if isinstance(content, str):
-                    with suppress(FileNotFoundError):
-                        os.unlink(content)
-            self._contents.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        for content in self._contents.values():
+            if isinstance(content, str):
+                with suppress(FileNotFoundError):
+                    os.unlink(content)
+        self._contents.clear()
+        self._in_memory = self.bytes = 0
 
     def closed_at_once(self) -> bool:
         """Close it if there is no copy to remove and no thread to wait for; whether that was so."""

@@ -46,6 +46,7 @@ from era.core import limits
 from era.core.files import file_threads, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
+from era.core.files.file_threads import Budget
 from era.core.files.memory import Memory
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
@@ -191,9 +192,12 @@ class LiveSnapshots:
         async with self._standing_still(sandbox) as still:
             if not still:
                 return None
-            aside = ContentCopies(self._directory)
+            aside = self._copies(sandbox)
             stack.push_async_callback(self._close, aside)
             return await self._snapshots.in_slot(partial(self._look, sandbox, memory, entry, aside))
+
+    def _copies(self, sandbox: Sandbox) -> ContentCopies:
+        return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
 
     @asynccontextmanager
     async def _standing_still(self, sandbox: Sandbox) -> AsyncIterator[bool]:
@@ -308,7 +312,7 @@ class LiveSnapshots:
             calls_since = time.time_ns() - (0 if still else _WRITE_NS)
         if sandbox.id in self._cant_freeze:
             return memory
-        aside = ContentCopies(self._directory)
+        aside = self._copies(sandbox)
 
         def job(small: bool) -> Memory:
             with trees.opened_root(sandbox.workspace) as root:
@@ -320,7 +324,8 @@ class LiveSnapshots:
                     held = sandbox.held_files(os.fstat(root).st_dev)
                     tree = self._scan(root, sandbox, memory, watch, held, changing=True, asked_ns=calls_since)
                     before = _fingerprints(tree)
-                    aside.put_tree(root, tree, still=False)  # whatever is read here, the watch tells that it was opened
+                    # Whatever is read here, the watch tells that it was opened.
+                    aside.put_tree(root, tree, still=False, budget=Budget() if small else None)
                     with self._snapshots.blobs.batch() as batch:
                         counting = CountingBatch(batch)
                         aside.store_files(tree, memory.tree if memory else None, counting)
@@ -359,7 +364,7 @@ class LiveSnapshots:
                 if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
                     raise TreeNotSmall
                 before, unstored = _fingerprints(tree), _unstored(tree)
-                aside.put_tree(root, tree, still=False)
+                aside.put_tree(root, tree, still=False, budget=Budget() if small else None)
                 _unsettle(tree, before)
                 settled = all(file.settled for file in unstored)
                 again = Scan(bounds, packages=packages, changing=True)
@@ -379,7 +384,7 @@ class LiveSnapshots:
             return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
 
         for left in reversed(range(_LOOKS)):
-            aside = ContentCopies(self._directory)
+            aside = self._copies(sandbox)
             stack.push_async_callback(self._close, aside)
             look, agrees = await self._snapshots.threads.by_size(partial(job, aside), sandbox.id, owner)
             if agrees or agrees is None or not left:
