@@ -369,10 +369,10 @@ def test_a_large_look_puts_nothing_aside_where_small_work_is_done(
     names: list[str] = []
     put_tree = ContentCopies.put_tree
 
-    def noted(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
-        if not still:
+    def noted(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
+        if not more["still"]:
             names.append(threading.current_thread().name.rpartition("_")[0])
-        put_tree(aside, fd, tree, still=still)
+        put_tree(aside, fd, tree, **more)
 
     monkeypatch.setattr(ContentCopies, "put_tree", noted)
     with opened(tmp_path) as lab:

@@ -117,9 +117,9 @@ def test_what_is_slow_to_stand_still_is_told_again(lab: MomentLab, monkeypatch: 
     looks: list[bool] = []
     put_tree = ContentCopies.put_tree
 
-    def noted(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
-        looks.append(still)
-        put_tree(aside, fd, tree, still=still)
+    def noted(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
+        looks.append(more["still"])
+        put_tree(aside, fd, tree, **more)
 
     monkeypatch.setattr(ContentCopies, "put_tree", noted)
     lab.live.too_slow = 2
@@ -345,9 +345,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
     noted: list[tuple[bool, int]] = []
     put_tree = ContentCopies.put_tree
 
-    def put(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
-        put_tree(aside, fd, tree, still=still)
-        noted.append((still, len(aside._contents)))
+    def put(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
+        put_tree(aside, fd, tree, **more)
+        noted.append((more["still"], len(aside._contents)))
 
     monkeypatch.setattr(ContentCopies, "put_tree", put)
     return noted
@@ -379,8 +379,8 @@ def test_half_of_what_a_call_writes_is_read_again_while_all_stands_still(
         if not calls:
             calls.append(LongCall(lab, monkeypatch))
 
-    def ends_afterwards(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
-        put_tree(aside, fd, tree, still=still)
+    def ends_afterwards(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
+        put_tree(aside, fd, tree, **more)
         calls[0].ends()
 
     monkeypatch.setattr(ContentCopies, "put_tree", ends_afterwards)
@@ -484,11 +484,11 @@ def test_what_was_mapped_before_a_watch_began_is_looked_at(lab: MomentLab, monke
         goes_on()
         return new_watch(*arguments)
 
-    def written_first(*arguments: Any, still: bool) -> None:
-        if not still:
+    def written_first(*arguments: Any, **more: Any) -> None:
+        if not more["still"]:
             goes_on()
             monkeypatch.undo()
-        put_tree(*arguments, still=still)
+        put_tree(*arguments, **more)
 
     monkeypatch.setattr(lab.snapshots, "new_watch", mapped_first)
     monkeypatch.setattr(ContentCopies, "put_tree", written_first)
@@ -517,9 +517,9 @@ def test_a_forgotten_tree_in_which_nothing_has_changed_is_the_same(
     looks: list[bool] = []
     put_tree = ContentCopies.put_tree
 
-    def noted(aside: ContentCopies, fd: int, tree: Any, *, still: bool) -> None:
-        looks.append(still)
-        put_tree(aside, fd, tree, still=still)
+    def noted(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
+        looks.append(more["still"])
+        put_tree(aside, fd, tree, **more)
 
     monkeypatch.setattr(ContentCopies, "put_tree", noted)
     before = lab.last
