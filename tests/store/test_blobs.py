@@ -299,6 +299,22 @@ def two_hosts(tmp_path: Path) -> Iterator[tuple[LocalBlobs, LocalBlobs]]:
         each.close()
 
 
+async def test_what_another_host_put_goes_though_the_one_that_collects_puts_nothing(
+    two_hosts: tuple[LocalBlobs, LocalBlobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been too young for the last collection, while all that is named is as it was."""
+    collecting, other = two_hosts
+    clock = Clock(time.time())
+    monkeypatch.setattr(module, "time", clock)
+    snapshots = Snapshots(collecting, grace_seconds=60)
+    clock.pass_by(100)
+    put(other, b"named by no row")
+    clock.pass_by(30)
+    assert await snapshots.collect_garbage([]) == 0
+    clock.pass_by(100)
+    assert await snapshots.collect_garbage([]) == 1
+
+
 def test_a_host_that_hangs_with_the_lock_stops_no_other_for_ever(
     two_hosts: tuple[LocalBlobs, LocalBlobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,15 +295,17 @@ class Snapshots:
 
         `older_than` protects what was put but isn't named by a row yet. So it is what `sweepable_before` returned
         before the arguments were read, or else, if that was just before, what it returns now.
-        If nothing can have become garbage since the last call, nothing is done. Raises Unavailable, and deletes
-        nothing, where a tree object can't be read: what it names would be lost for good.
+        If nothing can have become garbage since the last call, nothing is done; where other processes put content, too,
+        that is never known. Raises Unavailable, and deletes nothing, where a tree object can't be read: what it names
+        would be lost for good.
         """
         if older_than is None:
             older_than = self.sweepable_before()
         kept_roots, kept_blobs = frozenset(roots), frozenset(blobs)
         if self._collected is not None:
             *kept_last_time, swept_before = self._collected
-            if kept_last_time == [kept_roots, kept_blobs] and self.blobs.last_put < swept_before:
+            nothing_was_put = self.blobs.unnamed_since() is not None and self.blobs.last_put < swept_before
+            if nothing_was_put and kept_last_time == [kept_roots, kept_blobs]:
                 return 0
 
         def job() -> int:
