@@ -58,6 +58,8 @@ class FairSlots[Holder: Hashable]:
     def _hand_out(self) -> None:
         """Give free slots to those whose turn it is."""
         for holder, queue in list(self._queues.items()):
+            if not self._free:
+                break  # thousands may wait; those who have gone are forgotten when there is a slot
             while queue and queue[0].done():  # cancelled
                 queue.popleft()
             if queue and self._free and self._held[holder] < self._most_each:
