@@ -194,10 +194,12 @@ class _Spending:
         """Spend what it takes to turn a directory that holds `known` into what a tree object says; None: empty."""
         if digest == known.digest and digest is not None:
             return
-        if digest in self._read:
-            self._budget.spend(0)  # its list is read only once, but there is a directory to make or change
-        entries = {trees.native(entry[1]): entry for entry in self._read_tree(digest)} if digest else {}
-        self._read.update([digest] if digest else ())
+        entries: dict[str, Sequence[Any]] = {}
+        if digest is not None:
+            if digest in self._read:
+                self._budget.spend(0)  # its list is read only once, but there is a directory to make or change
+            self._read.add(digest)
+            entries = {trees.native(entry[1]): entry for entry in self._read_tree(digest)}
         self._removals(entries, known)
         below: list[tuple[str, Tree]] = []
         for name, (kind, _, *rest) in entries.items():
