@@ -42,7 +42,8 @@ class Budget:
             raise TreeNotSmall
 
     def check_room(self, objects: int) -> None:
-        """Raises TreeNotSmall where so many tree objects, which are about to be read, will be too much."""
+        """Raises TreeNotSmall where so many files or tree objects, which are about to be made or read, will be too
+        much."""
         if objects * FILE_BYTES > self._left:
             raise TreeNotSmall
 

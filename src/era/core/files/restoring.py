@@ -48,23 +48,9 @@ def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: Rea
 
 
 def spend(budget: Budget, digest: str | None, known: Tree, blobs: ReadBlobs, read_tree: ReadTree) -> None:
-    """Spend what `restore` would write, with the same arguments. `read_tree` spends what it reads. Raises TreeNotSmall
-    where that is too much, and OSError."""
-    if digest is None or digest == known.digest:
-        return
-    entries = read_tree(digest)
-    below = [
-        (entry[2], there)
-        for entry in entries
-        if entry[0] == "dir" and (there := known.trees.get(trees.native(entry[1]), Tree())).digest != entry[2]
-    ]
-    budget.check_room(len(below))
-    blobs.expect(content for content, _ in below)
-    for kind, portable, *rest in entries:
-        if kind == "file" and not _is_there(known.files.get(trees.native(portable)), *rest):
-            budget.spend(rest[1])
-    for content, there in below:
-        spend(budget, content, there, blobs, read_tree)
+    """Spend what `restore` would write and remove, with the same arguments. `read_tree` spends what it reads. Raises
+    TreeNotSmall where that is too much, and OSError."""
+    _Spending(budget, blobs, read_tree).directory(digest, known)
 
 
 def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree, budget: Budget | None = None) -> Tree:
@@ -193,6 +179,51 @@ class _Restore:
             if os.fstat(content).st_size != size:
                 raise OSError(errno.EIO, "a file is not as long as it was")
             sparse.copy(content, fd, size)
+
+
+class _Spending:
+    """What one restore would do, spent of a budget: each entry that is made or removed counts as a file, if no more."""
+
+    def __init__(self, budget: Budget, blobs: ReadBlobs, read_tree: ReadTree) -> None:
+        self._budget = budget
+        self._blobs = blobs
+        self._read_tree = read_tree
+        self._read: set[str] = set()
+
+    def directory(self, digest: str | None, known: Tree) -> None:
+        """Spend what it takes to turn a directory that holds `known` into what a tree object says; None: empty."""
+        if digest == known.digest and digest is not None:
+            return
+        entries: dict[str, Sequence[Any]] = {}
+        if digest is not None:
+            if digest in self._read:
+                self._budget.spend(0)  # its list is read only once, but there is a directory to make or change
+            self._read.add(digest)
+            entries = {trees.native(entry[1]): entry for entry in self._read_tree(digest)}
+        self._removals(entries, known)
+        below: list[tuple[str, Tree]] = []
+        for name, (kind, _, *rest) in entries.items():
+            match kind, rest:
+                case "file", (_, size, *_) if not _is_there(known.files.get(name), *rest):
+                    self._budget.spend(size)
+                case "link", (target, mtime_ns) if known.links.get(name) != trees.Link(target, mtime_ns):
+                    self._budget.spend(0)
+                case "dir", (content, mode):
+                    there = known.trees.get(name)
+                    if there is None or there.digest != content:
+                        below.append((content, there or Tree()))
+                    elif there.mode != mode:
+                        self._budget.spend(0)
+        self._budget.check_room(len(below))
+        self._blobs.expect(content for content, _ in below)
+        for content, there in below:
+            self.directory(content, there)
+
+    def _removals(self, entries: Mapping[str, Sequence[Any]], known: Tree) -> None:
+        """Spend what it takes to remove whatever isn't among the entries, or is a directory and isn't to be one."""
+        for name in (*known.files, *known.links, *known.trees, *known.others):
+            if name not in entries or (name in known.trees and entries[name][0] != "dir"):
+                self._budget.spend(known.totals_of(name).entries * trees.FILE_BYTES)
 
 
 def _moved(fd: int, tree: Tree, owner: tuple[int, int] | None) -> Tree:

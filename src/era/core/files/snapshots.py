@@ -38,12 +38,14 @@ from era.core.files.diffs import ReadTree, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.file_threads import Budget, FileThreads
+from era.core.files.holdings import Holdings
 from era.core.files.memory import Memories, Memory, Scanned
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.totals import Bounds, Totals
 from era.core.files.tree_objects import ListTooLong, decode
 from era.core.files.trees import (
+    FILE_BYTES,
     BlobBatch,
     CountingBatch,
     FullScanNeeded,
@@ -325,11 +327,10 @@ class Snapshots:
 
         Reads every tree object, so it blocks for long; no file is read. Raises OSError.
         """
-        marked: set[str] = set()
-        sizes: dict[str, int] = {}
-        for root in roots:
-            self._mark(root, marked, sizes)
-        return sizes
+        holdings = Holdings(self.blobs, self._tree_object)
+        for root in holdings.ahead(roots):
+            holdings.add(root)
+        return holdings.sizes
 
     async def held_bytes(
         self, roots: Sequence[str], most: int, at_least: int = 0, *, owner: str | None = None
@@ -342,15 +343,13 @@ class Snapshots:
         """
 
         def job(small: bool) -> Sequence[int]:
-            budget = Budget() if small else None
-            marked: set[str] = set()
-            sizes: dict[str, int] = {}
+            holdings = Holdings(self.blobs, self._tree_object, Budget() if small else None)
             totals: list[int] = []
             counted = total = 0
-            for root in roots:
-                self._mark(root, marked, sizes, budget)
-                total += sum(islice(sizes.values(), counted, None))  # what is new is at the end
-                counted = len(sizes)
+            for root in holdings.ahead(roots):
+                holdings.add(root)
+                total += sum(islice(holdings.sizes.values(), counted, None))  # what is new is at the end
+                counted = len(holdings.sizes)
                 totals.append(total)
                 if total > most and len(totals) >= at_least:
                     break
@@ -485,6 +484,8 @@ class Snapshots:
         known = memory.tree if memory else Tree()
         read: ReadTree = self.read_tree
         if budget is not None:
+            if memory is None:  # all of it has to be made
+                budget.check_room(max(snapshot.file_count, snapshot.total_bytes // FILE_BYTES))
             read = cache(partial(self.read_tree, budget=budget))  # each list is needed twice
             restoring.spend(budget, snapshot.root, known, self.blobs, read)
         with trees.opened_root(sandbox.workspace) as root:
@@ -550,22 +551,6 @@ class Snapshots:
         if len(self._counts) >= _COUNTS_KEPT:
             self._counts = {}
         self._counts[root] = totals
-
-    def _mark(self, digest: str, marked: set[str], sizes: dict[str, int], budget: Budget | None = None) -> None:
-        """Add a tree and everything below it to `sizes`. `marked` are the trees visited so far.
-
-        `sizes` alone couldn't tell which trees were visited: a file may have the very content of a tree object.
-        """
-        if digest in marked:
-            return
-        marked.add(digest)
-        content = self._tree_object(digest, budget)
-        sizes[digest] = len(content)
-        for kind, _, *rest in decode(content):
-            if kind == "file":
-                sizes[rest[0]] = rest[1]
-            elif kind == "dir":
-                self._mark(rest[0], marked, sizes, budget)
 
     def read_tree(self, digest: str, *, budget: Budget | None = None) -> list[Entry]:
         """The entries of a tree object. Raises OSError, and TreeNotSmall beyond the budget, if there is one."""
