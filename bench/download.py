@@ -30,6 +30,7 @@ def _code(arena: Arena) -> str:
 def in_session(arena: Arena) -> Probe:
     """A download by a program in a session."""
     there, code, expected = world(arena).arena, _code(arena), f"{arena.size(MEGABYTES)}\n"
+    there.keep_open()  # setting up other cases may have taken a while
     session = there.check_created(there.post("/api/sessions", {"language": "python", "default_timeout": 60}))
 
     def after(answer: Answer) -> None:

@@ -500,8 +500,10 @@ def _before(there: Arena, name: str) -> Callable[[], None]:
 
 
 def _there(arena: Arena, name: str) -> Arena:
-    """The arena of the service that the neighbour is at."""
-    return world(arena).arena if NEIGHBOURS[name].outside else arena
+    """The arena of the service that the neighbour is at, with a connection that is open."""
+    there = world(arena).arena if NEIGHBOURS[name].outside else arena
+    there.keep_open()
+    return there
 
 
 def _around(arena: Arena, name: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
