@@ -272,7 +272,7 @@ class LiveSnapshots:
         scan = partial(self._scan, root, sandbox, memory, held=held, changing=changing)
         tree = scan(watch, small=small)  # a watch is made only where this has gone well
         if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
-            watch = self._snapshots.new_watch(tree)
+            watch = self._snapshots.new_watch(sandbox.id, tree)
             tree = scan(watch) if watch is not None else tree
         return tree, watch
 

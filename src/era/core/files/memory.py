@@ -6,6 +6,10 @@ session never pays for a neighbour's large tree. Whoever has the sandboxes is as
 which costs nobody anything before its session runs next. Where those that are idle are small beside one that is busy,
 only what is remembered of that one goes: its next scan reads all of its files again, and finds the same. What a scan or
 a restore works with just now stays, since its watch must not end meanwhile.
+
+A watch takes what a user has few of, and is made on a thread long before it is remembered. Until then the call owns it
+for which that was done: whatever becomes of that call, its end closes each watch that isn't remembered
+(`Memories.in_use`).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 from era.core.files.paths import Parts
 from era.core.files.trees import Tree
@@ -58,7 +63,7 @@ class Scanned:
 
 
 class Memories:
-    """What is remembered of each sandbox, by its id. To be used on the event loop."""
+    """What is remembered of each sandbox, by its id. To be used on the event loop, but for `note_watch`."""
 
     def __init__(self, close: Callable[[Watch], object]) -> None:
         """`close` has a watch closed on a thread: that takes the kernel 10 ms."""
@@ -69,6 +74,12 @@ class Memories:
         """As they were counted."""
 
         self._in_use: Counter[str] = Counter()
+        self._made: dict[str, list[Watch]] = {}
+        """The watches that were made for sandboxes in use."""
+
+        self._making = Lock()
+        """Held where a watch is noted, and where a sandbox's use ends."""
+
         self.entries = 0
         """Of all trees that are remembered."""
 
@@ -112,15 +123,36 @@ class Memories:
 
     @contextmanager
     def in_use(self, sandbox_id: str) -> Iterator[None]:
-        """Within the block what is remembered of a sandbox is forgotten for no other one's sake."""
+        """Within the block what is remembered of a sandbox is forgotten for no other one's sake. At its end the watches
+        are closed that were made for the sandbox and aren't remembered."""
         self._in_use[sandbox_id] += 1
         try:
             yield
         finally:
             self._in_use[sandbox_id] -= 1
             if not self._in_use[sandbox_id]:
-                del self._in_use[sandbox_id]
+                self._close_what_isnt_remembered(sandbox_id)
             self._fit()
+
+    def note_watch(self, sandbox_id: str, watch: Watch) -> bool:
+        """Note that a watch was made for a sandbox. Where that isn't in use any more, as whoever asked for the watch has
+        gone, it is closed: returns False then. To be called on any thread."""
+        with self._making:
+            if sandbox_id in self._in_use:
+                self._made.setdefault(sandbox_id, []).append(watch)
+                return True
+        watch.close()
+        return False
+
+    def _close_what_isnt_remembered(self, sandbox_id: str) -> None:
+        """The end of a sandbox's use."""
+        with self._making:
+            del self._in_use[sandbox_id]
+            made = self._made.pop(sandbox_id, [])
+        memory = self.get(sandbox_id)
+        for watch in made:
+            if memory is None or watch is not memory.watch:
+                self._close(watch)
 
     def _fit(self) -> None:
         """Forget the largest trees until the others have no more entries than they may. One that is in use may be the

@@ -168,10 +168,12 @@ class Snapshots:
             tree = await self.threads.by_size(
                 lambda small: self._restore(sandbox, snapshot, memory, Budget() if small else None), sandbox.id, owner
             )
-        except OSError as error:
+        except BaseException as error:
             if memory is not None and memory.watch is not None:
-                memory.watch.close()
-            raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
+                self.threads.soon(memory.watch.close)  # also where the job goes on: it doesn't use it
+            if isinstance(error, OSError):
+                raise SandboxFailed(f"the session's files could not be put back: {error.strerror}") from error
+            raise
         self.memories.put(sandbox.id, Memory(snapshot, tree, memory.watch if memory else None))
 
     def put_away(self, sandbox: Sandbox, snapshot: Snapshot) -> int | None:
@@ -194,10 +196,11 @@ class Snapshots:
         if memory is None:
             raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
-            moved = await self.on_thread(lambda: self._move(old, new, memory), new.id)
+            with self.memories.in_use(new.id):
+                moved = await self.on_thread(lambda: self._move(old, new, memory), new.id)
+                self.memories.put(new.id, moved)
         except (OSError, SnapshotRefused) as error:
             raise SandboxFailed(f"the session's files could not be moved: {error}") from error
-        self.memories.put(new.id, moved)
 
     def forget(self, sandbox_id: str) -> None:
         """Drop what is remembered of a sandbox, which is gone or holds something unknown."""
@@ -421,19 +424,21 @@ class Snapshots:
                 tree = Scan(bounds, small=small, packages=packages).full(root, known)
                 if tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
                     # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
-                    watch = self.new_watch(tree)
+                    watch = self.new_watch(sandbox.id, tree)
                     tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
         return Scanned(tree, watch)
 
-    def new_watch(self, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
+    def new_watch(self, sandbox_id: str, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
         """A watch for a tree's directories; None where there can't be one, and every scan is a full one. `linked` are
-        the files with several names, as far as that is known already."""
+        the files with several names, as far as that is known already. The sandbox is in use (Memories), if anybody
+        still waits for what comes of this."""
         if tree.totals.entries - tree.totals.files + 1 > self._watches.room:
             return None
         try:
-            return Watch(self._watches, linked)
+            watch = Watch(self._watches, linked)
         except OSError:
             return None  # the user's inotify instances are used up
+        return watch if self.memories.note_watch(sandbox_id, watch) else None
 
     def _store(self, sandbox: Sandbox, memory: Memory | None, scanned: Scanned) -> Memory:
         """Store what is new of a scanned tree. Runs on a thread; raises SnapshotRefused or OSError."""
@@ -473,7 +478,9 @@ class Snapshots:
         with trees.opened_root(old.workspace) as source, trees.opened_root(new.workspace) as target:
             tree = restoring.move(source, target, memory.tree)
             watch = None
-            if memory.linked is not None and new.opens_on_host and (watch := self.new_watch(tree, memory.linked)):
+            if memory.linked is not None and new.opens_on_host:
+                watch = self.new_watch(new.id, tree, memory.linked)
+            if watch is not None:
                 restoring.watch(target, tree, watch)
                 watch.skip()
         return Memory(memory.snapshot, tree, watch)
