@@ -36,7 +36,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,8 @@ _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
 _MOST_KNOWN = 1000
+
+_NOTHING_HELD = HeldFiles(frozenset(), frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,12 @@ class LiveSnapshots:
         tree = scan(watch, small=small)  # a watch is made only where this has gone well
         if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
             watch = self._snapshots.new_watch(sandbox.id, tree)
-            tree = scan(watch) if watch is not None else tree
+            if watch is not None:
+                try:
+                    tree = scan(watch, small=small)  # it may have grown
+                except TreeNotSmall:
+                    watch.close()  # before another one is made
+                    raise
         return tree, watch
 
     def _scan(
@@ -316,13 +323,16 @@ class LiveSnapshots:
 
         def job(small: bool) -> Memory:
             with trees.opened_root(sandbox.workspace) as root:
-                tree, watch = self._full(root, sandbox, memory, None, changing=True, small=small)
+                # This tells how large it is. What is held isn't asked for yet, and would count as changed if unknown.
+                tree, watch = self._full(root, sandbox, memory, _NOTHING_HELD, changing=True, small=small)
                 try:
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
                     # a map that isn't told of, has a time since then.
                     held = sandbox.held_files(os.fstat(root).st_dev)
-                    tree = self._scan(root, sandbox, memory, watch, held, changing=True, asked_ns=calls_since)
+                    tree = self._scan(
+                        root, sandbox, memory, watch, held, changing=True, asked_ns=calls_since, small=small
+                    )
                     before = _fingerprints(tree)
                     # Whatever is read here, the watch tells that it was opened.
                     aside.put_tree(root, tree, still=False, budget=Budget() if small else None)
@@ -337,7 +347,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            warm = await self._snapshots.threads.by_size(job, sandbox.id, owner)
+            warm = await self._by_size(job, sandbox, owner, is_large=_has_many_entries(memory))
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -349,9 +359,12 @@ class LiveSnapshots:
         self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, owner: str | None
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
+        is_large = _has_many_entries(memory)
 
         def job(aside: ContentCopies, small: bool) -> tuple[_Look, bool | None]:
             """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
+            nonlocal is_large
+            is_large = not small
             with trees.opened_root(sandbox.workspace) as root:
                 asked_ns = time.time_ns()
                 held = sandbox.held_files(os.fstat(root).st_dev)
@@ -367,7 +380,7 @@ class LiveSnapshots:
                 aside.put_tree(root, tree, still=False, budget=Budget() if small else None)
                 _unsettle(tree, before)
                 settled = all(file.settled for file in unstored)
-                again = Scan(bounds, packages=packages, changing=True)
+                again = Scan(bounds, small=most, packages=packages, changing=True)
                 agrees = None
                 if held is not None:
                     # The content first: what begins to change it afterwards, the scan finds by the times.
@@ -386,12 +399,19 @@ class LiveSnapshots:
         for left in reversed(range(_LOOKS)):
             aside = self._copies(sandbox)
             stack.push_async_callback(self._close, aside)
-            look, agrees = await self._snapshots.threads.by_size(partial(job, aside), sandbox.id, owner)
+            look, agrees = await self._by_size(partial(job, aside), sandbox, owner, is_large=is_large)
             if agrees or agrees is None or not left:
                 return look, bool(agrees)
             await self._close(aside)
             await asyncio.sleep(_PAUSE)
         raise AssertionError("the last look is always returned")
+
+    async def _by_size[T](self, job: Callable[[bool], T], sandbox: Sandbox, owner: str | None, *, is_large: bool) -> T:
+        """See FileThreads; what is known to be large isn't tried as small work first."""
+        threads = self._snapshots.threads
+        if is_large:
+            return await threads.large(partial(job, False), owner)
+        return await threads.by_size(job, sandbox.id, owner)
 
     def _store(self, look: _Look, memory: Memory | None) -> Memory:
         """Store what was put aside, on a thread. Raises OSError."""
@@ -431,6 +451,11 @@ class _Every:
 
     def __contains__(self, inode: object) -> bool:
         return True
+
+
+def _has_many_entries(memory: Memory | None) -> bool:
+    """Whether a full scan is large work, as far as is known."""
+    return memory is not None and memory.tree.totals.entries > file_threads.LARGE_ENTRIES
 
 
 def _mapped(held: HeldFiles | None) -> Container[int]:

@@ -135,8 +135,8 @@ class Memories:
             self._fit()
 
     def note_watch(self, sandbox_id: str, watch: Watch) -> bool:
-        """Note that a watch was made for a sandbox. Where that isn't in use any more, as whoever asked for the watch has
-        gone, it is closed: returns False then. To be called on any thread."""
+        """Note that a watch was made for a sandbox. Where that isn't in use any more, as whoever asked for the watch
+        has gone, it is closed: returns False then. To be called on any thread."""
         with self._making:
             if sandbox_id in self._in_use:
                 self._made.setdefault(sandbox_id, []).append(watch)

@@ -1,0 +1,177 @@
+"""Looks at live directories that turn out to be large, or become so meanwhile, and such as are known to be."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.files import file_threads, live_snapshots, trees
+from era.core.files.content_copies import ContentCopies
+from era.core.files.file_threads import FileThreads
+from era.core.files.trees import Scan
+from era.core.files.watch import WatchBudget
+from era.core.models import EMPTY
+from tests.core.lab import SETTLE
+from tests.core.moments import MomentLab, opened
+
+FILES = 40
+
+
+@pytest.mark.parametrize("when", ["new_watch", "held_files"])
+@pytest.mark.parametrize("grow", ["entries", "bytes"])
+def test_what_grows_large_before_it_is_watched_is_given_up_where_small_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grow: str, when: str
+) -> None:
+    """And is watched by the only watch that may be made."""
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", 1 << 20 if grow == "bytes" else 1 << 40)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 2 * FILES)
+    calls: list[tuple[str, str]] = []
+
+    def noted(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted_call(*arguments: Any, **options: Any) -> Any:
+            calls.append((what, threading.current_thread().name.rpartition("_")[0]))
+            if what == when:
+                for number in range(2 * FILES if grow == "entries" else 1):
+                    path = lab.live.workspace / f"new{number}"
+                    path.write_bytes(bytes(1 if grow == "entries" else 2 << 20))
+            return call(*arguments, **options)
+
+        return noted_call
+
+    with opened(tmp_path) as lab:
+        monkeypatch.setattr(lab.snapshots, "_watches", WatchBudget(1000, 1))
+        monkeypatch.setattr(lab.snapshots, "new_watch", noted("new_watch", lab.snapshots.new_watch))
+        monkeypatch.setattr(lab.live, "held_files", noted("held_files", lab.live.held_files))
+        monkeypatch.setattr(ContentCopies, "put_tree", noted("put_tree", ContentCopies.put_tree))
+        for number in range(FILES):
+            (lab.live.workspace / str(number)).write_text("x")
+        lab.moment()
+        small = ["new_watch", "held_files"][: ["new_watch", "held_files"].index(when) + 1]
+        large = ["new_watch", "held_files", "put_tree"]
+        assert calls[:-2] == [(what, "era-files") for what in small] + [(what, "era-bulk") for what in large]
+        assert calls[-2:] == [("held_files", "era-files"), ("put_tree", "era-files")]  # while it stood still
+        memory = lab.snapshots.memories.get(lab.live.id)
+        assert memory is not None
+        assert memory.watch is not None
+
+
+class GivenUp:
+    """How often work was tried as small work in vain, and in whose turn it was done as large work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.small = 0
+        self.large: list[str | None] = []
+        small, large = FileThreads.small, FileThreads.large
+
+        async def noted_small(threads: FileThreads, job: Callable[[], Any], holder: str | None) -> Any:
+            try:
+                return await small(threads, job, holder)
+            except trees.TreeNotSmall:
+                self.small += 1
+                raise
+
+        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+            self.large.append(owner)
+            return await large(threads, job, owner)
+
+        monkeypatch.setattr(FileThreads, "small", noted_small)
+        monkeypatch.setattr(FileThreads, "large", noted_large)
+
+
+def unwatched(directory: Path) -> MomentLab:
+    """A lab whose live place has some files, and where nothing is watched."""
+    lab = MomentLab(directory)
+    lab.snapshots._watches = WatchBudget(0)
+    for number in range(FILES):
+        (lab.live.workspace / str(number)).write_text("x")
+    return lab
+
+
+async def test_a_large_live_session_that_isnt_watched_is_small_work_while_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = GivenUp(monkeypatch)
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+    lab = unwatched(tmp_path)
+    await asyncio.sleep(SETTLE)
+    first = (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).snapshot
+    assert given_up.large == ["me"]
+    (lab.live.workspace / "1").write_text("changed")
+    second = (await lab.moments.take(lab.live.sandbox, first, owner="me")).snapshot
+    assert second.root not in (None, first.root)
+    assert (await lab.moments.take(lab.live.sandbox, second, owner="me")).snapshot == second
+    assert given_up.large == ["me"]
+    await lab.snapshots.close()
+
+
+async def test_looks_that_are_large_are_tried_as_small_work_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = GivenUp(monkeypatch)
+    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
+    monkeypatch.setattr(live_snapshots, "_agree", lambda *_: False)
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+    lab = unwatched(tmp_path)
+    lab.live.can_freeze = False
+    assert not (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).consistent
+    assert given_up.small == 1
+    assert given_up.large == ["me"] * (live_snapshots._LOOKS + 1), "looks, and one that stores"
+    await lab.snapshots.close()
+
+
+@pytest.mark.parametrize("can_freeze", [True, False])
+async def test_a_tree_that_is_known_to_be_large_is_not_tried_as_small_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_freeze: bool
+) -> None:
+    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES // 2)
+    lab = unwatched(tmp_path)
+    lab.last = await lab.snapshots.take(lab.live.sandbox, EMPTY)
+    lab.snapshots.forget(lab.live.id)
+    given_up = GivenUp(monkeypatch)
+    lab.live.can_freeze = can_freeze
+    for name in "ab":
+        (lab.live.workspace / name).write_text("more")
+        lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, owner="me")).snapshot
+    assert len(lab.contents()) == FILES + 2
+    assert given_up.small == 0
+    assert set(given_up.large) == {"me"}
+    await lab.snapshots.close()
+
+
+async def test_what_grows_large_between_two_looks_is_given_up_where_small_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = GivenUp(monkeypatch)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 2 * FILES)
+    lab = unwatched(tmp_path)
+    lab.live.can_freeze = False
+    is_still_there = ContentCopies.is_still_there
+
+    def grown_first(*arguments: Any) -> bool:
+        for number in range(2 * FILES):
+            (lab.live.workspace / f"new{number}").touch()
+        return is_still_there(*arguments)
+
+    scanned: list[tuple[str, int]] = []
+    full = Scan.full
+
+    def noted(*arguments: Any) -> Any:
+        tree = full(*arguments)
+        scanned.append((threading.current_thread().name.rpartition("_")[0], tree.totals.entries))
+        return tree
+
+    monkeypatch.setattr(Scan, "full", noted)
+    monkeypatch.setattr(ContentCopies, "is_still_there", grown_first)
+    await asyncio.sleep(SETTLE)
+    lab.last = (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).snapshot
+    assert len(lab.contents()) == 3 * FILES
+    assert max(entries for thread, entries in scanned if thread == "era-files") == FILES
+    assert given_up.small == 1
+    assert set(given_up.large) == {"me"}
+    await lab.snapshots.close()
