@@ -2,8 +2,8 @@
 
 Theory of operation. What is small must not wait for what is large, so the two have threads of their own. How large
 something is may be known only once it has begun: then it begins as small work does, with a `Budget`, and is given up
-and done anew as large work once that is spent. Where many wait, each gets a thread in turn: small work by sandboxes and
-snapshots, large work by owners, since a session seldom has more than one piece of it, but an owner has many sessions.
+and done anew as large work once that is spent. Where many wait, each gets a thread in turn: small work by sessions,
+large work by owners, since a session seldom has more than one piece of it, but an owner has many sessions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 
 from era.core.fair_slots import FairSlots
 from era.core.files.trees import FILE_BYTES, TreeNotSmall
+from era.core.models import OwnedId
 from era.core.tasks import free_on, to_its_end
 
 LARGE_BYTES = 32 << 20
@@ -52,32 +53,32 @@ class FileThreads:
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(_SMALL_THREADS, thread_name_prefix="era-files")
-        self._small_slots: FairSlots[str | None] = FairSlots(_SMALL_THREADS, _SMALL_THREADS // 2)
+        self._small_slots: FairSlots[OwnedId] = FairSlots(_SMALL_THREADS, _SMALL_THREADS // 2)
         self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="era-bulk")
-        self._large_slots: FairSlots[str | None] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
+        self._large_slots: FairSlots[str] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
         self._sweep = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
         # Calls wait for these with their session's turn, so not behind large work.
         self._free = ThreadPoolExecutor(2, thread_name_prefix="era-free")
 
-    async def small[T](self, job: Callable[[], T], holder: str | None) -> T:
-        """Run a job on a thread, of which what one sandbox or snapshot wants (`holder`) gets no more than half."""
-        return await _in_turn(self._small_slots, holder, self._small, job)
+    async def small[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
+        """Run a job for a session on a thread, of which a session gets no more than half."""
+        return await _in_turn(self._small_slots, session_id, self._small, job)
 
-    async def large[T](self, job: Callable[[], T], owner: str | None) -> T:
+    async def large[T](self, job: Callable[[], T], owner: str) -> T:
         """The same for a job that takes long, with threads of which `owner` gets all but one at most."""
         return await _in_turn(self._large_slots, owner, self._large, job)
 
-    async def by_size[T](self, job: Callable[[bool], T], holder: str | None, owner: str | None) -> T:
+    async def by_size[T](self, job: Callable[[bool], T], session_id: OwnedId) -> T:
         """Run a job as a small one, called with True; and anew as a large one, with False, if it raises TreeNotSmall
         then."""
         try:
-            return await self.small(lambda: job(True), holder)
+            return await self.small(lambda: job(True), session_id)
         except TreeNotSmall:
-            return await self.large(lambda: job(False), owner)
+            return await self.large(lambda: job(False), session_id.owner)
 
-    def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
+    def slot(self, session_id: OwnedId) -> AbstractAsyncContextManager[None]:
         """A thread is free for `in_slot` within the block."""
-        return self._small_slots.slot(holder)
+        return self._small_slots.slot(session_id)
 
     async def in_slot[T](self, job: Callable[[], T]) -> T:
         """Run a small job on a thread, at once, within a `slot`. Where this is cancelled, it has ended before."""
