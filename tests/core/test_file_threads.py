@@ -180,6 +180,46 @@ async def test_a_session_with_many_first_uploads_leaves_others_threads(
 
 
 @pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+async def test_an_owner_with_many_sessions_delays_others_by_what_is_being_done_only(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """Not by a round of his sessions."""
+    threads = lab.snapshots.threads
+    most = threads._small._max_workers
+    if weakened:
+        monkeypatch.setattr(threads, "_small_slots", FairSlots(most, most // 2))
+    begun: list[str] = []
+    may_end = {number: threading.Event() for number in range(20)}
+
+    def first_upload(owner: str, number: int) -> Coroutine[Any, Any, object]:
+        def put() -> None:
+            begun.append(owner)
+            if owner == "greedy":
+                assert may_end[number].wait(SECONDS)
+
+        return upload(lab, EMPTY, OwnedId(owner, f"{number}"), put)
+
+    greedy = [asyncio.create_task(first_upload("greedy", number)) for number in may_end]
+    try:
+        await as_far_as_it_gets()
+        other = asyncio.create_task(first_upload("neighbour", 0))
+        await as_far_as_it_gets()
+        for ended in range(2):  # the first thread that comes free is the greedy's who has waited longer, the second not
+            may_end[ended].set()
+            await greedy[ended]
+        if weakened:
+            assert await asyncio.to_thread(eventually, lambda: len(begun) == most + 2, SECONDS)
+            assert "neighbour" not in begun
+        else:
+            await asyncio.wait_for(other, SECONDS)
+    finally:
+        for event in may_end.values():
+            event.set()
+        await asyncio.gather(*greedy)
+    await other
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
 async def test_all_that_a_session_has_done_counts_together(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
 ) -> None:
@@ -238,7 +278,8 @@ async def test_whoever_hangs_up_has_his_threads_until_his_jobs_have_ended(
     held, every = Held(), lab.snapshots.threads._small._max_workers if kind == "small" else file_threads.LARGE_THREADS
 
     def call(name: str) -> asyncio.Task[None]:
-        return asyncio.create_task(getattr(lab.snapshots.threads, kind)(lambda: held.begin(name), name))
+        holder = mine(name) if kind == "small" else name
+        return asyncio.create_task(getattr(lab.snapshots.threads, kind)(lambda: held.begin(name), holder))
 
     other = None
     try:

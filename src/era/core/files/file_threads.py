@@ -2,16 +2,19 @@
 
 Theory of operation. What is small must not wait for what is large, so the two have threads of their own. How large
 something is may be known only once it has begun: then it begins as small work does, with a `Budget`, and is given up
-and done anew as large work once that is spent. Where many wait, each gets a thread in turn: small work by sessions,
-large work by owners, since a session seldom has more than one piece of it, but an owner has many sessions.
+and done anew as large work once that is spent. Where many wait, each owner gets a thread in turn. Small
+work has a bound by sessions besides, so that one of them leaves others of its owner threads, too; of large work a
+session seldom has more than one piece.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+import sys
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 from era.core.fair_slots import FairSlots
 from era.core.files.trees import FILE_BYTES, TreeNotSmall
@@ -53,7 +56,7 @@ class FileThreads:
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(_SMALL_THREADS, thread_name_prefix="era-files")
-        self._small_slots: FairSlots[OwnedId] = FairSlots(_SMALL_THREADS, _SMALL_THREADS // 2)
+        self._small_slots = _SmallSlots(_SMALL_THREADS)
         self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="era-bulk")
         self._large_slots: FairSlots[str] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
         self._sweep = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
@@ -102,9 +105,45 @@ class FileThreads:
             await asyncio.to_thread(threads.shutdown)
 
 
-async def _in_turn[T, Holder: Hashable](
-    slots: FairSlots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]
-) -> T:
+class _Slots[Holder](Protocol):
+    async def take(self, holder: Holder) -> None: ...
+    def give_back(self, holder: Holder) -> None: ...
+
+
+class _SmallSlots:
+    """Slots that owners who wait get in turn, and of which a session has no more than half."""
+
+    def __init__(self, most: int) -> None:
+        self._of_sessions: FairSlots[OwnedId] = FairSlots(sys.maxsize, most // 2)
+        """As many as are asked for, but a session has few at a time: its other work waits here, where it is in no
+        other session's way."""
+
+        self._of_owners: FairSlots[str] = FairSlots(most, most)
+
+    @asynccontextmanager
+    async def slot(self, session_id: OwnedId) -> AsyncIterator[None]:
+        """Wait for a slot, and have it for the block."""
+        await self.take(session_id)
+        try:
+            yield
+        finally:
+            self.give_back(session_id)
+
+    async def take(self, session_id: OwnedId) -> None:
+        """Wait for a slot, which must be given back."""
+        await self._of_sessions.take(session_id)
+        try:
+            await self._of_owners.take(session_id.owner)
+        except BaseException:
+            self._of_sessions.give_back(session_id)
+            raise
+
+    def give_back(self, session_id: OwnedId) -> None:
+        self._of_owners.give_back(session_id.owner)
+        self._of_sessions.give_back(session_id)
+
+
+async def _in_turn[T, Holder](slots: _Slots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
     """What a job returns. It has its slot until it has ended, though its caller may be gone before."""
     await slots.take(holder)
     try:
