@@ -2,9 +2,9 @@
 
 Theory of operation. What is small must not wait for what is large, so the two have threads of their own. How large
 something is may be known only once it has begun: then it begins as small work does, with a `Budget`, and is given up
-and done anew as large work once that is spent. Where many wait, each owner gets a thread in turn. Small
-work has a bound by sessions besides, so that one of them leaves others of its owner threads, too; of large work a
-session seldom has more than one piece.
+and done anew as large work once that is spent. Where many wait, each owner gets a thread in turn. Of small work a
+session has no more than some besides, so that it leaves threads to others of its owner, too; of large work it seldom
+has more than one piece.
 """
 
 from __future__ import annotations
