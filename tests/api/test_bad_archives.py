@@ -29,6 +29,7 @@ from tests.api.archives_api import FORMS, MTIME, SYM, member, send, tar, zipped
 from tests.api.files_api import get, names, put
 from tests.conftest import MakeSession, Server
 from tests.core.lab import Lab, described
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 BLOCK = tar(member("a", b"content"))[:1024]
@@ -322,7 +323,7 @@ def test_a_restored_archive_is_what_was_archived(tmp_path: Path) -> None:
     snapshot = lab.take(place)
     archive = b"".join(pack.tar_pieces(lab.snapshots.read_tree, lab.blobs.open_blob, snapshot.root, MTIME))
     changes = unpacked(tmp_path, archive).changes
-    again = asyncio.run(lab.snapshots.edit(EMPTY, changes, lambda _: None, Bounds()))
+    again = asyncio.run(lab.snapshots.edit(EMPTY, changes, lambda _: None, Bounds(), mine("s")))
     assert described(lab.restore(again).workspace) == described(place.workspace)
 
 

@@ -20,6 +20,7 @@ from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
 from era.core.program import Limits
 from era.store.blobs import LocalBlobs
+from tests.owners import mine
 
 LIMITS = Limits(512 << 20, 1.0, 256, disk_bytes=4 << 30, files=200_000, output_bytes=10 << 20, tmp_bytes=64 << 20)
 CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE
@@ -32,7 +33,7 @@ def file_changes(snapshots: Snapshots, old: Snapshot, new: Snapshot) -> dict[str
 
     async def listed() -> dict[str, list[FileChange]]:
         return {
-            kind: [change async for page in change_pages(snapshots, old, new, kind) for change in page]
+            kind: [change async for page in change_pages(snapshots, old, new, mine("s"), kind) for change in page]
             for kind in KINDS
         }
 
@@ -108,11 +109,11 @@ class Lab:
         return Place(home / "workspace", f"sandbox{self.places}", self.limits, has_packages=True)
 
     def take(self, place: Place, previous: Snapshot = EMPTY, entry: str | None = None) -> Snapshot:
-        return asyncio.run(self.snapshots.take(place.sandbox, previous, entry))
+        return asyncio.run(self.snapshots.take(place.sandbox, previous, entry, session_id=mine("s")))
 
     def restore(self, snapshot: Snapshot) -> Place:
         place = self.place()
-        asyncio.run(self.snapshots.restore(snapshot, place.sandbox))
+        asyncio.run(self.snapshots.restore(snapshot, place.sandbox, session_id=mine("s")))
         return place
 
     def from_scratch(self, place: Place) -> Snapshot:

@@ -20,6 +20,7 @@ from era.core.models import EMPTY, Snapshot
 from era.core.process import HeldFiles
 from era.drivers import processes
 from tests.core.lab import Lab, Place
+from tests.owners import mine
 
 
 @dataclass
@@ -82,7 +83,7 @@ class MomentLab(Lab):
         return moment
 
     async def _take(self) -> LiveSnapshot:
-        return await self.moments.take(self.live.sandbox, self.last)
+        return await self.moments.take(self.live.sandbox, self.last, session_id=mine("s"))
 
     def contents(self, snapshot: Snapshot | None = None) -> dict[str, bytes]:
         """The files of a snapshot."""

@@ -116,7 +116,7 @@ class Service:
 
     async def restored(self, snapshot: Snapshot) -> dict[bytes, tuple[Any, ...]]:
         place = self.lab.place()
-        await self.lab.snapshots.restore(snapshot, place.sandbox)
+        await self.lab.snapshots.restore(snapshot, place.sandbox, session_id=mine("s"))
         return described(place.workspace)
 
     async def make(self, session_id: str) -> Place:
@@ -139,10 +139,10 @@ class Service:
         await self.store.store_code(mine(session_id), stored)
         place = self.lab.place()
         furnish(place.workspace)
-        snapshot = await self.lab.snapshots.take(place.sandbox, Snapshot())
+        snapshot = await self.lab.snapshots.take(place.sandbox, Snapshot(), session_id=mine("s"))
         await self._run(session_id, "run_1_a", '{"n":2.5e-07,"u":"\u2028ü"}', snapshot, LONG, b"\xff")
         (place.workspace / "new").write_text("new")
-        snapshot = await self.lab.snapshots.take(place.sandbox, snapshot)
+        snapshot = await self.lab.snapshots.take(place.sandbox, snapshot, session_id=mine("s"))
         await self._run(session_id, "run_2_b", None, snapshot, b"short", b"")
         await self._run(session_id, "run_3_c", None, None, None, None)
         await self.store.begin_run(mine(session_id), "run_4_d")  # this one is under way

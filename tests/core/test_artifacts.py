@@ -17,6 +17,7 @@ from era.core.files.diffs import FileChange, written_files
 from era.core.models import EMPTY
 from era.errors import CommitFailed
 from tests.core.lab import Lab, described, mutate
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 
@@ -49,15 +50,15 @@ def test_a_run_that_changes_nothing_reads_nothing(tmp_path: Path, monkeypatch: p
     (place.workspace / "b.png").write_bytes(b"22")
     second = lab.take(place, first)
     expected = {"files": [{"type": "image/png", "path": "b.png", "size": 2}], "more": 0}
-    assert asyncio.run(lab.snapshots.artifacts(first, second)) == expected
+    assert asyncio.run(lab.snapshots.artifacts(first, second, mine("s"))) == expected
 
     def get(digest: str) -> bytes:
         raise OSError(5, "the disk fails")
 
     monkeypatch.setattr(lab.blobs, "get", get)
-    assert asyncio.run(lab.snapshots.artifacts(second, lab.take(place, second))) == {}
+    assert asyncio.run(lab.snapshots.artifacts(second, lab.take(place, second), mine("s"))) == {}
     with pytest.raises(CommitFailed, match="the disk fails"):
-        asyncio.run(lab.snapshots.artifacts(first, second))
+        asyncio.run(lab.snapshots.artifacts(first, second, mine("s")))
 
 
 def test_what_a_record_may_hold() -> None:

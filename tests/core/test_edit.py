@@ -21,6 +21,7 @@ from era.core.files.trees import BlobBatch
 from era.core.models import EMPTY, Snapshot
 from era.errors import BadRequest, Conflict, EraError, NotFound, TooLarge
 from tests.core.lab import SETTLE, Lab, described, file_changes
+from tests.owners import mine
 
 NAMES = st.sampled_from(["a", "b", "c.txt", "a.b", "a-b", "é", "😀", "\udcff", "\ud7ff", "Z", "-"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
@@ -63,7 +64,7 @@ def edited(lab: Lab, snapshot: Snapshot, *edits: tuple[Any, ...], bounds: Bounds
         for content in contents:
             batch.put(content)
 
-    return asyncio.run(lab.snapshots.edit(snapshot, changes, put, bounds))
+    return asyncio.run(lab.snapshots.edit(snapshot, changes, put, bounds, mine("s")))
 
 
 def model_edit(model: Model, kind: str, path: paths.Parts, *rest: Any) -> Model:
@@ -105,7 +106,7 @@ def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> No
         model: Model = {}
         snapshot = EMPTY
         warm = lab.place()
-        asyncio.run(lab.snapshots.restore(EMPTY, warm.sandbox))
+        asyncio.run(lab.snapshots.restore(EMPTY, warm.sandbox, session_id=mine("s")))
         for edit in edits:
             try:
                 expected: Model | type[EraError] = model_edit(model, *edit)
@@ -123,14 +124,14 @@ def test_random_edits_do_what_the_model_does(edits: list[tuple[Any, ...]]) -> No
         # Before `described`, which must chmod some files where the tests aren't root's.
         assert lab.take(restored, snapshot) == snapshot
         assert described(restored.workspace) == on_disk(model)
-        asyncio.run(lab.snapshots.restore(snapshot, warm.sandbox))
+        asyncio.run(lab.snapshots.restore(snapshot, warm.sandbox, session_id=mine("s")))
         assert described(warm.workspace) == on_disk(model), "a warm sandbox catches up"
         taken = lab.from_scratch(restored)
         assert (taken.file_count, taken.total_bytes) == (snapshot.file_count, snapshot.total_bytes)
         assert not any(file_changes(lab.snapshots, taken, snapshot).values()), (
             "except for the marks of uploads it is what a run would have left"
         )
-        listed = asyncio.run(lab.snapshots.entries(snapshot))
+        listed = asyncio.run(lab.snapshots.entries(snapshot, mine("s")))
         assert [each.path for each in listed] == [
             "/".join(path)
             for path, value in sorted(model.items(), key=lambda item: tuple(map(name_bytes, item[0])))
@@ -154,7 +155,7 @@ def test_pages_are_the_whole_list_cut(
                 continue
 
         def listed(**which: Any) -> list[str]:
-            return [each.path for each in asyncio.run(lab.snapshots.entries(snapshot, **which))]
+            return [each.path for each in asyncio.run(lab.snapshots.entries(snapshot, mine("s"), **which))]
 
         whole = listed()
         seen: list[str] = []
@@ -246,7 +247,7 @@ def test_a_file_that_a_run_writes_is_no_longer_an_upload(lab: Lab) -> None:
     (place.workspace / "rewritten").write_bytes(b"old")
     (place.workspace / "made").write_bytes(b"new")
     after = lab.take(place, snapshot)
-    listed = {each.path: each.uploaded for each in asyncio.run(lab.snapshots.entries(after))}
+    listed = {each.path: each.uploaded for each in asyncio.run(lab.snapshots.entries(after, mine("s")))}
     assert listed == {"kept": True, "changed": False, "rewritten": False, "made": False}
     assert edited(lab, after, ("remove", ("made",), False)).file_count == 3
 

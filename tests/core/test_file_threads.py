@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,11 +16,15 @@ import pytest
 from era.core.fair_slots import FairSlots
 from era.core.files import file_threads, live_snapshots, trees
 from era.core.files.content_copies import ContentCopies
+from era.core.files.edits import Changes, PutFile
 from era.core.files.file_threads import FileThreads
-from era.core.models import EMPTY, Snapshot
+from era.core.files.pages import change_pages, file_pages
+from era.core.files.totals import Bounds
+from era.core.models import EMPTY, OwnedId, Snapshot
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
 from tests.core.moments import MomentLab, opened
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 SECONDS = 60
@@ -26,13 +32,13 @@ FILES = 40
 """Too many for the event loop."""
 
 
-class FirstCome(FairSlots[str | None]):
+class FirstCome(FairSlots[Any]):
     """The weakness: slots in the order in which they are asked for, whoever asks."""
 
-    async def take(self, holder: str | None) -> None:
+    async def take(self, holder: Any) -> None:
         await super().take("anybody")
 
-    def give_back(self, holder: str | None) -> None:
+    def give_back(self, holder: Any) -> None:
         super().give_back("anybody")
 
 
@@ -94,6 +100,18 @@ def filled(lab: Lab, text: str) -> Place:
     return place
 
 
+async def kept(lab: Lab, name: str, text: str) -> Snapshot:
+    """A snapshot of some files, in a session of this name."""
+    return await lab.snapshots.take(filled(lab, text).sandbox, EMPTY, session_id=mine(name))
+
+
+def upload(lab: Lab, snapshot: Snapshot, session_id: OwnedId, put: Callable[[], None]) -> Coroutine[Any, Any, Snapshot]:
+    """Have a file put into a snapshot, which is done on a thread with `put`."""
+    changes = Changes()
+    changes.add(("uploaded",), PutFile(hashlib.sha256(b"content").hexdigest(), 7, 0))
+    return lab.snapshots.edit(snapshot, changes, lambda _: put(), Bounds(), session_id)
+
+
 @pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
 async def test_an_owner_with_many_large_commits_leaves_others_a_thread(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
@@ -114,7 +132,7 @@ async def test_an_owner_with_many_large_commits_leaves_others_a_thread(
     monkeypatch.setattr(lab.snapshots, "_store", noted_store)
 
     def commit(owner: str, number: int) -> Coroutine[Any, Any, Snapshot]:
-        return lab.snapshots.take(places[owner, number].sandbox, EMPTY, owner=owner)
+        return lab.snapshots.take(places[owner, number].sandbox, EMPTY, session_id=OwnedId(owner, f"{number}"))
 
     await one_beside_many(held, commit, many=6, get=3 if weakened else 2, all_taken=weakened)
     assert (held.begun.index("neighbour") >= 3) == weakened
@@ -127,7 +145,7 @@ async def test_a_session_with_many_small_jobs_leaves_others_threads(
 ) -> None:
     if weakened:
         first_come(lab, monkeypatch)
-    snapshots = {name: await lab.snapshots.take(filled(lab, name).sandbox, EMPTY) for name in ("greedy", "neighbour")}
+    snapshots = {name: await kept(lab, name, name) for name in ("greedy", "neighbour")}
     names = {snapshot.root: name for name, snapshot in snapshots.items()}
     held, read_tree = Held(), lab.snapshots.read_tree
 
@@ -138,11 +156,109 @@ async def test_a_session_with_many_small_jobs_leaves_others_threads(
     monkeypatch.setattr(lab.snapshots, "read_tree", noted_read)
 
     def listed(name: str, _: int) -> Coroutine[Any, Any, object]:
-        return lab.snapshots.entries(snapshots[name])
+        return lab.snapshots.entries(snapshots[name], mine(name))
 
     await one_beside_many(held, listed, many=9, get=4 if weakened else 2, all_taken=weakened)
     if weakened:  # it waited for all that stood in the queue, but for those that other threads have just begun
         assert held.begun.index("neighbour") >= 9 - 3
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+async def test_a_session_with_many_first_uploads_leaves_others_threads(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """As long as a session is empty, it has no content that tells it from a stranger's."""
+    if weakened:  # whatever is empty counts as one
+        small = FileThreads.small
+        monkeypatch.setattr(FileThreads, "small", lambda threads, job, _: small(threads, job, mine("")))
+    held = Held()
+
+    def first_upload(name: str, _: int) -> Coroutine[Any, Any, object]:
+        return upload(lab, EMPTY, OwnedId(name, "s"), lambda: held.begin(name))
+
+    await one_beside_many(held, first_upload, many=9, get=2, all_taken=weakened)
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+async def test_an_owner_with_many_sessions_delays_others_by_what_is_being_done_only(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """Not by a round of his sessions."""
+    threads = lab.snapshots.threads
+    most = threads._small._max_workers
+    if weakened:
+        monkeypatch.setattr(threads, "_small_slots", FairSlots(most, most // 2))
+    begun: list[str] = []
+    may_end = {number: threading.Event() for number in range(20)}
+
+    def first_upload(owner: str, number: int) -> Coroutine[Any, Any, object]:
+        def put() -> None:
+            begun.append(owner)
+            if owner == "greedy":
+                assert may_end[number].wait(SECONDS)
+
+        return upload(lab, EMPTY, OwnedId(owner, f"{number}"), put)
+
+    greedy = [asyncio.create_task(first_upload("greedy", number)) for number in may_end]
+    try:
+        await as_far_as_it_gets()
+        other = asyncio.create_task(first_upload("neighbour", 0))
+        await as_far_as_it_gets()
+        for ended in range(2):  # the first thread that comes free is the greedy's who has waited longer, the second not
+            may_end[ended].set()
+            await greedy[ended]
+        if weakened:
+            assert await asyncio.to_thread(eventually, lambda: len(begun) == most + 2, SECONDS)
+            assert "neighbour" not in begun
+        else:
+            await asyncio.wait_for(other, SECONDS)
+    finally:
+        for event in may_end.values():
+            event.set()
+        await asyncio.gather(*greedy)
+    await other
+
+
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+async def test_all_that_a_session_has_done_counts_together(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    """Be it about its sandbox, about files that it has, or about those that it had."""
+    if weakened:  # each counts for itself
+        small, numbers = FileThreads.small, count()
+        monkeypatch.setattr(FileThreads, "small", lambda threads, job, _: small(threads, job, mine(f"{next(numbers)}")))
+    first, second = [await kept(lab, "greedy", text) for text in ("first", "second")]
+    others = await kept(lab, "neighbour", "other")
+    held, get, session_id = Held(), lab.blobs.get, mine("greedy")
+    names = {first.root: "greedy", second.root: "greedy", others.root: "neighbour"}
+
+    def noted_get(digest: str) -> bytes:
+        if digest in names:
+            held.begin(names[digest])
+        return get(digest)
+
+    monkeypatch.setattr(lab.blobs, "get", noted_get)
+
+    async def page(pages: AsyncIterator[object]) -> object:
+        return await anext(pages)
+
+    work: list[Callable[[], Coroutine[Any, Any, object]]] = [
+        lambda: upload(lab, EMPTY, session_id, lambda: held.begin("greedy")),
+        lambda: upload(lab, first, session_id, lambda: held.begin("greedy")),
+        lambda: lab.snapshots.take(filled(lab, "third").sandbox, first, session_id=session_id),
+        lambda: lab.snapshots.restore(second, lab.place().sandbox, session_id=session_id),
+        lambda: lab.snapshots.entries(second, session_id),
+        lambda: lab.snapshots.find(first, ("1",), session_id),
+        lambda: lab.snapshots.artifacts(EMPTY, second, session_id),
+        lambda: lab.snapshots.held_bytes([str(first.root)], 1 << 40, session_id=session_id),
+        lambda: page(file_pages(lab.snapshots, second, session_id)),
+        lambda: page(change_pages(lab.snapshots, first, second, session_id, "changed")),
+    ]
+
+    def call(name: str, number: int) -> Coroutine[Any, Any, object]:
+        return work[number]() if name == "greedy" else lab.snapshots.entries(others, mine(name))
+
+    await one_beside_many(held, call, many=len(work), get=4 if weakened else 2, all_taken=weakened)
 
 
 async def slot_given_back_at_once[T](slots: Any, holder: Any, threads: Executor, job: Callable[[], T]) -> T:
@@ -162,7 +278,8 @@ async def test_whoever_hangs_up_has_his_threads_until_his_jobs_have_ended(
     held, every = Held(), lab.snapshots.threads._small._max_workers if kind == "small" else file_threads.LARGE_THREADS
 
     def call(name: str) -> asyncio.Task[None]:
-        return asyncio.create_task(getattr(lab.snapshots.threads, kind)(lambda: held.begin(name), name))
+        holder = mine(name) if kind == "small" else name
+        return asyncio.create_task(getattr(lab.snapshots.threads, kind)(lambda: held.begin(name), holder))
 
     other = None
     try:
@@ -202,28 +319,28 @@ async def all_large_threads_taken(lab: Lab) -> AsyncIterator[None]:
 
 
 async def count_a_history(lab: MomentLab) -> object:
-    return await lab.snapshots.held_bytes([str(lab.last.root)], 1 << 40, owner="me")
+    return await lab.snapshots.held_bytes([str(lab.last.root)], 1 << 40, session_id=OwnedId("me", "s"))
 
 
 async def commit_what_was_forgotten(lab: MomentLab) -> object:
     lab.snapshots.forget(lab.live.id)
-    return await lab.snapshots.take(lab.live.sandbox, lab.last, owner="me")
+    return await lab.snapshots.take(lab.live.sandbox, lab.last, session_id=OwnedId("me", "s"))
 
 
 async def look_at_an_unknown_directory(lab: MomentLab) -> object:
     lab.snapshots.forget(lab.live.id)
-    return (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).snapshot
+    return (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=OwnedId("me", "s"))).snapshot
 
 
 async def look_twice(lab: MomentLab) -> object:
     lab.live.can_freeze = False
     lab.snapshots.forget(lab.live.id)
-    return (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).snapshot
+    return (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=OwnedId("me", "s"))).snapshot
 
 
 async def restore(lab: MomentLab) -> object:
     place = lab.place()
-    await lab.snapshots.restore(lab.last, place.sandbox, owner="me")
+    await lab.snapshots.restore(lab.last, place.sandbox, session_id=OwnedId("me", "s"))
     return sorted((path.name, path.read_text()) for path in place.workspace.iterdir())
 
 
@@ -231,9 +348,9 @@ async def restore_into_a_warm_directory(lab: MomentLab) -> object:
     """One that holds something else."""
     place = lab.place()
     (place.workspace / "one").write_text("else")
-    before = await lab.snapshots.take(place.sandbox, EMPTY, owner="me")
+    before = await lab.snapshots.take(place.sandbox, EMPTY, session_id=OwnedId("me", "s"))
     assert before.file_count == 1
-    await lab.snapshots.restore(lab.last, place.sandbox, owner="me")
+    await lab.snapshots.restore(lab.last, place.sandbox, session_id=OwnedId("me", "s"))
     return sorted((path.name, path.read_text()) for path in place.workspace.iterdir())
 
 
@@ -253,7 +370,7 @@ async def live_lab(directory: Any) -> AsyncIterator[MomentLab]:
     lab = MomentLab(directory)
     for number in range(FILES):
         (lab.live.workspace / str(number)).write_text("small")
-    lab.last = await lab.snapshots.take(lab.live.sandbox, EMPTY)
+    lab.last = await lab.snapshots.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
     yield lab
     await lab.snapshots.close()
 
@@ -269,9 +386,9 @@ async def test_taken_for_large_it_does(tmp_path: Any, monkeypatch: pytest.Monkey
     """The weakness: it is done as large work is, whatever its size."""
     asked = asyncio.Event()
 
-    async def as_large(threads: FileThreads, job: Callable[[bool], Any], _: object, owner: str | None) -> Any:
+    async def as_large(threads: FileThreads, job: Callable[[bool], Any], session_id: OwnedId) -> Any:
         asked.set()
-        return await threads.large(lambda: job(False), owner)
+        return await threads.large(lambda: job(False), session_id.owner)
 
     monkeypatch.setattr(FileThreads, "by_size", as_large)
     async with live_lab(tmp_path) as lab:
@@ -288,10 +405,10 @@ async def test_large_work_is_given_up_where_small_work_is_done(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """It is done in its owner's turn then, and to the same end."""
-    turns: list[str | None] = []
+    turns: list[str] = []
     large = FileThreads.large
 
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
         turns.append(owner)
         return await large(threads, job, owner)
 
@@ -309,13 +426,13 @@ async def test_how_large_a_restore_is_depends_on_what_differs(lab: Lab, monkeypa
     for number in range(FILES):
         (place.workspace / str(number)).mkdir()
         (place.workspace / str(number) / "file").write_text("first")
-    first = await lab.snapshots.take(place.sandbox, EMPTY)
+    first = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     (place.workspace / "7" / "file").write_text("second")
-    second = await lab.snapshots.take(place.sandbox, first)
-    turns: list[str | None] = []
+    second = await lab.snapshots.take(place.sandbox, first, session_id=mine("s"))
+    turns: list[str] = []
     large = FileThreads.large
 
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
         turns.append(owner)
         return await large(threads, job, owner)
 
@@ -323,16 +440,16 @@ async def test_how_large_a_restore_is_depends_on_what_differs(lab: Lab, monkeypa
     # What is read counts too: the lists of two directories, and one file.
     for most, expected in ((3 * trees.FILE_BYTES, []), (3 * trees.FILE_BYTES - 1, ["me"])):
         monkeypatch.setattr(file_threads, "LARGE_BYTES", most)
-        await lab.snapshots.restore(first, place.sandbox, owner="me")
+        await lab.snapshots.restore(first, place.sandbox, session_id=OwnedId("me", "s"))
         assert (place.workspace / "7" / "file").read_text() == "first"
         assert turns == expected
-        await lab.snapshots.restore(second, place.sandbox, owner="me")
+        await lab.snapshots.restore(second, place.sandbox, session_id=OwnedId("me", "s"))
         assert (place.workspace / "7" / "file").read_text() == "second"
         assert turns == expected * 2
     lab.snapshots.forget(place.id)
     empty = lab.place()
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES * trees.FILE_BYTES)
-    await lab.snapshots.restore(second, empty.sandbox, owner="else's")
+    await lab.snapshots.restore(second, empty.sandbox, session_id=OwnedId("else's", "s"))
     assert turns == ["me", "me", "else's"]
 
 
@@ -342,7 +459,7 @@ async def test_little_is_fetched_ahead_for_what_may_be_large(lab: Lab, monkeypat
     for number in range(FILES):
         (place.workspace / str(number)).mkdir()
         (place.workspace / str(number) / "file").write_text(f"{number}")
-    snapshot = await lab.snapshots.take(place.sandbox, EMPTY)
+    snapshot = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
     fetched: dict[str, int] = {}
 
@@ -351,10 +468,10 @@ async def test_little_is_fetched_ahead_for_what_may_be_large(lab: Lab, monkeypat
         fetched[thread] = fetched.get(thread, 0) + len(set(digests))
 
     monkeypatch.setattr(lab.blobs, "expect", expect)
-    await lab.snapshots.restore(snapshot, lab.place().sandbox)
+    await lab.snapshots.restore(snapshot, lab.place().sandbox, session_id=mine("s"))
     (place.workspace / "7" / "file").write_text("second")
     lab.snapshots.forget(place.id)
-    await lab.snapshots.take(place.sandbox, snapshot)
+    await lab.snapshots.take(place.sandbox, snapshot, session_id=mine("s"))
     assert fetched.get("era-files", 0) <= FILES // 2
     assert fetched["era-bulk"] > 0
 

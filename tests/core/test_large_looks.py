@@ -15,9 +15,10 @@ from era.core.files.content_copies import ContentCopies
 from era.core.files.file_threads import FileThreads
 from era.core.files.trees import Scan
 from era.core.files.watch import WatchBudget
-from era.core.models import EMPTY
+from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, opened
+from tests.owners import mine
 
 FILES = 40
 
@@ -68,14 +69,14 @@ class GivenUp:
         self.large: list[str | None] = []
         small, large = FileThreads.small, FileThreads.large
 
-        async def noted_small(threads: FileThreads, job: Callable[[], Any], holder: str | None) -> Any:
+        async def noted_small(threads: FileThreads, job: Callable[[], Any], holder: OwnedId) -> Any:
             try:
                 return await small(threads, job, holder)
             except trees.TreeNotSmall:
                 self.small += 1
                 raise
 
-        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
             self.large.append(owner)
             return await large(threads, job, owner)
 
@@ -99,13 +100,13 @@ async def test_a_large_live_session_that_isnt_watched_is_small_work_while_nothin
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
     lab = unwatched(tmp_path)
     await asyncio.sleep(SETTLE)
-    first = (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).snapshot
-    assert given_up.large == ["me"]
+    first = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
+    assert given_up.large == [DEFAULT_OWNER]
     (lab.live.workspace / "1").write_text("changed")
-    second = (await lab.moments.take(lab.live.sandbox, first, owner="me")).snapshot
+    second = (await lab.moments.take(lab.live.sandbox, first, session_id=mine("s"))).snapshot
     assert second.root not in (None, first.root)
-    assert (await lab.moments.take(lab.live.sandbox, second, owner="me")).snapshot == second
-    assert given_up.large == ["me"]
+    assert (await lab.moments.take(lab.live.sandbox, second, session_id=mine("s"))).snapshot == second
+    assert given_up.large == [DEFAULT_OWNER]
     await lab.snapshots.close()
 
 
@@ -118,9 +119,9 @@ async def test_looks_that_are_large_are_tried_as_small_work_once(
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
     lab = unwatched(tmp_path)
     lab.live.can_freeze = False
-    assert not (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).consistent
+    assert not (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).consistent
     assert given_up.small == 1
-    assert given_up.large == ["me"] * (live_snapshots._LOOKS + 1), "looks, and one that stores"
+    assert given_up.large == [DEFAULT_OWNER] * (live_snapshots._LOOKS + 1), "looks, and one that stores"
     await lab.snapshots.close()
 
 
@@ -131,16 +132,16 @@ async def test_a_tree_that_is_known_to_be_large_is_not_tried_as_small_work(
     monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
     monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES // 2)
     lab = unwatched(tmp_path)
-    lab.last = await lab.snapshots.take(lab.live.sandbox, EMPTY)
+    lab.last = await lab.snapshots.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
     lab.snapshots.forget(lab.live.id)
     given_up = GivenUp(monkeypatch)
     lab.live.can_freeze = can_freeze
     for name in "ab":
         (lab.live.workspace / name).write_text("more")
-        lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, owner="me")).snapshot
+        lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, session_id=mine("s"))).snapshot
     assert len(lab.contents()) == FILES + 2
     assert given_up.small == 0
-    assert set(given_up.large) == {"me"}
+    assert set(given_up.large) == {DEFAULT_OWNER}
     await lab.snapshots.close()
 
 
@@ -169,9 +170,9 @@ async def test_what_grows_large_between_two_looks_is_given_up_where_small_work_i
     monkeypatch.setattr(Scan, "full", noted)
     monkeypatch.setattr(ContentCopies, "is_still_there", grown_first)
     await asyncio.sleep(SETTLE)
-    lab.last = (await lab.moments.take(lab.live.sandbox, EMPTY, owner="me")).snapshot
+    lab.last = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
     assert len(lab.contents()) == 3 * FILES
     assert max(entries for thread, entries in scanned if thread == "era-files") == FILES
     assert given_up.small == 1
-    assert set(given_up.large) == {"me"}
+    assert set(given_up.large) == {DEFAULT_OWNER}
     await lab.snapshots.close()

@@ -12,9 +12,10 @@ import pytest
 
 from era.core.files import file_threads, restoring, trees
 from era.core.files.file_threads import Budget, FileThreads
-from era.core.models import EMPTY
+from era.core.models import DEFAULT_OWNER, EMPTY
 from tests.core.lab import Lab, described
 from tests.core.test_file_threads import FILES, filled
+from tests.owners import mine
 
 
 def one_file(workspace: Path) -> None:
@@ -75,23 +76,23 @@ async def test_a_restore_is_large_by_all_that_it_makes_and_removes(
     there, wanted = lab.place(), lab.place()
     for place, fill in zip((there, wanted), CHANGES[what], strict=True):
         fill(place.workspace)
-    await lab.snapshots.take(there.sandbox, EMPTY)
-    snapshot = await lab.snapshots.take(wanted.sandbox, EMPTY)
+    await lab.snapshots.take(there.sandbox, EMPTY, session_id=mine("s"))
+    snapshot = await lab.snapshots.take(wanted.sandbox, EMPTY, session_id=mine("s"))
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
     if weakened:
         monkeypatch.setattr(restoring, "spend", lambda *_: None)
     turns: list[str | None] = []
     large = FileThreads.large
 
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
         turns.append(owner)
         return await large(threads, job, owner)
 
     monkeypatch.setattr(FileThreads, "large", noted)
-    await lab.snapshots.restore(snapshot, there.sandbox, owner="me")
+    await lab.snapshots.restore(snapshot, there.sandbox, session_id=mine("s"))
     assert described(there.workspace) == described(wanted.workspace)
-    assert turns == ([] if weakened else ["me"])
-    assert await lab.snapshots.take(there.sandbox, snapshot, owner="me") == replace(snapshot, stored_bytes=0)
+    assert turns == ([] if weakened else [DEFAULT_OWNER])
+    assert await lab.snapshots.take(there.sandbox, snapshot, session_id=mine("s")) == replace(snapshot, stored_bytes=0)
 
 
 class NotedReads:
@@ -115,10 +116,10 @@ class NotedReads:
 async def test_a_restore_that_is_known_to_be_large_reads_nothing_where_small_work_is_done(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = await lab.snapshots.take(filled(lab, "text").sandbox, EMPTY)
+    snapshot = await lab.snapshots.take(filled(lab, "text").sandbox, EMPTY, session_id=mine("s"))
     noted = NotedReads(lab, monkeypatch)
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES * trees.FILE_BYTES - 1)
-    await lab.snapshots.restore(snapshot, lab.place().sandbox)
+    await lab.snapshots.restore(snapshot, lab.place().sandbox, session_id=mine("s"))
     assert noted.read == {"era-files": [], "era-bulk": [snapshot.root]}
 
 
@@ -133,13 +134,13 @@ async def test_a_count_fetches_together_and_stops_before_it_is_too_much(
         (place.workspace / f"{number % 4}" / f"{number}" / "file").write_text(f"{number}")
     for text in ("x", "xx"):
         (place.workspace / "file").write_text(text)
-        snapshots.append(await lab.snapshots.take(place.sandbox, snapshots[-1]))
+        snapshots.append(await lab.snapshots.take(place.sandbox, snapshots[-1], session_id=mine("s")))
     roots = [str(snapshot.root) for snapshot in snapshots[1:]]
     noted = NotedReads(lab, monkeypatch)
     if weakened:
         monkeypatch.setattr(Budget, "check_room", lambda *_: None)
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
-    held = await lab.snapshots.held_bytes(roots, 1 << 40, owner="me")
+    held = await lab.snapshots.held_bytes(roots, 1 << 40, session_id=mine("s"))
     # The first one's own list and those of the four directories; so many as are too much; all.
     assert len(noted.read["era-files"]) == (FILES // 2 + 1 if weakened else 5)
     assert noted.alone == []

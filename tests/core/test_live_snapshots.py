@@ -22,6 +22,7 @@ from era.core.files.trees import SnapshotRefused
 from era.core.process import HeldFiles
 from tests.core.lab import LIMITS, SETTLE
 from tests.core.moments import MomentLab, lab, write
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 __all__ = ["lab"]
@@ -80,7 +81,7 @@ def test_what_changed_is_kept(lab: MomentLab, can_freeze: bool) -> None:
     assert "d2/f2" not in contents
     assert len(contents) == 61
     # A snapshot of an ordinary run goes on from there.
-    assert asyncio.run(lab.snapshots.take(lab.live.sandbox, lab.last)) == lab.last
+    assert asyncio.run(lab.snapshots.take(lab.live.sandbox, lab.last, session_id=mine("s"))) == lab.last
 
 
 @pytest.mark.parametrize("writers", soak_the_rest([10, 20], 1))
@@ -468,7 +469,8 @@ def test_what_was_mapped_before_a_watch_began_is_looked_at(lab: MomentLab, monke
     for path in lab.live.workspace.iterdir():
         path.unlink()
     lab.snapshots.forget(lab.live.id)
-    asyncio.run(lab.snapshots.restore(snapshot, lab.live.sandbox))  # the directory isn't watched yet
+    # The directory isn't watched yet.
+    asyncio.run(lab.snapshots.restore(snapshot, lab.live.sandbox, session_id=mine("s")))
     process = lab.live.start(MAPS_TWICE)
 
     def goes_on() -> None:
@@ -510,8 +512,8 @@ def test_a_forgotten_tree_in_which_nothing_has_changed_is_the_same(
     changes = Changes()
     with lab.blobs.batch() as batch:
         changes.add(("put",), PutFile(batch.put(b"put by a client"), 15, time.time_ns(), 0o644))
-    lab.last = asyncio.run(lab.snapshots.edit(snapshot, changes, lambda _: None, Bounds()))
-    asyncio.run(lab.snapshots.restore(lab.last, lab.live.sandbox))
+    lab.last = asyncio.run(lab.snapshots.edit(snapshot, changes, lambda _: None, Bounds(), mine("s")))
+    asyncio.run(lab.snapshots.restore(lab.last, lab.live.sandbox, session_id=mine("s")))
     lab.snapshots.forget(lab.live.id)
     time.sleep(SETTLE)
     looks: list[bool] = []

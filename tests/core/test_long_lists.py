@@ -19,6 +19,7 @@ from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.models import EMPTY
 from era.errors import TooLarge
 from tests.core.lab import LIMITS, Lab, Place
+from tests.owners import mine
 
 ODD = ('],["file","', '],["dir"', "],[", '"', "\\", '\\"],["link",', "\udcff\udcfe", "é\n", "]", " ")
 
@@ -71,15 +72,15 @@ async def test_a_directory_whose_list_is_too_long_is_not_kept(tmp_path: Path, mo
     below.mkdir()
     for name in ("a", "b", "c"):
         (below / name).touch()
-    kept = await lab.snapshots.take(place.sandbox, EMPTY)
+    kept = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     (below / "d").touch()
     with pytest.raises(SnapshotRefused, match="has a directory whose list of names takes over 400 bytes"):
-        await lab.snapshots.take(place.sandbox, kept)
+        await lab.snapshots.take(place.sandbox, kept, session_id=mine("s"))
     with lab.blobs.batch() as batch:
         changes = Changes()
         changes.add(("d", "d"), PutFile(batch.put(b""), 0, 0))
     with pytest.raises(TooLarge, match="list of names"):
-        await lab.snapshots.edit(kept, changes, lambda _: None, limits.bounds(LIMITS))
+        await lab.snapshots.edit(kept, changes, lambda _: None, limits.bounds(LIMITS), mine("s"))
     await lab.snapshots.close()
 
 
@@ -93,26 +94,26 @@ async def test_long_links_count_as_several_entries(lab: Lab) -> None:
     place, snapshots = lab.place(), lab.snapshots
     place.limits = replace(LIMITS, files=50)
     put_links(place, 3)
-    kept = await snapshots.take(place.sandbox, EMPTY)
+    kept = await snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     assert (kept.file_count, kept.total_bytes) == (3, 12_000)
     (place.workspace / "file").touch()
     (place.workspace / "short").symlink_to("x" * 256)
     with pytest.raises(WorkspaceFull):
-        await snapshots.take(place.sandbox, kept)
+        await snapshots.take(place.sandbox, kept, session_id=mine("s"))
     (place.workspace / "short").unlink()
-    kept = await snapshots.take(place.sandbox, EMPTY)
+    kept = await snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     few = Bounds(entries=50)
     changes = Changes()
     changes.add(("new",), PutLink("x" * 256, 0))
     with pytest.raises(TooLarge, match="more than 50"):
-        await snapshots.edit(kept, changes, lambda _: None, few)
+        await snapshots.edit(kept, changes, lambda _: None, few, mine("s"))
     changes = Changes()
     changes.add(("link1",), PutLink("y", 0))
-    shorter = await snapshots.edit(kept, changes, lambda _: None, few)
+    shorter = await snapshots.edit(kept, changes, lambda _: None, few, mine("s"))
     assert edits.count(snapshots.read_tree, shorter.root) == Totals(34, 4, 8001)
     changes = Changes()
     changes.add(("other",), PutLink("\udcff" * 4000, 0))
-    assert (await snapshots.edit(shorter, changes, lambda _: None, few)).file_count == 5
+    assert (await snapshots.edit(shorter, changes, lambda _: None, few, mine("s"))).file_count == 5
     changes.add(("more",), PutLink("y", 0))
     with pytest.raises(TooLarge, match="more than 50"):
-        await snapshots.edit(shorter, changes, lambda _: None, few)
+        await snapshots.edit(shorter, changes, lambda _: None, few, mine("s"))

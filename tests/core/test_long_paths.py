@@ -14,6 +14,7 @@ from era.core.files.pages import change_pages, file_pages
 from era.core.files.tree_objects import encode
 from era.core.models import EMPTY, Snapshot
 from tests.core.lab import Lab
+from tests.owners import mine
 
 FILES, DEPTH, NAME = 2000, 40, "d" * 250
 
@@ -41,9 +42,9 @@ def test_they_take_little_memory(lab: Lab, deep: Snapshot, weakened: bool, monke
 
     async def look() -> tuple[int, int]:
         files = changes = 0
-        async for page in file_pages(lab.snapshots, deep):
+        async for page in file_pages(lab.snapshots, deep, mine("s")):
             files += len(page)
-        async for added in change_pages(lab.snapshots, EMPTY, deep, "added"):
+        async for added in change_pages(lab.snapshots, EMPTY, deep, mine("s"), "added"):
             changes += len(added)
         return files, changes
 
@@ -58,7 +59,7 @@ def test_they_take_little_memory(lab: Lab, deep: Snapshot, weakened: bool, monke
 
 def test_an_answer_has_all_of_them(lab: Lab, deep: Snapshot) -> None:
     async def answer() -> bytes:
-        response = await listing_response(with_files({"id": "x"}, file_pages(lab.snapshots, deep)))
+        response = await listing_response(with_files({"id": "x"}, file_pages(lab.snapshots, deep, mine("s"))))
         return b"".join([bytes(piece) async for piece in response.body_iterator])  # type: ignore[attr-defined]
 
     told = json.loads(asyncio.run(answer()))

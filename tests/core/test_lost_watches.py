@@ -24,6 +24,7 @@ from era.errors import SandboxFailed
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
 from tests.core.moments import MomentLab
+from tests.owners import mine
 
 FILES = 40
 """So many that a directory is watched."""
@@ -45,13 +46,13 @@ async def leave_a_list_too_long(lab: Lab, place: Place) -> None:
     """As 90,000 names of 255 bytes that aren't UTF-8 make one."""
     fill(place)
     with pytest.raises(SnapshotRefused, match="list of names"):
-        await lab.snapshots.take(place.sandbox, EMPTY)
+        await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
 
 
 async def leave_pipes(lab: Lab, place: Place) -> None:
     """Of which none is kept, so the directory counts as empty."""
     fill(place, os.mkfifo)
-    assert await lab.snapshots.take(place.sandbox, EMPTY) == EMPTY
+    assert await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s")) == EMPTY
 
 
 @pytest.mark.parametrize("run", [leave_a_list_too_long, leave_pipes])
@@ -71,7 +72,7 @@ async def test_runs_cant_use_up_all_watches(
     assert budget._instances == (0 if weakened else 2)
     neighbour = lab.place()
     fill(neighbour)
-    await lab.snapshots.take(neighbour.sandbox, EMPTY)
+    await lab.snapshots.take(neighbour.sandbox, EMPTY, session_id=mine("s"))
     memory = lab.snapshots.memories.get(neighbour.id)
     assert memory is not None
     assert (memory.watch is None) == weakened
@@ -129,7 +130,7 @@ async def test_a_commit_whose_caller_has_gone(tmp_path: Path, monkeypatch: pytes
             monkeypatch.setattr(snapshots, "new_watch", stop.wrap(snapshots.new_watch, after=True))
         case _:
             monkeypatch.setattr(snapshots, "_store", stop.wrap(snapshots._store))
-    await stop.gone(snapshots.take(place.sandbox, EMPTY))
+    await stop.gone(snapshots.take(place.sandbox, EMPTY, session_id=mine("s")))
     assert await has_all_again(budget)
     await snapshots.close()  # all jobs have ended
     assert (budget._instances, budget._shares.taken) == (2, 0)
@@ -150,12 +151,12 @@ async def test_a_large_commit_that_is_cancelled_while_it_waits(tmp_path: Path, m
     asked = asyncio.Event()
     large = FileThreads.large
 
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
         asked.set()
         return await large(threads, job, owner)
 
     monkeypatch.setattr(FileThreads, "large", noted)
-    task = asyncio.create_task(lab.snapshots.take(place.sandbox, EMPTY, owner="me"))
+    task = asyncio.create_task(lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s")))
     await asyncio.wait_for(asked.wait(), SECONDS)
     assert budget._instances == 1
     task.cancel()
@@ -171,7 +172,7 @@ async def committed(lab: Lab) -> tuple[Place, Any]:
     """A watched place, and its snapshot."""
     place = lab.place()
     fill(place)
-    snapshot = await lab.snapshots.take(place.sandbox, EMPTY)
+    snapshot = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     memory = lab.snapshots.memories.get(place.id)
     assert memory is not None
     assert memory.watch is not None
@@ -186,7 +187,7 @@ async def test_a_restore_that_comes_to_nothing(tmp_path: Path, monkeypatch: pyte
     assert budget._instances == 1
     if how == "cancelled":
         monkeypatch.setattr(restoring, "restore", stop.wrap(restoring.restore))
-        await stop.gone(lab.snapshots.restore(EMPTY, place.sandbox))
+        await stop.gone(lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s")))
     else:
         error: Exception = trees.Changed() if how == "refused" else OSError(5, "failed")
 
@@ -195,7 +196,7 @@ async def test_a_restore_that_comes_to_nothing(tmp_path: Path, monkeypatch: pyte
 
         monkeypatch.setattr(restoring, "restore", fail)
         with pytest.raises(trees.Changed if how == "refused" else SandboxFailed):
-            await lab.snapshots.restore(EMPTY, place.sandbox)
+            await lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s"))
     assert await has_all_again(budget)
     await lab.snapshots.close()
 
@@ -210,7 +211,7 @@ async def test_a_move_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.
     new = lab.place()
     if how == "cancelled":
         monkeypatch.setattr(restoring, "watch", stop.wrap(restoring.watch))
-        await stop.gone(lab.snapshots.move(place.sandbox, new.sandbox))
+        await stop.gone(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")))
     else:
 
         def fail(*_: object) -> None:
@@ -218,7 +219,7 @@ async def test_a_move_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.
 
         monkeypatch.setattr(restoring, "watch", fail)
         with pytest.raises(SandboxFailed):
-            await lab.snapshots.move(place.sandbox, new.sandbox)
+            await lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s"))
     assert await has_all_again(budget)
     await lab.snapshots.close()
 
@@ -251,7 +252,7 @@ async def test_a_live_directory_that_grows_too_large_between_two_scans(
         monkeypatch.setattr(lab.moments, "_warm", not_warm)
     for _ in range(3):
         with pytest.raises(WorkspaceFull):
-            await lab.moments.take(lab.live.sandbox, EMPTY)
+            await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
         assert await has_all_again(budget)
     await lab.snapshots.close()
 
@@ -270,7 +271,7 @@ async def test_a_live_directory_that_cant_be_kept(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(tree_objects, "MAX_LIST_BYTES", 1000)
     for _ in range(3):
         with pytest.raises(SnapshotRefused):
-            await lab.moments.take(lab.live.sandbox, EMPTY)
+            await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
         assert await has_all_again(budget)
     await lab.snapshots.close()
 
@@ -289,6 +290,6 @@ async def test_a_live_directory_whose_caller_has_gone(
 
         monkeypatch.setattr(lab.moments, "_warm", not_warm)
         monkeypatch.setattr(lab.moments, "_store", stop.wrap(lab.moments._store))
-    await stop.gone(lab.moments.take(lab.live.sandbox, EMPTY), waits=where == "warm")
+    await stop.gone(lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s")), waits=where == "warm")
     assert await has_all_again(budget)
     await lab.snapshots.close()

@@ -18,6 +18,7 @@ from era.core.files.totals import Bounds
 from era.core.models import EMPTY, Snapshot
 from tests.conftest import eventually, opened
 from tests.core.lab import SETTLE, Lab, Place
+from tests.owners import mine
 
 UNBOUND = 1 << 40
 
@@ -70,9 +71,9 @@ def test_counts_are_those_of_what_is_remembered(lab: Lab) -> None:
     assert memories.entries == 101
     assert lab.snapshots.put_away(place.sandbox, snapshot) == 51
     new = lab.place()
-    asyncio.run(lab.snapshots.move(place.sandbox, new.sandbox))
+    asyncio.run(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")))
     assert (memories.entries, sizes(lab, place, new)) == (101, [0, 51])
-    asyncio.run(lab.snapshots.restore(EMPTY, other.sandbox))
+    asyncio.run(lab.snapshots.restore(EMPTY, other.sandbox, session_id=mine("s")))
     assert memories.entries == 51
     lab.snapshots.forget(new.id)
     assert memories.entries == 0
@@ -110,10 +111,10 @@ def test_what_is_in_use_is_not_forgotten(lab: Lab, monkeypatch: pytest.MonkeyPat
 
     async def main() -> Snapshot:
         with stopped(lab, monkeypatch) as (waits, goes_on):
-            taking = asyncio.create_task(lab.snapshots.take(place.sandbox, snapshot))
+            taking = asyncio.create_task(lab.snapshots.take(place.sandbox, snapshot, session_id=mine("s")))
             await asyncio.to_thread(waits.wait, 60)
             for other in others:
-                await lab.snapshots.take(other.sandbox, EMPTY)
+                await lab.snapshots.take(other.sandbox, EMPTY, session_id=mine("s"))
                 assert memories.get(place.id) is known
                 assert memories.size(other.id) == 0, "all that isn't in use goes"
             goes_on.set()
@@ -173,8 +174,8 @@ def test_a_forgotten_tree_in_which_nothing_has_changed_is_the_same(lab: Lab, ent
     (place.workspace / "d").mkdir()
     os.symlink("f1", place.workspace / "d" / "link")
     snapshot = lab.take(place, snapshot)
-    snapshot = asyncio.run(lab.snapshots.edit(snapshot, uploaded(lab, "put"), lambda _: None, Bounds()))
-    asyncio.run(lab.snapshots.restore(snapshot, place.sandbox))
+    snapshot = asyncio.run(lab.snapshots.edit(snapshot, uploaded(lab, "put"), lambda _: None, Bounds(), mine("s")))
+    asyncio.run(lab.snapshots.restore(snapshot, place.sandbox, session_id=mine("s")))
     lab.snapshots.forget(place.id)
 
     time.sleep(SETTLE)

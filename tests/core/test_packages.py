@@ -15,6 +15,7 @@ from era.core.files.edits import Changes, PutFile, Remove
 from era.core.files.totals import Bounds
 from era.core.models import EMPTY, Snapshot
 from tests.core.lab import Lab, Place, described, file_changes, mutate
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 NPM_LIST = ".package-lock.json"
@@ -30,11 +31,11 @@ def packages(place: Place) -> Path:
 
 
 def listed(lab: Lab, snapshot: Snapshot) -> list[str]:
-    return [entry.path for entry in asyncio.run(lab.snapshots.entries(snapshot))]
+    return [entry.path for entry in asyncio.run(lab.snapshots.entries(snapshot, mine("s")))]
 
 
 def edit(lab: Lab, snapshot: Snapshot, changes: Changes, *, replace: bool = False) -> Snapshot:
-    return asyncio.run(lab.snapshots.edit(snapshot, changes, lambda _: None, Bounds(), replace=replace))
+    return asyncio.run(lab.snapshots.edit(snapshot, changes, lambda _: None, Bounds(), mine("s"), replace=replace))
 
 
 def put(lab: Lab, *paths: str) -> Changes:
@@ -64,7 +65,7 @@ def test_whatever_is_done_to_them_they_come_back(lab: Lab, seed: int) -> None:
     other = lab.place_with_packages()
     inode = packages(other).stat().st_ino
     for snapshot, workspace, installed in chance.sample(taken, len(taken)):
-        asyncio.run(lab.snapshots.restore(snapshot, other.sandbox))
+        asyncio.run(lab.snapshots.restore(snapshot, other.sandbox, session_id=mine("s")))
         assert described(other.workspace) == workspace
         # Directories alone are no packages.
         if any(kind != "dir" for kind, *_ in installed.values()):
@@ -89,10 +90,10 @@ def test_they_are_no_files(lab: Lab) -> None:
     assert (snapshot.file_count, snapshot.total_bytes) == (1, 2)
     assert listed(lab, snapshot) == ["a"]
     assert [path for path, _ in edits.walk(lab.snapshots.read_tree, snapshot.root)] == [("a",)]
-    assert asyncio.run(lab.snapshots.artifacts(plain, snapshot)) == {}
+    assert asyncio.run(lab.snapshots.artifacts(plain, snapshot, mine("s"))) == {}
     assert file_changes(lab.snapshots, plain, snapshot) == {"added": [], "changed": [], "removed": []}
     # But each file of npm's can be had by its path, as programs can.
-    assert asyncio.run(lab.snapshots.find(snapshot, ("node_modules", "m", "index.png")))[0] == "file"
+    assert asyncio.run(lab.snapshots.find(snapshot, ("node_modules", "m", "index.png"), mine("s")))[0] == "file"
 
 
 def test_modules_that_a_client_has_put_are_files(lab: Lab) -> None:
@@ -100,7 +101,7 @@ def test_modules_that_a_client_has_put_are_files(lab: Lab) -> None:
     uploaded = edit(lab, EMPTY, put(lab, *paths))
     assert (listed(lab, uploaded), uploaded.file_count) == (paths, 2)
     place = lab.place_with_packages()
-    asyncio.run(lab.snapshots.restore(uploaded, place.sandbox))
+    asyncio.run(lab.snapshots.restore(uploaded, place.sandbox, session_id=mine("s")))
     (place.workspace / "node_modules/n.js").touch()
     after = lab.take(place, uploaded)
     assert (listed(lab, after), after.file_count) == ([*paths, "node_modules/n.js"], 3)
@@ -125,7 +126,7 @@ def test_edits_leave_them(lab: Lab) -> None:
     replaced = edit(lab, within, put(lab, "only"), replace=True)
     assert (listed(lab, replaced), replaced.file_count, replaced.total_bytes) == (["only"], 1, 0)
     other = lab.place_with_packages()
-    asyncio.run(lab.snapshots.restore(replaced, other.sandbox))
+    asyncio.run(lab.snapshots.restore(replaced, other.sandbox, session_id=mine("s")))
     assert set(described(packages(other))) == {b"installed"}
     assert (other.workspace / "node_modules/m.js").exists()
     # What is in the way can be deleted, and then counts for nothing.

@@ -27,6 +27,7 @@ from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, STATE_FILE, Snapshot
 from era.errors import CommitFailed, SandboxFailed, Unavailable
 from tests.core.lab import CLOCK_OF_FILES, LIMITS, SETTLE, Lab, Place, described, mutate
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 NAMES = st.one_of(
@@ -78,7 +79,7 @@ def test_what_is_taken_comes_back(contents: dict[bytes, Any]) -> None:
         kept = [entry for entry in before.values() if entry[0] != "dir"]
         assert snapshot.file_count == len(kept)
         assert snapshot.total_bytes == sum(len(entry[1]) for entry in kept)
-        listed = asyncio.run(lab.snapshots.entries(snapshot))
+        listed = asyncio.run(lab.snapshots.entries(snapshot, mine("s")))
         assert {(name_bytes(entry.path), entry.mtime_ns, entry.size) for entry in listed} == {
             (path, entry[-1], len(entry[1])) for path, entry in before.items() if entry[0] != "dir"
         }
@@ -183,7 +184,7 @@ def test_nothing_there_is_empty(lab: Lab) -> None:
     (place.workspace / "file").unlink()
     assert lab.take(place, snapshot) == EMPTY
     assert described(lab.restore(EMPTY).workspace) == {}
-    assert asyncio.run(lab.snapshots.entries(EMPTY)) == ()
+    assert asyncio.run(lab.snapshots.entries(EMPTY, mine("s"))) == ()
 
 
 def test_the_state_file_is_no_file_of_the_session_at_the_top_only(lab: Lab) -> None:
@@ -328,7 +329,7 @@ def test_files_are_given_to_the_sandbox(lab: Lab) -> None:
     target.uid = 12345
     os.chown(target.workspace, 12345, 54321)
     owner = os.stat("/etc/passwd").st_uid
-    asyncio.run(lab.snapshots.restore(snapshot, target.sandbox))
+    asyncio.run(lab.snapshots.restore(snapshot, target.sandbox, session_id=mine("s")))
     for path in target.workspace.rglob("*"):
         assert (path.lstat().st_uid, path.lstat().st_gid) == (12345, 54321)
     assert os.stat("/etc/passwd").st_uid == owner
@@ -404,7 +405,7 @@ def test_garbage_goes_and_the_rest_stays(tmp_path: Path) -> None:
     with pytest.raises(SandboxFailed):
         lab.restore(old)
     with pytest.raises(Unavailable):
-        asyncio.run(lab.snapshots.entries(old))
+        asyncio.run(lab.snapshots.entries(old, mine("s")))
     with pytest.raises(Unavailable):
         collect(lab, old)
     assert collect(lab) == 3
@@ -467,7 +468,9 @@ def test_takes_of_several_sandboxes_at_a_time(lab: Lab) -> None:
             os.utime(place.workspace / f"f{number}", ns=(1, 1))
 
     async def main() -> list[Snapshot]:
-        calls: list[Awaitable[Snapshot]] = [lab.snapshots.take(place.sandbox, EMPTY) for place in places]
+        calls: list[Awaitable[Snapshot]] = [
+            lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s")) for place in places
+        ]
         return list(await asyncio.gather(*calls))
 
     assert len(set(asyncio.run(main()))) == 1

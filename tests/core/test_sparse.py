@@ -15,7 +15,7 @@ import pytest
 
 from era.core.files import file_threads, sparse, trees
 from era.core.files.sparse import extents
-from era.core.models import EMPTY
+from era.core.models import EMPTY, OwnedId
 from era.store import blobs
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
@@ -153,7 +153,7 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(lab.snapshots, name, slowly(getattr(lab.snapshots, name)))
 
     async def commit(name: str, place: Place) -> None:
-        await lab.snapshots.take(place.sandbox, EMPTY, owner=place.id)
+        await lab.snapshots.take(place.sandbox, EMPTY, session_id=OwnedId(place.id, "s"))
         order.append(name)
 
     async def all_at_once(threads: int, *, small_waits: bool) -> None:

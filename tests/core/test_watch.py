@@ -28,6 +28,7 @@ from era.drivers import processes
 from tests.conftest import eventually, opened
 from tests.core import moments
 from tests.core.lab import SETTLE, Lab, Place, described, mutate
+from tests.owners import mine
 from tests.soaking import soak_the_rest
 
 LARGE = 60
@@ -223,7 +224,7 @@ def test_a_warm_directory_is_restored_to_any_snapshot(seed: int, lab: Lab) -> No
         history.append((snapshot, described(place.workspace)))
         if chance.random() < 0.5:
             snapshot, before = chance.choice(history)
-            asyncio.run(lab.snapshots.restore(snapshot, place.sandbox))
+            asyncio.run(lab.snapshots.restore(snapshot, place.sandbox, session_id=mine("s")))
             assert described(place.workspace) == before
             assert lab.take(place, snapshot) == snapshot == lab.from_scratch(place)
 
@@ -237,7 +238,7 @@ def test_only_what_differs_is_restored(lab: Lab) -> None:
     (place.workspace / "d0" / "e0" / "f0").write_text("changed")
     second = lab.take(place, first)
     assert second != first
-    asyncio.run(lab.snapshots.restore(first, place.sandbox))
+    asyncio.run(lab.snapshots.restore(first, place.sandbox, session_id=mine("s")))
     assert (place.workspace / "d0" / "e0" / "f0").read_text() == "0"
     assert kept.stat().st_ino == inode
 

@@ -17,6 +17,7 @@ from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
 from era.store.blobs import LocalBlobs
 from tests.drivers.process_steps import PATIENCE, running, spec
+from tests.owners import mine
 
 WRITERS = 20
 COUNTERS = f"""
@@ -85,7 +86,7 @@ async def _writers(sandbox: Sandbox) -> AsyncIterator[Callable[[Seen], Awaitable
         async def look(seen: Seen) -> None:
             nonlocal last
             before = last
-            moment = await moments.take(sandbox, last)
+            moment = await moments.take(sandbox, last, session_id=mine("s"))
             last = moment.snapshot
             if moment.consistent:
                 seen.consistent += 1

@@ -110,7 +110,7 @@ class Commits:
         n = session.version + 1
         fill(self.place.workspace, files_of(n))
         try:
-            snapshot = await self.snapshots.take(self.place.sandbox, session.snapshot)
+            snapshot = await self.snapshots.take(self.place.sandbox, session.snapshot, session_id=mine("s"))
             record = RunRecord(run_id, session.key, "ok", started_at=now(), ended_at=now(), committed=True)
             ended = await self.store.end_run(replace(record), data=json.dumps({"n": n}), snapshot=snapshot)
         except BaseException:
@@ -128,7 +128,7 @@ class Commits:
         assert json.loads(session.data) == {"n": session.version}
         shutil.rmtree(scratch, ignore_errors=True)
         place = FakeSandbox(scratch)
-        await self.snapshots.restore(session.snapshot, place.sandbox)
+        await self.snapshots.restore(session.snapshot, place.sandbox, session_id=mine("s"))
         self.snapshots.forget(place.id)
         assert read(scratch) == files_of(session.version)
         shutil.rmtree(scratch)

@@ -154,7 +154,7 @@ async def test_what_cannot_be_read_is_an_error_and_nothing_else(
         faulty.fail(fault, 1)
         stores.blobs._cache.clear()
         with pytest.raises(Unavailable):
-            await stores.commits.snapshots.entries(session.snapshot)
+            await stores.commits.snapshots.entries(session.snapshot, mine("s"))
         faulty.fail(fault, 1)
         stores.blobs._cache.clear()
         with pytest.raises(Unavailable):

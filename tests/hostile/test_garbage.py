@@ -77,7 +77,7 @@ class Churn:
         self.commits_under_way[name] = time.time()
         try:
             with self.blobs.naming():
-                snapshot = await self.snapshots.take(place.sandbox, session.snapshot)
+                snapshot = await self.snapshots.take(place.sandbox, session.snapshot, session_id=mine("s"))
                 if fails:
                     self.snapshots.forget(place.id)
                     return
@@ -96,7 +96,7 @@ class Churn:
         for path in place.workspace.iterdir():
             path.rmdir()
         if session.snapshot != EMPTY:
-            await self.snapshots.restore(session.snapshot, place.sandbox)
+            await self.snapshots.restore(session.snapshot, place.sandbox, session_id=mine("s"))
         expected = {path: text.encode() for path, text in json.loads(session.data).items()}
         assert read(place.workspace) == expected
 

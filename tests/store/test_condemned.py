@@ -411,7 +411,9 @@ async def test_what_another_host_exports_stays(join: Join, tmp_path: Path) -> No
     trees, content = Snapshots(a.blobs), os.urandom(50_000)
     changes = Changes()
     changes.add(("f",), PutFile(hashlib.sha256(content).hexdigest(), len(content), 0, None))
-    snapshot = await trees.edit(EMPTY, changes, lambda batch: (batch.put(content), None)[1], limits.bounds(LIMITS))
+    snapshot = await trees.edit(
+        EMPTY, changes, lambda batch: (batch.put(content), None)[1], limits.bounds(LIMITS), mine("s")
+    )
     await a.store.create_session(new("s"))
     await a.store.commit(mine("s"), "files", data=None, snapshot=snapshot)
     capsules = Capsules(a.store, trees, a.blobs, Pins(shared=True), NoLocks(), tmp_path, Slots(1), 9.0, Bounds())

@@ -50,7 +50,7 @@ def restored(core: Core) -> Iterator[list[Snapshot]]:
 
     async def restore(snapshot: Snapshot, sandbox: Any, **named: Any) -> None:
         calls.append(snapshot)
-        assert named == {"owner": mine("s").owner}
+        assert named == {"session_id": mine("s")}
         await real(snapshot, sandbox, **named)
 
     core.snapshots.restore = restore  # type: ignore[method-assign]
@@ -86,7 +86,7 @@ async def test_changes_after_waking_are_found(core: Core) -> None:
     await core.run("open('d1/below/1', 'w').write('changed')\nimport os\nos.unlink('top')")
     session = await core.store.session(mine("s"))
     assert session.snapshot.file_count == FILES + 1
-    found = await core.snapshots.find(session.snapshot, ("d1", "below", "1"))
+    found = await core.snapshots.find(session.snapshot, ("d1", "below", "1"), mine("s"))
     assert found[3] == len("changed")
 
 
@@ -96,7 +96,7 @@ async def test_what_a_client_has_changed_meanwhile_is_there(core: Core) -> None:
     changes = Changes()
     changes.add(("d0",), Remove(recursive=True))
     bounds = Bounds()
-    snapshot = await core.snapshots.edit(session.snapshot, changes, lambda batch: None, bounds)
+    snapshot = await core.snapshots.edit(session.snapshot, changes, lambda batch: None, bounds, mine("s"))
     await core.store.commit(mine("s"), "files", data=None, snapshot=snapshot)
     with restored(core) as calls:
         woken = await core.run("import os; print(os.path.exists('d0'), len(os.listdir('d1/below')))")

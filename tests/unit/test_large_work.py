@@ -1,4 +1,4 @@
-"""Large work on a session's files is done in the turn of its owner, whatever asks for it."""
+"""Work on a session's files is done in the session's turn, large work in that of its owner, whatever asks for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 
 from era.core.files import file_threads
 from era.core.files.file_threads import FileThreads
+from era.core.files.session_files import Condition, SessionFiles
+from era.core.history import HistoryBound
 from era.core.live.processes import ProcessRequest
-from era.core.models import DEFAULT_OWNER, KeptVersion, Session
+from era.core.models import DEFAULT_OWNER, KeptVersion, OwnedId, Session
 from era.errors import TooLarge
 from tests.owners import mine
 from tests.unit.core import URL, Core
@@ -27,28 +29,41 @@ class Turns:
     """Which functions had work done that may be large, each with the owner in whose turn."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.noted: set[tuple[str, str | None]] = set()
-        large, by_size = FileThreads.large, FileThreads.by_size
+        self.noted: set[tuple[str, str]] = set()
+        self.sessions: set[OwnedId] = set()
+        """In whose turn small work was done."""
 
-        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str | None) -> Any:
+        small, slot, large, by_size = FileThreads.small, FileThreads.slot, FileThreads.large, FileThreads.by_size
+
+        async def noted_small(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
+            self.sessions.add(session_id)
+            return await small(threads, job, session_id)
+
+        def noted_slot(threads: FileThreads, session_id: OwnedId) -> Any:
+            self.sessions.add(session_id)
+            return slot(threads, session_id)
+
+        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
             self._note(job, owner)
             return await large(threads, job, owner)
 
-        async def noted_by_size(
-            threads: FileThreads, job: Callable[[bool], Any], holder: Any, owner: str | None
-        ) -> Any:
-            self._note(job, owner)
-            return await by_size(threads, job, holder, owner)
+        async def noted_by_size(threads: FileThreads, job: Callable[[bool], Any], session_id: OwnedId) -> Any:
+            self._note(job, session_id.owner)
+            return await by_size(threads, job, session_id)
 
+        monkeypatch.setattr(FileThreads, "small", noted_small)
+        monkeypatch.setattr(FileThreads, "slot", noted_slot)
         monkeypatch.setattr(FileThreads, "large", noted_large)
         monkeypatch.setattr(FileThreads, "by_size", noted_by_size)
 
-    def _note(self, job: Callable[..., Any], owner: str | None) -> None:
+    def _note(self, job: Callable[..., Any], owner: str) -> None:
         function = getattr(job, "func", job)  # of a partial
         self.noted.add((function.__qualname__.partition(".<locals>")[0], owner))
 
     def had(self, *functions: str) -> None:
-        """Assert that these had work done since the last time, all of it in the turn of the sessions' owner."""
+        """Assert that these had work done since the last time, all of it in the turn of the session and of its
+        owner."""
+        assert self.sessions == {mine("s")}
         noted, self.noted = self.noted, set()
         assert noted - {("FileThreads.by_size", DEFAULT_OWNER)} == {(name, DEFAULT_OWNER) for name in functions}
 
@@ -57,7 +72,7 @@ async def current(core: Core) -> Session:
     return await core.store.session(mine("s"))
 
 
-async def test_all_large_work_is_done_in_its_owners_turn(
+async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owners(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_threads, "LARGE_BYTES", -1)
@@ -103,6 +118,19 @@ async def test_all_large_work_is_done_in_its_owners_turn(
         (core.driver.alive[0].workspace / "more").write_text("as a process would")
         await core.live_sessions.put_away(mine("s"))
         turns.had("LiveSnapshots._agreeing_look", "LiveSnapshots._take", "Snapshots.held_bytes")
+
+        nobody: Any = None
+        history = HistoryBound(core.store, core.snapshots, core.rules, 1)
+        files = SessionFiles(
+            core.store, core.snapshots, core.blobs, core.turns, nobody, nobody, core.rules, history, core.liveness
+        )
+        await files.page(mine("s"), limit=1, after=(), prefix=())
+        await files.stat(mine("s"), ("f1",))
+        await files.check_room(await current(core), ("f1",), 1)
+        assert await files.make_directory(mine("s"), ("d",)) == (True, 1)
+        await files.move(mine("s"), ("d",), ("e",), replace=False)
+        await files.delete(mine("s"), ("e",), recursive=True, condition=Condition())
+        turns.had("Snapshots.held_bytes")
 
 
 class NoProgress:

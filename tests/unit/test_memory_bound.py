@@ -37,7 +37,7 @@ async def assert_changes_are_committed(core: Core, name: str) -> None:
     assert (done.result.status, done.result.state.committed) == ("ok", True), done
     snapshot = (await core.store.session(mine(name))).snapshot
     assert snapshot.file_count == before.snapshot.file_count
-    assert [(await core.snapshots.find(snapshot, (file,)))[3] for file in ("f3", "new")] == [7, 3]
+    assert [(await core.snapshots.find(snapshot, (file,), mine("s")))[3] for file in ("f3", "new")] == [7, 3]
     shown = await core.run("print(open('f3').read(), open('new').read(), 'f4' in __import__('os').listdir())", name)
     assert shown.stdout == b"changed new False\n"
     assert shown.result.state.version == before.version + 1, "nothing has changed"
@@ -86,7 +86,7 @@ async def test_one_that_runs_keeps_its_sandbox(core: Core) -> None:
     done = await running
     assert (done.result.status, done.result.state.committed) == ("ok", True)
     snapshot = (await core.store.session(mine("a"))).snapshot
-    assert (await core.snapshots.find(snapshot, ("f3",)))[3] == 7
+    assert (await core.snapshots.find(snapshot, ("f3",), mine("s")))[3] == 7
     assert snapshot.file_count == 150
 
 
@@ -102,7 +102,7 @@ async def test_a_live_session_keeps_its_processes(core: Core) -> None:
     await assert_changes_are_committed(core, "s")
     (sandbox.workspace / "late").write_text("by a process")
     put_away = await core.live_sessions.put_away(mine("s"))
-    assert (await core.snapshots.find(put_away.snapshot, ("late",)))[3] == 12
+    assert (await core.snapshots.find(put_away.snapshot, ("late",), mine("s")))[3] == 12
 
 
 async def test_kept_directories_go_first(directory: Path, template: Path) -> None:

@@ -20,6 +20,7 @@ from era.errors import SandboxFailed, TooBusy, Unavailable
 from era.languages import runtimes
 from tests.drivers.fake import FakeSandbox
 from tests.drivers.sandboxes import LIMITS
+from tests.owners import mine
 from tests.unit.core import Core, Driver, until
 
 
@@ -45,7 +46,7 @@ async def snapshot_with(core: Core, name: str) -> Snapshot:
     """A snapshot that holds one file."""
     sandbox = await core.pool.acquire_temporary("python", owner="default")
     (sandbox.workspace / name).write_text(name)
-    snapshot = await core.snapshots.take(sandbox, EMPTY)
+    snapshot = await core.snapshots.take(sandbox, EMPTY, session_id=mine("s"))
     await core.pool.discard(sandbox)
     return snapshot
 
@@ -127,11 +128,11 @@ async def test_one_that_can_t_be_brought_to_a_snapshot_is_replaced(core: Core, m
         [1],
     )
 
-    async def restore(snapshot: Snapshot, sandbox: Sandbox, **_: object) -> None:
+    async def restore(snapshot: Snapshot, sandbox: Sandbox, **options: Any) -> None:
         if failures:
             failures.pop()
             raise SandboxFailed("the disk said no")
-        await real(snapshot, sandbox)
+        await real(snapshot, sandbox, **options)
 
     monkeypatch.setattr(core.snapshots, "restore", restore)
     second = await core.pool.acquire(replace(session, snapshot=snapshot))

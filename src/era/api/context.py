@@ -122,7 +122,7 @@ class Context:
     other_hosts: OtherHosts | None
     """The other hosts of the cluster; None outside of one."""
 
-    list_snapshot: Callable[[Snapshot], AsyncIterator[Sequence[FileEntry]]]
+    list_snapshot: Callable[[Snapshot, OwnedId], AsyncIterator[Sequence[FileEntry]]]
     """All files and links of a snapshot."""
 
     isolation: Callable[[], JsonObject]

@@ -254,7 +254,7 @@ async def get_session(
     session = await context.sessions.get(session_id)
     answer = session_view(session, context)
     if include == "files":
-        return await listing_response(with_files(answer, context.list_snapshot(session.snapshot)))
+        return await listing_response(with_files(answer, context.list_snapshot(session.snapshot, session_id)))
     return Answer(answer)
 
 

@@ -64,7 +64,7 @@ async def get_version(session_id: SessionId, number: Number, context: UseContext
     content = await context.versions.get(session_id, number)
     answer = version_answer(content.version) | {"data": data_of(content)}
     if include == "files":
-        return await listing_response(with_files(answer, context.list_snapshot(content.version.snapshot)))
+        return await listing_response(with_files(answer, context.list_snapshot(content.version.snapshot, session_id)))
     return Answer(answer)
 
 

@@ -69,7 +69,7 @@ class HistoryBound:
                 hint="DELETE /api/sessions/{id}/versions/{n}/name takes a version its name.",
             )
         most = self.most(session)
-        held = await self._snapshots.held_bytes(_roots(named), most, owner=session.owner)
+        held = await self._snapshots.held_bytes(_roots(named), most, session_id=session.owned_id)
         if held and held[-1] > most:
             raise TooLarge(
                 f"The named versions of session '{session.id}' would hold over {most} bytes, which is the limit of its "
@@ -98,7 +98,10 @@ class HistoryBound:
         )
         staying = [root, *_roots([version for version in kept if version.named])]
         totals = await self._snapshots.held_bytes(
-            [*staying, *(version.root or root for version in unnamed)], most, at_least=len(staying), owner=session.owner
+            [*staying, *(version.root or root for version in unnamed)],
+            most,
+            at_least=len(staying),
+            session_id=session.owned_id,
         )
         room = most - most // 8
         # What all that stay hold, then these and the newest without a name, these and the newest two, and so on.

@@ -251,7 +251,7 @@ class SandboxPool:
         sandbox = await self._new(spec, session.owner, acquiring)
         try:
             if session.snapshot != EMPTY:
-                await self._snapshots.restore(session.snapshot, sandbox, owner=session.owner)
+                await self._snapshots.restore(session.snapshot, sandbox, session_id=session.owned_id)
         except BaseException:
             await self._close(sandbox, "failed", session.owned_id)
             raise
@@ -268,9 +268,9 @@ class SandboxPool:
         sandbox: Sandbox | None = None
         try:
             sandbox = await self._new(spec, session.owner, acquiring, kept)
-            await self._snapshots.move(kept.sandbox, sandbox)
+            await self._snapshots.move(kept.sandbox, sandbox, session_id=session.owned_id)
             if kept.snapshot != session.snapshot:
-                await self._snapshots.restore(session.snapshot, sandbox, owner=session.owner)
+                await self._snapshots.restore(session.snapshot, sandbox, session_id=session.owned_id)
             return sandbox
         except SandboxFailed as error:
             log.warning("directory_not_reused", error=error.message)
@@ -514,7 +514,7 @@ class SandboxPool:
             return True
         warm.busy = True
         try:
-            await self._snapshots.restore(snapshot, warm.sandbox, owner=warm.session_id.owner)
+            await self._snapshots.restore(snapshot, warm.sandbox, session_id=warm.session_id)
         except SandboxFailed:
             return False
         except BaseException:

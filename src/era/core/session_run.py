@@ -276,7 +276,7 @@ class SessionRun:
             return _Outcome(status, data)
         try:
             snapshot = await self._taken(execution.sandbox, ended.entry)
-            artifacts = await snapshots.artifacts(session.snapshot, snapshot)
+            artifacts = await snapshots.artifacts(session.snapshot, snapshot, session.owned_id)
         except SnapshotRefused as error:
             status = "disk_full" if isinstance(error, WorkspaceFull) else status
             return _Outcome(status, problem=_nothing_kept(str(error)))
@@ -297,9 +297,9 @@ class SessionRun:
         does."""
         before = self._session.snapshot
         if self._session.key in self._parts.liveness:
-            return (await self._parts.moments.take(sandbox, before, entry, owner=self._session.owner)).snapshot
+            return (await self._parts.moments.take(sandbox, before, entry, session_id=self._session.owned_id)).snapshot
         self._active.joinable = False  # nothing may begin there while it is looked at as if nothing could
-        return await self._parts.snapshots.take(sandbox, before, entry, owner=self._session.owner)
+        return await self._parts.snapshots.take(sandbox, before, entry, session_id=self._session.owned_id)
 
     async def _commit(self, execution: Execution | CellExecution, ended: Ended, outcome: _Outcome) -> RunResult:
         """Record the run, and move the session to its next version if it changed anything, in one transaction. Raises

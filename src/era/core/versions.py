@@ -72,7 +72,7 @@ class Versions:
         if n > 1:
             old = await self._store.version(session_id, n - 1)
             old_data, old_snapshot = old.data, old.version.snapshot
-        files = partial(change_pages, self._snapshots, old_snapshot, new.version.snapshot)
+        files = partial(change_pages, self._snapshots, old_snapshot, new.version.snapshot, session_id)
         return Diff(n, await computing(session_id.owner, _changes, old_data, new.data), files)
 
     async def name(self, session_id: OwnedId, n: int, name: str) -> Version:

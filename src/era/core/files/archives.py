@@ -154,6 +154,7 @@ class Archives:
                             unpacked.changes,
                             lambda _: None,
                             self._files.bounds(session),
+                            session.owned_id,
                             replace=replace,
                         )
                         session, dropped = await self._files.commit(session, snapshot)

@@ -2,19 +2,23 @@
 
 Theory of operation. What is small must not wait for what is large, so the two have threads of their own. How large
 something is may be known only once it has begun: then it begins as small work does, with a `Budget`, and is given up
-and done anew as large work once that is spent. Where many wait, each gets a thread in turn: small work by sandboxes and
-snapshots, large work by owners, since a session seldom has more than one piece of it, but an owner has many sessions.
+and done anew as large work once that is spent. Where many wait, each owner gets a thread in turn. Of small work a
+session has no more than some besides, so that it leaves threads to others of its owner, too; of large work it seldom
+has more than one piece.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+import sys
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 from era.core.fair_slots import FairSlots
 from era.core.files.trees import FILE_BYTES, TreeNotSmall
+from era.core.models import OwnedId
 from era.core.tasks import free_on, to_its_end
 
 LARGE_BYTES = 32 << 20
@@ -53,32 +57,32 @@ class FileThreads:
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(_SMALL_THREADS, thread_name_prefix="era-files")
-        self._small_slots: FairSlots[str | None] = FairSlots(_SMALL_THREADS, _SMALL_THREADS // 2)
+        self._small_slots = _SmallSlots(_SMALL_THREADS)
         self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="era-bulk")
-        self._large_slots: FairSlots[str | None] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
+        self._large_slots: FairSlots[str] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
         self._sweep = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
         # Calls wait for these with their session's turn, so not behind large work.
         self._free = ThreadPoolExecutor(2, thread_name_prefix="era-free")
 
-    async def small[T](self, job: Callable[[], T], holder: str | None) -> T:
-        """Run a job on a thread, of which what one sandbox or snapshot wants (`holder`) gets no more than half."""
-        return await _in_turn(self._small_slots, holder, self._small, job)
+    async def small[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
+        """Run a job for a session on a thread, of which a session gets no more than half."""
+        return await _in_turn(self._small_slots, session_id, self._small, job)
 
-    async def large[T](self, job: Callable[[], T], owner: str | None) -> T:
+    async def large[T](self, job: Callable[[], T], owner: str) -> T:
         """The same for a job that takes long, with threads of which `owner` gets all but one at most."""
         return await _in_turn(self._large_slots, owner, self._large, job)
 
-    async def by_size[T](self, job: Callable[[bool], T], holder: str | None, owner: str | None) -> T:
+    async def by_size[T](self, job: Callable[[bool], T], session_id: OwnedId) -> T:
         """Run a job as a small one, called with True; and anew as a large one, with False, if it raises TreeNotSmall
         then."""
         try:
-            return await self.small(lambda: job(True), holder)
+            return await self.small(lambda: job(True), session_id)
         except TreeNotSmall:
-            return await self.large(lambda: job(False), owner)
+            return await self.large(lambda: job(False), session_id.owner)
 
-    def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
+    def slot(self, session_id: OwnedId) -> AbstractAsyncContextManager[None]:
         """A thread is free for `in_slot` within the block."""
-        return self._small_slots.slot(holder)
+        return self._small_slots.slot(session_id)
 
     async def in_slot[T](self, job: Callable[[], T]) -> T:
         """Run a small job on a thread, at once, within a `slot`. Where this is cancelled, it has ended before."""
@@ -102,9 +106,45 @@ class FileThreads:
             await asyncio.to_thread(threads.shutdown)
 
 
-async def _in_turn[T, Holder: Hashable](
-    slots: FairSlots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]
-) -> T:
+class _Slots[Holder](Protocol):
+    async def take(self, holder: Holder) -> None: ...
+    def give_back(self, holder: Holder) -> None: ...
+
+
+class _SmallSlots:
+    """Slots that owners who wait get in turn, and of which a session has no more than half."""
+
+    def __init__(self, most: int) -> None:
+        self._of_sessions: FairSlots[OwnedId] = FairSlots(sys.maxsize, most // 2)
+        """As many as are asked for, but a session has few at a time: its other work waits here, where it is in no
+        other session's way."""
+
+        self._of_owners: FairSlots[str] = FairSlots(most, most)
+
+    @asynccontextmanager
+    async def slot(self, session_id: OwnedId) -> AsyncIterator[None]:
+        """Wait for a slot, and have it for the block."""
+        await self.take(session_id)
+        try:
+            yield
+        finally:
+            self.give_back(session_id)
+
+    async def take(self, session_id: OwnedId) -> None:
+        """Wait for a slot, which must be given back."""
+        await self._of_sessions.take(session_id)
+        try:
+            await self._of_owners.take(session_id.owner)
+        except BaseException:
+            self._of_sessions.give_back(session_id)
+            raise
+
+    def give_back(self, session_id: OwnedId) -> None:
+        self._of_owners.give_back(session_id.owner)
+        self._of_sessions.give_back(session_id)
+
+
+async def _in_turn[T, Holder](slots: _Slots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
     """What a job returns. It has its slot until it has ended, though its caller may be gone before."""
     await slots.take(holder)
     try:

@@ -52,7 +52,7 @@ from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
 from era.core.files.trees import BlobBatch, CountingBatch, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
 from era.core.files.watch import Watch
-from era.core.models import EMPTY, Snapshot
+from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.errors import CommitFailed
@@ -117,7 +117,7 @@ class LiveSnapshots:
         *,
         changed: bool = False,
         stored: Awaitable[None] | None = None,
-        owner: str | None = None,
+        session_id: OwnedId,
     ) -> LiveSnapshot:
         """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
         raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
@@ -126,7 +126,7 @@ class LiveSnapshots:
         """
         try:
             with self._snapshots.memories.in_use(sandbox.id):
-                return await self._take(sandbox, previous, entry, changed=changed, stored=stored, owner=owner)
+                return await self._take(sandbox, previous, entry, changed=changed, stored=stored, session_id=session_id)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -142,9 +142,9 @@ class LiveSnapshots:
         *,
         changed: bool,
         stored: Awaitable[None] | None,
-        owner: str | None,
+        session_id: OwnedId,
     ) -> LiveSnapshot:
-        memory = await self._snapshots.memory_of(sandbox, previous, owner)
+        memory = await self._snapshots.memory_of(sandbox, previous, session_id)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
             return LiveSnapshot(previous, consistent=True)
         is_known = memory is not None and (
@@ -153,18 +153,18 @@ class LiveSnapshots:
         )
         async with AsyncExitStack() as stack:
             if not is_known and sandbox.id not in self._cant_freeze:
-                memory = await self._warm(sandbox, previous, memory, owner)
-            look = await self._frozen_look(sandbox, memory, entry, stack)
+                memory = await self._warm(sandbox, previous, memory, session_id)
+            look = await self._frozen_look(sandbox, memory, entry, stack, session_id)
             consistent = look is not None
             if look is None:
-                look, consistent = await self._agreeing_look(sandbox, memory, stack, owner)
+                look, consistent = await self._agreeing_look(sandbox, memory, stack, session_id)
             if stored is not None:
                 await stored
             found, known = look, memory
             if look.aside.bytes > file_threads.LARGE_BYTES:
-                updated = await self._snapshots.threads.large(lambda: self._store(found, known), owner)
+                updated = await self._snapshots.threads.large(lambda: self._store(found, known), session_id.owner)
             else:
-                updated = await self._snapshots.on_thread(lambda: self._store(found, known), sandbox.id)
+                updated = await self._snapshots.on_thread(lambda: self._store(found, known), session_id)
         self._snapshots.memories.put(sandbox.id, updated)
         return LiveSnapshot(updated.snapshot, consistent)
 
@@ -188,10 +188,15 @@ class LiveSnapshots:
         return is_known and scan.was_still
 
     async def _frozen_look(
-        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, stack: AsyncExitStack
+        self,
+        sandbox: Sandbox,
+        memory: Memory | None,
+        entry: str | None,
+        stack: AsyncExitStack,
+        session_id: OwnedId,
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had."""
-        async with self._standing_still(sandbox) as still:
+        async with self._standing_still(sandbox, session_id) as still:
             if not still:
                 return None
             aside = self._copies(sandbox)
@@ -202,10 +207,10 @@ class LiveSnapshots:
         return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
 
     @asynccontextmanager
-    async def _standing_still(self, sandbox: Sandbox) -> AsyncIterator[bool]:
+    async def _standing_still(self, sandbox: Sandbox, session_id: OwnedId) -> AsyncIterator[bool]:
         """Within the block everything stands still and a thread is free, if that can be had: the context's value."""
         for pause in (*_FREEZE_PAUSES, None):
-            async with self._snapshots.slot(sandbox.id), sandbox.frozen() as still:
+            async with self._snapshots.slot(session_id), sandbox.frozen() as still:
                 if still:
                     yield True
                     return
@@ -310,12 +315,12 @@ class LiveSnapshots:
         return tree
 
     async def _warm(
-        self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None, owner: str | None
+        self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None, session_id: OwnedId
     ) -> Memory | None:
         """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
         then is true of each file, but of no moment; nothing where that fails, as the next look will say, or where the
         sandbox can't be frozen."""
-        async with self._standing_still(sandbox) as still:
+        async with self._standing_still(sandbox, session_id) as still:
             calls_since = time.time_ns() - (0 if still else _WRITE_NS)
         if sandbox.id in self._cant_freeze:
             return memory
@@ -347,7 +352,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            warm = await self._by_size(job, sandbox, owner, is_large=_has_many_entries(memory))
+            warm = await self._by_size(job, session_id, is_large=_has_many_entries(memory))
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -356,7 +361,7 @@ class LiveSnapshots:
         return warm
 
     async def _agreeing_look(
-        self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, owner: str | None
+        self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, session_id: OwnedId
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
         is_large = _has_many_entries(memory)
@@ -399,19 +404,19 @@ class LiveSnapshots:
         for left in reversed(range(_LOOKS)):
             aside = self._copies(sandbox)
             stack.push_async_callback(self._close, aside)
-            look, agrees = await self._by_size(partial(job, aside), sandbox, owner, is_large=is_large)
+            look, agrees = await self._by_size(partial(job, aside), session_id, is_large=is_large)
             if agrees or agrees is None or not left:
                 return look, bool(agrees)
             await self._close(aside)
             await asyncio.sleep(_PAUSE)
         raise AssertionError("the last look is always returned")
 
-    async def _by_size[T](self, job: Callable[[bool], T], sandbox: Sandbox, owner: str | None, *, is_large: bool) -> T:
+    async def _by_size[T](self, job: Callable[[bool], T], session_id: OwnedId, *, is_large: bool) -> T:
         """See FileThreads; what is known to be large isn't tried as small work first."""
         threads = self._snapshots.threads
         if is_large:
-            return await threads.large(partial(job, False), owner)
-        return await threads.by_size(job, sandbox.id, owner)
+            return await threads.large(partial(job, False), session_id.owner)
+        return await threads.by_size(job, session_id)
 
     def _store(self, look: _Look, memory: Memory | None) -> Memory:
         """Store what was put aside, on a thread. Raises OSError."""

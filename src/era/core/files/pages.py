@@ -12,7 +12,7 @@ from era.core.files import edits
 from era.core.files.diffs import FileChange, Kind, file_changes
 from era.core.files.edits import FileEntry
 from era.core.files.snapshots import Snapshots
-from era.core.models import Snapshot
+from era.core.models import OwnedId, Snapshot
 from era.errors import Unavailable
 
 _PAGE_CHARACTERS = 256 << 10
@@ -20,22 +20,24 @@ _ENTRY_CHARACTERS = 250
 """What an entry counts besides its path."""
 
 
-def file_pages(snapshots: Snapshots, snapshot: Snapshot) -> AsyncIterator[list[FileEntry]]:
+def file_pages(snapshots: Snapshots, snapshot: Snapshot, session_id: OwnedId) -> AsyncIterator[list[FileEntry]]:
     """All files and links of a snapshot, in order. Raises Unavailable where the disk fails."""
     entries = edits.page(snapshots.read_tree, snapshot.root)
     files = (edits.file_entry(path, entry) for path, entry in entries)
-    return _pages(snapshots, files, lambda file: file.path, snapshot.root)
+    return _pages(snapshots, files, lambda file: file.path, session_id)
 
 
-def change_pages(snapshots: Snapshots, old: Snapshot, new: Snapshot, kind: Kind) -> AsyncIterator[list[FileChange]]:
+def change_pages(
+    snapshots: Snapshots, old: Snapshot, new: Snapshot, session_id: OwnedId, kind: Kind
+) -> AsyncIterator[list[FileChange]]:
     """What was added, changed or removed between two snapshots, found without reading a file. Raises Unavailable where
     the disk fails."""
     changes = file_changes(snapshots.read_tree, old.root, new.root, kind)
-    return _pages(snapshots, changes, lambda change: change.path, new.root)
+    return _pages(snapshots, changes, lambda change: change.path, session_id)
 
 
 async def _pages[T](
-    snapshots: Snapshots, items: Iterator[T], path_of: Callable[[T], str], root: str | None
+    snapshots: Snapshots, items: Iterator[T], path_of: Callable[[T], str], session_id: OwnedId
 ) -> AsyncIterator[list[T]]:
     def some() -> list[T]:
         taken: list[T] = []
@@ -48,7 +50,7 @@ async def _pages[T](
         return taken
 
     try:
-        while page := await snapshots.on_thread(some, root):
+        while page := await snapshots.on_thread(some, session_id):
             yield page
     except OSError as error:
         raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error

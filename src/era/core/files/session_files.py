@@ -157,19 +157,19 @@ class SessionFiles:
         `directories` those too."""
         snapshot, _ = await self.snapshot(session_id, version)
         files = await self._snapshots.entries(
-            snapshot, after=after, prefix=prefix, directories=directories, limit=limit + 1
+            snapshot, session_id, after=after, prefix=prefix, directories=directories, limit=limit + 1
         )
         return Page(snapshot, files[:limit], len(files) > limit)
 
     async def stat(self, session_id: OwnedId, path: Parts) -> FileEntry:
         """What is at a path. Raises NotFound, Conflict where the path leads through a link."""
         snapshot, _ = await self.snapshot(session_id)
-        return edits.file_entry(path, await self._snapshots.find(snapshot, path))
+        return edits.file_entry(path, await self._snapshots.find(snapshot, path, session_id))
 
     async def open(self, session_id: OwnedId, path: Parts, version: int | None = None) -> OpenFile:
         """Open a file. Raises NotFound, Conflict for what is no file, Unavailable where the disk fails."""
         snapshot, _ = await self.snapshot(session_id, version)
-        entry = await self._snapshots.find(snapshot, path)
+        entry = await self._snapshots.find(snapshot, path, session_id)
         match entry:
             case "file", _, digest, size, _, mtime_ns, *_:
                 try:
@@ -230,7 +230,9 @@ class SessionFiles:
                 condition.check(path, await self._current(session, path))
             # Put it again: it may have waited for its turn so long that it was swept as garbage.
             with self._blobs.naming():
-                snapshot = await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
+                snapshot = await self._snapshots.edit(
+                    session.snapshot, changes, upload.put, self.bounds(session), session.owned_id
+                )
                 return (await self.commit(session, snapshot))[1]
 
     async def _put_ahead(self, owner: str, upload: Upload) -> None:
@@ -251,7 +253,7 @@ class SessionFiles:
         Snapshots.edit does, and BadRequest."""
         changes = Changes()
         changes.add(path, PutFile(upload.digest, upload.size, mtime_ns, mode, uploaded=False))
-        await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session))
+        await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session), session.owned_id)
 
     async def content(self, upload: Upload, size: int) -> AsyncIterator[bytes]:
         """The content of an upload, in pieces of `size` bytes at most. Raises Unavailable where the disk fails."""
@@ -318,7 +320,7 @@ class SessionFiles:
         self.check_depth(target)
         async with self._turns.take(session_id, patience=patience):
             session = await self.writable_session(session_id)
-            entry = await self._snapshots.find(session.snapshot, source)
+            entry = await self._snapshots.find(session.snapshot, source, session.owned_id)
             if source == target:
                 return 0
             if target[: len(source)] == source:
@@ -328,7 +330,7 @@ class SessionFiles:
                     code="bad_path",
                 )
             self._check_free(target, await self._found(session, target), entry, replace=replace)
-            levels = await self._snapshots.depth(session.snapshot, entry)
+            levels = await self._snapshots.depth(entry, session.owned_id)
             self.check_depth((*target, *("",) * levels))
             changes = Changes()
             changes.add(source, Remove(recursive=True))
@@ -348,7 +350,9 @@ class SessionFiles:
     async def _edit(self, session: Session, changes: Changes) -> int:
         """Commit changes that put no content, in the session's turn. Returns how many old versions that dropped."""
         with self._blobs.naming():
-            snapshot = await self._snapshots.edit(session.snapshot, changes, lambda _: None, self.bounds(session))
+            snapshot = await self._snapshots.edit(
+                session.snapshot, changes, lambda _: None, self.bounds(session), session.owned_id
+            )
             return (await self.commit(session, snapshot))[1]
 
     async def commit(self, session: Session, snapshot: Snapshot) -> tuple[Session, int]:
@@ -405,7 +409,7 @@ class SessionFiles:
         """Raises TooLarge for a file of so many bytes that the session can't hold beside what it held last, packages
         included. In a live session that is to be known before it is written: what exceeds the bound there can't be
         committed, and then its processes are ended."""
-        most, held = self.bounds(session), await self._snapshots.totals(session.snapshot)
+        most, held = self.bounds(session), await self._snapshots.totals(session.snapshot, session.owned_id)
         if most.have_room(held.plus(Totals(1, 1, size))):
             return
         entry = await self._found(session, path)
@@ -428,7 +432,7 @@ class SessionFiles:
     async def _found(self, session: Session, path: Parts) -> Entry | None:
         """The entry at a path, None for nothing."""
         try:
-            return await self._snapshots.find(session.snapshot, path)
+            return await self._snapshots.find(session.snapshot, path, session.owned_id)
         except NotFound:
             return None
 

@@ -55,7 +55,7 @@ from era.core.files.trees import (
     TreeNotSmall,
 )
 from era.core.files.watch import Watch, WatchBudget
-from era.core.models import EMPTY, STATE_FILE, JsonObject, Snapshot
+from era.core.models import EMPTY, STATE_FILE, JsonObject, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
@@ -93,20 +93,20 @@ class Snapshots:
         self.threads = FileThreads()
 
     async def take(
-        self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None, *, owner: str | None = None
+        self, sandbox: Sandbox, previous: Snapshot, entry: str | None = None, *, session_id: OwnedId
     ) -> Snapshot:
         """Make the content of `sandbox.workspace` durable, while nothing runs there. Returns its snapshot.
 
-        `previous` is the session's current snapshot, `entry` that of Ended, `owner` the session's, in whose turn large
-        work is done. Only what has changed since the last call for this sandbox is read. Raises SnapshotRefused where
-        the tree exceeds the limits, CommitFailed where the disk fails.
+        `previous` is the session's current snapshot, `entry` that of Ended; `session_id` says whose turn it is on the
+        threads. Only what has changed since the last call for this sandbox is read. Raises SnapshotRefused where the
+        tree exceeds the limits, CommitFailed where the disk fails.
         """
         with self.memories.in_use(sandbox.id):
-            return await self._take(sandbox, previous, entry, owner)
+            return await self._take(sandbox, previous, entry, session_id)
 
-    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, owner: str | None) -> Snapshot:
+    async def _take(self, sandbox: Sandbox, previous: Snapshot, entry: str | None, session_id: OwnedId) -> Snapshot:
         """Do the work of `take`. Raises as it does."""
-        memory = await self.memory_of(sandbox, previous, owner)
+        memory = await self.memory_of(sandbox, previous, session_id)
         try:
             if memory is None or memory.watch is None:
                 snapshot = self._quick_scan(sandbox, memory, previous)
@@ -119,15 +119,16 @@ class Snapshots:
                     and memory.tree.totals.entries > file_threads.LARGE_ENTRIES
                 ):
                     raise TreeNotSmall  # as it will be
-                updated = await self.on_thread(lambda: self._scan_and_store(sandbox, memory, entry), sandbox.id)
+                updated = await self.on_thread(lambda: self._scan_and_store(sandbox, memory, entry), session_id)
             except TreeNotSmall:
                 # In one job: a large tree that waited for a thread would count nowhere.
                 updated = await self.threads.large(
-                    lambda: self._store(sandbox, memory, self._scan(sandbox, memory, None, small=None)), owner
+                    lambda: self._store(sandbox, memory, self._scan(sandbox, memory, None, small=None)),
+                    session_id.owner,
                 )
             if isinstance(updated, Scanned):
                 scanned = updated
-                updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), owner)
+                updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), session_id.owner)
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
@@ -137,7 +138,7 @@ class Snapshots:
         self.memories.put(sandbox.id, updated)
         return updated.snapshot
 
-    async def memory_of(self, sandbox: Sandbox, previous: Snapshot, owner: str | None) -> Memory | None:
+    async def memory_of(self, sandbox: Sandbox, previous: Snapshot, session_id: OwnedId) -> Memory | None:
         """What is remembered of a sandbox, whose session's current snapshot is `previous`, as far as that counts; or
         what that snapshot says of its files, none of which is taken for unchanged then."""
         memory = self.memories.get(sandbox.id)
@@ -152,13 +153,13 @@ class Snapshots:
             return restoring.recalled(root, self.blobs, partial(self.read_tree, budget=budget), budget)
 
         try:
-            tree = await self.threads.by_size(job, sandbox.id, owner)
+            tree = await self.threads.by_size(job, session_id)
         except OSError:
             return None  # then all files count as written
         return Memory(previous, tree, held=None, is_recalled=True)
 
-    async def restore(self, snapshot: Snapshot, sandbox: Sandbox, *, owner: str | None = None) -> None:
-        """Make the sandbox's working directory what `snapshot` says; `owner` is as for `take`.
+    async def restore(self, snapshot: Snapshot, sandbox: Sandbox, *, session_id: OwnedId) -> None:
+        """Make the sandbox's working directory what `snapshot` says; `session_id` is as for `take`.
 
         It must be empty, or what `take` or `restore` last saw. Raises SandboxFailed, after which the sandbox can't be
         used any more.
@@ -166,7 +167,7 @@ class Snapshots:
         memory = self.memories.take(sandbox.id)
         try:
             tree = await self.threads.by_size(
-                lambda small: self._restore(sandbox, snapshot, memory, Budget() if small else None), sandbox.id, owner
+                lambda small: self._restore(sandbox, snapshot, memory, Budget() if small else None), session_id
             )
         except BaseException as error:
             if memory is not None and memory.watch is not None:
@@ -189,7 +190,7 @@ class Snapshots:
             self.memories.put(sandbox.id, replace(memory, watch=None, linked=linked))
         return memory.tree.totals.entries
 
-    async def move(self, old: Sandbox, new: Sandbox) -> None:
+    async def move(self, old: Sandbox, new: Sandbox, *, session_id: OwnedId) -> None:
         """Move the content of a working directory that was put away to that of a new sandbox, which is empty. `old` has
         to be closed then. Raises SandboxFailed, after which neither can be used any more."""
         memory = self.memories.take(old.id)
@@ -197,7 +198,7 @@ class Snapshots:
             raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
             with self.memories.in_use(new.id):
-                moved = await self.on_thread(lambda: self._move(old, new, memory), new.id)
+                moved = await self.on_thread(lambda: self._move(old, new, memory), session_id)
                 self.memories.put(new.id, moved)
         except (OSError, SnapshotRefused) as error:
             raise SandboxFailed(f"the session's files could not be moved: {error}") from error
@@ -209,6 +210,7 @@ class Snapshots:
     async def entries(
         self,
         snapshot: Snapshot,
+        session_id: OwnedId,
         *,
         after: Parts = (),
         prefix: Parts = (),
@@ -227,23 +229,23 @@ class Snapshots:
             return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
         try:
-            return await self.on_thread(job, snapshot.root)
+            return await self.on_thread(job, session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
 
-    async def find(self, snapshot: Snapshot, path: Parts) -> Entry:
+    async def find(self, snapshot: Snapshot, path: Parts, session_id: OwnedId) -> Entry:
         """The entry at a path. Raises NotFound, Conflict where the path leads through a link, Unavailable where the
         disk fails."""
         try:
-            return await self.on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), snapshot.root)
+            return await self.on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
-    async def depth(self, snapshot: Snapshot, entry: Entry) -> int:
-        """How many directories are nested in an entry of this snapshot; see edits.depth. Raises Unavailable where the
+    async def depth(self, entry: Entry, session_id: OwnedId) -> int:
+        """How many directories are nested in an entry of a snapshot; see edits.depth. Raises Unavailable where the
         disk fails."""
         try:
-            return await self.on_thread(lambda: edits.depth(self.read_tree, entry), snapshot.root)
+            return await self.on_thread(lambda: edits.depth(self.read_tree, entry), session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
@@ -253,6 +255,7 @@ class Snapshots:
         changes: Changes,
         put: Callable[[BlobBatch], None],
         bounds: Bounds,
+        session_id: OwnedId,
         *,
         replace: bool = False,
     ) -> Snapshot:
@@ -264,14 +267,14 @@ class Snapshots:
         """
         try:
             return await self.on_thread(
-                lambda: self._edit(snapshot, changes, put, bounds, only_these=replace), snapshot.root
+                lambda: self._edit(snapshot, changes, put, bounds, only_these=replace), session_id
             )
         except ListTooLong as error:
             raise TooLarge(f"The session would have {error}.", hint="Use more directories.") from error
         except OSError as error:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
-    async def artifacts(self, old: Snapshot, new: Snapshot) -> JsonObject:
+    async def artifacts(self, old: Snapshot, new: Snapshot, session_id: OwnedId) -> JsonObject:
         """The artifacts among the files written between two snapshots; see artifacts.list_artifacts.
 
         Nothing is read where the snapshots are equal. Raises CommitFailed where the disk fails.
@@ -280,7 +283,7 @@ class Snapshots:
             return {}
         try:
             return await self.on_thread(
-                lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)), new.root
+                lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)), session_id
             )
         except OSError as error:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
@@ -336,12 +339,12 @@ class Snapshots:
         return holdings.sizes
 
     async def held_bytes(
-        self, roots: Sequence[str], most: int, at_least: int = 0, *, owner: str | None = None
+        self, roots: Sequence[str], most: int, at_least: int = 0, *, session_id: OwnedId
     ) -> Sequence[int]:
         """How many bytes the first of these snapshots holds, how many the first two together, and so on; content that
         they share counts once. Behind the first `at_least` numbers it ends with one that is over `most`.
 
-        Reads every tree object of these, in `owner`'s turn where they are many. Raises Unavailable where the disk
+        Reads every tree object of these; `session_id` is as for `take`. Raises Unavailable where the disk
         fails.
         """
 
@@ -359,7 +362,7 @@ class Snapshots:
             return totals
 
         try:
-            return await self.threads.by_size(job, roots[0] if roots else None, owner)
+            return await self.threads.by_size(job, session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be counted: {error.strerror}") from error
 
@@ -368,17 +371,17 @@ class Snapshots:
         self.memories.forget_all()
         await self.threads.close()
 
-    async def on_thread[T](self, job: Callable[[], T], holder: str | None) -> T:
+    async def on_thread[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
         """Run a small job on a thread; see FileThreads.small."""
-        return await self.threads.small(job, holder)
+        return await self.threads.small(job, session_id)
 
     async def free(self, job: Callable[[], None]) -> None:
         """See tasks.free_on."""
         await self.threads.free(job)
 
-    def slot(self, holder: str | None) -> AbstractAsyncContextManager[None]:
+    def slot(self, session_id: OwnedId) -> AbstractAsyncContextManager[None]:
         """See FileThreads."""
-        return self.threads.slot(holder)
+        return self.threads.slot(session_id)
 
     async def in_slot[T](self, job: Callable[[], T]) -> T:
         """See FileThreads."""
@@ -528,13 +531,13 @@ class Snapshots:
             _, files, total_bytes, _ = edits.own_totals(self.read_tree, root)
         return Snapshot(root, files, total_bytes, stored)
 
-    async def totals(self, snapshot: Snapshot) -> Totals:
+    async def totals(self, snapshot: Snapshot, session_id: OwnedId) -> Totals:
         """What a snapshot holds, at most, packages included. Raises Unavailable where it can't be read."""
         if snapshot.root is None:
             return Totals()
         if (known := self._counts.get(snapshot.root)) is None:
             try:
-                known = await self.on_thread(lambda: edits.count(self.read_tree, snapshot.root), snapshot.root)
+                known = await self.on_thread(lambda: edits.count(self.read_tree, snapshot.root), session_id)
             except OSError as error:
                 raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
             self.remember_totals(snapshot.root, known)

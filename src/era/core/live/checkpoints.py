@@ -147,7 +147,7 @@ class Checkpoints:
         trim = None
         try:
             moment = await self._moments.take(
-                live.sandbox, session.snapshot, changed=changed, stored=stored, owner=session.owner
+                live.sandbox, session.snapshot, changed=changed, stored=stored, session_id=session.owned_id
             )
         except SnapshotRefused as refused:
             message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."

@@ -114,7 +114,7 @@ class Commands:
                 if result.error is not None:
                     return result
             naming.enter_context(self._snapshots.blobs.naming())
-            result.snapshot = await self._snapshots.take(sandbox, session.snapshot, owner=session.owner)
+            result.snapshot = await self._snapshots.take(sandbox, session.snapshot, session_id=session.owned_id)
             return result
         except SnapshotRefused as problem:
             result.error = f"What the commands left can't be kept: {problem}. Have them leave less, or raise 'limits'."
