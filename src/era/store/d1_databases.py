@@ -475,9 +475,6 @@ class D1Databases:
             cwd="/",
             env={},
             limit=_LINE_BYTES,
-            # Ctrl-C is for the service. A session of its own wouldn't do: the kernel may share processors among
-            # sessions before it looks at niceness (sched_autogroup_enabled).
-            process_group=0,
         )
 
     def _retire(self, worker: asyncio.subprocess.Process) -> None:

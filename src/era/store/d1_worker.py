@@ -316,6 +316,9 @@ def say(*pieces: bytes) -> None:
 
 def main(most_bytes: int) -> None:
     """Answer requests on stdin until it ends. No file may become larger than a database of `most_bytes`, and a bit."""
+    # Ctrl-C is for the service. A session of its own wouldn't do: the kernel may share processors among sessions before
+    # it looks at niceness (sched_autogroup_enabled).
+    os.setpgid(0, 0)
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES * 3, MEMORY_BYTES * 3))
