@@ -7,13 +7,16 @@ import os
 import random
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from era.core.files.diffs import KINDS, FileChange
+from era.core.files.file_threads import FileThreads
 from era.core.files.pages import change_pages
 from era.core.files.snapshots import Snapshots
 from era.core.models import EMPTY, Snapshot
@@ -82,6 +85,19 @@ class CountingBlobs(LocalBlobs):
 
             batch.put_file = put_file  # type: ignore[method-assign]
             yield batch
+
+
+def large_turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note whose large work is done, from here on: an owner for each piece of it."""
+    turns: list[str] = []
+    large = FileThreads.large
+
+    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
+        turns.append(owner)
+        return await large(threads, job, owner)
+
+    monkeypatch.setattr(FileThreads, "large", noted)
+    return turns
 
 
 class Lab:

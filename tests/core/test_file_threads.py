@@ -22,7 +22,7 @@ from era.core.files.pages import change_pages, file_pages
 from era.core.files.totals import Bounds
 from era.core.models import EMPTY, OwnedId, Snapshot
 from tests.conftest import eventually
-from tests.core.lab import Lab, Place
+from tests.core.lab import Lab, Place, large_turns
 from tests.core.moments import MomentLab, opened
 from tests.owners import mine
 from tests.soaking import soak_the_rest
@@ -405,14 +405,7 @@ async def test_large_work_is_given_up_where_small_work_is_done(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """It is done in its owner's turn then, and to the same end."""
-    turns: list[str] = []
-    large = FileThreads.large
-
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
-        turns.append(owner)
-        return await large(threads, job, owner)
-
-    monkeypatch.setattr(FileThreads, "large", noted)
+    turns = large_turns(monkeypatch)
     async with live_lab(tmp_path) as lab:
         as_small = await WORK[what](lab)
         assert turns == []
@@ -429,14 +422,7 @@ async def test_how_large_a_restore_is_depends_on_what_differs(lab: Lab, monkeypa
     first = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
     (place.workspace / "7" / "file").write_text("second")
     second = await lab.snapshots.take(place.sandbox, first, session_id=mine("s"))
-    turns: list[str] = []
-    large = FileThreads.large
-
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
-        turns.append(owner)
-        return await large(threads, job, owner)
-
-    monkeypatch.setattr(FileThreads, "large", noted)
+    turns = large_turns(monkeypatch)
     # What is read counts too: the lists of two directories, and one file.
     for most, expected in ((3 * trees.FILE_BYTES, []), (3 * trees.FILE_BYTES - 1, ["me"])):
         monkeypatch.setattr(file_threads, "LARGE_BYTES", most)

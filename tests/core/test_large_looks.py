@@ -16,7 +16,7 @@ from era.core.files.file_threads import FileThreads
 from era.core.files.trees import Scan
 from era.core.files.watch import WatchBudget
 from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId
-from tests.core.lab import SETTLE
+from tests.core.lab import SETTLE, large_turns
 from tests.core.moments import MomentLab, opened
 from tests.owners import mine
 
@@ -66,8 +66,8 @@ class GivenUp:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.small = 0
-        self.large: list[str | None] = []
-        small, large = FileThreads.small, FileThreads.large
+        self.large = large_turns(monkeypatch)
+        small = FileThreads.small
 
         async def noted_small(threads: FileThreads, job: Callable[[], Any], holder: OwnedId) -> Any:
             try:
@@ -76,12 +76,7 @@ class GivenUp:
                 self.small += 1
                 raise
 
-        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
-            self.large.append(owner)
-            return await large(threads, job, owner)
-
         monkeypatch.setattr(FileThreads, "small", noted_small)
-        monkeypatch.setattr(FileThreads, "large", noted_large)
 
 
 def unwatched(directory: Path) -> MomentLab:

@@ -6,14 +6,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from era.core.files import file_threads, restoring, trees
-from era.core.files.file_threads import Budget, FileThreads
+from era.core.files.file_threads import Budget
 from era.core.models import DEFAULT_OWNER, EMPTY
-from tests.core.lab import Lab, described
+from tests.core.lab import Lab, described, large_turns
 from tests.core.test_file_threads import FILES, filled
 from tests.owners import mine
 
@@ -81,14 +80,7 @@ async def test_a_restore_is_large_by_all_that_it_makes_and_removes(
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
     if weakened:
         monkeypatch.setattr(restoring, "spend", lambda *_: None)
-    turns: list[str | None] = []
-    large = FileThreads.large
-
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
-        turns.append(owner)
-        return await large(threads, job, owner)
-
-    monkeypatch.setattr(FileThreads, "large", noted)
+    turns = large_turns(monkeypatch)
     await lab.snapshots.restore(snapshot, there.sandbox, session_id=mine("s"))
     assert described(there.workspace) == described(wanted.workspace)
     assert turns == ([] if weakened else [DEFAULT_OWNER])

@@ -224,6 +224,14 @@ async def test_a_move_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.
     await lab.snapshots.close()
 
 
+async def is_refused_again_and_again(lab: MomentLab, budget: WatchBudget, problem: type[Exception]) -> None:
+    for _ in range(3):
+        with pytest.raises(problem):
+            await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
+        assert await has_all_again(budget)
+    await lab.snapshots.close()
+
+
 def live(directory: Path, budget: WatchBudget) -> MomentLab:
     lab = MomentLab(directory)
     lab.snapshots = Snapshots(lab.blobs, watches=budget)
@@ -250,11 +258,7 @@ async def test_a_live_directory_that_grows_too_large_between_two_scans(
     monkeypatch.setattr(Scan, "full", refused)
     if not warm:
         monkeypatch.setattr(lab.moments, "_warm", not_warm)
-    for _ in range(3):
-        with pytest.raises(WorkspaceFull):
-            await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
-        assert await has_all_again(budget)
-    await lab.snapshots.close()
+    await is_refused_again_and_again(lab, budget, WorkspaceFull)
 
 
 @pytest.mark.parametrize("how", ["put aside", "stored"])
@@ -269,11 +273,7 @@ async def test_a_live_directory_that_cant_be_kept(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(ContentCopies, "put_tree", refused)
     else:
         monkeypatch.setattr(tree_objects, "MAX_LIST_BYTES", 1000)
-    for _ in range(3):
-        with pytest.raises(SnapshotRefused):
-            await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
-        assert await has_all_again(budget)
-    await lab.snapshots.close()
+    await is_refused_again_and_again(lab, budget, SnapshotRefused)
 
 
 @pytest.mark.parametrize("where", ["warm", "stored"])

@@ -445,7 +445,7 @@ async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> No
         began.set()
         await asyncio.Event().wait()
 
-    core.snapshots.restore = restore  # type: ignore[method-assign]
+    core.snapshots.restore = restore  # type: ignore[method-assign]  # held up
     acquiring = asyncio.create_task(core.pool.acquire(changed))
     await began.wait()
     acquiring.cancel()

@@ -62,7 +62,7 @@ class FairSlots[Holder: Hashable]:
                 break  # thousands may wait; those who have gone are forgotten when there is a slot
             while queue and queue[0].done():  # cancelled
                 queue.popleft()
-            if queue and self._free and self._held[holder] < self._most_each:
+            if queue and self._held[holder] < self._most_each:
                 self._free -= 1
                 self._held[holder] += 1
                 queue.popleft().set_result(None)

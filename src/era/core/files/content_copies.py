@@ -101,8 +101,9 @@ class ContentCopies:
                     sparse.copy(fd, copy, size)
                 else:
                     sparse.copy_changing(fd, copy, status)
-                self._take_room(os.fstat(copy).st_size - size)  # it may have grown again
-                size = os.fstat(copy).st_size
+                copied = os.fstat(copy).st_size
+                self._take_room(copied - size)  # it may have grown again
+                size = copied
         self.bytes += max(size, trees.FILE_BYTES)
         if not still:
             file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
