@@ -19,7 +19,7 @@ from era.core.files.diffs import KINDS, FileChange
 from era.core.files.file_threads import FileThreads
 from era.core.files.pages import change_pages
 from era.core.files.snapshots import Snapshots
-from era.core.models import EMPTY, Snapshot
+from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.program import Limits
 from era.store.blobs import LocalBlobs
@@ -90,13 +90,19 @@ class CountingBlobs(LocalBlobs):
 def large_turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note whose large work is done, from here on: an owner for each piece of it."""
     turns: list[str] = []
-    large = FileThreads.large
+    large, slot = FileThreads.large, FileThreads.slot
 
     async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
         turns.append(owner)
         return await large(threads, job, owner)
 
+    def noted_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
+        if is_large:
+            turns.append(session_id.owner)
+        return slot(threads, session_id, is_large=is_large)
+
     monkeypatch.setattr(FileThreads, "large", noted)
+    monkeypatch.setattr(FileThreads, "slot", noted_slot)
     return turns
 
 

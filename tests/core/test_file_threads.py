@@ -149,9 +149,9 @@ async def test_a_session_with_many_small_jobs_leaves_others_threads(
     names = {snapshot.root: name for name, snapshot in snapshots.items()}
     held, read_tree = Held(), lab.snapshots.read_tree
 
-    def noted_read(digest: str) -> Any:
+    def noted_read(digest: str, **budget: Any) -> Any:
         held.begin(names[digest])
-        return read_tree(digest)
+        return read_tree(digest, **budget)
 
     monkeypatch.setattr(lab.snapshots, "read_tree", noted_read)
 
@@ -354,6 +354,53 @@ async def restore_into_a_warm_directory(lab: MomentLab) -> object:
     return sorted((path.name, path.read_text()) for path in place.workspace.iterdir())
 
 
+async def look_while_all_stands_still(lab: MomentLab) -> object:
+    """At a directory of which only a file has changed."""
+    (lab.live.workspace / "1").write_text("changed")
+    lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, session_id=OwnedId("me", "s"))).snapshot
+    return lab.last.total_bytes
+
+
+async def commit_what_changed(lab: MomentLab) -> object:
+    """In a directory that is watched."""
+    (lab.live.workspace / "1").write_text("changed")
+    lab.last = await lab.snapshots.take(lab.live.sandbox, lab.last, session_id=OwnedId("me", "s"))
+    return lab.last.total_bytes
+
+
+async def edit(lab: MomentLab) -> object:
+    return (await upload(lab, lab.last, OwnedId("me", "s"), lambda: None)).root
+
+
+async def list_files(lab: MomentLab) -> object:
+    return await lab.snapshots.entries(lab.last, OwnedId("me", "s"))
+
+
+async def find(lab: MomentLab) -> object:
+    return await lab.snapshots.find(lab.last, ("1",), OwnedId("me", "s"))
+
+
+async def nesting(lab: MomentLab) -> object:
+    return await lab.snapshots.depth(["dir", "d", lab.last.root, 0o755], OwnedId("me", "s"))
+
+
+async def list_artifacts(lab: MomentLab) -> object:
+    return await lab.snapshots.artifacts(EMPTY, lab.last, OwnedId("me", "s"))
+
+
+async def totals(lab: MomentLab) -> object:
+    lab.snapshots._counts.clear()
+    return await lab.snapshots.totals(lab.last, OwnedId("me", "s"))
+
+
+async def list_all_files(lab: MomentLab) -> object:
+    return [page async for page in file_pages(lab.snapshots, lab.last, OwnedId("me", "s"))]
+
+
+async def list_all_changes(lab: MomentLab) -> object:
+    return [page async for page in change_pages(lab.snapshots, EMPTY, lab.last, OwnedId("me", "s"), "added")]
+
+
 WORK: dict[str, Callable[[MomentLab], Coroutine[Any, Any, object]]] = {
     "a count": count_a_history,
     "a commit": commit_what_was_forgotten,
@@ -361,6 +408,16 @@ WORK: dict[str, Callable[[MomentLab], Coroutine[Any, Any, object]]] = {
     "looks at what can't be frozen": look_twice,
     "a restore": restore,
     "a warm restore": restore_into_a_warm_directory,
+    "a live session's look": look_while_all_stands_still,
+    "a commit of a change": commit_what_changed,
+    "an edit": edit,
+    "a list": list_files,
+    "a look for a file": find,
+    "a look at nesting": nesting,
+    "artifacts": list_artifacts,
+    "totals": totals,
+    "a list of all files": list_all_files,
+    "a list of all changes": list_all_changes,
 }
 
 
@@ -386,9 +443,11 @@ async def test_taken_for_large_it_does(tmp_path: Any, monkeypatch: pytest.Monkey
     """The weakness: it is done as large work is, whatever its size."""
     asked = asyncio.Event()
 
-    async def as_large(threads: FileThreads, job: Callable[[bool], Any], session_id: OwnedId) -> Any:
+    async def as_large(
+        threads: FileThreads, job: Callable[[None], Any], session_id: OwnedId, *, is_large: bool = False
+    ) -> Any:
         asked.set()
-        return await threads.large(lambda: job(False), session_id.owner)
+        return await threads.large(lambda: job(None), session_id.owner)
 
     monkeypatch.setattr(FileThreads, "by_size", as_large)
     async with live_lab(tmp_path) as lab:

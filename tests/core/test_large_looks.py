@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from era.core.files.content_copies import ContentCopies
 from era.core.files.file_threads import FileThreads
 from era.core.files.trees import Scan
 from era.core.files.watch import WatchBudget
-from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId
+from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId, Snapshot
+from tests.conftest import eventually
 from tests.core.lab import SETTLE, large_turns
 from tests.core.moments import MomentLab, opened
 from tests.owners import mine
@@ -54,8 +56,10 @@ def test_what_grows_large_before_it_is_watched_is_given_up_where_small_work_is_d
         lab.moment()
         small = ["new_watch", "held_files"][: ["new_watch", "held_files"].index(when) + 1]
         large = ["new_watch", "held_files", "put_tree"]
-        assert calls[:-2] == [(what, "era-files") for what in small] + [(what, "era-bulk") for what in large]
-        assert calls[-2:] == [("held_files", "era-files"), ("put_tree", "era-files")]  # while it stood still
+        before = [(what, "era-files") for what in small] + [(what, "era-bulk") for what in large]
+        assert calls[: len(before)] == before
+        # While it stood still: it is so young that all of it is read again.
+        assert calls[-2:] == [("held_files", "era-bulk"), ("put_tree", "era-bulk")]
         memory = lab.snapshots.memories.get(lab.live.id)
         assert memory is not None
         assert memory.watch is not None
@@ -170,4 +174,103 @@ async def test_what_grows_large_between_two_looks_is_given_up_where_small_work_i
     assert max(entries for thread, entries in scanned if thread == "era-files") == FILES
     assert given_up.small == 1
     assert set(given_up.large) == {DEFAULT_OWNER}
+    await lab.snapshots.close()
+
+
+class Standing:
+    """Where content was put aside while all stood still, and when it did."""
+
+    def __init__(self, lab: MomentLab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.noted: list[str] = []
+        put_tree, frozen = ContentCopies.put_tree, lab.live.frozen
+
+        def noted_put(aside: ContentCopies, *arguments: Any, still: bool, **more: Any) -> None:
+            if still:
+                self.noted.append(threading.current_thread().name.rpartition("_")[0])
+            put_tree(aside, *arguments, still=still, **more)
+
+        @asynccontextmanager
+        async def noted_frozen() -> AsyncIterator[bool | None]:
+            async with frozen() as still:
+                self.noted.append("stop")
+                yield still
+            self.noted.append("go on")
+
+        monkeypatch.setattr(ContentCopies, "put_tree", noted_put)
+        monkeypatch.setattr(lab.live, "frozen", noted_frozen)
+
+
+def test_much_that_has_changed_is_given_up_where_small_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though all stands still for it; and everything goes on until large work has its turn. Where files can't share
+    blocks with their copies, these may take minutes."""
+    with opened(tmp_path) as lab:
+        for number in range(FILES):
+            (lab.live.workspace / str(number)).write_text("first")
+        lab.moment()
+        standing = Standing(lab, monkeypatch)
+        monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+        (lab.live.workspace / "1").write_text("second")
+        lab.moment()
+        assert standing.noted == ["stop", "era-files", "go on"]
+        standing.noted.clear()
+        for number in range(FILES):
+            (lab.live.workspace / str(number)).write_text("third")
+        assert lab.moment().consistent
+        assert standing.noted == ["stop", "era-files", "go on", "stop", "era-bulk", "go on"]
+        assert set(lab.contents().values()) == {b"third"}
+
+
+async def test_it_waits_for_its_turn_while_everything_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+    lab = MomentLab(tmp_path)
+    for number in range(FILES):
+        (lab.live.workspace / str(number)).write_text("first")
+    first = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
+    standing, go_on = Standing(lab, monkeypatch), threading.Event()
+    others = [
+        asyncio.create_task(lab.snapshots.threads.large(lambda: go_on.wait(60), f"{number}"))
+        for number in range(file_threads.LARGE_THREADS)
+    ]
+    for number in range(FILES):
+        (lab.live.workspace / str(number)).write_text("second")
+    look = asyncio.create_task(lab.moments.take(lab.live.sandbox, first, session_id=mine("s")))
+    given_up = ["stop", "era-files", "go on"]
+    assert await asyncio.to_thread(eventually, lambda: standing.noted == given_up, 60)
+    await asyncio.sleep(0.1)
+    assert standing.noted == given_up
+    go_on.set()
+    assert (await look).consistent
+    assert all(await asyncio.gather(*others))
+    await lab.snapshots.close()
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("what", ["new files", "new directory", "one file"])
+async def test_much_that_was_touched_is_given_up_where_small_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool, what: str
+) -> None:
+    """In a directory that is watched, where nothing is looked at but that."""
+    lab = MomentLab(tmp_path)
+    for number in range(3 * FILES):
+        (lab.live.workspace / str(number)).write_text("first")
+
+    async def look(snapshot: Snapshot) -> Snapshot:
+        if live:
+            return (await lab.moments.take(lab.live.sandbox, snapshot, session_id=mine("s"))).snapshot
+        return await lab.snapshots.take(lab.live.sandbox, snapshot, session_id=mine("s"))
+
+    await asyncio.sleep(SETTLE)
+    first = await look(EMPTY)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES)
+    given_up = GivenUp(monkeypatch)
+    directory = lab.live.workspace / "new" if what == "new directory" else lab.live.workspace
+    directory.mkdir(exist_ok=True)
+    for number in range(1 if what == "one file" else 2 * FILES):
+        (directory / f"new{number}").touch()
+    second = await look(first)
+    assert second.file_count == 3 * FILES + (1 if what == "one file" else 2 * FILES)
+    assert bool(given_up.large) == (what != "one file")
+    assert await look(second) == second
     await lab.snapshots.close()

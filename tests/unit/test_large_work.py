@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from era.core.files import file_threads
-from era.core.files.file_threads import FileThreads
+from era.core.files.file_threads import Budget, FileThreads
 from era.core.files.session_files import Condition, SessionFiles
 from era.core.history import HistoryBound
 from era.core.live.processes import ProcessRequest
@@ -39,17 +39,19 @@ class Turns:
             self.sessions.add(session_id)
             return await small(threads, job, session_id)
 
-        def noted_slot(threads: FileThreads, session_id: OwnedId) -> Any:
+        def noted_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
             self.sessions.add(session_id)
-            return slot(threads, session_id)
+            return slot(threads, session_id, is_large=is_large)
 
         async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
             self._note(job, owner)
             return await large(threads, job, owner)
 
-        async def noted_by_size(threads: FileThreads, job: Callable[[bool], Any], session_id: OwnedId) -> Any:
+        async def noted_by_size(
+            threads: FileThreads, job: Callable[[Budget | None], Any], session_id: OwnedId, *, is_large: bool = False
+        ) -> Any:
             self._note(job, session_id.owner)
-            return await by_size(threads, job, session_id)
+            return await by_size(threads, job, session_id, is_large=is_large)
 
         monkeypatch.setattr(FileThreads, "small", noted_small)
         monkeypatch.setattr(FileThreads, "slot", noted_slot)
@@ -81,10 +83,10 @@ async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owner
         await core.session()
         await core.run(WRITE % "first")
         first = (await current(core)).snapshot
-        turns.had("Snapshots._take", "Snapshots.held_bytes")
+        turns.had("Snapshots._take", "Snapshots._reading", "Snapshots.held_bytes")
 
         await core.run(WRITE % "second")
-        turns.had("Snapshots._take", "Snapshots.held_bytes")
+        turns.had("Snapshots._take", "Snapshots._reading", "Snapshots.held_bytes")
 
         bound = core.runs._parts.history
         with pytest.raises(TooLarge):
@@ -108,16 +110,17 @@ async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owner
         turns.had("Snapshots.memory_of", "Snapshots._take", "Snapshots.held_bytes")
 
         await core.run(WRITE % "third")
-        turns.had("Snapshots.restore", "Snapshots._take", "Snapshots.held_bytes")
+        turns.had("Snapshots.restore", "Snapshots._take", "Snapshots._reading", "Snapshots.held_bytes")
 
         core.snapshots.forget(core.driver.alive[0].id)
         await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 1000"))
         await core.run(WRITE % "fourth")
-        turns.had("Snapshots.memory_of", "LiveSnapshots._agreeing_look", "LiveSnapshots._take", "Snapshots.held_bytes")
+        live = ("LiveSnapshots._agreeing_look", "LiveSnapshots._take", "Snapshots.held_bytes")
+        turns.had("Snapshots.memory_of", "Snapshots._reading", *live)
 
         (core.driver.alive[0].workspace / "more").write_text("as a process would")
         await core.live_sessions.put_away(mine("s"))
-        turns.had("LiveSnapshots._agreeing_look", "LiveSnapshots._take", "Snapshots.held_bytes")
+        turns.had(*live)
 
         nobody: Any = None
         history = HistoryBound(core.store, core.snapshots, core.rules, 1)
@@ -130,7 +133,7 @@ async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owner
         assert await files.make_directory(mine("s"), ("d",)) == (True, 1)
         await files.move(mine("s"), ("d",), ("e",), replace=False)
         await files.delete(mine("s"), ("e",), recursive=True, condition=Condition())
-        turns.had("Snapshots.held_bytes")
+        turns.had("Snapshots._reading", "Snapshots.edit", "Snapshots.held_bytes")
 
 
 class NoProgress:

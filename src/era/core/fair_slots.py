@@ -6,9 +6,29 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 
-class FairSlots[Holder: Hashable]:
+class Slots[Holder](Protocol):
+    """Slots that are waited for."""
+
+    async def take(self, holder: Holder) -> None:
+        """Wait for a slot, which must be given back."""
+        ...
+
+    def give_back(self, holder: Holder) -> None: ...
+
+    @asynccontextmanager
+    async def slot(self, holder: Holder) -> AsyncIterator[None]:
+        """Wait for a slot, and have it for the block."""
+        await self.take(holder)
+        try:
+            yield
+        finally:
+            self.give_back(holder)
+
+
+class FairSlots[Holder: Hashable](Slots[Holder]):
     """A bounded number of slots. Each holder has a queue of its own, and a free slot goes to the next queue in a round.
 
     So one holder with much to do delays others by what is being done, never by what it has queued."""
@@ -21,17 +41,12 @@ class FairSlots[Holder: Hashable]:
         self._queues: dict[Holder, deque[asyncio.Future[None]]] = {}
         """In the order of the round: who got a slot goes to the end."""
 
-    @asynccontextmanager
-    async def slot(self, holder: Holder) -> AsyncIterator[None]:
-        """Wait for a slot, and have it for the block."""
-        await self.take(holder)
-        try:
-            yield
-        finally:
-            self.give_back(holder)
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has a slot or waits for one."""
+        return not self._held and not self._queues
 
     async def take(self, holder: Holder) -> None:
-        """Wait for a slot, which must be given back."""
         if self._free and not self._queues and self._held[holder] < self._most_each:
             self._free -= 1
             self._held[holder] += 1
@@ -69,3 +84,42 @@ class FairSlots[Holder: Hashable]:
                 self._queues[holder] = self._queues.pop(holder)
             if not queue:
                 del self._queues[holder]
+
+
+class OwnersSlots[Holder: Hashable](Slots[tuple[str, Holder]]):
+    """A bounded number of slots that owners get in turn, and of one owner's, in turn too, those among whom he shares
+    them: his sessions, say. A holder is an owner, and who of his it is."""
+
+    def __init__(self, most: int, most_of_owner: int, most_each: int) -> None:
+        """`most_each` is how many one of an owner's may have at a time."""
+        self._most_of_owner, self._most_each = most_of_owner, most_each
+        self._owners: FairSlots[str] = FairSlots(most, most_of_owner)
+        self._shares: dict[str, FairSlots[Holder]] = {}
+        """Of owners who have slots or wait for some: those of theirs that have their turn within what an owner may
+        have, and wait for that of the owner."""
+
+    async def take(self, holder: tuple[str, Holder]) -> None:
+        owner, who = holder
+        share = self._shares.setdefault(owner, FairSlots(self._most_of_owner, self._most_each))
+        try:
+            await share.take(who)
+            try:
+                await self._owners.take(owner)
+            except BaseException:
+                share.give_back(who)
+                raise
+        except BaseException:
+            self._forget(owner)
+            raise
+
+    def give_back(self, holder: tuple[str, Holder]) -> None:
+        owner, who = holder
+        self._owners.give_back(owner)
+        self._shares[owner].give_back(who)
+        self._forget(owner)
+
+    def _forget(self, owner: str) -> None:
+        """Forget an owner's share if nobody needs it."""
+        share = self._shares.get(owner)
+        if share is not None and share.is_idle:
+            del self._shares[owner]

@@ -31,10 +31,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
-from weakref import WeakValueDictionary
 
 from era.core.allowlist import Address, Allowlist, folded
-from era.core.fair_slots import FairSlots
+from era.core.fair_slots import OwnersSlots
 from era.network.descriptors import RunDescriptors
 from era.network.dialing import family
 
@@ -85,24 +84,13 @@ class Lookups:
     """The turns of all lookups."""
 
     def __init__(self) -> None:
-        self._slots: FairSlots[str] = FairSlots(_ALL_LOOKUPS, _OWNER_LOOKUPS)
-        self._slots_of: WeakValueDictionary[str, FairSlots[str]] = WeakValueDictionary()
-        """By owner, how his are shared by his sandboxes."""
+        self._slots: OwnersSlots[str] = OwnersSlots(_ALL_LOOKUPS, _OWNER_LOOKUPS, _OWNER_LOOKUPS)
+        """By owner and sandbox."""
 
     async def turn(self, owner: str, sandbox_id: str) -> None:
         """Wait until a lookup may begin."""
-        slots = self._slots_of.get(owner)
-        if slots is None:
-            slots = self._slots_of[owner] = FairSlots(_OWNER_LOOKUPS, _OWNER_LOOKUPS)
-        await slots.take(sandbox_id)
-        try:
-            await self._slots.take(owner)
-        except BaseException:
-            slots.give_back(sandbox_id)
-            raise
-        loop = asyncio.get_running_loop()
-        loop.call_later(_TURN_SECONDS, self._slots.give_back, owner)
-        loop.call_later(_TURN_SECONDS, slots.give_back, sandbox_id)
+        await self._slots.take((owner, sandbox_id))
+        asyncio.get_running_loop().call_later(_TURN_SECONDS, self._slots.give_back, (owner, sandbox_id))
 
 
 type Turn = Callable[[], Awaitable[None]]

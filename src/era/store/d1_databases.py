@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from era.core.fair_slots import FairSlots
+from era.core.fair_slots import OwnersSlots
 from era.core.models import DEFAULT_OWNER
 from era.core.streams import write
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
@@ -187,9 +187,8 @@ class D1Databases:
         self._kept = kept
         self._before = before
         self._most_bytes = most_bytes
-        self._slots: FairSlots[str] = FairSlots(_WORKERS, _WORKERS_EACH)
-        self._slots_of: WeakValueDictionary[str, FairSlots[str]] = WeakValueDictionary()
-        """By owner, how his workers are shared by those of his who ask."""
+        self._slots: OwnersSlots[str] = OwnersSlots(_WORKERS, _WORKERS_EACH, 1)
+        """The workers, by owner and who of his asks."""
 
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()
@@ -292,7 +291,7 @@ class D1Databases:
                 self._owners.add(owner)
             request = {"path": str(path), "sql": sql, "params": params, "many": many}
             try:
-                async with self._shares(owner).slot(asker), self._slots.slot(owner):
+                async with self._slots.slot((owner, asker)):
                     self._check_number(name)
                     if self._kept is None:
                         outcome = await self._run_here(name, request, room)
@@ -397,13 +396,6 @@ class D1Databases:
             if size:  # else hosts have a file to which nothing was committed
                 self._sizes.setdefault(owner, {})[namespace] = size
         self._total = sum(sizes.values())
-
-    def _shares(self, owner: str) -> FairSlots[str]:
-        """The slots of an owner, of which each who asks has one at a time."""
-        slots = self._slots_of.get(owner)
-        if slots is None:
-            slots = self._slots_of[owner] = FairSlots(_WORKERS_EACH, 1)
-        return slots
 
     def _locked(self, name: Name) -> asyncio.Lock:
         """The lock that calls to this database take."""

@@ -39,9 +39,6 @@ class ContentCopies:
         self._in_memory = 0
         self._at_work = threading.RLock()
         self._closed = False
-        self.bytes = 0
-        """What was put aside, each file at least trees.FILE_BYTES."""
-
         self.missed = False
         """Whether anything was gone or something else when it was to be put aside."""
 
@@ -104,7 +101,6 @@ class ContentCopies:
                 copied = os.fstat(copy).st_size
                 self._take_room(copied - size)  # it may have grown again
                 size = copied
-        self.bytes += max(size, trees.FILE_BYTES)
         if not still:
             file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
 
@@ -182,7 +178,7 @@ class ContentCopies:
                 with suppress(FileNotFoundError):
                     os.unlink(content)
         self._contents.clear()
-        self._in_memory = self.bytes = 0
+        self._in_memory = 0
 
     def closed_at_once(self) -> bool:
         """Close it if there is no copy to remove and no thread to wait for; whether that was so."""

@@ -106,6 +106,10 @@ class Changes:
                 total += change.put_bytes()
         return total
 
+    def directories(self) -> int:
+        """How many directories are edited, this one included."""
+        return 1 + sum(change.directories() for change in self.entries.values() if isinstance(change, Changes))
+
     def _directory(self, parts: Parts) -> tuple[Changes, int]:
         """The edits of the directory at this path, and how many directories had none before. Raises BadRequest where
         the path leads through no directory."""

@@ -10,13 +10,12 @@ has more than one piece.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-from era.core.fair_slots import FairSlots
+from era.core.fair_slots import FairSlots, OwnersSlots, Slots
 from era.core.files.trees import FILE_BYTES, TreeNotSmall
 from era.core.models import OwnedId
 from era.core.tasks import free_on, to_its_end
@@ -25,7 +24,7 @@ LARGE_BYTES = 32 << 20
 """Work on more bytes at once is large. Files and tree objects count as trees.FILE_BYTES at least."""
 
 LARGE_ENTRIES = 10_000
-"""A full scan of more entries is large, too."""
+"""A scan that looks at more entries is large, too."""
 
 _SMALL_THREADS = 4
 LARGE_THREADS = 3
@@ -52,12 +51,18 @@ class Budget:
             raise TreeNotSmall
 
 
+class RunOnThread(Protocol):
+    """Runs a job on a thread, at once. Where the call is cancelled, the job has ended before."""
+
+    def __call__[T](self, job: Callable[[], T], /) -> Awaitable[T]: ...
+
+
 class FileThreads:
     """The threads of a host's snapshots. `close` them at the end."""
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(_SMALL_THREADS, thread_name_prefix="era-files")
-        self._small_slots = _SmallSlots(_SMALL_THREADS)
+        self._small_slots: OwnersSlots[OwnedId] = OwnersSlots(_SMALL_THREADS, _SMALL_THREADS, _SMALL_THREADS // 2)
         self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="era-bulk")
         self._large_slots: FairSlots[str] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
         self._sweep = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
@@ -66,27 +71,29 @@ class FileThreads:
 
     async def small[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
         """Run a job for a session on a thread, of which a session gets no more than half."""
-        return await _in_turn(self._small_slots, session_id, self._small, job)
+        return await _in_turn(self._small_slots, (session_id.owner, session_id), self._small, job)
 
     async def large[T](self, job: Callable[[], T], owner: str) -> T:
         """The same for a job that takes long, with threads of which `owner` gets all but one at most."""
         return await _in_turn(self._large_slots, owner, self._large, job)
 
-    async def by_size[T](self, job: Callable[[bool], T], session_id: OwnedId) -> T:
-        """Run a job as a small one, called with True; and anew as a large one, with False, if it raises TreeNotSmall
-        then."""
-        try:
-            return await self.small(lambda: job(True), session_id)
-        except TreeNotSmall:
-            return await self.large(lambda: job(False), session_id.owner)
+    async def by_size[T](self, job: Callable[[Budget | None], T], session_id: OwnedId, *, is_large: bool = False) -> T:
+        """Run a job as a small one, called with a budget; and anew as a large one, with None, if it raises TreeNotSmall
+        then. Where it is known to be large (`is_large`), only so."""
+        if not is_large:
+            with suppress(TreeNotSmall):
+                return await self.small(lambda: job(Budget()), session_id)
+        return await self.large(lambda: job(None), session_id.owner)
 
-    def slot(self, session_id: OwnedId) -> AbstractAsyncContextManager[None]:
-        """A thread is free for `in_slot` within the block."""
-        return self._small_slots.slot(session_id)
-
-    async def in_slot[T](self, job: Callable[[], T]) -> T:
-        """Run a small job on a thread, at once, within a `slot`. Where this is cancelled, it has ended before."""
-        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._small, job))
+    @asynccontextmanager
+    async def slot(self, session_id: OwnedId, *, is_large: bool) -> AsyncIterator[RunOnThread]:
+        """A thread is free within the block for what the context's value is called with, one job at a time."""
+        if is_large:
+            async with self._large_slots.slot(session_id.owner):
+                yield _run_on(self._large)
+        else:
+            async with self._small_slots.slot((session_id.owner, session_id)):
+                yield _run_on(self._small)
 
     def soon(self, job: Callable[[], None]) -> None:
         """Have a short job done for which nobody waits."""
@@ -106,45 +113,16 @@ class FileThreads:
             await asyncio.to_thread(threads.shutdown)
 
 
-class _Slots[Holder](Protocol):
-    async def take(self, holder: Holder) -> None: ...
-    def give_back(self, holder: Holder) -> None: ...
+def _run_on(threads: Executor) -> RunOnThread:
+    """What runs a job on one of these threads, of which one is known to be free."""
+
+    def run[T](job: Callable[[], T], /) -> Awaitable[T]:
+        return to_its_end(asyncio.get_running_loop().run_in_executor(threads, job))
+
+    return run
 
 
-class _SmallSlots:
-    """Slots that owners who wait get in turn, and of which a session has no more than half."""
-
-    def __init__(self, most: int) -> None:
-        self._of_sessions: FairSlots[OwnedId] = FairSlots(sys.maxsize, most // 2)
-        """As many as are asked for, but a session has few at a time: its other work waits here, where it is in no
-        other session's way."""
-
-        self._of_owners: FairSlots[str] = FairSlots(most, most)
-
-    @asynccontextmanager
-    async def slot(self, session_id: OwnedId) -> AsyncIterator[None]:
-        """Wait for a slot, and have it for the block."""
-        await self.take(session_id)
-        try:
-            yield
-        finally:
-            self.give_back(session_id)
-
-    async def take(self, session_id: OwnedId) -> None:
-        """Wait for a slot, which must be given back."""
-        await self._of_sessions.take(session_id)
-        try:
-            await self._of_owners.take(session_id.owner)
-        except BaseException:
-            self._of_sessions.give_back(session_id)
-            raise
-
-    def give_back(self, session_id: OwnedId) -> None:
-        self._of_owners.give_back(session_id.owner)
-        self._of_sessions.give_back(session_id)
-
-
-async def _in_turn[T, Holder](slots: _Slots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
+async def _in_turn[T, Holder](slots: Slots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
     """What a job returns. It has its slot until it has ended, though its caller may be gone before."""
     await slots.take(holder)
     try:

@@ -36,7 +36,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Container
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,7 @@ from era.core import limits
 from era.core.files import file_threads, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
-from era.core.files.file_threads import Budget
+from era.core.files.file_threads import Budget, RunOnThread
 from era.core.files.memory import Memory
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
@@ -161,10 +161,11 @@ class LiveSnapshots:
             if stored is not None:
                 await stored
             found, known = look, memory
-            if look.aside.bytes > file_threads.LARGE_BYTES:
-                updated = await self._snapshots.threads.large(lambda: self._store(found, known), session_id.owner)
-            else:
-                updated = await self._snapshots.on_thread(lambda: self._store(found, known), session_id)
+            updated = await self._snapshots.threads.by_size(
+                lambda _: self._store(found, known),
+                session_id,
+                is_large=look.tree.unstored_bytes() > file_threads.LARGE_BYTES,
+            )
         self._snapshots.memories.put(sandbox.id, updated)
         return LiveSnapshot(updated.snapshot, consistent)
 
@@ -195,24 +196,38 @@ class LiveSnapshots:
         stack: AsyncExitStack,
         session_id: OwnedId,
     ) -> _Look | None:
-        """A look while everything stands still; None where that can't be had."""
-        async with self._standing_still(sandbox, session_id) as still:
-            if not still:
-                return None
-            aside = self._copies(sandbox)
-            stack.push_async_callback(self._close, aside)
-            return await self._snapshots.in_slot(partial(self._look, sandbox, memory, entry, aside))
+        """A look while everything stands still; None where that can't be had. What turns out to be large work doesn't
+        wait for its thread meanwhile: everything goes on until there is one."""
+        is_large = memory is not None and memory.watch is None and memory.has_many_entries
+        while True:
+            async with self._standing_still(sandbox, session_id, is_large=is_large) as run:
+                if run is None:
+                    return None
+                aside = self._copies(sandbox)
+                stack.push_async_callback(self._close, aside)
+                budget = None if is_large else Budget()
+                try:
+                    return await run(partial(self._look, sandbox, memory, entry, aside, budget))
+                except TreeNotSmall:
+                    is_large = True
+            await self._close(aside)
 
     def _copies(self, sandbox: Sandbox) -> ContentCopies:
         return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
 
     @asynccontextmanager
-    async def _standing_still(self, sandbox: Sandbox, session_id: OwnedId) -> AsyncIterator[bool]:
-        """Within the block everything stands still and a thread is free, if that can be had: the context's value."""
+    async def _standing_still(
+        self, sandbox: Sandbox, session_id: OwnedId, *, is_large: bool = False
+    ) -> AsyncIterator[RunOnThread | None]:
+        """Within the block everything stands still, if that can be had, and a thread is free for what the context's
+        value is called with."""
         for pause in (*_FREEZE_PAUSES, None):
-            async with self._snapshots.slot(session_id), sandbox.frozen() as still:
+            async with (
+                self._snapshots.threads.slot(session_id, is_large=is_large) as run,
+                sandbox.frozen() as still,
+            ):
                 if still:
-                    yield True
+                    yield run
                     return
             if still is None:
                 if len(self._cant_freeze) >= _MOST_KNOWN:
@@ -221,19 +236,28 @@ class LiveSnapshots:
                 break
             if pause is not None:
                 await asyncio.sleep(pause)
-        yield False
+        yield None
 
-    def _look(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, aside: ContentCopies) -> _Look:
-        """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError."""
+    def _look(
+        self,
+        sandbox: Sandbox,
+        memory: Memory | None,
+        entry: str | None,
+        aside: ContentCopies,
+        budget: Budget | None,
+    ) -> _Look:
+        """Scan and put aside, on a thread, while everything stands still. Without a budget the scan is full: after one
+        that was given up, which has taken what the watch had noted. Raises SnapshotRefused, OSError, and TreeNotSmall
+        beyond the budget."""
         with trees.opened_root(sandbox.workspace) as root:
             held = sandbox.held_files(os.fstat(root).st_dev)
             tree = None
-            if memory is not None and memory.watch is not None and memory.held is not None:
+            if budget is not None and memory is not None and memory.watch is not None and memory.held is not None:
                 tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, _mapped(held))
             watch = memory.watch if memory is not None else None
             if tree is None:
-                tree, watch = self._full(root, sandbox, memory, held)
-            aside.put_tree(root, tree, still=True)
+                tree, watch = self._full(root, sandbox, memory, held, small=budget is not None)
+            aside.put_tree(root, tree, still=True, budget=budget)
             if watch is not None:
                 watch.skip()
         return _Look(tree, aside, watch, held)
@@ -248,13 +272,20 @@ class LiveSnapshots:
         names: frozenset[tuple[Parts, str]],
         mapped: Container[int],
     ) -> Tree | None:
-        """The tree by a scan of what was touched, and of these names; None where a full scan is needed."""
+        """The tree by a scan of what was touched, and of these names; None where a full scan is needed. Raises as
+        Scan.rescan does."""
         touched = watch.touched(entry)
         if touched is None:
             return None
         for path, name in names:
             touched.at(path).names.add(name)
-        scan = Scan(limits.bounds(sandbox.limits), watch=watch, packages=sandbox.may_have_packages(), mapped=mapped)
+        scan = Scan(
+            limits.bounds(sandbox.limits),
+            small=file_threads.LARGE_ENTRIES,
+            watch=watch,
+            packages=sandbox.may_have_packages(),
+            mapped=mapped,
+        )
         try:
             return scan.rescan(root, memory.tree, touched)
         except FullScanNeeded:
@@ -320,13 +351,14 @@ class LiveSnapshots:
         """Look at a directory that isn't known, and store its files, while processes go on. What is remembered of it
         then is true of each file, but of no moment; nothing where that fails, as the next look will say, or where the
         sandbox can't be frozen."""
-        async with self._standing_still(sandbox, session_id) as still:
-            calls_since = time.time_ns() - (0 if still else _WRITE_NS)
+        async with self._standing_still(sandbox, session_id) as run:
+            calls_since = time.time_ns() - (0 if run is not None else _WRITE_NS)
         if sandbox.id in self._cant_freeze:
             return memory
         aside = self._copies(sandbox)
 
-        def job(small: bool) -> Memory:
+        def job(budget: Budget | None) -> Memory:
+            small = budget is not None
             with trees.opened_root(sandbox.workspace) as root:
                 # This tells how large it is. What is held isn't asked for yet, and would count as changed if unknown.
                 tree, watch = self._full(root, sandbox, memory, _NOTHING_HELD, changing=True, small=small)
@@ -340,7 +372,7 @@ class LiveSnapshots:
                     )
                     before = _fingerprints(tree)
                     # Whatever is read here, the watch tells that it was opened.
-                    aside.put_tree(root, tree, still=False, budget=Budget() if small else None)
+                    aside.put_tree(root, tree, still=False, budget=budget)
                     with self._snapshots.blobs.batch() as batch:
                         counting = CountingBatch(batch)
                         aside.store_files(tree, memory.tree if memory else None, counting)
@@ -352,7 +384,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            warm = await self._by_size(job, session_id, is_large=_has_many_entries(memory))
+            warm = await self._snapshots.threads.by_size(job, session_id, is_large=_has_many_entries(memory))
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -366,9 +398,10 @@ class LiveSnapshots:
         """A look with which the next one agrees; the last one where they never do."""
         is_large = _has_many_entries(memory)
 
-        def job(aside: ContentCopies, small: bool) -> tuple[_Look, bool | None]:
+        def job(aside: ContentCopies, budget: Budget | None) -> tuple[_Look, bool | None]:
             """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
             nonlocal is_large
+            small = budget is not None
             is_large = not small
             with trees.opened_root(sandbox.workspace) as root:
                 asked_ns = time.time_ns()
@@ -382,7 +415,7 @@ class LiveSnapshots:
                 if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
                     raise TreeNotSmall
                 before, unstored = _fingerprints(tree), _unstored(tree)
-                aside.put_tree(root, tree, still=False, budget=Budget() if small else None)
+                aside.put_tree(root, tree, still=False, budget=budget)
                 _unsettle(tree, before)
                 settled = all(file.settled for file in unstored)
                 again = Scan(bounds, small=most, packages=packages, changing=True)
@@ -404,19 +437,12 @@ class LiveSnapshots:
         for left in reversed(range(_LOOKS)):
             aside = self._copies(sandbox)
             stack.push_async_callback(self._close, aside)
-            look, agrees = await self._by_size(partial(job, aside), session_id, is_large=is_large)
+            look, agrees = await self._snapshots.threads.by_size(partial(job, aside), session_id, is_large=is_large)
             if agrees or agrees is None or not left:
                 return look, bool(agrees)
             await self._close(aside)
             await asyncio.sleep(_PAUSE)
         raise AssertionError("the last look is always returned")
-
-    async def _by_size[T](self, job: Callable[[bool], T], session_id: OwnedId, *, is_large: bool) -> T:
-        """See FileThreads; what is known to be large isn't tried as small work first."""
-        threads = self._snapshots.threads
-        if is_large:
-            return await threads.large(partial(job, False), session_id.owner)
-        return await threads.by_size(job, session_id)
 
     def _store(self, look: _Look, memory: Memory | None) -> Memory:
         """Store what was put aside, on a thread. Raises OSError."""
@@ -439,7 +465,7 @@ class LiveSnapshots:
         """Close what was put aside: on a thread where there are copies to remove, or one is still made for a call that
         was cancelled."""
         if not aside.closed_at_once():
-            await self._snapshots.free(aside.close)
+            await self._snapshots.threads.free(aside.close)
 
 
 def _store_directories(tree: Tree, batch: BlobBatch) -> str:
@@ -460,7 +486,7 @@ class _Every:
 
 def _has_many_entries(memory: Memory | None) -> bool:
     """Whether a full scan is large work, as far as is known."""
-    return memory is not None and memory.tree.totals.entries > file_threads.LARGE_ENTRIES
+    return memory is not None and memory.has_many_entries
 
 
 def _mapped(held: HeldFiles | None) -> Container[int]:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
+from era.core.files import file_threads
 from era.core.files.paths import Parts
 from era.core.files.trees import Tree
 from era.core.files.watch import Watch
@@ -52,6 +53,11 @@ class Memory:
 
     is_recalled: bool = False
     """Whether it is only what the snapshot says: each file has to be read (restoring.py)."""
+
+    @property
+    def has_many_entries(self) -> bool:
+        """Whether to look at all of them is large work."""
+        return self.tree.totals.entries > file_threads.LARGE_ENTRIES
 
 
 @dataclass(frozen=True, slots=True)

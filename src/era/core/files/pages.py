@@ -7,10 +7,12 @@ could take more memory than there is.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 
 from era.core.files import edits
-from era.core.files.diffs import FileChange, Kind, file_changes
-from era.core.files.edits import FileEntry
+from era.core.files.diffs import FileChange, Kind, ReadTree, file_changes
+from era.core.files.edits import Entry, FileEntry
+from era.core.files.file_threads import Budget
 from era.core.files.snapshots import Snapshots
 from era.core.models import OwnedId, Snapshot
 from era.errors import Unavailable
@@ -22,8 +24,10 @@ _ENTRY_CHARACTERS = 250
 
 def file_pages(snapshots: Snapshots, snapshot: Snapshot, session_id: OwnedId) -> AsyncIterator[list[FileEntry]]:
     """All files and links of a snapshot, in order. Raises Unavailable where the disk fails."""
-    entries = edits.page(snapshots.read_tree, snapshot.root)
-    files = (edits.file_entry(path, entry) for path, entry in entries)
+
+    def files(read: ReadTree) -> Iterator[FileEntry]:
+        return (edits.file_entry(path, entry) for path, entry in edits.page(read, snapshot.root))
+
     return _pages(snapshots, files, lambda file: file.path, session_id)
 
 
@@ -32,14 +36,31 @@ def change_pages(
 ) -> AsyncIterator[list[FileChange]]:
     """What was added, changed or removed between two snapshots, found without reading a file. Raises Unavailable where
     the disk fails."""
-    changes = file_changes(snapshots.read_tree, old.root, new.root, kind)
+
+    def changes(read: ReadTree) -> Iterator[FileChange]:
+        return file_changes(read, old.root, new.root, kind)
+
     return _pages(snapshots, changes, lambda change: change.path, session_id)
 
 
 async def _pages[T](
-    snapshots: Snapshots, items: Iterator[T], path_of: Callable[[T], str], session_id: OwnedId
+    snapshots: Snapshots, listed: Callable[[ReadTree], Iterator[T]], path_of: Callable[[T], str], session_id: OwnedId
 ) -> AsyncIterator[list[T]]:
-    def some() -> list[T]:
+    """What is listed with these tree objects, each page as small work. Where one page takes too many of them, that and
+    all after it are large work, of a list that begins anew."""
+    budget: Budget | None = None
+    count, is_large = 0, False
+
+    def read(digest: str) -> list[Entry]:
+        return snapshots.read_tree(digest, budget=budget)
+
+    items = listed(read)
+
+    def page(for_page: Budget | None) -> list[T]:
+        nonlocal items, budget, is_large
+        if for_page is None and not is_large:
+            items, is_large = islice(listed(read), count, None), True
+        budget = for_page
         taken: list[T] = []
         room = _PAGE_CHARACTERS
         for item in items:
@@ -50,7 +71,8 @@ async def _pages[T](
         return taken
 
     try:
-        while page := await snapshots.on_thread(some, session_id):
-            yield page
+        while taken := await snapshots.threads.by_size(page, session_id, is_large=is_large):
+            count += len(taken)
+            yield taken
     except OSError as error:
         raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error

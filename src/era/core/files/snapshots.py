@@ -25,7 +25,6 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
@@ -62,7 +61,9 @@ from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 SMALL_TREE = 32
 """Trees of up to this many entries are scanned on the event loop: that takes less time than a hop to a thread."""
 
-_COUNTS_KEPT = 1024
+_COUNTS_KEPT = 16_384
+"""Some 4 MiB. One that has gone is counted anew, which is large work for a large tree."""
+
 _GRACE_SECONDS = 3600.0
 SHORT_GRACE_SECONDS = 60.0
 """The grace period where it is known what may be named yet: for the error of clocks, and for our own."""
@@ -112,20 +113,12 @@ class Snapshots:
                 snapshot = self._quick_scan(sandbox, memory, previous)
                 if snapshot is not None:
                     return snapshot
-            try:
-                if (
-                    memory is not None
-                    and memory.watch is None
-                    and memory.tree.totals.entries > file_threads.LARGE_ENTRIES
-                ):
-                    raise TreeNotSmall  # as it will be
-                updated = await self.on_thread(lambda: self._scan_and_store(sandbox, memory, entry), session_id)
-            except TreeNotSmall:
-                # In one job: a large tree that waited for a thread would count nowhere.
-                updated = await self.threads.large(
-                    lambda: self._store(sandbox, memory, self._scan(sandbox, memory, None, small=None)),
-                    session_id.owner,
-                )
+            # As large work it is all one job: a large tree that waited for a thread would count nowhere.
+            updated = await self.threads.by_size(
+                lambda budget: self._scan_and_store(sandbox, memory, entry, is_small=budget is not None),
+                session_id,
+                is_large=memory is not None and memory.watch is None and memory.has_many_entries,
+            )
             if isinstance(updated, Scanned):
                 scanned = updated
                 updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), session_id.owner)
@@ -148,8 +141,7 @@ class Snapshots:
         if (root := previous.root) is None:
             return None
 
-        def job(small: bool) -> Tree:
-            budget = Budget() if small else None
+        def job(budget: Budget | None) -> Tree:
             return restoring.recalled(root, self.blobs, partial(self.read_tree, budget=budget), budget)
 
         try:
@@ -167,7 +159,7 @@ class Snapshots:
         memory = self.memories.take(sandbox.id)
         try:
             tree = await self.threads.by_size(
-                lambda small: self._restore(sandbox, snapshot, memory, Budget() if small else None), session_id
+                lambda budget: self._restore(sandbox, snapshot, memory, budget), session_id
             )
         except BaseException as error:
             if memory is not None and memory.watch is not None:
@@ -198,7 +190,9 @@ class Snapshots:
             raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
             with self.memories.in_use(new.id):
-                moved = await self.on_thread(lambda: self._move(old, new, memory), session_id)
+                moved = await self.threads.by_size(
+                    lambda _: self._move(old, new, memory), session_id, is_large=memory.has_many_entries
+                )
                 self.memories.put(new.id, moved)
         except (OSError, SnapshotRefused) as error:
             raise SandboxFailed(f"the session's files could not be moved: {error}") from error
@@ -224,12 +218,12 @@ class Snapshots:
         if snapshot.root is None:
             return ()
 
-        def job() -> Sequence[FileEntry]:
-            page = edits.page(self.read_tree, snapshot.root, after=after, prefix=prefix, directories=directories)
+        def job(read: ReadTree) -> Sequence[FileEntry]:
+            page = edits.page(read, snapshot.root, after=after, prefix=prefix, directories=directories)
             return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
         try:
-            return await self.on_thread(job, session_id)
+            return await self._reading(job, session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
 
@@ -237,7 +231,7 @@ class Snapshots:
         """The entry at a path. Raises NotFound, Conflict where the path leads through a link, Unavailable where the
         disk fails."""
         try:
-            return await self.on_thread(lambda: edits.find(self.read_tree, snapshot.root, path), session_id)
+            return await self._reading(lambda read: edits.find(read, snapshot.root, path), session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
@@ -245,7 +239,7 @@ class Snapshots:
         """How many directories are nested in an entry of a snapshot; see edits.depth. Raises Unavailable where the
         disk fails."""
         try:
-            return await self.on_thread(lambda: edits.depth(self.read_tree, entry), session_id)
+            return await self._reading(lambda read: edits.depth(read, entry), session_id)
         except OSError as error:
             raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
@@ -266,8 +260,8 @@ class Snapshots:
         where the disk fails.
         """
         try:
-            return await self.on_thread(
-                lambda: self._edit(snapshot, changes, put, bounds, only_these=replace), session_id
+            return await self.threads.by_size(
+                lambda budget: self._edit(snapshot, changes, put, bounds, budget, only_these=replace), session_id
             )
         except ListTooLong as error:
             raise TooLarge(f"The session would have {error}.", hint="Use more directories.") from error
@@ -282,9 +276,7 @@ class Snapshots:
         if old.root == new.root:
             return {}
         try:
-            return await self.on_thread(
-                lambda: list_artifacts(written_files(self.read_tree, old.root, new.root)), session_id
-            )
+            return await self._reading(lambda read: list_artifacts(written_files(read, old.root, new.root)), session_id)
         except OSError as error:
             raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
 
@@ -348,8 +340,8 @@ class Snapshots:
         fails.
         """
 
-        def job(small: bool) -> Sequence[int]:
-            holdings = Holdings(self.blobs, self._tree_object, Budget() if small else None)
+        def job(budget: Budget | None) -> Sequence[int]:
+            holdings = Holdings(self.blobs, self._tree_object, budget)
             totals: list[int] = []
             counted = total = 0
             for root in holdings.ahead(roots):
@@ -371,21 +363,10 @@ class Snapshots:
         self.memories.forget_all()
         await self.threads.close()
 
-    async def on_thread[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
-        """Run a small job on a thread; see FileThreads.small."""
-        return await self.threads.small(job, session_id)
-
-    async def free(self, job: Callable[[], None]) -> None:
-        """See tasks.free_on."""
-        await self.threads.free(job)
-
-    def slot(self, session_id: OwnedId) -> AbstractAsyncContextManager[None]:
-        """See FileThreads."""
-        return self.threads.slot(session_id)
-
-    async def in_slot[T](self, job: Callable[[], T]) -> T:
-        """See FileThreads."""
-        return await self.threads.in_slot(job)
+    async def _reading[T](self, job: Callable[[ReadTree], T], session_id: OwnedId) -> T:
+        """Run a job that reads tree objects, and does no more than that, on a thread; called anew where those are
+        many."""
+        return await self.threads.by_size(lambda budget: job(partial(self.read_tree, budget=budget)), session_id)
 
     def _quick_scan(self, sandbox: Sandbox, memory: Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
@@ -402,22 +383,25 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _scan_and_store(self, sandbox: Sandbox, memory: Memory | None, entry: str | None) -> Memory | Scanned:
-        """Scan the working directory, and store what is new unless that is much. Runs on a thread; raises as `take`
-        does, TreeNotSmall where a full scan takes long, or OSError."""
-        scanned = self._scan(sandbox, memory, entry, small=file_threads.LARGE_ENTRIES)
-        if scanned.tree.unstored_bytes() > file_threads.LARGE_BYTES:
+    def _scan_and_store(
+        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, is_small: bool
+    ) -> Memory | Scanned:
+        """Scan the working directory, and store what is new, unless that is much and this is small work. Runs on a
+        thread; raises as `take` does, TreeNotSmall where to scan it is much already, or OSError."""
+        scanned = self._scan(sandbox, memory, entry, is_small=is_small)
+        if is_small and scanned.tree.unstored_bytes() > file_threads.LARGE_BYTES:
             return scanned
         return self._store(sandbox, memory, scanned)
 
-    def _scan(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, small: int | None) -> Scanned:
-        """Scan the working directory, as `Scan` does. Without `small` the scan is full: after one that was given up,
-        since that has taken what the watch had noted."""
+    def _scan(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, is_small: bool) -> Scanned:
+        """Scan the working directory, as `Scan` does. As large work it is a full scan: that comes after one that was
+        given up, which has taken what the watch had noted."""
+        small = file_threads.LARGE_ENTRIES if is_small else None
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         packages = sandbox.may_have_packages()
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._rescan(root, memory, bounds, entry, packages) if small is not None else None
+            tree = self._rescan(root, memory, bounds, entry, packages) if is_small else None
             if tree is None and watch is not None and watch.works:
                 tree = Scan(bounds, small=small, watch=watch, packages=packages).full(root, known)
             if tree is None:
@@ -463,7 +447,7 @@ class Snapshots:
     def _rescan(
         self, root: int, memory: Memory | None, bounds: Bounds, entry: str | None, packages: bool
     ) -> Tree | None:
-        """The tree by a scan of only what was touched; None where a full scan is needed."""
+        """The tree by a scan of only what was touched; None where a full scan is needed. Raises as Scan.rescan does."""
         if memory is None or memory.watch is None or (touched := memory.watch.touched(entry)) is None:
             return None
         if memory.held is None:
@@ -471,7 +455,8 @@ class Snapshots:
         for path, name in memory.held:
             touched.at(path).names.add(name)
         try:
-            return Scan(bounds, watch=memory.watch, packages=packages).rescan(root, memory.tree, touched)
+            scan = Scan(bounds, small=file_threads.LARGE_ENTRIES, watch=memory.watch, packages=packages)
+            return scan.rescan(root, memory.tree, touched)
         except FullScanNeeded:
             return None
 
@@ -510,14 +495,18 @@ class Snapshots:
         changes: Changes,
         put: Callable[[BlobBatch], None],
         bounds: Bounds,
+        budget: Budget | None,
         *,
         only_these: bool,
     ) -> Snapshot:
-        """Do the work of `edit`, on a thread. Raises as `edit` does, or OSError."""
+        """Do the work of `edit`, on a thread. Raises as `edit` does, OSError, or TreeNotSmall beyond the budget, where
+        nothing but blobs is left of it."""
+        if budget is not None:
+            budget.check_room(changes.directories())
+        plain_read: ReadTree = partial(self.read_tree, budget=budget)
         with self.blobs.batch() as batch:
-            put(batch)
             counting = CountingBatch(batch)
-            read: ReadTree = self.read_tree
+            read = plain_read
             if only_these:
                 read, kept = edits.only_packages(read, counting, snapshot.root)
                 snapshot = Snapshot(kept, 0, 0)
@@ -525,10 +514,11 @@ class Snapshots:
             if root is None:
                 return EMPTY
             self.remember_totals(root, self._within(bounds, read, snapshot.root, more))
+            put(batch)
             files, total_bytes = snapshot.file_count + more.files, snapshot.total_bytes + more.total_bytes
             stored = counting.total + changes.put_bytes()
         if NODE_MODULES in changes.entries:  # whether it counts may have changed with it
-            _, files, total_bytes, _ = edits.own_totals(self.read_tree, root)
+            _, files, total_bytes, _ = edits.own_totals(plain_read, root)
         return Snapshot(root, files, total_bytes, stored)
 
     async def totals(self, snapshot: Snapshot, session_id: OwnedId) -> Totals:
@@ -537,7 +527,7 @@ class Snapshots:
             return Totals()
         if (known := self._counts.get(snapshot.root)) is None:
             try:
-                known = await self.on_thread(lambda: edits.count(self.read_tree, snapshot.root), session_id)
+                known = await self._reading(lambda read: edits.count(read, snapshot.root), session_id)
             except OSError as error:
                 raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
             self.remember_totals(snapshot.root, known)
@@ -558,9 +548,10 @@ class Snapshots:
 
     def remember_totals(self, root: str, totals: Totals) -> None:
         """Remember what a tree holds, at most."""
-        if len(self._counts) >= _COUNTS_KEPT:
-            self._counts = {}
+        self._counts.pop(root, None)  # so it is the youngest
         self._counts[root] = totals
+        if len(self._counts) > _COUNTS_KEPT:
+            del self._counts[next(iter(self._counts))]
 
     def read_tree(self, digest: str, *, budget: Budget | None = None) -> list[Entry]:
         """The entries of a tree object. Raises OSError, and TreeNotSmall beyond the budget, if there is one."""

@@ -184,9 +184,9 @@ class Tree:
         return totals if npm_list is None or npm_list.uploaded else totals.minus(self.totals_of(NODE_MODULES))
 
     def unstored_bytes(self) -> int:
-        """The size of all files below that aren't known to be stored, each at least FILE_BYTES."""
+        """The size of all files and directories below that aren't known to be stored, each at least FILE_BYTES."""
         own = sum(max(file.fingerprint.size, FILE_BYTES) for file in self.files.values() if file.digest is None)
-        return own + sum(tree.unstored_bytes() for tree in self.trees.values() if tree.digest is None)
+        return own + sum(FILE_BYTES + tree.unstored_bytes() for tree in self.trees.values() if tree.digest is None)
 
     @property
     def is_empty(self) -> bool:
@@ -227,7 +227,7 @@ class Tree:
 
 
 class TreeNotSmall(Exception):
-    """The tree has more entries than a small one may have."""
+    """There is more to look at, to read or to write than a small tree may have."""
 
 
 class FullScanNeeded(Exception):
@@ -248,11 +248,12 @@ class Scan:
         changing: bool = False,
         asked_ns: int | None = None,
     ) -> None:
-        """The scan gives up with TreeNotSmall after `small` entries, if given. Directories are added to `watch`.
-        `packages`: also scan the directory of packages, beside the working directory. `mapped` are the inodes of files
-        that processes have mapped, which may change without their metadata. `changing`: something may be going on in
-        the directory; what is gone when it is looked at is left out. `asked_ns` is when `mapped` was asked for, where
-        more may have been mapped since: it is the time that files have to be older than to be settled."""
+        """The scan gives up with TreeNotSmall where it looks at more than `small` entries, if given. Directories are
+        added to `watch`. `packages`: also scan the directory of packages, beside the working directory. `mapped` are
+        the inodes of files that processes have mapped, which may change without their metadata. `changing`: something
+        may be going on in the directory; what is gone when it is looked at is left out. `asked_ns` is when `mapped` was
+        asked for, where more may have been mapped since: it is the time that files have to be older than to be
+        settled."""
         self._mapped = mapped
         self._changing = changing
         self.missed = False
@@ -290,7 +291,7 @@ class Scan:
     def rescan(self, root: int, known: Tree, touched: Touched) -> Tree:
         """Scan only what was touched; the rest is as in `known`. Returns `known` itself if nothing has changed.
 
-        Raises SnapshotRefused beyond the bounds, FullScanNeeded.
+        Raises SnapshotRefused beyond the bounds, FullScanNeeded, TreeNotSmall.
         """
         self._is_rescan = True
         tree = self._rescan(root, known, touched, ())
@@ -363,6 +364,7 @@ class Scan:
         if self._packages and not path:
             names.add(PACKAGES)  # its own mode is told of by nobody, and it may not have been watched yet
         for name in names:
+            self._count(0, 0, 0, 1)
             if not path and name == STATE_FILE:
                 self._look_at_state_file(fd, arrived=name in touched.arrived)
                 continue
@@ -451,7 +453,7 @@ class Scan:
         self.missed = True
 
     def _count(self, entries: int, total_bytes: int, spare: int, work: int) -> None:
-        """Count what a full scan has come to. Raises WorkspaceFull, TreeNotSmall."""
+        """Count what a scan has come to. Raises WorkspaceFull, TreeNotSmall."""
         self._entries += entries
         self._total_bytes += total_bytes
         self._spare_bytes += spare
