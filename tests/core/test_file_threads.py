@@ -449,7 +449,13 @@ async def test_taken_for_large_it_does(tmp_path: Any, monkeypatch: pytest.Monkey
         asked.set()
         return await threads.large(lambda: job(None), session_id.owner)
 
+    def large_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
+        asked.set()
+        return slot(threads, session_id, is_large=True)
+
+    slot = FileThreads.slot
     monkeypatch.setattr(FileThreads, "by_size", as_large)
+    monkeypatch.setattr(FileThreads, "slot", large_slot)
     async with live_lab(tmp_path) as lab:
         async with all_large_threads_taken(lab):
             task = asyncio.create_task(WORK[what](lab))
@@ -482,8 +488,11 @@ async def test_how_large_a_restore_is_depends_on_what_differs(lab: Lab, monkeypa
     (place.workspace / "7" / "file").write_text("second")
     second = await lab.snapshots.take(place.sandbox, first, session_id=mine("s"))
     turns = large_turns(monkeypatch)
-    # What is read counts too: the lists of two directories, and one file.
-    for most, expected in ((3 * trees.FILE_BYTES, []), (3 * trees.FILE_BYTES - 1, ["me"])):
+    # What is read counts too: the lists of two directories, of which one is long, and one file.
+    needed = file_threads._LIST_WEIGHT * len(lab.blobs.get(str(first.root))) + 2 * trees.FILE_BYTES
+    assert needed > 3 * trees.FILE_BYTES
+    monkeypatch.setattr(file_threads, "_BYTES_A_SECOND", 0)
+    for most, expected in ((needed, []), (needed - 1, ["me"])):
         monkeypatch.setattr(file_threads, "LARGE_BYTES", most)
         await lab.snapshots.restore(first, place.sandbox, session_id=OwnedId("me", "s"))
         assert (place.workspace / "7" / "file").read_text() == "first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import pytest
 from era.core.files import file_threads, live_snapshots, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.file_threads import FileThreads
-from era.core.files.trees import Scan
+from era.core.files.trees import Scan, Tree
 from era.core.files.watch import WatchBudget
 from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId, Snapshot
 from tests.conftest import eventually
@@ -178,7 +179,7 @@ async def test_what_grows_large_between_two_looks_is_given_up_where_small_work_i
 
 
 class Standing:
-    """Where content was put aside while all stood still, and when it did."""
+    """Notes when everything stops and goes on, and on whose threads content is put aside meanwhile."""
 
     def __init__(self, lab: MomentLab, monkeypatch: pytest.MonkeyPatch) -> None:
         self.noted: list[str] = []
@@ -218,11 +219,13 @@ def test_much_that_has_changed_is_given_up_where_small_work_is_done(
         for number in range(FILES):
             (lab.live.workspace / str(number)).write_text("third")
         assert lab.moment().consistent
-        assert standing.noted == ["stop", "era-files", "go on", "stop", "era-bulk", "go on"]
+        assert standing.noted == ["stop", "go on", "stop", "era-bulk", "go on"]
         assert set(lab.contents().values()) == {b"third"}
 
 
-async def test_it_waits_for_its_turn_while_everything_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_look_waits_for_its_thread_while_everything_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
     lab = MomentLab(tmp_path)
     for number in range(FILES):
@@ -236,7 +239,7 @@ async def test_it_waits_for_its_turn_while_everything_goes_on(tmp_path: Path, mo
     for number in range(FILES):
         (lab.live.workspace / str(number)).write_text("second")
     look = asyncio.create_task(lab.moments.take(lab.live.sandbox, first, session_id=mine("s")))
-    given_up = ["stop", "era-files", "go on"]
+    given_up = ["stop", "go on"]
     assert await asyncio.to_thread(eventually, lambda: standing.noted == given_up, 60)
     await asyncio.sleep(0.1)
     assert standing.noted == given_up
@@ -265,6 +268,14 @@ async def test_much_that_was_touched_is_given_up_where_small_work_is_done(
     first = await look(EMPTY)
     monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES)
     given_up = GivenUp(monkeypatch)
+    full: list[Tree] = []
+    scan = Scan.full
+
+    def noted(*arguments: Any) -> Tree:
+        full.append(scan(*arguments))
+        return full[-1]
+
+    monkeypatch.setattr(Scan, "full", noted)
     directory = lab.live.workspace / "new" if what == "new directory" else lab.live.workspace
     directory.mkdir(exist_ok=True)
     for number in range(1 if what == "one file" else 2 * FILES):
@@ -272,5 +283,80 @@ async def test_much_that_was_touched_is_given_up_where_small_work_is_done(
     second = await look(first)
     assert second.file_count == 3 * FILES + (1 if what == "one file" else 2 * FILES)
     assert bool(given_up.large) == (what != "one file")
+    if not live:
+        assert given_up.small == (what != "one file")
+    if what != "new directory":  # in which files may have got their names before it was watched
+        assert full == [], "what was touched is still known as large work"
     assert await look(second) == second
+    await lab.snapshots.close()
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_full_scan_that_was_needed_and_given_up_is_a_full_scan_as_large_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    """A file has got another name where nobody looks, so what is written under that isn't told."""
+    (tmp_path / "lab").mkdir()
+    lab = MomentLab(tmp_path / "lab")
+    for number in range(FILES):
+        (lab.live.workspace / str(number)).write_text("first")
+
+    async def look(snapshot: Snapshot) -> Snapshot:
+        if live:
+            return (await lab.moments.take(lab.live.sandbox, snapshot, session_id=mine("s"))).snapshot
+        return await lab.snapshots.take(lab.live.sandbox, snapshot, session_id=mine("s"))
+
+    await asyncio.sleep(SETTLE)
+    first = await look(EMPTY)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES // 2)
+    scanned: list[str] = []
+    scan = Scan.full
+
+    def noted(*arguments: Any) -> Tree:
+        scanned.append(threading.current_thread().name.rpartition("_")[0])
+        return scan(*arguments)
+
+    monkeypatch.setattr(Scan, "full", noted)
+    os.link(lab.live.workspace / "1", tmp_path / "other")
+    (lab.live.workspace / "1").write_text("second")
+    second = await look(first)
+    assert scanned == ["era-files", "era-bulk"]
+    assert second.total_bytes == first.total_bytes + 1
+    assert await look(second) == second
+    assert scanned == ["era-files", "era-bulk"], "from then on it is known"
+    await lab.snapshots.close()
+
+
+async def test_where_it_cant_be_had_as_large_work_it_is_looked_at_while_everything_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was touched before isn't forgotten, as nothing is taken for unchanged then."""
+    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
+    monkeypatch.setattr(live_snapshots, "_FREEZE_PAUSES", (0, 0))
+    lab = MomentLab(tmp_path)
+    for number in range(FILES):
+        (lab.live.workspace / str(number)).write_text("first")
+    await asyncio.sleep(SETTLE)
+    lab.last = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+    frozen, stops = lab.live.frozen, 0
+
+    @asynccontextmanager
+    async def once() -> AsyncIterator[bool | None]:
+        nonlocal stops
+        stops += 1
+        lab.live.too_slow = 0 if stops == 1 else 1
+        async with frozen() as still:
+            yield still
+
+    monkeypatch.setattr(lab.live, "frozen", once)
+    for number in range(FILES):
+        (lab.live.workspace / str(number)).write_text("second")
+    lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, session_id=mine("s"))).snapshot
+    assert stops == 4
+    assert set(lab.contents().values()) == {b"second"}
+    stops = 0
+    (lab.live.workspace / "1").write_text("third")
+    lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, session_id=mine("s"))).snapshot
+    assert lab.contents()["1"] == b"third"
     await lab.snapshots.close()

@@ -142,7 +142,7 @@ async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: 
         """Let a job take as long as may be where it is one of a large commit."""
 
         def run(sandbox: Any, *rest: Any, **options: Any) -> T:
-            if sandbox.id in large_ids and options.get("small") is None:
+            if sandbox.id in large_ids and not options.get("is_small"):
                 held.append(sandbox.id)
                 assert go_on.wait(60), "nothing else went on"
             return job(sandbox, *rest, **options)

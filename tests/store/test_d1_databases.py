@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from era.core.fair_slots import FairSlots
+from era.core.fair_slots import OwnersSlots
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
 from era.store import d1_databases, d1_worker
@@ -212,9 +212,7 @@ async def test_one_owner_cant_have_all_workers(
 @pytest.fixture
 def no_turns(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes turns away: whoever comes first has all workers."""
-    monkeypatch.setattr(databases, "_slots", FairSlots(4, 4))
-    all_of_them: FairSlots[str] = FairSlots(4, 4)
-    monkeypatch.setattr(databases, "_shares", lambda _: all_of_them)
+    monkeypatch.setattr(databases, "_slots", OwnersSlots(4, 4, 4))
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from era.core.fair_slots import FairSlots, OwnersSlots, Slots
+from era.core.fair_slots import FairSlots, OwnersSlots, WaitedSlots
 
 
 class Work[Holder]:
     """Tasks that have a slot until they are told to end, in the order in which they got it."""
 
-    def __init__(self, slots: Slots[Holder]) -> None:
+    def __init__(self, slots: WaitedSlots[Holder]) -> None:
         self.slots = slots
         self.begun: list[Holder] = []
         self.waiting: list[asyncio.Event] = []
@@ -66,7 +66,7 @@ async def test_nobody_gets_more_than_his_own() -> None:
     assert len(work.begun) == 5
 
 
-async def come_and_go[Holder](slots: Slots[Holder], holders: Sequence[Holder]) -> None:
+async def come_and_go[Holder](slots: WaitedSlots[Holder], holders: Sequence[Holder]) -> None:
     """Have slots asked for, given back and given up at random, to the end."""
     chance = random.Random(3)
     work = Work(slots)

@@ -31,7 +31,7 @@ class Turns:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.noted: set[tuple[str, str]] = set()
         self.sessions: set[OwnedId] = set()
-        """In whose turn small work was done."""
+        """In whose turn work was done that was taken for small, or had a slot."""
 
         small, slot, large, by_size = FileThreads.small, FileThreads.slot, FileThreads.large, FileThreads.by_size
 
@@ -40,6 +40,8 @@ class Turns:
             return await small(threads, job, session_id)
 
         def noted_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
+            if is_large:
+                self.noted.add(("a slot", session_id.owner))
             self.sessions.add(session_id)
             return slot(threads, session_id, is_large=is_large)
 

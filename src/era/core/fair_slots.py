@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 
-class Slots[Holder](Protocol):
+class WaitedSlots[Holder](ABC):
     """Slots that are waited for."""
 
+    @abstractmethod
     async def take(self, holder: Holder) -> None:
         """Wait for a slot, which must be given back."""
-        ...
 
-    def give_back(self, holder: Holder) -> None: ...
+    @abstractmethod
+    def give_back(self, holder: Holder) -> None:
+        """Give back a slot that this holder has."""
 
     @asynccontextmanager
     async def slot(self, holder: Holder) -> AsyncIterator[None]:
@@ -28,7 +30,7 @@ class Slots[Holder](Protocol):
             self.give_back(holder)
 
 
-class FairSlots[Holder: Hashable](Slots[Holder]):
+class FairSlots[Holder: Hashable](WaitedSlots[Holder]):
     """A bounded number of slots. Each holder has a queue of its own, and a free slot goes to the next queue in a round.
 
     So one holder with much to do delays others by what is being done, never by what it has queued."""
@@ -86,36 +88,35 @@ class FairSlots[Holder: Hashable](Slots[Holder]):
                 del self._queues[holder]
 
 
-class OwnersSlots[Holder: Hashable](Slots[tuple[str, Holder]]):
-    """A bounded number of slots that owners get in turn, and of one owner's, in turn too, those among whom he shares
-    them: his sessions, say. A holder is an owner, and who of his it is."""
+class OwnersSlots[Holder: Hashable](WaitedSlots[tuple[str, Holder]]):
+    """A bounded number of slots shared twice: by owners in turn, and each owner's by his members (sessions, say) in
+    turn. A holder is an owner and a member of his."""
 
     def __init__(self, most: int, most_of_owner: int, most_each: int) -> None:
-        """`most_each` is how many one of an owner's may have at a time."""
+        """`most_each` is how many one member may have at a time."""
         self._most_of_owner, self._most_each = most_of_owner, most_each
         self._owners: FairSlots[str] = FairSlots(most, most_of_owner)
         self._shares: dict[str, FairSlots[Holder]] = {}
-        """Of owners who have slots or wait for some: those of theirs that have their turn within what an owner may
-        have, and wait for that of the owner."""
+        """By owner, as long as he has slots or waits for some: whose turn it is among his members."""
 
     async def take(self, holder: tuple[str, Holder]) -> None:
-        owner, who = holder
+        owner, member = holder
         share = self._shares.setdefault(owner, FairSlots(self._most_of_owner, self._most_each))
         try:
-            await share.take(who)
+            await share.take(member)
             try:
                 await self._owners.take(owner)
             except BaseException:
-                share.give_back(who)
+                share.give_back(member)
                 raise
         except BaseException:
             self._forget(owner)
             raise
 
     def give_back(self, holder: tuple[str, Holder]) -> None:
-        owner, who = holder
+        owner, member = holder
         self._owners.give_back(owner)
-        self._shares[owner].give_back(who)
+        self._shares[owner].give_back(member)
         self._forget(owner)
 
     def _forget(self, owner: str) -> None:

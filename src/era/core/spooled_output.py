@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from era.core.files.trees import BlobBatch
+from era.core.files.blob_store import BlobBatch
 
 MEMORY_BYTES = 256 << 10
 """Of each stream, how much is in memory at most. What is shorter is in memory as a whole."""

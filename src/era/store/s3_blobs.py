@@ -502,18 +502,29 @@ class S3Batch:
 
     def put_spooled(self, path: str, digest: str) -> None:
         """Store the file at `path`, which has this digest and never changes. Raises OSError."""
+        if self._reuse(digest):
+            return  # it may have gigabytes, and mostly it was put just before
         with open(path, "rb", buffering=0) as file:
             if self.put_file(file.fileno(), os.fstat(file.fileno()).st_size) != digest:
                 raise OSError(errno.EIO, "a file changed while it was kept")
 
     def _have(self, digest: str) -> bool:
-        """Whether the content needn't be uploaded. It is protected from sweeps from now on."""
+        """Whether the content needn't be uploaded; else it is about to be. It is protected from sweeps from now on."""
+        if self._reuse(digest):
+            return True
+        self._put_at[digest] = self._store._begin_upload().database_at
+        self._written += 1
+        return False
+
+    def _reuse(self, digest: str) -> bool:
+        """Whether the content needn't be uploaded, and is put by this. It is protected from sweeps from now on."""
         if digest in self._put_at:
             return True
         upload = self._store._protect(digest)
-        self._put_at[digest] = (upload or self._store._begin_upload()).database_at
-        self._written += upload is None
-        return upload is not None
+        if upload is None:
+            return False
+        self._put_at[digest] = upload.database_at
+        return True
 
     def _finish(self) -> None:
         """Raises OSError where an upload has failed."""

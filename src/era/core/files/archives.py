@@ -17,7 +17,7 @@ from weakref import finalize
 from era.core.expiry import calling
 from era.core.fair_slots import FairSlots
 from era.core.files import pack, trees, unpack
-from era.core.files.blob_store import BlobStore
+from era.core.files.blob_store import BlobBatch, BlobStore
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
 from era.core.files.paths import Parts, name_problem, state_file
 from era.core.files.pins import Pins
@@ -26,7 +26,6 @@ from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.core.files.spool import Spool
 from era.core.files.totals import Bounds, link_totals
 from era.core.files.tree_objects import name_bytes
-from era.core.files.trees import BlobBatch
 from era.core.files.unpack import BadArchive, Format, Member
 from era.core.files.unzip import zip_members
 from era.core.metadata import MetadataStore

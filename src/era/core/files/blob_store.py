@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-from era.core.files.trees import BlobBatch
+
+class BlobBatch(Protocol):
+    """Blobs that become durable together. Raises OSError."""
+
+    def put(self, content: bytes) -> str:
+        """Put `content`. Returns its digest."""
+        ...
+
+    def put_file(self, fd: int, size: int) -> str:
+        """Put the next `size` bytes of `fd`, or fewer if it ends before. Returns their digest."""
+        ...
+
+    def put_spooled(self, path: str, digest: str) -> None:
+        """Put the file at `path`, which has this digest and won't be changed any more."""
+        ...
+
+
+@dataclass(slots=True)
+class CountingBatch:
+    """A batch that counts the bytes that are put into it."""
+
+    _batch: BlobBatch
+    total: int = 0
+
+    def put(self, content: bytes) -> str:
+        self.total += len(content)
+        return self._batch.put(content)
+
+    def put_file(self, fd: int, size: int) -> str:
+        self.total += size
+        return self._batch.put_file(fd, size)
+
+    def put_spooled(self, path: str, digest: str) -> None:
+        self.total += os.path.getsize(path)
+        self._batch.put_spooled(path, digest)
 
 
 class Hold(Protocol):

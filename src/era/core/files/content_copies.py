@@ -11,8 +11,9 @@ from itertools import count
 from pathlib import Path
 
 from era.core.files import sparse, trees
+from era.core.files.blob_store import BlobBatch
 from era.core.files.file_threads import Budget
-from era.core.files.trees import BlobBatch, Changed, File, Tree, WorkspaceFull
+from era.core.files.trees import Changed, File, Tree, WorkspaceFull
 
 _SMALL = 64 << 10
 """Bytes up to which content is put aside in memory."""

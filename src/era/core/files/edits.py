@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from era.core.files.blob_store import BlobBatch
 from era.core.files.diffs import ReadTree
 from era.core.files.packages import is_packages, own_entries
 from era.core.files.paths import Parts
 from era.core.files.totals import Totals, link_totals
 from era.core.files.tree_objects import encode, name_bytes
-from era.core.files.trees import UPLOADED, BlobBatch
+from era.core.files.trees import UPLOADED, list_bytes
 from era.errors import BadRequest, Conflict, NotFound
 
 FILE_MODE = 0o644
@@ -106,9 +107,10 @@ class Changes:
                 total += change.put_bytes()
         return total
 
-    def directories(self) -> int:
-        """How many directories are edited, this one included."""
-        return 1 + sum(change.directories() for change in self.entries.values() if isinstance(change, Changes))
+    def list_bytes(self) -> int:
+        """As which the lists of all that is edited count where it's about how much work there is."""
+        below = (change for change in self.entries.values() if isinstance(change, Changes))
+        return list_bytes(len(self.entries)) + sum(change.list_bytes() for change in below)
 
     def _directory(self, parts: Parts) -> tuple[Changes, int]:
         """The edits of the directory at this path, and how many directories had none before. Raises BadRequest where

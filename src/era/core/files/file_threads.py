@@ -2,9 +2,9 @@
 
 Theory of operation. What is small must not wait for what is large, so the two have threads of their own. How large
 something is may be known only once it has begun: then it begins as small work does, with a `Budget`, and is given up
-and done anew as large work once that is spent. Where many wait, each owner gets a thread in turn. Of small work a
-session has no more than some besides, so that it leaves threads to others of its owner, too; of large work it seldom
-has more than one piece.
+and done anew as large work once that is spent. Where many wait, each owner gets a thread in turn. Of small work each of
+his sessions has its turn, too, and no more than half of the threads; of large work a session seldom has more than one
+piece.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-from era.core.fair_slots import FairSlots, OwnersSlots, Slots
+from era.core.fair_slots import FairSlots, OwnersSlots, WaitedSlots
 from era.core.files.trees import FILE_BYTES, TreeNotSmall
 from era.core.models import OwnedId
 from era.core.tasks import free_on, to_its_end
@@ -24,7 +24,13 @@ LARGE_BYTES = 32 << 20
 """Work on more bytes at once is large. Files and tree objects count as trees.FILE_BYTES at least."""
 
 LARGE_ENTRIES = 10_000
-"""A scan that looks at more entries is large, too."""
+"""To look at more entries, or to move them, is large, too."""
+
+_LIST_WEIGHT = 8
+"""To read or make a list of entries takes as long as to copy and hash so many times its bytes."""
+
+_BYTES_A_SECOND = LARGE_BYTES
+"""As how much it counts to wait for a second."""
 
 _SMALL_THREADS = 4
 LARGE_THREADS = 3
@@ -39,10 +45,15 @@ class Budget:
         self._left = LARGE_BYTES
 
     def spend(self, size: int) -> None:
-        """Note a file or tree object of so many bytes. Raises TreeNotSmall where it is too much."""
+        """Note a file of so many bytes. Raises TreeNotSmall where it is too much."""
         self._left -= max(size, FILE_BYTES)
         if self._left < 0:
             raise TreeNotSmall
+
+    def spend_list(self, size: int, seconds: float) -> None:
+        """Note a tree object of so many bytes that it took so long to get: from elsewhere, that may be longer than all
+        else. Raises as `spend` does."""
+        self.spend(max(_LIST_WEIGHT * size, int(seconds * _BYTES_A_SECOND)))
 
     def check_room(self, objects: int) -> None:
         """Raises TreeNotSmall where so many files or tree objects, which are about to be made or read, will be too
@@ -87,7 +98,7 @@ class FileThreads:
 
     @asynccontextmanager
     async def slot(self, session_id: OwnedId, *, is_large: bool) -> AsyncIterator[RunOnThread]:
-        """A thread is free within the block for what the context's value is called with, one job at a time."""
+        """Keep a thread free for the block. The context's value runs jobs on it, one at a time."""
         if is_large:
             async with self._large_slots.slot(session_id.owner):
                 yield _run_on(self._large)
@@ -122,7 +133,7 @@ def _run_on(threads: Executor) -> RunOnThread:
     return run
 
 
-async def _in_turn[T, Holder](slots: Slots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
+async def _in_turn[T, Holder](slots: WaitedSlots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
     """What a job returns. It has its slot until it has ended, though its caller may be gone before."""
     await slots.take(holder)
     try:

@@ -10,7 +10,8 @@ the tree was what is known already when the scan began (`Scan.was_still`).
 has changed is put aside (content_copies.py): that takes milliseconds, since most of the tree is known from the time
 before, and copies share blocks with the files where the file system can do that. Then everything goes on, while what
 was put aside is hashed, stored and made durable. A directory that isn't known yet is looked at once before, while
-processes go on: so the moment is short all the same.
+processes go on: so the moment is short all the same. What turns out to be large work is given up before anything is put
+aside: everything goes on until there is a thread for it, and stands still again.
 
 *Looking twice.* Where it can't be frozen, it is looked at until two looks agree. If nothing changed between what the
 first saw and what the second saw, file by file, then all was so at the time between the two. If they never agree, the
@@ -44,13 +45,14 @@ from pathlib import Path
 
 from era.core import limits
 from era.core.files import file_threads, trees
+from era.core.files.blob_store import BlobBatch, CountingBatch
 from era.core.files.content_copies import ContentCopies
 from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
 from era.core.files.file_threads import Budget, RunOnThread
-from era.core.files.memory import Memory
+from era.core.files.memory import Memory, has_many_entries, is_large_scan
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
-from era.core.files.trees import BlobBatch, CountingBatch, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
+from era.core.files.trees import FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
@@ -90,6 +92,9 @@ class _Look:
     aside: ContentCopies
     watch: Watch | None
     held: HeldFiles | None
+    unstored_bytes: int
+    """See trees.Tree."""
+
     missed: bool = False
     """Whether anything was gone when it was looked at."""
 
@@ -164,7 +169,7 @@ class LiveSnapshots:
             updated = await self._snapshots.threads.by_size(
                 lambda _: self._store(found, known),
                 session_id,
-                is_large=look.tree.unstored_bytes() > file_threads.LARGE_BYTES,
+                is_large=look.unstored_bytes > file_threads.LARGE_BYTES,
             )
         self._snapshots.memories.put(sandbox.id, updated)
         return LiveSnapshot(updated.snapshot, consistent)
@@ -198,16 +203,15 @@ class LiveSnapshots:
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had. What turns out to be large work doesn't
         wait for its thread meanwhile: everything goes on until there is one."""
-        is_large = memory is not None and memory.watch is None and memory.has_many_entries
+        is_large = is_large_scan(memory)
         while True:
             async with self._standing_still(sandbox, session_id, is_large=is_large) as run:
                 if run is None:
                     return None
                 aside = self._copies(sandbox)
                 stack.push_async_callback(self._close, aside)
-                budget = None if is_large else Budget()
                 try:
-                    return await run(partial(self._look, sandbox, memory, entry, aside, budget))
+                    return await run(partial(self._look, sandbox, memory, entry, aside, small=not is_large))
                 except TreeNotSmall:
                     is_large = True
             await self._close(aside)
@@ -219,8 +223,8 @@ class LiveSnapshots:
     async def _standing_still(
         self, sandbox: Sandbox, session_id: OwnedId, *, is_large: bool = False
     ) -> AsyncIterator[RunOnThread | None]:
-        """Within the block everything stands still, if that can be had, and a thread is free for what the context's
-        value is called with."""
+        """Keep everything still for the block, and a thread free, on which the context's value runs jobs, one at a
+        time; None where that can't be had."""
         for pause in (*_FREEZE_PAUSES, None):
             async with (
                 self._snapshots.threads.slot(session_id, is_large=is_large) as run,
@@ -244,23 +248,26 @@ class LiveSnapshots:
         memory: Memory | None,
         entry: str | None,
         aside: ContentCopies,
-        budget: Budget | None,
+        *,
+        small: bool,
     ) -> _Look:
-        """Scan and put aside, on a thread, while everything stands still. Without a budget the scan is full: after one
-        that was given up, which has taken what the watch had noted. Raises SnapshotRefused, OSError, and TreeNotSmall
-        beyond the budget."""
+        """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError, and with
+        `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
             held = sandbox.held_files(os.fstat(root).st_dev)
             tree = None
-            if budget is not None and memory is not None and memory.watch is not None and memory.held is not None:
-                tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, _mapped(held))
+            if memory is not None and memory.watch is not None and memory.held is not None:
+                tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, _mapped(held), small=small)
             watch = memory.watch if memory is not None else None
             if tree is None:
-                tree, watch = self._full(root, sandbox, memory, held, small=budget is not None)
-            aside.put_tree(root, tree, still=True, budget=budget)
+                tree, watch = self._full(root, sandbox, memory, held, small=small)
+            unstored_bytes = tree.unstored_bytes()
+            if small and unstored_bytes > file_threads.LARGE_BYTES:
+                raise TreeNotSmall
+            aside.put_tree(root, tree, still=True)
             if watch is not None:
                 watch.skip()
-        return _Look(tree, aside, watch, held)
+        return _Look(tree, aside, watch, held, unstored_bytes)
 
     def _rescan(
         self,
@@ -271,9 +278,11 @@ class LiveSnapshots:
         entry: str | None,
         names: frozenset[tuple[Parts, str]],
         mapped: Container[int],
+        *,
+        small: bool,
     ) -> Tree | None:
-        """The tree by a scan of what was touched, and of these names; None where a full scan is needed. Raises as
-        Scan.rescan does."""
+        """The tree by a scan of what was touched, and of these names; None where a full scan is needed. Raises
+        SnapshotRefused, and with `small` TreeNotSmall."""
         touched = watch.touched(entry)
         if touched is None:
             return None
@@ -281,7 +290,7 @@ class LiveSnapshots:
             touched.at(path).names.add(name)
         scan = Scan(
             limits.bounds(sandbox.limits),
-            small=file_threads.LARGE_ENTRIES,
+            small=file_threads.LARGE_ENTRIES if small else None,
             watch=watch,
             packages=sandbox.may_have_packages(),
             mapped=mapped,
@@ -384,7 +393,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            warm = await self._snapshots.threads.by_size(job, session_id, is_large=_has_many_entries(memory))
+            warm = await self._snapshots.threads.by_size(job, session_id, is_large=has_many_entries(memory))
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -396,7 +405,7 @@ class LiveSnapshots:
         self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, session_id: OwnedId
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
-        is_large = _has_many_entries(memory)
+        is_large = has_many_entries(memory)
 
         def job(aside: ContentCopies, budget: Budget | None) -> tuple[_Look, bool | None]:
             """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
@@ -432,7 +441,8 @@ class LiveSnapshots:
                     if file.fingerprint.ctime_ns > asked_ns - _WRITE_NS:
                         file.settled = False
             missed = scan.missed or aside.missed or again.missed
-            return _Look(tree, aside, memory.watch if memory else None, None, missed), agrees and not missed
+            watch = memory.watch if memory else None
+            return _Look(tree, aside, watch, None, tree.unstored_bytes(), missed), agrees and not missed
 
         for left in reversed(range(_LOOKS)):
             aside = self._copies(sandbox)
@@ -482,11 +492,6 @@ class _Every:
 
     def __contains__(self, inode: object) -> bool:
         return True
-
-
-def _has_many_entries(memory: Memory | None) -> bool:
-    """Whether a full scan is large work, as far as is known."""
-    return memory is not None and memory.has_many_entries
 
 
 def _mapped(held: HeldFiles | None) -> Container[int]:

@@ -54,10 +54,15 @@ class Memory:
     is_recalled: bool = False
     """Whether it is only what the snapshot says: each file has to be read (restoring.py)."""
 
-    @property
-    def has_many_entries(self) -> bool:
-        """Whether to look at all of them is large work."""
-        return self.tree.totals.entries > file_threads.LARGE_ENTRIES
+
+def has_many_entries(memory: Memory | None) -> bool:
+    """Whether to look at all that there is would be large work, as far as is known."""
+    return memory is not None and memory.tree.totals.entries > file_threads.LARGE_ENTRIES
+
+
+def is_large_scan(memory: Memory | None) -> bool:
+    """Whether the next scan will be large work, as far as is known: nothing tells what was touched of much."""
+    return memory is not None and memory.watch is None and has_many_entries(memory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,8 @@ def change_pages(
 async def _pages[T](
     snapshots: Snapshots, listed: Callable[[ReadTree], Iterator[T]], path_of: Callable[[T], str], session_id: OwnedId
 ) -> AsyncIterator[list[T]]:
-    """What is listed with these tree objects, each page as small work. Where one page takes too many of them, that and
-    all after it are large work, of a list that begins anew."""
+    """Pages of what `listed` yields, given a reader of tree objects. Each is small work until one exceeds its budget;
+    then the list is begun anew as large work, without what was handed out."""
     budget: Budget | None = None
     count, is_large = 0, False
 
@@ -56,11 +56,11 @@ async def _pages[T](
 
     items = listed(read)
 
-    def page(for_page: Budget | None) -> list[T]:
+    def page(page_budget: Budget | None) -> list[T]:
         nonlocal items, budget, is_large
-        if for_page is None and not is_large:
+        if page_budget is None and not is_large:
             items, is_large = islice(listed(read), count, None), True
-        budget = for_page
+        budget = page_budget
         taken: list[T] = []
         room = _PAGE_CHARACTERS
         for item in items:

@@ -24,6 +24,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -32,21 +34,19 @@ from itertools import islice
 from era.core import limits
 from era.core.files import edits, file_threads, restoring, trees
 from era.core.files.artifacts import list_artifacts
-from era.core.files.blob_store import BlobStore
+from era.core.files.blob_store import BlobBatch, BlobStore, CountingBatch
 from era.core.files.diffs import ReadTree, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.file_threads import Budget, FileThreads
 from era.core.files.holdings import Holdings
-from era.core.files.memory import Memories, Memory, Scanned
+from era.core.files.memory import Memories, Memory, Scanned, has_many_entries, is_large_scan
 from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.totals import Bounds, Totals
 from era.core.files.tree_objects import ListTooLong, decode
 from era.core.files.trees import (
     FILE_BYTES,
-    BlobBatch,
-    CountingBatch,
     FullScanNeeded,
     Scan,
     SnapshotRefused,
@@ -62,7 +62,7 @@ SMALL_TREE = 32
 """Trees of up to this many entries are scanned on the event loop: that takes less time than a hop to a thread."""
 
 _COUNTS_KEPT = 16_384
-"""Some 4 MiB. One that has gone is counted anew, which is large work for a large tree."""
+"""Some 5 MiB. One that has gone is counted anew, which is large work for a large tree."""
 
 _GRACE_SECONDS = 3600.0
 SHORT_GRACE_SECONDS = 60.0
@@ -86,7 +86,11 @@ class Snapshots:
 
         self.memories = Memories(lambda watch: self.threads.soon(watch.close))
         self._counts: dict[str, Totals] = {}
-        """What trees hold, by root. An upper bound: pipes and the like, which aren't kept, may count."""
+        """What trees hold, by root, the one used last at the end. An upper bound: pipes and the like, which aren't
+        kept, may count."""
+
+        self._counting = threading.Lock()
+        """Held where counts are remembered or looked up, which is done on several threads."""
 
         self._collected: tuple[frozenset[str], frozenset[str], float] | None = None
         """The roots and blobs that the last garbage collection kept, and the time before which it swept."""
@@ -117,7 +121,7 @@ class Snapshots:
             updated = await self.threads.by_size(
                 lambda budget: self._scan_and_store(sandbox, memory, entry, is_small=budget is not None),
                 session_id,
-                is_large=memory is not None and memory.watch is None and memory.has_many_entries,
+                is_large=is_large_scan(memory),
             )
             if isinstance(updated, Scanned):
                 scanned = updated
@@ -191,7 +195,7 @@ class Snapshots:
         try:
             with self.memories.in_use(new.id):
                 moved = await self.threads.by_size(
-                    lambda _: self._move(old, new, memory), session_id, is_large=memory.has_many_entries
+                    lambda _: self._move(old, new, memory), session_id, is_large=has_many_entries(memory)
                 )
                 self.memories.put(new.id, moved)
         except (OSError, SnapshotRefused) as error:
@@ -254,7 +258,7 @@ class Snapshots:
         replace: bool = False,
     ) -> Snapshot:
         """The snapshot with these changes, or with `replace` only these files beside its packages. `put` is called on a
-        thread to put their content, if that isn't done yet.
+        thread to put their content, if that isn't done yet; maybe twice.
 
         Raises Conflict and NotFound as edits.apply does, TooLarge where the result exceeds the bounds, Unavailable
         where the disk fails.
@@ -394,14 +398,13 @@ class Snapshots:
         return self._store(sandbox, memory, scanned)
 
     def _scan(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, is_small: bool) -> Scanned:
-        """Scan the working directory, as `Scan` does. As large work it is a full scan: that comes after one that was
-        given up, which has taken what the watch had noted."""
+        """Scan the working directory, as `Scan` does."""
         small = file_threads.LARGE_ENTRIES if is_small else None
         known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
         watch = memory.watch if memory else None
         packages = sandbox.may_have_packages()
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._rescan(root, memory, bounds, entry, packages) if is_small else None
+            tree = self._rescan(root, memory, bounds, entry, small, packages)
             if tree is None and watch is not None and watch.works:
                 tree = Scan(bounds, small=small, watch=watch, packages=packages).full(root, known)
             if tree is None:
@@ -445,7 +448,7 @@ class Snapshots:
         return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, watch)
 
     def _rescan(
-        self, root: int, memory: Memory | None, bounds: Bounds, entry: str | None, packages: bool
+        self, root: int, memory: Memory | None, bounds: Bounds, entry: str | None, small: int | None, packages: bool
     ) -> Tree | None:
         """The tree by a scan of only what was touched; None where a full scan is needed. Raises as Scan.rescan does."""
         if memory is None or memory.watch is None or (touched := memory.watch.touched(entry)) is None:
@@ -455,7 +458,7 @@ class Snapshots:
         for path, name in memory.held:
             touched.at(path).names.add(name)
         try:
-            scan = Scan(bounds, small=file_threads.LARGE_ENTRIES, watch=memory.watch, packages=packages)
+            scan = Scan(bounds, small=small, watch=memory.watch, packages=packages)
             return scan.rescan(root, memory.tree, touched)
         except FullScanNeeded:
             return None
@@ -501,9 +504,10 @@ class Snapshots:
     ) -> Snapshot:
         """Do the work of `edit`, on a thread. Raises as `edit` does, OSError, or TreeNotSmall beyond the budget, where
         nothing but blobs is left of it."""
+        plain_read: ReadTree = self.read_tree
         if budget is not None:
-            budget.check_room(changes.directories())
-        plain_read: ReadTree = partial(self.read_tree, budget=budget)
+            budget.spend(changes.list_bytes())
+            plain_read = cache(partial(self.read_tree, budget=budget))  # what is moved is read where it is and was
         with self.blobs.batch() as batch:
             counting = CountingBatch(batch)
             read = plain_read
@@ -514,7 +518,7 @@ class Snapshots:
             if root is None:
                 return EMPTY
             self.remember_totals(root, self._within(bounds, read, snapshot.root, more))
-            put(batch)
+            put(batch)  # last, so that it is seldom done in vain
             files, total_bytes = snapshot.file_count + more.files, snapshot.total_bytes + more.total_bytes
             stored = counting.total + changes.put_bytes()
         if NODE_MODULES in changes.entries:  # whether it counts may have changed with it
@@ -525,7 +529,7 @@ class Snapshots:
         """What a snapshot holds, at most, packages included. Raises Unavailable where it can't be read."""
         if snapshot.root is None:
             return Totals()
-        if (known := self._counts.get(snapshot.root)) is None:
+        if (known := self._known_totals(snapshot.root)) is None:
             try:
                 known = await self._reading(lambda read: edits.count(read, snapshot.root), session_id)
             except OSError as error:
@@ -536,7 +540,7 @@ class Snapshots:
     def _within(self, bounds: Bounds, read: ReadTree, root: str | None, more: Totals) -> Totals:
         """What a tree would hold with so much more, packages included, as a run is measured. Raises TooLarge where that
         is more than before and over the bounds."""
-        known = self._counts.get(root) if root else Totals()
+        known = self._known_totals(root) if root else Totals()
         if known is None or not bounds.have_room(known.plus(more)):
             known = edits.count(read, root)
         entries, _, total_bytes, _ = whole = known.plus(more)
@@ -548,10 +552,19 @@ class Snapshots:
 
     def remember_totals(self, root: str, totals: Totals) -> None:
         """Remember what a tree holds, at most."""
-        self._counts.pop(root, None)  # so it is the youngest
-        self._counts[root] = totals
-        if len(self._counts) > _COUNTS_KEPT:
-            del self._counts[next(iter(self._counts))]
+        with self._counting:
+            self._counts.pop(root, None)  # so it is the last
+            self._counts[root] = totals
+            if len(self._counts) > _COUNTS_KEPT:
+                del self._counts[next(iter(self._counts))]
+
+    def _known_totals(self, root: str) -> Totals | None:
+        """What a tree holds, at most, if that is remembered."""
+        with self._counting:
+            totals = self._counts.pop(root, None)
+            if totals is not None:
+                self._counts[root] = totals
+            return totals
 
     def read_tree(self, digest: str, *, budget: Budget | None = None) -> list[Entry]:
         """The entries of a tree object. Raises OSError, and TreeNotSmall beyond the budget, if there is one."""
@@ -559,9 +572,10 @@ class Snapshots:
 
     def _tree_object(self, digest: str, budget: Budget | None = None) -> bytes:
         """A tree object, whose digest is verified: a damaged one could name anything. Raises as `read_tree` does."""
+        began = time.monotonic()
         content = self.blobs.get(digest)
         if budget is not None:
-            budget.spend(len(content))
+            budget.spend_list(len(content), time.monotonic() - began)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content

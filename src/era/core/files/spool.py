@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from era.core.files.trees import BlobBatch
+from era.core.files.blob_store import BlobBatch
 from era.core.shares import Shares
 from era.core.tasks import to_its_end
 from era.core.threads import Threads

@@ -33,8 +33,9 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from era.core.files.blob_store import BlobBatch
 from era.core.files.file_systems import is_tmpfs
 from era.core.files.packages import NODE_MODULES, NPM_LIST, PACKAGES, on_disk
 from era.core.files.totals import Bounds, Totals, link_totals, spare_bytes, work_of_listing
@@ -67,42 +68,6 @@ class Changed(SnapshotRefused):
 
 class WorkspaceFull(SnapshotRefused):
     """There are more files in it, or more bytes, than the session may have."""
-
-
-class BlobBatch(Protocol):
-    """Blobs that become durable together. Raises OSError."""
-
-    def put(self, content: bytes) -> str:
-        """Put `content`. Returns its digest."""
-        ...
-
-    def put_file(self, fd: int, size: int) -> str:
-        """Put the next `size` bytes of `fd`, or fewer if it ends before. Returns their digest."""
-        ...
-
-    def put_spooled(self, path: str, digest: str) -> None:
-        """Put the file at `path`, which has this digest and won't be changed any more."""
-        ...
-
-
-@dataclass(slots=True)
-class CountingBatch:
-    """A batch that counts the bytes that are put into it."""
-
-    _batch: BlobBatch
-    total: int = 0
-
-    def put(self, content: bytes) -> str:
-        self.total += len(content)
-        return self._batch.put(content)
-
-    def put_file(self, fd: int, size: int) -> str:
-        self.total += size
-        return self._batch.put_file(fd, size)
-
-    def put_spooled(self, path: str, digest: str) -> None:
-        self.total += os.path.getsize(path)
-        self._batch.put_spooled(path, digest)
 
 
 class Fingerprint(NamedTuple):
@@ -144,6 +109,14 @@ class Link(NamedTuple):
 FILE_BYTES = 16 << 10
 """As which a smaller file counts where it's about how much work there is."""
 
+_ENTRY_BYTES = 1 << 10
+"""As which an entry of a directory's list counts there: to make or to read it takes as long as that much content."""
+
+
+def list_bytes(entries: int) -> int:
+    """As which the list of a directory with so many entries counts where it's about how much work there is."""
+    return max(FILE_BYTES, entries * _ENTRY_BYTES)
+
 
 @dataclass(slots=True)
 class Tree:
@@ -184,9 +157,13 @@ class Tree:
         return totals if npm_list is None or npm_list.uploaded else totals.minus(self.totals_of(NODE_MODULES))
 
     def unstored_bytes(self) -> int:
-        """The size of all files and directories below that aren't known to be stored, each at least FILE_BYTES."""
-        own = sum(max(file.fingerprint.size, FILE_BYTES) for file in self.files.values() if file.digest is None)
-        return own + sum(FILE_BYTES + tree.unstored_bytes() for tree in self.trees.values() if tree.digest is None)
+        """The size of all that isn't known to be stored, each file at least FILE_BYTES, directories as `list_bytes`
+        says."""
+        if self.digest is not None:
+            return 0
+        files = sum(max(file.fingerprint.size, FILE_BYTES) for file in self.files.values() if file.digest is None)
+        own = files + list_bytes(len(self.files) + len(self.links) + len(self.trees))
+        return own + sum(tree.unstored_bytes() for tree in self.trees.values())
 
     @property
     def is_empty(self) -> bool:
@@ -327,6 +304,7 @@ class Scan:
                     self._overlook(error)
         if self._packages and not path:
             children.append((PACKAGES, os.stat(on_disk(PACKAGES), dir_fd=fd, follow_symlinks=False)))
+            self._count(0, 0, 0, work_of_listing(children[-1][1]))
         for name, status in children:
             try:
                 tree.trees[name] = self._scan_child(fd, name, status, known, path)
@@ -380,6 +358,7 @@ class Scan:
             try:
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     if was is None or name in touched.new:
+                        self._count(0, 0, 0, work_of_listing(status))
                         tree.trees[name] = self._scan_child(fd, name, status, known, path)
                     else:
                         tree.trees[name] = self._rescan_child(fd, name, status, was, touched, path)
@@ -435,6 +414,7 @@ class Scan:
         all may have in a directory that wasn't watched yet. Raises FullScanNeeded."""
         watch, links = self._watch, status.st_nlink
         if watch is not None and watch.note_links(path, name, links, arrived=arrived) and self._is_rescan:
+            watch.need_full_scan()
             raise FullScanNeeded
 
     def _file(self, now: Fingerprint, known: File | None) -> File:

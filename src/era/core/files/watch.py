@@ -173,6 +173,11 @@ class Watch:
         self._complete = True
         """Whether every event since the watch began was read."""
 
+        self._noted: tuple[Touched, _CreatedNames] | None = None
+        """What was touched since the last `skip`, as far as that was read."""
+
+        self._needs_full_scan = False
+
     def add(self, fd: int, path: Path) -> None:
         """Watch the directory open as `fd`. To be called before it is scanned."""
         with self._using:
@@ -194,19 +199,26 @@ class Watch:
             self._linked.discard((path, name))
         return links > 1 and (arrived or not known)
 
+    def need_full_scan(self) -> None:
+        """Have `touched` say so until the next `skip`, also where the scan that has found it is given up."""
+        self._needs_full_scan = True
+
     @property
     def works(self) -> bool:
         """Whether no event was lost. If one was, or it is closed, this watch is of no use any more."""
         return self._complete and self._fd >= 0
 
     def touched(self, entry: str | None = None) -> Touched | None:
-        """What was touched since the last call; None if that can be anything, so that a full scan is needed.
+        """What was touched since the last `skip`, as scans may be given up before that; None if that can be anything,
+        so that a full scan is needed.
 
         `entry` is the name of the program's file at the top, if the supervisor has created and removed it.
         """
         with self._using:
-            root = next((number for number, path in self._paths.items() if not path), -1)
-            touched, created = Touched(), _CreatedNames(None if entry is None else (root, entry))
+            if self._noted is None:
+                root = next((number for number, path in self._paths.items() if not path), -1)
+                self._noted = Touched(), _CreatedNames(None if entry is None else (root, entry))
+            touched, created = self._noted
             while self._complete and (events := self._read()):
                 offset = 0
                 while offset < len(events):
@@ -216,7 +228,7 @@ class Watch:
                     offset += length
                     self._note(touched, number, mask, name)
                     created.note(number, mask, name, cookie)
-            if not self.works or created.may_have_been_links:
+            if not self.works or created.may_have_been_links or self._needs_full_scan:
                 self._linked.clear()  # the full scan notes them anew
                 return None
         for path, name in self._linked:
@@ -229,9 +241,11 @@ class Watch:
         return frozenset(self._linked)
 
     def skip(self) -> None:
-        """Drop the events so far: the service's own opens, while nothing runs."""
+        """Drop the events so far: they have been looked at, and else there are the service's own opens. Nothing runs
+        meanwhile."""
         while self._read():
             pass
+        self._noted, self._needs_full_scan = None, False
 
     def close(self) -> None:
         with self._using:
