@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -111,7 +111,7 @@ async def test_a_list_that_is_abandoned_leaves_nothing_behind(lab: Lab, monkeypa
         return read_tree(digest, **budget)
 
     monkeypatch.setattr(lab.snapshots, "read_tree", slow)
-    next_page = asyncio.create_task(anext(listed))  # type: ignore[arg-type]
+    next_page: asyncio.Future[object] = asyncio.ensure_future(anext(listed))
     assert await asyncio.to_thread(begun.wait, 60)
     next_page.cancel()
     await asyncio.wait([next_page])
@@ -137,7 +137,7 @@ async def test_a_directory_that_outlived_its_sandbox_is_moved_as_its_size_is(
     assert len(list(new.workspace.iterdir())) == DIRECTORIES
 
 
-def put(paths: list[tuple[str, ...]]) -> Changes:
+def put(paths: Iterable[tuple[str, ...]]) -> Changes:
     changes = Changes()
     for path in paths:
         changes.add(path, PutFile("0" * 64, 0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import socket
@@ -333,6 +334,32 @@ def test_content_is_uploaded_again_after_half_an_hour(make: Make, faulty: Faulty
     store._uploaded[digest] = store._uploaded[digest]._replace(at=time.time() - 1801)
     put(store, b"content")
     assert faulty.requests == 1
+
+
+def test_a_file_that_was_put_just_before_is_not_read_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have gigabytes, and an upload is put before its session's turn and again within that."""
+    store, path = make(), tmp_path / "spooled"
+    path.write_bytes(b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    read: list[int] = []
+    put_file = module.S3Batch.put_file
+
+    def noted(batch: module.S3Batch, fd: int, size: int) -> str:
+        read.append(size)
+        return put_file(batch, fd, size)
+
+    monkeypatch.setattr(module.S3Batch, "put_file", noted)
+    for _ in range(2):
+        with store.batch() as batch:
+            batch.put_spooled(str(path), digest)
+    assert read == [7]
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 0)
+    with store.batch() as batch:
+        batch.put_spooled(str(path), digest)
+    assert read == [7, 7], "once it is so old that it may be swept"
+    assert store.get(digest) == b"content"
 
 
 def test_a_put_waits_for_a_removal_of_its_content(

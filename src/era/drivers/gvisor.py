@@ -87,10 +87,11 @@ _PROCESS_BYTES = 24 << 20
 """By how much each process lengthens the file that stands for processes. Measured: 17 MiB, nearly all of it a hole."""
 _OWN_MEMORY = 96 << 20
 """Bytes of memory that sentry, gofer and runsc need for themselves."""
-_RESERVE = 384 << 20
+_RESERVE = 768 << 20
 """Bytes by which the control group's bound is larger, so that a run is ended (memory.GroupWatch) before the kernel ends
-gVisor: what a program can take in the meantime. On two cores with eleven others that want them, that was 10 to 160 MiB
-in 48 runs, and once 275: the service had its turn only after 0.2 seconds."""
+gVisor, or refuses it memory: what a program can take in the meantime. On two cores with eleven others that want them,
+that was 10 to 160 MiB in 48 runs, and once 275: the service had its turn only after 0.2 seconds. With 25 others it was
+below 160 MiB in 44 runs, and over 384 in one."""
 _UNCERTAIN = 128 << 20
 """Bytes by which a program may be over its limit where no control group counts: what is measured is more than what it
 takes; and where one does, but processes are beside runs: what runs have left isn't told from what these take."""

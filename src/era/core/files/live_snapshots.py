@@ -70,6 +70,9 @@ the time of one; the pauses let the sandbox get on with what it couldn't be stop
 _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
+_LONG_QUESTION = 0.1
+"""Seconds of a processor. Processes may have hundreds of thousands of descriptors."""
+
 _MOST_KNOWN = 1000
 
 _NOTHING_HELD = HeldFiles(frozenset(), frozenset())
@@ -109,6 +112,9 @@ class LiveSnapshots:
         self._directory = directory
         self._cant_freeze: set[str] = set()
         """The ids of sandboxes that can't be frozen, so that looking at them before would be of no use."""
+
+        self._hold_much: set[str] = set()
+        """The ids of those where it took long to find what is held: a look at them is large work."""
 
     def naming(self) -> AbstractContextManager[None]:
         """See BlobStore."""
@@ -203,7 +209,7 @@ class LiveSnapshots:
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had. What turns out to be large work doesn't
         wait for its thread meanwhile: everything goes on until there is one."""
-        is_large = is_large_scan(memory)
+        is_large = is_large_scan(memory) or sandbox.id in self._hold_much
         while True:
             async with self._standing_still(sandbox, session_id, is_large=is_large) as run:
                 if run is None:
@@ -215,6 +221,16 @@ class LiveSnapshots:
                 except TreeNotSmall:
                     is_large = True
             await self._close(aside)
+
+    def _held_files(self, sandbox: Sandbox, root: int) -> HeldFiles | None:
+        """See Sandbox.held_files. Notes where that takes long."""
+        began = time.thread_time()
+        held = sandbox.held_files(os.fstat(root).st_dev)
+        if time.thread_time() - began > _LONG_QUESTION:
+            _note(self._hold_much, sandbox.id)
+        else:
+            self._hold_much.discard(sandbox.id)
+        return held
 
     def _copies(self, sandbox: Sandbox) -> ContentCopies:
         return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
@@ -234,9 +250,7 @@ class LiveSnapshots:
                     yield run
                     return
             if still is None:
-                if len(self._cant_freeze) >= _MOST_KNOWN:
-                    self._cant_freeze.clear()
-                self._cant_freeze.add(sandbox.id)
+                _note(self._cant_freeze, sandbox.id)
                 break
             if pause is not None:
                 await asyncio.sleep(pause)
@@ -254,7 +268,7 @@ class LiveSnapshots:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError, and with
         `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
-            held = sandbox.held_files(os.fstat(root).st_dev)
+            held = self._held_files(sandbox, root)
             tree = None
             if memory is not None and memory.watch is not None and memory.held is not None:
                 tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, _mapped(held), small=small)
@@ -375,7 +389,7 @@ class LiveSnapshots:
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
                     # a map that isn't told of, has a time since then.
-                    held = sandbox.held_files(os.fstat(root).st_dev)
+                    held = self._held_files(sandbox, root)
                     tree = self._scan(
                         root, sandbox, memory, watch, held, changing=True, asked_ns=calls_since, small=small
                     )
@@ -393,7 +407,8 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            warm = await self._snapshots.threads.by_size(job, session_id, is_large=has_many_entries(memory))
+            is_large = has_many_entries(memory) or sandbox.id in self._hold_much
+            warm = await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -405,7 +420,7 @@ class LiveSnapshots:
         self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, session_id: OwnedId
     ) -> tuple[_Look, bool]:
         """A look with which the next one agrees; the last one where they never do."""
-        is_large = has_many_entries(memory)
+        is_large = has_many_entries(memory) or sandbox.id in self._hold_much
 
         def job(aside: ContentCopies, budget: Budget | None) -> tuple[_Look, bool | None]:
             """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
@@ -414,7 +429,7 @@ class LiveSnapshots:
             is_large = not small
             with trees.opened_root(sandbox.workspace) as root:
                 asked_ns = time.time_ns()
-                held = sandbox.held_files(os.fstat(root).st_dev)
+                held = self._held_files(sandbox, root)
                 bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
                 most = file_threads.LARGE_ENTRIES if small else None
                 scan = Scan(
@@ -476,6 +491,13 @@ class LiveSnapshots:
         was cancelled."""
         if not aside.closed_at_once():
             await self._snapshots.threads.free(aside.close)
+
+
+def _note(noted: set[str], sandbox_id: str) -> None:
+    """Note a sandbox, among not too many."""
+    if len(noted) >= _MOST_KNOWN:
+        noted.clear()
+    noted.add(sandbox_id)
 
 
 def _store_directories(tree: Tree, batch: BlobBatch) -> str:
