@@ -14,7 +14,6 @@ from era.core.files import edits, file_threads, pages, snapshots, trees
 from era.core.files.edits import Changes, Place, PutFile, Remove
 from era.core.files.file_threads import FileThreads
 from era.core.files.pages import change_pages, file_pages
-from era.core.files.snapshots import Snapshots
 from era.core.files.totals import Bounds, Totals
 from era.core.models import EMPTY, Snapshot
 from tests.conftest import eventually
@@ -243,7 +242,6 @@ def test_several_threads_remember_what_trees_hold(lab: Lab, monkeypatch: pytest.
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(remember, range(4)))
     assert len(lab.snapshots._counts) <= 2
-    assert isinstance(lab.snapshots, Snapshots)
 
 
 def test_the_weight_of_edits_is_that_of_the_lists_they_make() -> None:

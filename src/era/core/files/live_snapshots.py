@@ -165,6 +165,7 @@ class LiveSnapshots:
         async with AsyncExitStack() as stack:
             if not is_known and sandbox.id not in self._cant_freeze:
                 memory = await self._warm(sandbox, previous, memory, session_id)
+                entry = None  # it was removed before that watch began, which so has nothing of its to expect
             look = await self._frozen_look(sandbox, memory, entry, stack, session_id)
             consistent = look is not None
             if look is None:

@@ -182,7 +182,8 @@ class Snapshots:
         if PACKAGES in memory.tree.trees:
             return None  # they lie beside the working directory, from where nothing is moved
         if memory.watch is not None:
-            linked = memory.watch.linked if memory.watch.works else None
+            # After a look that didn't ask the watch, that doesn't know which files have got another name since.
+            linked = memory.watch.linked if memory.watch.works and memory.held is not None else None
             self.memories.put(sandbox.id, replace(memory, watch=None, linked=linked))
         return memory.tree.totals.entries
 
