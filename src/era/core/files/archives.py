@@ -147,7 +147,7 @@ class Archives:
                     session = await self._files.writable_session(session_id, session.key)
                     with self._blobs.naming():
                         if time.time() - put_at > _RELY_SECONDS:
-                            _, put_at = await self._unpack(fd, declared, session)
+                            await self._unpack(fd, declared, session)
                         snapshot = await self._snapshots.edit(
                             session.snapshot,
                             unpacked.changes,
@@ -156,8 +156,6 @@ class Archives:
                             session.owned_id,
                             replace=replace,
                         )
-                        if time.time() - put_at > _RELY_SECONDS:  # it may have waited for its turn as large work
-                            await self._unpack(fd, declared, session)
                         session, dropped = await self._files.commit(session, snapshot)
         return unpacked.files, session, dropped
 
