@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from era.core.files import edits
 from era.core.files.diffs import FileChange
 from era.core.files.edits import Changes, PutFile, Remove
 from era.core.files.totals import Bounds
+from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
-from tests.core.lab import Lab, Place, described, file_changes, mutate
+from tests.core.lab import LIMITS, Lab, Place, described, file_changes, mutate
 from tests.owners import mine
 from tests.soaking import soak_the_rest
 
@@ -94,6 +96,29 @@ def test_they_are_no_files(lab: Lab) -> None:
     assert file_changes(lab.snapshots, plain, snapshot) == {"added": [], "changed": [], "removed": []}
     # But each file of npm's can be had by its path, as programs can.
     assert asyncio.run(lab.snapshots.find(snapshot, ("node_modules", "m", "index.png"), mine("s")))[0] == "file"
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_directories_alone_cost_a_full_session_nothing(tmp_path: Path, warm: bool) -> None:
+    """They are no packages, though programs make some there, and so are none of what it holds."""
+    lab = Lab(tmp_path, limits=replace(LIMITS, files=40))
+    place = lab.place_with_packages()
+    for number in range(40 if not warm else 39):
+        (place.workspace / f"{number}").touch()
+    before = lab.take(place) if warm else EMPTY
+    if warm:
+        (place.workspace / "39").touch()
+    (packages(place) / "etc" / "below").mkdir(parents=True)
+    snapshot = lab.take(place, before)
+    assert snapshot.file_count == 40
+    (packages(place) / "etc" / "file").touch()
+    with pytest.raises(SnapshotRefused, match="more than 40"):
+        lab.take(place, snapshot)
+    (packages(place) / "etc" / "file").unlink()
+    for number in range(41):
+        (packages(place) / f"{number}").mkdir()
+    with pytest.raises(SnapshotRefused, match="more than 40"):
+        lab.take(place, snapshot)
 
 
 def test_modules_that_a_client_has_put_are_files(lab: Lab) -> None:

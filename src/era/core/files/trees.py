@@ -241,7 +241,7 @@ class Scan:
         self._small = small
         self._watch = watch
         self._is_rescan = False
-        self._entries = self._total_bytes = self._spare_bytes = 0
+        self._entries = self._total_bytes = self._spare_bytes = self._directories_of_packages = 0
         self._work = 0
         """Entries so far, and for how many those count that are much to list."""
 
@@ -263,7 +263,9 @@ class Scan:
         """
         status = os.fstat(root)
         self._count(0, 0, spare_bytes(status), work_of_listing(status))
-        return self._scan(root, None if known is None or is_tmpfs(root) else known, ())
+        tree = self._scan(root, None if known is None or is_tmpfs(root) else known, ())
+        self._check_whole(root, tree)
+        return tree
 
     def rescan(self, root: int, known: Tree, touched: Touched) -> Tree:
         """Scan only what was touched; the rest is as in `known`. Returns `known` itself if nothing has changed.
@@ -272,8 +274,7 @@ class Scan:
         """
         self._is_rescan = True
         tree = self._rescan(root, known, touched, ())
-        entries, _, total_bytes, spare = tree.totals
-        self._check(entries, total_bytes, spare + spare_bytes(os.fstat(root)))
+        self._check_whole(root, tree)
         return tree
 
     def _scan(self, fd: int, known: Tree | None, path: tuple[str, ...]) -> Tree:
@@ -294,7 +295,11 @@ class Scan:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         children.append((name, status))
-                        self._count(1, 0, spare_bytes(status), 1 + work_of_listing(status))
+                        work = 1 + work_of_listing(status)
+                        if path[:1] == (PACKAGES,):
+                            self._count_alone(work)
+                        else:
+                            self._count(1, 0, spare_bytes(status), work)
                     else:
                         self._add(tree, fd, name, status, known)
                         self._note_links(path, name, status, arrived=True)
@@ -441,6 +446,18 @@ class Scan:
         if self._small is not None and self._work > self._small:
             raise TreeNotSmall
         self._check(self._entries, self._total_bytes, self._spare_bytes)
+
+    def _count_alone(self, work: int) -> None:
+        """Count a directory of packages, which may be nothing but directories: those are dropped, and so don't count
+        beside what else there is (`_check_whole`). Raises as `_count` does."""
+        self._directories_of_packages += 1
+        self._check(self._directories_of_packages, 0, 0)
+        self._count(0, 0, 0, work)
+
+    def _check_whole(self, root: int, tree: Tree) -> None:
+        """Apply the bounds to the tree of a root. Raises WorkspaceFull."""
+        entries, _, total_bytes, spare = tree.totals
+        self._check(entries, total_bytes, spare + spare_bytes(os.fstat(root)))
 
     def _check(self, entries: int, total_bytes: int, spare: int) -> None:
         most = self._bounds.total_bytes
