@@ -200,10 +200,14 @@ class _Usage:
 
         self._limits = limits
         self._linked: set[int] = set()
+        self._directories: int | None = None
+        """Of packages, as long as there is nothing but these: then they aren't kept, and so don't count (trees.py)."""
+
         self._add(root, 0)
 
     def add_packages(self, root: int) -> None:
         """Count the directory of packages, too. Raises Full."""
+        self._directories = 0
         self._add_below(root, on_disk(PACKAGES), 0)
 
     def _add(self, fd: int, depth: int) -> None:
@@ -213,7 +217,7 @@ class _Usage:
             raise Full(f"the working directory is nested deeper than {bounds(self._limits).depth} directories")
         with os.scandir(fd) as entries:
             for entry in entries:
-                self.entries += 1
+                self._count(entry)
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
@@ -229,6 +233,15 @@ class _Usage:
                 self.check(0)
                 if stat.S_ISDIR(status.st_mode):
                     self._add_below(fd, entry.name, depth)
+
+    def _count(self, entry: os.DirEntry[str]) -> None:
+        """Count an entry. Raises Full."""
+        if self._directories is not None and entry.is_dir(follow_symlinks=False):
+            self._directories += 1
+            if self._directories <= self._limits.files:
+                return
+        self.entries += 1 + (self._directories or 0)
+        self._directories = None
 
     def _add_below(self, fd: int, name: str, depth: int) -> None:
         """Count everything below a subdirectory. Raises Full."""
