@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
+from era.core.files import file_threads
 from tests.core.interpreters import Cells, interpreter, python_command, stage_ipython
 from tests.core.lab import CountingBlobs, Lab
 from tests.core.moving import Service
@@ -49,3 +50,9 @@ async def cells(tmp_path: Path, staged_ipython: None) -> AsyncIterator[Cells]:
     """The cells of a Python context."""
     async with interpreter(python_command(), tmp_path) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def waiting_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not make small work large here."""
+    monkeypatch.setattr(file_threads, "_BYTES_A_SECOND", 0)

@@ -32,6 +32,9 @@ _LIST_WEIGHT = 8
 _BYTES_A_SECOND = LARGE_BYTES
 """As how much it counts to wait for a second."""
 
+_QUICK_SECONDS = 0.01
+"""What is on this machine is there within this time, also while other threads have the interpreter."""
+
 _SMALL_THREADS = 4
 LARGE_THREADS = 3
 _LARGE_OF_OWNER = 2
@@ -53,7 +56,8 @@ class Budget:
     def spend_list(self, size: int, seconds: float) -> None:
         """Note a tree object of so many bytes that it took so long to get: from elsewhere, that may be longer than all
         else. Raises as `spend` does."""
-        self.spend(max(_LIST_WEIGHT * size, int(seconds * _BYTES_A_SECOND)))
+        waited = max(seconds - _QUICK_SECONDS, 0.0)
+        self.spend(max(_LIST_WEIGHT * size, int(waited * _BYTES_A_SECOND)))
 
     def check_room(self, objects: int) -> None:
         """Raises TreeNotSmall where so many files or tree objects, which are about to be made or read, will be too
