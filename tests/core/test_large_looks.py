@@ -86,6 +86,31 @@ class GivenUp:
         monkeypatch.setattr(FileThreads, "small", noted_small)
 
 
+def full_scans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
+    """Note full scans, from here on: on whose threads, and how many entries they found; None if they were given up."""
+    scanned: list[tuple[str, int | None]] = []
+    full = Scan.full
+
+    def noted(*arguments: Any) -> Tree:
+        entries = None
+        try:
+            tree = full(*arguments)
+            entries = tree.totals.entries
+            return tree
+        finally:
+            scanned.append((threading.current_thread().name.rpartition("_")[0], entries))
+
+    monkeypatch.setattr(Scan, "full", noted)
+    return scanned
+
+
+async def look(lab: MomentLab, live: bool, snapshot: Snapshot) -> Snapshot:
+    """The next snapshot of the live place: as that of a live session, or as after a run."""
+    if live:
+        return (await lab.moments.take(lab.live.sandbox, snapshot, session_id=mine("s"))).snapshot
+    return await lab.snapshots.take(lab.live.sandbox, snapshot, session_id=mine("s"))
+
+
 def unwatched(directory: Path) -> MomentLab:
     """A lab whose live place has some files, and where nothing is watched."""
     lab = MomentLab(directory)
@@ -161,20 +186,12 @@ async def test_what_grows_large_between_two_looks_is_given_up_where_small_work_i
             (lab.live.workspace / f"new{number}").touch()
         return is_still_there(*arguments)
 
-    scanned: list[tuple[str, int]] = []
-    full = Scan.full
-
-    def noted(*arguments: Any) -> Any:
-        tree = full(*arguments)
-        scanned.append((threading.current_thread().name.rpartition("_")[0], tree.totals.entries))
-        return tree
-
-    monkeypatch.setattr(Scan, "full", noted)
+    scanned = full_scans(monkeypatch)
     monkeypatch.setattr(ContentCopies, "is_still_there", grown_first)
     await asyncio.sleep(SETTLE)
     lab.last = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
     assert len(lab.contents()) == 3 * FILES
-    assert max(entries for thread, entries in scanned if thread == "era-files") == FILES
+    assert max(entries or 0 for thread, entries in scanned if thread == "era-files") == FILES
     assert given_up.small == 1
     assert set(given_up.large) == {DEFAULT_OWNER}
     await lab.snapshots.close()
@@ -261,35 +278,23 @@ async def test_much_that_was_touched_is_given_up_where_small_work_is_done(
     for number in range(3 * FILES):
         (lab.live.workspace / str(number)).write_text("first")
 
-    async def look(snapshot: Snapshot) -> Snapshot:
-        if live:
-            return (await lab.moments.take(lab.live.sandbox, snapshot, session_id=mine("s"))).snapshot
-        return await lab.snapshots.take(lab.live.sandbox, snapshot, session_id=mine("s"))
-
     await asyncio.sleep(SETTLE)
-    first = await look(EMPTY)
+    first = await look(lab, live, EMPTY)
     monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES)
     given_up = GivenUp(monkeypatch)
-    full: list[Tree] = []
-    scan = Scan.full
-
-    def noted(*arguments: Any) -> Tree:
-        full.append(scan(*arguments))
-        return full[-1]
-
-    monkeypatch.setattr(Scan, "full", noted)
+    full = full_scans(monkeypatch)
     directory = lab.live.workspace / "new" if what == "new directory" else lab.live.workspace
     directory.mkdir(exist_ok=True)
     for number in range(1 if what == "one file" else 2 * FILES):
         (directory / f"new{number}").touch()
-    second = await look(first)
+    second = await look(lab, live, first)
     assert second.file_count == 3 * FILES + (1 if what == "one file" else 2 * FILES)
     assert bool(given_up.large) == (what != "one file")
     if not live:
         assert given_up.small == (what != "one file")
     if what != "new directory":  # in which files may have got their names before it was watched
         assert full == [], "what was touched is still known as large work"
-    assert await look(second) == second
+    assert await look(lab, live, second) == second
     await lab.snapshots.close()
 
 
@@ -303,29 +308,17 @@ async def test_a_full_scan_that_was_needed_and_given_up_is_a_full_scan_as_large_
     for number in range(FILES):
         (lab.live.workspace / str(number)).write_text("first")
 
-    async def look(snapshot: Snapshot) -> Snapshot:
-        if live:
-            return (await lab.moments.take(lab.live.sandbox, snapshot, session_id=mine("s"))).snapshot
-        return await lab.snapshots.take(lab.live.sandbox, snapshot, session_id=mine("s"))
-
     await asyncio.sleep(SETTLE)
-    first = await look(EMPTY)
+    first = await look(lab, live, EMPTY)
     monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES // 2)
-    scanned: list[str] = []
-    scan = Scan.full
-
-    def noted(*arguments: Any) -> Tree:
-        scanned.append(threading.current_thread().name.rpartition("_")[0])
-        return scan(*arguments)
-
-    monkeypatch.setattr(Scan, "full", noted)
+    scanned = full_scans(monkeypatch)
     os.link(lab.live.workspace / "1", tmp_path / "other")
     (lab.live.workspace / "1").write_text("second")
-    second = await look(first)
-    assert scanned == ["era-files", "era-bulk"]
+    second = await look(lab, live, first)
+    assert [thread for thread, _ in scanned] == ["era-files", "era-bulk"]
     assert second.total_bytes == first.total_bytes + 1
-    assert await look(second) == second
-    assert scanned == ["era-files", "era-bulk"], "from then on it is known"
+    assert await look(lab, live, second) == second
+    assert len(scanned) == 2, "from then on it is known"
     await lab.snapshots.close()
 
 

@@ -51,8 +51,8 @@ from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
 from era.core.files.file_threads import Budget, RunOnThread
 from era.core.files.memory import Memory, has_many_entries, is_large_scan
 from era.core.files.paths import Parts
-from era.core.files.snapshots import SMALL_TREE, Snapshots
-from era.core.files.trees import FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
+from era.core.files.snapshots import SMALL_TREE, Snapshots, rescanned
+from era.core.files.trees import Scan, SnapshotRefused, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
@@ -270,10 +270,15 @@ class LiveSnapshots:
         `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
             held = self._held_files(sandbox, root)
-            tree = None
-            if memory is not None and memory.watch is not None and memory.held is not None:
-                tree = self._rescan(root, sandbox, memory, memory.watch, entry, memory.held, _mapped(held), small=small)
             watch = memory.watch if memory is not None else None
+            scan = Scan(
+                limits.bounds(sandbox.limits),
+                small=file_threads.LARGE_ENTRIES if small else None,
+                watch=watch,
+                packages=sandbox.may_have_packages(),
+                mapped=_mapped(held),
+            )
+            tree = rescanned(root, scan, memory, entry)
             if tree is None:
                 tree, watch = self._full(root, sandbox, memory, held, small=small)
             unstored_bytes = tree.unstored_bytes()
@@ -283,37 +288,6 @@ class LiveSnapshots:
             if watch is not None:
                 watch.skip()
         return _Look(tree, aside, watch, held, unstored_bytes)
-
-    def _rescan(
-        self,
-        root: int,
-        sandbox: Sandbox,
-        memory: Memory,
-        watch: Watch,
-        entry: str | None,
-        names: frozenset[tuple[Parts, str]],
-        mapped: Container[int],
-        *,
-        small: bool,
-    ) -> Tree | None:
-        """The tree by a scan of what was touched, and of these names; None where a full scan is needed. Raises
-        SnapshotRefused, and with `small` TreeNotSmall."""
-        touched = watch.touched(entry)
-        if touched is None:
-            return None
-        for path, name in names:
-            touched.at(path).names.add(name)
-        scan = Scan(
-            limits.bounds(sandbox.limits),
-            small=file_threads.LARGE_ENTRIES if small else None,
-            watch=watch,
-            packages=sandbox.may_have_packages(),
-            mapped=mapped,
-        )
-        try:
-            return scan.rescan(root, memory.tree, touched)
-        except FullScanNeeded:
-            return None
 
     def _full(
         self,

@@ -405,7 +405,7 @@ class Snapshots:
         watch = memory.watch if memory else None
         packages = sandbox.may_have_packages()
         with trees.opened_root(sandbox.workspace) as root:
-            tree = self._rescan(root, memory, bounds, entry, small, packages)
+            tree = rescanned(root, Scan(bounds, small=small, watch=watch, packages=packages), memory, entry)
             if tree is None and watch is not None and watch.works:
                 tree = Scan(bounds, small=small, watch=watch, packages=packages).full(root, known)
             if tree is None:
@@ -447,22 +447,6 @@ class Snapshots:
             watch.skip()
         own = tree.own_totals()
         return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, watch)
-
-    def _rescan(
-        self, root: int, memory: Memory | None, bounds: Bounds, entry: str | None, small: int | None, packages: bool
-    ) -> Tree | None:
-        """The tree by a scan of only what was touched; None where a full scan is needed. Raises as Scan.rescan does."""
-        if memory is None or memory.watch is None or (touched := memory.watch.touched(entry)) is None:
-            return None
-        if memory.held is None:
-            return None
-        for path, name in memory.held:
-            touched.at(path).names.add(name)
-        try:
-            scan = Scan(bounds, small=small, watch=memory.watch, packages=packages)
-            return scan.rescan(root, memory.tree, touched)
-        except FullScanNeeded:
-            return None
 
     def _move(self, old: Sandbox, new: Sandbox, memory: Memory) -> Memory:
         """Do the work of `move`, on a thread. Returns what is known of the new sandbox. Raises OSError,
@@ -580,3 +564,18 @@ class Snapshots:
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content
+
+
+def rescanned(root: int, scan: Scan, memory: Memory | None, entry: str | None) -> Tree | None:
+    """The tree by a scan of only what was touched; None where a full scan is needed. Raises as Scan.rescan does."""
+    if memory is None or memory.watch is None or memory.held is None:
+        return None
+    touched = memory.watch.touched(entry)
+    if touched is None:
+        return None
+    for path, name in memory.held:
+        touched.at(path).names.add(name)
+    try:
+        return scan.rescan(root, memory.tree, touched)
+    except FullScanNeeded:
+        return None
