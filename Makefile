@@ -61,5 +61,5 @@ bench: setup-bench ## measure ERA beside its rivals, as a page with plots (ARGS=
 	.venv/bin/python -m bench --page bench/results/bench.html $(ARGS)
 
 soak: setup-soak ## run the long tests
-	.venv/bin/pytest -m soak -o faulthandler_timeout=7200 -rs $(ARGS)
-	.venv/bin/pytest --through-another-host -m 'soak or not soak' -o faulthandler_timeout=7200 -rs tests/api
+	.venv/bin/pytest -m soak -o timeout=7200 -o faulthandler_timeout=8000 -rs $(ARGS)
+	.venv/bin/pytest --through-another-host -m 'soak or not soak' -o timeout=7200 -o faulthandler_timeout=8000 -rs tests/api

@@ -53,6 +53,10 @@ async def cells(tmp_path: Path, staged_ipython: None) -> AsyncIterator[Cells]:
 
 
 @pytest.fixture(autouse=True)
-def waiting_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not make small work large here."""
-    monkeypatch.setattr(file_threads, "_BYTES_A_SECOND", 0)
+def waiting_counts_nothing() -> Iterator[None]:
+    """A busy machine must not make small work large here.
+
+    Not by `monkeypatch`, which would then be the first fixture of all tests, and undone as the last: what a test patches
+    would still be so while fixtures are torn down."""
+    with patch.object(file_threads, "_BYTES_A_SECOND", 0):
+        yield

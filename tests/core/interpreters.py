@@ -189,7 +189,8 @@ async def interpreter(
         await context.ready()
         yield Cells(context)
     finally:
-        await context.close("The test is over.")
+        async with asyncio.timeout(60):  # one that isn't killed would never end
+            await context.close("The test is over.")
 
 
 def stage_ipython() -> None:

@@ -315,7 +315,7 @@ async def test_the_file_of_a_cancelled_import_is_open_while_a_thread_uses_it(
 
     def held(*arguments: Any) -> Any:
         began.set()
-        goes_on.wait()
+        goes_on.wait(60)
         try:
             return whole(*arguments)
         except Exception as error:
@@ -327,14 +327,14 @@ async def test_the_file_of_a_cancelled_import_is_open_while_a_thread_uses_it(
     monkeypatch.setattr(imports, job, held)
     kept = {"stdout": capsules.digest(b"x"), "stderr": capsules.digest(b""), "stdout_bytes": 1}
     loading = asyncio.create_task(service.load(capsules.capsule(document(runs=[run(**kept)]), b"x", b"")))
-    await asyncio.to_thread(began.wait)
+    assert await asyncio.to_thread(began.wait, 60)
     for _ in range(2):
         loading.cancel()
         await asyncio.wait([loading], timeout=0.1)
     goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await loading
-    await asyncio.to_thread(over.wait)
+    assert await asyncio.to_thread(over.wait, 60)
     assert failures == []
     assert (await service.store.counts())["sessions"] == 0
 
@@ -477,7 +477,7 @@ async def test_an_import_that_died_is_purged_by_the_next_process(
                 await never.wait()
 
         loading = asyncio.create_task(steps.during(service.load(large()), look))
-        await reached.wait()
+        await asyncio.wait_for(reached.wait(), 60)
         again = SqlStore(f"sqlite:///{service.place}/era.sqlite")
         await again.open()
         assert await again.purge(now()) == 1

@@ -88,14 +88,14 @@ def test_what_is_put_aside_for_a_call_that_was_cancelled_is_removed(
 
     def held(*arguments: Any) -> None:
         began.set()
-        goes_on.wait()
+        goes_on.wait(60)
         copy(*arguments)
 
     monkeypatch.setattr(sparse, "copy_changing", held)
 
     async def cancelled() -> None:
         taking = asyncio.create_task(lab._take())
-        await asyncio.to_thread(began.wait)
+        assert await asyncio.to_thread(began.wait, 60)
         taking.cancel()
         await asyncio.wait([taking], timeout=0.1)
         goes_on.set()

@@ -36,10 +36,11 @@ class Work[Holder]:
         return task
 
     async def all_done(self) -> None:
-        while not all(task.done() for task in self.tasks):
-            if self.waiting:
-                self.waiting.pop(0).set()
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            while not all(task.done() for task in self.tasks):
+                if self.waiting:
+                    self.waiting.pop(0).set()
+                await asyncio.sleep(0.001)
 
 
 async def test_a_queue_of_one_doesnt_delay_another() -> None:
