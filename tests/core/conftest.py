@@ -56,7 +56,7 @@ async def cells(tmp_path: Path, staged_ipython: None) -> AsyncIterator[Cells]:
 def waiting_counts_nothing() -> Iterator[None]:
     """A busy machine must not make small work large here.
 
-    Not by `monkeypatch`, which would then be the first fixture of all tests, and undone as the last: what a test patches
+    Not by `monkeypatch`, which would then be the first fixture of all tests and undone as the last: what a test patches
     would still be so while fixtures are torn down."""
     with patch.object(file_threads, "_BYTES_A_SECOND", 0):
         yield
