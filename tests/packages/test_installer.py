@@ -29,6 +29,7 @@ from era.errors import Unavailable
 from era.packages import archives, installer, trees
 from era.packages.notes import Notes
 from era.packages.processes import size_of
+from era.packages.threads import in_background
 from tests.packages.lab import Lab, Nowhere, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
 
@@ -244,6 +245,23 @@ def test_stopping_waits_for_a_thread_that_still_makes_files(
     monkeypatch.setattr(shutil, "copytree", slow_copytree)
     asyncio.run(stopped())
     assert list((lab.directory / "environments" / "making").iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+def test_background_that_has_just_ended_is_over(lab: Lab) -> None:
+    """A loop that waits for what has ended lets nothing else go on, not even what notes the end."""
+
+    async def finish() -> None:
+        in_background(asyncio.sleep(0), lab.installer._clearing)
+        for _ in range(2):
+            [task] = lab.installer._clearing
+            await asyncio.sleep(0)
+        assert task.done()
+        assert lab.installer._clearing == {task}
+        await lab.installer.finish_background()
+        assert lab.installer._clearing == set()
+
+    asyncio.run(finish())
 
 
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:

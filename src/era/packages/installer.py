@@ -182,6 +182,7 @@ class PackageInstaller:
     async def finish_background(self) -> None:
         """Wait for the compiling and clearing away that goes on after package sets were made."""
         while tasks := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
+            await asyncio.wait(tasks)  # unlike gather, lets those that have just ended leave their sets
             await asyncio.gather(*tasks)
 
     async def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
