@@ -281,11 +281,11 @@ class Settings(BaseSettings):
     )
     keep_alive: float = Field(
         default=300,
-        gt=0,
+        ge=0.1,
         description="Seconds for which a session stays live without a running process, an attached client or a call.",
     )
     checkpoint_seconds: float = Field(
-        default=60, gt=0, description="Seconds between two checkpoints of a live session in which something changes."
+        default=60, ge=0.1, description="Seconds between two checkpoints of a live session in which something changes."
     )
     kept_mb: int = Field(
         default=4096,
@@ -294,7 +294,7 @@ class Settings(BaseSettings):
         "waking quick. Less is used where the disk is nearly full.",
     )
     idle_seconds: float = Field(
-        default=300, gt=0, description="Seconds for which a session keeps its sandbox after its last run."
+        default=300, ge=0.1, description="Seconds for which a session keeps its sandbox after its last run."
     )
     unready_seconds: float = Field(
         default=0,

@@ -1,5 +1,5 @@
 """core.live.context, with a kernel that says and does what a test wants: how cells end where output is taken slowly,
-where the machine is busy, and where the interpreter's supervisor ends."""
+where the machine is busy, and where the interpreter's supervisor ends or it can't be followed any more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Literal
 
 import pytest
+from structlog.testing import capture_logs
 
 from era.core.cells import Cell, CellOutcome
 from era.core.live import context as module
@@ -298,6 +299,24 @@ async def test_a_cell_that_may_have_begun_is_not_said_not_to_have(case: Case, ca
     outcome = await running
     assert (outcome.exit_code, outcome.sandbox_alive) == (KILLED, cause != "sandbox_died")
     assert outcome.lost is not None
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+async def test_a_cell_ends_whose_interpreter_can_not_be_followed_any_more(case: Case, *, says_so: bool) -> None:
+    """For a bug of the service's. It may have begun, whether it has said so or not."""
+    running = asyncio.create_task(case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write))
+    await until(lambda: case.kernel.mark)
+    if says_so:
+        case.kernel.say(b"B")
+    event: Any = "nothing that a process can say"
+    with capture_logs() as logged:
+        case.kernel.events_.put_nowait(event)
+        async with asyncio.timeout(9):
+            outcome = await running
+    assert (outcome.cause, outcome.exit_code, outcome.sandbox_alive) == ("killed", KILLED, True)
+    assert outcome.lost == "It was killed, since the service failed to follow it."
+    assert (case.context.alive, case.kernel.signals) == (False, [signal.SIGKILL])
+    assert [line["event"] for line in logged] == ["context_failed"]
 
 
 async def _interpreter_ends(kernel: Kernel) -> None:

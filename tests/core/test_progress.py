@@ -88,3 +88,15 @@ async def test_numbers_go_on_from_one_setup_to_the_next() -> None:
     output.end()
     assert await _all(output) == [Gap(1, 10), Became("pending"), Line("stdout", "x")]
     assert await _all(output, after=11) == [Line("stdout", "x")]
+
+
+async def test_what_comes_after_the_end_changes_nothing() -> None:
+    """The service stops, and a tool that is killed for that had written more."""
+    output = Progress()
+    output.say("stdout", b"before\nbegun")
+    output.end()
+    before = await _all(output)
+    output.say("stdout", b"after\nbegun")
+    output.flush()
+    output.began()
+    assert await _all(output) == before == [Became("pending"), Line("stdout", "before"), Line("stdout", "begun")]

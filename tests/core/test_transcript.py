@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import random
 import threading
@@ -112,6 +113,20 @@ async def test_output_of_which_no_order_is_known_is_read_in_one_that_is_always_t
     assert [piece.stream for piece in found] == ["stdout"] * 3 + ["stderr"] * 4
     for name, text in texts.items():
         assert "".join(piece.data.decode() for piece in found if piece.stream == name) == text.decode()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("rest", [b"\x80", b"\x80" * 5000])
+async def test_a_list_that_is_damaged_is_said_to_be(tmp_path: Path, rest: bytes) -> None:
+    """Its last entry has no end, which would be looked for for ever, and nothing else be done meanwhile."""
+    stdout, stderr, order = (SpooledOutput(tmp_path) for _ in range(3))
+    await stdout.append(b"x")
+    await order.append(b"\x02" + rest)
+    reader = (await Transcript.of(stdout, stderr, order, 2)).pieces()
+    assert await anext(reader) == Piece(1, "stdout", b"x")
+    with pytest.raises(OSError, match="damaged") as raised:
+        await anext(reader)
+    assert raised.value.errno == errno.EIO
 
 
 async def test_readers_come_early_and_late_and_wait(tmp_path: Path) -> None:

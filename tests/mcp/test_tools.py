@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import errno
 import json
 import ssl
 import struct
 import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,12 @@ import anyio.to_thread
 import httpx
 import pytest
 from mcp.client import Client
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from mcp_types import TextResourceContents
+from starlette.applications import Starlette
 
+from era.api.mcp import Mcp
 from era.issuer import Issuer
 from tests.api.owners import Owners, new_key
 from tests.api.told import TELLS_ITS_END, has_ended
@@ -565,3 +572,27 @@ def test_a_client_that_hangs_up_stops_its_run(server: Server, client: httpx.Clie
     with httpx.stream("POST", f"{server.url}/mcp", json=body, headers=headers, timeout=60):
         assert eventually(lambda: status() == "running")
     assert eventually(lambda: status() == "killed")
+
+
+async def test_a_library_that_fails_to_start_fails_the_call_and_not_those_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It isn't waited for."""
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+    run = StreamableHTTPSessionManager.run
+
+    @asynccontextmanager
+    async def failing(self: StreamableHTTPSessionManager) -> AsyncIterator[None]:
+        if failures:
+            raise failures.pop()
+        async with run(self):
+            yield
+
+    monkeypatch.setattr(StreamableHTTPSessionManager, "run", failing)
+    transport = httpx.ASGITransport(Starlette(routes=(mcp := Mcp()).routes()))
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    async with mcp.lifespan(None), httpx.AsyncClient(transport=transport, base_url="http://era:8787") as client:
+        async with asyncio.timeout(60):
+            with pytest.raises(OSError, match="Too many open files"):
+                await client.post("/mcp", json=ping)
+            assert (await client.post("/mcp", json=ping)).json()["result"] == {}

@@ -82,7 +82,9 @@ class Lab:
             try:
                 return await job
             finally:
+                tasks = [*self.installer._compiling, *self.installer._clearing]
                 await self.installer.finish_background()
+                await asyncio.gather(*tasks)  # what fails is only logged
 
         return self.runner(settled())
 

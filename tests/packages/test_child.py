@@ -1,4 +1,5 @@
-"""What starts a tool: nothing is started for a service that has died meanwhile, nor waited for that a tool has left."""
+"""What starts a tool and waits for its end: nothing is started for a service that has died meanwhile, nor waited for
+that a tool has left, and a tool that is cut off ends as that."""
 
 from __future__ import annotations
 
@@ -49,3 +50,25 @@ async def test_what_a_tool_leaves_is_not_waited_for(tmp_path: Path, left: str) -
     if left.startswith("setsid"):
         os.kill(int(ran.stdout), signal.SIGKILL)
     assert (ran.code, int(ran.stdout) > 0) == (0, True)
+
+
+async def test_a_tool_that_is_cut_off_is_cut_off_though_nobody_takes_its_output(tmp_path: Path) -> None:
+    processes, scratch, is_heard = Processes(tmp_path, {}), tmp_path / "scratch", asyncio.Event()
+    scratch.mkdir()
+    processes.change_owner(scratch, processes.fetcher)
+
+    def fail(stream: str, piece: bytes) -> None:
+        is_heard.set()
+        raise RuntimeError("nobody takes it")
+
+    running = asyncio.create_task(
+        processes.run(
+            ["/bin/sh", "-c", "echo on; exec sleep 1000"], {"PATH": os.environ["PATH"]}, scratch=scratch,
+            uid=processes.fetcher, deadline=time.monotonic() + 50, space=Space(scratch, scratch, 1 << 30), names=[],
+            say=fail,
+        )
+    )  # fmt: skip
+    await is_heard.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running

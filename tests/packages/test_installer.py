@@ -19,6 +19,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
+from structlog.testing import capture_logs
 
 from era.core.fair_slots import FairSlots
 from era.core.setup import locks
@@ -262,6 +263,23 @@ def test_background_that_has_just_ended_is_over(lab: Lab) -> None:
         assert lab.installer._clearing == set()
 
     asyncio.run(finish())
+
+
+def test_background_that_fails_is_logged_and_does_not_end_the_stop(lab: Lab) -> None:
+    """The service has more to end after that."""
+
+    async def fail() -> None:
+        raise PermissionError(errno.EPERM, "chmod")
+
+    async def stop() -> None:
+        for work in (fail(), asyncio.sleep(0.1)):
+            in_background(work, lab.installer._clearing)
+        await lab.installer.stop()
+        assert lab.installer._clearing == set()
+
+    with capture_logs() as logged:
+        asyncio.run(stop())
+    assert [line["event"] for line in logged] == ["package_work_failed"]
 
 
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:

@@ -17,6 +17,7 @@ from era.core.admission import Admission, Slot, Wanted
 from era.core.ports import Sandbox
 from era.core.recent_mean import RecentMean
 from era.core.run_messages import ExecuteRequest
+from era.errors import NotFound
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, Ran, request, until
 
@@ -129,6 +130,32 @@ async def test_a_stream_outside_of_sessions_whose_caller_leaves_gives_its_place_
     assert len(core.driver.made) == SLOTS, "nothing was made for it"
     go.touch()
     await asyncio.gather(*running)
+
+
+async def test_a_session_may_be_said_to_be_gone_again_while_its_run_is_being_told() -> None:
+    """By the time the run goes on, two calls may have found that."""
+    admission, checks = Admission(processors=1), 0
+    for _ in range(SLOTS):
+        await admission.places.take("other")
+
+    async def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 2:
+            raise NotFound("It was deleted.")
+
+    async def run() -> None:
+        async with admission.admitted_of(mine("s"), check):
+            pass
+
+    running = asyncio.create_task(run())
+    await until(lambda: admission.places.waiting == 1)
+    for _ in range(3):
+        admission.session_gone(mine("s"))
+        await asyncio.sleep(0)
+    with pytest.raises(NotFound):
+        await running
+    assert admission.places.waiting == 0
 
 
 async def test_runs_that_work_for_long_want_a_processor_and_those_that_wait_do_not(core: Core) -> None:

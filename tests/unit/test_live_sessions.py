@@ -19,7 +19,8 @@ from era.core.live.current_files import CurrentFiles
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
-from era.core.models import EMPTY, Claim, OwnedId
+from era.core.models import EMPTY, Claim, OwnedId, Session
+from era.core.ports import Sandbox
 from era.errors import (
     CommitFailed,
     Conflict,
@@ -27,6 +28,7 @@ from era.errors import (
     NoProcess,
     NotFound,
     RunUnderWay,
+    SandboxFailed,
     SessionLive,
     TagInUse,
     TooManyLive,
@@ -401,6 +403,29 @@ async def test_a_dead_sandbox_is_told(core: Core) -> None:
     await until(lambda: not core.live_sessions.count())
     assert (await core.processes.get(S, process.id)).reason == "The session's sandbox failed."
     assert (await core.run("print(1)")).stdout == b"1\n"
+
+
+async def test_a_session_whose_sandboxes_all_die_at_once_does_not_become_live(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = core.pool.acquire
+
+    async def dying(session: Session) -> Sandbox:
+        await acquire(session)
+        sandbox = core.driver.made[-1]
+        sandbox.kill()
+        return sandbox
+
+    with monkeypatch.context() as broken:
+        broken.setattr("era.core.live.live_sessions._PATIENCE", 0.2)
+        broken.setattr(core.pool, "acquire", dying)
+        await core.session()
+        async with asyncio.timeout(10):
+            with pytest.raises(SandboxFailed, match="died before the session was live"):
+                await start(core, "exec sleep 100")
+    assert len(core.driver.made) > 1, "another was tried"
+    assert not core.live_sessions._owners.total()
+    await start(core, "exec sleep 100")
 
 
 async def test_idle_ones_are_put_away_and_busy_ones_are_not(directory: Path, template: Path) -> None:

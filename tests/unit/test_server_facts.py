@@ -58,6 +58,13 @@ def test_no_time_is_endless_and_no_number_of_processors(name: str) -> None:
             Settings.model_validate({name: value})
 
 
+@pytest.mark.parametrize("name", ["keep_alive", "checkpoint_seconds", "idle_seconds"])
+def test_no_time_is_so_short_that_the_service_does_little_else_than_look_whether_it_is_over(name: str) -> None:
+    Settings.model_validate({name: 0.1})
+    with pytest.raises(ValidationError):
+        Settings.model_validate({name: 1e-6})
+
+
 async def test_the_largest_numbers_that_are_accepted_fit_into_rows(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         Settings(runs_kept=1 << 63)

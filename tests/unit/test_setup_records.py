@@ -16,7 +16,7 @@ from era.core.models import Session
 from era.core.setup import setups as setups_module
 from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.package_sets import PackageSet, SetupFailed
-from era.core.setup.progress import Progress
+from era.core.setup.progress import Progress, Say
 from era.core.setup.requirements import Packages
 from era.core.setup.setups import Setups
 from era.core.telemetry import Event, Note, SetupEnded, ignore
@@ -162,6 +162,28 @@ async def test_a_bug_does_not_end_the_looks_for_setups(core: Core, monkeypatch: 
         assert await setups.settled(mine("s"), 10)
     finally:
         await setups.stop()
+
+
+async def test_a_setup_that_the_service_s_stop_cuts_off_is_left_for_the_next_start(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its tool has written something that is only read once it has been killed."""
+    setups, _ = setups_of(core)
+    installer, is_making = installing(setups, monkeypatch), asyncio.Event()
+
+    async def make(*_: Any, say: Say, **named: Any) -> PackageSet:
+        try:
+            is_making.set()
+            return await asyncio.Future()
+        finally:
+            say("stdout", b"Downloaded\n")
+
+    monkeypatch.setattr(installer, "make", make)
+    await core.session("s", setup='{"pip": ["one"]}')
+    await setups.start()
+    await is_making.wait()
+    await setups.stop()
+    assert (await core.store.session(mine("s"))).setup_status == "running"
 
 
 WITH_BOTH = '{"pip": ["one"], "commands": ["true"]}'

@@ -132,7 +132,10 @@ class Mcp:
                 await asyncio.Event().wait()
 
         self._running = asyncio.create_task(run())
+        self._running.add_done_callback(lambda _: ready.set())
         await ready.wait()
+        if self._running.done():
+            self._running.result()  # raises what it failed by
         return in_one, streamed
 
 

@@ -124,7 +124,8 @@ class Slot:
         """Whoever waits for the slot is to check first whether it's still needed."""
         self._is_stale = True
         if self._wait is not None:
-            self._wait.reschedule(0)
+            with suppress(RuntimeError):  # It is just ending.
+                self._wait.reschedule(0)
 
     async def _taken(self) -> bool:
         """Wait for a slot, unless that has to be checked again. Returns whether there is one."""

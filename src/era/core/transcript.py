@@ -17,6 +17,7 @@ An entry of the list is a number in LEB128: twice the size, and one more for std
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ class Transcript:
 
     async def pieces(self, after: int = 0) -> AsyncIterator[Piece]:
         """The pieces behind the one with the number `after`: those that there are, then new ones as they come, until
-        all has come. Raises OSError where the disk fails."""
+        all has come. Raises OSError where the disk fails, or the list is damaged."""
         budget = Budget(self)
         ends = dict.fromkeys(STREAMS, 0)
         at = number = 0
@@ -140,6 +141,7 @@ class Transcript:
             more = self._more
             while at < self.order.size:
                 entries = await self.order.read(at, min(at + _READ_AT_ONCE, self.order.size))
+                begin = at
                 for stream, size, length in _entries(entries):
                     at += length
                     number += 1
@@ -149,6 +151,8 @@ class Transcript:
                         yield Piece(number, stream, await self[stream].read(start, start + size))
                     else:
                         budget.charge(_ENTRY_US)
+                if at == begin:  # an entry is added as a whole
+                    raise OSError(errno.EIO, "the list of what was written is damaged")
                 if budget.used_up:
                     await budget.next_slice()
             if self.ended:

@@ -22,14 +22,16 @@ _PAUSE_SECONDS = 0.1
 
 def accept(listener: socket.socket | GuestListener, watch: Callable[[], None]) -> socket.socket | None:
     """The connection that waits at a listener which the event loop watches, None if it can't be had. Where there is no
-    room for one, the listener is left alone for a moment, until `watch`: else the loop would do nothing but try."""
+    room for one, the listener is left alone for a moment, until `watch`; where it listens no more, for good. Else the
+    loop would do nothing but try."""
     try:
         client, _ = listener.accept()
     except OSError as error:  # or the client has gone
-        if error.errno in _NO_ROOM:
+        if error.errno in (*_NO_ROOM, errno.EINVAL):
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)
-            loop.call_later(_PAUSE_SECONDS, watch)
+            if error.errno != errno.EINVAL:
+                loop.call_later(_PAUSE_SECONDS, watch)
         return None
     client.setblocking(False)
     return client

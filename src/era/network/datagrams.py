@@ -93,7 +93,11 @@ class _Sender:
     def send(self, data: bytes) -> None:
         """Raises OSError."""
         self._used()
-        self._outside.send(data)
+        try:
+            self._outside.send(data)
+        except OSError:
+            self._watch_again()
+            raise
         self._relay.traffic.sent += len(data)
 
     def _send_back(self) -> None:
@@ -101,12 +105,21 @@ class _Sender:
         for _ in range(_BURST):
             try:
                 data = self._outside.recv(_MAX_BYTES)
-            except OSError:  # nothing more for now, or nobody listens there
+            except BlockingIOError:  # nothing more for now
+                return
+            except OSError:  # nobody listened there when the last datagram came
+                self._watch_again()
                 return
             self._used()
             with suppress(OSError):
                 self._relay.inside.sendto(data, self._address)
                 self._relay.traffic.received += len(data)
+
+    def _watch_again(self) -> None:
+        """Have the event loop watch on: uvloop no longer does once the kernel has said that nobody listens there, which
+        whoever sends or receives next is told, and nobody again."""
+        self._relay.loop.remove_reader(self._outside)
+        self._relay.loop.add_reader(self._outside, self._send_back)
 
     def _used(self) -> None:
         self._relay.descriptors.used(self.forget)

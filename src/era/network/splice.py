@@ -3,6 +3,9 @@
 Theory of operation. Both sockets are watched by the event loop itself, without streams in between. What is read is
 written at once; what finds no room waits, and nothing more is read on that side until it has gone. A direction that has
 passed much gets a pipe, through which splice(2) moves pages without copying them into this process.
+
+uvloop watches a connection that has failed no longer: it reports that once, and what was received before is read first.
+So after each piece it is asked whether the connection has failed, and if so the rest is read without being told.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -109,6 +113,8 @@ class _Direction:
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
         self._reading = self._writing = False
+        self._failed = select.poll()
+        self._failed.register(source, 0)  # which is told of failures all the same
 
     def begin(self, waiting: bytes = b"") -> None:
         self._waiting = waiting
@@ -143,10 +149,7 @@ class _Direction:
         if self._pipe is None and self._passed > _PIPE_AFTER:
             self._open_pipe()
         try:
-            if self._pipe is not None:
-                count = self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
-            else:
-                count = self._source.recv_into(_BUFFER)
+            count = self._read()
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -159,9 +162,25 @@ class _Direction:
             return
         self._passed += count
         self._count(count)
-        if self._pipe is None:
-            self._waiting = _BUFFER[:count]
         self._writable()
+        if self._reading and self._failed.poll(0):
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._reading:
+            self._readable()
+
+    def _read(self) -> int:
+        """Read a piece into the pipe, if there is one; how many bytes it has, 0 at the end. Raises OSError."""
+        if self._pipe is not None:
+            with suppress(BlockingIOError):
+                self._in_pipe = os.splice(self._source.fileno(), self._pipe[1], _PIPE_BYTES)
+            if self._in_pipe:
+                return self._in_pipe
+            # Or there is an urgent byte, in front of which splice stops as if nothing were there.
+        count = self._source.recv_into(_BUFFER)
+        self._waiting = _BUFFER[:count]
+        return count
 
     def _open_pipe(self) -> None:
         """Have a pipe from here on, if there are descriptors left for one: else it goes on as before."""

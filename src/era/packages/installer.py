@@ -180,10 +180,9 @@ class PackageInstaller:
         await self.finish_background()
 
     async def finish_background(self) -> None:
-        """Wait for the compiling and clearing away that goes on after package sets were made."""
+        """Wait for the compiling and clearing away that goes on after package sets were made, however it ends."""
         while tasks := [*self._compiling, *self._clearing]:  # what ends may leave something to clear away
             await asyncio.wait(tasks)  # unlike gather, lets those that have just ended leave their sets
-            await asyncio.gather(*tasks)
 
     async def find_installed(self, packages: Packages, owner: str) -> PackageSet | None:
         for key in (self.name(packages), self.name(packages, owner)):

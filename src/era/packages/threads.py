@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from era.core.tasks import to_its_end
+from era.core.tasks import log_failure, to_its_end
 
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="era-packages")
 """Packing, unpacking and copying large sets takes long, and what watches the memory and the disk of runs waits for a
@@ -22,7 +22,8 @@ async def in_thread[**P, T](work: Callable[P, T], *given: P.args, **named: P.kwa
 
 
 def in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
-    """Run a coroutine in a task of its own, which is in `tasks` until it has ended."""
+    """Run a coroutine in a task of its own, which is in `tasks` until it has ended. If it fails, that is logged."""
     task = asyncio.create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    task.add_done_callback(partial(log_failure, event="package_work_failed"))

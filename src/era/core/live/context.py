@@ -96,6 +96,8 @@ _BETWEEN_BYTES = 64 << 10
 """Of output between cells that is kept, of each stream."""
 
 _GONE = ProcessEnded(128 + signal.SIGKILL, signal.SIGKILL, "sandbox_died")
+_UNHEARD = ProcessEnded(128 + signal.SIGKILL, signal.SIGKILL, "signal", with_supervisor=True)
+"""The end of an interpreter that isn't heard any more. As with the end of its supervisor, a cell may have begun."""
 
 _FDS: Mapping[int, Stream] = {1: "stdout", 2: "stderr"}
 
@@ -422,16 +424,22 @@ class Context:
 
     async def _follow(self) -> None:
         """Take what the process writes, until it has ended."""
-        async for event in self._process.events():
-            if isinstance(event, ProcessEnded):
-                self._on_end(event)
-                return
-            self._is_taking = True
-            if self._why is None or event.stream != "channel":
-                await self._on_output(event)
-            await self._budget.spend(1 + len(event.data) * _BYTE_US)
-            self._taken_bytes += len(event.data)
-            self._is_taking = False
+        try:
+            async for event in self._process.events():
+                if isinstance(event, ProcessEnded):
+                    self._on_end(event)
+                    return
+                self._is_taking = True
+                if self._why is None or event.stream != "channel":
+                    await self._on_output(event)
+                await self._budget.spend(1 + len(event.data) * _BYTE_US)
+                self._taken_bytes += len(event.data)
+                self._is_taking = False
+        finally:
+            if self._ended is None:  # a bug, and no reason to have a cell waited for without end
+                self._why = self._why or "It was killed, since the service failed to follow it."
+                self._on_end(_UNHEARD)
+                await self._process.kill()
 
     async def _on_output(self, event: ProcessOutput) -> None:
         running = self._running

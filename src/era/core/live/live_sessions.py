@@ -93,6 +93,7 @@ _AFTER_END_SECONDS = 0.05
 
 _STOPPED = "The session was stopped."
 _FAILED = "The session's sandbox failed."
+_DIED = "The sandbox died before the session was live."
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +357,7 @@ class LiveSessions:
                 if sandbox is not None:
                     return session, sandbox
                 if session.key in self._waiting_in_turn:  # which that run has, so it is to be made anew
-                    raise SandboxFailed("The sandbox died before the session was live.")
+                    raise SandboxFailed(_DIED)
             try:
                 async with parts.turns.take(session.owned_id, patience=_TRY_SECONDS):
                     now = await parts.store.session(session.owned_id)
@@ -369,6 +370,8 @@ class LiveSessions:
                     parts.pool.committed(session.key, now.snapshot)
                     if held is not None:
                         return now, sandbox
+                if time.monotonic() > deadline:  # each new one dies at once
+                    raise SandboxFailed(_DIED)
             except RunUnderWay:
                 if time.monotonic() > deadline:
                     raise

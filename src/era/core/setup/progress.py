@@ -73,7 +73,7 @@ class Progress:
         """The setup is `running` from here on. Later calls change nothing."""
         if not self._began:
             self._began = True
-            self._log.append(Became("running"), 0)
+            self._append(Became("running"), 0)
 
     def say(self, stream: str, piece: bytes) -> None:
         """A Say."""
@@ -93,7 +93,7 @@ class Progress:
             self._unfinished[stream] = ""
 
     def end(self) -> None:
-        """No more comes: readers stop after the last event."""
+        """No more comes: readers stop after the last event. Later calls of anything change nothing."""
         if not self._log.ended:
             self.flush()
             self._log.end()
@@ -107,4 +107,8 @@ class Progress:
         """Append a line, in parts if it is long."""
         for begin in range(0, max(1, len(text)), _LONGEST):
             part = text[begin : begin + _LONGEST]
-            self._log.append(Line(stream, part), len(part))
+            self._append(Line(stream, part), len(part))
+
+    def _append(self, event: Line | Became, size: int) -> None:
+        if not self._log.ended:  # a setup that is cut off may still hear what its tool had written
+            self._log.append(event, size)
