@@ -3,19 +3,22 @@ is."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from era.drivers import processes, templates
+from era.drivers import alternation, processes, templates
 from era.drivers.alternation import Alternation
 from era.drivers.cgroups import Group
+from era.drivers.channel import Channel
 from era.drivers.forking import Forker
 from era.drivers.gvisor import sentry_status
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
@@ -131,4 +134,47 @@ async def test_a_second_supervisor_of_runs_that_can_not_be_made(monkeypatch: pyt
     turns = Alternation(NOTHING, NOTHING, NOTHING, {}, NOTHING, {}, lambda broker: None)
     await turns._make()
     assert turns._second is None
+    assert not turns._may_make
+
+
+@pytest.mark.parametrize("problem", [ValueError("no JSON"), KeyError("a mistake of ours")], ids=["said", "ours"])
+async def test_a_second_supervisor_of_runs_that_does_not_speak_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    class Made:
+        """In place of its broker and of its process."""
+
+        calls: ClassVar[list[str]] = []
+
+        def close(self) -> None:
+            self.calls.append("close")
+
+        def kill(self) -> None:
+            self.calls.append("kill")
+
+        async def ended(self) -> None:
+            self.calls.append("ended")
+
+    async def enter(_: int) -> Any:
+        return Made()
+
+    async def listeners(*_: object) -> Any:
+        return {}, Made()
+
+    async def ready(_: Channel) -> Any:
+        raise problem
+
+    monkeypatch.setattr(alternation, "receive_guest_listeners", listeners)
+    monkeypatch.setattr(Channel, "ready", ready)
+    group = cast(Any, SimpleNamespace(widen=lambda *_: None, limits=dict))
+    turns = Alternation(NOTHING, NOTHING, group, {}, enter, {}, lambda broker: None)
+    before = open_now()
+    if isinstance(problem, ValueError):
+        await turns._make()
+    else:
+        with pytest.raises(KeyError):
+            await turns._make()
+    assert Made.calls == ["close", "kill", "ended"]
+    await asyncio.sleep(0)  # the event loop closes sockets in its next turn
+    assert len(open_now()) == len(before)
     assert not turns._may_make

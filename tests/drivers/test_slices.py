@@ -234,3 +234,19 @@ async def test_tiny_frames_are_handled_in_slices(name: str, is_sound: bool, monk
     arguments = (case.total, monkeypatch) if name == "file helper" else (case.total,)
     most = await case.most(*arguments)
     assert most <= 2 * case.slice if is_sound else most > case.total // 2, most
+
+
+async def test_who_waits_behind_a_callback_that_fails_has_its_slice() -> None:
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: problems.append(what["exception"]))
+    slices = loop_slices._slices_here()
+
+    def failing() -> None:
+        raise ValueError("a mistake")
+
+    slices.call("fails", failing, 1)
+    granted = asyncio.Event()
+    slices.call("behind", granted.set, 1)
+    async with asyncio.timeout(5):
+        await granted.wait()
+    assert [str(problem) for problem in problems] == ["a mistake"]

@@ -20,6 +20,7 @@ from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
 from tests.soaking import soak_the_rest
 from tests.store.d1 import ROOM, A, query
+from tests.unit.core import until
 
 ONE = "SELECT 1 AS one"
 COMMIT = 'connection.execute("COMMIT")'
@@ -196,6 +197,34 @@ async def test_a_worker_that_answers_as_it_is_killed_has_answered(
     monkeypatch.setattr(databases, "_end", late)
     answer = await databases.run(*A, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
     assert answer["meta"]["changes"] == 1
+
+
+async def test_a_call_that_is_cancelled_ends_once_its_worker_has(
+    databases: D1Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may write to the file until then, as where it waits for a disk. It has said more than was read."""
+    started = databases._worker
+    workers: list[Any] = []
+
+    async def worker() -> asyncio.subprocess.Process:
+        made = await started()
+        kill, loop = made.kill, asyncio.get_running_loop()
+        monkeypatch.setattr(made, "kill", lambda: loop.call_later(0.2, kill))
+        workers.append(made)
+        return made
+
+    async def nothing_read(_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(databases, "_worker", worker)
+    monkeypatch.setattr(d1_databases._Answer, "read", nothing_read)
+    call = asyncio.create_task(databases.run_as_json(*A, BLOBS, many=False, room=ROOM))
+    async with asyncio.timeout(30):
+        await until(lambda: bool(workers) and workers[0].stdout._paused)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert workers[0].returncode is not None
 
 
 def fails(code: str) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import shutil
+import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from era.api.guest_api import MAX_REQUESTS, GuestStorage
+from era.core import storage as storage_module
 from era.core.files.snapshots import Snapshots
 from era.core.models import DEFAULT_OWNER
 from era.core.storage import INLINE_BYTES, MAX_KEY, MAX_METADATA, MAX_VALUE, ROW_BYTES, Kind, Namespaces, Storage
@@ -240,6 +246,50 @@ async def test_a_put_whose_caller_was_cancelled_is_counted(lab: Lab) -> None:
     await storage.put("kv", "a", "k", b"v" * 1000, None)  # the last of one writer's
     again = await lab.open()
     assert storage._storage.used(DEFAULT_OWNER) == again._storage.used(DEFAULT_OWNER) == 1000 + 1 + ROW_BYTES
+
+
+async def shielded[T](work: Coroutine[Any, Any, T]) -> T:
+    """The weakness: it goes on after its caller has gone, which gives back what was taken for it."""
+    return await asyncio.shield(asyncio.create_task(work))
+
+
+@pytest.mark.parametrize("size", [1, 700_000], ids=["small", "large"])
+@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
+async def test_a_program_that_hangs_up_keeps_its_slot_until_what_it_puts_is_there(
+    lab: Lab, size: int, weakened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could have any number of values put at a time, all of them in memory."""
+    begun, began, goes_on = 0, asyncio.Semaphore(0), asyncio.Event()
+
+    async def held(*_: object) -> None:
+        nonlocal begun
+        begun += 1
+        began.release()
+        await goes_on.wait()
+
+    monkeypatch.setattr(Namespaces, "_put", held)
+    if weakened:
+        monkeypatch.setattr(storage_module, "to_its_end", shielded)
+    storage = (await lab.open())._storage
+    connect = GuestStorage(storage, 30).for_run(DEFAULT_OWNER, "sandbox")
+    body = json.dumps({"content": base64.b64encode(bytes(size)).decode()})
+    headers = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    call = f"PUT /api/storage/r2/a/k HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode()
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Semaphore(0)
+    for _ in range(20):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        await loop.connect_accepted_socket(lambda: connect(ended.release), theirs)
+        with closing(ours), suppress(TimeoutError):
+            async with asyncio.timeout(0.3):  # what has no slot isn't read
+                await loop.sock_sendall(ours, call)
+                await began.acquire()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.acquire(), 0.3)  # nor is it noticed that it has gone
+    goes_on.set()
+    assert (begun > MAX_REQUESTS) if weakened else (begun == MAX_REQUESTS)
+    await storage.close()
 
 
 async def test_a_bucket_that_does_not_answer_keeps_only_a_few_of_one_owner_waiting(

@@ -7,18 +7,22 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from era.core import pool as pools
 from era.core.admission import Admission
+from era.core.live.current_files import CurrentFiles
+from era.core.live.file_helper import FileHelper
+from era.core.live.processes import ProcessRequest
 from era.core.metadata import SessionChange, SessionFilter
 from era.core.models import DEFAULT_OWNER, Session
 from era.core.ports import Sandbox
 from era.core.public.live_servers import LiveServers
 from era.core.shares import Shares
-from era.errors import EraError, Forbidden, NotFound, SessionDeleted
+from era.errors import EraError, Forbidden, NotFound, SandboxFailed, SessionDeleted
 from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, request, until
@@ -238,3 +242,44 @@ async def test_a_service_starts_in_the_public_session_that_was_called_only(core:
         async with live_servers.connection(called, 8000, URL):
             pass
     assert await core.records() == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_session_that_is_deleted_while_its_file_helper_starts_leaves_nothing(
+    core: Core, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    session = await core.session()
+    await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 100"))
+    ended: list[bool] = []
+
+    class Helper:
+        """In place of one."""
+
+        alive = True
+        live: Any
+
+        async def call(self, *_: object, **__: object) -> None:
+            raise NotFound("It has no files any more.")
+
+        async def end(self) -> None:
+            ended.append(True)
+
+    async def started(live: Any) -> Any:
+        await core.store.delete_session(mine("s"))
+        await core.pool.release(session.key)
+        await live.closed.wait()
+        if fails:
+            raise SandboxFailed("It is gone.")
+        helper = Helper()
+        helper.live = live
+        return helper
+
+    monkeypatch.setattr(FileHelper, "started", started)
+    stored: Any = SimpleNamespace(check_depth=None, size_check=None, stat=lambda *_: core.store.session(mine("s")))
+    files = CurrentFiles(stored, core.live_sessions, core.checkpoints, core.store, core.turns)
+    async with asyncio.timeout(10):
+        with pytest.raises(SandboxFailed if fails else NotFound):
+            await files.stat(mine("s"), ("a",))
+    assert not files._starting
+    assert not files._helpers
+    assert ended == [True] * (not fails)

@@ -201,3 +201,36 @@ async def test_the_stop_of_the_service_waits_for_the_database_as_long_as_it_may(
         await core.live_sessions.stop(1)
         await until(lambda: not core.live_sessions.count())
     assert (await core.store.session(S)).version == (2 if times == 3 else 1)
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_one_whose_end_fails_holds_nothing(
+    core: Core, monkeypatch: pytest.MonkeyPatch, *, is_deleted: bool
+) -> None:
+    session = await core.session()
+    await start(core, "exec sleep 100")
+    live = core.live_sessions.get(session.key)
+    assert live is not None
+    end, released = live.processes.settled, asyncio.Event()
+    release = live.release
+
+    async def failing(_: float) -> None:
+        raise RuntimeError("a mistake")
+
+    async def noted_release() -> None:
+        await release()
+        released.set()
+
+    monkeypatch.setattr(live.processes, "settled", failing)
+    live.release = noted_release
+    async with asyncio.timeout(10):
+        if is_deleted:
+            await core.pool.release(session.key)
+        else:
+            with pytest.raises(RuntimeError, match="a mistake"):
+                await core.live_sessions.put_away(S)
+        await released.wait()
+    assert not core.live_sessions.count()
+    assert not core.live_sessions._owners.total()
+    assert not core.driver.alive
+    await end(10)

@@ -40,6 +40,7 @@ from pydantic import TypeAdapter
 from starlette.types import Receive, Scope, Send
 
 from era.api.context import errors
+from era.api.streaming import PlainStreaming
 from era.core.event_log import Gap
 from era.core.loop_slices import take_slice
 from era.core.streams import limit_buffer
@@ -155,7 +156,7 @@ def event_stream(
     return _EventStream(events, {**_HEADERS, **(headers or {})}, barred)
 
 
-class _EventStream(StreamingResponse):
+class _EventStream(PlainStreaming):
     """Closes its pieces when it ends: a reader that has gone leaves nothing behind."""
 
     def __init__(

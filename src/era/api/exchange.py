@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -91,7 +92,8 @@ class Exchange(ABC):
 
         def moved() -> None:
             seconds = self.idle_seconds if self._began else self.head_seconds
-            self._clock.reschedule(None if seconds is None else loop.time() + seconds)
+            with suppress(RuntimeError):  # the clock has stopped: a WebSocket goes on until both ends have closed it
+                self._clock.reschedule(None if seconds is None else loop.time() + seconds)
 
         self._moved = moved
         tasks: list[asyncio.Task[None]] = []

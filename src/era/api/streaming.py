@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import json
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from era.core.files.edits import FileEntry
 from era.core.loop_slices import Budget
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
+from era.core.tasks import to_its_end
 from era.errors import EraError, Unavailable
 from era.wire.files import files_answer
 
@@ -34,7 +36,31 @@ _PIECE_US = 500
 """What it costs to turn a piece of output into JSON."""
 
 
-class ClosingResponse(StreamingResponse):
+class PlainStreaming(StreamingResponse):
+    """Streams pieces in a task that is cancelled once where the caller hangs up, and has ended before this does.
+
+    Starlette would cancel it again in every iteration of the event loop. A piece that can't be cut short, as one on a
+    thread, would keep a processor busy for as long as it takes, and nothing that waits could be closed.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self.stream_response(send))
+        gone = asyncio.create_task(self.listen_for_disconnect(receive))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sending.cancel()
+            gone.cancel()
+            await to_its_end(asyncio.wait((sending, gone)))
+            failures = [task.exception() for task in (sending, gone) if not task.cancelled()]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        if self.background is not None:
+            await self.background()
+
+
+class ClosingResponse(PlainStreaming):
     """Streams `pieces` and calls `close` afterwards, also where sending never began.
 
     Where `pieces` raises an EraError or an OSError once sending has begun, the connection is reset, so that nobody

@@ -64,7 +64,10 @@ class _Slices:
         if self._waiting:
             self._loop.call_soon(self._next)
         for callback in granted:
-            callback()
+            try:
+                callback()
+            except Exception as error:  # those behind it would wait for ever
+                self._loop.call_exception_handler({"message": "A callback of a slice has failed.", "exception": error})
 
 
 _slices: WeakKeyDictionary[asyncio.AbstractEventLoop, _Slices] = WeakKeyDictionary()

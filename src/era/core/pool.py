@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakSet
 
@@ -78,7 +78,7 @@ class _Warm:
     busy: bool
     """A run or a setup has it."""
 
-    used_at: float
+    used_at: float = field(default_factory=time.monotonic)
     """By the monotonic clock."""
 
     end: Callable[[], Awaitable[None]] | None = None
@@ -86,6 +86,9 @@ class _Warm:
 
     lost: Lost | None = None
     """Set while it is held: what is in its working directory counts, and it makes way for nobody."""
+
+    restoring: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while files are put back into it. What is still written to can't be removed."""
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class _Acquiring:
     """It is to have none, since it was deleted meanwhile."""
 
     wait: asyncio.Timeout | None = None
-    """Its wait for a place of the room."""
+    """Its wait for a place of the room, or for files to be put back into its warm sandbox."""
 
     how: str = "made"
     """See SandboxAcquired."""
@@ -233,31 +236,24 @@ class SandboxPool:
             acquiring.how = "live"
             return warm.sandbox  # as it is: processes work on it
         if warm is not None:
-            if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot):
+            if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot, acquiring):
                 warm.busy = True
                 acquiring.how = "warm"
                 return warm.sandbox
             await self.discard(warm.sandbox, reason="replaced" if warm.sandbox.alive else "died")
         if going := self._putting_away.get(session.key):
             await asyncio.wait({going})
-        if kept := self._kept.take(session.key):
-            sandbox = await self._woken(kept, spec, session, acquiring)
-            if sandbox is not None:
-                acquiring.how = "kept"
-                self._warm[session.key] = _Warm(
-                    sandbox, session.owned_id, spec, session.snapshot, busy=True, used_at=time.monotonic()
-                )
-                return sandbox
-        sandbox = await self._new(spec, session.owner, acquiring)
-        try:
-            if session.snapshot != EMPTY:
-                await self._snapshots.restore(session.snapshot, sandbox, session_id=session.owned_id)
-        except BaseException:
-            await self._close(sandbox, "failed", session.owned_id)
-            raise
-        self._warm[session.key] = _Warm(
-            sandbox, session.owned_id, spec, session.snapshot, busy=True, used_at=time.monotonic()
-        )
+        kept = self._kept.take(session.key)
+        sandbox = await self._woken(kept, spec, session, acquiring) if kept else None
+        if sandbox is None:
+            sandbox = await self._new(spec, session.owner, acquiring)
+            try:
+                if session.snapshot != EMPTY:
+                    await self._snapshots.restore(session.snapshot, sandbox, session_id=session.owned_id)
+            except BaseException:
+                await self._close(sandbox, "failed", session.owned_id)
+                raise
+        self._warm[session.key] = _Warm(sandbox, session.owned_id, spec, session.snapshot, busy=True)
         return sandbox
 
     async def _woken(
@@ -271,6 +267,7 @@ class SandboxPool:
             await self._snapshots.move(kept.sandbox, sandbox, session_id=session.owned_id)
             if kept.snapshot != session.snapshot:
                 await self._snapshots.restore(session.snapshot, sandbox, session_id=session.owned_id)
+            acquiring.how = "kept"
             return sandbox
         except SandboxFailed as error:
             log.warning("directory_not_reused", error=error.message)
@@ -461,7 +458,8 @@ class SandboxPool:
         if warm := self._warm.pop(session_key, None):
             self._released.add(warm.sandbox)
             self._tell_lost(session_key, warm, _DELETED)
-            await self._close(warm.sandbox, "deleted", warm.session_id)
+            async with warm.restoring:
+                await self._close(warm.sandbox, "deleted", warm.session_id)
         if kept := self._kept.take(session_key):
             await self._kept.close(kept)
 
@@ -508,15 +506,19 @@ class SandboxPool:
         del self._putting_away[session_key]
         log_failure(task, "sandbox_not_closed")
 
-    async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
-        """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
+    async def _restored(self, warm: _Warm, snapshot: Snapshot, acquiring: _Acquiring) -> bool:
+        """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used. Raises
+        SessionDeleted where `release` was called meanwhile, which closes it."""
         if warm.snapshot == snapshot:
             return True
         warm.busy = True
         try:
-            await self._snapshots.restore(snapshot, warm.sandbox, session_id=warm.session_id)
+            async with asyncio.timeout(None) as acquiring.wait, warm.restoring:
+                await self._snapshots.restore(snapshot, warm.sandbox, session_id=warm.session_id)
         except SandboxFailed:
             return False
+        except TimeoutError:
+            raise SessionDeleted(NEVER_BEGUN) from None
         except BaseException:
             await self.discard(warm.sandbox)  # or it would be busy for ever, with something between two snapshots
             raise

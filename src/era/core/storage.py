@@ -27,7 +27,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
 from era.core.spooled_output import SpooledOutput
 from era.core.sql_databases import Databases
+from era.core.tasks import to_its_end
 from era.core.threads import FairThreads, Threads
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
 
@@ -347,9 +348,8 @@ class Namespaces:
         noted = 0 if metadata is None else len(json.dumps(metadata).encode())
         if noted > MAX_METADATA:
             raise TooLarge(f"'metadata' is {noted} bytes, {MAX_METADATA} are allowed.", hint="Make it shorter.")
-        await _uninterrupted(
-            self._put(kind, namespace, key, value, metadata, len(raw) + noted + len(value) + ROW_BYTES)
-        )
+        # What is written must be counted, and whoever hangs up has his slot and his room until then.
+        await to_its_end(self._put(kind, namespace, key, value, metadata, len(raw) + noted + len(value) + ROW_BYTES))
 
     async def get(self, kind: Kind, namespace: str, key: str) -> tuple[Item, bytes]:
         """An item with its value. Raises BadRequest, NotFound, Unavailable."""
@@ -388,7 +388,7 @@ class Namespaces:
         """Delete a value, if there is one; it is durably gone when this returns. Raises BadRequest."""
         check_namespace(namespace)
         check_key(key)
-        await _uninterrupted(self._delete(kind, namespace, key))
+        await to_its_end(self._delete(kind, namespace, key))
 
     async def page(self, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int) -> Page:
         """At most `limit` items whose keys begin with `prefix` and come after `after`. Raises BadRequest."""
@@ -401,7 +401,7 @@ class Namespaces:
         check_namespace(namespace)
         total = 0
         while True:
-            count = await _uninterrupted(self._delete_batch(kind, namespace))
+            count = await to_its_end(self._delete_batch(kind, namespace))
             total += count
             if count < _BATCH:
                 return total
@@ -522,13 +522,6 @@ class Namespaces:
                 return batch.put(value)
         except OSError as error:
             raise CommitFailed(f"The value could not be kept: {error.strerror}.", hint="Try again later.") from error
-
-
-async def _uninterrupted[T](work: Coroutine[Any, Any, T]) -> T:
-    """Carry on to the end even if the caller is cancelled meanwhile: what is written must be counted."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio would log it
-    return await asyncio.shield(task)
 
 
 def check_namespace(namespace: str) -> None:

@@ -225,7 +225,7 @@ class Alternation:
                 _, broker = await receive_guest_listeners(ours, ())
                 channel = await Channel.over(ours, self._variables)
                 await channel.ready()
-        except (OSError, TimeoutError, SandboxFailed, TemplateFailed):
+        except BaseException as error:
             self._may_make = False
             if channel is not None:  # or the event loop would go on with a descriptor that others get
                 channel.close()
@@ -237,6 +237,9 @@ class Alternation:
                 life.kill()
                 with suppress(OSError):
                     await life.ended()
+            # The last two are about what it says, if that is no JSON.
+            if not isinstance(error, OSError | SandboxFailed | TemplateFailed | ValueError | RecursionError):
+                raise
             return
         self._second = _Supervisor(channel, broker, life)
         if self._may_make:

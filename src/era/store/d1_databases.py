@@ -40,6 +40,7 @@ from weakref import WeakValueDictionary
 from era.core.fair_slots import OwnersSlots
 from era.core.models import DEFAULT_OWNER
 from era.core.streams import write
+from era.core.tasks import to_its_end
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
 from era.store.d1_replicas import DatabaseReplicas, Name
 from era.store.d1_worker import COMMITTING
@@ -434,6 +435,7 @@ class D1Databases:
             pass  # it has ended
         except BaseException:
             self._end(worker, kill=True)
+            await to_its_end(_exited(worker, worker.stdout))  # until then it may write, and counts as one there is
             raise
         if answer.outcome is not None and error is None:
             timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._retire, worker)
@@ -508,6 +510,14 @@ def files(directory: Path) -> Iterator[tuple[Name, Path]]:
     """The databases that are files in a directory."""
     for path in directory.glob(f"*/*{SUFFIX}"):
         yield (path.parent.name, path.name.removesuffix(SUFFIX)), path
+
+
+async def _exited(worker: asyncio.subprocess.Process, stdout: asyncio.StreamReader) -> None:
+    """Wait for the exit of a worker that was killed. What it has said is read: else asyncio may never see the end."""
+    with contextlib.suppress(OSError):
+        while await stdout.read(_PIECE_BYTES):
+            pass
+    await worker.wait()
 
 
 async def _to_the_end[T](work: Coroutine[Any, Any, T]) -> T:

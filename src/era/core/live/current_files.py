@@ -16,6 +16,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -86,7 +87,9 @@ class CurrentFiles:
         self._store = store
         self._turns = turns
         self._helpers: dict[int, FileHelper] = {}
-        self._starting: dict[int, asyncio.Lock] = {}
+        self._starting: dict[LiveSession, asyncio.Lock] = {}
+        """Of each live session of which a helper was wanted, until it ends."""
+
         self.check_depth = files.check_depth
         self.size_check = files.size_check
 
@@ -305,7 +308,10 @@ class CurrentFiles:
         await self._settled(session)
         with self._live_sessions.in_use(session.key) as live:
             if live is not None:
-                return await live_job(live, await self._helper(live))
+                with suppress(_PutAway):
+                    return await live_job(live, await self._helper(live))
+        if live is not None:  # it ended while its helper was started
+            await self._settled(session)
         return await stored_job()
 
     async def _change[T](
@@ -342,21 +348,27 @@ class CurrentFiles:
         raise AssertionError("the last attempt returns or raises")
 
     async def _helper(self, live: LiveSession) -> FileHelper:
-        """The helper of a live session, started if there is none."""
-        lock = self._starting.setdefault(live.session_key, asyncio.Lock())
+        """The helper of a live session, which is open, started if there is none. Raises _PutAway where the session
+        isn't open any more by then."""
+        lock = self._starting.get(live)
+        if lock is None:
+            lock = self._starting[live] = asyncio.Lock()
+            live.at_end.append(lambda _: self._end(live))  # now: the start may fail, or the session end meanwhile
         async with lock:
             helper = self._helpers.get(live.session_key)
             if helper is None or not helper.alive or helper.live is not live:
-                is_first = helper is None or helper.live is not live
-                helper = self._helpers[live.session_key] = await FileHelper.started(live)
-                if is_first:
-                    live.at_end.append(lambda _: self._end(live.session_key))
+                helper = await FileHelper.started(live)
+                if not live.is_open:  # `_end` may have been, and wouldn't come again
+                    await _quietly(helper.end())
+                    raise _PutAway
+                self._helpers[live.session_key] = helper
             return helper
 
-    async def _end(self, session_key: int) -> None:
-        self._starting.pop(session_key, None)
-        helper = self._helpers.pop(session_key, None)
-        if helper is not None:
+    async def _end(self, live: LiveSession) -> None:
+        self._starting.pop(live, None)
+        helper = self._helpers.get(live.session_key)
+        if helper is not None and helper.live is live:
+            del self._helpers[live.session_key]
             await _quietly(helper.end())
 
 

@@ -385,8 +385,10 @@ class LiveSessions:
 
     async def _clear_away(self, live: LiveSession, why: str) -> None:
         """Take away what a live session had, whose sandbox goes."""
-        await live.end(why)
-        await self._forget(live)
+        try:
+            await live.end(why)
+        finally:
+            await self._forget(live)
 
     async def _forget(self, live: LiveSession) -> None:
         if not live.closed.is_set():
@@ -410,7 +412,11 @@ class LiveSessions:
         if give_up_at is None:
             give_up_at = time.monotonic() + _COMMIT_PATIENCE
         live.is_open = False
-        await live.end(why)
+        try:
+            await live.end(why)
+        except Exception:  # nobody knows what of it goes on, so its sandbox can't be let go
+            await self._parts.pool.discard(live.sandbox, _FAILED)
+            raise
         while live.why_lost is None and not live.closed.is_set():
             async with self._parts.turns.take(live.session_id, bounded=False):
                 # Once it is lost the turn may be that of a run in another sandbox.
