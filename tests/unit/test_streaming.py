@@ -12,7 +12,6 @@ from starlette.background import BackgroundTask
 
 from era.api.event_stream import Event, event_stream
 from era.api.streaming import ClosingResponse
-from era.core import tasks
 from era.core.threads import FairThreads, Threads
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
@@ -47,7 +46,7 @@ async def test_a_hang_up_within_a_piece_on_a_thread_leaves_the_event_loop_idle(m
 
     def piece() -> bytes:
         loop.call_soon_threadsafe(begun.set)
-        go_on.wait()
+        go_on.wait(60)
         return b"x"
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -58,7 +57,7 @@ async def test_a_hang_up_within_a_piece_on_a_thread_leaves_the_event_loop_idle(m
         waits += 1
         return await wait(*arguments, **options)
 
-    monkeypatch.setattr(tasks.asyncio, "wait", counted)  # type: ignore[attr-defined]
+    monkeypatch.setattr(asyncio, "wait", counted)  # as to_its_end does
     try:
         answer = asyncio.create_task(
             ClosingResponse(pieces(), lambda: closed.append(1))(SCOPE, caller.receive, caller.send)
