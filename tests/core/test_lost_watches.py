@@ -187,7 +187,7 @@ async def test_a_restore_that_comes_to_nothing(tmp_path: Path, monkeypatch: pyte
     assert budget._instances == 1
     if how == "cancelled":
         monkeypatch.setattr(restoring, "restore", stop.wrap(restoring.restore))
-        await stop.gone(lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s")))
+        await stop.gone(lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s")), waits=True)
     else:
         error: Exception = trees.Changed() if how == "refused" else OSError(5, "failed")
 
@@ -211,7 +211,7 @@ async def test_a_move_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.
     new = lab.place()
     if how == "cancelled":
         monkeypatch.setattr(restoring, "watch", stop.wrap(restoring.watch))
-        await stop.gone(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")))
+        await stop.gone(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")), waits=True)
     else:
 
         def fail(*_: object) -> None:
