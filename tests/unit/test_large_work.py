@@ -33,7 +33,7 @@ class Turns:
         self.sessions: set[OwnedId] = set()
         """In whose turn work was done that was taken for small, or had a slot."""
 
-        small, slot, large, by_size = FileThreads.small, FileThreads.slot, FileThreads.large, FileThreads.by_size
+        small, slot, large = FileThreads.small, FileThreads.slot, FileThreads.large
 
         async def noted_small(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
             self.sessions.add(session_id)
@@ -49,16 +49,24 @@ class Turns:
             self._note(job, owner)
             return await large(threads, job, owner)
 
-        async def noted_by_size(
-            threads: FileThreads, job: Callable[[Budget | None], Any], session_id: OwnedId, *, is_large: bool = False
-        ) -> Any:
-            self._note(job, session_id.owner)
-            return await by_size(threads, job, session_id, is_large=is_large)
+        def noting(by_size: Callable[..., Any]) -> Any:
+            async def noted_by_size(
+                threads: FileThreads,
+                job: Callable[[Budget | None], Any],
+                session_id: OwnedId,
+                *,
+                is_large: bool = False,
+            ) -> Any:
+                self._note(job, session_id.owner)
+                return await by_size(threads, job, session_id, is_large=is_large)
+
+            return noted_by_size
 
         monkeypatch.setattr(FileThreads, "small", noted_small)
         monkeypatch.setattr(FileThreads, "slot", noted_slot)
         monkeypatch.setattr(FileThreads, "large", noted_large)
-        monkeypatch.setattr(FileThreads, "by_size", noted_by_size)
+        for name in ("by_size", "to_its_end_by_size"):
+            monkeypatch.setattr(FileThreads, name, noting(getattr(FileThreads, name)))
 
     def _note(self, job: Callable[..., Any], owner: str) -> None:
         function = getattr(job, "func", job)  # of a partial
@@ -97,7 +105,7 @@ async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owner
 
         sandbox = await core.pool.acquire(replace(await current(core), snapshot=first))
         core.pool.committed((await current(core)).key, first)
-        turns.had("Snapshots.restore")  # into a warm directory
+        turns.had("Snapshots.restore", "a slot")  # into a warm directory
 
         core.snapshots.forget(sandbox.id)
         core.setup_may_end.set()
@@ -112,7 +120,7 @@ async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owner
         turns.had("Snapshots.memory_of", "Snapshots._take", "Snapshots.held_bytes")
 
         await core.run(WRITE % "third")
-        turns.had("Snapshots.restore", "Snapshots._take", "Snapshots._reading", "Snapshots.held_bytes")
+        turns.had("Snapshots.restore", "a slot", "Snapshots._take", "Snapshots._reading", "Snapshots.held_bytes")
 
         core.snapshots.forget(core.driver.alive[0].id)
         await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 1000"))

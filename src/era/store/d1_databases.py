@@ -32,7 +32,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -337,13 +337,13 @@ class D1Databases:
         where the rows can't be had, or other hosts change them all the time."""
         path, until = self._path(name), time.monotonic() + _KILL_SECONDS
         for tries in itertools.count(1):
-            await _to_the_end(kept.pull(name, path))
+            await to_its_end(kept.pull(name, path))
             try:
                 outcome = await self._run_here(name, request, room)
             except BaseException:
                 kept.forget(name)  # The file may have half a transaction, or one that doesn't count.
                 raise
-            if isinstance(outcome, EraError) or await _to_the_end(kept.push(name, path)):
+            if isinstance(outcome, EraError) or await to_its_end(kept.push(name, path)):
                 return outcome
             if time.monotonic() > until:
                 raise Unavailable("Other hosts change this database all the time.", hint="Try again.")
@@ -357,7 +357,7 @@ class D1Databases:
         async with self._locked(name):
             path = self._path(name)
             existed = path.exists() if self._kept is None else await self._kept.drop(name)
-            await _to_the_end(asyncio.to_thread(_remove, path))
+            await to_its_end(asyncio.to_thread(_remove, path))
             self._measure(name, path)
             return existed
 
@@ -518,16 +518,6 @@ async def _exited(worker: asyncio.subprocess.Process, stdout: asyncio.StreamRead
         while await stdout.read(_PIECE_BYTES):
             pass
     await worker.wait()
-
-
-async def _to_the_end[T](work: Coroutine[Any, Any, T]) -> T:
-    """Wait for the end of what works on a file, even if the caller is cancelled: the next call has the same file."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 def _error(kind: str, message: str) -> EraError:

@@ -100,6 +100,18 @@ class FileThreads:
                 return await self.small(lambda: job(Budget()), session_id)
         return await self.large(lambda: job(None), session_id.owner)
 
+    async def to_its_end_by_size[T](
+        self, job: Callable[[Budget | None], T], session_id: OwnedId, *, is_large: bool = False
+    ) -> T:
+        """The same for a job that writes into a working directory. Where the call is cancelled, the job has ended or
+        never begins: whoever cancels it removes the directory next."""
+        if not is_large:
+            with suppress(TreeNotSmall):
+                async with self.slot(session_id, is_large=False) as run:
+                    return await run(lambda: job(Budget()))
+        async with self.slot(session_id, is_large=True) as run:
+            return await run(lambda: job(None))
+
     @asynccontextmanager
     async def slot(self, session_id: OwnedId, *, is_large: bool) -> AsyncIterator[RunOnThread]:
         """Keep a thread free for the block. The context's value runs jobs on it, one at a time."""

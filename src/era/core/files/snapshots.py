@@ -21,16 +21,14 @@ only while its last snapshot is the session's current one; a run that wasn't com
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from functools import cache, partial, wraps
+from functools import cache, partial
 from itertools import islice
 
 from era.core import limits
@@ -51,7 +49,6 @@ from era.core.files.trees import FILE_BYTES, FullScanNeeded, Scan, SnapshotRefus
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, STATE_FILE, JsonObject, OwnedId, Snapshot
 from era.core.ports import Sandbox
-from era.core.tasks import to_its_end
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
 SMALL_TREE = 32
@@ -158,7 +155,9 @@ class Snapshots:
         """
         memory = self.memories.take(sandbox.id)
         try:
-            tree = await self._written(lambda budget: self._restore(sandbox, snapshot, memory, budget), session_id)
+            tree = await self.threads.to_its_end_by_size(
+                lambda budget: self._restore(sandbox, snapshot, memory, budget), session_id
+            )
         except BaseException as error:
             if memory is not None and memory.watch is not None:
                 self.threads.soon(memory.watch.close)
@@ -189,7 +188,7 @@ class Snapshots:
             raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
             with self.memories.in_use(new.id):
-                moved = await self._written(
+                moved = await self.threads.to_its_end_by_size(
                     lambda _: self._move(old, new, memory), session_id, is_large=has_many_entries(memory)
                 )
                 self.memories.put(new.id, moved)
@@ -366,29 +365,6 @@ class Snapshots:
         """Run a job that reads tree objects, and does no more than that, on a thread; called anew where those are
         many."""
         return await self.threads.by_size(lambda budget: job(partial(self.read_tree, budget=budget)), session_id)
-
-    async def _written[T](self, job: Callable[[Budget | None], T], session_id: OwnedId, *, is_large: bool = False) -> T:
-        """What FileThreads.by_size returns for a job that writes into a working directory. Where this is cancelled, the
-        job has ended or never begins: whoever cancels it removes the directory next."""
-        turn = Future[None]()
-
-        @wraps(job)
-        def noted(budget: Budget | None) -> T:
-            nonlocal turn
-            if not (this := turn).set_running_or_notify_cancel():
-                raise SandboxFailed("nobody waits for these files any more")
-            try:
-                return job(budget)
-            finally:
-                turn = Future()  # for the large work that it may be yet
-                this.set_result(None)
-
-        try:
-            return await self.threads.by_size(noted, session_id, is_large=is_large)
-        except asyncio.CancelledError:
-            if not (last := turn).cancel():
-                await to_its_end(asyncio.wrap_future(last))
-            raise
 
     def _quick_scan(self, sandbox: Sandbox, memory: Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
