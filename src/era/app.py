@@ -471,12 +471,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 for task in background:
                     task.cancel()
                 await preparations.stop()
-                await setups.stop()
+                await setups.stop(settings.drain_seconds)
                 await packages.stop()
                 await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await end_runs()
-                await live_sessions.close()
+                await asyncio.gather(live_sessions.close(), setups.stop())  # now no reading waits for a bucket any more
                 await runs.close(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
                 await webhooks.stop()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from era.core import directory_cache
+from era.core import directory_cache, pool
 from era.core.files import restoring
 from era.core.files.edits import Changes, Remove
 from era.core.files.totals import Bounds
@@ -210,11 +210,11 @@ async def test_a_session_with_packages_is_restored_at_once(core: Core, monkeypat
 async def test_nothing_is_kept_of_a_session_that_has_moved(core: Core) -> None:
     await core.run(FILL, "s")
     session = await core.store.session(mine("s"))
-    core.pool.release_soon(session.key)
+    core.pool.release_soon(session.key, pool.MOVED)
     await until(lambda: not core.pool.has(session.key))
     assert core.pool.session_keys() == []
     await core.run(FILL, "s")
     await core.run("pass", "other")
     assert session.key in core.pool.session_keys(), "its sandbox has made way"
-    core.pool.release_soon(session.key)
-    assert session.key not in core.pool.session_keys()
+    core.pool.release_soon(session.key, pool.MOVED)
+    await until(lambda: session.key not in core.pool.session_keys())

@@ -109,7 +109,8 @@ class Sandboxes:
     def is_busy(self, session_key: int) -> bool:
         return session_key in self.busy
 
-    def release_soon(self, session_key: int) -> None:
+    def release_soon(self, session_key: int, reason: str) -> None:
+        assert reason == "moved"
         self.released.append(session_key)
 
 

@@ -19,6 +19,7 @@ from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import Progress, Say
 from era.core.setup.requirements import Packages
 from era.core.setup.setups import Setups
+from era.core.tasks import to_its_end
 from era.core.telemetry import Event, Note, SetupEnded, ignore
 from era.errors import TooBusy, Unavailable
 from tests.owners import mine
@@ -184,6 +185,30 @@ async def test_a_setup_that_the_service_s_stop_cuts_off_is_left_for_the_next_sta
     await is_making.wait()
     await setups.stop()
     assert (await core.store.session(mine("s"))).setup_status == "running"
+
+
+async def test_a_stop_waits_so_long_for_a_setup_that_cannot_be_cut_off(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while files are put back into its sandbox, from a bucket that stands still."""
+    setups, _ = setups_of(core)
+    installer, is_making, may_end = installing(setups, monkeypatch), asyncio.Event(), asyncio.Event()
+
+    async def make(*_: Any, **named: Any) -> PackageSet:
+        is_making.set()
+        await to_its_end(may_end.wait())
+        raise AssertionError("this was cancelled")
+
+    monkeypatch.setattr(installer, "make", make)
+    await core.session("s", setup='{"pip": ["one"]}')
+    await setups.start()
+    await is_making.wait()
+    async with asyncio.timeout(10):
+        await setups.stop(0.1)
+    assert setups.is_under_way((await core.store.session(mine("s"))).key)
+    may_end.set()
+    await setups.stop()
+    assert not setups.is_under_way((await core.store.session(mine("s"))).key)
 
 
 WITH_BOTH = '{"pip": ["one"], "commands": ["true"]}'

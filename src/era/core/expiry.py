@@ -90,9 +90,9 @@ class Expiry:
         self._cluster = cluster
 
     async def sweep(self) -> None:
-        """Mark the sessions that have expired by now, and end the sandboxes of all that are gone."""
+        """Mark the sessions that have expired by now, and begin to end the sandboxes of all that are gone."""
         for key in await self._store.expire(now()):
-            await self._pool.release(key)
+            self._pool.release_soon(key)  # a call or a sweep mustn't wait for what another owner's session is doing
         await self._release_gone()
 
     async def _release_gone(self) -> None:
@@ -102,7 +102,7 @@ class Expiry:
         # have something under way here.
         if keys := self._pool.session_keys():
             for key in set(keys) - set(await self._store.present_sessions(keys)):
-                await self._pool.release(key)
+                self._pool.release_soon(key)
 
     async def run(self) -> None:
         """Sweep and purge once a second, for ever; where another host leads, only end sandboxes here."""
@@ -118,5 +118,5 @@ class Expiry:
                     await self._release_gone()
             except EraError as error:
                 log.warning("sessions_not_swept", error=error.message)
-            except OSError as error:  # of a sandbox that could not be removed
+            except OSError as error:  # such as EMFILE
                 note_outage("sessions_not_swept", error)

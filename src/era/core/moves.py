@@ -48,6 +48,7 @@ from era.core.admission import Wanted
 from era.core.fair_queue import FairQueue
 from era.core.homes import Homes, Host, Place
 from era.core.models import JsonObject, OwnedId, Session
+from era.core.pool import MOVED
 from era.core.recent_mean import RecentMean
 from era.core.setup.requirements import Packages, packages_of
 from era.core.turns import Turns
@@ -100,8 +101,8 @@ class Sandboxes(Protocol):
         """Whether it is in use or held, or just being made or closed."""
         ...
 
-    def release_soon(self, session_key: int) -> None:
-        """Begin to remove one that isn't busy."""
+    def release_soon(self, session_key: int, reason: str) -> object:
+        """Begin to remove it. `reason` is SandboxClosed's."""
         ...
 
 
@@ -397,7 +398,7 @@ class Moves:
             log.warning("session_not_moved", session=session.id, to=host.id, error=error.message)
             return False
         if moved:
-            self._sandboxes.release_soon(key)
+            self._sandboxes.release_soon(key, MOVED)
             self._note_moved(session.id, key, host, kind, why)
         return moved
 

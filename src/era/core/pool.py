@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 import structlog
@@ -120,8 +121,8 @@ class SandboxPool:
     Room that comes free goes to whoever has waited longest, whoever frees it: a sandbox that is closed or becomes idle
     while somebody waits makes way at once.
 
-    Calls about a session come from whoever holds its turn or does its setup; only `release` and `let_go` may come at
-    any time. `hold` also comes while a run has the turn.
+    Calls about a session come from whoever holds its turn or does its setup; only `release`, `release_soon` and
+    `let_go` may come at any time. `hold` also comes while a run has the turn.
     """
 
     def __init__(
@@ -389,13 +390,8 @@ class SandboxPool:
 
     @property
     def places(self) -> FairQueue:
-        """The room, to be looked at."""
+        """The room, to be looked at: its `count` says how many sandboxes may belong to sessions, as things are."""
         return self._room
-
-    @property
-    def room(self) -> int:
-        """How many sandboxes may belong to sessions at a time, as things are."""
-        return self._room.count
 
     async def discard(self, sandbox: Sandbox, why: str = "Its sandbox failed.", *, reason: str = "failed") -> None:
         """Close a sandbox whose content must not be used again. `why` is told to who holds it. `reason` is
@@ -440,27 +436,28 @@ class SandboxPool:
             warm.used_at = time.monotonic()
             self._make_way()
 
-    def release_soon(self, session_key: int) -> None:
-        """Begin to remove the sandbox, which isn't busy, of a session that has moved to another host, and what is kept
-        of it."""
-        if session_key in self._warm:
-            self._put_away(session_key, MOVED)
-        if kept := self._kept.take(session_key):
-            self._kept.close_soon(kept)
-
     async def release(self, session_key: int) -> None:
         """Kill and remove the session's sandbox, if it has one, whatever runs in it, and what is kept of it. It is gone
-        when this returns. A session that is being given one gets none."""
+        when this returns, or will be where this is cancelled. A session that is being given one gets none."""
+        await asyncio.shield(self.release_soon(session_key))
+
+    def release_soon(self, session_key: int, reason: str = "deleted") -> asyncio.Task[None]:
+        """The same, for callers that mustn't wait while files are put back into it. Returns what ends when it is gone.
+        `reason` is SandboxClosed's."""
         if acquiring := self._acquiring.get(session_key):
             acquiring.release()
-        if going := self._putting_away.get(session_key):
-            await asyncio.wait({going})
         if warm := self._warm.pop(session_key, None):
             self._released.add(warm.sandbox)
             self._tell_lost(session_key, warm, _DELETED)
+        return self._goes(session_key, self._remove(session_key, warm, self._putting_away.get(session_key), reason))
+
+    async def _remove(self, key: int, warm: _Warm | None, going: asyncio.Task[None] | None, reason: str) -> None:
+        if going is not None:
+            await asyncio.wait({going})
+        if warm is not None:
             async with warm.restoring:
-                await self._close(warm.sandbox, "deleted", warm.session_id)
-        if kept := self._kept.take(session_key):
+                await self._close(warm.sandbox, reason, warm.session_id)
+        if kept := self._kept.take(key):
             await self._kept.close(kept)
 
     def _evict_largest(self, least: int) -> bool:
@@ -480,16 +477,18 @@ class SandboxPool:
         return True
 
     def _put_away(self, session_key: int, reason: str) -> asyncio.Task[None]:
-        """Close the sandbox of a session that is idle, and keep its working directory if that is worth it; not that of
-        one that has moved."""
-        warm = self._warm.pop(session_key)
-        task = self._putting_away[session_key] = asyncio.create_task(self._close_and_keep(session_key, warm, reason))
-        task.add_done_callback(lambda done: self._was_put_away(session_key, done))
+        """Close the sandbox of a session that is idle, and keep its working directory if that is worth it."""
+        return self._goes(session_key, self._close_and_keep(session_key, self._warm.pop(session_key), reason))
+
+    def _goes(self, session_key: int, closing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have the session's sandbox closed so. Who wants one for the session waits for that."""
+        task = self._putting_away[session_key] = asyncio.create_task(closing)
+        task.add_done_callback(lambda done: self._gone(session_key, done))
         return task
 
     async def _close_and_keep(self, session_key: int, warm: _Warm, reason: str) -> None:
         entries = None
-        if warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped and reason != MOVED:
+        if warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped:
             try:
                 await warm.sandbox.put_away()
                 entries = self._snapshots.put_away(warm.sandbox, warm.snapshot)
@@ -502,8 +501,9 @@ class SandboxPool:
         self._give_place_back(warm.sandbox)
         self._kept.add(session_key, warm.sandbox, warm.snapshot, entries)
 
-    def _was_put_away(self, session_key: int, task: asyncio.Task[None]) -> None:
-        del self._putting_away[session_key]
+    def _gone(self, session_key: int, task: asyncio.Task[None]) -> None:
+        if self._putting_away.get(session_key) is task:
+            del self._putting_away[session_key]
         log_failure(task, "sandbox_not_closed")
 
     async def _restored(self, warm: _Warm, snapshot: Snapshot, acquiring: _Acquiring) -> bool:

@@ -192,7 +192,7 @@ class LiveSessions:
     @property
     def most(self) -> int:
         """How many may be live."""
-        return min(self._most, self._parts.pool.room * 3 // 4)
+        return min(self._most, self._parts.pool.places.count * 3 // 4)
 
     def has_room(self, owner: str) -> bool:
         """Whether another session of this owner's may become live."""

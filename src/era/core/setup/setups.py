@@ -135,8 +135,9 @@ class Setups:
         """Begin with the setups that an earlier process left."""
         self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> None:
-        """Cancel what is under way; the next start takes it up again. Runs stop waiting for it."""
+    async def stop(self, seconds: float | None = None) -> None:
+        """Cancel what is under way; the next start takes it up again. Runs stop waiting for it. Waits so many seconds
+        at most, for files may just be put back into a sandbox. May be called again."""
         self._stopped = True
         self._announce()
         for progress in self._progress.values():
@@ -144,7 +145,8 @@ class Setups:
         tasks = [*self._jobs.values(), *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
 
     def kick(self) -> None:
         """Look for setups to do now: there may be a new one."""

@@ -1,0 +1,179 @@
+"""core.SandboxPool: sandboxes are removed while files are put back into them, whoever wants that, and whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from era.core.directory_cache import DirectoryCache
+from era.core.files import restoring
+from era.core.files.trees import Tree
+from era.errors import SessionDeleted
+from tests.drivers.fake import FakeSandbox
+from tests.owners import mine
+from tests.unit.core import Core, until
+from tests.unit.test_pool import free_places, sessions, snapshot_with, used
+
+
+@pytest.fixture
+async def small(directory: Path, template: Path) -> AsyncIterator[Core]:
+    """Room for two sandboxes."""
+    async with Core.opened(directory, template, max_warm=2) as core:
+        yield core
+
+
+class Writing:
+    """The threads that write into working directories, held up until `go_on`; and what happens, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self._may_end = threading.Event()
+        for name in ("restore", "move"):
+            monkeypatch.setattr(restoring, name, self._held_up(getattr(restoring, name)))
+        close = FakeSandbox.close
+
+        async def closed(sandbox: FakeSandbox) -> None:
+            self.events.append("closed")
+            await close(sandbox)
+
+        monkeypatch.setattr(FakeSandbox, "close", closed)
+
+    def _held_up(self, write: Callable[..., Tree]) -> Callable[..., Tree]:
+        def held_up(*arguments: Any) -> Tree:
+            self.events.append("begun")
+            assert self._may_end.wait(60)
+            tree = write(*arguments)
+            self.events.append("written")
+            return tree
+
+        return held_up
+
+    async def begun(self) -> None:
+        await until(lambda: "begun" in self.events)
+        self.events = self.events[self.events.index("begun") :]
+
+    async def go_on(self) -> None:
+        """Once all has happened that doesn't wait for them."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+        self._may_end.set()
+
+
+async def test_a_deleted_session_s_sandbox_is_removed_when_no_thread_writes_into_it(
+    small: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else files are made in a directory while it is removed, and it stays."""
+    (session,) = await sessions(small, 1)
+    changed = replace(session, snapshot=await snapshot_with(small, "new"))
+    sandbox = await used(small, session)
+    writing = Writing(monkeypatch)
+    acquiring = asyncio.create_task(small.pool.acquire(changed))
+    await writing.begun()
+    releasing = asyncio.create_task(small.pool.release(session.key))
+    await writing.go_on()
+    await releasing
+    assert writing.events == ["begun", "written", "closed"]
+    assert not sandbox.workspace.exists()
+    with pytest.raises(SessionDeleted):
+        await acquiring
+    assert small.driver.alive == []
+    assert await free_places(small, 5) == 2
+
+
+async def test_a_sweep_of_expired_sessions_waits_for_no_restore(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a call that lists one owner's sessions takes as long as another owner's files are put back."""
+    (session,) = await sessions(small, 1)
+    changed = replace(session, snapshot=await snapshot_with(small, "new"))
+    sandbox = await used(small, session)
+    writing = Writing(monkeypatch)
+    acquiring = asyncio.create_task(small.pool.acquire(changed))
+    await writing.begun()
+    await small.store.delete_session(session.owned_id)
+    await small.expiry.sweep()
+    assert small.pool.is_busy(session.key)
+    assert writing.events == ["begun"]
+    await writing.go_on()
+    with pytest.raises(SessionDeleted):
+        await acquiring
+    await until(lambda: not small.pool.has(session.key))
+    assert writing.events == ["begun", "written", "closed"]
+    assert not sandbox.workspace.exists()
+    assert await free_places(small, 5) == 2
+
+
+async def test_a_sandbox_is_removed_where_the_call_that_deletes_its_session_is_cancelled(
+    small: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (session,) = await sessions(small, 1)
+    changed = replace(session, snapshot=await snapshot_with(small, "new"))
+    sandbox = await used(small, session)
+    writing = Writing(monkeypatch)
+    acquiring = asyncio.create_task(small.pool.acquire(changed))
+    await writing.begun()
+    releasing = asyncio.create_task(small.pool.release(session.key))
+    await asyncio.sleep(0)
+    releasing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await releasing
+    await writing.go_on()
+    with pytest.raises(SessionDeleted):
+        await acquiring
+    await until(lambda: not small.pool.has(session.key))
+    assert not sandbox.alive
+    assert not sandbox.workspace.exists()
+    assert await free_places(small, 5) == 2
+
+
+async def test_a_session_whose_files_wait_to_be_put_back_is_deleted_at_once(
+    small: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work on others' files may take the threads for long."""
+    (session,) = await sessions(small, 1)
+    changed = replace(session, snapshot=await snapshot_with(small, "new"))
+    sandbox, free = await used(small, session), threading.Event()
+    many = small.snapshots.threads._small._max_workers
+    others = [small.snapshots.threads.small(lambda: free.wait(60), mine(f"other{number}")) for number in range(many)]
+    taken = [asyncio.create_task(other) for other in others]
+    await until(lambda: len(small.snapshots.threads._small._threads) == many)
+    writing = Writing(monkeypatch)
+    acquiring = asyncio.create_task(small.pool.acquire(changed))
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(10):
+            await small.pool.release(session.key)
+            with pytest.raises(SessionDeleted):
+                await acquiring
+    finally:
+        free.set()
+        await asyncio.gather(*taken)
+    assert not sandbox.workspace.exists()
+    assert writing.events == ["closed"]
+
+
+@pytest.mark.parametrize("kind", ["warm", "new", "kept"])
+async def test_a_sandbox_whose_restore_is_cancelled_is_removed_when_no_thread_writes_into_it(
+    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(DirectoryCache, "is_worth_it", lambda *_: True)
+    async with Core.opened(directory, template, max_warm=1, kept_bytes=1 << 30) as core:
+        session, other = await sessions(core, 2)
+        filled = replace(session, snapshot=await snapshot_with(core, "new"))
+        if kind != "new":
+            await used(core, session if kind == "warm" else filled)
+        if kind == "kept":
+            await used(core, other)
+        writing = Writing(monkeypatch)
+        acquiring = asyncio.create_task(core.pool.acquire(filled))
+        await writing.begun()
+        acquiring.cancel()
+        await writing.go_on()
+        with pytest.raises(asyncio.CancelledError):
+            await acquiring
+        await until(lambda: not list(core.driver.directory.iterdir()))
+        assert writing.events[:3] == ["begun", "written", "closed"]
