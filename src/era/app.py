@@ -471,17 +471,17 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 for task in background:
                     task.cancel()
                 await preparations.stop()
-                await setups.stop(settings.drain_seconds)
+                await asyncio.gather(setups.stop(settings.drain_seconds), end_background(settings.drain_seconds))
                 await packages.stop()
-                await end_background(settings.drain_seconds)
                 await runs.drain(settings.drain_seconds)
                 await end_runs()
-                await asyncio.gather(live_sessions.close(), setups.stop())  # now no reading waits for a bucket any more
+                await live_sessions.close()
                 await runs.close(server.LAST_ANSWERS_SECONDS)
                 await inbox.stop()
                 await webhooks.stop()
                 if homes is not None:
                     await homes.leave()
+                await setups.stop()  # those that are still putting files back: nobody waits for this host any more
         finally:
             await preparations.stop()
             await sandboxes.stop()

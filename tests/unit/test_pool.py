@@ -16,6 +16,7 @@ from era.core import pool as pools
 from era.core import ready_sandboxes
 from era.core.models import EMPTY, Session, Snapshot, WantedIsolation
 from era.core.ports import Sandbox
+from era.core.telemetry import Event, SandboxClosed
 from era.errors import SandboxFailed, TooBusy, Unavailable
 from era.languages import runtimes
 from tests.drivers.fake import FakeSandbox
@@ -289,20 +290,23 @@ async def test_releasing_kills_what_runs(core: Core) -> None:
     assert core.pool.counts() == {"live": 0, "busy": 0, "ready": 0}
 
 
-async def test_what_a_session_that_has_moved_leaves_is_removed(small: Core) -> None:
-    session, other = await sessions(small, 2)
-    sandbox = await small.pool.acquire(session)
-    assert small.pool.is_busy(session.key)
-    small.pool.committed(session.key, session.snapshot)
-    assert small.pool.has(session.key)
-    assert not small.pool.is_busy(session.key)
-    await used(small, other)
-    small.pool.release_soon(session.key, pools.MOVED)
-    assert small.pool.is_busy(session.key), "it is just being closed"
-    await until(lambda: not small.pool.has(session.key))
-    assert not sandbox.alive
-    assert small.pool.counts() == {"live": 1, "busy": 0, "ready": 0}
-    assert await free_places(small, 5) == 2, "the other one's makes way"
+async def test_what_a_session_that_has_moved_leaves_is_removed(directory: Path, template: Path) -> None:
+    notes: list[Event] = []
+    async with Core.opened(directory, template, max_warm=2, note=notes.append) as core:
+        session, other = await sessions(core, 2)
+        sandbox = await core.pool.acquire(session)
+        assert core.pool.is_busy(session.key)
+        core.pool.committed(session.key, session.snapshot)
+        assert core.pool.has(session.key)
+        assert not core.pool.is_busy(session.key)
+        await used(core, other)
+        core.pool.release_soon(session.key, pools.MOVED)
+        assert core.pool.is_busy(session.key), "it is just being closed"
+        await until(lambda: not core.pool.has(session.key))
+        assert not sandbox.alive
+        assert SandboxClosed(sandbox.id, "moved", session.id, session.owner) in notes
+        assert core.pool.counts() == {"live": 1, "busy": 0, "ready": 0}
+        assert await free_places(core, 5) == 2, "the other one's makes way"
 
 
 async def test_what_is_idle_for_long_or_dead_is_closed(

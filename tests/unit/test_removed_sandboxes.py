@@ -86,16 +86,23 @@ async def test_a_deleted_session_s_sandbox_is_removed_when_no_thread_writes_into
     assert await free_places(small, 5) == 2
 
 
-async def test_a_sweep_of_expired_sessions_waits_for_no_restore(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gone", ["expired", "deleted"])
+async def test_a_sweep_of_sessions_that_are_gone_waits_for_no_restore(
+    small: Core, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
     """Else a call that lists one owner's sessions takes as long as another owner's files are put back."""
-    (session,) = await sessions(small, 1)
+    session = await small.session("s", ttl=1 if gone == "expired" else None)
     changed = replace(session, snapshot=await snapshot_with(small, "new"))
     sandbox = await used(small, session)
     writing = Writing(monkeypatch)
     acquiring = asyncio.create_task(small.pool.acquire(changed))
     await writing.begun()
-    await small.store.delete_session(session.owned_id)
-    await small.expiry.sweep()
+    if gone == "deleted":
+        await small.store.delete_session(session.owned_id)
+    while not small.pool.was_released(sandbox):
+        async with asyncio.timeout(10):
+            await small.expiry.sweep()
+        await asyncio.sleep(0.1)
     assert small.pool.is_busy(session.key)
     assert writing.events == ["begun"]
     await writing.go_on()
@@ -105,6 +112,30 @@ async def test_a_sweep_of_expired_sessions_waits_for_no_restore(small: Core, mon
     assert writing.events == ["begun", "written", "closed"]
     assert not sandbox.workspace.exists()
     assert await free_places(small, 5) == 2
+
+
+async def test_a_stop_that_is_cancelled_leaves_nothing_of_what_is_being_removed(
+    small: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the server's first one is, when it has no calls any more."""
+    (session,) = await sessions(small, 1)
+    changed = replace(session, snapshot=await snapshot_with(small, "new"))
+    sandbox = await used(small, session)
+    writing = Writing(monkeypatch)
+    acquiring = asyncio.create_task(small.pool.acquire(changed))
+    await writing.begun()
+    releasing = asyncio.create_task(small.pool.release(session.key))
+    stopping = asyncio.create_task(small.pool.stop())
+    await until(lambda: not small.pool.counts()["live"])
+    await asyncio.sleep(0.1)
+    stopping.cancel()
+    await asyncio.wait({stopping})
+    await writing.go_on()
+    await releasing
+    assert not sandbox.alive
+    assert not sandbox.workspace.exists()
+    with pytest.raises(SessionDeleted):
+        await acquiring
 
 
 async def test_a_sandbox_is_removed_where_the_call_that_deletes_its_session_is_cancelled(

@@ -199,12 +199,12 @@ class SandboxPool:
         closing = [warm.sandbox.close() for warm in self._warm.values()]
         await all_ended([self._ready.stop(), *ending, *closing], "sandbox_not_closed")
         self._warm.clear()
-        await asyncio.gather(*self._putting_away.values(), *self._making_way, return_exceptions=True)
+        if going := {*self._putting_away.values(), *self._making_way}:
+            await asyncio.wait(going, timeout=_PATIENCE)  # or files are just put back; the driver closes what is left
         await self._kept.close_all()
 
     def counts(self) -> dict[str, int]:
-        """How many belong to sessions (`live`), how many of those are `busy`, and how many of the usual driver
-        are `ready` for new ones."""
+        """How many are sessions' (`live`), and of those `busy`, and how many of the usual driver are `ready`."""
         return {
             "live": len(self._warm),
             "busy": sum(warm.busy for warm in self._warm.values()),
@@ -448,7 +448,7 @@ class SandboxPool:
             acquiring.release()
         if warm := self._warm.pop(session_key, None):
             self._released.add(warm.sandbox)
-            self._tell_lost(session_key, warm, _DELETED)
+            self._tell_lost(session_key, warm, _DELETED if reason == "deleted" else reason)
         return self._goes(session_key, self._remove(session_key, warm, self._putting_away.get(session_key), reason))
 
     async def _remove(self, key: int, warm: _Warm | None, going: asyncio.Task[None] | None, reason: str) -> None:
