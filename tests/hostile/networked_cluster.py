@@ -104,8 +104,9 @@ class Watched:
         return below
 
     def wait(self, until: float) -> None:
-        """Wait for its end, and kill it at that time."""
-        assert self.thread is not None
+        """Wait for its end, and kill it at that time. It may not have been started."""
+        if self.thread is None:
+            return
         self.thread.join(max(until - time.monotonic(), 0.1))
         if self.thread.is_alive():
             self.signal(signal.SIGKILL)
