@@ -236,5 +236,7 @@ def test_a_picture_in_a_tab_of_its_own_loads_no_code_of_a_session(
         if weakness:
             assert eventually(lambda: client.get("/api/sessions/made-by-a-picture").status_code == 200)
         else:
-            assert eventually(lambda: "route=/proxy session=evil status=403" in server.log), "it has been asked for"
+            assert eventually(lambda: "route=/proxy session=evil status=403" in server.log_of_calls), (
+                "it has been asked for"
+            )
             assert client.get("/api/sessions/made-by-a-picture").status_code == 404
