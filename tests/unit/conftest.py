@@ -45,3 +45,10 @@ def directory(memory: Path) -> Path:
 async def core(directory: Path, template: Path) -> AsyncIterator[Core]:
     async with Core.opened(directory, template) as core:
         yield core
+
+
+@pytest.fixture
+async def small(directory: Path, template: Path) -> AsyncIterator[Core]:
+    """Room for two sandboxes."""
+    async with Core.opened(directory, template, max_warm=2) as core:
+        yield core

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,6 @@ from tests.drivers.fake import FakeSandbox
 from tests.drivers.sandboxes import LIMITS
 from tests.owners import mine
 from tests.unit.core import Core, Driver, until
-
-
-@pytest.fixture
-async def small(directory: Path, template: Path) -> AsyncIterator[Core]:
-    """Room for two sandboxes."""
-    async with Core.opened(directory, template, max_warm=2) as core:
-        yield core
 
 
 async def used(core: Core, session: Session) -> Sandbox:

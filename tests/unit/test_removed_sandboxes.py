@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,6 @@ from tests.drivers.fake import FakeSandbox
 from tests.owners import mine
 from tests.unit.core import Core, until
 from tests.unit.test_pool import free_places, sessions, snapshot_with, used
-
-
-@pytest.fixture
-async def small(directory: Path, template: Path) -> AsyncIterator[Core]:
-    """Room for two sandboxes."""
-    async with Core.opened(directory, template, max_warm=2) as core:
-        yield core
 
 
 class Writing:
