@@ -14,6 +14,8 @@ import pytest
 from era.core.directory_cache import DirectoryCache
 from era.core.files import restoring
 from era.core.files.trees import Tree
+from era.core.models import Session
+from era.core.ports import Sandbox
 from era.errors import SessionDeleted
 from tests.drivers.fake import FakeSandbox
 from tests.owners import mine
@@ -58,16 +60,24 @@ class Writing:
         self._may_end.set()
 
 
+async def begun(
+    core: Core, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Sandbox, Writing, asyncio.Task[Sandbox]]:
+    """The session's warm sandbox, into which another snapshot is just being put; and the task that acquires it."""
+    changed = replace(session, snapshot=await snapshot_with(core, "new"))
+    sandbox = await used(core, session)
+    writing = Writing(monkeypatch)
+    acquiring = asyncio.create_task(core.pool.acquire(changed))
+    await writing.begun()
+    return sandbox, writing, acquiring
+
+
 async def test_a_deleted_session_s_sandbox_is_removed_when_no_thread_writes_into_it(
     small: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else files are made in a directory while it is removed, and it stays."""
     (session,) = await sessions(small, 1)
-    changed = replace(session, snapshot=await snapshot_with(small, "new"))
-    sandbox = await used(small, session)
-    writing = Writing(monkeypatch)
-    acquiring = asyncio.create_task(small.pool.acquire(changed))
-    await writing.begun()
+    sandbox, writing, acquiring = await begun(small, session, monkeypatch)
     releasing = asyncio.create_task(small.pool.release(session.key))
     await writing.go_on()
     await releasing
@@ -85,11 +95,7 @@ async def test_a_sweep_of_sessions_that_are_gone_waits_for_no_restore(
 ) -> None:
     """Else a call that lists one owner's sessions takes as long as another owner's files are put back."""
     session = await small.session("s", ttl=1 if gone == "expired" else None)
-    changed = replace(session, snapshot=await snapshot_with(small, "new"))
-    sandbox = await used(small, session)
-    writing = Writing(monkeypatch)
-    acquiring = asyncio.create_task(small.pool.acquire(changed))
-    await writing.begun()
+    sandbox, writing, acquiring = await begun(small, session, monkeypatch)
     if gone == "deleted":
         await small.store.delete_session(session.owned_id)
     while not small.pool.was_released(sandbox):
@@ -112,11 +118,7 @@ async def test_a_stop_that_is_cancelled_leaves_nothing_of_what_is_being_removed(
 ) -> None:
     """As the server's first one is, when it has no calls any more."""
     (session,) = await sessions(small, 1)
-    changed = replace(session, snapshot=await snapshot_with(small, "new"))
-    sandbox = await used(small, session)
-    writing = Writing(monkeypatch)
-    acquiring = asyncio.create_task(small.pool.acquire(changed))
-    await writing.begun()
+    sandbox, writing, acquiring = await begun(small, session, monkeypatch)
     releasing = asyncio.create_task(small.pool.release(session.key))
     stopping = asyncio.create_task(small.pool.stop())
     await until(lambda: not small.pool.counts()["live"])
@@ -135,11 +137,7 @@ async def test_a_sandbox_is_removed_where_the_call_that_deletes_its_session_is_c
     small: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (session,) = await sessions(small, 1)
-    changed = replace(session, snapshot=await snapshot_with(small, "new"))
-    sandbox = await used(small, session)
-    writing = Writing(monkeypatch)
-    acquiring = asyncio.create_task(small.pool.acquire(changed))
-    await writing.begun()
+    sandbox, writing, acquiring = await begun(small, session, monkeypatch)
     releasing = asyncio.create_task(small.pool.release(session.key))
     await asyncio.sleep(0)
     releasing.cancel()
