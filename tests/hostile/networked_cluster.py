@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,9 @@ class Watched:
     pause: float = 0.5
     """Seconds between its end and its next beginning."""
 
+    turn: threading.Lock | None = None
+    """Held from its beginning until it has begun, where several on one machine would keep each other from that."""
+
     stopping: bool = False
     thread: threading.Thread | None = None
 
@@ -76,18 +79,32 @@ class Watched:
 
     def has_begun(self) -> bool:
         """Of a node of Ray."""
-        return self.log_path.exists() and "Ray runtime started." in self.log
+        return self._times_begun() > 0
+
+    def _times_begun(self) -> int:
+        return self.log.count("Ray runtime started.") if self.log_path.exists() else 0
 
     def _watch(self) -> None:
         """Start it again and again, until it is to stop."""
-        command = self.node.command("setpriv", "--pdeathsig", "TERM", *self.command)
         while not self.stopping:
-            with self.log_path.open("ab") as log:
-                self.process = subprocess.Popen(
-                    command, env=dict(self.environment), stdout=log, stderr=log, start_new_session=True
-                )
-            self.codes.append(self.process.wait())
+            with self.turn or nullcontext():
+                if self.stopping:
+                    break
+                process = self._begin()
+            self.codes.append(process.wait())
             time.sleep(self.pause)
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        """Start it. Where it takes turns with others, this waits until it has begun or has ended."""
+        before = self._times_begun() if self.turn else 0
+        command = self.node.command("setpriv", "--pdeathsig", "TERM", *self.command)
+        with self.log_path.open("ab") as log:
+            process = self.process = subprocess.Popen(
+                command, env=dict(self.environment), stdout=log, stderr=log, start_new_session=True
+            )
+        while self.turn and process.poll() is None and self._times_begun() == before:
+            time.sleep(0.1)
+        return process
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -199,15 +216,18 @@ class Ray:
             own.mkdir(exist_ok=True)
             return ("unshare", "--mount", "sh", "-c", f'mount --bind {own} {shared} && exec "$@"', "sh", *command)
 
-        def watched(node: Node, name: str, *words: str, **more: str) -> Watched:
+        def watched(node: Node, name: str, *words: str, turn: threading.Lock | None = None, **more: str) -> Watched:
             command = on_machine(name, *start, f"--node-ip-address={node.address}", *words)
-            return Watched(node, command, {**environment, **more}, directory / f"ray-{name}.log", pause=3)
+            return Watched(node, command, {**environment, **more}, directory / f"ray-{name}.log", pause=3, turn=turn)
 
         of_head = ("--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={shared}")
         self.head = watched(node, "head", *of_head)
         of_node = (f"--address={address}", "--labels=era=host")
+        # Nodes that begin at once on one busy machine keep each other from it, each time anew: Ray gives each 30 s.
+        turn = threading.Lock()
         self.nodes = [
-            watched(host.node, host.directory.name, *of_node, ERA_DATA_DIR=str(host.directory)) for host in hosts
+            watched(host.node, host.directory.name, *of_node, turn=turn, ERA_DATA_DIR=str(host.directory))
+            for host in hosts
         ]
         driver = on_machine("head", str(ERA), "serve", "--cluster", address, "--label", "era=host")
         self.driver = Watched(node, driver, {**settings, **environment}, directory / "driver.log")
