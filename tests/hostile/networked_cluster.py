@@ -86,10 +86,10 @@ class Watched:
 
     def _watch(self) -> None:
         """Start it again and again, until it is to stop."""
-        while not self.stopping:
+        while True:
             with self.turn or nullcontext():
                 if self.stopping:
-                    break
+                    return
                 process = self._begin()
             self.codes.append(process.wait())
             time.sleep(self.pause)
