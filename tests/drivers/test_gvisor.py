@@ -87,7 +87,7 @@ def test_no_uid_is_given_out_by_two_drivers(tmp_path: Path) -> None:
 
 
 NONE_LEFT = {
-    "def _fork_apart() -> int:": "def _fork_apart(_calls=[]) -> int:",
+    "def _fork_apart(instructions: bytes) -> int:": "def _fork_apart(instructions, _calls=[]) -> int:",
     "    told, tell = os.pipe2(os.O_CLOEXEC)\n": (
         "    _calls.append(None)\n    if len(_calls) == 2:\n        raise BlockingIOError(11, 'too many processes')\n"
         "    told, tell = os.pipe2(os.O_CLOEXEC)\n"

@@ -18,6 +18,7 @@ from era.core.models import JsonObject
 from era.drivers import processes
 from era.errors import SandboxFailed
 from tests.conftest import assert_nothing_left, descendants, mounts
+from tests.drivers.conformance.test_sandboxes import LIMITS_THE_SUPERVISOR
 from tests.drivers.sandboxes import Sandboxes, Weakness, with_more
 from tests.drivers.test_attacks import (
     ALLOCATES,
@@ -101,6 +102,8 @@ def capable(*names: str) -> Weakness:
     )
 
 
+UNFILTERED_INSIDE = Weakness(supervisor={"            load([instructions])": "            pass"})
+
 WRITABLE_ROOT = Weakness(
     supervisor=KEPT,
     flags=replaced(("--overlay2=none",), ("--overlay2=root:memory",)),
@@ -163,6 +166,12 @@ ATTACKS = [
         ),
     ),
     Attack("much of the disk in a moment", ALLOCATES, Weakness(unfiltered=True)),
+    Attack("limits of later runs", LIMITS_THE_SUPERVISOR.replace("limited", "GOT"), UNFILTERED_INSIDE),
+    Attack(
+        "a message queue for later runs",
+        CALLS.format(call="libc.mq_open(b'/queue', 0o102, 0o600, None)"),
+        UNFILTERED_INSIDE,
+    ),
     Attack("a mount", CALLS.format(call="libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)"), capable("CAP_SYS_ADMIN")),
     Attack("another root", CALLS.format(call="libc.chroot(b'/tmp')"), capable("CAP_SYS_CHROOT")),
     Attack("another user", CALLS.format(call="libc.setuid(12345)"), capable("CAP_SETUID")),

@@ -56,7 +56,7 @@ from era.drivers.cgroups import Cgroups, Group
 from era.drivers.channel import Channel, receive_guest_listeners
 from era.drivers.forking import Forked, TemplateFailed
 from era.drivers.freezer import Freezer
-from era.drivers.launch import Bubblewrap, Launched, launch
+from era.drivers.launch import Bubblewrap, Launched, bounded_log, launch
 from era.drivers.lazy_process_supervisor import LazyProcessSupervisor
 from era.drivers.memory import SUPERVISOR_BYTES, MemoryWatch, of_processes, used
 from era.drivers.namespace_entry import NamespaceEntry
@@ -208,13 +208,13 @@ class BubblewrapSandbox(OutsideView):
         """What bubblewrap and the supervisor have written to stderr."""
         if self._log < 0 or self._is_log_closed:
             return ""
-        return os.pread(self._log, 4096, 0).decode(errors="replace").strip()
+        return os.pread(self._log, 4096, 0).decode(errors="replace").strip("\0 \n")
 
     async def open(self, language: Language) -> None:
         """Start it and wait until it can take a program. Raises SandboxFailed; the caller has to close it then."""
         control: socket.socket | None = None
         try:
-            self._log = os.memfd_create("era-sandbox-log")
+            self._log = bounded_log()
             # A thread goes on when whoever waits for it is cancelled, and nothing may be taken from under it.
             self._spawning = asyncio.create_task(self._start(language))
             control, self._spawning = await asyncio.shield(self._spawning), None

@@ -37,8 +37,9 @@ kernel would end the sentry, and with it everything.
 process gets that of the supervisor of processes (guest/container_split.py). Nothing else of the host is open inside.
 
 *What gVisor lacks.* A read-only /dev would have read-only devices. So /dev is writable, and a run that changes it costs
-the sandbox. PID 1 can be killed from inside: that ends this sandbox, and the host makes another. There are no pidfds,
-no table of System V objects and no MADV_POPULATE_WRITE; the supervisor gets by without them.
+the sandbox. PID 1 can be killed or stopped from inside: that ends this sandbox (guest/container_split.py), and the host
+makes another. There are no pidfds, no table of System V objects and no MADV_POPULATE_WRITE; the supervisor gets by
+without them. What later runs would inherit otherwise, gVisor refuses to programs (seccomp.INSIDE_GVISOR).
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ class GvisorSandbox(BubblewrapSandbox):
         )
         second = guest.process_supervisor_config(self.limits, cgroup=True, gvisor=True)
         second["rlimits"] = _settable(second["rlimits"])
-        config |= {"division": _DIVISION, "second": second}
+        config |= {"division": _DIVISION, "second": second, "filter": seccomp.filter_inside_gvisor().hex()}
         files = etc_files() | {f"{_BUNDLE}/config.json": json.dumps(specification(self.limits, config)).encode()}
         # -S: without `site`, or the supervisor would start here (guest/sitecustomize.py).
         starter = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -25,6 +26,8 @@ _CALLS = {
 }
 _OOM_SCORE = 500
 """What programs have is twice that: they go before their supervisors."""
+
+_LOG_BYTES = 8 << 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -144,6 +147,22 @@ def launch(
             process.end()
             raise
         return Launched(process, json.loads(info)["child-pid"])
+
+
+def bounded_log() -> int:
+    """Make a file in memory for what a sandbox's own processes write to stderr. It has _LOG_BYTES for good, zeros at
+    first: in gVisor a program can open its supervisor's stderr, and would fill memory that counts for later runs.
+
+    Returns:
+        Its descriptor, which the caller closes.
+
+    Raises:
+        OSError: No file can be made.
+    """
+    log = os.memfd_create("era-sandbox-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(log, _LOG_BYTES)
+    fcntl.fcntl(log, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return log
 
 
 def offer_to_oom_killer(pid: int) -> None:

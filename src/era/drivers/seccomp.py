@@ -23,6 +23,7 @@ others run through compiled code that finds a number in a binary tree.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import struct
@@ -172,6 +173,30 @@ NO_ALLOCATION: list[Rule] = [
 """It takes a moment, however much of the disk it takes: more than is seen in time (core/files/allowance.py), and behind
 the ends of files, where it isn't seen. The C library writes zeros instead."""
 
+NO_SET_ID: list[Rule] = [
+    *((call, EPERM, (_has(argument, bit),)) for call, argument in _TAKE_MODE for bit in _SET_ID),
+    *(
+        (call, EPERM, (_has(argument - 1, creating), _has(argument, bit)))
+        for call, argument in (("open", 2), ("openat", 3))
+        for creating in _CREATING  # without it there is no mode, and its register holds anything
+        for bit in _SET_ID
+    ),
+]
+"""No file gets set-user-id or set-group-id: outside of the sandbox, where the working directory is as well, such a file
+would run as the sandbox's user."""
+
+_NO_FOREIGN_LIMITS: Rule = ("prlimit64", EPERM, (_is_not(0, 0),))
+"""No limits (getrlimit(2)) of other processes: later runs inherit those of PID 1."""
+
+INSIDE_GVISOR: list[Rule] = [
+    *NO_SET_ID,
+    _NO_FOREIGN_LIMITS,
+    *((call, ENOSYS, ()) for call in ("mq_open", "mq_unlink")),
+]
+"""Calls that gVisor refuses its programs. Where gVisor's gofer may not set a mode, gVisor reports success, so programs
+are told here. POSIX message queues would stay after a run: gVisor has no list of them by which a supervisor could
+remove them. Sandboxes of bubblewrap have none either (`ALLOWED`)."""
+
 RULES: list[Rule] = [
     *NO_ALLOCATION,
     *(("clone", EPERM, (_has(0, flag),)) for flag in _NEW_NAMESPACES),
@@ -179,7 +204,7 @@ RULES: list[Rule] = [
     *(("ioctl", EOPNOTSUPP, (_is(1, request),)) for request in _UNTOLD),
     ("prctl", EINVAL, (_is(0, _SCHED_CORE),)),
     ("renameat2", EPERM, (_has(4, _WHITEOUT),)),
-    ("prlimit64", EPERM, (_is_not(0, 0),)),
+    _NO_FOREIGN_LIMITS,
     *((call, EPERM, (_is(0, _SUPERVISOR),)) for call in _SCHEDULING),
     *((call, EPERM, (_is(0, process), _is(1, _SUPERVISOR))) for call, process in _PRIORITY),
     *((call, EPERM, (_is_not(0, process),)) for call, process in _PRIORITY),
@@ -198,13 +223,7 @@ RULES: list[Rule] = [
         for call, argument in (("mknod", 1), ("mknodat", 2))
         for kind in _DEVICES
     ),
-    *((call, EPERM, (_has(argument, bit),)) for call, argument in _TAKE_MODE for bit in _SET_ID),
-    *(
-        (call, EPERM, (_has(argument - 1, creating), _has(argument, bit)))
-        for call, argument in (("open", 2), ("openat", 3))
-        for creating in _CREATING  # without it there is no mode, and its register holds anything
-        for bit in _SET_ID
-    ),
+    *NO_SET_ID,
 ]
 
 _TAKE_OWNER = (("chown", 1), ("lchown", 1), ("fchown", 1), ("fchownat", 2))
@@ -277,7 +296,13 @@ def filters() -> tuple[bytes, ...]:
 def outer_filters() -> tuple[bytes, ...]:
     """The filter for a sandbox in which another kernel answers the calls of programs, and makes its own for them.
     Raises NoIsolation."""
-    return _made(lambda library: (_arguments(library, NO_ALLOCATION),))
+    return _made(lambda library: (_arguments(library, [*NO_ALLOCATION, *NO_SET_ID]),))
+
+
+@functools.cache
+def filter_inside_gvisor() -> bytes:
+    """Compile, once, the filter that gVisor applies to its programs. Raises NoIsolation."""
+    return _made(lambda library: (_arguments(library, INSIDE_GVISOR),))[0]
 
 
 def _made(make: Callable[[ctypes.CDLL], tuple[bytes, ...]]) -> tuple[bytes, ...]:

@@ -27,7 +27,7 @@ import os
 import select
 import signal
 
-from namespace_entry import give_up_privileges, make_mounts_private, mount_proc, mount_terminals, receive
+from namespace_entry import give_up_privileges, load, make_mounts_private, mount_proc, mount_terminals, receive
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ CONTROL = 3
 
 def divide(config: dict[str, Any]) -> dict[str, Any]:
     """Returns only in supervisors, each in a PID namespace of its own: its configuration. `config` is that of the
-    supervisor of runs, with that of the other one (`second`) and the descriptor of the socket for this one
-    (`division`)."""
+    supervisor of runs, with that of the other one (`second`), the descriptor of the socket for this one (`division`)
+    and a filter of system calls for both (`filter`, hexadecimal)."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, config["division"])
-    runs = _fork_apart()
+    instructions = bytes.fromhex(config["filter"])
+    runs = _fork_apart(instructions)
     if not runs:
         sock.close()
         return config
@@ -63,7 +64,7 @@ def divide(config: dict[str, Any]) -> dict[str, Any]:
                 os.kill(processes, signal.SIGKILL)
             elif message == b"S" and fds:
                 try:
-                    processes = _fork_apart()
+                    processes = _fork_apart(instructions)
                 except OSError:  # a run has taken all processes that there may be, and goes on
                     os.close(fds[0])
                     sock.send(b"E")
@@ -79,19 +80,21 @@ def divide(config: dict[str, Any]) -> dict[str, Any]:
         if woken in ready:
             os.read(woken, 1 << 12)
         while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)  # there is always the supervisor of runs
-            if pid == runs:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)  # there is always the supervisor of runs
+            if pid and os.WIFSTOPPED(status):
+                os.kill(pid, signal.SIGKILL)  # a program has stopped its supervisor, which so ends nothing in time
+            elif pid == runs:
                 os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-            if not pid:
+            elif not pid:
                 break
-            if pid == processes:
+            elif pid == processes:
                 processes = 0
                 sock.send(b"E")
 
 
-def _fork_apart() -> int:
-    """Fork a PID 1 of a new PID namespace, with mounts of its own, without any capability. Returns its pid, 0 there.
-    Raises OSError."""
+def _fork_apart(instructions: bytes) -> int:
+    """Fork a PID 1 of a new PID namespace, with mounts of its own, without any capability, under a filter of system
+    calls (`instructions`). Returns its pid, 0 there. Raises OSError."""
     told, tell = os.pipe2(os.O_CLOEXEC)
     try:
         middle = os.fork()
@@ -110,6 +113,7 @@ def _fork_apart() -> int:
             mount_proc([])
             mount_terminals(None)  # they are gVisor's own, of which it has enough
             give_up_privileges()
+            load([instructions])
         except BaseException:
             import traceback
 

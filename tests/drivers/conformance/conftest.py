@@ -26,6 +26,7 @@ for test in (
     "test_tmp_is_fresh_in_each_run",
     "test_other_processes_are_invisible",
     "test_system_files_are_the_sandbox_s_own",
+    "test_no_file_of_a_program_has_set_id",
 ):
     KNOWN[test, "fake"] = "the fake driver has no isolation"
 for driver in ("gvisor", "gvisor as a user"):
@@ -47,6 +48,8 @@ NEVER: dict[tuple[str, str], str] = {
     ("test_how_a_program_is_scheduled_is_its_own_affair", "fake"): "it would be all of the host's processes",
     ("test_a_daemon_does_not_outlive_the_run", "fake"): "it would outlive the tests",
     ("test_too_many_processes", "fake"): "they would be the host's processes",
+    ("test_no_program_sets_the_limits_of_later_runs", "fake"): "it would be the host's init",
+    ("test_no_message_queue_of_a_run_is_there_in_the_next", "fake"): "it would be the host's queue",
 }
 """Tests that aren't even tried with a driver, and why."""
 

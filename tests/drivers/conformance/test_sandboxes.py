@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,54 @@ print(os.getpriority(os.PRIO_PROCESS, 0), len(os.sched_getaffinity(0)))
 """
     assert says(sandboxes, sandbox, code) == "7 1\n"
     assert says(sandboxes, sandbox, SCHEDULING) == before
+
+
+SETS_ID = """
+import os
+calls = {
+    "chmod": lambda path: os.chmod(path, 0o6777),
+    "fchmod": lambda path: os.fchmod(os.open(path, os.O_RDONLY), 0o4777),
+    "fchmodat": lambda path: os.chmod(path, 0o2777, dir_fd=os.open(".", os.O_RDONLY)),
+    "open": lambda path: os.open(path + "-opened", os.O_CREAT | os.O_WRONLY, 0o4777),
+    "mknod": lambda path: os.mknod(path + "-made", 0o104777),
+}
+for name, call in calls.items():
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
+    try: call(name); print("set by", name)
+    except PermissionError: pass
+os.path.isdir("mkdir") or os.mkdir("mkdir", 0o6777)
+"""
+
+
+def with_set_id(workspace: Path) -> list[str]:
+    """The files on the host that have set-user-id or set-group-id."""
+    return [path.name for path in workspace.iterdir() if path.lstat().st_mode & 0o6000]
+
+
+def test_no_file_of_a_program_has_set_id(sandboxes: Any, sandbox: Any) -> None:
+    assert says(sandboxes, sandbox, SETS_ID) == ""
+    assert with_set_id(sandbox.workspace) == []
+
+
+LIMITS_THE_SUPERVISOR = """
+import resource
+for name in ("NOFILE", "NPROC", "FSIZE", "AS", "CPU"):
+    try: resource.prlimit(1, getattr(resource, f"RLIMIT_{name}"), (9, 9)); print("limited", name)
+    except PermissionError: pass
+"""
+
+
+def test_no_program_sets_the_limits_of_later_runs(sandboxes: Any, sandbox: Any) -> None:
+    assert says(sandboxes, sandbox, LIMITS_THE_SUPERVISOR) == ""
+    assert says(sandboxes, sandbox, "print('well')") == "well\n"
+
+
+MAKES_A_QUEUE = "import ctypes; print(ctypes.CDLL(None).mq_open(b'/queue', 0o{}, 0o600, None) >= 0)"
+
+
+def test_no_message_queue_of_a_run_is_there_in_the_next(sandboxes: Any, sandbox: Any) -> None:
+    says(sandboxes, sandbox, MAKES_A_QUEUE.format("102"))
+    assert says(sandboxes, sandbox, MAKES_A_QUEUE.format("2")) == "False\n"
 
 
 def test_a_daemon_does_not_outlive_the_run(sandboxes: Any, sandbox: Any) -> None:
