@@ -418,6 +418,7 @@ def server(shared_server: Server) -> Iterator[Server]:
     """The shared server, with a leak check after the test: sessions are deleted, and all that they held must go."""
     assert eventually(lambda: _at_rest(shared_server)), "the server was not at rest before the test"
     fds, processes = held(shared_server)
+    opened_before = descriptor_kinds(shared_server)
     yield shared_server
     with shared_server.client() as client:
         assert client.delete("/api/sessions").status_code == 200
@@ -427,7 +428,9 @@ def server(shared_server: Server) -> Iterator[Server]:
     after = held(shared_server)
     if after[0] > fds + 4 or after[1] > processes:  # perhaps for a moment only
         assert eventually(lambda: held(shared_server)[1] <= processes), "processes were left behind"
-        assert eventually(lambda: held(shared_server)[0] <= fds + 4), "descriptors were left open"
+        assert eventually(lambda: held(shared_server)[0] <= fds + 4), (
+            f"descriptors were left open: {descriptor_kinds(shared_server) - opened_before}"
+        )
     kept = len(languages.runtimes())  # one of each that is ready
     assert eventually(lambda: len(list((shared_server.data_dir / "live").glob("sb-*"))) == kept), (
         "directories were left"
@@ -443,6 +446,15 @@ def held(server: Server) -> tuple[int, int]:
     outermost = [pid for pid in pids if _parent(pid) == server.pid]
     second = [pid for pid in pids if _parent(pid) in outermost]
     return _fds(server.pid) - 2 * templates, len(pids) - len(outermost) - len(second)
+
+
+def descriptor_kinds(server: Server) -> Counter[str]:
+    """Count the server's descriptors by what they lead to: a path, or a kind such as `socket` or `anon_inode`."""
+    kinds = Counter[str]()
+    for entry in Path(f"/proc/{server.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            kinds[re.sub(r":\[\d+\]$", "", os.readlink(entry))] += 1
+    return kinds
 
 
 def _parent(pid: int) -> int | None:
