@@ -11,6 +11,7 @@ import pytest
 
 from era.wire.runs import CodeAnswer, CodeStoredAnswer, ExecuteAnswer, RunAnswer
 from tests.api.answers import RUN_KEYS, assert_recent, checked, refused
+from tests.api.capsule_api import export_capsule, import_capsule
 from tests.api.event_streams import numbered
 from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import MakeSession, Run
@@ -50,7 +51,7 @@ def test_files_outlive_a_run_of_a_persistent_session_only_and_data_always(
     assert client.get(f"/api/sessions/{where}").json()["file_count"] == int(persistent)
 
 
-def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, session: MakeSession, run: Run) -> None:
+def test_stored_code_is_in_data_of_sessions_not_of_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
     path = f"/api/sessions/{where}"
     assert refused(client.get(f"{path}/code"), 404)["error"] == "no code stored"
@@ -80,17 +81,73 @@ def test_stored_code_runs_and_is_seen_by_clients_only(client: httpx.Client, sess
 
     for fields in ({}, {"code": None}):
         ran = run(where, **fields)
-        assert (json.loads(ran["stdout"]), ran["data"]) == ({"n": 1}, data)
+        assert (json.loads(ran["stdout"]), ran["data"]) == ({"n": 1}, {"n": 1})
     assert run(where, "print('own')")["stdout"] == "own\n"
     assert run(where, "")["stdout"] == ""
     # A client that reads data, changes a part and sends it back stores no code in it.
-    client.patch(path, json={"data": {**data, "n": 2}})
+    assert client.patch(path, json={"data": {**data, "n": 2}}).json()["metadata"]["data"] == {**data, "n": 2}
     assert json.loads(run(where)["stdout"]) == {"n": 2}
     # Storing code replaces code and description.
     client.put(f"{path}/code", json={"code": "print('new')"})
     assert client.get(f"{path}/code").json()["description"] is None
     assert client.get(path).json()["data"]["code_description"] is None
     assert run(where)["stdout"] == "new\n"
+
+
+ADD_ONE = "from era_state import state\nwith state() as data: data['n'] = data.get('n', 0) + 1"
+
+
+def test_own_key_code_of_data_when_code_is_stored(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    own = {"code": "mine", "n": 0}
+    where = session(data=own)
+    path = f"/api/sessions/{where}"
+    updated_at = client.put(f"{path}/code", json={"code": ADD_ONE}).json()["updated_at"]
+    seen = {"code_description": None, "code_updated_at": updated_at}  # those that the user's data doesn't have
+
+    def kept() -> object:
+        """The session's data without a view."""
+        version = client.get(path).json()["version"]
+        return client.get(f"{path}/versions/{version}").json()["data"]
+
+    assert client.get(path).json()["data"] == {**own, **seen}
+    assert client.get("/api/sessions").json()["sessions"][0]["data"] == {**own, **seen}
+    key = {"Idempotency-Key": "one"}
+    ran = client.post(f"{path}/run", json={}, headers=key).json()
+    assert ran["data"] == {"code": "mine", "n": 1} == kept()
+    assert client.post(f"{path}/run", json={}, headers=key).json() == ran
+    assert run(where, "print(open('.session_data.json').read())")["data"] == ran["data"]
+    events = client.get(f"{path}/runs/{ran['run_id']}/events").text
+    assert '"data":{"code":"mine","n":1}' in events.replace(": ", ":").replace(", ", ",")
+
+    # What GET showed is sent back, also where the user's value happens to be that of the stored code.
+    shown = client.get(path).json()["data"]
+    assert client.patch(path, json={"data": {**shown, "n": 5}}).json()["metadata"]["data"] == {**shown, "n": 5}
+    assert kept() == {"code": "mine", "n": 5}
+    client.patch(path, json={"data": {"code": "theirs", "n": 5}})
+    client.put(f"{path}/code", json={"code": "theirs"})
+    client.patch(path, json={"data": client.get(path).json()["data"]})
+    assert kept() == {"code": "theirs", "n": 5}
+    # A program's own keys stay, whatever they are called.
+    program = f"open('.session_data.json', 'w').write('{{\"code\": 1, \"code_updated_at\": \"{updated_at}\"}}')"
+    left = {"code": 1, "code_updated_at": updated_at}
+    assert run(where, program)["data"] == left == kept()
+    assert client.get(path).json()["data"] == {**left, "code_description": None}
+
+
+def test_stored_code_stays_out_of_data_of_copies(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session(data={"n": 1})
+    path = f"/api/sessions/{where}"
+    client.put(f"{path}/code", json={"code": "print(open('.session_data.json').read())", "description": "d"})
+    shown = client.get(path).json()["data"]
+    copies = [f"{where}-{name}" for name in ("plain", "sent", "capsule")]
+    client.post(f"{path}/duplicate", json={"id": copies[0]})
+    client.post(f"{path}/duplicate", json={"id": copies[1], "data": shown})
+    import_capsule(client, export_capsule(client, where), copies[2])
+    for copy in copies:
+        ran = run(copy)
+        assert json.loads(ran["stdout"]) == ran["data"] == {"n": 1}
+        assert client.get(f"/api/sessions/{copy}").json()["data"] == shown
+        assert client.get(f"/api/sessions/{copy}/versions/1").json()["data"] == {"n": 1}
 
 
 HELLO = {

@@ -152,11 +152,6 @@ async def stored(text: str) -> JsonObject:
     return value
 
 
-async def compacted(value: Any, size: int) -> str:
-    """`compact` of a value that takes about `size` bytes: in a thread where that is much."""
-    return compact(value) if size <= IN_THREAD else await aside(partial(compact, in_thread=True), value)
-
-
 def number(value: float) -> float:
     """A number as it was probably sent: whole where it is whole, so `30` and not `30.0`."""
     return int(value) if value == int(value) else value

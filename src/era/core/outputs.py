@@ -18,7 +18,6 @@ from era.core.run_messages import RunResult, pieces_of, result_of
 from era.core.spooled_output import SpooledOutput
 from era.core.threads import Threads
 from era.core.transcript import Piece, Transcript
-from era.core.views import data_view
 from era.errors import CommitFailed, Conflict, EraError, NotFound, RunLost, Unavailable
 
 INLINE_BYTES = 16 << 10
@@ -215,7 +214,7 @@ class History:
         with suppress(NotFound):
             kept = (await self._store.version(session_id, record.version)).data if record.version else "{}"
             data = await jsontext.stored(kept)
-        return result_of(session, record, None if data is None else data_view(data, session.stored), cell=cell)
+        return result_of(session, record, data, cell=cell)
 
     async def _find(self, session_id: OwnedId, run_id: str) -> tuple[ActiveRun | None, RunRecord, KeptOutputs | None]:
         """A run if it is under way, its record, and what is kept of its output."""

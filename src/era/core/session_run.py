@@ -55,7 +55,6 @@ from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, resul
 from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
 from era.core.usage import UsageStore, use_of
-from era.core.views import data_view
 from era.errors import (
     BeingStopped,
     CommitFailed,
@@ -308,8 +307,7 @@ class SessionRun:
         transcript = self._active.transcript
         outputs = await self._parts.outputs.keep(transcript, execution.answer, always=claim is not None)
         data = session.data if outcome.data is None else outcome.data
-        shown = data_view(await jsontext.stored(data), session.stored)
-        answered = Answered(claim, await jsontext.compacted(shown, len(data)), outputs) if claim else None
+        answered = Answered(claim, data, outputs) if claim else None
         record = replace(
             self._record,
             status=outcome.status,
@@ -347,7 +345,7 @@ class SessionRun:
         self._told.stages.end("transaction")
         self._told.ended(record.status, ended, record.committed, record.egress)
         self._parts.quotas.used(use)
-        return result_of(session, record, shown, cell=execution.answer)
+        return result_of(session, record, await jsontext.stored(data), cell=execution.answer)
 
     async def _end_without_result(self, error: BaseException) -> None:
         """Record a run of which nothing could be kept. Where the database is away, that is tried until it is there;

@@ -157,7 +157,7 @@ class Sessions:
                 self._liveness.check_not(await self._store.session(session_id), "nothing can be installed")
             if data is not None:
                 session = await self._store.session(session_id)
-                change = replace(change, data=await data_text_aside(without_view(data, session.stored)))
+                change = replace(change, data=await data_text_aside(await without_view(data, session)))
             session = await self._store.change_session(session_id, change)
         self._kick_setups()
         return session

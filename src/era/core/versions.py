@@ -116,7 +116,7 @@ class Versions:
         text = None
         if data is not None:
             source = await self._store.session(session_id)
-            text = await data_text_aside(without_view(data, source.stored))
+            text = await data_text_aside(await without_view(data, source))
         copy = NewCopy(session_id, new_id or _copy_id(session_id.id), from_version, text)
         return await create_once(self._idempotency, session_id, claim, lambda: self._store.duplicate(copy, claim))
 

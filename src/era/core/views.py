@@ -1,31 +1,35 @@
-"""How a session's data looks to its clients."""
+"""A session's data as its clients see it: their own keys, and the fields of stored code where those are free."""
 
 from __future__ import annotations
 
-from era.core.models import JsonObject, StoredCode, timestamp
+from era.core import jsontext
+from era.core.models import JsonObject, Session, StoredCode, timestamp
 
 _STORED_FIELDS = ("code", "code_description", "code_updated_at")
 
 
-def stored_fields(stored: StoredCode | None) -> JsonObject:
-    """The fields that stored code adds to the data that clients see. Programs don't see them."""
+def _stored_fields(stored: StoredCode | None) -> JsonObject:
     if stored is None:
         return {}
     return dict(zip(_STORED_FIELDS, (stored.code, stored.description, timestamp(stored.updated_at)), strict=True))
 
 
 def data_view(data: JsonObject, stored: StoredCode | None) -> JsonObject:
-    """`data` as clients see it: with the fields of the stored code."""
-    return {**data, **stored_fields(stored)}
+    """Add the fields of stored code to a session's data, but for those that the data has as keys of its own."""
+    return data | {name: value for name, value in _stored_fields(stored).items() if name not in data}
 
 
 def certainly_own(data: JsonObject) -> JsonObject:
-    """Of data that a client sends, what is left `without_view` whatever the session's stored code is."""
+    """Return the part of a client's data that `without_view` keeps whatever the session holds."""
     return {key: value for key, value in data.items() if key not in _STORED_FIELDS or not isinstance(value, str)}
 
 
-def without_view(data: JsonObject, stored: StoredCode | None) -> JsonObject:
-    """The reverse of `data_view`, for data that a client sends back: fields that it added and the client did not change
-    are taken away."""
-    added = stored_fields(stored)
-    return {key: value for key, value in data.items() if key not in added or added[key] != value}
+async def without_view(data: JsonObject, session: Session) -> JsonObject:
+    """Drop what `data_view` had added to data that a client sends back.
+
+    A field is dropped where it is as the view shows it, and the session's data has no such key.
+    """
+    shown = {key for key, value in _stored_fields(session.stored).items() if key in data and data[key] == value}
+    if shown:
+        shown.difference_update(await jsontext.stored(session.data))
+    return {key: value for key, value in data.items() if key not in shown}

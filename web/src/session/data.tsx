@@ -7,16 +7,20 @@ import { useAction, useLoad } from '../hooks.ts';
 import { parsed } from '../numbers.ts';
 import { objectOf } from '../pages/new.tsx';
 import { href } from '../router.ts';
-import type { Diff, Session } from '../types.ts';
+import type { Diff, Session, Version } from '../types.ts';
 import { Button, Copy, Empty, Problem, Waiting } from '../ui/basics.tsx';
 import { confirm, say } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
 import { Changes, Tree } from '../ui/tree.tsx';
 import type { TabProps } from './page.tsx';
-import { withoutCode } from './run.tsx';
 
 export function DataTab({ session, set }: TabProps) {
-  const data = withoutCode(session.data);
+  // A version's data is the user's own; a session's also shows the stored code.
+  const kept = useLoad(
+    (signal) => call<Version>(at(session.id, 'versions', session.version), { signal }),
+    [session.id, session.version],
+  );
+  const data = kept.value?.data ?? {};
   const draft = draftOf(`data/${session.id}`);
   // What the editor was opened with, until something is typed.
   const opened = useSignal<Draft | undefined>(undefined);
@@ -64,8 +68,9 @@ export function DataTab({ session, set }: TabProps) {
     });
   });
   const open = useAction(async () => {
-    const now = parsed(await (await send(at(session.id))).text(), true) as Session;
-    opened.value = { text: JSON.stringify(withoutCode(now.data), null, 2), base: now.version };
+    const { version } = await call<Session>(at(session.id));
+    const now = parsed(await (await send(at(session.id, 'versions', version))).text(), true) as Version;
+    opened.value = { text: JSON.stringify(now.data, null, 2), base: version };
   });
   const edit = () => void open.run();
   const close = () => {
@@ -103,13 +108,15 @@ export function DataTab({ session, set }: TabProps) {
         <header class="section-head">
           <h2>Now</h2>
           <span class="push" />
-          <Copy text={JSON.stringify(data, null, 2)} label="Copy the data" />
+          {kept.value && <Copy text={JSON.stringify(data, null, 2)} label="Copy the data" />}
           <Button icon="edit" onClick={edit}>
             Edit
           </Button>
         </header>
-        <Problem error={open.error} />
-        {Object.keys(data).length ? (
+        <Problem error={open.error ?? kept.error} />
+        {!kept.value ? (
+          !kept.error && <Waiting lines={3} />
+        ) : Object.keys(data).length ? (
           <Tree value={data} />
         ) : (
           <Empty icon="data" title="No data yet">

@@ -225,7 +225,7 @@ export function RunTab({ session, reload }: TabProps) {
             {end.setup_error && <p class="problem-text">The setup failed: {end.setup_error}</p>}
             {end.data && (
               <p class="soft one-line">
-                <Icon name="data" /> <bdi>{brief(withoutCode(end.data), 160)}</bdi>
+                <Icon name="data" /> <bdi>{brief(end.data, 160)}</bdi>
               </p>
             )}
             <Artifacts session={session.id} artifacts={end.artifacts} more={end.artifacts_more} />
@@ -237,10 +237,4 @@ export function RunTab({ session, reload }: TabProps) {
       </div>
     </div>
   );
-}
-
-/** Data without the fields that the stored code adds to what clients see. */
-export function withoutCode<T extends object>(data: T): T {
-  const { code, code_description, code_updated_at, ...rest } = data as T & { [name: string]: unknown };
-  return typeof code === 'string' && code_updated_at !== undefined ? (rest as unknown as T) : data;
 }
