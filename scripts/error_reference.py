@@ -57,6 +57,7 @@ WHEN = {
     "link_expired": "The link's time is up",
     "method_not_allowed": "The path exists, but not with this method",
     "no_answer": "The program behind a public URL gave no answer that can be sent",
+    "nothing_listens": "No process of the live session listens on the port, and it has no stored code",
     "no_checkpoint": "No checkpoint could be made of the session as it is",
     "no_code": "A run without code, in a session that has no stored code",
     "no_contexts": "The language has no contexts, or the server lacks what they need",

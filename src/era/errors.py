@@ -37,6 +37,7 @@
     ├── RateReached           429  the owner or the API key has done as much as it may in this time
     ├── TooBusy               429  this server has more runs to do than it can
     ├── RelayFailed           502  the program behind a public URL gave no answer that can be sent
+    │   ├── NothingListens    502  no process of the live session listens on the port
     │   └── RelayTimeout      504  it gave no answer in time
     ├── NotReady                   the server can't start like this (no answer: nobody can call it)
     └── Unavailable           503  this server can't do it now
@@ -311,6 +312,14 @@ class RelayFailed(EraError):
     status = 502
     code = "no_answer"
     hint = "The owner of the session finds what its program said in the run that X-Era-Run names."
+
+
+class NothingListens(RelayFailed):
+    code = "nothing_listens"
+    hint = (
+        "Start a server on this port (POST /api/sessions/{id}/processes), or store code that answers "
+        "(PUT /api/sessions/{id}/code)."
+    )
 
 
 class RelayTimeout(RelayFailed):

@@ -25,6 +25,9 @@ def test_a_server_and_tests_beside_it(client: httpx.Client, session: MakeSession
     assert eventually(lambda: run(where, fetch)["stdout"] == "one\n")
     assert run(where, "open('www/a', 'w').write('two')")["state"]["committed"]
     assert client.get(f"/proxy/{where}/8000/a").text == "two"
+    nobody = client.get(f"/proxy/{where}/8001/")
+    assert code_of(nobody) == (502, "nothing_listens")
+    assert "/processes" in nobody.json()["hint"]
     shown = client.get(f"/api/sessions/{where}").json()
     assert (shown["status"], shown["processes"]) == ("live", 1)
     assert [s["id"] for s in client.get("/api/sessions?status=live").json()["sessions"]] == [where]
@@ -33,7 +36,14 @@ def test_a_server_and_tests_beside_it(client: httpx.Client, session: MakeSession
     record = process(client, where, "web")
     assert (record["status"], record["reason"]) == ("ended", "The session was stopped.")
     assert client.get(f"/api/sessions/{where}/files/www/a").text == "two"
-    assert client.get(f"/proxy/{where}/8000/a").status_code == 400
+    assert code_of(client.get(f"/proxy/{where}/8000/a")) == (400, "no_code")
+
+
+def test_stored_code_answers_on_a_port_without_listener_when_live(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    start(client, where, "sleep 600")
+    client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})
+    assert client.get(f"/proxy/{where}/8000/").text == "from code\n"
 
 
 def test_runs_and_processes_are_apart(client: httpx.Client, session: MakeSession, run: Run) -> None:

@@ -175,7 +175,10 @@ def test_a_stop_tells_callers_of_runs_whose_end_is_stored_slowly(own_server: Mak
     thread.join()
     assert answers[0].status_code == 200, answers[0].text
     assert answers[0].json()["status"] == "killed"
+    assert answers[0].json()["state"] == {"version": 1, "committed": False, "reason": HOST_STOPPED}
 
+
+HOST_STOPPED = "The host was stopped or drained while the run was under way, which ended it."
 
 PATIENT = "from era import server; server.LAST_ANSWERS_SECONDS = 50"
 """More time for the last answers, since a busy machine may need it."""
@@ -199,6 +202,7 @@ def test_a_stop_is_bounded_and_every_caller_gets_an_answer(own_server: MakeServe
         answers = [(answer.status, json.loads(answer.read())) for answer in (each.getresponse() for each in callers)]
     (status, killed), (refused, waiting) = answers
     assert (status, killed["status"], killed["state"]["committed"]) == (200, "killed", False)
+    assert killed["state"]["reason"] == HOST_STOPPED
     assert (refused, waiting["code"]) == (503, "unavailable")
     assert "Traceback" not in server.log
 

@@ -22,7 +22,7 @@ from era.core.public import headers, relay
 from era.core.public.sites import SiteName
 from era.core.run_messages import RunRequest
 from era.core.runs import check_public, check_stored
-from era.errors import BadRequest, MethodNotAllowed, NotFound, RelayFailed, TooSlow, Unavailable
+from era.errors import BadRequest, MethodNotAllowed, NotFound, NothingListens, RelayFailed, TooSlow, Unavailable
 from era.wire.sessions import HostAnswer
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["public URL"], route_class=StrictRoute)
@@ -125,7 +125,10 @@ async def _answer_call(request: Request, send: Send, session: Session, port: int
 
 
 async def _run_stored_code(request: Request, context: Context, session: Session, port: int, target: Target) -> Response:
-    """The answer of the session's stored code, run for this request."""
+    """Run the session's stored code for this request, and return its answer. Raises NothingListens for a live session
+    without any."""
+    if session.stored is None and context.live_sessions.get(session.key) is not None:
+        raise NothingListens(f"Nothing listens on port {port} of session '{session.id}' now.")
     check_stored(session, public=True, port=port)
     call = await _read_call(request, target.path)
     base = base_url(request, context.settings)

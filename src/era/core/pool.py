@@ -180,7 +180,7 @@ class SandboxPool:
 
         self._ready = ReadySandboxes(spares, self._spare, self._closed)
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopped = False
+        self.is_stopped = False
 
     async def start(self) -> None:
         self._ready.start()
@@ -188,7 +188,7 @@ class SandboxPool:
 
     async def stop(self, why: str = SERVICE_STOPPED) -> None:
         """Kill every sandbox and make none any more. `why` is told to who holds one. May be called again."""
-        self._stopped = True
+        self.is_stopped = True
         for task in self._tasks:
             task.cancel()
         for key, warm in self._warm.items():
@@ -296,7 +296,7 @@ class SandboxPool:
         """A sandbox that no session has, which takes one place of the room until `_close`; one into which `kept` can be
         moved quickly. Raises TooBusy, Unavailable where the server is about to stop, and SessionDeleted where there is
         no need of it any more."""
-        if self._stopped:
+        if self.is_stopped:
             raise Unavailable("This server is about to stop.")
         try:
             async with asyncio.timeout(0 if acquiring.released else None) as acquiring.wait:
@@ -347,7 +347,7 @@ class SandboxPool:
         try:
             sandbox = await driver.create(spec.language, spec.limits, spec.package_set, heir_to)
         except (EraError, OSError) as error:
-            if not self._stopped:  # a driver that is cancelled may fail at its cleanup instead
+            if not self.is_stopped:  # a driver that is cancelled may fail at its cleanup instead
                 message = error.message if isinstance(error, EraError) else str(error)
                 self._note(SandboxStarted(spec.language, use, time.monotonic() - began, message=message))
             raise
@@ -488,7 +488,7 @@ class SandboxPool:
 
     async def _close_and_keep(self, session_key: int, warm: _Warm, reason: str) -> None:
         entries = None
-        if warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self._stopped:
+        if warm.sandbox.alive and self._kept.is_worth_it(warm.snapshot) and not self.is_stopped:
             try:
                 await warm.sandbox.put_away()
                 entries = self._snapshots.put_away(warm.sandbox, warm.snapshot)

@@ -116,6 +116,9 @@ class _Outcome:
     """Whether the sandbox can stay, though the run makes no version."""
 
 
+_HOST_STOPPED = "The host was stopped or drained while the run was under way, which ended it."
+
+
 class SessionRun:
     """One run, for the session whose turn the caller holds. It is used once."""
 
@@ -264,6 +267,8 @@ class SessionRun:
         """What can be kept of the run. Its files are durable when this returns, but no row names them yet."""
         session, snapshots = self._session, self._parts.snapshots
         status = status_of(ended)
+        if not ended.sandbox_alive and self._parts.pool.is_stopped:
+            return _Outcome(status, problem=_HOST_STOPPED)
         if self._request.atomic and status != "ok":
             return _Outcome(status, problem=_nothing_kept(f"atomic: {_ending(ended)}"))
         if ended.disk_problem is not None:

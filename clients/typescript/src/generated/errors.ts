@@ -135,6 +135,8 @@ export class NotPersistent extends EraError {}
 export class NotPublic extends Forbidden {}
 /** `not_ready`, a 503. */
 export class NotReady extends Unavailable {}
+/** `nothing_listens`, a 502. */
+export class NothingListens extends NoAnswer {}
 /** `outcome_unknown`, a 503. */
 export class OutcomeUnknown extends Unavailable {}
 /** `output_gone`, a 404. */
@@ -276,6 +278,7 @@ export const BY_CODE: Readonly<Record<string, typeof EraError>> = {
   not_persistent: NotPersistent,
   not_public: NotPublic,
   not_ready: NotReady,
+  nothing_listens: NothingListens,
   outcome_unknown: OutcomeUnknown,
   output_gone: OutputGone,
   precondition_failed: PreconditionFailed,
