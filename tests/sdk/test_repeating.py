@@ -155,9 +155,9 @@ async def test_who_waits_for_a_run_waits_for_a_server_that_restarts(scripted: Sc
         assert client.sessions.named("x").runs.run("run_1").wait().status == "ok"
         async with AsyncEra(scripted.url, retries=1) as waiting:
             assert (await waiting.sessions.named("x").runs.run("run_1").wait()).status == "ok"
-        scripted.script = [*away, RUN]
-        with pytest.raises(era.NotEra):
-            client.sessions.named("x").runs.run("run_1").wait()
+    scripted.script = [*away, RUN]
+    with Era(scripted.url, retries=1) as client, pytest.raises(era.NotEra):
+        client.sessions.named("x").runs.run("run_1").wait()
     scripted.script = [running, *away]
     with Era(scripted.url, retries=0) as client, pytest.raises(era.NotEra):
         client.sessions.named("x").runs.run("run_1").wait()

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,32 @@ def test_a_stream_while_the_server_is_killed(app: App, runtime: JsRuntime, own_s
             assert program.stdout.readline() == {"output": "6000000 bytes, no gap, ok\n", "run": "RunLost\n"}[what]
         finally:
             program.kill()
+
+
+@by_node
+@pytest.mark.parametrize(("comes_back", "error"), [(True, "RunLost"), (False, "ConnectionLost")])
+def test_a_run_while_the_server_is_killed(
+    app: App, runtime: JsRuntime, own_server: MakeServer, comes_back: bool, error: str
+) -> None:
+    """The call goes on through a restart. If the server stays away, the error says that the run may have begun."""
+    server = own_server(port=str(free_port()))
+    program = subprocess.Popen(
+        app.command(runtime, app.directory / "tests" / "restarted.ts", "60" if comes_back else "3"),
+        cwd=app.directory,
+        env=app.environment(ERA_TEST_URL=server.url),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with program:
+        assert program.stdout is not None
+        try:
+            assert program.stdout.readline() == "begun\n"
+            server.stop(signal.SIGKILL)
+            if comes_back:
+                time.sleep(4)  # longer than two attempts with pauses of up to 0.25 and 0.5 seconds
+                server.start()
+            assert program.stdout.readline() == f"{error}\n"
+        finally:
+            program.kill()
+    if not comes_back:
+        server.start()

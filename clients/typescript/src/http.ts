@@ -6,11 +6,13 @@
  * harm, because it only reads, because it sets something to the same value once more, or because it has an
  * Idempotency-Key, by which the server knows that it is the same call. So it is where a host of a cluster was lost as it
  * answered.
+ *
+ * Attempts have a number. Those that only wait for a server that restarts don't count: they end with the call's timeout.
  */
 
 import { errorOf } from "./answered_errors.js";
 import { AnswerLate, ClientError, ConnectionLost, EraError, NotEra, ServerAway } from "./errors.js";
-import { HomeLost, OutcomeUnknown, RunUnderWay } from "./generated/errors.js";
+import { HomeLost, NotReady, OutcomeUnknown, RunUnderWay } from "./generated/errors.js";
 import { type Query, withQuery } from "./paths.js";
 
 export interface EraOptions {
@@ -20,7 +22,7 @@ export interface EraOptions {
   apiKey?: string | undefined;
   /** Seconds that a call may take; runs, streams and what waits for a run take as long as they need; 60. */
   requestTimeout?: number | undefined;
-  /** How often a call is made again where that is safe; 2. */
+  /** How often a call is made again where that is safe, not counting attempts that wait for a server that restarts; 2. */
   retries?: number | undefined;
   /** In place of the platform's own. */
   fetch?: typeof fetch | undefined;
@@ -75,6 +77,8 @@ export class Transport {
   readonly #key: string | undefined;
   readonly #seconds: number;
   readonly #fetch: typeof fetch;
+  /** Whether the server has ever answered: then one that is away is restarting. */
+  #isKnown = false;
 
   constructor(options: EraOptions = {}) {
     this.url = baseUrl(options.url ?? environment("ERA_URL") ?? environment("ERA_SERVER") ?? DEFAULT_URL);
@@ -111,20 +115,35 @@ export class Transport {
     keepsBody = false,
   ): Promise<T> {
     const isWhole = !(call.body instanceof ReadableStream);
-    const again = { lost: isWhole && canRepeat(call), refused: isWhole };
+    const again: Again = { lost: isWhole && canRepeat(call), refused: isWhole, mayBeDone: undefined };
     const until = Date.now() + (this.#limit(call, options) ?? Infinity) * 1000;
-    for (let attempt = 0;;) {
+    let awaySince: number | undefined;
+    for (let attempt = 0, count = 0;; attempt++) {
       options.signal?.throwIfAborted();
       try {
         return await this.#attempt(call, options, read, keepsBody);
       } catch (error) {
         if (again.lost && this.retries > 0 && isHeadersTimeout(error)) continue; // the platform's patience has ended, ours hasn't
-        const wait = attempt < this.retries ? delay(error, again, attempt) : undefined;
-        if (wait === undefined || Date.now() + wait * 1000 > until) throw error; // too late is no help
-        attempt += 1;
+        const isAway = this.#isAway(error, again);
+        awaySince = isAway ? awaySince ?? Date.now() : undefined;
+        const isWaiting = isAway || isOwnRun(error, again);
+        const canGoOn = isWaiting ? this.retries > 0 : count < this.retries;
+        const wait = canGoOn ? delay(error, again, attempt) : undefined;
+        const last = Math.min(until, (awaySince ?? Infinity) + this.#seconds * 1000);
+        if (wait === undefined || Date.now() + wait * 1000 > last) { // too late is no help
+          throw saysUndone(error) ? again.mayBeDone ?? error : error;
+        }
+        if (!isWaiting) count += 1;
+        if (mayBeDone(error)) again.mayBeDone ??= error;
         await sleep(wait, options.signal);
       }
     }
+  }
+
+  /** Whether an error says that a server which has been there isn't now: it may be restarting. */
+  #isAway(error: unknown, again: Again): boolean {
+    const hasBeenThere = this.#isKnown || (again.mayBeDone !== undefined && !isProxys(again.mayBeDone));
+    return hasBeenThere && (error instanceof ServerAway || isProxys(error) || error instanceof NotReady);
   }
 
   async #attempt<T>(
@@ -139,6 +158,7 @@ export class Transport {
     try {
       const response = await this.#fetch(this.url + withQuery(call.path, call.query), this.#init(call, clock.signal));
       if (!response.ok) throw await this.#refusal(call, response);
+      this.#isKnown = true;
       const value = await read(keepsBody ? watched(response, () => clock.stop(false)) : response);
       opened = keepsBody;
       return value;
@@ -194,7 +214,7 @@ export class Transport {
   }
 
   #lost(call: Call, error: unknown): EraError {
-    if (isAway(error)) {
+    if (isUnreached(error)) {
       return new ServerAway(`No server answers at ${this.url} (${reasonOf(error)}).`, {
         code: "server_away",
         hint: "Start one with `era serve`, or say where it is: new Era({ url }), or ERA_SERVER.",
@@ -207,7 +227,8 @@ export class Transport {
         code: "connection_lost",
         hint: codeOf(error) === HEADERS_TIMEOUT
           ? "It may have been carried out. Node waits 300 seconds for an answer: follow what takes longer by stream()."
-          : "It may have been carried out: look before you ask again. If it stays so, see whether the server can be reached.",
+          : "It may have been carried out: look before you ask again. session.runs.list() has the runs that began; a call " +
+            "with the same idempotencyKey isn't carried out twice.",
         cause: error,
       },
     );
@@ -303,20 +324,47 @@ export function backoff(attempt: number): number {
   return BACKOFF_SECONDS * 2 ** Math.min(attempt, 5) * (0.5 + Math.random() / 2);
 }
 
+/** What is known of a call's attempts. */
+interface Again {
+  /** It may be made again although it may have been carried out. */
+  lost: boolean;
+  /** It may be made again where nothing of it was done. */
+  refused: boolean;
+  /** Why it isn't known what became of an earlier attempt, if that is so. */
+  mayBeDone: unknown;
+}
+
 /** Seconds until the next attempt, or undefined where there is to be none. */
-function delay(error: unknown, again: { lost: boolean; refused: boolean }, attempt: number): number | undefined {
+function delay(error: unknown, again: Again, attempt: number): number | undefined {
   if (!(error instanceof EraError)) return undefined;
-  const mayBeDone = error instanceof HomeLost || error instanceof OutcomeUnknown; // whatever the headers say
-  if (mayBeDone) return again.lost ? backoff(attempt) : undefined;
+  if (mayBeDone(error) || isOwnRun(error, again)) { // whatever the headers say
+    return again.lost ? backoff(Math.min(attempt, 3)) : undefined;
+  }
   if (error.retryAfter !== undefined) {
     return again.refused && error.retryAfter <= MAX_RETRY_AFTER ? error.retryAfter : undefined;
   }
-  if (error instanceof ServerAway) return again.refused ? backoff(attempt) : undefined;
-  const isBroken = error instanceof NotEra && AWAY_STATUSES.includes(error.status);
-  // The first attempt, whose answer was lost, is still under way.
-  const isOurOwn = attempt > 0 && error instanceof RunUnderWay;
-  const isLost = error instanceof ConnectionLost || isBroken || isOurOwn;
-  return again.lost && isLost ? backoff(attempt) : undefined;
+  return error instanceof ServerAway && again.refused ? backoff(Math.min(attempt, 3)) : undefined;
+}
+
+/** Whether the call may have been carried out, as far as an error tells. */
+function mayBeDone(error: unknown): boolean {
+  return isProxys(error) || [ConnectionLost, HomeLost, OutcomeUnknown].some((kind) => error instanceof kind);
+}
+
+/** Whether an error, by itself, tells a caller that nothing of the call was done. */
+function saysUndone(error: unknown): boolean {
+  return error instanceof ServerAway || error instanceof RunUnderWay ||
+    (error instanceof EraError && (error.status === 429 || error.retryAfter !== undefined));
+}
+
+/** Whether the run under way is that of an earlier attempt, whose answer was lost. */
+function isOwnRun(error: unknown, again: Again): boolean {
+  return again.mayBeDone !== undefined && error instanceof RunUnderWay;
+}
+
+/** Whether a proxy answered that it has no answer of the server. */
+function isProxys(error: unknown): boolean {
+  return error instanceof NotEra && AWAY_STATUSES.includes(error.status);
 }
 
 function canRepeat(call: Call): boolean {
@@ -330,16 +378,22 @@ function isHeadersTimeout(error: unknown): boolean {
 }
 
 /** Whether no connection came about, as far as the platform says: Node by a code, Deno in words, Bun by another code. */
-function isAway(error: unknown): boolean {
+function isUnreached(error: unknown): boolean {
   const codes = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH", "ENETUNREACH", "UND_ERR_CONNECT_TIMEOUT"];
+  if (["read", "write"].includes(fieldOf(error, "syscall") ?? "")) return false; // the way broke after it was there
   return [...codes, "ConnectionRefused"].includes(codeOf(error) ?? "") ||
     /client error \(Connect\)/.test(deepest(error));
 }
 
 function codeOf(error: unknown): string | undefined {
-  const own = typeof error === "object" && error !== null ? error : {};
-  if ("code" in own && typeof own.code === "string") return own.code;
-  return "cause" in own ? codeOf(own.cause) : undefined;
+  return fieldOf(error, "code");
+}
+
+/** A text that an error has, or the first of its causes that has one. */
+function fieldOf(error: unknown, name: string): string | undefined {
+  const own = typeof error === "object" && error !== null ? error as Record<string, unknown> : {};
+  const value = own[name];
+  return typeof value === "string" ? value : "cause" in own ? fieldOf(own["cause"], name) : undefined;
 }
 
 function reasonOf(error: unknown): string {

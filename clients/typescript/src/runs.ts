@@ -1,6 +1,6 @@
 /** Runs: their options, their streams, their records, and those in the background. */
 
-import { AnswerLate } from "./errors.js";
+import { AnswerLate, ConnectionLost, ServerAway } from "./errors.js";
 import { type Call, type CallOptions, once, type OnceOptions, RUN_HEADER, sleep, type Transport } from "./http.js";
 import { collect, pages } from "./pages.js";
 import { part } from "./paths.js";
@@ -114,17 +114,18 @@ export class Run {
 
   /** Wait until it has ended. A server that goes away meanwhile is waited for, too, as by streams. */
   async wait(options: CallOptions = {}): Promise<RunRecord> {
-    let hasAnswered = false;
-    let awaySince: number | undefined;
+    let answeredAt: number | undefined;
     for (let seconds = FIRST_LOOK;; seconds = Math.min(2 * seconds, LAST_LOOK)) {
       try {
         const record = await this.record(options);
         if (record.status !== "running") return record;
-        [hasAnswered, awaySince] = [true, undefined];
+        answeredAt = Date.now();
       } catch (error) {
-        awaySince ??= Date.now();
-        const isLate = !hasAnswered || Date.now() - awaySince > PATIENCE_SECONDS * 1000;
-        if (isLate || this.#transport.retries === 0 || !(isCut(error) || error instanceof AnswerLate)) throw error;
+        if (answeredAt === undefined) throw error;
+        const isLate = Date.now() - answeredAt > PATIENCE_SECONDS * 1000;
+        if (isLate || this.#transport.retries === 0 || !(isCut(error) || error instanceof AnswerLate)) {
+          throw wentAway(error);
+        }
       }
       await sleep(seconds, options.signal);
     }
@@ -156,6 +157,12 @@ export class Run {
     const plan = { begin: from(after), resume: (last: number) => from(last || after), last: "done" };
     return follow<RunEvent>(this.#transport, plan, call);
   }
+}
+
+/** The error of a server that went away after it was sent something: the same, but not that nothing was done. */
+function wentAway(error: unknown): unknown {
+  if (!(error instanceof ServerAway)) return error;
+  return new ConnectionLost(error.message, { code: "connection_lost", hint: "The run's record says how it went on." });
 }
 
 function eventsOf(session: string, run: string, query: { after: number; data: boolean | undefined }) {

@@ -20,7 +20,7 @@ from era.errors import EraError
 
 
 class ServerAway(EraError):
-    """Nothing accepts connections there, so nothing of the request was done."""
+    """Nothing accepts connections there, and nothing of the call was sent before: nothing was done."""
 
     status = 0
     code = "server_away"
@@ -28,11 +28,13 @@ class ServerAway(EraError):
 
 
 class ConnectionLost(EraError):
-    """The connection ended before the answer did. What was asked for may have been done."""
+    """The connection ended before the answer did, and no later attempt was answered. The call may have been done."""
 
     status = 0
     code = "connection_lost"
-    hint = "What was asked for may have been done: look before you ask again."
+    hint = (
+        "What was asked for may have been done: look before you ask again. session.runs.list() has the runs that began."
+    )
 
 
 class AnswerTimeout(EraError):

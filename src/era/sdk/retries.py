@@ -7,6 +7,8 @@
   attempt is still on record as under way.
 
 A body of which something was read is sent again only where it can be wound back.
+
+Attempts have a number. Those that only wait for a server that restarts don't count: they end with the call's timeout.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ PATIENCE = 60.0
 server may be restarting."""
 
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 30
+_LONGEST_PAUSE = 2.0
+_LONGEST_REFUSAL = 30
+"""Seconds: a server that asks for more than these isn't waited for."""
 
 
 def is_proxys(error: EraError) -> bool:
@@ -35,33 +39,83 @@ def is_away(error: EraError) -> bool:
     return isinstance(error, Unavailable | ConnectionLost | AnswerTimeout | ServerAway) or is_proxys(error)
 
 
+def went_away(error: EraError) -> EraError:
+    """The error of a server that accepts no connection any more after it was sent something: the same, but it doesn't
+    say that nothing was done."""
+    return ConnectionLost(error.message) if isinstance(error, ServerAway) else error
+
+
 class Retries:
     """The further attempts of one call: at most so many, and none later than the answer was wanted."""
 
-    def __init__(self, call: Call, most: int, seconds: float) -> None:
-        """`most` attempts more, none of which begins later than `seconds` from now."""
+    def __init__(self, call: Call, most: int, seconds: float, patience: float) -> None:
+        """
+        Args:
+            call: What is made again.
+            most: How many attempts more may be made, those not counted that wait for a server that restarts.
+            seconds: After so many from now none begins.
+            patience: Seconds for which a server that restarts is waited for.
+        """
         self._call = call
-        self._left = most
+        self._most = self._left = most
         self._next = _FIRST_PAUSE
         self._until = monotonic() + seconds
+        self._patience = patience
+        self._away_since: float | None = None
+        self._lost: EraError | None = None
+        """Why it isn't known what became of an earlier attempt."""
 
-    def pause(self, error: EraError) -> float | None:
-        """How many seconds to wait before the call is made again; None where it isn't, since it can't be done without
-        harm, has been tried often enough, or would come too late."""
-        seconds = self._seconds(error)
-        if seconds is None or self._left <= 0 or monotonic() + seconds > self._until or not self._call.rewind():
-            return None
-        self._left -= 1
-        self._next *= 3
+    def pause(self, error: EraError, *, is_known: bool) -> float:
+        """How many seconds to wait before the call is made again.
+
+        Args:
+            error: Why the last attempt failed.
+            is_known: Whether the server has ever answered this client.
+
+        Raises:
+            EraError: It can't be made again without harm, has been tried often enough, or would come too late. This is
+                `error`; but where `error` says that nothing was done, and an earlier attempt may have been, that one's.
+        """
+        seconds, now = self._seconds(error), monotonic()
+        is_away = self._is_away(error, is_known)
+        self._away_since = (self._away_since or now) if is_away else None
+        until = min(self._until, self._away_since + self._patience) if self._away_since else self._until
+        is_waiting = is_away or self._is_own_run(error)
+        is_over = now + (seconds or 0) > until or (self._most if is_waiting else self._left) <= 0
+        if seconds is None or is_over or not self._call.rewind():
+            raise error if self._lost is None or not self._says_undone(error) else self._lost from None
+        if not is_waiting:
+            self._left -= 1
+        if self._may_be_done(error):
+            self._lost = self._lost or error
+        self._next = min(self._next * 3, _LONGEST_PAUSE)
         return seconds
 
     def _seconds(self, error: EraError) -> float | None:
-        is_our_own = self._next > _FIRST_PAUSE and isinstance(error, RunUnderWay)
-        if is_our_own or is_proxys(error) or isinstance(error, ConnectionLost | HomeLost | OutcomeUnknown):
+        if self._is_own_run(error) or self._may_be_done(error):
             # It may have been done, whatever the answer's headers say.
             return self._next if self._call.repeatable else None
         if isinstance(error, ServerAway):
             return self._next
-        if error.status in (429, 503) and error.retry_after is not None and error.retry_after <= _LONGEST_PAUSE:
+        if error.status in (429, 503) and error.retry_after is not None and error.retry_after <= _LONGEST_REFUSAL:
             return max(float(error.retry_after), self._next)
         return None
+
+    def _is_away(self, error: EraError, is_known: bool) -> bool:
+        """Whether an error says that a server which has been there isn't now: it may be restarting."""
+        has_been_there = is_known or (self._lost is not None and not is_proxys(self._lost))
+        return has_been_there and (isinstance(error, ServerAway) or is_proxys(error) or error.code == "not_ready")
+
+    def _is_own_run(self, error: EraError) -> bool:
+        """Whether the run under way is that of an earlier attempt."""
+        return self._lost is not None and isinstance(error, RunUnderWay)
+
+    @staticmethod
+    def _says_undone(error: EraError) -> bool:
+        """Whether an error, by itself, tells a caller that nothing of the call was done."""
+        return isinstance(error, ServerAway | RunUnderWay) or error.status == 429 or error.retry_after is not None
+
+    @staticmethod
+    def _may_be_done(error: EraError) -> bool:
+        """Whether the call may have been done, as far as an error tells."""
+        return is_proxys(error) or isinstance(error, ConnectionLost | HomeLost | OutcomeUnknown)

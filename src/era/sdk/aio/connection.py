@@ -33,6 +33,9 @@ class AsyncConnection:
         """Whether runs and new sessions get an Idempotency-Key."""
 
         self.retries = retries
+        self._is_known = False
+        """Whether the server has ever answered: then one that is away is restarting."""
+
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = AsyncTransport(self.url, authorization(key), connect_timeout)
 
@@ -59,12 +62,11 @@ class AsyncConnection:
             try:
                 answer = await self._transport.open(call, call.seconds or self.timeout)
                 if 200 <= answer.status < 300:
+                    self._is_known = True
                     return answer
                 raise answered_error(answer.status, answer.headers, await _json_or_none(answer))
             except EraError as error:
-                seconds = retries.pause(error)
-                if seconds is None:
-                    raise
+                seconds = retries.pause(error, is_known=self._is_known)
             await async_sleep(seconds)
 
     async def call(self, call: Call) -> Any:
@@ -76,15 +78,13 @@ class AsyncConnection:
                 try:
                     return await answer.json()
                 except ConnectionLost as error:
-                    seconds = retries.pause(error)
-                    if seconds is None:
-                        raise
+                    seconds = retries.pause(error, is_known=self._is_known)
                 await async_sleep(seconds)
         finally:
             call.close()
 
     def _retries(self, call: Call) -> Retries:
-        return Retries(call, self.retries, call.seconds or self.timeout)
+        return Retries(call, self.retries, call.seconds or self.timeout, self.timeout)
 
     async def get(self, path: str, **query: Any) -> Any:
         return await self.call(Call("GET", path, query=query))

@@ -12,7 +12,7 @@ from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.calls import Call
 from era.sdk.events import Gap, RunEvent, Stderr, Stdout
-from era.sdk.retries import PATIENCE, is_away
+from era.sdk.retries import PATIENCE, is_away, went_away
 from era.sdk.waiting import AsyncAnswer, async_sleep
 from era.urls import quoted
 
@@ -35,18 +35,19 @@ class AsyncRun:
     async def wait(self) -> RunRecord:
         """Its record, once it has ended. A server that goes away meanwhile is waited for, too, as by streams."""
         seconds = _FIRST_LOOK
-        has_answered, away_since = False, None
+        answered_at: float | None = None
         while True:
             try:
                 record = await self.record()
                 if record.status != "running":
                     return record
-                has_answered, away_since = True, None
+                answered_at = monotonic()
             except EraError as error:
-                away_since = monotonic() if away_since is None else away_since
-                is_late = not has_answered or monotonic() - away_since > PATIENCE
-                if is_late or self._connection.retries == 0 or not is_away(error):
+                if answered_at is None:
                     raise
+                is_late = monotonic() - answered_at > PATIENCE
+                if is_late or self._connection.retries == 0 or not is_away(error):
+                    raise went_away(error) from None
             await async_sleep(seconds)
             seconds = min(seconds * 1.5, _LONGEST_PAUSE)
 

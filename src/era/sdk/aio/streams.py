@@ -12,7 +12,7 @@ from era.sdk.blocking import is_event_stream
 from era.sdk.calls import Call, Query
 from era.sdk.errors import AnswerTimeout, ConnectionLost
 from era.sdk.events import Events
-from era.sdk.retries import PATIENCE, is_away
+from era.sdk.retries import PATIENCE, is_away, went_away
 from era.sdk.waiting import AsyncAnswer, async_sleep
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -50,7 +50,7 @@ class AsyncEventStream:
         return self._events.last_id
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The events, with the last one. Raises why it can't go on, such as ConnectionLost or ServerAway."""
+        """The events, with the last one. Raises why it can't go on, such as ConnectionLost."""
         broken: float | None = None
         seconds = _FIRST_PAUSE
         answer: AsyncAnswer | None = self._answer
@@ -75,7 +75,7 @@ class AsyncEventStream:
                 is_cut = isinstance(error, ConnectionLost | AnswerTimeout)
                 if not is_cut and not (answer is None and is_away(error)):
                     raise
-                lost = error
+                lost = went_away(error)
             now = monotonic()
             broken = now if broken is None else broken
             if self._path is None or self._connection.retries == 0 or now - broken > PATIENCE:

@@ -34,6 +34,9 @@ class Connection:
         """Whether runs and new sessions get an Idempotency-Key."""
 
         self.retries = retries
+        self._is_known = False
+        """Whether the server has ever answered: then one that is away is restarting."""
+
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = Transport(self.url, authorization(key), connect_timeout)
 
@@ -60,12 +63,11 @@ class Connection:
             try:
                 answer = self._transport.open(call, call.seconds or self.timeout)
                 if 200 <= answer.status < 300:
+                    self._is_known = True
                     return answer
                 raise answered_error(answer.status, answer.headers, _json_or_none(answer))
             except EraError as error:
-                seconds = retries.pause(error)
-                if seconds is None:
-                    raise
+                seconds = retries.pause(error, is_known=self._is_known)
             sleep(seconds)
 
     def call(self, call: Call) -> Any:
@@ -77,15 +79,13 @@ class Connection:
                 try:
                     return answer.json()
                 except ConnectionLost as error:
-                    seconds = retries.pause(error)
-                    if seconds is None:
-                        raise
+                    seconds = retries.pause(error, is_known=self._is_known)
                 sleep(seconds)
         finally:
             call.close()
 
     def _retries(self, call: Call) -> Retries:
-        return Retries(call, self.retries, call.seconds or self.timeout)
+        return Retries(call, self.retries, call.seconds or self.timeout, self.timeout)
 
     def get(self, path: str, **query: Any) -> Any:
         return self.call(Call("GET", path, query=query))
