@@ -30,7 +30,7 @@ def used[Result](
     async def connected() -> Result:
         async with AsyncExitStack() as stack:
             transport: Any
-            if way == "stdio":
+            if way.startswith("stdio"):
                 variables = {"ERA_API_KEY": key} if key else {}
                 command = StdioServerParameters(command=str(ERA), args=["mcp"], env=environment(server, **variables))
                 transport = stdio_client(command)

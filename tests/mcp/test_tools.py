@@ -29,7 +29,7 @@ from era.api.mcp import Mcp
 from era.issuer import Issuer
 from tests.api.owners import Owners, new_key
 from tests.api.told import TELLS_ITS_END, has_ended
-from tests.conftest import Server, eventually
+from tests.conftest import Server
 from tests.mcp.clients import WAYS, text_of, used
 from tests.sdk.scripted import serving
 from tests.soaking import soak_the_rest
@@ -37,7 +37,8 @@ from tests.soaking import soak_the_rest
 TOOLS = {
     *("era_python", "era_node", "era_typescript", "era_deno", "era_shell", "era_execute_code", "era_create_session"),
     *("era_run_in_session", "era_list_sessions", "era_get_session", "era_delete_session", "era_update_session"),
-    *("era_upload_file", "era_read_file", "era_list_files"),
+    *("era_upload_file", "era_read_file", "era_list_files", "era_edit_file", "era_start_process"),
+    *("era_list_processes", "era_read_process", "era_send_input", "era_end_process", "era_get_url"),
 }
 
 
@@ -337,6 +338,10 @@ def test_no_resource_leads_out_of_its_session(server: Server, client: httpx.Clie
         ("era_list_files", {"session_id": ".."}),
         ("era_upload_file", {"session_id": "one", "path": "../../other/files/x", "content": "x"}),
         ("era_upload_file", {"session_id": "one", "path": "./../../other/files/x", "content": "x"}),
+        ("era_edit_file", {"session_id": "one", "path": "../../other/files/note", "old": "canary", "new": ""}),
+        ("era_read_process", {"session_id": "one", "process": "../files/note"}),
+        ("era_end_process", {"session_id": "one", "process": "../../other"}),
+        ("era_end_process", {"session_id": "one", "process": ".."}),
         ("era_read_file", {"session_id": "one", "path": "../../other/files/note"}),
         ("era_read_file", {"session_id": "one", "path": "../../other"}),
     ],
@@ -381,8 +386,6 @@ def test_progress_and_cancellation_without_a_session(
     server: Server, client: httpx.Client, way: str, tool: str, code: str
 ) -> None:
     program = TELLS_ITS_END if code == "code" else f"exec python3 - <<'END'\n{TELLS_ITS_END}\nEND"
-    if "handshake" in way:
-        pytest.skip("a cancellation in that form can't be told whose it is, see below")
 
     async def work(connected: Client) -> None:
         said: list[str] = []
@@ -397,39 +400,6 @@ def test_progress_and_cancellation_without_a_session(
 
     used(server, way, work)
     assert has_ended(client)
-
-
-@pytest.mark.parametrize("way", ["http", "stdio"])
-def test_a_call_that_is_cancelled_stops_its_run(server: Server, client: httpx.Client, way: str) -> None:
-    """Over HTTP the older form of the protocol cancels by a request of its own, which a server without sessions of the
-    protocol's can't tell to whom it belongs; there a client hangs up, see below."""
-
-    async def work(connected: Client) -> None:
-        await connected.call_tool("era_create_session", {"session_id": "stopped"})
-        code = "import time\nprint('on', flush=True)\ntime.sleep(120)"
-        arguments = {"session_id": "stopped", "code": code, "timeout": 200}
-        began = anyio.Event()
-
-        async def progress(progress: float, total: float | None, message: str | None) -> None:
-            began.set()
-
-        async with anyio.create_task_group() as group:
-
-            async def call() -> None:
-                await connected.call_tool("era_run_in_session", arguments, progress_callback=progress)
-
-            group.start_soon(call)
-            await began.wait()
-            group.cancel_scope.cancel()
-        with anyio.fail_after(120):
-            while True:
-                (run,) = client.get("/api/sessions/stopped/runs").json()["runs"]
-                if run["status"] != "running":
-                    break
-                await anyio.sleep(0.05)
-        assert run["status"] == "killed"
-
-    used(server, way, work)
 
 
 def test_a_key_opens_its_owner_s_sessions_and_no_others(owners: Owners) -> None:
@@ -556,22 +526,6 @@ def test_a_server_with_a_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         Away.url = scripted.url.replace("http:", "https:")
         told = used(Away(), "stdio", work)  # type: ignore[arg-type]  # only its URL is used
     assert ("There are no sessions" if trusted else "CERTIFICATE_VERIFY_FAILED") in told
-
-
-def test_a_client_that_hangs_up_stops_its_run(server: Server, client: httpx.Client) -> None:
-    client.post("/api/sessions", json={"language": "python", "session_id": "left"}).raise_for_status()
-    code = "import time\nprint('on', flush=True)\ntime.sleep(120)"
-    call = {"name": "era_run_in_session", "arguments": {"session_id": "left", "code": code, "timeout": 200}}
-    body = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": call}
-
-    def status() -> str:
-        runs = client.get("/api/sessions/left/runs").json()["runs"]
-        return str(runs[0]["status"]) if runs else ""
-
-    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
-    with httpx.stream("POST", f"{server.url}/mcp", json=body, headers=headers, timeout=60):
-        assert eventually(lambda: status() == "running")
-    assert eventually(lambda: status() == "killed")
 
 
 async def test_a_library_that_fails_to_start_fails_the_call_and_not_those_after_it(

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Mapping
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import httpx
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from era import __version__
 from era.api.accept import takes
@@ -38,6 +40,13 @@ _CONNECT_SECONDS = 10.0
 _ARGUMENTS = "mcp_arguments"
 """What a request's state has of a long message."""
 
+_SESSION = "mcp-session-id"
+"""Header that tells the protocol's clients apart, each of which numbers its calls from 0. The answer to `initialize`
+makes one, and the server keeps nothing about it: it says which call a `notifications/cancelled` is about."""
+
+_CANCELLED = -32800
+"""JSON-RPC error of a call that its client has cancelled, as in the Language Server Protocol."""
+
 
 class Mcp:
     """The endpoint, and what runs behind it as long as the application does."""
@@ -45,6 +54,8 @@ class Mcp:
     def __init__(self) -> None:
         self._managers: asyncio.Task[tuple[StreamableHTTPSessionManager, StreamableHTTPSessionManager]] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._cancellable: dict[Hashable, anyio.CancelScope] = {}
+        """Calls under way, by caller, session of the protocol and request id."""
 
     def routes(self) -> list[Route]:
         return [Route(path, endpoint=self, methods=["POST"]) for path in PATHS]
@@ -65,6 +76,12 @@ class Mcp:
             body, arguments = await _without_arguments(body)
             message = {**message, "body": body}
             scope.setdefault("state", {})[_ARGUMENTS] = arguments
+        else:
+            asked = _handshake(body)
+            if asked.get("method") == "initialize":
+                send = _with_session(send)
+            elif asked.get("method") == "notifications/cancelled":
+                self._cancel(scope, asked.get("params"))
         receive = again(message, receive)
         del message  # which is let go once it has been read again
         if self._managers is None:
@@ -113,6 +130,7 @@ class Mcp:
             return getattr(context.request.state, _ARGUMENTS, None)
 
         server = mcp_server(__version__, calls_of, long_arguments)
+        server.middleware.append(self._until_cancelled)
         in_one, streamed = (
             StreamableHTTPSessionManager(
                 server,
@@ -137,6 +155,59 @@ class Mcp:
         if self._running.done():
             self._running.result()  # raises what it failed by
         return in_one, streamed
+
+    async def _until_cancelled(self, ctx: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Answer a request unless its client cancels it. Raises MCPError if it does."""
+        request, request_id = ctx.request, ctx.request_id
+        if request_id is None or (key := _call_key(request.scope, request_id)) is None:
+            return await call_next(ctx)
+        with anyio.CancelScope() as call:
+            self._cancellable[key] = call
+            try:
+                return await call_next(ctx)
+            finally:
+                if self._cancellable.get(key) is call:  # a client may have used the id again
+                    del self._cancellable[key]
+        from mcp.shared.exceptions import MCPError
+
+        raise MCPError(code=_CANCELLED, message="The client cancelled this call.")
+
+    def _cancel(self, scope: Scope, params: Any) -> None:
+        """Stop the call that a `notifications/cancelled` names, if its own client has sent that."""
+        request_id = params.get("requestId") if isinstance(params, dict) else None
+        if isinstance(request_id, int | str) and (call := self._cancellable.get(_call_key(scope, request_id))):
+            call.cancel()
+
+
+def _handshake(body: bytes) -> JsonObject:
+    """Parse a message of the protocol's form with a handshake; empty for any other message.
+
+    The library doesn't say what a message is before it has answered it."""
+    if b"initialize" not in body and b"cancelled" not in body:
+        return {}
+    try:
+        message = jsontext.loads(body)
+    except jsontext.JsonProblem:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _with_session(send: Send) -> Send:
+    """Give the client that gets this answer a session id of the protocol."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            MutableHeaders(scope=message)[_SESSION] = secrets.token_urlsafe(16)
+        await send(message)
+
+    return sending
+
+
+def _call_key(scope: Scope, request_id: int | str) -> Hashable:
+    """The key of a call that can be cancelled; None where nothing says which client makes it."""
+    session = Headers(scope=scope).get(_SESSION)
+    caller = scope.get("state", {}).get("caller")
+    return (caller and (caller.owner, caller.key_id), session, request_id) if session else None
 
 
 async def _without_arguments(text: bytes) -> tuple[bytes, JsonObject]:

@@ -120,3 +120,45 @@ class ReadFile(Arguments):
     path: Path
     offset: int = Field(0, ge=0, description="Characters of text to leave out at the beginning.")
     limit: int = Field(20_000, ge=1, le=100_000, description="Characters of text to read at most.")
+
+
+class EditFile(Arguments):
+    session_id: SessionId
+    path: Path
+    old: str = Field(min_length=1, description="The text to replace, exactly as it stands in the file, and only once.")
+    new: str = Field(description="The text to put in its place; may be empty.")
+
+
+class StartProcess(Arguments):
+    session_id: SessionId
+    command: str = Field(description="A line for `sh -c`.")
+    cwd: str = Field("", description="Directory to start in, below the working directory.")
+    env: TextByName = Field(default_factory=dict, description="Environment variables of this process only.")
+    stdin: bool = Field(False, description="Whether era_send_input may write to it; else its standard input is empty.")
+    tag: str | None = Field(None, description="A name of your choice, good in place of its id while it runs.")
+    timeout: float | None = Field(None, gt=0, description="Seconds until it is ended; left out: none.")
+
+
+Process = Annotated[str, Field(description="The process's id or tag, as era_start_process gave it.")]
+
+
+class OneProcess(Arguments):
+    session_id: SessionId
+    process: Process
+
+
+class ReadProcess(OneProcess):
+    after: int = Field(0, ge=0, description="Bytes of output to leave out: 'after' of the answer before.")
+    wait: float = Field(
+        1, ge=0, le=60, description="Seconds to wait for more output, or for its end, once all there is was read."
+    )
+
+
+class SendInput(OneProcess):
+    input: str = Field("", description="Text to write; end a line with a newline.")
+    close: bool = Field(False, description="Whether its standard input ends after this.")
+
+
+class GetUrl(Arguments):
+    session_id: SessionId
+    port: int = Field(ge=1, le=65535, description="The port that a program of the session listens on.")

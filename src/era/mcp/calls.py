@@ -23,11 +23,14 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 _HINTS = {
     "GET /api/sessions lists the sessions there are.": "era_list_sessions lists them, era_create_session makes one.",
     "GET /api/sessions/{id}/files lists those there are.": "era_list_files lists those there are.",
+    "GET /api/sessions/{id}/processes lists": "era_list_processes lists",
 }
 """Hints of the API that name its calls, and what they are with tools."""
 
 _HINTS_BY_CODE = {
+    "precondition_failed": "It was changed meanwhile: read it again, then edit it.",
     "no_code": "Give 'code' or a 'command'.",
+    "no_input": "Start one with 'stdin': true.",
     "unauthorized": "Whoever set this tool up has to give it the server's key: as ERA_API_KEY, or as a bearer token.",
 }
 
@@ -42,6 +45,7 @@ class Content:
 
     data: bytes
     media_type: str
+    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,11 @@ class Calls:
         async with self._response(method, path, body=body, params=_query(query)) as response:
             return _checked(response, await response.aread())
 
-    async def put(self, path: str, content: bytes) -> dict[str, Any]:
-        """The answer of a PUT of raw bytes. Raises CallFailed."""
-        async with self._response("PUT", path, content=content) as response:
+    async def send(self, method: str, path: str, content: bytes, *, if_match: str | None = None) -> dict[str, Any]:
+        """The answer of a call with raw bytes, which with `if_match` replace a file with this ETag only. Raises
+        CallFailed."""
+        headers = {} if if_match is None else {"If-Match": if_match}
+        async with self._response(method, path, headers, content=content) as response:
             return _checked(response, await response.aread())
 
     async def content(self, path: str) -> Content:
@@ -73,7 +79,7 @@ class Calls:
                     over = f"That has over {MOST_BYTES >> 20} MiB, too much for a tool."
                     raise CallFailed(f"{over} Read a part of it with a program in the session.")
             media_type = response.headers.get("content-type", "application/octet-stream").partition(";")[0]
-            return Content(bytes(data), media_type)
+            return Content(bytes(data), media_type, response.headers.get("etag", ""))
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any]]:
         """The events of a run that a POST to this path begins: that of a session's `/stream`, or of `/api/execute`. A
@@ -95,6 +101,21 @@ class Calls:
                         where = path.removesuffix("/stream")
                         await self.client.delete(f"{where}/runs/{run_id}", headers=self.headers)
                 raise
+
+    async def output(self, path: str, after: int) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
+        """The events of a process behind this byte of its output, each with the number of its last byte. Raises
+        CallFailed."""
+        async with self._response("GET", path, {"Accept": "text/event-stream"}, params={"after": after}) as response:
+            if response.status_code != 200:
+                _checked(response, await response.aread())
+            event: dict[str, Any] = {}
+            async for line in _lines(response):
+                if line.startswith(b"data: "):
+                    event = json.loads(line.removeprefix(b"data: "))
+                    if event["type"] == "error":
+                        raise CallFailed(_sentence(event))
+                elif line.startswith(b"id: "):
+                    yield int(line.removeprefix(b"id: ")), event
 
     @asynccontextmanager
     async def _response(

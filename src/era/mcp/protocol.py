@@ -29,7 +29,7 @@ type RequestContext = ServerRequestContext[Any, Any]
 INSTRUCTIONS = (
     "ERA runs code in sandboxes. For one program, use era_python, era_node or another runner. For work that goes on, "
     "make a session with era_create_session, and run in it with era_run_in_session: its files, packages and state "
-    "stay, and with a context its variables, too."
+    "stay, and with a context its variables, too. Start servers and other programs that go on with era_start_process."
 )
 _SCHEME = "session://"
 _BELOW = re.compile(r"files(/(?!\.{1,2}(/|$))[^/]+)*|runs/[\w-]+/(stdout|stderr)")

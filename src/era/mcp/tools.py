@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import anyio
 from mcp_types import CallToolResult, ImageContent, ToolAnnotations
 
 from era.mcp import arguments as given
@@ -29,7 +30,10 @@ from era.mcp.results import (
     text_result,
 )
 from era.run_notes import GAP
-from era.urls import file_path, session_path
+from era.urls import file_path, quoted, session_path
+
+_MOST_READ = 2 << 20
+"""Bytes of a process's output that one call reads: all that is kept (1 MiB), and as much that comes meanwhile."""
 
 _INDENTING = ThreadPoolExecutor(1, thread_name_prefix="era-mcp")
 
@@ -189,7 +193,7 @@ async def _upload(calls: Calls, body: given.UploadFile, progress: Progress) -> C
         content = base64.b64decode(body.content, validate=True) if body.encoding == "base64" else body.content.encode()
     except (binascii.Error, ValueError):
         raise CallFailed("'content' is not base64. For text, leave 'encoding' out.") from None
-    answer = await calls.put(given_file_path(body.session_id, body.path), content)
+    answer = await calls.send("PUT", given_file_path(body.session_id, body.path), content)
     return text_result(f"{answer['path']}: {answer['size']} bytes.", answer)
 
 
@@ -220,11 +224,117 @@ async def _list_files(calls: Calls, body: given.OneSession, progress: Progress) 
     return text_result("\n".join(lines) or "The session has no files.", answer)
 
 
+async def _edit(calls: Calls, body: given.EditFile, progress: Progress) -> CallToolResult:
+    path = given_file_path(body.session_id, body.path)
+    content = await calls.content(path)
+    try:
+        text = content.data.decode()
+    except UnicodeDecodeError:
+        raise CallFailed(f"{body.path} is not text. Change it with a program in the session.") from None
+    if (count := text.count(body.old)) != 1:
+        found = f"{count} times" if count else "nowhere"
+        advice = "Give more of the text around it." if count else "Read the file again, and give it exactly."
+        raise CallFailed(f"'old' is {found} in {body.path}. {advice} Nothing was changed.")
+    new = text.replace(body.old, body.new).encode()
+    answer = await calls.send("PUT", path, new, if_match=content.etag)
+    return text_result(f"{answer['path']} is changed: {answer['size']} bytes.", answer)
+
+
+# -- processes and ports --------------------------------------------------------------------------------------------
+
+
+def _processes(session_id: str) -> str:
+    return f"{session_path(session_id)}/processes"
+
+
+def _process(body: given.OneProcess) -> str:
+    return f"{_processes(body.session_id)}/{quoted(body.process)}"
+
+
+def _line_of(process: Mapping[str, Any]) -> str:
+    """How a process is, on a line."""
+    command = process["command"]
+    ended = f" (exit code {process['exit_code']})" if process["exit_code"] is not None else ""
+    named = f"  {process['tag']}" if process["tag"] else ""
+    words = command if isinstance(command, str) else " ".join(command)
+    return f"{process['process_id']}{named}  {process['status']}{ended}  {words[:200]}"
+
+
+async def _start(calls: Calls, body: given.StartProcess, progress: Progress) -> CallToolResult:
+    fields = body.model_dump(exclude_none=True, exclude={"session_id"})
+    process = await calls.call("POST", _processes(body.session_id), fields)
+    return text_result(_line_of(process), process)
+
+
+async def _list_processes(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
+    answer = await calls.call("GET", _processes(body.session_id))
+    lines = [_line_of(process) for process in answer["processes"]]
+    return text_result("\n".join(lines) or "The session has no processes.", answer)
+
+
+async def _read_process(calls: Calls, body: given.ReadProcess, progress: Progress) -> CallToolResult:
+    path = _process(body)
+    there: int = (await calls.call("GET", path))["output_bytes"] or 0
+    written, at, gone = Shortened(), body.after, 0
+    async with aclosing(calls.output(f"{path}/events", body.after)) as events:
+        with anyio.CancelScope() as waiting:
+            if at >= there:
+                waiting.deadline = anyio.current_time() + body.wait
+            async for number, event in events:
+                if event["type"] == "exit":
+                    break
+                if event["type"] == "gap":
+                    gone += event["to"] - event["from"] + 1
+                else:
+                    written.add(_text_of_piece(event))
+                if at < there <= number:
+                    waiting.deadline = anyio.current_time() + body.wait
+                at = number
+                if at - body.after - gone > _MOST_READ:
+                    break
+    process = await calls.call("GET", path)
+    output = written.text()
+    notes = [f"[{gone:,} bytes aren't kept any more]"] if gone else []
+    notes += [f"[{_line_of(process)}]", f"[after={at} reads on from here]"]
+    text = "\n".join([*([output.rstrip("\n")] if output else []), *notes])
+    structured = {"output": output, "output_truncated": not written.is_whole or gone > 0, "after": at}
+    return text_result(text, {**process, **structured})
+
+
+def _text_of_piece(event: Mapping[str, Any]) -> str:
+    content: str = event["content"]
+    return content if event["encoding"] == "utf-8" else base64.b64decode(content).decode(errors="replace")
+
+
+async def _send_input(calls: Calls, body: given.SendInput, progress: Progress) -> CallToolResult:
+    if not body.input and not body.close:
+        raise CallFailed("There is nothing to send: give 'input', or 'close'.")
+    path = f"{_process(body)}/stdin"
+    answer: dict[str, Any] = {"bytes": 0}
+    if body.input:
+        answer = await calls.send("POST", path, body.input.encode())
+    if body.close:
+        answer |= await calls.call("DELETE", path)
+    closed = " Its standard input has ended." if body.close else ""
+    return text_result(f"{answer['bytes']} bytes are sent.{closed}", answer)
+
+
+async def _end_process(calls: Calls, body: given.OneProcess, progress: Progress) -> CallToolResult:
+    process = await calls.call("DELETE", _process(body))
+    return text_result(_line_of(process), process)
+
+
+async def _url(calls: Calls, body: given.GetUrl, progress: Progress) -> CallToolResult:
+    answer = await calls.call("GET", f"{session_path(body.session_id)}/host", port=body.port)
+    return text_result(f"{answer['url']}/\nAs a site of its own: {answer['site_url']}", answer)
+
+
 # -- the list -------------------------------------------------------------------------------------------------------
 
 _RUNS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _CHANGES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_EDITS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
 _DESTROYS = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
@@ -323,5 +433,62 @@ TOOLS = {
             _READS,
         ),
         Tool("era_list_files", "List files", "List a session's files.", given.OneSession, _list_files, _READS),
+        Tool(
+            "era_edit_file",
+            "Edit a file",
+            "Replace a text that a session's file has exactly once. The rest of the file stays as it is.",
+            given.EditFile,
+            _edit,
+            _EDITS,
+        ),
+        Tool(
+            "era_start_process",
+            "Start a process",
+            "Start a program that goes on beside runs, such as a development server. Read what it writes with "
+            "era_read_process.",
+            given.StartProcess,
+            _start,
+            _RUNS,
+        ),
+        Tool(
+            "era_list_processes",
+            "List processes",
+            "List a session's processes: those that run, and those that ended last.",
+            given.OneSession,
+            _list_processes,
+            _READS,
+        ),
+        Tool(
+            "era_read_process",
+            "Read a process's output",
+            "Read what a process has written, and whether it still runs.",
+            given.ReadProcess,
+            _read_process,
+            _READS,
+        ),
+        Tool(
+            "era_send_input",
+            "Send input to a process",
+            "Write to the standard input of a process that was started with 'stdin'.",
+            given.SendInput,
+            _send_input,
+            _RUNS,
+        ),
+        Tool(
+            "era_end_process",
+            "End a process",
+            "End a process: SIGTERM, two seconds later SIGKILL.",
+            given.OneProcess,
+            _end_process,
+            _DESTROYS,
+        ),
+        Tool(
+            "era_get_url",
+            "Get a port's URL",
+            "Get the URL of a port of a session, by which anybody may call the server that listens on it.",
+            given.GetUrl,
+            _url,
+            _READS,
+        ),
     )
 }
