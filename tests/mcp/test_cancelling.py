@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 import anyio
@@ -12,6 +12,7 @@ import httpx
 import pytest
 from mcp.client import Client
 
+from era.mcp.calls import Calls
 from tests.api.owners import Owners, new_key
 from tests.conftest import Server, eventually
 from tests.mcp.clients import WAYS, used
@@ -102,6 +103,35 @@ def test_cancelled_notification_of_another_client_stops_nothing(owners: Owners) 
             assert (victim.status("kept"), answers) == ("running", [])
             victim.cancel(1)
         assert eventually(lambda: victim.status("kept") == "killed")
+
+
+async def test_call_that_is_cancelled_before_its_run_begins_stops_it_then() -> None:
+    """It may be waiting for its turn."""
+    asked, begins, stopped = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            assert request.url.path == "/api/sessions/s/runs/run-1"
+            stopped.set()
+            return httpx.Response(200, json={})
+        asked.set()
+        await begins.wait()
+        return httpx.Response(200, headers={"X-Era-Run": "run-1"}, content=b"")
+
+    async def call(client: httpx.AsyncClient) -> None:
+        async with aclosing(Calls(client).events("/api/sessions/s/stream", {"code": "1"})) as events:
+            async for _ in events:
+                pass
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://era") as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, client)
+            await asked.wait()
+            group.cancel_scope.cancel()
+        assert not stopped.is_set()
+        begins.set()
+        with anyio.fail_after(60):
+            await stopped.wait()
 
 
 @pytest.mark.parametrize("way", [*WAYS, "stdio with a handshake"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,10 @@ MOST_BYTES = 16 << 20
 """Of content, which is in memory as a whole: that of the service, where its own tools are used."""
 
 _STOP_SECONDS = 5.0
+
+_STOPPING: set[asyncio.Task[None]] = set()
+"""Tasks that stop runs whose calls were cancelled before they began; here, since nobody else holds them."""
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 _HINTS = {
@@ -84,10 +89,21 @@ class Calls:
     async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any]]:
         """The events of a run that a POST to this path begins: that of a session's `/stream`, or of `/api/execute`. A
         caller that is cancelled stops the run. Raises CallFailed, also where the service failed in the middle."""
-        async with self._response("POST", path, {"Accept": "text/event-stream"}, body=body) as response:
+        in_session = path.endswith("/stream")
+        async with AsyncExitStack() as stack:
+            opened = self._response("POST", path, {"Accept": "text/event-stream"}, body=body)
+            opening = asyncio.ensure_future(opened.__aenter__())
+            try:
+                response = await (asyncio.shield(opening) if in_session else opening)
+            except anyio.get_cancelled_exc_class():
+                if in_session:  # it may wait for its turn, and would begin although nobody wants it
+                    stopping = asyncio.create_task(self._stop_begun(opening, opened, path))
+                    _STOPPING.add(stopping)
+                    stopping.add_done_callback(_STOPPING.discard)
+                raise
+            stack.push_async_exit(opened)
             if response.status_code != 200:
                 _checked(response, await response.aread())
-            run_id = response.headers.get("x-era-run")
             try:
                 async for line in _lines(response):
                     if line.startswith(b"data: "):
@@ -96,11 +112,25 @@ class Calls:
                             raise CallFailed(_sentence(event))
                         yield event
             except (anyio.get_cancelled_exc_class(), GeneratorExit):
-                if run_id is not None:  # a run without a session ends when its caller hangs up
-                    with anyio.move_on_after(_STOP_SECONDS, shield=True):
-                        where = path.removesuffix("/stream")
-                        await self.client.delete(f"{where}/runs/{run_id}", headers=self.headers)
+                with anyio.move_on_after(_STOP_SECONDS, shield=True):
+                    await self._stop(response, path)
                 raise
+
+    async def _stop_begun(
+        self, opening: asyncio.Future[httpx.Response], opened: AbstractAsyncContextManager[httpx.Response], path: str
+    ) -> None:
+        """Stop a run as soon as it has begun."""
+        with suppress(CallFailed, httpx.HTTPError):
+            response = await opening
+            try:
+                await self._stop(response, path)
+            finally:
+                await opened.__aexit__(None, None, None)
+
+    async def _stop(self, response: httpx.Response, path: str) -> None:
+        """Stop the run that this answer is about. One without a session ends when its caller hangs up."""
+        if run_id := response.headers.get("x-era-run"):
+            await self.client.delete(f"{path.removesuffix('/stream')}/runs/{run_id}", headers=self.headers)
 
     async def output(self, path: str, after: int) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
         """The events of a process behind this byte of its output, each with the number of its last byte. Raises
