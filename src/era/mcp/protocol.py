@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 import mcp_types as types
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
+from mcp_types.methods import validate_client_request
 from pydantic import ValidationError
 
 from era.mcp.calls import CallFailed, Calls
@@ -51,7 +53,7 @@ def mcp_server(
     those of a call whose message has none, as they were taken out of it."""
 
     async def list_tools(_: RequestContext, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS.values()])
+        return _tool_list()
 
     async def call_tool(context: RequestContext, params: types.CallToolRequestParams) -> types.CallToolResult:
         arguments = long_arguments(context) or params.arguments or {}
@@ -88,7 +90,7 @@ def mcp_server(
     ) -> types.ReadResourceResult:
         return await _read_resource(calls_of(context), str(params.uri))
 
-    return Server(
+    server: Server[Any] = Server(
         "era",
         version=version,
         title="ERA",
@@ -98,10 +100,36 @@ def mcp_server(
         on_list_resources=list_resources,
         on_list_resource_templates=list_templates,
         on_read_resource=read_resource,
+        get_tool_input_schema=lambda name: TOOLS[name].input_schema if name in TOOLS else None,
     )
+    server.middleware.append(_keeping_tool_list())
+    return server
 
 
 # -- tools ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _tool_list() -> types.ListToolsResult:
+    """Build the answer to `tools/list` once: to derive the schemas takes 2 ms of the event loop."""
+    return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS.values()])
+
+
+def _keeping_tool_list() -> Callable[[RequestContext, CallNext], Awaitable[HandlerResult]]:
+    """Make a middleware that keeps the answer to `tools/list`, as the library shapes it, for each protocol version."""
+    shaped: dict[str, HandlerResult] = {}
+
+    async def keeping(context: RequestContext, call_next: CallNext) -> HandlerResult:
+        version = context.protocol_version
+        if context.method != "tools/list":
+            return await call_next(context)
+        if version not in shaped:
+            shaped[version] = await call_next(context)  # which checks the parameters, too
+        else:
+            validate_client_request(context.method, version, context.params)
+        return shaped[version]
+
+    return keeping
 
 
 def _described(tool: Tool) -> types.Tool:
