@@ -358,6 +358,18 @@ def eventually(probe: Callable[[], Any], seconds: float = 240.0) -> Any:
     return result
 
 
+def metrics_now(client: httpx.Client) -> str:
+    """Read the metrics as of now: what the first call answers may be a second old, and counts no call of /metrics
+    since then."""
+    first = client.get("/metrics").text
+
+    def text() -> str | None:
+        text = client.get("/metrics").text
+        return None if text == first else text
+
+    return str(eventually(text))
+
+
 def opened(target: str | Path) -> int:
     """How many descriptors of this process lead to `target`, which is a directory with all below it, whether that still
     has names or not, or a kind such as anon_inode:inotify. Others may be closed at any time, by threads of tests that

@@ -98,7 +98,7 @@ from era.store.blobs import LocalBlobs, make_directory
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, check_bucket, installation
 from era.telemetry import logs
-from era.telemetry.gauges import MeasuredParts, metrics_text
+from era.telemetry.gauges import KeptText, MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics
 from era.telemetry.notes import Notes
 from era.telemetry.traces import tracing
@@ -464,7 +464,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     end_runs=end_runs,
                     note=note,
                     trace=traces.begin,
-                    metrics=lambda: metrics_text(metrics, measured),
+                    metrics=KeptText(lambda: metrics_text(metrics, measured)).get,
                     serves_at=serves_at,
                 )
             finally:

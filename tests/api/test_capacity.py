@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import MakeServer, Server, eventually
+from tests.conftest import MakeServer, Server, eventually, metrics_now
 from tests.soaking import soak_the_rest
 
 SLEEP = {"code": "import time; time.sleep(250)", "background": True, "timeout": 280}
@@ -90,7 +90,7 @@ def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins
             client.send(waits)
         (status,) = eventually(lambda: re.findall(r"route=/api/execute .*status=(\d+)", server.log_of_calls))
         assert status == "499", "told to nobody: the queue's own end would be a 429"
-        assert "era_sandbox_places_waiting 0.0" in client.get("/metrics").text
+        assert "era_sandbox_places_waiting 0.0" in metrics_now(client)
         _end(client)
 
 

@@ -9,7 +9,7 @@ import httpx
 import jsonschema_rs
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import MakeSession, Run
+from tests.conftest import MakeSession, Run, metrics_now
 
 
 def test_health_describes_the_service(client: httpx.Client) -> None:
@@ -31,11 +31,11 @@ def test_the_operator_sees_limits_and_findings(client: httpx.Client) -> None:
 
 def samples(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
     """The samples of /metrics, by name and label values."""
-    answer = client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
+    text = metrics_now(client)
+    assert client.get("/metrics").headers["content-type"].startswith("text/plain")
     return {
         (sample.name, tuple(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 

@@ -16,7 +16,7 @@ import pytest
 from tests.api.live import start
 from tests.api.setups import settled
 from tests.cluster import History
-from tests.conftest import Server, assert_nothing_left, eventually, mounts
+from tests.conftest import Server, assert_nothing_left, eventually, metrics_now, mounts
 from tests.two_hosts import Home
 
 COUNT = """\
@@ -79,7 +79,7 @@ def count(client: httpx.Client, name: str) -> int:
 
 def moved(server: Server) -> float:
     with server.client() as client:
-        lines = client.get("/metrics").text.splitlines()
+        lines = metrics_now(client).splitlines()
     return float(next(line for line in lines if line.startswith("era_sessions_moved_total ")).split()[1])
 
 

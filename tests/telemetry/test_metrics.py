@@ -16,7 +16,7 @@ from era.errors import CommitFailed, NotFound
 from era.network.destinations import Destinations
 from era.telemetry.metrics import Gauge, Metrics
 from era.telemetry.notes import Notes
-from tests.conftest import MakeSession, Run, eventually
+from tests.conftest import MakeSession, Run, eventually, metrics_now
 
 type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -35,7 +35,7 @@ def value(of: Samples, name: str, **labels: str) -> float:
 
 
 def test_what_happens_is_counted(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    before = samples(client.get("/metrics").text)
+    before = samples(metrics_now(client))
     where = session()
     for code in ("print(1)", "1/0", "open('kept', 'w').write('text of a new file')"):
         run(where, code)
@@ -46,7 +46,7 @@ def test_what_happens_is_counted(client: httpx.Client, session: MakeSession, run
 
     def counted() -> Samples | None:
         """The metrics, once the last of these requests is counted: that may be just after its answer."""
-        now = samples(client.get("/metrics").text)
+        now = samples(metrics_now(client))
         is_there = value(now, "era_http_requests_total", **last) > value(before, "era_http_requests_total", **last)
         return now if is_there else None
 
@@ -79,7 +79,7 @@ def test_what_happens_is_counted(client: httpx.Client, session: MakeSession, run
 
 def test_names_are_conventional(client: httpx.Client) -> None:
     """Base units, `_total` for counters only, help for all; names and values of labels are ours."""
-    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    families = list(text_string_to_metric_families(metrics_now(client)))
     assert len({family.name for family in families}) == len(families)
     for family in families:
         assert family.documentation, family.name
@@ -95,7 +95,7 @@ def test_names_are_conventional(client: httpx.Client) -> None:
 
 def test_labels_stay_few_whatever_callers_send(client: httpx.Client) -> None:
     def routes() -> set[str]:
-        families = text_string_to_metric_families(client.get("/metrics").text)
+        families = text_string_to_metric_families(metrics_now(client))
         return {sample.labels.get("route", "") for family in families for sample in family.samples}
 
     client.get("/api/nothing-0")

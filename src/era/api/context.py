@@ -182,6 +182,10 @@ async def context(request: Request) -> Context:
 UseContext = Annotated[Context, Depends(context)]
 
 
+READ_JSON = "read_json"
+"""What a request's state has of a body that was read already: its value, or the exception that said what is wrong."""
+
+
 class BodyProblem(HTTPException):
     """Carries an EraError through FastAPI's reading of a body, which replaces any other exception."""
 
@@ -214,8 +218,14 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         await self.body()
         content, self._content = self._content or b"", b" "
+        state = self.scope.get("state", {})
         try:
-            self._value = await read_json(content)
+            if READ_JSON not in state:
+                self._value = await read_json(content)
+            elif isinstance(read := state.pop(READ_JSON), Exception):
+                raise read
+            else:
+                self._value = read
             return self._value
         except EraError as error:
             raise BodyProblem(error) from None

@@ -125,7 +125,7 @@ class HotRoutes:
         scope.setdefault("state", {})["route"] = route.template  # whatever is raised while its body comes
         if route.body is not None:
             message = await whole_body(receive)
-            body = await _parsed(message, route.body)
+            body = await _parsed(message, route.body, scope["state"])
             if body is None:
                 receive = again(message, receive)
                 del message  # which is let go once it has been read again
@@ -170,13 +170,21 @@ async def whole_body(receive: Receive) -> Message:
     return {**message, "body": bytes(content + message.get("body", b""))}
 
 
-async def _parsed(message: Message, model: type[BaseModel]) -> BaseModel | None:
-    """The body in this message, None if it isn't valid or didn't come whole."""
+async def _parsed(message: Message, model: type[BaseModel], state: dict[str, Any]) -> BaseModel | None:
+    """The body in this message, None if it isn't valid or didn't come whole. The request's state then has what it was
+    read as, so that FastAPI's way to the route needn't read it again."""
     if message["type"] != "http.request":
         return None
     try:
-        return model.model_validate(await dependencies.read_json(message.get("body", b"")))
-    except (jsontext.JsonProblem, EraError, ValidationError):
+        value = await dependencies.read_json(message.get("body", b""))
+    except (jsontext.JsonProblem, EraError) as error:
+        if message.get("body"):  # else it may stand for an object without fields
+            state[dependencies.READ_JSON] = error
+        return None
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        state[dependencies.READ_JSON] = value
         return None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from era import __version__
 from era.core.admission import Admission
@@ -22,6 +23,26 @@ from era.core.readiness import Readiness
 from era.core.webhooks import WebhookStore
 from era.errors import EraError
 from era.telemetry.metrics import Gauge, Metrics
+
+
+_KEPT_SECONDS = 1.0
+"""Seconds for which the metrics are given again as they are. Anybody may ask for them, and to make them takes 5 ms."""
+
+
+class KeptText:
+    """A text that is made at most once a second, however often it is asked for."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, bytes]]) -> None:
+        self._make = make
+        self._made: asyncio.Task[bytes] | None = None
+        self._begun_at = 0.0
+
+    async def get(self) -> bytes:
+        """Return the text, which may be a second old. Raises whatever making it has raised."""
+        now_seconds = asyncio.get_running_loop().time()
+        if self._made is None or (self._made.done() and now_seconds - self._begun_at >= _KEPT_SECONDS):
+            self._made, self._begun_at = asyncio.create_task(self._make()), now_seconds
+        return await asyncio.shield(self._made)
 
 
 @dataclass(frozen=True, slots=True)
