@@ -374,8 +374,8 @@ JSON = {"few values": '{"code": 1}', "many values": json.dumps({"code": [0] * 40
 
 @pytest.mark.parametrize("kind", JSON)
 async def test_large_json_is_read_in_a_thread(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """700,000 integers took 250 ms of the event loop. So it is on the shortcut, and once: the route, which gets all that
-    isn't valid, takes the value that was read."""
+    """700,000 integers took 250 ms of the event loop. So it is on the shortcut, and once: the route, which gets all
+    that isn't valid, takes the value that was read."""
     where, loads = [], jsontext.loads
 
     def noting(text: bytes) -> Any:

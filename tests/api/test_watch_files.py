@@ -170,6 +170,25 @@ def test_bad_watches_are_refused(client: httpx.Client, session: MakeSession, ser
     assert eventually(is_watched), "those that nobody reads make way"
 
 
+def test_reader_is_refused_when_a_session_has_as_many_as_it_may(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    """Each is sent all changes, which is the event loop's work: 80 readers of a storm made others' runs wait."""
+    where, other = session(), session()
+    for each in (where, other):
+        start(client, each, "sleep 1000")
+        shell(client, each, "mkdir d e")
+    with ExitStack() as stack:
+        for number in range(32):
+            stack.enter_context(watch(server, where, path="de"[number % 2]))
+        answer = client.get(f"/api/sessions/{where}/watch", params={"path": "d"})
+        assert refused(answer, 409)["code"] == "too_many_watches"
+        assert "32 readers" in answer.json()["error"]
+        with watch(server, other, path="d") as seen:
+            shell(client, other, "touch d/a")
+            assert seen.has(type="create", path="d/a")
+
+
 def test_a_watch_goes_on_where_its_connection_broke(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     start(client, where, "sleep 1000")

@@ -147,12 +147,12 @@ async def _hang_up(receive: Receive) -> None:
 
 
 def event_stream(
-    events: AsyncGenerator[Event | Gap],
+    events: AsyncGenerator[Event | Gap | bytes],
     headers: Mapping[str, str] | None = None,
     barred: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> StreamingResponse:
-    """The answer that sends these events as they come. They are closed when it ends, however it does: also when
-    `barred` returns, as then the caller may have them no longer."""
+    """The answer that sends these events as they come; bytes are encoded events. They are closed when it ends, also
+    when `barred` returns, as then the caller may have them no longer."""
     return _EventStream(events, {**_HEADERS, **(headers or {})}, barred)
 
 
@@ -161,7 +161,7 @@ class _EventStream(PlainStreaming):
 
     def __init__(
         self,
-        events: AsyncGenerator[Event | Gap],
+        events: AsyncGenerator[Event | Gap | bytes],
         headers: Mapping[str, str],
         barred: Callable[[], Coroutine[Any, Any, None]] | None,
     ) -> None:
@@ -193,11 +193,11 @@ def encoded(event: Event | Gap) -> bytes:
     return f"event: {event.kind}\ndata: {data}\n{number}\n".encode()
 
 
-async def _encoded(events: AsyncGenerator[Event | Gap], source: Hashable) -> AsyncGenerator[bytes]:
+async def _encoded(events: AsyncGenerator[Event | Gap | bytes], source: Hashable) -> AsyncGenerator[bytes]:
     try:
         async for event in events:
             await take_slice(source, _EVENT_US)
-            yield encoded(event)
+            yield event if isinstance(event, bytes) else encoded(event)
     except EraError as error:
         yield _error_event(error)
     except Exception:

@@ -32,7 +32,7 @@ from era.api.context import (
     setup_of,
     states_of,
 )
-from era.api.streaming import ClosingResponse, listing_response, with_files
+from era.api.streaming import ClosingResponse, check_file_count, listing_response, with_files
 from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
 from era.core.models import Session, now, timestamp
@@ -244,7 +244,7 @@ async def delete_sessions(
     )
 
 
-@router.get("/{session_id}", responses={200: {"model": SessionAnswer}, **errors(404)})
+@router.get("/{session_id}", responses={200: {"model": SessionAnswer}, **errors(404, 413)})
 async def get_session(
     session_id: SessionId,
     context: UseContext,
@@ -254,6 +254,7 @@ async def get_session(
     session = await context.sessions.get(session_id)
     answer = session_view(session, context)
     if include == "files":
+        check_file_count(session.snapshot, "/api/sessions/{id}/files")
         return await listing_response(with_files(answer, context.list_snapshot(session.snapshot, session_id)))
     return Answer(answer)
 

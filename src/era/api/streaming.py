@@ -17,11 +17,15 @@ from era.api.context import Answer, json_bytes
 from era.api.ranges import requested_range
 from era.core.files.edits import FileEntry
 from era.core.loop_slices import Budget
+from era.core.models import Snapshot
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
 from era.core.tasks import to_its_end
-from era.errors import EraError, Unavailable
+from era.errors import EraError, TooLarge, Unavailable
 from era.wire.files import files_answer
+
+MOST_FILES = 10_000
+"""Files in the list of one answer that has no pages. A million of them are 200 MB."""
 
 _SMALL = 64 << 10
 """Bytes of output up to which an answer is made in one piece."""
@@ -113,6 +117,15 @@ async def _and_on(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
     yield first
     async for piece in rest:
         yield piece
+
+
+def check_file_count(snapshot: Snapshot, list_path: str) -> None:
+    """Raises TooLarge for a snapshot with more files than one answer lists, which names the call that has pages."""
+    if snapshot.file_count > MOST_FILES:
+        raise TooLarge(
+            f"There are {snapshot.file_count} files, more than the {MOST_FILES} that one answer lists.",
+            hint=f"GET {list_path} lists them in pages; leave out include=files.",
+        )
 
 
 async def with_files(answer: dict[str, Any], pages: AsyncIterator[Sequence[FileEntry]]) -> AsyncIterator[bytes]:

@@ -24,7 +24,7 @@ from era.api.context import (
     made_answer,
     session_view,
 )
-from era.api.streaming import in_one_list, listing_response, with_files
+from era.api.streaming import check_file_count, in_one_list, listing_response, with_files
 from era.core.files.diffs import KINDS
 from era.core.sessions import data_of
 from era.core.versions import Diff
@@ -58,12 +58,13 @@ async def list_versions(
     return Answer({"versions": answers, "count": len(answers), "next_cursor": following})
 
 
-@router.get("/versions/{number}", responses={200: {"model": VersionAnswer}, **errors(404)})
+@router.get("/versions/{number}", responses={200: {"model": VersionAnswer}, **errors(404, 413)})
 async def get_version(session_id: SessionId, number: Number, context: UseContext, include: Include = None) -> Response:
     """Show a version with its data."""
     content = await context.versions.get(session_id, number)
     answer = version_answer(content.version) | {"data": data_of(content)}
     if include == "files":
+        check_file_count(content.version.snapshot, "/api/sessions/{id}/versions/{number}/files")
         return await listing_response(with_files(answer, context.list_snapshot(content.version.snapshot, session_id)))
     return Answer(answer)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from functools import lru_cache
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from era.api.context import SessionId, StrictRoute, UseContext, until_barred
-from era.api.event_stream import After, Event, described, event_stream
+from era.api.event_stream import After, Event, described, encoded, event_stream
 from era.core.event_log import Gap
 from era.core.files.paths import parse
+from era.core.live.watching import FileEvent
 from era.wire.files import path_text
 from era.wire.watching import FileWatchEvent
 
@@ -43,21 +45,23 @@ async def watch_files(
         items = await stack.enter_async_context(watched)
         kept = stack.pop_all()
 
-    async def events() -> AsyncGenerator[Event | Gap]:
+    async def events() -> AsyncGenerator[bytes | Gap]:
         async with kept:
-            async for item in items:
-                if isinstance(item, Gap):
-                    yield item
-                    continue
-                number, event = item
-                fields = {"path": event.path, "to": event.to}
-                yield Event(number, event.kind, {name: path_text(at) for name, at in fields.items() if at is not None})
+            async for piece in items:
+                yield piece if isinstance(piece, Gap) else b"".join(_encoded(*numbered) for numbered in piece)
 
     made = events()
     return event_stream(_begun(await anext(made), made), barred=until_barred(context, request, "read"))
 
 
-async def _begun(first: Event | Gap, others: AsyncGenerator[Event | Gap]) -> AsyncGenerator[Event | Gap]:
+@lru_cache(1000)
+def _encoded(number: int, event: FileEvent) -> bytes:
+    """An event as it is sent, encoded once for all readers."""
+    fields = {"path": event.path, "to": event.to}
+    return encoded(Event(number, event.kind, {name: path_text(at) for name, at in fields.items() if at is not None}))
+
+
+async def _begun(first: bytes | Gap, others: AsyncGenerator[bytes | Gap]) -> AsyncGenerator[bytes | Gap]:
     """All events. The others have begun by then, so that the watch ends also where nobody asks for the first."""
     try:
         yield first

@@ -77,6 +77,11 @@ class EventLog[T]:
     async def follow(self, after: int = 0) -> AsyncIterator[tuple[int, T] | Gap]:
         """The events behind the one with the number `after`, with their numbers: those that are kept, then new ones as
         they come, until the log has ended."""
+        async for piece in self.pieces(after, 1):
+            yield piece if isinstance(piece, Gap) else piece[0]
+
+    async def pieces(self, after: int, most: int) -> AsyncIterator[list[tuple[int, T]] | Gap]:
+        """The same in pieces: all that is there at the time, but no more than `most` events at once."""
         while True:
             more = self._more
             while after < self._last:
@@ -86,8 +91,8 @@ class EventLog[T]:
                     after = dropped
                     yield gap
                     continue
-                after += 1
-                yield after, self._kept[after - 1 - dropped][0]
+                first, after = after + 1, min(after + most, self._last)
+                yield [(number, self._kept[number - 1 - dropped][0]) for number in range(first, after + 1)]
             if self._ended:
                 return
             if more is self._more:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 import mcp_types as types
-from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from mcp_types.methods import validate_client_request
@@ -115,18 +115,18 @@ def _tool_list() -> types.ListToolsResult:
     return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS.values()])
 
 
-def _keeping_tool_list() -> Callable[[RequestContext, CallNext], Awaitable[HandlerResult]]:
+def _keeping_tool_list() -> ServerMiddleware[Any]:
     """Make a middleware that keeps the answer to `tools/list`, as the library shapes it, for each protocol version."""
     shaped: dict[str, HandlerResult] = {}
 
-    async def keeping(context: RequestContext, call_next: CallNext) -> HandlerResult:
-        version = context.protocol_version
-        if context.method != "tools/list":
-            return await call_next(context)
+    async def keeping(ctx: RequestContext, call_next: CallNext) -> HandlerResult:
+        version = ctx.protocol_version
+        if ctx.method != "tools/list":
+            return await call_next(ctx)
         if version not in shaped:
-            shaped[version] = await call_next(context)  # which checks the parameters, too
+            shaped[version] = await call_next(ctx)  # which checks the parameters, too
         else:
-            validate_client_request(context.method, version, context.params)
+            validate_client_request(ctx.method, version, ctx.params)
         return shaped[version]
 
     return keeping

@@ -24,7 +24,6 @@ from era.core.webhooks import WebhookStore
 from era.errors import EraError
 from era.telemetry.metrics import Gauge, Metrics
 
-
 _KEPT_SECONDS = 1.0
 """Seconds for which the metrics are given again as they are. Anybody may ask for them, and to make them takes 5 ms."""
 

@@ -5050,7 +5050,7 @@ export interface operations {
     get_session: {
         parameters: {
             query?: {
-                /** @description `files` adds the list of files. */
+                /** @description `files` adds the list of files: 10,000 at most. */
                 include?: string | null;
             };
             header?: never;
@@ -5325,7 +5325,7 @@ export interface operations {
     get_version: {
         parameters: {
             query?: {
-                /** @description `files` adds the list of files. */
+                /** @description `files` adds the list of files: 10,000 at most. */
                 include?: string | null;
             };
             header?: never;

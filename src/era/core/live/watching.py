@@ -33,6 +33,15 @@ from era.errors import Conflict, EraError
 MOST = 8
 """Watches of a session at a time."""
 
+MOST_READERS = 32
+"""Readers of all watches of a session at a time. Each is sent every change, which is work of the event loop."""
+
+_AT_ONCE = 100
+"""Events that a reader is sent in one piece."""
+
+_PAUSE_SECONDS = 0.05
+"""Between two pieces for a reader, so that the events of a storm come to few."""
+
 _LINGER_SECONDS = 60.0
 """How long a watch goes on that nobody reads."""
 
@@ -71,10 +80,11 @@ class Watching:
     @asynccontextmanager
     async def watched(
         self, session_id: OwnedId, path: Parts, *, recursive: bool, after: int = 0
-    ) -> AsyncIterator[AsyncIterator[tuple[int, FileEvent] | Gap]]:
+    ) -> AsyncIterator[AsyncIterator[list[tuple[int, FileEvent]] | Gap]]:
         """What changes in a directory, or to a file, until the session isn't live any more: from now on, or behind the
-        event with the number `after`. Raises NotFound, Conflict where it isn't live now, has too many watches or too
-        many directories; SandboxFailed, Unavailable. The events raise EraError when the watch ends, and say why."""
+        event with the number `after`, in pieces of a few events. Raises NotFound, Conflict where it isn't live now, has
+        too many watches, readers or directories; SandboxFailed, Unavailable. The events raise EraError when the watch
+        ends, and say why."""
         session = await self._store.session(session_id)
         with self._live_sessions.in_use(session.key) as live:
             if live is None:
@@ -86,6 +96,12 @@ class Watching:
 
     def _watch(self, key: _Key, live: LiveSession) -> _Watch:
         """The watch that there is, or else a new one. Raises Conflict where there are too many."""
+        if sum(of.readers for each, of in self._watches.items() if each[0] == key[0]) >= MOST_READERS:
+            raise Conflict(
+                f"The watches of session '{live.session.id}' have {MOST_READERS} readers, as many as they may.",
+                hint="End one, or have one reader pass on what it gets.",
+                code="too_many_watches",
+            )
         watch = self._watches.get(key)
         if watch is not None and watch.live is live and not watch.is_over:
             return watch
@@ -162,12 +178,13 @@ class _Watch:
             self.end()
             raise self._why()
 
-    async def events(self, after: int) -> AsyncIterator[tuple[int, FileEvent] | Gap]:
-        """The events behind `after`, or from now on. Raises EraError at the end."""
+    async def events(self, after: int) -> AsyncIterator[list[tuple[int, FileEvent]] | Gap]:
+        """The events behind `after`, or from now on, in pieces. Raises EraError at the end."""
         position = min(after, self._log.last) if after else self._log.last
-        yield position, FileEvent("watching", "/".join(self._path))
-        async for event in self._log.follow(position):
-            yield event
+        yield [(position, FileEvent("watching", "/".join(self._path)))]
+        async for piece in self._log.pieces(position, _AT_ONCE):
+            yield piece
+            await asyncio.sleep(_PAUSE_SECONDS)
         raise self._why()
 
     def end(self) -> None:
