@@ -177,7 +177,7 @@ class SessionLive(Conflict):
     code = "session_live"
     hint = (
         "Processes of the session work on its files. POST /api/sessions/{id}/stop ends them and commits what they "
-        "left; then this call can be made."
+        'left; then this call can be made. A rollback with "stop": true does both.'
     )
 
 

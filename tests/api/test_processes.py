@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.archives_api import member, tar
+from tests.api.capsule_api import TAR
 from tests.api.live import content, ended, events, output, process, start
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 from tests.gvisor import BOTH_KINDS, of_kind
@@ -423,6 +425,48 @@ def test_short_processes_cannot_fill_the_disk(own_server: MakeServer, weakness: 
             look = {"code": "import os; print(sorted(os.listdir()))"}  # which may come just before it is
             left = [client.post("/api/sessions/s/run", json=look).json()["stdout"] for _ in range(2)]
             assert left[1] == "['.session_data.json', 'main.py']\n"
+
+
+def test_rollback_and_atomic_run_when_processes_ended(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    path = f"/api/sessions/{where}"
+    rollback = {"version": 1}
+    ended(client, where, start(client, where, "echo left > file"))
+    assert client.get(path).json()["status"] == "live"
+    assert run(where, "print(open('file').read(), end='')", atomic=True)["stdout"] == "left\n"
+    ended(client, where, start(client, where, "echo more >> file"))
+    added = client.put(f"{path}/archive", content=tar(member("new")), headers=TAR)
+    assert added.status_code == 200, added.text
+    assert client.get(f"{path}/files/file").text == "left\nmore\n"
+    ended(client, where, start(client, where, "echo most >> file"))
+    answer = client.post(f"{path}/rollback", json=rollback)
+    assert (answer.status_code, answer.json()["file_count"], answer.json()["status"]) == (200, 0, "idle"), answer.text
+    # What the last process left is the version before.
+    [version] = client.get(f"{path}/versions?limit=2").json()["versions"][1:]
+    assert client.get(f"{path}/versions/{version['version']}/files/file").text == "left\nmore\nmost\n"
+
+    held = start(client, where, "echo held > file; sleep 600")
+    assert code_of(client.post(f"{path}/rollback", json=rollback)) == (409, "session_live")
+    assert code_of(client.post(f"{path}/rollback", json={"version": 99, "stop": True})) == (404, "no_such_version")
+    assert process(client, where, held)["status"] == "running"
+    answer = client.post(f"{path}/rollback", json={**rollback, "stop": True})
+    assert (answer.status_code, answer.json()["file_count"], answer.json()["processes"]) == (200, 0, 0), answer.text
+    assert process(client, where, held)["reason"] == "The session was stopped."
+    assert code_of(client.get(f"{path}/files/file"))[0] == 404
+
+
+def test_rollback_when_a_context_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
+    where = session()
+    path = f"/api/sessions/{where}"
+    run(where, "n = 1", context="main")
+    ended(client, where, start(client, where, "true"))
+    assert code_of(client.post(f"{path}/rollback", json={"version": 1})) == (409, "session_live")
+    assert run(where, "print(n)", context="main")["stdout"] == "1\n"
+    assert client.delete(f"{path}/contexts/main").status_code == 200
+    assert client.post(f"{path}/rollback", json={"version": 1}).status_code == 200
+    run(where, "n = 2", context="main")
+    assert client.post(f"{path}/rollback", json={"version": 1, "stop": True}).status_code == 200
+    assert run(where, "print('n' in globals())", context="main")["stdout"] == "False\n"
 
 
 def test_live_sessions_are_bounded(own_server: MakeServer) -> None:

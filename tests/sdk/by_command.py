@@ -240,7 +240,9 @@ STEPS: dict[str, Step] = {
     "versions.list": simple("versions", "list"),
     "versions.get": simple("versions", "show"),
     "versions.diff": simple("versions", "diff"),
-    "rollback": simple("versions", "rollback"),
+    "rollback": lambda era, on, args: era.json(
+        "versions", "rollback", on, args["version"], *(["--stop"] if args.get("stop") else [])
+    ),
     "duplicate": copy,
     "runs.list": simple("runs", "list"),
     "runs.get": simple("runs", "show"),

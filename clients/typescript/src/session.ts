@@ -161,10 +161,15 @@ export class Session implements AsyncDisposable {
     return this.info;
   }
 
-  /** Go back: a new version with the content of an old one. */
-  async rollback(version: number, options: CallOptions = {}): Promise<SessionInfo> {
-    const call = { method: "POST", path: `${this.#path}/rollback`, json: { version }, endless: true } as const;
-    this.info = await this.#transport.json<SessionInfo>(call, options);
+  /**
+   * Go back: a new version with the content of an old one. While processes or contexts run this throws `SessionLive`;
+   * with `stop`, they are ended first.
+   */
+  async rollback(version: number, options: CallOptions & { stop?: boolean } = {}): Promise<SessionInfo> {
+    const { stop, ...given } = options;
+    const json = stop ? { version, stop } : { version };
+    const call = { method: "POST", path: `${this.#path}/rollback`, json, endless: true } as const;
+    this.info = await this.#transport.json<SessionInfo>(call, given);
     return this.info;
   }
 

@@ -77,7 +77,7 @@ const OF_SESSION: Record<string, (session: Session, args: Args, era: Era) => Pro
   "versions.list": async (session) => counted("versions", await session.versions.list()),
   "versions.get": (session, { version }) => session.versions.get(version),
   "versions.diff": (session, { version }) => session.versions.diff(version),
-  rollback: (session, { version }) => session.rollback(version),
+  rollback: (session, { version, stop = false }) => session.rollback(version, { stop }),
   duplicate: async (session, args) => (await session.duplicate(args)).info,
   "runs.list": async (session) => counted("runs", await session.runs.list()),
   "runs.get": (session, { run_id }) => session.runs.get(run_id).record(),

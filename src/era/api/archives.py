@@ -84,6 +84,8 @@ async def put_archive(
     wait: Wait = True,
 ) -> Response:
     """Add the content of a tar, tar.gz or zip archive, all or nothing. Waits for the run under way."""
+    if wait or not context.turns.taken(session_id):
+        await context.live_sessions.put_away_if_ended(session_id)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     count, session, dropped = await context.archives.put(
         session_id,

@@ -101,7 +101,13 @@ async def clear_name(session_id: SessionId, number: Number, context: UseContext)
 
 @router.post("/rollback", responses={200: {"model": SessionAnswer}, **errors(404, 409, 429)})
 async def rollback(session_id: SessionId, body: RollbackBody, context: UseContext) -> Response:
-    """Make a new version with the content of an old one. Waits for the run under way."""
+    """Make a new version with the content of an old one. Waits for the run under way. While processes or contexts run
+    it is refused, unless `stop` says to end them."""
+    if body.stop:
+        await context.store.version(session_id, body.version)  # nothing is ended for a version that isn't kept
+        await context.live_sessions.put_away(session_id)
+    else:
+        await context.live_sessions.put_away_if_ended(session_id)
     return Answer(session_view(await context.versions.rollback(session_id, body.version), context))
 
 

@@ -27,6 +27,8 @@ def add(parser: Parser) -> None:
             each.add_argument("-n", "--limit", type=int, metavar="N", help="how many at most")
         else:
             each.add_argument("version", metavar="VERSION", type=int)
+        if name == "rollback":
+            each.add_argument("--stop", action="store_true", help="end the session's processes and contexts first")
         if name == "name":
             each.add_argument("name", metavar="NAME")
 
@@ -80,7 +82,7 @@ def unname(named: Any) -> None:
 def rollback(named: Any) -> None:
     with connect(named) as era:
         session = era.sessions.named(named.session)
-        session.rollback(named.version)
+        session.rollback(named.version, stop=named.stop)
         info = session.info()
     if named.json:
         print_json(info.answer)

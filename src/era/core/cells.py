@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from era.core.models import JsonObject, Session
+from era.core.models import JsonObject, OwnedId, Session
 from era.core.program import Output
 from era.core.secrets import Secret
 
@@ -106,6 +106,11 @@ class Contexts(Protocol):
 
     async def put_away(self, session_key: int) -> None:
         """Wait until it has been, or for a while."""
+        ...
+
+    async def put_away_if_ended(self, session_id: OwnedId) -> None:
+        """Suspend a live session in which nothing runs any more. Waits for the session's turn. Raises EraError where
+        what its processes left can't be committed."""
         ...
 
     async def run(

@@ -222,6 +222,8 @@ class Runs:
     ) -> Collected:
         """A run that counts for its owner's and its key's quotas; see _when_admitted. Raises RateReached,
         QuotaReached."""
+        if request.atomic:
+            await self._parts.contexts.put_away_if_ended(session_id)
         quotas = self._parts.quotas
         memory = 0
         if quotas.bounds_memory(session_id):

@@ -18,6 +18,9 @@ MAX_VERSION = (1 << 63) - 1  # the largest integer of an SQL column
 
 class RollbackBody(Body):
     version: int = Field(ge=1, le=MAX_VERSION, description="The version whose content becomes the newest again.")
+    stop: bool = Field(
+        default=False, description="End the session's processes and contexts first, as `POST …/stop` does."
+    )
 
 
 class NameBody(Body):

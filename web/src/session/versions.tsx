@@ -208,11 +208,12 @@ export function VersionsTab({ session, set, rest }: TabProps) {
                   <p>
                     Data and files of version {chosen} become version {session.version + 1}. Nothing is lost: version{' '}
                     {session.version} stays in the history.
+                    {session.status === 'live' && ' Processes and contexts that run in the session are ended first.'}
                   </p>
                 ),
                 verb: 'Roll back',
                 act: async () => {
-                  set(await call<Session>(at(session.id, 'rollback'), { json: { version: chosen } }));
+                  set(await call<Session>(at(session.id, 'rollback'), { json: { version: chosen, stop: true } }));
                   say(`Data and files are those of version ${chosen}.`);
                   go('sessions', session.id, 'versions');
                 },

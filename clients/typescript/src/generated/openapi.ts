@@ -326,7 +326,8 @@ export interface paths {
         put?: never;
         /**
          * Rollback
-         * @description Make a new version with the content of an old one. Waits for the run under way.
+         * @description Make a new version with the content of an old one. Waits for the run under way. While processes or contexts run
+         *     it is refused, unless `stop` says to end them.
          */
         post: operations["rollback"];
         delete?: never;
@@ -3990,6 +3991,12 @@ export interface components {
              * @description The version whose content becomes the newest again.
              */
             version: number;
+            /**
+             * Stop
+             * @description End the session's processes and contexts first, as `POST …/stop` does.
+             * @default false
+             */
+            stop?: boolean;
         };
         /** RotateKey */
         RotateKey: {

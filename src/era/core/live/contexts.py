@@ -103,6 +103,10 @@ class _OfSession:
         self._allowance.stop()  # until there are contexts again
         await self.close(self.live.note_full(self.disk_problem))
 
+    def has_any(self) -> bool:
+        """Whether an interpreter runs, or is being started."""
+        return self.starting.locked() or any(context.alive for context in self.contexts.values())
+
     async def close(self, why: str) -> None:
         """End all interpreters. `why` is a sentence."""
         await asyncio.gather(*(context.close(why) for context in self.contexts.values()))
@@ -153,6 +157,10 @@ class Contexts:
     async def put_away(self, session_key: int) -> None:
         """See core/cells.py."""
         await self._live.settled(session_key, _PUT_AWAY_SECONDS)
+
+    async def put_away_if_ended(self, session_id: OwnedId) -> None:
+        """See core/cells.py."""
+        await self._live.put_away_if_ended(session_id)
 
     async def run(
         self,
@@ -265,6 +273,7 @@ class Contexts:
         if of is None or of.live is not live:
             of = self._of[live.session_key] = _OfSession(live)
             live.at_end.append(partial(self._end_all, of))
+            live.has_contexts = of.has_any
         return of
 
     async def _end_all(self, of: _OfSession, why: str) -> None:

@@ -75,6 +75,9 @@ class LiveSession:
         self.at_end: list[Callable[[str], Awaitable[None]]] = []
         """Called with the reason when it is put away or lost, before all that is left in the sandbox is killed."""
 
+        self.has_contexts: Callable[[], bool] = lambda: False
+        """Whether an interpreter of a context runs, or is being started."""
+
         self.is_open = True
         """Whether anything may be begun in it."""
 
@@ -126,6 +129,12 @@ class LiveSession:
     @property
     def is_idle(self) -> bool:
         return not self._users and self.processes.are_settled
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process or an interpreter of a context runs, or the first of them is being started."""
+        is_starting = self._users > 0 and not self.processes.all
+        return bool(self.processes.running) or self.has_contexts() or is_starting
 
     async def supervisor(self) -> ProcessSupervisor:
         """What starts processes in the sandbox, with their network and storage, which are there from the first call on.

@@ -250,6 +250,12 @@ class LiveSessions:
             await self._put_away(live, _STOPPED)
         return await self._parts.store.session(session_id)
 
+    async def put_away_if_ended(self, session_id: OwnedId) -> None:
+        """Suspend a session as `put_away` does, where it is live and neither a process nor a context runs in it."""
+        live = self._by_id.get(session_id)
+        if live is not None and not live.is_running:
+            await self._put_away(live, _STOPPED)
+
     async def _open(self, session_id: OwnedId, *, in_turn: bool) -> LiveSession:
         if (live := self.running(session_id)) is not None:
             return live

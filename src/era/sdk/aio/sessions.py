@@ -165,9 +165,10 @@ class AsyncSession:
         )
         return AsyncSession(self._connection, SessionInfo(answer))
 
-    async def rollback(self, version: int) -> SessionInfo:
-        """Make a new version with the content of an old one."""
-        return await self.versions.rollback(version)
+    async def rollback(self, version: int, *, stop: bool = False) -> SessionInfo:
+        """Make a new version with the content of an old one. While processes or contexts run this raises SessionLive;
+        with `stop`, they are ended first."""
+        return await self.versions.rollback(version, stop=stop)
 
     async def setup(self) -> AsyncIterator[SetupEvent]:
         """What the installing of packages says, from its beginning: SetupLine and SetupStatus, Gap for what isn't kept

@@ -162,9 +162,10 @@ class Session:
         answer = self._connection.call(Call("POST", f"{self._path}/duplicate", json=fields, once=self._connection.keys))
         return Session(self._connection, SessionInfo(answer))
 
-    def rollback(self, version: int) -> SessionInfo:
-        """Make a new version with the content of an old one."""
-        return self.versions.rollback(version)
+    def rollback(self, version: int, *, stop: bool = False) -> SessionInfo:
+        """Make a new version with the content of an old one. While processes or contexts run this raises SessionLive;
+        with `stop`, they are ended first."""
+        return self.versions.rollback(version, stop=stop)
 
     def setup(self) -> Iterator[SetupEvent]:
         """What the installing of packages says, from its beginning: SetupLine and SetupStatus, Gap for what isn't kept

@@ -42,8 +42,10 @@ class Versions:
         """Take a version its name. If it was kept for that only, it goes."""
         self._connection.send("DELETE", f"{self._path}/{version}/name")
 
-    def rollback(self, version: int) -> SessionInfo:
-        """Make a new version with the content of an old one."""
+    def rollback(self, version: int, *, stop: bool = False) -> SessionInfo:
+        """Make a new version with the content of an old one. While processes or contexts run this raises SessionLive;
+        with `stop`, they are ended first."""
         seconds = self._connection.turn_seconds
-        answer = self._connection.send("POST", f"{self._session}/rollback", {"version": version}, seconds)
+        fields = {"version": version, **({"stop": True} if stop else {})}
+        answer = self._connection.send("POST", f"{self._session}/rollback", fields, seconds)
         return SessionInfo(answer)
