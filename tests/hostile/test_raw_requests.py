@@ -183,6 +183,64 @@ def test_two_hosts_are_refused_with_a_key_too(own_server: MakeServer) -> None:
             assert statuses(connection.receive()) == [400]
 
 
+@pytest.mark.parametrize("path", [b"/api/sessions", b"/health", b"/proxy/s/3000/"])
+def test_two_authorizations_or_no_host_are_refused_with_a_key(own_server: MakeServer, path: bytes) -> None:
+    server = own_server(api_key="the-key")
+    own, other = b"Authorization: Bearer the-key\r\n", b"Authorization: Bearer other\r\n"
+    for lines in (b"Host: SELF\r\n" + own + other, b"Host: SELF\r\n" + other + own, own):
+        with Connection(server.url) as connection:
+            connection.send(b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\n" + lines + b"\r\n")
+            assert statuses(connection.receive()) == [400], lines
+    assert server.exchange(b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200"), "HTTP/1.0 knows no Host"
+
+
+TRAILERS_MERGED = """
+import era.api.protocol as protocol
+protocol.Protocol.on_header = protocol.HttpToolsProtocol.on_header
+"""
+AUTHORIZED = b"Authorization: Bearer the-key\r\n"
+
+
+@pytest.mark.parametrize("weakness", ["", TRAILERS_MERGED], ids=["", "weakened"])
+def test_trailers_are_no_headers(own_server: MakeServer, weakness: str) -> None:
+    """The one weakened build merges them, and takes all three for headers."""
+    server = own_server(api_key="the-key", weakness=weakness)
+    with server.client(headers={"Authorization": "Bearer the-key"}) as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+        code = "import os; print(os.environ['ERA_HTTP_HEADERS'])"
+        client.put("/api/sessions/s/code", json={"code": code}).raise_for_status()
+    end = b"15\r\n" + CREATE + b"\r\n0\r\n"
+    answer = server.exchange(CHUNKED + end + AUTHORIZED + b"\r\n")
+    assert statuses(answer) == [201 if weakness else 401], answer
+    call = CHUNKED.replace(b"/api/sessions", b"/proxy/s/3000/")
+    seen = server.exchange(call + end + b"X-GitHub-Delivery: forged\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+    assert statuses(seen) == [200], seen
+    assert (b"forged" in seen, b"192.0.2.1" in seen) == (bool(weakness), bool(weakness)), seen
+    if not weakness:
+        head = CHUNKED.removesuffix(b"\r\n") + AUTHORIZED + b"\r\n"
+        assert statuses(server.exchange(head + end + b"\r\n")) == [201]
+
+
+def test_bad_heads_and_trailers_of_programs_are_not_heeded(server: Server) -> None:
+    code = """
+import os, socket
+host, port = os.environ['ERA_STORAGE_URL'].removeprefix('http://').split(':')
+def call(*lines, body=b''):
+    with socket.create_connection((host, int(port)), 5) as s:
+        s.sendall('\\r\\n'.join([*lines, 'Connection: close', '', '']).encode() + body)
+        return s.makefile('rb').readline().split()[1].decode()
+get, own = 'GET /api/storage/kv/heads HTTP/1.1', f'Host: {host}:{port}'
+print(call(get, own), call(get), call(get, own, 'Authorization: Bearer a', 'Authorization: Bearer b'))
+put, chunked = 'PUT /api/storage/kv/heads/trailed HTTP/1.1', 'Transfer-Encoding: chunked'
+body = b'd\\r\\n{"value":"1"}\\r\\n0\\r\\nHost: other\\r\\nOrigin: http://evil.example\\r\\n\\r\\n'
+print(call(put, own, chunked, 'Content-Type: application/json', body=body))
+"""
+    with server.client() as client:
+        session_id = client.post("/api/sessions", json={"language": "python"}).json()["id"]
+        outcome = client.post(f"/api/sessions/{session_id}/run", json={"code": code}).json()
+    assert outcome["stdout"].split() == ["200", "400", "400", "200"], outcome
+
+
 def test_a_request_that_came_while_the_service_stood_still_is_answered(own_server: MakeServer) -> None:
     """Its connection has been idle for too long by the clock, but it had come before."""
     server = own_server()

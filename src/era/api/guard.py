@@ -209,7 +209,7 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Authenticate the caller, or with no key check where the request comes from. Raises EraError."""
-        _check_one_host(scope)
+        _check_repeated(scope)
         path = scope["path"]
         if "site" in scope["state"]:
             return
@@ -295,10 +295,15 @@ def _check_scope(scope: Scope) -> None:
         scopes.check(scope["state"]["caller"], scope.get("method", "GET"), scope["path"])
 
 
-def _check_one_host(scope: Scope) -> None:
-    """Raises BadRequest for a request that could be taken for one to another name."""
-    if sum(name == b"host" for name, _ in scope["headers"]) > 1:
-        raise BadRequest("The request has more than one Host header.", hint="Send one.")
+def _check_repeated(scope: Scope) -> None:
+    """Raise BadRequest for a request that others could take for one to another host, or of another caller: two Host or
+    Authorization headers, or HTTP/1.1 without Host (RFC 9112, 3.2)."""
+    names = [name for name, _ in scope["headers"]]
+    for name, shown in ((b"host", "Host"), (b"authorization", "Authorization")):
+        if names.count(name) > 1:
+            raise BadRequest(f"The request has more than one {shown} header.", hint="Send one.")
+    if scope.get("http_version") == "1.1" and b"host" not in names:
+        raise BadRequest("The request has no Host header, which HTTP/1.1 demands.", hint="Send one: Host: NAME:PORT.")
 
 
 def _check_query(scope: Scope) -> None:

@@ -140,6 +140,9 @@ class Protocol(HttpToolsProtocol):
     """Bytes received that wait for the next slice of the event loop."""
 
     _slice_awaited = False
+    _in_head = False
+    """Whether the head of a request is being parsed."""
+
     flow: _Flow
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -230,6 +233,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._at_once = _LEAST_AT_ONCE
+        self._in_head = True
         self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
     def on_url(self, url: bytes) -> None:
@@ -237,7 +241,11 @@ class Protocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header. Trailers, which come after the body, are dropped: merged with the headers they could
+        authenticate the request or replace what a proxy has checked (RFC 9110, 6.5.1)."""
         self.budget.charge(_FIELD_US)
+        if not self._in_head:
+            return
         super().on_header(name, value.strip(b" \t"))  # blanks are no part of it (RFC 9110, 5.5); the parser keeps some
 
     def data_received(self, data: bytes) -> None:
@@ -309,6 +317,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge(f"The request's headers are over {MAX_HEAD_BYTES} bytes."))
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._head_bytes = 0
         self.budget.charge(_HEAD_US)
         self._head_received()
