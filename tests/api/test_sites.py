@@ -107,6 +107,39 @@ def test_no_call_of_the_api_is_reached(client: httpx.Client, session: MakeSessio
     assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
 
 
+@pytest.mark.parametrize("end", [".", ".:8787", ":"])
+def test_a_name_with_a_dot_or_colon_at_its_end_is_the_same_site(own_server: MakeServer, end: str) -> None:
+    server = own_server(api_key="k", public_host="apps.example.test")
+    with server.client(headers={"Authorization": "Bearer k"}) as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+        label = client.get("/api/sessions/s/host?port=3000").json()["label"]
+        for above in ("localhost", "apps.example.test"):
+            for path in ("/", "/api/sessions", "/openapi.json"):
+                refused(called(client, f"3000-{label}.{above}{end}", path), 400, "Nothing listens")
+
+
+def test_the_api_key_reaches_no_site(own_server: MakeServer) -> None:
+    server = own_server(api_key="open sesame")
+    with server.client(headers={"Authorization": "Bearer open sesame"}) as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
+        stored = client.post("/api/keys", json={"owner": "o", "description": ""}).json()["key"]
+        serve_in_background(client, "s", HTTP_SERVER)
+        name = name_of(client, "s")
+    with server.client() as client:
+        for key in ("open sesame", stored, "open%20sesame"):
+            cookies = f"a=1; era={key}; era-session-b=2; era-session-c={key}"
+            sent = {"X-Api-Key": key, "Cookie": cookies, "Authorization": f"Bearer {key}"}
+            for url, host, kept in (("/", name, "a=1; era-session-b=2"), ("/proxy/s/3000/", "localhost", "b=2")):
+                answer = called(client, host, url, headers=sent)
+                seen = {each.lower(): value for each, value in answer.json()["headers"]}
+                assert key not in answer.text
+                assert seen["cookie"] == kept
+                assert not {"x-api-key", "authorization"} & seen.keys()
+        own = {"X-Api-Key": "the session's own"}
+        seen = {each.lower(): value for each, value in called(client, name, "/", headers=own).json()["headers"]}
+        assert seen["x-api-key"] == own["X-Api-Key"]
+
+
 def test_cookies_and_credentials_are_the_sessions_own(client: httpx.Client, echo: str) -> None:
     sent = {"Cookie": "a=1; era-session-b=2", "Authorization": 'Digest username="u"', "Origin": "http://evil.example"}
     seen = {name.lower(): value for name, value in called(client, echo, "/", headers=sent).json()["headers"]}

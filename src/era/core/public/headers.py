@@ -6,8 +6,9 @@ Theory of operation
 The caller may be anybody, and so may the code that answers. But a public URL has the host and port of the API and of
 the server's own pages, and for cookies even of every other service on that host. Four rules keep these apart:
 
-- Of the request, the code gets nothing that authenticates against the API, and no cookies but its own. Outside, its
-  cookies have a prefix, which tells them from all others, and a path, which keeps them from other sessions.
+- Of the request, the code gets nothing that authenticates against the API (an Authorization, X-Api-Key or cookie with
+  one of its keys), and no cookies but its own. Outside, its cookies have a prefix, which tells them from others, and
+  a path, which keeps them from other sessions.
 - A document that it answers is sandboxed by a Content-Security-Policy, with an opaque origin that equals no other: it
   can't read answers of this server, has no storage and no cookies, and its requests say `Origin: null`, which the guard
   refuses.
@@ -24,6 +25,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from era.core.api_keys import contains_api_key
 from era.core.public import challenges
@@ -102,8 +104,9 @@ def of_request(
 ) -> list[tuple[str, str]]:
     """The headers of a request that a session may see, with names in lower case.
 
-    `key` is the operator's API key. An Authorization header with it, or with any other key of the API, is dropped: the
-    caller may have sent it needlessly. So is one that no session can have asked for. Headers that `Connection` names
+    `key` is the operator's API key. An Authorization or X-Api-Key header with it, or with any other key of the API, is
+    dropped, and so is such a cookie: the caller may have sent it needlessly. So is an Authorization that no session can
+    have asked for. Headers that `Connection` names
     are kept: they would end here anyway, and a caller could use this to remove what a proxy in front has added. All
     cookies and credentials of a session's `own_origin` are its own.
     """
@@ -112,12 +115,13 @@ def of_request(
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if name in _HOP_BY_HOP or name == "set-cookie":  # Set-Cookie is no request header, and can't be joined
             continue
-        if name == "authorization" and _has_api_key(raw_value, key):
+        if name in ("authorization", "x-api-key") and _has_api_key(raw_value, key):
             continue
         if name == "authorization" and not own_origin and challenges.is_of_another(value):
             continue
-        if name == "cookie" and not own_origin:
-            value = _own_cookies(value)
+        if name == "cookie":
+            pairs = [pair.strip() for pair in value.split(";")] if own_origin else _own_cookies(value)
+            value = "; ".join(pair for pair in pairs if pair and not _has_api_key(pair.encode("latin-1"), key))
             if not value:
                 continue
         passed.append((name, value))
@@ -211,15 +215,16 @@ def _set_cookie(value: str, path: str) -> str:
     return "; ".join([f"{COOKIE_PREFIX}{name.strip()}={content.strip()}", *kept, f"Path={path}"])
 
 
-def _own_cookies(value: str) -> str:
-    """The cookies of a Cookie header that the session has set, with their own names again."""
+def _own_cookies(value: str) -> list[str]:
+    """Return the cookies of a Cookie header that the session has set, with their own names again."""
     pairs = [pair.strip() for pair in value.split(";")]
-    return "; ".join(pair.removeprefix(COOKIE_PREFIX) for pair in pairs if pair.startswith(COOKIE_PREFIX))
+    return [pair.removeprefix(COOKIE_PREFIX) for pair in pairs if pair.startswith(COOKIE_PREFIX)]
 
 
-def _has_api_key(authorization: bytes, key: bytes | None) -> bool:
-    """Whether an Authorization header holds a key of the API, plain or in base64 (as Basic does)."""
-    texts = [authorization]
+def _has_api_key(value: bytes, key: bytes | None) -> bool:
+    """Return whether a header's value or a cookie holds a key of the API: plain, in base64 (as Basic does), or escaped
+    as in a URL (as cookies often are)."""
+    texts = [value, unquote_to_bytes(value)]
     with suppress(binascii.Error):
-        texts.append(base64.b64decode(authorization.partition(b" ")[2].strip(), validate=True))
+        texts.append(base64.b64decode(value.partition(b" ")[2].strip(), validate=True))
     return any(contains_api_key(text) or (key is not None and key in text) for text in texts)

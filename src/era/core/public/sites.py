@@ -49,10 +49,11 @@ class Sites:
         self._public_host = public_host
         above = [LOOPBACK, *([public_host.partition(":")[0]] if public_host else [])]
         names = "|".join(re.escape(name) for name in above)
-        self._name = re.compile(rf"([0-9]{{1,5}})-([a-z0-9-]+)\.({names})(:[0-9]{{1,5}})?")
+        self._name = re.compile(rf"([0-9]{{1,5}})-([a-z0-9-]+)\.({names})\.?(:[0-9]*)?")
 
     def name(self, host: str) -> SiteName | None:
-        """The site that a Host header names; None for the name of anything else."""
+        """Return the site that a Host header names, None for the name of anything else. A dot at the end of a name
+        marks it as complete: it is the same name."""
         match = self._name.fullmatch(host.lower())
         return match and SiteName(int(match[1]), match[2], match[3] != LOOPBACK)
 
