@@ -37,13 +37,13 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "link to nowhere": (NO_FILE + "os.symlink('/nowhere', S)", "is a symbolic link"),
     "link to itself": (NO_FILE + "os.symlink(S, S)", "is a symbolic link"),
-    "pipe": (NO_FILE + "os.mkfifo(S)", "is not a regular file"),
+    "pipe": (NO_FILE + "os.mkfifo(S)", "is a named pipe"),
     "pipe with a reader and a writer": (
         NO_FILE + "os.mkfifo(S); fd = os.open(S, os.O_RDWR)\nif os.fork() == 0: time.sleep(60)",
-        "is not a regular file",
+        "is a named pipe",
     ),
-    "empty directory": (NO_FILE + "os.mkdir(S)", "is not a regular file"),
-    "full directory": (NO_FILE + "os.makedirs(S + '/a/b'); open(S + '/a/f', 'w').write('x')", "is not a regular file"),
+    "empty directory": (NO_FILE + "os.mkdir(S)", "is a directory"),
+    "full directory": (NO_FILE + "os.makedirs(S + '/a/b'); open(S + '/a/f', 'w').write('x')", "is a directory"),
     "device, or else a socket": (
         NO_FILE
         + """
@@ -54,7 +54,7 @@ except OSError:
     import socket
     socket.socket(socket.AF_UNIX).bind(S)
 """,
-        "can't be opened",
+        "is a socket",
     ),
     "hard link to a file of the session": (
         "open('twin', 'w').write('{\"evil\": 1}')\n" + NO_FILE + "os.link('twin', S)",

@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from era.errors import SandboxFailed
 from tests.conftest import opened
+from tests.drivers.conformance.test_names_in_the_way import STATE_FILE, runs_beside_swaps
+from tests.drivers.sandboxes import Sandboxes, Weakness
+from tests.gvisor import needs_gvisor
 
 GUEST = Path(__file__).resolve().parents[2] / "src/era/guest"
 
@@ -135,3 +139,65 @@ def test_descriptors_do_not_grow_in_number(fresh_files: Any, tmp_path: Path) -> 
 
     run()
     assert run() == run() == run()
+
+
+def race(monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], None], times: int) -> Any:
+    """Have `put` called after each of the first removals, as by a process. Returns the module of the supervisor's."""
+    import workspace
+
+    remove, removed = workspace.remove, []
+
+    def racing(path: str) -> None:
+        remove(path)
+        removed.append(path)
+        if len(removed) <= times:
+            Path("elsewhere").unlink(missing_ok=True)
+            put(Path(path))
+
+    monkeypatch.setattr(workspace, "remove", racing)
+    return workspace
+
+
+@pytest.mark.parametrize("put", [a_link, a_directory, a_pipe])
+def test_what_is_put_there_meanwhile_is_replaced(
+    fresh_files: Any, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], None]
+) -> None:
+    race(monkeypatch, put, 3)
+    fresh_files.write("name", b"new")
+    assert (Path("name").is_symlink(), Path("name").read_bytes()) == (False, b"new")
+    assert set(os.listdir()) <= {"name", "elsewhere"}
+
+
+def test_what_is_put_there_for_ever_is_named(fresh_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = race(monkeypatch, a_directory, 1000)
+    with pytest.raises(workspace.InTheWay, match="a process keeps putting a directory there"):
+        fresh_files.write("name", b"new")
+    assert os.listdir() == ["name"]
+
+
+DIES = {
+    "_TRIES = 100": "_TRIES = 1",
+    "except InTheWay as problem:\n            state_problem": "except KeyError as problem:\n            state_problem",
+}
+PANICS = {
+    'made = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}")': "made = path; remove(path)",
+    "    except BaseException:\n        os.unlink(made)\n        raise\n": "",
+    "in_its_place(path, lambda: os.rename(made, path))": "pass",
+}
+
+
+@pytest.mark.parametrize(
+    ("driver", "weakness"), [("bubblewrap", DIES), pytest.param("gvisor", PANICS, marks=needs_gvisor)]
+)
+def test_a_sandbox_would_die_of_a_state_file_that_is_swapped(
+    tmp_path: Path, driver: str, weakness: dict[str, str]
+) -> None:
+    """conformance/test_names_in_the_way.py has the attack on sound sandboxes."""
+    made = Sandboxes(tmp_path / "weak", Weakness(supervisor=weakness), driver, self_tested=())
+    try:
+        sandbox = made.make()
+        assert made.run(sandbox, "print('well')").stdout == "well\n"
+        with pytest.raises((SandboxFailed, AssertionError)):
+            made.do(sandbox, runs_beside_swaps, STATE_FILE, ("pipe", "link", "socket", "directory"), 1000)
+    finally:
+        made.stop()

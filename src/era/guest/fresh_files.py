@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 
-from workspace import identity, remove, write_all, write_file
+from workspace import InTheWay, identity, in_its_place, write_all, write_file
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
@@ -48,7 +48,15 @@ class FreshFiles:
             pass  # this file system can't, or has no room
 
     def write(self, path: str, content: bytes) -> Identity:
-        """Put a new regular file in the place of whatever is at `path`. Returns its identity; see workspace.py."""
+        """Put a new regular file in the place of whatever is at `path`.
+
+        Returns:
+            Its identity; see workspace.py.
+
+        Raises:
+            InTheWay: A process keeps putting something else at `path`.
+            OSError: There is no room.
+        """
         written: Identity
         if not self._made:
             written = write_file(path, content)
@@ -61,13 +69,14 @@ class FreshFiles:
             self._replaced.append(replaced)
             if os.fstat(replaced).st_blocks > _HELD_BLOCKS:
                 os.close(self._replaced.pop())  # a large one would take room from the run
-        remove(path)
         fd = self._made.pop()
         try:
             write_all(fd, content)
             # With a directory, which an absolute path doesn't need, this is the linkat(2) that follows links.
-            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
+            in_its_place(path, lambda: os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd))
             written = identity(os.fstat(fd))
+        except InTheWay:
+            raise
         except OSError:
             self._count = 0  # here they can't get a name, or there is no room
             written = write_file(path, content)

@@ -96,7 +96,7 @@ from processes import (
     wide_pipe,
 )
 from system_v import SystemV, device_files
-from workspace import STATE_FILE, empty_directory, read_state, write_file
+from workspace import STATE_FILE, InTheWay, empty_directory, read_state, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
@@ -224,16 +224,29 @@ class Supervisor:
         control = self.control
         control.joined = False
         os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
+        obstacle: OSError | None = None
+        state_problem: str | None = None
+        written = None
         for path, size in header["files"]:
-            directory = os.path.dirname(path)
-            if directory:
-                os.makedirs(directory, exist_ok=True)
-            write_file(path, control.read(size))
+            content = control.read(size)
+            try:
+                if directory := os.path.dirname(path):
+                    os.makedirs(directory, exist_ok=True)
+                write_file(path, content)
+            except (InTheWay, FileExistsError, NotADirectoryError) as problem:
+                obstacle = problem
         state = control.read(header["state"])
         code = control.read(header["code"])
-        self.fresh_files.write(STATE_FILE, state)
+        try:
+            self.fresh_files.write(STATE_FILE, state)
+        except InTheWay as problem:
+            state_problem = f"can't be written before the run: {problem.strerror}"
         entry = self.free_entry()
-        written = None if header["command"] else self.fresh_files.write(entry, code)
+        if not header["command"]:
+            try:
+                written = self.fresh_files.write(entry, code)
+            except InTheWay as problem:
+                obstacle = problem
         self.layer.prepare()
         environment = bytearray(header["environment"])
         control.read_into(environment)
@@ -243,7 +256,7 @@ class Supervisor:
         refiltered, self.supervised = header["supervised"] != self.supervised, header["supervised"]
         cold = header["cold"] or (not self.fork and (refiltered or header["certificates"] != self.certificates))
         self.certificates = header["certificates"]
-        spare = self.start_program(entry, environment, cold, invocation, reuse=not refiltered)
+        spare = self.start_program(entry, environment, cold, invocation, obstacle, reuse=not refiltered)
         invocation.close()
         before = self.scratch_used() if header["keeps_scratch"] else {}
         ended = follow(
@@ -259,6 +272,8 @@ class Supervisor:
         removed = written is not None and workspace.remove_if_unchanged(entry, written)
         ended["entry"] = entry if removed else None
         content, ended["state_problem"] = read_state(header["state_limit"])
+        if state_problem is not None:
+            content, ended["state_problem"] = None, state_problem
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
         if content is not None and content != state:
             control.send(b"S", content)
@@ -290,14 +305,22 @@ class Supervisor:
         return name
 
     def start_program(
-        self, entry: str, environment: bytearray, cold: bool, invocation: Invocation, *, reuse: bool
+        self,
+        entry: str,
+        environment: bytearray,
+        cold: bool,
+        invocation: Invocation,
+        obstacle: OSError | None,
+        *,
+        reuse: bool,
     ) -> Spare:
         """Start the program: the spare, or a new process where that can't be it. `reuse`: it may be the spare. `cold`:
-        a new process must start the interpreter from nothing. Zeroes `environment`."""
+        a new process must start the interpreter from nothing. `obstacle`: why a file of the program couldn't be
+        written; then a process says so instead of it. Zeroes `environment`."""
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
-        if not cold and invocation.is_usual and reuse and entry == spare.entry:
+        if not cold and invocation.is_usual and reuse and entry == spare.entry and obstacle is None:
             try:
                 spare.start(environment)
                 return spare
@@ -306,15 +329,18 @@ class Supervisor:
         os.kill(spare.pid, signal.SIGKILL)
         os.waitpid(spare.pid, 0)
         spare.close()
-        spare = self.make_spare(entry, invocation, cold=cold or not self.fork or entry != spare.entry)
+        spare = self.make_spare(entry, invocation, obstacle, cold=cold or not self.fork or entry != spare.entry)
         try:
             spare.start(environment)
         except BrokenPipeError:
             zero(environment)  # it has given up, as without its directory, and said why
         return spare
 
-    def make_spare(self, entry: str, invocation: Invocation = AS_USUAL, *, cold: bool = False) -> Spare:
-        """Fork a process for a program. It waits for the environment, and then
+    def make_spare(
+        self, entry: str, invocation: Invocation = AS_USUAL, obstacle: OSError | None = None, *, cold: bool = False
+    ) -> Spare:
+        """Fork a process for a program. With an `obstacle` it says that and ends. Else it waits for the
+        environment, and then
 
         - becomes the program, where that is this interpreter;
         - or is another language's interpreter, started at once and waiting in its preload script;
@@ -346,6 +372,8 @@ class Supervisor:
                 file.write(b"1000")  # out of memory: the program goes, not its supervisor
             for which, value in self.rlimits:
                 resource.setrlimit(which, (value, value))
+            if obstacle is not None:
+                raise obstacle
             options = self.options[self.supervised]
             if self.warm and not cold and not invocation.command:
                 restore_signals()

@@ -3,15 +3,30 @@ become anything."""
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 STATE_FILE = ".session_data.json"
 CHUNK = 1 << 16
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_TRIES = 100
+"""To put a file in its place while a process beside the run may put something else there."""
+
+_KINDS = {
+    0o010000: "a named pipe",
+    0o020000: "a device",
+    0o040000: "a directory",
+    0o060000: "a device",
+    0o100000: "a file",
+    0o120000: "a symbolic link",
+    0o140000: "a socket",
+}
+_KIND, _REGULAR = 0o170000, 0o100000  # of a file's mode
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -42,13 +57,56 @@ def remove(path: str) -> None:
         os.rmdir(path)
 
 
+class InTheWay(OSError):
+    """A process keeps putting something where a file of a run belongs; `strerror` says what."""
+
+
+def in_its_place(path: str, name: Callable[[], None]) -> None:
+    """Remove whatever is at `path`, and have a file get its `name` there. Try again where a process puts something
+    there meanwhile, of which `name` says EEXIST or EISDIR.
+
+    Raises:
+        InTheWay: After _TRIES.
+        OSError: Any other of `name`.
+    """
+    for _ in range(_TRIES):
+        try:
+            remove(path)
+        except OSError:
+            continue  # it has become something else meanwhile
+        try:
+            name()
+            return
+        except (FileExistsError, IsADirectoryError):
+            pass
+    kind = "something else"
+    try:
+        kind = _KINDS[os.lstat(path).st_mode & _KIND]
+    except OSError:
+        pass  # it is gone at this moment
+    raise InTheWay(errno.EEXIST, f"a process keeps putting {kind} there", path)
+
+
 def write_file(path: str, content: bytes) -> tuple[int, int, int]:
-    """Put a new regular file in the place of whatever is at `path`. Returns its identity."""
-    remove(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    """Put a new regular file in the place of whatever is at `path`. It is made under a name that nobody knows, and then
+    moved: gVisor's kernel panics where two make a file of one name at the same moment.
+
+    Returns:
+        Its identity.
+
+    Raises:
+        InTheWay: A process keeps putting something else at `path`.
+        OSError: There is no room, or no such directory.
+    """
+    made = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}")
+    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, content)
+        in_its_place(path, lambda: os.rename(made, path))
         return identity(os.fstat(fd))
+    except BaseException:
+        os.unlink(made)
+        raise
     finally:
         os.close(fd)
 
@@ -78,13 +136,15 @@ def read_state(limit: int) -> tuple[bytes | None, str | None]:
     except FileNotFoundError:
         return None, None
     except OSError as problem:
-        if os.path.islink(STATE_FILE):
+        if problem.errno == errno.ELOOP:
             return None, "is a symbolic link"
+        if problem.errno == errno.ENXIO:
+            return None, "is a socket"
         return None, f"can't be opened: {problem.strerror}"
     try:
         stat = os.fstat(fd)
-        if stat.st_mode & 0o170000 != 0o100000:
-            return None, "is not a regular file"
+        if (kind := stat.st_mode & _KIND) != _REGULAR:
+            return None, f"is {_KINDS[kind]}"
         if stat.st_nlink != 1:
             return None, "has a second name (a hard link)"
         size, content = stat.st_size, b""

@@ -89,7 +89,7 @@ def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def expect_known_failures(request: pytest.FixtureRequest) -> None:
     """Expect the failures of KNOWN and NEVER."""
     test, driver = request.node.originalname, request.node.callspec.params["sandboxes"]
-    if driver == "fake" and request.module.__name__.endswith("test_processes"):
+    if driver == "fake" and request.module.__name__.endswith(("test_processes", "test_names_in_the_way")):
         pytest.xfail("it has no processes beside runs")
     if reason := NEVER.get((test, driver)):
         pytest.xfail(reason)
