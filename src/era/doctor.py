@@ -106,7 +106,8 @@ def report(
         yield from _lines(finding)
         preparation = preparations.get(finding.about) if finding.there else None
         if preparation is not None and preparation.ready_place() is None:
-            yield f"         {preparation.title} is compiled when the service first starts, which takes a minute"
+            when = "the service first starts" if preparation.at_start else f"{finding.about} is first asked for"
+            yield f"         {preparation.title} is compiled when {when}, which takes a minute, or by `make setup`"
     for finding in cluster_findings(settings):
         yield from _lines(finding)
     for name, isolation in results.items():

@@ -8,12 +8,15 @@ import secrets
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from era import languages
 from era.core.program import Output, Program
+from era.core.ready_sandboxes import ReadySandboxes
 from era.drivers import preparations as module
 from era.drivers.bubblewrap import BubblewrapDriver
 from era.drivers.preparations import Preparations
@@ -82,6 +85,43 @@ async def test_a_language_waits_until_it_is_prepared_and_no_longer(
     again.start()
     await again.wait("slow")
     assert len(attempts(place)) == 1, "it is done once"
+
+
+async def test_preparation_on_demand_begins_when_its_language_is_asked_for(tmp_path: Path) -> None:
+    on_demand = replace(preparation(), at_start=False)
+    prepared = Preparations({"slow": on_demand}, tmp_path / "fallback")
+    place = prepared.mounts["/opt/slow"]
+    (place / "go").touch()
+    await prepared.wait("slow")  # as the self-test of the drivers does, before the service has started
+    prepared.start()
+    await prepared.wait("python")
+    assert prepared._tasks == {}
+    await asyncio.gather(prepared.wait("slow"), prepared.wait("slow"))
+    assert len(attempts(place)) == 1
+    assert (place / READY).is_dir()
+    await prepared.stop()
+
+
+async def test_spare_sandboxes_ask_for_no_long_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would have Go compiled at the first start of each machine. Once a session has asked, spares are kept."""
+    monkeypatch.setattr(preparing, "_directories", lambda: ())  # nothing has been prepared
+    made: list[str] = []
+
+    async def make(_: str, language: str) -> Any:
+        made.append(language)
+        raise Unavailable("not here")
+
+    async def close(*_: Any) -> None: ...
+
+    ready = ReadySandboxes(1, make, close)
+    ready.start()
+    try:
+        others = set(languages.runtimes()) - {"go"}
+        assert await asyncio.to_thread(eventually, lambda: set(made) == others)
+        await ready.take("auto", "go")
+        assert await asyncio.to_thread(eventually, lambda: "go" in made)
+    finally:
+        await ready.stop()
 
 
 async def test_of_two_services_one_builds(tmp_path: Path) -> None:

@@ -28,17 +28,22 @@ class Preparations:
 
         self._preparations = preparations
         self._tasks: dict[Language, asyncio.Task[None]] = {}
+        self._goes_on = False
         for preparation in preparations.values():
             self.mounts[preparation.mount] = preparation.ready_place() or preparation.make_place(fallback)
 
     def start(self) -> None:
+        """Begin the preparations that no one has to ask for."""
+        self._goes_on = True
         for language, preparation in self._preparations.items():
-            if not (self.mounts[preparation.mount] / READY).is_dir():
-                self._tasks[language] = asyncio.create_task(self._prepare(language, preparation))
+            if preparation.at_start:
+                self._begin(language)
 
     async def wait(self, language: Language) -> None:
-        """Wait until a language is prepared. Raises Unavailable after a minute. Returns also where its preparation has
-        failed: its programs then start slowly."""
+        """Wait until a language is prepared, which begins here if it has to be asked for. Raises Unavailable after a
+        minute. Returns also where its preparation has failed: its programs then start slowly."""
+        if self._goes_on:
+            self._begin(language)
         if (task := self._tasks.get(language)) is None:
             return
         done, _ = await asyncio.wait([task], timeout=_WAIT_SECONDS)
@@ -52,9 +57,17 @@ class Preparations:
 
     async def stop(self) -> None:
         """End what goes on; the next service builds upon what there is of it. May be called again."""
+        self._goes_on = False
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _begin(self, language: Language) -> None:
+        """Prepare a language in the background, unless that has been done or begun."""
+        preparation = self._preparations.get(language)
+        if preparation is None or language in self._tasks or (self.mounts[preparation.mount] / READY).is_dir():
+            return
+        self._tasks[language] = asyncio.create_task(self._prepare(language, preparation))
 
     async def _prepare(self, language: Language, preparation: Preparation) -> None:
         """Prepare a language, and tell the operator."""

@@ -86,3 +86,9 @@ def preparations() -> dict[str, Preparation]:
     with suppress(Missing):
         needed["contexts"] = ipython.packages()
     return needed
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether sandboxes of a language can be made without a long preparation."""
+    make = DEFINITIONS[name].preparation
+    return make is None or (preparation := make()).at_start or preparation.ready_place() is not None

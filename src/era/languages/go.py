@@ -40,7 +40,7 @@ def standard_library() -> Preparation:
         variables = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "GOCACHE": str(cache)}
         return (str(directory / "bin/go"), "build", "std"), {**_SETTINGS, **variables}
 
-    return Preparation(f"go-{version}", "Go's standard library", "/opt/go-std", command)
+    return Preparation(f"go-{version}", "Go's standard library", "/opt/go-std", command, at_start=False)
 
 
 def is_ready() -> bool:

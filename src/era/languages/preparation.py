@@ -4,10 +4,12 @@ Theory of operation. The result is a directory `ready` in a place of its own: be
 written, else in the user's cache, else where the service says. Sandboxes mount the place, read-only. It is there before
 the result is, so a sandbox that was made earlier sees the result appear.
 
-A service prepares in the background (drivers/preparations.py), at the lowest priority: with SCHED_IDLE any run comes
-first. A file lock lets one service build while others wait for it. What a service that was stopped has built is built
-upon by the next one, but not after the machine was restarted: content that was never flushed may be damaged then. The
-result is flushed before it gets its name.
+`make setup` prepares for a checkout. A service without the result prepares in the background (drivers/preparations.py),
+at the lowest priority: with SCHED_IDLE any run comes first. Runs still take two to three times as long while it keeps
+all processors busy, so what takes long waits until somebody asks for the language. A file lock lets one service build
+while others wait for it. What a service that was stopped has built is built upon by the next one, but not after the
+machine was restarted: content that was never flushed may be damaged then. The result is flushed before it gets its
+name.
 """
 
 from __future__ import annotations
@@ -61,6 +63,9 @@ class Preparation:
 
     command: Callable[[Path], tuple[Sequence[str], Mapping[str, str]]]
     """argv and environment of the program that fills a directory. It may find there what it left when it was killed."""
+
+    at_start: bool = True
+    """Whether a service prepares it when it starts; else when a sandbox of the language is first asked for."""
 
     def ready_place(self) -> Path | None:
         """The place that has the result, None if it hasn't been prepared on this machine."""
