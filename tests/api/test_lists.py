@@ -9,6 +9,7 @@ import jsonschema_rs
 import pytest
 
 from tests.api.answers import refused
+from tests.api.live import start
 from tests.api.owners import Owners, client_with_key, new_key
 from tests.conftest import MakeServer, MakeSession, Run
 from tests.soaking import soak_the_rest
@@ -141,3 +142,29 @@ def test_lists_of_large_sessions_are_whole(owners: Owners) -> None:
             cursor = page["next_cursor"]
         assert pages == [names[:3:-1], names[3:0:-1], names[:1]]
         assert client.request("DELETE", "/api/sessions?purge=true").json()["deleted_count"] == 7
+
+
+def test_pages_of_sessions_by_status_are_full(client: httpx.Client, session: MakeSession) -> None:
+    """Filtered first, then paged: a page is short only where the list ends."""
+    ids = [session(metadata={"of": "pages"}) for _ in range(6)][::-1]
+    live = [ids[2], ids[5]]
+    for where in live:
+        start(client, where, "sleep 600")
+
+    def pages(query: str) -> list[list[str]]:
+        found, cursor = [], ""
+        while True:
+            answer = client.get(f"/api/sessions?{query}&metadata.of=pages{cursor}").json()
+            found.append([each["id"] for each in answer["sessions"]])
+            if answer["next_cursor"] is None:
+                return found
+            cursor = f"&cursor={answer['next_cursor']}"
+
+    assert pages("status=live&limit=1") == [[ids[2]], [ids[5]]]
+    assert pages("status=live") == [live]
+    assert pages("status=idle&limit=2") == [[ids[0], ids[1]], [ids[3], ids[4]]]
+    assert pages("status=running&limit=1") == [[]]
+    first = client.get("/api/sessions?status=live&limit=1&language=python").json()
+    assert [each["id"] for each in first["sessions"]] == [ids[2]]
+    deleted = client.delete("/api/sessions?status=live&metadata.of=pages").json()["deleted_sessions"]
+    assert sorted(deleted) == sorted(live)

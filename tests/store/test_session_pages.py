@@ -53,6 +53,26 @@ async def test_a_page_of_large_sessions_holds_fewer(store: SqlStore) -> None:
     assert await store.session_page(SessionFilter("mallory", limit=5), 1 << 20) == ([], False)
 
 
+@pytest.mark.parametrize("url", ["sqlite_url", "postgres_url"], indirect=True)
+async def test_pages_with_and_without_ids(store: SqlStore) -> None:
+    for number in range(8):
+        owned = OwnedId(OWNERS[number % 2], f"s{number}")
+        await store.create_session(new("s", id=owned, metadata={"a": "1"} if number < 6 else {}))
+    await store.delete_session(OwnedId("ada", "s2"))
+
+    async def found(limit: int, **fields: Any) -> tuple[list[str], bool]:
+        page, more = await store.session_page(SessionFilter("ada", limit=limit, **fields), 1 << 20)
+        return [each.id for each in page], more
+
+    ids = ["s0", "s1", "s2", "s6"]  # s1 is another owner's, s2 is deleted
+    assert await found(1, ids=ids) == (["s6"], True)
+    assert await found(2, ids=ids) == (["s6", "s0"], False)
+    assert await found(2, ids=ids, metadata={"a": "1"}) == (["s0"], False)
+    assert await found(2, ids=[]) == ([], False)
+    assert await found(1, without_ids=["s6", "s1"]) == (["s4"], True)
+    assert await found(2, without_ids=["s6"], metadata={"a": "1"}) == (["s4", "s0"], False)
+
+
 @pytest.mark.parametrize("url", soak_the_rest(["sqlite_url", "postgres_url"], 1), indirect=True)
 async def test_pages_hold_what_passes_in_order(store: SqlStore) -> None:
     chance = random.Random(7)

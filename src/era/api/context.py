@@ -446,6 +446,16 @@ def active_here(owner: str, context: Context) -> JsonObject:
     return active | {name: ["running", live.get(name, 0)] for name in taken}
 
 
+async def active_of(owner: str, context: Context) -> Mapping[str, str]:
+    """Return what those of an owner's sessions do that aren't idle, at whatever host they are at home: `running` or
+    `live`, by id. Hosts that don't answer are left out."""
+    found: dict[str, str] = {}
+    others = () if context.other_hosts is None else await context.other_hosts.active_of_owner(owner)
+    for answer in (*others, active_here(owner, context)):
+        found |= {name: str(status) for name, (status, _) in answer.items()}
+    return found
+
+
 def _processes(session_key: int, context: Context) -> int:
     live = context.live_sessions.get(session_key)
     return 0 if live is None else len(live.processes.running)

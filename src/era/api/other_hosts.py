@@ -140,6 +140,13 @@ class OtherHosts:
                     found[session.key] = (told[0], told[1])
         return found
 
+    async def active_of_owner(self, owner: str) -> Sequence[JsonObject]:
+        """Ask the other hosts which of an owner's sessions are active there: `{id: [status, processes]}` of each host
+        that tells."""
+        query = f"owner={quote(owner, safe='')}"
+        answers = await asyncio.gather(*(self._ask(host, _ACTIVE_PATH, query) for host in self._others()))
+        return [answer for answer in answers if answer is not None]
+
     async def in_use(self) -> Sequence[JsonObject]:
         """What each owner uses at the other hosts, of each host that tells."""
         answers = await asyncio.gather(*(self._ask(host, _IN_USE_PATH) for host in self._others()))

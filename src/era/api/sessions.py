@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from era.api.context import (
     Answer,
     CallerId,
+    Context,
     IdempotencyKey,
     Include,
     Owner,
@@ -18,6 +19,7 @@ from era.api.context import (
     StrictRoute,
     UseContext,
     WithData,
+    active_of,
     caller_of,
     check_timeout,
     claim_of,
@@ -116,13 +118,19 @@ OfStatus = Annotated[
 ]
 
 
-def _filter(owner: str, language_name: str | None, status: Status | None, labels: dict[str, str]) -> SessionFilter:
-    """The sessions that a query's filters select, but for `idle`, `running` and `live`, which no row tells."""
+async def _filter(
+    owner: str, language_name: str | None, status: Status | None, labels: dict[str, str], context: Context
+) -> SessionFilter:
+    """Return the filter of the database for a query's filters. No row has `idle`, `running` and `live`, so it names the
+    sessions that aren't idle at this moment."""
+    active = await active_of(owner, context) if status in _OF_NOW else {}
     return SessionFilter(
         owner,
         language=language(language_name) if language_name else None,
         metadata=labels or None,
         removed=status if status == "expired" or status == "deleted" else None,  # mypy follows no `in`
+        ids=[name for name, does in active.items() if does == status] if status in ("running", "live") else None,
+        without_ids=list(active) if status == "idle" else (),
     )
 
 
@@ -144,27 +152,27 @@ async def list_sessions(
     """List the caller's sessions, newest first. `metadata.KEY=VALUE` selects those with that label. Sessions that have
     expired or were deleted, and can be restored, are listed only where `status` asks for them."""
     shown = _shown(fields) - (set() if data else {"data"})
-    which = _filter(owner, language_name, status, labels)
+    which = await _filter(owner, language_name, status, labels, context)
 
-    async def page(before: int | None, room: int) -> tuple[_Views, int, int | None]:
-        """Some sessions, how many were looked at, and the key of the last of these if there are more."""
+    async def page(before: int | None, room: int) -> _Page:
+        """Read some sessions, at most `room`, and the key of the last one looked at if there are more."""
         size = min(room, _LISTED_AT_ONCE)
         sessions, more = await context.sessions.page(replace(which, limit=size, before_key=before))
         views = await session_views(sessions, context)
-        if status is not None:
+        if status is not None:  # some may do something else by now
             views = [session for session in views if session["status"] == status]
         views = [{name: value for name, value in session.items() if name in shown} for session in views]
-        return views, len(sessions), sessions[-1].key if more else None
+        return views, sessions[-1].key if more else None
 
     first = await page(key_of(cursor) if cursor else None, limit or _ALL)
-    views, looked_at, last = first
-    if last is not None and looked_at != limit:
+    views, last = first
+    if last is not None and len(views) != limit:
         return ClosingResponse(_pages(first, limit or _ALL, page), media_type=Answer.media_type)
     return Answer({"sessions": views, "count": len(views), "next_cursor": last and cursor_of(last)})
 
 
 type _Views = list[dict[str, Any]]
-type _Page = tuple[_Views, int, int | None]
+type _Page = tuple[_Views, int | None]
 _ALL = 1 << 62
 
 
@@ -173,11 +181,11 @@ async def _pages(page: _Page, room: int, following: Callable[[int, int], Awaitab
     once, or of a few hundred large ones, would keep all other calls waiting for seconds, and take a gigabyte."""
     count, before = 0, b'{"sessions":['
     while True:
-        views, looked_at, last = page
+        views, last = page
         if views:
             yield before + json_bytes(views)[1:-1]
             count, before = count + len(views), b","
-        room -= looked_at
+        room -= len(views)
         if last is None or not room:
             break
         page = await following(last, room)
@@ -234,7 +242,7 @@ async def delete_sessions(
         return [session for session in sessions if (states[session.key] or ("unknown",))[0] == status]
 
     gone = await context.sessions.delete_all(
-        _filter(owner, language_name, status, labels),
+        await _filter(owner, language_name, status, labels, context),
         selected=selected if status in _OF_NOW else None,
         purge=purge,
     )

@@ -54,6 +54,11 @@ class SessionFilter:
     removed: Removal | None = None
     """List, instead of present sessions, those that were removed in this way and can still be restored."""
 
+    ids: Sequence[str] | None = None
+    """Only the present sessions with one of these ids."""
+
+    without_ids: Sequence[str] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:

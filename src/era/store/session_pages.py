@@ -63,7 +63,7 @@ def session_page(
 
 def page_query(which: SessionFilter, since: int) -> Select[Any]:
     """The keys of the sessions on a page. Those removed before `since`, in microseconds, can't be restored."""
-    if which.metadata and which.removed is None:
+    if which.metadata and which.removed is None and which.ids is None:
         return _search(which, _conditions(which, since)).limit(which.limit)
     keys = select(sessions.c.key).where(*_all_conditions(which, since))
     return keys.order_by(sessions.c.key.desc()).limit(which.limit)
@@ -82,6 +82,12 @@ def _conditions(which: SessionFilter, since: int) -> list[ColumnElement[bool]]:
         found = [~IS_PRESENT, sessions.c.deleted_at > since, is_expired]
     if which.language is not None:
         found.append(sessions.c.language == which.language)
+    if which.ids is not None:
+        # By the index of ids: they are few, and an owner's sessions may be a million.
+        is_own = sessions.c.owner + "" == which.owner
+        found.append(sessions.c.key.in_(select(sessions.c.key).where(sessions.c.id.in_(which.ids), IS_PRESENT, is_own)))
+    if which.without_ids:
+        found.append(sessions.c.id.not_in(which.without_ids))
     return found
 
 
@@ -91,7 +97,10 @@ def _all_conditions(which: SessionFilter, since: int) -> list[ColumnElement[bool
         found.append(sessions.c.key < which.before_key)
     for label in (which.metadata or {}).items():
         labelled = select(session_pairs.c.session_key).where(session_pairs.c.pair == pair(*label))
-        found.append(sessions.c.key.in_(labelled))
+        if which.ids is None:
+            found.append(sessions.c.key.in_(labelled))
+        else:  # few sessions are looked at, and many may have the label
+            found.append(labelled.where(session_pairs.c.session_key == sessions.c.key).exists())
     return found
 
 
