@@ -79,3 +79,23 @@ async def test_answers_of_sessions_and_hosts_are_paid_for(case: str, monkeypatch
     await passed._download()
     assert told[0] == "http.response.start"
     assert cast(Counted, passed._budget).paid > len(FIELDS) * exchange._HEAD_BYTE_US
+
+
+async def test_chunks_of_a_byte_are_sent_on_together() -> None:
+    """Each slice of the event loop parses 25 of them; to send these alone cost more than that."""
+    reader, sent = asyncio.StreamReader(), list[bytes]()
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    count = 10_000
+    passed = PassedOn({"extensions": {"era.connection": None}}, cast(Any, None), send, reader, cast(Any, None), None)
+    passed._h11.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * count)
+    download = asyncio.create_task(passed._download())
+    while sum(map(len, sent)) < count:  # also though the answer hasn't ended
+        await asyncio.sleep(0)
+    assert len(sent) < 20
+    reader.feed_data(b"0\r\n\r\n")
+    await download
+    assert b"".join(sent) == b"x" * count

@@ -40,6 +40,10 @@ _WITHOUT_CONTENT = 204, 304
 _EVENT_US = 40
 """What it costs to parse a piece of an answer."""
 
+_SENT_BYTES = 1 << 10
+"""Content that is sent on while more of it is there already. To send costs more than to parse 25 chunks of one byte,
+which is all that fits a slice."""
+
 _HEAD_BYTE_US, _FIELD_US = 0.4, 1
 """What each byte of an answer's head costs, and each header of a request: there may be many thousands of either."""
 
@@ -216,7 +220,8 @@ class Exchange(ABC):
                 raise self.failure("hung up before it had answered")
             self._budget.charge(_EVENT_US)
             if self._budget.used_up:
-                await self._send_gathered()
+                if len(self._gathered) >= _SENT_BYTES:
+                    await self._send_gathered()
                 await self._budget.next_slice()
 
     async def _send_gathered(self) -> None:
