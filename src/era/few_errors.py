@@ -39,11 +39,16 @@ class FewErrors(BaseModel):
         raise PydanticCustomError(TOO_MANY, f"More than {MOST_ERRORS} of its values don't fit")
 
     @classmethod
+    def field_names(cls) -> set[str]:
+        """The names that its fields have outside."""
+        return {field.alias or name for name, field in cls.model_fields.items()}
+
+    @classmethod
     def _without_most_unknown(cls, value: Any) -> Any:
         """An object with no more than _SHOWN of its unknown fields, which are enough for it to be refused."""
         if not isinstance(value, dict) or len(value) <= MOST_ERRORS:
             return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
+        known = cls.field_names()
         unknown = islice((name for name in value if name not in known), _SHOWN)
         return {name: value[name] for name in (*(known & value.keys()), *unknown)}
 

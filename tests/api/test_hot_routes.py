@@ -378,9 +378,9 @@ async def test_large_json_is_read_in_a_thread(kind: str, monkeypatch: pytest.Mon
     that isn't valid, takes the value that was read."""
     where, loads = [], jsontext.loads
 
-    def noting(text: bytes) -> Any:
+    def noting(text: bytes, known: Any = None) -> Any:
         where.append(threading.current_thread() is threading.main_thread())
-        return loads(text)
+        return loads(text, known)
 
     monkeypatch.setattr(jsontext, "loads", noting)
     router = APIRouter(route_class=StrictRoute)

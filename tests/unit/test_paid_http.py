@@ -12,6 +12,7 @@ from era.api import exchange
 from era.core.loop_slices import Budget
 from era.core.paid_http import PaidEvents
 from era.errors import EraError
+from tests.unit.core import until
 
 FIELDS = b"a: b\r\n" * 500
 ASK = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -93,8 +94,7 @@ async def test_chunks_of_a_byte_are_sent_on_together() -> None:
     passed._h11.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * count)
     download = asyncio.create_task(passed._download())
-    while sum(map(len, sent)) < count:  # also though the answer hasn't ended
-        await asyncio.sleep(0)
+    await until(lambda: sum(map(len, sent)) == count)  # also though the answer hasn't ended
     assert len(sent) < 20
     reader.feed_data(b"0\r\n\r\n")
     await download

@@ -9,11 +9,12 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
+from inspect import isclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
@@ -65,6 +66,7 @@ from era.core.usage import Usage
 from era.core.versions import Versions
 from era.core.webhooks import Webhooks
 from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
+from era.few_errors import FewErrors
 from era.host_tls import HostTls
 from era.settings import Settings
 from era.spelling import did_you_mean
@@ -221,7 +223,7 @@ class StrictRequest(Request):
         state = self.scope.get("state", {})
         try:
             if READ_JSON not in state:
-                self._value = await read_json(content)
+                self._value = await read_json(content, names_of(self._body_type))
             elif isinstance(read := state.pop(READ_JSON), Exception):
                 raise read
             else:
@@ -241,10 +243,17 @@ class StrictRequest(Request):
             self._value.clear()
 
 
-async def read_json(text: bytes) -> Any:
-    """The value of a body of JSON. Raises JsonProblem; TooLarge for `data` or `metadata` that no session can have."""
+@cache
+def names_of(body_type: Any) -> Collection[str] | None:
+    """The names of a body's fields; None where it has no model."""
+    return body_type.field_names() if isclass(body_type) and issubclass(body_type, FewErrors) else None
+
+
+async def read_json(text: bytes, known: Collection[str] | None) -> Any:
+    """The value of a body of JSON, whose model has the fields `known`. Raises JsonProblem; TooLarge for `data` or
+    `metadata` that no session can have."""
     if len(text) <= jsontext.MAX_DATA_BYTES:
-        return await jsontext.loads_aside(text)
+        return await jsontext.loads_aside(text, known)
     return await jsontext.aside(_read_long, text)
 
 

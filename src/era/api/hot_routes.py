@@ -176,7 +176,7 @@ async def _parsed(message: Message, model: type[BaseModel], state: dict[str, Any
     if message["type"] != "http.request":
         return None
     try:
-        value = await dependencies.read_json(message.get("body", b""))
+        value = await dependencies.read_json(message.get("body", b""), dependencies.names_of(model))
     except (jsontext.JsonProblem, EraError) as error:
         if message.get("body"):  # else it may stand for an object without fields
             state[dependencies.READ_JSON] = error

@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -43,12 +43,16 @@ _AT_ONCE_BYTES = 1 << 20
 
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="era-json")
 
+_MOST_UNKNOWN = 100
+"""Fields of a body that its model doesn't have, after which it isn't read any further."""
+
 _STEP_BYTES = 1 << 20
 _STEP_PARTS = 10_000
 """Looked at in one step, after which Python may switch threads."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
+_BLANKS = re.compile(r"[ \t\n\r]*+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -67,9 +71,10 @@ class JsonTooLarge(JsonProblem):
     """JSON beyond a bound of size or depth."""
 
 
-def loads(text: bytes) -> Any:
-    """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many
-    values, or digits of long integers, that to parse it would hold up others."""
+def loads(text: bytes, known: Collection[str] | None = None) -> Any:
+    """Parse JSON text. Of an object with more than a hundred fields that aren't `known`, the rest isn't parsed. Raises
+    JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many values, or digits of long
+    integers, that to parse it would hold up others."""
     if not text.strip():
         raise JsonProblem("is empty")
     if text.startswith(b"\xef\xbb\xbf"):
@@ -81,7 +86,10 @@ def loads(text: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise JsonProblem(f"is not UTF-8 (byte {error.start})") from None
     try:
-        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_float, parse_int=integers())
+        decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float, parse_int=integers())
+        value = None if known is None else _fields(decoded, decoder, known)
+        if value is None:
+            value = decoder.decode(decoded)
     except json.JSONDecodeError as error:
         raise JsonProblem(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except RecursionError:
@@ -118,10 +126,35 @@ def is_longer(value: Any, size: int) -> bool:
     return left < 0
 
 
-async def loads_aside(text: bytes) -> Any:
+def _fields(text: str, decoder: json.JSONDecoder, known: Collection[str]) -> JsonObject | None:
+    """The fields of an object of JSON, up to the one by which more than _MOST_UNKNOWN are unknown; None for what is no
+    such object, or has none. Raises what `decoder` does."""
+
+    def after_blanks(at: int) -> int:
+        return _BLANKS.match(text, at).end()  # type: ignore[union-attr]  # blanks may be none
+
+    fields: JsonObject = {}
+    unknown, at, mark = 0, after_blanks(0), "{"
+    while text[at : at + 1] == mark:
+        at = after_blanks(at + 1)
+        if text[at : at + 1] != '"':
+            return None
+        name, at = decoder.raw_decode(text, at)
+        at = after_blanks(at)
+        if text[at : at + 1] != ":":
+            return None
+        fields[name], at = decoder.raw_decode(text, after_blanks(at + 1))
+        unknown += name not in known
+        if unknown > _MOST_UNKNOWN:
+            return fields
+        at, mark = after_blanks(at), ","
+    return fields if mark == "," and text[at:].strip(" \t\n\r") == "}" else None
+
+
+async def loads_aside(text: bytes, known: Collection[str] | None = None) -> Any:
     """The same beside the event loop where it takes long, on a thread. There, Python may switch threads at each number,
     since what reads one is written in Python."""
-    return await aside(loads, text) if takes_long(text) else loads(text)
+    return await aside(partial(loads, known=known), text) if takes_long(text) else loads(text, known)
 
 
 def takes_long(text: bytes) -> bool:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, FailFast, Field
 from era.core.models import JsonObject, RunRecord, StateOutcome, Status, StoredCode, timestamp
 from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
-from era.few_errors import TextByName, Texts, at_most
+from era.few_errors import TextByName, Texts, at_most, few_wrong
 from era.languages import in_words
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
 from era.wire.limits import Isolation, Limits
@@ -47,8 +47,14 @@ class SecretBody(Body):
     )
 
 
+def _has_known_fields(value: Any) -> bool:
+    """Whether a secret has no field that SecretBody hasn't; pydantic says what is wrong with one that has."""
+    return isinstance(value, dict) and value.keys() <= SecretBody.model_fields.keys()
+
+
 Secrets = Annotated[
     dict[str, SecretBody],
+    few_wrong(_has_known_fields),
     Field(
         max_length=MAX_SECRETS,
         description="Secrets by name. The program gets a placeholder for each, which is replaced by the value in "
