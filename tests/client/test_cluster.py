@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import ssl
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
+from era.client import cluster as command
+from era.client.failure import Failure
+from era.cluster import local
+from era.cluster.host_process import SERVE
 from era.errors import NotReady
 from era.preflight import check_cluster
 from era.settings import Settings
@@ -52,6 +58,29 @@ def test_what_cannot_be_started_or_stopped(tmp_path: Path) -> None:
         era(None, "cluster", "down", *where)
         assert process.wait() == -signal.SIGTERM
     assert "No cluster runs in" in era(None, "cluster", "down", *where, code=2).stderr
+
+
+def test_down_ends_hosts_that_nobody_watches_over(tmp_path: Path) -> None:
+    """As where Ray's driver or head was killed, and the command after it."""
+    data = tmp_path / "host-2"
+    data.mkdir()
+    settings = {"ERA_DATA_DIR": str(data), "ERA_PORT": "0", "ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERA_")} | settings
+    with (tmp_path / "log").open("w+b") as log, subprocess.Popen(SERVE, env=environment, stdout=log) as host:
+        try:
+            assert eventually(lambda: b"ERA serves" in (tmp_path / "log").read_bytes())
+            era(None, "cluster", "down", "--dir", str(tmp_path))
+            assert host.wait(60) is not None
+        finally:
+            host.kill()
+    assert "No cluster runs in" in era(None, "cluster", "down", "--dir", str(tmp_path), code=2).stderr
+
+
+def test_down_names_hosts_that_it_could_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "has_hosts", lambda _: True)
+    monkeypatch.setattr(local, "end_hosts", lambda _: {"host-1": 4711, "host-3": 4713})
+    with pytest.raises(Failure, match=r"host-1 \(process 4711\), host-3 .*kill -9 4711 4713"):
+        command.down(Namespace(dir=tmp_path))
 
 
 @pytest.mark.slow

@@ -278,11 +278,17 @@ def test_what_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         patch.setattr(postgresql, "commands", lambda: None)
         patch.setattr(s3, "is_there", lambda: True)
         assert "apt-get install postgresql" in refused("full")
+        patch.setattr(s3, "is_there", lambda: False)
+        patch.setattr(ray_nodes, "is_there", lambda: False)
+        assert refused("full") == (
+            "--postgresql: there is no PostgreSQL here, --s3: there is no radosgw here, --ray: there is no Ray here. "
+            "To get it: apt-get install postgresql radosgw && pip install 'era-sessions[server,cluster]'"
+        )
     assert "era-sessions[server,cluster]" in era(None, "cluster", "up", "--ray", "--dir", directory, code=2).stderr
     for name in ("initdb", "setpriv"):
         (tmp_path / name).touch(mode=0o755)
     done = era(None, "cluster", "up", "--s3", "--dir", directory, code=2, env={"PATH": str(tmp_path)})
-    assert done.stderr == "era: --s3: there is no radosgw here: apt-get install radosgw\n"
+    assert done.stderr == "era: --s3: there is no radosgw here. To get it: apt-get install radosgw\n"
     assert not directory.exists()
 
     with monkeypatch.context() as patch:

@@ -75,7 +75,7 @@ async def made(one: OneHost, name: str = "s") -> Session:
 
 
 async def test_the_hosts_on_record(join: Joined, url: str) -> None:
-    a, b, c = await join("a"), await join("b"), await join("c")
+    a, b, c = await join("a", LONG / 2), await join("b"), await join("c")
     for name in ("one", "two", "gone"):
         await a.homes.take((await made(a, name)).key)
     await a.store.delete_session(mine("gone"))
@@ -88,13 +88,23 @@ async def test_the_hosts_on_record(join: Joined, url: str) -> None:
         ("c", True, False, 0),
     ]
     assert all(each.started_at <= each.heartbeat_at for each in records)
-    age(url, "a", 1.1)
+    age(url, "a", 1.1, LONG / 2)
     await b.homes.beat(b.host)
     assert [(each.dead, each.leads) for each in await b.homes.records()] == [
         (True, False),
         (False, True),
         (True, False),
     ]
+
+
+async def test_record_of_a_dead_host_is_dropped_after_an_hour(join: Joined, url: str) -> None:
+    a, b, c = await join("a"), await join("b"), await join("c")
+    for one, minutes in ((a, 61), (b, 59)):
+        await one.homes.leave(one.host.id)
+        since = minutes * 60 * 1_000_000
+        execute(url, f"UPDATE hosts SET heartbeat_at = heartbeat_at - {since} WHERE id = '{one.host.id}'")
+    await c.homes.beat(c.host)
+    assert {each.host.id for each in await c.homes.records()} == {"b", "c"}
 
 
 async def test_the_heartbeats_of_the_hosts_at_a_url(join: Joined, url: str) -> None:

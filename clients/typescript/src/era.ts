@@ -229,7 +229,7 @@ export class Era {
     return this.#transport.json({ method: "GET", path: "/api/server" }, options);
   }
 
-  /** The hosts of a cluster and how each is, also those that died within the last day; for the operator only. */
+  /** The hosts of a cluster and how each is, also those that died within the last hour; for the operator only. */
   async hosts(options: CallOptions = {}): Promise<ClusterHost[]> {
     return (await this.#transport.json<Answer<"/api/hosts", "get">>({ method: "GET", path: "/api/hosts" }, options))
       .hosts;

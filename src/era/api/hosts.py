@@ -16,7 +16,7 @@ router = APIRouter(tags=["health"], route_class=StrictRoute)
 
 @router.get("/api/hosts", dependencies=[Depends(operator_only)], responses={200: {"model": HostsAnswer}, **errors()})
 async def list_hosts(context: UseContext) -> Response:
-    """List the hosts of the cluster, those that died within the last day too, and how each is. For the operator only.
+    """List the hosts of the cluster, those that died within the last hour too, and how each is. For the operator only.
     Outside of a cluster there are none."""
     if context.homes is None or context.other_hosts is None:
         return Answer({"hosts": [], "this": None})

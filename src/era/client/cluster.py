@@ -134,17 +134,23 @@ def _in_child(run: Callable[[int], int]) -> int:
 
 
 def down(named: Any) -> int:
+    with server_extra():
+        from era.cluster.local import end_hosts, has_hosts
     directory: Path = named.dir.resolve()
     pid = _running(directory)
-    if not pid:
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    elif not has_hosts(directory):
         raise Failure(f"No cluster runs in {named.dir}.")
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + _DOWN_SECONDS
     while _running(directory):
         if time.monotonic() > until:
             raise Failure(f"Process {pid} has not stopped its hosts in {_DOWN_SECONDS:g} seconds.")
         time.sleep(_LOOK_SECONDS)
+    if left := end_hosts(directory):
+        names = ", ".join(f"{name} (process {process})" for name, process in left.items())
+        raise Failure(f"These hosts still run: {names}. End them: kill -9 {' '.join(map(str, left.values()))}")
     return 0
 
 

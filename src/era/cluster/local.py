@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from era.cluster.host_process import served_by
+from era.cluster.host_process import HostProcess, served_by
 from era.errors import NotReady
 
 FILE = "cluster.json"
@@ -193,8 +193,9 @@ class LocalCluster:
                 host.wait(max(until - time.monotonic(), 0.1))
             for engine in reversed(started):
                 engine.stop()
+            left = end_hosts(self._directory)
             (self._directory / FILE).unlink(missing_ok=True)
-        return 0
+        return 1 if left else 0
 
     def _on_signals(self, do: Callable[..., None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -260,6 +261,40 @@ class LocalCluster:
         draft = self._directory / f"{FILE}.new"
         draft.write_text(json.dumps(told, indent=2) + "\n")
         draft.replace(self._directory / FILE)
+
+
+def end_hosts(directory: Path, seconds: float = _STOP_SECONDS) -> dict[str, int]:
+    """End the hosts of a cluster that still run, as where Ray's driver or head was killed before it could stop them.
+
+    Args:
+        directory: The cluster's.
+        seconds: How long they may take; each is killed before that, after what its settings give it.
+
+    Returns:
+        The hosts that could not be ended, with their processes.
+    """
+    left = _hosts(directory)
+    until = time.monotonic() + seconds
+    for host in left:
+        with suppress(OSError):  # somebody else's process, or a full disk: it is looked at below
+            host.stop()
+    while left and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+        for host in left:
+            with suppress(OSError):
+                host.look()
+        left = [host for host in left if host.status().pid]
+    return {host.data_dir.name: host.status().pid for host in left}
+
+
+def has_hosts(directory: Path) -> bool:
+    """Whether hosts of the cluster run, whoever watches over them."""
+    return bool(_hosts(directory))
+
+
+def _hosts(directory: Path) -> list[HostProcess]:
+    """The hosts of the cluster that run."""
+    return [host for each in sorted(directory.glob("host-*/")) if (host := HostProcess(each)).status().pid]
 
 
 class _Stopped(BaseException):

@@ -43,7 +43,7 @@ LOST = "the host that ran it is dead"
 _LATE = 0.5
 """Part of a lease without a heartbeat after which the host that sends one is patient with the others."""
 
-_FORGOTTEN_US = 24 * 3600 * 1_000_000
+_FORGOTTEN_US = 3600 * 1_000_000
 """How long the rows of dead hosts are kept, for people to look at. A host without a row is dead, too."""
 
 _ALIVE = select(hosts.c.id, hosts.c.url).where(~hosts.c.dead)

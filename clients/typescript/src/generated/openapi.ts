@@ -1554,7 +1554,7 @@ export interface paths {
         };
         /**
          * List Hosts
-         * @description List the hosts of the cluster, those that died within the last day too, and how each is. For the operator only.
+         * @description List the hosts of the cluster, those that died within the last hour too, and how each is. For the operator only.
          *     Outside of a cluster there are none.
          */
         get: operations["list_hosts"];

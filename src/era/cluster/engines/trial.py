@@ -9,6 +9,8 @@ from era.cluster.engines import postgresql, ray_nodes, s3
 from era.cluster.local import Engine
 from era.errors import NotReady
 
+_APT = "apt-get install "
+
 
 def check(directory: Path, wanted: Set[str], variables: Mapping[str, str]) -> None:
     """Raise NotReady where a cluster in this directory can't have the wanted engines, or had others."""
@@ -17,9 +19,9 @@ def check(directory: Path, wanted: Set[str], variables: Mapping[str, str]) -> No
         "s3": "" if s3.is_there() else s3.MISSING,
         "ray": "" if ray_nodes.is_there() else ray_nodes.MISSING,
     }
-    for name, why in missing.items():
-        if name in wanted and why:
-            raise NotReady(f"--{name}: {why}")
+    if lacking := [(name, *why.split(": ", 1)) for name, why in missing.items() if name in wanted and why]:
+        said = ", ".join(f"--{name}: {what}" for name, what, _ in lacking)
+        raise NotReady(f"{said}. To get it: {_in_one([command for _, _, command in lacking])}")
     for name, variable in (("postgresql", "ERA_DATABASE_URL"), ("s3", "ERA_BLOBS")):
         if name in wanted and variables.get(variable):
             raise NotReady(f"--{name} starts one of its own, and {variable} names another: leave one of them out.")
@@ -30,6 +32,13 @@ def check(directory: Path, wanted: Set[str], variables: Mapping[str, str]) -> No
             raise NotReady(f"The cluster in {directory} was started without --{name}: name another --dir.")
     if "ray" in wanted and "postgresql" not in wanted and not variables.get("ERA_DATABASE_URL"):
         raise NotReady("--ray needs --postgresql, or ERA_DATABASE_URL.")
+
+
+def _in_one(commands: Sequence[str]) -> str:
+    """The commands that install what is missing, as one line."""
+    packages = [command.removeprefix(_APT) for command in commands if command.startswith(_APT)]
+    others = [command for command in commands if not command.startswith(_APT)]
+    return " && ".join([*([_APT + " ".join(packages)] if packages else []), *others])
 
 
 def engines(

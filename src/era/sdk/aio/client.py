@@ -167,7 +167,7 @@ class AsyncEra:
         return server
 
     async def hosts(self) -> list[dict[str, Any]]:
-        """The hosts of a cluster and how each is, also those that died within the last day; for the operator only. None
-        outside of one."""
+        """The hosts of a cluster and how each is, also those that died within the last hour; for the operator only.
+        None outside of one."""
         answer: dict[str, Any] = await self._connection.get("/api/hosts")
         return list(answer["hosts"])

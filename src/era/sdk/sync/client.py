@@ -164,7 +164,7 @@ class Era:
         return server
 
     def hosts(self) -> list[dict[str, Any]]:
-        """The hosts of a cluster and how each is, also those that died within the last day; for the operator only. None
-        outside of one."""
+        """The hosts of a cluster and how each is, also those that died within the last hour; for the operator only.
+        None outside of one."""
         answer: dict[str, Any] = self._connection.get("/api/hosts")
         return list(answer["hosts"])
