@@ -23,6 +23,7 @@ NAMES = {
     "__aiter__": "__iter__",
     "AsyncIterator": "Iterator",
     "aio": "sync",
+    "async_finished": "finished",
     "async_in_thread": "in_thread",
     "async_opened": "opened",
     "async_sleep": "sleep",

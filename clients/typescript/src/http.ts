@@ -30,7 +30,7 @@ export interface EraOptions {
 
 /** What any call takes besides its own fields. */
 export interface CallOptions {
-  /** Gives up the call. A run that has begun goes on. */
+  /** Gives up the call. A run of a session is stopped, and a run without one ends. */
   signal?: AbortSignal | undefined;
   /** Seconds that this call may take. */
   requestTimeout?: number | undefined;
@@ -299,7 +299,8 @@ function watched(response: Response, ended: () => void): Response {
 
 /** A key for one call, in the headers that carry it; none where nothing is to be made again. */
 export function once(transport: Transport, options: OnceOptions): Record<string, string> {
-  const key = options.idempotencyKey ?? (transport.retries > 0 ? randomKey() : undefined);
+  const isNeeded = transport.retries > 0 || options.signal !== undefined; // by its key a run is found that is aborted
+  const key = options.idempotencyKey ?? (isNeeded ? randomKey() : undefined);
   return key === undefined ? {} : { "Idempotency-Key": key };
 }
 

@@ -23,6 +23,10 @@ export type ExecuteDone = { type: "done" } & Omit<ExecuteResult, "stdout" | "std
 /** What the stream of a run without a session gives. */
 export type ExecuteEvent = Output | Gap | ExecuteDone;
 
+/** For so many seconds a run is looked for that is to be stopped and may be about to begin. */
+const BEGIN_SECONDS = 2;
+/** Seconds that each call may take of a caller that leaves. */
+const LEAVING_SECONDS = 10;
 const FIRST_LOOK = 0.05;
 const LAST_LOOK = 2;
 
@@ -71,8 +75,13 @@ export class RunStream extends OutputStream<Done> {
       resume: (after: number) => (began.runId === undefined ? undefined : eventsOf(path, began.runId, { after, data })),
       last: "done",
     } as const;
-    super(follow(transport, plan, options, (response) => {
+    const events = follow<Output | Done>(transport, plan, options, (response) => {
       began.runId = response.headers.get(RUN_HEADER) ?? undefined;
+    });
+    const runs = new Runs(transport, path);
+    super(stoppedIfAborted(options.signal, events, async () => {
+      if (began.runId === undefined) await runs.stopOfKey(headers["Idempotency-Key"]);
+      else await runs.get(began.runId).stop({ requestTimeout: LEAVING_SECONDS });
     }));
     this.#transport = transport;
     this.#path = path;
@@ -159,6 +168,36 @@ export class Run {
   }
 }
 
+/** What `begin` gives; if the caller aborts it, `stop` is called before the signal's reason is thrown. */
+export async function stoppingIfAborted<T>(
+  signal: AbortSignal | undefined,
+  begin: () => Promise<T>,
+  stop: () => Promise<void>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  try {
+    return await begin();
+  } catch (error) {
+    if (signal?.aborted) await stop().catch(() => undefined);
+    throw error;
+  }
+}
+
+/** The same of events. */
+async function* stoppedIfAborted<T>(
+  signal: AbortSignal | undefined,
+  events: AsyncGenerator<T, void, undefined>,
+  stop: () => Promise<void>,
+): AsyncGenerator<T, void, undefined> {
+  signal?.throwIfAborted();
+  try {
+    yield* events;
+  } catch (error) {
+    if (signal?.aborted) await stop().catch(() => undefined);
+    throw error;
+  }
+}
+
 /** The error of a server that went away after it was sent something: the same, but not that nothing was done. */
 function wentAway(error: unknown): unknown {
   if (!(error instanceof ServerAway)) return error;
@@ -194,6 +233,18 @@ export class Runs implements AsyncIterable<RunRecord> {
 
   list(options: CallOptions = {}): Promise<RunRecord[]> {
     return collect(this.iterate({}, options));
+  }
+
+  /** Stop the run that has begun with this idempotency key, or begins within two seconds. */
+  async stopOfKey(key: string | undefined): Promise<void> {
+    type Page = Answer<"/api/sessions/{session_id}/runs", "get">;
+    const call = { method: "GET", path: `${this.#session}/runs`, query: { idempotency_key: key } } as const;
+    const options = { requestTimeout: LEAVING_SECONDS };
+    for (const until = Date.now() + BEGIN_SECONDS * 1000; key !== undefined && Date.now() < until;) {
+      const [record] = (await this.#transport.json<Page>(call, options)).runs;
+      if (record !== undefined) return void await this.get(record.run_id).stop(options);
+      await sleep(FIRST_LOOK);
+    }
   }
 
   /** A run by its id. It isn't asked for yet. */

@@ -9,7 +9,7 @@ import { Inbox } from "./inbox.js";
 import { split } from "./options.js";
 import { sessionPath } from "./paths.js";
 import { Process, Processes, type ProcessOptions } from "./processes.js";
-import { Run, type RunOptions, Runs, RunStream } from "./runs.js";
+import { Run, type RunOptions, Runs, RunStream, stoppingIfAborted } from "./runs.js";
 import { SessionSetup } from "./setup.js";
 import { Terminal, type TerminalOptions, type TerminalSize } from "./terminal.js";
 import type {
@@ -65,12 +65,7 @@ export class Session implements AsyncDisposable {
   run(code?: string, options?: RunOptions): Promise<RunResult>;
   run(code?: string, options: RunOptions = {}): Promise<RunResult> {
     const [{ data, ...body }, call] = split(options);
-    const headers = once(this.#transport, call);
-    const json = { ...body, code };
-    return this.#transport.json(
-      { method: "POST", path: `${this.#path}/run`, query: { data }, json, headers, endless: true },
-      call,
-    );
+    return this.#run({ ...body, code }, data, call);
   }
 
   /** Run code and listen to it. If the connection breaks, the stream goes on where it was. */
@@ -83,7 +78,12 @@ export class Session implements AsyncDisposable {
   async background(code?: string, options: RunOptions = {}): Promise<Run> {
     type Begun = Answer<"/api/sessions/{session_id}/run", "post", 202>;
     const [{ data, ...body }, call] = split(options);
-    const json = { ...body, code, background: true };
+    const begun = await this.#run<Begun>({ ...body, code, background: true }, data, call);
+    return this.runs.get(begun.run_id);
+  }
+
+  /** The answer to a run. One that is aborted is stopped before the signal's reason is thrown. */
+  #run<T>(json: object, data: boolean | undefined, call: OnceOptions): Promise<T> {
     const headers = once(this.#transport, call);
     const request = {
       method: "POST",
@@ -93,8 +93,8 @@ export class Session implements AsyncDisposable {
       headers,
       endless: true,
     } as const;
-    const begun = await this.#transport.json<Begun>(request, call);
-    return this.runs.get(begun.run_id);
+    const begin = () => this.#transport.json<T>(request, call);
+    return stoppingIfAborted(call.signal, begin, () => this.runs.stopOfKey(headers["Idempotency-Key"]));
   }
 
   /** Start a process beside runs: a program and its arguments, or a line of shell. It stays until it ends. */

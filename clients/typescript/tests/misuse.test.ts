@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { inspect } from "node:util";
 import {
   AnswerLate,
+  BadRequest,
   ConnectionLost,
   Era,
   EraError,
@@ -206,13 +207,43 @@ test("a caller gives up", async () => {
       controller.abort(reason);
     }
   }, reason);
-  await stream.stop();
+  const stopped = await session.runs.get(stream.runId ?? "").record();
+  assert.deepEqual([stopped.status, (await session.runs.list()).length], ["killed", 1]);
   await assert.rejects(session.run("print(1)", { signal: AbortSignal.abort(reason) }), reason);
   await assert.rejects(session.run("import time; time.sleep(1)", { signal: AbortSignal.timeout(50) }), {
     name: "TimeoutError",
   });
   const slow = await failure(() => session.run("import time; time.sleep(2)", { requestTimeout: 0.1 }));
   assert.ok(slow instanceof AnswerLate);
+});
+
+test("a run whose caller gives up is stopped", async () => {
+  for (const retries of [0, 2]) {
+    await using session = await client({ retries }).session("python", { ephemeral: true });
+    for (const options of [{ code: "import time; time.sleep(600)" }, { command: "sleep 600" }]) {
+      const { code, ...rest } = options as { code?: string; command?: string };
+      const controller = new AbortController();
+      const reason = new Error("enough");
+      const before = (await session.runs.list()).length;
+      const running = session.run(code, { ...rest, timeout: 600, signal: controller.signal });
+      const rejected = assert.rejects(running, reason);
+      while ((await session.runs.list()).length === before);
+      controller.abort(reason);
+      await rejected;
+      assert.equal((await session.runs.list())[0]?.status, "killed");
+    }
+  }
+});
+
+test("arguments that can't be are named", async () => {
+  await using session = await client().session("python", { ephemeral: true });
+  for (const options of [{ timeout: "abc" }, { stdin: new Uint8Array([1]) }]) {
+    const [name] = Object.keys(options);
+    const error = await failure(() => session.run("1", options as object));
+    assert.ok(error instanceof BadRequest, inspect(error));
+    assert.match(error.message, new RegExp(`'${name}'`));
+  }
+  assert.deepEqual(await session.runs.list(), []);
 });
 
 test("too many wait: an error, or patience", async () => {

@@ -37,9 +37,20 @@ _HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "san
 
 
 @router.get("", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
-async def list_runs(session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None) -> Response:
+async def list_runs(
+    session_id: SessionId,
+    context: UseContext,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    idempotency_key: Annotated[
+        str | None, Query(max_length=255, description="Only the run of this Idempotency-Key.")
+    ] = None,
+) -> Response:
     """List the records of a session's runs, newest first."""
-    records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    if idempotency_key is None:
+        records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    else:
+        records = await context.history.of_key(session_id, idempotency_key)
     page = records[:limit]
     following = cursor_of(page[-1].key) if len(records) > limit else None
     rest = {"count": len(page), "next_cursor": following}

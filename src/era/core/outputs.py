@@ -12,7 +12,7 @@ from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.event_log import Gap
 from era.core.files.blob_store import BlobStore
 from era.core.metadata import MetadataStore, RunFilter
-from era.core.models import JsonObject, KeptOutputs, OwnedId, RunRecord
+from era.core.models import Claim, JsonObject, KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
 from era.core.run_messages import RunResult, pieces_of, result_of
 from era.core.spooled_output import SpooledOutput
@@ -133,6 +133,11 @@ class History:
         """Newest first, those before the one with the key `before`."""
         session = await self._store.session(session_id)
         return await self._store.runs(session.key, limit, before)
+
+    async def of_key(self, session_id: OwnedId, key: str) -> Sequence[RunRecord]:
+        """The run that has begun with an idempotency key, if there is one."""
+        first = await self._store.find_claim(session_id, Claim("run", key, "", ""))
+        return [] if first is None or first.run is None else [first.run]
 
     async def of_owner(self, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
         """The runs of all of an owner's sessions, newest first, each with its session's id. Raises NotFound where a

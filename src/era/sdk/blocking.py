@@ -28,10 +28,18 @@ _PIECE = 64 << 10
 
 sleep = time.sleep
 
+Interruption = KeyboardInterrupt
+"""Ends a call whose caller doesn't wait any longer."""
+
 
 def in_thread[T](function: Any, *arguments: Any) -> Any:
     """Call a function. Its counterpart for asyncio does that in a thread."""
     return function(*arguments)
+
+
+def finished[T](result: T) -> T:
+    """Return a result. Its counterpart for asyncio waits for it."""
+    return result
 
 
 class Answer:

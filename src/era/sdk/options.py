@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from era.errors import BadRequest
+
 if TYPE_CHECKING:
 
     class Secret(TypedDict):
@@ -118,6 +120,19 @@ def body(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_body(code: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a run. What is None counts as not given."""
-    given = {"code": code, **options}
-    return body({name: value for name, value in given.items() if value is not None})
+    """The body of a run. What is None counts as not given. Raises BadRequest for bytes."""
+    given = {name: value for name, value in {"code": code, **options}.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, bytes | bytearray | memoryview):
+            raise BadRequest(
+                f"'{name}' is text, not bytes.",
+                hint="Decode it. Bytes that are no text go into a file: session.files.write(path, content).",
+                code="invalid_field",
+            )
+    return body(given)
+
+
+def run_seconds(given: Mapping[str, Any], default: float) -> float:
+    """Seconds that a run may take. The default also for what is no number: the server refuses it, and says why."""
+    timeout = given.get("timeout")
+    return float(timeout) if isinstance(timeout, int | float) else default

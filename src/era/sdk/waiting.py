@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import httpx
@@ -19,10 +19,23 @@ _IDLE_SECONDS = 2.0
 
 async_sleep = asyncio.sleep
 
+AsyncInterruption = asyncio.CancelledError
+"""Ends a call whose caller doesn't wait any longer."""
+
+_going_on: set[asyncio.Task[Any]] = set()
+
 
 async def async_in_thread[T](function: Callable[..., T], *arguments: Any) -> T:
     """Call a function that waits for the disk in a thread."""
     return await asyncio.to_thread(function, *arguments)
+
+
+async def async_finished[T](work: Coroutine[Any, Any, T]) -> T:
+    """Wait for a coroutine, which goes on where the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    _going_on.add(task)
+    task.add_done_callback(_going_on.discard)
+    return await asyncio.shield(task)
 
 
 class AsyncAnswer:

@@ -6303,6 +6303,8 @@ export interface operations {
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
                 cursor?: string | null;
+                /** @description Only the run of this Idempotency-Key. */
+                idempotency_key?: string | null;
             };
             header?: never;
             path: {

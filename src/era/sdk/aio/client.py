@@ -13,7 +13,7 @@ from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.aio.webhooks import AsyncWebhooks
 from era.sdk.answers import AuditEntry, DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
-from era.sdk.options import run_body
+from era.sdk.options import run_body, run_seconds
 from era.sdk.sugar import AsyncOpening, async_opened
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class AsyncEra:
 
     def _execution(self, language: str, code: str | None, options: ExecuteOptions) -> Call:
         given = {"language": language, **run_body(code, options)}
-        seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
+        seconds = run_seconds(given, _DEFAULT_SECONDS) + self._connection.timeout
         return Call("POST", "/api/execute", json=given, seconds=seconds)
 
     async def runs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Literal, Self
 
@@ -17,6 +18,12 @@ from era.sdk.waiting import AsyncAnswer, async_sleep
 from era.urls import quoted
 
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
+
+_BEGIN_SECONDS = 2.0
+"""For so long a run is looked for that is to be stopped and may be about to begin."""
+
+_LEAVING_SECONDS = 10.0
+"""For so long each call may take of a caller that leaves."""
 
 
 class AsyncRun:
@@ -86,6 +93,24 @@ class AsyncRuns:
     def run(self, run_id: str) -> AsyncRun:
         """A run by its id."""
         return AsyncRun(self._connection, self._session, run_id)
+
+    async def stop_of_key(self, key: str) -> bool:
+        """Stop the run that has begun with this idempotency key, or begins within two seconds; whether there was one.
+
+        It is for a caller that leaves in any case, so it raises no EraError.
+        """
+        query, until = {"idempotency_key": key}, monotonic() + _BEGIN_SECONDS
+        with suppress(EraError):
+            while True:
+                look = Call("GET", f"{self._session}/runs", query=query, seconds=_LEAVING_SECONDS)
+                for record in (await self._connection.call(look))["runs"]:
+                    path = f"{self._session}/runs/{quoted(record['run_id'])}"
+                    await self._connection.call(Call("DELETE", path, seconds=_LEAVING_SECONDS))
+                    return True
+                if monotonic() > until:
+                    break
+                await async_sleep(_FIRST_LOOK)
+        return False
 
 
 class AsyncOutput[Result: (RunResult, ExecuteResult)]:

@@ -19,7 +19,8 @@ from era.sdk.aio.versions import AsyncVersions
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
 from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
-from era.sdk.options import body, run_body
+from era.sdk.options import body, run_body, run_seconds
+from era.sdk.waiting import AsyncInterruption, async_finished
 from era.urls import quoted, session_path
 
 if TYPE_CHECKING:
@@ -85,15 +86,24 @@ class AsyncSession:
 
         With `background` it returns when the run has begun, with a handle on it. Options: `command` in place of code,
         `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds) and `atomic`.
+
+        A run whose caller is interrupted, by Ctrl-C or as its task is cancelled, is stopped. What it left is kept.
         """
         given = run_body(code, options)
         if background:
             given["background"] = True
-            seconds = self._connection.turn_seconds
-            call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
-            return self.runs.run((await self._connection.call(call))["run_id"])
-        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=self._seconds(given))
-        return RunResult(await self._connection.call(call))
+            return self.runs.run((await self._run(given, self._connection.turn_seconds))["run_id"])
+        return RunResult(await self._run(given, self._seconds(given)))
+
+    async def _run(self, given: Mapping[str, Any], seconds: float) -> Any:
+        """The answer to a run. One that is interrupted is stopped before the interruption is raised."""
+        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
+        try:
+            return await self._connection.call(call)
+        except AsyncInterruption:
+            if self._connection.keys:
+                await async_finished(self.runs.stop_of_key(call.headers["Idempotency-Key"]))
+            raise
 
     async def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> AsyncRunStream:
         """Run code and get its output as it comes: an iterator of events, and the result at its end."""
@@ -226,7 +236,7 @@ class AsyncSession:
 
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as any call and as the run, which may wait as long for the setup."""
-        return 2 * float(given.get("timeout", self._default_timeout)) + self._connection.timeout
+        return 2 * run_seconds(given, self._default_timeout) + self._connection.timeout
 
 
 class AsyncContext:

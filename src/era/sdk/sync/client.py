@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from era.sdk.answers import AuditEntry, DayOfUsage, ExecuteResult, Language, Owner, RunRecord
 from era.sdk.calls import Call
-from era.sdk.options import run_body
+from era.sdk.options import run_body, run_seconds
 from era.sdk.sugar import Opening, opened
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.keys import Keys, Owners
@@ -107,7 +107,7 @@ class Era:
 
     def _execution(self, language: str, code: str | None, options: ExecuteOptions) -> Call:
         given = {"language": language, **run_body(code, options)}
-        seconds = float(given.get("timeout", _DEFAULT_SECONDS)) + self._connection.timeout
+        seconds = run_seconds(given, _DEFAULT_SECONDS) + self._connection.timeout
         return Call("POST", "/api/execute", json=given, seconds=seconds)
 
     def runs(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
 from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
+from era.sdk.blocking import Interruption, finished
 from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
-from era.sdk.options import body, run_body
+from era.sdk.options import body, run_body, run_seconds
 from era.sdk.sync.connection import LONGEST_RUN, Connection
 from era.sdk.sync.data import Data
 from era.sdk.sync.files import Files
@@ -84,15 +85,24 @@ class Session:
 
         With `background` it returns when the run has begun, with a handle on it. Options: `command` in place of code,
         `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds) and `atomic`.
+
+        A run whose caller is interrupted, by Ctrl-C or as its task is cancelled, is stopped. What it left is kept.
         """
         given = run_body(code, options)
         if background:
             given["background"] = True
-            seconds = self._connection.turn_seconds
-            call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
-            return self.runs.run((self._connection.call(call))["run_id"])
-        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=self._seconds(given))
-        return RunResult(self._connection.call(call))
+            return self.runs.run((self._run(given, self._connection.turn_seconds))["run_id"])
+        return RunResult(self._run(given, self._seconds(given)))
+
+    def _run(self, given: Mapping[str, Any], seconds: float) -> Any:
+        """The answer to a run. One that is interrupted is stopped before the interruption is raised."""
+        call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
+        try:
+            return self._connection.call(call)
+        except Interruption:
+            if self._connection.keys:
+                finished(self.runs.stop_of_key(call.headers["Idempotency-Key"]))
+            raise
 
     def stream(self, code: str | None = None, **options: Unpack[RunOptions]) -> RunStream:
         """Run code and get its output as it comes: an iterator of events, and the result at its end."""
@@ -221,7 +231,7 @@ class Session:
 
     def _seconds(self, given: Mapping[str, Any]) -> float:
         """How long the answer of a run may take: as any call and as the run, which may wait as long for the setup."""
-        return 2 * float(given.get("timeout", self._default_timeout)) + self._connection.timeout
+        return 2 * run_seconds(given, self._default_timeout) + self._connection.timeout
 
 
 class Context:
