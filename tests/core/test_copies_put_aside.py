@@ -46,7 +46,7 @@ def test_what_changes_while_it_is_put_aside_is_read_again(
 
     monkeypatch.setattr(content_copies, "_read", then_changed(content_copies._read))
     monkeypatch.setattr(sparse, "copy_changing", then_changed(sparse.copy_changing))
-    moment = lab.moment()
+    moment = lab.moment(ended=True)
     assert lab.contents()["file"].startswith(b"other")
     assert moment.consistent, "two looks agree about what it is now"
     assert lab.moment().snapshot == moment.snapshot

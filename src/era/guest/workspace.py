@@ -102,7 +102,10 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
     fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, content)
-        in_its_place(path, lambda: os.rename(made, path))
+        try:
+            os.rename(made, path)  # in the place of anything but a directory
+        except OSError:
+            in_its_place(path, lambda: os.rename(made, path))
         return identity(os.fstat(fd))
     except BaseException:
         os.unlink(made)

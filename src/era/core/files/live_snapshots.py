@@ -13,9 +13,9 @@ was put aside is hashed, stored and made durable. A directory that isn't known y
 processes go on: so the moment is short all the same. What turns out to be large work is given up before anything is put
 aside: everything goes on until there is a thread for it, and stands still again.
 
-*Looking twice.* Where it can't be frozen, it is looked at until two looks agree. If nothing changed between what the
-first saw and what the second saw, file by file, then all was so at the time between the two. If they never agree, the
-snapshot has what was seen last, and says that it isn't consistent.
+*Looking twice.* Where it can't be frozen, it is looked at until two looks agree, or some times. Such a snapshot never
+says that it is consistent while processes go on: what a process changes and changes back between two looks, or writes
+through a map, no look tells. Once all processes have ended, two looks that agree are of one moment.
 
 *Half a write.* A call that writes much sets a file's times when it begins, and no more, so what is read meanwhile may
 be half of it, and nothing tells so later. Nor can anybody tell that it is under way: another thread may have closed its
@@ -129,15 +129,19 @@ class LiveSnapshots:
         changed: bool = False,
         stored: Awaitable[None] | None = None,
         session_id: OwnedId,
+        ended: bool = False,
     ) -> LiveSnapshot:
-        """Make the content of `sandbox.workspace` durable. The arguments are those of Snapshots.take, and so is what is
+        """Make the content of `sandbox.workspace` durable. `ended`: no process of the session is left, so that two
+        looks which agree are of one moment. The other arguments are those of Snapshots.take, and so is what is
         raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
         that it was changed just now, so that nothing would come of looking whether it is as it was. `stored` is waited
         for once the tree has been looked at: somebody stores what it is expected to hold meanwhile, and raises nothing.
         """
         try:
             with self._snapshots.memories.in_use(sandbox.id):
-                return await self._take(sandbox, previous, entry, changed=changed, stored=stored, session_id=session_id)
+                return await self._take(
+                    sandbox, previous, entry, changed=changed, stored=stored, session_id=session_id, ended=ended
+                )
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -154,6 +158,7 @@ class LiveSnapshots:
         changed: bool,
         stored: Awaitable[None] | None,
         session_id: OwnedId,
+        ended: bool,
     ) -> LiveSnapshot:
         memory = await self._snapshots.memory_of(sandbox, previous, session_id)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
@@ -169,7 +174,8 @@ class LiveSnapshots:
             look = await self._frozen_look(sandbox, memory, entry, stack, session_id)
             consistent = look is not None
             if look is None:
-                look, consistent = await self._agreeing_look(sandbox, memory, stack, session_id)
+                look, agrees = await self._agreeing_look(sandbox, memory, stack, session_id)
+                consistent = agrees and ended
             if stored is not None:
                 await stored
             found, known = look, memory

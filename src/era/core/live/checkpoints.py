@@ -65,7 +65,7 @@ class Checkpoints:
         if occasion == "put_away":
             session = await self._store.session(live.session_id)
             if session.persistent:
-                await self._commit(live, session)
+                await self._committed(live, session, "checkpoint", ended=True)
             return True
         if not live.session.persistent:
             return True
@@ -135,19 +135,33 @@ class Checkpoints:
         *,
         changed: bool = False,
         stored: Awaitable[None] | None = None,
+        ended: bool = False,
     ) -> tuple[Checkpoint, int]:
-        """The same, with a cause, which is that of a loose checkpoint where the tree isn't of one moment; and how many
-        old versions had to go for it. `changed` and `stored` are as for LiveSnapshots.take."""
+        """The same, with a cause; that of a checkpoint is that of a loose one where the tree isn't of one moment. Also
+        returns how many old versions had to go for it. `changed`, `stored` and `ended` are as for LiveSnapshots.take.
+        """
         with self._moments.naming():
-            return await self._named(live, session, cause, changed=changed, stored=stored)
+            return await self._named(live, session, cause, changed=changed, stored=stored, ended=ended)
 
     async def _named(
-        self, live: LiveSession, session: Session, cause: Cause, *, changed: bool, stored: Awaitable[None] | None
+        self,
+        live: LiveSession,
+        session: Session,
+        cause: Cause,
+        *,
+        changed: bool,
+        stored: Awaitable[None] | None,
+        ended: bool,
     ) -> tuple[Checkpoint, int]:
         trim = None
         try:
             moment = await self._moments.take(
-                live.sandbox, session.snapshot, changed=changed, stored=stored, session_id=session.owned_id
+                live.sandbox,
+                session.snapshot,
+                changed=changed,
+                stored=stored,
+                session_id=session.owned_id,
+                ended=ended,
             )
         except SnapshotRefused as refused:
             message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."
@@ -161,7 +175,7 @@ class Checkpoints:
             trim = await self._history.trim(session, snapshot)
             session = await self._store.commit(
                 session.owned_id,
-                cause if moment.consistent else "loose_checkpoint",
+                cause if moment.consistent or cause != "checkpoint" else "loose_checkpoint",
                 data=None,
                 snapshot=snapshot,
                 key=live.session_key,
