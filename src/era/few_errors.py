@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, FailFast, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -32,7 +32,7 @@ class FewErrors(BaseModel):
     @classmethod
     def _few(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return validate(cls._without_most_unknown(value))
+            return validate(cls._with_integers(cls._without_most_unknown(value)))
         except ValidationError as error:
             if error.error_count() <= MOST_ERRORS:
                 raise
@@ -51,6 +51,25 @@ class FewErrors(BaseModel):
         known = cls.field_names()
         unknown = islice((name for name in value if name not in known), _SHOWN)
         return {name: value[name] for name in (*(known & value.keys()), *unknown)}
+
+    @classmethod
+    def _with_integers(cls, value: Any) -> Any:
+        """Return an object whose floats without a fraction are integers in fields of integers: as in JSON Schema, `3.0`
+        is one and `3.5` isn't."""
+        if not isinstance(value, dict):
+            return value
+        changed = {
+            name: int(found)
+            for name, field in cls.model_fields.items()
+            if isinstance(found := value.get(name), float) and found.is_integer() and _is_integer(field.annotation)
+        }
+        return {**value, **changed} if changed else value
+
+
+def _is_integer(annotation: Any) -> bool:
+    """Return whether a type takes integers and no floats."""
+    kinds = {annotation, *(kind for each in get_args(annotation) for kind in (each, *get_args(each)))}
+    return int in kinds and float not in kinds
 
 
 def few_wrong(fits: Callable[[Any], bool]) -> BeforeValidator:

@@ -21,8 +21,8 @@ SESSION_KEYS = {
 }  # fmt: skip
 
 RUN_KEYS = {
-    "exit_code", "stdout", "stderr", "duration", "session_id", "data", "run_id", "status", "stdout_truncated",
-    "stderr_truncated", "state", "artifacts", "artifacts_more",
+    "exit_code", "stdout", "stderr", "duration", "duration_ms", "session_id", "data", "run_id", "status",
+    "stdout_truncated", "stderr_truncated", "state", "artifacts", "artifacts_more",
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def send_json(client: httpx.Client, method: str, path: str, body: str | bytes) -
 
 
 RECORD_KEYS = {
-    "run_id", "session_id", "status", "started_at", "ended_at", "duration", "exit_code", "stdout_bytes",
+    "run_id", "session_id", "status", "started_at", "ended_at", "duration", "duration_ms", "exit_code", "stdout_bytes",
     "stderr_bytes", "stdout_truncated", "stderr_truncated", "state", "peak_memory_bytes", "cpu_seconds", "reaped",
     "enforced", "egress", "artifacts", "artifacts_more",
 }  # fmt: skip

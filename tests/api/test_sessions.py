@@ -199,7 +199,7 @@ def test_patch_replaces_what_it_names_and_nothing_else(
     where = session(data={"old": 1}, metadata={"m": 1})
     before = client.get(f"/api/sessions/{where}").json()
     answer = client.patch(f"/api/sessions/{where}", json=change)
-    body = checked(answer, ChangedAnswer, {"success", "id", "metadata", "updated_at"})
+    body = checked(answer, ChangedAnswer, {"success", "id", "session", "metadata", "updated_at"})
     assert (body["success"], body["id"]) == (True, where)
     assert_recent(body["updated_at"])
     assert body["metadata"] == {**before, **change, "version": version}

@@ -71,7 +71,7 @@ def watch(server: Server, where: str, **query: Any) -> Iterator[Seen]:
         assert answer.status_code == 200, answer.read()
         thread = threading.Thread(target=follow, args=(answer,), daemon=True)
         thread.start()
-        assert seen.has(type="watching", path=query.get("path", ""))
+        assert seen.has(type="watching", path=query.get("path", "").removeprefix("."))
         yield seen
 
 
@@ -103,6 +103,14 @@ def test_a_watch_tells_what_processes_and_clients_change(
         assert delete(client, where, "d/put").is_success
         assert seen.has(type="remove", path="d/put")
         assert not [each for each in seen.all if ".era-" in each.get("path", "")], "drafts aren't told"
+
+
+def test_a_dot_is_the_working_directory(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    start(client, where, "sleep 1000")
+    with watch(server, where, path=".") as seen:
+        assert put(client, where, "new", b"").is_success
+        assert seen.has(type="create", path="new")
 
 
 def test_a_watch_of_a_directory_or_a_file_is_of_that(

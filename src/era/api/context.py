@@ -319,11 +319,11 @@ def json_bytes(content: Any) -> bytes:
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that document its errors.
 
-    400, 401, 403 and 503 are on every route; 410 (an expired session) wherever 404 is.
+    400, 401, 403, 431 and 503 are on every route; 410 (an expired session) wherever 404 is.
     """
     return {
         status: {"model": ErrorAnswer}
-        for status in sorted({400, 401, 403, 503, *statuses, *({410} if 404 in statuses else ())})
+        for status in sorted({400, 401, 403, 431, 503, *statuses, *({410} if 404 in statuses else ())})
     }
 
 

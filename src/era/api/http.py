@@ -312,10 +312,12 @@ def _meant(request: Request) -> str | None:
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods of a request's path, in alphabetical order."""
-    routes: list[APIRoute] = request.app.state.routes
-    matching = [route.methods or set() for route in routes if route.path_regex.match(request.scope["path"])]
-    return sorted(set().union(*matching))
+    """Return the methods of a request's path, in alphabetical order: where it is the path of a route itself, such as
+    /api/sessions/import, those of that, and none of a route for any name there."""
+    path, routes = request.scope["path"], request.app.state.routes
+    matching: list[APIRoute] = [route for route in routes if route.path_regex.match(path)]
+    named = [route for route in matching if route.path == path] or matching
+    return sorted(set().union(*(route.methods or set() for route in named)))
 
 
 async def _hung_up(request: Request, error: Exception) -> Response:

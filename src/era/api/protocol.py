@@ -239,6 +239,8 @@ class Protocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         self.budget.charge(url.count(b"&") * _FIELD_US)
         super().on_url(url)
+        if len(self.url) >= MAX_HEAD_BYTES:  # the parser of URLs would call it malformed
+            self._refuse(HeadersTooLarge(f"The request's URL is over {MAX_HEAD_BYTES - 1} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header. Trailers, which come after the body, are dropped: merged with the headers they could

@@ -289,11 +289,13 @@ async def change_session(session_id: SessionId, body: ChangeSession, request: Re
         await context.audit.record(caller_of(request), "session.public", session.id, public=body.allowPublicAccess)
     if any(changed is not None for changed in (change.allow_internet, change.egress, change.storage)):
         await context.live_sessions.follow(session_id)
+    shown = session_view(session, context)
     return Answer(
         {
             "success": True,
             "id": session.id,
-            "metadata": session_view(session, context),
+            "session": shown,
+            "metadata": shown,
             "updated_at": timestamp(session.updated_at),
         }
     )

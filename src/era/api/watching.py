@@ -35,12 +35,12 @@ async def watch_files(
     request: Request,
     context: UseContext,
     after: After,
-    path: Annotated[str, Query(max_length=4096, description="A directory or file; empty for all.")] = "",
+    path: Annotated[str, Query(max_length=4096, description="A directory or file; empty or `.` for all.")] = "",
     recursive: Annotated[bool, Query(description="Also what is in directories below.")] = False,
 ) -> Response:
     """Follow what changes in the files of a live session, from now on, or from where a connection broke."""
     async with AsyncExitStack() as stack:
-        parts = parse(path) if path else ()
+        parts = parse(path) if path not in ("", ".") else ()
         watched = context.watching.watched(session_id, parts, recursive=recursive, after=after)
         items = await stack.enter_async_context(watched)
         kept = stack.pop_all()

@@ -37,7 +37,7 @@ from era.core.views import certainly_own, without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
 
 MAX_CODE_BYTES = 4 << 20
-_MOST_LABELS = 1000
+MOST_LABELS = 1000
 """Of a session: each is a row of its own, and all others' commits wait while they are written."""
 
 type Select = Callable[[Sequence[Session]], Awaitable[Sequence[Session]]]
@@ -241,9 +241,9 @@ def check_code(code: str) -> None:
 def check_metadata(metadata: Any, *, in_thread: bool = False) -> None:
     """Raises BadRequest or TooLarge for labels that a session can't have. `in_thread` is as in jsontext.compact."""
     data_text("metadata", metadata, in_thread=in_thread)
-    if len(metadata) > _MOST_LABELS:
+    if len(metadata) > MOST_LABELS:
         raise TooLarge(
-            f"'metadata' has {len(metadata)} labels, {_MOST_LABELS} are allowed.",
+            f"'metadata' has {len(metadata)} labels, {MOST_LABELS} are allowed.",
             hint="Put into 'data' what lists aren't filtered by.",
         )
 

@@ -75,6 +75,7 @@ class _Outcome(View):
     run_id: str
     status: str
     exit_code: int
+    duration_ms: float
     stdout: str
     stderr: str
     stdout_truncated: bool
@@ -101,6 +102,7 @@ class RunResult(_Outcome):
     session_id: str
     status: str
     exit_code: int
+    duration_ms: float
     stdout: str
     stderr: str
     stdout_truncated: bool
@@ -158,6 +160,7 @@ class ExecuteResult(_Outcome):
     run_id: str
     status: str
     exit_code: int
+    duration_ms: float
     stdout: str
     stderr: str
     stdout_truncated: bool
@@ -173,8 +176,9 @@ class RunRecord(View):
     session_id: str
     status: str
     started_at: str
-    ended_at: str
+    ended_at: str | None
     duration: str | None
+    duration_ms: float | None
     exit_code: int | None
     stdout_bytes: int
     stderr_bytes: int

@@ -9,6 +9,7 @@ from pydantic import BaseModel, FailFast, Field
 from era.core.models import JsonObject, RunRecord, StateOutcome, Status, StoredCode, timestamp
 from era.core.run_messages import RunResult
 from era.core.secrets import MAX_HOSTS, MAX_SECRETS, MAX_VALUE_BYTES
+from era.core.sessions import MAX_CODE_BYTES
 from era.few_errors import TextByName, Texts, at_most, few_wrong
 from era.languages import in_words
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
@@ -23,12 +24,24 @@ _OUT_OF_MEMORY = (
     "A higher `memory_mb` in the session's `limits` gives it more."
 )
 
+MAX_CODE: Any = {"maxLength": MAX_CODE_BYTES}
+"""In the description only: a longer text is 413, which a model's check can't say."""
+
+DURATION_MS: Any = Field(description="The same in milliseconds, as a number.", examples=[3.127])
+
 type EndStatus = Literal["ok", "failed", "timeout", "oom", "killed", "disk_full"]
 """How a run that was answered has ended."""
 
 Env = Annotated[
     TextByName,
-    Field(description="Variables of this run only: never stored, logged or returned.", examples=[{"A": "1"}]),
+    Field(
+        description="Variables of this run only: never stored, logged or returned.",
+        examples=[{"A": "1"}],
+        json_schema_extra={
+            "propertyNames": {"pattern": r"^[^=\u0000]+$"},
+            "additionalProperties": {"type": "string", "maxLength": 128 << 10, "pattern": r"^[^\u0000]*$"},
+        },
+    ),
 ]
 
 
@@ -87,7 +100,10 @@ class RunBody(InvokedBody):
     may_be_empty = True
 
     code: str | None = Field(
-        None, description="Left out, without a `command`: the session's stored code.", examples=["print('hello')"]
+        None,
+        description="Left out, without a `command`: the session's stored code.",
+        examples=["print('hello')"],
+        json_schema_extra=MAX_CODE,
     )
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
@@ -106,7 +122,9 @@ class ExecuteBody(InvokedBody):
     language: str = Field(
         description=f"{in_words()}, or an alias. For a `command` it may be `shell`.", examples=["python"]
     )
-    code: str | None = Field(None, description="Needed without a `command`.", examples=["print('hello')"])
+    code: str | None = Field(
+        None, description="Needed without a `command`.", examples=["print('hello')"], json_schema_extra=MAX_CODE
+    )
     env: Env = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
     timeout: float | None = Field(None, gt=0)
@@ -119,7 +137,7 @@ class ExecuteBody(InvokedBody):
 
 
 class CodeBody(Body):
-    code: str = Field(examples=["print('stored')"])
+    code: str = Field(examples=["print('stored')"], json_schema_extra=MAX_CODE)
     description: str | None = None
 
 
@@ -181,6 +199,7 @@ class SetupNotice(BaseModel):
 class RunOutcome(CellAnswer, SetupNotice):
     exit_code: int = Field(description="As a shell gives it: 128 + N for signal N, 124 for a timeout.", examples=[0])
     duration: str = Field(examples=["0.003s"])
+    duration_ms: float = DURATION_MS
     session_id: str
     data: dict[str, Any] = Field(default_factory=dict, description="The session's data; left out with `data=false`.")
     run_id: str
@@ -240,8 +259,9 @@ class RunRecordAnswer(CellAnswer, SetupNotice):
     session_id: str
     status: Status
     started_at: str
-    ended_at: str
+    ended_at: str | None
     duration: str | None
+    duration_ms: float | None
     exit_code: int | None
     stdout_bytes: int
     stderr_bytes: int
@@ -268,6 +288,7 @@ class ExecuteOutcome(BaseModel):
 
     exit_code: int
     duration: str
+    duration_ms: float = DURATION_MS
     language: str
     vm_id: str = Field(description="Names the sandbox that it ran in.")
     run_id: str
@@ -308,6 +329,7 @@ def result_answer(result: RunResult) -> dict[str, Any]:
     return {
         "exit_code": result.exit_code,
         "duration": f"{result.duration:.3f}s",
+        "duration_ms": round(result.duration * 1e3, 3),
         "session_id": result.session_id,
         **({} if result.data is None else {"data": result.data}),
         "run_id": result.run_id,
@@ -333,8 +355,9 @@ def record_answer(record: RunRecord, session_id: str, cell: JsonObject | None = 
         "session_id": session_id,
         "status": record.status,
         "started_at": timestamp(record.started_at),
-        "ended_at": timestamp(record.ended_at),
+        "ended_at": None if record.ended_at is None else timestamp(record.ended_at),
         "duration": None if record.duration_us is None else f"{record.duration_us / 1e6:.3f}s",
+        "duration_ms": None if record.duration_us is None else record.duration_us / 1e3,
         "exit_code": record.exit_code,
         "stdout_bytes": record.stdout_bytes,
         "stderr_bytes": record.stderr_bytes,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from era.core.expiry import MAX_TTL
 from era.core.jsontext import number
 from era.core.models import JsonObject, Session, SetupStatus, WantedIsolation, timestamp
+from era.core.sessions import MOST_LABELS
 from era.core.setup import requirements
 from era.core.views import data_view
 from era.languages import in_words
@@ -20,6 +21,7 @@ from era.wire.versions import MAX_VERSION
 
 SESSION_ID = r"^[A-Za-z0-9_:-]{1,128}$"
 
+_MOST_LABELS: Any = {"maxProperties": MOST_LABELS}
 TimeToLive = Annotated[int | None, Field(ge=1, le=MAX_TTL)]
 _CommandPart = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Service = Annotated[
@@ -33,7 +35,9 @@ class CreateSession(Body):
     session_id: str | None = Field(None, pattern=SESSION_ID, description="Left out: the server chooses one.")
     persistent: bool = Field(True, description="Whether files are kept between runs. Data always is.")
     data: dict[str, Any] = Field(default_factory=dict, description="The state; `.session_data.json` in the sandbox.")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Labels; programs don't see them.")
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="Labels; programs don't see them.", json_schema_extra=_MOST_LABELS
+    )
     setup: SetupBody | None = Field(None, description="Packages to install, commands to run, variables of every run.")
     allowInternetAccess: bool = Field(True, description="Whether programs may connect to the internet.")
     allowPublicAccess: bool = Field(True, description="Whether anybody may call the session's public URL.")
@@ -52,7 +56,7 @@ class ChangeSession(Body):
     default_timeout: float | None = Field(None, gt=0)
     allowInternetAccess: bool | None = None
     allowPublicAccess: bool | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = Field(None, json_schema_extra=_MOST_LABELS)
     data: dict[str, Any] | None = Field(None, description="Replaces the state, between runs.")
     ttl: TimeToLive = Field(None, description="Seconds without a call after which it expires; null: never.")
     limits: Limits = None
@@ -115,7 +119,8 @@ class SessionsAnswer(BaseModel):
 class ChangedAnswer(BaseModel):
     success: bool
     id: str
-    metadata: SessionAnswer
+    session: SessionAnswer
+    metadata: SessionAnswer = Field(description="The same as `session`, under an older name.")
     updated_at: str
 
 

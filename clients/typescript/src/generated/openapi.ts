@@ -1923,6 +1923,8 @@ export interface components {
             success: boolean;
             /** Id */
             id: string;
+            session: components["schemas"]["SessionAnswer"];
+            /** @description The same as `session`, under an older name. */
             metadata: components["schemas"]["SessionAnswer"];
             /** Updated At */
             updated_at: string;
@@ -2429,6 +2431,12 @@ export interface components {
              * @example 0.003s
              */
             duration: string;
+            /**
+             * Duration Ms
+             * @description The same in milliseconds, as a number.
+             * @example 3.127
+             */
+            duration_ms: number;
             /** Session Id */
             session_id: string;
             /**
@@ -2573,6 +2581,12 @@ export interface components {
             exit_code: number;
             /** Duration */
             duration: string;
+            /**
+             * Duration Ms
+             * @description The same in milliseconds, as a number.
+             * @example 3.127
+             */
+            duration_ms: number;
             /** Language */
             language: string;
             /**
@@ -2696,6 +2710,12 @@ export interface components {
             exit_code: number;
             /** Duration */
             duration: string;
+            /**
+             * Duration Ms
+             * @description The same in milliseconds, as a number.
+             * @example 3.127
+             */
+            duration_ms: number;
             /** Language */
             language: string;
             /**
@@ -4054,6 +4074,12 @@ export interface components {
              * @example 0.003s
              */
             duration: string;
+            /**
+             * Duration Ms
+             * @description The same in milliseconds, as a number.
+             * @example 3.127
+             */
+            duration_ms: number;
             /** Session Id */
             session_id: string;
             /**
@@ -4220,9 +4246,11 @@ export interface components {
             /** Started At */
             started_at: string;
             /** Ended At */
-            ended_at: string;
+            ended_at: string | null;
             /** Duration */
             duration: string | null;
+            /** Duration Ms */
+            duration_ms: number | null;
             /** Exit Code */
             exit_code: number | null;
             /** Stdout Bytes */
@@ -5851,7 +5879,7 @@ export interface operations {
     watch_files: {
         parameters: {
             query?: {
-                /** @description A directory or file; empty for all. */
+                /** @description A directory or file; empty or `.` for all. */
                 path?: string;
                 /** @description Also what is in directories below. */
                 recursive?: boolean;
