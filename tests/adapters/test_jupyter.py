@@ -169,6 +169,22 @@ def test_an_error_is_one(notebook: Notebook) -> None:
     assert "ZeroDivisionError" in "".join(content["text"] for kind, content in published if kind == "stream")
 
 
+def test_is_complete_answers_as_ipython_does(notebook: Notebook) -> None:
+    notebook.run("pass")  # makes the session, which the fixture deletes
+    for code, answer in [
+        ("x = 1", {"status": "complete"}),
+        ("%time x", {"status": "complete"}),
+        ("for i in range(3):", {"status": "incomplete", "indent": "    "}),
+        ("x = (1,", {"status": "incomplete", "indent": ""}),
+        ("x = )", {"status": "invalid"}),
+    ]:
+        sent = notebook.client.is_complete(code)
+        reply = notebook.client.get_shell_msg(timeout=PATIENCE)
+        while reply["parent_header"]["msg_id"] != sent:
+            reply = notebook.client.get_shell_msg(timeout=PATIENCE)
+        assert reply["content"] == answer, code
+
+
 def test_a_cell_is_interrupted_and_variables_stay(notebook: Notebook) -> None:
     notebook.run("kept = 'still here'")
     endless = "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.kernelbase import Kernel
+from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client.kernelspec import KernelSpecManager
 
 from era.errors import EraError, Expired, NotFound
@@ -97,6 +98,15 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         if result.status not in ("ok", "failed"):
             return self._failed(result.status, f"The cell ended as {result.status}, exit code {result.exit_code}.")
         return {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
+
+    async def do_is_complete(self, code: str) -> dict[str, Any]:
+        """Say whether Python code is a whole cell, as IPython does: the code is parsed here, and not run. Consoles ask
+        this to decide whether Enter runs the cell or begins another line."""
+        if self._language != "python":
+            return {"status": "unknown"}
+        transformer: Any = TransformerManager  # IPython has no types for it
+        status, indent = transformer().check_complete(code)
+        return {"status": status, "indent": " " * (indent or 0)} if status == "incomplete" else {"status": status}
 
     def _print(self, name: str, text: str) -> None:
         self.send_response(self.iopub_socket, "stream", {"name": name, "text": text})
