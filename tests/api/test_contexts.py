@@ -121,14 +121,14 @@ def test_stored_code_can_be_the_cell(client: httpx.Client, session: MakeSession,
     assert [text(cell(where, None)) for _ in range(2)] == ["1", "2"]
 
 
-def test_a_stream_has_output_as_it_comes_and_results_at_the_end(client: httpx.Client, session: MakeSession) -> None:
+def test_a_stream_has_events_as_they_come_and_results_at_the_end(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     body = {"code": "print('one', flush=True)\ndisplay('shown')\n2", "context": "main"}
     with client.stream("POST", f"/api/sessions/{where}/stream", json=body) as answer:
         events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: ")]
-    assert {event["type"] for event in events[:-1]} == {"stdout"}
-    assert "".join(event["content"] for event in events[:-1]) == "one\n"
-    assert events[-1]["type"] == "done"
+    assert [event["type"] for event in events] == ["stdout", "display", "result", "done"]
+    assert events[0]["content"] == "one\n"
+    assert [event["data"]["text/plain"] for event in events[1:3]] == ["'shown'", "2"]
     assert [result["data"]["text/plain"] for result in events[-1]["results"]] == ["'shown'", "2"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -12,8 +13,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from era.core.cells import Cell, CellOutcome
+from era.core.cells import Cell, CellEvent, CellOutcome
 from era.core.live.context import Context
+from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
 from era.core.program import Output
 from era.drivers import processes
@@ -134,16 +136,26 @@ def node_command(language: str = "node") -> list[str]:
 
 
 class Written:
-    """What a cell wrote, by stream."""
+    """What a cell wrote, by stream, and what it showed."""
 
     def __init__(self) -> None:
         self.stdout = self.stderr = ""
+        self.events: list[JsonObject] = []
+        """Events and output in order; output of one stream that comes in pieces is one `stdout` or `stderr`."""
 
-    async def write(self, output: Output) -> None:
+    async def write(self, output: Output | CellEvent) -> None:
+        if isinstance(output, CellEvent):
+            self.events.append(json.loads(output.content))
+            return
+        content = output.data.decode()
         if output.stream == "stdout":
-            self.stdout += output.data.decode()
+            self.stdout += content
         else:
-            self.stderr += output.data.decode()
+            self.stderr += content
+        if self.events and self.events[-1]["type"] == output.stream:
+            self.events[-1]["content"] += content
+        else:
+            self.events.append({"type": output.stream, "content": content})
 
 
 class Cells:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.cells import Cell, CellOutcome
+from era.core.cells import Cell, CellEvent, CellOutcome
 from era.core.live import context as module
 from era.core.live.context import Context, NotBegun
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
@@ -88,7 +88,8 @@ class Case:
         self.written = b""
         self.seconds_a_piece = 0.0
 
-    async def _write(self, output: Output) -> None:
+    async def _write(self, output: Output | CellEvent) -> None:
+        assert isinstance(output, Output)
         await asyncio.sleep(self.seconds_a_piece)
         self.written += output.data
 

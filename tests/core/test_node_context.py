@@ -440,3 +440,19 @@ async def test_the_session_s_own_typescript_of_the_name_of_a_client_wins(typescr
     for name in ("./era_state", "./era_state.js", "./era_storage", "./era_storage.js"):
         assert await typescript.value(f"import {{ whose }} from '{name}'; whose") == "'own'", name
         assert await typescript.value(f"require('{name}').whose") == "'own'", name
+
+
+async def test_events_are_in_the_order_of_the_writes(cells: Cells) -> None:
+    _, written = await cells.run("console.log('a'); display('b'); console.log('c'); 'd'")
+    assert written.events == [
+        {"type": "stdout", "content": "a\n"},
+        {"type": "display", "data": {"text/plain": "'b'"}, "metadata": {}},
+        {"type": "stdout", "content": "c\n"},
+        {"type": "result", "data": {"text/plain": "'d'"}, "metadata": {}, "execution_count": 1},
+    ]
+
+
+async def test_error_event_comes_last(cells: Cells) -> None:
+    outcome, written = await cells.run("display(1); throw new Error('no')")
+    assert [event["type"] for event in written.events] == ["display", "stderr", "cell_error"]
+    assert written.events[-1] == {"type": "cell_error", **(outcome.error or {})}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from era import languages
-from era.core.cells import Cell
+from era.core.cells import Cell, CellEvent
 from era.core.live import state_file as state_files
 from era.core.live.context import Context, NotBegun
 from era.core.live.state_file import StateFile
@@ -54,8 +54,9 @@ async def cells(sandbox: Any, language: str, codes: list[str | dict[str, Any]]) 
 async def _answer(context: Context, asked: dict[str, Any]) -> Answer:
     answer = Answer("", 0, None, None, [])
 
-    async def write(output: Output) -> None:
-        answer.output[output.stream] += output.data.decode()
+    async def write(output: Output | CellEvent) -> None:
+        if isinstance(output, Output):
+            answer.output[output.stream] += output.data.decode()
 
     cell = Cell(**{"env": {}, "stdin": "", "cwd": "", "timeout": 30.0, "output_bytes": 1 << 20, **asked})
     outcome = await context.execute(cell, write)

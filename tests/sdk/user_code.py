@@ -7,7 +7,7 @@ from typing import Any, assert_type
 
 from era import AsyncEra, AsyncSession, Era, EraError, ExecuteResult, NotFound, RunResult, Session
 from era.sdk.answers import FileInfo, RunRecord, SessionInfo, Version
-from era.sdk.events import Gap, ProcessExit, ProcessOutput, SetupDone, Stderr, Stdout
+from era.sdk.events import Gap, ProcessExit, ProcessOutput, RunEvent, SetupDone
 from era.sdk.sync.processes import Process
 from era.sdk.sync.runs import Run, RunStream
 
@@ -25,7 +25,7 @@ def blocking() -> None:
             stream = session.stream("print(1)")
             assert_type(stream, RunStream)
             for event in stream:
-                assert_type(event, Stdout | Stderr | Gap)
+                assert_type(event, RunEvent)
             session.data["n"] += 1
             session.files["a.txt"] = b"x"
             assert_type(session.files["a.txt"], bytes)
@@ -44,7 +44,7 @@ def blocking() -> None:
         assert_type(era.execute("node", "1", files={"a.js": ""}), ExecuteResult)
         with era.stream("node", "1") as running:
             for event in running:
-                assert_type(event, Stdout | Stderr | Gap)
+                assert_type(event, RunEvent)
             assert_type(running.result, ExecuteResult)
         assert_type(era.storage.kv.get("n", "k"), str | None)
         assert_type(era.storage.d1.query("n", "SELECT 1", [1]), list[dict[str, Any]])
@@ -62,7 +62,7 @@ async def waiting() -> None:
         assert_type(await session.run("1"), RunResult)
         async with await session.stream("1") as stream:
             async for event in stream:
-                assert_type(event, Stdout | Stderr | Gap)
+                assert_type(event, RunEvent)
         assert_type(await session.data.get("n"), Any)
         assert_type(await session.files.read("a"), bytes)
         other = await era.session("node")

@@ -22,6 +22,7 @@ export type { CallOptions, EraOptions, OnceOptions, Sent } from "./http.js";
 export type { DeliveryFilter, Inbox } from "./inbox.js";
 export type { Keys, Owners } from "./keys.js";
 export type {
+  CellEvent,
   Done,
   ExecuteDone,
   ExecuteEvent,
@@ -32,6 +33,7 @@ export type {
   RunOptions,
   Runs,
   RunStream,
+  Shown,
 } from "./runs.js";
 export { bytesOf, type ProcessOutput } from "./process_output.js";
 export type { Process, Processes, ProcessEvent, ProcessExit, ProcessOptions } from "./processes.js";

@@ -16,8 +16,18 @@ export interface RunOptions extends Partial<Omit<RunBody, "code" | "background">
 /** The end of a run: what its answer has besides the output, which came before. `data` may not be kept any more. */
 export type Done = { type: "done"; data?: Data } & Omit<RunResult, "stdout" | "stderr" | "data">;
 export type Output = { type: "stdout" | "stderr"; content: string };
-/** What a stream gives: output as it is written, and at the end how the run ended. */
-export type RunEvent = Output | Gap | Done;
+/** Something that a cell shows, by MIME type. `result` is the value of its last expression. */
+export type Shown =
+  | { type: "display"; data: Data; metadata: Data; display_id?: string }
+  | { type: "update_display"; data: Data; metadata: Data; display_id: string }
+  | { type: "result"; data: Data; metadata: Data; execution_count: number | null };
+/** What only a run in a context gives: what the cell shows, what it takes back, and the error that it ends with. */
+export type CellEvent =
+  | Shown
+  | { type: "clear_output"; wait: boolean }
+  | { type: "cell_error"; name: string; value: string; traceback: string };
+/** What a stream gives: output as it is written, what a cell shows, and at the end how the run ended. */
+export type RunEvent = Output | CellEvent | Gap | Done;
 /** The end of a run without a session. */
 export type ExecuteDone = { type: "done" } & Omit<ExecuteResult, "stdout" | "stderr">;
 /** What the stream of a run without a session gives. */
@@ -30,23 +40,28 @@ const LEAVING_SECONDS = 10;
 const FIRST_LOOK = 0.05;
 const LAST_LOOK = 2;
 
-/** A program's output as it comes, and how it ended: `for await (const event of stream)`. It can be read once. */
-abstract class OutputStream<Last extends { type: "done" }> implements AsyncIterable<Output | Gap | Last> {
-  readonly #events: AsyncGenerator<Output | Gap | Last, void, undefined>;
+const isLast = <Event extends { type: string }, Last extends Event & { type: "done" }>(
+  event: Event | undefined,
+): event is Last => event?.type === "done";
 
-  constructor(events: AsyncGenerator<Output | Gap | Last, void, undefined>) {
+/** A program's output as it comes, and how it ended: `for await (const event of stream)`. It can be read once. */
+abstract class OutputStream<Event extends { type: string }, Last extends Event & { type: "done" }>
+  implements AsyncIterable<Event> {
+  readonly #events: AsyncGenerator<Event, void, undefined>;
+
+  constructor(events: AsyncGenerator<Event, void, undefined>) {
     this.#events = events;
   }
 
-  [Symbol.asyncIterator](): AsyncGenerator<Output | Gap | Last, void, undefined> {
+  [Symbol.asyncIterator](): AsyncGenerator<Event, void, undefined> {
     return this.#events;
   }
 
   /** Read on to the end. */
   async done(): Promise<Last> {
-    let last: Output | Gap | Last | undefined;
+    let last: Event | undefined;
     for await (const event of this.#events) last = event;
-    if (last?.type !== "done") throw new TypeError("This stream has been read already.");
+    if (!isLast<Event, Last>(last)) throw new TypeError("This stream has been read already.");
     return last;
   }
 }
@@ -55,14 +70,14 @@ abstract class OutputStream<Last extends { type: "done" }> implements AsyncItera
  * A run without a session as it happens. Leaving the loop ends the program: nothing else could get at what it writes. So
  * it isn't taken up again where the connection breaks, which throws StreamCut.
  */
-export class ExecuteStream extends OutputStream<ExecuteDone> {
+export class ExecuteStream extends OutputStream<ExecuteEvent, ExecuteDone> {
   constructor(transport: Transport, begin: Call, options: CallOptions) {
     super(follow(transport, { begin, resume: () => undefined, last: "done" }, options));
   }
 }
 
 /** A run of a session as it happens. Leaving the loop stops listening, not the run: `stop()` does that. */
-export class RunStream extends OutputStream<Done> {
+export class RunStream extends OutputStream<RunEvent, Done> {
   readonly #transport: Transport;
   readonly #path: string;
   readonly #began: { runId?: string | undefined };

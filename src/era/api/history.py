@@ -102,7 +102,8 @@ async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> R
 @router.get(
     "/{run_id}/events",
     **described(
-        "Events `stdout` and `stderr`, then `done` or `error`; `gap` for those that are gone.",
+        "Events `stdout` and `stderr`, in a context also what the cell shows, then `done` or `error`; `gap` for those "
+        "that are gone.",
         "RunEvent",
         RunEvent,
         404,

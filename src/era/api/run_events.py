@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from era.api.event_stream import Event
+from era.core import jsontext
 from era.core.event_log import Gap
 from era.core.loop_slices import Budget
 from era.core.run_messages import RunEvent, RunResult, RunStarted
@@ -24,8 +25,8 @@ async def run_events(
     with_data: bool = True,
     outcome: Callable[[RunResult], dict[str, Any]] = result_answer,
 ) -> AsyncGenerator[Event | Gap]:
-    """Events `stdout`, `stderr` and `done`, of which `outcome` makes the last. A RunStarted is none: the headers say
-    it."""
+    """Yield events `stdout` and `stderr`, those of a cell, and `done`, which `outcome` makes. A RunStarted is none: the
+    headers say it."""
     budget = Budget(object())
     async for event in events:
         if isinstance(event, RunStarted):
@@ -36,7 +37,11 @@ async def run_events(
             result = event if with_data else replace(event, data=None)
             yield Event(event.pieces + 1, "done", outcome(result))
         else:
-            yield Event(event.number, event.stream, {"content": text(event.data)})
+            if event.stream == "event":
+                fields = await jsontext.stored(event.data.decode())
+                yield Event(event.number, str(fields.pop("type")), fields)
+            else:
+                yield Event(event.number, event.stream, {"content": text(event.data)})
             await budget.spend(len(event.data) / _BYTES_A_MICROSECOND)
 
 

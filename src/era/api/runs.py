@@ -126,7 +126,8 @@ async def run(
 @router.post(
     "/api/sessions/{session_id}/stream",
     **described(
-        "Events `stdout` and `stderr` as the program writes, then `done` or `error`.",
+        "Events `stdout` and `stderr` as the program writes, in a context also what the cell shows, then `done` or "
+        "`error`.",
         "RunEvent",
         RunEvent,
         404,

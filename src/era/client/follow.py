@@ -9,7 +9,7 @@ from typing import Any
 from era.client.output import notice, print_json
 from era.errors import EraError
 from era.run_notes import GAP, run_notes
-from era.sdk.events import Gap, RunEvent, Stderr
+from era.sdk.events import CellError, ClearOutput, Gap, RunEvent, Shown, Stderr
 from era.sdk.sync.runs import ExecuteStream, RunStream
 from era.sdk.sync.sessions import Session
 
@@ -50,9 +50,6 @@ def follow(session: Session, start: Callable[[], RunStream], *, as_json: bool = 
     if as_json:  # the stream may have begun behind what was printed before Ctrl-C
         print_json({**result.answer, **{name: "".join(pieces) for name, pieces in kept.items()}})
         return _INTERRUPTED if stopped else result.exit_code
-    for shown in result.results or []:
-        text = shown["data"].get("text/plain", f"<{', '.join(shown['data'])}>")
-        print(text, flush=True)
     _tell_end(result.answer, stopped)
     return _INTERRUPTED if stopped else result.exit_code
 
@@ -69,10 +66,16 @@ def follow_once(stream: ExecuteStream) -> int:
 
 
 def _print(events: Iterable[RunEvent], kept: dict[str, list[str]] | None = None) -> None:
-    """Print output as it comes, or put it into `kept`."""
+    """Print output and what a cell shows as it comes, or put the output into `kept`."""
     for event in events:
         if isinstance(event, Gap):
             notice(GAP[1:-1])
+            continue
+        if isinstance(event, Shown):
+            if kept is None:
+                print(event.data.get("text/plain", f"<{', '.join(event.data)}>"), flush=True)
+            continue
+        if isinstance(event, ClearOutput | CellError):
             continue
         if kept is not None:
             kept["stderr" if isinstance(event, Stderr) else "stdout"].append(event.content)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from era.core.active_runs import ActiveRun
-from era.core.cells import Cell, CellRun, CellRunEnded, Contexts, StopCell
+from era.core.cells import Cell, CellRun, CellRunEnded, Contexts, StopCell, WriteCell
 from era.core.models import JsonObject, Session
 from era.core.ports import Sandbox
-from era.core.program import Ended, Output
+from era.core.program import Ended
 from era.core.run_messages import RunRequest
 from era.core.secrets import placeholders
 
@@ -72,8 +72,9 @@ class CellExecution:
         """Where it connected isn't known: connections are those of all the session's processes."""
         return {}
 
-    async def run(self, write: Callable[[Output], Awaitable[None]]) -> Ended:
-        """Execute the cell; `write` gets its output as it comes, and is waited for. Raises as Contexts.run does."""
+    async def run(self, write: WriteCell) -> Ended:
+        """Execute the cell; `write` gets its output and events as they come, and is waited for. Raises as Contexts.run
+        does."""
         await self._may_begin()
         ended = await self._contexts.run(self._session, self._request, write, self._begun)
         self._enforced = ended.enforced

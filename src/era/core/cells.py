@@ -31,6 +31,21 @@ class Cell:
     """Of stdout, of stderr, and of results; the rest is cut off."""
 
 
+type CellEventKind = Literal["display", "update_display", "clear_output", "result", "cell_error"]
+
+
+@dataclass(frozen=True, slots=True)
+class CellEvent:
+    """Something that a cell shows beside its output, or the error that it ends with."""
+
+    content: bytes
+    """A JSON object: `type`, which is a CellEventKind, and the fields of an event of that type (wire/contexts.py)."""
+
+
+type WriteCell = Callable[[Output | CellEvent], Awaitable[None]]
+"""Takes what a cell writes and shows, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class CellOutcome:
     """How a cell ended."""
@@ -117,10 +132,10 @@ class Contexts(Protocol):
         self,
         session: Session,
         request: CellRun,
-        write: Callable[[Output], Awaitable[None]],
+        write: WriteCell,
         begun: Callable[[StopCell], None],
     ) -> CellRunEnded:
         """Execute a cell, for the holder of the session's turn, which has the session's sandbox already. `write` gets
-        its output as it comes, `begun` is called before it begins. Raises as LiveSessions.opened does, TooManyContexts,
-        Unavailable where there is no interpreter, CommitFailed."""
+        its output and events as they come, `begun` is called before it begins. Raises as LiveSessions.opened does,
+        TooManyContexts, Unavailable where there is no interpreter, CommitFailed."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from era.core.cells import CellEvent
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY, JsonObject, Language, Snapshot, Status
 from era.core.ports import Network, Sandbox, StorageAccesses
@@ -110,10 +111,13 @@ class Execution:
         return ended
 
 
-async def keep_output(transcript: Transcript, output: Output) -> None:
-    """Keep what a program has written. Raises CommitFailed where the disk fails."""
+async def keep_output(transcript: Transcript, output: Output | CellEvent) -> None:
+    """Keep what a program has written or a cell has shown. Raises CommitFailed where the disk fails."""
     try:
-        await transcript.append(output)
+        if isinstance(output, CellEvent):
+            await transcript.append_event(output.content)
+        else:
+            await transcript.append(output)
     except OSError as error:
         raise CommitFailed(f"the output of this run could not be kept: {error.strerror}") from error
 

@@ -1,4 +1,5 @@
-"""What a run writes to stdout and stderr, in the order in which it came: numbered pieces, for any number of readers.
+"""What a run writes to stdout and stderr, and the events of a cell, in the order in which it came: numbered pieces, for
+any number of readers.
 
 Theory of operation. The bytes of each stream are kept apart (spooled_output.py), since that is how they are asked for
 afterwards. Beside them is a compact list: of each piece that came, its stream and its size. A reader walks along the
@@ -11,7 +12,8 @@ read without those before it, and a reader can go on behind any.
 The list is left out where it is what anybody would guess (`PLAIN`): stdout in pieces of 64 KiB, then stderr. Most runs
 write less than that, and are kept without a list; so are those from before there were lists.
 
-An entry of the list is a number in LEB128: twice the size, and one more for stderr.
+An entry of the list is a number in LEB128: twice the size, and one more for stderr. No piece is empty, so 0 stands for
+an event: it is followed by the size of the event in LEB128, and by the event.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import errno
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from era.core.loop_slices import Budget
 from era.core.program import STREAMS, Output, Stream
@@ -42,8 +45,9 @@ class Piece:
     """A piece of what a run wrote, by its number from 1 on."""
 
     number: int
-    stream: Stream
+    stream: Stream | Literal["event"]
     data: bytes
+    """Of an event, the JSON that CellEvent describes."""
 
 
 class Transcript:
@@ -111,6 +115,10 @@ class Transcript:
             self._unfinished[stream] = tail[len(tail) - left :]
             await self._add(stream, len(unfinished) + len(data) - left)
 
+    async def append_event(self, content: bytes) -> None:
+        """Add an event of a cell. Raises OSError where the disk fails. Only one call may be under way."""
+        await self._add_entry(b"\0" + _leb128(len(content)) + content)
+
     async def end(self) -> None:
         """No more comes: readers stop after the last piece. Raises OSError."""
         try:
@@ -145,10 +153,12 @@ class Transcript:
                 for stream, size, length in _entries(entries):
                     at += length
                     number += 1
-                    start = ends[stream]
-                    ends[stream] += size
+                    start = at - size if stream == "event" else ends[stream]
+                    if stream != "event":
+                        ends[stream] += size
                     if number > after:
-                        yield Piece(number, stream, await self[stream].read(start, start + size))
+                        content = self.order if stream == "event" else self[stream]
+                        yield Piece(number, stream, await content.read(start, start + size))
                     else:
                         budget.charge(_ENTRY_US)
                 if at == begin:  # an entry is added as a whole
@@ -162,10 +172,13 @@ class Transcript:
 
     async def _add(self, stream: Stream, size: int) -> None:
         if size:
-            await self.order.append(_entry(stream, size))
-            self.count += 1
             self._first = self._first or stream
-            self._wake_readers()
+            await self._add_entry(_entry(stream, size))
+
+    async def _add_entry(self, entry: bytes) -> None:
+        await self.order.append(entry)
+        self.count += 1
+        self._wake_readers()
 
     def _wake_readers(self) -> None:
         self._more.set()
@@ -202,22 +215,46 @@ def _unfinished(tail: bytes) -> int:
 
 
 def _entry(stream: Stream, size: int) -> bytes:
-    value = size << 1 | (stream == "stderr")
-    entry = bytearray()
+    return _leb128(size << 1 | (stream == "stderr"))
+
+
+def _leb128(value: int) -> bytes:
+    encoded = bytearray()
     while value > 0x7F:
-        entry.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    entry.append(value)
-    return bytes(entry)
+    encoded.append(value)
+    return bytes(encoded)
 
 
-def _entries(content: bytes) -> Iterator[tuple[Stream, int, int]]:
-    """Stream and size of each complete entry, and its own length in bytes."""
-    value = shift = length = 0
-    for byte in content:
-        value |= (byte & 0x7F) << shift
+def _entries(content: bytes) -> Iterator[tuple[Stream | Literal["event"], int, int]]:
+    """Read the entries at the beginning of `content`, up to the first whose numbers are cut off.
+
+    Yields:
+        Stream and size of each entry, and its own length in bytes, which includes an event. The event itself may lie
+        beyond the end of `content`.
+    """
+    at = 0
+    while (number := _number(content, at)) is not None:
+        value, after = number
+        if value:
+            yield "stderr" if value & 1 else "stdout", value >> 1, after - at
+            at = after
+            continue
+        number = _number(content, after)
+        if number is None:
+            return
+        size, after = number
+        yield "event", size, after - at + size
+        at = after + size
+
+
+def _number(content: bytes, at: int) -> tuple[int, int] | None:
+    """Read the LEB128 number at `at`: its value and where it ends, None where it is cut off."""
+    value = shift = 0
+    for end in range(at, len(content)):
+        value |= (content[end] & 0x7F) << shift
         shift += 7
-        length += 1
-        if byte < 0x80:
-            yield "stderr" if value & 1 else "stdout", value >> 1, length
-            value = shift = length = 0
+        if content[end] < 0x80:
+            return value, end + 1
+    return None

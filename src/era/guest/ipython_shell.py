@@ -36,34 +36,31 @@ INSIST = 0.5  # seconds
 class Results:
     """The results of one cell, sent as they come, as long as they are no larger than allowed."""
 
-    def __init__(self, send: Callable[[bytes, bytes], None]) -> None:
-        self._send = send
-        self._left = 0
-        self._clears = False
+    def __init__(self, show: Callable[[bytes, bytes], None]) -> None:
+        """`show` sends a frame of this kind with this JSON object."""
+        self._show = show
+        self._left = self.execution_count = 0
         self.truncated = False
 
-    def begin(self, limit: int) -> None:
-        """A cell begins, whose results may have so many bytes together."""
+    def begin(self, limit: int, execution_count: int) -> None:
+        """A cell with this number begins, whose results may have so many bytes together."""
         self._left = limit
-        self._clears = self.truncated = False
+        self.execution_count = execution_count
+        self.truncated = False
 
     def add(self, data: Mapping[str, Any], metadata: Mapping[str, Any] | None, **more: object) -> None:
         """Send one MIME bundle. Of one that is too large only the beginning of its text is sent."""
-        if self._clears:
-            self.clear()
         content = _encoded(data, metadata, more)
         if len(content) > self._left:
             self.truncated = True
             content = _encoded({"text/plain": str(data.get("text/plain", ""))[:CUT]}, {}, more)
         if len(content) <= self._left:
             self._left -= len(content)
-            self._send(b"P", content)
+            self._show(b"P", content)
 
     def clear(self, *, wait: bool = False) -> None:
         """Take back what the cell has shown so far; with `wait` once it shows something new."""
-        self._clears = wait
-        if not wait:
-            self._send(b"C", b"")
+        self._show(b"C", dumps({"wait": bool(wait)}).encode())
 
 
 def _encoded(data: Mapping[str, Any], metadata: Mapping[str, Any] | None, more: Mapping[str, object]) -> bytes:
@@ -84,7 +81,7 @@ class _Hook(DisplayHook):
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         shell: Any = self.shell
-        shell.results.add(format_dict, md_dict, main=True)
+        shell.results.add(format_dict, md_dict, main=True, execution_count=shell.results.execution_count)
 
 
 class _Publisher(DisplayPublisher):

@@ -62,7 +62,7 @@ const shell = repl.start({
 const evaluate = shell.eval.bind(shell);
 Object.defineProperty(globalThis, 'repl', { value: undefined, configurable: true, writable: true });
 
-let cell; // the one under way: `{ finish, limit, truncated }`
+let cell; // the one under way: `{ finish, limit, mark, truncated }`
 let count = 0;
 
 // Errors of cells, and of what they left behind: timers, promises. While a cell is under way they are its own.
@@ -123,16 +123,18 @@ shell._setRawMode = () => watched();
 
 const result = (data, main) => {
   if (!cell) return;
-  let bundle = { data, metadata: {}, main };
+  const more = main ? { metadata: {}, main, execution_count: count } : { metadata: {}, main };
+  let bundle = { data, ...more };
   let size = Buffer.byteLength(stringify(bundle));
   if (size > cell.limit) {
     cell.truncated = true;
-    bundle = { data: { 'text/plain': String(data['text/plain'] ?? '').slice(0, CUT) }, metadata: {}, main };
+    bundle = { data: { 'text/plain': String(data['text/plain'] ?? '').slice(0, CUT) }, ...more };
     size = Buffer.byteLength(stringify(bundle));
   }
   if (size > cell.limit) return;
   cell.limit -= size;
-  send('P', bundle);
+  for (const write of writes) write(cell.mark);
+  send('P', { ...bundle, marked: [1, 2] });
 };
 // Whether an object is none that has a value for each MIME type: a list, a promise, or what JSON has in another form.
 const isOther = (value) =>
@@ -205,7 +207,7 @@ const execute = (request) => {
   const before = Object.keys(request.env).map((name) => [name, env[name]]);
   const directory = here();
   count += 1;
-  cell = { limit: request.limit, truncated: false };
+  cell = { limit: request.limit, mark: request.event_mark, truncated: false };
   const end = (isError, error, value) => {
     let told = null;
     if (isError) {

@@ -15,7 +15,8 @@ together with the rest, the shell is made of ours alone, and programs still impo
 *Output.* Descriptors 1 and 2 are the supervisor's pipes, for the program and for all that it starts. The service gets
 output and channel on separate ways. So behind a cell's output comes a mark, on each pipe, and what comes before the
 marks is the cell's. A pipe that is empty needs none: the supervisor has read it already, and passes on what it reads in
-that order.
+that order. Before a P or C frame comes another mark, on each pipe, by which the service puts results and output in
+order (core/live/cell_order.py).
 
 *Interrupts.* SIGINT raises KeyboardInterrupt while a cell is executed, at its first line where it came before that, and
 does nothing between cells. A cell may handle it otherwise, for itself only.
@@ -24,12 +25,14 @@ does nothing between cells. A cell may handle it otherwise, for itself only.
 
 Wire format, both ways: a kind (1 byte), the length of the payload (4 bytes, big endian), the payload.
 
-  service to kernel:  X  JSON, a cell: `code`, `env`, `cwd`, `stdin`, `mark` (text), `limit` (bytes of results)
+  service to kernel:  X  JSON, a cell: `code`, `env`, `cwd`, `stdin`, `event_mark` and `mark` (text: before each P or C,
+                         and at the end), `limit` (bytes of results)
                       I  interrupt the cell under way, if there is one. For kernels that hear it
   kernel to service:  Y  JSON, what the interpreter is, and whether it `hears` while a cell is under way; it is ready
                       B  the cell begins: from here on it can be interrupted
-                      P  JSON, a result: `data`, `metadata`, `main`, perhaps `display_id` and `update`
-                      C  take back all results so far
+                      P  JSON, a result: `data`, `metadata`, `main`, `marked` (descriptors), perhaps `display_id`,
+                         `update`, `execution_count`
+                      C  JSON, take back all results so far: `wait` (only once there is a new one), `marked`
                       D  JSON, the end of the cell: `error`, `exit_code`, `execution_count`, `marked` (descriptors),
                          `interrupted`, `results_truncated`, `ends`, `memory_bytes`
 """
@@ -53,6 +56,7 @@ from json import dumps, loads
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, ModuleType
     from typing import Any, NoReturn
 
@@ -65,30 +69,74 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Channel:
-    """The socket to the service."""
+    """The socket to the service, and the pipes of the output, by their descriptors: `outputs` maps them to duplicates
+    that cells don't change."""
 
     def __init__(self, fd: int) -> None:
+        self.outputs = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) for fd in (1, 2)}
+        self._event_mark: bytes | None = None
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY)
         os.close(fd)
         self._socket = socket.socket(fileno=moved)
-        self._make_turn()
-        os.register_at_fork(after_in_child=self._make_turn)  # a thread that isn't in the child may have had it
-
-    def _make_turn(self) -> None:
         self._turn = threading.RLock()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        """Take a turn of its own for the child, as a thread that isn't there may have the other. What the child shows
+        has no marks: it may outlive the cell, and the marks would be output of the next one."""
+        self._turn = threading.RLock()
+        if self._event_mark is not None:
+            self._event_mark = b""
+
+    def begin(self, event_mark: bytes) -> None:
+        """Show what the cell that begins shows, behind this mark in the pipes."""
+        with self._turn:
+            self._event_mark = event_mark
+
+    def end(self) -> None:
+        """Show nothing until the next cell begins."""
+        with self._turn:
+            self._event_mark = None
 
     def send(self, kind: bytes, payload: bytes) -> None:
         """Send a frame as a whole: other threads wait, and so does an interrupt, which is the main thread's."""
-        frame = kind + struct.pack(">I", len(payload)) + payload
+        self._uninterrupted(lambda: self._send(kind, payload))
+
+    def show(self, kind: bytes, content: bytes) -> None:
+        """Send a P or C frame behind all that has been written to stdout and stderr so far. `content` is a JSON object
+        that isn't empty, to which `marked` is added. Between cells nothing is sent."""
+        flush()
+        self._uninterrupted(lambda: self._show(kind, content))
+
+    def _show(self, kind: bytes, content: bytes) -> None:
+        if self._event_mark is not None:
+            marked = dumps(self._mark() if self._event_mark else []).encode()
+            self._send(kind, content[:-1] + b', "marked": ' + marked + b"}")
+
+    def _send(self, kind: bytes, payload: bytes) -> None:
+        self._socket.sendall(kind + struct.pack(">I", len(payload)) + payload)
+
+    def _mark(self) -> list[int]:
+        """Write a mark into each pipe. Returns the descriptors of those that took it."""
+        marked = []
+        for fd, output in self.outputs.items():
+            try:
+                write_mark(output, self._event_mark or b"")
+                marked.append(fd)
+            except OSError:
+                pass
+        return marked
+
+    def _uninterrupted(self, call: Callable[[], None]) -> None:
         if threading.current_thread() is not threading.main_thread():
             with self._turn:
-                self._socket.sendall(frame)
+                call()
             return
         interrupts: list[int] = []
         handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
         try:
             with self._turn:
-                self._socket.sendall(frame)
+                call()
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler if handler is None else handler)  # None: it is C's
         if interrupts:
@@ -114,7 +162,6 @@ class Kernel:
     def __init__(self, channel: Channel, shell: Shell) -> None:
         self._channel = channel
         self._shell = shell
-        self._outputs = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) for fd in (1, 2)}
         self._pid = os.getpid()
         self._home = os.getcwd()
         self._was_interrupted = False
@@ -128,7 +175,8 @@ class Kernel:
     def _execute(self, cell: dict[str, Any]) -> None:
         """One cell, from its X frame to its D frame."""
         shell, results = self._shell, self._shell.results
-        results.begin(cell["limit"])
+        results.begin(cell["limit"], shell.execution_count)
+        self._channel.begin(cell["event_mark"].encode())
         shell.last_error, shell.wants_to_end = None, False
         before = {name: os.environ.get(name) for name in cell["env"]}
         directory = os.open(".", os.O_PATH | os.O_CLOEXEC) if cell["cwd"] else -1
@@ -147,7 +195,7 @@ class Kernel:
         except BaseException as problem:  # an interrupt in the last moment, a directory that isn't there
             self._was_interrupted = isinstance(problem, KeyboardInterrupt)
             error = shell.note_error(type(problem), problem)
-            os.write(self._outputs[2], f"{error['traceback']}\n".encode(errors="replace"))
+            os.write(self._channel.outputs[2], f"{error['traceback']}\n".encode(errors="replace"))
         finally:
             signal.signal(signal.SIGINT, ignore)
             shell.let_go()
@@ -182,9 +230,10 @@ class Kernel:
 
     def _end(self, exit_code: int, mark: bytes) -> None:
         """Tell the service that the cell has ended."""
+        self._channel.end()
         flush()
         marked = []
-        for fd, output in self._outputs.items():
+        for fd, output in self._channel.outputs.items():
             try:
                 if not is_empty(output):
                     write_mark(output, mark)
@@ -302,7 +351,7 @@ def load_shell(packages: str, channel: Channel) -> Shell:
 def make_shell(channel: Channel) -> Shell:
     import ipython_shell
 
-    return ipython_shell.make_shell(ipython_shell.Results(channel.send))
+    return ipython_shell.make_shell(ipython_shell.Results(channel.show))
 
 
 def proven(shell: Shell) -> Shell:

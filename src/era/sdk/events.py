@@ -23,6 +23,33 @@ class Stderr(View):
     content: str
 
 
+class Shown(View):
+    """Something that a cell shows. `type` is `display`, `update_display` or `result`: the value of the last
+    expression."""
+
+    type: str
+    data: dict[str, Any]
+    """The value by MIME type; what isn't text as Base64."""
+
+    metadata: dict[str, Any]
+    display_id: str | None
+    execution_count: int | None
+
+
+class ClearOutput(View):
+    """The cell takes back all that it has shown and written so far; with `wait` only when something new comes."""
+
+    wait: bool
+
+
+class CellError(View):
+    """The error that a cell ends with. Its `traceback` is on stderr, too."""
+
+    name: str
+    value: str
+    traceback: str
+
+
 class Gap(View):
     """Events that are no longer kept: those numbered `first` to `last`."""
 
@@ -91,7 +118,15 @@ class ProcessExit(View):
 
 
 type ProcessEvent = ProcessOutput | ProcessExit | Gap
-type RunEvent = Stdout | Stderr | Gap
+type RunEvent = Stdout | Stderr | Shown | ClearOutput | CellError | Gap
+
+CELL_EVENTS: dict[str, type[Shown | ClearOutput | CellError]] = {
+    "display": Shown,
+    "update_display": Shown,
+    "result": Shown,
+    "clear_output": ClearOutput,
+    "cell_error": CellError,
+}
 type SetupEvent = SetupLine | SetupStatus | SetupDone | Gap
 
 

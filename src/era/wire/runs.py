@@ -13,6 +13,7 @@ from era.core.sessions import MAX_CODE_BYTES
 from era.few_errors import TextByName, Texts, at_most, few_wrong
 from era.languages import in_words
 from era.wire.base import VERSIONS_DROPPED, Body, ErrorEvent, GapEvent, dropped_answer, text
+from era.wire.contexts import CellEvents
 from era.wire.limits import Isolation, Limits
 
 MAX_ARGS = 1000
@@ -229,7 +230,7 @@ class DoneEvent(RunOutcome):
     type: Literal["done"]
 
 
-RunEvent = Annotated[OutputEvent | DoneEvent | GapEvent | ErrorEvent, Field(discriminator="type")]
+RunEvent = Annotated[OutputEvent | CellEvents | DoneEvent | GapEvent | ErrorEvent, Field(discriminator="type")]
 
 
 class BackgroundAnswer(BaseModel):

@@ -1853,6 +1853,26 @@ export interface components {
             /** Traceback */
             traceback: string;
         };
+        /**
+         * CellErrorEvent
+         * @description The error that the cell ends with.
+         */
+        CellErrorEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "cell_error";
+            /** Name */
+            name: string;
+            /** Value */
+            value: string;
+            /**
+             * Traceback
+             * @description As text. stderr has it, too.
+             */
+            traceback: string;
+        };
         /** ChangeKey */
         ChangeKey: {
             /** Description */
@@ -1950,6 +1970,22 @@ export interface components {
              * @description Whether all files are as they were at one moment.
              */
             consistent: boolean;
+        };
+        /**
+         * ClearOutputEvent
+         * @description The cell takes back all that it has shown and written so far.
+         */
+        ClearOutputEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "clear_output";
+            /**
+             * Wait
+             * @description Take it back only when the cell shows or writes something new.
+             */
+            wait: boolean;
         };
         /** ClearedAnswer */
         ClearedAnswer: {
@@ -2369,6 +2405,34 @@ export interface components {
              * @default 0
              */
             versions_dropped?: number;
+        };
+        /**
+         * DisplayEvent
+         * @description The cell shows something.
+         */
+        DisplayEvent: {
+            /**
+             * Data
+             * @description The value by MIME type; what is not text as Base64.
+             */
+            data: {
+                [key: string]: unknown;
+            };
+            /** Metadata */
+            metadata: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "display";
+            /**
+             * Display Id
+             * @description Names it for `update_display`; left out where it has no name.
+             * @default null
+             */
+            display_id?: string | null;
         };
         /** DoneAnswer */
         DoneAnswer: {
@@ -4004,6 +4068,30 @@ export interface components {
              */
             main: boolean;
         };
+        /**
+         * ResultEvent
+         * @description The value of the cell's last expression.
+         */
+        ResultEvent: {
+            /**
+             * Data
+             * @description The value by MIME type; what is not text as Base64.
+             */
+            data: {
+                [key: string]: unknown;
+            };
+            /** Metadata */
+            metadata: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "result";
+            /** Execution Count */
+            execution_count: number | null;
+        };
         /** RollbackBody */
         RollbackBody: {
             /**
@@ -4201,7 +4289,7 @@ export interface components {
              */
             context?: string | null;
         };
-        RunEvent: components["schemas"]["OutputEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
+        RunEvent: components["schemas"]["OutputEvent"] | components["schemas"]["DisplayEvent"] | components["schemas"]["UpdateDisplayEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ClearOutputEvent"] | components["schemas"]["CellErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /** RunRecordAnswer */
         RunRecordAnswer: {
             /**
@@ -4683,6 +4771,30 @@ export interface components {
             /** Expires At */
             expires_at: string;
         };
+        /**
+         * UpdateDisplayEvent
+         * @description The cell replaces what it shows under a `display_id`.
+         */
+        UpdateDisplayEvent: {
+            /**
+             * Data
+             * @description The value by MIME type; what is not text as Base64.
+             */
+            data: {
+                [key: string]: unknown;
+            };
+            /** Metadata */
+            metadata: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "update_display";
+            /** Display Id */
+            display_id: string;
+        };
         /** UsageAnswer */
         UsageAnswer: {
             /** Usage */
@@ -4939,7 +5051,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Events `stdout` and `stderr` as the program writes, then `done` or `error`. */
+            /** @description Events `stdout` and `stderr` as the program writes, in a context also what the cell shows, then `done` or `error`. */
             200: {
                 headers: {
                     /** @description Names the request, also in the server's log. */
@@ -6432,7 +6544,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events `stdout` and `stderr`, then `done` or `error`; `gap` for those that are gone. */
+            /** @description Events `stdout` and `stderr`, in a context also what the cell shows, then `done` or `error`; `gap` for those that are gone. */
             200: {
                 headers: {
                     /** @description Names the request, also in the server's log. */

@@ -27,14 +27,15 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import structlog
 
 from era.core import jsontext
-from era.core.cells import Cell, CellOutcome
+from era.core.cells import Cell, CellEvent, CellOutcome, WriteCell
+from era.core.live.cell_order import CellOrder
 from era.core.live.kernel_frames import (
     INTERRUPT_FRAME,
     RESULTS_BYTES,
@@ -42,7 +43,6 @@ from era.core.live.kernel_frames import (
     CellResults,
     Frames,
     KernelBroken,
-    MarkedStream,
     cell_frame,
     parse,
 )
@@ -111,8 +111,8 @@ class _Running:
     """The cell under way."""
 
     cell: Cell
-    write: Callable[[Output], Awaitable[None]]
-    streams: dict[int, MarkedStream]
+    write: WriteCell
+    order: CellOrder
     results: CellResults
     done: asyncio.Future[None]
     """Ends once the cell has ended or the interpreter has, or with the error that output couldn't be kept for."""
@@ -149,7 +149,7 @@ class _Running:
 
     def is_awaited(self, fd: int) -> bool:
         """Whether a mark is to come behind the output of a descriptor."""
-        return self.end is not None and fd in self.end.marked and not self.streams[fd].ended
+        return self.end is not None and fd in self.end.marked and not self.order.has_ended(fd)
 
 
 class Context:
@@ -228,15 +228,16 @@ class Context:
                 hint="A new server first prepares what contexts need, once. Try again in a minute.",
             )
 
-    async def execute(self, cell: Cell, write: Callable[[Output], Awaitable[None]]) -> CellOutcome:
-        """Execute a cell; `write` gets its output as it comes. One at a time. Raises NotBegun, or what `write` does."""
+    async def execute(self, cell: Cell, write: WriteCell) -> CellOutcome:
+        """Execute a cell; `write` gets its output and events as they come. One at a time. Raises NotBegun, or what
+        `write` does."""
         if not self.alive:
             raise NotBegun
-        mark = f"\0era:{secrets.token_hex(16)}\0"
+        event_mark, end_mark = (f"\0era:{secrets.token_hex(16)}\0" for _ in range(2))
         running = self._running = _Running(
             cell,
             write,
-            {fd: MarkedStream(mark.encode()) for fd in _FDS},
+            CellOrder(_FDS, event_mark.encode(), end_mark.encode()),
             CellResults(min(cell.output_bytes, RESULTS_BYTES)),
             asyncio.get_running_loop().create_future(),
             dict.fromkeys(STREAMS, cell.output_bytes),
@@ -246,7 +247,7 @@ class Context:
         try:
             for stream, content in self._between.items():
                 if content:
-                    await self._give(running, stream, bytes(content))
+                    await self._give(running, Output(stream, bytes(content)))
                     content.clear()
             frame = cell_frame(
                 {
@@ -254,7 +255,8 @@ class Context:
                     "env": dict(cell.env),
                     "cwd": cell.cwd,
                     "stdin": cell.stdin,
-                    "mark": mark,
+                    "event_mark": event_mark,
+                    "mark": end_mark,
                     "limit": running.results.limit,
                 }
             )
@@ -276,7 +278,10 @@ class Context:
             for fd, stream in _FDS.items():
                 if running.is_over and running.is_awaited(fd):
                     running.truncated.add(stream)  # what still comes will be taken for the next cell's
-                await self._give(running, stream, running.streams[fd].rest())
+            for item in running.order.rest():
+                await self._give(running, item)
+            if running.end is not None and (error := running.end.event) is not None:
+                await self._give(running, error)
             return self._outcome(running, time.monotonic() - begun)
         finally:
             self._running = None
@@ -456,11 +461,8 @@ class Context:
         after = event.data
         if running is not None and not running.done.done():
             self._stop_waiting_for_marks(running)  # while this is taken, however long that takes
-            before, after = running.streams[fd].feed(event.data)
-            try:
-                await self._give(running, _FDS[fd], before)
-            except BaseException as error:
-                running.done.set_exception(error)
+            after = running.order.write(fd, event.data)
+            if not await self._give_in_order(running):
                 return
             self._look_whether_done(running)
         self._keep(_FDS[fd], after)
@@ -483,10 +485,12 @@ class Context:
             running.begun = True
             if running.signalled:
                 self._signal(running)
-        elif kind == b"P":
-            await _beside(running.results.add, payload)
-        elif kind == b"C":
-            running.results.clear()
+        elif kind in (b"P", b"C"):
+            take = running.results.add if kind == b"P" else running.results.clear
+            event, marked = await _beside(take, payload)
+            if not running.done.done():
+                running.order.show(event, marked)
+                await self._give_in_order(running)
         elif kind == b"D":
             running.end = await _beside(CellEnd.parsed, payload)
             if running.end.ends:
@@ -515,8 +519,23 @@ class Context:
         if self._running is not None:
             _finish(self._running.done)
 
-    async def _give(self, running: _Running, stream: Stream, data: bytes) -> None:
-        """Pass on output of the cell, as much as it may have."""
+    async def _give_in_order(self, running: _Running) -> bool:
+        """Pass on what is in its place by now. Returns whether it could be kept. If not, the cell is done with that
+        error."""
+        try:
+            for item in running.order.take():
+                await self._give(running, item)
+        except BaseException as error:
+            running.done.set_exception(error)
+            return False
+        return True
+
+    async def _give(self, running: _Running, item: Output | CellEvent) -> None:
+        """Pass on an event of the cell, or output, as much as it may have."""
+        if isinstance(item, CellEvent):
+            await running.write(item)
+            return
+        stream, data = item.stream, item.data
         room = running.room[stream]
         if len(data) > room:
             running.truncated.add(stream)

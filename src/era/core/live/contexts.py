@@ -17,14 +17,14 @@ before had made is lost. Why, is known here as long as the service that saw it e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from era import languages
-from era.core.cells import CellOutcome, CellRun, CellRunEnded, StopCell
+from era.core.cells import CellOutcome, CellRun, CellRunEnded, StopCell, WriteCell
 from era.core.files.allowance import Allowance
 from era.core.live.context import Context, NotBegun
 from era.core.live.live_session import LiveSession
@@ -34,7 +34,6 @@ from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.ports import GuestProcess
 from era.core.process import ProcessSpec
-from era.core.program import Output
 from era.errors import BadRequest, BeingStopped, CommitFailed, NoContext, SandboxFailed, TooManyContexts, Unavailable
 
 MOST = 16
@@ -166,7 +165,7 @@ class Contexts:
         self,
         session: Session,
         request: CellRun,
-        write: Callable[[Output], Awaitable[None]],
+        write: WriteCell,
         begun: Callable[[StopCell], None],
     ) -> CellRunEnded:
         """See core/cells.py."""
@@ -201,7 +200,7 @@ class Contexts:
         of: _OfSession,
         session: Session,
         request: CellRun,
-        write: Callable[[Output], Awaitable[None]],
+        write: WriteCell,
         begun: Callable[[StopCell], None],
     ) -> tuple[CellOutcome, str | None]:
         """See `_execute`; with the state file and the secrets in place."""
@@ -217,7 +216,7 @@ class Contexts:
         of: _OfSession,
         session: Session,
         request: CellRun,
-        write: Callable[[Output], Awaitable[None]],
+        write: WriteCell,
         begun: Callable[[StopCell], None],
     ) -> tuple[CellOutcome, str | None]:
         """Execute the cell, in a new interpreter where the one there is has ended just before. Returns why memory was

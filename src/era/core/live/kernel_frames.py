@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from era.core import jsontext
+from era.core.cells import CellEvent, CellEventKind
 from era.core.models import JsonObject
 
 RESULTS_BYTES = 4 << 20
@@ -26,6 +27,11 @@ _SHOWN = 64 << 10
 
 _TOO_DEEP = "wrote what is nested too deeply to the service"
 _KINDS = frozenset(b"YBPCD")
+_MARKED = (1, 2)
+"""Descriptors of output, which have marks."""
+
+_CLEAR_BYTES = 64
+"""What a `clear_output` counts of the bytes that a cell may show."""
 
 
 class KernelBroken(Exception):
@@ -106,44 +112,88 @@ class CellResults:
     """Where those are that have a display id, by which they can be changed."""
 
     _size: int = 0
+    _clears: bool = False
+    """All so far goes with the next one."""
 
-    def add(self, payload: bytes) -> None:
-        """Take the payload of a P frame. Raises KernelBroken."""
+    def add(self, payload: bytes) -> tuple[CellEvent | None, Sequence[int]]:
+        """Take the payload of a P frame.
+
+        Returns:
+            The event that tells of it, None where it is more than a cell may show, and the descriptors behind whose
+            output it comes.
+
+        Raises:
+            KernelBroken: It is no result.
+        """
         self._size += len(payload)
         too_many = len(self.results) >= _MOST_RESULTS or jsontext.has_too_many_parts(payload)
         if self._size > self.limit or too_many:
             self.truncated = True
-            return
+            return None, _MARKED
         try:
             given = parse(payload)
         except HardToRead:
             self.truncated = True
-            return
+            return None, _MARKED
         data, metadata, display_id = given.get("data"), given.get("metadata"), given.get("display_id")
         if not isinstance(data, dict) or not isinstance(metadata, dict):
             raise KernelBroken("wrote a result that is none")
-        result = {"data": data, "metadata": metadata, "main": given.get("main") is True}
+        marked = _descriptors(given)
+        shown: JsonObject = {"data": data, "metadata": metadata}
         if given.get("update") is True:
-            self._update(display_id if isinstance(display_id, str) else "", result, len(payload))
-            return
+            display_id = display_id if isinstance(display_id, str) else ""
+            is_kept = self._update(display_id, shown, len(payload))
+            return (_event("update_display", shown | {"display_id": display_id}) if is_kept else None), marked
+        if self._clears:
+            self._clear()
+        is_main = given.get("main") is True
         if isinstance(display_id, str):
             self._places.setdefault(display_id, []).append(len(self.results))
-        self.results.append(result)
+        self.results.append({**shown, "main": is_main})
+        if is_main:
+            return _event("result", shown | {"execution_count": _whole(given.get("execution_count"))}), marked
+        if isinstance(display_id, str):
+            shown["display_id"] = display_id
+        return _event("display", shown), marked
 
-    def _update(self, display_id: str, result: JsonObject, size: int) -> None:
-        """Change all results that have this display id. The answer has it once for each, so it counts as often."""
+    def _update(self, display_id: str, result: JsonObject, size: int) -> bool:
+        """Change all results that have this display id, if there is room: the answer has it once for each."""
         places = self._places.get(display_id, [])
         self._size += size * max(0, len(places) - 1)
         if self._size > self.limit:
             self.truncated = True
-            return
+            return False
         for place in places:
             self.results[place] = {**result, "main": self.results[place]["main"]}
+        return True
 
-    def clear(self) -> None:
-        """Forget all so far. What they took still counts, or clearing would never end."""
+    def clear(self, payload: bytes) -> tuple[CellEvent | None, Sequence[int]]:
+        """Take the payload of a C frame: forget all so far, or with `wait` once there is something new. What it took
+        still counts, or clearing would never end. Returns and raises as `add` does."""
+        given = parse(payload)
+        self._size += _CLEAR_BYTES
+        self._clears = given.get("wait") is True
+        if not self._clears:
+            self._clear()
+        if self._size > self.limit:
+            self.truncated = True
+            return None, _descriptors(given)
+        return _event("clear_output", {"wait": self._clears}), _descriptors(given)
+
+    def _clear(self) -> None:
+        self._clears = False
         self.results.clear()
         self._places.clear()
+
+
+def _descriptors(given: JsonObject) -> Sequence[int]:
+    """The descriptors of output that a frame says it has put marks into."""
+    marked = given.get("marked")
+    return [fd for fd in _MARKED if fd in marked] if isinstance(marked, list) else []
+
+
+def _event(kind: CellEventKind, fields: JsonObject) -> CellEvent:
+    return CellEvent(json.dumps({"type": kind, **fields}).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +215,16 @@ class CellEnd:
 
     memory_bytes: int | None
 
+    @property
+    def event(self) -> CellEvent | None:
+        """The event of the error that the cell ended with."""
+        return None if self.error is None else _event("cell_error", self.error)
+
     @classmethod
     def parsed(cls, payload: bytes) -> CellEnd:
         """From the payload of a D frame. Raises KernelBroken."""
         given = parse(payload)
-        error, marked = given.get("error"), given.get("marked")
+        error = given.get("error")
         if error is not None:
             if not isinstance(error, dict):
                 raise KernelBroken("wrote an error that is none")
@@ -181,7 +236,7 @@ class CellEnd:
             error,
             exit_code,
             _whole(given.get("execution_count")),
-            [fd for fd in marked if fd in (1, 2)] if isinstance(marked, list) else [],
+            _descriptors(given),
             given.get("interrupted") is True,
             given.get("results_truncated") is True,
             given.get("ends") is True,
@@ -191,41 +246,3 @@ class CellEnd:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else None
-
-
-class MarkedStream:
-    """One stream of a cell's output, up to the mark behind it."""
-
-    def __init__(self, mark: bytes) -> None:
-        self._mark = mark
-        self._held = b""
-        self.ended = False
-        """The mark has come."""
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """What of `data` is the cell's output, and what comes after its mark. Of what may be the beginning of the mark
-        nothing is given out yet."""
-        if self.ended:
-            return b"", data
-        data = self._held + data
-        before, mark, after = data.partition(self._mark)
-        if mark:
-            self.ended, self._held = True, b""
-            return before, after
-        held = self._beginning_at_end(data)
-        self._held = data[len(data) - held :]
-        return data[: len(data) - held], b""
-
-    def rest(self) -> bytes:
-        """What was held back, where no mark comes any more."""
-        held, self._held = self._held, b""
-        return held
-
-    def _beginning_at_end(self, data: bytes) -> int:
-        """How many bytes at the end of `data` may be the beginning of the mark."""
-        at = data.rfind(self._mark[:1], max(0, len(data) - len(self._mark) + 1))
-        while at >= 0:
-            if self._mark.startswith(data[at:]):
-                return len(data) - at
-            at = data.rfind(self._mark[:1], max(0, len(data) - len(self._mark) + 1), at)
-        return 0

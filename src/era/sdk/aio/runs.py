@@ -12,7 +12,7 @@ from era.sdk.aio.connection import AsyncConnection
 from era.sdk.aio.streams import AsyncEventStream
 from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.calls import Call
-from era.sdk.events import Gap, RunEvent, Stderr, Stdout
+from era.sdk.events import CELL_EVENTS, Gap, RunEvent, Stderr, Stdout
 from era.sdk.retries import PATIENCE, is_away, went_away
 from era.sdk.waiting import AsyncAnswer, async_sleep
 from era.urls import quoted
@@ -114,7 +114,8 @@ class AsyncRuns:
 
 
 class AsyncOutput[Result: (RunResult, ExecuteResult)]:
-    """A program's output as it comes: an iterator of Stdout and Stderr, and then `result`."""
+    """A program's output as it comes: an iterator of Stdout and Stderr, in a context also of Shown, ClearOutput and
+    CellError, and then `result`."""
 
     _Result: type[Result]
 
@@ -156,6 +157,8 @@ class AsyncOutput[Result: (RunResult, ExecuteResult)]:
                 self._end(event)
             elif event["type"] == "gap":
                 yield Gap(event)
+            elif event["type"] in CELL_EVENTS:
+                yield CELL_EVENTS[event["type"]](event)
             elif event["type"] in self._output:
                 self._output[event["type"]].append(event["content"])
                 yield Stdout(event) if event["type"] == "stdout" else Stderr(event)

@@ -12,7 +12,7 @@ from era.errors import EraError
 from era.sdk.answers import ExecuteResult, RunRecord, RunResult
 from era.sdk.blocking import Answer, sleep
 from era.sdk.calls import Call
-from era.sdk.events import Gap, RunEvent, Stderr, Stdout
+from era.sdk.events import CELL_EVENTS, Gap, RunEvent, Stderr, Stdout
 from era.sdk.retries import PATIENCE, is_away, went_away
 from era.sdk.sync.connection import Connection
 from era.sdk.sync.streams import EventStream
@@ -115,7 +115,8 @@ class Runs:
 
 
 class Output[Result: (RunResult, ExecuteResult)]:
-    """A program's output as it comes: an iterator of Stdout and Stderr, and then `result`."""
+    """A program's output as it comes: an iterator of Stdout and Stderr, in a context also of Shown, ClearOutput and
+    CellError, and then `result`."""
 
     _Result: type[Result]
 
@@ -157,6 +158,8 @@ class Output[Result: (RunResult, ExecuteResult)]:
                 self._end(event)
             elif event["type"] == "gap":
                 yield Gap(event)
+            elif event["type"] in CELL_EVENTS:
+                yield CELL_EVENTS[event["type"]](event)
             elif event["type"] in self._output:
                 self._output[event["type"]].append(event["content"])
                 yield Stdout(event) if event["type"] == "stdout" else Stderr(event)
