@@ -165,8 +165,34 @@ def test_cells_share_variables_and_show_things(notebook: Notebook, shared_server
 def test_an_error_is_one(notebook: Notebook) -> None:
     reply, published = notebook.run("1/0")
     assert (reply["status"], reply["ename"], reply["evalue"]) == ("error", "ZeroDivisionError", "division by zero")
-    assert [kind for kind, _ in published if kind != "stream"] == ["error"]
-    assert "ZeroDivisionError" in "".join(content["text"] for kind, content in published if kind == "stream")
+    [(kind, error)] = published
+    assert kind == "error"
+    assert "Cell In[" in error["traceback"][2]
+    assert error["traceback"][-1] == "ZeroDivisionError: division by zero"
+
+
+def test_messages_are_in_the_order_of_the_writes(notebook: Notebook) -> None:
+    code = """
+import sys, traceback
+from IPython.display import clear_output
+print('a', end=''); handle = display('b', display_id='one'); sys.stderr.write('c'); handle.update('d')
+clear_output(wait=True)
+try: 1 / 0
+except ZeroDivisionError: traceback.print_exc()
+'e'
+"""
+    reply, published = notebook.run(code)
+    assert reply["status"] == "ok"
+    kinds = [kind for kind, _ in published]
+    assert [kind for kind in kinds if kind != "stream"] == [
+        "display_data", "update_display_data", "clear_output", "execute_result",
+    ]  # fmt: skip
+    assert kinds[:2] == ["stream", "display_data"]
+    assert [content["transient"]["display_id"] for _, content in published if content.get("transient")] == ["one"] * 2
+    errors = [content["text"] for kind, content in published if kind == "stream" and content["name"] == "stderr"]
+    assert "".join(errors).startswith("cTraceback (most recent call last)"), (
+        "one that is no error of the cell's is kept"
+    )
 
 
 def test_is_complete_answers_as_ipython_does(notebook: Notebook) -> None:

@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from era.errors import EraError, Expired, NotFound
 from era.run_notes import GAP, run_notes
-from era.sdk.events import Gap, Stderr
+from era.sdk.events import CellError, ClearOutput, Gap, RunEvent, Shown, Stderr, Stdout
 from era.sdk.sync.client import Era
 from era.sdk.sync.sessions import Context
 
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 _SESSION, _LANGUAGE, _TIMEOUT = "ERA_JUPYTER_SESSION", "ERA_JUPYTER_LANGUAGE", "ERA_JUPYTER_TIMEOUT"
 _ABANDONED_SECONDS = 7 * 24 * 3600
 """After so long without a cell a kernel's own session goes, which one that was killed could not delete."""
+
+_MESSAGES = {"display": "display_data", "update_display": "update_display_data", "result": "execute_result"}
+"""Jupyter's messages for what a cell shows."""
+
+_TRACEBACK = re.compile(r"-{20}|Traceback |  Cell |  File |Uncaught ")
+"""How tracebacks on stderr begin: IPython's, Python's, those of syntax errors, Node's."""
 
 _SUFFIXES = {"python": ".py", "node": ".js", "typescript": ".ts"}
 
@@ -78,23 +86,27 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
 
     def _execute(self, code: str, silent: bool) -> dict[str, Any]:
         stream = self._context().stream(code, timeout=self._timeout)
+        held = ""  # of stderr, where it may be the traceback, which Jupyter shows with the error
         for event in stream:
             if silent:
                 continue
-            if isinstance(event, Gap):
-                self._print("stderr", f"{GAP}\n")
-            else:
-                self._print("stderr" if isinstance(event, Stderr) else "stdout", event.content)
+            if isinstance(event, Stderr) and (held or _TRACEBACK.match(event.content)):
+                held += event.content
+                continue
+            if isinstance(event, CellError):
+                held = held.removesuffix(f"{event.traceback}\n").removesuffix(f"Uncaught {event.traceback}\n")
+            if held:
+                self._print("stderr", held)
+                held = ""
+            self._publish(event)
+        if held:
+            self._print("stderr", held)
         result = stream.result
         for note in [] if silent else run_notes(result.answer):
             self._print("stderr", f"{note}\n")
-        for shown in [] if silent else result.results or []:
-            content = {"data": shown["data"], "metadata": shown["metadata"]}
-            if shown["main"]:
-                content["execution_count"] = self.execution_count
-            self.send_response(self.iopub_socket, "execute_result" if shown["main"] else "display_data", content)
         if result.error:
-            return self._failed(result.error["name"], result.error["value"])  # its traceback was on stderr
+            error = result.error
+            return self._failed(error["name"], error["value"], error["traceback"].splitlines())
         if result.status not in ("ok", "failed"):
             return self._failed(result.status, f"The cell ended as {result.status}, exit code {result.exit_code}.")
         return {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
@@ -108,11 +120,28 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         status, indent = transformer().check_complete(code)
         return {"status": status, "indent": " " * (indent or 0)} if status == "incomplete" else {"status": status}
 
+    def _publish(self, event: RunEvent) -> None:
+        """Send an event of a cell to Jupyter. The error that it ends with is sent with the reply."""
+        match event:
+            case Gap():
+                self._print("stderr", f"{GAP}\n")
+            case Stdout() | Stderr():
+                self._print("stderr" if isinstance(event, Stderr) else "stdout", event.content)
+            case ClearOutput():
+                self.send_response(self.iopub_socket, "clear_output", {"wait": event.wait})
+            case Shown():
+                content: dict[str, Any] = {"data": event.data, "metadata": event.metadata, "transient": {}}
+                if event.display_id is not None:
+                    content["transient"]["display_id"] = event.display_id
+                if event.type == "result":
+                    content["execution_count"] = self.execution_count
+                self.send_response(self.iopub_socket, _MESSAGES[event.type], content)
+
     def _print(self, name: str, text: str) -> None:
         self.send_response(self.iopub_socket, "stream", {"name": name, "text": text})
 
-    def _failed(self, name: str, value: str) -> dict[str, Any]:
-        content: dict[str, Any] = {"ename": name, "evalue": value, "traceback": []}
+    def _failed(self, name: str, value: str, traceback: Sequence[str] = ()) -> dict[str, Any]:
+        content: dict[str, Any] = {"ename": name, "evalue": value, "traceback": list(traceback)}
         self.send_response(self.iopub_socket, "error", content)
         return {"status": "error", "execution_count": self.execution_count, **content}
 
