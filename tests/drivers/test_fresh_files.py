@@ -178,11 +178,11 @@ def test_what_is_put_there_for_ever_is_named(fresh_files: Any, monkeypatch: pyte
 
 DIES = {
     "_TRIES = 100": "_TRIES = 1",
-    "except InTheWay as problem:\n            state_problem": "except KeyError as problem:\n            state_problem",
+    "return problem.errno in _MEDDLING": "return False",
 }
 PANICS = {
     'made = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}")': "made = path; remove(path)",
-    "    except BaseException:\n        os.unlink(made)\n        raise\n": "",
+    "            os.unlink(made)\n        except": "            pass\n        except",
     "os.rename(made, path)  # in the place": "pass  # in the place",
 }
 

@@ -96,7 +96,7 @@ from processes import (
     wide_pipe,
 )
 from system_v import SystemV, device_files
-from workspace import STATE_FILE, InTheWay, empty_directory, read_state, write_file
+from workspace import STATE_FILE, empty_directory, is_meddling, read_state, write_file
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
@@ -233,19 +233,25 @@ class Supervisor:
                 if directory := os.path.dirname(path):
                     os.makedirs(directory, exist_ok=True)
                 write_file(path, content)
-            except (InTheWay, FileExistsError, NotADirectoryError) as problem:
+            except OSError as problem:
+                if not is_meddling(problem):
+                    raise
                 obstacle = problem
         state = control.read(header["state"])
         code = control.read(header["code"])
         try:
             self.fresh_files.write(STATE_FILE, state)
-        except InTheWay as problem:
+        except OSError as problem:
+            if not is_meddling(problem):
+                raise
             state_problem = f"can't be written before the run: {problem.strerror}"
         entry = self.free_entry()
         if not header["command"]:
             try:
                 written = self.fresh_files.write(entry, code)
-            except InTheWay as problem:
+            except OSError as problem:
+                if not is_meddling(problem):
+                    raise
                 obstacle = problem
         self.layer.prepare()
         environment = bytearray(header["environment"])

@@ -61,6 +61,17 @@ class InTheWay(OSError):
     """A process keeps putting something where a file of a run belongs; `strerror` says what."""
 
 
+_MEDDLING = {
+    getattr(errno, name) for name in ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ELOOP"]
+}
+
+
+def is_meddling(problem: OSError) -> bool:
+    """Return whether a process beside the run can make a call for a file fail like this, by what it names, renames,
+    removes or closes; a lack of room isn't that."""
+    return problem.errno in _MEDDLING
+
+
 def in_its_place(path: str, name: Callable[[], None]) -> None:
     """Remove whatever is at `path`, and have a file get its `name` there. Try again where a process puts something
     there meanwhile, of which `name` says EEXIST or EISDIR.
@@ -108,7 +119,10 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
             in_its_place(path, lambda: os.rename(made, path))
         return identity(os.fstat(fd))
     except BaseException:
-        os.unlink(made)
+        try:
+            os.unlink(made)
+        except OSError:
+            pass  # a process has found it
         raise
     finally:
         os.close(fd)

@@ -69,3 +69,39 @@ def test_program_file_is_swapped_beside_runs(sandboxes: Any) -> None:
     sandbox = sandboxes.make()
     sandboxes.do(sandbox, runs_beside_swaps, "main.py", ("link", "socket", "directory"), 20)
     sandboxes.close(sandbox)
+
+
+MEDDLES = {
+    "closes the directory": "os.chmod(here, 0)",
+    "makes it read-only": "os.chmod(here, 0o500)",
+    "removes unfinished files": "[os.unlink(n) for n in os.listdir() if len(n) == 17]",
+    "renames unfinished files": "[os.rename(n, 'x') for n in os.listdir() if len(n) == 17]",
+}
+MEDDLING = """
+import os
+here = os.getcwd()
+os.write(1, b"up")
+while True:
+    try: {}
+    except OSError: pass
+"""
+
+
+async def runs_beside_meddling(sandbox: Any, call: str) -> None:
+    """A process makes this call in a loop, and runs go on beside it. They may fail."""
+    beside = await begun(sandbox, spec("python3", "-c", MEDDLING.format(call)))
+    await beside.until(b"up")
+    for _ in range(25):
+        assert (await run(sandbox, "print('well')"))[1].sandbox_alive
+    assert beside.ended is None
+    await beside.process.kill()
+    await beside.end()
+
+
+@pytest.mark.parametrize("how", MEDDLES)
+def test_processes_go_on_that_meddle_with_the_directory_beside_runs(sandboxes: Any, how: str) -> None:
+    sandbox = sandboxes.make()
+    sandboxes.do(sandbox, runs_beside_meddling, MEDDLES[how])
+    assert is_alive(sandboxes, sandbox)
+    assert sandboxes.run(sandbox, "print('well')").stdout == "well\n"
+    sandboxes.close(sandbox)
