@@ -121,3 +121,18 @@ def test_few_secrets_are_validated_when_all_have_unknown_fields(monkeypatch: pyt
         RunBody.model_validate({"secrets": {f"S{number}": {**secret, "x": 1} for number in range(MAX_SECRETS)}})
     assert {error["type"] for error in caught.value.errors()} == {"extra_forbidden"}
     assert len(validated) == 10
+
+
+def test_repeated_known_fields_are_left_to_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them would keep the event loop ten times as long as it takes to decode them."""
+    steps = []
+    raw_decode = json.JSONDecoder.raw_decode
+
+    def counting(self: json.JSONDecoder, text: str, idx: int = 0) -> tuple[Any, int]:
+        steps.append(idx)
+        return raw_decode(self, text, idx)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counting)
+    text = "{" + '"code": 1, ' * 5000 + '"code": "last"}'
+    assert jsontext.loads(text.encode(), {"code"}) == {"code": "last"}
+    assert len(steps) < 1000

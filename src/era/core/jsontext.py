@@ -128,14 +128,18 @@ def is_longer(value: Any, size: int) -> bool:
 
 def _fields(text: str, decoder: json.JSONDecoder, known: Collection[str]) -> JsonObject | None:
     """The fields of an object of JSON, up to the one by which more than _MOST_UNKNOWN are unknown; None for what is no
-    such object, or has none. Raises what `decoder` does."""
+    such object, has none, or repeats so many that `decoder` is quicker. Raises what `decoder` does."""
 
     def after_blanks(at: int) -> int:
         return _BLANKS.match(text, at).end()  # type: ignore[union-attr]  # blanks may be none
 
     fields: JsonObject = {}
-    unknown, at, mark = 0, after_blanks(0), "{"
+    unknown, left = 0, len(known) + 2 * _MOST_UNKNOWN
+    at, mark = after_blanks(0), "{"
     while text[at : at + 1] == mark:
+        if not left:
+            return None
+        left -= 1
         at = after_blanks(at + 1)
         if text[at : at + 1] != '"':
             return None
