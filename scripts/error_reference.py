@@ -116,7 +116,7 @@ WHEN = {
     "too_many_processes": "The session runs as many processes as it may",
     "too_many_uploads": "As many large uploads are under way as may be",
     "too_many_waiting": "As many runs wait for the session as may",
-    "too_many_watches": "The session's files are watched at as many paths as may be",
+    "too_many_watches": "The session's files are watched at as many paths, or by as many readers, as may be",
     "too_many_webhooks": "The owner has as many webhooks as there may be",
     "too_much_to_watch": "There are too many directories to watch",
     "too_slow": "The request didn't arrive in time",

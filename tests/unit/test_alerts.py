@@ -7,6 +7,7 @@ and a comparison. `increase()` is what a counter has grown by between two looks 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import operator
 import os
@@ -300,12 +301,14 @@ async def test_a_disk_that_fills_up(watched: Watched, small_disk: Path) -> None:
 
 
 async def test_descriptors_that_run_out(watched: Watched) -> None:
+    gc.collect()  # Garbage of earlier tests has descriptors, which a collection meanwhile would close.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd"))
-    spare = max(8, used // 20)
-    held = [os.open("/", os.O_PATH) for _ in range(20 * spare)]  # so that a few more or less don't matter
+    held: list[int] = []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + len(held) + spare, hard))
+        # 1,000 held and 50 spare, so that it takes 50 more or 50 fewer to matter.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1050, hard))
+        held += (os.open("/", os.O_PATH) for _ in range(1000))
         assert "EraDescriptorsScarce" in await watched.firing()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
