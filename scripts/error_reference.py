@@ -39,7 +39,7 @@ WHEN = {
     "expired": "The session has expired",
     "fenced": "In a cluster: the session has moved to another host, so this host may not store its result",
     "forbidden": "The server refuses the caller's origin or host name, or shows this to its operator only",
-    "headers_too_large": "The request's headers are too large",
+    "headers_too_large": "The request's URL or headers are too large",
     "home_lost": "In a cluster: the session's host died, or was cut off, while it was answering",
     "home_unreachable": "In a cluster: the session's host can't be reached",
     "host_lost": "In a cluster: this host was declared dead, and is ending",

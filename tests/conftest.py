@@ -449,17 +449,23 @@ def server(shared_server: Server) -> Iterator[Server]:
     )
 
 
+DATABASE_FDS = 2 * 5 + 1
+"""Descriptors of SQLite: a file and a log of one writer and four readers, and their shared memory."""
+
+
 def held(server: Server) -> tuple[int, int]:
     """How many descriptors the server has, and how many processes there are in sandboxes: without its templates, of
     which there is another one now and then, while the one before lives as long as its sandboxes do. Those are two
-    processes each, and whatever is in a sandbox is below such two. Descriptors of the database are not counted: its
-    pool opens connections when several readers coincide, up to a bound, and keeps them."""
+    processes each, and whatever is in a sandbox is below such two. Descriptors of the database count only beyond those
+    of its pool, which opens connections when several readers coincide, and keeps them."""
     templates = len(list((server.data_dir / "live").glob("template-*")))
     pids = server.descendants()
     outermost = [pid for pid in pids if _parent(pid) == server.pid]
     second = [pid for pid in pids if _parent(pid) in outermost]
     database = str(server.data_dir / "era.sqlite")
-    fds = sum(count for kind, count in descriptor_kinds(server).items() if not kind.startswith(database))
+    kinds = descriptor_kinds(server)
+    of_database = sum(count for kind, count in kinds.items() if kind.startswith(database))
+    fds = kinds.total() - min(of_database, DATABASE_FDS)
     return fds - 2 * templates, len(pids) - len(outermost) - len(second)
 
 

@@ -278,7 +278,7 @@ class TooSlow(EraError):
 class HeadersTooLarge(EraError):
     status = 431
     code = "headers_too_large"
-    hint = "Send fewer or shorter headers."
+    hint = "Shorten the URL, or send fewer or shorter headers."
 
 
 class TooManyWaiting(EraError):

@@ -40,7 +40,7 @@ class FewErrors(BaseModel):
 
     @classmethod
     def field_names(cls) -> set[str]:
-        """The names that its fields have outside."""
+        """Return the names of the fields as clients send them."""
         return {field.alias or name for name, field in cls.model_fields.items()}
 
     @classmethod

@@ -31,8 +31,8 @@ _FRAME_SECONDS = 1.0
 
 _DESCRIPTORS = 1 << 16
 _SWITCH_SECONDS = 0.0005
-"""How long the event loop waits for a thread that executes Python, such as one that parses a long body. It waits each
-time that it has waited for anything else, so Python's own 5 ms came to 200 ms in a run."""
+"""Seconds that the event loop waits for a thread that executes Python, such as one that parses a long body. It does so
+each time that it wakes up, so with Python's default of 5 ms a run waited for 200 ms in all."""
 
 _HANDSHAKE_SECONDS = CONNECT_SECONDS
 """Which is for how long another host waits for its end."""

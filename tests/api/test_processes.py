@@ -41,7 +41,7 @@ def test_a_server_and_tests_beside_it(client: httpx.Client, session: MakeSession
     assert code_of(client.get(f"/proxy/{where}/8000/a")) == (400, "no_code")
 
 
-def test_stored_code_answers_on_a_port_without_listener_when_live(client: httpx.Client, session: MakeSession) -> None:
+def test_stored_code_answers_when_nothing_listens(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     start(client, where, "sleep 600")
     client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})

@@ -61,7 +61,7 @@ def test_what_cannot_be_started_or_stopped(tmp_path: Path) -> None:
 
 
 def test_down_ends_hosts_that_nobody_watches_over(tmp_path: Path) -> None:
-    """As where Ray's driver or head was killed, and the command after it."""
+    """Hosts are left so when Ray's driver or head is killed, and then the command."""
     data = tmp_path / "host-2"
     data.mkdir()
     settings = {"ERA_DATA_DIR": str(data), "ERA_PORT": "0", "ERA_ISOLATION": "bubblewrap", "ERA_SPARES": "0"}

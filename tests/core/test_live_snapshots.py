@@ -100,7 +100,7 @@ def test_counters_written_in_order_are_never_reversed(lab: MomentLab, writers: i
     assert lab.contents() != {}
 
 
-def test_without_a_freezer_only_what_has_no_processes_is_consistent(lab: MomentLab) -> None:
+def test_snapshot_without_freezer_is_consistent_when_processes_ended(lab: MomentLab) -> None:
     lab.live.can_freeze = False
     writer = lab.live.start(COUNTERS, "0")
     while len(os.listdir(lab.live.workspace)) < 2:

@@ -168,7 +168,7 @@ def test_what_is_put_there_meanwhile_is_replaced(
     assert set(os.listdir()) <= {"name", "elsewhere"}
 
 
-def test_what_is_put_there_for_ever_is_named(fresh_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_what_a_process_keeps_putting_there(fresh_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     a_directory(Path("name"))
     workspace = race(monkeypatch, a_directory, 1000)
     with pytest.raises(workspace.InTheWay, match="a process keeps putting a directory there"):

@@ -87,7 +87,7 @@ async def test_a_language_waits_until_it_is_prepared_and_no_longer(
     assert len(attempts(place)) == 1, "it is done once"
 
 
-async def test_preparation_on_demand_begins_when_its_language_is_asked_for(tmp_path: Path) -> None:
+async def test_preparation_begins_when_its_language_is_asked_for(tmp_path: Path) -> None:
     on_demand = replace(preparation(), at_start=False)
     prepared = Preparations({"slow": on_demand}, tmp_path / "fallback")
     place = prepared.mounts["/opt/slow"]

@@ -105,7 +105,7 @@ def test_cancelled_notification_of_another_client_stops_nothing(owners: Owners) 
         assert eventually(lambda: victim.status("kept") == "killed")
 
 
-async def test_call_that_is_cancelled_before_its_run_begins_stops_it_then() -> None:
+async def test_run_is_stopped_when_its_call_was_cancelled_before() -> None:
     """It may be waiting for its turn."""
     asked, begins, stopped = anyio.Event(), anyio.Event(), anyio.Event()
 

@@ -63,7 +63,7 @@ def test_process_is_started_read_written_to_and_ended(server: Server, way: str) 
 
 
 def test_output_of_a_process_is_bounded(server: Server) -> None:
-    """What is not kept any more is told, and so is what is left out between the beginning and the end."""
+    """The answer says how many bytes aren't kept any more, and how much is left out in the middle."""
 
     async def work(call: Call) -> None:
         await call("start_process", command="seq 1 300000; printf '\\377'", tag="long")

@@ -27,12 +27,12 @@ with Era(sys.argv[1]) as era:
 
 
 def has_begun(session: Session) -> bool:
-    """Whether its newest run has written something."""
+    """Return whether the session's newest run has written something."""
     return any(session.runs.run(record.run_id).output() for record in session.runs.list(1))
 
 
 def ended(session: Session) -> str:
-    """How the session's only run has ended: at once, as nobody waits for it here."""
+    """Return the status of the session's only run now, without waiting for its end."""
     (record,) = session.runs.list()
     return str(record.status)
 
@@ -54,7 +54,7 @@ def test_ctrl_c_stops_the_run(server: Server) -> None:
         assert ended(session) == "killed"
 
 
-async def test_a_caller_that_waits_behind_another_run_does_not_stop_that_one(server: Server) -> None:
+async def test_interrupt_does_not_stop_the_run_that_is_waited_for(server: Server) -> None:
     with Era(server.url) as client, Cutter(server.url, lambda number, came: False) as way:
         async with AsyncEra(way.url) as waiting:
             session = client.session("python")

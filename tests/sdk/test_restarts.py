@@ -44,7 +44,7 @@ def restarting(server: Server) -> Iterator[None]:
         starting.join()
 
 
-async def test_a_run_of_a_server_that_does_not_come_back_may_have_been_done(own_server: MakeServer) -> None:
+async def test_connection_lost_when_the_server_stays_away(own_server: MakeServer) -> None:
     server = own_server(port=str(free_port()))
     with Era(server.url, timeout=2) as client, ThreadPoolExecutor() as threads:
         first, second = client.session("python"), client.session("python")
@@ -103,7 +103,7 @@ def test_a_run_whose_answer_was_lost_is_answered_after_a_restart(own_server: Mak
         assert len(session.runs.list()) == 1
 
 
-def test_without_a_key_a_lost_run_is_told_at_once(own_server: MakeServer) -> None:
+def test_lost_run_without_a_key_is_raised_at_once(own_server: MakeServer) -> None:
     server = own_server(port=str(free_port()))
     with Era(server.url, idempotency_keys=False) as client, ThreadPoolExecutor() as threads:
         session = client.session("python")
@@ -118,8 +118,8 @@ def test_without_a_key_a_lost_run_is_told_at_once(own_server: MakeServer) -> Non
     server.start()
 
 
-async def test_a_refusal_does_not_hide_that_an_earlier_attempt_may_have_been_done(scripted: ScriptedServer) -> None:
-    """The refusals say that nothing was done, each of its own attempt."""
+async def test_error_of_a_lost_attempt_is_raised_after_refusals(scripted: ScriptedServer) -> None:
+    """Each refusal says only that its own attempt did nothing."""
     for refused in (refusal(429, "too_busy", **{"Retry-After": "0"}), refusal(409, "run_under_way")):
         unknown = refusal(503, "outcome_unknown")
         scripted.script = [unknown, *[refused] * 9]
@@ -131,14 +131,14 @@ async def test_a_refusal_does_not_hide_that_an_earlier_attempt_may_have_been_don
                 await waiting._connection.call(era.sdk.calls.Call("POST", "/api/sessions/x/run", json={}, once=True))
 
 
-def test_a_proxy_that_never_had_an_answer_is_given_up_after_as_many_tries(scripted: ScriptedServer) -> None:
+def test_attempts_end_when_a_proxy_never_reached_the_server(scripted: ScriptedServer) -> None:
     scripted.script = [(502, {}, b"<html>")] * 9
     with Era(scripted.url, retries=2) as client, pytest.raises(era.NotEra):
         client.health()
     assert len(scripted.seen) == 3
 
 
-def test_retries_of_0_wait_for_nobody(scripted: ScriptedServer) -> None:
+def test_no_wait_for_a_restart_when_retries_is_0(scripted: ScriptedServer) -> None:
     scripted.script = [(200, {}, b"{}"), (502, {}, b"<html>"), RUN]
     with Era(scripted.url, retries=0) as client:
         client.health()

@@ -7,7 +7,8 @@
  * Idempotency-Key, by which the server knows that it is the same call. So it is where a host of a cluster was lost as it
  * answered.
  *
- * Attempts have a number. Those that only wait for a server that restarts don't count: they end with the call's timeout.
+ * The number of attempts is bounded. Those that only wait for a restarting server don't count: they end with the call's
+ * timeout.
  */
 
 import { errorOf } from "./answered_errors.js";
@@ -22,7 +23,7 @@ export interface EraOptions {
   apiKey?: string | undefined;
   /** Seconds that a call may take; runs, streams and what waits for a run take as long as they need; 60. */
   requestTimeout?: number | undefined;
-  /** How often a call is made again where that is safe, not counting attempts that wait for a server that restarts; 2. */
+  /** How often a call is made again where that is safe, not counting attempts that wait for a restarting server; 2. */
   retries?: number | undefined;
   /** In place of the platform's own. */
   fetch?: typeof fetch | undefined;
@@ -77,7 +78,7 @@ export class Transport {
   readonly #key: string | undefined;
   readonly #seconds: number;
   readonly #fetch: typeof fetch;
-  /** Whether the server has ever answered: then one that is away is restarting. */
+  /** Whether the server has answered before. If it can't be reached then, it may be restarting. */
   #isKnown = false;
 
   constructor(options: EraOptions = {}) {
@@ -140,7 +141,7 @@ export class Transport {
     }
   }
 
-  /** Whether an error says that a server which has been there isn't now: it may be restarting. */
+  /** Whether a server that was there can't be reached now, so that it may be restarting. */
   #isAway(error: unknown, again: Again): boolean {
     const hasBeenThere = this.#isKnown || (again.mayBeDone !== undefined && !isProxys(again.mayBeDone));
     return hasBeenThere && (error instanceof ServerAway || isProxys(error) || error instanceof NotReady);
@@ -299,7 +300,7 @@ function watched(response: Response, ended: () => void): Response {
 
 /** A key for one call, in the headers that carry it; none where nothing is to be made again. */
 export function once(transport: Transport, options: OnceOptions): Record<string, string> {
-  const isNeeded = transport.retries > 0 || options.signal !== undefined; // by its key a run is found that is aborted
+  const isNeeded = transport.retries > 0 || options.signal !== undefined; // an aborted run is found by its key
   const key = options.idempotencyKey ?? (isNeeded ? randomKey() : undefined);
   return key === undefined ? {} : { "Idempotency-Key": key };
 }
@@ -331,7 +332,7 @@ interface Again {
   lost: boolean;
   /** It may be made again where nothing of it was done. */
   refused: boolean;
-  /** Why it isn't known what became of an earlier attempt, if that is so. */
+  /** The error of an earlier attempt that may have been carried out, if there was one. */
   mayBeDone: unknown;
 }
 
@@ -347,12 +348,12 @@ function delay(error: unknown, again: Again, attempt: number): number | undefine
   return error instanceof ServerAway && again.refused ? backoff(Math.min(attempt, 3)) : undefined;
 }
 
-/** Whether the call may have been carried out, as far as an error tells. */
+/** Whether the call may have been carried out, judging by this error alone. */
 function mayBeDone(error: unknown): boolean {
   return isProxys(error) || [ConnectionLost, HomeLost, OutcomeUnknown].some((kind) => error instanceof kind);
 }
 
-/** Whether an error, by itself, tells a caller that nothing of the call was done. */
+/** Whether an error, by itself, says that nothing of the call was done. */
 function saysUndone(error: unknown): boolean {
   return error instanceof ServerAway || error instanceof RunUnderWay ||
     (error instanceof EraError && (error.status === 429 || error.retryAfter !== undefined));
@@ -381,7 +382,7 @@ function isHeadersTimeout(error: unknown): boolean {
 /** Whether no connection came about, as far as the platform says: Node by a code, Deno in words, Bun by another code. */
 function isUnreached(error: unknown): boolean {
   const codes = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH", "ENETUNREACH", "UND_ERR_CONNECT_TIMEOUT"];
-  if (["read", "write"].includes(fieldOf(error, "syscall") ?? "")) return false; // the way broke after it was there
+  if (["read", "write"].includes(fieldOf(error, "syscall") ?? "")) return false; // a connection broke that had been made
   return [...codes, "ConnectionRefused"].includes(codeOf(error) ?? "") ||
     /client error \(Connect\)/.test(deepest(error));
 }

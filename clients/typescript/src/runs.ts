@@ -33,9 +33,9 @@ export type ExecuteDone = { type: "done" } & Omit<ExecuteResult, "stdout" | "std
 /** What the stream of a run without a session gives. */
 export type ExecuteEvent = Output | Gap | ExecuteDone;
 
-/** For so many seconds a run is looked for that is to be stopped and may be about to begin. */
+/** Seconds for which `stopOfKey` looks for a run that may be about to begin. */
 const BEGIN_SECONDS = 2;
-/** Seconds that each call may take of a caller that leaves. */
+/** Seconds that each call to stop an aborted run may take. */
 const LEAVING_SECONDS = 10;
 const FIRST_LOOK = 0.05;
 const LAST_LOOK = 2;
@@ -183,7 +183,7 @@ export class Run {
   }
 }
 
-/** What `begin` gives; if the caller aborts it, `stop` is called before the signal's reason is thrown. */
+/** Return what `begin` returns. If the caller aborts it, `stop` is called before the signal's reason is thrown. */
 export async function stoppingIfAborted<T>(
   signal: AbortSignal | undefined,
   begin: () => Promise<T>,
@@ -198,7 +198,7 @@ export async function stoppingIfAborted<T>(
   }
 }
 
-/** The same of events. */
+/** Give these events. If the caller aborts, `stop` is called before the signal's reason is thrown. */
 async function* stoppedIfAborted<T>(
   signal: AbortSignal | undefined,
   events: AsyncGenerator<T, void, undefined>,
@@ -213,7 +213,7 @@ async function* stoppedIfAborted<T>(
   }
 }
 
-/** The error of a server that went away after it was sent something: the same, but not that nothing was done. */
+/** `ConnectionLost` for `ServerAway`, which says that nothing was done, although the server was sent something before. */
 function wentAway(error: unknown): unknown {
   if (!(error instanceof ServerAway)) return error;
   return new ConnectionLost(error.message, { code: "connection_lost", hint: "The run's record says how it went on." });

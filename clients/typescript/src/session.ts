@@ -82,7 +82,7 @@ export class Session implements AsyncDisposable {
     return this.runs.get(begun.run_id);
   }
 
-  /** The answer to a run. One that is aborted is stopped before the signal's reason is thrown. */
+  /** Send a run, and return its answer. An aborted run is stopped before the signal's reason is thrown. */
   #run<T>(json: object, data: boolean | undefined, call: OnceOptions): Promise<T> {
     const headers = once(this.#transport, call);
     const request = {

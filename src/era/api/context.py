@@ -185,7 +185,7 @@ UseContext = Annotated[Context, Depends(context)]
 
 
 READ_JSON = "read_json"
-"""What a request's state has of a body that was read already: its value, or the exception that said what is wrong."""
+"""Key in a request's state of a body that was read already: its value, or the exception that reading it raised."""
 
 
 class BodyProblem(HTTPException):
@@ -245,13 +245,13 @@ class StrictRequest(Request):
 
 @cache
 def names_of(body_type: Any) -> Collection[str] | None:
-    """The names of a body's fields; None where it has no model."""
+    """Return the field names of a body's model; None for a type that is no such model."""
     return body_type.field_names() if isclass(body_type) and issubclass(body_type, FewErrors) else None
 
 
 async def read_json(text: bytes, known: Collection[str] | None) -> Any:
-    """The value of a body of JSON, whose model has the fields `known`. Raises JsonProblem; TooLarge for `data` or
-    `metadata` that no session can have."""
+    """Parse a JSON body whose model has the fields `known`. Raises JsonProblem; TooLarge for `data` or `metadata` that
+    no session can have."""
     if len(text) <= jsontext.MAX_DATA_BYTES:
         return await jsontext.loads_aside(text, known)
     return await jsontext.aside(_read_long, text)
@@ -456,12 +456,12 @@ def active_here(owner: str, context: Context) -> JsonObject:
 
 
 async def active_of(owner: str, context: Context) -> Mapping[str, str]:
-    """Return what those of an owner's sessions do that aren't idle, at whatever host they are at home: `running` or
-    `live`, by id. Hosts that don't answer are left out."""
+    """Return the status of an owner's sessions that aren't idle (`running` or `live`), by id, of all hosts that
+    answer."""
     found: dict[str, str] = {}
     others = () if context.other_hosts is None else await context.other_hosts.active_of_owner(owner)
     for answer in (*others, active_here(owner, context)):
-        found |= {name: str(status) for name, (status, _) in answer.items()}
+        found |= {session_id: str(status) for session_id, (status, _) in answer.items()}
     return found
 
 

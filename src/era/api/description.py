@@ -93,7 +93,7 @@ _ERRORS = {
     "413": "Something is over its limit.",
     "416": "The range lies beyond the end.",
     "429": "Too many wait already.",
-    "431": "The URL or the headers are over 64 KiB.",
+    "431": "The URL has 64 KiB or more, or the headers are too large.",
     "503": "The server can't do it now.",
 }
 

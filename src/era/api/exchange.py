@@ -41,8 +41,8 @@ _EVENT_US = 40
 """What it costs to parse a piece of an answer."""
 
 _SENT_BYTES = 1 << 10
-"""Content that is sent on while more of it is there already. To send costs more than to parse 25 chunks of one byte,
-which is all that fits a slice."""
+"""Bytes that are gathered before they are sent on, while more content is there already. A send costs more than parsing
+25 chunks of one byte, which is as many as fit a slice of the event loop."""
 
 _HEAD_BYTE_US, _FIELD_US = 0.4, 1
 """What each byte of an answer's head costs, and each header of a request: there may be many thousands of either."""

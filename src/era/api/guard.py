@@ -296,8 +296,8 @@ def _check_scope(scope: Scope) -> None:
 
 
 def _check_repeated(scope: Scope) -> None:
-    """Raise BadRequest for a request that others could take for one to another host, or of another caller: two Host or
-    Authorization headers, or HTTP/1.1 without Host (RFC 9112, 3.2)."""
+    """Raise BadRequest where the host or the caller is ambiguous: for two Host or two Authorization headers, and for
+    HTTP/1.1 without Host (RFC 9112, 3.2)."""
     names = [name for name, _ in scope["headers"]]
     for name, shown in ((b"host", "Host"), (b"authorization", "Authorization")):
         if names.count(name) > 1:

@@ -171,14 +171,14 @@ async def whole_body(receive: Receive) -> Message:
 
 
 async def _parsed(message: Message, model: type[BaseModel], state: dict[str, Any]) -> BaseModel | None:
-    """The body in this message, None if it isn't valid or didn't come whole. The request's state then has what it was
-    read as, so that FastAPI's way to the route needn't read it again."""
+    """Validate the body in this message; return None if it isn't valid or didn't come whole. The state of a request
+    whose body isn't valid keeps what was parsed, so that FastAPI doesn't parse it again."""
     if message["type"] != "http.request":
         return None
     try:
         value = await dependencies.read_json(message.get("body", b""), dependencies.names_of(model))
     except (jsontext.JsonProblem, EraError) as error:
-        if message.get("body"):  # else it may stand for an object without fields
+        if message.get("body"):  # an empty body may stand for an object without fields
             state[dependencies.READ_JSON] = error
         return None
     try:

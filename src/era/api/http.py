@@ -312,8 +312,8 @@ def _meant(request: Request) -> str | None:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of a request's path, in alphabetical order: where it is the path of a route itself, such as
-    /api/sessions/import, those of that, and none of a route for any name there."""
+    """Return the methods of a request's path, in alphabetical order. Where routes have this very path, such as
+    /api/sessions/import, only they count, not those with a parameter in its place."""
     path, routes = request.scope["path"], request.app.state.routes
     matching: list[APIRoute] = [route for route in routes if route.path_regex.match(path)]
     named = [route for route in matching if route.path == path] or matching

@@ -41,8 +41,8 @@ _ARGUMENTS = "mcp_arguments"
 """What a request's state has of a long message."""
 
 _SESSION = "mcp-session-id"
-"""Header that tells the protocol's clients apart, each of which numbers its calls from 0. The answer to `initialize`
-makes one, and the server keeps nothing about it: it says which call a `notifications/cancelled` is about."""
+"""Header with the id of a client's session of the protocol, from the answer to `initialize`. Each client numbers its
+calls from 0, so the id is needed to find the call that a `notifications/cancelled` means. The server stores none."""
 
 _CANCELLED = -32800
 """JSON-RPC error of a call that its client has cancelled, as in the Language Server Protocol."""
@@ -173,16 +173,16 @@ class Mcp:
         raise MCPError(code=_CANCELLED, message="The client cancelled this call.")
 
     def _cancel(self, scope: Scope, params: Any) -> None:
-        """Stop the call that a `notifications/cancelled` names, if its own client has sent that."""
+        """Cancel the call that a `notifications/cancelled` names, if both come from the same client."""
         request_id = params.get("requestId") if isinstance(params, dict) else None
         if isinstance(request_id, int | str) and (call := self._cancellable.get(_call_key(scope, request_id))):
             call.cancel()
 
 
 def _handshake(body: bytes) -> JsonObject:
-    """Parse a message of the protocol's form with a handshake; empty for any other message.
+    """Parse a message that may be `initialize` or `notifications/cancelled`; return an empty object for any other.
 
-    The library doesn't say what a message is before it has answered it."""
+    The library shows a message only once it has answered it."""
     if b"initialize" not in body and b"cancelled" not in body:
         return {}
     try:
@@ -193,7 +193,7 @@ def _handshake(body: bytes) -> JsonObject:
 
 
 def _with_session(send: Send) -> Send:
-    """Give the client that gets this answer a session id of the protocol."""
+    """Add the id of a new session of the protocol to an answer."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:
@@ -204,7 +204,7 @@ def _with_session(send: Send) -> Send:
 
 
 def _call_key(scope: Scope, request_id: int | str) -> Hashable:
-    """The key of a call that can be cancelled; None where nothing says which client makes it."""
+    """Return the key of a call that can be cancelled; None where the request has no session id of the protocol."""
     session = Headers(scope=scope).get(_SESSION)
     caller = scope.get("state", {}).get("caller")
     return (caller and (caller.owner, caller.key_id), session, request_id) if session else None

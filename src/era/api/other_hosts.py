@@ -142,7 +142,7 @@ class OtherHosts:
 
     async def active_of_owner(self, owner: str) -> Sequence[JsonObject]:
         """Ask the other hosts which of an owner's sessions are active there: `{id: [status, processes]}` of each host
-        that tells."""
+        that answers."""
         query = f"owner={quote(owner, safe='')}"
         answers = await asyncio.gather(*(self._ask(host, _ACTIVE_PATH, query) for host in self._others()))
         return [answer for answer in answers if answer is not None]

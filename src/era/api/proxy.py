@@ -126,7 +126,7 @@ async def _answer_call(request: Request, send: Send, session: Session, port: int
 
 async def _run_stored_code(request: Request, context: Context, session: Session, port: int, target: Target) -> Response:
     """Run the session's stored code for this request, and return its answer. Raises NothingListens for a live session
-    without any."""
+    that has no stored code."""
     if session.stored is None and context.live_sessions.get(session.key) is not None:
         raise NothingListens(f"Nothing listens on port {port} of session '{session.id}' now.")
     check_stored(session, public=True, port=port)

@@ -121,15 +121,15 @@ OfStatus = Annotated[
 async def _filter(
     owner: str, language_name: str | None, status: Status | None, labels: dict[str, str], context: Context
 ) -> SessionFilter:
-    """Return the filter of the database for a query's filters. No row has `idle`, `running` and `live`, so it names the
-    sessions that aren't idle at this moment."""
+    """Return the database's filter for a query. The database doesn't have `idle`, `running` and `live`, so the filter
+    names the sessions that aren't idle now."""
     active = await active_of(owner, context) if status in _OF_NOW else {}
     return SessionFilter(
         owner,
         language=language(language_name) if language_name else None,
         metadata=labels or None,
         removed=status if status == "expired" or status == "deleted" else None,  # mypy follows no `in`
-        ids=[name for name, does in active.items() if does == status] if status in ("running", "live") else None,
+        ids=[name for name, now_is in active.items() if now_is == status] if status in ("running", "live") else None,
         without_ids=list(active) if status == "idle" else (),
     )
 
@@ -159,7 +159,7 @@ async def list_sessions(
         size = min(room, _LISTED_AT_ONCE)
         sessions, more = await context.sessions.page(replace(which, limit=size, before_key=before))
         views = await session_views(sessions, context)
-        if status is not None:  # some may do something else by now
+        if status is not None:  # which may have changed since
             views = [session for session in views if session["status"] == status]
         views = [{name: value for name, value in session.items() if name in shown} for session in views]
         return views, sessions[-1].key if more else None

@@ -120,7 +120,7 @@ async def _and_on(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
 
 
 def check_file_count(snapshot: Snapshot, list_path: str) -> None:
-    """Raises TooLarge for a snapshot with more files than one answer lists, which names the call that has pages."""
+    """Raise TooLarge for a snapshot with more files than one answer lists; `list_path` lists them in pages."""
     if snapshot.file_count > MOST_FILES:
         raise TooLarge(
             f"There are {snapshot.file_count} files, more than the {MOST_FILES} that one answer lists.",

@@ -8,6 +8,7 @@ from era.errors import EraError
 
 _NEXT = {
     "unauthorized": "Set ERA_API_KEY, or remember the server's key with `era login URL`.",
+    "connection_lost": "It may have been done: look before you try again. `era runs list SESSION` shows its runs.",
     "server_away": "Start one with `era serve`, or name another with --server, ERA_SERVER or `era login`.",
 }
 """What to do about an error, where the command knows better than the API."""

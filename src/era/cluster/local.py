@@ -264,14 +264,14 @@ class LocalCluster:
 
 
 def end_hosts(directory: Path, seconds: float = _STOP_SECONDS) -> dict[str, int]:
-    """End the hosts of a cluster that still run, as where Ray's driver or head was killed before it could stop them.
+    """End the hosts of a cluster that still run, for instance after Ray's driver was killed.
 
     Args:
-        directory: The cluster's.
-        seconds: How long they may take; each is killed before that, after what its settings give it.
+        directory: The cluster's directory.
+        seconds: Time for all to end. Each host is killed earlier, once the time that its own settings give it is over.
 
     Returns:
-        The hosts that could not be ended, with their processes.
+        Hosts that could not be ended: their names and process ids.
     """
     left = _hosts(directory)
     until = time.monotonic() + seconds
@@ -288,12 +288,12 @@ def end_hosts(directory: Path, seconds: float = _STOP_SECONDS) -> dict[str, int]
 
 
 def has_hosts(directory: Path) -> bool:
-    """Whether hosts of the cluster run, whoever watches over them."""
+    """Return whether hosts of the cluster run, supervised or not."""
     return bool(_hosts(directory))
 
 
 def _hosts(directory: Path) -> list[HostProcess]:
-    """The hosts of the cluster that run."""
+    """Return the hosts of the cluster that run."""
     return [host for each in sorted(directory.glob("host-*/")) if (host := HostProcess(each)).status().pid]
 
 

@@ -81,7 +81,7 @@ class EventLog[T]:
             yield piece if isinstance(piece, Gap) else piece[0]
 
     async def pieces(self, after: int, most: int) -> AsyncIterator[list[tuple[int, T]] | Gap]:
-        """The same in pieces: all that is there at the time, but no more than `most` events at once."""
+        """Yield the events that `follow` yields, in lists of all that are there at the time, but `most` at most."""
         while True:
             more = self._more
             while after < self._last:

@@ -44,7 +44,7 @@ _AT_ONCE_BYTES = 1 << 20
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="era-json")
 
 _MOST_UNKNOWN = 100
-"""Fields of a body that its model doesn't have, after which it isn't read any further."""
+"""Number of unknown fields of a body (its model doesn't have them) after which the rest isn't parsed."""
 
 _STEP_BYTES = 1 << 20
 _STEP_PARTS = 10_000
@@ -127,8 +127,8 @@ def is_longer(value: Any, size: int) -> bool:
 
 
 def _fields(text: str, decoder: json.JSONDecoder, known: Collection[str]) -> JsonObject | None:
-    """The fields of an object of JSON, up to the one by which more than _MOST_UNKNOWN are unknown; None for what is no
-    such object, has none, or repeats so many that `decoder` is quicker. Raises what `decoder` does."""
+    """Parse an object of JSON until more than _MOST_UNKNOWN of its fields are unknown. Returns None for any other text,
+    an empty object, and one that repeats fields so often that `decoder` is quicker. Raises what `decoder` does."""
 
     def after_blanks(at: int) -> int:
         return _BLANKS.match(text, at).end()  # type: ignore[union-attr]  # blanks may be none

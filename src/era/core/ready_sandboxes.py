@@ -1,9 +1,10 @@
 """The sandboxes that are ready for sessions which have none yet.
 
 Theory of operation. They have the server's usual limits and no packages. For each language a few with the usual driver
-are always kept; of one that needs a long preparation, once a session has asked for it. Those of another driver, which a
-machine may never need, are made ahead once a session has asked for that driver and language. They go when nobody has
-asked for REMEMBERED seconds, or memory becomes short: all of them together may take SHARE of what is available.
+are always kept; where a language needs a long preparation, only once a session has asked for it. Those of another
+driver, which a machine may never need, are made ahead once a session has asked for that driver and language. They go
+when nobody has asked for REMEMBERED seconds, or memory becomes short: all of them together may take SHARE of what is
+available.
 """
 
 from __future__ import annotations

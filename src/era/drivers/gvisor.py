@@ -39,7 +39,7 @@ process gets that of the supervisor of processes (guest/container_split.py). Not
 *What gVisor lacks.* A read-only /dev would have read-only devices. So /dev is writable, and a run that changes it costs
 the sandbox. PID 1 can be killed or stopped from inside: that ends this sandbox (guest/container_split.py), and the host
 makes another. There are no pidfds, no table of System V objects and no MADV_POPULATE_WRITE; the supervisor gets by
-without them. What later runs would inherit otherwise, gVisor refuses to programs (seccomp.INSIDE_GVISOR).
+without them. System calls whose effects later runs would inherit are refused to programs (seccomp.INSIDE_GVISOR).
 """
 
 from __future__ import annotations

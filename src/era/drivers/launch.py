@@ -28,6 +28,7 @@ _OOM_SCORE = 500
 """What programs have is twice that: they go before their supervisors."""
 
 _LOG_BYTES = 8 << 10
+"""Size of the log of a sandbox's own processes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -150,8 +151,8 @@ def launch(
 
 
 def bounded_log() -> int:
-    """Make a file in memory for what a sandbox's own processes write to stderr. It has _LOG_BYTES for good, zeros at
-    first: in gVisor a program can open its supervisor's stderr, and would fill memory that counts for later runs.
+    """Make a file in memory for what a sandbox's own processes write to stderr. Its size is fixed, because in gVisor a
+    program can open its supervisor's stderr, and could fill memory that counts for later runs. It begins as zeros.
 
     Returns:
         Its descriptor, which the caller closes.

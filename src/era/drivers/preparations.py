@@ -28,13 +28,13 @@ class Preparations:
 
         self._preparations = preparations
         self._tasks: dict[Language, asyncio.Task[None]] = {}
-        self._goes_on = False
+        self._is_started = False
         for preparation in preparations.values():
             self.mounts[preparation.mount] = preparation.ready_place() or preparation.make_place(fallback)
 
     def start(self) -> None:
-        """Begin the preparations that no one has to ask for."""
-        self._goes_on = True
+        """Begin the preparations that don't wait until a language is asked for."""
+        self._is_started = True
         for language, preparation in self._preparations.items():
             if preparation.at_start:
                 self._begin(language)
@@ -42,7 +42,7 @@ class Preparations:
     async def wait(self, language: Language) -> None:
         """Wait until a language is prepared, which begins here if it has to be asked for. Raises Unavailable after a
         minute. Returns also where its preparation has failed: its programs then start slowly."""
-        if self._goes_on:
+        if self._is_started:
             self._begin(language)
         if (task := self._tasks.get(language)) is None:
             return
@@ -57,7 +57,7 @@ class Preparations:
 
     async def stop(self) -> None:
         """End what goes on; the next service builds upon what there is of it. May be called again."""
-        self._goes_on = False
+        self._is_started = False
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

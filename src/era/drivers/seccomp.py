@@ -182,8 +182,8 @@ NO_SET_ID: list[Rule] = [
         for bit in _SET_ID
     ),
 ]
-"""No file gets set-user-id or set-group-id: outside of the sandbox, where the working directory is as well, such a file
-would run as the sandbox's user."""
+"""No file gets set-user-id or set-group-id. The working directory is on the host's disk, where such a file would run as
+the sandbox's user."""
 
 _NO_FOREIGN_LIMITS: Rule = ("prlimit64", EPERM, (_is_not(0, 0),))
 """No limits (getrlimit(2)) of other processes: later runs inherit those of PID 1."""
@@ -193,9 +193,9 @@ INSIDE_GVISOR: list[Rule] = [
     _NO_FOREIGN_LIMITS,
     *((call, ENOSYS, ()) for call in ("mq_open", "mq_unlink")),
 ]
-"""Calls that gVisor refuses its programs. Where gVisor's gofer may not set a mode, gVisor reports success, so programs
-are told here. POSIX message queues would stay after a run: gVisor has no list of them by which a supervisor could
-remove them. Sandboxes of bubblewrap have none either (`ALLOWED`)."""
+"""System calls that gVisor refuses to its programs. Set-id modes are among them: where gVisor's gofer may not set a
+mode, gVisor reports success. POSIX message queues would stay after a run: gVisor has no list of them by which a
+supervisor could remove them. Sandboxes of bubblewrap have none either (`ALLOWED`)."""
 
 RULES: list[Rule] = [
     *NO_ALLOCATION,

@@ -82,7 +82,7 @@ def divide(config: dict[str, Any]) -> dict[str, Any]:
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)  # there is always the supervisor of runs
             if pid and os.WIFSTOPPED(status):
-                os.kill(pid, signal.SIGKILL)  # a program has stopped its supervisor, which so ends nothing in time
+                os.kill(pid, signal.SIGKILL)  # a program has stopped its supervisor, which can end no run now
             elif pid == runs:
                 os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
             elif not pid:

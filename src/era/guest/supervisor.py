@@ -322,7 +322,7 @@ class Supervisor:
     ) -> Spare:
         """Start the program: the spare, or a new process where that can't be it. `reuse`: it may be the spare. `cold`:
         a new process must start the interpreter from nothing. `obstacle`: why a file of the program couldn't be
-        written; then a process says so instead of it. Zeroes `environment`."""
+        written; then the process only reports this. Zeroes `environment`."""
         spare, self.spare = self.spare, None
         if spare is None:
             raise RuntimeError("a run was asked for before its spare was made")
@@ -345,8 +345,8 @@ class Supervisor:
     def make_spare(
         self, entry: str, invocation: Invocation = AS_USUAL, obstacle: OSError | None = None, *, cold: bool = False
     ) -> Spare:
-        """Fork a process for a program. With an `obstacle` it says that and ends. Else it waits for the
-        environment, and then
+        """Fork a process for a program. With an `obstacle` it reports that and ends. Else it waits for
+        the environment, and then
 
         - becomes the program, where that is this interpreter;
         - or is another language's interpreter, started at once and waiting in its preload script;

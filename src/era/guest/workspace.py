@@ -15,7 +15,7 @@ CHUNK = 1 << 16
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _TRIES = 100
-"""To put a file in its place while a process beside the run may put something else there."""
+"""Attempts to put a file in its place while a process beside the run keeps putting something else there."""
 
 _KINDS = {
     0o010000: "a named pipe",
@@ -67,14 +67,14 @@ _MEDDLING = {
 
 
 def is_meddling(problem: OSError) -> bool:
-    """Return whether a process beside the run can make a call for a file fail like this, by what it names, renames,
-    removes or closes; a lack of room isn't that."""
+    """Return whether processes beside the run can cause this error of a file call, by making, renaming, removing or
+    closing what is at the path. A lack of room isn't such an error."""
     return problem.errno in _MEDDLING
 
 
 def in_its_place(path: str, name: Callable[[], None]) -> None:
-    """Remove whatever is at `path`, and have a file get its `name` there. Try again where a process puts something
-    there meanwhile, of which `name` says EEXIST or EISDIR.
+    """Remove whatever is at `path`, and call `name`, which gives a file this path. Try again where a process has put
+    something there meanwhile: `name` then fails with EEXIST or EISDIR.
 
     Raises:
         InTheWay: After _TRIES.
@@ -99,8 +99,8 @@ def in_its_place(path: str, name: Callable[[], None]) -> None:
 
 
 def write_file(path: str, content: bytes) -> tuple[int, int, int]:
-    """Put a new regular file in the place of whatever is at `path`. It is made under a name that nobody knows, and then
-    moved: gVisor's kernel panics where two make a file of one name at the same moment.
+    """Put a new regular file in the place of whatever is at `path`. It is made under a random name, and then
+    renamed: gVisor's kernel panics where two processes make a file of one name at the same moment.
 
     Returns:
         Its identity.

@@ -125,7 +125,7 @@ class ReadFile(Arguments):
 class EditFile(Arguments):
     session_id: SessionId
     path: Path
-    old: str = Field(min_length=1, description="The text to replace, exactly as it stands in the file, and only once.")
+    old: str = Field(min_length=1, description="The text to replace, exactly as in the file, where it must be once.")
     new: str = Field(description="The text to put in its place; may be empty.")
 
 
@@ -135,8 +135,8 @@ class StartProcess(Arguments):
     cwd: str = Field("", description="Directory to start in, below the working directory.")
     env: TextByName = Field(default_factory=dict, description="Environment variables of this process only.")
     stdin: bool = Field(False, description="Whether era_send_input may write to it; else its standard input is empty.")
-    tag: str | None = Field(None, description="A name of your choice, good in place of its id while it runs.")
-    timeout: float | None = Field(None, gt=0, description="Seconds until it is ended; left out: none.")
+    tag: str | None = Field(None, description="A name of your choice, to use in place of the id while it runs.")
+    timeout: float | None = Field(None, gt=0, description="Seconds after which the process is ended; left out: never.")
 
 
 Process = Annotated[str, Field(description="The process's id or tag, as era_start_process gave it.")]
@@ -150,7 +150,7 @@ class OneProcess(Arguments):
 class ReadProcess(OneProcess):
     after: int = Field(0, ge=0, description="Bytes of output to leave out: 'after' of the answer before.")
     wait: float = Field(
-        1, ge=0, le=60, description="Seconds to wait for more output, or for its end, once all there is was read."
+        1, ge=0, le=60, description="Seconds to wait for more output or the process's end, after all so far was read."
     )
 
 

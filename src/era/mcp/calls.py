@@ -21,7 +21,7 @@ MOST_BYTES = 16 << 20
 _STOP_SECONDS = 5.0
 
 _STOPPING: set[asyncio.Task[None]] = set()
-"""Tasks that stop runs whose calls were cancelled before they began; here, since nobody else holds them."""
+"""Tasks that stop runs whose calls were cancelled before they began. asyncio itself holds tasks only weakly."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -66,7 +66,7 @@ class Calls:
             return _checked(response, await response.aread())
 
     async def send(self, method: str, path: str, content: bytes, *, if_match: str | None = None) -> dict[str, Any]:
-        """The answer of a call with raw bytes, which with `if_match` replace a file with this ETag only. Raises
+        """Send raw bytes, and return the answer. With `if_match` they replace a file only if it has this ETag. Raises
         CallFailed."""
         headers = {} if if_match is None else {"If-Match": if_match}
         async with self._response(method, path, headers, content=content) as response:
@@ -96,7 +96,7 @@ class Calls:
             try:
                 response = await (asyncio.shield(opening) if in_session else opening)
             except anyio.get_cancelled_exc_class():
-                if in_session:  # it may wait for its turn, and would begin although nobody wants it
+                if in_session:  # the run may wait for its turn, and would still begin
                     stopping = asyncio.create_task(self._stop_begun(opening, opened, path))
                     _STOPPING.add(stopping)
                     stopping.add_done_callback(_STOPPING.discard)
@@ -133,7 +133,7 @@ class Calls:
             await self.client.delete(f"{path.removesuffix('/stream')}/runs/{run_id}", headers=self.headers)
 
     async def output(self, path: str, after: int) -> AsyncGenerator[tuple[int, dict[str, Any]]]:
-        """The events of a process behind this byte of its output, each with the number of its last byte. Raises
+        """Yield the events of a process behind this byte of its output, each with the number of its last byte. Raises
         CallFailed."""
         async with self._response("GET", path, {"Accept": "text/event-stream"}, params={"after": after}) as response:
             if response.status_code != 200:

@@ -252,7 +252,7 @@ def _process(body: given.OneProcess) -> str:
 
 
 def _line_of(process: Mapping[str, Any]) -> str:
-    """How a process is, on a line."""
+    """Describe a process in a line."""
     command = process["command"]
     ended = f" (exit code {process['exit_code']})" if process["exit_code"] is not None else ""
     named = f"  {process['tag']}" if process["tag"] else ""
@@ -485,7 +485,7 @@ TOOLS = {
         Tool(
             "era_get_url",
             "Get a port's URL",
-            "Get the URL of a port of a session, by which anybody may call the server that listens on it.",
+            "Get the public URL of a session's port. Anybody may call the server that listens on it.",
             given.GetUrl,
             _url,
             _READS,

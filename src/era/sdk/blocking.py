@@ -29,7 +29,7 @@ _PIECE = 64 << 10
 sleep = time.sleep
 
 Interruption = KeyboardInterrupt
-"""Ends a call whose caller doesn't wait any longer."""
+"""Raised in a call whose caller is interrupted."""
 
 
 def in_thread[T](function: Any, *arguments: Any) -> Any:

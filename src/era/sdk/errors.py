@@ -20,7 +20,7 @@ from era.errors import EraError
 
 
 class ServerAway(EraError):
-    """Nothing accepts connections there, and nothing of the call was sent before: nothing was done."""
+    """No server accepts connections at the address. Nothing of the call was sent, so nothing was done."""
 
     status = 0
     code = "server_away"
@@ -33,7 +33,7 @@ class ConnectionLost(EraError):
     status = 0
     code = "connection_lost"
     hint = (
-        "What was asked for may have been done: look before you ask again. session.runs.list() has the runs that began."
+        "What was asked for may have been done: look before you ask again. session.runs.list() shows runs that began."
     )
 
 

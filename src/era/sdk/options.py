@@ -120,7 +120,7 @@ def body(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_body(code: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a run. What is None counts as not given. Raises BadRequest for bytes."""
+    """Make the body of a run. Options that are None count as not given. Raises BadRequest for bytes."""
     given = {name: value for name, value in {"code": code, **options}.items() if value is not None}
     for name, value in given.items():
         if isinstance(value, bytes | bytearray | memoryview):
@@ -133,6 +133,7 @@ def run_body(code: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_seconds(given: Mapping[str, Any], default: float) -> float:
-    """Seconds that a run may take. The default also for what is no number: the server refuses it, and says why."""
+    """Return the seconds that a run may take: its timeout, or the default. A timeout that is no number counts as left
+    out here: the server refuses it and says why."""
     timeout = given.get("timeout")
     return float(timeout) if isinstance(timeout, int | float) else default

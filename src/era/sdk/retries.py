@@ -8,7 +8,8 @@
 
 A body of which something was read is sent again only where it can be wound back.
 
-Attempts have a number. Those that only wait for a server that restarts don't count: they end with the call's timeout.
+The number of attempts is bounded. Those that only wait for a restarting server don't count: they end with the call's
+timeout.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ server may be restarting."""
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 _LONGEST_REFUSAL = 30
-"""Seconds: a server that asks for more than these isn't waited for."""
+"""Longest Retry-After, in seconds, that is waited for."""
 
 
 def is_proxys(error: EraError) -> bool:
@@ -40,8 +41,8 @@ def is_away(error: EraError) -> bool:
 
 
 def went_away(error: EraError) -> EraError:
-    """The error of a server that accepts no connection any more after it was sent something: the same, but it doesn't
-    say that nothing was done."""
+    """Return ConnectionLost for ServerAway, and other errors as they are. It is for calls of which something was sent
+    before, so that ServerAway would be wrong: it says that nothing was done."""
     return ConnectionLost(error.message) if isinstance(error, ServerAway) else error
 
 
@@ -49,12 +50,13 @@ class Retries:
     """The further attempts of one call: at most so many, and none later than the answer was wanted."""
 
     def __init__(self, call: Call, most: int, seconds: float, patience: float) -> None:
-        """
+        """Set the bounds of further attempts.
+
         Args:
-            call: What is made again.
-            most: How many attempts more may be made, those not counted that wait for a server that restarts.
-            seconds: After so many from now none begins.
-            patience: Seconds for which a server that restarts is waited for.
+            call: The call to make again.
+            most: Number of further attempts, not counting those that wait for a restarting server.
+            seconds: Time from now after which no attempt begins.
+            patience: Seconds for which a restarting server is waited for.
         """
         self._call = call
         self._most = self._left = most
@@ -63,18 +65,19 @@ class Retries:
         self._patience = patience
         self._away_since: float | None = None
         self._lost: EraError | None = None
-        """Why it isn't known what became of an earlier attempt."""
+        """The error of an earlier attempt that may have been carried out."""
 
     def pause(self, error: EraError, *, is_known: bool) -> float:
-        """How many seconds to wait before the call is made again.
+        """Return the seconds to wait before the call is made again.
 
         Args:
             error: Why the last attempt failed.
             is_known: Whether the server has ever answered this client.
 
         Raises:
-            EraError: It can't be made again without harm, has been tried often enough, or would come too late. This is
-                `error`; but where `error` says that nothing was done, and an earlier attempt may have been, that one's.
+            EraError: The call can't be made again without harm, has been tried often enough, or would come too late.
+                This is `error`, unless that says that nothing was done and an earlier attempt may have been carried
+                out: then it is the error of that attempt.
         """
         seconds, now = self._seconds(error), monotonic()
         is_away = self._is_away(error, is_known)
@@ -102,20 +105,20 @@ class Retries:
         return None
 
     def _is_away(self, error: EraError, is_known: bool) -> bool:
-        """Whether an error says that a server which has been there isn't now: it may be restarting."""
+        """Return whether a server that was there can't be reached now, so that it may be restarting."""
         has_been_there = is_known or (self._lost is not None and not is_proxys(self._lost))
         return has_been_there and (isinstance(error, ServerAway) or is_proxys(error) or error.code == "not_ready")
 
     def _is_own_run(self, error: EraError) -> bool:
-        """Whether the run under way is that of an earlier attempt."""
+        """Return whether the run under way is that of an earlier attempt."""
         return self._lost is not None and isinstance(error, RunUnderWay)
 
     @staticmethod
     def _says_undone(error: EraError) -> bool:
-        """Whether an error, by itself, tells a caller that nothing of the call was done."""
+        """Return whether an error, by itself, says that nothing of the call was done."""
         return isinstance(error, ServerAway | RunUnderWay) or error.status == 429 or error.retry_after is not None
 
     @staticmethod
     def _may_be_done(error: EraError) -> bool:
-        """Whether the call may have been done, as far as an error tells."""
+        """Return whether the call may have been carried out, judging by this error alone."""
         return is_proxys(error) or isinstance(error, ConnectionLost | HomeLost | OutcomeUnknown)

@@ -20,7 +20,7 @@ _IDLE_SECONDS = 2.0
 async_sleep = asyncio.sleep
 
 AsyncInterruption = asyncio.CancelledError
-"""Ends a call whose caller doesn't wait any longer."""
+"""Raised in a call whose caller is interrupted."""
 
 _going_on: set[asyncio.Task[Any]] = set()
 
@@ -31,7 +31,7 @@ async def async_in_thread[T](function: Callable[..., T], *arguments: Any) -> T:
 
 
 async def async_finished[T](work: Coroutine[Any, Any, T]) -> T:
-    """Wait for a coroutine, which goes on where the caller is cancelled meanwhile."""
+    """Wait for a coroutine. It goes on if the caller is cancelled meanwhile."""
     task = asyncio.create_task(work)
     _going_on.add(task)
     task.add_done_callback(_going_on.discard)

@@ -25,7 +25,7 @@ from era.errors import EraError
 from era.telemetry.metrics import Gauge, Metrics
 
 _KEPT_SECONDS = 1.0
-"""Seconds for which the metrics are given again as they are. Anybody may ask for them, and to make them takes 5 ms."""
+"""Seconds for which the metrics are kept once they were made, which takes 5 ms. Anybody may ask for them."""
 
 
 class KeptText:

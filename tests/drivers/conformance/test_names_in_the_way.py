@@ -99,7 +99,7 @@ async def runs_beside_meddling(sandbox: Any, call: str) -> None:
 
 
 @pytest.mark.parametrize("how", MEDDLES)
-def test_processes_go_on_that_meddle_with_the_directory_beside_runs(sandboxes: Any, how: str) -> None:
+def test_processes_go_on_when_they_change_the_directory(sandboxes: Any, how: str) -> None:
     sandbox = sandboxes.make()
     sandboxes.do(sandbox, runs_beside_meddling, MEDDLES[how])
     assert is_alive(sandboxes, sandbox)

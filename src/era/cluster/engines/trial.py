@@ -35,7 +35,7 @@ def check(directory: Path, wanted: Set[str], variables: Mapping[str, str]) -> No
 
 
 def _in_one(commands: Sequence[str]) -> str:
-    """The commands that install what is missing, as one line."""
+    """Join commands that install packages into one line, those of apt-get into one command."""
     packages = [command.removeprefix(_APT) for command in commands if command.startswith(_APT)]
     others = [command for command in commands if not command.startswith(_APT)]
     return " && ".join([*([_APT + " ".join(packages)] if packages else []), *others])

@@ -13,9 +13,10 @@ was put aside is hashed, stored and made durable. A directory that isn't known y
 processes go on: so the moment is short all the same. What turns out to be large work is given up before anything is put
 aside: everything goes on until there is a thread for it, and stands still again.
 
-*Looking twice.* Where it can't be frozen, it is looked at until two looks agree, or some times. Such a snapshot never
-says that it is consistent while processes go on: what a process changes and changes back between two looks, or writes
-through a map, no look tells. Once all processes have ended, two looks that agree are of one moment.
+*Looking twice.* Where processes can't be frozen, the tree is looked at until two looks agree, but not without end. The
+snapshot isn't consistent while processes go on, even if two looks agree: a look doesn't show what a process changes and
+changes back before the next one, or writes through a memory map. Once all processes have ended, looks that agree show
+one moment.
 
 *Half a write.* A call that writes much sets a file's times when it begins, and no more, so what is read meanwhile may
 be half of it, and nothing tells so later. Nor can anybody tell that it is under way: another thread may have closed its

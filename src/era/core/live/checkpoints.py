@@ -137,8 +137,8 @@ class Checkpoints:
         stored: Awaitable[None] | None = None,
         ended: bool = False,
     ) -> tuple[Checkpoint, int]:
-        """The same, with a cause; that of a checkpoint is that of a loose one where the tree isn't of one moment. Also
-        returns how many old versions had to go for it. `changed`, `stored` and `ended` are as for LiveSnapshots.take.
+        """Do the same with a cause. `checkpoint` becomes `loose_checkpoint` where the tree isn't of one moment. Also
+        returns how many old versions were dropped. `changed`, `stored` and `ended` are as for LiveSnapshots.take.
         """
         with self._moments.naming():
             return await self._named(live, session, cause, changed=changed, stored=stored, ended=ended)

@@ -40,7 +40,7 @@ _AT_ONCE = 100
 """Events that a reader is sent in one piece."""
 
 _PAUSE_SECONDS = 0.05
-"""Between two pieces for a reader, so that the events of a storm come to few."""
+"""Seconds between two pieces for a reader, so that many events in a short time make few pieces."""
 
 _LINGER_SECONDS = 60.0
 """How long a watch goes on that nobody reads."""
@@ -98,7 +98,7 @@ class Watching:
         """The watch that there is, or else a new one. Raises Conflict where there are too many."""
         if sum(of.readers for each, of in self._watches.items() if each[0] == key[0]) >= MOST_READERS:
             raise Conflict(
-                f"The watches of session '{live.session.id}' have {MOST_READERS} readers, as many as they may.",
+                f"The watches of session '{live.session.id}' have {MOST_READERS} readers together, which is the most.",
                 hint="End one, or have one reader pass on what it gets.",
                 code="too_many_watches",
             )

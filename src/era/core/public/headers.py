@@ -106,9 +106,8 @@ def of_request(
 
     `key` is the operator's API key. An Authorization or X-Api-Key header with it, or with any other key of the API, is
     dropped, and so is such a cookie: the caller may have sent it needlessly. So is an Authorization that no session can
-    have asked for. Headers that `Connection` names
-    are kept: they would end here anyway, and a caller could use this to remove what a proxy in front has added. All
-    cookies and credentials of a session's `own_origin` are its own.
+    have asked for. Headers that `Connection` names are kept: they would end here anyway, and a caller could use this to
+    remove what a proxy in front has added. All cookies and credentials of a session's `own_origin` are its own.
     """
     passed: list[tuple[str, str]] = []
     for raw_name, raw_value in headers:

@@ -40,8 +40,8 @@ class Era:
         Seconds that connecting may take.
     retries
         How often a call is made again if that is safe: nothing was sent, the server said when to come back, or it only
-        reads or has an idempotency key. Attempts that wait for a server that restarts don't count: they go on for
-        `timeout`.
+        reads or has an idempotency key. Attempts that wait for a restarting server don't count: they go on for
+        `timeout` seconds.
     idempotency_keys
         Whether runs and new sessions get such a key by themselves. Without, a run is a little faster, since with a key
         its record is durable before it begins; but whether it was done is not known where a connection breaks.

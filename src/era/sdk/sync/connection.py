@@ -35,7 +35,7 @@ class Connection:
 
         self.retries = retries
         self._is_known = False
-        """Whether the server has ever answered: then one that is away is restarting."""
+        """Whether the server has answered before. If it can't be reached then, it may be restarting."""
 
         key = os.environ.get("ERA_API_KEY") if api_key is None else api_key
         self._transport = Transport(self.url, authorization(key), connect_timeout)

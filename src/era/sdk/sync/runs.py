@@ -21,10 +21,10 @@ from era.urls import quoted
 _FIRST_LOOK, _LONGEST_PAUSE = 0.05, 2.0
 
 _BEGIN_SECONDS = 2.0
-"""For so long a run is looked for that is to be stopped and may be about to begin."""
+"""Seconds for which `stop_of_key` looks for a run that may be about to begin."""
 
 _LEAVING_SECONDS = 10.0
-"""For so long each call may take of a caller that leaves."""
+"""Seconds that each call of `stop_of_key` may take: its caller has been interrupted."""
 
 
 class Run:
@@ -96,10 +96,8 @@ class Runs:
         return Run(self._connection, self._session, run_id)
 
     def stop_of_key(self, key: str) -> bool:
-        """Stop the run that has begun with this idempotency key, or begins within two seconds; whether there was one.
-
-        It is for a caller that leaves in any case, so it raises no EraError.
-        """
+        """Stop the run that has begun with this idempotency key, or begins within two seconds. Returns whether there
+        was one. Raises no EraError: its caller has been interrupted, and is about to raise that."""
         query, until = {"idempotency_key": key}, monotonic() + _BEGIN_SECONDS
         with suppress(EraError):
             while True:

@@ -86,7 +86,7 @@ class Session:
         With `background` it returns when the run has begun, with a handle on it. Options: `command` in place of code,
         `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds) and `atomic`.
 
-        A run whose caller is interrupted, by Ctrl-C or as its task is cancelled, is stopped. What it left is kept.
+        If the caller is interrupted, by Ctrl-C or a cancelled task, the run is stopped. What it left is kept.
         """
         given = run_body(code, options)
         if background:
@@ -95,7 +95,7 @@ class Session:
         return RunResult(self._run(given, self._seconds(given)))
 
     def _run(self, given: Mapping[str, Any], seconds: float) -> Any:
-        """The answer to a run. One that is interrupted is stopped before the interruption is raised."""
+        """Send a run, and return its answer. An interrupted run is stopped before the interruption is raised."""
         call = Call("POST", f"{self._path}/run", json=given, once=self._connection.keys, seconds=seconds)
         try:
             return self._connection.call(call)
