@@ -368,6 +368,9 @@ def extended(server: Server[Any]) -> Server[Any]:
         return entry.handler
 
     list_tools, call_tool, read_resource = map(own, ("tools/list", "tools/call", "resources/read"))
+    own_schema = server.get_tool_input_schema
+    assert own_schema is not None
+    server.get_tool_input_schema = lambda name: SCHEMAS.get(name) or own_schema(name)
 
     async def list_all_tools(context: protocol.RequestContext, params: Any) -> types.ListToolsResult:
         listed: types.ListToolsResult = await list_tools(context, params)
