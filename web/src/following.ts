@@ -2,7 +2,7 @@
 
 import { ApiError, at, events, send, Unreachable } from './api.ts';
 import type { RunEnd } from './types.ts';
-import type { Written } from './ui/output.tsx';
+import type { Stream } from './ui/output.tsx';
 
 const FIRST_PAUSE_MS = 1000;
 const LONGEST_PAUSE_MS = 15_000;
@@ -17,11 +17,17 @@ export interface Followed {
 
 export const NOT_RUN: Followed = { running: false, runId: '', end: null, error: undefined };
 
+/** Takes what a run writes, and the events of what its cell shows. */
+export interface RunOutput {
+  write(stream: Stream, text: string): void;
+  show?(event: Record<string, unknown>): void;
+}
+
 /** Run what `asked` gives. What the program writes goes to `written`; `put` is told how it goes, to its end. */
 export async function follow(
   session: string,
   asked: () => object,
-  written: Written,
+  written: RunOutput,
   put: (changed: Partial<Followed>) => void,
 ): Promise<void> {
   put({ ...NOT_RUN, running: true });
@@ -42,6 +48,7 @@ export async function follow(
         else if (data.type === 'gap') written.write('stderr', '\n[some output isn’t kept any more]\n');
         else if (data.type === 'done') return put({ end: data as unknown as RunEnd, running: false });
         else if (data.type === 'error') throw errorOf(data);
+        else written.show?.(data);
       }
       throw new ApiError(503, { error: 'The stream ended before the run did. Its record says how it went.' });
     } catch (error) {

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { api, newId, SERVER, withPage } from './harness.ts';
+import { api, eventually, newId, SERVER, withPage } from './harness.ts';
 
 const part = (id: string, name: string) => `${SERVER}/#/sessions/${id}/${name}`;
 
@@ -78,6 +78,41 @@ test('cells share an interpreter, and their results can do nothing', () =>
     await page.locator('.toast', { hasText: 'new interpreter' }).waitFor();
     await cell(5, 'numbers');
     await page.getByRole('region', { name: 'Output of cell 5' }).getByText('NameError').first().waitFor();
+  }));
+
+test('a cell’s output is in the order of its writes, and is updated and cleared', () =>
+  withPage(async (page, complaints) => {
+    const id = newId('order');
+    await api('/api/sessions', { language: 'python', session_id: id });
+    await page.goto(part(id, 'notebook'));
+    const run = async (number: number, code: string) => {
+      await page.getByRole('textbox', { name: `Cell ${number}` }).fill(code);
+      await page.getByRole('button', { name: `Run cell ${number}` }).click();
+    };
+    const shows = (number: number, pattern: RegExp) =>
+      eventually(async () => {
+        const output = page
+          .locator('.cell-box')
+          .nth(number - 1)
+          .locator('.cell-output');
+        return (await output.count()) > 0 && pattern.test((await output.textContent()) ?? '');
+      }, `cell ${number} shows ${pattern}`);
+    await run(
+      1,
+      'print("one"); handle = display("two", display_id="d"); print("three"); display("four"); handle.update("six"); 1/0',
+    );
+    await shows(1, /^one\s*'six'\s*three\s*'four'\s*-+\s*ZeroDivisionError.*: division by zero\s*$/s);
+    await run(
+      2,
+      'from IPython.display import clear_output\nprint("old"); clear_output(); print("new"); handle.update("7")',
+    );
+    await shows(2, /^new\s*$/);
+    await shows(1, /^one\s*'7'\s*three/);
+    await run(3, 'print("old"); clear_output(wait=True); display("new")');
+    await shows(3, /^'new'\s*$/);
+    await run(4, 'import io, sys\nsys.stderr = io.StringIO()\n1/0');
+    await shows(4, /^-+\s*ZeroDivisionError.*: division by zero\s*$/s);
+    assert.deepEqual(complaints, []);
   }));
 
 test('results that aren’t what they say leave the notebook as it is', () =>

@@ -12,9 +12,10 @@ import type { CellResult, Context } from '../types.ts';
 import { Button, Empty, Problem, Status } from '../ui/basics.tsx';
 import { confirm, say, sayError } from '../ui/dialog.tsx';
 import { CodeEditor } from '../ui/editor.tsx';
-import { Output, Printed, Written } from '../ui/output.tsx';
+import { Output, Printed } from '../ui/output.tsx';
 import { NO_PICTURE, Picture } from '../ui/pictures.tsx';
 import { Tree } from '../ui/tree.tsx';
+import { CellOutput } from './cell.ts';
 
 const NAME = 'notebook';
 const REFRESH_MS = 3000;
@@ -23,16 +24,16 @@ const LANGUAGES = ['python', 'node', 'typescript'];
 interface Cell extends Followed {
   serial: number;
   code: string;
-  written: Written | null;
+  output: CellOutput | null;
 }
 
 let serial = 0;
-const cell = (): Cell => ({ ...NOT_RUN, serial: ++serial, code: '', written: null });
+const cell = (): Cell => ({ ...NOT_RUN, serial: ++serial, code: '', output: null });
 /** The cells of each session, as long as the page is open. */
 const notebooks = new Kept(() => [cell()]);
 
 /** The richest form of a result that can do nothing: a picture, a page without scripts, JSON, or text. */
-function Result({ result }: { result: CellResult }) {
+function Result({ result }: { result: Pick<CellResult, 'data'> }) {
   const { data } = result;
   // Programs make them, and may put anything there.
   const text = (type: string) => (typeof data[type] === 'string' ? data[type] : undefined);
@@ -67,6 +68,17 @@ async function contentOf(type: string, text: string): Promise<BlobPart> {
   }
 }
 
+/** What a cell has written and shown, in its order. */
+function Parts({ output, label }: { output: CellOutput; label: string }) {
+  return output.parts.value.map(({ serial, text, shown }, at) =>
+    text ? (
+      <Output key={`${serial}`} run={text} label={at ? `${label}, part ${at + 1}` : label} />
+    ) : (
+      <Result key={`${serial}`} result={shown} />
+    ),
+  );
+}
+
 function CellView({
   session,
   language,
@@ -88,13 +100,15 @@ function CellView({
   const run = async () => {
     const now = cells.value.find((each) => each.serial === shown.serial);
     if (!now || now.running || !now.code.trim()) return;
-    const written = new Written();
+    const output = new CellOutput((displayId, shown) => {
+      for (const each of cells.value) each.output?.update(displayId, shown);
+    });
     if (index === cells.value.length - 1) cells.value = [...cells.value, cell()];
     await follow(
       session,
       () => ({ code: now.code, context: NAME }),
-      written,
-      (change) => put({ ...change, written }),
+      output,
+      (change) => put({ ...change, output }),
     );
     changed();
   };
@@ -102,7 +116,7 @@ function CellView({
     cells.value = cells.value.filter((each) => each.serial !== shown.serial);
     if (!cells.value.length) cells.value = [cell()];
   };
-  const { end, written } = shown;
+  const { end, output } = shown;
   const number = end?.execution_count;
   return (
     <li class="cell-box">
@@ -129,12 +143,9 @@ function CellView({
         onText={(code) => put({ code })}
         onRun={() => void run()}
       />
-      {written && (
+      {output && (
         <div class="cell-output">
-          <Output run={written} label={`Output of cell ${index + 1}`} />
-          {end?.results?.map((result, at) => (
-            <Result key={`${shown.runId}/${at}`} result={result} />
-          ))}
+          <Parts output={output} label={`Output of cell ${index + 1}`} />
           {end?.results_truncated && <p class="soft">Some results were too large, and are left out.</p>}
           {end?.memory && !end.memory.kept && (
             <p class="warning">Variables of earlier cells are gone: {end.memory.reason}</p>

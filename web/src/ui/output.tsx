@@ -9,7 +9,7 @@ const LINES = 20_000;
 const LINE = 20_000;
 const KEPT = 200_000;
 
-type Stream = 'stdout' | 'stderr';
+export type Stream = 'stdout' | 'stderr';
 
 /** Text in a <pre>. It is kept out of Preact: thousands of small pieces would each cost a comparison. */
 export class Screen {
@@ -163,6 +163,12 @@ export class Written {
     this.length += text.length;
     if (this.length > 2 * KEPT) this.drop();
     this.screen?.write(stream, text);
+  }
+
+  /** Whether a text is in what is kept of a stream. */
+  has(stream: Stream, text: string): boolean {
+    const pieces = this.kept.filter(([of]) => of === stream).map(([, piece]) => piece);
+    return pieces.join('').includes(text);
   }
 
   /** Have a screen show it, and what will come. */
