@@ -126,6 +126,7 @@ def test_an_engine_is_started_again_until_it_starts(
         """One that has ended, and starts at the third try."""
 
         name = "s3"
+        keeps_hosts = False
         has_ended = True
         problems: ClassVar[list[Exception]] = [NotReady("Its port is taken."), OSError("Its disk is full.")]
 
@@ -155,6 +156,7 @@ def test_a_signal_breaks_off_the_start_of_an_engine(tmp_path: Path) -> None:
         """One that ends, and then takes for ever to start."""
 
         name = "ray"
+        keeps_hosts = True
         has_ended = False
         stopped = 0
 
@@ -179,6 +181,52 @@ def test_a_signal_breaks_off_the_start_of_an_engine(tmp_path: Path) -> None:
         for number, handler in kept.items():
             signal.signal(number, handler)
     assert engine.stopped == 1
+
+
+def test_hosts_left_by_ray_end_before_their_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+
+    class Engine:
+        """One that has started, and is told to stop with the others."""
+
+        has_ended = False
+
+        def __init__(self, name: str, *, keeps_hosts: bool) -> None:
+            self.name = name
+            self.keeps_hosts = keeps_hosts
+
+        def start(self) -> str:
+            return "there"
+
+        def settings(self) -> dict[str, str]:
+            return {}
+
+        def stop(self) -> None:
+            stopped.append(self.name)
+
+    class Last(Engine):
+        def start(self) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "there"
+
+    def end_hosts(_: Path) -> dict[str, int]:
+        stopped.append("hosts")
+        return {}
+
+    monkeypatch.setattr(local, "end_hosts", end_hosts)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    engines = [
+        Engine("postgresql", keeps_hosts=False),
+        Engine("s3", keeps_hosts=False),
+        Engine("ray", keeps_hosts=True),
+        Last("driver", keeps_hosts=True),
+    ]
+    try:
+        assert LocalCluster(tmp_path, [], engines, {}, 0).run(60) == 0
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert stopped == ["driver", "ray", "hosts", "s3", "postgresql"]
 
 
 def test_a_node_of_ray_that_gives_up_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

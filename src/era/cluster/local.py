@@ -32,6 +32,8 @@ class Engine(Protocol):
     """One that is a child of this process, with its data in a directory of its own."""
 
     name: str
+    keeps_hosts: bool
+    """Whether it starts hosts anew that have ended."""
 
     @property
     def has_ended(self) -> bool: ...
@@ -191,9 +193,13 @@ class LocalCluster:
             until = time.monotonic() + _STOP_SECONDS
             for host in self._hosts:
                 host.wait(max(until - time.monotonic(), 0.1))
-            for engine in reversed(started):
+            # Hosts that a killed driver or head of Ray left need the database and the bucket to leave the cluster, and
+            # would be started anew as long as Ray runs.
+            for engine in reversed([engine for engine in started if engine.keeps_hosts]):
                 engine.stop()
             left = end_hosts(self._directory)
+            for engine in reversed([engine for engine in started if not engine.keeps_hosts]):
+                engine.stop()
             (self._directory / FILE).unlink(missing_ok=True)
         return 1 if left else 0
 

@@ -120,6 +120,7 @@ class PostgreSQL:
     """The database of a cluster for trying: at a port of loopback, by a password, durable."""
 
     name = "postgresql"
+    keeps_hosts = False
 
     def __init__(self, directory: Path, hosts: int) -> None:
         """`directory` has its data, its log and its password. Raises NotReady."""

@@ -42,6 +42,7 @@ class RayNodes:
     """The nodes, of which the first is the head. They listen on loopback, and ask for a token."""
 
     name = "ray"
+    keeps_hosts = True
 
     def __init__(self, directory: Path, hosts: Sequence[Mapping[str, str]]) -> None:
         """`directory` has the token, logs, and what Ray writes. `hosts` are the settings that each node's host has of
@@ -114,6 +115,7 @@ class Driver:
     """`era serve --cluster`, which ends once it has stopped the hosts."""
 
     name = "driver"
+    keeps_hosts = True
 
     def __init__(self, directory: Path, nodes: RayNodes, environment: Mapping[str, str]) -> None:
         """`environment` is known in full only once what was started before it is."""

@@ -123,6 +123,7 @@ class S3:
     """Where a cluster for trying has the content of files: at a port of loopback, by keys."""
 
     name = "s3"
+    keeps_hosts = False
 
     def __init__(self, directory: Path) -> None:
         """`directory` has its data, its log and its keys."""
