@@ -195,6 +195,64 @@ except ZeroDivisionError: traceback.print_exc()
     )
 
 
+def _ask(notebook: Notebook, sent: str) -> dict[str, Any]:
+    """The content of the reply to a request."""
+    reply = notebook.client.get_shell_msg(timeout=PATIENCE)
+    while reply["parent_header"]["msg_id"] != sent:
+        reply = notebook.client.get_shell_msg(timeout=PATIENCE)
+    content: dict[str, Any] = reply["content"]
+    return content
+
+
+def test_completion_and_inspection_know_the_variables_and_leave_no_trace(
+    notebook: Notebook, shared_server: Server
+) -> None:
+    """Neither in IPython's history nor in the numbers of cells."""
+    notebook.run("import io, sys; sys.stdout = io.StringIO(); some_name = [1]")
+    try:
+        code = "1\nprint(some_n)"
+        reply = _ask(notebook, notebook.client.complete(code, code.index(")")))
+        start, end = reply["cursor_start"], reply["cursor_end"]
+        assert (reply["status"], reply["matches"], code[start:end]) == ("ok", ["some_name"], "some_n")
+        reply = _ask(notebook, notebook.client.inspect("len(some_name)", 9))
+        assert (reply["status"], reply["found"], list(reply["data"])) == ("ok", True, ["text/plain"])
+        assert "[1]" in reply["data"]["text/plain"]
+        reply = _ask(notebook, notebook.client.inspect("no_such_name"))
+        assert (reply["status"], reply["found"], reply["data"]) == ("ok", False, {})
+    finally:
+        notebook.run("sys.stdout = sys.__stdout__")
+    with Era(shared_server.url) as era:
+        numbers = [context.execution_count for context in era.sessions.get("desk").contexts()]
+        _, published = notebook.run("(_ii[:10], In[-3][:10], [name for name in dir() if 'query' in name])")
+        assert published[-1][1]["data"]["text/plain"] == "('import io,', 'import io,', [])"
+        assert max(context.execution_count for context in era.sessions.get("desk").contexts()) == max(numbers) + 1
+
+
+def test_a_query_that_finds_the_variables_lost_has_the_next_cell_say_so(notebook: Notebook) -> None:
+    notebook.run("import os; os._exit(3)")
+    assert _ask(notebook, notebook.client.inspect("len"))["found"]
+    _, published = notebook.run("1")
+    [note] = [content["text"] for kind, content in published if kind == "stream"]
+    assert "variables of earlier cells are gone" in note
+    assert [kind for kind, _ in notebook.run("1")[1]] == ["execute_result"]
+
+
+def test_history_has_the_last_cells_a_range_of_them_and_those_of_a_pattern(notebook: Notebook) -> None:
+    first = notebook.run("a = 1")[0]["execution_count"]
+    for code in ("b = 2", "a = 1"):
+        notebook.run(code)
+
+    def history(access: str, **fields: Any) -> Any:
+        return _ask(notebook, notebook.client.history(hist_access_type=access, **fields))["history"]
+
+    assert history("tail", n=2) == [[1, first + 1, "b = 2"], [1, first + 2, "a = 1"]]
+    assert history("tail", n=1, output=True) == [[1, first + 2, ["a = 1", None]]]
+    assert history("range", session=0, start=first, stop=first + 1) == [[1, first, "a = 1"]]
+    assert history("range", session=-1, start=first, stop=first + 1) == []
+    assert history("search", pattern="a = ?") == [[1, first, "a = 1"], [1, first + 2, "a = 1"]]
+    assert history("search", pattern="? = ?", unique=True, n=5) == [[1, first + 1, "b = 2"], [1, first + 2, "a = 1"]]
+
+
 def test_is_complete_answers_as_ipython_does(notebook: Notebook) -> None:
     notebook.run("pass")  # makes the session, which the fixture deletes
     for code, answer in [
@@ -204,11 +262,7 @@ def test_is_complete_answers_as_ipython_does(notebook: Notebook) -> None:
         ("x = (1,", {"status": "incomplete", "indent": ""}),
         ("x = )", {"status": "invalid"}),
     ]:
-        sent = notebook.client.is_complete(code)
-        reply = notebook.client.get_shell_msg(timeout=PATIENCE)
-        while reply["parent_header"]["msg_id"] != sent:
-            reply = notebook.client.get_shell_msg(timeout=PATIENCE)
-        assert reply["content"] == answer, code
+        assert _ask(notebook, notebook.client.is_complete(code)) == answer, code
 
 
 def test_a_cell_is_interrupted_and_variables_stay(notebook: Notebook) -> None:
@@ -231,6 +285,7 @@ class Alone(EraKernel):
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
+        self._held_notes = []
 
     def _context(self) -> Any:
         events = Stream([Stdout({"content": "out\n"}), Gap({"from": 2, "to": 3}), Stderr({"content": "err\n"})])

@@ -16,12 +16,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.kernelbase import Kernel
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.utils.tokenutil import line_at_cursor, token_at_cursor
 from jupyter_client.kernelspec import KernelSpecManager
 
 from era.errors import EraError, Expired, NotFound
@@ -42,6 +44,33 @@ _MESSAGES = {"display": "display_data", "update_display": "update_display_data",
 
 _TRACEBACK = re.compile(r"-{20}|Traceback |  Cell |  File |Uncaught ")
 """How tracebacks on stderr begin: IPython's, Python's, those of syntax errors, Node's."""
+
+_QUERY_SECONDS = 10.0
+"""How long a query for completions or documentation may take."""
+
+_QUERY = """
+shell = get_ipython()
+history = shell.history_manager
+shell.execution_count -= 1
+del history.input_hist_parsed[-1], history.input_hist_raw[-1]
+history._i00, history._i, history._ii = history._i, history._ii, history._iii
+shell.display_pub.publish({"application/json": query(shell)})
+"""
+"""Publishes what the function `query` gives, as a cell that leaves no trace in IPython's counter and history."""
+
+_COMPLETE = """
+def query(shell):
+    text, matches = shell.complete("", LINE, CURSOR)
+    return {"text": text, "matches": list(matches)}
+"""
+_INSPECT = """
+def query(shell):
+    try:
+        found = shell.object_inspect_mime(NAME, LEVEL)
+    except KeyError:
+        return {}
+    return {"text/plain": found["text/plain"]}
+"""
 
 _SUFFIXES = {"python": ".py", "node": ".js", "typescript": ".ts"}
 
@@ -68,6 +97,11 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         self._cells: Context | None = None
         self._is_own = not os.environ.get(_SESSION)
         self._session = os.environ.get(_SESSION) or self._name
+        self._history: list[tuple[int, str]] = []
+        """The number of each cell, and its code."""
+
+        self._held_notes: list[str] = []
+        """Notes on queries, which the next cell shows."""
 
     async def do_execute(
         self,
@@ -79,6 +113,8 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         **_: Any,
     ) -> dict[str, Any]:
         # This blocks the channel of cells, of which one runs at a time. Interrupts come in a thread of their own.
+        if store_history and not silent:
+            self._history.append((self.execution_count, code))
         try:
             return self._execute(code, silent)
         except EraError as error:
@@ -102,8 +138,10 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         if held:
             self._print("stderr", held)
         result = stream.result
-        for note in [] if silent else run_notes(result.answer):
-            self._print("stderr", f"{note}\n")
+        if not silent:
+            notes, self._held_notes = [*self._held_notes, *run_notes(result.answer)], []
+            for note in notes:
+                self._print("stderr", f"{note}\n")
         if result.error:
             error = result.error
             return self._failed(error["name"], error["value"], error["traceback"].splitlines())
@@ -119,6 +157,65 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
         transformer: Any = TransformerManager  # IPython has no types for it
         status, indent = transformer().check_complete(code)
         return {"status": status, "indent": " " * (indent or 0)} if status == "incomplete" else {"status": status}
+
+    async def do_complete(self, code: str, cursor_pos: int) -> dict[str, Any]:
+        """Complete the name at the cursor, as the context's IPython does. Other languages have no completion."""
+        line, offset = line_at_cursor(code, cursor_pos)
+        found = self._query(_COMPLETE, LINE=line, CURSOR=cursor_pos - offset)
+        return {
+            "status": "ok",
+            "matches": found.get("matches", []),
+            "cursor_start": cursor_pos - len(found.get("text", "")),
+            "cursor_end": cursor_pos,
+            "metadata": {},
+        }
+
+    async def do_inspect(
+        self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Describe the object at the cursor, as the context's IPython does. Other languages have no inspection."""
+        name = token_at_cursor(code, cursor_pos)
+        found = self._query(_INSPECT, NAME=name, LEVEL=detail_level)
+        return {"status": "ok", "found": bool(found), "data": found, "metadata": {}}
+
+    def _query(self, query: str, **values: object) -> dict[str, Any]:
+        """Run a query in the context, between cells. Empty where it fails or the language isn't Python."""
+        if self._language != "python":
+            return {}
+        code = f"__import__('builtins').exec({query + _QUERY!r}, {values!r})"
+        try:
+            result = self._context().run(code, timeout=_QUERY_SECONDS)
+        except EraError as error:
+            self.log.warning("The context was not asked: %s", error.message)
+            return {}
+        self._held_notes += run_notes(result.answer)
+        shown = [shown["data"].get("application/json") for shown in result.results or []]
+        return shown[-1] if shown and isinstance(shown[-1], dict) else {}
+
+    async def do_history(
+        self,
+        hist_access_type: str,
+        output: bool,
+        raw: bool,
+        session: int | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        n: int | None = None,
+        pattern: str | None = None,
+        unique: bool = False,
+    ) -> dict[str, Any]:
+        """List cells since the kernel started, which is session 1: the last, a range of numbers, or a search."""
+        found = self._history
+        if hist_access_type == "range":
+            first, end = start or 0, float("inf") if stop is None else stop
+            found = [cell for cell in found if first <= cell[0] < end] if session in (None, 0, 1) else []
+        elif hist_access_type == "search":
+            found = [cell for cell in found if fnmatchcase(cell[1], pattern or "*")]
+            if unique:
+                found = sorted({code: (number, code) for number, code in found}.values())
+        if hist_access_type != "range" and n is not None:
+            found = found[-n:] if n else []
+        return {"status": "ok", "history": [(1, number, (code, None) if output else code) for number, code in found]}
 
     def _publish(self, event: RunEvent) -> None:
         """Send an event of a cell to Jupyter. The error that it ends with is sent with the reply."""
