@@ -171,6 +171,15 @@ def test_an_error_is_one(notebook: Notebook) -> None:
     assert error["traceback"][-1] == "ZeroDivisionError: division by zero"
 
 
+def test_an_error_in_a_damaged_context_is_shown_once_beside_the_note(notebook: Notebook) -> None:
+    try:
+        _, published = notebook.run("import sys; sys.stdout = type('Mute', (), {'write': lambda *_: 0})(); 1 / 0")
+        assert [kind for kind, _ in published] == ["stream", "error"]
+        assert published[0][1]["text"].startswith("era: this context is damaged: sys.stdout can't be written to.")
+    finally:
+        notebook.run("sys.stdout = sys.__stdout__")
+
+
 def test_messages_are_in_the_order_of_the_writes(notebook: Notebook) -> None:
     code = """
 import sys, traceback

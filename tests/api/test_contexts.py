@@ -230,12 +230,27 @@ def test_an_interpreter_that_is_lost_takes_no_files_with_it(
     where = session()
     answer = cell(where, f"open('kept.txt', 'w').write('kept');\n{code}", timeout=5 if status == "timeout" else 60)
     assert (answer["status"], answer["exit_code"]) == (status, exit_code)
-    assert answer["memory"] == {"kept": False, "reason": reason}
+    anew = "The next run in the context starts a new interpreter."
+    assert answer["memory"] == {"kept": False, "reason": f"{reason} {anew}"}
     assert answer["state"]["committed"] is True
     assert client.get(f"/api/sessions/{where}/files/kept.txt").text == "kept"
     following = cell(where, "open('kept.txt').read()")
     assert (text(following), following["memory"]) == ("'kept'", {"kept": False, "reason": reason})
     assert cell(where, "1")["memory"] == KEPT
+
+
+def test_a_context_whose_interpreter_has_ended_can_be_restarted(
+    client: httpx.Client, session: MakeSession, cell: Cell
+) -> None:
+    where = session()
+    cell(where, "import os; os._exit(7)")
+    restarted = client.post(f"/api/sessions/{where}/contexts/main/restart")
+    assert (restarted.status_code, restarted.json()["execution_count"]) == (200, 0)
+    assert cell(where, "1")["memory"] == {"kept": False, "reason": "It was restarted on request."}
+    cell(where, "import sys; sys.stdout = None")
+    assert "/contexts/{name}/restart" in cell(where, "1")["stderr"]
+    assert client.post(f"/api/sessions/{where}/contexts/main/restart").status_code == 200
+    assert cell(where, "print(1)")["stdout"] == "1\n"
 
 
 def test_a_timeout_keeps_variables_and_data(session: MakeSession, cell: Cell) -> None:

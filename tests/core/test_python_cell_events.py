@@ -58,7 +58,7 @@ for each in threads: each.join()
 """
     outcome, written = await cells.run(code, output_bytes=1 << 22)
     assert len(outcome.results) == 100
-    assert written.stdout.count("x" * 5000) == 100
+    assert written.stdout.count("x") == 100 * 5000  # one thread's text may stand in the middle of the other's
     assert "\0" not in written.stdout
     for name in "ab":
         seen = ""

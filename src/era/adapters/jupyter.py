@@ -130,7 +130,8 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
                 held += event.content
                 continue
             if isinstance(event, CellError):
-                held = held.removesuffix(f"{event.traceback}\n").removesuffix(f"Uncaught {event.traceback}\n")
+                before, _, after = held.rpartition(f"{event.traceback}\n")
+                held = before.removesuffix("Uncaught ") + after
             if held:
                 self._print("stderr", held)
                 held = ""

@@ -44,6 +44,6 @@ async def interrupt_context(session_id: SessionId, name: Name, context: UseConte
 
 @router.post("/{name}/restart", responses={200: {"model": ContextAnswer}, **errors(404, 409)})
 async def restart_context(session_id: SessionId, name: Name, request: Request, context: UseContext) -> Response:
-    """Give a context a new interpreter. A run in it ends, and variables are gone."""
+    """Give a context a new interpreter, also where its own has ended. A run in it ends, and variables are gone."""
     restarted = await context.contexts.restart(session_id, name, base_url(request, context.settings))
     return Answer(context_answer(restarted))

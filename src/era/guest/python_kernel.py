@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 OUT_OF_THE_WAY = 900  # below the least RLIMIT_NOFILE there is, above what programs number through
 POLL = 0.1
+RESTART = "POST /api/sessions/{id}/contexts/{name}/restart gives it a new interpreter, without its variables."
 MARK_MS = 10_000  # for somebody to read what is in the way of a mark
 PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -165,6 +166,8 @@ class Kernel:
         self._pid = os.getpid()
         self._home = os.getcwd()
         self._was_interrupted = False
+        self._shell_failed = False
+        """IPython has raised an error that isn't the cell's."""
 
     def loop(self) -> NoReturn:
         while True:
@@ -181,7 +184,7 @@ class Kernel:
         before = {name: os.environ.get(name) for name in cell["env"]}
         directory = os.open(".", os.O_PATH | os.O_CLOEXEC) if cell["cwd"] else -1
         stdin = give_stdin(cell["stdin"])
-        exit_code, self._was_interrupted = 1, False
+        exit_code, self._was_interrupted, self._shell_failed = 1, False, False
         try:
             os.environ.update(cell["env"])
             if cell["cwd"]:
@@ -216,7 +219,11 @@ class Kernel:
     def _run(self, code: str) -> int:
         """Run the cell's code. Returns its exit code."""
         shell = self._shell
-        result = shell.run_cell(code, store_history=True)
+        try:
+            result = shell.run_cell(code, store_history=True)
+        except Exception:
+            self._shell_failed = True
+            raise
         problem = result.error_before_exec or result.error_in_exec
         shell.history_manager.outputs.clear()  # or everything ever printed would stay in memory
         if problem is None:
@@ -232,6 +239,7 @@ class Kernel:
         """Tell the service that the cell has ended."""
         self._channel.end()
         flush()
+        self._say_damage()
         marked = []
         for fd, output in self._channel.outputs.items():
             try:
@@ -254,6 +262,32 @@ class Kernel:
         self._channel.send(b"D", dumps(ended).encode())
         if shell.wants_to_end:
             sys.exit(0)  # with its exit handlers, as any interpreter
+
+    def _say_damage(self) -> None:
+        """Write to stderr what the program has damaged of its interpreter, and how to get another one."""
+        damage = damage_of_output() or ("IPython fails outside the cell's own code" if self._shell_failed else "")
+        if damage and not self._shell.wants_to_end:
+            try:
+                write_mark(self._channel.outputs[2], f"era: this context is damaged: {damage}. {RESTART}\n".encode())
+            except OSError:
+                pass
+
+
+def damage_of_output() -> str:
+    """Say why the program can't write output any more; empty where it can."""
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        try:
+            stream = getattr(sys, name)
+            can_write = not getattr(stream, "closed", False) and callable(stream.write) and callable(stream.flush)
+        except Exception:
+            can_write = False
+        if not can_write:
+            return f"sys.{name} can't be written to"
+        try:
+            os.fstat(fd)
+        except OSError:
+            return f"descriptor {fd} ({name}) is closed"
+    return ""
 
 
 def ignore(number: int, frame: FrameType | None) -> None:

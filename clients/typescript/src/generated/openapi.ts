@@ -961,7 +961,7 @@ export interface paths {
         put?: never;
         /**
          * Restart Context
-         * @description Give a context a new interpreter. A run in it ends, and variables are gone.
+         * @description Give a context a new interpreter, also where its own has ended. A run in it ends, and variables are gone.
          */
         post: operations["restart_context"];
         delete?: never;

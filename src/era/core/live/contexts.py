@@ -53,6 +53,7 @@ _REMEMBERED = 10_000
 _ENDED = "The service was restarted since, and its interpreter ended with it."
 _RESTARTED = "It was restarted on request."
 _DELETED = "It was deleted."
+_STARTS_ANEW = "The next run in the context starts a new interpreter."
 
 
 class ContextStore(Protocol):
@@ -232,7 +233,9 @@ class Contexts:
                 continue
             except CommitFailed as error:
                 raise _NotKept(error.message) from error
-            return outcome, outcome.lost or lost
+            if outcome.lost is None or not of.live.is_open or outcome.lost in (_RESTARTED, _DELETED):
+                return outcome, outcome.lost or lost
+            return outcome, f"{outcome.lost} {_STARTS_ANEW}"
         raise Unavailable(f"The interpreter of context '{request.context}' ends before it takes a cell.")
 
     async def _context(self, of: _OfSession, session: Session, name: str, base_url: str) -> tuple[Context, str | None]:
@@ -313,8 +316,8 @@ class Contexts:
         self._lost.pop((session.key, name), None)
 
     async def restart(self, session_id: OwnedId, name: str, base_url: str) -> Context:
-        """End its interpreter and start another one. A run in it ends, too. Raises NoContext, NotFound also where the
-        session is deleted or stopped meanwhile, and as `run` does."""
+        """End its interpreter and start another one, also where it has ended by itself. A run in it ends, too. Raises
+        NoContext, NotFound also where the session is deleted or stopped meanwhile, and as `run` does."""
         session = await self._sessions.session(session_id)
         try:
             return await self._restart(session_id, session, name, base_url)
@@ -324,7 +327,9 @@ class Contexts:
             raise
 
     async def _restart(self, session_id: OwnedId, session: Session, name: str, base_url: str) -> Context:
-        old = self._alive(session, name)
+        old = self._all(session.key).get(name)
+        if old is None:
+            raise _no_context(session, name)
         async with self._live.opened(session_id) as live:
             of = self._of_session(live)  # Later it may be lost, and its working directory gone.
             await old.close(_RESTARTED)
