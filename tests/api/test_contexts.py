@@ -123,7 +123,7 @@ def test_stored_code_can_be_the_cell(client: httpx.Client, session: MakeSession,
 
 def test_a_stream_has_events_as_they_come_and_results_at_the_end(client: httpx.Client, session: MakeSession) -> None:
     where = session()
-    body = {"code": "print('one', flush=True)\ndisplay('shown')\n2", "context": "main"}
+    body = {"code": "print('one\\n', end='')\ndisplay('shown')\n2", "context": "main"}  # one write
     with client.stream("POST", f"/api/sessions/{where}/stream", json=body) as answer:
         events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: ")]
     assert [event["type"] for event in events] == ["stdout", "display", "result", "done"]
