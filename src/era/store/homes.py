@@ -94,7 +94,14 @@ _RENEW = (
 _IS_OVERDUE = (
     ~hosts.c.dead & (hosts.c.heartbeat_at + hosts.c.lease_us < bindparam("at")) & (hosts.c.id != bindparam("host"))
 )
-_FORGET = delete(hosts).where(hosts.c.dead, hosts.c.heartbeat_at + _FORGOTTEN_US < database_time())
+_FORGET = delete(hosts).where(
+    hosts.c.id.in_(
+        select(hosts.c.id)
+        .where(hosts.c.dead, hosts.c.heartbeat_at + _FORGOTTEN_US < database_time())
+        # A transaction of the dead host may still hold its row: heartbeats of other hosts must not wait for its end.
+        .with_for_update(skip_locked=True)
+    )
+)
 _LEADER = select(leader.c.host_id)
 _RECORDS = select(hosts.c.id, hosts.c.url, hosts.c.started_at, hosts.c.heartbeat_at, hosts.c.dead).order_by(
     hosts.c.started_at, hosts.c.id
