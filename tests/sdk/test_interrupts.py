@@ -18,9 +18,10 @@ from tests.sdk.cutter import Cutter
 
 LONG = "import time; print('on', flush=True); time.sleep(300)"
 PROGRAM = """
-import sys
+import signal, sys
 from era import Era
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 with Era(sys.argv[1]) as era:
     era.sessions.get(sys.argv[2]).run(sys.argv[3], timeout=300)
 """
