@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 SESSION_KEYS = {
     "id", "session_id", "created_at", "last_run_at", "language", "persistent", "file_count", "total_size_bytes",
     "metadata", "data", "setup", "allowInternetAccess", "allowPublicAccess", "default_timeout", "version",
-    "ttl", "expires_at", "limits", "isolation", "egress", "service", "storage", "status", "processes",
+    "ttl", "expires_at", "limits", "isolation", "egress", "service", "storage", "status", "processes", "record_code",
 }  # fmt: skip
 
 RUN_KEYS = {
@@ -67,7 +67,7 @@ def send_json(client: httpx.Client, method: str, path: str, body: str | bytes) -
 RECORD_KEYS = {
     "run_id", "session_id", "status", "started_at", "ended_at", "duration", "duration_ms", "exit_code", "stdout_bytes",
     "stderr_bytes", "stdout_truncated", "stderr_truncated", "state", "peak_memory_bytes", "cpu_seconds", "reaped",
-    "enforced", "egress", "artifacts", "artifacts_more",
+    "enforced", "egress", "artifacts", "artifacts_more", "code", "command", "args", "code_truncated",
 }  # fmt: skip
 
 

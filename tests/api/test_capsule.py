@@ -38,7 +38,7 @@ def described(client: httpx.Client, session_id: str) -> dict[str, Any]:
     for name in ("id", "session_id", "expires_at"):
         del shown[name]
     versions = [get(f"/versions/{each['version']}?include=files") for each in get("/versions")["versions"]]
-    runs = get("/runs")["runs"]
+    runs = [get(f"/runs/{each['run_id']}") for each in get("/runs")["runs"]]
     outputs = [
         client.get(f"{base}/runs/{each['run_id']}/{stream}").content for each in runs for stream in ("stdout", "stderr")
     ]

@@ -184,12 +184,16 @@ def test_records_and_outputs_outlive_a_kill(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/s/runs/{outcome['run_id']}/stdout").text == outcome["stdout"]
         assert (lost["status"], lost["exit_code"]) == ("lost", None)
         assert lost["ended_at"]
+        assert client.get(f"/api/sessions/s/runs/{lost['run_id']}").json()["code"] == UNTIL_HANGUP
         assert lost["state"]["reason"]
         refused(client.get(f"/api/sessions/s/runs/{lost['run_id']}/stdout"), 404, "lost")
 
 
+UNTIL_HANGUP = "import time; time.sleep(60)"
+
+
 def _run_until_hangup(url: str) -> None:
     try:
-        httpx.post(f"{url}/api/sessions/s/run", json={"code": "import time; time.sleep(60)"}, timeout=60)
+        httpx.post(f"{url}/api/sessions/s/run", json={"code": UNTIL_HANGUP}, timeout=60)
     except httpx.TransportError:
         return

@@ -47,6 +47,7 @@ def test_a_session_created_with_nothing_but_a_language_has_the_defaults(client: 
         "egress": {"allow": []},
         "service": None,
         "storage": True,
+        "record_code": True,
         "status": "idle",
         "processes": 0,
     }

@@ -25,6 +25,7 @@ from era.core.models import (
     StoredCode,
     now,
 )
+from era.core.run_messages import RecordedProgram
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described
 from tests.owners import mine
@@ -35,6 +36,13 @@ DESTINATION: JsonObject = {
     **{"connections": 1, "sent": 0, "received": 0},
 }
 EGRESS: JsonObject = {"destinations": [DESTINATION], "more": 3}
+PROGRAMS = {
+    "run_1_a": RecordedProgram("print('ü')", {"args": ["-v"]}),
+    "run_2_b": RecordedProgram(None, {"command": ["echo", "ü"], "truncated": True}),
+    "run_3_c": RecordedProgram(),
+}
+"""What each of the runs of a session that `make` makes ran."""
+
 FAR_NS = 2**63 + 10**9
 """A file's time in the year 2262: the first of those that take more than 64 bits in nanoseconds."""
 
@@ -134,6 +142,7 @@ class Service:
                 12.5,
                 ttl=1000,
                 egress={"allow": ["*.a.test"]},
+                record_code=False,
             )
         )
         await self.store.store_code(mine(session_id), stored)
@@ -157,7 +166,7 @@ class Service:
         stdout: bytes | None,
         stderr: bytes | None,
     ) -> None:
-        begun = await self.store.begin_run(mine(session_id), run_id)
+        begun = await self.store.begin_run(mine(session_id), run_id, program=lambda _: PROGRAMS[run_id])
         kept = None
         if stdout is not None and stderr is not None:
             with self.blobs.batch() as batch:

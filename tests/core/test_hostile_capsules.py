@@ -21,6 +21,7 @@ from era.core.files.packages import PACKAGES
 from era.core.files.totals import Bounds
 from era.core.metadata import Retention
 from era.core.models import Session
+from era.core.run_messages import MAX_RECORDED_BYTES
 from era.errors import BadRequest, TooLarge
 from era.network.destinations import Destinations
 from era.wire.runs import RunRecordAnswer, record_answer
@@ -115,6 +116,19 @@ OTHER_THAN_EGRESS: list[Any] = [
     {"destinations": []},
     {"extra": 1},
     [],
+]
+OTHER_THAN_INVOCATIONS: list[Any] = [
+    None,
+    [],
+    {"extra": 1},
+    {"command": None},
+    {"command": 1},
+    {"command": ["true", 1]},
+    {"command": "x" * (MAX_RECORDED_BYTES + 1)},
+    {"args": "x"},
+    {"args": [None]},
+    {"args": ["x" * MAX_RECORDED_BYTES] * 8},
+    {"truncated": 1},
 ]
 OTHER_THAN_LANGUAGES: list[Any] = ["cobol", "py", None, ["python"], {}]
 
@@ -247,6 +261,9 @@ def test_a_tree_of_many_versions_is_read_once() -> None:
         (document(runs=[run(enforced={"a": "x" * 70_000})]), "'enforced'"),
         (document(runs=[json.dumps(run()).replace("{}", '{"a":' * 70 + "1" + "}" * 70)]), "nested deeper"),
         *[(document(runs=[run(egress=bad)]), "'egress'") for bad in OTHER_THAN_EGRESS],
+        *[(document(runs=[run(code=bad)]), "'code'") for bad in (1, ["x"], "x" * (MAX_RECORDED_BYTES + 1))],
+        *[(document(runs=[run(invocation=bad)]), "'invocation'") for bad in OTHER_THAN_INVOCATIONS],
+        *[(document(session(record_code=bad)), "'record_code'") for bad in (None, 1, "false")],
         (document(runs=[run(id="a b")]), "'id'"),
         (document(runs=[run(stdout=EMPTY_FILE)]), "one output"),
         (document(runs=[run(stdout=EMPTY_FILE, stderr=EMPTY_FILE)]), "lacks object"),

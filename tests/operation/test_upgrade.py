@@ -110,7 +110,10 @@ async def test_its_rows_are_migrated(
         told = answers.get(f"{KEPT}/versions", {"versions": [{"version": old["version"]}]})["versions"]
         assert [version.n for version in versions] == [version["version"] for version in told]
         runs = answers.get(f"{KEPT}/runs", {"runs": []})["runs"]
-        found = [run.id for run in await store.runs(session.key, 100)]
+        records = await store.runs(session.key, 100)
+        assert {(run.code, str(run.invocation)) for run in records} == {(None, "{}")}
+        assert session.record_code
+        found = [run.id for run in records]
         assert len(found) >= 2
         assert not runs or found == [run["run_id"] for run in runs]
     engine = engine_of(url)
@@ -144,6 +147,8 @@ def test_its_sessions_go_on(revision: Path, tmp_path: Path) -> None:
         code = client.get(f"{KEPT}/code").json()["code"]
         n = answers[KEPT]["data"]["n"] + 1
         assert client.post(f"{KEPT}/run", json={"code": code}).json()["stdout"] == f"n is {n}\n"
+        newest, before = client.get(f"{KEPT}/runs").json()["runs"][:2]
+        assert (newest["code"], before["code"], before["code_truncated"]) == (code[:200], None, False)
         assert client.get(f"{KEPT}/files/runs.txt").text == "".join(f"run {each}\n" for each in range(1, n + 1))
         for path in ("/api/storage/kv/app/color", "/api/storage/r2/app/object.txt"):
             if path in answers:

@@ -80,8 +80,9 @@ def assert_as_of_one_moment(server: Server, known: Known) -> None:
             runs = client.get(f"/api/sessions/{name}/runs?limit=1000").json()["runs"]
             committed = [run for run in runs if run["status"] == "ok"]
             assert len(committed) == n
-            output = client.get(f"/api/sessions/{name}/runs/{committed[0]['run_id']}/stdout").text
-            assert output == str(n) * 100_000 + "\n"
+            newest = f"/api/sessions/{name}/runs/{committed[0]['run_id']}"
+            assert client.get(newest).json()["code"] == STEP
+            assert client.get(f"{newest}/stdout").text == str(n) * 100_000 + "\n"
         answer = client.post("/api/storage/d1/shop/query", json={"sql": "SELECT x FROM t"}).json()
         assert answer["results"] == [{"x": 42}]
         assert client.get("/api/storage/kv/shop/long").json()["value"] == "v" * 200_000

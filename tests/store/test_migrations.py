@@ -100,7 +100,8 @@ async def test_nothing_is_migrated_under_hosts_that_could_not_go_on(
             pass
     indexes = ("deliveries_pending", "deliveries_running", "homes_host_id", "idempotency_keys_answer_bytes")
     dropped = [f"DROP INDEX ix_{name}" for name in indexes]
-    dropped.append("ALTER TABLE idempotency_keys DROP COLUMN answer_bytes")
+    columns = ("idempotency_keys.answer_bytes", "runs.invocation", "runs.code", "sessions.record_code")
+    dropped += ["ALTER TABLE {} DROP COLUMN {}".format(*column.split(".")) for column in columns]
     execute(url, "DROP TABLE condemned", *dropped, "UPDATE alembic_version SET version_num = '0025'")
     # One that has just been killed.
     over = (time.time_ns() // 1000) + 1_500_000

@@ -72,6 +72,7 @@ async def run_request(body: RunBody, request: Request, context: Context, key: st
         secrets=secrets_of(body.secrets, body.env),
         invocation=invocation_of(body, body.code),
         context=_context_of(body),
+        record_code=body.record_code,
     )
     let_go(body, request)
     return asked

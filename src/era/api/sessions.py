@@ -81,6 +81,7 @@ async def create_session(
         service=body.service,
         setup=setup_of(body.setup),
         storage=body.storage,
+        record_code=body.record_code,
         claim=await claim_of(context, "create", key, body),
     )
     return await made_answer(made, request, context)
@@ -282,6 +283,7 @@ async def change_session(session_id: SessionId, body: ChangeSession, request: Re
         egress=body.egress.model_dump() if body.egress else None,
         service=body.service if "service" in body.model_fields_set else KEEP,
         storage=body.storage,
+        record_code=body.record_code,
         setup=setup_text(setup_of(body.setup)) if "setup" in body.model_fields_set else KEEP,
     )
     session = await context.sessions.change(session_id, change, body.data)

@@ -35,6 +35,7 @@ from era.core.models import (
     VersionContent,
     WantedIsolation,
 )
+from era.core.run_messages import RecordedProgram, no_program
 from era.core.usage import Use
 
 
@@ -135,6 +136,7 @@ class SessionChange:
     egress: JsonObject | None = None
     service: ServiceCommand | None | Keep = KEEP
     storage: bool | None = None
+    record_code: bool | None = None
     setup: str | None | Keep = KEEP
     """JSON text; a change makes the setup pending."""
 
@@ -330,13 +332,15 @@ class MetadataStore(Protocol):
         run_id: str,
         claim: Claim | None = None,
         *,
+        program: Callable[[Session], RecordedProgram] = no_program,
         durably: bool = True,
         known: Callable[[Session], object] | None = None,
     ) -> Session:
         """Record a run as `running`, with its claim, and read its session. Where not `durably`, a killed service finds
         the record again; a power cut may take it, but not once anything else was committed.
 
-        `known` may get the session before the record is kept: what needs no record can begin meanwhile.
+        `program` makes the record's code or command from the session as it is then. `known` may get the session before
+        the record is kept: what needs no record can begin meanwhile.
 
         Raises NotFound or Expired, SetupUnderWay where the session's setup hasn't ended, Conflict where the run's id
         was used before or the key is claimed already. Then nothing is recorded.

@@ -188,6 +188,9 @@ class Session:
     storage: bool = True
     """Whether its programs get to their owner's storage."""
 
+    record_code: bool = True
+    """Whether records of its runs keep the code or command that ran."""
+
     history_bytes: int | None = None
     """At most so many bytes are held by its kept versions; None where that isn't known. See history.py."""
 
@@ -222,6 +225,7 @@ class NewSession:
     service: ServiceCommand | None = None
     setup: str | None = None
     storage: bool = True
+    record_code: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +302,7 @@ class StateOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The durable record of one run. It never holds code, env or output."""
+    """The durable record of one run. It never holds env, secrets or output."""
 
     id: str
     session_key: int
@@ -340,6 +344,12 @@ class RunRecord:
 
     setup_error: str | None = None
     """Why the session's setup had failed, if it had: the program ran without what that was to have installed."""
+
+    code: str | None = field(default=None, repr=False)
+    """The code that ran, or its beginning; None for a command, and where it isn't to be recorded."""
+
+    invocation: JsonObject = field(default_factory=dict, repr=False)
+    """The `command` that ran or the `args` of the code, if any; `truncated` where `code` or one of these was cut."""
 
     key: int = field(default=0, compare=False)
     """The row's, which grows with each run."""

@@ -16,6 +16,7 @@ from era.core.models import (
     StateOutcome,
     Status,
     WantedIsolation,
+    command_of,
 )
 from era.core.program import CODE_ALONE, Invocation, Limits
 from era.core.secrets import Secret
@@ -24,6 +25,10 @@ from era.core.transcript import Piece, Transcript, plain_count
 
 _SETUP_ERROR = 500
 """Characters of a setup's error in the answer of a run. The session's `setup_result` has all of it."""
+
+
+MAX_RECORDED_BYTES = 64 << 10
+"""Bytes of UTF-8 that a run's record keeps of the code or command that ran, with its arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,9 @@ class RunRequest:
     invocation: Invocation = CODE_ALONE
     context: str | None = None
     """The interpreter that the code runs in and that stays; None is one of its own."""
+
+    record_code: bool = True
+    """Whether the run's record keeps what ran, unless the session says that none does."""
 
     @property
     def uses_stored_code(self) -> bool:
@@ -160,6 +168,55 @@ def result_of(
 def pieces_of(record: RunRecord) -> int:
     """How many pieces a finished run wrote."""
     return plain_count(record.stdout_bytes, record.stderr_bytes) if record.pieces is None else record.pieces
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedProgram:
+    """The fields of a run's record that show what ran; RunRecord describes them."""
+
+    code: str | None = field(default=None, repr=False)
+    invocation: JsonObject = field(default_factory=dict, repr=False)
+
+
+def no_program(_: Session) -> RecordedProgram:
+    """Record nothing of what ran."""
+    return RecordedProgram()
+
+
+def recorded_program(request: RunRequest, session: Session) -> RecordedProgram:
+    """Extract what a run's record keeps of the code or command that runs.
+
+    Args:
+        request: The run. Neither its `env` nor its `secrets` are looked at.
+        session: The session as it is when the run begins: its stored code may be what runs.
+
+    Returns:
+        At most MAX_RECORDED_BYTES of UTF-8 in all; nothing where request or session have `record_code` false.
+    """
+    if not (request.record_code and session.record_code):
+        return RecordedProgram()
+    if words := command_of(request.service) or request.invocation.command:
+        kept, is_cut = _fitting(words)
+        is_line = tuple(words[:-1]) == ("/bin/sh", "-c")  # as `command_of` has a line for the shell
+        invocation: JsonObject = {"command": kept[-1] if is_line else kept}
+        return RecordedProgram(None, {**invocation, "truncated": True} if is_cut else invocation)
+    code = request.code if request.code is not None else session.stored.code if session.stored else ""
+    (code, *args), is_cut = _fitting((code, *request.invocation.args))
+    invocation = {"args": args} if args else {}
+    return RecordedProgram(code, {**invocation, "truncated": True} if is_cut else invocation)
+
+
+def _fitting(texts: Sequence[str]) -> tuple[list[str], bool]:
+    """Keep the first texts that fit into MAX_RECORDED_BYTES, the last of them cut; whether anything was cut."""
+    kept: list[str] = []
+    room = MAX_RECORDED_BYTES
+    for text in texts:
+        encoded = text[:room].encode()[:room]
+        kept.append(encoded.decode(errors="ignore"))
+        if kept[-1] != text:
+            return kept, True
+        room -= len(encoded)
+    return kept, False
 
 
 def setup_error(session: Session) -> str | None:

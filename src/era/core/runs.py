@@ -32,6 +32,7 @@ from era.core.run_messages import (
     RunRequest,
     RunResult,
     RunStarted,
+    recorded_program,
     result_of,
 )
 from era.core.session_run import RunParts, SessionRun, record_end
@@ -314,7 +315,14 @@ class Runs:
         """Begin to record the run; see _record. Raises what MetadataStore.begin_run does."""
         known: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         recorded = asyncio.ensure_future(
-            self._store.begin_run(session_id, run_id, request.claim, durably=durably, known=known.set_result)
+            self._store.begin_run(
+                session_id,
+                run_id,
+                request.claim,
+                program=partial(recorded_program, request),
+                durably=durably,
+                known=known.set_result,
+            )
         )
         await asyncio.wait({known, recorded}, return_when=asyncio.FIRST_COMPLETED)
         try:

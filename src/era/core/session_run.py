@@ -51,7 +51,7 @@ from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
 from era.core.program import Ended, Invocation
 from era.core.quotas import Quotas
-from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, result_of, setup_error
+from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, recorded_program, result_of, setup_error
 from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
 from era.core.usage import UsageStore, use_of
@@ -147,8 +147,15 @@ class SessionRun:
         self._started = False
         """Whether the caller has been told of this run."""
 
+        program = recorded_program(request, session)
         self._record = RunRecord(
-            active.run_id, session.key, "running", started_at=now(), setup_error=setup_error(session)
+            active.run_id,
+            session.key,
+            "running",
+            started_at=now(),
+            setup_error=setup_error(session),
+            code=program.code,
+            invocation=program.invocation,
         )
         self._has_ended = False
         """Its program has, and what it left has been given to the store."""

@@ -97,6 +97,7 @@ class Sessions:
         service: ServiceCommand | None = None,
         setup: Mapping[str, Any] | None = None,
         storage: bool = True,
+        record_code: bool = True,
         claim: Claim | None = None,
     ) -> Made:
         """Create a session of the caller's owner; `session_id` None makes up an id. `default_timeout` and `ttl` are
@@ -127,6 +128,7 @@ class Sessions:
             service=service,
             setup=setup_text(setup),
             storage=storage,
+            record_code=record_code,
         )
         made = await create_once(self._idempotency, caller, claim, lambda: self._store.create_session(new, claim))
         if new.setup is not None:

@@ -31,7 +31,7 @@ from era.store.condemned import check_alive
 from era.store.database import Database
 from era.store.dialects import Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, insert_outputs
-from era.store.records import RUN_FIELDS, RUNS, record_from_row
+from era.store.records import RUN_FIELDS, RUNS, record_from_row, without_nul
 from era.store.session_lookup import find_session
 from era.store.tables import outputs, runs, versions
 from era.store.versions import VERSIONS, adding_version, insert_name, version_from_row
@@ -139,6 +139,8 @@ def _insert_foreign_run(connection: Connection, session_key: int, record: RunRec
     values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
     values["new_egress"] = json.dumps(record.egress)
     values["new_artifacts"] = json.dumps(record.artifacts)
+    values["new_invocation"] = json.dumps(record.invocation)
+    values["new_code"] = without_nul(record.code)
     with raising_if_taken(
         BadRequest(f"The capsule has two runs '{record.id[:80]}'.", hint="Export the session once more.")
     ):
@@ -197,9 +199,9 @@ async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncI
 
 
 def _size_of_run(run: KeptRun) -> int:
-    """Bytes of a run's outputs that are kept in its row."""
-    kept = run[1]
-    return 0 if kept is None else len(kept.stdout or b"") + len(kept.stderr or b"")
+    """Bytes of a run's code, and of its outputs that are kept in its row."""
+    record, kept = run
+    return len(record.code or "") + (0 if kept is None else len(kept.stdout or b"") + len(kept.stderr or b""))
 
 
 def _kept_run(row: Sequence[Any]) -> KeptRun:

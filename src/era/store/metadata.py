@@ -38,6 +38,7 @@ from era.core.models import (
     VersionContent,
 )
 from era.core.quotas import Bound
+from era.core.run_messages import RecordedProgram, no_program
 from era.core.usage import Use
 from era.errors import CommitFailed, NotFound, SessionDeleted, Unavailable
 from era.store import capsules, idempotency, outputs, quotas, runs, session_pages, sessions, setups, versions
@@ -298,11 +299,20 @@ class SqlStore:
         run_id: str,
         claim: Claim | None = None,
         *,
+        program: Callable[[Session], RecordedProgram] = no_program,
         durably: bool = True,
         known: Callable[[Session], object] | None = None,
     ) -> Session:
         return await self.database.write_once(
-            runs.begin_run, self._retention, session_id, run_id, claim, syncs=durably, patient=False, known=known
+            runs.begin_run,
+            self._retention,
+            session_id,
+            run_id,
+            claim,
+            program,
+            syncs=durably,
+            patient=False,
+            known=known,
         )
 
     async def end_run(

@@ -7,7 +7,7 @@ takes, half is the commit's fsync and a third the way to the thread and back.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, func, insert, sele
 
 from era.core.metadata import Retention, RunFilter
 from era.core.models import Answered, Claim, JsonObject, KeptOutputs, OwnedId, RunRecord, Session, Snapshot, Trim, now
-from era.core.run_messages import setup_error
+from era.core.run_messages import RecordedProgram, no_program, setup_error
 from era.core.setup.setups import UNDER_WAY
 from era.core.usage import Use
 from era.errors import CommitFailed, Conflict, NotFound, SessionDeleted, SetupUnderWay
@@ -24,7 +24,7 @@ from era.store.dialects import Asked, Precompiled, together, violates_unique
 from era.store.homes import check_home
 from era.store.idempotency import answering_run, claiming, raising_if_claimed
 from era.store.outputs import NEWEST_TOO_OLD, keeping_outputs, outputs_of_run
-from era.store.records import RUN_FIELDS, RUNS, record_from_row
+from era.store.records import LISTED_RUNS, RUN_FIELDS, RUNS, listed_from_row, record_from_row, without_nul
 from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session
 from era.store.tables import has_status, outputs, runs, sessions
 from era.store.tables import idempotency_keys as keys
@@ -40,6 +40,9 @@ _PRUNED_AT_ONCE = 500
 
 _LAST_KEY = (1 << 63) - 1
 
+_FROM_THE_BEGINNING = ("key", "id", "session_key", "code", "invocation")
+"""Columns that a run's end leaves as its begin wrote them."""
+
 _insert = Precompiled(
     insert(runs)
     .values(
@@ -54,13 +57,15 @@ _insert = Precompiled(
         committed=False,
         enforced="{}",
         setup_error=bindparam("setup_error"),
+        code=bindparam("code"),
+        invocation=bindparam("invocation"),
     )
     .inline()  # The new key isn't wanted.
 )
 _finish = Precompiled(
     update(runs)
     .where(runs.c.id == bindparam("run_id"), runs.c.status == "running")  # not one that counts as lost by now
-    .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in ("key", "id", "session_key")})
+    .values({name: bindparam(f"new_{name}") for name in RUN_FIELDS if name not in _FROM_THE_BEGINNING})
     .returning(runs.c.key)
 )
 _note_run = Precompiled(
@@ -70,7 +75,7 @@ _note_run = Precompiled(
     .returning(sessions.c.version)
 )
 _NEWEST = (
-    RUNS.where(runs.c.session_key == bindparam("session"), runs.c.key < bindparam("before"))
+    LISTED_RUNS.where(runs.c.session_key == bindparam("session"), runs.c.key < bindparam("before"))
     .order_by(runs.c.key.desc())
     .limit(bindparam("how_many"))
 )
@@ -110,7 +115,14 @@ class NotRunning(CommitFailed):
 
 
 def begin_run(
-    connection: Connection, retention: Retention, session_id: OwnedId, run_id: str, claim: Claim | None, *, again: bool
+    connection: Connection,
+    retention: Retention,
+    session_id: OwnedId,
+    run_id: str,
+    claim: Claim | None,
+    program: Callable[[Session], RecordedProgram] = no_program,
+    *,
+    again: bool,
 ) -> Session:
     """See MetadataStore.begin_run, and Database.write_once for `again`: where an earlier try hasn't ended yet, the
     insert waits for it."""
@@ -123,7 +135,7 @@ def begin_run(
         return session
     try:
         with raising_if_claimed():
-            begun = (_insert, _begun(run_id, session))
+            begun = (_insert, _begun(run_id, session, program(session)))
             check_home(connection, session.key, begun, *claiming(claim, session, run_id=run_id))
     except Exception as error:
         if violates_unique(error, runs) and not again:
@@ -132,9 +144,16 @@ def begin_run(
     return session
 
 
-def _begun(run_id: str, session: Session) -> dict[str, Any]:
+def _begun(run_id: str, session: Session, program: RecordedProgram) -> dict[str, Any]:
     """The parameters of `_insert`."""
-    return {"run_id": run_id, "session": session.key, "at": now(), "setup_error": setup_error(session)}
+    return {
+        "run_id": run_id,
+        "session": session.key,
+        "at": now(),
+        "setup_error": setup_error(session),
+        "code": without_nul(program.code),
+        "invocation": json.dumps(program.invocation),
+    }
 
 
 def end_run(
@@ -201,7 +220,8 @@ def end_run(
 
 def _bytes_of(record: RunRecord) -> int:
     """What a record takes that may be long of it."""
-    return sum(len(str(part)) for part in (record.egress, record.artifacts, record.reason) if part)
+    long = (record.egress, record.artifacts, record.reason, record.code, record.invocation)
+    return sum(len(str(part)) for part in long if part)
 
 
 def _stored_end(connection: Connection, record: RunRecord) -> RunRecord | None:
@@ -227,7 +247,7 @@ def _finish_values(record: RunRecord) -> dict[str, Any]:
         "new_stdout_truncated": record.stdout_truncated,
         "new_stderr_truncated": record.stderr_truncated,
         "new_committed": record.committed,
-        "new_reason": record.reason and record.reason.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # for PostgreSQL
+        "new_reason": without_nul(record.reason),
         "new_version": record.version,
         "new_peak_memory_bytes": record.peak_memory_bytes,
         "new_cpu_us": record.cpu_us,
@@ -251,7 +271,7 @@ _LOOKED_THROUGH = 20_000
 def list_runs(connection: Connection, session_key: int, limit: int, before: int | None) -> Sequence[RunRecord]:
     """The `limit` newest runs older than the one with the key `before`, newest first."""
     values = {"session": session_key, "before": _LAST_KEY if before is None else before, "how_many": limit}
-    return [record_from_row(row) for row in connection.execute(_NEWEST, values)]
+    return [listed_from_row(row) for row in connection.execute(_NEWEST, values)]
 
 
 def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tuple[str, RunRecord]]:
@@ -265,7 +285,8 @@ def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tup
     if which.session_id is not None:
         mine = mine.where(sessions.c.id == which.session_id)
     keys = connection.execute(mine).scalars().all()
-    query = RUNS.add_columns(sessions.c.id).join(sessions, sessions.c.key == runs.c.session_key).limit(which.limit)
+    query = LISTED_RUNS.add_columns(sessions.c.id).join(sessions, sessions.c.key == runs.c.session_key)
+    query = query.limit(which.limit)
     if which.status == "running":  # Few are, of all that there are.
         query = query.where(runs.c.key.in_(select(runs.c.key).where(_IS_RUNNING)))
     elif which.status is not None:
@@ -289,7 +310,7 @@ def list_runs_of_owner(connection: Connection, which: RunFilter) -> Sequence[tup
 
 
 def _with_session_ids(connection: Connection, query: Select[Any]) -> Sequence[tuple[str, RunRecord]]:
-    return [(session_id, record_from_row(values)) for *values, session_id in connection.execute(query)]
+    return [(session_id, listed_from_row(values)) for *values, session_id in connection.execute(query)]
 
 
 def find_run(connection: Connection, session: Session, run_id: str) -> tuple[RunRecord, KeptOutputs | None]:

@@ -49,6 +49,7 @@ _FIELDS = (
     "package_set",
     "setup_lock",
     "storage",
+    "record_code",
     "history_bytes",
 )
 IN_FORCE = (versions.c.session_key == sessions.c.key) & (versions.c.n == sessions.c.version)
@@ -251,7 +252,7 @@ def session_from_row(row: Iterable[Any]) -> Session:
     columns = iter(row)
     values = {name: next(columns) for name in _FIELDS}
     metadata, limits, egress, service, code, description, code_updated_at, root, file_count, total_bytes, data = columns
-    for name in ("persistent", "allow_internet", "allow_public", "expired", "storage"):
+    for name in ("persistent", "allow_internet", "allow_public", "expired", "storage", "record_code"):
         values[name] = bool(values[name])
     return Session(
         **values,

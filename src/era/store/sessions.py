@@ -207,6 +207,7 @@ def create_session(connection: Connection, new: NewSession, claim: Claim | None)
         "setup": new.setup,
         "setup_status": new.setup and "pending",
         "storage": new.storage,
+        "record_code": new.record_code,
         "version": 1,
         "history_bytes": 0,
         "created_at": at,
@@ -510,6 +511,7 @@ def settings_of(source: Session) -> dict[str, Any]:
         "package_set": source.package_set,
         "setup_lock": source.setup_lock,
         "storage": source.storage,
+        "record_code": source.record_code,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
@@ -528,7 +530,7 @@ def _changed_columns(change: SessionChange, at: int) -> dict[str, Any]:
     values: dict[str, Any] = {"updated_at": at, "expires_at": EXPIRES_AT}
     values |= {
         name: value
-        for name in ("default_timeout", "allow_internet", "allow_public", "isolation", "storage")
+        for name in ("default_timeout", "allow_internet", "allow_public", "isolation", "storage", "record_code")
         if (value := getattr(change, name)) is not None
     }
     if change.metadata is not None:

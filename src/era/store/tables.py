@@ -101,6 +101,7 @@ sessions = Table(
     Column("setup_lock", Text),
     Column("storage", Boolean, nullable=False, server_default=true()),
     Column("api_key_id", String(64)),  # That it was made with, if that isn't the operator's.
+    Column("record_code", Boolean, nullable=False, server_default=true()),
     Index("uq_sessions_id", "id", unique=True, sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
     Index("ix_sessions_owner", "owner", "key", sqlite_where=_IS_PRESENT, postgresql_where=_IS_PRESENT),
     Index("ix_sessions_api_key_id", "api_key_id", sqlite_where=_OF_KEY, postgresql_where=_OF_KEY),
@@ -183,6 +184,8 @@ runs = Table(
     Column("imported", Boolean, nullable=False, server_default=false()),  # Whether it ran on another server.
     Column("pieces", BigInteger),
     Column("setup_error", Text),
+    Column("invocation", Text, nullable=False, server_default="{}"),
+    Column("code", Text),  # The last column, as it may be long, and SQLite reads a row from its front.
     Index(None, "session_key", "key"),
     Index("ix_runs_status", "status", "imported"),
     sqlite_autoincrement=True,

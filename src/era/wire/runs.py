@@ -117,6 +117,9 @@ class RunBody(InvokedBody):
         description="The name of an interpreter that stays: the code runs in it as a cell of a notebook does.",
         examples=["main"],
     )
+    record_code: bool = Field(
+        True, description="`false`: the run's record doesn't keep the code or command, whatever the session says."
+    )
 
 
 class ExecuteBody(InvokedBody):
@@ -259,6 +262,13 @@ class RunRecordAnswer(CellAnswer, SetupNotice):
     run_id: str
     session_id: str
     status: Status
+    code: str | None = Field(
+        description="The code that ran, up to 64 KiB, in lists up to 200 characters; null for a command, and where "
+        "`record_code` was false."
+    )
+    command: str | list[str] | None = Field(description="The command that ran in place of code.")
+    args: list[str] = Field(description="Arguments of the code.")
+    code_truncated: bool = Field(description="Whether `code`, `command` or `args` were longer.")
     started_at: str
     ended_at: str | None
     duration: str | None
@@ -355,6 +365,10 @@ def record_answer(record: RunRecord, session_id: str, cell: JsonObject | None = 
         "run_id": record.id,
         "session_id": session_id,
         "status": record.status,
+        "code": record.code,
+        "command": record.invocation.get("command"),
+        "args": record.invocation.get("args", []),
+        "code_truncated": record.invocation.get("truncated", False),
         "started_at": timestamp(record.started_at),
         "ended_at": None if record.ended_at is None else timestamp(record.ended_at),
         "duration": None if record.duration_us is None else f"{record.duration_us / 1e6:.3f}s",

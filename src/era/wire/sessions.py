@@ -48,6 +48,7 @@ class CreateSession(Body):
     egress: Egress = None
     service: Service = None
     storage: bool = Field(True, description="Whether programs may use the storage.")
+    record_code: bool = Field(True, description="Whether records of its runs keep the code or command that ran.")
 
 
 class ChangeSession(Body):
@@ -64,6 +65,9 @@ class ChangeSession(Body):
     egress: Egress = None
     service: Service = None
     storage: bool | None = Field(None, description="Whether programs may use the storage, from the next run on.")
+    record_code: bool | None = Field(
+        None, description="Whether records of its runs keep what ran, from the next run on. Earlier records stay."
+    )
     setup: SetupBody | None = Field(None, description="Replaces the setup, between runs; null removes it.")
 
 
@@ -97,6 +101,7 @@ class SessionAnswer(BaseModel):
     egress: EgressAnswer
     service: str | list[str] | None
     storage: bool
+    record_code: bool = Field(description="Whether records of its runs keep the code or command that ran.")
     status: Literal["idle", "running", "live", "expired", "deleted"]
     processes: int = Field(description="How many processes run beside runs.")
     files: list[dict[str, Any]] | None = None
@@ -176,6 +181,7 @@ def session_answer(session: Session, status: str, limits: JsonObject, processes:
         "egress": {"allow": session.egress.get("allow", [])},
         "service": session.service,
         "storage": session.storage,
+        "record_code": session.record_code,
         "status": session.removal or status,
         "processes": 0 if session.removal else processes,
         **({} if session.setup is None else _setup_answer(session)),

@@ -40,6 +40,7 @@ from era.core.models import (
     now,
     timestamp,
 )
+from era.core.run_messages import MAX_RECORDED_BYTES
 from era.core.setup import locks, requirements
 from era.core.versions import NAME
 
@@ -68,6 +69,7 @@ SESSION: dict[str, validators.Check] = {
     "setup": validators.optional(requirements.can_be_setup),
     "lock": validators.optional(locks.can_be_lock),
     "storage": validators.is_boolean,
+    "record_code": validators.is_boolean,
     "code": validators.optional(validators.is_object),
     "version": validators.integer(1),
     "created_at": validators.is_time,
@@ -77,9 +79,13 @@ SESSION: dict[str, validators.Check] = {
 ADDED: dict[str, Any] = {
     **{"limits": {}, "isolation": "auto", "egress": {}, "service": None, "setup": None, "lock": None},
     "storage": True,
+    "record_code": True,
 }
 ADDED_TO_VERSIONS: dict[str, Any] = {"name": None}
-ADDED_TO_RUNS: dict[str, Any] = {"egress": {}, "artifacts": {}, "versions_dropped": 0, "setup_error": None}
+ADDED_TO_RUNS: dict[str, Any] = {
+    **{"egress": {}, "artifacts": {}, "versions_dropped": 0, "setup_error": None},
+    **{"code": None, "invocation": {}},
+}
 """Fields of sessions, versions and runs that older capsules lack, with the values that they stand for."""
 
 CODE: dict[str, validators.Check] = {
@@ -117,6 +123,19 @@ _EGRESS = validators.object_of(
 )
 """Of runs that noted it, see network/destinations.py."""
 
+_MAX_INVOCATION = 6 * MAX_RECORDED_BYTES + (64 << 10)
+"""Characters of a run's `invocation` as JSON, in which a character may be escaped, and each word has its quotes."""
+
+_WORD_LIST = validators.list_of(validators.text(MAX_RECORDED_BYTES))
+_INVOCATION = validators.object_of(
+    {},
+    {
+        "command": lambda value: _WORD_LIST(value if isinstance(value, list) else [value]),
+        "args": _WORD_LIST,
+        "truncated": validators.is_boolean,
+    },
+)
+
 RUN: dict[str, validators.Check] = {
     "id": _ID,
     "status": validators.one_of(*(set(get_args(Status.__value__)) - {"running"})),
@@ -139,6 +158,8 @@ RUN: dict[str, validators.Check] = {
     "artifacts": valid_artifacts,
     "versions_dropped": validators.integer(0, (1 << 31) - 1),
     "setup_error": validators.optional(validators.text(64 << 10)),
+    "code": validators.optional(validators.text(MAX_RECORDED_BYTES)),
+    "invocation": lambda value: _INVOCATION(value) and len(jsontext.compact(value)) <= _MAX_INVOCATION,
     "stdout": validators.optional(validators.is_digest),
     "stderr": validators.optional(validators.is_digest),
 }
@@ -257,6 +278,7 @@ def _session(session: Session, lock: JsonObject | None) -> dict[str, Any]:
         "setup": requirements.setup_view(session.setup),
         "lock": lock,
         "storage": session.storage,
+        "record_code": session.record_code,
         "code": stored and {"code": stored.code, "description": stored.description, "updated_at": stored.updated_at},
         "version": session.version,
         "created_at": session.created_at,

@@ -199,6 +199,7 @@ def _session(head: dict[str, Any], current: VersionContent) -> Session:
         setup_status="pending" if head["setup"] else None,
         setup_lock=jsontext.compact(head["lock"]) if head["setup"] and head["lock"] else None,
         storage=head["storage"],
+        record_code=head["record_code"],
     )
 
 

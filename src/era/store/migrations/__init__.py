@@ -13,10 +13,10 @@ from era.errors import NotReady, Unavailable
 from era.store.dialects import begin_migration, database_time
 from era.store.tables import hosts
 
-HEAD = "0029"
+HEAD = "0030"
 """The newest revision; a test compares it with the files in versions/."""
 
-ROLLING = frozenset({"0027", "0028", "0029"})
+ROLLING = frozenset({"0027", "0028", "0029", "0030"})
 """Revisions that hosts of the version before can go on beside, as these need know nothing of what is added. For any
 other all hosts of a cluster must have been stopped."""
 
