@@ -59,6 +59,7 @@ class Command:
 def settings(args: dict[str, Any]) -> list[str]:
     words = [f"--metadata={name}={value}" for name, value in args.get("metadata", {}).items()]
     words += [f"--{name}={json.dumps(args[name])}" for name in ("data", "setup") if name in args]
+    words += [f"--record-code={'on' if args['record_code'] else 'off'}"] if "record_code" in args else []
     return words + ([f"--timeout={args['default_timeout']}"] if "default_timeout" in args else [])
 
 
@@ -66,6 +67,7 @@ def run(era: Command, on: str, args: dict[str, Any], *extra: str) -> Any:
     words = [f"--env={name}={value}" for name, value in args.get("env", {}).items()]
     words += [f"--{name}={args[name]}" for name in ("timeout", "cwd") if name in args]
     words += ["--atomic"] if args.get("atomic") else []
+    words += ["--no-record-code"] if args.get("record_code") is False else []
     if "stdin" in args:
         words += ["--stdin", str(era.file(args["stdin"]))]
     if "command" in args:

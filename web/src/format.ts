@@ -54,6 +54,12 @@ export function plain(name: string): string {
   return name.replace(DECEIVING, (char) => `⟨${(char.codePointAt(0) ?? 0).toString(16).padStart(4, '0')}⟩`);
 }
 
+/** A command as a line for the shell: words are quoted where they need it. */
+export function commandText(command: string | string[]): string {
+  if (!Array.isArray(command)) return command;
+  return command.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
+}
+
 /** The beginning of a JSON value, for a line of a list. */
 export function brief(value: unknown, length = 80): string {
   const text = JSON.stringify(value) ?? '';

@@ -71,6 +71,47 @@ test('markup in data, labels, names, code and output is text', () =>
     assert.doesNotMatch(await page.title(), /pwned/);
   }));
 
+test('the code and the command of a run are text in its record and in the list', () =>
+  withPage(async (page, complaints) => {
+    const id = await session('records', { allowPublicAccess: false });
+    const code = `# ${SCRIPT} safe\u202egpj.exe \x1b]0;pwned\x07\n${`x = "${SCRIPT}"\n`.repeat(2000)}`;
+    const run = (body: object) => api<{ run_id: string }>(`/api/sessions/${id}/run`, body);
+    const cut = await run({ code, args: [SCRIPT] });
+    const command = await run({ command: ['echo', SCRIPT] });
+    const line = await run({ command: `echo '${SCRIPT}'` });
+    const left = await run({ code: 'print(1)', record_code: false });
+    const row = (of: { run_id: string }) => page.getByRole('list', { name: 'Runs' }).locator(`a[href$="${of.run_id}"]`);
+    const open = async (of: { run_id: string }) => {
+      await page.goto(`${SERVER}/#/sessions/${id}/runs/${of.run_id}`);
+      await page.getByRole('heading', { name: of.run_id }).waitFor();
+    };
+    await open(cut);
+    const content = page.getByRole('textbox', { name: 'Code of the run' });
+    await content.getByText('<script>').first().waitFor();
+    await row(cut).getByText('# <img src=x').waitFor();
+    assert.match((await row(cut).textContent()) ?? '', /safe⟨202e⟩gpj\.exe/);
+    await page.getByText('Only the beginning was kept.').waitFor();
+    assert.equal(await content.getAttribute('aria-readonly'), 'true');
+    await inert(page);
+    assert.equal(await content.locator('img[src], script').count(), 0);
+    const shown = (await content.textContent()) ?? '';
+    for (const hidden of ['\u202e', '\u001b', '\u0007']) assert.ok(!shown.includes(hidden));
+    await open(command);
+    const words = page.getByRole('textbox', { name: 'Command of the run' });
+    await words.getByText('echo').waitFor();
+    assert.match((await words.textContent()) ?? '', /^echo '<img src=x onerror=.*<\/script>'$/);
+    await row(command).getByText('$ echo').waitFor();
+    await inert(page);
+    await open(line);
+    await words.getByText('echo').waitFor();
+    await inert(page);
+    assert.equal(await page.getByText('Only the beginning was kept.').count(), 0);
+    await open(left);
+    await page.getByText('The record doesn’t keep the code of this run.').waitFor();
+    await row(left).getByText('code not kept').waitFor();
+    assert.deepEqual(complaints, []);
+  }));
+
 test('of terminal sequences only colours count, and text keeps to its line', () =>
   withPage(async (page) => {
     const id = await session('terminal');

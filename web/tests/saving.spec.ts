@@ -311,3 +311,25 @@ test('a search of files is left alone by runs, and an empty file can be edited (
     await said(page, 'The file is saved.');
     assert.equal(await file(id, 'file3.txt'), 'no longer empty');
   }));
+
+test('the code of runs is kept unless the new session or its settings say otherwise', () =>
+  withPage(async (page) => {
+    const id = newId('keeping');
+    const kept = async () => {
+      const { run_id } = await api<{ run_id: string }>(`/api/sessions/${id}/run`, { code: 'print(1)' });
+      return (await api<{ code: string | null }>(`/api/sessions/${id}/runs/${run_id}`)).code;
+    };
+    await page.goto(`${SERVER}/#/new`);
+    await page.getByLabel('Id', { exact: true }).fill(id);
+    await page.getByText('More', { exact: true }).click();
+    assert.ok(await page.getByLabel('Keep the code of runs').isChecked());
+    await page.getByLabel('Keep the code of runs').uncheck();
+    await button(page, 'Create session').click();
+    await page.getByRole('heading', { name: id }).waitFor();
+    assert.equal(await kept(), null);
+    await page.goto(part(id, 'settings'));
+    await page.getByLabel('Keep the code of runs').check();
+    await button(page, 'Save').click();
+    await said(page, 'The settings are saved.');
+    assert.equal(await kept(), 'print(1)');
+  }));

@@ -25,6 +25,7 @@ def add_run_options(parser: Parser) -> None:
     add("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own")
     add("--cwd", metavar="DIR", help="the directory to start in, below the session's")
     add("--atomic", action="store_true", help="keep data and files only if it ends with 0")
+    add("--no-record-code", action="store_true", help="leave the code or command out of the run's record")
     add("-b", "--background", action="store_true", help="print the run's id and leave it running")
 
 
@@ -49,6 +50,8 @@ def run_options(named: Any) -> dict[str, Any]:
         options["cwd"] = named.cwd
     if named.atomic:
         options["atomic"] = True
+    if named.no_record_code:
+        options["record_code"] = False
     return options
 
 

@@ -62,8 +62,9 @@ def exec_(named: Any) -> int:
 
 def _start(named: Any, options: dict[str, Any]) -> int:
     """Start a process, and print its id."""
-    if refused := {"stdin", "atomic"} & options.keys() or ({"background"} if named.background else set()):
-        raise Failure(f"--{min(refused)} is for runs, not for processes.")
+    for option in ("stdin", "atomic", "no_record_code", "background"):
+        if getattr(named, option) not in (None, False):
+            raise Failure(f"--{option.replace('_', '-')} is for runs, not for processes.")
     if named.tag is not None:
         options["tag"] = named.tag
     if named.interactive:

@@ -43,6 +43,12 @@ def pairs(values: dict[str, object]) -> None:
     table(("field", "value"), list(values.items()))
 
 
+def print_text(text: str) -> None:
+    """Print lines of untrusted text. Characters that could control a terminal are replaced, tabs are kept."""
+    for line in text.removesuffix("\n").replace("\r\n", "\n").split("\n"):
+        print("\t".join(map(_one_line, line.split("\t"))))
+
+
 def exit_code(code: int | None, *, ok: bool = False) -> int:
     """What to leave with for something that ended with `code`. None is that of what was lost, unless it is `ok`."""
     if code is None:

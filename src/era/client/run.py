@@ -64,9 +64,9 @@ def run(named: Any) -> int:
     if named.files and not named.once:
         raise Failure("--file is for --once. To a session: era files put SESSION FILE.")
     if named.once:
-        for name in ("session", "context", "data", "atomic", "background"):
+        for name in ("session", "context", "data", "atomic", "no_record_code", "background"):
             if getattr(named, name) not in (None, False):
-                raise Failure(f"--{name} is about a session, and --once has none.")
+                raise Failure(f"--{name.replace('_', '-')} is about a session, and --once has none.")
     code = text_of(named.file)
     options = run_options(named)
     if named.args:

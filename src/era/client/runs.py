@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
 from era.client.follow import follow
 from era.client.grammar import Parser
-from era.client.output import exit_code, pairs, print_json, table
+from era.client.output import exit_code, notice, pairs, print_json, print_text, table
 from era.client.servers import connect
 from era.sdk.answers import RunRecord
+
+_LISTED_CHARACTERS = 60
+"""Length to which lists cut the first line of the code or command."""
 
 
 def add(parser: Parser) -> None:
@@ -43,13 +47,40 @@ def list_(named: Any) -> None:
     if named.json:
         print_json({"runs": [record.answer for record in found], "count": len(found)})
         return
-    names = ("run", "session", "status", "exit", "started", "took")
-    table(names, [(r.run_id, r.session_id, r.status, r.exit_code, r.started_at, r.duration) for r in found])
+    names = ("run", "session", "status", "exit", "started", "took", "code")
+    rows = [(r.run_id, r.session_id, r.status, r.exit_code, r.started_at, r.duration, _first_line(r)) for r in found]
+    table(names, rows)
 
 
 def show(named: Any) -> None:
     with connect(named) as era:
-        _print(named, era.sessions.named(named.session).runs.get(named.run))
+        record = era.sessions.named(named.session).runs.get(named.run)
+    _print(named, record)
+    text = _program(record)
+    if named.json or text is None:
+        return
+    print("\ncode:" if record.command is None else "\ncommand:")
+    print_text(text)
+    if record.args:
+        print("\nargs:")
+        print_text(shlex.join(record.args))
+    if record.code_truncated:
+        notice("the record keeps only the beginning of this")
+
+
+def _program(record: RunRecord) -> str | None:
+    """The code or command line that ran; None where the record has neither."""
+    if record.command is None or isinstance(record.command, str):
+        return record.code if record.command is None else record.command
+    return shlex.join(record.command)
+
+
+def _first_line(record: RunRecord) -> str:
+    """The first line of the code or command, cut to _LISTED_CHARACTERS; a command follows a `$`."""
+    first, _, rest = (_program(record) or "").strip().partition("\n")
+    text = first.rstrip() if record.command is None else f"$ {first.rstrip()}"
+    is_cut = bool(rest) or len(text) > _LISTED_CHARACTERS or record.code_truncated
+    return text[:_LISTED_CHARACTERS] + ("…" if is_cut else "")
 
 
 def wait(named: Any) -> int:

@@ -101,6 +101,7 @@ def _settings(parser: Parser) -> None:
     add("--internet", choices=("on", "off"), help="whether programs reach the internet")
     add("--allow", action="append", default=[], metavar="HOST", help="the only hosts that they reach; may be repeated")
     add("--public", choices=("on", "off"), help="whether anybody may call its public URL")
+    add("--record-code", choices=("on", "off"), help="whether records of its runs keep the code or command that ran")
 
 
 def _options(named: Any) -> dict[str, Any]:
@@ -118,6 +119,8 @@ def _options(named: Any) -> dict[str, Any]:
         options["allow_internet"] = named.internet == "on"
     if named.public:
         options["allow_public"] = named.public == "on"
+    if named.record_code:
+        options["record_code"] = named.record_code == "on"
     if named.allow:
         options["egress"] = named.allow
     return options
@@ -252,6 +255,6 @@ def _print(named: Any, info: SessionInfo) -> None:
         return
     shown = ("id", "language", "status", "version", "created_at", "last_run_at", "file_count", "total_size_bytes",
              "persistent", "default_timeout", "ttl", "expires_at", "allowInternetAccess", "allowPublicAccess",
-             "isolation", "storage", "setup_status")  # fmt: skip
+             "isolation", "storage", "record_code", "setup_status")  # fmt: skip
     values: dict[str, object] = {name: info.answer[name] for name in shown if info.answer.get(name) is not None}
     pairs(values | {name: info.answer[name] for name in ("metadata", "data") if info.answer[name]})

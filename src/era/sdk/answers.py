@@ -170,11 +170,19 @@ class ExecuteResult(_Outcome):
 
 
 class RunRecord(View):
-    """What is kept of a run. What isn't known (yet) is None."""
+    """What is kept of a run. What isn't known (yet) is None.
+
+    `code` or `command` is what ran: both are None where `record_code` was false. Lists have the first 200 characters of
+    `code`. `code_truncated` says whether anything of `code`, `command` or `args` is missing.
+    """
 
     run_id: str
     session_id: str
     status: str
+    code: str | None
+    command: str | list[str] | None
+    args: list[str]
+    code_truncated: bool
     started_at: str
     ended_at: str | None
     duration: str | None
@@ -228,6 +236,7 @@ class SessionInfo(View):
     egress: dict[str, Any]
     service: str | list[str] | None
     storage: bool
+    record_code: bool
     status: str
 
 

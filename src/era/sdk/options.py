@@ -60,6 +60,9 @@ if TYPE_CHECKING:
         context: str
         """The interpreter that stays, in which the code is a cell."""
 
+        record_code: bool
+        """False leaves the code or command out of the run's record. True doesn't override the session's False."""
+
     class CellOptions(TypedDict, total=False):
         """How a cell is run in a context."""
 
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
         env: Mapping[str, str]
         secrets: Mapping[str, Secret]
         timeout: float
+        record_code: bool
+        """False leaves the code out of the run's record. True doesn't override the session's False."""
 
     class ExecuteOptions(ProgramOptions, total=False):
         """The same, of a run without a session."""
@@ -100,6 +105,8 @@ if TYPE_CHECKING:
 
         service: str | Sequence[str] | None
         storage: bool
+        record_code: bool
+        """Whether records of its runs keep the code or command that ran. Default: True."""
 
     class NewSession(SessionSettings, total=False):
         """What a session can be created with."""

@@ -3,7 +3,7 @@
 import { useSignal } from '@preact/signals';
 import { useEffect, useRef } from 'preact/hooks';
 import { at, call, events, send } from '../api.ts';
-import { bytes, exactly } from '../format.ts';
+import { bytes, commandText, exactly } from '../format.ts';
 import { useAction, useInterval, useLoad } from '../hooks.ts';
 import { go, href } from '../router.ts';
 import type { TabProps } from '../session/page.tsx';
@@ -16,7 +16,7 @@ const REFRESH_MS = 2000;
 const AGAIN_MS = 1000;
 
 export function titleOfCommand(process: Process): string {
-  const command = Array.isArray(process.command) ? process.command.join(' ') : process.command;
+  const command = commandText(process.command);
   const isShell = process.pty && command.startsWith('exec $(command -v bash');
   return process.tag ?? (isShell ? 'shell' : command);
 }
@@ -152,7 +152,7 @@ function Details({ session, process, changed }: { session: string; process: Proc
           [
             'Command',
             <code key="c">
-              <Name>{Array.isArray(process.command) ? process.command.join(' ') : process.command}</Name>
+              <Name>{commandText(process.command)}</Name>
             </code>,
           ],
           ['Id', <code key="i">{process.process_id}</code>],

@@ -40,6 +40,7 @@ export function NewPage() {
   const internet = useSignal(true);
   const open = useSignal(true);
   const persistent = useSignal(true);
+  const recordCode = useSignal(true);
   const sample = useSignal(true);
   const file = useRef<HTMLInputElement>(null);
   const chosen = languages.value.find((each) => each.name === language.value);
@@ -61,6 +62,7 @@ export function NewPage() {
         persistent: persistent.value,
         allowInternetAccess: internet.value,
         allowPublicAccess: open.value,
+        record_code: recordCode.value,
         ...(ttl.value ? { ttl: Number(ttl.value) } : {}),
         ...(wanted.length && chosen?.packages ? { setup: { [chosen.packages]: wanted } } : {}),
       },
@@ -195,6 +197,14 @@ export function NewPage() {
               checked={persistent.value}
               onChange={(checked) => {
                 persistent.value = checked;
+              }}
+            />
+            <Check
+              label="Keep the code of runs"
+              hint="Records of runs show the code or command that ran."
+              checked={recordCode.value}
+              onChange={(checked) => {
+                recordCode.value = checked;
               }}
             />
           </div>

@@ -1,14 +1,16 @@
 /** The records of a session's runs. */
 
 import { useSignal } from '@preact/signals';
+import { Fragment } from 'preact';
 import { useEffect, useState } from 'preact/hooks';
 import { at, call, download, send } from '../api.ts';
-import { bytes, exactly } from '../format.ts';
+import { bytes, commandText, exactly } from '../format.ts';
 import { useInterval, useLoad } from '../hooks.ts';
 import { href } from '../router.ts';
 import type { Json, Page, RunRecord } from '../types.ts';
-import { Ago, Button, Empty, Facts, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
+import { Ago, Button, Copy, Empty, Facts, Name, Problem, Status, Waiting } from '../ui/basics.tsx';
 import { say, sayError } from '../ui/dialog.tsx';
+import { CodeEditor } from '../ui/editor.tsx';
 import { Table } from '../ui/listing.tsx';
 import { Printed } from '../ui/output.tsx';
 import { Tree } from '../ui/tree.tsx';
@@ -60,6 +62,53 @@ function Written({ session, record, stream }: { session: string; record: RunReco
   );
 }
 
+/** What ran, as a line of the list. */
+function FirstLine({ run }: { run: RunRecord }) {
+  const text = run.command === null ? run.code : `$ ${commandText(run.command)}`;
+  const missing = run.code_truncated ? 'a long command' : 'code not kept';
+  return (
+    <span class={text === null ? 'ran soft' : 'ran one-line mono soft'}>
+      {text === null ? missing : <Name>{text.trim().split(/\r?\n/, 1)[0] || '–'}</Name>}
+    </span>
+  );
+}
+
+/** The code or command that ran, as far as the record keeps it. */
+function Program({ record, language }: { record: RunRecord; language: string }) {
+  const [title, text] = record.command === null ? ['Code', record.code] : ['Command', commandText(record.command)];
+  if (text === null) return <p class="soft">The record doesn’t keep the code of this run.</p>;
+  return (
+    <>
+      <header class="section-head">
+        <h3>{title}</h3>
+        <span class="push" />
+        <Copy text={text} label={`Copy the ${title.toLowerCase()}`} />
+      </header>
+      <div class="cell-box">
+        <CodeEditor
+          text={text}
+          language={record.command === null ? language : 'shell'}
+          label={`${title} of the run`}
+          readOnly
+        />
+      </div>
+      {record.args.length > 0 && (
+        <p class="soft">
+          Arguments:{' '}
+          {record.args.map((arg, at) => (
+            <Fragment key={String(at)}>
+              <code>
+                <Name>{arg}</Name>
+              </code>{' '}
+            </Fragment>
+          ))}
+        </p>
+      )}
+      {record.code_truncated && <p class="soft">Only the beginning was kept.</p>}
+    </>
+  );
+}
+
 function Connections({ record }: { record: RunRecord }) {
   const { destinations = [], more = 0 } = record.egress;
   if (!destinations.length) return <p class="soft">It connected to nothing.</p>;
@@ -84,7 +133,7 @@ function Connections({ record }: { record: RunRecord }) {
   );
 }
 
-function Record({ session, id }: { session: string; id: string }) {
+function Record({ session, language, id }: { session: string; language: string; id: string }) {
   const loaded = useLoad((signal) => call<RunRecord>(at(session, 'runs', id), { signal }), [session, id]);
   const record = loaded.value;
   useInterval(() => void loaded.refresh(), record?.status === 'running' ? REFRESH_MS : null);
@@ -134,6 +183,7 @@ function Record({ session, id }: { session: string; id: string }) {
           ['Killed at its end', record.reaped === null ? '–' : `${record.reaped} other processes`],
         ]}
       />
+      <Program record={record} language={language} />
       <Written session={session} record={record} stream="stdout" />
       <Written session={session} record={record} stream="stderr" />
       {record.artifacts.length > 0 && <h3>Artifacts</h3>}
@@ -192,6 +242,7 @@ export function RunsTab({ session, rest }: TabProps) {
               <a
                 href={href('sessions', session.id, 'runs', run.run_id)}
                 aria-current={run.run_id === chosen ? 'true' : undefined}
+                class="two-lines"
               >
                 <Status>{run.status}</Status>
                 {run.exit_code ? <span class="soft">exit {run.exit_code}</span> : null}
@@ -200,13 +251,16 @@ export function RunsTab({ session, rest }: TabProps) {
                 <span class="soft number when">
                   <Ago time={run.started_at} />
                 </span>
+                <FirstLine run={run} />
               </a>
             </li>
           ))}
         </ol>
         {cursor && <Button onClick={() => void more()}>Older runs</Button>}
       </section>
-      <section>{chosen && <Record key={chosen} session={session.id} id={chosen} />}</section>
+      <section>
+        {chosen && <Record key={chosen} session={session.id} language={session.language} id={chosen} />}
+      </section>
     </div>
   );
 }

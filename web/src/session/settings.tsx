@@ -29,6 +29,7 @@ interface Values {
   egress: string;
   open: boolean;
   storage: boolean;
+  record_code: boolean;
   isolation: string;
   service: string;
   metadata: string;
@@ -43,6 +44,7 @@ function formOf(session: Session): Values {
     egress: session.egress.allow.join('\n'),
     open: session.allowPublicAccess,
     storage: session.storage,
+    record_code: session.record_code,
     isolation: session.isolation,
     service: Array.isArray(session.service) ? JSON.stringify(session.service) : (session.service ?? ''),
     metadata: JSON.stringify(session.metadata, null, 2),
@@ -59,6 +61,7 @@ function changesOf(before: Values, now: Values): Record<string, unknown> {
   if (now.egress !== before.egress) changes.egress = { allow: now.egress.split(/\s+/).filter(Boolean) };
   if (now.open !== before.open) changes.allowPublicAccess = now.open;
   if (now.storage !== before.storage) changes.storage = now.storage;
+  if (now.record_code !== before.record_code) changes.record_code = now.record_code;
   if (now.isolation !== before.isolation) changes.isolation = now.isolation;
   if (now.service !== before.service)
     changes.service = now.service.startsWith('[') ? JSON.parse(now.service) : now.service || null;
@@ -153,6 +156,12 @@ export function SettingsTab({ session, set }: TabProps) {
           label="Programs may use the storage"
           checked={value.storage}
           onChange={(storage) => change({ storage })}
+        />
+        <Check
+          label="Keep the code of runs"
+          hint="Records of runs show the code or command that ran. Earlier records stay as they are."
+          checked={value.record_code}
+          onChange={(record_code) => change({ record_code })}
         />
         <Select
           label="Isolation"

@@ -1934,6 +1934,11 @@ export interface components {
              * @description Whether programs may use the storage, from the next run on.
              */
             storage?: boolean | null;
+            /**
+             * Record Code
+             * @description Whether records of its runs keep what ran, from the next run on. Earlier records stay.
+             */
+            record_code?: boolean | null;
             /** @description Replaces the setup, between runs; null removes it. */
             setup?: components["schemas"]["SetupBody"] | null;
         };
@@ -2195,6 +2200,12 @@ export interface components {
              * @default true
              */
             storage?: boolean;
+            /**
+             * Record Code
+             * @description Whether records of its runs keep the code or command that ran.
+             * @default true
+             */
+            record_code?: boolean;
         };
         /** DataChangeAnswer */
         DataChangeAnswer: {
@@ -3474,6 +3485,11 @@ export interface components {
             /** Storage */
             storage?: boolean;
             /**
+             * Record Code
+             * @description Whether records of its runs keep the code or command that ran.
+             */
+            record_code?: boolean;
+            /**
              * Status
              * @enum {string}
              */
@@ -4288,6 +4304,12 @@ export interface components {
              * @example main
              */
             context?: string | null;
+            /**
+             * Record Code
+             * @description `false`: the run's record doesn't keep the code or command, whatever the session says.
+             * @default true
+             */
+            record_code?: boolean;
         };
         RunEvent: components["schemas"]["OutputEvent"] | components["schemas"]["DisplayEvent"] | components["schemas"]["UpdateDisplayEvent"] | components["schemas"]["ResultEvent"] | components["schemas"]["ClearOutputEvent"] | components["schemas"]["CellErrorEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["GapEvent"] | components["schemas"]["ErrorEvent"];
         /** RunRecordAnswer */
@@ -4331,6 +4353,26 @@ export interface components {
             /** Session Id */
             session_id: string;
             status: components["schemas"]["Status"];
+            /**
+             * Code
+             * @description The code that ran, up to 64 KiB, in lists up to 200 characters; null for a command, and where `record_code` was false.
+             */
+            code: string | null;
+            /**
+             * Command
+             * @description The command that ran in place of code.
+             */
+            command: string | string[] | null;
+            /**
+             * Args
+             * @description Arguments of the code.
+             */
+            args: string[];
+            /**
+             * Code Truncated
+             * @description Whether `code`, `command` or `args` were longer.
+             */
+            code_truncated: boolean;
             /** Started At */
             started_at: string;
             /** Ended At */
@@ -4479,6 +4521,11 @@ export interface components {
             service: string | string[] | null;
             /** Storage */
             storage: boolean;
+            /**
+             * Record Code
+             * @description Whether records of its runs keep the code or command that ran.
+             */
+            record_code: boolean;
             /**
              * Status
              * @enum {string}

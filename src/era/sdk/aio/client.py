@@ -86,7 +86,7 @@ class AsyncEra:
 
         With `ephemeral`, leaving its `with` block deletes it. Options: `data`, `metadata`, `setup`, `persistent`,
         `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`, `allow_public`, `service`,
-        `storage`.
+        `storage`, `record_code`.
         """
         return async_opened(self.sessions.create(language, id, ephemeral=ephemeral, **options))
 

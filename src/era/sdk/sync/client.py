@@ -85,7 +85,7 @@ class Era:
 
         With `ephemeral`, leaving its `with` block deletes it. Options: `data`, `metadata`, `setup`, `persistent`,
         `default_timeout`, `ttl`, `limits`, `isolation`, `allow_internet`, `egress`, `allow_public`, `service`,
-        `storage`.
+        `storage`, `record_code`.
         """
         return opened(self.sessions.create(language, id, ephemeral=ephemeral, **options))
 

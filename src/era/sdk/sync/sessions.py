@@ -84,7 +84,7 @@ class Session:
         """Run code, or the stored code, and return when its result is durable.
 
         With `background` it returns when the run has begun, with a handle on it. Options: `command` in place of code,
-        `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds) and `atomic`.
+        `args`, `stdin`, `cwd`, `env`, `secrets`, `timeout` (seconds), `atomic` and `record_code`.
 
         If the caller is interrupted, by Ctrl-C or a cancelled task, the run is stopped. What it left is kept.
         """
