@@ -80,7 +80,7 @@ WHEN = {
     "no_such_version": "The session never had this version",
     "not_a_websocket": "The call is a WebSocket, and the request doesn't open one",
     "not_found": "There is no such session or path",
-    "not_live": "The session isn't live, and only files of a live one can be watched",
+    "not_live": "The session that was watched isn't live any more; watch again to follow its versions",
     "not_operator": "Only the operator may do this",
     "not_persistent": "The session was made with `persistent` false, and keeps no files",
     "not_public": "The session's public URL is closed; or a program of a session called more of the server than it may",

@@ -427,7 +427,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     contexts=contexts,
                     checkpoints=checkpoints,
                     processes=SessionProcesses(live_sessions, store.processes, store, idempotency),
-                    watching=Watching(live_sessions, store),
+                    watching=Watching(live_sessions, store, snapshots),
                     tickets=tickets,
                     live_servers=live_servers,
                     sites=Sites(signing_secret(settings, "site-key"), store, settings.public_host),

@@ -18,6 +18,7 @@ import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, serve_in_background
 from tests.api.live import Terminal, start
+from tests.api.test_watch_files import watch
 from tests.api.websocket import WebSocket
 from tests.client.command import era
 from tests.cluster import KEY, LEASE_SECONDS, Cluster, History, running
@@ -249,6 +250,19 @@ def test_a_host_that_stops_gives_its_sessions_away(cluster: Cluster, hosts: list
     record = other.get(f"/api/sessions/{session}/processes/{process}").json()
     assert (record["status"], record["reason"]) == ("ended", "moved")
     assert eventually(lambda: cluster.pid(0) != stopped and cluster.is_ready(0))
+
+
+def test_watch_of_a_session_that_is_not_live_at_any_host(cluster: Cluster, hosts: list[httpx.Client]) -> None:
+    home, other = hosts
+    session = made(home, "watched-by-versions")
+    for number in (0, 1):
+        with watch(cluster.server(number), session, key=KEY) as seen:
+            run(other, session, f"open('f{number}', 'w').write('1')")
+            assert seen.has(type="create", path=f"f{number}")
+    with watch(cluster.server(1), session, key=KEY) as seen:
+        start(home, session, "exec sleep 1000")
+        assert seen.until(lambda each: each["type"] == "overflow")
+        assert seen.coming.get(timeout=EFFECTIVE_SECONDS) is None
 
 
 def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:

@@ -165,7 +165,7 @@ async def of_a_watch(total: int) -> int:
     supervisor, process = await waiting(life, frame(b"C", 1, b'{"type":"overflow"}\n' * total))
     process._events.popleft()
     live: Any = Live(process)
-    watch = watching._Watch(live, (), recursive=False, ended=lambda: None)
+    watch = watching._LiveWatch(live, (), recursive=False, ended=lambda: None)
     first = watch._log.last
     most = await most_in_a_turn(lambda: watch._log.last, until(lambda: watch._log.last == first + total))
     watch.end()

@@ -68,8 +68,6 @@ def test_a_watch_goes_on_where_it_broke(server: Server, lost: int) -> None:
         Era(server.url) as uncut,
     ):
         session = client.session("python", isolation="bubblewrap")
-        with pytest.raises(package.Conflict):
-            next(session.files.watch())
         session.process("exec sleep 600")
         events = session.files.watch(recursive=True)
         assert next(events).type == "watching"
@@ -81,6 +79,36 @@ def test_a_watch_goes_on_where_it_broke(server: Server, lost: int) -> None:
             pass
         assert way.connections > lost
         del events
+        session.delete(purge=True)
+
+
+def test_watch_goes_on_when_the_session_becomes_live(server: Server) -> None:
+    with Era(server.url) as client:
+        session = client.session("python", isolation="bubblewrap")
+        events = session.files.watch(".")
+        assert next(events).type == "watching"
+        session.files["by a call"] = "1"
+        assert (next(events).type, session.info().status) == ("create", "idle")
+        session.run("open('by a run', 'w').write('1')")
+        assert next(events).path == "by a run"
+        session.process("exec sleep 600")
+        types = [next(events).type for _ in range(3)]
+        assert types == ["overflow", "watching", "gap"], "those who watch are told to look again"
+        session.files["live"] = "1"
+        while next(events).path != "live":
+            pass
+        del events
+        session.delete(purge=True)
+
+
+def test_dot_is_the_working_directory(server: Server) -> None:
+    with Era(server.url) as client:
+        session = client.session("python", isolation="bubblewrap")
+        session.files["d/file"] = "1"
+        assert [file.path for file in session.files.list(".")] == ["d/file"]
+        assert session.files.stat(".").type == "dir"
+        assert "d/file" in era(server, "files", "list", session.id, ".", code=0).stdout
+        session.files.mkdir(".")
         session.delete(purge=True)
 
 

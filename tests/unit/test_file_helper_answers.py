@@ -143,7 +143,7 @@ async def test_a_watch_is_given_up_only_where_its_sandbox_does_not_get_on(
     process = SlowHelper(json.dumps({"type": "watching"}).encode() + b"\n", 2.0 if gets_on else 600.0)
     live: Any = Live(process, time.monotonic if gets_on else lambda: 0.0)
     ended = asyncio.Event()
-    watch = watching._Watch(live, (), recursive=False, ended=ended.set)
+    watch = watching._LiveWatch(live, (), recursive=False, ended=ended.set)
     if gets_on:
         await watch.begun()
         watch.end()

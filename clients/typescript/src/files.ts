@@ -107,8 +107,9 @@ export class FileTree implements AsyncIterable<FileInfo> {
 /** A session's files, to read and to change. */
 export class Files extends FileTree {
   /**
-   * What changes in the files of a live session from now on, without end. It begins with `watching`. Where the connection
-   * broke there is another one, behind which comes what has changed meanwhile, or a `gap`. Leaving the loop ends it.
+   * What changes in a session's files from now on, without end. It begins with `watching`. Where the connection broke, or
+   * the session has become live, there is another one, behind which comes what has changed meanwhile, or a `gap`. Leaving
+   * the loop ends it. Throws NotLive when the session isn't live any more.
    */
   watch(
     options: { path?: string; recursive?: boolean } & CallOptions = {},

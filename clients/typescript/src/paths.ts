@@ -12,7 +12,8 @@ export function sessionPath(id: string): string {
 
 /** The path of a file of a session or version, which is `root`: of its content, or of what there is to say about it. */
 export function filePath(root: string, path: string, what: "files" | "stat" = "files"): string {
-  return `${root}/${what}/${below(path, BadPath, "A file's path")}`;
+  const isRoot = what === "stat" && (path === "" || path === ".");
+  return `${root}/${what}/${isRoot ? "" : below(path, BadPath, "A file's path")}`;
 }
 
 /** The path of a storage's namespace. */

@@ -71,6 +71,26 @@ test("a watch goes on where its connection broke", async () => {
   assert.equal(begun, 2);
 });
 
+test("a watch goes on when the session becomes live", async () => {
+  await using session = await era.session("python", options);
+  const types: string[] = [];
+  for await (const event of session.files.watch({ path: "." })) {
+    types.push(event.type);
+    if (event.type === "watching" && types.length === 1) await session.files.put("first.txt", "1");
+    if (event.type === "create" && event.path === "first.txt") await session.process("exec sleep 600");
+    if (event.type === "gap") await session.files.put("last.txt", "2");
+    if (event.type === "create" && event.path === "last.txt") break;
+  }
+  assert.deepEqual(types.slice(0, 5), ["watching", "create", "overflow", "watching", "gap"]);
+});
+
+test("'.' is the working directory", async () => {
+  await using session = await era.session("python", options);
+  await session.files.put("d/file.txt", "1");
+  assert.deepEqual((await session.files.list({ prefix: "." })).map(({ path }) => path), ["d/file.txt"]);
+  assert.equal((await session.files.stat(".")).type, "dir");
+});
+
 test("cells share variables", async () => {
   await using session = await era.session("python", options);
   const main = session.context();

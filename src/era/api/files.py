@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors
 from era.api.ranges import requested_range
 from era.api.streaming import ClosingResponse
-from era.core.files.paths import Parts, from_url, parse
+from era.core.files.paths import ROOT, Parts, bad_path, from_url, parse_place
 from era.core.files.session_files import ANY, PATIENCE, Body, Condition, OpenFile
 from era.core.files.spool import bounded
 from era.core.files.tree_objects import name_bytes
@@ -94,13 +94,23 @@ register_url_convertor("rest", _Rest())
 
 async def path_in_url(request: Request) -> Parts:
     """The path of a file, decoded once from the raw URL. Raises BadRequest."""
+    return _path_in_url(request)
+
+
+async def place_in_url(request: Request) -> Parts:
+    """The same for a path that may also be that of the working directory itself."""
+    return _path_in_url(request, root=True)
+
+
+def _path_in_url(request: Request, *, root: bool = False) -> Parts:
     match = _IN_URL.fullmatch(request.scope["raw_path"])
     if match is None:
         raise BadRequest("The slashes of this URL are escaped.", hint="Write '/' as it is.", code="bad_path")
-    return from_url(match[1])
+    return from_url(match[1], root=root)
 
 
 Path = Annotated[Parts, Depends(path_in_url)]
+Place = Annotated[Parts, Depends(place_in_url)]
 
 
 Wait = Annotated[
@@ -109,7 +119,7 @@ Wait = Annotated[
 ]
 FilesLimit = Annotated[int, Query(ge=1, le=1000, description="Files per page.")]
 FilesCursor = Annotated[str | None, Query(max_length=1 << 16, description="`next_cursor` of the page before.")]
-Prefix = Annotated[str, Query(max_length=4096, description="Only paths that begin with this.")]
+Prefix = Annotated[str, Query(max_length=4096, description="Only paths that begin with this; empty or `.` for all.")]
 Directories = Annotated[bool, Query(description="List directories, too. The totals never count them.")]
 Mode = Annotated[
     str | None, Query(pattern=MODE, description="The file's permissions in octal digits; else it keeps those it has.")
@@ -159,7 +169,7 @@ async def _files(
         session_id,
         limit=limit,
         after=after,
-        prefix=tuple(prefix.split("/")),
+        prefix=() if prefix in ROOT else tuple(prefix.split("/")),
         directories=directories,
         version=version,
     )
@@ -235,7 +245,7 @@ async def delete_file(
 
 
 @router.get("/stat/{path:rest}", responses={200: {"model": ListedFile}, **errors(404, 409)})
-async def stat_file(session_id: SessionId, path: Path, context: UseContext) -> Response:
+async def stat_file(session_id: SessionId, path: Place, context: UseContext) -> Response:
     """Show what is at a path: a file, a link or a directory."""
     return Answer(files_answer([await context.files.stat(session_id, path)])[0])
 
@@ -243,8 +253,11 @@ async def stat_file(session_id: SessionId, path: Path, context: UseContext) -> R
 @router.post("/move", responses={200: {"model": MovedAnswer}, **errors(404, 409, 413, 429)})
 async def move_file(session_id: SessionId, body: MoveBody, context: UseContext, wait: Wait = True) -> Response:
     """Move a file, a link or a directory to another path. Waits for the run under way."""
+    source, target = parse_place(body.source), parse_place(body.to)
+    if not source or not target:
+        raise bad_path(".", "is the working directory itself, which can't be moved or replaced")
     dropped = await context.files.move(
-        session_id, parse(body.source), parse(body.to), replace=body.replace, patience=PATIENCE if wait else 0
+        session_id, source, target, replace=body.replace, patience=PATIENCE if wait else 0
     )
     return Answer({"success": True, "from": body.source, "to": body.to, **dropped_answer(dropped)})
 
@@ -255,7 +268,7 @@ async def make_directory(
 ) -> Response:
     """Make a directory, and those on the way to it. Waits for the run under way."""
     created, dropped = await context.files.make_directory(
-        session_id, parse(body.path), mode=mode_of(body.mode), patience=PATIENCE if wait else 0
+        session_id, parse_place(body.path), mode=mode_of(body.mode), patience=PATIENCE if wait else 0
     )
     return Answer({"success": True, "path": body.path, "created": created, **dropped_answer(dropped)})
 

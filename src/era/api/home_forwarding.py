@@ -63,6 +63,7 @@ _RUN = ("run", "stream")
 _FOLLOWS = re.compile(r"/api/sessions/[^/]+/(.*/)?(events|watch|attach|terminal)", re.DOTALL)
 """Calls whose answers go on for as long as something lives here."""
 
+_WATCH = re.compile(r"/api/sessions/[^/]+/watch")
 _LINK = re.compile(r"/links/([^/]+)")
 _ANSWERED = re.compile(r"/(api|mcp|proxy|links)(/|$)")
 """Paths at which a host without a lease answers nothing."""
@@ -319,5 +320,5 @@ def _only_reads(scope: Scope) -> bool:
 
 def _needs_home(scope: Scope) -> bool:
     """Whether a host that answers this request must be the session's home. What is only read is in the shared rows,
-    unless the session is live at its home."""
-    return not _only_reads(scope)
+    unless the session is live at its home. A watch has to see when it becomes live."""
+    return not _only_reads(scope) or _WATCH.fullmatch(scope["path"]) is not None

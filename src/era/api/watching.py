@@ -1,4 +1,4 @@
-"""The route that tells what changes in the files of a live session."""
+"""The route that tells what changes in the files of a session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from era.api.context import SessionId, StrictRoute, UseContext, until_barred
 from era.api.event_stream import After, Event, described, encoded, event_stream
 from era.core.event_log import Gap
-from era.core.files.paths import parse
+from era.core.files.paths import parse_place
 from era.core.live.watching import FileEvent
 from era.wire.files import path_text
 from era.wire.watching import FileWatchEvent
@@ -38,10 +38,10 @@ async def watch_files(
     path: Annotated[str, Query(max_length=4096, description="A directory or file; empty or `.` for all.")] = "",
     recursive: Annotated[bool, Query(description="Also what is in directories below.")] = False,
 ) -> Response:
-    """Follow what changes in the files of a live session, from now on, or from where a connection broke."""
+    """Follow what changes in a session's files, from now on, or from where a connection broke. Those of a session that
+    isn't live are followed by its versions."""
     async with AsyncExitStack() as stack:
-        parts = parse(path) if path not in ("", ".") else ()
-        watched = context.watching.watched(session_id, parts, recursive=recursive, after=after)
+        watched = context.watching.watched(session_id, parse_place(path), recursive=recursive, after=after)
         items = await stack.enter_async_context(watched)
         kept = stack.pop_all()
 

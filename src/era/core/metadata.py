@@ -228,6 +228,10 @@ class MetadataStore(Protocol):
         """The keys of those of these sessions that are present, in no order."""
         ...
 
+    async def snapshots_of(self, keys: Sequence[int]) -> Mapping[int, Snapshot]:
+        """The files of the current versions of those of these sessions that are present, by key. Counts as no call."""
+        ...
+
     async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session:
         """Replace settings of a session; the session after that. Raises NotFound or Expired."""
         ...

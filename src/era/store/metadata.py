@@ -219,6 +219,9 @@ class SqlStore:
     async def present_sessions(self, keys: Sequence[int]) -> Sequence[int]:
         return await self.database.read(sessions.present_sessions, keys)
 
+    async def snapshots_of(self, keys: Sequence[int]) -> Mapping[int, Snapshot]:
+        return await self.database.read(sessions.snapshots_of, keys)
+
     async def change_session(self, session_id: OwnedId, change: SessionChange) -> Session:
         return await self.database.write(sessions.change_session, self._retention, session_id, change)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate, batched
 from typing import Any
 
@@ -34,13 +34,14 @@ from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import session_to_json
 from era.core.metadata import KEEP, Retention, SessionChange
-from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, StoredCode, now
+from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, Snapshot, StoredCode, now
 from era.errors import Conflict, NoSession
 from era.store.condemned import LOSE_HOME
 from era.store.database import Database, changes
 from era.store.dialects import raising_if_taken, together
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key
+from era.store.records import snapshot_from_row
 from era.store.session_lookup import (
     EXPIRES_AT,
     IN_FORCE,
@@ -360,6 +361,13 @@ def purge_session(
 def present_sessions(connection: Connection, keys: Collection[int]) -> Sequence[int]:
     """The keys of those of these sessions that are present."""
     return list(connection.execute(select(sessions.c.key).where(sessions.c.key.in_(keys), IS_PRESENT)).scalars())
+
+
+def snapshots_of(connection: Connection, keys: Collection[int]) -> Mapping[int, Snapshot]:
+    """The files of the current versions of those of these sessions that are present, by key."""
+    columns = sessions.c.key, versions.c.snapshot_root, versions.c.file_count, versions.c.total_bytes
+    query = select(*columns).join_from(sessions, versions, IN_FORCE).where(sessions.c.key.in_(keys), IS_PRESENT)
+    return {key: snapshot_from_row(*snapshot) for key, *snapshot in connection.execute(query)}
 
 
 def count_sessions(connection: Connection) -> int:

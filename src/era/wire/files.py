@@ -33,7 +33,10 @@ class ListedFile(BaseModel):
     path: str
     type: Kind
     size: int = Field(description="In bytes; of a link that of its target's path, of a directory 0.")
-    mode: str | None = Field(description="Permissions in octal digits; null for a link.", examples=["0644"])
+    mode: str | None = Field(
+        description="Permissions in octal digits; null for a link, and for the working directory itself.",
+        examples=["0644"],
+    )
     modified_at: str | None = Field(description="Null for a directory.")
     uploaded: bool
     etag: str | None = Field(

@@ -541,7 +541,8 @@ export interface paths {
         };
         /**
          * Watch Files
-         * @description Follow what changes in the files of a live session, from now on, or from where a connection broke.
+         * @description Follow what changes in a session's files, from now on, or from where a connection broke. Those of a session that
+         *     isn't live are followed by its versions.
          */
         get: operations["watch_files"];
         put?: never;
@@ -3392,7 +3393,7 @@ export interface components {
             size: number;
             /**
              * Mode
-             * @description Permissions in octal digits; null for a link.
+             * @description Permissions in octal digits; null for a link, and for the working directory itself.
              * @example 0644
              */
             mode: string | null;
@@ -6077,7 +6078,7 @@ export interface operations {
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
                 cursor?: string | null;
-                /** @description Only paths that begin with this. */
+                /** @description Only paths that begin with this; empty or `.` for all. */
                 prefix?: string;
                 /** @description List directories, too. The totals never count them. */
                 directories?: boolean;
@@ -6111,7 +6112,7 @@ export interface operations {
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
                 cursor?: string | null;
-                /** @description Only paths that begin with this. */
+                /** @description Only paths that begin with this; empty or `.` for all. */
                 prefix?: string;
                 /** @description List directories, too. The totals never count them. */
                 directories?: boolean;

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from era.core.files.packages import own_entries
+from era.core.files.paths import Parts
 from era.core.models import Json
 
 type ReadTree = Callable[[str], list[list[Any]]]
@@ -40,6 +42,9 @@ class FileChange(NamedTuple):
     old_size: int | None
     size: int | None
 
+
+type EntryChange = tuple[Literal["create", "write", "remove", "chmod"], str]
+"""A change of a file, link or directory, and its path."""
 
 type Kind = Literal["added", "changed", "removed"]
 KINDS: tuple[Kind, ...] = ("added", "changed", "removed")
@@ -185,6 +190,66 @@ def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str 
             size, _, mtime_ns, *_ = rest
             if was is None or (was[2], was[5]) != (content, mtime_ns):
                 yield FileChange(prefix + name, was[3] if was else None, size)
+
+
+def entry_changes(
+    read: ReadTree, old: str | None, new: str | None, path: Parts, *, recursive: bool
+) -> Iterator[EntryChange]:
+    """The changes between two trees, given by their digests, of what is at a path, and of what is in that if it is a
+    directory; with `recursive` of all below it. Unlike in `file_changes` directories count, too.
+
+    Only differing tree objects are read. Modification times don't count.
+    """
+    before, after = _found(read, old, path), _found(read, new, path)
+    return _entry_changes(read, before, after, path, sys.maxsize if recursive else 1)
+
+
+def _found(read: ReadTree, root: str | None, path: Parts) -> list[Any] | None:
+    """The entry at a path, None for nothing."""
+    entry: list[Any] | None = ["dir", "", root, None]
+    for name in path:
+        entries = read(entry[2]) if entry is not None and entry[0] == "dir" and entry[2] else []
+        entry = next((each for each in entries if each[1] == name), None)
+    return entry
+
+
+def _entry_changes(
+    read: ReadTree, was: list[Any] | None, now: list[Any] | None, path: Parts, levels: int
+) -> Iterator[EntryChange]:
+    """The changes of an entry, and of those in so many levels of directories below it."""
+    is_same_kind = was is not None and now is not None and was[0] == now[0]
+    old_tree = was[2] if was is not None and was[0] == "dir" else None
+    new_tree = now[2] if now is not None and now[0] == "dir" else None
+
+    def below() -> Iterator[EntryChange]:
+        if not levels or old_tree == new_tree:
+            return
+        read_here = read if path else partial(own_entries, read)
+        before = {entry[1]: entry for entry in read_here(old_tree)} if old_tree else {}
+        after = {entry[1]: entry for entry in read_here(new_tree)} if new_tree else {}
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                yield from _entry_changes(read, before.get(name), after.get(name), (*path, name), levels - 1)
+
+    if not is_same_kind and old_tree:
+        yield from below()
+    where = "/".join(path)
+    if was is not None and now is not None and is_same_kind:
+        if was[0] != "dir" and was[2] != now[2]:
+            yield "write", where
+        elif path and was[0] != "link" and was[_MODE[was[0]]] != now[_MODE[now[0]]]:
+            yield "chmod", where
+    else:
+        if was is not None:
+            yield "remove", where
+        if now is not None:
+            yield "create", where
+    if is_same_kind or not old_tree:
+        yield from below()
+
+
+_MODE = {"file": 4, "dir": 3}
+"""The position of the permissions in an entry of a tree object."""
 
 
 class _Entry(NamedTuple):

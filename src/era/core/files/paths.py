@@ -18,6 +18,9 @@ type Parts = tuple[str, ...]
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
 
+ROOT = ("", ".", "./")
+"""How a request names the working directory itself."""
+
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _HINT = "Paths are relative, separated by '/', UTF-8, with no '.', '..' or empty parts."
 
@@ -39,6 +42,11 @@ def parse(path: str) -> Parts:
     if parts[0] == STATE_FILE:  # nor is there anything below it: a directory of that name gives way to the state
         raise state_file()
     return parts
+
+
+def parse_place(path: str) -> Parts:
+    """The parts of the path of a directory or file, none for the working directory itself. Raises as `parse` does."""
+    return () if path in ROOT else parse(path)
 
 
 def state_file() -> BadRequest:
@@ -63,8 +71,8 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def from_url(escaped: bytes) -> Parts:
-    """The parts of a percent-encoded path.
+def from_url(escaped: bytes, *, root: bool = False) -> Parts:
+    """The parts of a percent-encoded path. With `root` it may be that of the working directory itself, of no parts.
 
     Raises BadRequest for an invalid one, also where it would become invalid if it were decoded again: then it was
     encoded twice, and some proxy may have checked another path than the one that we see.
@@ -75,6 +83,8 @@ def from_url(escaped: bytes) -> Parts:
         path = unquote_to_bytes(escaped).decode()
     except UnicodeDecodeError:
         raise bad_path(escaped.decode("latin-1"), "is not UTF-8") from None
+    if root and path in ROOT:
+        return ()
     parts = parse(path)
     again = path
     while (decoded := unquote_to_bytes(again).decode(errors="replace")) != again:

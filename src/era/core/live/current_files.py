@@ -123,7 +123,10 @@ class CurrentFiles:
         return await (stored_page() if version is not None else self._read(session_id, live_page, stored_page))
 
     async def stat(self, session_id: OwnedId, path: Parts) -> FileEntry:
-        """See SessionFiles.stat."""
+        """See SessionFiles.stat. Of no parts, the path is that of the working directory."""
+        if not path:
+            await self._store.session(session_id)
+            return FileEntry("", "dir")
 
         async def live_stat(live: LiveSession, helper: FileHelper) -> FileEntry:
             found, _ = await helper.call("stat", path, **_at(path))
@@ -216,7 +219,10 @@ class CurrentFiles:
     async def make_directory(
         self, session_id: OwnedId, path: Parts, *, mode: int | None = None, patience: float = PATIENCE
     ) -> tuple[bool, int]:
-        """See SessionFiles.make_directory."""
+        """See SessionFiles.make_directory. Of no parts, the path is that of the working directory, which is there."""
+        if not path:
+            keeping_files(await self._store.session(session_id))
+            return False, 0
         self.check_depth((*path, ""))
 
         async def live_make(live: LiveSession, helper: FileHelper) -> tuple[bool, int]:

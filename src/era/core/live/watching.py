@@ -1,7 +1,13 @@
-"""Watches of the files of live sessions: what changes in them, as it happens (guest/live_watch.py).
+"""Watches of the files of sessions: what changes in them.
 
-Theory of operation. Each watch has a helper of its own in the sandbox. What that says is input from the sandbox: its
-form is checked, its pace is that of any output, and what a reader doesn't take in time is dropped and told (EventLog).
+Theory of operation. In a live session each watch has a helper of its own in the sandbox (guest/live_watch.py), which
+reports changes as they happen. What that says is input from the sandbox: its form is checked, its pace is that of any
+output, and what a reader doesn't take in time is dropped and told (EventLog).
+
+The files of a session that isn't live change only with its version. So one query a second asks for the snapshots of all
+such sessions whose watches have readers, and the trees of an old and a new one are compared on a thread. A session
+that becomes live ends these watches: they can't say what its processes have changed since. The next one is of the live
+session. Both are at the session's home, as calls of this route are (api/home_forwarding.py).
 
 A watch is of a path, and has any number of readers. It goes on for a while when the last one has left, so that one
 whose connection broke can go on behind what it has had. Where that comes too late there is another watch, whose numbers
@@ -13,22 +19,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from era.core.event_log import EventLog, Gap
+from era.core.files import edits
+from era.core.files.diffs import entry_changes
+from era.core.files.file_threads import Budget as ReadBudget
 from era.core.files.paths import Parts
+from era.core.files.snapshots import Snapshots
 from era.core.live.file_helper import error_of, framed, gone
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.loop_slices import Budget
 from era.core.metadata import MetadataStore
-from era.core.models import OwnedId
+from era.core.models import OwnedId, Session, Snapshot
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
 from era.core.stall_timeout import stall_timeout
-from era.errors import Conflict, EraError
+from era.errors import Conflict, EraError, NotFound, Unavailable
 
 MOST = 8
 """Watches of a session at a time."""
@@ -45,12 +57,25 @@ _PAUSE_SECONDS = 0.05
 _LINGER_SECONDS = 60.0
 """How long a watch goes on that nobody reads."""
 
+_MOST_KEPT = 1000
+"""Watches at a time of which those end that nobody reads, to make room for another."""
+
+_LOOK_SECONDS = 1.0
+"""Between two looks for new versions of sessions that aren't live."""
+
 _SPEC = ProcessSpec((), {}, channel=True, module="live_watch")
 _SECONDS = 30.0
 """How long a watch may take to be in force while the sandbox uses no processor."""
 
 _LINE_BYTES = 64 << 10
 _KEPT_BYTES = 1 << 20
+_MOST_CHANGES = 10_000
+"""Changes between two versions that a watch reports. Where there are more, or they don't fit into `_KEPT_BYTES`, it
+reports an `overflow`."""
+
+_EVENT_US = 5.0
+"""Microseconds of the event loop for which an event is noted."""
+
 _BYTE_US = 0.1
 """What it costs the event loop to take a byte."""
 
@@ -72,33 +97,33 @@ class FileEvent:
 class Watching:
     """Watches. There is one of these a service."""
 
-    def __init__(self, live_sessions: LiveSessions, store: MetadataStore) -> None:
+    def __init__(self, live_sessions: LiveSessions, store: MetadataStore, snapshots: Snapshots) -> None:
         self._live_sessions = live_sessions
         self._store = store
+        self._snapshots = snapshots
+        self._versions = _Versions(store)
         self._watches: dict[_Key, _Watch] = {}
 
     @asynccontextmanager
     async def watched(
         self, session_id: OwnedId, path: Parts, *, recursive: bool, after: int = 0
     ) -> AsyncIterator[AsyncIterator[list[tuple[int, FileEvent]] | Gap]]:
-        """What changes in a directory, or to a file, until the session isn't live any more: from now on, or behind the
-        event with the number `after`, in pieces of a few events. Raises NotFound, Conflict where it isn't live now, has
-        too many watches, readers or directories; SandboxFailed, Unavailable. The events raise EraError when the watch
-        ends, and say why."""
+        """What changes in a directory, or to a file, until the session becomes live or isn't any more: from now on, or
+        behind the event with the number `after`, in pieces of a few events. Raises NotFound, Conflict where there are
+        too many watches, readers or directories; SandboxFailed, Unavailable. Where the session becomes live, the last
+        event is an `overflow`; else the events raise EraError at the end, and say why."""
         session = await self._store.session(session_id)
         with self._live_sessions.in_use(session.key) as live:
-            if live is None:
-                raise _not_live(session.id)
-            watch = self._watch((session.key, path, recursive), live)
+            watch = self._watch((session.key, path, recursive), session, live)
             with watch.read():
                 await watch.begun()
                 yield watch.events(after)
 
-    def _watch(self, key: _Key, live: LiveSession) -> _Watch:
+    def _watch(self, key: _Key, session: Session, live: LiveSession | None) -> _Watch:
         """The watch that there is, or else a new one. Raises Conflict where there are too many."""
         if sum(of.readers for each, of in self._watches.items() if each[0] == key[0]) >= MOST_READERS:
             raise Conflict(
-                f"The watches of session '{live.session.id}' have {MOST_READERS} readers together, which is the most.",
+                f"The watches of session '{session.id}' have {MOST_READERS} readers together, which is the most.",
                 hint="End one, or have one reader pass on what it gets.",
                 code="too_many_watches",
             )
@@ -110,40 +135,59 @@ class Watching:
             unread = [(of.read_at, each, of) for each, of in own if not of.readers]
             if not unread:
                 raise Conflict(
-                    f"Session '{live.session.id}' has {MOST} watches, as many as it may.",
+                    f"Session '{session.id}' has {MOST} watches, as many as it may.",
                     hint="End one, or watch a directory above with recursive=true.",
                     code="too_many_watches",
                 )
             _, oldest, of = min(unread)
             of.end()
             del self._watches[oldest]
+        if len(self._watches) >= _MOST_KEPT:
+            for each, of in self._watches.items():
+                if not of.readers:
+                    of.end()
+                    del self._watches[each]
+                    break
         made: _Watch
 
         def ended() -> None:
             if self._watches.get(key) is made:
                 del self._watches[key]
 
-        made = self._watches[key] = _Watch(live, path=key[1], recursive=key[2], ended=ended)
+        if live is not None:
+            made = _LiveWatch(live, key[1], recursive=key[2], ended=ended)
+        else:
+
+            def is_live() -> bool:
+                return self._live_sessions.get(session.key) is not None
+
+            made = _VersionWatch(
+                session, key[1], self._snapshots, self._versions, is_live, recursive=key[2], ended=ended
+            )
+        self._watches[key] = made
         return made
 
 
-class _Watch:
+class _Watch(ABC):
     """One watch, with its readers."""
 
-    def __init__(self, live: LiveSession, path: Parts, *, recursive: bool, ended: Callable[[], None]) -> None:
+    live: LiveSession | None = None
+
+    def __init__(self, path: Parts, *, recursive: bool, ended: Callable[[], None]) -> None:
         """`ended` is called when it has ended, however that is."""
-        self.live = live
         self.readers = 0
+        self.has_readers = asyncio.Event()
         self.read_at = time.monotonic()
         """When the last reader left."""
 
         self._path = path
+        self._recursive = recursive
         # Microseconds: more than there can be events, so a later watch begins beyond all numbers of this one.
         self._log: EventLog[FileEvent] = EventLog(max_size=_KEPT_BYTES, last=time.time_ns() // 1000)
         self._begun = asyncio.Event()
         self._error: EraError | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._following = asyncio.create_task(self._follow(recursive=recursive))
+        self._following = asyncio.create_task(self._follow())
         self._following.add_done_callback(lambda _: ended())
 
     @property
@@ -154,6 +198,7 @@ class _Watch:
     def read(self) -> Iterator[None]:
         """Somebody reads it within the block."""
         self.readers += 1
+        self.has_readers.set()
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
@@ -163,44 +208,71 @@ class _Watch:
             self.readers -= 1
             self.read_at = time.monotonic()
             if not self.readers:
+                self.has_readers.clear()
                 self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.end)
 
     async def begun(self) -> None:
         """Wait until it is in force. Raises EraError."""
         waiting = asyncio.create_task(self._begun.wait())
         try:
-            with suppress(TimeoutError):
-                async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS):
-                    await asyncio.wait([waiting, self._following], return_when=asyncio.FIRST_COMPLETED)
+            await self._either([waiting, self._following])
         finally:
             waiting.cancel()
         if not self._begun.is_set():
             self.end()
-            raise self._why()
+            raise self._why() or gone()
+
+    async def _either(self, awaited: list[asyncio.Task[Any]]) -> None:
+        """Wait until one of these tasks is done, or the watch takes too long to begin."""
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
 
     async def events(self, after: int) -> AsyncIterator[list[tuple[int, FileEvent]] | Gap]:
-        """The events behind `after`, or from now on, in pieces. Raises EraError at the end."""
+        """The events behind `after`, or from now on, in pieces. Raises `_why` at the end."""
         position = min(after, self._log.last) if after else self._log.last
         yield [(position, FileEvent("watching", "/".join(self._path)))]
         async for piece in self._log.pieces(position, _AT_ONCE):
             yield piece
             await asyncio.sleep(_PAUSE_SECONDS)
-        raise self._why()
+        if (why := self._why()) is not None:
+            raise why
 
     def end(self) -> None:
         self._following.cancel()
 
+    def _append(self, event: FileEvent) -> None:
+        self._log.append(event, _size_of(event))
+
+    @abstractmethod
+    def _why(self) -> EraError | None:
+        """Why it has ended; None where its last event says so."""
+
+    @abstractmethod
+    async def _follow(self) -> None:
+        """Log events until it ends, and end the log then."""
+
+
+class _LiveWatch(_Watch):
+    """A watch of a live session, by a helper in its sandbox."""
+
+    def __init__(self, live: LiveSession, path: Parts, *, recursive: bool, ended: Callable[[], None]) -> None:
+        super().__init__(path, recursive=recursive, ended=ended)
+        self.live: LiveSession = live
+
+    async def _either(self, awaited: list[asyncio.Task[Any]]) -> None:
+        with suppress(TimeoutError):
+            async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS):
+                await super()._either(awaited)
+
     def _why(self) -> EraError:
-        """Why it has ended."""
         return _not_live(self.live.session.id) if not self.live.is_open else self._error or gone()
 
-    async def _follow(self, *, recursive: bool) -> None:
+    async def _follow(self) -> None:
         """Start the helper and log what it tells, until it ends or says what can't be."""
         buffer, budget = b"", Budget(self)
         process: GuestProcess | None = None
         try:
             process = await (await self.live.supervisor()).start(_SPEC)
-            await process.send(framed({"path": list(self._path), "recursive": recursive}))
+            await process.send(framed({"path": list(self._path), "recursive": self._recursive}))
             async for event in process.events():
                 if not isinstance(event, ProcessOutput):
                     break
@@ -235,9 +307,112 @@ class _Watch:
             kind = found["type"]
             path = None if kind == "overflow" else _text(found.get("path"))
             to = _text(found.get("to")) if kind == "rename" else None
-            self._log.append(FileEvent(kind, path, to), 100 + len(path or "") + len(to or ""))
+            self._append(FileEvent(kind, path, to))
         else:
             raise ValueError("an event has no form")
+
+
+class _VersionWatch(_Watch):
+    """A watch of a session that isn't live, by its versions."""
+
+    def __init__(
+        self,
+        session: Session,
+        path: Parts,
+        snapshots: Snapshots,
+        versions: _Versions,
+        is_live: Callable[[], bool],
+        *,
+        recursive: bool,
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__(path, recursive=recursive, ended=ended)
+        self._session = session
+        self._snapshots = snapshots
+        self._versions = versions
+        self._is_live = is_live
+
+    def _why(self) -> EraError | None:
+        return self._error
+
+    async def _follow(self) -> None:
+        """Log what differs between versions, until the session is live or gone."""
+        session, snapshot = self._session, self._session.snapshot
+        budget = Budget(self)
+        try:
+            if self._path:
+                await self._snapshots.find(snapshot, self._path, session.owned_id)
+            self._begun.set()
+            while not self._is_live():
+                await self.has_readers.wait()
+                found = await self._versions.next(session.key)
+                if found is None:
+                    continue
+                new = found.get(session.key)
+                if new is None:
+                    raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
+                for event in await self._changes(snapshot, new):
+                    self._append(event)
+                    await budget.spend(_EVENT_US)
+                snapshot = new
+            self._append(FileEvent("overflow"))
+        except EraError as error:
+            self._error = error
+        finally:
+            self._log.end()
+
+    async def _changes(self, old: Snapshot, new: Snapshot) -> list[FileEvent]:
+        """What differs between two snapshots; an `overflow` where that is too much, or the old one isn't kept any
+        more."""
+        if old.root == new.root:
+            return []
+
+        def compare(budget: ReadBudget | None) -> list[FileEvent]:
+            def read(digest: str) -> list[edits.Entry]:
+                return self._snapshots.read_tree(digest, budget=budget)
+
+            events, size = list[FileEvent](), 0
+            for kind, path in entry_changes(read, old.root, new.root, self._path, recursive=self._recursive):
+                events.append(FileEvent(kind, path))
+                size += _size_of(events[-1])
+                if len(events) > _MOST_CHANGES or size > _KEPT_BYTES:
+                    return [FileEvent("overflow")]
+            return events
+
+        try:
+            return await self._snapshots.threads.by_size(compare, self._session.owned_id)
+        except OSError:
+            return [FileEvent("overflow")]
+
+
+class _Versions:
+    """Looks for new versions of sessions, for all watches together."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+        self._wanted: set[int] = set()
+        self._looking: asyncio.Task[Mapping[int, Snapshot] | None] | None = None
+
+    async def next(self, session_key: int) -> Mapping[int, Snapshot] | None:
+        """Wait for the next look, and return the snapshots that it found, by session; that of this session is among
+        them unless it is gone. None where the store couldn't be asked."""
+        self._wanted.add(session_key)
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> Mapping[int, Snapshot] | None:
+        await asyncio.sleep(_LOOK_SECONDS)
+        wanted, self._wanted, self._looking = self._wanted, set(), None
+        try:
+            return await self._store.snapshots_of(list(wanted))
+        except Unavailable:
+            return None
+
+
+def _size_of(event: FileEvent) -> int:
+    """What an event counts in a log."""
+    return 100 + len(event.path or "") + len(event.to or "")
 
 
 def _text(path: object) -> str:
@@ -261,8 +436,7 @@ def _error(word: object, path: Parts) -> EraError:
 
 def _not_live(session_id: str) -> Conflict:
     return Conflict(
-        f"Session '{session_id}' is not live: nothing changes its files but runs and files calls.",
-        hint="Start a process (POST /api/sessions/{id}/processes) and it is; GET /api/sessions/{id}/versions has what "
-        "runs and calls have changed.",
+        f"Session '{session_id}' is not live any more.",
+        hint="Watch again to follow what runs and files calls change.",
         code="not_live",
     )

@@ -95,10 +95,10 @@ class AsyncFiles(AsyncFilesSugar):
         await self._save(Call("GET", f"{self._path}/{file_part(path)}"), target, progress)
 
     async def watch(self, path: str = "", *, recursive: bool = False) -> AsyncIterator[FileEvent]:
-        """What changes in the files of a live session from now on, without end.
+        """What changes in a session's files from now on, without end.
 
-        It begins with `watching`. Where the connection broke there is another one, behind which comes what has changed
-        meanwhile, or a `gap`. Raises Conflict where the session isn't live.
+        It begins with `watching`. Where the connection broke, or the session has become live, there is another one,
+        behind which comes what has changed meanwhile, or a `gap`. Raises Conflict when the session isn't live any more.
         """
         query: Query = {"path": path, "recursive": recursive}
         watch = f"{self._session}/watch"

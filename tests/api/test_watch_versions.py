@@ -1,0 +1,185 @@
+"""Watches of sessions that aren't live over HTTP: they follow the versions."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.answers import refused
+from tests.api.files_api import delete, put
+from tests.api.live import start
+from tests.api.test_watch_files import watch
+from tests.conftest import MakeSession, Run, Server, eventually
+
+
+def is_live(client: httpx.Client, where: str) -> bool:
+    return bool(client.get(f"/api/sessions/{where}").json()["status"] == "live")
+
+
+def test_changes_of_runs_and_calls_are_reported(
+    client: httpx.Client, session: MakeSession, server: Server, run: Run
+) -> None:
+    where = session()
+    assert put(client, where, "d/first", b"").is_success
+    first = client.get(f"/api/sessions/{where}").json()["version"]
+    with watch(server, where, recursive=True) as seen:
+        assert put(client, where, "d/e/put", b"1").is_success
+        for path in ("d/e", "d/e/put"):
+            assert seen.has(type="create", path=path)
+        run(where, "import os; os.remove('d/e/put'); os.rmdir('d/e'); open('d/made', 'w').write('1')")
+        assert seen.has(type="remove", path="d/e/put")
+        assert seen.has(type="remove", path="d/e")
+        assert seen.has(type="create", path="d/made")
+        run(where, "open('d/made', 'w').write('22')")
+        assert seen.has(type="write", path="d/made")
+        run(where, "import os; os.chmod('d/made', 0o700)")
+        assert seen.has(type="chmod", path="d/made")
+        assert not is_live(client, where), "a watch makes nothing live"
+        assert client.post(f"/api/sessions/{where}/rollback", json={"version": first}).is_success
+        assert seen.has(type="remove", path="d/made")
+
+
+def test_only_what_is_watched_is_reported(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    for path in ("d/file", "outside"):
+        assert put(client, where, path, b"1").is_success
+    with (
+        watch(server, where, path="d") as of_directory,
+        watch(server, where, path="d/file") as of_file,
+        watch(server, where) as of_root,
+    ):
+        for path in ("outside", "d/e/below", "d/other", "d/file"):
+            assert put(client, where, path, b"2").is_success
+        assert delete(client, where, "d?recursive=true").is_success
+        assert put(client, where, "z", b"").is_success
+        assert of_directory.has(type="remove", path="d")
+        assert of_file.has(type="remove", path="d/file")
+        assert of_root.has(type="create", path="z")
+        assert {each["path"] for each in of_directory.all} <= {"d", "d/e", "d/other", "d/file"}
+        assert {each["path"] for each in of_file.all} == {"d/file"}
+        assert {each["path"] for each in of_root.all} == {"", "outside", "d", "z"}
+
+
+def test_bad_watches_are_refused(client: httpx.Client, session: MakeSession) -> None:
+    where = session()
+    for query, status, code in (({"path": "none"}, 404, "no_file"), ({"path": "../x"}, 400, "bad_path")):
+        assert refused(client.get(f"/api/sessions/{where}/watch", params=query), status)["code"] == code
+
+
+def test_watches_and_readers_are_bounded_as_those_of_a_live_session(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    where = session()
+    for number in range(9):
+        assert put(client, where, f"n/{number}/f", b"").is_success
+    with ExitStack() as stack:
+        for number in range(8):
+            stack.enter_context(watch(server, where, path=f"n/{number}"))
+        answer = client.get(f"/api/sessions/{where}/watch", params={"path": "n/8"})
+        assert refused(answer, 409)["code"] == "too_many_watches"
+        for _ in range(24):
+            stack.enter_context(watch(server, where, path="n/0"))
+        answer = client.get(f"/api/sessions/{where}/watch", params={"path": "n/0"})
+        assert refused(answer, 409)["code"] == "too_many_watches"
+        assert "32 readers" in answer.json()["error"]
+
+
+def test_watch_ends_with_an_overflow_when_the_session_becomes_live(
+    client: httpx.Client, session: MakeSession, server: Server
+) -> None:
+    where = session()
+    with watch(server, where) as seen:
+        start(client, where, "echo 1 > missed; sleep 1000")
+        assert seen.until(lambda each: each["type"] == "overflow")
+        assert seen.coming.get(timeout=60) is None, "the stream has ended"
+    with watch(server, where, after=seen.last) as live:
+        assert live.until(lambda each: each["type"] == "gap")[-1]["from"] == seen.last + 1
+        assert put(client, where, "new", b"").is_success
+        assert live.has(type="create", path="new")
+
+
+def test_watch_ends_when_the_session_is_deleted(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    with watch(server, where) as seen:
+        assert client.delete(f"/api/sessions/{where}").is_success
+        assert seen.until(lambda each: each["type"] == "error")[-1]["code"] == "not_found"
+
+
+def test_watch_goes_on_where_its_connection_broke(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    with watch(server, where) as seen:
+        assert put(client, where, "before", b"").is_success
+        assert seen.has(type="create", path="before")
+    assert put(client, where, "meanwhile", b"").is_success
+    with watch(server, where, after=seen.last) as again:
+        assert again.has(type="create", path="meanwhile")
+        assert {"type": "create", "path": "before"} not in again.all
+        assert "gap" not in {each["type"] for each in again.all}
+
+
+@pytest.mark.parametrize("count", [5000, 20_000])
+def test_step_of_many_changes_is_reported_or_an_overflow(
+    client: httpx.Client, session: MakeSession, server: Server, count: int
+) -> None:
+    where = session()
+    with io.BytesIO() as packed:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for number in range(count):
+                archive.addfile(tarfile.TarInfo(f"d/{number}"))
+        content = packed.getvalue()
+    with watch(server, where, recursive=True) as seen:
+        answer = client.put(f"/api/sessions/{where}/archive", content=content, timeout=60)
+        assert answer.is_success, answer.text
+        assert seen.until(lambda each: each["type"] == "overflow" or each.get("path", "").startswith("d/"))
+        assert put(client, where, "z", b"").is_success
+        assert seen.has(type="create", path="z")
+        kinds = [each["type"] for each in seen.all]
+        assert kinds.count("overflow") == (1 if count == 20_000 else 0)
+        assert kinds.count("create") == (1 if count == 20_000 else count + 2)
+        assert "gap" not in kinds
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_dot_is_the_working_directory_everywhere(client: httpx.Client, session: MakeSession, live: bool) -> None:
+    where = session()
+    api = f"/api/sessions/{where}"
+    assert put(client, where, "d/file", b"1").is_success
+    if live:
+        start(client, where, "sleep 1000")
+
+    def json(answer: httpx.Response) -> Any:
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    for prefix in ("", ".", "./"):
+        assert [each["path"] for each in json(client.get(f"{api}/files", params={"prefix": prefix}))["files"]] == [
+            "d/file"
+        ]
+    for path in ("", "%2E", "%2e/"):
+        found = json(client.get(f"{api}/stat/{path}"))
+        assert (found["path"], found["type"]) == ("", "dir")
+    for path in ("", "."):
+        assert json(client.post(f"{api}/mkdir", json={"path": path}))["created"] is False
+        for names in ({"from": path, "to": "x"}, {"from": "d", "to": path}):
+            answer = client.post(f"{api}/move", json=names)
+            assert refused(answer, 400)["code"] == "bad_path"
+            assert "working directory" in answer.json()["error"]
+        assert refused(client.post(f"{api}/links", json={"path": path}), 400)["code"] == "bad_path"
+    for answer in (client.put(f"{api}/files/%2E", content=b""), client.get(f"{api}/files/%2E")):
+        assert refused(answer, 400)["code"] == "bad_path", "no file has this name"
+    assert client.get("/api/sessions/none-such/stat/%2E").status_code == 404
+
+
+def test_watch_of_a_deleted_and_remade_path_goes_on(client: httpx.Client, session: MakeSession, server: Server) -> None:
+    where = session()
+    assert put(client, where, "d/file", b"1").is_success
+    with watch(server, where, path="d/file") as seen:
+        assert delete(client, where, "d/file").is_success
+        assert seen.has(type="remove", path="d/file")
+        assert put(client, where, "d/file", b"2").is_success
+        assert eventually(lambda: seen.has(type="create", path="d/file"))
