@@ -95,7 +95,7 @@ CALLS = [
     Call("run", {"code": "x = 1", "context": "main"}),
     *(Call(name) for name in ("list_contexts", "interrupt_context", "restart_context", "delete_context")),
     Call("stop_session"),
-    Call("watch_files", status=409),  # of a session that isn't live; of one that is, it has no end
+    Call("watch_files", query={"path": "none"}, status=404),  # of a path that is there, it has no end
     Call("public_url", query={"port": 80}),
     # `received` has an inbox and a delivery already.
     Call("put_inbox", {}),
