@@ -1,1 +1,1 @@
-"""Benchmarks: what a run costs, beside starting the same interpreter without ERA. See docs/benchmarks.md."""
+"""Benchmarks: what a run costs, beside starting the same interpreter without ERA. See bench/README.md."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """guide.py: build the documentation as a site into src/era/web/guide, which a server shows at /docs/guide.
 
-The pages are those in docs/ and at the top of the repository, and are read there as well. What differs in the site is
+The pages are those in docs/, without docs/decisions, and two at the top of the repository. What differs in the site is
 made in a copy: links lead from page to page, and examples between `<!-- tabs -->` and `<!-- /tabs -->`, each below its
 name in bold, become tabs. What the generator makes is changed where the server's policy forbids it, as scripts and
 styles within pages are, and what the site doesn't need is left out.
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WEB = ROOT / "src" / "era" / "web"
 TARGET = WEB / "guide"
-TOP = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+TOP = ("CHANGELOG.md", "SECURITY.md")
 SERVER = "http://127.0.0.1:8787"
 TABS = re.compile(r"^<!-- tabs -->\n(.*?)^<!-- /tabs -->\n", re.MULTILINE | re.DOTALL)
 TAB = re.compile(r"^\*\*([^*\n]+)\*\*\n", re.MULTILINE)
@@ -54,7 +54,7 @@ def main() -> None:
 def stage(work: Path) -> None:
     """Copy what the site is made of, as the generator wants it."""
     pages = work / "docs"
-    shutil.copytree(ROOT / "docs", pages)
+    shutil.copytree(ROOT / "docs", pages, ignore=shutil.ignore_patterns("decisions"))
     shutil.copy(ROOT / "mkdocs.yml", work)
     shutil.copy(WEB / "icon.svg", pages / "assets" / "logo.svg")
     for name in TOP:

@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "urls": set(),
 }
 """What each folder of src/era, and each file beside them, may import of era besides itself. It is also the list of
-places where code may be; ARCHITECTURE.md's map says of each folder which question it answers."""
+places where code may be; ARCHITECTURE.md's map says what each folder is for."""
 
 ONLY_WHEN_CALLED = {
     "api": {"mcp"},
@@ -114,14 +114,14 @@ ONLY_WHEN_CALLED = {
 server library."""
 
 
-def questions() -> dict[str, str]:
-    """Each folder's question, from the map in ARCHITECTURE.md: a line each, indented below the folder that it is in."""
+def purposes() -> dict[str, str]:
+    """Each folder's purpose, from the map in ARCHITECTURE.md: a line each, indented below the folder that it is in."""
     block = re.search(r"```\nsrc/era/\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)
     found: dict[str, str] = {}
     parents: list[str] = []
-    for indent, name, question in re.findall(r"^((?:  )+)([\w-]+)/ +(\S.*)$", block[1] if block else "", re.MULTILINE):
+    for indent, name, purpose in re.findall(r"^((?:  )+)([\w-]+)/ +(\S.*)$", block[1] if block else "", re.MULTILINE):
         parents = [*parents[: len(indent) // 2 - 1], name]
-        found["/".join(parents)] = question
+        found["/".join(parents)] = purpose
     return found
 
 
@@ -190,8 +190,8 @@ def broken_rules(source: str, module: str, *, is_package: bool = False) -> list[
     """The rules that a module breaks, one sentence each: about its place, and about its imports."""
     place = place_of(module, is_package=is_package)
     if place not in MAY_IMPORT:
-        folders = [f"{folder + '/':<16} {question}" for folder, question in questions().items()]
-        advice = "Put it into the folder whose question it answers:"
+        folders = [f"{folder + '/':<16} {purpose}" for folder, purpose in purposes().items()]
+        advice = "Put it into the folder that it belongs to:"
         return ["\n  ".join([f"{module} is in a place that no rule names. {advice}", *folders])]
     guests = {path.stem for path in (SRC / "era" / "guest").rglob("*.py")}
     broken = []
@@ -296,18 +296,18 @@ def test_rules_let_pass(module: str, source: str) -> None:
 
 def test_a_file_in_the_wrong_place_is_told_where_it_belongs() -> None:
     (problem,) = broken_rules("", "era.core.users.accounts")
-    for folder, question in questions().items():
+    for folder, purpose in purposes().items():
         assert f"{folder}/" in problem
-        assert question in problem
+        assert purpose in problem
 
 
-def test_every_folder_has_a_rule_a_question_and_a_docstring() -> None:
+def test_every_folder_has_a_rule_a_purpose_and_a_docstring() -> None:
     files = [path for path in (SRC / "era").rglob("*.*") if path.is_file() and "__pycache__" not in path.parts]
     built = {SRC / "era/web/dashboard", SRC / "era/web/guide"}
     paths = {path.parent for path in files if built.isdisjoint(path.parents)}
     folders = {str(path.relative_to(SRC / "era")) for path in paths} - {"."}
     assert folders <= MAY_IMPORT.keys()
-    assert folders - {"store/migrations/versions"} == questions().keys(), "ARCHITECTURE.md, the map"
+    assert folders - {"store/migrations/versions"} == purposes().keys(), "ARCHITECTURE.md, the map"
     packages = [path / "__init__.py" for path in paths if (path / "__init__.py").exists()]
     assert [path for path in packages if not ast.get_docstring(ast.parse(path.read_text()))] == []
 

@@ -26,7 +26,9 @@ from tests.documents import DEFAULT_URL, FRAMEWORKS, ROOT, is_part, last_json, m
 from tests.soaking import soak_the_rest
 
 SOURCE = ROOT / "src" / "era"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+INDEX = ROOT / "docs" / "decisions" / "index.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
 NOT_RUN = {
     "",
     "console",
@@ -42,6 +44,7 @@ WEBSOCKETS = {"GET /api/sessions/{id}/terminal", "GET /api/sessions/{id}/process
 SDK = re.compile(r"^from (era|mcp)[. ]", re.MULTILINE)
 DELETES_ALL = re.compile(r"delete\b[^\n]*/api/sessions(?![/\w])", re.IGNORECASE)
 CODE = re.compile(r"`([^`\n]+)`")
+PLACED = re.compile(r"`(?:\w+\.)?(\w+)` in `([\w/]+\.py)`")
 PATH = re.compile(r"(?:\w[\w.-]*/)+[a-z0-9_.-]+\.(?:py|js|cjs|sh|md)")
 
 
@@ -129,8 +132,8 @@ def run_examples(document: Path, blocks: list[Example], server: Server, tmp_path
 
 
 def test_most_examples_call_the_server_and_are_compared() -> None:
-    by_name = {path.name: examples(path) for path in DOCUMENTS}
-    for name, least in {"README.md": 4, "api.md": 13, "concepts.md": 7, "languages.md": 4}.items():
+    by_name = {str(path.relative_to(ROOT)): examples(path) for path in DOCUMENTS}
+    for name, least in {"README.md": 4, "docs/api.md": 13, "docs/concepts.md": 7, "docs/languages.md": 4}.items():
         assert len(by_name[name]) >= least, name
     every = [example for blocks in by_name.values() for example in blocks]
     assert [example.commands for example in every if not CALLS.search(example.commands)] == []
@@ -199,14 +202,42 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_readme_leads_to_every_document() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md") if "://" not in link}
-    assert sorted(set(DOCUMENTS) - linked - {ROOT / "README.md"}) == []
+    assert sorted(set(DOCUMENTS) - linked - {ROOT / "README.md"} - set(DECISIONS)) == []
+
+
+def test_index_leads_to_every_decision() -> None:
+    linked = [INDEX.parent / link for link in links(INDEX) if link[0].isdigit()]
+    assert linked == DECISIONS
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name)
+def test_decision_has_a_number_a_status_and_three_parts(decision: Path) -> None:
+    lines = decision.read_text().splitlines()
+    assert lines[0].startswith(f"# {decision.name[:4]} ")
+    assert re.fullmatch(r"Status: (accepted|superseded( by \[\d{4}\]\(.*\))?)", lines[2])
+    assert [line for line in lines if line.startswith("## ")] == ["## Context", "## Decision", "## Consequences"]
+    assert len(lines) <= 40
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_documents_name_exist(document: Path) -> None:
-    """In `code`, relative to the project or to src/era."""
+    """In `code`, relative to the project or to src/era. Superseded decisions may name what is gone."""
+    if "\nStatus: superseded" in document.read_text():
+        return
     named = [code for code in CODE.findall(document.read_text()) if PATH.fullmatch(code)]
     assert [path for path in named if not (ROOT / path).exists() and not (SOURCE / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_that_documents_place_in_files_are_there(document: Path) -> None:
+    """`name` or `Class.name` in a `file.py`, written like this. Superseded decisions may name what is gone."""
+    text = document.read_text()
+    missing = []
+    for name, file in [] if "\nStatus: superseded" in text else PLACED.findall(text):
+        path = next((top / file for top in (ROOT, SOURCE) if (top / file).exists()), None)
+        if path and not re.search(rf"^ *(async def |def |class |type )?{name}\b", path.read_text(), re.MULTILINE):
+            missing.append(f"{name} in {file}")
+    assert missing == []
 
 
 def test_every_call_is_documented(shared_server: Server) -> None:

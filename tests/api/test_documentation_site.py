@@ -18,7 +18,7 @@ __all__ = ["browser"]  # a fixture
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUIDE = ROOT / "src" / "era" / "web" / "guide"
-TOP = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # the README is where a checkout begins
+TOP = ("CHANGELOG.md", "SECURITY.md")  # the README is where a checkout begins
 
 
 class Page(HTMLParser):
