@@ -404,8 +404,6 @@ async def claim_of(context: Context, route: Route, key: str | None, body: BaseMo
     if key is None:
         return None
     fields = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in body}
-    if fields.get("record_code") is True:  # the default, which bodies of the version before lack
-        del fields["record_code"]
     env, secrets = fields.pop("env", {}), fields.pop("secrets", {})
     if secrets:
         fields["secrets"] = {
