@@ -2,9 +2,8 @@
 tests do.
 
 What is forked goes on as `era` does, from the first line of its `main` to just before the interpreter's own end, but a
-server tests sandboxes of one language at its start instead of all, and a new SQLite database gets what migrations once
-made of one. Starts from nothing, and such ends, are tested in tests/client/test_start.py, sandboxes of every language
-in tests/drivers/test_languages.py, migrations in tests/operation/test_upgrade.py and tests/store.
+server tests sandboxes of one language at its start instead of all. Starts from nothing, and such ends, are tested in
+tests/client/test_start.py, sandboxes of every language in tests/drivers/test_languages.py.
 """
 
 from __future__ import annotations
@@ -17,17 +16,11 @@ import os
 import select
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from typing import Any, NoReturn
 
 _MESSAGE = 1 << 20
 """The longest message in bytes; the environment is most of it."""
@@ -137,32 +130,6 @@ def _self_test_one_language() -> None:
     BubblewrapDriver.__init__ = init  # type: ignore[method-assign, assignment]  # for all that are made
 
 
-def _migrate_once() -> None:
-    """Have each new SQLite database get the tables that migrations make, as one script: one after the other they take a
-    third of a server's start."""
-    from era.store import database, dialects, migrations
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "era.sqlite"
-        engines = dialects.connect(f"sqlite:///{path}")
-        migrations.upgrade(engines.writer)
-        engines.writer.dispose()
-        engines.reader.dispose()
-        with closing(sqlite3.connect(path)) as made:
-            script = "\n".join(made.iterdump())
-    whole = migrations.upgrade
-
-    def upgrade(engine: Engine) -> None:
-        if engine.dialect.name == "sqlite":
-            with engine.connect() as connection:
-                driver: Any = connection.connection.driver_connection
-                if not driver.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    driver.executescript(script)
-        whole(engine)
-
-    vars(database)["upgrade"] = upgrade
-
-
 def _answer(here: socket.socket) -> None:
     """Do what is asked for until nobody can ask any more, then tell those to end which a test left that failed or was
     interrupted. Returns in forks only, which are to begin then."""
@@ -214,7 +181,6 @@ if __name__ == "__main__":
     for name in ("backup", "check", "migrate"):
         import_module(f"era.operation.{name}")
     _self_test_one_language()
-    _migrate_once()
     gc.collect()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this by hanging up

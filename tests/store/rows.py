@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine, Table, create_engine
 
 from era.core.metadata import Retention
 from era.core.models import NewSession, RunRecord, Session, now
-from era.store import migrations
 from era.store.metadata import SqlStore
 from tests.owners import mine
 
@@ -45,13 +41,6 @@ def ended(session: Session, run_id: str, **changes: Any) -> RunRecord:
     return replace(record, **changes)
 
 
-def migration_config() -> Config:
-    """Alembic's configuration for the migrations of the package."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    return config
-
-
 def engine_of(url: str) -> Engine:
     """An engine of its own for a store's database."""
     return create_engine(url.replace("postgresql:", "postgresql+psycopg:", 1))
@@ -66,15 +55,6 @@ def execute(url: str, *statements: str) -> int:
             count = connection.exec_driver_sql(statement).rowcount
     engine.dispose()
     return count
-
-
-def make_at_revision(url: str, revision: str) -> None:
-    """Make the database that a version of ERA made whose newest revision was this one."""
-    config, engine = migration_config(), engine_of(url)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
 
 
 def multiply(url: str, table: Table, count: int, **own: str) -> None:

@@ -11,15 +11,11 @@ import pytest
 
 from era.core.api_keys import ApiKey
 from era.core.metadata import SessionChange, SessionFilter
-from era.core.models import DEFAULT_OWNER, Claim, NewCopy, NewSession, OwnedId, StoredCode
-from era.core.storage import Item
+from era.core.models import Claim, NewCopy, NewSession, OwnedId, StoredCode
 from era.errors import Conflict, NotFound
 from era.store import session_lookup
-from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from era.store.session_pages import page_query
-from tests.owners import mine
-from tests.store.rows import execute, make_at_revision, opened
 
 HERS, HIS = OwnedId("ada", "s"), OwnedId("mallory", "s")
 
@@ -108,69 +104,3 @@ async def test_api_keys_are_added_listed_and_dropped(store: SqlStore) -> None:
     assert await store.api_keys.api_keys() == [(keys[1], "digest key_1"), (keys[0], "digest key_2")]
     assert [await store.api_keys.drop_api_key("key_1") for _ in range(2)] == [True, False]
     assert await store.api_keys.api_keys() == [(keys[0], "digest key_2")]
-
-
-OLD_ROWS = (
-    """
-INSERT INTO sessions (key, id, language, persistent, metadata, allow_internet, allow_public, default_timeout, version,
-    created_at, updated_at) VALUES (3, 'old', 'python', true, '{}', true, true, 30, 1, 5, 5)""",
-    """
-INSERT INTO versions (session_key, n, created_at, cause, file_count, total_bytes, data)
-    VALUES (3, 1, 5, 'create', 0, 0, '{}')""",
-    """
-INSERT INTO idempotency_keys (scope, key, request_hash, env_mark, created_at)
-    VALUES ('create', 'k', 'hash', 'mark', 9000000000000000), ('run:3', 'k', 'other', 'mark', 9000000000000000)""",
-    """
-INSERT INTO storage_items (kind, namespace, key, size, created_at, updated_at, metadata, digest, value) VALUES
-    ('kv', 'app', CAST('k' AS BYTES), 5, 6, 7, '{"n": 1}', NULL, CAST('value' AS BYTES)),
-    ('r2', 'app', CAST('k' AS BYTES), 9, 6, 7, NULL, 'ffff', NULL)""",
-)
-
-
-async def test_rows_from_before_owners_belong_to_the_owner_default(empty_url: str) -> None:
-    url = empty_url
-    make_at_revision(url, "0010")
-    bytes_type = "BLOB" if url.startswith("sqlite") else "bytea"
-    execute(url, *(statement.replace("BYTES", bytes_type) for statement in OLD_ROWS))
-
-    async with opened(url) as store:
-        session = await store.session(mine("old"))
-        assert (session.owner, session.storage) == (DEFAULT_OWNER, True)
-        for claim, of, request_hash in (
-            (Claim("create", "k", "hash", "mark"), mine(""), "hash"),
-            (Claim("run", "k", "other", "mark"), mine("old"), "other"),
-        ):
-            claimed = await store.find_claim(of, claim)
-            assert claimed is not None
-            assert claimed.request_hash == request_hash
-        assert await store.find_claim(OwnedId("ada", ""), Claim("create", "k", "hash", "mark")) is None
-        items, count = await store.storage_items.all_items(DEFAULT_OWNER, None, None, prefix="", limit=9, offset=0)
-        assert (count, items[0]) == (2, Item(DEFAULT_OWNER, "kv", "app", "k", 5, 6, 7, {"n": 1}))
-        assert await store.output_digests() == ["ffff"]
-
-
-async def test_databases_from_before_owners_are_moved_with_their_journals(tmp_path: Path) -> None:
-    """With the journal of what was cut short, which undoes it; and with nothing of it undone by a second start."""
-    before, directory = tmp_path / "d1", tmp_path / "sql"
-    before.mkdir()
-    with closing(sqlite3.connect(before / "app.sqlite")) as database:
-        database.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = 1; CREATE TABLE t (n, filling)")
-        database.executemany("INSERT INTO t VALUES (1, zeroblob(1000))", [()] * 100)
-        database.commit()
-        database.execute("UPDATE t SET n = 2")
-        torn = {path.name: path.read_bytes() for path in before.iterdir()}  # as a crash leaves it
-        database.rollback()
-    for name, content in torn.items():
-        (before / name).write_bytes(content)
-    assert torn["app.sqlite-journal"]
-    for _ in range(2):
-        databases = D1Databases(directory, 1 << 30, before=before)
-        databases.open()
-        assert not before.exists()
-        assert list(databases.sizes(DEFAULT_OWNER)) == ["app"]
-        assert databases.sizes("ada") == {}
-        found = await databases.run(DEFAULT_OWNER, "app", "SELECT DISTINCT n FROM t", many=False, room=0)
-        assert found["results"] == [{"n": 1}]
-        await databases.run("ada", "app", "CREATE TABLE u (n)", many=False, room=1 << 20)
-        await databases.drop("ada", "app")
-        await databases.close()

@@ -28,12 +28,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from era import __version__
 from era.core.models import now, timestamp
-from era.errors import BadRequest
+from era.errors import BadRequest, NotReady
 from era.operation import contents, rows
 from era.operation.atomic_directories import check_free, placing
 from era.operation.contents import Advance
@@ -48,7 +47,7 @@ from era.operation.server_data import (
     tell_left,
 )
 from era.store import place
-from era.store.migrations import upgrade
+from era.store.migrations import MOVE
 from era.store.s3_blobs import S3Blobs
 
 SUMS = "SHA256SUMS"
@@ -279,9 +278,9 @@ def _may_be(path: str) -> bool:
 def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, Any]:
     """Make a server's data of a backup, each part where `server` says that it is to be; what the backup says of itself.
 
-    Raises Conflict where there is something already, BadRequest with every damaged file for a damaged backup, NotReady
-    for a database that can't be had, Unavailable, OSError. Nothing is there then, unless the error says that this
-    isn't known.
+    Raises Conflict where there is something already or for a backup of another version, BadRequest with every damaged
+    file for a damaged backup, NotReady for a backup of an older checkout or a database that can't be had, Unavailable,
+    OSError. Nothing is there then, unless the error says that this isn't known.
     """
     directory = server.directory
     check_free(directory)
@@ -295,6 +294,7 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, A
         )
     with ExitStack() as undone, placing(directory) as draft:
         _copy_verified(backup, draft, sums, progress)
+        _check_revision(backup, draft)
         if server.blobs_url:
             blobs = undone.enter_context(new_bucket(server.blobs_url, draft))
             _upload(blobs, draft)
@@ -323,6 +323,18 @@ def _copy_verified(backup: Path, draft: Path, sums: dict[str, str], progress: Pr
         raise damaged(backup, problems)
 
 
+def _check_revision(backup: Path, draft: Path) -> None:
+    """Raises NotReady for a backup of an older checkout, Conflict for one of another version of ERA."""
+    try:
+        with reading(f"sqlite:///{draft / contents.DATABASE}"):
+            pass
+    except NotReady:
+        raise NotReady(
+            f"{backup} is of an older checkout of ERA: restore it with that checkout's `era restore`, then move it "
+            f"into a new data directory with {MOVE}."
+        ) from None
+
+
 def _upload(blobs: S3Blobs, draft: Path) -> None:
     """Move the blobs of a draft into a bucket."""
     with blobs.batch() as batch:
@@ -336,11 +348,6 @@ def _fill(database_url: str, draft: Path, undone: ExitStack) -> None:
     """Copy the rows of a draft into a database of PostgreSQL, and have them taken back when `undone` ends by an error.
     Whatever else can fail here comes before the commit."""
     database = draft / contents.DATABASE
-    engine = create_engine(f"sqlite:///{database}", hide_parameters=True)
-    try:
-        upgrade(engine)  # a backup may be older than this
-    finally:
-        engine.dispose()
     place.note(draft, database_url)
     with reading(f"sqlite:///{database}") as found, rows.filling(database_url) as connection:
         rows.copy(found, connection)

@@ -13,13 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, Protocol
 
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from era.core.files.durable import sync
 from era.errors import Conflict, EraError, NotFound, Unavailable
 from era.store import dialects, place
-from era.store.migrations import HEAD
+from era.store.migrations import HEAD, refuse_old, revision_of
 from era.store.s3_blobs import S3Blobs, installation
 
 STORE_ID = "store-id"
@@ -193,8 +193,8 @@ class ServerData:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """The rows as of one moment. Raises NotFound and NotReady as `check_rows`, Conflict where they are of another
-        version of ERA, Unavailable where the database fails."""
+        """The rows as of one moment. Raises NotFound and NotReady as `check_rows`, NotReady where they are of an older
+        checkout, Conflict where they are of another version of ERA, Unavailable where the database fails."""
         self.check_rows()
         with reading(place.rows_url(self.directory, self.database_url)) as connection:
             yield connection
@@ -300,9 +300,8 @@ def telling() -> Iterator[None]:
 
 
 def _check_revision(connection: Connection) -> None:
-    revision = None
-    if inspect(connection).has_table("alembic_version"):
-        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    revision = revision_of(connection)
+    refuse_old(revision)
     if revision != HEAD:
         raise Conflict(
             f"The database is of another version of ERA (its revision is {revision}, not {HEAD}).",

@@ -38,7 +38,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from era.core.fair_slots import OwnersSlots
-from era.core.models import DEFAULT_OWNER
 from era.core.streams import write
 from era.core.tasks import to_its_end
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
@@ -175,18 +174,15 @@ class D1Databases:
         directory: Path,
         most_bytes: int,
         *,
-        before: Path | None = None,
         kept: DatabaseReplicas | None = None,
         is_shared: bool = False,
     ) -> None:
         """`directory` has a directory for each owner. It belongs to one process or, if it `is_shared`, to the hosts of
         a cluster, between which SQLite's locks decide. A database has at most `most_bytes`.
-        `before` is the directory where databases were before there were owners. With `kept` the directory has copies of
-        what is kept there, and nothing else."""
+        With `kept` the directory has copies of what is kept there, and nothing else."""
         self._directory = directory
         self._is_shared = is_shared
         self._kept = kept
-        self._before = before
         self._most_bytes = most_bytes
         self._slots: OwnersSlots[str] = OwnersSlots(_WORKERS, _WORKERS_EACH, 1)
         """The workers, by owner and who of his asks."""
@@ -203,14 +199,10 @@ class D1Databases:
         """Owners whose directory is durable."""
 
     def open(self) -> None:
-        """Find the databases, after moving those from before there were owners. Where they are kept in rows,
-        `measure_all` does that. Raises OSError."""
+        """Find the databases. Where they are kept in rows, `measure_all` does that. Raises OSError."""
         if self._kept is not None and self._directory.exists():
             shutil.rmtree(self._directory)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._before is not None and self._before.is_dir():
-            # All at once, with the journals beside them: at no moment is a database without its own.
-            self._before.rename(self._directory / DEFAULT_OWNER)
         for directory in (self._directory.parent, self._directory):
             _sync(directory)
         self._owners = {path.name for path in self._directory.iterdir()}
@@ -493,7 +485,7 @@ async def opened(
 ) -> D1Databases:
     """The databases of programs: files in a directory, which hosts may share, or kept in rows, with `copies` of what is
     used. What is in the other place is brought there; nobody else does so meanwhile. Raises Unavailable, OSError."""
-    as_files = D1Databases(directory / "sql", most_bytes, before=directory / "d1", is_shared=is_shared)
+    as_files = D1Databases(directory / "sql", most_bytes, is_shared=is_shared)
     if copies is None:
         await kept.export_files(directory / "sql", SUFFIX)
         as_files.open()
