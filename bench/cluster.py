@@ -62,7 +62,6 @@ def cluster(arena: Arena, name: str, hosts: int) -> Cluster:
     directory = arena.scratch / name
     directory.mkdir()
     environment = service_environment(directory) | {"ERA_DATABASE_URL": postgres.new_database(arena), "ERA_SPARES": "0"}
-    environment["ERA_MAX_LIVE_SESSIONS"] = str(4 * LIVE)
     del environment["ERA_PORT"], environment["ERA_DATA_DIR"]
     command = [str(ERA), "cluster", "up", "--hosts", str(hosts), "--dir", str(directory)]
     with (directory / "up.log").open("wb") as log:

@@ -311,6 +311,13 @@ def mounting(source: str | Path, target: str) -> str:
     )
 
 
+def built_with(part: str, **values: object) -> str:
+    """Python statements that have the service build a part with other values than its constants. `part` is the name by
+    which the module that builds it has it, such as `era.app.Turns`."""
+    module = part.rpartition(".")[0]
+    return f"import functools, {module}\n{part} = functools.partial({part}, **{values!r})\n"
+
+
 def descendants(pid: int) -> list[int]:
     """The processes below `pid`, however deep."""
     all_below, pending = [], [pid]

@@ -142,7 +142,6 @@ def drivers(
                 mounts=mounts,
                 preparations=preparations,
                 why_offline=why_unsupported,
-                template_forks=settings.template_forks,
             ),
         },
         settings.isolation,
@@ -194,6 +193,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     make_directory(directory)
     private = policy.private_ranges(settings.egress_private)
     closed = policy.ranges(settings.egress_refused, "ERA_EGRESS_REFUSED")
+    limit_rules, own_quotas = rules(settings), quotas_by_default(settings)
     metrics = Metrics()
     metrics.expect(languages.runtimes())
     with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
@@ -213,7 +213,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await servers.look()
         reachable = policy.Policy(private, closed, servers)
         why_stopped = SERVICE_STOPPED if homes is None else MOVED
-        uploads, slots, longest = directory / "uploads", Slots(settings.max_uploads), settings.max_timeout
+        uploads, slots, longest = directory / "uploads", Slots(), settings.max_timeout
         spool = Spool(uploads, slots)
         spool.open()
         transfers = Threads(_TRANSFER_THREADS, "era-transfer")
@@ -223,7 +223,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         await asyncio.to_thread(packages.open)
         pins = Pins(packages.digests, shared=homes is not None)
         package_sets = InstalledPackageSets(store, packages)
-        limit_rules = rules(settings)
         bound = HistoryBound(store, snapshots, limit_rules, settings.history_mb << 20)
         capsules = Capsules(
             store, snapshots, blobs, pins, package_sets, directory, slots, longest, limit_rules.largest_tree, bound
@@ -234,12 +233,12 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         network.authority.write(bundle)
         preparations = Preparations(languages.preparations(), directory / "prepared")
         sandboxes = drivers(settings, {BUNDLE: bundle}, preparations)
-        turns = Turns(settings.max_waiting)
+        turns = Turns()
         idempotency = IdempotencyKeys(store)
         api_keys = ApiKeys(store.api_keys, settings.api_key.get_secret_value() if settings.api_key else None)
         await api_keys.open()
         counts = None if homes is None else store.quota_counts(homes.host_id)
-        quotas = Quotas(store.usage, quotas_by_default(settings), api_keys.quotas_of, counts)
+        quotas = Quotas(store.usage, own_quotas, api_keys.quotas_of, counts)
         await quotas.open()
         store.bounds = quotas.bounds
         await store.webhooks.open()
@@ -247,9 +246,9 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         webhooks = Webhooks(store.webhooks, WebhookSender(reachable), key, cluster, quotas.on_reached, note)
         in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
         copies = directory / "sql-copies" if homes is not None and settings.database_url is not None else None
-        most, most_each, is_shared = settings.storage_mb << 20, settings.storage_database_mb << 20, homes is not None
+        most, is_shared = settings.storage_mb << 20, homes is not None
         async with alone(settings):
-            databases = await d1_databases.opened(in_rows, as_files, copies, most_each, is_shared=is_shared)
+            databases = await d1_databases.opened(in_rows, as_files, copies, most, is_shared=is_shared)
         storage = Storage(store.storage_items, blobs, databases, most, quotas, is_shared=is_shared, directory=uploads)
         if homes is not None:
             homes.shares(api_keys.open, quotas.open, store.webhooks.open)
@@ -273,7 +272,6 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 spares=settings.spares,
                 max_warm=settings.max_warm,
                 idle_seconds=settings.idle_seconds,
-                kept_bytes=settings.kept_mb << 20,
                 note=note,
             )
             setups = Setups(
@@ -288,7 +286,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 note,
                 cluster,
             )
-            storage_listeners = StorageListeners(GuestStorage(storage, settings.body_idle_seconds).for_run)
+            storage_listeners = StorageListeners(GuestStorage(storage).for_run)
             active_runs = ActiveRuns()
             checkpoints = Checkpoints(store, pool, turns, moments, bound)
             live_sessions = LiveSessions(
@@ -305,9 +303,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     quotas,
                     limit_rules,
                 ),
-                most=settings.max_live_sessions,
-                keep_alive=settings.keep_alive,
-                checkpoint_seconds=settings.checkpoint_seconds,
+                keep_alive=settings.idle_seconds,
             )
             contexts = Contexts(live_sessions, store, store.contexts)
             admission = Admission()
@@ -359,7 +355,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await inbox.start()
             webhooks.start()
             live_sessions.start()
-            usage = Usage(store.usage, cluster, partial(storage.stored_bytes, store.sizes), settings.usage_days)
+            usage = Usage(store.usage, cluster, partial(storage.stored_bytes, store.sizes))
             jobs = (
                 collect_garbage(snapshots, store, pins, note, cluster),
                 expiry.run(),
@@ -439,7 +435,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                     storage=storage,
                     idempotency=idempotency,
                     api_keys=api_keys,
-                    audit=Audit(store.audit, settings.audit_kept),
+                    audit=Audit(store.audit),
                     quotas=quotas,
                     usage=usage,
                     webhooks=webhooks,

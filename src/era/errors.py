@@ -201,7 +201,7 @@ class TooManyLive(Conflict):
     code = "too_many_live_sessions"
     hint = (
         "POST /api/sessions/{id}/stop puts a live session away; each is by itself once it has been idle for a while. "
-        "The server's ERA_MAX_LIVE_SESSIONS sets how many there may be."
+        "Three quarters of the server's ERA_MAX_WARM may be live."
     )
 
 
@@ -356,10 +356,7 @@ class ServiceFailed(Unavailable):
 
 class TooManyUploads(Unavailable):
     code = "too_many_uploads"
-    hint = (
-        "Send it again when fewer are under way; the server's ERA_MAX_UPLOADS sets how many may be, of which one owner "
-        "may have half."
-    )
+    hint = "Send it again when fewer are under way. One owner may have half of those that a server takes at a time."
     retry_after = 5
 
 

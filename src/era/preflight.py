@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices
-
 from era.errors import Forbidden, NotReady
 from era.host_tls import host_tls
 from era.settings import Settings
@@ -61,9 +59,6 @@ def check(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
 def check_variables(environment: Mapping[str, str]) -> Iterator[str]:
     """Raises NotReady for a misspelt setting. Yields a warning for a variable that is none and is like none."""
     known = {f"ERA_{name.upper()}" for name in Settings.model_fields}
-    for field in Settings.model_fields.values():
-        if isinstance(field.validation_alias, AliasChoices):
-            known |= {str(each) for each in field.validation_alias.choices if str(each).startswith("ERA_")}
     for variable in sorted(environment):
         if not variable.startswith("ERA_") or variable in known | OTHER_VARIABLES:
             continue

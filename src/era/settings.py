@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _LONGEST_SECONDS = 100 * 366 * 86_400
@@ -137,7 +137,6 @@ class Settings(BaseSettings):
     memory_mb: int = Field(default=512, ge=64, description="Memory of a sandbox, in MiB.")
     cpus: float = Field(default=1.0, ge=0.05, description="Processors of a sandbox.")
     pids: int = Field(default=256, ge=16, description="Processes and threads of a sandbox at a time.")
-    tmp_mb: int = Field(default=64, ge=1, description="Size of /tmp and of /dev/shm in a sandbox, in MiB each.")
     disk_mb: int = Field(default=4096, ge=1, description="Size of all files of a session, in MiB.")
     files: int = Field(default=200_000, ge=16, description="Files, directories and links of a session.")
     disk_write_mbps: int = Field(
@@ -145,22 +144,13 @@ class Settings(BaseSettings):
         ge=0,
         description="MiB per second that a sandbox may write to disk, where cgroups can limit that; 0: no limit.",
     )
-    output_bytes: int = Field(
-        default=10 << 20, ge=1024, description="Bytes of stdout, and of stderr, that the answer of a run may have."
-    )
-    max_memory_mb: int = Field(default=2048, ge=64, description="Most memory that a session may ask for, in MiB.")
-    max_cpus: float = Field(default=4.0, ge=0.05, description="Most processors that a session may ask for.")
-    max_pids: int = Field(default=1024, ge=16, description="Most processes and threads that a session may ask for.")
-    max_disk_mb: int = Field(default=16_384, ge=1, description="Most disk space that a session may ask for, in MiB.")
-    max_files: int = Field(default=500_000, ge=16, description="Most files that a session may ask for.")
-    max_output_bytes: int = Field(
-        default=64 << 20, ge=1024, description="Most bytes of stdout, and of stderr, that a session may ask for."
+    max_limits: str = Field(
+        default="",
+        description="Limits that a session may ask for at most, by their names in the API, such as "
+        "memory_mb=2048,cpus=4. Of a limit that isn't named: four times the default.",
     )
     max_timeout: float = Field(
         default=3600, gt=0, description="Longest timeout that a run or a session may ask for, in seconds."
-    )
-    max_waiting: int = Field(
-        default=64, ge=1, description="Runs that may wait for a session's turn; more are answered with 429."
     )
 
     versions_kept: int = Field(
@@ -175,58 +165,20 @@ class Settings(BaseSettings):
     outputs_kept: int = Field(
         default=100, ge=0, description="Runs of a session, the newest, whose complete output is kept; 0: none."
     )
-    outputs_mb: int = Field(
-        default=2048,
-        ge=1,
-        description="Size of stdout and stderr that are kept of a session, in MiB. The oldest go first.",
-    )
-    answers_mb: int = Field(
-        default=1024,
-        ge=1,
-        description="Size of the answers to idempotency keys that are kept of a session and route, or of an owner's "
-        "new sessions, in MiB. The oldest go first.",
-    )
-    runs_kept: int = Field(default=10_000, ge=1, description="Runs of a session, the newest, whose records are kept.")
     grace_seconds: float = Field(
         default=86_400,
         ge=0,
         description="Seconds for which a session can be restored after it has expired or was deleted.",
     )
 
-    audit_kept: int = Field(
-        default=10_000, ge=1, description="Entries of the audit log, the newest, that are kept of each owner."
-    )
-
     storage_mb: int = Field(
         default=4096, ge=1, description="Size of everything in storage (kv, r2 and d1 together), in MiB."
     )
-    storage_database_mb: int = Field(
-        default=256, ge=1, description="Size of one namespace's SQL database in storage, in MiB."
+    quotas: str = Field(
+        default="",
+        description="Quotas of owners for whom nothing else was set, by their names in the API, such as "
+        "sessions=100,disk_mb=10000. Of a quota that isn't named, or is 0: no bound.",
     )
-
-    quota_sessions: int = Field(
-        default=0, ge=0, description="Sessions that an owner may have. 0, as for all quotas: no bound."
-    )
-    quota_sandboxes: int = Field(
-        default=0, ge=0, description="Sandboxes that an owner may have in use at a time, by runs and live sessions."
-    )
-    quota_memory_mb: int = Field(
-        default=0, ge=0, description="Memory that an owner's sandboxes in use may take together, in MiB."
-    )
-    quota_disk_mb: int = Field(
-        default=0, ge=0, description="Size of the files of an owner's sessions together, in MiB."
-    )
-    quota_storage_mb: int = Field(default=0, ge=0, description="Size of an owner's storage, in MiB.")
-    quota_runs_per_minute: int = Field(default=0, ge=0, description="Runs that an owner may begin in a minute.")
-    quota_cpu_seconds_per_day: int = Field(
-        default=0, ge=0, description="Processor time that an owner's runs may use in a day (UTC), in seconds."
-    )
-    quota_egress_mb_per_day: int = Field(
-        default=0,
-        ge=0,
-        description="Network traffic of an owner's runs in a day (UTC), in both directions, in MiB.",
-    )
-    usage_days: int = Field(default=400, ge=1, description="Days for which the usage of owners is kept.")
 
     egress_private: str = Field(
         default="",
@@ -244,57 +196,20 @@ class Settings(BaseSettings):
         default=600, gt=0, description="Seconds that the setup of a session (installing packages) may take."
     )
 
-    body_idle_seconds: float = Field(
-        default=30,
-        gt=0,
-        description="Seconds for which a request's body may pause before the request is answered with 408.",
-    )
-    max_uploads: int = Field(
-        default=64,
-        ge=1,
-        description="Uploads at a time: files and archives over 1 MiB, and capsules; more are answered with 503. One "
-        "owner may have half of them, rounded up.",
-    )
-    import_mb: int = Field(default=4096, ge=1, description="Size of the largest capsule that may be imported, in MiB.")
-
     spares: int = Field(
         default=1, ge=0, description="Sandboxes kept ready for the first runs of sessions, for each language."
-    )
-    template_forks: int = Field(
-        default=64,
-        ge=0,
-        description="Sandboxes that come from one started Python, and so share its hash seed and the layout of its "
-        "memory; 0: each starts its own, which takes longer. For bubblewrap, if the service is root.",
     )
     max_warm: int | None = Field(
         default=None,
         ge=1,
-        validation_alias=AliasChoices("max_warm", "ERA_MAX_WARM", "ERA_MAX_LIVE"),
         description="Sandboxes of sessions at a time, kept between runs. Left out: as many as half of the available "
-        "memory has room for. ERA_MAX_LIVE is the older name.",
-    )
-    max_live_sessions: int = Field(
-        default=64,
-        ge=0,
-        description="Live sessions at a time: those with processes beside runs. At most three quarters of the "
-        "sandboxes that sessions may have are; an owner may have as many as are left.",
-    )
-    keep_alive: float = Field(
-        default=300,
-        ge=0.1,
-        description="Seconds for which a session stays live without a running process, an attached client or a call.",
-    )
-    checkpoint_seconds: float = Field(
-        default=60, ge=0.1, description="Seconds between two checkpoints of a live session in which something changes."
-    )
-    kept_mb: int = Field(
-        default=4096,
-        ge=0,
-        description="Disk space for working directories of sessions that are not warm, in MiB; 0: none. They make "
-        "waking quick. Less is used where the disk is nearly full.",
+        "memory has room for. Three quarters of them may be of live sessions.",
     )
     idle_seconds: float = Field(
-        default=300, ge=0.1, description="Seconds for which a session keeps its sandbox after its last run."
+        default=300,
+        ge=0.1,
+        description="Seconds for which a session keeps its sandbox after its last run, and stays live without a "
+        "running process, an attached client or a call.",
     )
     unready_seconds: float = Field(
         default=0,

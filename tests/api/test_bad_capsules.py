@@ -132,7 +132,7 @@ def test_capsules_that_are_too_large_are_refused(client: httpx.Client, server: S
             413,
             "data",
         )
-    small = own_server(import_mb="1")
+    small = own_server(disk_mb="1", max_limits="disk_mb=1")
     with small.client() as there, nothing_made(there, small):
         refused(send_capsule(there, bytes(2 << 20)), 413, "1048576")
         chunked = iter([bytes(1 << 19)] * 5)

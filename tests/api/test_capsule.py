@@ -263,7 +263,7 @@ def test_a_capsule_may_hold_what_a_session_of_the_server_may(
     archive = tar(*(member(f"{number}") for number in range(65)))
     assert client.put(f"/api/sessions/{where}/archive", content=archive).status_code == 200
     capsule = export_capsule(client, where)
-    with own_server(max_files="65", files="32").client() as there:
+    with own_server(max_limits="files=65", files="32").client() as there:
         import_capsule(there, capsule)
         archive = tar(member("one more"))
         assert client.put(f"/api/sessions/{where}/archive", content=archive).status_code == 200

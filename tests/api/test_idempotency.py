@@ -14,7 +14,7 @@ import pytest
 
 from tests.api.answers import refused
 from tests.api.told import WAITS, tell
-from tests.conftest import MakeServer, MakeSession, eventually
+from tests.conftest import MakeServer, MakeSession, built_with, eventually
 
 COUNT = """
 import json, os, sys
@@ -188,7 +188,7 @@ def test_answers_outlive_a_kill(own_server: MakeServer) -> None:
 
 
 def test_old_answers_go_where_a_session_s_take_too_much(own_server: MakeServer) -> None:
-    server = own_server(answers_mb="1", outputs_kept="1")
+    server = own_server(weakness=built_with("era.bounds.Retention", answer_bytes=1 << 20), outputs_kept="1")
     noise = "import random; print(random.Random({0}).randbytes(600_000).hex())"
     bodies = [{"code": f"{COUNT}\n{noise.format(number)}"} for number in range(3)]
     with server.client() as client:
@@ -196,7 +196,7 @@ def test_old_answers_go_where_a_session_s_take_too_much(own_server: MakeServer) 
         answers = [post(client, "/api/sessions/s/run", f"k{number}", body) for number, body in enumerate(bodies)]
         gone = refused(post(client, "/api/sessions/s/run", "k0", bodies[0]), 409, answers[0].json()["run_id"])
         assert gone["code"] == "answer_gone"
-        assert "ERA_ANSWERS_MB" in gone["hint"]
+        assert "1 GiB" in gone["hint"]
         refused(post(client, "/api/sessions/s/run", "k0", bodies[1]), 409)  # still another request
         assert refused(post(client, "/api/sessions/s/run", "k1", bodies[1]), 409)["code"] == "answer_gone"
         assert_replayed(answers[2], post(client, "/api/sessions/s/run", "k2", bodies[2]))

@@ -108,9 +108,9 @@ def test_a_session_has_the_servers_limits_or_its_own(client: httpx.Client, sessi
 @pytest.mark.parametrize(
     ("limits", "word"),
     [
-        ({"memory_mb": 1 << 20}, "ERA_MAX_MEMORY_MB"),
-        ({"cpus": 65.0}, "ERA_MAX_CPUS"),
-        ({"disk_mb": 1 << 40}, "ERA_MAX_DISK_MB"),
+        ({"memory_mb": 1 << 20}, "ERA_MAX_LIMITS"),
+        ({"cpus": 65.0}, "ERA_MAX_LIMITS"),
+        ({"disk_mb": 1 << 40}, "ERA_MAX_LIMITS"),
         ({"memory_mb": 1}, "memory_mb"),
         ({"memory_mb": 128.5}, "memory_mb"),
         ({"pids": "many"}, "pids"),
@@ -283,15 +283,15 @@ def test_execute_takes_limits(client: httpx.Client) -> None:
 
 
 def test_the_operator_bounds_the_limits(own_server: MakeServer) -> None:
-    server = own_server(memory_mb="256", max_memory_mb="128", max_pids="40", pids="40", disk_mb="100")
+    server = own_server(memory_mb="256", pids="40", disk_mb="100", max_limits="memory_mb=128,pids=40")
     with server.client() as client:
         created = client.post("/api/sessions", json={"language": "python", "limits": {"memory_mb": 256}})
         assert created.status_code == 201, "a default is never over the maximum"
         assert created.json()["limits"] == {**DEFAULTS, "memory_mb": 256, "pids": 40, "disk_mb": 100}
         where = created.json()["id"]
-        refused(client.patch(f"/api/sessions/{where}", json={"limits": {"pids": 41}}), 400, "ERA_MAX_PIDS")
+        refused(client.patch(f"/api/sessions/{where}", json={"limits": {"pids": 41}}), 400, "ERA_MAX_LIMITS")
     server.stop()
-    server.settings |= {"ERA_MEMORY_MB": "128", "ERA_MAX_MEMORY_MB": "128"}
+    server.settings["ERA_MEMORY_MB"] = "128"
     server.start()
     with server.client() as client:
         assert client.get(f"/api/sessions/{where}").json()["limits"]["memory_mb"] == 128, "lowered with the maximum"

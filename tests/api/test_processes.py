@@ -470,7 +470,7 @@ def test_rollback_when_a_context_runs(client: httpx.Client, session: MakeSession
 
 
 def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
-    server = own_server(max_live_sessions="2", keep_alive="1")
+    server = own_server(max_warm="3", idle_seconds="1")
     with server.client() as client:
         for name in ("a", "b"):
             client.post("/api/sessions", json={"language": "python", "session_id": name})
@@ -479,7 +479,7 @@ def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
         assert code_of(answer) == (409, "too_many_live_sessions")
         assert answer.json()["details"] == {"live": ["a"]}
         client.delete("/api/sessions/a/processes/p")
-        assert eventually(lambda: client.get("/api/sessions/a").json()["status"] == "idle"), "keep_alive is over"
+        assert eventually(lambda: client.get("/api/sessions/a").json()["status"] == "idle"), "it was idle for a second"
         # It counts until what it left is committed.
         another = {"command": "true"}
         assert eventually(lambda: client.post("/api/sessions/b/processes", json=another).status_code == 201)

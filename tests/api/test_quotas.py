@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.api.owners import Owners, client_with_key, new_key
+from tests.conftest import MakeServer
 
 CLIENTS = 64
 
@@ -36,6 +37,15 @@ def at_once(call: Callable[[int], httpx.Response]) -> tuple[list[httpx.Response]
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = list(pool.map(call, range(CLIENTS)))
     return [each for each in answers if each.is_success], [each for each in answers if not each.is_success]
+
+
+def test_quotas_of_the_server_hold_for_owners_without_their_own(own_server: MakeServer) -> None:
+    with own_server(api_key="open sesame", quotas="sessions=1 disk_mb=100").client() as client:
+        client.headers["Authorization"] = "Bearer open sesame"
+        assert client.post("/api/sessions", json={"language": "python"}).status_code == 201
+        assert client.post("/api/sessions", json={"language": "python"}).json()["code"] == "quota_reached"
+        shown = {limit["name"]: limit["value"] for limit in client.get("/api/server").json()["limits"]}
+        assert (shown["ERA_QUOTAS sessions"], shown["ERA_QUOTAS disk_mb"], shown["ERA_QUOTAS sandboxes"]) == (1, 100, 0)
 
 
 def test_sixty_four_clients_make_no_more_sessions_than_may_be(owners: Owners, mina: httpx.Client) -> None:

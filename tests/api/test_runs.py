@@ -113,7 +113,7 @@ def test_ranges_of_an_output(client: httpx.Client, session: MakeSession, run: Ru
 
 
 def test_output_over_the_cap_is_kept_up_to_it(own_server: MakeServer) -> None:
-    server = own_server(output_bytes="20000")
+    server = own_server(weakness="from era import bounds; bounds._OUTPUT_BYTES = 20000")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         outcome = client.post("/api/sessions/s/run", json={"code": "print('x' * 50000)"}).json()

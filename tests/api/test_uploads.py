@@ -22,7 +22,7 @@ from tests import capsules
 from tests.api.answers import refused
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.told import WAITS, tell
-from tests.conftest import MakeServer, Server, eventually
+from tests.conftest import MakeServer, Server, built_with, eventually
 from tests.soaking import soak_the_rest
 
 MIB = 1 << 20
@@ -83,10 +83,13 @@ class Upload:
         return self.answer()
 
 
+FIVE_UPLOADS = built_with("era.app.Slots", how_many=5)
+
+
 @contextmanager
-def of_three_uploads(directory: Path, kind: type[Server], **settings: str) -> Iterator[Server]:
+def of_three_uploads(directory: Path, kind: type[Server], weakness: str = "") -> Iterator[Server]:
     """A server that accepts three large uploads of one owner at a time."""
-    server = kind(directory, {"ERA_MAX_UPLOADS": "5", "ERA_GRACE_SECONDS": "0", **settings}).start()
+    server = kind(directory, {"ERA_GRACE_SECONDS": "0"}, weakness=FIVE_UPLOADS + weakness).start()
     yield server
     assert server.stop() == 0, server.log
     assert "Traceback" not in server.log, server.log
@@ -96,7 +99,7 @@ def of_three_uploads(directory: Path, kind: type[Server], **settings: str) -> It
 def impatient(tmp_path_factory: pytest.TempPathFactory, kind_of_server: type[Server]) -> Iterator[Server]:
     """It waits ten seconds for the next piece of a body."""
     directory = tmp_path_factory.mktemp("impatient") / "data"
-    with of_three_uploads(directory, kind_of_server, ERA_BODY_IDLE_SECONDS="10") as server:
+    with of_three_uploads(directory, kind_of_server, built_with("era.api.http.Guard", idle_seconds=10)) as server:
         yield server
 
 
@@ -206,7 +209,8 @@ _WEAKENED = pytest.mark.one_host("it calls a server that is weakened")
     ("weakness", "most"), [("", 3), pytest.param(ONE_COUNTER, 5, marks=_WEAKENED)], ids=["", "weakened"]
 )
 def test_stalled_uploads_of_one_owner_leave_some_to_others(own_server: MakeServer, weakness: str, most: int) -> None:
-    server = own_server(weakness=weakness, max_uploads="5", api_key=OPERATOR_KEY, body_idle_seconds="600")
+    patient = built_with("era.api.http.Guard", idle_seconds=600)
+    server = own_server(weakness=FIVE_UPLOADS + patient + weakness, api_key=OPERATOR_KEY)
     keys = [new_key(server, owner)["key"] for owner in ("mallory", "lovelace")]
     clients = [client_with_key(server, key) for key in keys]
     for client, name in zip(clients, ("s", "hers"), strict=True):

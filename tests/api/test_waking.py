@@ -9,7 +9,7 @@ import signal
 import httpx
 import pytest
 
-from tests.conftest import MakeServer, Server, eventually
+from tests.conftest import MakeServer, Server, built_with, eventually
 from tests.soaking import soak_the_rest
 
 MANY, FEW = 2100, 105  # so many that a directory keeps its owner, and so few that it gets another one
@@ -111,15 +111,15 @@ def test_much_data(server: Server) -> None:
         assert client.get("/api/sessions/s/files/large").content == b"x" + before[1:]
 
 
-@pytest.mark.parametrize("mb", soak_the_rest(["10", "60"], 1))
-def test_directories_count_as_files_do(own_server: MakeServer, mb: str) -> None:
+@pytest.mark.parametrize("mb", soak_the_rest([10, 60], 1))
+def test_directories_count_as_files_do(own_server: MakeServer, mb: int) -> None:
     """What is kept of a session with many of them takes as much disk, and memory of the service."""
-    server = own_server(max_warm="1", kept_mb=mb)
+    server = own_server(weakness=built_with("era.app.SandboxPool", kept_bytes=mb << 20), max_warm="1")
     with server.client() as client:
         for name in ("s", "other"):
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
         _run(client, "s", "import os\nfor n in range(5000): os.mkdir(str(n))\nfor n in range(101): open(f'f{n}', 'w')")
-        _put_away(server, client, 0 if mb == "10" else 1)
+        _put_away(server, client, 0 if mb == 10 else 1)
         assert _run(client, "s", "print(len(__import__('os').listdir('.')) > 5101)") == "True\n"
 
 

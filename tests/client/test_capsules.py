@@ -78,7 +78,7 @@ def test_a_reader_that_closes_the_pipe(server: Server, client: httpx.Client, run
 
 def test_a_refusal_before_the_upload_ends_is_reported(own_server: Callable[..., Server], tmp_path: Path) -> None:
     """The server answers before it has read the file, and its answer is shown."""
-    server = own_server(import_mb="1")
+    server = own_server(disk_mb="1", max_limits="disk_mb=1")
     (tmp_path / "large.tar").write_bytes(bytes(50 << 20))
     done = era(server, "import", "large.tar", cwd=tmp_path, code=2)
     assert "1048576 are allowed" in done.stderr

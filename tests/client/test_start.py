@@ -182,7 +182,7 @@ def test_a_secret_that_is_refused_is_not_shown(command: str, tmp_path: Path) -> 
 
 
 def test_variables_that_are_nobodys_mistake() -> None:
-    fine = ["ERA_PORT", "ERA_MAX_LIVE", "ERA_SERVER", "ERA_SESSION_ID", "ERA_BASE_URL", "ERAS", "PATH"]
+    fine = ["ERA_PORT", "ERA_SERVER", "ERA_SESSION_ID", "ERA_BASE_URL", "ERAS", "PATH"]
     assert list(check_variables(dict.fromkeys(fine, "1"))) == []
     (warning,) = check_variables({"ERA_VERSION": "1"})
     assert "ERA_VERSION is not a setting, and is ignored" in warning

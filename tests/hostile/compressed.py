@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 
-from era import app
+from era import app, bounds
 from era.client import cli
 from era.core import garbage
+from era.core.audit import Audit
 from era.core.files.snapshots import Snapshots
+from era.core.live.live_sessions import LiveSessions
+from era.core.metadata import Retention
 
 PERIOD_SECONDS = 15.0
 GRACE_SECONDS = 60.0
 """How young content is that may be about to be named by a row. A commit takes far less even on a busy machine."""
 
+CHECKPOINT_SECONDS = 2.0
+RUNS_KEPT, AUDIT_KEPT = 5, 500
+
 if __name__ == "__main__":
     garbage._PERIOD_SECONDS = PERIOD_SECONDS
     app.__dict__["Snapshots"] = partial(Snapshots, grace_seconds=GRACE_SECONDS)
+    app.__dict__["LiveSessions"] = partial(LiveSessions, checkpoint_seconds=CHECKPOINT_SECONDS)
+    app.__dict__["Audit"] = partial(Audit, kept=AUDIT_KEPT)
+    bounds.__dict__["Retention"] = partial(Retention, runs=RUNS_KEPT)
     cli.main()

@@ -102,8 +102,7 @@ def test_sessions_without_room_move_as_long_as_there_is_some_elsewhere(tmp_path:
 
 def test_a_session_that_cannot_be_live_here_is_live_elsewhere(tmp_path: Path) -> None:
     """Of three live sessions one owner alone may have two."""
-    settings = {"ERA_MAX_WARM": "8", "ERA_MAX_LIVE_SESSIONS": "3"}
-    with full_home(tmp_path, 8, **settings) as home, home.at_home().client() as client:
+    with full_home(tmp_path, 8, ERA_MAX_WARM="4") as home, home.at_home().client() as client:
         make(client, "a", "b", "c", "d")
         for name in "abcd":
             start(client, name, "exec sleep 600")

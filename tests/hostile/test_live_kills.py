@@ -18,7 +18,7 @@ import pytest
 
 from era.drivers.cgroups import cgroup_name
 from tests.api.live import PATIENCE, Terminal, process, socket, start
-from tests.conftest import MakeServer, Server, assert_nothing_left, cgroups, eventually, is_running, mounts
+from tests.conftest import MakeServer, Server, assert_nothing_left, built_with, cgroups, eventually, is_running, mounts
 from tests.gvisor import needs_gvisor
 
 COUNT = """
@@ -255,7 +255,7 @@ def test_kills_at_random_moments_with_live_sessions(own_server: MakeServer, kill
     fourth kill may come before anything was acknowledged."""
     chance = random.Random(15)
     before, terminals_before = mounts(), terminals()
-    server = own_server(isolation=isolation, checkpoint_seconds="0.5")
+    server = own_server(weakness=built_with("era.app.LiveSessions", checkpoint_seconds=0.5), isolation=isolation)
     with server.client() as client:
         _answer(client.post("/api/sessions", json={"language": "python", "session_id": "s"}))
         _answer(client.post("/api/sessions", json={"language": "node", "session_id": "j"}))

@@ -39,13 +39,9 @@ SETTINGS = {
     "ERA_MAX_WARM": "8",
     "ERA_SPARES": "1",
     "ERA_IDLE_SECONDS": "5",
-    "ERA_KEEP_ALIVE": "5",
-    "ERA_CHECKPOINT_SECONDS": "2",
     "ERA_GRACE_SECONDS": "20",
     "ERA_VERSIONS_KEPT": "3",
     "ERA_OUTPUTS_KEPT": "2",
-    "ERA_RUNS_KEPT": "5",
-    "ERA_AUDIT_KEPT": "500",
 }
 
 

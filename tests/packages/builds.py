@@ -71,6 +71,7 @@ def real_builds(
         spares=0,
         max_warm=4,
         idle_seconds=60,
+        kept_bytes=0,
     )
     network = SandboxNetwork(Shares(1000), Policy())
     try:

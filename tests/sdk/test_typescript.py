@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from era import __version__
-from tests.conftest import MakeServer, Server, free_port
+from tests.conftest import MakeServer, Server, built_with, free_port
 from tests.sdk.typescript import SOURCE, App, JsRuntime, app, tsc
 from tests.soaking import soak_the_rest
 
@@ -108,7 +108,7 @@ def test_the_scenarios_of_every_client(app: App, runtime: JsRuntime, server: Ser
 @pytest.fixture
 def strict_server(own_server: MakeServer) -> Server:
     """A server with a key, in whose sessions one run may wait, and which keeps the output of one run."""
-    return own_server(api_key=KEY, max_waiting="1", outputs_kept="1")
+    return own_server(weakness=built_with("era.app.Turns", max_waiting=1), api_key=KEY, outputs_kept="1")
 
 
 @by_node

@@ -275,7 +275,7 @@ async def test_a_program_that_hangs_up_keeps_its_slot_until_what_it_puts_is_ther
     if weakened:
         monkeypatch.setattr(storage_module, "to_its_end", shielded)
     storage = (await lab.open())._storage
-    connect = GuestStorage(storage, 30).for_run(DEFAULT_OWNER, "sandbox")
+    connect = GuestStorage(storage).for_run(DEFAULT_OWNER, "sandbox")
     body = json.dumps({"content": base64.b64encode(bytes(size)).decode()})
     headers = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     call = f"PUT /api/storage/r2/a/k HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode()

@@ -131,7 +131,6 @@ class Core:
         history_bytes: int = 0,
         processors: int | None = None,
         kept_bytes: int = 0,
-        max_live: int = 64,
         keep_alive: float = 60.0,
         checkpoint_seconds: float = 60.0,
         quotas: dict[str, int] | None = None,
@@ -194,7 +193,6 @@ class Core:
                 self.quotas,
                 self.rules,
             ),
-            most=max_live,
             keep_alive=keep_alive,
             checkpoint_seconds=checkpoint_seconds,
         )

@@ -469,7 +469,7 @@ async def test_files_of_sessions_that_keep_none_live_as_long_as_the_session_is_l
 
 
 async def test_live_sessions_are_bounded_and_shared(directory: Path, template: Path) -> None:
-    async with Core.opened(directory, template, max_warm=8, max_live=4) as core:
+    async with Core.opened(directory, template, max_warm=6) as core:
         for name in "abcd":
             await core.session(name)
         await start(core, "exec sleep 100", mine("a"))

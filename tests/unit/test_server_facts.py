@@ -9,21 +9,25 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from era import doctor, languages
-from era.bounds import retention, rules, settings_in_force
+from era.bounds import quotas_by_default, retention, rules, settings_in_force
 from era.core.models import now
 from era.core.server_facts import Finding
-from era.errors import NoIsolation, NotFound
+from era.errors import BadRequest, NoIsolation, NotFound
 from era.settings import Settings
 from era.store.metadata import SqlStore
 from tests.owners import mine
 
 
 def test_limits_are_those_that_hold() -> None:
-    settings = Settings(memory_mb=1024, max_memory_mb=512, max_cpus=0.5, max_timeout=float("inf"))
+    settings = Settings(
+        memory_mb=1024, max_limits="memory_mb=512,cpus=0.5", quotas="sessions=3", max_timeout=float("inf")
+    )
     shown = {each.name: each for each in settings_in_force(settings)}
     maxima = rules(settings).maxima
-    assert (shown["ERA_MAX_MEMORY_MB"].value, maxima.memory_bytes) == (1024, 1 << 30)
-    assert (shown["ERA_MAX_CPUS"].value, maxima.cpus) == (1, 1)
+    assert (shown["ERA_MAX_LIMITS memory_mb"].value, maxima.memory_bytes) == (1024, 1 << 30)
+    assert (shown["ERA_MAX_LIMITS cpus"].value, maxima.cpus) == (1, 1)
+    assert (shown["ERA_MAX_LIMITS disk_mb"].value, maxima.disk_bytes) == (4 * 4096, 4 * 4096 << 20)
+    assert (shown["ERA_QUOTAS sessions"].value, shown["ERA_QUOTAS disk_mb"].value) == (3, 0)
     assert shown["ERA_MAX_TIMEOUT"].value is None
     assert (shown["ERA_MAX_WARM"].value, shown["ERA_MAX_WARM"].default) == (None, None)
     assert (shown["ERA_MEMORY_MB"].value, shown["ERA_MEMORY_MB"].default) == (1024, 512)
@@ -58,16 +62,47 @@ def test_no_time_is_endless_and_no_number_of_processors(name: str) -> None:
             Settings.model_validate({name: value})
 
 
-@pytest.mark.parametrize("name", ["keep_alive", "checkpoint_seconds", "idle_seconds"])
-def test_no_time_is_so_short_that_the_service_does_little_else_than_look_whether_it_is_over(name: str) -> None:
-    Settings.model_validate({name: 0.1})
+def test_no_time_is_so_short_that_the_service_does_little_else_than_look_whether_it_is_over() -> None:
+    Settings(idle_seconds=0.1)
     with pytest.raises(ValidationError):
-        Settings.model_validate({name: 1e-6})
+        Settings(idle_seconds=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "memory=512",
+        "memory_mb=12.5",
+        "memory_mb",
+        "memory_mb=1",
+        "memory_mb=1099511627777",
+        "cpus=inf",
+        "cpus=nan",
+        "=1",
+    ],
+)
+def test_maximum_limits_are_refused_when_the_api_has_no_such_limit(text: str) -> None:
+    with pytest.raises(BadRequest, match="ERA_MAX_LIMITS"):
+        rules(Settings(max_limits=text))
+
+
+@pytest.mark.parametrize(
+    "text", ["session=1", "sessions=-1", "sessions=1.0", "sessions", "sessions=1099511627777", "5"]
+)
+def test_quotas_are_refused_when_the_api_has_no_such_quota(text: str) -> None:
+    with pytest.raises(BadRequest, match="ERA_QUOTAS"):
+        quotas_by_default(Settings(quotas=text))
+
+
+def test_quotas_are_separated_by_commas_or_spaces() -> None:
+    for text in ("sessions=3,disk_mb=100", "sessions=3 disk_mb=100", " sessions=3, disk_mb=100 "):
+        set_here = {name: amount for name, amount in quotas_by_default(Settings(quotas=text)).items() if amount}
+        assert set_here == {"sessions": 3, "disk_mb": 100}
 
 
 async def test_the_largest_numbers_that_are_accepted_fit_into_rows(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
-        Settings(runs_kept=1 << 63)
+        Settings(versions_kept=1 << 63)
     largest = {
         name: 300 if name == "lease_seconds" else 3.16224e9 if kind is float else 1 << 40
         for name, kind in NUMBERS.items()

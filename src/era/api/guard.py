@@ -52,6 +52,9 @@ _PIECE_BYTES = 64 << 10
 _MOST_PARAMETERS = 1000
 """Of a query."""
 
+_BODY_IDLE_SECONDS = 30.0
+"""Seconds for which a body may pause."""
+
 _REQUEST_US = 300
 """What it costs to begin with a request. Thousands may come at the same moment, so they take turns."""
 
@@ -113,7 +116,7 @@ class Guard:
         keys: ApiKeys | None,
         tickets: Tickets | None = None,
         names: Iterable[str],
-        idle_seconds: float,
+        idle_seconds: float = _BODY_IDLE_SECONDS,
         bounds: Mapping[tuple[str, str], int] | None = None,
         site: Callable[[str], SiteName | None] = lambda _: None,
         hops: Hops | None = None,

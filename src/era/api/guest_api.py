@@ -72,11 +72,10 @@ def _config(app: ASGIApp) -> uvicorn.Config:
 class GuestStorage:
     """Makes the protocols of connections from sandboxes to the storage."""
 
-    def __init__(self, storage: Storage, idle_seconds: float) -> None:
-        """A request is refused once nothing of its body has come for `idle_seconds`."""
+    def __init__(self, storage: Storage) -> None:
         app = application([router], described=False)
         app.state.storage = storage
-        app.add_middleware(Guard, keys=None, names=[], idle_seconds=idle_seconds)
+        app.add_middleware(Guard, keys=None, names=[])
         self._config = _config(app)
 
     def for_run(self, owner: str, sandbox_id: str) -> Callable[[Callable[[], None]], asyncio.Protocol]:

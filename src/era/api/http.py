@@ -117,7 +117,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.router.routes.insert(0, proxy.SiteUrls())
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
-    bounds = {("POST", capsules.IMPORT_PATH): settings.import_mb << 20}
+    bounds = {("POST", capsules.IMPORT_PATH): context.rules.maxima.disk_bytes}
     app.add_middleware(HotRoutes, routes=app.state.routes, context=context, failed=_era_error)
     hops, moves = None, context.moves
     if context.homes is not None and context.other_hosts is not None and moves is not None:
@@ -144,7 +144,6 @@ def build(settings: Settings, context: Context) -> FastAPI:
         keys=context.api_keys,
         tickets=context.tickets,
         names=names,
-        idle_seconds=settings.body_idle_seconds,
         bounds=bounds,
         site=context.sites.name,
         hops=hops,

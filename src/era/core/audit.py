@@ -47,6 +47,9 @@ Action = Literal[
 ]
 ACTIONS: Sequence[str] = get_args(Action)
 
+_KEPT = 10_000
+"""Entries of each owner. All of them are lines of the log, too."""
+
 _MOST_NAMED = 20
 """How many secrets of one request an entry names, and how many hosts of each."""
 
@@ -106,7 +109,7 @@ class AuditStore(Protocol):
 class Audit:
     """Records what was done, and lists it."""
 
-    def __init__(self, store: AuditStore, kept: int) -> None:
+    def __init__(self, store: AuditStore, kept: int = _KEPT) -> None:
         """So many entries of each owner are `kept`."""
         self._store = store
         self._kept = kept

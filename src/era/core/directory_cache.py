@@ -24,6 +24,9 @@ from era.core.tasks import log_failure
 _WORTH_FILES, _WORTH_BYTES = 100, 4 << 20
 """What has fewer files and bytes is restored as quickly."""
 
+MOST_BYTES = 4 << 30
+"""Disk space of the directories by default. Less is used where the disk is nearly full."""
+
 _MOST_ENTRIES = 200_000
 """Files, directories and the like in all kept directories together: what is known of each takes memory."""
 

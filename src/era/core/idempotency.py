@@ -97,8 +97,7 @@ def no_answer(first: Claimed) -> Exception:
         done = "The request" if record is None else f"Run '{record.id}'"
         return Conflict(
             f"{done} of this key has been carried out, and its answer isn't kept any more.",
-            hint="It is not carried out again. The server's ERA_ANSWERS_MB sets how much is kept for requests that "
-            "come again.",
+            hint="It is not carried out again. The newest answers are kept, 1 GiB of a session and route.",
             code="answer_gone",
         )
     if record is None or record.status == "running":

@@ -31,6 +31,9 @@ _FIELDS = {
 LEAST = {"memory_mb": 64, "cpus": 0.05, "pids": 16, "disk_mb": 1, "files": 16, "output_bytes": 1024}
 """The least that may be asked for, by API limit: with less no program would run."""
 
+_TIMES = 4
+"""How many times the default a session may ask for, where the server sets no bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -41,6 +44,20 @@ class Rules:
 
     maxima: Limits
     """The most that a session may ask for."""
+
+    @classmethod
+    def of(cls, defaults: Limits, most: Mapping[str, float]) -> Rules:
+        """Make rules with these maxima, by API limit. One that is below its default is raised to it."""
+        maxima: dict[str, Any] = {}
+        for name, (field, unit) in _FIELDS.items():
+            default = getattr(defaults, field)
+            maxima[field] = max(default, most[name] * unit if name in most else default * _TIMES)
+        return cls(defaults, replace(defaults, **maxima))
+
+    @property
+    def most(self) -> JsonObject:
+        """The maxima by API limit, in the units of the API."""
+        return {name: self._in_api(self.maxima, name) for name in _FIELDS}
 
     @property
     def largest_tree(self) -> Bounds:
@@ -54,7 +71,7 @@ class Rules:
             if value is not None and value > most:
                 raise BadRequest(
                     f"'limits.{name}' is {value:g}, at most {most:g} may be asked for.",
-                    hint=f"The server's ERA_MAX_{name.upper()} sets the bound.",
+                    hint="The server's ERA_MAX_LIMITS sets the bound.",
                 )
 
     def granted(self, requested: Mapping[str, float]) -> Limits:

@@ -168,7 +168,7 @@ class History:
             return SpooledOutput()
         raise NotFound(
             f"The output of run '{run_id}' is not kept.",
-            hint="The outputs of a session's newest runs are kept (ERA_OUTPUTS_KEPT, ERA_OUTPUTS_MB), and those of "
+            hint="The outputs of a session's newest runs are kept (ERA_OUTPUTS_KEPT), 2 GiB at most, and those of "
             "lost runs never.",
             code="output_gone",
         )

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import structlog
 
-from era.core.directory_cache import CachedDirectory, DirectoryCache
+from era.core.directory_cache import MOST_BYTES, CachedDirectory, DirectoryCache
 from era.core.fair_queue import FairQueue
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
@@ -136,7 +136,7 @@ class SandboxPool:
         spares: int,
         max_warm: int | None,
         idle_seconds: float,
-        kept_bytes: int = 0,
+        kept_bytes: int = MOST_BYTES,
         note: Note = ignore,
     ) -> None:
         """`ensure_packages` has the package set with this digest on this machine, or raises Unavailable; see

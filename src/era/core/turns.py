@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 
 from era.errors import RunUnderWay, TooManyWaiting
 
+_MOST_WAITING = 64
+
 
 class Turns:
     """Queues by key, in which one at a time has the turn. Queues that nobody waits in take no memory.
@@ -16,7 +18,7 @@ class Turns:
     queue of his own, and holds up nobody.
     """
 
-    def __init__(self, max_waiting: int = 64) -> None:
+    def __init__(self, max_waiting: int = _MOST_WAITING) -> None:
         """`max_waiting` is how many may wait in one queue, besides the one that has the turn."""
         self.max_waiting = max_waiting
         self._locks: dict[Hashable, asyncio.Lock] = {}

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 DAY_MICROS = 86_400 * 1_000_000
 _PERIOD_SECONDS = 3600.0
+_KEPT_DAYS = 400
 
 type Sizes = Mapping[str, tuple[int, int]]
 """By owner: bytes in storage, and bytes of the files of present sessions."""
@@ -92,14 +93,11 @@ def use_of(who: OwnedId, cpu_us: int | None, egress: Mapping[str, object]) -> Us
 class Usage:
     """What has been used. `keep` is to be run all the time."""
 
-    def __init__(
-        self, store: UsageStore, cluster: Cluster, measure: Callable[[], Awaitable[Sizes]], kept_days: int
-    ) -> None:
-        """`measure` tells what is stored now. Rows are kept for `kept_days`."""
+    def __init__(self, store: UsageStore, cluster: Cluster, measure: Callable[[], Awaitable[Sizes]]) -> None:
+        """`measure` tells what is stored now."""
         self._cluster = cluster
         self._store = store
         self._measure = measure
-        self._kept_days = kept_days
 
     async def days(self, owner: str | None, first: int, last: int) -> Sequence[DayOfUsage]:
         """What an owner, or with None each, has used from one day to another, newest first; today's sizes are those of
@@ -115,7 +113,7 @@ class Usage:
             try:
                 if self._cluster.leads:
                     await self._store.note_sizes(await self._measure())
-                    await self._store.prune(self._kept_days)
+                    await self._store.prune(_KEPT_DAYS)
             except EraError as error:
                 log.warning("usage_not_measured", error=error.message)
             await asyncio.sleep(_PERIOD_SECONDS)

@@ -65,6 +65,9 @@ _REST_SECONDS = 1.0
 _MOST_DATABASES = 1000
 """That an owner may have."""
 
+_SHARE = 16
+"""One database may have a sixteenth of what all storage may have, and a MiB at least."""
+
 _LINE_BYTES = 1 << 20
 _RESULT_BYTES = 64 << 20
 """The most bytes of a line that a worker says, such as an error, and of a result as JSON. The worker's own bounds on
@@ -481,10 +484,12 @@ class D1Databases:
 
 
 async def opened(
-    kept: DatabaseReplicas, directory: Path, copies: Path | None, most_bytes: int, *, is_shared: bool
+    kept: DatabaseReplicas, directory: Path, copies: Path | None, storage_bytes: int, *, is_shared: bool
 ) -> D1Databases:
     """The databases of programs: files in a directory, which hosts may share, or kept in rows, with `copies` of what is
-    used. What is in the other place is brought there; nobody else does so meanwhile. Raises Unavailable, OSError."""
+    used. What is in the other place is brought there; nobody else does so meanwhile. All storage may have
+    `storage_bytes`. Raises Unavailable, OSError."""
+    most_bytes = max(storage_bytes // _SHARE, 1 << 20)
     as_files = D1Databases(directory / "sql", most_bytes, is_shared=is_shared)
     if copies is None:
         await kept.export_files(directory / "sql", SUFFIX)
@@ -533,7 +538,7 @@ def _error(kind: str, message: str) -> EraError:
         case "full":
             return TooLarge(
                 "The database is as large as it may be.",
-                hint="Delete what isn't needed; ERA_STORAGE_DATABASE_MB and ERA_STORAGE_MB set the bounds.",
+                hint="Delete what isn't needed; one database may have a sixteenth of ERA_STORAGE_MB.",
                 code="storage_full",
             )
         case "memory":

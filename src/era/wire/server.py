@@ -12,7 +12,9 @@ from era.core.server_facts import Finding, SettingInForce
 
 
 class LimitAnswer(BaseModel):
-    name: str = Field(description="Of the setting.", examples=["ERA_MEMORY_MB"])
+    name: str = Field(
+        description="Of the setting, and of which of its numbers.", examples=["ERA_MEMORY_MB", "ERA_QUOTAS sessions"]
+    )
     value: float | None = Field(description="What holds, in the unit of `description`; null: nothing is set.")
     default: float | None = Field(description="What holds where nothing is set.")
     description: str

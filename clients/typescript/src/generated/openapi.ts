@@ -3275,8 +3275,9 @@ export interface components {
         LimitAnswer: {
             /**
              * Name
-             * @description Of the setting.
+             * @description Of the setting, and of which of its numbers.
              * @example ERA_MEMORY_MB
+             * @example ERA_QUOTAS sessions
              */
             name: string;
             /**

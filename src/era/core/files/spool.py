@@ -30,6 +30,9 @@ SMALL = 64 << 10
 """Content of fewer bytes than this stays in memory."""
 
 _PIECE = 1 << 20
+_MOST_UPLOADS = 64
+"""Large uploads at a time."""
+
 _MOST_BUFFERED = 64 << 20
 """Bytes of uploads that are kept in memory until they are a piece, together. Beyond that they go to their files as soon
 as they aren't small: there may be thousands of them, at any pace."""
@@ -56,7 +59,7 @@ class Slots:
     """A number of large uploads that may be under way at a time, shared by owners: one alone has half of them, rounded
     up. Unlike a semaphore it refuses instead of waiting."""
 
-    def __init__(self, how_many: int) -> None:
+    def __init__(self, how_many: int = _MOST_UPLOADS) -> None:
         # One of a share is never taken. So there is one more, else a single slot would be nobody's.
         self._shares: Shares[str] = Shares(how_many + 1)
 

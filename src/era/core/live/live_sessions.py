@@ -73,6 +73,7 @@ from era.errors import (
 log = structlog.get_logger()
 
 _LOOK_SECONDS = 1.0
+_CHECKPOINT_SECONDS = 60.0
 _PATIENCE = 30.0
 """Seconds for which a first process waits for a run that it can't join."""
 
@@ -119,11 +120,10 @@ class LiveParts:
 class LiveSessions:
     """The live sessions of this service. `start` before anything, `stop` when done."""
 
-    def __init__(self, parts: LiveParts, *, most: int, keep_alive: float, checkpoint_seconds: float) -> None:
-        """At most `most` at a time. One that has been idle for `keep_alive` seconds is put away. Every
+    def __init__(self, parts: LiveParts, *, keep_alive: float, checkpoint_seconds: float = _CHECKPOINT_SECONDS) -> None:
+        """One that has been idle for `keep_alive` seconds is put away. Every
         `checkpoint_seconds`, one in which something may have changed gets a checkpoint."""
         self._parts = parts
-        self._most = most
         self._keep_alive = keep_alive
         self._checkpoint_seconds = checkpoint_seconds
         self._live: dict[int, LiveSession] = {}
@@ -192,7 +192,7 @@ class LiveSessions:
     @property
     def most(self) -> int:
         """How many may be live."""
-        return min(self._most, self._parts.pool.places.count * 3 // 4)
+        return self._parts.pool.places.count * 3 // 4
 
     def has_room(self, owner: str) -> bool:
         """Whether another session of this owner's may become live."""
