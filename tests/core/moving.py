@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from era.core.capsules.service import Capsules
 from era.core.files.pins import Pins
@@ -26,6 +26,7 @@ from era.core.models import (
     now,
 )
 from era.core.run_messages import RecordedProgram
+from era.core.setup.package_sets import InstalledPackageSets
 from era.store.metadata import SqlStore
 from tests.core.lab import CountingBlobs, Lab, Place, described
 from tests.owners import mine
@@ -48,7 +49,7 @@ FAR_NS = 2**63 + 10**9
 
 
 class Service:
-    """The stores of rows and of blobs, and the capsules over both. It implements locks.Locks itself."""
+    """The stores of rows and of blobs, and the capsules over both. It stands for the package sets, too."""
 
     def __init__(self, place: Path, retention: Retention, *, shared: bool, grace_seconds: float) -> None:
         place.mkdir()
@@ -57,8 +58,9 @@ class Service:
         self.blobs: CountingBlobs = self.lab.blobs
         self.store = SqlStore(f"sqlite:///{place}/era.sqlite", retention)
         self.pins = Pins(shared=shared)
+        package_sets = cast(InstalledPackageSets, self)
         self.capsules = Capsules(
-            self.store, self.lab.snapshots, self.blobs, self.pins, self, place, Slots(4), 3600, Bounds()
+            self.store, self.lab.snapshots, self.blobs, self.pins, package_sets, place, Slots(4), 3600, Bounds()
         )
         self.locks: dict[str, JsonObject] = {}
 
@@ -83,7 +85,7 @@ class Service:
             await service.store.close()
 
     async def ensure(self, digest: str) -> None:
-        """See locks.Locks, which this is."""
+        """See InstalledPackageSets, for which this stands."""
 
     def lock(self, session: Session) -> JsonObject | None:
         return self.locks.get(session.package_set or "")

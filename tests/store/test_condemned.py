@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -29,7 +30,8 @@ from era.core.files.totals import Bounds
 from era.core.garbage import collect_unneeded
 from era.core.homes import Host
 from era.core.metadata import MetadataStore, Retention, SetupJob
-from era.core.models import DEFAULT_OWNER, EMPTY, JsonObject, NewCopy, Session, Snapshot, Version, VersionContent, now
+from era.core.models import DEFAULT_OWNER, EMPTY, NewCopy, Snapshot, Version, VersionContent, now
+from era.core.setup.package_sets import InstalledPackageSets
 from era.core.storage import Item
 from era.errors import Fenced, HostLost, NotFound, Unavailable
 from era.store import condemned as rows
@@ -397,14 +399,6 @@ async def test_content_that_is_held_stays(join: Join) -> None:
     assert await a.sweep() == 1
 
 
-class NoLocks:
-    """See locks.Locks."""
-
-    async def ensure(self, digest: str) -> None: ...
-
-    def lock(self, session: Session) -> JsonObject | None: ...
-
-
 async def test_what_another_host_exports_stays(join: Join, tmp_path: Path) -> None:
     """Its session is purged meanwhile."""
     a, b = await join("a"), await join("b")
@@ -416,7 +410,8 @@ async def test_what_another_host_exports_stays(join: Join, tmp_path: Path) -> No
     )
     await a.store.create_session(new("s"))
     await a.store.commit(mine("s"), "files", data=None, snapshot=snapshot)
-    capsules = Capsules(a.store, trees, a.blobs, Pins(shared=True), NoLocks(), tmp_path, Slots(1), 9.0, Bounds())
+    no_packages = InstalledPackageSets(a.store, cast(Any, None))
+    capsules = Capsules(a.store, trees, a.blobs, Pins(shared=True), no_packages, tmp_path, Slots(1), 9.0, Bounds())
     export = await capsules.open(mine("s"), history=True)
     try:
         await b.store.purge_session(mine("s"))

@@ -16,7 +16,7 @@ between two adapters.
 
 Ports for rows and content stand beside the code that uses them: MetadataStore (metadata.py), BlobStore
 (files/snapshots.py), ApiKeyStore (api_keys.py), ItemStore and Databases (storage.py), InboxStore (public/inbox.py),
-Installer (setup/package_sets.py), Locks (setup/locks.py).
+Installer (setup/package_sets.py).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
 from era.store.database import Database
-from era.store.dialects import Precompiled, raising_if_taken, together
+from era.store.dialects import raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, insert_outputs
 from era.store.records import RUN_FIELDS, RUNS, record_from_row, without_nul
 from era.store.session_lookup import find_session
@@ -59,12 +59,7 @@ _RUNS = (
     .execution_options(stream_results=True)
 )
 _FOREIGN_FIELDS = [field.name for field in fields(RunRecord) if field.name != "key"]
-_insert_run = Precompiled(
-    insert(runs)
-    .values({name: bindparam(f"new_{name}") for name in (*_FOREIGN_FIELDS, "imported")})
-    .returning(runs.c.key)
-)
-_find_session_of_run = Precompiled(select(runs.c.session_key).where(runs.c.id == bindparam("run_id")))
+_SESSION_OF_RUN = select(runs.c.session_key).where(runs.c.id == bindparam("run_id"))
 
 
 def dump_session[T](
@@ -135,16 +130,16 @@ def _insert_foreign_run(connection: Connection, session_key: int, record: RunRec
     if _session_of_run(connection, run_id) not in (None, session_key):
         run_id = _new_run_id(run_id, session_key)
     record = replace(record, id=run_id, session_key=session_key)
-    values = {f"new_{name}": getattr(record, name) for name in _FOREIGN_FIELDS}
-    values |= {"new_enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "new_imported": True}
-    values["new_egress"] = json.dumps(record.egress)
-    values["new_artifacts"] = json.dumps(record.artifacts)
-    values["new_invocation"] = json.dumps(record.invocation)
-    values["new_code"] = without_nul(record.code)
+    values = {name: getattr(record, name) for name in _FOREIGN_FIELDS}
+    values |= {"enforced": json.dumps({**IMPORTED, **record.enforced, **IMPORTED}), "imported": True}
+    values["egress"] = json.dumps(record.egress)
+    values["artifacts"] = json.dumps(record.artifacts)
+    values["invocation"] = json.dumps(record.invocation)
+    values["code"] = without_nul(record.code)
     with raising_if_taken(
         BadRequest(f"The capsule has two runs '{record.id[:80]}'.", hint="Export the session once more.")
     ):
-        key: int = _insert_run.first(connection, values)[0]
+        key: int = connection.execute(insert(runs).values(values).returning(runs.c.key)).scalar_one()
     return key
 
 
@@ -177,8 +172,7 @@ def _run_id_here(connection: Connection, session_key: int, run_id: str | None) -
 
 def _session_of_run(connection: Connection, run_id: str) -> int | None:
     """The key of the session that has a run with this id."""
-    row = _find_session_of_run.first(connection, {"run_id": run_id})
-    return None if row is None else int(row[0])
+    return connection.execute(_SESSION_OF_RUN, {"run_id": run_id}).scalar()
 
 
 async def _batches[T](items: Iterator[T], size_of: Callable[[T], int]) -> AsyncIterator[list[T]]:

@@ -144,10 +144,12 @@ def connect(
 
 
 class Precompiled:
-    """A statement compiled once per dialect and run on the driver's own cursor, in a fifth of SQLAlchemy's usual time.
+    """A statement compiled once per dialect and run on the driver's own cursor, past SQLAlchemy.
 
-    For the few statements that every run needs. Errors are the driver's, values come as the driver gives them, and
-    a lost connection isn't noticed: the caller drops the connection after any error. `together` runs several.
+    For the few statements that every run needs: its begin takes 24 % less time, and its end 30 % (SQLite, medians of
+    980 in turns with SQLAlchemy's way: 352 µs and 461, 639 and 911). Errors are the driver's, values come as the driver
+    gives them, and a lost connection isn't noticed: the caller drops the connection after any error. `together` runs
+    several.
     """
 
     def __init__(self, statement: Select[Any] | UpdateBase) -> None:

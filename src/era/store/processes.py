@@ -13,7 +13,6 @@ from era.core.metadata import Retention
 from era.core.models import Claim, OwnedId, Session, now
 from era.errors import NoProcess, NotFound
 from era.store.database import Database
-from era.store.dialects import Precompiled
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.session_lookup import note_call, read_session, session_with_key
@@ -50,25 +49,17 @@ _NAMED = (
     .limit(1)
 )
 _IS_THERE = select(processes.c.key).where(processes.c.id == bindparam("process"))
-_insert = Precompiled(insert(processes).values({name: bindparam(f"new_{name}") for name in _KEPT_COLUMNS}).inline())
-_finish = Precompiled(
-    update(processes)
-    .where(processes.c.id == bindparam("process"), has_status(processes, "running"))
-    .values({name: bindparam(f"new_{name}") for name in _KEPT_COLUMNS})
-)
+_FINISH = update(processes).where(processes.c.id == bindparam("process"), has_status(processes, "running"))
 _ENDED = (processes.c.session_key == bindparam("session")) & (processes.c.status != "running")
-_prune = Precompiled(
-    delete(processes).where(
-        _ENDED,
-        processes.c.key
-        <= select(processes.c.key)
-        .where(_ENDED)
-        .order_by(processes.c.key.desc())
-        .limit(1)
-        .offset(literal_column(str(KEPT)))
-        .scalar_subquery(),
-    )
+_TOO_OLD = (
+    select(processes.c.key)
+    .where(_ENDED)
+    .order_by(processes.c.key.desc())
+    .limit(1)
+    .offset(literal_column(str(KEPT)))
+    .scalar_subquery()
 )
+_PRUNE = delete(processes).where(_ENDED, processes.c.key <= _TOO_OLD)
 _MARK_LOST = (
     update(processes)
     .where(has_status(processes, "running"))
@@ -117,7 +108,7 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None, *
         return
     if session.deleted_at is not None:
         raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
-    _insert.execute(connection, _values(record))
+    connection.execute(insert(processes).values(_values(record)))
     if claim is not None:
         claim_key(connection, claim, session)
         answer_claim(connection, claim, session, json.dumps(record.id))
@@ -125,17 +116,17 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None, *
 
 def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> None:
     check_home(connection, record.session_key, goes_on=True)
-    if not _finish.execute(connection, {"process": record.id, **_values(record)}):
+    if not connection.execute(_FINISH.values(_values(record)), {"process": record.id}).rowcount:
         return  # It never was on record, or an earlier try was committed: its key may be another request's by now.
     if freed is not None:
         free_key(connection, freed, record.session_key)
-    _prune.execute(connection, {"session": record.session_key})
+    connection.execute(_PRUNE, {"session": record.session_key})
     note_call(connection, record.session_key, now())
 
 
 def _values(record: ProcessRecord) -> dict[str, Any]:
-    values = {f"new_{name}": getattr(record, name) for name in _KEPT_COLUMNS}
-    return {**values, "new_command": json.dumps(record.command)}
+    values = {name: getattr(record, name) for name in _KEPT_COLUMNS}
+    return {**values, "command": json.dumps(record.command)}
 
 
 def _record(row: Any) -> ProcessRecord:

@@ -32,7 +32,7 @@ from era.core.files.snapshots import Snapshots
 from era.core.metadata import MetadataStore
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent, now
 from era.core.program import STREAMS
-from era.core.setup.locks import Locks
+from era.core.setup.package_sets import InstalledPackageSets
 from era.errors import Unavailable
 
 _CHUNK = 1 << 20
@@ -121,7 +121,7 @@ class Exporter:
         snapshots: Snapshots,
         blobs: BlobStore,
         pins: Pins,
-        locks: Locks,
+        package_sets: InstalledPackageSets,
         threads: Executor,
         directory: Path,
     ) -> None:
@@ -129,7 +129,7 @@ class Exporter:
         self._snapshots = snapshots
         self._blobs = blobs
         self._pins = pins
-        self._locks = locks
+        self._package_sets = package_sets
         self._threads = threads
         self._directory = directory
 
@@ -198,12 +198,12 @@ class Exporter:
         package_set = (await self._store.session(session_id)).package_set
         if package_set is not None:
             with suppress(Unavailable):  # a capsule is complete without a lock, too
-                await self._locks.ensure(package_set)
+                await self._package_sets.ensure(package_set)
         async with self._pins.pinning() as pin:
             contents = _Contents(document, texts, pin)
 
             def take(session: Session, versions: Iterator[VersionContent], runs: Iterator[KeptRun]) -> None:
-                lock = self._locks.lock(session)
+                lock = self._package_sets.lock(session)
                 digest = layout.DocumentWriter(document).write(
                     session,
                     lock,

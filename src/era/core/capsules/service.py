@@ -19,7 +19,7 @@ from era.core.files.totals import Bounds
 from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
-from era.core.setup.locks import Locks
+from era.core.setup.package_sets import InstalledPackageSets
 from era.errors import TooBusy
 
 _THREADS = 2
@@ -43,7 +43,7 @@ class Capsules:
         snapshots: Snapshots,
         blobs: BlobStore,
         pins: Pins,
-        locks: Locks,
+        package_sets: InstalledPackageSets,
         directory: Path,
         slots: Slots,
         max_timeout: float,
@@ -53,7 +53,7 @@ class Capsules:
         """`directory` is for temporary files. `max_timeout`, in seconds, and `bounds` are the most that a session of
         this server may have."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
-        self._exporter = Exporter(store, snapshots, blobs, pins, locks, self._threads, directory)
+        self._exporter = Exporter(store, snapshots, blobs, pins, package_sets, self._threads, directory)
         self._exports: FairSlots[str] = FairSlots(_EXPORTS, _EXPORTS_OF_OWNER)
         self._slots = slots
         self._importer = Importer(

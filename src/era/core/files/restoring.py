@@ -11,11 +11,12 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from era.core.files import sparse, trees
+from era.core.files.blob_store import BlobStore
 from era.core.files.diffs import ReadTree
 from era.core.files.file_threads import Budget
 from era.core.files.packages import PACKAGES, on_disk
@@ -31,15 +32,7 @@ type Owner = tuple[int, int] | None
 """The uid and gid of what is made; None: those of this process."""
 
 
-class ReadBlobs(Protocol):
-    """The part of BlobStore that is needed here (snapshots.py)."""
-
-    def open_blob(self, digest: str) -> int: ...
-
-    def expect(self, digests: Iterable[str]) -> None: ...
-
-
-def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: ReadBlobs, read_tree: ReadTree) -> Tree:
+def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: BlobStore, read_tree: ReadTree) -> Tree:
     """Turn the directory open as `root`, which holds `known`, into what the tree object `digest` says (None: empty).
     Goes only where the two differ. Returns the tree that it now is. Raises OSError."""
     tree = _Restore(owner, blobs, read_tree).directory(root, digest, known)
@@ -47,13 +40,13 @@ def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: Rea
     return tree
 
 
-def spend(budget: Budget, digest: str | None, known: Tree, blobs: ReadBlobs, read_tree: ReadTree) -> None:
+def spend(budget: Budget, digest: str | None, known: Tree, blobs: BlobStore, read_tree: ReadTree) -> None:
     """Spend what `restore` would write and remove, with the same arguments. `read_tree` spends what it reads. Raises
     TreeNotSmall where that is too much, and OSError."""
     _Spending(budget, blobs, read_tree).directory(digest, known)
 
 
-def recalled(digest: str, blobs: ReadBlobs, read_tree: ReadTree, budget: Budget | None = None) -> Tree:
+def recalled(digest: str, blobs: BlobStore, read_tree: ReadTree, budget: Budget | None = None) -> Tree:
     """What a tree object says of a directory that isn't known any more. No scan takes a file or directory for unchanged
     by it, but it tells of equal files which of them a client has put. `read_tree` spends what it reads of the budget,
     if there is one. Raises OSError, TreeNotSmall."""
@@ -112,7 +105,7 @@ def watch(fd: int, tree: Tree, by: Watch, path: tuple[str, ...] = ()) -> None:
 class _Restore:
     """One restore from blobs."""
 
-    def __init__(self, owner: Owner, blobs: ReadBlobs, read_tree: ReadTree) -> None:
+    def __init__(self, owner: Owner, blobs: BlobStore, read_tree: ReadTree) -> None:
         self._owner = owner
         self._blobs = blobs
         self._read_tree = read_tree
@@ -184,7 +177,7 @@ class _Restore:
 class _Spending:
     """What one restore would do, spent of a budget: each entry that is made or removed counts as a file, if no more."""
 
-    def __init__(self, budget: Budget, blobs: ReadBlobs, read_tree: ReadTree) -> None:
+    def __init__(self, budget: Budget, blobs: BlobStore, read_tree: ReadTree) -> None:
         self._budget = budget
         self._blobs = blobs
         self._read_tree = read_tree

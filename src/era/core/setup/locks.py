@@ -14,24 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from era.core.models import JsonObject, Session
+from era.core.models import JsonObject
 from era.core.setup.requirements import GO_PATH, GO_VERSION, NPM_NAME, PIP_NAME, Packages
-
-
-class Locks(Protocol):
-    """Gives the locks of sessions."""
-
-    async def ensure(self, digest: str) -> None:
-        """Have this package set on this machine. Raises Unavailable where that isn't possible now."""
-        ...
-
-    def lock(self, session: Session) -> JsonObject | None:
-        """The lock of a session's package set if that is on this machine, else the lock by which it is still to be
-        made. None if there is none that may go into a capsule. Reads a file."""
-        ...
-
 
 KINDS = ("pip", "npm", "go")
 MAX_PACKAGES = 5_000

@@ -81,7 +81,7 @@ class Installer(Protocol):
 
 class InstalledPackageSets:
     """Brings package sets back to this machine where a sandbox or a capsule needs them. A set that is lost for good is
-    installed once more. Implements locks.Locks."""
+    installed once more."""
 
     def __init__(self, store: MetadataStore, installer: Installer) -> None:
         self._store, self._installer = store, installer
@@ -102,7 +102,8 @@ class InstalledPackageSets:
         )
 
     def lock(self, session: Session) -> JsonObject | None:
-        """See locks.Locks."""
+        """The lock of a session's package set if that is on this machine, else the lock by which it is still to be
+        made. None if there is none that may go into a capsule. Reads a file."""
         installed = self._installer.get(session.package_set) if session.package_set else None
         lock: JsonObject | None = json.loads(session.setup_lock) if session.setup_lock else None
         if installed is not None:
