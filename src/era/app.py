@@ -305,7 +305,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
                 ),
                 keep_alive=settings.idle_seconds,
             )
-            contexts = Contexts(live_sessions, store, store.contexts)
+            contexts = Contexts(live_sessions, store, store.processes)
             admission = Admission()
             runs = Runs(
                 RunParts(

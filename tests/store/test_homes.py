@@ -178,7 +178,7 @@ CHANGES: dict[str, Callable[[SqlStore, Session], Awaitable[object]]] = {
     "code": lambda store, session: store.store_code(session.owned_id, StoredCode("1", None, 1)),
     "rollback": lambda store, session: store.rollback(session.owned_id, 1),
     "name": lambda store, session: store.name_version(session.owned_id, 1, "one", named=()),
-    "context": lambda store, session: store.contexts.note(session.key, "c"),
+    "context": lambda store, session: store.processes.note_context(session.key, "c"),
 }
 
 

@@ -196,7 +196,7 @@ class Core:
             keep_alive=keep_alive,
             checkpoint_seconds=checkpoint_seconds,
         )
-        self.contexts = Contexts(self.live_sessions, self.store, self.store.contexts)
+        self.contexts = Contexts(self.live_sessions, self.store, self.store.processes)
         self.admission = Admission(processors)
         self.runs = Runs(
             RunParts(

@@ -36,9 +36,9 @@ async def test_a_deletion_that_failed_can_be_repeated(
     assert live is not None
     interpreter: Any = Interpreter()
     core.contexts._of_session(live).contexts["c"] = interpreter
-    names = core.store.contexts
-    await names.note(session.key, "c")
-    forget = names.forget
+    rows = core.store.processes
+    await rows.note_context(session.key, "c")
+    forget = rows.forget_context
 
     async def failing(*given: Any) -> bool:
         if was_forgotten:
@@ -46,7 +46,7 @@ async def test_a_deletion_that_failed_can_be_repeated(
         raise DatabaseAway(may_have_committed=was_forgotten)
 
     with monkeypatch.context() as away:
-        away.setattr(names, "forget", failing)
+        away.setattr(rows, "forget_context", failing)
         with pytest.raises(DatabaseAway):
             await core.contexts.delete(session_id, "c")
     assert [context.name for context in await core.contexts.list(session_id)] == ["c"]

@@ -42,7 +42,7 @@ import structlog
 
 from era.core.meters import Meter, Refusal
 from era.core.models import JsonObject, OwnedId, now
-from era.core.usage import Use, day_of
+from era.core.usage import UsageStore, Use, day_of
 from era.errors import EraError, QuotaReached, RateReached
 
 log = structlog.get_logger()
@@ -118,22 +118,6 @@ class Bound:
         return {"quota": self.name, "of": self.kind, "limit": self.most, "used": used}
 
 
-class OwnerStore(Protocol):
-    """Rows of owners' quotas. Every call is one transaction, durable when it returns."""
-
-    async def owners(self) -> Mapping[str, Amounts]:
-        """What was set for each owner."""
-        ...
-
-    async def set_owner(self, owner: str, change: Mapping[str, int | None]) -> Amounts:
-        """Change what was set for an owner, whoever set it, as `changed` says; what is set then."""
-        ...
-
-    async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
-        """Owner, key, microseconds of processor time and bytes of traffic of each row of a day's usage."""
-        ...
-
-
 class Held(NamedTuple):
     """For whom the sandbox of a session counts."""
 
@@ -162,7 +146,7 @@ class Quotas:
 
     def __init__(
         self,
-        store: OwnerStore,
+        store: UsageStore,
         defaults: Amounts,
         of_key: Callable[[str], Amounts],
         counts: SharedCounts | None = None,

@@ -59,7 +59,20 @@ class DayOfUsage:
 
 
 class UsageStore(Protocol):
-    """Rows of usage. Every call is one transaction, durable when it returns, but for `add_use`."""
+    """Rows of usage, and of the quotas that bound it. Every call is one transaction, durable when it returns, but for
+    `add_use`."""
+
+    async def owners(self) -> Mapping[str, Mapping[str, int]]:
+        """The quotas that were set for each owner."""
+        ...
+
+    async def set_owner(self, owner: str, change: Mapping[str, int | None]) -> Mapping[str, int]:
+        """Change the quotas of an owner, whoever set them, as `quotas.changed` says; what is set then."""
+        ...
+
+    async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
+        """Owner, key, microseconds of processor time and bytes of traffic of each row of a day's usage."""
+        ...
 
     async def add_use(self, use: Use) -> None:
         """Add to a day's row. A power cut may undo that; a killed service doesn't. Where the database is away it is

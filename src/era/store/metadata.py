@@ -45,7 +45,6 @@ from era.store import capsules, idempotency, outputs, quotas, runs, session_page
 from era.store.api_keys import ApiKeyRows
 from era.store.audit import AuditRows
 from era.store.condemned import Condemned, fence_dead_hosts, lose_some_homes
-from era.store.contexts import ContextRows
 from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
@@ -92,7 +91,6 @@ class SqlStore:
         self.api_keys = ApiKeyRows(self.database)
         self.audit = AuditRows(self.database)
         self.processes = ProcessRows(self.database, retention)
-        self.contexts = ContextRows(self.database)
         self._own_database: Database | None = None
         """The connections of homes,"""
 

@@ -1,4 +1,4 @@
-"""Records of processes beside runs: begun, ended, listed, dropped."""
+"""Records of processes beside runs: begun, ended, listed, dropped; and the names of contexts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from era.store.database import Database
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
 from era.store.session_lookup import note_call, read_session, session_with_key
-from era.store.tables import has_status, processes
+from era.store.tables import contexts, has_status, processes
 
 LOST = "The service stopped while this process ran."
 
@@ -98,6 +98,12 @@ class ProcessRows:
     async def mark_lost(self) -> int:
         return await self._database.write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
 
+    async def note_context(self, session_key: int, name: str) -> bool:
+        return await self._database.write(_note_context, session_key, name)
+
+    async def forget_context(self, session_key: int, name: str) -> bool:
+        return await self._database.write(_forget_context, session_key, name)
+
 
 def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None, *, again: bool) -> None:
     """See ProcessStore.begin, and Database.write_once for `again`: where an earlier try hasn't ended yet, the insert
@@ -122,6 +128,20 @@ def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> 
         free_key(connection, freed, record.session_key)
     connection.execute(_PRUNE, {"session": record.session_key})
     note_call(connection, record.session_key, now())
+
+
+def _note_context(connection: Connection, session_key: int, name: str) -> bool:
+    check_home(connection, session_key)
+    values = {"session_key": session_key, "name": name}
+    if connection.execute(select(contexts).filter_by(**values)).one_or_none() is not None:
+        return True
+    connection.execute(insert(contexts).values(values))
+    return False
+
+
+def _forget_context(connection: Connection, session_key: int, name: str) -> bool:
+    check_home(connection, session_key)
+    return connection.execute(delete(contexts).filter_by(session_key=session_key, name=name)).rowcount > 0
 
 
 def _values(record: ProcessRecord) -> dict[str, Any]:

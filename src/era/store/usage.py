@@ -106,7 +106,7 @@ def _values(connection: Connection, use: Use) -> Mapping[str, Any]:
 
 
 class UsageRows:
-    """An OwnerStore and a UsageStore in an SQL database."""
+    """A UsageStore in an SQL database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

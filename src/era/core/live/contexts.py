@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from era import languages
 from era.core.cells import CellOutcome, CellRun, CellRunEnded, StopCell, WriteCell
@@ -29,6 +28,7 @@ from era.core.files.allowance import Allowance
 from era.core.live.context import Context, NotBegun
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
+from era.core.live.records import ProcessStore
 from era.core.live.state_file import StateFile
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
@@ -54,18 +54,6 @@ _ENDED = "The service was restarted since, and its interpreter ended with it."
 _RESTARTED = "It was restarted on request."
 _DELETED = "It was deleted."
 _STARTS_ANEW = "The next run in the context starts a new interpreter."
-
-
-class ContextStore(Protocol):
-    """The names of contexts that have had cells. Calls raise Unavailable where the database fails."""
-
-    async def note(self, session_key: int, name: str) -> bool:
-        """Remember a name. Returns whether it was known already."""
-        ...
-
-    async def forget(self, session_key: int, name: str) -> bool:
-        """Whether it was known."""
-        ...
 
 
 class _NotKept(CommitFailed):
@@ -125,7 +113,7 @@ class _OfSession:
 class Contexts:
     """Contexts by session and name. There is one of these a service."""
 
-    def __init__(self, live: LiveSessions, sessions: MetadataStore, store: ContextStore) -> None:
+    def __init__(self, live: LiveSessions, sessions: MetadataStore, store: ProcessStore) -> None:
         self._live = live
         self._sessions = sessions
         self._store = store
@@ -251,7 +239,7 @@ class Contexts:
                 )
             started = await self._started(of, session, name, base_url)
             try:
-                was_known = await self._store.note(session.key, name)
+                was_known = await self._store.note_context(session.key, name)
             except BaseException:
                 await started.close("Its name could not be stored.")
                 raise
@@ -307,7 +295,7 @@ class Contexts:
         """End it, and forget that it was. A run in it ends, too. Raises NoContext."""
         session = await self._sessions.session(session_id)
         # First, so that a call that is repeated after this has failed finds the interpreter.
-        known = await self._store.forget(session.key, name)
+        known = await self._store.forget_context(session.key, name)
         context = self._all(session.key).pop(name, None)
         if context is not None:
             await context.close(_DELETED)

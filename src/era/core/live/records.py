@@ -51,7 +51,8 @@ class ProcessRecord:
 
 
 class ProcessStore(Protocol):
-    """The rows of processes. Calls raise Unavailable where the database fails; `OwnedId` is as in MetadataStore."""
+    """The rows of processes, and of the names of contexts that have had cells. Calls raise Unavailable where the
+    database fails; `OwnedId` is as in MetadataStore."""
 
     async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
         """Record a process as `running`, and claim and answer its key. A killed service finds the record again; a power
@@ -76,4 +77,12 @@ class ProcessStore(Protocol):
 
     async def mark_lost(self) -> int:
         """Record every process that is still `running` as `lost`, since the service that had it is gone; how many."""
+        ...
+
+    async def note_context(self, session_key: int, name: str) -> bool:
+        """Remember a context's name. Returns whether it was known already."""
+        ...
+
+    async def forget_context(self, session_key: int, name: str) -> bool:
+        """Forget a context's name. Returns whether it was known."""
         ...
