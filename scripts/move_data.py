@@ -19,7 +19,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -39,6 +38,9 @@ from era.store.tables import api_keys, inboxes, owners, sessions, webhooks
 
 MARK = "moving-from"
 """The file of the new data directory that names the old one, until all is moved."""
+
+LOGS = ("moving-old.log", "moving-new.log")
+"""The logs of both servers in the new data directory, until all is moved."""
 
 TEMPORARY = "made by scripts/move-data, which deletes it"
 """The description of the keys that a move makes to act for owners."""
@@ -191,18 +193,18 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _served(command: list[str], environment: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _served(command: list[str], environment: dict[str, str], log_path: Path) -> Iterator[tuple[str, str]]:
     """The URL of a server, and the operator's key, until the block ends. Raises Problem where it doesn't start."""
     key = secrets.token_urlsafe(32)
-    with tempfile.NamedTemporaryFile(prefix="era-move-", suffix=".log") as log:
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             command, env=environment | {"ERA_API_KEY": key}, stdout=log, stderr=log, preexec_fn=_end_with_parent
         )
         try:
             deadline = time.monotonic() + START_SECONDS
-            while not (found := re.search(r"http://127\.0\.0\.1:[1-9]\d*", Path(log.name).read_text(errors="replace"))):
+            while not (found := re.search(r"http://127\.0\.0\.1:[1-9]\d*", log_path.read_text(errors="replace"))):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Problem(f"{command[0]} doesn't serve: {Path(log.name).read_text(errors='replace').strip()}")
+                    raise Problem(f"{command[0]} doesn't serve: {log_path.read_text(errors='replace').strip()}")
                 time.sleep(0.1)
             yield found[0], key
         finally:
@@ -358,9 +360,9 @@ def move(old_checkout: Path, old_data: Path, new_data: Path) -> bool:
     old_environment, new_environment = _environment("OLD_", old_data), _environment("", new_data)
     with ExitStack() as both:
         print(f"Starting the server of {old_checkout} on {old_data}, and this one on {new_data}.", flush=True)
-        old_url, old_key = both.enter_context(_served([str(command), "serve"], old_environment))
+        old_url, old_key = both.enter_context(_served([str(command), "serve"], old_environment, new_data / LOGS[0]))
         new_command = [sys.executable, "-m", "era.client.cli", "serve"]
-        new_url, new_key = both.enter_context(_served(new_command, new_environment))
+        new_url, new_key = both.enter_context(_served(new_command, new_environment, new_data / LOGS[1]))
         done = subprocess.run(
             [python, "-c", READ, old_data], env=old_environment, capture_output=True, text=True, check=False
         )
@@ -375,7 +377,8 @@ def move(old_checkout: Path, old_data: Path, new_data: Path) -> bool:
     _write_rows(place.rows_url(new_data, new_environment.get("ERA_DATABASE_URL")), found, report)
     report.show(found["left"])
     if not report.failed:
-        (new_data / MARK).unlink()
+        for name in (*LOGS, MARK):
+            (new_data / name).unlink()
     return not report.failed
 
 

@@ -223,6 +223,7 @@ def test_everything_is_moved_also_where_the_move_was_killed(old: Old, tmp_path: 
             assert operator.get("/api/owners/ada").json()["set"] == {"sessions": SESSIONS}
     finally:
         server.stop()
+    assert not list(target.glob("moving*"))
     assert (target / "webhook-key").read_bytes() == (old.data / "webhook-key").read_bytes()
     third = moving(old, target)
     said, _ = third.communicate(timeout=60)
