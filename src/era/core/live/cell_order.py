@@ -88,7 +88,10 @@ class CellOrder:
         """Of each stream, what wasn't given out yet; None is a mark."""
 
         self._events = deque[tuple[CellEvent | None, Collection[int]]]()
+        self._mark_bytes = len(event_mark)
         self._held_bytes = 0
+        """Of what is in `_written`, with its marks."""
+
         self._is_ordered = True
 
     def has_ended(self, fd: int) -> bool:
@@ -98,8 +101,9 @@ class CellOrder:
     def write(self, fd: int, data: bytes) -> bytes:
         """Add what came from a stream. Returns what is behind the mark at its end."""
         parts, after = self._streams[fd].feed(data)
-        self._written[fd] += [part for part in parts if part != b""]
-        self._held_bytes += len(data) - len(after)
+        written = [part for part in parts if part != b""]
+        self._written[fd] += written
+        self._held_bytes += sum(self._mark_bytes if part is None else len(part) for part in written)
         return after
 
     def show(self, event: CellEvent | None, marked: Collection[int]) -> None:
@@ -123,6 +127,7 @@ class CellOrder:
             for fd in marked:
                 if self._written[fd]:
                     self._written[fd].popleft()
+                    self._held_bytes -= self._mark_bytes
             if event is not None:
                 yield event
         if self._held_bytes > HELD_BYTES or len(self._events) > HELD_EVENTS:
