@@ -232,6 +232,8 @@ def test_completion_and_inspection_know_the_variables_and_leave_no_trace(
         notebook.run("sys.stdout = sys.__stdout__")
     with Era(shared_server.url) as era:
         numbers = [context.execution_count for context in era.sessions.get("desk").contexts()]
+        asked = era.sessions.get("desk").runs.list(4)[1:]  # the newest is that of the cell that gave stdout back
+        assert [record.code for record in asked] == [None, None, None], "what somebody is typing is on no record"
         _, published = notebook.run("(_ii[:10], In[-3][:10], [name for name in dir() if 'query' in name])")
         assert published[-1][1]["data"]["text/plain"] == "('import io,', 'import io,', [])"
         assert max(context.execution_count for context in era.sessions.get("desk").contexts()) == max(numbers) + 1

@@ -185,7 +185,7 @@ class EraKernel(Kernel):  # type: ignore[misc,unused-ignore]  # there may be no 
             return {}
         code = f"__import__('builtins').exec({query + _QUERY!r}, {values!r})"
         try:
-            result = self._context().run(code, timeout=_QUERY_SECONDS)
+            result = self._context().run(code, timeout=_QUERY_SECONDS, record_code=False)
         except EraError as error:
             self.log.warning("The context was not asked: %s", error.message)
             return {}
