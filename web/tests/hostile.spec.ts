@@ -115,14 +115,17 @@ test('the code and the command of a run are text in its record and in the list',
 test('of terminal sequences only colours count, and text keeps to its line', () =>
   withPage(async (page) => {
     const id = await session('terminal');
-    const code = `import sys
+    const code = `import sys, time
 w = sys.stdout.write
 w("\\x1b]0;pwned\\x07\\x1b]8;;javascript:alert(1)\\x07link\\x1b]8;;\\x07\\n")
 w("\\x1b[2J\\x1b[Hnot cleared\\n")
 w("\\x1b[31mred\\x1b[0m \\x1b[38;2;300;0;0mexact\\x1b[0m \\x1b[38;5;999mindexed\\x1b[0m\\n")
 w("10%\\r100%\\n")
 w("a\\u202eb\\u2066c\\n")
-w("\\x1b[" + "1;" * 5000 + "mlong\\n")
+w("\\x1b[" + "1;" * 5000)
+sys.stdout.flush()
+time.sleep(0.3) # so that it comes in two pieces, the first longer than what is held back
+w("mlong\\n")
 w("end\\n")`;
     await page.goto(`${SERVER}/#/sessions/${id}/run`);
     await page.getByRole('textbox', { name: 'Code' }).waitFor();
