@@ -53,6 +53,7 @@ def content(client: httpx.Client, where: str, number: int, path: str) -> bytes:
 
 
 CAN_FREEZE = os.geteuid() == 0
+CAUSE = "checkpoint" if CAN_FREEZE else "loose_checkpoint"
 
 
 def output_bytes(client: httpx.Client, where: str) -> int:
@@ -74,8 +75,7 @@ def test_a_checkpoint_is_a_version_of_what_processes_have_written(client: httpx.
     assert made["version"] == 2
     assert checkpoint(client, where) == made, "nothing has changed"
     [newest, _] = versions(client, where)
-    cause = "checkpoint" if CAN_FREEZE else "loose_checkpoint"
-    assert (newest["cause"], newest["file_count"], newest["run_id"]) == (cause, 2, None)
+    assert (newest["cause"], newest["file_count"], newest["run_id"]) == (CAUSE, 2, None)
     assert content(client, where, 2, "a") == b"one\n"
     assert process(client, where, "writer")["status"] == "running"
     stop(client, where)
@@ -109,7 +109,7 @@ def test_they_come_when_a_process_ends_and_from_time_to_time(own_server: MakeSer
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         ended(client, "s", start(client, "s", "echo one > a"))
-        assert eventually(lambda: versions(client, "s")[0]["cause"] == "checkpoint")
+        assert eventually(lambda: versions(client, "s")[0]["cause"] == CAUSE)
         assert get(client, "s", "a").content == b"one\n"
         start(client, "s", "sleep 0.5; echo two > b; sleep 1000")
         assert eventually(lambda: content(client, "s", versions(client, "s")[0]["version"], "b") == b"two\n")

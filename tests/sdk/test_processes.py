@@ -52,7 +52,7 @@ def test_a_checkpoint_keeps_what_a_process_has_written(server: Server) -> None:
         assert list(session.versions.files(made.version)) == ["made.txt"]
         era(server, "checkpoint", session.id, code=0)
         answer = json.loads(era(server, "checkpoint", session.id, "--json", code=0).stdout)
-        assert answer == {"version": session.info().version, "consistent": True}
+        assert answer == {"version": session.info().version, "consistent": os.geteuid() == 0}  # only root can freeze
         assert int(era(server, "checkpoint", session.id, code=0).stdout) == answer["version"]
         with pytest.raises(package.NotFound):
             client.sessions.named("none").checkpoint()

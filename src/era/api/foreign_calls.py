@@ -141,10 +141,6 @@ def path_hint(path: str) -> str | None:
     return _AT_THE_TOP.get(words[0]) if words else None
 
 
-_MISSPELT = 0.75
-"""Part of two names that must be the same: that `record_code` has the word `code` doesn't make `code` a misspelling."""
-
-
 def field_hint(name: str, known: Collection[str]) -> str | None:
     """Where a field belongs that a call for sessions or runs doesn't have. None if that is unknown, or if it is one of
     `known`, misspelt."""
@@ -161,4 +157,6 @@ def field_hint(name: str, known: Collection[str]) -> str | None:
         hints = _OF_COPIES
     elif "sql" in known:
         hints = _OF_SQL
-    return None if plain not in hints or nearest(name, known, _MISSPELT) else hints[plain]
+    meant = nearest(name, known)
+    is_misspelt = meant is not None and name not in meant.split("_")  # `code` isn't, though there is `record_code`
+    return None if plain not in hints or is_misspelt else hints[plain]
