@@ -68,7 +68,7 @@ from era.core.setup.setups import Setups
 from era.core.shares import Shares
 from era.core.storage import Storage
 from era.core.tasks import in_background
-from era.core.threads import Threads
+from era.core.threads import transfer_threads
 from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
@@ -105,7 +105,6 @@ from era.telemetry.traces import tracing
 
 log = structlog.get_logger()
 
-_TRANSFER_THREADS = 8
 _DELIVERIES = 16
 """Deliveries of inboxes that run at a time, where no setting bounds the sandboxes."""
 
@@ -216,7 +215,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
         uploads, slots, longest = directory / "uploads", Slots(), settings.max_timeout
         spool = Spool(uploads, slots)
         spool.open()
-        transfers = Threads(_TRANSFER_THREADS, "era-transfer")
+        transfers = transfer_threads()
         snapshots = Snapshots(blobs)
         outputs = Outputs(blobs, settings.outputs_kept, uploads)
         packages = installer(settings, blobs)

@@ -533,12 +533,12 @@ threading.Event().wait()
 
 NO_TURNS = """
 from era.api import guest_api
-from era.core.fair_slots import OwnersSlots
+from era.core.fair_limiter import FairLimiter
 from era.store.d1_databases import D1Databases
 init = D1Databases.__init__
 def without_turns(self, *given, **named):
     init(self, *given, **named)
-    self._slots = OwnersSlots(4, 4, 4)
+    self._slots = FairLimiter(4)
 D1Databases.__init__ = without_turns
 guest_api.MAX_HEAVY = guest_api.MAX_REQUESTS
 """

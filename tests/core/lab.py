@@ -92,9 +92,9 @@ def large_turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     turns: list[str] = []
     large, slot = FileThreads.large, FileThreads.slot
 
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
-        turns.append(owner)
-        return await large(threads, job, owner)
+    async def noted(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
+        turns.append(session_id.owner)
+        return await large(threads, job, session_id)
 
     def noted_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
         if is_large:

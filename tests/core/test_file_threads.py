@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from itertools import count
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter, Release
 from era.core.files import file_threads, live_snapshots, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.edits import Changes, PutFile
@@ -26,26 +26,24 @@ from tests.core.lab import Lab, Place, large_turns
 from tests.core.moments import MomentLab, opened
 from tests.owners import mine
 from tests.soaking import soak_the_rest
+from tests.weakened import FirstCome
 
 SECONDS = 60
 FILES = 40
 """Too many for the event loop."""
 
 
-class FirstCome(FairSlots[Any]):
-    """The weakness: slots in the order in which they are asked for, whoever asks."""
+class BySession(FairLimiter):
+    """The weakness: sessions in turn, whosever they are."""
 
-    async def take(self, holder: Any) -> None:
-        await super().take("anybody")
-
-    def give_back(self, holder: Any) -> None:
-        super().give_back("anybody")
+    async def take(self, owner: str, session: Hashable = "") -> Release:
+        return await super().take("anybody", session)
 
 
 def first_come(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = lab.snapshots.threads._small._max_workers, file_threads.LARGE_THREADS
-    monkeypatch.setattr(lab.snapshots.threads, "_small_slots", FirstCome(small, small))
-    monkeypatch.setattr(lab.snapshots.threads, "_large_slots", FirstCome(large, large))
+    monkeypatch.setattr(lab.snapshots.threads, "_small_slots", FirstCome(small))
+    monkeypatch.setattr(lab.snapshots.threads, "_large_slots", FirstCome(large))
 
 
 class Held:
@@ -187,7 +185,7 @@ async def test_an_owner_with_many_sessions_delays_others_by_what_is_being_done_o
     threads = lab.snapshots.threads
     most = threads._small._max_workers
     if weakened:
-        monkeypatch.setattr(threads, "_small_slots", FairSlots(most, most // 2))
+        monkeypatch.setattr(threads, "_small_slots", BySession(most, each=most // 2))
     begun: list[str] = []
     may_end = {number: threading.Event() for number in range(20)}
 
@@ -263,7 +261,7 @@ async def test_all_that_a_session_has_done_counts_together(
 
 async def slot_given_back_at_once[T](slots: Any, holder: Any, threads: Executor, job: Callable[[], T]) -> T:
     """The weakness: whoever hangs up has no slot any more, though his job goes on."""
-    async with slots.slot(holder):
+    async with slots.slot(holder.owner, holder):
         return await asyncio.get_running_loop().run_in_executor(threads, job)
 
 
@@ -278,8 +276,8 @@ async def test_whoever_hangs_up_has_his_threads_until_his_jobs_have_ended(
     held, every = Held(), lab.snapshots.threads._small._max_workers if kind == "small" else file_threads.LARGE_THREADS
 
     def call(name: str) -> asyncio.Task[None]:
-        holder = mine(name) if kind == "small" else name
-        return asyncio.create_task(getattr(lab.snapshots.threads, kind)(lambda: held.begin(name), holder))
+        work = getattr(lab.snapshots.threads, kind)
+        return asyncio.create_task(work(lambda: held.begin(name), OwnedId(name, "s")))
 
     other = None
     try:
@@ -307,7 +305,7 @@ async def all_large_threads_taken(lab: Lab) -> AsyncIterator[None]:
     """Within the block others' large work has all threads of large work."""
     held = Held()
     tasks = [
-        asyncio.create_task(lab.snapshots.threads.large(lambda: held.begin("greedy"), f"owner {number}"))
+        asyncio.create_task(lab.snapshots.threads.large(lambda: held.begin("greedy"), OwnedId(f"owner {number}", "s")))
         for number in range(file_threads.LARGE_THREADS)
     ]
     await held.wait_for(file_threads.LARGE_THREADS)
@@ -447,7 +445,7 @@ async def test_taken_for_large_it_does(tmp_path: Any, monkeypatch: pytest.Monkey
         threads: FileThreads, job: Callable[[None], Any], session_id: OwnedId, *, is_large: bool = False
     ) -> Any:
         asked.set()
-        return await threads.large(lambda: job(None), session_id.owner)
+        return await threads.large(lambda: job(None), session_id)
 
     def large_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
         asked.set()

@@ -108,10 +108,10 @@ async def test_a_list_that_is_abandoned_leaves_nothing_behind(lab: Lab, monkeypa
     assert await asyncio.to_thread(begun.wait, 60)
     next_page.cancel()
     await asyncio.wait([next_page])
-    assert not lab.snapshots.threads._small_slots._owners.is_idle, "its thread is taken until the job has ended"
+    assert lab.snapshots.threads._small_slots.taken, "its thread is taken until the job has ended"
     go_on.set()
     assert len(await lab.snapshots.entries(snapshot, mine("s"))) == DIRECTORIES
-    assert await asyncio.to_thread(eventually, lambda: lab.snapshots.threads._small_slots._owners.is_idle, 60)
+    assert await asyncio.to_thread(eventually, lambda: not lab.snapshots.threads._small_slots.taken, 60)
 
 
 @pytest.mark.parametrize("large", [False, True])

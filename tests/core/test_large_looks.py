@@ -252,7 +252,7 @@ async def test_a_large_look_waits_for_its_thread_while_everything_goes_on(
     first = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
     standing, go_on = Standing(lab, monkeypatch), threading.Event()
     others = [
-        asyncio.create_task(lab.snapshots.threads.large(lambda: go_on.wait(60), f"{number}"))
+        asyncio.create_task(lab.snapshots.threads.large(lambda: go_on.wait(60), OwnedId(f"{number}", "s")))
         for number in range(file_threads.LARGE_THREADS)
     ]
     for number in range(FILES):

@@ -19,7 +19,7 @@ from era.core.files.memory import Memories
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import Scan, SnapshotRefused, WorkspaceFull
 from era.core.files.watch import WatchBudget
-from era.core.models import EMPTY
+from era.core.models import EMPTY, OwnedId
 from era.errors import SandboxFailed
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
@@ -145,15 +145,15 @@ async def test_a_large_commit_that_is_cancelled_while_it_waits(tmp_path: Path, m
     fill(place)
     wait = stop.wrap(lambda: None)
     greedy = [
-        asyncio.create_task(lab.snapshots.threads.large(wait, f"owner {number}"))
+        asyncio.create_task(lab.snapshots.threads.large(wait, OwnedId(f"owner {number}", "s")))
         for number in range(file_threads.LARGE_THREADS)
     ]
     asked = asyncio.Event()
     large = FileThreads.large
 
-    async def noted(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
+    async def noted(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
         asked.set()
-        return await large(threads, job, owner)
+        return await large(threads, job, session_id)
 
     monkeypatch.setattr(FileThreads, "large", noted)
     task = asyncio.create_task(lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s")))

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from era.core import jsontext
-from era.core.fair_slots import FairSlots
 from era.core.models import StateOutcome
 from era.core.public import headers, relay
 from era.core.public.relay import Call, Reply
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
 from era.errors import RelayFailed
+from tests.weakened import FirstCome
 
 PATH = "/proxy/s/"
 PLAIN = st.text(max_size=12) | st.sampled_from(["text/html", "a: b", "x\r\ny: z", "sandbox; x, y", "a=1; Path=/"])
@@ -198,16 +198,6 @@ def test_a_large_answer_is_read_in_a_thread(size: int, monkeypatch: pytest.Monke
     assert (thread is threading.main_thread()) == (size == 1_000)
 
 
-class FirstCome(FairSlots[str]):
-    """The weakness: slots in the order in which they are asked for, whoever asks."""
-
-    async def take(self, holder: str) -> None:
-        await super().take("anybody")
-
-    def give_back(self, holder: str) -> None:
-        super().give_back("anybody")
-
-
 @pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
 async def test_large_answers_are_read_by_turns_of_owners(weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
@@ -222,7 +212,7 @@ async def test_large_answers_are_read_by_turns_of_owners(weakened: bool, monkeyp
     monkeypatch.setattr(relay, "_begin_of", begin)
     monkeypatch.setattr(relay, "_described_by", noting)
     if weakened:
-        monkeypatch.setattr(relay, "_one_large", FirstCome(1, 1))
+        monkeypatch.setattr(relay, "_one_large", FirstCome(1))
     runs = [await ended(b"{" * (relay._LARGE + 1)) for _ in range(5)]
     place = headers.Place(PATH, None)
     replies = await asyncio.gather(*(relay.reply(*asked) for asked in zip(runs, [place] * 5, "aaaab", strict=True)))

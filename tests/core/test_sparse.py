@@ -195,7 +195,7 @@ async def test_a_collection_takes_no_thread_of_large_commits(lab: Lab, monkeypat
     await asyncio.to_thread(collects.wait, 60)
     many = file_threads.LARGE_THREADS
     all_at_once = threading.Barrier(many)
-    jobs = [lab.snapshots.threads.large(lambda: all_at_once.wait(30), f"owner {n}") for n in range(many)]
+    jobs = [lab.snapshots.threads.large(lambda: all_at_once.wait(30), OwnedId(f"owner {n}", "s")) for n in range(many)]
     assert sorted(await asyncio.gather(*jobs)) == [*range(many)]
     go_on.set()
     assert await collection == 0

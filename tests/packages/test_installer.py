@@ -21,7 +21,6 @@ from unittest.mock import patch
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.fair_slots import FairSlots
 from era.core.setup import locks
 from era.core.setup.builds import Build
 from era.core.setup.package_sets import InstalledPackageSets, PackageSet
@@ -33,6 +32,7 @@ from era.packages.processes import size_of
 from era.packages.threads import in_background
 from tests.packages.lab import Lab, Nowhere, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
+from tests.weakened import FirstCome
 
 
 def test_equal_packages_are_made_once(lab: Lab, registry: Registry) -> None:
@@ -294,16 +294,6 @@ def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
     assert registry.asked.count("/simple/one/") == 1
 
 
-class FirstCome(FairSlots[str]):
-    """The weakness: slots in the order in which they are asked for, whoever asks."""
-
-    async def take(self, holder: str) -> None:
-        await super().take("anybody")
-
-    def give_back(self, holder: str) -> None:
-        super().give_back("anybody")
-
-
 @pytest.mark.parametrize("wanted", ["other packages", "the same packages"])
 @pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
 def test_an_owner_with_many_setups_keeps_no_other_one_waiting(
@@ -311,7 +301,7 @@ def test_an_owner_with_many_setups_keeps_no_other_one_waiting(
 ) -> None:
     """Not even for packages that are somewhere in the queue of his own."""
     if weakened:
-        monkeypatch.setattr(lab.installer, "_slots", FirstCome(2, 2))
+        monkeypatch.setattr(lab.installer, "_slots", FirstCome(2))
 
     async def make_all() -> tuple[list[str], list[str]]:
         begun, end = asyncio.Queue[str](), asyncio.Event()

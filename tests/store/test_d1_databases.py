@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from era.core.fair_slots import OwnersSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.models import DEFAULT_OWNER
 from era.errors import BadRequest, EraError, Forbidden, TooLarge
 from era.store import d1_databases, d1_worker
@@ -212,7 +212,7 @@ async def test_one_owner_cant_have_all_workers(
 @pytest.fixture
 def no_turns(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes turns away: whoever comes first has all workers."""
-    monkeypatch.setattr(databases, "_slots", OwnersSlots(4, 4, 4))
+    monkeypatch.setattr(databases, "_slots", FairLimiter(4))
 
 
 @pytest.mark.slow

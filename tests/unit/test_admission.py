@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,6 +14,7 @@ import pytest
 
 from era.core import admission as admissions
 from era.core.admission import Admission, Slot, Wanted
+from era.core.fair_limiter import Release
 from era.core.ports import Sandbox
 from era.core.recent_mean import RecentMean
 from era.core.run_messages import ExecuteRequest
@@ -75,20 +76,22 @@ async def test_runs_that_did_not_give_way_would_keep_all_others_from_beginning(
 
 async def test_no_more_work_at_a_time_than_there_are_slots(core: Core) -> None:
     now, most = 0, 0
-    acquire, release = core.runs._admission._slots.take, core.runs._admission._slots.give_back
+    acquire = core.runs._admission._slots.take
 
-    async def take(owner: str) -> None:
+    async def take(owner: str, session: Hashable = "") -> Release:
         nonlocal now, most
-        await acquire(owner)
+        release = await acquire(owner, session)
         now += 1
         most = max(most, now)
 
-    def give_back() -> None:
-        nonlocal now
-        now -= 1
-        release()
+        def give_back() -> None:
+            nonlocal now
+            now -= 1
+            release()
 
-    core.runs._admission._slots.take, core.runs._admission._slots.give_back = take, give_back  # type: ignore[method-assign]
+        return give_back
+
+    core.runs._admission._slots.take = take  # type: ignore[method-assign]
 
     async def one(number: int) -> Ran:
         await core.session(f"n{number}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[Callable[[str], Awaitable[Any]], Any, str]] = {
 """By what asks for it: a call for an owner, and the name of what takes long in its module."""
 
 
-def on_loops_threads(_: str, job: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+def on_loops_threads(_: str, job: Callable[..., Any], *arguments: Any, session: Hashable = "") -> Awaitable[Any]:
     return asyncio.to_thread(job, *arguments)
 
 

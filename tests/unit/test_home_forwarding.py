@@ -26,7 +26,7 @@ from era.api.large_bodies import LargeBodies, Room
 from era.api.other_hosts import OtherHosts
 from era.core.admission import Wanted
 from era.core.api_keys import Caller
-from era.core.fair_queue import FairQueue
+from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
 from era.core.loop_slices import Budget
 from era.core.moves import Moves
@@ -115,7 +115,7 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
             others,
             Turns(),
             nothing,
-            Sandboxes(FairQueue(1, hint="")),
+            Sandboxes(FairLimiter(1, hint="")),
             Wanted(1),
             Live(),
             Installed(),

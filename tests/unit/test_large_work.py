@@ -45,9 +45,9 @@ class Turns:
             self.sessions.add(session_id)
             return slot(threads, session_id, is_large=is_large)
 
-        async def noted_large(threads: FileThreads, job: Callable[[], Any], owner: str) -> Any:
-            self._note(job, owner)
-            return await large(threads, job, owner)
+        async def noted_large(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
+            self._note(job, session_id.owner)
+            return await large(threads, job, session_id)
 
         def noting(by_size: Callable[..., Any]) -> Any:
             async def noted_by_size(

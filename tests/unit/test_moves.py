@@ -14,7 +14,7 @@ import pytest
 
 from era.core.admission import Wanted
 from era.core.api_keys import Caller
-from era.core.fair_queue import FairQueue
+from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
 from era.core.live.tickets import Tickets
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
@@ -98,7 +98,7 @@ class Live:
 class Sandboxes:
     """The sandboxes of this host: whose there are, and whose are busy."""
 
-    places: FairQueue
+    places: FairLimiter
     keys: set[int] = field(default_factory=set)
     busy: set[int] = field(default_factory=set)
     released: list[int] = field(default_factory=list)
@@ -213,7 +213,7 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
     rows = Given()
     homes = Homes(rows, 60, lambda: None)
     await homes.start()
-    sandboxes, works, tickets = Sandboxes(FairQueue(places, hint="")), set[int](), Tickets()
+    sandboxes, works, tickets = Sandboxes(FairLimiter(places, hint="")), set[int](), Tickets()
     readiness = Readiness(Path(tempfile.gettempdir()), rows.write)
     one = Cluster(rows, homes, Turns(), sandboxes, Wanted(4), Live(), Installed(), works, tickets, readiness)
     one.moves = Moves(

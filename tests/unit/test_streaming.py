@@ -12,7 +12,7 @@ from starlette.background import BackgroundTask
 
 from era.api.event_stream import Event, event_stream
 from era.api.streaming import ClosingResponse
-from era.core.threads import FairThreads, Threads
+from era.core.threads import Threads
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 """As uvicorn says it."""
@@ -42,7 +42,6 @@ async def test_a_hang_up_within_a_piece_on_a_thread_leaves_the_event_loop_idle(m
     caller, begun, go_on, closed = Caller(), asyncio.Event(), threading.Event(), []
     loop, waits, wait = asyncio.get_running_loop(), 0, asyncio.wait
     threads = Threads(1, "test-streaming")
-    fair = FairThreads(threads, 1, 1)
 
     def piece() -> bytes:
         loop.call_soon_threadsafe(begun.set)
@@ -50,7 +49,7 @@ async def test_a_hang_up_within_a_piece_on_a_thread_leaves_the_event_loop_idle(m
         return b"x"
 
     async def pieces() -> AsyncIterator[bytes]:
-        yield await fair("owner", piece)
+        yield await threads.in_turn("owner", piece)
 
     async def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal waits

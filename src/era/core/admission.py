@@ -1,8 +1,8 @@
 """Admission: a few runs at a time for each processor, the others in order.
 
 Theory of operation. More runs than processors can do at a time gain nothing: each takes longer, and all end late. So a
-run begins when it has a *slot*, and slots are given out in fair order (fair_queue.py). A run has its slot only as long
-as it works: one that waits, for a connection, a clock or a lock, uses no processor, and one that has had a whole slice
+run begins when it has a *slot*, and slots are given in turn (fair_limiter.py). A run has its slot only as long as it
+works: one that waits, for a connection, a clock or a lock, uses no processor, and one that has had a whole slice
 of processor time stands back behind all others anyway (drivers/time_slice.py). Either gives its slot to the next and
 goes on without one. So a hundred runs that sleep, or that serve public URLs, keep nobody from beginning, and a long one
 delays a short one by no more than its slice.
@@ -21,10 +21,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 
-from era.core.fair_queue import FairQueue
+from era.core.fair_limiter import FairLimiter, Release
 from era.core.models import OwnedId
 from era.core.outages import note_outage
 from era.core.ports import SLICE, Sandbox
@@ -82,9 +82,10 @@ class Slot:
 
     def __init__(
         self,
-        slots: FairQueue,
+        slots: FairLimiter,
         wanted: Wanted,
         owner: str,
+        session: Hashable,
         check: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """`check` raises what a run is told that needs no slot any more."""
@@ -93,13 +94,13 @@ class Slot:
         self._wants = False
         """Whether the run counts in `wanted`."""
 
-        self._owner = owner
+        self._owner, self._session = owner, session
         self._check = check
         self._is_stale = False
         """Whether to check once more before waiting."""
 
         self._wait: asyncio.Timeout | None = None
-        self._held = False
+        self._release: Release | None = None
         self._taken_at = 0.0
         self._sandbox: Sandbox | None = None
         self._end: float | None = None
@@ -116,7 +117,6 @@ class Slot:
         self._set_wants(True)
         while not await self._taken():
             pass
-        self._held = True
         self._taken_at = time.monotonic()
         self._look_in(_LOOK)
 
@@ -137,7 +137,7 @@ class Slot:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None) as self._wait:
-                    await self._slots.take(self._owner)
+                    self._release = await self._slots.take(self._owner, self._session)
                     return True
             return False
         finally:
@@ -153,9 +153,9 @@ class Slot:
 
     def _stand_back(self) -> None:
         """Go on without the slot, but still want a processor."""
-        if self._held:
-            self._held = False
-            self._slots.give_back()
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def _set_wants(self, wants: bool) -> None:
         if wants != self._wants:
@@ -179,12 +179,12 @@ class Slot:
             note_outage("run_not_looked_at", error)
             self._look_in(_LOOK_LATER)
             return
-        looks_again = works or self._held
+        looks_again = works or self._release is not None
         self._set_wants(works)
         if not works or not is_short:
             self._stand_back()
         if looks_again:
-            self._look_in(_LOOK if self._held else _LOOK_LATER)
+            self._look_in(_LOOK if self._release is not None else _LOOK_LATER)
 
     def _seen(self) -> tuple[bool, bool]:
         """Whether the run works, and whether it is short so far. Raises OSError."""
@@ -208,12 +208,12 @@ class Admission:
         """`processors` are those that this process may use, if not given."""
         processors = processors or len(os.sched_getaffinity(0))
         slots = processors * _SLOTS_PER_PROCESSOR
-        self._slots = FairQueue(slots, hint="Send it again after as many seconds as Retry-After says.")
+        self._slots = FairLimiter(slots, hint="Send it again after as many seconds as Retry-After says.")
         self.wanted = Wanted(slots)
         self._of_sessions: dict[OwnedId, Slot] = {}
 
     @property
-    def places(self) -> FairQueue:
+    def places(self) -> FairLimiter:
         """The slots, to be looked at."""
         return self._slots
 
@@ -221,7 +221,7 @@ class Admission:
     async def admitted(self, owner: str) -> AsyncIterator[Slot]:
         """Wait for a slot, for a run of this owner's, and have it within the block for as long as the run needs it.
         Raises TooBusy."""
-        slot = Slot(self._slots, self.wanted, owner)
+        slot = Slot(self._slots, self.wanted, owner, object())
         try:
             await slot.take()
             yield slot
@@ -232,7 +232,7 @@ class Admission:
     async def admitted_of(self, session_id: OwnedId, check: Callable[[], Awaitable[object]]) -> AsyncIterator[Slot]:
         """The same for a run of this session, which has its turn. `check` raises where the session is gone, and then
         the run needs no slot any more."""
-        slot = self._of_sessions[session_id] = Slot(self._slots, self.wanted, session_id.owner, check)
+        slot = self._of_sessions[session_id] = Slot(self._slots, self.wanted, session_id.owner, session_id, check)
         try:
             await slot.take()
             yield slot

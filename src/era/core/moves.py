@@ -45,7 +45,7 @@ from typing import Protocol
 import structlog
 
 from era.core.admission import Wanted
-from era.core.fair_queue import FairQueue
+from era.core.fair_limiter import FairLimiter
 from era.core.homes import Homes, Host, Place
 from era.core.models import JsonObject, OwnedId, Session
 from era.core.pool import MOVED
@@ -91,7 +91,7 @@ class Sandboxes(Protocol):
     """The sandboxes of this host."""
 
     @property
-    def places(self) -> FairQueue: ...
+    def places(self) -> FairLimiter: ...
 
     def has(self, session_key: int) -> bool:
         """Whether the session has a sandbox, or is about to have one."""

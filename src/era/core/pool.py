@@ -20,7 +20,7 @@ from weakref import WeakSet
 import structlog
 
 from era.core.directory_cache import MOST_BYTES, CachedDirectory, DirectoryCache
-from era.core.fair_queue import FairQueue
+from era.core.fair_limiter import FairLimiter, Release
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
 from era.core.liveness import Liveness
@@ -162,15 +162,15 @@ class SandboxPool:
         self._kept = DirectoryCache(kept_bytes, snapshots.forget)
         snapshots.memories.evict = self._evict_largest
         self._limit = WarmLimit() if max_warm is None else None
-        self._room = FairQueue(
+        self._room = FairLimiter(
             FIRST if max_warm is None else max_warm,
             hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
             patience=_PATIENCE,
             on_waiting=self._make_way,
             is_coming=lambda: bool(self._making_way),
         )
-        self._in_room: set[str] = set()
-        """The ids of sandboxes that have a place of the room."""
+        self._in_room: dict[str, Release] = {}
+        """The sandboxes that have a place of the room, by id, and what gives it back."""
 
         self._making_way: set[asyncio.Task[None]] = set()
         """What makes room for those who wait, each a place."""
@@ -300,7 +300,7 @@ class SandboxPool:
             raise Unavailable("This server is about to stop.")
         try:
             async with asyncio.timeout(0 if acquiring.released else None) as acquiring.wait:
-                await self._room.take(owner)
+                release = await self._room.take(owner)
         except TimeoutError:
             raise SessionDeleted(NEVER_BEGUN) from None
         finally:
@@ -308,9 +308,9 @@ class SandboxPool:
         try:
             sandbox = await self._ready_or_made(spec, kept, acquiring)
         except BaseException:
-            self._room.give_back()
+            release()
             raise
-        self._in_room.add(sandbox.id)
+        self._in_room[sandbox.id] = release
         return sandbox
 
     async def _ready_or_made(self, spec: _Spec, kept: CachedDirectory | None, acquiring: _Acquiring) -> Sandbox:
@@ -389,7 +389,7 @@ class SandboxPool:
             self._make_way()
 
     @property
-    def places(self) -> FairQueue:
+    def places(self) -> FairLimiter:
         """The room, to be looked at: its `count` says how many sandboxes may belong to sessions, as things are."""
         return self._room
 
@@ -541,9 +541,8 @@ class SandboxPool:
 
     def _give_place_back(self, sandbox: Sandbox) -> None:
         """Once only: a run whose session is deleted finds its sandbox closed, and closes it again."""
-        if sandbox.id in self._in_room:
-            self._in_room.remove(sandbox.id)
-            self._room.give_back()
+        if (release := self._in_room.pop(sandbox.id, None)) is not None:
+            release()
 
     def _make_way(self) -> None:
         """For each place that is wanted, begin to close the idle sandbox that was used longest ago; where none is idle,

@@ -34,13 +34,14 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 from weakref import WeakValueDictionary
 
+from era.core.fair_limiter import FairLimiter
 from era.core.files.blob_store import BlobStore
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
 from era.core.spooled_output import SpooledOutput
 from era.core.sql_databases import Databases
 from era.core.tasks import to_its_end
-from era.core.threads import FairThreads, Threads
+from era.core.threads import Threads
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
 
 type Kind = Literal["kv", "r2"]
@@ -193,9 +194,8 @@ class Storage:
         self._unchanging = asyncio.Event()
         self._unchanging.set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._threads = Threads(_THREADS, "era-storage")
-        self.in_thread = FairThreads(self._threads, _THREADS, _THREADS_OF_OWNER)
-        """Has calls for blobs carried out, by owner."""
+        self.threads = Threads(_THREADS, "era-storage", FairLimiter(_THREADS, of_owner=_THREADS_OF_OWNER))
+        """Make calls for blobs, by owner."""
 
     async def open(self) -> None:
         """Count what is there."""
@@ -219,7 +219,7 @@ class Storage:
 
     async def close(self) -> None:
         """Wait for calls under way."""
-        await self._threads.close()
+        await self.threads.close()
 
     def of(self, owner: str, sandbox_id: str = "") -> Namespaces:
         """An owner's storage, for the programs of one of his sandboxes, or for clients."""
@@ -378,7 +378,7 @@ class Namespaces:
             if item.value is not None:
                 return item, None
             try:
-                return item, await self._storage.in_thread(self._owner, read, item.digest or "")
+                return item, await self._storage.threads.in_turn(self._owner, read, item.digest or "")
             except OSError as error:
                 if last or not isinstance(error, FileNotFoundError):  # else replaced, and cleared away, meanwhile
                     raise Unavailable(f"The value could not be read: {error.strerror}.") from error
@@ -488,7 +488,7 @@ class Namespaces:
     ) -> None:
         async with self._storage.reserved(self._owner, counted):
             is_long = len(value) > INLINE_BYTES
-            digest = await self._storage.in_thread(self._owner, self._put_blob, value) if is_long else None
+            digest = await self._storage.threads.in_turn(self._owner, self._put_blob, value) if is_long else None
             at = now()
             item = Item(
                 self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value

@@ -73,7 +73,7 @@ class Versions:
             old = await self._store.version(session_id, n - 1)
             old_data, old_snapshot = old.data, old.version.snapshot
         files = partial(change_pages, self._snapshots, old_snapshot, new.version.snapshot, session_id)
-        return Diff(n, await computing(session_id.owner, _changes, old_data, new.data), files)
+        return Diff(n, await computing(session_id.owner, _changes, old_data, new.data, session=session_id), files)
 
     async def name(self, session_id: OwnedId, n: int, name: str) -> Version:
         """Name version `n`, which is kept from now on. It needs no turn: neither data nor files change.

@@ -35,7 +35,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from era.core.expiry import MICROS
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.homes import Cluster
 from era.core.late_ends import LateEnds
 from era.core.models import JsonObject, new_id, now
@@ -210,7 +210,7 @@ class Webhooks:
         self._late_tries = LateEnds()
         self._telling: set[asyncio.Task[None]] = set()
         self._told_at: dict[tuple[str, str, str], float] = {}
-        self._slots: FairSlots[str] = FairSlots(_AT_A_TIME, _OF_AN_OWNER)
+        self._slots = FairLimiter(_AT_A_TIME, of_owner=_OF_AN_OWNER)
         self._polling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -296,7 +296,8 @@ class Webhooks:
         """Send a webhook's notices one after the other, until none is due: also where one failed, which comes first."""
         try:
             while True:
-                async with self._slots.slot(webhook.owner):  # which may take minutes, and the webhook may be gone then
+                # Which may take minutes, and the webhook may be gone then.
+                async with self._slots.slot(webhook.owner, webhook.id):
                     if not self._cluster.leads or (notice := await self._store.next_due(webhook)) is None:
                         return
                     began_at, began = time.time(), time.monotonic()

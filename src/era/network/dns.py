@@ -33,7 +33,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from era.core.allowlist import Address, Allowlist, folded
-from era.core.fair_slots import OwnersSlots
+from era.core.fair_limiter import FairLimiter
 from era.network.descriptors import RunDescriptors
 from era.network.dialing import family
 
@@ -84,13 +84,12 @@ class Lookups:
     """The turns of all lookups."""
 
     def __init__(self) -> None:
-        self._slots: OwnersSlots[str] = OwnersSlots(_ALL_LOOKUPS, _OWNER_LOOKUPS, _OWNER_LOOKUPS)
-        """By owner and sandbox."""
+        self._slots = FairLimiter(_ALL_LOOKUPS, of_owner=_OWNER_LOOKUPS)
 
     async def turn(self, owner: str, sandbox_id: str) -> None:
         """Wait until a lookup may begin."""
-        await self._slots.take((owner, sandbox_id))
-        asyncio.get_running_loop().call_later(_TURN_SECONDS, self._slots.give_back, (owner, sandbox_id))
+        release = await self._slots.take(owner, sandbox_id)
+        asyncio.get_running_loop().call_later(_TURN_SECONDS, release)
 
 
 type Turn = Callable[[], Awaitable[None]]

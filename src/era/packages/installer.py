@@ -57,7 +57,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.files.blob_store import BlobStore
 from era.core.files.durable import sync_file_system
 from era.core.models import JsonObject
@@ -129,7 +129,7 @@ class PackageInstaller:
         self._variables = variables
         self._blobs = blobs
         self._turns = Turns()
-        self._slots: FairSlots[str] = FairSlots(_AT_A_TIME, _OF_OWNER)
+        self._slots = FairLimiter(_AT_A_TIME, of_owner=_OF_OWNER)
         self._scratch_directories = 0
         self._sizes: dict[str, int] = {}
         """How many bytes package sets take that no session needs, by digest."""

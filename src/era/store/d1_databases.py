@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from era.core.fair_slots import OwnersSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.streams import write
 from era.core.tasks import to_its_end
 from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Unavailable
@@ -187,7 +187,7 @@ class D1Databases:
         self._is_shared = is_shared
         self._kept = kept
         self._most_bytes = most_bytes
-        self._slots: OwnersSlots[str] = OwnersSlots(_WORKERS, _WORKERS_EACH, 1)
+        self._slots = FairLimiter(_WORKERS, of_owner=_WORKERS_EACH, each=1)
         """The workers, by owner and who of his asks."""
 
         self._idle: list[tuple[asyncio.subprocess.Process, asyncio.TimerHandle]] = []
@@ -287,7 +287,7 @@ class D1Databases:
                 self._owners.add(owner)
             request = {"path": str(path), "sql": sql, "params": params, "many": many}
             try:
-                async with self._slots.slot((owner, asker)):
+                async with self._slots.slot(owner, asker):
                     self._check_number(name)
                     if self._kept is None:
                         outcome = await self._run_here(name, request, room)

@@ -40,7 +40,7 @@ from typing import Any, Concatenate
 from sqlalchemy import Connection, RootTransaction, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.tasks import to_its_end
 from era.core.webhooks import Event, Webhook
 from era.errors import BadRequest, OutcomeUnknown, Unavailable
@@ -167,8 +167,8 @@ class Database:
         self._errors = (SQLAlchemyError, dialects.driver_error(self.engines.writer))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="era-write")
         self._readers = ThreadPoolExecutor(self.engines.readers, thread_name_prefix="era-read")
-        self._long_reads: FairSlots[str] = FairSlots(self.engines.readers - 2, 1)
-        self._dumps: FairSlots[str] = FairSlots(1, 1)
+        self._long_reads = FairLimiter(self.engines.readers - 2, of_owner=1)
+        self._dumps = FairLimiter(1)
         self._connection: Connection | None = None
         self._syncs = True
         """Whether that connection syncs its commits."""

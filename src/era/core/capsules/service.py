@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from era.core.capsules.exports import Export, Exporter
 from era.core.capsules.imports import Importer
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.files.blob_store import BlobStore
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
@@ -54,7 +53,7 @@ class Capsules:
         this server may have."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="era-capsules")
         self._exporter = Exporter(store, snapshots, blobs, pins, package_sets, self._threads, directory)
-        self._exports: FairSlots[str] = FairSlots(_EXPORTS, _EXPORTS_OF_OWNER)
+        self._exports = FairLimiter(_EXPORTS, of_owner=_EXPORTS_OF_OWNER)
         self._slots = slots
         self._importer = Importer(
             store, blobs, self._threads, directory, bounds=bounds, max_timeout=max_timeout, history=history
@@ -66,10 +65,9 @@ class Capsules:
 
         Raises TooBusy, and as Exporter.open does.
         """
-        owner = session_id.owner
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
-                await self._exports.take(owner)
+                release = await self._exports.take(session_id.owner, session_id)
         except TimeoutError:
             raise TooBusy(
                 f"{_EXPORTS_OF_OWNER} exports of one owner, or {_EXPORTS} of all, are being read already."
@@ -77,9 +75,9 @@ class Capsules:
         try:
             export = await self._exporter.open(session_id, history=history)
         except BaseException:
-            self._exports.give_back(owner)
+            release()
             raise
-        export.when_closed = partial(self._exports.give_back, owner)
+        export.when_closed = release
         return export
 
     async def load(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from weakref import finalize
 
 from era.core.expiry import calling
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.files import pack, trees, unpack
 from era.core.files.blob_store import BlobBatch, BlobStore
 from era.core.files.edits import Changes, PutFile, PutLink, display_path, walk
@@ -85,7 +85,7 @@ class Archives:
         self._spool = spool
         self._threads = threads
         self._files = files
-        self._unpacking: FairSlots[str] = FairSlots(_AT_A_TIME, 1)
+        self._unpacking = FairLimiter(_AT_A_TIME, of_owner=1)
         self._waiting: Counter[str] = Counter()
         """By owner, archives that have been received and not been unpacked."""
 
@@ -103,13 +103,13 @@ class Archives:
         read, open_blob = self._snapshots.read_tree, self._blobs.open_blob
         try:
             if form == "zip":
-                await self._files.in_thread(session_id.owner, self._check_names, root)
+                await self._threads.in_turn(session_id.owner, self._check_names, root, session=session_id)
                 pieces = pack.zip_pieces(read, open_blob, root, made_at)
             else:
                 pieces = pack.tar_pieces(read, open_blob, root, made_at)
                 if form == "tar.gz":
                     pieces = pack.gzip_pieces(pieces)
-            archive = self._on_threads(session_id.owner, pack.larger_pieces(pieces))
+            archive = self._on_threads(session_id, pack.larger_pieces(pieces))
         except BaseException as error:
             self._pins.release(pin)
             if isinstance(error, OSError):
@@ -169,7 +169,7 @@ class Archives:
             )
         self._waiting[session.owner] += 1
         try:
-            async with self._unpacking.slot(session.owner):
+            async with self._unpacking.slot(session.owner, session.owned_id):
                 return await self._unpack(fd, declared, session)
         finally:
             self._waiting[session.owner] -= 1
@@ -202,9 +202,9 @@ class Archives:
             if "\\" in path[-1]:
                 raise _unsuitable(path, "a backslash in its name")
 
-    async def _on_threads(self, owner: str, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    async def _on_threads(self, session_id: OwnedId, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         """`pieces`, each made on a thread."""
-        while piece := await self._files.in_thread(owner, next, pieces, b""):
+        while piece := await self._threads.in_turn(session_id.owner, next, pieces, b"", session=session_id):
             yield piece
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
-from era.core.fair_slots import FairSlots, OwnersSlots, WaitedSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.files.trees import FILE_BYTES, TreeNotSmall
 from era.core.models import OwnedId
 from era.core.tasks import free_on, to_its_end
@@ -77,20 +77,20 @@ class FileThreads:
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(_SMALL_THREADS, thread_name_prefix="era-files")
-        self._small_slots: OwnersSlots[OwnedId] = OwnersSlots(_SMALL_THREADS, _SMALL_THREADS, _SMALL_THREADS // 2)
+        self._small_slots = FairLimiter(_SMALL_THREADS, each=_SMALL_THREADS // 2)
         self._large = ThreadPoolExecutor(LARGE_THREADS, thread_name_prefix="era-bulk")
-        self._large_slots: FairSlots[str] = FairSlots(LARGE_THREADS, _LARGE_OF_OWNER)
+        self._large_slots = FairLimiter(LARGE_THREADS, of_owner=_LARGE_OF_OWNER)
         self._sweep = ThreadPoolExecutor(1, thread_name_prefix="era-sweep")  # nobody waits for garbage
         # Calls wait for these with their session's turn, so not behind large work.
         self._free = ThreadPoolExecutor(2, thread_name_prefix="era-free")
 
     async def small[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
         """Run a job for a session on a thread, of which a session gets no more than half."""
-        return await _in_turn(self._small_slots, (session_id.owner, session_id), self._small, job)
+        return await _in_turn(self._small_slots, session_id, self._small, job)
 
-    async def large[T](self, job: Callable[[], T], owner: str) -> T:
-        """The same for a job that takes long, with threads of which `owner` gets all but one at most."""
-        return await _in_turn(self._large_slots, owner, self._large, job)
+    async def large[T](self, job: Callable[[], T], session_id: OwnedId) -> T:
+        """The same for a job that takes long, with threads of which an owner gets all but one at most."""
+        return await _in_turn(self._large_slots, session_id, self._large, job)
 
     async def by_size[T](self, job: Callable[[Budget | None], T], session_id: OwnedId, *, is_large: bool = False) -> T:
         """Run a job as a small one, called with a budget; and anew as a large one, with None, if it raises TreeNotSmall
@@ -98,7 +98,7 @@ class FileThreads:
         if not is_large:
             with suppress(TreeNotSmall):
                 return await self.small(lambda: job(Budget()), session_id)
-        return await self.large(lambda: job(None), session_id.owner)
+        return await self.large(lambda: job(None), session_id)
 
     async def to_its_end_by_size[T](
         self, job: Callable[[Budget | None], T], session_id: OwnedId, *, is_large: bool = False
@@ -115,12 +115,9 @@ class FileThreads:
     @asynccontextmanager
     async def slot(self, session_id: OwnedId, *, is_large: bool) -> AsyncIterator[RunOnThread]:
         """Keep a thread free for the block. The context's value runs jobs on it, one at a time."""
-        if is_large:
-            async with self._large_slots.slot(session_id.owner):
-                yield _run_on(self._large)
-        else:
-            async with self._small_slots.slot((session_id.owner, session_id)):
-                yield _run_on(self._small)
+        slots, threads = (self._large_slots, self._large) if is_large else (self._small_slots, self._small)
+        async with slots.slot(session_id.owner, session_id):
+            yield _run_on(threads)
 
     def soon(self, job: Callable[[], None]) -> None:
         """Have a short job done for which nobody waits."""
@@ -149,17 +146,17 @@ def _run_on(threads: Executor) -> RunOnThread:
     return run
 
 
-async def _in_turn[T, Holder](slots: WaitedSlots[Holder], holder: Holder, threads: Executor, job: Callable[[], T]) -> T:
+async def _in_turn[T](slots: FairLimiter, session_id: OwnedId, threads: Executor, job: Callable[[], T]) -> T:
     """What a job returns. It has its slot until it has ended, though its caller may be gone before."""
-    await slots.take(holder)
+    release = await slots.take(session_id.owner, session_id)
     try:
         running = asyncio.get_running_loop().run_in_executor(threads, job)
     except BaseException:
-        slots.give_back(holder)
+        release()
         raise
 
     def ended(done: asyncio.Future[T]) -> None:
-        slots.give_back(holder)
+        release()
         if not done.cancelled():
             done.exception()  # nobody else looks at it where the caller has gone
 

@@ -32,7 +32,7 @@ from era.core.limits import Rules, bounds
 from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
-from era.core.threads import FairThreads, Threads
+from era.core.threads import Threads
 from era.core.turns import Turns
 from era.errors import BadRequest, Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
@@ -42,11 +42,6 @@ knowing what they waited for."""
 
 ANY = "*"
 """Stands for every entity tag."""
-
-_SLOW, _SLOW_OF_OWNER = 6, 3
-"""Calls for blobs at a time, of all owners and of one: where a bucket doesn't answer, each may take most of a minute.
-They are fewer than there are threads, so that what is being received and sent goes on."""
-
 LIVE = "its versions can't be changed from outside"
 """What is so of a session that is live."""
 
@@ -128,9 +123,6 @@ class SessionFiles:
         self._turns = turns
         self._spool = spool
         self._threads = threads
-        self.in_thread = FairThreads(threads, _SLOW, _SLOW_OF_OWNER)
-        """Has calls for blobs carried out, by owner."""
-
         self._rules = rules
         self._history = history
 
@@ -173,7 +165,9 @@ class SessionFiles:
         match entry:
             case "file", _, digest, size, _, mtime_ns, *_:
                 try:
-                    fd = await self.in_thread(session_id.owner, self._blobs.open_blob, digest)
+                    fd = await self._threads.in_turn(
+                        session_id.owner, self._blobs.open_blob, digest, session=session_id
+                    )
                 except OSError as error:
                     raise Unavailable(f"The file could not be read: {error.strerror}.") from error
                 return OpenFile(digest, size, mtime_ns, fd, self._threads)
@@ -243,7 +237,7 @@ class SessionFiles:
                 upload.put(batch)
 
         try:
-            await self.in_thread(owner, put)
+            await self._threads.in_turn(owner, put)
         except OSError as error:
             raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
 

@@ -118,7 +118,7 @@ class Snapshots:
             )
             if isinstance(updated, Scanned):
                 scanned = updated
-                updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), session_id.owner)
+                updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), session_id)
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error

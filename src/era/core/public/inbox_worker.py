@@ -37,7 +37,7 @@ import structlog
 
 from era.core import jsontext
 from era.core.expiry import MICROS
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.homes import ALONE, Cluster
 from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
@@ -98,7 +98,7 @@ class Inbox:
         self._store = store
         self._runs = runs
         self._at_a_time = at_a_time
-        self._slots = FairSlots[str](at_a_time, max(1, at_a_time - max(1, at_a_time // _FOR_OTHERS)))
+        self._slots = FairLimiter(at_a_time, of_owner=max(1, at_a_time - max(1, at_a_time // _FOR_OTHERS)))
         self._due = 0
         """Workers that have a slot, or wait for one."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from era.core import jsontext
-from era.core.fair_slots import FairSlots
+from era.core.fair_limiter import FairLimiter
 from era.core.models import Status
 from era.core.public import headers
 from era.core.run_messages import Collected, RunResult
@@ -36,7 +36,7 @@ _IN_THREAD = 64 << 10
 
 _MAX_JSON = 16 << 20
 _JSON_BEGINS = b'{["'
-_one_large: FairSlots[str] = FairSlots(1, 1)
+_one_large = FairLimiter(1)
 
 _MAX_ANSWER_COMMAS = 500_000
 """Bounds how many values an answer has. JSON may be tens of MiB, and many small values take thirty times that in
@@ -127,7 +127,7 @@ async def reply(run: Collected, place: headers.Place, owner: str) -> Reply:
         return _text(result, run.stdout, place)
     if run.stdout.size > _MAX_JSON:
         raise RelayFailed(f"What the program printed looks like JSON and is over {_MAX_JSON >> 20} MiB.")
-    async with _one_large.slot(owner):
+    async with _one_large.slot(owner, result.session_id):
         whole = await _described_by(result, await run.stdout.whole(), place, owner)
         body = run.stdout.another()
         await body.append(whole.body if isinstance(whole.body, bytes) else b"")
