@@ -21,7 +21,7 @@ _TMP_BYTES = 64 << 20
 """Size of /tmp, and of /dev/shm. A session that asks for more memory than the default gets so much more of these."""
 
 _MOST = 1 << 40
-"""Of anything that is counted: as MiB it still is a number of bytes that fits into 64 bits."""
+"""The largest number in a setting of limits or quotas. Read as MiB, its number of bytes fits into 64 bits."""
 
 
 def rules(settings: Settings) -> Rules:

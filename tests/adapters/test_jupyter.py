@@ -213,9 +213,7 @@ def _ask(notebook: Notebook, sent: str) -> dict[str, Any]:
     return content
 
 
-def test_completion_and_inspection_know_the_variables_and_leave_no_trace(
-    notebook: Notebook, shared_server: Server
-) -> None:
+def test_completion_and_inspection_leave_no_history_or_record(notebook: Notebook, shared_server: Server) -> None:
     """Neither in IPython's history nor in the numbers of cells."""
     notebook.run("import io, sys; sys.stdout = io.StringIO(); some_name = [1]")
     try:
@@ -239,7 +237,7 @@ def test_completion_and_inspection_know_the_variables_and_leave_no_trace(
         assert max(context.execution_count for context in era.sessions.get("desk").contexts()) == max(numbers) + 1
 
 
-def test_a_query_that_finds_the_variables_lost_has_the_next_cell_say_so(notebook: Notebook) -> None:
+def test_next_cell_reports_variables_that_inspection_found_lost(notebook: Notebook) -> None:
     notebook.run("import os; os._exit(3)")
     assert _ask(notebook, notebook.client.inspect("len"))["found"]
     _, published = notebook.run("1")
@@ -248,7 +246,7 @@ def test_a_query_that_finds_the_variables_lost_has_the_next_cell_say_so(notebook
     assert [kind for kind, _ in notebook.run("1")[1]] == ["execute_result"]
 
 
-def test_history_has_the_last_cells_a_range_of_them_and_those_of_a_pattern(notebook: Notebook) -> None:
+def test_history_by_last_cells_range_and_pattern(notebook: Notebook) -> None:
     first = notebook.run("a = 1")[0]["execution_count"]
     for code in ("b = 2", "a = 1"):
         notebook.run(code)

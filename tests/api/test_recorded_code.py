@@ -221,9 +221,7 @@ def test_code_that_is_not_to_be_recorded_is_in_no_row(own_server: MakeServer) ->
         assert b"canary-of-the-test" in database(server)
 
 
-def test_record_code_of_a_session_can_be_changed_and_holds_for_its_copies(
-    client: httpx.Client, session: MakeSession
-) -> None:
+def test_record_code_of_session_is_changed_and_copied(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     assert client.get(f"/api/sessions/{where}").json()["record_code"] is True
     assert post_run(client, where, code="1")[0] == "1"

@@ -1,4 +1,4 @@
-"""What a host of a cluster asks of PostgreSQL and S3: the inputs of bench/scaling.md, printed and bounded."""
+"""Count what a host of a cluster asks of PostgreSQL and S3: the inputs of bench/scaling.md, printed and bounded."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def sessions_of(old: Old) -> dict[str, list[str]]:
 
 
 def answers(client: httpx.Client, names: list[str]) -> dict[str, Any]:
-    """What a server answers to the owner of these sessions, but for what a move changes."""
+    """Collect what a server answers to the owner of these sessions, without what a move changes."""
     paths = ["/api/storage/kv/app/a%2F%C3%A9", "/api/storage/r2/app/o.bin", "/api/webhooks"]
     paths += [f"/api/sessions/{name}" for name in names]
     used = f"/api/sessions/{names[0]}"

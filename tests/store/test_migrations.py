@@ -71,7 +71,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str) -> No
             pass
 
 
-async def test_a_host_does_not_join_when_the_database_was_migrated_meanwhile(empty_url: str) -> None:
+async def test_host_is_refused_when_database_was_migrated_meanwhile(empty_url: str) -> None:
     async with opened(empty_url, alone=False) as store:
         homes = await store.homes()
         execute(empty_url, "UPDATE alembic_version SET version_num = 'v999'")

@@ -74,7 +74,7 @@ async def test_runs_that_did_not_give_way_would_keep_all_others_from_beginning(
     await asyncio.gather(*(listener.task for listener in listeners))
 
 
-async def test_no_more_work_at_a_time_than_there_are_slots(core: Core) -> None:
+async def test_no_more_work_at_a_time_than_there_are_slots(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0, 0
     acquire = core.runs._admission._slots.take
 
@@ -91,7 +91,7 @@ async def test_no_more_work_at_a_time_than_there_are_slots(core: Core) -> None:
 
         return give_back
 
-    core.runs._admission._slots.take = take  # type: ignore[method-assign]
+    monkeypatch.setattr(core.runs._admission._slots, "take", take)
 
     async def one(number: int) -> Ran:
         await core.session(f"n{number}")

@@ -62,7 +62,7 @@ def test_no_time_is_endless_and_no_number_of_processors(name: str) -> None:
             Settings.model_validate({name: value})
 
 
-def test_no_time_is_so_short_that_the_service_does_little_else_than_look_whether_it_is_over() -> None:
+def test_idle_seconds_too_short_is_refused() -> None:
     Settings(idle_seconds=0.1)
     with pytest.raises(ValidationError):
         Settings(idle_seconds=1e-6)

@@ -39,7 +39,7 @@ type Release = Callable[[], None]
 
 
 class _Round[Key: Hashable, Value](OrderedDict[Key, Value]):
-    """Those who wait, the next one first. Whoever was served last stays behind all others, also behind newcomers."""
+    """Owners or sessions that wait, in the order of their turns. The one served last stays behind all newcomers."""
 
     _last: Key | None = None
 

@@ -67,7 +67,7 @@ class UsageStore(Protocol):
         ...
 
     async def set_owner(self, owner: str, change: Mapping[str, int | None]) -> Mapping[str, int]:
-        """Change the quotas of an owner, whoever set them, as `quotas.changed` says; what is set then."""
+        """Change the quotas that are set for an owner, as `quotas.changed` does. Returns those that are set then."""
         ...
 
     async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:

@@ -17,10 +17,10 @@ RUNS = select(*(runs.c[name] for name in RUN_FIELDS))
 """Runs, as `record_from_row` reads them."""
 
 LISTED_CHARACTERS = 200
-"""Of a run's code in lists of runs, so that a page of a thousand runs stays small."""
+"""Characters of a run's code that lists of runs show, so that a page of a thousand runs stays small."""
 
 _INVOCATION_CHARACTERS = 1000
-"""JSON of a run's command or arguments that lists show; a longer one is left out there."""
+"""Characters of JSON up to which lists of runs show a run's command or arguments; longer ones are left out."""
 
 _shown = {
     # One character more shows that the code is longer.

@@ -123,7 +123,7 @@ class CurrentFiles:
         return await (stored_page() if version is not None else self._read(session_id, live_page, stored_page))
 
     async def stat(self, session_id: OwnedId, path: Parts) -> FileEntry:
-        """See SessionFiles.stat. Of no parts, the path is that of the working directory."""
+        """Describe a file or directory, as SessionFiles.stat does. A path without parts is the working directory."""
         if not path:
             await self._store.session(session_id)
             return FileEntry("", "dir")
@@ -219,7 +219,8 @@ class CurrentFiles:
     async def make_directory(
         self, session_id: OwnedId, path: Parts, *, mode: int | None = None, patience: float = PATIENCE
     ) -> tuple[bool, int]:
-        """See SessionFiles.make_directory. Of no parts, the path is that of the working directory, which is there."""
+        """Make a directory, as SessionFiles.make_directory does. A path without parts is the working directory, which
+        exists already."""
         if not path:
             keeping_files(await self._store.session(session_id))
             return False, 0

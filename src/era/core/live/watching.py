@@ -58,10 +58,10 @@ _LINGER_SECONDS = 60.0
 """How long a watch goes on that nobody reads."""
 
 _MOST_KEPT = 1000
-"""Watches at a time of which those end that nobody reads, to make room for another."""
+"""Watches at a time. At this number, one without readers is ended to make room for another."""
 
 _LOOK_SECONDS = 1.0
-"""Between two looks for new versions of sessions that aren't live."""
+"""Seconds between two looks for new versions of sessions that aren't live."""
 
 _SPEC = ProcessSpec((), {}, channel=True, module="live_watch")
 _SECONDS = 30.0
@@ -108,10 +108,23 @@ class Watching:
     async def watched(
         self, session_id: OwnedId, path: Parts, *, recursive: bool, after: int = 0
     ) -> AsyncIterator[AsyncIterator[list[tuple[int, FileEvent]] | Gap]]:
-        """What changes in a directory, or to a file, until the session becomes live or isn't any more: from now on, or
-        behind the event with the number `after`, in pieces of a few events. Raises NotFound, Conflict where there are
-        too many watches, readers or directories; SandboxFailed, Unavailable. Where the session becomes live, the last
-        event is an `overflow`; else the events raise EraError at the end, and say why."""
+        """Follow the changes in a directory, or to a file, until the session becomes live or stops being live.
+
+        Args:
+            session_id: The session.
+            path: The directory or file; no parts for the working directory.
+            recursive: Whether directories below it are followed, too.
+            after: Number of the event behind which to begin; 0: from now on.
+
+        Returns:
+            Events with their numbers, in pieces of a few. If the session becomes live, the last one is an `overflow`;
+            otherwise the iterator raises EraError with the reason of its end.
+
+        Raises:
+            NotFound: There is no such session or path.
+            Conflict: There are too many watches, readers or directories.
+            SandboxFailed, Unavailable: The watch can't begin.
+        """
         session = await self._store.session(session_id)
         with self._live_sessions.in_use(session.key) as live:
             watch = self._watch((session.key, path, recursive), session, live)
@@ -362,7 +375,7 @@ class _VersionWatch(_Watch):
             self._log.end()
 
     async def _changes(self, old: Snapshot, new: Snapshot) -> list[FileEvent]:
-        """What differs between two snapshots; an `overflow` where that is too much, or the old one isn't kept any
+        """Compare two snapshots. Returns an `overflow` if there are too many changes, or the old one isn't kept any
         more."""
         if old.root == new.root:
             return []
