@@ -313,7 +313,7 @@ def mounting(source: str | Path, target: str) -> str:
 
 def built_with(part: str, **values: object) -> str:
     """Python statements that have the service build a part with other values than its constants. `part` is the name by
-    which the module that builds it has it, such as `era.app.Turns`."""
+    which the module that builds it has it, such as `era.parts.Turns`."""
     module = part.rpartition(".")[0]
     return f"import functools, {module}\n{part} = functools.partial({part}, **{values!r})\n"
 

@@ -78,7 +78,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bounds": {"core", "errors", "settings"},
     "app": CORE
     | ADAPTERS
-    | {"api", "bounds", "directory_locks", "doctor", "errors", "languages", "server", "settings", "telemetry"},
+    | {
+        "api",
+        "bounds",
+        "choices",
+        "directory_locks",
+        "doctor",
+        "errors",
+        "languages",
+        "parts",
+        "server",
+        "settings",
+        "telemetry",
+    },
+    "choices": CORE | ADAPTERS | {"bounds", "directory_locks", "languages", "server", "settings"},
+    "parts": CORE
+    | ADAPTERS
+    | {"api", "bounds", "choices", "directory_locks", "languages", "server", "settings", "telemetry"},
     "directory_locks": {"errors", "settings", "store"},
     "doctor": {"core", "errors", "host_tls", "languages", "settings"},
     "errors": set(),

@@ -105,7 +105,7 @@ def test_no_checkpoint_shows_counters_reversed(
 
 
 def test_they_come_when_a_process_ends_and_from_time_to_time(own_server: MakeServer) -> None:
-    server = own_server(weakness=built_with("era.app.LiveSessions", checkpoint_seconds=0.3), idle_seconds="60")
+    server = own_server(weakness=built_with("era.parts.LiveSessions", checkpoint_seconds=0.3), idle_seconds="60")
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         ended(client, "s", start(client, "s", "echo one > a"))
@@ -193,7 +193,7 @@ def test_a_session_that_keeps_no_files_has_none(client: httpx.Client, session: M
 
 @pytest.mark.parametrize("kills", soak_the_rest([1, 3], 1))
 def test_a_killed_service_leaves_the_last_checkpoint(own_server: MakeServer, kills: int) -> None:
-    server = own_server(weakness=built_with("era.app.LiveSessions", checkpoint_seconds=600))
+    server = own_server(weakness=built_with("era.parts.LiveSessions", checkpoint_seconds=600))
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         put(client, "s", "base", b"base")

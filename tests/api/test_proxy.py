@@ -139,7 +139,7 @@ def test_public_calls_are_runs(client: httpx.Client, publish: Publish, run: Run)
 
 
 def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: MakeServer) -> None:
-    server = own_server(weakness=built_with("era.app.Turns", max_waiting=2))
+    server = own_server(weakness=built_with("era.parts.Turns", max_waiting=2))
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s", "default_timeout": 120})
         code = COUNTER + WAITS

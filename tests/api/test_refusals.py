@@ -278,7 +278,7 @@ def test_a_value_of_env_is_in_no_error_and_no_log(
 
 
 def test_more_runs_than_may_wait_are_429(own_server: MakeServer) -> None:
-    server = own_server(weakness=built_with("era.app.Turns", max_waiting=2))
+    server = own_server(weakness=built_with("era.parts.Turns", max_waiting=2))
     with server.client() as client, ThreadPoolExecutor(4) as pool:
         client.post("/api/sessions", json={"language": "python", "session_id": "busy"})
         client.post("/api/sessions", json={"language": "python", "session_id": "free"})

@@ -83,7 +83,7 @@ class Upload:
         return self.answer()
 
 
-FIVE_UPLOADS = built_with("era.app.Slots", how_many=5)
+FIVE_UPLOADS = built_with("era.parts.Slots", how_many=5)
 
 
 @contextmanager

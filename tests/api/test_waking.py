@@ -114,7 +114,7 @@ def test_much_data(server: Server) -> None:
 @pytest.mark.parametrize("mb", soak_the_rest([10, 60], 1))
 def test_directories_count_as_files_do(own_server: MakeServer, mb: int) -> None:
     """What is kept of a session with many of them takes as much disk, and memory of the service."""
-    server = own_server(weakness=built_with("era.app.SandboxPool", kept_bytes=mb << 20), max_warm="1")
+    server = own_server(weakness=built_with("era.parts.SandboxPool", kept_bytes=mb << 20), max_warm="1")
     with server.client() as client:
         for name in ("s", "other"):
             assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from era import app, bounds
+from era import app, bounds, parts
 from era.client import cli
 from era.core import garbage
 from era.core.audit import Audit
@@ -21,8 +21,8 @@ RUNS_KEPT, AUDIT_KEPT = 5, 500
 
 if __name__ == "__main__":
     garbage._PERIOD_SECONDS = PERIOD_SECONDS
-    app.__dict__["Snapshots"] = partial(Snapshots, grace_seconds=GRACE_SECONDS)
-    app.__dict__["LiveSessions"] = partial(LiveSessions, checkpoint_seconds=CHECKPOINT_SECONDS)
+    parts.__dict__["Snapshots"] = partial(Snapshots, grace_seconds=GRACE_SECONDS)
+    parts.__dict__["LiveSessions"] = partial(LiveSessions, checkpoint_seconds=CHECKPOINT_SECONDS)
     app.__dict__["Audit"] = partial(Audit, kept=AUDIT_KEPT)
     bounds.__dict__["Retention"] = partial(Retention, runs=RUNS_KEPT)
     cli.main()

@@ -34,7 +34,7 @@ def test_a_service_that_stops_keeps_what_processes_left(own_server: MakeServer) 
 
 def test_a_sandbox_that_dies_is_told(own_server: MakeServer) -> None:
     """PID 1 of the sandbox is killed from outside."""
-    server = own_server(weakness=built_with("era.app.BubblewrapDriver", template_forks=0))
+    server = own_server(weakness=built_with("era.choices.BubblewrapDriver", template_forks=0))
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         start(client, "s", "exec sleep 1000", tag="p")

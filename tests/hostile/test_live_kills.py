@@ -255,7 +255,7 @@ def test_kills_at_random_moments_with_live_sessions(own_server: MakeServer, kill
     fourth kill may come before anything was acknowledged."""
     chance = random.Random(15)
     before, terminals_before = mounts(), terminals()
-    server = own_server(weakness=built_with("era.app.LiveSessions", checkpoint_seconds=0.5), isolation=isolation)
+    server = own_server(weakness=built_with("era.parts.LiveSessions", checkpoint_seconds=0.5), isolation=isolation)
     with server.client() as client:
         _answer(client.post("/api/sessions", json={"language": "python", "session_id": "s"}))
         _answer(client.post("/api/sessions", json={"language": "node", "session_id": "j"}))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from era.app import server_addresses
+from era.choices import server_addresses
 from era.core.allowlist import Address
 from era.errors import BadRequest
 from era.network.policy import CLOSED, SERVER, Policy, ranges

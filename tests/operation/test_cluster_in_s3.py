@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from era.app import blob_store, collect
+from era.app import collect
+from era.choices import blob_store
 from era.directory_locks import sharing
 from era.errors import Conflict
 from era.operation.backup import restore

@@ -108,7 +108,7 @@ def test_the_scenarios_of_every_client(app: App, runtime: JsRuntime, server: Ser
 @pytest.fixture
 def strict_server(own_server: MakeServer) -> Server:
     """A server with a key, in whose sessions one run may wait, and which keeps the output of one run."""
-    return own_server(weakness=built_with("era.app.Turns", max_waiting=1), api_key=KEY, outputs_kept="1")
+    return own_server(weakness=built_with("era.parts.Turns", max_waiting=1), api_key=KEY, outputs_kept="1")
 
 
 @by_node
