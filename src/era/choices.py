@@ -112,7 +112,7 @@ async def cluster_homes(settings: Settings, store: SqlStore) -> Homes | None:
         return None
     rows = await store.homes()
     homes = Homes(rows, settings.lease_seconds, _end_at_once)
-    store.answers_while(lambda: homes.has_lease, lambda: homes.is_late, homes.is_another)
+    store.database.fence.is_another = homes.is_another
     before = settings.data_dir.resolve() / "host-id"
     if before.exists():
         # Whoever holds the data directory's lock knows that the host which had it is gone.

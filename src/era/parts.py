@@ -278,7 +278,7 @@ async def build_owners(base: Base, files: Files) -> Owners:
     )
     if homes is not None:
         homes.shares(api_keys.open, quotas.open, store.webhooks.open)
-        homes.each_beat(databases.measure_all, store.look_again, storage.count_again)
+        homes.each_beat(databases.measure_all, storage.count_again)
     await storage.open()
     usage = Usage(store.usage, base.cluster, partial(storage.stored_bytes, store.sizes))
     return Owners(api_keys, quotas, webhooks, databases, storage, usage)

@@ -35,6 +35,10 @@ class PostgresProxy:
         self.round_trips = 0
         """How often something was sent after an answer had come."""
 
+        self.goes_on = threading.Event()
+        """Cleared while the server hangs: nothing that is sent arrives."""
+
+        self.goes_on.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def url(self, url: str) -> str:
@@ -75,6 +79,7 @@ class PostgresProxy:
                 target=self._carry_back, args=(server, client, is_cut, answered, heard), daemon=True
             ).start()
             while piece := client.recv(1 << 16):
+                self.goes_on.wait()
                 if heard.is_set():
                     heard.clear()
                     self.round_trips += 1

@@ -24,9 +24,13 @@ from era.core.metadata import RunFilter, SessionFilter
 from era.core.usage import use_of
 from era.errors import CommitFailed, SessionDeleted, Unavailable
 from era.store import database
+from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
 from tests.owners import mine
+from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
 from tests.store.rows import ended, execute, new, opened
+
+__all__ = ["postgres_proxy"]
 
 
 async def test_the_error_of_a_failing_database_has_no_sql(
@@ -212,6 +216,7 @@ COMMITTER = """
 import asyncio, sys
 from era.core.models import NewSession, RunRecord, now
 from tests.owners import mine
+from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
 
 async def main():
@@ -372,3 +377,21 @@ async def test_who_has_to_write_waits_until_an_unknown_commit_is_settled(
         reader.rollback()
         await end
     assert json.loads((await sqlite_store.session(mine("a"))).data) == {"n": 1}
+
+
+async def test_read_fails_within_bound_while_database_hangs(
+    postgres_url: str, postgres_proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(postgres_proxy.url(postgres_url)) as store:
+        await store.create_session(new("a"))
+        shown = await store.session(mine("a"))
+        monkeypatch.setattr(database, "PROMPT_SECONDS", 0.2)
+        postgres_proxy.goes_on.clear()
+        try:
+            async with asyncio.timeout(30):
+                with pytest.raises(DatabaseAway, match="can't be reached"):
+                    await store.session(mine("a"))
+        finally:
+            postgres_proxy.goes_on.set()
+        monkeypatch.undo()
+        assert await store.session(mine("a")) == shown

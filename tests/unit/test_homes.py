@@ -97,11 +97,10 @@ async def test_a_host_that_can_not_see_the_others_keeps_its_own_lease() -> None:
     rows.sees_nothing = True
     beats = rows.beats
     for _ in range(6):
-        homes._valid_until = homes._renewed_at = 0.0  # as if it hadn't been renewed for long
+        homes._valid_until = 0.0  # as if it hadn't been renewed for long
         homes._beat_now.set()
         await until(lambda: homes.has_lease)
         homes.check_lease()
-        assert not homes.is_late
     assert rows.beats > beats + 5
     await homes.leave()
 
@@ -111,7 +110,6 @@ async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_g
     homes = await started(rows)
     await until(lambda: homes.leads)
     rows.failure = Unavailable("the database is away")
-    await until(lambda: homes.is_late)
     await until(lambda: not homes.has_lease)
     with pytest.raises(NoLease):
         homes.check_lease()

@@ -170,9 +170,6 @@ class Homes:
         self._valid_until = 0.0
         """The end of the lease, by the monotonic clock."""
 
-        self._renewed_at = 0.0
-        """When the last heartbeat was sent that came through, by the same clock."""
-
         self._seen_at = 0.0
         """When the heartbeat was sent that saw `_view`, by the same clock."""
 
@@ -312,11 +309,6 @@ class Homes:
         """Whether this host may answer."""
         return self.lease_left > 0
 
-    @property
-    def is_late(self) -> bool:
-        """Whether two heartbeats in a row haven't come through."""
-        return _monotonic() - self._renewed_at > 2.5 * self._lease_seconds / _BEATS
-
     def check_lease(self) -> None:
         """Raises NoLease where this host may not answer, as others may have taken what was its."""
         if not self.has_lease:
@@ -375,7 +367,7 @@ class Homes:
 
     def _renewed(self, sent: float, host: Host) -> None:
         """The lease was renewed by a heartbeat that was sent at this time, whatever comes of its look at the others."""
-        self._renewed_at, self._told_url = sent, host.url
+        self._told_url = host.url
         self._valid_until = sent + self._lease_seconds * (1 - _MARGIN)
         if self._lease_timer is None:
             self._look_at_lease()

@@ -45,13 +45,15 @@ from era.core.tasks import to_its_end
 from era.core.webhooks import Event, Webhook
 from era.errors import BadRequest, OutcomeUnknown, Unavailable
 from era.store import dialects
-from era.store.last_known import LastKnown
 from era.store.migrations import upgrade
 from era.store.owned_totals import OwnedTotals
 
 _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 30.0
+PROMPT_SECONDS = 20.0
+"""For which a short read waits for a server that hangs."""
+
 _RECONNECT_SECONDS = 0.2
 _TRIES, _UNDONE_TRIES = 10, 100
 """Of a transaction that finds a value taken, and of one that others got in the way of otherwise."""
@@ -61,9 +63,6 @@ _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.004, 0.2
 
 _UNDO = "undo"
 """Where a connection's `info` has what `if_undone` was given."""
-
-_ENDS = "ends"
-"""Where it has what is called once the transaction has ended, with whether it is known how."""
 
 
 class DatabaseAway(Unavailable):
@@ -101,9 +100,6 @@ class Fence:
 
     held: dict[int, int] = field(default_factory=dict)
     """The epochs at which sessions were taken, by their keys."""
-
-    last_known: LastKnown | None = None
-    """Told of changes of sessions (`changes`)."""
 
     is_another: Callable[[str, int], bool] = lambda _id, _key: False
     """Whether a session that was found is another than was at home here under its id (Homes.is_another)."""
@@ -263,6 +259,17 @@ class Database:
         """
         return await self._on(self._readers, lambda: self._in_reader(job, *args, **kwargs))
 
+    async def read_promptly[**P, T](
+        self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`read` what takes milliseconds. Raises DatabaseAway besides where a server that hangs doesn't answer within
+        `PROMPT_SECONDS`."""
+        try:
+            async with asyncio.timeout(PROMPT_SECONDS):
+                return await self.read(job, *args, **kwargs)
+        except TimeoutError:
+            raise DatabaseAway(may_have_committed=False) from None
+
     async def read_for[**P, T](
         self, owner: str, job: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -324,29 +331,23 @@ class Database:
     ) -> T:
         connection, transaction = self._begin_to_write(syncs)
         undo = connection.info[_UNDO] = list[Callable[[], None]]()
-        ends = connection.info[_ENDS] = list[Callable[[bool], None]]()
-        is_known = True
         try:
-            try:
-                result = job(connection, *args, **kwargs)
-            except BaseException:
-                _all(undo)
+            result = job(connection, *args, **kwargs)
+        except BaseException:
+            _all(undo)
+            transaction.rollback()
+            raise
+        try:
+            transaction.commit()
+        except self._errors as error:
+            _all(undo)
+            if dialects.was_undone(error):
                 transaction.rollback()
                 raise
-            try:
-                transaction.commit()
-            except self._errors as error:
-                _all(undo)
-                if dialects.was_undone(error):
-                    transaction.rollback()
-                    raise
-                is_known, self._is_unsettled = False, connection.dialect.name == "sqlite"
-                self._disconnect()
-                raise _CutOffInCommit from error
-            return result
-        finally:
-            for end in ends:
-                end(is_known)
+            self._is_unsettled = connection.dialect.name == "sqlite"
+            self._disconnect()
+            raise _CutOffInCommit from error
+        return result
 
     def _begin_to_write(self, syncs: bool) -> tuple[Connection, RootTransaction]:
         """The writer's connection, in a transaction."""
@@ -381,15 +382,6 @@ class Database:
             connection, self._connection = self._connection, None
             connection.invalidate()
             connection.close()
-
-
-def changes(connection: Connection, session_key: int, fence: Fence | None = None) -> None:
-    """Say that the transaction under way, on a writer's thread, changes the session with this key. `fence` is that of
-    the connection, unless it is of a database beside."""
-    last_known = (fence or connection.info["fence"]).last_known
-    if last_known is not None:
-        last_known.begin(session_key)
-        connection.info[_ENDS].append(partial(last_known.end, session_key))
 
 
 def if_undone(connection: Connection, undo: Callable[[], None]) -> None:

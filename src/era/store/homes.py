@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, exis
 
 from era.core.homes import Home, Host, HostRecord, Place, View
 from era.errors import Fenced, HostLost, SessionMoved
-from era.store.database import Database, Fence, changes, if_undone
+from era.store.database import Database, Fence, if_undone
 from era.store.dialects import (
     Answer,
     Asked,
@@ -213,7 +213,7 @@ class HomeRows:
             home = None if row.id is None else Home(Host(row.id, row.url), row.epoch)
             return Place(row.key, home, row.package_set)
 
-        return await self._database.read(job)
+        return await self._database.read_promptly(job)
 
     async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
         def job(connection: Connection) -> Mapping[int, Host]:
@@ -232,15 +232,12 @@ class HomeRows:
         values = {"session": session_key, "host": self._checked.fence.host_id, "new_host": host_id}
 
         def job(connection: Connection) -> bool:
-            changes(connection, session_key, self._checked.fence)
             return connection.execute(_GIVE, values).rowcount > 0
 
         return await self._database.write(job)
 
     def forget(self, session_key: int) -> None:
         self._checked.fence.held.pop(session_key, None)
-        if self._checked.fence.last_known is not None:
-            self._checked.fence.last_known.forget(session_key)
 
 
 def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
@@ -260,7 +257,6 @@ def take_home(connection: Connection, fence: Fence, session_key: int) -> Home:
         _mark_lost(connection, session_key)
         connection.execute(_MOVE, {"session": session_key, "new_host": fence.host_id})
     epoch: int = connection.execute(_HOME, {"session": session_key}).one().epoch
-    changes(connection, session_key, fence)  # what was read before may be what another host has changed since
     if_undone(connection, partial(_held_before, fence, session_key, fence.held.get(session_key)))
     fence.held[session_key] = epoch
     while len(fence.held) > _MOST_HELD:
@@ -296,7 +292,6 @@ def check_home(connection: Connection, session_key: int, *asked: Asked, goes_on:
     fence: Fence = connection.info["fence"]
     if fence.host_id is None:
         return together(connection, *asked)
-    changes(connection, session_key)
     epoch = fence.held.get(session_key)
     if epoch is not None or goes_on:
         held, *answers = together(connection, (_hold, {"session": session_key, "host": fence.host_id}), *asked)

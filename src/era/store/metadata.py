@@ -10,7 +10,7 @@ here: inboxes, storage items, API keys and processes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Concatenate
@@ -49,10 +49,9 @@ from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import Database, DatabaseAway
 from era.store.homes import HomeRows
 from era.store.inbox import InboxRows
-from era.store.last_known import LastKnown
 from era.store.processes import ProcessRows
 from era.store.quota_counts import QuotaCounts
-from era.store.session_lookup import read_public_session, read_session, read_session_of_site, small_sessions
+from era.store.session_lookup import read_public_session, read_session, read_session_of_site
 from era.store.storage_items import StorageItemRows
 from era.store.usage import UsageRows
 from era.store.webhooks import WebhookRows
@@ -133,23 +132,6 @@ class SqlStore:
         self._own_database, self._beats_database = own, beats
         return HomeRows(beats, own, self.database)
 
-    def answers_while(
-        self, is_leased: Callable[[], bool], is_late: Callable[[], bool], is_another: Callable[[str, int], bool]
-    ) -> None:
-        """Have `session` answer with what is last known of a session at home here where the database can't be reached,
-        as long as this host has a lease. See LastKnown and Fence; call it once, on an open store."""
-        fence = self.database.fence
-        fence.is_another = is_another
-        fence.last_known = LastKnown(fence.held, is_leased, is_late)
-
-    async def look_again(self) -> None:
-        """Read sessions that have changed here since they were read, so that they are known."""
-        last_known = self.database.fence.last_known
-        if last_known is not None and (keys := last_known.stale()):
-            began = last_known.moment
-            for session in await self.database.read(small_sessions, keys):
-                last_known.note(session, began)
-
     def quota_counts(self, host_id: str) -> QuotaCounts:
         """The rows in which this host of a cluster counts for quotas, on connections of their own, which are made when
         there is something to count. Call it once, on an open store."""
@@ -193,11 +175,7 @@ class SqlStore:
         return session
 
     async def session(self, session_id: OwnedId) -> Session:
-        def ask() -> Awaitable[Session]:
-            return self._read(session_id, lambda _, session: session)
-
-        last_known = self.database.fence.last_known
-        return await (ask() if last_known is None else last_known.read(session_id, ask))
+        return await self._read(session_id, lambda _, session: session)
 
     async def public_session(self, session_id: str) -> Session:
         return await read_public_session(self.database, self._retention, session_id)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate
 
-from sqlalchemy import Connection, bindparam, exists, func, select, update
+from sqlalchemy import Connection, bindparam, exists, select, update
 
 from era.core.expiry import MICROS, is_due, wants_touch
 from era.core.metadata import Retention
@@ -21,7 +21,6 @@ from era.core.models import OwnedId, Session, StoredCode, now
 from era.errors import EraError, Expired, NoSession, NotFound, SessionMoved
 from era.store.database import Database
 from era.store.dialects import Answer, Asked, Precompiled, together
-from era.store.last_known import MOST_DATA
 from era.store.records import snapshot_from_row
 from era.store.tables import has_status, homes, hosts, processes, runs, sessions, versions
 
@@ -85,10 +84,6 @@ _BY_OWNED_ID = SESSIONS.where(OF_OWNER, IS_PRESENT)
 _find_by_owned_id = Precompiled(_BY_OWNED_ID)
 _find_by_id = Precompiled(SESSIONS.where(sessions.c.id == bindparam("session_id"), IS_PRESENT))
 _find_by_key = Precompiled(SESSIONS.where(sessions.c.key == bindparam("session")))
-
-_SMALL = SESSIONS.where(
-    sessions.c.key.in_(bindparam("keys", expanding=True)), IS_PRESENT, func.length(versions.c.data) <= MOST_DATA
-)
 _touch = Precompiled(
     update(sessions).where(sessions.c.key == bindparam("session"), IS_PRESENT).values(expires_at=EXPIRES_AT)
 )
@@ -144,11 +139,6 @@ def session_with_key(connection: Connection, key: int) -> Session:
     if row is None:
         raise NotFound("This session was purged meanwhile.")
     return session_from_row(row)
-
-
-def small_sessions(connection: Connection, keys: Sequence[int]) -> Sequence[Session]:
-    """Those of the sessions with these keys that are present and have no more data than is remembered."""
-    return [session_from_row(row) for row in connection.execute(_SMALL, {"keys": keys})]
 
 
 def has_expired(connection: Connection, session: Session, at: int) -> bool:
@@ -231,7 +221,7 @@ async def _read_and_touch[T](database: Database, read: Callable[[Connection], tu
         note_call(connection, key, now())
         return read(connection)
 
-    session, result = await database.read(read)
+    session, result = await database.read_promptly(read)
     if wants_touch(session, now()):
         _, result = await database.write(touch_and_read, session.key)
     return result

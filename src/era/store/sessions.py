@@ -37,7 +37,7 @@ from era.core.metadata import KEEP, Retention, SessionChange
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, Snapshot, StoredCode, now
 from era.errors import Conflict, NoSession
 from era.store.condemned import LOSE_HOME
-from era.store.database import Database, changes
+from era.store.database import Database
 from era.store.dialects import raising_if_taken, together
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key
@@ -322,7 +322,6 @@ def delete_session(connection: Connection, retention: Retention, session_id: Own
     session = find_session(connection, retention, session_id)
     if key not in (None, session.key):
         raise NoSession(session_id.id)
-    changes(connection, session.key)
     connection.execute(_REMOVE, {"session": session.key, "at": now(), "has_expired": False})
     return session
 
@@ -353,8 +352,6 @@ def purge_session(
     keys = list(connection.execute(purge, owned_id_values(session_id)).scalars())
     if not keys:
         raise missing_session(connection, retention, session_id)
-    for each in keys:
-        changes(connection, each)
     return keys
 
 
@@ -390,7 +387,6 @@ async def expire(database: Database, at: int) -> Sequence[int]:
         expired = []
         for row in due:
             if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount:
-                changes(connection, row.key)
                 expired.append(row.key)
                 tell(connection, row.owner, "session.expired", {"session_id": row.id})
         return expired
