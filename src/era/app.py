@@ -100,7 +100,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
             await sandboxes.pool.start()
             await work.setups.start()
             await work.inbox.start()
-            owners.webhooks.start()
+            await owners.webhooks.start()
             work.live_sessions.start()
             background = in_background(background_jobs(base, files, owners, work))
             try:
@@ -160,7 +160,6 @@ def build_context(
         live_servers=work.live_servers,
         sites=Sites(signing_secret(settings, "site-key"), store, settings.public_host),
         inbox=work.inbox,
-        inbox_store=store.inboxes,
         history=History(store, files.outputs, work.active_runs),
         versions=Versions(store, files.snapshots, base.turns, base.idempotency, files.history, sandboxes.liveness),
         capsules=files.capsules,

@@ -8,7 +8,7 @@ import hmac
 
 import pytest
 
-from era.core.public.signatures import HEADERS, TOLERANCE, Scheme, Verify, is_genuine
+from era.core.signatures import HEADERS, TOLERANCE, Scheme, Verify, is_genuine
 
 SECRET, BODY, AT = "s3cret", b'{"a": "\xc3\xa9\0"}', 1_700_000_000
 

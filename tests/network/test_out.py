@@ -19,8 +19,8 @@ from era.core.allowlist import can_be_egress
 from era.core.capsules.format import ADDED, ADDED_TO_RUNS
 from era.core.models import now
 from era.core.ports import Sandbox
-from era.core.public.signatures import Verify, is_genuine
 from era.core.shares import Shares
+from era.core.signatures import Verify, is_genuine
 from era.network.authority import TRUSTED
 from era.network.egress import SandboxNetwork
 from era.network.policy import Policy

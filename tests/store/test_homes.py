@@ -13,11 +13,11 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import Connection, event
 
+from era.core import deliveries
 from era.core.homes import Homes, Host
 from era.core.live.records import ProcessRecord
 from era.core.metadata import SessionChange
 from era.core.models import Session, StoredCode, now
-from era.core.public import inbox_worker
 from era.core.public.inbox import Content, Outcome
 from era.core.public.inbox_worker import Inbox
 from era.core.runs import Runs
@@ -393,14 +393,12 @@ async def test_who_looks_for_deliveries_asks_for_all_sessions_at_once(
     join: Joined, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most are at home at another host, and are to be left to it, whatever they wait for."""
-    monkeypatch.setattr(inbox_worker, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deliveries, "_POLL_SECONDS", 0.01)
     a, b = await join("a"), await join("b")
     session = await b.store.create_session(replace(new("s"), allow_public=True))
     await b.store.store_code(mine("s"), StoredCode("1", None, now()))
     await b.store.inboxes.put_inbox(mine("s"), None, 0)
     await b.store.inboxes.add_delivery(session.key, "dlv", None, Content("POST", "/", "", [], b"", "http://era.test"))
-    again = now() + 3_600_000_000
-    execute(url, f"UPDATE deliveries SET next_attempt_at = {again}")
     its = f"{session.key} + i"
     multiply(url, tables.sessions, 500, key=its, id="'s' || i")
     multiply(url, tables.inboxes, 500, session_key=its)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
+from era.core import deliveries
 from era.core.homes import Alone
 from era.core.models import OwnedId, Session, StoredCode, new_id, now
-from era.core.public import inbox_worker
 from era.core.public.inbox import Content, Delivery, Outcome
 from era.core.public.inbox_worker import Inbox
 from era.store.inbox import InboxRows
@@ -46,7 +46,7 @@ async def delivery(core: Core, *statuses: str) -> Delivery:
 
 async def stopped_and_started(core: Core, monkeypatch: pytest.MonkeyPatch) -> Delivery:
     """What becomes of a delivery during whose attempt the service is stopped, and ends without recording that."""
-    monkeypatch.setattr(inbox_worker, "_STOP_SECONDS", 0.01)
+    monkeypatch.setattr(Inbox, "stop_seconds", 0.01)
     code, go = core.paused()
     await delivered(core, code)
     before = Inbox(core.store.inboxes, core.runs, at_a_time=1)
@@ -77,7 +77,7 @@ async def test_it_would_count_if_that_were_not_written_beforehand(core: Core, mo
 
 
 async def test_an_attempt_without_a_sandbox_does_not_count(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox_worker, "delay", lambda tries: 0.01)
+    monkeypatch.setattr(deliveries, "delay", lambda tries: 0.01)
     await delivered(core, "print('fine')")
     core.driver.refusals = 4
     inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
@@ -105,7 +105,7 @@ async def test_a_delivery_whose_run_could_not_be_kept_has_failed(
 ) -> None:
     """All that it had done is thrown away, so it is retried like others. One in whose session no files are kept anyway,
     or which has changed nothing, was kept."""
-    monkeypatch.setattr(inbox_worker, "delay", lambda tries: 0.01)
+    monkeypatch.setattr(deliveries, "delay", lambda tries: 0.01)
     session = await delivered(core, BAD_AT_FIRST, persistent=persistent, retries=retries)
     inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
     await inbox.start()
@@ -152,7 +152,7 @@ async def test_sessions_that_nobody_has_do_not_wait_for_all_others(core: Core) -
 async def test_retries_start_again_for_what_is_replayed_while_it_waits_for_its_turn(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_worker, "delay", lambda tries: 0.01)
+    monkeypatch.setattr(deliveries, "delay", lambda tries: 0.01)
     await delivered(core, "raise SystemExit(1)")
     await core.store.inboxes.put_inbox(mine("s"), None, 1)
     head = await core.store.inboxes.next_delivery((await core.store.session(mine("s"))).key)
@@ -178,7 +178,7 @@ async def test_deliveries_of_one_owner_leave_slots_to_others(core: Core) -> None
     sessions = [await delivered(core, code, mine(name)) for name in ("a", "b")]
     inbox = Inbox(core.store.inboxes, core.runs, at_a_time=2)
     await inbox.start()
-    await until(lambda: inbox._due == 2)
+    await until(lambda: inbox._slots.taken + inbox._slots.waiting == 2)
     other = await delivered(core, "pass", OwnedId("other", "s"))
     await until(lambda: inbox.is_working(other.key))
     await until(lambda: not inbox.is_working(other.key))
@@ -205,15 +205,15 @@ async def test_a_delivery_that_is_deleted_while_it_waits_for_its_turn_is_not_run
 
 
 async def test_a_bug_does_not_end_the_looks_for_deliveries(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    find, failures = core.store.inboxes.sessions_to_deliver, [ValueError("nobody has thought of this")]
+    find, failures = core.store.inboxes.due, [ValueError("nobody has thought of this")]
 
-    async def failing() -> Sequence[int]:
+    async def failing() -> Mapping[int, str]:
         if failures:
             raise failures.pop()
         return await find()
 
-    monkeypatch.setattr(inbox_worker, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(core.store.inboxes, "sessions_to_deliver", failing)
+    monkeypatch.setattr(deliveries, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(core.store.inboxes, "due", failing)
     await delivered(core, "pass")
     inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
     await inbox.start()

@@ -78,7 +78,9 @@ def entries() -> Coroutine[Any, Any, Response]:
 
 
 def deliveries() -> Coroutine[Any, Any, Response]:
-    return inbox.list_deliveries(SESSION, context(inbox_store=source(deliveries=DELIVERIES)), limit=COUNT)
+    return inbox.list_deliveries(
+        SESSION, context(inbox=SimpleNamespace(store=source(deliveries=DELIVERIES))), limit=COUNT
+    )
 
 
 def keys() -> Coroutine[Any, Any, Response]:

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import Connection, func, select
 from structlog.testing import capture_logs
 
+from era.core import deliveries
 from era.core import webhooks as of_webhooks
 from era.core.homes import ALONE, Cluster
 from era.core.models import now
-from era.core.public.signatures import Verify, is_genuine
+from era.core.signatures import Verify, is_genuine
 from era.core.telemetry import Event, Note, NoticeTried, ignore
 from era.core.webhooks import EVENTS, Notice, Tried, Unsent, Webhook, Webhooks
 from era.errors import Conflict, NotFound, Unavailable
@@ -69,7 +70,7 @@ async def until_ended(webhooks: Webhooks, count: int, owner: str = "default") ->
     """Wait until so many notices of an owner's were sent or given up."""
     async with asyncio.timeout(60):
         while True:
-            found = await webhooks.list(owner)
+            found = await webhooks.store.webhooks(owner)
             if sum(counts.get("done", 0) + counts.get("failed", 0) for _, counts in found) >= count:
                 return
             await asyncio.sleep(0.01)
@@ -77,15 +78,15 @@ async def until_ended(webhooks: Webhooks, count: int, owner: str = "default") ->
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_webhooks, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(of_webhooks, "delay", lambda tries: 0.0)
+    monkeypatch.setattr(deliveries, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deliveries, "delay", lambda tries: 0.0)
 
 
 @asynccontextmanager
 async def sending(core: Core, cluster: Cluster = ALONE, note: Note = ignore) -> AsyncIterator[tuple[Webhooks, Sent]]:
     sent = Sent()
     webhooks = Webhooks(core.store.webhooks, sent, KEY, cluster, core.quotas.on_reached, note)
-    webhooks.start()
+    await webhooks.start()
     try:
         yield webhooks, sent
     finally:
@@ -141,8 +142,8 @@ async def test_what_happens_is_told_and_signed(core: Core) -> None:
             assert json.loads(body)["event"] == headers["X-Era-Event"]
             assert [genuine(secret, headers, body) for secret in secrets].count(True) == 1
             assert not any(genuine(secret, headers, body + b" ") for secret in secrets)
-        assert await webhooks.list("ada") != []
-        assert [counts for _, counts in await webhooks.list("ada")] == [{}]
+        assert await webhooks.store.webhooks("ada") != []
+        assert [counts for _, counts in await webhooks.store.webhooks("ada")] == [{}]
 
 
 def genuine(secret: str, headers: Mapping[str, str], body: bytes) -> bool:
@@ -157,7 +158,7 @@ async def test_an_id_that_is_taken_as_it_expires_is_told_of_to_its_last_owner(co
     with pytest.MonkeyPatch.context() as later:
         later.setattr("era.store.sessions.now", lambda: now() + 3_600_000_000)
         await core.session("s")
-    events = [notice.event for notice in await webhooks.notices("default", webhook.id)]
+    events = [notice.event for notice in await webhooks.store.notices("default", webhook.id)]
     assert events == ["session.created", "session.expired", "session.created"]
 
 
@@ -170,7 +171,7 @@ async def test_what_is_undone_is_not_told(core: Core) -> None:
     await core.quotas.set("default", {"sessions": 1})
     with pytest.raises(Conflict):
         await core.session("t")
-    assert [notice.event for notice in await webhooks.notices("default", webhook.id)] == ["session.created"]
+    assert [notice.event for notice in await webhooks.store.notices("default", webhook.id)] == ["session.created"]
 
 
 async def test_a_notice_that_fails_is_tried_again_in_its_place_and_then_given_up(
@@ -186,14 +187,14 @@ async def test_a_notice_that_fails_is_tried_again_in_its_place_and_then_given_up
         assert [session for _, session in sent.events] == ["a", "a", "a", "b"]
         ids = [headers["X-Era-Delivery"] for _, headers, _ in sent.tried]
         assert len(set(ids[:3])) == 1
-        done, failed = await webhooks.notices("default", webhook.id)
+        done, failed = await webhooks.store.notices("default", webhook.id)
         assert (failed.status, failed.tries, failed.http_status) == ("failed", 3, 302)
         assert "Redirects aren't followed" in (failed.reason or "")
         assert (done.status, done.http_status, done.reason) == ("done", 200, None)
 
 
 async def test_the_next_try_is_put_off_as_an_inbox_puts_it_off(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_webhooks, "delay", lambda tries: 3600.0)
+    monkeypatch.setattr(deliveries, "delay", lambda tries: 3600.0)
     async with sending(core) as (webhooks, sent):
         sent.answers = ["There is nobody."]
         webhook = await webhooks.create("default", URL, ["session.created"], "")
@@ -201,8 +202,8 @@ async def test_the_next_try_is_put_off_as_an_inbox_puts_it_off(core: Core, monke
         before = now()
         await core.session("a")
         await until_ended(webhooks, 1)  # the other's
-        await until(lambda: not webhooks._sending)
-        by_webhook = {each.id: (await webhooks.notices("default", each.id))[0] for each in (webhook, other)}
+        await until(lambda: not webhooks._workers)
+        by_webhook = {each.id: (await webhooks.store.notices("default", each.id))[0] for each in (webhook, other)}
         done, waiting = sorted(by_webhook.values(), key=lambda notice: notice.status)
         assert (done.status, waiting.status, waiting.tries) == ("done", "pending", 1)
         assert waiting.reason == "There is nobody."
@@ -212,7 +213,7 @@ async def test_the_next_try_is_put_off_as_an_inbox_puts_it_off(core: Core, monke
 
 
 async def test_a_notice_is_sent_once_more_when_its_owner_asks(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_webhooks, "delay", lambda tries: 3600.0)
+    monkeypatch.setattr(deliveries, "delay", lambda tries: 3600.0)
     tries: list[tuple[str, str, int]] = []
 
     def note(event: Event) -> None:
@@ -225,7 +226,7 @@ async def test_a_notice_is_sent_once_more_when_its_owner_asks(core: Core, monkey
         await core.session("a")
         await core.session("b")
         await until_ended(webhooks, 2)
-        _, first = await webhooks.notices("default", webhook.id)
+        _, first = await webhooks.store.notices("default", webhook.id)
         for owner, webhook_id, notice_id in (
             ("ada", webhook.id, first.id),
             ("default", "wh_none", first.id),
@@ -241,8 +242,8 @@ async def test_a_notice_is_sent_once_more_when_its_owner_asks(core: Core, monkey
         # One that would wait for an hour doesn't any more.
         sent.answers = [500]
         await core.session("c")
-        await until(lambda: len(sent.tried) == 4 and not webhooks._sending)
-        waiting, *_ = await webhooks.notices("default", webhook.id)
+        await until(lambda: len(sent.tried) == 4 and not webhooks._workers)
+        waiting, *_ = await webhooks.store.notices("default", webhook.id)
         assert (waiting.status, waiting.tries) == ("pending", 1)
         assert await core.store.webhooks.pending() == 1
         await webhooks.replay("default", webhook.id, waiting.id)
@@ -262,18 +263,18 @@ async def test_what_waits_and_what_is_kept_is_bounded(core: Core, monkeypatch: p
         await webhooks.create("default", URL, ["session.created"], "one more")
     for n in range(5):
         await core.session(f"s{n}")
-    for webhook, counts in await webhooks.list("default"):
+    for webhook, counts in await webhooks.store.webhooks("default"):
         assert (webhook.dropped, counts) == (2, {"pending": 3})
-    [(first, _), *others] = await webhooks.list("default")
+    [(first, _), *others] = await webhooks.store.webhooks("default")
     for webhook, _ in others:
-        await webhooks.delete("default", webhook.id)
+        await webhooks.store.drop_webhook("default", webhook.id)
     for owner in ("ada", "default"):
         with pytest.raises(NotFound):
-            await webhooks.delete(owner, others[0][0].id)
+            await webhooks.store.drop_webhook(owner, others[0][0].id)
         with pytest.raises(NotFound):
-            await webhooks.notices(owner, others[0][0].id)
+            await webhooks.store.notices(owner, others[0][0].id)
     with pytest.raises(NotFound):
-        await webhooks.delete("ada", first.id)
+        await webhooks.store.drop_webhook("ada", first.id)
     assert await core.store.database.read(_notices) == 3
 
 
@@ -284,8 +285,8 @@ async def test_what_was_sent_is_kept_for_a_while(core: Core, monkeypatch: pytest
         for n in range(5):
             await core.session(f"s{n}")
         await until(lambda: len(sent.tried) == 5)
-        await until(lambda: not webhooks._sending)
-        kept = await webhooks.notices("default", webhook.id)
+        await until(lambda: not webhooks._workers)
+        kept = await webhooks.store.notices("default", webhook.id)
         assert [json.loads(notice.body)["data"]["session_id"] for notice in kept] == ["s4", "s3"]
 
 
@@ -305,8 +306,8 @@ async def test_notices_outlive_the_process_and_only_the_leader_sends(core: Core)
         ours, theirs = Sent(), Sent()
         follower = Webhooks(other.webhooks, theirs, KEY, Follower(), [])
         leader = Webhooks(other.webhooks, ours, KEY, ALONE, [])
-        follower.start()
-        leader.start()
+        await follower.start()
+        await leader.start()
         await until_ended(leader, 1)
         await follower.stop()
         await leader.stop()
@@ -323,7 +324,7 @@ async def test_a_run_that_was_lost_is_told(core: Core) -> None:
     await core.store.begin_run(mine("s"), "run_1_a")
     assert await core.store.mark_lost() == 1
     assert await core.store.mark_lost() == 0
-    [notice] = await webhooks.notices("default", webhook.id)
+    [notice] = await webhooks.store.notices("default", webhook.id)
     assert json.loads(notice.body)["data"] == {
         "run_id": "run_1_a",
         "session_id": "s",
@@ -353,7 +354,7 @@ async def test_a_webhook_that_was_deleted_is_told_nothing_more(core: Core) -> No
             await hanging.acquire()
         await asyncio.sleep(0.1)
         for each in made:
-            await webhooks.delete("default", each.id)
+            await webhooks.store.drop_webhook("default", each.id)
         may_answer.set()
         await until(lambda: len(sent.tried) == 2)
         await asyncio.sleep(0.2)
@@ -364,7 +365,7 @@ async def test_a_notice_is_not_sent_again_while_its_try_can_not_be_put_on_record
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that is full can be read, and says of the notice that it is due."""
-    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("era.core.deliveries._LONGEST_PAUSE", 0.05)
     real, is_full, tries = core.store.webhooks.tried, True, 0
 
     async def record(notice: Notice, tried: Tried) -> None:
@@ -385,7 +386,7 @@ async def test_a_notice_is_not_sent_again_while_its_try_can_not_be_put_on_record
         is_full = False
         await until_ended(webhooks, 2)
         assert [session for _, session in sent.events] == ["a", "a", "b"], "the first failed, and has another try"
-        assert [notice.tries for notice in await webhooks.notices("default", webhook.id)] == [1, 2]
+        assert [notice.tries for notice in await webhooks.store.notices("default", webhook.id)] == [1, 2]
         is_full = True
         before = tries
         await core.session("c")
@@ -404,7 +405,7 @@ async def test_a_notice_is_not_sent_again_while_its_try_can_not_be_put_on_record
 async def test_a_webhook_goes_on_after_a_try_that_fails_to_be_recorded_for_good(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("era.core.deliveries._LONGEST_PAUSE", 0.05)
     real, failures = core.store.webhooks.tried, iter([Unavailable("the database failed"), ValueError("a fault")])
 
     async def record(notice: Notice, tried: Tried) -> None:
@@ -423,7 +424,7 @@ async def test_a_webhook_goes_on_after_a_try_that_fails_to_be_recorded_for_good(
 async def test_a_bug_is_logged_and_does_not_end_the_sending(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     due, failures = core.store.webhooks.due, [ValueError("nobody has thought of this")]
 
-    async def failing() -> Sequence[Webhook]:
+    async def failing() -> Mapping[str, str]:
         if failures:
             raise failures.pop()
         return await due()

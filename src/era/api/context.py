@@ -48,7 +48,6 @@ from era.core.metadata import MetadataStore
 from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
 from era.core.moves import Moves
 from era.core.outputs import History
-from era.core.public.inbox import InboxStore
 from era.core.public.inbox_worker import Inbox
 from era.core.public.live_servers import LiveServers
 from era.core.public.sites import Sites
@@ -97,7 +96,6 @@ class Context:
     live_servers: LiveServers
     sites: Sites
     inbox: Inbox
-    inbox_store: InboxStore
     history: History
     idempotency: IdempotencyKeys
     api_keys: ApiKeys

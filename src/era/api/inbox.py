@@ -22,7 +22,7 @@ from era.api.context import (
 from era.api.streaming import listing_response, page_pieces
 from era.core.models import OwnedId
 from era.core.public.inbox import DeliveryStatus
-from era.core.public.signatures import HEADERS, Verify
+from era.core.signatures import HEADERS, Verify
 from era.wire.inbox import (
     DeliveriesAnswer,
     DeliveryAnswer,
@@ -46,7 +46,7 @@ async def put_inbox(session_id: SessionId, body: InboxBody, request: Request, co
     verify = None
     if (settings := body.verify) is not None:
         verify = Verify(settings.scheme, settings.secret, (settings.header or HEADERS[settings.scheme]).lower())
-    await context.inbox_store.put_inbox(session_id, verify, body.retries)
+    await context.inbox.store.put_inbox(session_id, verify, body.retries)
     return await _shown(session_id, request, context)
 
 
@@ -59,7 +59,7 @@ async def get_inbox(session_id: SessionId, request: Request, context: UseContext
 @router.delete("", responses={200: {"model": InboxDeletedAnswer}, **errors(404)})
 async def delete_inbox(session_id: SessionId, context: UseContext) -> Response:
     """Remove the session's inbox with all its deliveries, pending ones included."""
-    dropped = await context.inbox_store.delete_inbox(session_id)
+    dropped = await context.inbox.store.delete_inbox(session_id)
     return Answer({"success": True, "session_id": session_id.id, "deleted_deliveries": dropped})
 
 
@@ -69,7 +69,7 @@ async def list_deliveries(
 ) -> Response:
     """List deliveries, newest first."""
     before = key_of(cursor) if cursor else None
-    deliveries = await context.inbox_store.deliveries(session_id, status=status, limit=limit + 1, before=before)
+    deliveries = await context.inbox.store.deliveries(session_id, status=status, limit=limit + 1, before=before)
     page = deliveries[:limit]
     following = cursor_of(page[-1].key) if len(deliveries) > limit else None
     rest = {"count": len(page), "next_cursor": following}
@@ -79,7 +79,7 @@ async def list_deliveries(
 @router.get("/deliveries/{delivery_id}", responses={200: {"model": DeliveryContentAnswer}, **errors(404)})
 async def get_delivery(session_id: SessionId, delivery_id: str, context: UseContext) -> Response:
     """Show a delivery with the request that brought it."""
-    return Answer(content_answer(*await context.inbox_store.delivery(session_id, delivery_id)))
+    return Answer(content_answer(*await context.inbox.store.delivery(session_id, delivery_id)))
 
 
 @router.post("/deliveries/{delivery_id}/replay", responses={202: {"model": DeliveryAnswer}, **errors(404, 409, 429)})
@@ -91,6 +91,6 @@ async def replay_delivery(session_id: SessionId, delivery_id: str, context: UseC
 
 async def _shown(session_id: OwnedId, request: Request, context: Context) -> Response:
     """The answer that shows an inbox."""
-    inbox, counts = await context.inbox_store.inbox(session_id)
+    inbox, counts = await context.inbox.store.inbox(session_id)
     url = f"{called_url(request, context.settings)}/proxy/{session_id}/inbox"
     return Answer(inbox_answer(session_id.id, url, inbox, counts))

@@ -37,7 +37,7 @@ async def create_webhook(body: WebhookBody, request: Request, context: UseContex
 @router.get("", responses={200: {"model": WebhooksAnswer}, **errors()})
 async def list_webhooks(owner: Owner, context: UseContext) -> Response:
     """List the caller's webhooks, oldest first."""
-    webhooks = [webhook_answer(*each) for each in await context.webhooks.list(owner)]
+    webhooks = [webhook_answer(*each) for each in await context.webhooks.store.webhooks(owner)]
     return Answer({"webhooks": webhooks, "count": len(webhooks)})
 
 
@@ -45,7 +45,7 @@ async def list_webhooks(owner: Owner, context: UseContext) -> Response:
 async def delete_webhook(webhook_id: WebhookId, request: Request, context: UseContext) -> Response:
     """Delete a webhook, with what waits to be told to it."""
     caller = caller_of(request)
-    await context.webhooks.delete(caller.owner, webhook_id)
+    await context.webhooks.store.drop_webhook(caller.owner, webhook_id)
     await context.tell_hosts()
     await context.audit.record(caller, "webhook.delete", webhook_id)
     return Answer({"success": True, "id": webhook_id})
@@ -54,7 +54,7 @@ async def delete_webhook(webhook_id: WebhookId, request: Request, context: UseCo
 @router.get("/{webhook_id}/deliveries", responses={200: {"model": NoticesAnswer}, **errors(404)})
 async def list_notices(webhook_id: WebhookId, owner: Owner, context: UseContext) -> Response:
     """List what waits to be told to a webhook, and the last hundred that were told or given up, newest first."""
-    notices = [notice_answer(notice) for notice in await context.webhooks.notices(owner, webhook_id)]
+    notices = [notice_answer(notice) for notice in await context.webhooks.store.notices(owner, webhook_id)]
     return Answer({"deliveries": notices, "count": len(notices)})
 
 

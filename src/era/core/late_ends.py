@@ -1,8 +1,7 @@
-"""Ends of runs and processes, tries of notices and uses that are still to be put on record, since the database is away.
+"""Ends of runs and processes, and uses, that are still to be put on record, since the database is away.
 
 Until an end is on record its row says `running`: who looks is told so, its idempotency key is taken, and its session
-never expires. Until a try is, its notice looks as if it had not been sent. So it is tried for as long as the service
-lives; the next start records ends that are left as lost, and sends such notices again.
+never expires. So it is tried for as long as the service lives. The next start records ends that are left as lost.
 """
 
 from __future__ import annotations

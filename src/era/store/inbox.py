@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
 
 from era.core.metadata import Retention
 from era.core.models import OwnedId, Session, now
@@ -25,7 +25,7 @@ from era.core.public.inbox import (
     Received,
     no_inbox,
 )
-from era.core.public.signatures import Verify
+from era.core.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
 from era.store.database import Database
 from era.store.homes import check_home
@@ -55,19 +55,19 @@ _CONTENT = select(_d.c.method, _d.c.path, _d.c.query, _d.c.headers, _d.c.body, _
 _UNFINISHED = _d.c.status.in_(("pending", "running"))
 _ENDED = _d.c.status.in_(("done", "failed"))
 _PENDING, _RUNS = has_status(_d, "pending"), has_status(_d, "running")
-_CAN_RUN = exists().where(
-    sessions.c.key == _d.c.session_key,
-    inboxes.c.session_key == sessions.c.key,
-    IS_PRESENT,
-    sessions.c.code.is_not(None),
-    sessions.c.allow_public,
+_IS_DUE = func.coalesce(_d.c.next_attempt_at, 0) <= bindparam("now")
+_CAN_RUN = IS_PRESENT & sessions.c.code.is_not(None) & sessions.c.allow_public
+_FIRST = select(_d.c.session_key, func.min(_d.c.position)).where(_PENDING).group_by(_d.c.session_key)
+_DUE = (
+    select(sessions.c.key, sessions.c.owner)
+    .join_from(_d, sessions, sessions.c.key == _d.c.session_key)
+    .where(tuple_(_d.c.session_key, _d.c.position).in_(_FIRST), _PENDING, _IS_DUE, _CAN_RUN)
 )
-_DELIVERABLE = select(_d.c.session_key).where(_PENDING, _CAN_RUN).distinct()
 _WAITING = select(func.count()).select_from(_d).where(_PENDING)
-_OLDEST = select(func.min(_d.c.received_at)).where(
-    _PENDING,
-    _CAN_RUN,
-    (_d.c.next_attempt_at.is_(None)) | (_d.c.next_attempt_at <= bindparam("now")),
+_OLDEST = (
+    select(func.min(_d.c.received_at))
+    .join_from(_d, sessions, sessions.c.key == _d.c.session_key)
+    .where(_PENDING, _IS_DUE, _CAN_RUN)
 )
 _IS_RUNNING = select(_d.c.key).where(_RUNS).limit(1)
 
@@ -75,6 +75,7 @@ _OF_SESSION = _d.c.session_key == bindparam("session")
 _NEXT = (
     select(
         *(_d.c[name] for name in _FIELDS),
+        *(_d.c[name] for name in ("query", "headers", "body", "base_url")),
         sessions.c.id.label("session_id"),
         sessions.c.owner,
         sessions.c.code.is_not(None).label("has_code"),
@@ -243,8 +244,11 @@ class InboxRows:
 
         return await self._database.read(job)
 
-    async def sessions_to_deliver(self) -> Sequence[int]:
-        return await self._database.read(lambda connection: list(connection.execute(_DELIVERABLE).scalars()))
+    async def due(self) -> Mapping[int, str]:
+        def job(connection: Connection) -> Mapping[int, str]:
+            return {row.key: row.owner for row in connection.execute(_DUE, {"now": now()})}
+
+        return await self._database.read(job)
 
     async def next_delivery(self, session_key: int) -> Next | None:
         def job(connection: Connection) -> Next | None:
@@ -256,14 +260,8 @@ class InboxRows:
                 why_not = "The session is not public."
             elif not row.has_code:
                 why_not = "The session stores no code."
-            return Next(_delivery_from_row(row), session_key, OwnedId(row.owner, row.session_id), row.retries, why_not)
-
-        return await self._database.read(job)
-
-    async def content(self, delivery_key: int) -> Content | None:
-        def job(connection: Connection) -> Content | None:
-            row = connection.execute(_CONTENT.where(_d.c.key == delivery_key)).one_or_none()
-            return None if row is None else _content_from_row(row)
+            session_id = OwnedId(row.owner, row.session_id)
+            return Next(_delivery_from_row(row), _content_from_row(row), session_key, session_id, row.retries, why_not)
 
         return await self._database.read(job)
 
@@ -314,8 +312,9 @@ class InboxRows:
 
         await self._database.write(job)
 
-    async def note_reason(self, delivery_key: int, reason: str) -> None:
-        statement = update(_d).where(_d.c.key == delivery_key).values(reason=reason)
+    async def put_off(self, delivery_key: int, reason: str, next_attempt_at: int | None) -> None:
+        values = {"reason": reason, "next_attempt_at": next_attempt_at}
+        statement = update(_d).where(_d.c.key == delivery_key, _PENDING).values(values)
         await self._database.write(lambda connection: connection.execute(statement))
 
     async def count_none_running(self) -> None:

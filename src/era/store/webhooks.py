@@ -39,7 +39,8 @@ _ENDED = _n.c.status != "pending"
 _OF_WEBHOOK = _n.c.webhook_id == bindparam("of_webhook")
 _IS_DUE = func.coalesce(_n.c.next_attempt_at, 0) <= bindparam("at")
 _OLDEST = select(func.min(_n.c.key)).where(_PENDING)
-_WITH_DUE = select(_n.c.webhook_id).where(_n.c.key.in_(_OLDEST.group_by(_n.c.webhook_id)), _IS_DUE)
+_DUE = select(_w.c.id, _w.c.owner).join_from(_n, _w, _w.c.id == _n.c.webhook_id)
+_DUE = _DUE.where(_n.c.key.in_(_OLDEST.group_by(_n.c.webhook_id)), _IS_DUE)
 _NEXT_DUE = _NOTICES.where(_n.c.key == _OLDEST.where(_OF_WEBHOOK).scalar_subquery(), _IS_DUE)
 _COUNT_PENDING = select(func.count()).select_from(_n).where(_OF_WEBHOOK, _PENDING)
 _TOO_OLD = select(_n.c.key).where(_OF_WEBHOOK, _ENDED).order_by(_n.c.key.desc()).limit(1).offset(KEPT)
@@ -181,20 +182,20 @@ class WebhookRows:
     def wants(self, owner: str, event: Event) -> bool:
         return bool(self._listeners.of(owner, event))
 
-    async def due(self) -> Sequence[Webhook]:
-        known = self._listeners.by_id()
-        if not known:
-            return []
+    async def due(self) -> Mapping[str, str]:
+        if not self._listeners.by_id():
+            return {}
 
-        def job(connection: Connection) -> Sequence[str]:
-            return list(connection.execute(_WITH_DUE, {"at": now()}).scalars())
+        def job(connection: Connection) -> Mapping[str, str]:
+            return {row.id: row.owner for row in connection.execute(_DUE, {"at": now()})}
 
-        return [known[webhook_id] for webhook_id in await self._database.read(job) if webhook_id in known]
+        return await self._database.read(job)
 
-    async def next_due(self, webhook: Webhook) -> Notice | None:
-        def job(connection: Connection) -> Notice | None:
-            row = connection.execute(_NEXT_DUE, {"of_webhook": webhook.id, "at": now()}).one_or_none()
-            return None if row is None else Notice(*row)
+    async def next_due(self, webhook_id: str) -> tuple[Webhook, Notice] | None:
+        def job(connection: Connection) -> tuple[Webhook, Notice] | None:
+            notice = connection.execute(_NEXT_DUE, {"of_webhook": webhook_id, "at": now()}).one_or_none()
+            webhook = connection.execute(_WEBHOOKS.where(_w.c.id == webhook_id)).one_or_none()
+            return (_webhook_from_row(webhook), Notice(*notice)) if webhook and notice else None
 
         return await self._database.read(job)
 

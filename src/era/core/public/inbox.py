@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from era.core.models import OwnedId
-from era.core.public.signatures import Verify
+from era.core.signatures import Verify
 from era.errors import NotFound
 
 type DeliveryStatus = Literal["pending", "running", "done", "failed"]
@@ -87,6 +87,7 @@ class Next:
     """A session's first pending delivery, with what decides whether it can be run."""
 
     delivery: Delivery
+    content: Content
     session_key: int
     session_id: OwnedId
     retries: int
@@ -170,15 +171,13 @@ class InboxStore(Protocol):
         """What waits, in all inboxes."""
         ...
 
-    async def sessions_to_deliver(self) -> Sequence[int]:
-        """The keys of sessions that have pending deliveries and can run them."""
+    async def due(self) -> Mapping[int, str]:
+        """The owners of sessions whose first pending delivery is due and can be run, by the session's key."""
         ...
 
     async def next_delivery(self, session_key: int) -> Next | None:
         """The session's first pending delivery. None without one, or where the session is gone."""
         ...
-
-    async def content(self, delivery_key: int) -> Content | None: ...
 
     async def is_pending(self, delivery_key: int) -> bool: ...
 
@@ -198,8 +197,8 @@ class InboxStore(Protocol):
         delete the oldest ended deliveries beyond KEPT."""
         ...
 
-    async def note_reason(self, delivery_key: int, reason: str) -> None:
-        """Record why a pending delivery isn't being run."""
+    async def put_off(self, delivery_key: int, reason: str, next_attempt_at: int | None) -> None:
+        """Record why a pending delivery isn't run before this time."""
         ...
 
     async def cut_off(self) -> int:

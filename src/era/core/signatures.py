@@ -1,4 +1,4 @@
-"""Verifies the signatures of webhooks: HMAC-SHA256 of the raw body.
+"""Signatures of webhooks, HMAC-SHA256 of the raw body: verified as they come in, and made for those that go out.
 
 The schemes differ in the header that holds the signature, and in how it is written there. Signatures are compared in
 constant time. Sources: GitHub, "Validating webhook deliveries"; Stripe, "Verify webhook signatures manually".
@@ -45,15 +45,20 @@ def is_genuine(verify: Verify, headers: Sequence[tuple[bytes, bytes]], body: byt
     signature = values[0].strip()
     match verify.scheme:
         case "github":
-            return _equal(b"sha256=" + _hex(verify, body), signature)
+            return _equal(b"sha256=" + _hex(verify.secret, body), signature)
         case "stripe":
             return _is_genuine_stripe(verify, signature, body, at)
         case "hmac":
             signature = signature.removeprefix(b"sha256=")
-            expected = _hex(verify, body)
+            expected = _hex(verify.secret, body)
             # Hex and base64 are both tried, whatever the first says, so that the time taken reveals nothing.
             as_hex = _equal(expected, signature.lower())
             return _equal(base64.b64encode(bytes.fromhex(expected.decode())), signature) or as_hex
+
+
+def signed(secret: str, body: bytes, at: int) -> str:
+    """Return the signature of a body in Stripe's form, made at a time in seconds since 1970."""
+    return f"t={at},v1={_hex(secret, b'%d.' % at + body).decode()}"
 
 
 def _is_genuine_stripe(verify: Verify, signature: bytes, body: bytes, at: float) -> bool:
@@ -63,14 +68,14 @@ def _is_genuine_stripe(verify: Verify, signature: bytes, body: bytes, at: float)
     signatures = [value for name, _, value in pairs if name == b"v1"]
     if len(times) != 1 or not times[0].isdigit() or len(times[0]) > 12 or len(signatures) > _MAX_SIGNATURES:
         return False
-    expected = _hex(verify, times[0] + b"." + body)
+    expected = _hex(verify.secret, times[0] + b"." + body)
     matching = [_equal(expected, candidate) for candidate in signatures]
     return any(matching) and abs(at - int(times[0])) <= TOLERANCE
 
 
-def _hex(verify: Verify, content: bytes) -> bytes:
+def _hex(secret: str, content: bytes) -> bytes:
     """HMAC-SHA256 of `content`, in hexadecimal."""
-    return hmac.new(verify.secret.encode(), content, hashlib.sha256).hexdigest().encode()
+    return hmac.new(secret.encode(), content, hashlib.sha256).hexdigest().encode()
 
 
 def _equal(expected: bytes, received: bytes) -> bool:
