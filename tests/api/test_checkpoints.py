@@ -104,6 +104,34 @@ def test_no_checkpoint_shows_counters_reversed(
     stop(client, where)
 
 
+NO_FREEZER = """
+from contextlib import asynccontextmanager
+from era.drivers.freezer import Freezer
+
+@asynccontextmanager
+async def frozen(_):
+    yield None
+
+Freezer.frozen = frozen
+"""
+
+
+def test_consistent_without_freezer_only_once_no_process_is_left(own_server: MakeServer) -> None:
+    """Neither one that was asked for, nor what it has left behind."""
+    server = own_server(weakness=NO_FREEZER, idle_seconds="60")
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        start(client, "s", "sleep 1000", tag="p")
+        assert not checkpoint(client, "s")["consistent"]
+        client.delete("/api/sessions/s/processes/p")
+        ended(client, "s", start(client, "s", "sleep 1000 > /dev/null 2>&1 & echo $! > pid"))
+        assert not checkpoint(client, "s")["consistent"]
+        ended(client, "s", start(client, "s", "kill $(cat pid); rm pid; echo 1 > last"))
+        assert eventually(lambda: checkpoint(client, "s")["consistent"])
+        assert versions(client, "s")[0]["cause"] == "checkpoint"
+        stop(client, "s")
+
+
 def test_they_come_when_a_process_ends_and_from_time_to_time(own_server: MakeServer) -> None:
     server = own_server(weakness=built_with("era.parts.LiveSessions", checkpoint_seconds=0.3), idle_seconds="60")
     with server.client() as client:

@@ -76,15 +76,15 @@ class MomentLab(Lab):
         self.live = Live(workspace, "live")
         self.last: Snapshot = EMPTY
 
-    def moment(self, *, ended: bool = False) -> LiveSnapshot:
-        """Take a snapshot. `ended` is as for LiveSnapshots.take."""
-        moment = asyncio.run(self._take(ended=ended))
+    def moment(self) -> LiveSnapshot:
+        """Take a snapshot."""
+        moment = asyncio.run(self._take())
         self.last = moment.snapshot
         assert os.listdir(self.directory / "aside") == []
         return moment
 
-    async def _take(self, *, ended: bool = False) -> LiveSnapshot:
-        return await self.moments.take(self.live.sandbox, self.last, session_id=mine("s"), ended=ended)
+    async def _take(self) -> LiveSnapshot:
+        return await self.moments.take(self.live.sandbox, self.last, session_id=mine("s"))
 
     def contents(self, snapshot: Snapshot | None = None) -> dict[str, bytes]:
         """The files of a snapshot."""

@@ -46,15 +46,15 @@ def test_what_changes_while_it_is_put_aside_is_read_again(
 
     monkeypatch.setattr(content_copies, "_read", then_changed(content_copies._read))
     monkeypatch.setattr(sparse, "copy_changing", then_changed(sparse.copy_changing))
-    moment = lab.moment(ended=True)
+    lab.moment()
+    assert lab.contents()["file"].startswith(b"first")
+    lab.moment()
     assert lab.contents()["file"].startswith(b"other")
-    assert moment.consistent, "two looks agree about what it is now"
-    assert lab.moment().snapshot == moment.snapshot
 
 
 @pytest.mark.parametrize("can_freeze", [True, False])
 def test_copies_are_removed_on_threads(lab: MomentLab, can_freeze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those of looks that didn't agree, and of one that could not be stored: each may be large."""
+    """Also those of a look that could not be stored: each may be large."""
     lab.live.can_freeze = can_freeze
     noted = noted_removals(monkeypatch)
     write(lab, "file", bytes(300_000))

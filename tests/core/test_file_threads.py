@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from era.core.fair_limiter import FairLimiter, Release
-from era.core.files import file_threads, live_snapshots, trees
+from era.core.files import file_threads, trees
 from era.core.files.content_copies import ContentCopies
 from era.core.files.edits import Changes, PutFile
 from era.core.files.file_threads import FileThreads
@@ -533,7 +533,6 @@ def test_a_large_look_puts_nothing_aside_where_small_work_is_done(
 ) -> None:
     """Neither before everything stands still nor where it can't."""
     monkeypatch.setattr(file_threads, "LARGE_BYTES", 2 * trees.FILE_BYTES)
-    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
     names: list[str] = []
     put_tree = ContentCopies.put_tree
 

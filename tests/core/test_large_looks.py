@@ -137,26 +137,10 @@ async def test_a_large_live_session_that_isnt_watched_is_small_work_while_nothin
     await lab.snapshots.close()
 
 
-async def test_looks_that_are_large_are_tried_as_small_work_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given_up = GivenUp(monkeypatch)
-    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
-    monkeypatch.setattr(live_snapshots, "_agree", lambda *_: False)
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
-    lab = unwatched(tmp_path)
-    lab.live.can_freeze = False
-    assert not (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).consistent
-    assert given_up.small == 1
-    assert given_up.large == [DEFAULT_OWNER] * (live_snapshots._LOOKS + 1), "looks, and one that stores"
-    await lab.snapshots.close()
-
-
 @pytest.mark.parametrize("can_freeze", [True, False])
 async def test_a_tree_that_is_known_to_be_large_is_not_tried_as_small_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_freeze: bool
 ) -> None:
-    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
     monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES // 2)
     lab = unwatched(tmp_path)
     lab.last = await lab.snapshots.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
@@ -168,31 +152,6 @@ async def test_a_tree_that_is_known_to_be_large_is_not_tried_as_small_work(
         lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, session_id=mine("s"))).snapshot
     assert len(lab.contents()) == FILES + 2
     assert given_up.small == 0
-    assert set(given_up.large) == {DEFAULT_OWNER}
-    await lab.snapshots.close()
-
-
-async def test_what_grows_large_between_two_looks_is_given_up_where_small_work_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given_up = GivenUp(monkeypatch)
-    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 2 * FILES)
-    lab = unwatched(tmp_path)
-    lab.live.can_freeze = False
-    is_still_there = ContentCopies.is_still_there
-
-    def grown_first(*arguments: Any) -> bool:
-        for number in range(2 * FILES):
-            (lab.live.workspace / f"new{number}").touch()
-        return is_still_there(*arguments)
-
-    scanned = full_scans(monkeypatch)
-    monkeypatch.setattr(ContentCopies, "is_still_there", grown_first)
-    await asyncio.sleep(SETTLE)
-    lab.last = (await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))).snapshot
-    assert len(lab.contents()) == 3 * FILES
-    assert max(entries or 0 for thread, entries in scanned if thread == "era-files") == FILES
-    assert given_up.small == 1
     assert set(given_up.large) == {DEFAULT_OWNER}
     await lab.snapshots.close()
 
@@ -326,7 +285,6 @@ async def test_where_it_cant_be_had_as_large_work_it_is_looked_at_while_everythi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what was touched before isn't forgotten, as nothing is taken for unchanged then."""
-    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
     monkeypatch.setattr(live_snapshots, "_FREEZE_PAUSES", (0, 0))
     lab = MomentLab(tmp_path)
     for number in range(FILES):
@@ -362,7 +320,6 @@ def test_where_it_takes_long_to_find_what_is_held_looks_are_large_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_freeze: bool
 ) -> None:
     """As processes with very many descriptors make it; until it doesn't any more."""
-    monkeypatch.setattr(live_snapshots, "_PAUSE", 0)
     asked: list[str] = []
     takes_long = True
     with opened(tmp_path) as lab:

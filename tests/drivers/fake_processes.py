@@ -101,6 +101,9 @@ class FakeSupervisor:
         self._processes.append(FakeProcess(process))
         return self._processes[-1]
 
+    async def is_empty(self) -> bool:
+        return all(process._process.returncode is not None for process in self._processes)
+
     async def wait(self) -> None:
         await self._ended.wait()
 

@@ -15,8 +15,9 @@ from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
 from era.core.ports import Sandbox
+from era.core.process import ProcessSpec
 from era.store.blobs import LocalBlobs
-from tests.drivers.process_steps import PATIENCE, running, spec
+from tests.drivers.process_steps import PATIENCE, process, running, shell, spec
 from tests.owners import mine
 
 WRITERS = 20
@@ -49,6 +50,20 @@ class Seen:
 
     moved: bool = False
     """Whether any counter had moved between two of those."""
+
+
+async def emptied(sandbox: Sandbox) -> list[bool]:
+    """Whether the supervisor says that no process is left: beside a helper, beside a process that a shell has left
+    behind, and once that has ended."""
+    supervisor = await sandbox.process_supervisor()
+    helper = await supervisor.start(ProcessSpec((), {}, channel=True, module="live_files"))
+    said = [await supervisor.is_empty()]
+    pid = (await process(sandbox, shell("sleep 1000 > /dev/null 2>&1 & echo $!")))[0]["stdout"].decode().strip()
+    said.append(await supervisor.is_empty())
+    await process(sandbox, shell(f"kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.01; done"))
+    said.append(await supervisor.is_empty())
+    await helper.kill()
+    return said
 
 
 async def counters(sandbox: Sandbox, wanted: int, most: int) -> tuple[Seen, Seen]:

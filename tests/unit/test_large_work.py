@@ -125,7 +125,7 @@ async def test_all_work_is_done_in_its_sessions_turn_and_large_work_in_its_owner
         core.snapshots.forget(core.driver.alive[0].id)
         await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 1000"))
         await core.run(WRITE % "fourth")
-        live = ("LiveSnapshots._agreeing_look", "LiveSnapshots._take", "Snapshots.held_bytes")
+        live = ("LiveSnapshots._loose_look", "LiveSnapshots._take", "Snapshots.held_bytes")
         turns.had("Snapshots.memory_of", "Snapshots._reading", *live)
 
         (core.driver.alive[0].workspace / "more").write_text("as a process would")

@@ -122,6 +122,10 @@ class ProcessSupervisor(Protocol):
         SandboxFailed."""
         ...
 
+    async def is_empty(self) -> bool:
+        """Whether no process is left, helpers of our own (`ProcessSpec.module`) aside. False where that isn't known."""
+        ...
+
     async def wait(self) -> None:
         """Wait for the end of the supervisor, and so of all processes."""
         ...

@@ -262,8 +262,8 @@ class ProcessSupervisor:
         self._cause: Literal["oom", "signal"] | None = None
         """Why all processes end at once, where that is known."""
 
-        self._asked: deque[asyncio.Future[int]] = deque()
-        """How much memory all processes take, as it is to say."""
+        self._asked: deque[asyncio.Future[tuple[int, bool]]] = deque()
+        """How much memory all processes take, and whether there is none but helpers, as it is to say."""
 
         self._expecting: set[asyncio.Task[None]] = set()
 
@@ -331,6 +331,7 @@ class ProcessSupervisor:
             "pty": [spec.pty.cols, spec.pty.rows] if spec.pty else None,
             "channel": spec.channel,
             "supervised": spec.supervised,
+            "helper": spec.module is not None,
         }
         self.send(b"S", number, json.dumps(header).encode())
         try:
@@ -371,7 +372,7 @@ class ProcessSupervisor:
         for seconds in (_MEMORY_SECONDS, *[_MEMORY_LOOK_SECONDS] * _MEMORY_LOOKS):
             await asyncio.wait({answer}, timeout=seconds)
             if answer.done():
-                return answer.result()
+                return answer.result()[0]
             if not goes_on:
                 break
             # There is one more look in any case: an event loop that stood still hears of a timeout before it hears of
@@ -379,6 +380,13 @@ class ProcessSupervisor:
             goes_on = self.alive and may_wait()
         answer.cancel()
         return None
+
+    async def is_empty(self) -> bool:
+        if not self.alive:
+            return False  # its last processes may just be ending
+        answer = self._ask()
+        await asyncio.wait({answer}, timeout=_MEMORY_SECONDS)
+        return answer.result()[1] if answer.done() else not answer.cancel()
 
     def expect_answer(self) -> None:
         """End all processes unless it answers: in gVisor they can have it stand still, and who waits for an end would
@@ -393,7 +401,7 @@ class ProcessSupervisor:
         except TimeoutError:
             self.life.kill()
 
-    def _ask(self) -> asyncio.Future[int]:
+    def _ask(self) -> asyncio.Future[tuple[int, bool]]:
         self._asked.append(answer := asyncio.get_running_loop().create_future())
         self.send(b"M", 0)
         return answer
@@ -414,7 +422,7 @@ class ProcessSupervisor:
             while True:
                 kind, number, payload = await self._receive()
                 if kind == b"M" and self._asked and not (answer := self._asked.popleft()).done():
-                    answer.set_result(int.from_bytes(payload, "big"))
+                    answer.set_result((int.from_bytes(payload[:8], "big"), payload[8:] == b"\1"))
                 process = self._processes.get(number)
                 if process is not None:
                     process.on_frame(kind, payload)

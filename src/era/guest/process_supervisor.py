@@ -44,7 +44,7 @@ Wire format. As that of the other supervisor (supervisor.py), but a frame has, b
                   K  kill it and what descends from it
                   Z  columns and rows of its PTY (2 bytes each)
                   A  room for so many more bytes of output (4 bytes)
-                  M  say how much memory all processes take
+                  M  say how much memory all processes take, and whether there are any
   guest to host:  N, G  as of the other supervisor, without guest listeners
                   Y  it is ready
                   S  its pid (4 bytes): it is forked
@@ -52,7 +52,7 @@ Wire format. As that of the other supervisor (supervisor.py), but a frame has, b
                   a, c  so many bytes (4) have been written to its input, its channel: there is room for them again
                   x, y  its input, its channel, takes nothing any more
                   D  JSON, how it ended. It comes last
-                  M  so many bytes of memory (8 bytes)
+                  M  so many bytes of memory (8 bytes), and whether no process is left but helpers (1 byte)
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class ProcessSupervisor:
             self.waiting, self.missing = self.processes.get(number), int.from_bytes(payload, "big")
             return
         if kind == b"M":
-            self.send(b"M", 0, memory_bytes().to_bytes(8, "big"))
+            self.send(b"M", 0, memory_bytes().to_bytes(8, "big") + bytes([self.is_empty()]))
             return
         process = self.processes.get(number)
         if process is None:
@@ -300,6 +300,11 @@ class ProcessSupervisor:
         process = GuestProcess(self, number, header)
         self.processes[number] = process
         process.begin()
+
+    def is_empty(self) -> bool:
+        """Whether no process is left but helpers."""
+        helpers = {str(pid) for pid, process in self.by_pid.items() if process.header["helper"]}
+        return {name for name in os.listdir("/proc") if name.isdigit()} <= helpers | {"1"}
 
     # -- processes ----------------------------------------------------------------------------------------------
 

@@ -228,6 +228,11 @@ def test_no_snapshot_shows_counters_reversed(sandboxes: Any, live: Any) -> None:
     assert weak.reversed
 
 
+def test_is_empty_once_descendants_have_ended(sandboxes: Any, live: Any) -> None:
+    """Helpers of our own don't count."""
+    assert sandboxes.do(live, moment_steps.emptied) == [True, False, True]
+
+
 def test_closing_ends_all(sandboxes: Any) -> None:
     sandbox = sandboxes.make("python")
     assert sandboxes.do(sandbox, steps.closed_under_processes) == ["signal"] * 3

@@ -40,8 +40,6 @@ class ContentCopies:
         self._in_memory = 0
         self._at_work = threading.RLock()
         self._closed = False
-        self.missed = False
-        """Whether anything was gone or something else when it was to be put aside."""
 
     def put_tree(self, fd: int, tree: Tree, *, still: bool, budget: Budget | None = None) -> None:
         """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
@@ -62,7 +60,7 @@ class ContentCopies:
                     with trees.opened(fd, name, file.fingerprint.mode) as content:
                         self._put(content, file, still=still)
                 except (OSError, Changed) as error:
-                    self._overlook(error, still=still)
+                    _check_gone(error, still=still)
                     del tree.files[name]
         for name, child in list(tree.trees.items()):
             if child.digest is None:
@@ -70,7 +68,7 @@ class ContentCopies:
                     with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
                         self._put_below(below, child, still=still)
                 except (OSError, Changed) as error:
-                    self._overlook(error, still=still)
+                    _check_gone(error, still=still)
                     del tree.trees[name]
         if not still:
             tree.update_totals()
@@ -110,31 +108,6 @@ class ContentCopies:
         self._room -= more
         if self._room < 0:
             raise WorkspaceFull(f"the working directory holds more than {self._most_bytes} bytes")
-
-    def is_still_there(self, fd: int, tree: Tree, since_ns: int) -> bool:
-        """Whether those of the files that were put aside which have changed since then still hold what was put aside.
-        Their times needn't tell: see live_snapshots.py. What is gone is missed. Raises Changed, OSError."""
-        with self._at_work:
-            if self._closed:
-                raise Changed
-            return self._is_still_below(fd, tree, since_ns)
-
-    def _is_still_below(self, fd: int, tree: Tree, since_ns: int) -> bool:
-        try:
-            for name, file in tree.files.items():
-                if file.digest is None and file.fingerprint.ctime_ns > since_ns:
-                    with trees.opened(fd, name, file.fingerprint.mode) as content:
-                        if not _holds(content, self._contents[id(file)]):
-                            return False
-            for name, child in tree.trees.items():
-                if child.digest is None:
-                    with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
-                        if not self._is_still_below(below, child, since_ns):
-                            return False
-        except (OSError, Changed) as error:
-            self._overlook(error, still=False)
-            return False
-        return True
 
     def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
         """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
@@ -193,11 +166,11 @@ class ContentCopies:
         finally:
             self._at_work.release()
 
-    def _overlook(self, error: OSError | Changed, *, still: bool) -> None:
-        """Note that something is gone, or another thing by now. Raises `error` where that can't be."""
-        if still or (isinstance(error, OSError) and error.errno not in trees.GONE):
-            raise error
-        self.missed = True
+
+def _check_gone(error: OSError | Changed, *, still: bool) -> None:
+    """Raise `error`, unless things change and it says that something is gone or another thing by now."""
+    if still or (isinstance(error, OSError) and error.errno not in trees.GONE):
+        raise error
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -206,17 +179,6 @@ def _read(fd: int, size: int) -> bytes:
     while len(content) < size and (piece := os.read(fd, size - len(content))):
         content += piece
     return bytes(content)
-
-
-def _holds(fd: int, put_aside: bytes | str) -> bool:
-    """Whether a file begins with what was put aside of it: the content itself, or the path of the copy."""
-    if isinstance(put_aside, bytes):
-        return _read(fd, len(put_aside)) == put_aside
-    with trees.closing(os.open(put_aside, os.O_RDONLY | os.O_CLOEXEC)) as copy:
-        while piece := os.read(copy, _CHUNK):
-            if _read(fd, len(piece)) != piece:
-                return False
-    return True
 
 
 def _digest(path: str) -> str:

@@ -13,17 +13,14 @@ was put aside is hashed, stored and made durable. A directory that isn't known y
 processes go on: so the moment is short all the same. What turns out to be large work is given up before anything is put
 aside: everything goes on until there is a thread for it, and stands still again.
 
-*Looking twice.* Where processes can't be frozen, the tree is looked at until two looks agree, but not without end. The
-snapshot isn't consistent while processes go on, even if two looks agree: a look doesn't show what a process changes and
-changes back before the next one, or writes through a memory map. Once all processes have ended, looks that agree show
-one moment.
+*Without a freezer.* The tree is looked at once while processes go on: each file is as it was at some time. The snapshot
+is consistent only if no process was left, which the caller knows (live/checkpoints.py).
 
 *Half a write.* A call that writes much sets a file's times when it begins, and no more, so what is read meanwhile may
 be half of it, and nothing tells so later. Nor can anybody tell that it is under way: another thread may have closed its
 descriptor, and gVisor's kernel has all files open. But no call goes on while everything stands still. So it does for a
 moment before a directory is looked at while processes go on, and what has changed since that moment is read again at
-the next look. Where that moment can't be had, it is what has changed within the last minute (_WRITE_NS); and two looks
-agree only if they have found the same content in that.
+the next look. Where that moment can't be had, it is what has changed within the last minute (_WRITE_NS).
 
 *What may change unseen.* A file that a process has open needs no opening any more, one that it executes can be opened
 under a name that is gone, and one that it has mapped is changed without any call. So the sandbox is asked which files
@@ -60,10 +57,6 @@ from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.errors import CommitFailed
 
-_LOOKS = 5
-_PAUSE = 0.06
-"""Seconds between two looks: more than the tick within which a change may leave a file's times as they are."""
-
 _FREEZE_PAUSES = (0.1, 0.1)
 """Seconds between two tries to have everything stand still. On a busy machine a process may not get to its stand within
 the time of one; the pauses let the sandbox get on with what it couldn't be stopped in."""
@@ -85,7 +78,8 @@ class LiveSnapshot:
 
     snapshot: Snapshot
     consistent: bool
-    """Whether all of it is of one moment."""
+    """Whether all of it is of one moment: everything stood still, or nothing had changed. Else that is so only if no
+    process ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +92,6 @@ class _Look:
     held: HeldFiles | None
     unstored_bytes: int
     """See trees.Tree."""
-
-    missed: bool = False
-    """Whether anything was gone when it was looked at."""
 
 
 class LiveSnapshots:
@@ -130,19 +121,17 @@ class LiveSnapshots:
         changed: bool = False,
         stored: Awaitable[None] | None = None,
         session_id: OwnedId,
-        ended: bool = False,
     ) -> LiveSnapshot:
-        """Make the content of `sandbox.workspace` durable. `ended`: no process of the session is left, so that two
-        looks which agree are of one moment. The other arguments are those of Snapshots.take, and so is what is
-        raised: SnapshotRefused where the tree exceeds the limits, CommitFailed where the disk fails. `changed` says
-        that it was changed just now, so that nothing would come of looking whether it is as it was. `stored` is waited
-        for once the tree has been looked at: somebody stores what it is expected to hold meanwhile, and raises nothing.
+        """Make the content of `sandbox.workspace` durable.
+
+        The arguments and errors are those of Snapshots.take: SnapshotRefused where the tree exceeds the limits,
+        CommitFailed where the disk fails. `changed` says that the tree was changed just now, so that it isn't first
+        looked at whether it is as it was. `stored` is waited for once the tree has been looked at: somebody stores
+        what it is expected to hold meanwhile, and raises nothing.
         """
         try:
             with self._snapshots.memories.in_use(sandbox.id):
-                return await self._take(
-                    sandbox, previous, entry, changed=changed, stored=stored, session_id=session_id, ended=ended
-                )
+                return await self._take(sandbox, previous, entry, changed=changed, stored=stored, session_id=session_id)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -159,7 +148,6 @@ class LiveSnapshots:
         changed: bool,
         stored: Awaitable[None] | None,
         session_id: OwnedId,
-        ended: bool,
     ) -> LiveSnapshot:
         memory = await self._snapshots.memory_of(sandbox, previous, session_id)
         if memory is not None and not changed and self._is_unchanged(sandbox, memory):
@@ -175,8 +163,7 @@ class LiveSnapshots:
             look = await self._frozen_look(sandbox, memory, entry, stack, session_id)
             consistent = look is not None
             if look is None:
-                look, agrees = await self._agreeing_look(sandbox, memory, stack, session_id)
-                consistent = agrees and ended
+                look = await self._loose_look(sandbox, memory, stack, session_id)
             if stored is not None:
                 await stored
             found, known = look, memory
@@ -372,16 +359,11 @@ class LiveSnapshots:
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
                     # a map that isn't told of, has a time since then.
                     held = self._held_files(sandbox, root)
-                    tree = self._scan(
-                        root, sandbox, memory, watch, held, changing=True, asked_ns=calls_since, small=small
-                    )
-                    before = _fingerprints(tree)
                     # Whatever is read here, the watch tells that it was opened.
-                    aside.put_tree(root, tree, still=False, budget=budget)
+                    tree = self._put_aside(root, sandbox, memory, watch, held, calls_since, aside, budget)
                     with self._snapshots.blobs.batch() as batch:
                         counting = CountingBatch(batch)
                         aside.store_files(tree, memory.tree if memory else None, counting)
-                    _unsettle(tree, before)
                 except BaseException:
                     if watch is not None and (memory is None or watch is not memory.watch):
                         watch.close()
@@ -398,58 +380,43 @@ class LiveSnapshots:
         self._snapshots.memories.put(sandbox.id, warm)
         return warm
 
-    async def _agreeing_look(
+    async def _loose_look(
         self, sandbox: Sandbox, memory: Memory | None, stack: AsyncExitStack, session_id: OwnedId
-    ) -> tuple[_Look, bool]:
-        """A look with which the next one agrees; the last one where they never do."""
-        is_large = has_many_entries(memory) or sandbox.id in self._hold_much
+    ) -> _Look:
+        """Look once while processes go on. What has changed within the last minute is read again at the next look."""
+        aside = self._copies(sandbox)
+        stack.push_async_callback(self._close, aside)
 
-        def job(aside: ContentCopies, budget: Budget | None) -> tuple[_Look, bool | None]:
-            """A look, and whether the next one agrees; None where none ever will, as what is mapped can't be told."""
-            nonlocal is_large
-            small = budget is not None
-            is_large = not small
+        def job(budget: Budget | None) -> _Look:
             with trees.opened_root(sandbox.workspace) as root:
-                asked_ns = time.time_ns()
+                since_ns = time.time_ns() - _WRITE_NS
                 held = self._held_files(sandbox, root)
-                bounds, packages = limits.bounds(sandbox.limits), sandbox.may_have_packages()
-                most = file_threads.LARGE_ENTRIES if small else None
-                scan = Scan(
-                    bounds, small=most, packages=packages, mapped=_mapped(held), changing=True, asked_ns=asked_ns
-                )
-                tree = scan.full(root, memory.tree if memory is not None else None)
-                if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
-                    raise TreeNotSmall
-                before, unstored = _fingerprints(tree), _unstored(tree)
-                aside.put_tree(root, tree, still=False, budget=budget)
-                _unsettle(tree, before)
-                settled = all(file.settled for file in unstored)
-                again = Scan(bounds, small=most, packages=packages, changing=True)
-                agrees = None
-                if held is not None:
-                    # The content first: what begins to change it afterwards, the scan finds by the times.
-                    agrees = (
-                        settled
-                        and not _names_of(tree, held.mapped)
-                        and aside.is_still_there(root, tree, asked_ns - _WRITE_NS)
-                        and _agree(tree, again.full(root, None))
-                    )
-                for file in unstored:
-                    if file.fingerprint.ctime_ns > asked_ns - _WRITE_NS:
-                        file.settled = False
-            missed = scan.missed or aside.missed or again.missed
-            watch = memory.watch if memory else None
-            return _Look(tree, aside, watch, None, tree.unstored_bytes(), missed), agrees and not missed
+                tree = self._put_aside(root, sandbox, memory, None, held, since_ns, aside, budget)
+            return _Look(tree, aside, memory.watch if memory else None, None, tree.unstored_bytes())
 
-        for left in reversed(range(_LOOKS)):
-            aside = self._copies(sandbox)
-            stack.push_async_callback(self._close, aside)
-            look, agrees = await self._snapshots.threads.by_size(partial(job, aside), session_id, is_large=is_large)
-            if agrees or agrees is None or not left:
-                return look, bool(agrees)
-            await self._close(aside)
-            await asyncio.sleep(_PAUSE)
-        raise AssertionError("the last look is always returned")
+        is_large = has_many_entries(memory) or sandbox.id in self._hold_much
+        return await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
+
+    def _put_aside(
+        self,
+        root: int,
+        sandbox: Sandbox,
+        memory: Memory | None,
+        watch: Watch | None,
+        held: HeldFiles | None,
+        since_ns: int,
+        aside: ContentCopies,
+        budget: Budget | None,
+    ) -> Tree:
+        """Scan and put aside while processes go on. What has changed since `since_ns` isn't settled. Raises
+        SnapshotRefused, OSError, and with a budget TreeNotSmall."""
+        tree = self._scan(
+            root, sandbox, memory, watch, held, changing=True, asked_ns=since_ns, small=budget is not None
+        )
+        before = _fingerprints(tree)
+        aside.put_tree(root, tree, still=False, budget=budget)
+        _unsettle(tree, before)
+        return tree
 
     def _store(self, look: _Look, memory: Memory | None) -> Memory:
         """Store what was put aside, on a thread. Raises OSError."""
@@ -540,18 +507,3 @@ def _unsettle(tree: Tree, before: dict[int, trees.Fingerprint]) -> None:
             file.settled = False
     for child in tree.trees.values():
         _unsettle(child, before)
-
-
-def _agree(one: Tree, other: Tree) -> bool:
-    """Whether two scans have seen the same."""
-    return (
-        one.links == other.links
-        and one.others == other.others
-        and one.files.keys() == other.files.keys()
-        and one.trees.keys() == other.trees.keys()
-        and all(file.fingerprint == other.files[name].fingerprint for name, file in one.files.items())
-        and all(
-            child.mode == other.trees[name].mode and _agree(child, other.trees[name])
-            for name, child in one.trees.items()
-        )
-    )

@@ -1,9 +1,9 @@
 """Checkpoints: what the tree of a live session holds becomes the session's next version.
 
 Theory of operation. A checkpoint is a commit like any other: it is made in the session's turn, and is a version, with a
-cause of its own. What it holds is the tree of one moment (files/live_snapshots.py). Where the tree is what the version
-in force says already, there is no new one. A run's own commit takes the tree in the same way (session_run.py), so
-nothing needs a checkpoint while a run has the turn.
+cause of its own. What it holds is the tree of one moment, where the sandbox can be frozen (files/live_snapshots.py) or
+no process is left in it. Where the tree is what the version in force says already, there is no new one. A run's own
+commit takes the tree in the same way (session_run.py), so nothing needs a checkpoint while a run has the turn.
 
 They are made on request and by themselves: when a process has ended, from time to time while something may change, and
 when the session is put away, which is also what the stop of the service does (live_sessions.py). One that can't be made
@@ -138,7 +138,8 @@ class Checkpoints:
         ended: bool = False,
     ) -> tuple[Checkpoint, int]:
         """Do the same with a cause. `checkpoint` becomes `loose_checkpoint` where the tree isn't of one moment. Also
-        returns how many old versions were dropped. `changed`, `stored` and `ended` are as for LiveSnapshots.take.
+        returns how many old versions were dropped. `changed` and `stored` are as for LiveSnapshots.take; `ended` says
+        that no process is left.
         """
         with self._moments.naming():
             return await self._named(live, session, cause, changed=changed, stored=stored, ended=ended)
@@ -153,7 +154,8 @@ class Checkpoints:
         stored: Awaitable[None] | None,
         ended: bool,
     ) -> tuple[Checkpoint, int]:
-        trim = None
+        trim, starts = None, live.starts
+        is_still = ended or await live.is_still()
         try:
             moment = await self._moments.take(
                 live.sandbox,
@@ -161,7 +163,6 @@ class Checkpoints:
                 changed=changed,
                 stored=stored,
                 session_id=session.owned_id,
-                ended=ended,
             )
         except SnapshotRefused as refused:
             message = f"There is no checkpoint of session '{session.id}': {refused}. The last version stands."
@@ -170,16 +171,16 @@ class Checkpoints:
                     message, hint="Have its processes leave less, or raise the session's 'limits'."
                 ) from None
             raise Conflict(message, hint="Try again, or stop what changes it.", code="no_checkpoint") from None
-        snapshot = moment.snapshot
+        snapshot, consistent = moment.snapshot, moment.consistent or (is_still and live.starts == starts)
         if snapshot.root != session.snapshot.root:
             trim = await self._history.trim(session, snapshot)
             session = await self._store.commit(
                 session.owned_id,
-                cause if moment.consistent or cause != "checkpoint" else "loose_checkpoint",
+                cause if consistent or cause != "checkpoint" else "loose_checkpoint",
                 data=None,
                 snapshot=snapshot,
                 key=live.session_key,
                 trim=trim,
             )
         self._pool.committed(live.session_key, snapshot)
-        return Checkpoint(session.version, moment.consistent), 0 if trim is None else len(trim.drop)
+        return Checkpoint(session.version, consistent), 0 if trim is None else len(trim.drop)

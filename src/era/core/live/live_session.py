@@ -107,6 +107,9 @@ class LiveSession:
         """That it exceeds its disk limits, as a sentence, if so. It is put away then: what it has can't be kept, and
         takes room."""
 
+        self.starts = 0
+        """How often something was started in it that can change its files."""
+
         self._users = 0
         self.used_at = time.monotonic()
         self.is_changed = False
@@ -135,6 +138,10 @@ class LiveSession:
         """Whether a process or an interpreter of a context runs, or the first of them is being started."""
         is_starting = self._users > 0 and not self.processes.all
         return bool(self.processes.running) or self.has_contexts() or is_starting
+
+    async def is_still(self) -> bool:
+        """Whether no process is left in it, neither one that was asked for nor what descends from one."""
+        return not self.processes.running and self._supervisor is not None and await self._supervisor.is_empty()
 
     async def supervisor(self) -> ProcessSupervisor:
         """What starts processes in the sandbox, with their network and storage, which are there from the first call on.
@@ -211,6 +218,7 @@ class LiveSession:
         something with secrets calls `forget` when it has ended. `may_begin` is as for ProcessSupervisor.start. Raises
         SandboxFailed, NoIsolation."""
         supervisor, egress = await self._supervised()
+        self.starts += 1
         self._use(egress, secrets)
         session = self.session
         storage = (self._storage_url or base_url) if session.storage else None
