@@ -54,7 +54,8 @@ fix: setup-dev ## repair what lint and formatting can repair
 	cd web && $(NODE) node_modules/@biomejs/biome/bin/biome check --write
 	.venv/bin/deno fmt --quiet $(DENO_FMT)
 
-types: setup-dev ## generate the TypeScript client's types and errors from the server's
+types: setup-dev ## generate what both SDKs have of the server: types of answers, classes of errors
+	.venv/bin/python scripts/sdk_answers.py
 	.venv/bin/python clients/typescript/generate.py
 
 bench: setup-bench ## measure ERA beside its rivals, as a page with plots (ARGS='--against REVISION' compares two)

@@ -5,8 +5,9 @@ Its public methods are written once, as coroutines, in `aio`. `sync` is made of 
 anything stands beside them:
 
     calls.py      a request, before it is sent
-    answers.py    the objects that answers become, and the errors
+    answers.py    the objects that answers become
     events.py     the events of streams
+    generated     the fields of both, made by scripts/sdk_answers.py of the server's models
     retries.py    which failed calls are made again, and when
     options.py    the keyword arguments that many methods share, and the JSON that they become
     sugar.py      what only one of the two has: `s.data["n"]`, and `async with era.session(…)`

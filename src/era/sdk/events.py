@@ -7,47 +7,41 @@ from collections.abc import Iterator
 from json import loads
 from typing import Any
 
-from era.sdk.answers import View
 from era.sdk.errors import streamed_error
+from era.sdk.generated.views import (
+    CellError,
+    ClearOutput,
+    FileEvent,
+    ProcessExit,
+    ProcessOutputFields,
+    SetupDone,
+    SetupLine,
+    SetupStatus,
+    Shown,
+    Stderr,
+    Stdout,
+)
+from era.sdk.view import View
 
-
-class Stdout(View):
-    """What the program wrote to standard output."""
-
-    content: str
-
-
-class Stderr(View):
-    """What the program wrote to standard error."""
-
-    content: str
-
-
-class Shown(View):
-    """Something that a cell shows. `type` is `display`, `update_display` or `result`: the value of the last
-    expression."""
-
-    type: str
-    data: dict[str, Any]
-    """The value by MIME type; what isn't text as Base64."""
-
-    metadata: dict[str, Any]
-    display_id: str | None
-    execution_count: int | None
-
-
-class ClearOutput(View):
-    """The cell takes back all that it has shown and written so far; with `wait` only when something new comes."""
-
-    wait: bool
-
-
-class CellError(View):
-    """The error that a cell ends with. Its `traceback` is on stderr, too."""
-
-    name: str
-    value: str
-    traceback: str
+__all__ = [
+    "CELL_EVENTS",
+    "CellError",
+    "ClearOutput",
+    "Events",
+    "FileEvent",
+    "Gap",
+    "ProcessEvent",
+    "ProcessExit",
+    "ProcessOutput",
+    "RunEvent",
+    "SetupDone",
+    "SetupEvent",
+    "SetupLine",
+    "SetupStatus",
+    "Shown",
+    "Stderr",
+    "Stdout",
+]
 
 
 class Gap(View):
@@ -62,41 +56,8 @@ class Gap(View):
         return int(self.answer["to"])
 
 
-class SetupLine(View):
-    """A line that a step of the setup wrote. `stream` is `stdout` or `stderr`."""
-
-    stream: str
-    text: str
-
-
-class SetupStatus(View):
-    """The setup is `pending` or `running` now."""
-
-    setup_status: str
-
-
-class SetupDone(View):
-    """The setup has ended: `completed` or `failed`."""
-
-    setup_status: str
-    setup_result: dict[str, Any]
-
-
-class FileEvent(View):
-    """What happened to a file: `type` is `watching`, `create`, `write`, `remove`, `rename`, `chmod`, `overflow` or
-    `gap`."""
-
-    type: str
-    path: str | None
-    to: str | None
-
-
-class ProcessOutput(View):
+class ProcessOutput(ProcessOutputFields):
     """What a process wrote. `type` is `stdout`, `stderr` or `pty`."""
-
-    type: str
-    content: str
-    encoding: str
 
     @property
     def data(self) -> bytes:
@@ -107,14 +68,6 @@ class ProcessOutput(View):
     def text(self) -> str:
         """The bytes as text; what isn't UTF-8 becomes U+FFFD."""
         return self.data.decode(errors="replace")
-
-
-class ProcessExit(View):
-    """The end of a process."""
-
-    exit_code: int | None
-    signal: str | None
-    reason: str | None
 
 
 type ProcessEvent = ProcessOutput | ProcessExit | Gap

@@ -90,7 +90,7 @@ class ApiKeyAnswer(BaseModel):
 
 
 class NewKeyAnswer(ApiKeyAnswer):
-    key: str = Field(description="The key itself, which is shown in this answer only.")
+    key: str = Field(repr=False, description="The key itself, which is shown in this answer only.")
 
 
 class ApiKeysAnswer(BaseModel):

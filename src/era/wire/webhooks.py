@@ -38,7 +38,7 @@ class WebhookAnswer(BaseModel):
 
 
 class NewWebhookAnswer(WebhookAnswer):
-    secret: str = Field(description="What notices are signed with, which is shown in this answer only.")
+    secret: str = Field(repr=False, description="What notices are signed with, which is shown in this answer only.")
 
 
 class WebhooksAnswer(BaseModel):
