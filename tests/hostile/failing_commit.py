@@ -17,7 +17,8 @@ from era.core.metadata import Retention
 from era.errors import CommitFailed, Unavailable
 from era.store import database, dialects
 from era.store.blobs import LocalBlobs, make_directory
-from era.store.metadata import OUTCOME_UNKNOWN, SqlStore
+from era.store.metadata import SqlStore
+from era.store.runs import OUTCOME_UNKNOWN
 from tests.hostile.commits import Commits
 from tests.hostile.workload import say
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,7 +30,7 @@ from era.core.files.spool import Slots
 from era.core.files.totals import Bounds
 from era.core.garbage import collect_unneeded
 from era.core.homes import Host
-from era.core.metadata import MetadataStore, Retention, SetupJob
+from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import DEFAULT_OWNER, EMPTY, NewCopy, Snapshot, Version, VersionContent, now
 from era.core.setup.package_sets import InstalledPackageSets
 from era.core.storage import Item
@@ -476,8 +477,8 @@ async def test_a_copy_under_way_is_named_by_one_row_or_the_other(join: Join, url
     root = "0" * 64
     await a.store.create_session(new("s"))
     await a.store.commit(mine("s"), "files", data=None, snapshot=Snapshot(root, 1, 1))
-    copy = NewCopy(mine("s"), "copy")
-    async with under_way(b, lambda connection: sessions.copy_session(connection, Retention(), copy, None)):
+    job = unwrap(SqlStore._copy)
+    async with under_way(b, lambda connection: job(b.store, connection, NewCopy(mine("s"), "copy"), None)):
         purging = asyncio.create_task(a.store.purge_session(mine("s")))
         await asyncio.wait([purging], timeout=1.0)
         assert await a.store.snapshot_roots() == [root]

@@ -99,7 +99,7 @@ async def test_an_import_that_is_cancelled_as_it_begins_leaves_nothing(
     assert await core.store.database.write(lambda rows: rows.execute(select(tables.sessions.c.id)).scalars().all()) == [
         "s"
     ]
-    assert core.store._incomplete == set()
+    assert core.store.incomplete == set()
 
 
 async def test_what_an_earlier_process_left_goes_once_its_grace_is_over(core: Core) -> None:

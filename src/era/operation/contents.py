@@ -18,9 +18,9 @@ from sqlalchemy import Connection
 
 from era.operation.server_data import STORE_ID, Content, is_damaged
 from era.store import place
-from era.store.outputs import output_digests
-from era.store.setups import package_sets
-from era.store.versions import snapshot_roots
+from era.store.outputs import OUTPUT_DIGESTS
+from era.store.setups import PACKAGE_SETS
+from era.store.versions import SNAPSHOT_ROOTS
 
 DATABASE = place.SQLITE
 KEYS = ("link-key", "site-key", "webhook-key", STORE_ID)
@@ -83,8 +83,8 @@ def databases(directory: Path) -> Iterator[str]:
 
 def named(rows: Connection) -> Named:
     """What these rows name."""
-    blobs = {*output_digests(rows), *package_sets(rows)}
-    return Named(frozenset(snapshot_roots(rows)), frozenset(each for each in blobs if each))
+    roots, outputs, sets = (rows.execute(query).scalars() for query in (SNAPSHOT_ROOTS, OUTPUT_DIGESTS, PACKAGE_SETS))
+    return Named(frozenset(roots), frozenset(each for each in (*outputs, *sets) if each))
 
 
 def walk(names: Named, content: Content) -> Walk:

@@ -22,17 +22,18 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select
 
-from era.core.metadata import Retention
 from era.core.models import KeptOutputs, KeptRun, OwnedId, RunRecord, Session, VersionContent
 from era.core.tasks import to_its_end
 from era.errors import BadRequest, Unavailable
 from era.store import sessions
 from era.store.condemned import check_alive
-from era.store.database import Database
+from era.store.database import DatabaseAway
 from era.store.dialects import raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, insert_outputs
 from era.store.records import RUN_FIELDS, RUNS, record_from_row, without_nul
+from era.store.rows import MADE, writes
 from era.store.session_lookup import find_session
+from era.store.sessions import SessionRows
 from era.store.tables import outputs, runs, versions
 from era.store.versions import VERSIONS, adding_version, insert_name, version_from_row
 
@@ -62,59 +63,66 @@ _FOREIGN_FIELDS = [field.name for field in fields(RunRecord) if field.name != "k
 _SESSION_OF_RUN = select(runs.c.session_key).where(runs.c.id == bindparam("run_id"))
 
 
-def dump_session[T](
-    connection: Connection,
-    retention: Retention,
-    session_id: OwnedId,
-    *,
-    history: bool,
-    take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
-) -> T:
-    """See MetadataStore.dump. Rows are streamed while `take` iterates."""
-    session = find_session(connection, retention, session_id)
-    values = {"session": session.key, "first": 1 if history else session.version}
-    contents = (
-        VersionContent(version_from_row(header), data) for *header, data in connection.execute(_VERSIONS, values)
-    )
-    kept = map(_kept_run, connection.execute(_RUNS, {"session": session.key})) if history else iter(())
-    return take(session, contents, kept)
+class CapsuleRows(SessionRows):
+    async def dump[T](
+        self,
+        session_id: OwnedId,
+        *,
+        history: bool,
+        take: Callable[[Session, Iterator[VersionContent], Iterator[KeptRun]], T],
+    ) -> T:
+        await self.session(session_id)  # This is a call, and may have to be noted as one.
+        has_begun = False
 
+        def job(connection: Connection) -> T:
+            nonlocal has_begun
+            session = find_session(connection, self.retention, session_id)
+            values = {"session": session.key, "first": 1 if history else session.version}
+            contents = (
+                VersionContent(version_from_row(header), data)
+                for *header, data in connection.execute(_VERSIONS, values)
+            )
+            kept = map(_kept_run, connection.execute(_RUNS, {"session": session.key})) if history else iter(())
+            if has_begun:  # What `take` has taken can't be taken back.
+                raise DatabaseAway(may_have_committed=False)
+            has_begun = True
+            return take(session, contents, kept)
 
-async def load_session(
-    database: Database,
-    incomplete: set[int],
-    session: Session,
-    versions: Iterator[VersionContent],
-    runs: Iterator[KeptRun],
-    complete: Callable[[Connection, int], Session],
-) -> Session:
-    """See MetadataStore.load. `complete` makes the session with this key present, once all of it is there. The
-    session's key is in `incomplete` for as long as this lasts, so that no purge takes it for one that nobody
-    completes."""
-    keys: list[int] = []
+        return await self.database.read_dump(session_id.owner, job)
 
-    def begin(connection: Connection) -> None:
-        # Noted within the transaction: a cancelled caller must know the key, too, and a purge must at no time see the
-        # row without it.
+    async def load(
+        self, session: Session, versions: Iterator[VersionContent], runs: Iterator[KeptRun], key_id: str = ""
+    ) -> Session:
+        keys: list[int] = []
+        try:
+            await to_its_end(self._begin_import(session, keys))  # or it could note a key after this has ended
+            key = keys[-1]  # a transaction that was undone has begun again
+            async for some_runs in _batches(runs, _size_of_run):
+                await self.database.write(_insert_foreign_runs, key, some_runs)
+            async for some_versions in _batches(versions, lambda content: len(content.data)):
+                await self.database.write(_insert_foreign_versions, key, some_versions)
+            return await self._complete(key, session, key_id)
+        except BaseException:
+            with suppress(Unavailable):  # A later purge does it, then; in a cluster, once this host has ended.
+                for key in keys:
+                    await sessions.purge_incomplete(self.database, key)
+            raise
+        finally:
+            self.incomplete.difference_update(keys)
+
+    @writes
+    def _begin_import(self, connection: Connection, session: Session, keys: list[int]) -> None:
+        """Insert the session's own row, which nobody sees yet. Its key is noted within the transaction: a cancelled
+        caller must know it, too, and a purge must at no time see the row without it."""
         key = sessions.insert_incomplete_session(connection, session)
-        incomplete.add(key)
+        self.incomplete.add(key)
         keys.append(key)
 
-    try:
-        await to_its_end(database.write(begin))  # or it could note a key after this has ended
-        key = keys[-1]  # a transaction that was undone has begun again
-        async for some_runs in _batches(runs, _size_of_run):
-            await database.write(_insert_foreign_runs, key, some_runs)
-        async for some_versions in _batches(versions, lambda content: len(content.data)):
-            await database.write(_insert_foreign_versions, key, some_versions)
-        return await database.write(complete, key)
-    except BaseException:
-        with suppress(Unavailable):  # A later purge does it, then; in a cluster, once this host has ended.
-            for key in keys:
-                await sessions.purge_incomplete(database, key)
-        raise
-    finally:
-        incomplete.difference_update(keys)
+    @writes
+    def _complete(self, connection: Connection, key: int, session: Session, key_id: str) -> Session:
+        """Make the session with this key present, once all of it is there."""
+        with self.bounded(connection, OwnedId(session.owner, session.id, key_id), session.id, *MADE):
+            return sessions.complete_session(connection, key, session, key_id)
 
 
 def _insert_foreign_runs(connection: Connection, session_key: int, batch: Sequence[KeptRun]) -> None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from sqlalchemy import Connection, String, bindparam, cast, delete, func, insert, null, select, tuple_, update
 
 from era.core.models import Answered, Claim, Claimed, KeptOutputs, OwnedId, Session, now
-from era.errors import Conflict
-from era.store.database import Database
+from era.errors import Conflict, Unavailable
 from era.store.dialects import Answer, Asked, Precompiled, raising_if_taken, together
 from era.store.outputs import OUTPUT_COLUMNS, output_values
 from era.store.records import RUNS, record_from_row
-from era.store.session_lookup import IS_PRESENT, OF_OWNER, owned_id_values
+from era.store.rows import Rows
+from era.store.session_lookup import IS_PRESENT, OF_OWNER, owned_id_values, read_session
 from era.store.tables import idempotency_keys as keys
 from era.store.tables import runs, sessions
 
@@ -101,22 +101,38 @@ type Scope = Session | int | str
 """Within what a key is unique: a session (or its key) or, where the request is to make a session, its owner."""
 
 
-def find_claim(connection: Connection, claim: Claim, owner: str) -> Claimed | None:
-    """The first request with this key in the last day that was to make a session of an owner's, and what it was
-    answered."""
-    values = _claim_parameters(claim, owner) | {"since": now() - _KEPT_MICROS}
-    return _claimed(connection, _find.first(connection, values))
+class ClaimRows(Rows):
+    async def find_claim(self, session_id: OwnedId, claim: Claim) -> Claimed | None:
+        since = now() - _KEPT_MICROS
+        if not session_id.id:
+            values = _claim_parameters(claim, session_id.owner) | {"since": since}
+            return await self.database.read(lambda rows: _claimed(rows, _find.first(rows, values)))
 
+        def in_session(connection: Connection, _: Session, found: Answer) -> Claimed | None:
+            return _claimed(connection, found.row)
 
-def finding_claim(claim: Claim, session_id: OwnedId) -> Asked:
-    """The statement that looks for the first request with this key in a session, whose key needn't be known yet."""
-    values = {"of_route": claim.route, "of_key": claim.key, "since": now() - _KEPT_MICROS}
-    return _find_in_session, values | owned_id_values(session_id)
+        values = {"of_route": claim.route, "of_key": claim.key, "since": since} | owned_id_values(session_id)
+        finding = _find_in_session, values
+        return await read_session(self.database, self.retention, session_id, in_session, finding)
 
+    async def prune_idempotency_keys(self) -> int:
+        return await self.until_none_left(_DROP_OLD, {"since": now() - _KEPT_MICROS})
 
-def claimed_in_session(connection: Connection, _: Session, found: Answer) -> Claimed | None:
-    """What `finding_claim` has found."""
-    return _claimed(connection, found.row)
+    async def bound_answers(self, claim: Claim, scope: Scope, added: int) -> None:
+        """Drop the oldest answers within the scope of a claim that take more than may be kept together, if it is time
+        now that about `added` bytes have come. The newest stays. Where the database fails, another time does it.
+
+        It is no part of the transaction that adds one: PostgreSQL would take its look at so many rows for conflicts
+        with whoever adds one meanwhile.
+        """
+        if secrets.randbelow(_COUNTED_BYTES) >= added:
+            return
+        of_scope = {"of_scope": _claim_parameters(claim, scope)["of_scope"]}
+        values = of_scope | {"most": self.retention.answer_bytes}
+        with suppress(Unavailable):
+            until = await self.database.read(lambda rows: rows.execute(_LAST_BEYOND, values).scalar_one())
+            if until is not None:
+                await self.until_none_left(_DROP_ANSWERS, of_scope | {"until": until})
 
 
 def _claimed(connection: Connection, row: Any) -> Claimed | None:
@@ -184,42 +200,9 @@ def bytes_of(answer: str, outputs: KeptOutputs | None = None) -> int:
     return _ROW_BYTES + len(answer.encode()) + sum(len(part) for part in parts if part is not None) + blobs
 
 
-def are_counted(added: int) -> bool:
-    """Whether to call `bound_answers` now that an answer of so many bytes has been added."""
-    return secrets.randbelow(_COUNTED_BYTES) < added
-
-
-async def bound_answers(database: Database, most: int, claim: Claim, scope: Scope) -> None:
-    """Drop the oldest answers within the scope of a claim that take more than `most` bytes together. The newest stays.
-
-    It is no part of the transaction that adds one: PostgreSQL would take its look at so many rows for conflicts with
-    whoever adds one meanwhile.
-    """
-    of_scope = {"of_scope": _claim_parameters(claim, scope)["of_scope"]}
-    until = await database.read(_last_beyond, of_scope | {"most": most})
-    while until is not None and await database.write(_drop_some_answers, of_scope | {"until": until}):
-        pass
-
-
-def _last_beyond(connection: Connection, values: dict[str, Any]) -> int | None:
-    """When the newest answer came that must go; None where none must."""
-    until: int | None = connection.execute(_LAST_BEYOND, values).scalar_one()
-    return until
-
-
-def _drop_some_answers(connection: Connection, values: dict[str, Any]) -> bool:
-    """Drop some that came until then; whether there were any."""
-    return connection.execute(_DROP_ANSWERS, values).rowcount > 0
-
-
 def free_key(connection: Connection, claim: Claim, session_key: int) -> None:
     """Forget a key whose request did nothing."""
     _drop.execute(connection, _claim_parameters(claim, session_key))
-
-
-def prune_some_keys(connection: Connection) -> int:
-    """Drop some of the keys that are older than a day; how many."""
-    return connection.execute(_DROP_OLD, {"since": now() - _KEPT_MICROS}).rowcount
 
 
 def _claim_parameters(claim: Claim, scope: Scope) -> dict[str, Any]:

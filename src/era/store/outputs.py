@@ -73,7 +73,7 @@ _prune_bytes = Precompiled(
 _OF_RUN = select(*(outputs.c[name] for name in OUTPUT_COLUMNS)).where(
     outputs.c.session_key == bindparam("session"), outputs.c.run_key == bindparam("run")
 )
-_DIGESTS = union(
+OUTPUT_DIGESTS = union(
     *(
         select(table.c[name]).where(table.c[name].is_not(None))
         for table in (outputs, idempotency_keys)
@@ -82,6 +82,7 @@ _DIGESTS = union(
     ),
     select(storage_items.c.digest).where(storage_items.c.digest.is_not(None)),
 )
+"""The digest of every blob that holds an output, an answer to an idempotency key, or a value of storage."""
 
 
 def keeping_outputs(retention: Retention, session_key: int, run_id: str, kept: KeptOutputs | None) -> Sequence[Asked]:
@@ -110,11 +111,6 @@ def outputs_of_run(connection: Connection, session_key: int, run_key: int) -> Ke
     """What a run wrote; None where it wrote nothing or that is no longer kept."""
     row = connection.execute(_OF_RUN, {"session": session_key, "run": run_key}).one_or_none()
     return None if row is None else KeptOutputs(*row)
-
-
-def output_digests(connection: Connection) -> Sequence[str]:
-    """The digest of every blob that holds an output, an answer to an idempotency key, or a value of storage."""
-    return list(connection.execute(_DIGESTS).scalars())
 
 
 def output_values(kept: KeptOutputs, prefix: str = "") -> dict[str, Any]:

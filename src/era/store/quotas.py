@@ -8,8 +8,8 @@ it isn't known that they leave room for what it adds (owned_totals.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Concatenate
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
@@ -31,20 +31,13 @@ class Passed(Exception):
         self.bound, self.used = bound, used
 
 
-def within[**P, T](
-    connection: Connection,
-    changed: str,
-    bounds: Sequence[Bound],
-    job: Callable[Concatenate[Connection, P], T],
-    /,
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    """Do a transaction's job, which changes or makes the session with the id `changed`, if it passes none of these
-    bounds, each of `sessions` or `disk_mb`. Raises Passed where it adds to what is too much then, which undoes it; what
-    only makes less of that is let through."""
+@contextmanager
+def within(connection: Connection, changed: str, bounds: Sequence[Bound]) -> Iterator[None]:
+    """A part of a transaction that changes or makes the session with the id `changed`, and passes none of these bounds,
+    each of `sessions` or `disk_mb`. Raises Passed where it adds to what is too much then, which undoes the transaction;
+    what only makes less of that is let through."""
     before = [_used(connection, bound, changed) for bound in bounds]
-    result = job(connection, *args, **kwargs)
+    yield
     totals: OwnedTotals = connection.info["owned_totals"]
     for bound, used in zip(bounds, before, strict=True):
         growth = _used(connection, bound, changed) - used
@@ -58,7 +51,6 @@ def within[**P, T](
             raise Passed(bound, had if bound.name == "sessions" else round(had / _MIB, 3))
         if is_owners:
             totals.count(bound.subject, bound.name, total)
-    return result
 
 
 def sizes(connection: Connection) -> Mapping[str, tuple[int, int]]:

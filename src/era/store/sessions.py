@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, batched
 from typing import Any
 
@@ -33,15 +33,16 @@ from sqlalchemy import (
 from era.core import limits
 from era.core.expiry import MICROS, slack
 from era.core.idempotency import session_to_json
-from era.core.metadata import KEEP, Retention, SessionChange
+from era.core.metadata import KEEP, Retention, SessionChange, SessionFilter
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, NewSession, OwnedId, Session, Snapshot, StoredCode, now
 from era.errors import Conflict, NoSession
 from era.store.condemned import LOSE_HOME
 from era.store.database import Database
 from era.store.dialects import raising_if_taken, together
 from era.store.homes import check_home
-from era.store.idempotency import answer_claim, claim_key
+from era.store.idempotency import ClaimRows, answer_claim, bytes_of, claim_key
 from era.store.records import snapshot_from_row
+from era.store.rows import MADE, reads, writes
 from era.store.session_lookup import (
     EXPIRES_AT,
     IN_FORCE,
@@ -53,15 +54,30 @@ from era.store.session_lookup import (
     last_removed,
     missing_session,
     owned_id_values,
+    read_public_session,
+    read_session,
+    read_session_of_site,
     session_with_id,
     session_with_key,
 )
-from era.store.session_pages import pair
+from era.store.session_pages import list_sessions, pair, session_page
 from era.store.setups import PENDING
 from era.store.tables import deliveries, homes, hosts, outputs, runs, session_pairs, sessions, versions
 from era.store.versions import adding_version, next_version, version_content
 from era.store.webhooks import tell
 
+_SETTINGS = (
+    "language",
+    "persistent",
+    "allow_internet",
+    "allow_public",
+    "default_timeout",
+    "isolation",
+    "setup",
+    "storage",
+    "record_code",
+    "ttl",
+)
 _STAY = (
     select(versions.c.n)
     .where(versions.c.session_key == bindparam("session"), versions.c.n == bindparam("number"))
@@ -189,60 +205,216 @@ _PURGE_ID = (
 )
 
 
-def create_session(connection: Connection, new: NewSession, claim: Claim | None) -> Session:
-    """See MetadataStore.create_session."""
-    at = now()
-    values = {
-        "id": new.id.id,
-        "owner": new.id.owner,
-        "language": new.language,
-        "persistent": new.persistent,
-        "metadata": json.dumps(new.metadata),
-        "allow_internet": new.allow_internet,
-        "allow_public": new.allow_public,
-        "default_timeout": new.default_timeout,
-        "limits": json.dumps(new.limits),
-        "isolation": new.isolation,
-        "egress": json.dumps(new.egress),
-        "service": json.dumps(new.service),
-        "setup": new.setup,
-        "setup_status": new.setup and "pending",
-        "storage": new.storage,
-        "record_code": new.record_code,
-        "version": 1,
-        "history_bytes": 0,
-        "created_at": at,
-        "updated_at": at,
-        "api_key_id": new.id.key_id or None,
-        "ttl": new.ttl,
-        "expires_at": _expiry(new.ttl, at),
-    }
-    claim_key(connection, claim, new.id.owner)
-    key = insert_session(connection, values)
-    together(connection, adding_version(key, 1, "create", at, data=new.data, snapshot=EMPTY))
-    _insert_pairs(connection, key, new.metadata)
-    return _answer_with_session(connection, key, claim, new.id.owner)
+class SessionRows(ClaimRows):
+    def __init__(self, database: Database, retention: Retention) -> None:
+        super().__init__(database, retention)
+        self.incomplete: set[int] = set()
+        """The keys of sessions that this process is importing."""
 
+    async def create_session(self, new: NewSession, claim: Claim | None = None) -> Session:
+        session = await self._create(new, claim)
+        if claim is not None:
+            await self.bound_answers(claim, new.id.owner, _bytes_of(session))
+        return session
 
-def copy_session(connection: Connection, retention: Retention, copy: NewCopy, claim: Claim | None) -> Session:
-    """See MetadataStore.duplicate."""
-    at = now()
-    source = find_session(connection, retention, copy.source_id)
-    claim_key(connection, claim, source)
-    n = copy.version or source.version
-    # So a collection of garbage that doesn't see the original's row any more sees the copy's.
-    connection.execute(_STAY, {"session": source.key, "number": n})
-    if source.package_set is not None:
-        connection.execute(_STAY_SAME, {"session": source.key})
-    content = version_content(connection, source, retention, n)
-    times = {"created_at": at, "updated_at": at, "expires_at": _expiry(source.ttl, at)}
-    # What is copied holds no more than all of the source does.
-    own = {"id": copy.id, "history_bytes": source.history_bytes, "api_key_id": copy.source_id.key_id or None}
-    key = insert_session(connection, settings_of(source) | times | own)
-    data = content.data if copy.data is None else copy.data
-    together(connection, adding_version(key, 1, "duplicate", at, data=data, snapshot=content.version.snapshot))
-    _insert_pairs(connection, key, source.metadata)
-    return _answer_with_session(connection, key, claim, source)
+    @writes
+    def _create(self, connection: Connection, new: NewSession, claim: Claim | None) -> Session:
+        at = now()
+        values = _settings(new) | {
+            "id": new.id.id,
+            "owner": new.id.owner,
+            "setup_status": new.setup and "pending",
+            "version": 1,
+            "history_bytes": 0,
+            "created_at": at,
+            "updated_at": at,
+            "api_key_id": new.id.key_id or None,
+            "expires_at": _expiry(new.ttl, at),
+        }
+        claim_key(connection, claim, new.id.owner)
+        with self.bounded(connection, new.id, new.id.id, *MADE):
+            key = insert_session(connection, values)
+            together(connection, adding_version(key, 1, "create", at, data=new.data, snapshot=EMPTY))
+        _insert_pairs(connection, key, new.metadata)
+        return _answer_with_session(connection, key, claim, new.id.owner)
+
+    async def duplicate(self, copy: NewCopy, claim: Claim | None = None) -> Session:
+        session, source_key = await self._copy(copy, claim)
+        if claim is not None:
+            await self.bound_answers(claim, source_key, _bytes_of(session))
+        return session
+
+    @writes
+    def _copy(self, connection: Connection, copy: NewCopy, claim: Claim | None) -> tuple[Session, int]:
+        """Copy a session; the copy, and the key of its source."""
+        at = now()
+        source = find_session(connection, self.retention, copy.source_id)
+        claim_key(connection, claim, source)
+        n = copy.version or source.version
+        # So a collection of garbage that doesn't see the original's row any more sees the copy's.
+        connection.execute(_STAY, {"session": source.key, "number": n})
+        if source.package_set is not None:
+            connection.execute(_STAY_SAME, {"session": source.key})
+        content = version_content(connection, source, self.retention, n)
+        times = {"created_at": at, "updated_at": at, "expires_at": _expiry(source.ttl, at)}
+        # What is copied holds no more than all of the source does.
+        own = {"id": copy.id, "history_bytes": source.history_bytes, "api_key_id": copy.source_id.key_id or None}
+        data = content.data if copy.data is None else copy.data
+        with self.bounded(connection, copy.source_id, copy.id, *MADE):
+            key = insert_session(connection, settings_of(source) | times | own)
+            snapshot = content.version.snapshot
+            together(connection, adding_version(key, 1, "duplicate", at, data=data, snapshot=snapshot))
+        _insert_pairs(connection, key, source.metadata)
+        return _answer_with_session(connection, key, claim, source), source.key
+
+    async def session(self, session_id: OwnedId) -> Session:
+        def itself(_: Connection, session: Session) -> Session:
+            return session
+
+        return await read_session(self.database, self.retention, session_id, itself)
+
+    async def public_session(self, session_id: str) -> Session:
+        return await read_public_session(self.database, self.retention, session_id)
+
+    async def session_of_site(self, key: int) -> Session:
+        return await read_session_of_site(self.database, key)
+
+    async def sessions(self, which: SessionFilter) -> Sequence[Session]:
+        return await self.database.read_for(which.owner, list_sessions, self.retention, which)
+
+    async def session_page(self, which: SessionFilter, most: int) -> tuple[Sequence[Session], bool]:
+        return await self.database.read_for(which.owner, session_page, self.retention, which, most)
+
+    @reads
+    def newest_ids(self, connection: Connection, owner: str, limit: int) -> Sequence[str]:
+        return list(connection.execute(_NEWEST_IDS.limit(limit), {"owner": owner}).scalars())
+
+    @reads
+    def present_sessions(self, connection: Connection, keys: Sequence[int]) -> Sequence[int]:
+        return list(connection.execute(select(sessions.c.key).where(sessions.c.key.in_(keys), IS_PRESENT)).scalars())
+
+    @reads
+    def snapshots_of(self, connection: Connection, keys: Sequence[int]) -> Mapping[int, Snapshot]:
+        columns = sessions.c.key, versions.c.snapshot_root, versions.c.file_count, versions.c.total_bytes
+        query = select(*columns).join_from(sessions, versions, IN_FORCE).where(sessions.c.key.in_(keys), IS_PRESENT)
+        return {key: snapshot_from_row(*snapshot) for key, *snapshot in connection.execute(query)}
+
+    @writes
+    def change_session(self, connection: Connection, session_id: OwnedId, change: SessionChange) -> Session:
+        at = now()
+        values = _changed_columns(change, at)
+        session = find_session(connection, self.retention, session_id)
+        check_home(connection, session.key)
+        if change.limits is not None:
+            values["limits"] = json.dumps(limits.merged(session.limits, change.limits))
+        connection.execute(update(sessions).where(sessions.c.key == session.key).values(values), {"at": at})
+        if change.data is not None and change.data != session.data:
+            next_version(connection, self.retention, session.key, "data", at, data=change.data, snapshot=None)
+        if change.metadata is not None:
+            connection.execute(_DROP_PAIRS, {"session": session.key})
+            _insert_pairs(connection, session.key, change.metadata)
+        return session_with_key(connection, session.key)
+
+    @writes
+    def store_code(self, connection: Connection, session_id: OwnedId, code: StoredCode) -> None:
+        session = find_session(connection, self.retention, session_id)
+        check_home(connection, session.key)
+        values = {
+            "session": session.key,
+            "new_code": code.code,
+            "new_description": code.description,
+            "new_code_updated_at": code.updated_at,
+            "at": now(),
+        }
+        connection.execute(_STORE_CODE, values)
+
+    @writes
+    def delete_session(self, connection: Connection, session_id: OwnedId, *, key: int | None = None) -> Session:
+        session = find_session(connection, self.retention, session_id)
+        if key not in (None, session.key):
+            raise NoSession(session_id.id)
+        connection.execute(_REMOVE, {"session": session.key, "at": now(), "has_expired": False})
+        return session
+
+    @writes
+    def restore_session(self, connection: Connection, session_id: OwnedId) -> Session:
+        removed = last_removed(connection, self.retention, session_id)
+        present = session_with_id(connection, session_id.id)
+        if removed is None and (present is None or present.owned_id != session_id):
+            raise missing_session(connection, self.retention, session_id)
+        if present is not None:
+            raise Conflict(
+                f"Session '{session_id}' is not gone."
+                if removed is None
+                else f"The id '{session_id}' is in use again.",
+                hint="Only when no session has this id can the one that is gone be restored.",
+            )
+        with self.bounded(connection, session_id, session_id.id, *MADE):
+            if not connection.execute(_RESTORE, {"session": removed.key, "at": now()}).rowcount:
+                raise NoSession(session_id.id)  # it is being purged
+        return session_with_key(connection, removed.key)
+
+    @writes
+    def purge_session(
+        self, connection: Connection, session_id: OwnedId, *, key: int | None = None, only_removed: bool = False
+    ) -> Sequence[int]:
+        # The other tables' rows go by their foreign keys.
+        purge = _PURGE_ID if key is None else _PURGE_ID.where(sessions.c.key == key)
+        if only_removed:
+            purge = purge.where(~IS_PRESENT)
+        keys = list(connection.execute(purge, owned_id_values(session_id)).scalars())
+        if not keys:
+            raise missing_session(connection, self.retention, session_id)
+        return keys
+
+    async def expire(self, at: int) -> Sequence[int]:
+        # A reader looks for them, so that the writer has work only where there are some. A session that was called, or
+        # whose run began, between the two transactions is left alone.
+        due = [row for row in await self._may_be_due(at) if row.expires_at + slack(row.ttl) <= at]
+        return [key for some in batched(due, _MARKED_AT_ONCE) for key in await self._expire(at, some)]
+
+    @reads
+    def _may_be_due(self, connection: Connection, at: int) -> Sequence[Any]:
+        return connection.execute(_MAY_BE_DUE, {"at": at}).all()
+
+    @writes
+    def _expire(self, connection: Connection, at: int, due: Sequence[Any]) -> Sequence[int]:
+        expired = []
+        for row in due:
+            if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount:
+                expired.append(row.key)
+                tell(connection, row.owner, "session.expired", {"session_id": row.id})
+        return expired
+
+    async def purge(self, at: int) -> int:
+        before = at - int(self.retention.grace_seconds * MICROS)
+        keys = [key for key in await self._to_purge(before) if key not in self.incomplete]
+        for key in keys:
+            await purge_removed(self.database, key, before)
+        return len(keys)
+
+    @reads
+    def _to_purge(self, connection: Connection, before: int) -> Sequence[int]:
+        return list(connection.execute(_TO_PURGE, {"before": before}).scalars())
+
+    async def purge_beyond(self, bounds: Callable[[str], tuple[int, int]]) -> int:
+        found = await self._beyond(bounds)
+        for key, deleted_at in found:
+            await purge_removed(self.database, key, deleted_at)
+        return len(found)
+
+    @reads
+    def _beyond(self, connection: Connection, bounds: Callable[[str], tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """The keys of sessions to be purged, and when each was removed."""
+        found: list[tuple[int, int]] = []
+        for owner, count, size in connection.execute(_REMOVED_OF_OWNERS).all():
+            most, most_bytes = (bound or math.inf for bound in bounds(owner))
+            if count > most or size > most_bytes:
+                removed = connection.execute(_REMOVED_OF_OWNER, {"owner": owner}).all()
+                totals = list(accumulate(row.total_bytes for row in removed))
+                fitting = sum(n < most and total <= most_bytes for n, total in enumerate(totals))
+                found += [(row.key, row.deleted_at) for row in removed[max(fitting, 1) :]]
+        return found[:_SWEPT_AT_ONCE]
 
 
 def insert_session(connection: Connection, values: dict[str, Any]) -> int:
@@ -281,155 +453,10 @@ def complete_session(connection: Connection, key: int, session: Session, key_id:
     return _told(connection, session_with_key(connection, key))
 
 
-def newest_ids(connection: Connection, owner: str, limit: int) -> Sequence[str]:
-    """See MetadataStore.newest_ids."""
-    return list(connection.execute(_NEWEST_IDS.limit(limit), {"owner": owner}).scalars())
-
-
-def change_session(connection: Connection, retention: Retention, session_id: OwnedId, change: SessionChange) -> Session:
-    """See MetadataStore.change_session."""
-    at = now()
-    values = _changed_columns(change, at)
-    session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
-    if change.limits is not None:
-        values["limits"] = json.dumps(limits.merged(session.limits, change.limits))
-    connection.execute(update(sessions).where(sessions.c.key == session.key).values(values), {"at": at})
-    if change.data is not None and change.data != session.data:
-        next_version(connection, retention, session.key, "data", at, data=change.data, snapshot=None)
-    if change.metadata is not None:
-        connection.execute(_DROP_PAIRS, {"session": session.key})
-        _insert_pairs(connection, session.key, change.metadata)
-    return session_with_key(connection, session.key)
-
-
-def store_code(connection: Connection, retention: Retention, session_id: OwnedId, code: StoredCode) -> None:
-    """Replace a session's stored code. Raises NotFound or Expired."""
-    session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
-    values = {
-        "session": session.key,
-        "new_code": code.code,
-        "new_description": code.description,
-        "new_code_updated_at": code.updated_at,
-        "at": now(),
-    }
-    connection.execute(_STORE_CODE, values)
-
-
-def delete_session(connection: Connection, retention: Retention, session_id: OwnedId, key: int | None) -> Session:
-    """Mark a session as deleted; what it was before. Raises NotFound or Expired."""
-    session = find_session(connection, retention, session_id)
-    if key not in (None, session.key):
-        raise NoSession(session_id.id)
-    connection.execute(_REMOVE, {"session": session.key, "at": now(), "has_expired": False})
-    return session
-
-
-def restore_session(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
-    """See MetadataStore.restore_session."""
-    removed = last_removed(connection, retention, session_id)
-    present = session_with_id(connection, session_id.id)
-    if removed is None and (present is None or present.owned_id != session_id):
-        raise missing_session(connection, retention, session_id)
-    if present is not None:
-        raise Conflict(
-            f"Session '{session_id}' is not gone." if removed is None else f"The id '{session_id}' is in use again.",
-            hint="Only when no session has this id can the one that is gone be restored.",
-        )
-    if not connection.execute(_RESTORE, {"session": removed.key, "at": now()}).rowcount:
-        raise NoSession(session_id.id)  # it is being purged
-    return session_with_key(connection, removed.key)
-
-
-def purge_session(
-    connection: Connection, retention: Retention, session_id: OwnedId, key: int | None, only_removed: bool
-) -> Sequence[int]:
-    """See MetadataStore.purge_session. The other tables' rows go by their foreign keys."""
-    purge = _PURGE_ID if key is None else _PURGE_ID.where(sessions.c.key == key)
-    if only_removed:
-        purge = purge.where(~IS_PRESENT)
-    keys = list(connection.execute(purge, owned_id_values(session_id)).scalars())
-    if not keys:
-        raise missing_session(connection, retention, session_id)
-    return keys
-
-
-def present_sessions(connection: Connection, keys: Collection[int]) -> Sequence[int]:
-    """The keys of those of these sessions that are present."""
-    return list(connection.execute(select(sessions.c.key).where(sessions.c.key.in_(keys), IS_PRESENT)).scalars())
-
-
-def snapshots_of(connection: Connection, keys: Collection[int]) -> Mapping[int, Snapshot]:
-    """The files of the current versions of those of these sessions that are present, by key."""
-    columns = sessions.c.key, versions.c.snapshot_root, versions.c.file_count, versions.c.total_bytes
-    query = select(*columns).join_from(sessions, versions, IN_FORCE).where(sessions.c.key.in_(keys), IS_PRESENT)
-    return {key: snapshot_from_row(*snapshot) for key, *snapshot in connection.execute(query)}
-
-
 def count_sessions(connection: Connection) -> int:
     """How many sessions are present; counted in an index alone."""
     count: int = connection.execute(_COUNT).scalar_one()
     return count
-
-
-async def expire(database: Database, at: int) -> Sequence[int]:
-    """Mark up to a thousand sessions that have expired by `at`, in microseconds; their keys.
-
-    They are looked for by a reader, so that the writer has work only where there are some. A session that was called,
-    or whose run began, between the two transactions is left alone.
-    """
-
-    def candidates(connection: Connection) -> Sequence[Any]:
-        return connection.execute(_MAY_BE_DUE, {"at": at}).all()
-
-    def mark(connection: Connection, due: Sequence[Any]) -> Sequence[int]:
-        expired = []
-        for row in due:
-            if connection.execute(_EXPIRE, {"session": row.key, "at": at, "seen": row.expires_at}).rowcount:
-                expired.append(row.key)
-                tell(connection, row.owner, "session.expired", {"session_id": row.id})
-        return expired
-
-    due = [row for row in await database.read(candidates) if row.expires_at + slack(row.ttl) <= at]
-    return [key for some in batched(due, _MARKED_AT_ONCE) for key in await database.write(mark, some)]
-
-
-async def purge(database: Database, retention: Retention, at: int, incomplete: Collection[int]) -> int:
-    """Purge up to a thousand sessions that can no longer be restored at `at`, in microseconds, except those with a key
-    in `incomplete`; how many there were."""
-
-    before = at - int(retention.grace_seconds * MICROS)
-
-    def to_purge(connection: Connection) -> Sequence[int]:
-        return list(connection.execute(_TO_PURGE, {"before": before}).scalars())
-
-    keys = [key for key in await database.read(to_purge) if key not in incomplete]
-    for key in keys:
-        await purge_removed(database, key, before)
-    return len(keys)
-
-
-async def purge_beyond(database: Database, bounds: Callable[[str], tuple[int, int]]) -> int:
-    """Purge the sessions that could be restored, the oldest first, of owners who have more or larger ones of them than
-    `bounds` says of an owner: how many, and how many bytes of files; 0: any. One of each owner stays. At most a
-    thousand go; returns how many did."""
-
-    def beyond(connection: Connection) -> Sequence[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
-        for owner, count, size in connection.execute(_REMOVED_OF_OWNERS).all():
-            most, most_bytes = (bound or math.inf for bound in bounds(owner))
-            if count > most or size > most_bytes:
-                removed = connection.execute(_REMOVED_OF_OWNER, {"owner": owner}).all()
-                totals = list(accumulate(row.total_bytes for row in removed))
-                fitting = sum(n < most and total <= most_bytes for n, total in enumerate(totals))
-                found += [(row.key, row.deleted_at) for row in removed[max(fitting, 1) :]]
-        return found[:_SWEPT_AT_ONCE]
-
-    found = await database.read(beyond)
-    for key, deleted_at in found:
-        await purge_removed(database, key, deleted_at)
-    return len(found)
 
 
 async def purge_incomplete(database: Database, key: int) -> None:
@@ -494,33 +521,26 @@ def _id_taken(session_id: str) -> Conflict:
     return Conflict(f"Session '{session_id}' already exists.")
 
 
+def _settings(source: NewSession | Session) -> dict[str, Any]:
+    """The columns of a session that its maker chose."""
+    return {name: getattr(source, name) for name in _SETTINGS} | {
+        name: json.dumps(getattr(source, name)) for name in ("metadata", "limits", "egress", "service")
+    }
+
+
 def settings_of(source: Session) -> dict[str, Any]:
     """The columns that a copy or an imported session has in common with its source."""
     stored = source.stored
-    return {
+    return _settings(source) | {
         "owner": source.owner,
-        "language": source.language,
-        "persistent": source.persistent,
-        "metadata": json.dumps(source.metadata),
-        "allow_internet": source.allow_internet,
-        "allow_public": source.allow_public,
-        "default_timeout": source.default_timeout,
-        "limits": json.dumps(source.limits),
-        "isolation": source.isolation,
-        "egress": json.dumps(source.egress),
-        "service": json.dumps(source.service),
-        "setup": source.setup,
         "setup_status": source.setup_status,
         "setup_result": source.setup_result,
         "package_set": source.package_set,
         "setup_lock": source.setup_lock,
-        "storage": source.storage,
-        "record_code": source.record_code,
         "code": stored and stored.code,
         "code_description": stored and stored.description,
         "code_updated_at": stored and stored.updated_at,
         "version": 1,
-        "ttl": source.ttl,
     }
 
 
@@ -563,3 +583,8 @@ def _insert_pairs(connection: Connection, session_key: int, metadata: JsonObject
 def _filter_text(value: object) -> str:
     """The text that a filter must give to match `value`: a string itself, anything else as compact JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _bytes_of(session: Session) -> int:
+    """About what a session takes as an answer, without making it JSON once more."""
+    return bytes_of(session.data) + (0 if session.stored is None else len(session.stored.code))

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select, update
 
-from era.core.metadata import Retention, SetupJob
+from era.core.metadata import SetupJob
 from era.core.models import OwnedId, Session, Snapshot, Trim, now
 from era.errors import NotFound
 from era.store.condemned import keep_named
 from era.store.homes import check_home
+from era.store.rows import GROWN, Rows, reads, writes
 from era.store.session_lookup import IS_PRESENT, find_session, session_with_key
 from era.store.tables import SETUP_UNDER_WAY, sessions
 from era.store.versions import next_version, trim_history
@@ -35,69 +36,65 @@ _SET_STATUS = (
 )
 _FAIL = _SET_STATUS.values(setup_result=bindparam("result"), updated_at=bindparam("at"))
 _COMPLETE = _FAIL.values(package_set=bindparam("new_package_set"), setup_lock=None)
-_PACKAGE_SETS = select(sessions.c.package_set).where(sessions.c.package_set.is_not(None)).distinct()
+PACKAGE_SETS = select(sessions.c.package_set).where(sessions.c.package_set.is_not(None)).distinct()
 
 
-def unfinished_setups(connection: Connection) -> Sequence[SetupJob]:
-    """The setups of present sessions that haven't ended, in turn by owners and by the age of their sessions; the first
-    thousand of them."""
-    rows = connection.execute(_UNFINISHED)
-    return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup, row.setup_lock) for row in rows]
+class SetupRows(Rows):
+    @reads
+    def unfinished_setups(self, connection: Connection) -> Sequence[SetupJob]:
+        rows = connection.execute(_UNFINISHED)
+        return [SetupJob(row.key, OwnedId(row.owner, row.id), row.setup, row.setup_lock) for row in rows]
 
+    @writes
+    def begin_setup(self, connection: Connection, job: SetupJob) -> bool:
+        check_home(connection, job.session_key)
+        values = {"session": job.session_key, "job": job.setup, "status": "running"}
+        return connection.execute(_SET_STATUS, values).rowcount > 0
 
-def begin_setup(connection: Connection, job: SetupJob) -> bool:
-    """See MetadataStore.begin_setup."""
-    check_home(connection, job.session_key)
-    values = {"session": job.session_key, "job": job.setup, "status": "running"}
-    return connection.execute(_SET_STATUS, values).rowcount > 0
+    @writes
+    def end_setup(
+        self,
+        connection: Connection,
+        job: SetupJob,
+        *,
+        status: str,
+        result: str,
+        package_set: str | None,
+        left: tuple[int, Snapshot] | None = None,
+        trim: Trim | None = None,
+    ) -> bool:
+        check_home(connection, job.session_key, goes_on=True)
+        at = now()
+        if left is not None:
+            version, snapshot = left
+            row = connection.execute(_IN_FORCE, {"session": job.session_key}).one_or_none()
+            if row is None or tuple(row) != (version, job.setup):
+                return False
+            if snapshot != session_with_key(connection, job.session_key).snapshot:
+                with self.bounded(connection, job.session_id, job.session_id.id, *GROWN):
+                    next_version(connection, self.retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
+                trim_history(connection, job.session_key, trim)
+        keep_named(connection, package_set)
+        values = {"session": job.session_key, "job": job.setup, "status": status, "result": result, "at": at}
+        if status == "completed":
+            return connection.execute(_COMPLETE, values | {"new_package_set": package_set}).rowcount > 0
+        return connection.execute(_FAIL, values).rowcount > 0
 
+    @writes
+    def restart_setup(self, connection: Connection, session_id: OwnedId) -> Session:
+        session = find_session(connection, self.retention, session_id)
+        check_home(connection, session.key)
+        if session.setup is None:
+            raise NotFound(f"Session '{session_id}' has no setup.")
+        # The packages that it has stay until others are there, and where that fails, they stay.
+        values = {"setup_status": "pending", "setup_result": None, "updated_at": now()}
+        connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
+        return session_with_key(connection, session.key)
 
-def end_setup(
-    connection: Connection,
-    retention: Retention,
-    job: SetupJob,
-    *,
-    status: str,
-    result: str,
-    package_set: str | None,
-    left: tuple[int, Snapshot] | None,
-    trim: Trim | None,
-) -> bool:
-    """See MetadataStore.end_setup."""
-    check_home(connection, job.session_key, goes_on=True)
-    at = now()
-    if left is not None:
-        version, snapshot = left
-        row = connection.execute(_IN_FORCE, {"session": job.session_key}).one_or_none()
-        if row is None or tuple(row) != (version, job.setup):
-            return False
-        if snapshot != session_with_key(connection, job.session_key).snapshot:
-            next_version(connection, retention, job.session_key, "setup", at, data=None, snapshot=snapshot)
-            trim_history(connection, job.session_key, trim)
-    keep_named(connection, package_set)
-    values = {"session": job.session_key, "job": job.setup, "status": status, "result": result, "at": at}
-    if status == "completed":
-        return connection.execute(_COMPLETE, values | {"new_package_set": package_set}).rowcount > 0
-    return connection.execute(_FAIL, values).rowcount > 0
+    @reads
+    def package_sets(self, connection: Connection) -> Sequence[str]:
+        return connection.execute(PACKAGE_SETS).scalars().all()
 
-
-def restart_setup(connection: Connection, retention: Retention, session_id: OwnedId) -> Session:
-    """See MetadataStore.restart_setup."""
-    session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
-    if session.setup is None:
-        raise NotFound(f"Session '{session_id}' has no setup.")
-    # The packages that it has stay until others are there, and where that fails, they stay.
-    values = {"setup_status": "pending", "setup_result": None, "updated_at": now()}
-    connection.execute(update(sessions).where(sessions.c.key == session.key).values(values))
-    return session_with_key(connection, session.key)
-
-
-def package_sets(connection: Connection) -> Sequence[str]:
-    """The digests of package sets that sessions have, removed ones included."""
-    return list(connection.execute(_PACKAGE_SETS).scalars())
-
-
-def package_set_lost(connection: Connection, digest: str) -> int:
-    """Make the setups that led to this package set pending again; how many there were."""
-    return connection.execute(update(sessions).where(sessions.c.package_set == digest).values(PENDING)).rowcount
+    @writes
+    def package_set_lost(self, connection: Connection, digest: str) -> int:
+        return connection.execute(update(sessions).where(sessions.c.package_set == digest).values(PENDING)).rowcount

@@ -28,7 +28,8 @@ from era.errors import Conflict, NotFound
 from era.store.dialects import Asked, Precompiled, together
 from era.store.homes import check_home
 from era.store.records import snapshot_from_row
-from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, session_with_key
+from era.store.rows import GROWN, Rows, reads, writes
+from era.store.session_lookup import EXPIRES_AT, IS_PRESENT, find_session, note_call, read_session, session_with_key
 from era.store.tables import IS_CHECKPOINT, IS_NO_CHECKPOINT, sessions, versions
 from era.store.tables import version_names as names
 
@@ -64,7 +65,7 @@ _KEPT = (
     .where(_OF_SESSION)
     .order_by(versions.c.n.desc())
 )
-_SNAPSHOT_ROOTS = select(versions.c.snapshot_root).where(versions.c.snapshot_root.is_not(None)).distinct()
+SNAPSHOT_ROOTS = select(versions.c.snapshot_root).where(versions.c.snapshot_root.is_not(None)).distinct()
 
 _INCREMENT = (
     update(sessions)
@@ -235,44 +236,105 @@ def trim_history(connection: Connection, session_key: int, trim: Trim | None) ->
     return connection.execute(_DROP, {"session": session_key, "numbers": list(trim.drop)}).rowcount
 
 
-def commit_version(
-    connection: Connection,
-    retention: Retention,
-    session_id: OwnedId,
-    cause: Cause,
-    *,
-    data: str | None,
-    snapshot: Snapshot | None,
-    key: int | None,
-    trim: Trim | None,
-) -> Session:
-    """See MetadataStore.commit."""
-    session = find_session(connection, retention, session_id)
-    if key is not None and session.key != key:
-        raise NotFound(f"Session '{session_id}' was deleted, and another has its id.")
-    check_home(connection, session.key)
-    if data in (None, session.data) and snapshot in (None, session.snapshot):
+class VersionRows(Rows):
+    @writes
+    def commit(
+        self,
+        connection: Connection,
+        session_id: OwnedId,
+        cause: Cause,
+        *,
+        data: str | None,
+        snapshot: Snapshot | None,
+        key: int | None = None,
+        trim: Trim | None = None,
+    ) -> Session:
+        session = find_session(connection, self.retention, session_id)
+        if key is not None and session.key != key:
+            raise NotFound(f"Session '{session_id}' was deleted, and another has its id.")
+        check_home(connection, session.key)
+        if data in (None, session.data) and snapshot in (None, session.snapshot):
+            note_call(connection, session.key, now())
+        else:
+            with self.bounded(connection, session_id, session_id.id, *(GROWN if snapshot is not None else ())):
+                next_version(connection, self.retention, session.key, cause, now(), data=data, snapshot=snapshot)
+            trim_history(connection, session.key, trim)
+        return session_with_key(connection, session.key)
+
+    @writes
+    def rollback(self, connection: Connection, session_id: OwnedId, n: int) -> Session:
+        session = find_session(connection, self.retention, session_id)
+        check_home(connection, session.key)
+        old = version_content(connection, session, self.retention, n)
+        snapshot = old.version.snapshot
+        with self.bounded(connection, session_id, session_id.id, *GROWN):
+            next_version(connection, self.retention, session.key, "rollback", now(), data=old.data, snapshot=snapshot)
+        return session_with_key(connection, session.key)
+
+    async def versions(self, session_id: OwnedId, *, limit: int, before: int | None) -> Sequence[Version]:
+        def job(connection: Connection, session: Session) -> Sequence[Version]:
+            values = {"session": session.key, "before": session.version + 1 if before is None else before}
+            return [version_from_row(row) for row in connection.execute(_NEWEST, values | {"how_many": limit})]
+
+        return await read_session(self.database, self.retention, session_id, job)
+
+    async def version(self, session_id: OwnedId, n: int) -> VersionContent:
+        def job(connection: Connection, session: Session) -> VersionContent:
+            return version_content(connection, session, self.retention, n)
+
+        return await read_session(self.database, self.retention, session_id, job)
+
+    @reads
+    def kept_versions(self, connection: Connection, session_key: int) -> Sequence[KeptVersion]:
+        return [
+            KeptVersion(n, root, bool(named), bool(is_checkpoint))
+            for n, root, named, is_checkpoint in connection.execute(_KEPT, {"session": session_key})
+        ]
+
+    @writes
+    def name_version(
+        self, connection: Connection, session_id: OwnedId, n: int, name: str, *, named: Collection[int]
+    ) -> Version | None:
+        session = find_session(connection, self.retention, session_id)
+        check_home(connection, session.key)
+        _check_kept(connection, session, self.retention, n)
+        if set(connection.execute(_NAMED, {"session": session.key}).scalars()) != set(named):
+            return None
+        other = connection.execute(_WITH_NAME, {"session": session.key, "name": name}).scalar_one_or_none()
+        if other not in (None, n):
+            raise Conflict(
+                f"Version {other} of session '{session_id}' has the name '{name}' already.",
+                hint="Choose another name, or take it from that version first.",
+            )
+        connection.execute(_CLEAR_NAME, {"session": session.key, "number": n})
+        insert_name(connection, session.key, n, name)
         note_call(connection, session.key, now())
-    else:
-        next_version(connection, retention, session.key, cause, now(), data=data, snapshot=snapshot)
-        trim_history(connection, session.key, trim)
-    return session_with_key(connection, session.key)
+        return version_from_row(connection.execute(_ONE, {"session": session.key, "number": n}).one())
 
+    @writes
+    def clear_name(self, connection: Connection, session_id: OwnedId, n: int) -> None:
+        session = find_session(connection, self.retention, session_id)
+        check_home(connection, session.key)
+        _check_kept(connection, session, self.retention, n)
+        if not connection.execute(_CLEAR_NAME, {"session": session.key, "number": n}).rowcount:
+            raise NotFound(f"Version {n} of session '{session_id}' has no name.", code="no_such_name")
+        note_call(connection, session.key, now())
+        if n == session.version:
+            return
+        # Where newer versions have gone, this one was kept for its name only. So a gap is always behind a named
+        # version. Or it is where checkpoints were, which go before all others: then there is an older version without
+        # a name, too.
+        newer = connection.execute(_ONE, {"session": session.key, "number": n + 1}).first()
+        older = connection.execute(_OLDER, {"session": session.key, "number": n}).first()
+        if has_checkpoints(connection, session.key):
+            # Checkpoints leave gaps, too; what is too old goes here, and what holds too much with the next commit.
+            prune(connection, self.retention, session.key, session.version, is_checkpoint=True)
+        elif n <= session.version - self.retention.versions or (newer is None and older is None):
+            connection.execute(_DROP, {"session": session.key, "numbers": [n]})
 
-def roll_back(connection: Connection, retention: Retention, session_id: OwnedId, n: int) -> Session:
-    """See MetadataStore.rollback."""
-    session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
-    old = version_content(connection, session, retention, n)
-    snapshot = old.version.snapshot
-    next_version(connection, retention, session.key, "rollback", now(), data=old.data, snapshot=snapshot)
-    return session_with_key(connection, session.key)
-
-
-def list_versions(connection: Connection, session: Session, limit: int, before: int | None) -> Sequence[Version]:
-    """The `limit` newest versions older than version `before`, newest first."""
-    values = {"session": session.key, "before": session.version + 1 if before is None else before, "how_many": limit}
-    return [version_from_row(row) for row in connection.execute(_NEWEST, values)]
+    @reads
+    def snapshot_roots(self, connection: Connection) -> Sequence[str]:
+        return list(connection.execute(SNAPSHOT_ROOTS).scalars())
 
 
 def version_content(connection: Connection, session: Session, retention: Retention, n: int) -> VersionContent:
@@ -307,64 +369,9 @@ def _not_kept(session: Session, retention: Retention, n: int) -> NotFound:
     )
 
 
-def kept_versions(connection: Connection, session_key: int) -> Sequence[KeptVersion]:
-    """All versions of a session, newest first."""
-    return [
-        KeptVersion(n, root, bool(named), bool(is_checkpoint))
-        for n, root, named, is_checkpoint in connection.execute(_KEPT, {"session": session_key})
-    ]
-
-
-def name_version(
-    connection: Connection, retention: Retention, session_id: OwnedId, n: int, name: str, named: Collection[int]
-) -> Version | None:
-    """See MetadataStore.name_version."""
-    session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
-    _check_kept(connection, session, retention, n)
-    if set(connection.execute(_NAMED, {"session": session.key}).scalars()) != set(named):
-        return None
-    other = connection.execute(_WITH_NAME, {"session": session.key, "name": name}).scalar_one_or_none()
-    if other not in (None, n):
-        raise Conflict(
-            f"Version {other} of session '{session_id}' has the name '{name}' already.",
-            hint="Choose another name, or take it from that version first.",
-        )
-    connection.execute(_CLEAR_NAME, {"session": session.key, "number": n})
-    insert_name(connection, session.key, n, name)
-    note_call(connection, session.key, now())
-    return version_from_row(connection.execute(_ONE, {"session": session.key, "number": n}).one())
-
-
 def insert_name(connection: Connection, session_key: int, n: int, name: str) -> None:
     """Give a name to a version that has none."""
     connection.execute(insert(names).values(session_key=session_key, n=n, name=name))
-
-
-def clear_name(connection: Connection, retention: Retention, session_id: OwnedId, n: int) -> None:
-    """See MetadataStore.clear_name."""
-    session = find_session(connection, retention, session_id)
-    check_home(connection, session.key)
-    _check_kept(connection, session, retention, n)
-    if not connection.execute(_CLEAR_NAME, {"session": session.key, "number": n}).rowcount:
-        raise NotFound(f"Version {n} of session '{session_id}' has no name.", code="no_such_name")
-    note_call(connection, session.key, now())
-    if n == session.version:
-        return
-    # Where newer versions have gone, this one was kept for its name only. So a gap is always behind a named version. Or
-    # it is where checkpoints were, which go before all others: then there is an older version without a name, too.
-    newer = connection.execute(_ONE, {"session": session.key, "number": n + 1}).first()
-    older = connection.execute(_OLDER, {"session": session.key, "number": n}).first()
-    if has_checkpoints(connection, session.key):
-        # Checkpoints leave gaps, too; what is too old goes here, and what holds too much with the next commit.
-        prune(connection, retention, session.key, session.version, is_checkpoint=True)
-    elif n <= session.version - retention.versions or (newer is None and older is None):
-        connection.execute(_DROP, {"session": session.key, "numbers": [n]})
-
-
-def snapshot_roots(connection: Connection) -> Sequence[str]:
-    """The root of every snapshot that a version names, those of removed sessions included."""
-    return list(connection.execute(_SNAPSHOT_ROOTS).scalars())
 
 
 def version_from_row(row: Iterable[Any]) -> Version:
