@@ -3,8 +3,10 @@
 .PHONY: help setup setup-dev setup-test setup-soak setup-bench serve test unit check fix types bench soak
 .DEFAULT_GOAL := help
 
-# Tests that need neither sandboxes nor a server.
-UNIT = tests/unit tests/core tests/store tests/drivers/test_choice.py tests/network/test_messages.py \
+# Tests that start neither sandboxes nor servers, of ours or of others. Programs of the fake driver are plain processes.
+UNIT = tests/unit tests/core/test_challenges.py tests/core/test_limits.py tests/core/test_progress.py \
+	tests/core/test_relay.py tests/core/test_signatures.py tests/core/test_spooled_output.py \
+	tests/core/test_unknown_fields.py tests/drivers/test_choice.py tests/network/test_messages.py \
 	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
 	tests/packages/test_requirements.py
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
-from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Caller, Change
+from era.core.api_keys import OPERATOR, ApiKey, ApiKeys, Change
 from era.core.models import now
 from era.errors import NotFound, Unavailable
 
@@ -101,38 +100,6 @@ async def test_a_key_made_at_another_host_can_be_changed_here() -> None:
         await here.change(key.id, description="newer")
     with pytest.raises(NotFound):
         await here.revoke("key_that_never_was")
-
-
-async def test_whoever_waits_for_the_end_of_a_key_is_woken_by_changes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are read with each heartbeat, and for what strangers make up."""
-    keys = ApiKeys(Rows(), "operator")
-    key, text = await keys.create("ann", "")
-    caller, looks = keys.caller(text.encode()), []
-    assert caller is not None
-    admits = keys.admits
-
-    def counted(*given: Any) -> bool:
-        looks.append(given)
-        return admits(*given)
-
-    monkeypatch.setattr(keys, "admits", counted)
-    waiting = asyncio.create_task(keys.until_barred(caller, "run"))
-    never = [asyncio.create_task(keys.until_barred(each, "run")) for each in (OPERATOR, Caller("x", key_id="operator"))]
-    for _ in range(3):
-        await asyncio.sleep(0.01)
-        await keys.open()
-    await keys.create("ann", "another")
-    await asyncio.sleep(0.01)
-    assert len(looks) == 1
-    await keys.change(key.id, scopes=("read", "run"))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
-    await keys.change(key.id, scopes=("read",))
-    async with asyncio.timeout(10):
-        await waiting
-    assert not any(task.done() for task in never)
-    for task in never:
-        task.cancel()
 
 
 async def test_a_revocation_that_is_repeated_while_keys_are_read_holds() -> None:

@@ -44,11 +44,6 @@ async def test_a_run_in_the_background_is_told_of_once_it_is_on_record(core: Cor
     assert await core.output(begun.run_id) == b"paused\n"
 
 
-async def test_one_that_can_t_begin_is_an_error(core: Core) -> None:
-    with pytest.raises(NotFound):
-        await core.runs.begin(mine("nobody's"), request("pass", background=True))
-
-
 async def test_one_that_fails_later_is_logged_and_recorded(core: Core) -> None:
     await core.session()
     core.driver.dead_on_arrival = 2
@@ -103,20 +98,6 @@ async def test_a_service_ends_when_somebody_wants_the_turn(core: Core) -> None:
     assert collected.stdout == b"mine\n"
     assert service.ended.is_set()
     assert [record.status for record in await core.records()] == ["killed", "ok"]
-
-
-async def test_a_service_ends_for_who_waited_before_it_began(core: Core) -> None:
-    await core.session()
-    code, go = core.paused()
-    await started(core, code, b"paused")
-    service = asyncio.create_task(core.runs.start(mine("s"), request(service="sleep 60")))
-    await asyncio.sleep(0)
-    after = asyncio.create_task(core.run("print('after')"))
-    await asyncio.sleep(0)
-    go.touch()
-    async with asyncio.timeout(60):
-        assert (await after).stdout == b"after\n"
-    assert (await service).ended.is_set()
 
 
 async def test_other_runs_don_t_yield(core: Core) -> None:

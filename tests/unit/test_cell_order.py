@@ -93,17 +93,3 @@ def test_events_without_marks_hold_back_no_more_than_the_bound(monkeypatch: pyte
         given += taken(made)
         assert len(made._events) <= 10
     assert len(given) == 30
-
-
-def test_marks_given_out_dont_count_as_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_order, "HELD_BYTES", 3 * len(EVENT))
-    made = order()
-    for _ in range(10):
-        made.write(1, b"a" + EVENT)
-        made.write(2, EVENT)
-        made.show(ONE, (1, 2))
-        assert taken(made) == ["a", '"one"']
-    made.show(TWO, (1,))
-    assert taken(made) == []
-    made.write(1, b"b" + EVENT)
-    assert taken(made) == ["b", '"two"']

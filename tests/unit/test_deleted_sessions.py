@@ -7,22 +7,16 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from era.core import pool as pools
-from era.core.admission import Admission
-from era.core.live.current_files import CurrentFiles
-from era.core.live.file_helper import FileHelper
-from era.core.live.processes import ProcessRequest
 from era.core.metadata import SessionChange, SessionFilter
 from era.core.models import DEFAULT_OWNER, Session
 from era.core.ports import Sandbox
 from era.core.public.live_servers import LiveServers
 from era.core.shares import Shares
-from era.errors import EraError, Forbidden, NotFound, SandboxFailed, SessionDeleted
+from era.errors import EraError, Forbidden, NotFound, SessionDeleted
 from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, request, until
@@ -83,39 +77,6 @@ async def test_a_run_ends_whose_session_was_deleted_without_an_answer(
     assert (record.status, record.reason) == ("failed", "the session was deleted while this run was under way")
 
 
-async def test_it_would_wait_if_it_were_not_told(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools._Acquiring, "release", lambda _: None)
-    run, go = await waiting_for_room(core)
-    session = await core.store.delete_session(mine("s"))
-    await core.pool.release(session.key)
-    await asyncio.sleep(0.2)
-    assert not run.done()
-    go.touch()
-    await until(core.idle)
-    await core.pool.release(core.idle()[0])
-    with pytest.raises(SessionDeleted):
-        await run
-
-
-async def test_a_run_is_not_tried_again_once_its_session_is_deleted(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = await core.session()
-    core.driver.dead_on_arrival = 1
-    create = core.driver.create
-
-    async def deleted_meanwhile(*given: Any) -> Any:
-        sandbox = await create(*given)
-        await core.store.delete_session(mine("s"))
-        return sandbox
-
-    monkeypatch.setattr(core.driver, "create", deleted_meanwhile)
-    with pytest.raises(SessionDeleted):
-        await core.run("pass")
-    assert len(core.driver.made) == 1
-    assert (await core.store.runs(session.key, 10))[0].status == "failed"
-
-
 @asynccontextmanager
 async def no_slot_is_free(core: Core) -> AsyncIterator[None]:
     """Within the block all slots are taken by somebody who keeps them."""
@@ -142,49 +103,6 @@ async def test_deleting_a_session_ends_its_runs_that_wait_for_a_slot(core: Core)
         await until(lambda: core.admission.places.waiting)
     assert (await run).stdout == b"1\n"
     assert core.admission.places.taken == 0
-
-
-async def test_it_would_wait_for_its_slot_if_it_were_not_told(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Admission, "session_gone", lambda *_: None)
-    await core.session()
-    async with no_slot_is_free(core):
-        run = asyncio.create_task(core.run("pass"))
-        await until(lambda: core.admission.places.waiting)
-        deleting = asyncio.create_task(core.sessions.delete(mine("s")))
-        await asyncio.sleep(0.2)
-        assert not run.done()
-        assert not deleting.done()
-    with pytest.raises(NotFound):
-        await run
-    await deleting
-
-
-async def test_a_run_goes_on_waiting_where_its_session_is_another_one_by_then(core: Core) -> None:
-    await core.session()
-    async with no_slot_is_free(core):
-        run = asyncio.create_task(core.run("print(1)"))
-        await until(lambda: core.admission.places.waiting)
-        core.admission.session_gone(mine("s"))  # the one before
-        await asyncio.sleep(0.05)
-        await until(lambda: core.admission.places.waiting)
-        assert not run.done()
-    assert (await run).stdout == b"1\n"
-
-
-async def test_a_sandbox_that_is_closed_for_another_reason_is_no_deletion(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A live session's that has died, say, is closed by whoever sees it first."""
-    await core.session()
-    take = core.snapshots.take
-
-    async def closed_meanwhile(sandbox: Sandbox, *given: Any, **named: Any) -> Any:
-        taken = await take(sandbox, *given, **named)
-        await core.pool.discard(sandbox, "It has died.")
-        return taken
-
-    monkeypatch.setattr(core.snapshots, "take", closed_meanwhile)
-    assert (await core.run("print(1)")).stdout == b"1\n"
 
 
 async def test_a_session_that_is_back_has_nothing_that_was_read_while_it_went(
@@ -242,44 +160,3 @@ async def test_a_service_starts_in_the_public_session_that_was_called_only(core:
         async with live_servers.connection(called, 8000, URL):
             pass
     assert await core.records() == []
-
-
-@pytest.mark.parametrize("fails", [False, True])
-async def test_a_session_that_is_deleted_while_its_file_helper_starts_leaves_nothing(
-    core: Core, monkeypatch: pytest.MonkeyPatch, *, fails: bool
-) -> None:
-    session = await core.session()
-    await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 100"))
-    ended: list[bool] = []
-
-    class Helper:
-        """In place of one."""
-
-        alive = True
-        live: Any
-
-        async def call(self, *_: object, **__: object) -> None:
-            raise NotFound("It has no files any more.")
-
-        async def end(self) -> None:
-            ended.append(True)
-
-    async def started(live: Any) -> Any:
-        await core.store.delete_session(mine("s"))
-        await core.pool.release(session.key)
-        await live.closed.wait()
-        if fails:
-            raise SandboxFailed("It is gone.")
-        helper = Helper()
-        helper.live = live
-        return helper
-
-    monkeypatch.setattr(FileHelper, "started", started)
-    stored: Any = SimpleNamespace(check_depth=None, size_check=None, stat=lambda *_: core.store.session(mine("s")))
-    files = CurrentFiles(stored, core.live_sessions, core.checkpoints, core.store, core.turns)
-    async with asyncio.timeout(10):
-        with pytest.raises(SandboxFailed if fails else NotFound):
-            await files.stat(mine("s"), ("a",))
-    assert not files._starting
-    assert not files._helpers
-    assert ended == [True] * (not fails)

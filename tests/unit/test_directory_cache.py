@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from era.core import directory_cache, pool
-from era.core.files import restoring
+from era.core import directory_cache
 from era.core.files.edits import Changes, Remove
 from era.core.files.totals import Bounds
 from era.core.models import Snapshot
-from era.errors import SandboxFailed
 from tests.drivers.fake import FakeSandbox
 from tests.owners import mine
 from tests.unit.core import Core, until
@@ -120,17 +118,6 @@ async def test_a_directory_that_is_not_what_it_was_is_not_used(core: Core, chang
     await until(lambda: directories(core) == 1)
 
 
-async def test_a_directory_that_can_t_be_moved_is_restored(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    await fill_and_put_away(core)
-
-    def fail(*_: object) -> None:
-        raise OSError(5, "the disk said no")
-
-    monkeypatch.setattr(restoring, "move", fail)
-    assert (await core.run(SHOW)).stdout == SHOWN
-    await until(lambda: directories(core) == 1)
-
-
 async def test_what_a_failed_run_left_is_not_kept(core: Core) -> None:
     await core.run(FILL)
     failed = await core.run("open('top', 'w').write('uncommitted')\nraise SystemExit(1)", atomic=True)
@@ -160,34 +147,6 @@ async def test_the_oldest_goes_first(core: Core, monkeypatch: pytest.MonkeyPatch
     assert core.pool._kept.keys() == keys
 
 
-async def test_none_is_kept_while_the_disk_is_short(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_cache, "_FREE_SHARE", 1.1)
-    await fill_and_put_away(core)
-    await until(lambda: directories(core) == 1)
-    assert (await core.run(SHOW)).stdout == SHOWN
-
-
-async def test_few_files_are_not_kept(core: Core) -> None:
-    await core.run("open('top', 'w').write('top')")
-    await core.run("pass", "other")
-    assert directories(core) == 1
-
-
-async def test_none_is_kept_at_the_end(core: Core) -> None:
-    await fill_and_put_away(core)
-    await core.pool.stop()
-    assert directories(core) == 0
-
-
-async def test_one_that_can_t_be_made_is_an_error_and_loses_nothing(core: Core) -> None:
-    await fill_and_put_away(core)
-    core.driver.refusals = 4
-    with pytest.raises(SandboxFailed):
-        await core.run(SHOW)
-    core.driver.refusals = 0
-    assert (await core.run(SHOW)).stdout == SHOWN
-
-
 async def test_a_session_with_packages_is_restored_at_once(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """They lie beside the working directory, where another sandbox has directories of its own."""
     monkeypatch.setattr(FakeSandbox, "may_have_packages", lambda _: True)
@@ -205,16 +164,3 @@ async def test_a_session_with_packages_is_restored_at_once(core: Core, monkeypat
     created.clear()
     assert (await core.run(SHOW + "\nprint(open('../packages/module.py').read())")).stdout == SHOWN + b"1\n"
     assert len(created) == 1
-
-
-async def test_nothing_is_kept_of_a_session_that_has_moved(core: Core) -> None:
-    await core.run(FILL, "s")
-    session = await core.store.session(mine("s"))
-    core.pool.release_soon(session.key, pool.MOVED)
-    await until(lambda: not core.pool.has(session.key))
-    assert core.pool.session_keys() == []
-    await core.run(FILL, "s")
-    await core.run("pass", "other")
-    assert session.key in core.pool.session_keys(), "its sandbox has made way"
-    core.pool.release_soon(session.key, pool.MOVED)
-    await until(lambda: session.key not in core.pool.session_keys())

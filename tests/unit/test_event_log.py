@@ -44,16 +44,6 @@ async def test_readers_that_come_early_late_or_again_get_the_same() -> None:
         log.append("late")
 
 
-async def test_pieces_have_all_that_is_there_up_to_a_bound() -> None:
-    log: EventLog[str] = EventLog(max_size=1000, max_events=50)
-    for n in range(1, 61):
-        log.append(str(n))
-    log.end()
-    numbered = [(n, str(n)) for n in range(1, 61)]
-    pieces = [piece async for piece in log.pieces(0, 20)]
-    assert pieces == [Gap(1, 10), numbered[10:30], numbered[30:50], numbered[50:]]
-
-
 async def test_what_is_kept_is_bounded_and_what_is_gone_is_said() -> None:
     log: EventLog[str] = EventLog(max_size=100, max_events=20)
     slow = log.follow()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from era.core.files.snapshots import Snapshots
 from era.core.history import MAX_NAMED, HistoryBound
 from era.core.models import KeptVersion, NewCopy, Session
 from era.core.run_messages import RunResult
@@ -66,19 +65,6 @@ async def test_the_oldest_versions_go_when_the_limit_is_exceeded(core: Core) -> 
     for _ in range(20):
         await fill(core, 200_000)
         assert await held(core) <= LIMIT * 9 // 8
-
-
-@pytest.mark.slow
-async def test_a_current_version_over_the_limit_stays_alone(core: Core) -> None:
-    await core.session()
-    await fill(core, 100_000)
-    assert (await fill(core, 3 * LIMIT)).state.versions_dropped == 2
-    assert [version.n for version in await kept(core)] == [3]
-    for _ in range(20):
-        await core.run("open('log', 'a').write('x')")
-    assert len(await kept(core)) == 21, "small changes are no reason to count again"
-    await fill(core, LIMIT // 4, "g")
-    assert len(await kept(core)) == 1
 
 
 async def test_named_versions_stay(core: Core) -> None:
@@ -142,27 +128,6 @@ async def test_what_a_row_says_is_never_less_than_what_is_held(core: Core) -> No
         assert said >= await held(core)
     copy = await core.store.duplicate(NewCopy(mine("s"), "t"))
     assert copy.history_bytes == (await current(core)).history_bytes
-
-
-@pytest.mark.slow
-async def test_most_commits_count_nothing(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = 0
-    held_bytes = Snapshots.held_bytes
-
-    async def counted(*args: Any, **options: Any) -> Any:
-        nonlocal counts
-        counts += 1
-        return await held_bytes(*args, **options)
-
-    monkeypatch.setattr(Snapshots, "held_bytes", counted)
-    await core.session()
-    for _ in range(4):
-        await fill(core, 240_000)
-    for _ in range(60):
-        await fill(core, 8_000, "g")
-    assert counts <= 60 * 8_400 // (LIMIT // 8) + 1
-    await core.run("print(1)")
-    assert counts <= 60 * 8_400 // (LIMIT // 8) + 1
 
 
 async def test_without_the_bound_all_of_it_stays(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.late_ends import LateEnds
 from era.core.live import live_session
 from era.core.live.processes import ProcessRequest
 from era.core.live.records import ProcessRecord
 from era.core.models import Claim, OwnedId
-from era.core.retry_delay import delay
 from era.errors import TooManyProcesses, Unavailable
 from tests.owners import mine
 from tests.unit.core import URL, Core, until
@@ -85,29 +81,6 @@ async def test_a_service_that_stops_waits_for_ends_to_be_recorded_for_a_while_on
     assert await core.store.processes.mark_lost() == 2
 
 
-async def test_a_service_that_stops_waits_as_long_as_one_more_end_is_recorded_after_the_other(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A slow disk takes longer for all than one may take."""
-    end = core.store.processes.end
-    turn = asyncio.Lock()
-
-    async def slowly(*given: Any) -> None:
-        async with turn:
-            await asyncio.sleep(1)
-            await end(*given)
-
-    monkeypatch.setattr(core.store.processes, "end", slowly)
-    session = await core.session()
-    for _ in range(5):
-        await start(core, "exec sleep 100")
-    processes = core.live_sessions._live[session.key].processes
-    await core.pool.stop()
-    await processes.close(3.0, 60.0)
-    assert processes.are_settled
-    assert await core.store.processes.mark_lost() == 0
-
-
 async def test_a_session_is_put_away_though_ends_are_not_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     away = Away(core, monkeypatch)
     monkeypatch.setattr(live_session, "LAST_RECORDS_SECONDS", 0.2)
@@ -124,39 +97,3 @@ async def test_a_session_is_put_away_though_ends_are_not_on_record(core: Core, m
     async with asyncio.timeout(10):
         while (await core.store.processes.find(S, process.id)).status == "running":  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.05)
-
-
-async def test_a_session_stays_live_until_the_ends_of_its_processes_are_on_record(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live_session, "LAST_RECORDS_SECONDS", 0.1)
-    async with Core.opened(directory, template, keep_alive=0.2) as core:
-        away = Away(core, monkeypatch)
-        await core.session()
-        await start(core, "true")
-        await until(lambda: core.live_sessions.running(S) is None)
-        await asyncio.sleep(1)
-        assert core.live_sessions.count() == 1
-        away.is_away = False
-        await until(lambda: not core.live_sessions.count())
-
-
-def test_delays_have_a_bound_however_many_there_were() -> None:
-    assert [delay(tries) for tries in (1, 2, 100_000)] == [1, 4, 900]
-
-
-async def test_what_comes_after_the_stop_is_left_to_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.0)
-    ends, tries = LateEnds(), 0
-
-    async def attempt() -> bool:
-        nonlocal tries
-        tries += 1
-        return tries > 1
-
-    ends.add(attempt)
-    await until(lambda: tries == 2)
-    await ends.stop()
-    before = asyncio.all_tasks()
-    ends.add(attempt)
-    assert asyncio.all_tasks() == before

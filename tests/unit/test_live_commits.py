@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from structlog.testing import capture_logs
 from era.core.files.trees import SnapshotRefused
 from era.core.live.processes import ProcessRequest
 from era.core.models import Session
-from era.errors import CommitFailed, RunUnderWay
+from era.errors import CommitFailed
 from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import URL, Core, until
@@ -92,34 +91,6 @@ async def test_a_checkpoint_that_was_refused_is_not_tried_again(core: Core, monk
     assert looks == 1
 
 
-async def test_a_checkpoint_that_gave_way_is_made_though_the_run_keeps_nothing(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with Core.opened(directory, template, checkpoint_seconds=0.5) as core:
-        session, gave_way = await core.session(), False
-        go = directory / "go"
-        await start(core, f"while [ ! -e {go} ]; do sleep 0.01; done; echo 1 > made")
-        live = core.live_sessions.get(session.key)
-        assert live is not None
-        check_free = core.turns.check_free
-
-        def checked(session_id: Hashable) -> None:
-            nonlocal gave_way
-            try:
-                check_free(session_id)
-            except RunUnderWay:
-                gave_way |= live.is_idle and not live.wants_checkpoint.is_set()
-                raise
-
-        monkeypatch.setattr(core.turns, "check_free", checked)
-        async with core.turns.take(S, long=True):
-            go.touch()
-            await until(lambda: gave_way)
-        async with asyncio.timeout(20):
-            while (await core.store.session(S)).snapshot.file_count == 0:  # noqa: ASYNC110  nothing tells of it
-                await asyncio.sleep(0.02)
-
-
 async def test_an_idle_one_stays_live_while_the_database_is_away(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,29 +110,6 @@ async def test_an_idle_one_stays_live_while_the_database_is_away(
         assert (await core.run("print(open('made').read())")).stdout == b"1\n2\n\n"
         assert live.why_lost is None
         assert len(core.driver.made) == 1, "its sandbox stays warm"
-
-
-async def test_nothing_is_ended_for_being_idle_before_what_there_is_can_be_kept(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with Core.opened(directory, template, keep_alive=0.1) as core:
-        away = going_away(core, monkeypatch)
-        session = await core.session()
-        await start(core, "exec sleep 0.3")
-        live = core.live_sessions.get(session.key)
-        assert live is not None
-        with live.in_use():
-            await until(lambda: not live.processes.running)
-            await asyncio.sleep(0.3)
-            assert not live.wants_checkpoint.is_set(), "the one for the end of the process is made"
-            away.times = math.inf
-            (core.driver.made[0].workspace / "made").touch()  # as an interpreter does in a thread of its own
-        await asyncio.sleep(0.6)
-        assert core.live_sessions.get(session.key) is live
-        assert live.retry_seconds
-        away.times = 0
-        await until(lambda: not core.live_sessions.count())
-        assert (await core.store.session(S)).snapshot.file_count == 1
 
 
 @pytest.mark.parametrize("answer_lost", [False, True])
@@ -201,36 +149,3 @@ async def test_the_stop_of_the_service_waits_for_the_database_as_long_as_it_may(
         await core.live_sessions.stop(1)
         await until(lambda: not core.live_sessions.count())
     assert (await core.store.session(S)).version == (2 if times == 3 else 1)
-
-
-@pytest.mark.parametrize("is_deleted", [False, True])
-async def test_one_whose_end_fails_holds_nothing(
-    core: Core, monkeypatch: pytest.MonkeyPatch, *, is_deleted: bool
-) -> None:
-    session = await core.session()
-    await start(core, "exec sleep 100")
-    live = core.live_sessions.get(session.key)
-    assert live is not None
-    end, released = live.processes.settled, asyncio.Event()
-    release = live.release
-
-    async def failing(_: float) -> None:
-        raise RuntimeError("a mistake")
-
-    async def noted_release() -> None:
-        await release()
-        released.set()
-
-    monkeypatch.setattr(live.processes, "settled", failing)
-    live.release = noted_release
-    async with asyncio.timeout(10):
-        if is_deleted:
-            await core.pool.release(session.key)
-        else:
-            with pytest.raises(RuntimeError, match="a mistake"):
-                await core.live_sessions.put_away(S)
-        await released.wait()
-    assert not core.live_sessions.count()
-    assert not core.live_sessions._owners.total()
-    assert not core.driver.alive
-    await end(10)

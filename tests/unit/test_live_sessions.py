@@ -19,16 +19,13 @@ from era.core.live.current_files import CurrentFiles
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
-from era.core.models import EMPTY, Claim, OwnedId, Session
-from era.core.ports import Sandbox
+from era.core.models import EMPTY, Claim, OwnedId
 from era.errors import (
     CommitFailed,
-    Conflict,
     InputClosed,
     NoProcess,
     NotFound,
     RunUnderWay,
-    SandboxFailed,
     SessionLive,
     TagInUse,
     TooManyLive,
@@ -117,35 +114,6 @@ async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, mon
     assert [path.name for path in sandbox.workspace.iterdir()] == ["made"]
     assert {record.status for record in await core.processes.list(S)} == {"ended"}
     assert len(await core.processes.list(S)) == 2, "the one that was refused is on no record"
-
-
-async def test_a_process_that_begins_can_be_ended(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = await core.session()
-    begin, may_begin = core.store.processes.begin, asyncio.Event()
-
-    async def late_begin(record: ProcessRecord, claim: Claim | None = None) -> None:
-        await may_begin.wait()
-        if record.tag == "refused":
-            raise NotFound("It was deleted.")
-        await begin(record, claim)
-
-    monkeypatch.setattr(core.store.processes, "begin", late_begin)
-    starting = [asyncio.create_task(start(core, "exec sleep 100", tag=tag)) for tag in ("started", "refused")]
-    await until(lambda: session.key in core.live_sessions._live)
-    live = core.live_sessions._live[session.key]
-    await until(lambda: len(live.processes.all) == 2)
-    logs = {process.record.tag: process.log for process in live.processes.all}
-    ending = asyncio.gather(*(process.end("somebody wanted it") for process in live.processes.all))
-    await asyncio.sleep(0)
-    may_begin.set()
-    async with asyncio.timeout(10):
-        await ending
-    assert {tag: log.exit and log.exit.reason for tag, log in logs.items()} == {
-        "started": "somebody wanted it",
-        "refused": "It could not be put on record.",
-    }
-    await asyncio.gather(*starting, return_exceptions=True)
-    assert [record.status for record in await core.processes.list(S)] == ["ended"]
 
 
 async def test_a_process_beside_runs(core: Core) -> None:
@@ -237,15 +205,6 @@ async def test_reads_wait_for_a_session_that_is_put_away(core: Core, monkeypatch
         assert not reading.done()
     assert (await reading).path == "made"
     await putting_away
-
-
-async def test_a_run_of_a_live_session_keeps_what_processes_wrote(core: Core) -> None:
-    await core.session()
-    await start(core, "echo 1 > made; exec sleep 100")
-    await until(lambda: (core.driver.made[0].workspace / "made").exists())
-    ran = await core.run("import os; os.rename('made', 'moved')")
-    assert ran.result.state.version == 2
-    assert (await core.store.session(S)).snapshot.file_count == 1
 
 
 async def test_a_process_joins_a_run_under_way(core: Core) -> None:
@@ -374,28 +333,6 @@ async def test_a_process_waits_until_its_session_was_put_away(core: Core, monkey
     assert (again.record.id, again.replayed) == (process.id, True), "the key is that of the process that runs"
 
 
-async def test_a_process_gives_up_in_a_session_that_is_stopped_all_the_time(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await core.session()
-    meanwhile(core, monkeypatch, lambda: core.live_sessions.put_away(S), 3)
-    with pytest.raises(Conflict) as refused:
-        await start(core, "exec sleep 100")
-    assert refused.value.retry_after
-
-
-async def test_a_process_of_a_session_that_is_deleted_meanwhile(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = await core.session()
-
-    async def delete() -> None:
-        await core.store.delete_session(S)
-        await core.pool.release(session.key)
-
-    meanwhile(core, monkeypatch, delete, 1)
-    with pytest.raises(NotFound):
-        await start(core, "exec sleep 100")
-
-
 async def test_a_dead_sandbox_is_told(core: Core) -> None:
     await core.session()
     process = await start(core, "exec sleep 100")
@@ -403,29 +340,6 @@ async def test_a_dead_sandbox_is_told(core: Core) -> None:
     await until(lambda: not core.live_sessions.count())
     assert (await core.processes.get(S, process.id)).reason == "The session's sandbox failed."
     assert (await core.run("print(1)")).stdout == b"1\n"
-
-
-async def test_a_session_whose_sandboxes_all_die_at_once_does_not_become_live(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    acquire = core.pool.acquire
-
-    async def dying(session: Session) -> Sandbox:
-        await acquire(session)
-        sandbox = core.driver.made[-1]
-        sandbox.kill()
-        return sandbox
-
-    with monkeypatch.context() as broken:
-        broken.setattr("era.core.live.live_sessions._PATIENCE", 0.2)
-        broken.setattr(core.pool, "acquire", dying)
-        await core.session()
-        async with asyncio.timeout(10):
-            with pytest.raises(SandboxFailed, match="died before the session was live"):
-                await start(core, "exec sleep 100")
-    assert len(core.driver.made) > 1, "another was tried"
-    assert not core.live_sessions._owners.total()
-    await start(core, "exec sleep 100")
 
 
 async def test_idle_ones_are_put_away_and_busy_ones_are_not(directory: Path, template: Path) -> None:
@@ -440,22 +354,6 @@ async def test_idle_ones_are_put_away_and_busy_ones_are_not(directory: Path, tem
             assert core.live_sessions.get(session.key) is not None, "somebody is attached"
         await until(lambda: core.live_sessions.get(session.key) is None)
         assert (await core.processes.get(S, process.id)).reason == "Enough."
-
-
-async def test_one_is_idle_from_its_last_run_on(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("era.core.live.live_sessions._LOOK_SECONDS", 0.02)
-    async with Core.opened(directory, template, keep_alive=60) as core:
-        session = await core.session()
-        process = await start(core, "exec sleep 100")
-        live = core.live_sessions.get(session.key)
-        assert live is not None
-        await core.run("print(1)")
-        await core.processes.end(S, process.id, "Enough.")
-        live.used_at -= 100  # as if that had been long before the run
-        await asyncio.sleep(0.5)
-        assert core.live_sessions.get(session.key) is live
 
 
 async def test_files_of_sessions_that_keep_none_live_as_long_as_the_session_is_live(core: Core) -> None:
@@ -545,15 +443,6 @@ async def test_a_timeout_ends_a_process(core: Core) -> None:
     record = await core.processes.get(S, process.id)
     assert (record.exit_code, record.signal) == (124, signal.SIGTERM)
     assert record.reason == "It reached its timeout of 0.1 seconds."
-
-
-async def test_a_key_starts_one_process(core: Core) -> None:
-    await core.session()
-    claim = core.idempotency.claim("process", "k", {"command": "x"})
-    first = await start(core, "exec sleep 100", claim=claim)
-    again = await core.processes.start(S, ProcessRequest(URL, "exec sleep 100", claim=claim))
-    assert again.replayed
-    assert again.record.id == first.id
 
 
 async def test_records_outlive_their_session_and_a_killed_service(core: Core) -> None:

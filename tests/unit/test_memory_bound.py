@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -58,17 +57,6 @@ async def test_the_largest_idle_sandbox_goes(core: Core) -> None:
         assert await is_warm(core, "small")
 
 
-@pytest.mark.parametrize("is_bounded", [True, False])
-async def test_sessions_are_warm_as_far_as_their_trees_are_remembered(core: Core, is_bounded: bool) -> None:
-    if not is_bounded:
-        core.snapshots.memories.most = 1 << 40
-    for number in range(8):
-        await core.session(f"many{number}")
-        await core.run(FILL.format(100), f"many{number}")
-    await until(lambda: len(core.driver.alive) == (2 if is_bounded else 8))
-    assert (core.snapshots.memories.entries <= 250) == is_bounded
-
-
 async def test_one_that_runs_keeps_its_sandbox(core: Core) -> None:
     await core.run(FILL.format(150), "a")
     await core.run(FILL.format(10), "small")
@@ -103,18 +91,3 @@ async def test_a_live_session_keeps_its_processes(core: Core) -> None:
     (sandbox.workspace / "late").write_text("by a process")
     put_away = await core.live_sessions.put_away(mine("s"))
     assert (await core.snapshots.find(put_away.snapshot, ("late",), mine("s")))[3] == 12
-
-
-async def test_kept_directories_go_first(directory: Path, template: Path) -> None:
-    async with Core.opened(directory, template, max_warm=1, kept_bytes=1 << 30) as core:
-        for name in ("a", "b"):
-            await core.session(name)
-        core.snapshots.memories.most = 250
-        await core.run(FILL.format(150), "a")
-        await core.run("pass", "b")
-        assert len(os.listdir(core.driver.directory)) == 2
-        await core.run(FILL.format(150), "b")
-        await until(lambda: len(os.listdir(core.driver.directory)) == 1)
-        assert await is_warm(core, "b")
-        for name in ("a", "b"):
-            await assert_changes_are_committed(core, name)

@@ -92,12 +92,6 @@ async def test_the_end_of_it_is_packed() -> None:
     assert await read(lost) == [Exit(1, None, None, "lost")]
 
 
-async def test_who_has_had_more_than_is_known_is_told_of_the_end() -> None:
-    lost = OutputLog.unpacked(None, 0, None, None, "The service stopped.")
-    assert [type(event) for event in await read(lost, 80)] == [Exit]
-    assert await read(lost, 1) == []
-
-
 async def test_who_stores_the_end_waits_for_those_who_follow_but_not_for_the_dead() -> None:
     log = OutputLog()
     await log.caught_up(60)  # nobody follows

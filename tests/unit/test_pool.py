@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from era.core import pool as pools
 from era.core import ready_sandboxes
-from era.core.models import EMPTY, Session, Snapshot, WantedIsolation
+from era.core.models import EMPTY, Session, Snapshot
 from era.core.ports import Sandbox
 from era.core.telemetry import Event, SandboxClosed
 from era.errors import SandboxFailed, TooBusy, Unavailable
 from era.languages import runtimes
-from tests.drivers.fake import FakeSandbox
-from tests.drivers.sandboxes import LIMITS
 from tests.owners import mine
-from tests.unit.core import Core, Driver, until
+from tests.unit.core import Core, until
 
 
 async def used(core: Core, session: Session) -> Sandbox:
@@ -66,16 +62,6 @@ async def test_a_session_keeps_its_sandbox(core: Core) -> None:
     assert core.pool.counts() == {"live": 2, "busy": 0, "ready": 0}
 
 
-async def test_busy_is_between_acquire_and_commit(core: Core) -> None:
-    (session,) = await sessions(core, 1)
-    await core.pool.acquire(session)
-    assert core.pool.counts() == {"live": 1, "busy": 1, "ready": 0}
-    assert core.idle() == []
-    core.pool.committed(session.key, EMPTY)
-    assert core.pool.counts() == {"live": 1, "busy": 0, "ready": 0}
-    assert core.idle() == [session.key]
-
-
 @pytest.mark.parametrize("change", [{"limits": {"pids": 20}}, {"isolation": "bubblewrap"}, {"package_set": "digest"}])
 async def test_another_kind_of_sandbox_replaces_it(core: Core, change: dict[str, Any]) -> None:
     (session,) = await sessions(core, 1)
@@ -84,13 +70,6 @@ async def test_another_kind_of_sandbox_replaces_it(core: Core, change: dict[str,
     assert second is not first
     assert core.driver.alive == [second]
     assert core.packages.needed == ([change["package_set"]] if "package_set" in change else [])
-
-
-async def test_limits_are_those_that_are_granted(core: Core) -> None:
-    (session,) = await sessions(core, 1)
-    assert (await used(core, session)).limits == LIMITS
-    sandbox = await used(core, replace(session, limits={"files": 1 << 40, "pids": 20}))
-    assert sandbox.limits == replace(LIMITS, files=100_000, pids=20)
 
 
 async def test_a_dead_sandbox_is_replaced(core: Core) -> None:
@@ -182,29 +161,6 @@ async def test_a_busy_one_is_not_evicted(small: Core, monkeypatch: pytest.Monkey
     assert small.pool.counts() == {"live": 2, "busy": 2, "ready": 0}
 
 
-async def test_who_waits_while_a_sandbox_makes_way_is_patient(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes to close it: a machine may be busy."""
-    one, two, three = await sessions(small, 3)
-    idle = await used(small, one)
-    await small.pool.acquire(two)
-    close, closing, may_end = idle.close, asyncio.Event(), asyncio.Event()
-
-    async def slowly() -> None:
-        closing.set()
-        await may_end.wait()
-        await close()
-
-    monkeypatch.setattr(idle, "close", slowly)
-    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
-    waiting = asyncio.create_task(small.pool.acquire(three))
-    await closing.wait()
-    await asyncio.wait({waiting}, timeout=0.5)
-    was_told = waiting.done()
-    may_end.set()
-    assert (await waiting).alive
-    assert not was_told
-
-
 async def test_who_waits_for_room_gets_it_when_a_run_ends_badly(small: Core) -> None:
     one, two, three = await sessions(small, 3)
     first = await small.pool.acquire(one)
@@ -259,16 +215,6 @@ async def test_temporary_ones_take_room_too(small: Core, monkeypatch: pytest.Mon
         await small.pool.discard(sandbox)
     assert small.driver.alive == []
     assert await free_places(small, 2) == 2
-
-
-async def test_a_sandbox_given_back_twice_is_one_place(small: Core) -> None:
-    """A session is deleted under a run: `release` closes its sandbox, and the run that finds it dead discards it."""
-    (session,) = await sessions(small, 1)
-    for _ in range(3):
-        sandbox = await small.pool.acquire(session)
-        await small.pool.release(session.key)
-        await small.pool.discard(sandbox)
-    assert await free_places(small, 5) == 2
 
 
 async def test_releasing_kills_what_runs(core: Core) -> None:
@@ -341,36 +287,6 @@ async def test_spares_are_the_usual_kind_only(directory: Path, template: Path) -
             assert await used(core, replace(session, **change)) not in spares
 
 
-async def test_spares_of_another_driver_are_for_sessions_that_want_it(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with Core.opened(directory, template, spares=1) as core:
-        other = Driver(directory / "other")
-
-        class Both:
-            async def get(self, isolation: WantedIsolation) -> Driver:
-                return other if isolation == "gvisor" else core.driver
-
-        monkeypatch.setattr(core.pool, "_drivers", Both())
-        await core.pool.start()
-        first, second, usual = await sessions(core, 3)
-        assert await used(core, replace(first, isolation="gvisor")) is other.made[0]
-        await until(lambda: len(other.made) == 2)
-        ready = other.made[1]
-        assert await used(core, usual) in core.driver.made
-        assert await used(core, replace(second, isolation="gvisor")) is ready
-
-
-async def test_a_dead_spare_is_passed_over(directory: Path, template: Path) -> None:
-    async with Core.opened(directory, template, spares=1) as core:
-        await core.pool.start()
-        await until(lambda: core.pool.counts()["ready"] == len(runtimes()))
-        for sandbox in core.driver.made:
-            sandbox.kill()
-        (session,) = await sessions(core, 1)
-        assert (await used(core, session)).alive
-
-
 async def test_spares_that_can_t_be_made_are_tried_again(
     directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,44 +308,6 @@ async def test_after_the_end_there_are_none(core: Core) -> None:
         await core.pool.acquire(idle)
 
 
-async def test_a_sandbox_that_can_not_be_closed_cuts_nothing_of_the_end_off(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad, good = await sessions(core, 2)
-    sandbox = await core.pool.acquire(bad)
-    await used(core, good)
-
-    async def fails() -> None:
-        raise OSError(errno.EBUSY, "the control group is busy")
-
-    with monkeypatch.context() as patched, capture_logs() as logs:
-        patched.setattr(sandbox, "close", fails)
-        await core.pool.stop()
-    assert {(line["event"], "is busy" in line["error"]) for line in logs} == {("sandbox_not_closed", True)}
-    assert core.driver.alive == [sandbox]
-
-
-async def test_a_driver_that_fails_at_its_cleanup_keeps_the_pool_from_no_end(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cancelled `create` may end with an OSError of its cleanup in the place of the cancellation."""
-    async with Core.opened(directory, template, spares=1) as core:
-        begun = asyncio.Event()
-
-        async def create(*_: Any) -> Any:
-            begun.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                raise OSError(errno.EBUSY, "the control group is busy")
-
-        monkeypatch.setattr(core.driver, "create", create)
-        await core.pool.start()
-        await begun.wait()
-        async with asyncio.timeout(60):
-            await core.pool.stop()
-
-
 async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> None:
     """A setup that is replaced is cancelled in the middle of anything."""
     session = await core.session("s")
@@ -449,23 +327,3 @@ async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> No
     core.snapshots.restore = real  # type: ignore[method-assign]
     assert core.pool.counts()["busy"] == 0
     assert core.driver.alive == [], "nobody knows what it holds"
-
-
-async def test_idle_sandboxes_go_while_memory_can_t_be_looked_at(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As while all file descriptors are taken, some of them by these."""
-    monkeypatch.setattr(pools, "_SWEEP_SECONDS", 0.01)
-    async with Core.opened(directory, template, max_warm=None, idle_seconds=0.2) as core:
-        looks = []
-
-        def available() -> int:
-            looks.append(True)
-            raise OSError(errno.EMFILE, "Too many open files")
-
-        monkeypatch.setattr(FakeSandbox, "memory_bytes", lambda _: available())
-        await core.pool.start()
-        (session,) = await sessions(core, 1)
-        await used(core, session)
-        await until(lambda: core.pool.counts()["live"] == 0)
-        assert looks

@@ -280,65 +280,6 @@ async def until_counted(core: Core, runs: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_only_the_first_result_waits_for_a_database_that_is_away(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries = 0
-
-    async def away(*args: Any) -> None:
-        nonlocal tries
-        tries += 1
-        raise DatabaseAway(may_have_committed=False)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(core.store.database, "write_unsynced", away)
-        patch.setattr("era.core.late_ends.delay", lambda _: 0.2)
-        rows = core.store.usage
-        await rows.add_use(Use("default", "", day_of(now())))
-        for _ in range(9):
-            await rows.add_use(Use("default", "", day_of(now())))
-        assert tries == 1
-        await until(lambda: tries == 3)
-    await until_counted(core, 10)
-
-
-async def late_write(core: Core, patch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Have a use be added late, up to its write. Returns what is to be set for that."""
-    written, go_on, write = asyncio.Event(), asyncio.Event(), core.store.database.write_unsynced
-
-    async def away(*_: Any) -> None:
-        patch.setattr(core.store.database, "write_unsynced", slow)
-        raise DatabaseAway(may_have_committed=False)
-
-    async def slow(*args: Any) -> None:
-        written.set()
-        await go_on.wait()
-        await write(*args)
-
-    patch.setattr("era.core.late_ends.delay", lambda _: 0.01)
-    patch.setattr(core.store.database, "write_unsynced", away)
-    await core.store.usage.add_use(Use("default", "", day_of(now())))
-    await written.wait()
-    return go_on
-
-
-async def test_what_comes_while_others_are_counted_late_is_counted(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = await late_write(core, monkeypatch)
-    await core.store.usage.add_use(Use("default", "", day_of(now())))
-    go_on.set()
-    await until_counted(core, 2)
-
-
-async def test_what_is_just_counted_late_is_when_the_service_stops(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = await late_write(core, monkeypatch)
-    closing = asyncio.create_task(core.store.usage.close())
-    await until(lambda: core.store.usage._late_tries._is_stopped)
-    await asyncio.sleep(0)
-    go_on.set()
-    await closing
-    assert [day.runs for day in await core.store.usage.days(None, 0, 1 << 20)] == [1]
-
-
 async def test_what_was_not_counted_is_when_the_service_stops(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*args: Any) -> None:
         raise DatabaseAway(may_have_committed=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import time
 from typing import Any, cast
 
@@ -76,22 +75,6 @@ async def test_they_take_a_share_of_memory_and_no_more() -> None:
     ready.sweep()
     await until(lambda: ready.of("gvisor") == [])
     assert {reason for _, reason in ready.closed} == {"idle"}
-    await ready.stop()
-
-
-async def test_memory_that_can_t_be_looked_at_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ready_sandboxes, "_PAUSE", 0.01)
-    ready, looks = Ready(), list[int]()
-
-    def memory() -> int:
-        looks.append(len(looks))
-        if len(looks) < 3:
-            raise (OSError(errno.EMFILE, "Too many open files"), ValueError("a bug"))[len(looks) - 1]
-        return ready.available
-
-    monkeypatch.setattr(ready, "_memory", memory)
-    assert await ready.take("gvisor", "python") is None
-    await until(lambda: len(ready.of("gvisor")) == 1)
     await ready.stop()
 
 

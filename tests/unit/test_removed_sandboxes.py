@@ -18,7 +18,6 @@ from era.core.models import Session
 from era.core.ports import Sandbox
 from era.errors import SessionDeleted
 from tests.drivers.fake import FakeSandbox
-from tests.owners import mine
 from tests.unit.core import Core, until
 from tests.unit.test_pool import free_places, sessions, snapshot_with, used
 
@@ -111,71 +110,6 @@ async def test_a_sweep_of_sessions_that_are_gone_waits_for_no_restore(
     assert writing.events == ["begun", "written", "closed"]
     assert not sandbox.workspace.exists()
     assert await free_places(small, 5) == 2
-
-
-async def test_a_stop_that_is_cancelled_leaves_nothing_of_what_is_being_removed(
-    small: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the server's first one is, when it has no calls any more."""
-    (session,) = await sessions(small, 1)
-    sandbox, writing, acquiring = await begun(small, session, monkeypatch)
-    releasing = asyncio.create_task(small.pool.release(session.key))
-    stopping = asyncio.create_task(small.pool.stop())
-    await until(lambda: not small.pool.counts()["live"])
-    await asyncio.sleep(0.1)
-    stopping.cancel()
-    await asyncio.wait({stopping})
-    await writing.go_on()
-    await releasing
-    assert not sandbox.alive
-    assert not sandbox.workspace.exists()
-    with pytest.raises(SessionDeleted):
-        await acquiring
-
-
-async def test_a_sandbox_is_removed_where_the_call_that_deletes_its_session_is_cancelled(
-    small: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (session,) = await sessions(small, 1)
-    sandbox, writing, acquiring = await begun(small, session, monkeypatch)
-    releasing = asyncio.create_task(small.pool.release(session.key))
-    await asyncio.sleep(0)
-    releasing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await releasing
-    await writing.go_on()
-    with pytest.raises(SessionDeleted):
-        await acquiring
-    await until(lambda: not small.pool.has(session.key))
-    assert not sandbox.alive
-    assert not sandbox.workspace.exists()
-    assert await free_places(small, 5) == 2
-
-
-async def test_a_session_whose_files_wait_to_be_put_back_is_deleted_at_once(
-    small: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Work on others' files may take the threads for long."""
-    (session,) = await sessions(small, 1)
-    changed = replace(session, snapshot=await snapshot_with(small, "new"))
-    sandbox, free = await used(small, session), threading.Event()
-    many = small.snapshots.threads._small._max_workers
-    others = [small.snapshots.threads.small(lambda: free.wait(60), mine(f"other{number}")) for number in range(many)]
-    taken = [asyncio.create_task(other) for other in others]
-    await until(lambda: len(small.snapshots.threads._small._threads) == many)
-    writing = Writing(monkeypatch)
-    acquiring = asyncio.create_task(small.pool.acquire(changed))
-    await asyncio.sleep(0)
-    try:
-        async with asyncio.timeout(10):
-            await small.pool.release(session.key)
-            with pytest.raises(SessionDeleted):
-                await acquiring
-    finally:
-        free.set()
-        await asyncio.gather(*taken)
-    assert not sandbox.workspace.exists()
-    assert writing.events == ["closed"]
 
 
 @pytest.mark.parametrize("kind", ["warm", "new", "kept"])

@@ -90,20 +90,6 @@ async def test_files_are_there_in_the_next_sandbox(core: Core) -> None:
     assert len(core.driver.made) == 2
 
 
-async def test_the_next_run_has_the_same_sandbox(core: Core) -> None:
-    await core.session()
-    for _ in range(3):
-        await core.run("pass")
-    assert len(core.driver.made) == 1
-
-
-async def test_a_session_that_is_not_persistent_keeps_data_only(core: Core) -> None:
-    await core.session(persistent=False)
-    await core.run("open('a', 'w')\n" + WRITE_STATE % 1)
-    assert (await core.run("import os; print(os.path.exists('a'))")).stdout == b"False\n"
-    assert await data_of(core) == {"n": 1}
-
-
 async def test_stored_code_runs_where_a_run_brings_none(core: Core) -> None:
     session = await core.session()
     with pytest.raises(NoCode):
@@ -140,12 +126,6 @@ async def test_what_a_program_finds_in_its_environment(core: Core) -> None:
         "ERA_PROXY_URL": f"{URL}/proxy/s",
         "ERA_STORAGE_URL": URL,
     }
-
-
-async def test_without_storage_there_is_no_word_of_it(core: Core) -> None:
-    await core.session(storage=False)
-    show = "import os; print('ERA_STORAGE_URL' in os.environ)"
-    assert (await core.run(show, env={"ERA_STORAGE_URL": "forged"})).stdout == b"False\n"
 
 
 async def test_the_network_is_asked_for_what_the_session_may_have(core: Core) -> None:
@@ -228,12 +208,6 @@ async def test_a_broken_state_file_keeps_the_last_good_data_and_files(core: Core
     assert await data_of(core) == {"n": 0}
 
 
-async def test_a_missing_state_file_changes_nothing(core: Core) -> None:
-    await core.session(data='{"n": 0}')
-    result = (await core.run("import os; os.remove('.session_data.json')")).result
-    assert (result.state.committed, result.data) == (True, {"n": 0})
-
-
 @pytest.mark.parametrize(
     ("code", "status", "reason"),
     [
@@ -272,14 +246,6 @@ async def test_a_second_one_that_dies_is_an_error(core: Core) -> None:
     (record,) = await core.records()
     assert (record.status, record.committed, record.reason) == ("failed", False, "The sandbox is gone.")
     assert (await core.run("print('ran')")).stdout == b"ran\n"
-
-
-async def test_where_no_sandbox_can_be_made(core: Core) -> None:
-    await core.session()
-    core.driver.refusals = 2
-    with pytest.raises(SandboxFailed, match="no sandbox today"):
-        await core.run("pass")
-    assert (await core.run("pass")).result.status == "ok"
 
 
 async def test_a_sandbox_that_dies_under_a_program_is_not_a_second_run(core: Core) -> None:
@@ -558,15 +524,6 @@ async def test_a_run_without_a_session_leaves_nothing(core: Core) -> None:
         await core.record(result.run_id)
 
 
-async def test_one_that_fails_is_gone_too(core: Core) -> None:
-    result = (await core.execute("import sys; print('x', file=sys.stderr); sys.exit(4)")).result
-    assert (result.status, result.exit_code) == ("failed", 4)
-    core.driver.dead_on_arrival = 1
-    with pytest.raises(SandboxFailed):
-        await core.execute("pass")
-    assert core.driver.alive == []
-
-
 async def test_who_hangs_up_on_it_ends_it_and_leaves_no_sandbox_behind(core: Core) -> None:
     code, _ = core.paused()
     task = asyncio.create_task(core.execute(code))
@@ -575,10 +532,3 @@ async def test_who_hangs_up_on_it_ends_it_and_leaves_no_sandbox_behind(core: Cor
     with pytest.raises(asyncio.CancelledError):
         await task
     await until(lambda: not core.driver.alive)
-
-
-async def test_nothing_is_left_in_the_directory_of_sandboxes(core: Core) -> None:
-    await core.session()
-    await core.run("open('a', 'w')")
-    await core.pool.stop()
-    assert not [path for path in (core.directory / "sandboxes").rglob("*") if path.is_file()]

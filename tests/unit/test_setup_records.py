@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import Progress, Say
 from era.core.setup.requirements import Packages
 from era.core.setup.setups import Setups
-from era.core.tasks import to_its_end
 from era.core.telemetry import Event, Note, SetupEnded, ignore
 from era.errors import TooBusy, Unavailable
 from tests.owners import mine
@@ -147,24 +145,6 @@ async def test_what_commands_leave_beyond_a_quota_is_not_kept(core: Core) -> Non
         await setups.stop()
 
 
-async def test_a_bug_does_not_end_the_looks_for_setups(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    setups, _ = setups_of(core)
-    find, failures = core.store.unfinished_setups, [ValueError("nobody has thought of this")]
-
-    async def failing() -> Sequence[SetupJob]:
-        if failures:
-            raise failures.pop()
-        return await find()
-
-    monkeypatch.setattr(core.store, "unfinished_setups", failing)
-    await core.session("s", setup='{"commands": ["true"]}')
-    await setups.start()
-    try:
-        assert await setups.settled(mine("s"), 10)
-    finally:
-        await setups.stop()
-
-
 async def test_a_setup_that_the_service_s_stop_cuts_off_is_left_for_the_next_start(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,30 +165,6 @@ async def test_a_setup_that_the_service_s_stop_cuts_off_is_left_for_the_next_sta
     await is_making.wait()
     await setups.stop()
     assert (await core.store.session(mine("s"))).setup_status == "running"
-
-
-async def test_a_stop_waits_so_long_for_a_setup_that_cannot_be_cut_off(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As while files are put back into its sandbox, from a bucket that stands still."""
-    setups, _ = setups_of(core)
-    installer, is_making, may_end = installing(setups, monkeypatch), asyncio.Event(), asyncio.Event()
-
-    async def make(*_: Any, **named: Any) -> PackageSet:
-        is_making.set()
-        await to_its_end(may_end.wait())
-        raise AssertionError("this was cancelled")
-
-    monkeypatch.setattr(installer, "make", make)
-    await core.session("s", setup='{"pip": ["one"]}')
-    await setups.start()
-    await is_making.wait()
-    async with asyncio.timeout(10):
-        await setups.stop(0.1)
-    assert setups.is_under_way((await core.store.session(mine("s"))).key)
-    may_end.set()
-    await setups.stop()
-    assert not setups.is_under_way((await core.store.session(mine("s"))).key)
 
 
 WITH_BOTH = '{"pip": ["one"], "commands": ["true"]}'
@@ -260,33 +216,6 @@ async def test_a_setup_that_is_put_off_does_not_fetch_its_packages_again(
         assert not failures
         assert installer.made == 1
         assert not setups._anew
-    finally:
-        await setups.stop()
-
-
-async def test_a_setup_that_is_put_off_is_tried_less_and_less_often(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setups, commands = setups_of(core)
-    installing(setups, monkeypatch)
-    tries: list[float] = []
-
-    async def busy(*_: Any) -> CommandsResult:
-        tries.append(time.monotonic())
-        if len(tries) < 5:
-            raise TooBusy("later")
-        return CommandsResult()
-
-    for name, seconds in (("_LOOK_SECONDS", 0.01), ("_FIRST_DELAY", 0.1), ("_MOST_DELAY", 0.2)):
-        monkeypatch.setattr(setups_module, name, seconds)
-    monkeypatch.setattr(commands, "run", busy)
-    await core.session("s", setup=WITH_BOTH)
-    await setups.start()
-    try:
-        assert await setups.settled(mine("s"), 10)
-        waits = [after - before for before, after in pairwise(tries)]
-        assert [wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.2, 0.2), strict=True)] == [True] * 4
-        await until(lambda: not setups._delayed)
     finally:
         await setups.stop()
 

@@ -120,24 +120,6 @@ async def test_a_failure_of_the_pieces_is_raised_as_it_is_and_ends_the_wait_for_
     assert (caller.got, closed, after) == ([b"", b"x"], [1], [])
 
 
-@pytest.mark.parametrize("hangs_up", [False, True])
-async def test_what_is_to_be_done_afterwards_is_done(hangs_up: bool) -> None:
-    caller, after = Caller(), []
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield b"x"
-        if hangs_up:
-            caller.gone.set()
-            await asyncio.Event().wait()
-
-    async def afterwards() -> None:
-        after.append(1)
-
-    await ClosingResponse(pieces(), background=BackgroundTask(afterwards))(SCOPE, caller.receive, caller.send)
-    assert caller.got == ([b"", b"x"] if hangs_up else [b"", b"x", b""])
-    assert after == [1]
-
-
 async def test_an_answer_that_is_cancelled_has_stopped_its_pieces() -> None:
     caller, begun, stopped = Caller(), asyncio.Event(), []
 
