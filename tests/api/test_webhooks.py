@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from era import Era
 from tests.api.owners import Owners
 from tests.api.test_audit import done
 
@@ -82,19 +81,3 @@ def test_what_can_be_no_webhook_is_a_400(owners: Owners, body: dict[str, object]
     assert said in answer.text
     assert answer.json()["hint"]
     assert owners.ada.get("/api/webhooks").json()["count"] == 0
-
-
-def test_by_the_sdk(owners: Owners) -> None:
-    key = owners.mallory.headers["Authorization"].removeprefix("Bearer ")
-    with Era(owners.server.url, api_key=key) as era:
-        webhook = era.webhooks.create(NOWHERE, ["session.created"], "by the SDK")
-        assert str(webhook.secret).startswith("whsec_")
-        with era.session("python", "sdk-told", ephemeral=True):
-            pass
-        (notice,) = era.webhooks.deliveries(webhook.id)
-        assert (notice.event, notice.status) == ("session.created", "pending")
-        assert [(each.id, each.secret, each.pending) for each in era.webhooks.list()] == [(webhook.id, None, 1)]
-        assert [entry.action for entry in era.audit(1, target=webhook.id)] == ["webhook.create"]
-        era.webhooks.delete(webhook.id)
-        assert [entry.action for entry in era.audit(target=webhook.id)] == ["webhook.delete", "webhook.create"]
-        assert era.webhooks.list() == []

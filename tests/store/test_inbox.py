@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from sqlalchemy import func, select
 from era.core.metadata import Retention
 from era.core.models import Session, now
 from era.core.public.inbox import Content, Delivery, DeliveryStatus, Outcome
-from era.core.retry_delay import delay
 from era.core.signatures import Verify
 from era.errors import NotFound, TooManyDeliveries
 from era.store import inbox as rows
@@ -184,77 +182,27 @@ async def test_an_inbox_is_purged_with_its_session(store: SqlStore, session: Ses
     assert await listed(store) == []
 
 
-async def test_deleting_an_inbox_deletes_its_deliveries(store: SqlStore, session: Session) -> None:
+@ONE_DATABASE
+async def test_deleted_inbox_goes_with_its_deliveries_also_where_a_call_was_cut_off(
+    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(120):
         await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
-    assert await store.inboxes.delete_inbox(mine("s")) == 120
+    write = store.database.write
+
+    async def once(job: Callable[..., Any], *args: Any) -> Any:
+        monkeypatch.undo()
+        await write(job, *args)
+        await store.inboxes.add_delivery(session.key, "meanwhile", None, CONTENT)
+        raise DatabaseAway(may_have_committed=False)
+
+    monkeypatch.setattr(store.database, "write", once)
+    with pytest.raises(DatabaseAway):
+        await store.inboxes.delete_inbox(mine("s"))
+    assert await store.inboxes.delete_inbox(mine("s")) == 21
     with pytest.raises(NotFound):
         await store.inboxes.delete_inbox(mine("s"))
     with pytest.raises(NotFound, match="Session 's' has no inbox"):
         await store.inboxes.add_delivery(session.key, "late", None, CONTENT)  # its sender asked before
     await store.inboxes.put_inbox(mine("s"), None, 0)
     assert await listed(store) == []
-
-
-def after_a_write(store: SqlStore, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[object]]) -> None:
-    """Have something happen once, after the next transaction that writes."""
-    write = store.database.write
-
-    async def once(job: Callable[..., Any], *args: Any) -> Any:
-        monkeypatch.undo()
-        result = await write(job, *args)
-        await then()
-        return result
-
-    monkeypatch.setattr(store.database, "write", once)
-
-
-@ONE_DATABASE
-async def test_an_inbox_whose_deletion_was_cut_off_is_deleted_by_another_call(
-    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def away() -> None:
-        raise DatabaseAway(may_have_committed=False)
-
-    for n in range(120):
-        await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
-    after_a_write(store, monkeypatch, away)
-    with pytest.raises(DatabaseAway):
-        await store.inboxes.delete_inbox(mine("s"))
-    assert await store.inboxes.delete_inbox(mine("s")) == 20
-    await store.inboxes.put_inbox(mine("s"), None, 0)
-    assert await listed(store) == []
-
-
-@ONE_DATABASE
-async def test_deleting_an_inbox_leaves_alone_what_comes_to_the_next_one(
-    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def another() -> None:
-        with suppress(NotFound):
-            await store.inboxes.delete_inbox(mine("s"))
-        await store.inboxes.put_inbox(mine("s"), None, 0)
-        await store.inboxes.add_delivery(session.key, "new", None, CONTENT)
-
-    for n in range(120):
-        await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
-    after_a_write(store, monkeypatch, another)
-    assert await store.inboxes.delete_inbox(mine("s")) == 100
-    assert [delivery.id for delivery in await listed(store)] == ["new"]
-
-
-async def test_what_comes_while_an_inbox_is_deleted_goes_with_it(
-    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def late() -> None:
-        await store.inboxes.add_delivery(session.key, "late", None, CONTENT)
-
-    await store.inboxes.add_delivery(session.key, "early", None, CONTENT)
-    after_a_write(store, monkeypatch, late)
-    assert await store.inboxes.delete_inbox(mine("s")) == 2
-    await store.inboxes.put_inbox(mine("s"), None, 0)
-    assert await listed(store) == []
-
-
-def test_delays_grow_up_to_a_quarter_of_an_hour() -> None:
-    assert [delay(n) for n in (1, 2, 3, 4, 5, 6, 20)] == [1, 4, 16, 64, 256, 900, 900]

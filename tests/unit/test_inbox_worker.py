@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from era.core import deliveries
 from era.core.homes import Alone
 from era.core.models import OwnedId, Session, StoredCode, new_id, now
-from era.core.public.inbox import Content, Delivery, Outcome
+from era.core.public.inbox import Content, Delivery
 from era.core.public.inbox_worker import Inbox
 from era.store.inbox import InboxRows
 from tests.owners import mine
@@ -149,45 +149,6 @@ async def test_sessions_that_nobody_has_do_not_wait_for_all_others(core: Core) -
     await inbox.stop()
 
 
-async def test_retries_start_again_for_what_is_replayed_while_it_waits_for_its_turn(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deliveries, "delay", lambda tries: 0.01)
-    await delivered(core, "raise SystemExit(1)")
-    await core.store.inboxes.put_inbox(mine("s"), None, 1)
-    head = await core.store.inboxes.next_delivery((await core.store.session(mine("s"))).key)
-    assert head is not None
-    await core.store.inboxes.begin_attempt(head.delivery.key, "run", counts=True)
-    await core.store.inboxes.end_attempt(head.session_key, head.delivery, Outcome("pending", 1, 1))
-    code, go = core.paused()
-    long = asyncio.create_task(core.run(code))
-    await until(lambda: core.turns.taken(mine("s")))
-    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
-    await inbox.start()
-    await until(lambda: core.turns.long_ones(mine("s")) == 2)
-    await inbox.replay(mine("s"), head.delivery.id)
-    go.touch()
-    await long
-    ended = await delivery(core, "done", "failed")
-    await inbox.stop()
-    assert (ended.status, ended.attempts, ended.tries) == ("failed", 3, 2)
-
-
-async def test_deliveries_of_one_owner_leave_slots_to_others(core: Core) -> None:
-    code, go = core.paused()
-    sessions = [await delivered(core, code, mine(name)) for name in ("a", "b")]
-    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=2)
-    await inbox.start()
-    await until(lambda: inbox._slots.taken + inbox._slots.waiting == 2)
-    other = await delivered(core, "pass", OwnedId("other", "s"))
-    await until(lambda: inbox.is_working(other.key))
-    await until(lambda: not inbox.is_working(other.key))
-    assert all(inbox.is_working(session.key) for session in sessions)
-    go.touch()
-    await until(lambda: not any(inbox.is_working(session.key) for session in sessions))
-    await inbox.stop()
-
-
 async def test_a_delivery_that_is_deleted_while_it_waits_for_its_turn_is_not_run(core: Core) -> None:
     session = await delivered(core, "print('delivered')")
     code, go = core.paused()
@@ -202,20 +163,3 @@ async def test_a_delivery_that_is_deleted_while_it_waits_for_its_turn_is_not_run
     await until(lambda: not inbox.is_working(session.key))
     await inbox.stop()
     assert len(await core.records()) == 1
-
-
-async def test_a_bug_does_not_end_the_looks_for_deliveries(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    find, failures = core.store.inboxes.due, [ValueError("nobody has thought of this")]
-
-    async def failing() -> Mapping[int, str]:
-        if failures:
-            raise failures.pop()
-        return await find()
-
-    monkeypatch.setattr(deliveries, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(core.store.inboxes, "due", failing)
-    await delivered(core, "pass")
-    inbox = Inbox(core.store.inboxes, core.runs, at_a_time=1)
-    await inbox.start()
-    assert (await delivery(core, "done", "failed")).status == "done"
-    await inbox.stop()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, func, select
-from structlog.testing import capture_logs
 
 from era.core import deliveries
 from era.core import webhooks as of_webhooks
@@ -19,8 +18,8 @@ from era.core.homes import ALONE, Cluster
 from era.core.models import now
 from era.core.signatures import Verify, is_genuine
 from era.core.telemetry import Event, Note, NoticeTried, ignore
-from era.core.webhooks import EVENTS, Notice, Tried, Unsent, Webhook, Webhooks
-from era.errors import Conflict, NotFound, Unavailable
+from era.core.webhooks import EVENTS, Unsent, Webhook, Webhooks
+from era.errors import Conflict, NotFound
 from era.store import webhooks as rows
 from era.store.metadata import SqlStore
 from era.store.tables import webhook_notices
@@ -193,25 +192,6 @@ async def test_a_notice_that_fails_is_tried_again_in_its_place_and_then_given_up
         assert (done.status, done.http_status, done.reason) == ("done", 200, None)
 
 
-async def test_the_next_try_is_put_off_as_an_inbox_puts_it_off(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliveries, "delay", lambda tries: 3600.0)
-    async with sending(core) as (webhooks, sent):
-        sent.answers = ["There is nobody."]
-        webhook = await webhooks.create("default", URL, ["session.created"], "")
-        other = await webhooks.create("default", URL, ["session.created"], "")
-        before = now()
-        await core.session("a")
-        await until_ended(webhooks, 1)  # the other's
-        await until(lambda: not webhooks._workers)
-        by_webhook = {each.id: (await webhooks.store.notices("default", each.id))[0] for each in (webhook, other)}
-        done, waiting = sorted(by_webhook.values(), key=lambda notice: notice.status)
-        assert (done.status, waiting.status, waiting.tries) == ("done", "pending", 1)
-        assert waiting.reason == "There is nobody."
-        assert waiting.next_attempt_at is not None
-        assert waiting.next_attempt_at >= before + 3600 * 1_000_000
-        assert len(sent.tried) == 2
-
-
 async def test_a_notice_is_sent_once_more_when_its_owner_asks(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deliveries, "delay", lambda tries: 3600.0)
     tries: list[tuple[str, str, int]] = []
@@ -334,105 +314,3 @@ async def test_a_run_that_was_lost_is_told(core: Core) -> None:
         "committed": False,
         "version": None,
     }
-
-
-async def test_a_webhook_that_was_deleted_is_told_nothing_more(core: Core) -> None:
-    """Also nothing that had its turn to come: an owner's tries wait for one another, each for many seconds."""
-    async with sending(core) as (webhooks, sent):
-        hanging, may_answer = asyncio.Semaphore(0), asyncio.Event()
-        real = sent.send
-
-        async def hang(url: str, headers: Mapping[str, str], body: bytes) -> int:
-            hanging.release()
-            await may_answer.wait()
-            return await real(url, headers, body)
-
-        sent.send = hang  # type: ignore[method-assign]
-        made = [await webhooks.create("default", f"{URL}/{n}", ["session.created"], "") for n in range(4)]
-        await core.session("s")
-        for _ in range(2):  # as many as an owner's may be under way
-            await hanging.acquire()
-        await asyncio.sleep(0.1)
-        for each in made:
-            await webhooks.store.drop_webhook("default", each.id)
-        may_answer.set()
-        await until(lambda: len(sent.tried) == 2)
-        await asyncio.sleep(0.2)
-        assert len(sent.tried) == 2
-
-
-async def test_a_notice_is_not_sent_again_while_its_try_can_not_be_put_on_record(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A database that is full can be read, and says of the notice that it is due."""
-    monkeypatch.setattr("era.core.deliveries._LONGEST_PAUSE", 0.05)
-    real, is_full, tries = core.store.webhooks.tried, True, 0
-
-    async def record(notice: Notice, tried: Tried) -> None:
-        nonlocal tries
-        tries += 1
-        if is_full:
-            raise Unavailable("the database failed")
-        await real(notice, tried)
-
-    monkeypatch.setattr(core.store.webhooks, "tried", record)
-    async with sending(core) as (webhooks, sent):
-        sent.answers = [500, 200]
-        webhook = await webhooks.create("default", URL, ["session.created"], "")
-        for name in ("a", "b"):
-            await core.session(name)
-        await until(lambda: tries > 4)
-        assert [session for _, session in sent.events] == ["a"]
-        is_full = False
-        await until_ended(webhooks, 2)
-        assert [session for _, session in sent.events] == ["a", "a", "b"], "the first failed, and has another try"
-        assert [notice.tries for notice in await webhooks.store.notices("default", webhook.id)] == [1, 2]
-        is_full = True
-        before = tries
-        await core.session("c")
-        await until(lambda: tries > before + 2)
-    # It ends with the service, and the next one sends the notice again.
-    before = tries
-    await asyncio.sleep(0.2)
-    assert tries == before
-    assert [session for _, session in sent.events] == ["a", "a", "b", "c"]
-    is_full = False
-    async with sending(core) as (webhooks, sent):
-        await until_ended(webhooks, 3)
-        assert [session for _, session in sent.events] == ["c"]
-
-
-async def test_a_webhook_goes_on_after_a_try_that_fails_to_be_recorded_for_good(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("era.core.deliveries._LONGEST_PAUSE", 0.05)
-    real, failures = core.store.webhooks.tried, iter([Unavailable("the database failed"), ValueError("a fault")])
-
-    async def record(notice: Notice, tried: Tried) -> None:
-        for failure in failures:
-            raise failure
-        await real(notice, tried)
-
-    monkeypatch.setattr(core.store.webhooks, "tried", record)
-    async with sending(core) as (webhooks, sent):
-        await webhooks.create("default", URL, ["session.created"], "")
-        await core.session("a")
-        await until_ended(webhooks, 1)
-        assert [session for _, session in sent.events] == ["a", "a"]
-
-
-async def test_a_bug_is_logged_and_does_not_end_the_sending(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    due, failures = core.store.webhooks.due, [ValueError("nobody has thought of this")]
-
-    async def failing() -> Mapping[str, str]:
-        if failures:
-            raise failures.pop()
-        return await due()
-
-    monkeypatch.setattr(core.store.webhooks, "due", failing)
-    with capture_logs() as logged:
-        async with sending(core) as (webhooks, _):
-            await webhooks.create("default", URL, EVENTS, "all")
-            await core.session("s")
-            await until_ended(webhooks, 1)
-    assert ("bug", "webhooks") in [(line["event"], line.get("where")) for line in logged]

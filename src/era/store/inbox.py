@@ -90,10 +90,8 @@ _NEXT = (
 )
 _COUNT_ENDED = select(func.count()).where(_OF_SESSION, _ENDED)
 _ENDED_KEYS = select(_d.c.key).where(_OF_SESSION, _ENDED)
-_NEWEST = select(func.coalesce(func.max(_d.c.key), 0)).where(_OF_SESSION)
-_SOME = select(_d.c.key).where(_OF_SESSION, _d.c.key <= bindparam("newest")).order_by(_d.c.key).limit(100)
+_SOME = select(_d.c.key).where(_OF_SESSION).order_by(_d.c.key).limit(100)
 _DROP_SOME = delete(_d).where(_d.c.key.in_(_SOME))
-_DROP_ALL = delete(_d).where(_OF_SESSION)
 _TO_BEGIN = _DELIVERIES.add_columns(_d.c.session_key).where(_d.c.key == bindparam("delivery"), _PENDING)
 _COUNTS = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.status)
 _LAST_KEY = (1 << 63) - 1
@@ -138,27 +136,16 @@ class InboxRows:
         return await self._database.read(_find_inbox, session_key)
 
     async def delete_inbox(self, session_id: OwnedId) -> int:
-        def find(connection: Connection) -> tuple[int, int, int]:
+        def drop(connection: Connection) -> int:
             session = find_session(connection, self._retention, session_id)
-            newest = connection.execute(_NEWEST, {"session": session.key}).scalar_one()
-            return session.key, _existing_inbox(connection, session).created_at, newest
+            _existing_inbox(connection, session)
+            count = connection.execute(_DROP_SOME, {"session": session.key}).rowcount
+            if not count:
+                connection.execute(delete(inboxes).where(inboxes.c.session_key == session.key))
+            return count
 
-        session_key, created_at, newest = await self._database.read(find)
-        values = {"session": session_key, "newest": newest}
-
-        def drop(connection: Connection) -> tuple[int, bool]:
-            inbox = _find_inbox(connection, session_key)
-            if inbox is None or inbox.created_at != created_at:
-                return 0, False  # Somebody else has deleted it, and what may be there by now isn't its.
-            if count := connection.execute(_DROP_SOME, values).rowcount:
-                return count, True
-            # The inbox last, so that who is cut off can do this again; with it the few that have come meanwhile.
-            connection.execute(delete(inboxes).where(inboxes.c.session_key == session_key))
-            return connection.execute(_DROP_ALL, values).rowcount, False
-
-        dropped, goes_on = 0, True
-        while goes_on:
-            count, goes_on = await self._database.write(drop)
+        dropped = 0
+        while count := await self._database.write(drop):
             dropped += count
         return dropped
 

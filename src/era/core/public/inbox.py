@@ -143,8 +143,8 @@ class InboxStore(Protocol):
         ...
 
     async def delete_inbox(self, session_id: OwnedId) -> int:
-        """Delete an inbox with its deliveries, most of them before it in small transactions: a call that was cut off
-        can be made again. Returns how many there were."""
+        """Delete an inbox, after its deliveries in small transactions: a call that was cut off can be made again.
+        Returns how many there were."""
         ...
 
     async def add_delivery(
