@@ -36,9 +36,6 @@ def told(*events: dict[str, Any]) -> Script:
     return 200, {"Content-Type": "text/event-stream"}, body.encode()
 
 
-async def ignore(_: str) -> None: ...
-
-
 @pytest.mark.parametrize("in_session", [True, False])
 async def test_a_tool_says_that_output_is_missing(*, in_session: bool) -> None:
     with serving() as server:
@@ -47,7 +44,7 @@ async def test_a_tool_says_that_output_is_missing(*, in_session: bool) -> None:
 
             async def run(*events: dict[str, Any]) -> str:
                 server.script = [told(*events)]
-                ran = _run(calls, "s", {}, ignore) if in_session else _execute(calls, {}, ignore)
+                ran = _run(calls, "s", {}) if in_session else _execute(calls, {})
                 return text_of(await ran)
 
             assert GAP in await run(GONE, LATER, DONE)

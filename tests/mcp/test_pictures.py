@@ -39,12 +39,9 @@ async def answer(request: httpx.Request) -> httpx.Response:
 
 
 async def test_a_picture_that_can_not_be_had_takes_nothing_from_the_answer() -> None:
-    async def progress(_: str) -> None:
-        pass
-
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://era") as client:
         body = RunInSession(session_id="s", code="pay()")
-        result = await TOOLS["era_run_in_session"].answer(Calls(client), body, progress)
+        result = await TOOLS["era_run_in_session"].answer(Calls(client), body)
     assert not result.is_error
     assert text_of(result).splitlines() == [
         "paid once",

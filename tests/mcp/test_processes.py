@@ -139,8 +139,5 @@ async def test_edit_does_not_overwrite_what_was_written_meanwhile() -> None:
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://era") as client:
         given = EditFile(session_id="s", path="f", old="two", new="2")
-
-        async def progress(_: str) -> None: ...
-
         with pytest.raises(CallFailed, match="read it again"):
-            await TOOLS["era_edit_file"].answer(Calls(client), given, progress)
+            await TOOLS["era_edit_file"].answer(Calls(client), given)

@@ -23,7 +23,7 @@ from era.core.versions import Versions
 from era.errors import TooLarge
 from era.mcp import tools
 from era.mcp.arguments import CreateSession as CreateArguments
-from era.mcp.arguments import OneSession, UpdateSession
+from era.mcp.arguments import UpdateSession
 from era.mcp.calls import Calls
 from era.wire.limits import EgressBody, LimitsBody
 from era.wire.processes import PtyBody, StartProcess
@@ -195,18 +195,6 @@ async def test_what_is_written_large_on_the_loop_would_be_seen(on_the_loop: list
     assert "parsed" in on_the_loop
 
 
-async def test_a_tool_shows_large_data_beside_the_event_loop(on_the_loop: list[str]) -> None:
-    class OneAnswer:
-        async def call(self, *_: Any, **__: Any) -> Any:
-            return {"id": "s", "data": ONES}
-
-    calls: Any = OneAnswer()
-    progress: Any = None
-    result = await tools._get(calls, OneSession(session_id="s"), progress)
-    assert result.structured_content == {"id": "s", "data": ONES}
-    assert on_the_loop == []
-
-
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
 async def test_the_protocol_s_library_gets_no_large_arguments(
     on_the_loop: list[str], is_sound: bool, monkeypatch: pytest.MonkeyPatch
@@ -274,12 +262,11 @@ async def test_a_tool_sends_large_data_beside_the_event_loop(on_the_loop: list[s
         sent.append(request)
         return httpx.Response(200, json={"id": "s", "language": "python"})
 
-    progress: Any = None
     async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://era.example") as client:
         if changes:
-            await tools._update(Calls(client), UpdateSession(session_id="s", data=ONES), progress)
+            await tools._update(Calls(client), UpdateSession(session_id="s", data=ONES))
         else:
-            await tools._create(Calls(client), CreateArguments(data=ONES), progress)
+            await tools._create(Calls(client), CreateArguments(data=ONES))
     assert on_the_loop == []
     assert sent[0].headers["content-type"] == "application/json"
     assert json.loads(sent[0].content)["data"] == ONES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,12 +53,18 @@ class Content:
     etag: str
 
 
+async def _tell_nobody(_: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Calls:
     """The calls of one caller: `client` knows the server, `headers` are those that say who is calling."""
 
     client: httpx.AsyncClient
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    progress: Callable[[str], Awaitable[None]] = _tell_nobody
+    """Gets what a program has just written."""
 
     async def call(self, method: str, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
         """The answer of a call with this JSON body, None for none. Raises CallFailed."""

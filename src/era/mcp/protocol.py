@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -53,7 +53,7 @@ def mcp_server(
     those of a call whose message has none, as they were taken out of it."""
 
     async def list_tools(_: RequestContext, __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        return _tool_list()
+        return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS.values()])
 
     async def call_tool(context: RequestContext, params: types.CallToolRequestParams) -> types.CallToolResult:
         arguments = long_arguments(context) or params.arguments or {}
@@ -109,14 +109,11 @@ def mcp_server(
 # -- tools ----------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _tool_list() -> types.ListToolsResult:
-    """Build the answer to `tools/list` once: to derive the schemas takes 2 ms of the event loop."""
-    return types.ListToolsResult(tools=[_described(tool) for tool in TOOLS.values()])
-
-
 def _keeping_tool_list() -> ServerMiddleware[Any]:
-    """Make a middleware that keeps the answer to `tools/list`, as the library shapes it, for each protocol version."""
+    """Make a middleware that keeps the answer to `tools/list`, as the library shapes it, for each protocol version.
+
+    To make it takes 6 ms of the event loop.
+    """
     shaped: dict[str, HandlerResult] = {}
 
     async def keeping(ctx: RequestContext, call_next: CallNext) -> HandlerResult:
@@ -161,7 +158,7 @@ async def _call_tool(
         await context.session.report_progress(pieces, message=text)
 
     try:
-        return await tool.answer(calls, arguments, progress)
+        return await tool.answer(replace(calls, progress=progress), arguments)
     except CallFailed as error:
         return failure(str(error))
 

@@ -1,13 +1,11 @@
-"""The tools. Each is one or a few calls of the HTTP API."""
+"""The tools: a table, in which each is one or a few calls of the HTTP API."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,11 +33,6 @@ from era.urls import file_path, quoted, session_path
 _MOST_READ = 2 << 20
 """Bytes of a process's output that one call reads: all that is kept (1 MiB), and as much that comes meanwhile."""
 
-_INDENTING = ThreadPoolExecutor(1, thread_name_prefix="era-mcp")
-
-type Progress = Callable[[str], Awaitable[None]]
-"""Gets what a program has just written."""
-
 type Answered = Awaitable[CallToolResult]
 
 
@@ -51,7 +44,7 @@ class Tool:
     title: str
     description: str
     arguments: type[given.Arguments]
-    answer: Callable[[Calls, Any, Progress], Answered]
+    answer: Callable[[Calls, Any], Answered]
     annotations: ToolAnnotations
     output: type[RunResult] | None = None
 
@@ -61,48 +54,75 @@ class Tool:
         object.__setattr__(self, "input_schema", self.arguments.model_json_schema())
 
 
+def _call(
+    method: str,
+    path: Callable[[Any], str],
+    says: Callable[[Any, dict[str, Any]], str],
+    *,
+    sends: Callable[[Any], dict[str, Any] | None] = lambda given: None,
+    query: Callable[[Any], dict[str, Any]] = lambda given: {},
+) -> Callable[[Calls, Any], Answered]:
+    """Return the `answer` of a tool that is one call of the API.
+
+    Args:
+        method: The method of the call.
+        path: Makes the call's path of the tool's arguments.
+        says: Makes the text for the model of the arguments and the call's answer.
+        sends: Makes the call's JSON body of the arguments.
+        query: Makes its query parameters; those that are None are left out.
+    """
+
+    async def answer(calls: Calls, body: given.Arguments) -> CallToolResult:
+        answered = await calls.call(method, path(body), sends(body), **query(body))
+        return text_result(says(body, answered), answered)
+
+    return answer
+
+
+def _session(body: Any) -> str:
+    return session_path(body.session_id)
+
+
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
-async def _once(calls: Calls, body: given.Once, progress: Progress, language: str | None = None) -> CallToolResult:
+async def _once(calls: Calls, body: given.Once, language: str | None = None) -> CallToolResult:
     fields = body.model_dump(exclude_none=True)
     fields |= {"language": language} if language else {}
-    return await _execute(calls, fields, progress)
+    return await _execute(calls, fields)
 
 
-async def _command(calls: Calls, body: given.Command, progress: Progress) -> CallToolResult:
+async def _command(calls: Calls, body: given.Command) -> CallToolResult:
     fields = body.model_dump(exclude_none=True, exclude={"session_id", "files"})
     if body.session_id is not None:
         if body.files:
             raise CallFailed("'files' are for a run without a session. Put them there with era_upload_file.")
-        return await _run(calls, body.session_id, fields, progress)
+        return await _run(calls, body.session_id, fields)
     fields |= {"language": "shell", "files": body.files}
-    return await _execute(calls, fields, progress)
+    return await _execute(calls, fields)
 
 
-async def _run_in_session(calls: Calls, body: given.RunInSession, progress: Progress) -> CallToolResult:
+async def _run_in_session(calls: Calls, body: given.RunInSession) -> CallToolResult:
     fields = body.model_dump(exclude_defaults=True, exclude={"session_id"})
-    return await _run(calls, body.session_id, fields, progress)
+    return await _run(calls, body.session_id, fields)
 
 
-async def _execute(calls: Calls, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
+async def _execute(calls: Calls, body: Mapping[str, Any]) -> CallToolResult:
     """A run without a session."""
-    answer, missing = await _followed(calls, "/api/execute", body, progress, "Nothing of it is kept.")
+    answer, missing = await _followed(calls, "/api/execute", body, "Nothing of it is kept.")
     return run_result(answer, unread=missing, in_session=False)
 
 
-async def _run(calls: Calls, session_id: str, body: Mapping[str, Any], progress: Progress) -> CallToolResult:
+async def _run(calls: Calls, session_id: str, body: Mapping[str, Any]) -> CallToolResult:
     """A run in a session, with the pictures that it shows or leaves."""
     path = f"{session_path(session_id)}/stream"
-    answer, missing = await _followed(calls, path, body, progress, "See era_get_session for what was kept.")
+    answer, missing = await _followed(calls, path, body, "See era_get_session for what was kept.")
     shown = shown_pictures(answer.get("results") or [])
     left, unread = await _pictures(calls, session_id, answer["artifacts"], MOST_IMAGES - len(shown))
     return run_result(answer, shown_images=shown, left_images=left, unread=missing + unread, in_session=True)
 
 
-async def _followed(
-    calls: Calls, path: str, body: Mapping[str, Any], progress: Progress, advice: str
-) -> tuple[dict[str, Any], list[str]]:
+async def _followed(calls: Calls, path: str, body: Mapping[str, Any], advice: str) -> tuple[dict[str, Any], list[str]]:
     """The answer of a run that is told as it goes on, and a line where output of it is missing. `advice` is what to do
     where it breaks off."""
     written = {"stdout": Shortened(), "stderr": Shortened()}
@@ -112,7 +132,7 @@ async def _followed(
         async for event in events:
             if event["type"] in written:
                 written[event["type"]].add(event["content"])
-                await progress(event["content"])
+                await calls.progress(event["content"])
             elif event["type"] == "gap":
                 missing = [GAP]
             elif event["type"] == "done":
@@ -141,7 +161,7 @@ async def _pictures(
 # -- sessions -------------------------------------------------------------------------------------------------------
 
 
-async def _create(calls: Calls, body: given.CreateSession, progress: Progress) -> CallToolResult:
+async def _create(calls: Calls, body: given.CreateSession) -> CallToolResult:
     session = await calls.call("POST", "/api/sessions", _given(body))
     waits = " Its packages are being installed; the first run waits for them." if session.get("setup_status") else ""
     return text_result(f"Session {session['id']} ({session['language']}) is there.{waits}", session)
@@ -152,31 +172,13 @@ def _given(body: given.CreateSession | given.UpdateSession) -> dict[str, Any]:
     return {name: value for name, value in body if value is not None}
 
 
-async def _list(calls: Calls, body: given.ListSessions, progress: Progress) -> CallToolResult:
-    answer = await calls.call("GET", "/api/sessions", None, **body.model_dump(exclude_none=True))
-    lines = [
-        f"{session['id']}  {session['language']}  {session['file_count']} files  last run: {session['last_run_at']}"
-        for session in answer["sessions"]
-    ]
-    if answer.get("next_cursor"):
-        lines.append(f"There are more: cursor={answer['next_cursor']}")
-    return text_result("\n".join(lines) or "There are no sessions. Make one with era_create_session.", answer)
+async def _get(calls: Calls, body: given.OneSession) -> CallToolResult:
+    """Show a session as the API writes it: its data may be a MiB of small values, and to write those takes long."""
+    session = await calls.content(_session(body))
+    return text_result(session.data.decode(), json.loads(session.data))
 
 
-async def _get(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
-    session = await calls.call("GET", session_path(body.session_id))
-    # In a thread of its own: its data may be a MiB of small values, and to indent those takes long.
-    indented = partial(json.dumps, session, ensure_ascii=False, indent=1)
-    text = await asyncio.get_running_loop().run_in_executor(_INDENTING, indented)
-    return text_result(text, session)
-
-
-async def _delete(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
-    answer = await calls.call("DELETE", session_path(body.session_id))
-    return text_result(f"Session {body.session_id} is deleted.", answer)
-
-
-async def _update(calls: Calls, body: given.UpdateSession, progress: Progress) -> CallToolResult:
+async def _update(calls: Calls, body: given.UpdateSession) -> CallToolResult:
     changes = _given(body)
     del changes["session_id"]
     if not changes:
@@ -185,10 +187,20 @@ async def _update(calls: Calls, body: given.UpdateSession, progress: Progress) -
     return text_result(f"Session {body.session_id} is changed: {', '.join(changes)}.", answer)
 
 
+def _sessions_text(_: Any, answer: Mapping[str, Any]) -> str:
+    lines = [
+        f"{session['id']}  {session['language']}  {session['file_count']} files  last run: {session['last_run_at']}"
+        for session in answer["sessions"]
+    ]
+    if answer.get("next_cursor"):
+        lines.append(f"There are more: cursor={answer['next_cursor']}")
+    return "\n".join(lines) or "There are no sessions. Make one with era_create_session."
+
+
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-async def _upload(calls: Calls, body: given.UploadFile, progress: Progress) -> CallToolResult:
+async def _upload(calls: Calls, body: given.UploadFile) -> CallToolResult:
     try:
         content = base64.b64decode(body.content, validate=True) if body.encoding == "base64" else body.content.encode()
     except (binascii.Error, ValueError):
@@ -197,7 +209,7 @@ async def _upload(calls: Calls, body: given.UploadFile, progress: Progress) -> C
     return text_result(f"{answer['path']}: {answer['size']} bytes.", answer)
 
 
-async def _read(calls: Calls, body: given.ReadFile, progress: Progress) -> CallToolResult:
+async def _read(calls: Calls, body: given.ReadFile) -> CallToolResult:
     content = await calls.content(given_file_path(body.session_id, body.path))
     size = len(content.data)
     if content.media_type in IMAGES and size <= MOST_IMAGE_BYTES:
@@ -216,15 +228,14 @@ async def _read(calls: Calls, body: given.ReadFile, progress: Progress) -> CallT
     return text_result(part + more, structured)
 
 
-async def _list_files(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
-    answer = await calls.call("GET", f"{session_path(body.session_id)}/files")
+def _files_text(_: Any, answer: Mapping[str, Any]) -> str:
     lines = [f"{item['size']:>10}  {item['path']}" for item in answer["files"]]
     if answer["count"] < answer["total_count"]:
         lines.append(f"[{answer['total_count'] - answer['count']} more]")
-    return text_result("\n".join(lines) or "The session has no files.", answer)
+    return "\n".join(lines) or "The session has no files."
 
 
-async def _edit(calls: Calls, body: given.EditFile, progress: Progress) -> CallToolResult:
+async def _edit(calls: Calls, body: given.EditFile) -> CallToolResult:
     path = given_file_path(body.session_id, body.path)
     content = await calls.content(path)
     try:
@@ -243,12 +254,12 @@ async def _edit(calls: Calls, body: given.EditFile, progress: Progress) -> CallT
 # -- processes and ports --------------------------------------------------------------------------------------------
 
 
-def _processes(session_id: str) -> str:
-    return f"{session_path(session_id)}/processes"
+def _processes(body: Any) -> str:
+    return f"{_session(body)}/processes"
 
 
-def _process(body: given.OneProcess) -> str:
-    return f"{_processes(body.session_id)}/{quoted(body.process)}"
+def _process(body: Any) -> str:
+    return f"{_processes(body)}/{quoted(body.process)}"
 
 
 def _line_of(process: Mapping[str, Any]) -> str:
@@ -260,19 +271,11 @@ def _line_of(process: Mapping[str, Any]) -> str:
     return f"{process['process_id']}{named}  {process['status']}{ended}  {words[:200]}"
 
 
-async def _start(calls: Calls, body: given.StartProcess, progress: Progress) -> CallToolResult:
-    fields = body.model_dump(exclude_none=True, exclude={"session_id"})
-    process = await calls.call("POST", _processes(body.session_id), fields)
-    return text_result(_line_of(process), process)
+def _processes_text(_: Any, answer: Mapping[str, Any]) -> str:
+    return "\n".join(map(_line_of, answer["processes"])) or "The session has no processes."
 
 
-async def _list_processes(calls: Calls, body: given.OneSession, progress: Progress) -> CallToolResult:
-    answer = await calls.call("GET", _processes(body.session_id))
-    lines = [_line_of(process) for process in answer["processes"]]
-    return text_result("\n".join(lines) or "The session has no processes.", answer)
-
-
-async def _read_process(calls: Calls, body: given.ReadProcess, progress: Progress) -> CallToolResult:
+async def _read_process(calls: Calls, body: given.ReadProcess) -> CallToolResult:
     path = _process(body)
     there: int = (await calls.call("GET", path))["output_bytes"] or 0
     written, at, gone = Shortened(), body.after, 0
@@ -306,7 +309,7 @@ def _text_of_piece(event: Mapping[str, Any]) -> str:
     return content if event["encoding"] == "utf-8" else base64.b64decode(content).decode(errors="replace")
 
 
-async def _send_input(calls: Calls, body: given.SendInput, progress: Progress) -> CallToolResult:
+async def _send_input(calls: Calls, body: given.SendInput) -> CallToolResult:
     if not body.input and not body.close:
         raise CallFailed("There is nothing to send: give 'input', or 'close'.")
     path = f"{_process(body)}/stdin"
@@ -317,16 +320,6 @@ async def _send_input(calls: Calls, body: given.SendInput, progress: Progress) -
         answer |= await calls.call("DELETE", path)
     closed = " Its standard input has ended." if body.close else ""
     return text_result(f"{answer['bytes']} bytes are sent.{closed}", answer)
-
-
-async def _end_process(calls: Calls, body: given.OneProcess, progress: Progress) -> CallToolResult:
-    process = await calls.call("DELETE", _process(body))
-    return text_result(_line_of(process), process)
-
-
-async def _url(calls: Calls, body: given.GetUrl, progress: Progress) -> CallToolResult:
-    answer = await calls.call("GET", f"{session_path(body.session_id)}/host", port=body.port)
-    return text_result(f"{answer['url']}/\nAs a site of its own: {answer['site_url']}", answer)
 
 
 # -- the list -------------------------------------------------------------------------------------------------------
@@ -391,7 +384,14 @@ TOOLS = {
             _RUNS,
             RunResult,
         ),
-        Tool("era_list_sessions", "List sessions", "List sessions.", given.ListSessions, _list, _READS),
+        Tool(
+            "era_list_sessions",
+            "List sessions",
+            "List sessions.",
+            given.ListSessions,
+            _call("GET", lambda _: "/api/sessions", _sessions_text, query=lambda given: given.model_dump()),
+            _READS,
+        ),
         Tool(
             "era_get_session",
             "Look at a session",
@@ -405,7 +405,7 @@ TOOLS = {
             "Delete a session",
             "Delete a session with its state and files.",
             given.OneSession,
-            _delete,
+            _call("DELETE", _session, lambda given, _: f"Session {given.session_id} is deleted."),
             _DESTROYS,
         ),
         Tool(
@@ -432,7 +432,14 @@ TOOLS = {
             _read,
             _READS,
         ),
-        Tool("era_list_files", "List files", "List a session's files.", given.OneSession, _list_files, _READS),
+        Tool(
+            "era_list_files",
+            "List files",
+            "List a session's files.",
+            given.OneSession,
+            _call("GET", lambda given: f"{_session(given)}/files", _files_text),
+            _READS,
+        ),
         Tool(
             "era_edit_file",
             "Edit a file",
@@ -447,7 +454,12 @@ TOOLS = {
             "Start a program that goes on beside runs, such as a development server. Read what it writes with "
             "era_read_process.",
             given.StartProcess,
-            _start,
+            _call(
+                "POST",
+                _processes,
+                lambda _, process: _line_of(process),
+                sends=lambda given: given.model_dump(exclude_none=True, exclude={"session_id"}),
+            ),
             _RUNS,
         ),
         Tool(
@@ -455,7 +467,7 @@ TOOLS = {
             "List processes",
             "List a session's processes: those that run, and those that ended last.",
             given.OneSession,
-            _list_processes,
+            _call("GET", _processes, _processes_text),
             _READS,
         ),
         Tool(
@@ -479,7 +491,7 @@ TOOLS = {
             "End a process",
             "End a process: SIGTERM, two seconds later SIGKILL.",
             given.OneProcess,
-            _end_process,
+            _call("DELETE", _process, lambda _, process: _line_of(process)),
             _DESTROYS,
         ),
         Tool(
@@ -487,7 +499,12 @@ TOOLS = {
             "Get a port's URL",
             "Get the public URL of a session's port. Anybody may call the server that listens on it.",
             given.GetUrl,
-            _url,
+            _call(
+                "GET",
+                lambda given: f"{_session(given)}/host",
+                lambda _, answer: f"{answer['url']}/\nAs a site of its own: {answer['site_url']}",
+                query=lambda given: {"port": given.port},
+            ),
             _READS,
         ),
     )
