@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from era.core.capsules.format import ADDED_TO_RUNS
 from era.core.files import artifacts
 from era.core.files.diffs import FileChange, written_files
 from era.core.models import EMPTY
@@ -62,7 +61,6 @@ def test_a_run_that_changes_nothing_reads_nothing(tmp_path: Path, monkeypatch: p
 
 
 def test_what_a_record_may_hold() -> None:
-    assert ADDED_TO_RUNS["artifacts"] == {}, "older capsules have none"
     assert artifacts.valid_artifacts({})
     sound = artifacts.list_artifacts([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
     assert sound == {"files": [{"type": "image/png", "path": "a.png", "size": 1}], "more": 0}

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from era.core.capsules import exports, imports
-from era.core.capsules import format as layout
 from era.core.capsules import service as service_module
+from era.core.capsules.manifest import RECORD_FIELDS, CodeValues, RunValues, SessionValues
 from era.core.capsules.service import _EXPORTS_OF_OWNER
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
@@ -99,7 +99,7 @@ async def runs_of(service: Service, session_id: str, *, imported: bool = False) 
     for record in await service.store.runs(session.key, 100):
         if record.status == "running":
             continue
-        fields_ = {field: getattr(record, field) for field in layout.RUN if field not in ("stdout", "stderr")}
+        fields_ = {field: getattr(record, field) for field in RECORD_FIELDS}
         fields_["id"] = record.id.partition("-")[0]
         if imported:
             fields_["enforced"] = {"imported": True, **record.enforced}
@@ -526,14 +526,11 @@ def test_a_capsule_has_every_field_of_a_session() -> None:
     left_out |= {"owner"}  # it is his who imports it
     left_out |= {"setup_status", "setup_result", "package_set"}  # importing starts the setup anew
     left_out |= {"history_bytes"}  # a bound of what the versions here hold
-    renamed = {"allow_internet": "allowInternetAccess", "allow_public": "allowPublicAccess", "stored": "code"}
-    renamed |= {"setup_lock": "lock"}
-    assert {renamed.get(name, name) for name in names - left_out} == layout.SESSION.keys()
+    renamed = {"stored": "code", "setup_lock": "lock"}
+    assert {renamed.get(name, name) for name in names - left_out} == SessionValues.model_fields.keys()
     left_out = {"key", "session_key", "pieces"}  # nor is the order of the pieces in it
-    assert {field.name for field in fields(RunRecord)} - left_out == layout.RUN.keys() - {
-        "stdout",
-        "stderr",
-    }
-    assert {field.name for field in fields(StoredCode)} == layout.CODE.keys()
+    assert {field.name for field in fields(RunRecord)} - left_out == RECORD_FIELDS
+    assert RunValues.model_fields.keys() - RECORD_FIELDS == {"stdout", "stderr"}
+    assert {field.name for field in fields(StoredCode)} == CodeValues.model_fields.keys()
     assert {field.name for field in fields(Version)} == {"n", "created_at", "cause", "run_id", "snapshot", "name"}
     assert {field.name for field in fields(VersionContent)} == {"version", "data"}

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from era.core.capsules.imports import check
+from era.core.capsules.manifest import MAX_MICROS
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.capsules.validators import MAX_MICROS
 from era.core.files.packages import PACKAGES
 from era.core.files.totals import Bounds
 from era.core.metadata import Retention
@@ -55,7 +55,11 @@ def checked(content: bytes, bounds: Bounds = SMALL) -> Session:
 
 def test_the_smallest_capsule_is_taken() -> None:
     """So those below are refused for what is wrong with each, and for nothing else."""
-    assert checked(capsules.capsule()).id == "moved"
+    made = checked(capsules.capsule())
+    assert made.id == "moved"
+    assert (made.limits, made.egress, made.isolation) == ({}, {}, "auto"), "an older server wrote it"
+    assert made.storage
+    assert made.record_code
     root = tree(directory("d", tree(file("f", b"f"))), file("f", b"f"), ("link", "l", "/etc", 1))
     assert checked(of_files(root, tree(file("f", b"f")), b"f")).snapshot.file_count == 3
     installed = tree(file("m.py", b"f"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
@@ -24,10 +25,10 @@ from typing import Any
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
+from era.core.capsules.problems import MAX_OBJECTS, bad_capsule, too_large
 from era.core.capsules.reading import DocumentReader, kept_outputs
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.capsules.validators import MAX_OBJECTS, bad_capsule, is_digest, too_large
 from era.core.files.blob_store import BlobStore
 from era.core.files.totals import Bounds
 from era.core.history import HistoryBound
@@ -41,6 +42,7 @@ from era.errors import BadRequest, Unavailable
 _MAX_README_BYTES = 64 << 10
 _SPOOLED_AT_ONCE = 1 << 20
 _CHUNK = 1 << 20
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(slots=True)
@@ -231,7 +233,7 @@ def _layout(fd: int) -> tuple[Entry, dict[str, Entry]]:
     last = ""
     for entry in entries:
         kind, digest = entry.name[: len(layout.OBJECTS)], entry.name[len(layout.OBJECTS) :]
-        if kind != layout.OBJECTS or not is_digest(digest):
+        if kind != layout.OBJECTS or not _DIGEST.fullmatch(digest):
             raise bad_capsule(f"has a file that no capsule has: {entry.name!r}")
         if digest <= last:
             raise bad_capsule(f"has its objects out of order, or one twice: {digest}")

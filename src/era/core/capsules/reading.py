@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from era.core import jsontext
 from era.core.capsules import format as layout
+from era.core.capsules.manifest import (
+    FORMAT,
+    MAX_ENFORCED,
+    PLAIN_FIELDS,
+    RECORD_FIELDS,
+    HeadValues,
+    RunValues,
+    SessionValues,
+    VersionValues,
+)
+from era.core.capsules.problems import bad_capsule, too_large
 from era.core.capsules.tars import Entry
-from era.core.capsules.validators import bad_capsule, check_fields, too_large
 from era.core.history import MAX_NAMED
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
 from era.core.sessions import check_code, check_metadata, data_text
@@ -23,7 +33,6 @@ MAX_LINE_BYTES = 24 << 20
 
 _CHUNK = 1 << 20
 _FORMAT = re.compile(rb'\s*\{\s*"format"\s*:\s*(\d{1,9})\s*[,}]')
-_RECORD = {field.name for field in fields(RunRecord)} - {"key", "session_key", "pieces"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +61,9 @@ class DocumentReader:
         match = _FORMAT.match(os.pread(self.fd, min(self.entry.size, 256), self.entry.offset))
         if match is None:
             raise bad_capsule(f"has a {layout.DOCUMENT} that doesn't begin with its format number")
-        if int(match[1]) != layout.FORMAT:
+        if int(match[1]) != FORMAT:
             raise BadRequest(
-                f"The capsule has format {int(match[1])}, this server reads format {layout.FORMAT}.",
+                f"The capsule has format {int(match[1])}, this server reads format {FORMAT}.",
                 hint="Import it on a server of the version that wrote it, or of a newer one.",
                 code="unknown_format",
             )
@@ -65,7 +74,7 @@ class DocumentReader:
         for last in self.versions():  # noqa: B007 - only the last one is used
             pass
         head = self._head()
-        if last is None or last.version.n != head["version"]:
+        if last is None or last.version.n != head.version:
             raise bad_capsule("doesn't end with the session's current version")
         return _session(head, last)
 
@@ -75,9 +84,7 @@ class DocumentReader:
         before = None
         names = set[str]()
         for value in self._items(0):
-            if isinstance(value, dict):
-                value = {**layout.ADDED_TO_VERSIONS, **value}
-            content = _version(check_fields(value, layout.VERSION, "a version"), self.snapshot)
+            content = _version(VersionValues.read(value, "a version"), self.snapshot)
             version = content.version
             if before is not None and version.n <= before.n:
                 raise bad_capsule("has versions that don't follow one another")
@@ -92,20 +99,15 @@ class DocumentReader:
     def runs(self) -> Iterator[tuple[RunRecord, Outputs | None]]:
         """The records of the runs, oldest first, with the digests of their outputs if those are kept."""
         for value in self._items(1):
-            if isinstance(value, dict):
-                value = {**layout.ADDED_TO_RUNS, **value}
-            yield _run(check_fields(value, layout.RUN, "a run"))
+            yield _run(RunValues.read(value, "a run"))
 
-    def _head(self) -> dict[str, Any]:
+    def _head(self) -> SessionValues:
         """The fields of the session, from the first line."""
         for line in self._lines():
             if not line.endswith(b","):
                 break
-            head = check_fields(_value(line[:-1] + b"}"), _HEAD, f"a {layout.DOCUMENT}")
-            session = head["session"]
-            if isinstance(session, dict):
-                session = {**layout.ADDED, **session}
-            return check_fields(session, layout.SESSION, "a session")
+            head = HeadValues.read(_value(line[:-1] + b"}"), f"a {layout.DOCUMENT}")
+            return SessionValues.read(head.session, "a session")
         raise bad_capsule(f"has a {layout.DOCUMENT} whose first line isn't the session's")
 
     def _items(self, section: int) -> Iterator[Any]:
@@ -135,12 +137,6 @@ class DocumentReader:
             raise bad_capsule(f"has a {layout.DOCUMENT} that ends in the middle of a line")
 
 
-_HEAD = {
-    "format": lambda value: value == layout.FORMAT,
-    "era": lambda value: isinstance(value, str),
-    "exported_at": lambda value: isinstance(value, str),
-    "session": lambda value: isinstance(value, dict),
-}
 _SECTIONS = ((layout.VERSIONS_BEGIN, layout.VERSIONS_END), (layout.RUNS_BEGIN, layout.END))
 
 
@@ -165,68 +161,48 @@ def _value(line: bytes) -> Any:
         raise bad_capsule(f"has a {layout.DOCUMENT} with a line that {error}") from None
 
 
-def _session(head: dict[str, Any], current: VersionContent) -> Session:
-    """A session, from its validated fields. Raises BadRequest or TooLarge where a part exceeds a bound."""
-    check_metadata(head["metadata"])
-    stored = None
-    if head["code"] is not None:
-        code = check_fields(head["code"], layout.CODE, "stored code")
-        check_code(code["code"])
-        stored = StoredCode(code["code"], code["description"], code["updated_at"])
+def _session(head: SessionValues, current: VersionContent) -> Session:
+    """A session, from its values. Raises BadRequest or TooLarge where a part exceeds a bound."""
+    check_metadata(head.metadata)
+    if head.code is not None:
+        check_code(head.code.code)
     return Session(
         key=0,
-        id=head["id"],
-        owner="",  # set by the importer; a capsule doesn't name an owner
-        language=head["language"],
-        persistent=head["persistent"],
+        owner="",  # set by the importer, which also decides whether `allow_public` counts
         data=current.data,
-        metadata=head["metadata"],
-        allow_internet=head["allowInternetAccess"],
-        allow_public=head["allowPublicAccess"],  # the importer decides whether it counts
-        default_timeout=float(head["default_timeout"]),
-        stored=stored,
-        version=head["version"],
         snapshot=current.version.snapshot,
-        created_at=head["created_at"],
-        updated_at=head["updated_at"],
-        last_run_at=head["last_run_at"],
-        ttl=head["ttl"],
-        limits=head["limits"],
-        isolation=head["isolation"],
-        egress=head["egress"],
-        service=head["service"],
-        setup=setup_text(head["setup"]),
-        setup_status="pending" if head["setup"] else None,
-        setup_lock=jsontext.compact(head["lock"]) if head["setup"] and head["lock"] else None,
-        storage=head["storage"],
-        record_code=head["record_code"],
+        stored=None if head.code is None else StoredCode(**head.code.model_dump()),
+        setup=setup_text(head.setup),
+        setup_status="pending" if head.setup else None,
+        setup_lock=jsontext.compact(head.lock) if head.setup and head.lock else None,
+        **{name: getattr(head, name) for name in PLAIN_FIELDS},
     )
 
 
-def _version(value: dict[str, Any], snapshot: Callable[[str], Snapshot]) -> VersionContent:
-    """A version, from its validated fields."""
-    root = value["snapshot"]
+def _version(values: VersionValues, snapshot: Callable[[str], Snapshot]) -> VersionContent:
+    """A version, from its values."""
     version = Version(
-        n=value["version"],
-        created_at=value["created_at"],
-        cause=value["cause"],
-        run_id=value["run_id"],
-        snapshot=Snapshot() if root is None else snapshot(root),
-        name=value["name"],
+        n=values.version,
+        created_at=values.created_at,
+        cause=values.cause,
+        run_id=values.run_id,
+        snapshot=Snapshot() if values.snapshot is None else snapshot(values.snapshot),
+        name=values.name,
     )
-    return VersionContent(version, data_text("data", value["data"]))
+    return VersionContent(version, data_text("data", values.data))
 
 
-def _run(value: dict[str, Any]) -> tuple[RunRecord, Outputs | None]:
-    """A run, from its validated fields."""
+def _run(values: RunValues) -> tuple[RunRecord, Outputs | None]:
+    """A run, from its values."""
     for name in ("enforced", "egress", "artifacts"):
-        if len(data_text(name, value[name])) > layout.MAX_ENFORCED:
-            raise too_large(f"has a run whose '{name}' is over {layout.MAX_ENFORCED} characters")
-    record = RunRecord(session_key=0, **{name: value[name] for name in _RECORD})
-    stdout, stderr = value["stdout"], value["stderr"]
-    if (stdout is None) != (stderr is None):
+        if len(data_text(name, getattr(values, name))) > MAX_ENFORCED:
+            raise too_large(f"has a run whose '{name}' is over {MAX_ENFORCED} characters")
+    record = RunRecord(session_key=0, **{name: getattr(values, name) for name in RECORD_FIELDS})
+    if values.stdout is not None and values.stderr is not None:
+        return record, Outputs(values.stdout, values.stderr)
+    if values.stdout != values.stderr:
         raise bad_capsule("has a run of which one output is kept and one isn't")
-    return record, None if stdout is None else Outputs(stdout, stderr)
+    return record, None
 
 
 def kept_outputs(digests: Outputs, read: Callable[[str], bytes | None]) -> KeptOutputs:
