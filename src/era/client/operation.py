@@ -111,7 +111,7 @@ def backup(named: Any) -> int:
     with _shown("Backing up") as shown, _failing():
         made = back_up(_server(named), named.target, shown, without_content=named.without_content)
     if named.json:
-        print_json({"target": str(named.target), **{name: getattr(made, name) for name in made.__slots__}})
+        print_json({"target": str(named.target), **made.model_dump(exclude={"format", "era", "sums"})})
     else:
         print(f"{named.target}: {made.files} files, {made.bytes} bytes, as of {made.made_at}")
     if made.blobs == "s3":
@@ -132,12 +132,12 @@ def restore(named: Any) -> int:
     with _shown("Restoring") as shown, _failing():
         about = restore(named.backup, server, shown)
     if named.json:
-        print_json({"data_dir": str(server.directory), **about})
+        print_json({"data_dir": str(server.directory), **about.model_dump()})
     else:
-        print(f"{server.directory}: {about['files']} files, {about['bytes']} bytes, as of {about['made_at']}")
-    if about["blobs"] == "s3":
+        print(f"{server.directory}: {about.files} files, {about.bytes} bytes, as of {about.made_at}")
+    if about.blobs == "s3":
         notice("the content of files is in S3: start the server with the same ERA_BLOBS")
-    for path, why in about["problems"].items():
+    for path, why in about.problems.items():
         notice(f"{path} was not in the backup: when that was made, it {why.replace('is ', 'was ', 1)}")
     return 0
 

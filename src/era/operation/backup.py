@@ -23,11 +23,11 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from era import __version__
@@ -52,35 +52,51 @@ from era.store.s3_blobs import S3Blobs
 
 SUMS = "SHA256SUMS"
 ABOUT = "backup.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 _BUSY_SECONDS = 60.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
 _MOST_NAMED = 20
 _MOST_BYTES = 1 << 30
 """Of a list that is read into memory: ten million files."""
 
-_SAID = {"made_at": str, "files": int, "bytes": int, "blobs": str, "problems": dict, "sums": str}
-"""What a backup says of itself, besides its format."""
+
+def _printable(text: str) -> str:
+    """Text that can be shown on a terminal. Raises ValueError."""
+    if not text.isprintable():
+        raise ValueError("isn't printable")
+    return text
+
+
+type _Shown = Annotated[str, AfterValidator(_printable)]
+
+
+class About(BaseModel):
+    """What a backup says of itself, in backup.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: Literal[1]
+    era: str
+    """The version of ERA that made it."""
+
+    made_at: _Shown
+    files: int
+    bytes: int
+    blobs: Literal["here", "s3"]
+    """`s3` where the content is in a bucket and not in the backup."""
+
+    problems: dict[_Shown, _Shown]
+    """Blobs and programs' SQL databases that the data directory itself lacks, or has damaged, by path."""
+
+    sums: str
+    """The digest of SHA256SUMS."""
+
 
 type Progress = Callable[[int], Advance]
 """Begins to show progress, of so many bytes in all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A backup that was made. `problems` are blobs and programs' SQL databases that the data directory itself lacks, or
-    has damaged, by path."""
-
-    made_at: str
-    files: int
-    bytes: int
-    blobs: str
-    """`here`, or `s3` where the content is in a bucket and not in the backup."""
-
-    problems: dict[str, str]
-
-
-def back_up(server: ServerData, target: Path, progress: Progress, *, without_content: bool = False) -> Made:
+def back_up(server: ServerData, target: Path, progress: Progress, *, without_content: bool = False) -> About:
     """Back up a server's data into `target`, which must not be there yet. Content in S3 may be left out.
 
     Raises NotFound where there is no such data directory, NotReady for rows that are elsewhere, Conflict for a target
@@ -110,18 +126,18 @@ def back_up(server: ServerData, target: Path, progress: Progress, *, without_con
         size = contents.sizes(draft, sums)
         lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
         _write(draft / SUMS, lines)
-        about = {
-            "format": FORMAT,
-            "era": __version__,
-            "made_at": made_at,
-            "files": len(sums),
-            "bytes": size,
-            "blobs": "s3" if leaves_out else "here",
-            "problems": problems,
-            "sums": hashlib.sha256(lines.encode()).hexdigest(),
-        }
-        _write(draft / ABOUT, json.dumps(about, indent=1) + "\n")
-    return Made(made_at, len(sums), size, "s3" if leaves_out else "here", problems)
+        about = About(
+            format=FORMAT,
+            era=__version__,
+            made_at=made_at,
+            files=len(sums),
+            bytes=size,
+            blobs="s3" if leaves_out else "here",
+            problems=problems,
+            sums=hashlib.sha256(lines.encode()).hexdigest(),
+        )
+        _write(draft / ABOUT, about.model_dump_json(indent=1) + "\n")
+    return about
 
 
 def _copy_blobs(content: Content, draft: Path, sums: dict[str, str], progress: Progress) -> dict[str, str]:
@@ -157,17 +173,17 @@ def _copy_blobs(content: Content, draft: Path, sums: dict[str, str], progress: P
 
 
 def _copy_rows(server: ServerData, target: Path) -> None:
-    """Copy the rows as of one moment, while the server writes to them, into an SQLite database."""
-    if server.database_url is None:
-        copy_rows(server.database, target)
+    """Copy the rows as of one moment, while the server writes to them, into an SQLite database.
+
+    SQLite copies its own in a sixteenth of the time that `rows.make_file` takes (200,000 rows in 0.7 s, not 11 s). What
+    was deleted isn't copied.
+    """
+    if server.database_url is not None:
+        with server.reading() as found:
+            rows.make_file(found, target)
         return
-    with server.reading() as found:
-        rows.make_file(found, target)
-
-
-def copy_rows(source: Path, target: Path) -> None:
-    """Copy the database as of one moment, while its server writes to it. What was deleted from it isn't copied."""
-    with closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)) as connection:
+    source = f"{server.database.as_uri()}?mode=rw"
+    with closing(sqlite3.connect(source, uri=True, timeout=_BUSY_SECONDS)) as connection:
         connection.isolation_level = None
         connection.execute("VACUUM INTO ?", (str(target),))
     target.chmod(0o600)
@@ -216,25 +232,27 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
 
 
-def read_about(backup: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def read_about(backup: Path) -> tuple[About, dict[str, str]]:
     """What a backup says of itself, and the digests of its files by path. Raises BadRequest for what is no backup or
     can't be believed."""
     try:
-        about = json.loads(_listed(backup, ABOUT))
+        said = json.loads(_listed(backup, ABOUT))
     except FileNotFoundError:
         raise BadRequest(f"{backup} is no backup: it has no {ABOUT}.") from None
     except (ValueError, RecursionError):
         raise damaged(backup, {ABOUT: "isn't JSON"}) from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise BadRequest(f"{backup} is no backup that this version of ERA can read.")
-    if not _says_what_backups_say(about):
-        raise damaged(backup, {ABOUT: "says what no backup says"})
+    try:
+        about = About.model_validate(said)
+    except ValidationError:
+        raise damaged(backup, {ABOUT: "says what no backup says"}) from None
     try:
         lines = _listed(backup, SUMS)
     except FileNotFoundError:
         raise damaged(backup, {SUMS: "is missing"}) from None
     sums: dict[str, str] = {}
-    if hashlib.sha256(lines).hexdigest() != about["sums"]:
+    if hashlib.sha256(lines).hexdigest() != about.sums:
         raise damaged(backup, {SUMS: f"has another digest than {ABOUT} says"})
     for line in lines.decode(errors="replace").splitlines():
         digest, _, path = line.partition("  ")
@@ -255,14 +273,6 @@ def _listed(backup: Path, name: str) -> bytes:
     return file.read_bytes()
 
 
-def _says_what_backups_say(about: dict[str, Any]) -> bool:
-    """Whether all is there, of the right kind, and can be shown on a terminal."""
-    if not all(isinstance(about.get(name), kind) for name, kind in _SAID.items()):
-        return False
-    said = [about["made_at"], *about["problems"], *about["problems"].values()]
-    return about["blobs"] in ("here", "s3") and all(isinstance(each, str) and each.isprintable() for each in said)
-
-
 def _may_be(path: str) -> bool:
     """Whether a backup may have a file of this path. Nothing that is restored gets elsewhere."""
     parts = path.split("/")
@@ -275,7 +285,7 @@ def _may_be(path: str) -> bool:
     return len(parts) == 4 and parts[:2] == contents.SQL.split("/") and path.endswith(".sqlite")
 
 
-def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, Any]:
+def restore(backup: Path, server: ServerData, progress: Progress) -> About:
     """Make a server's data of a backup, each part where `server` says that it is to be; what the backup says of itself.
 
     Raises Conflict where there is something already or for a backup of another version, BadRequest with every damaged
@@ -287,7 +297,7 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> dict[str, A
     about, sums = read_about(backup)
     if contents.DATABASE not in sums:
         raise damaged(backup, {contents.DATABASE: "is missing"})
-    if server.blobs_url and about["blobs"] == "s3":
+    if server.blobs_url and about.blobs == "s3":
         raise BadRequest(
             f"{backup} was made without the content, which is in S3.",
             hint="Leave ERA_BLOBS out to restore; start the server with the ERA_BLOBS of before.",
