@@ -78,7 +78,7 @@ from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, check_bucket
 from era.telemetry.notes import Notes
-from era.telemetry.traces import NoTraces, Traces
+from era.telemetry.traces import Tracer
 
 _DELIVERIES = 16
 """Deliveries of inboxes that run at a time, where no setting bounds the sandboxes."""
@@ -95,7 +95,7 @@ class Base:
     """Quotas of owners and keys that have none of their own."""
 
     notes: Notes
-    traces: Traces | NoTraces
+    traces: Tracer
     store: SqlStore
     blobs: LocalBlobs | S3Blobs
     homes: Homes | None
@@ -182,7 +182,7 @@ class Reached:
     archives: Archives
 
 
-async def build_base(settings: Settings, notes: Notes, traces: Traces | NoTraces) -> Base:
+async def build_base(settings: Settings, notes: Notes, traces: Tracer) -> Base:
     """Open the database and the blobs, and join the cluster if there is one."""
     private = policy.private_ranges(settings.egress_private)
     closed = policy.ranges(settings.egress_refused, "ERA_EGRESS_REFUSED")

@@ -32,7 +32,6 @@ from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import Server
 from tests.mcp.clients import WAYS, text_of, used
 from tests.sdk.scripted import serving
-from tests.soaking import soak_the_rest
 
 TOOLS = {
     *("era_python", "era_node", "era_typescript", "era_deno", "era_shell", "era_execute_code", "era_create_session"),
@@ -43,8 +42,6 @@ TOOLS = {
 
 
 everyway = pytest.mark.parametrize("way", WAYS)
-mostly_http = pytest.mark.parametrize("way", soak_the_rest(WAYS, ("http",)))
-"""For tests of what the tools do, which is the same code whatever the way to it."""
 
 
 @everyway
@@ -132,8 +129,7 @@ def test_work_in_a_session(server: Server, way: str) -> None:
     used(server, way, work)
 
 
-@mostly_http
-def test_any_character_may_be_printed_and_be_in_data(server: Server, way: str) -> None:
+def test_any_character_may_be_printed_and_be_in_data(server: Server) -> None:
     """Some of them end lines elsewhere."""
     odd = "a\u2028b\u2029c\u0085d\x0be"
 
@@ -141,7 +137,7 @@ def test_any_character_may_be_printed_and_be_in_data(server: Server, way: str) -
         await client.call_tool("era_create_session", {"session_id": "odd", "data": {"odd": odd}})
         return await client.call_tool("era_run_in_session", {"session_id": "odd", "code": f"print({odd!r})"})
 
-    result = used(server, way, work)
+    result = used(server, "http", work)
     assert text_of(result) == odd
     assert result.structured_content["data"] == {"odd": odd}
 
@@ -160,8 +156,7 @@ def test_what_is_too_large_for_a_tool_is_not_read(server: Server) -> None:
     assert text_of(read).startswith("\0" * 20_000 + "\n[16,757,216 characters follow")
 
 
-@mostly_http
-def test_a_program_that_fails_is_no_failure_of_the_tool(server: Server, way: str) -> None:
+def test_a_program_that_fails_is_no_failure_of_the_tool(server: Server) -> None:
     async def work(client: Client) -> list[Any]:
         await client.call_tool("era_create_session", {"session_id": "fails"})
         missed = text_of(await client.call_tool("era_get_session", {"session_id": "failz"}))
@@ -178,7 +173,7 @@ def test_a_program_that_fails_is_no_failure_of_the_tool(server: Server, way: str
             ),
         ]
 
-    *failed, timed_out, broke = used(server, way, work)
+    *failed, timed_out, broke = used(server, "http", work)
     for result in failed:
         assert not result.is_error
         assert text_of(result).startswith("so far\n[stderr]\nTraceback")
@@ -227,17 +222,15 @@ def test_what_can_not_be_done_is_told_with_the_way_out(
     assert "GET /api" not in text_of(result)
 
 
-@mostly_http
-def test_an_unknown_tool(server: Server, way: str) -> None:
+def test_an_unknown_tool(server: Server) -> None:
     async def work(client: Client) -> Any:
         with pytest.raises(MCPError, match="Did you mean 'era_python'"):
             await client.call_tool("era_pyhton", {"code": "1"})
 
-    used(server, way, work)
+    used(server, "http", work)
 
 
-@mostly_http
-def test_long_output_is_cut_in_the_middle_and_all_of_it_can_be_read(server: Server, way: str) -> None:
+def test_long_output_is_cut_in_the_middle_and_all_of_it_can_be_read(server: Server) -> None:
     async def work(client: Client) -> tuple[Any, str]:
         await client.call_tool("era_create_session", {"session_id": "long", "persistent": False})
         code = "for i in range(20_000): print('line', i)"
@@ -247,7 +240,7 @@ def test_long_output_is_cut_in_the_middle_and_all_of_it_can_be_read(server: Serv
         assert isinstance(whole.contents[0], TextResourceContents)
         return result, whole.contents[0].text
 
-    result, whole = used(server, way, work)
+    result, whole = used(server, "http", work)
     shown = result.structured_content["stdout"]
     assert result.structured_content["stdout_truncated"]
     assert len(shown) < 21_000
@@ -267,8 +260,7 @@ def _png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
 
 
-@mostly_http
-def test_pictures_come_as_pictures(server: Server, way: str) -> None:
+def test_pictures_come_as_pictures(server: Server) -> None:
     async def work(client: Client) -> list[Any]:
         await client.call_tool("era_create_session", {"session_id": "drawn"})
         code = f"open('chart.png', 'wb').write({_png()!r})"
@@ -276,14 +268,13 @@ def test_pictures_come_as_pictures(server: Server, way: str) -> None:
         read = await client.call_tool("era_read_file", {"session_id": "drawn", "path": "chart.png"})
         return [ran, read]
 
-    for result in used(server, way, work):
+    for result in used(server, "http", work):
         (picture,) = (part for part in result.content if part.type == "image")
         assert (base64.b64decode(picture.data), picture.mime_type) == (_png(), "image/png")
         assert "chart.png" in text_of(result)
 
 
-@mostly_http
-def test_resources(server: Server, way: str) -> None:
+def test_resources(server: Server) -> None:
     async def work(client: Client) -> None:
         await client.call_tool("era_create_session", {"session_id": "res", "data": {"n": 7}})
         code = "open('notes.md', 'w').write('# hi'); open('b', 'wb').write(b'\\xff\\0'); print('said')"
@@ -305,7 +296,7 @@ def test_resources(server: Server, way: str) -> None:
         run = ran.structured_content["run_id"]
         assert (await read(f"session://res/runs/{run}/stdout")).text == "said\n"
 
-    used(server, way, work)
+    used(server, "http", work)
 
 
 @pytest.mark.parametrize(
@@ -380,13 +371,7 @@ print(value)
     used(server, way, work)
 
 
-@pytest.mark.parametrize(("tool", "code"), [("era_python", "code"), ("era_shell", "command")])
-@mostly_http
-def test_progress_and_cancellation_without_a_session(
-    server: Server, client: httpx.Client, way: str, tool: str, code: str
-) -> None:
-    program = TELLS_ITS_END if code == "code" else f"exec python3 - <<'END'\n{TELLS_ITS_END}\nEND"
-
+def test_progress_and_cancellation_without_a_session(server: Server, client: httpx.Client) -> None:
     async def work(connected: Client) -> None:
         said: list[str] = []
 
@@ -395,10 +380,10 @@ def test_progress_and_cancellation_without_a_session(
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
-            await connected.call_tool(tool, {code: program, "timeout": 300}, progress_callback=progress)
+            await connected.call_tool("era_python", {"code": TELLS_ITS_END, "timeout": 300}, progress_callback=progress)
         assert said == ["on\n"]
 
-    used(server, way, work)
+    used(server, "http", work)
     assert has_ended(client)
 
 
@@ -472,21 +457,6 @@ def test_a_page_of_another_site_can_not_call_tools(client: httpx.Client) -> None
     ):
         answer = client.post("/mcp", content=body, headers={"Content-Type": "text/plain", **headers})
         assert answer.status_code == 403, headers
-
-
-def test_many_at_once(server: Server) -> None:
-    async def work(client: Client) -> list[str]:
-        answers: list[str] = []
-
-        async def call(number: int) -> None:
-            answers.append(text_of(await client.call_tool("era_python", {"code": f"print({number})"})))
-
-        async with anyio.create_task_group() as group:
-            for number in range(20):
-                group.start_soon(call, number)
-        return sorted(answers, key=int)
-
-    assert used(server, "http", work) == [str(number) for number in range(20)]
 
 
 def test_a_server_that_is_away(server: Server) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 
 from era.telemetry import logs
 from tests.api.owners import OPERATOR_KEY, client_with_key
@@ -289,15 +288,6 @@ def test_a_log_that_nobody_reads_stops_nothing() -> None:
         assert (room - select.PIPE_BUF) * 0.9 < len(first) <= room  # the last page is written to, but not filled
         assert 0 < events.count("other") < 2000
         assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "later"
-
-
-@pytest.mark.parametrize(
-    "value", ["plain", "two words", "", "a=b", "it's", "a\nb", "\t", "\x1b[31m", 1.5, None, True, ["x"]]
-)
-def test_lines_for_people_are_those_of_the_librarys_plain_renderer(value: object) -> None:
-    fields = {"timestamp": "now", "level": "info", "event": "run", "zero": value, "a": value}
-    plain = structlog.dev.ConsoleRenderer(colors=False)
-    assert logs.CONSOLE(None, "info", dict(fields)) == plain(None, "info", dict(fields))
 
 
 def test_the_log_ends_quietly_with_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

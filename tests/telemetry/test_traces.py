@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from era.core.telemetry import NoticeTried, RequestEnded, Trace
-from era.telemetry.traces import Traces
+from era.telemetry.spans import Traces
 from tests.conftest import Server, assert_nothing_left, eventually, mounts
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

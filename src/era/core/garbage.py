@@ -102,7 +102,6 @@ async def collect_unneeded(snapshots: Snapshots, store: MetadataStore, pins: Pin
     while await store.purge(now()):
         pass
     await store.prune_idempotency_keys()
-    await store.prune_notices()
     await store.prune_runs()
     # Not later: whatever is paused from here on has put what it names since then, or nearly.
     older_than = snapshots.sweepable_before()

@@ -397,10 +397,6 @@ class MetadataStore(Protocol):
         """Record every run that is still `running` as `lost`, since the process that ran it is gone; how many."""
         ...
 
-    async def prune_notices(self) -> None:
-        """Drop what was to be told by webhooks that are gone."""
-        ...
-
     async def prune_runs(self) -> int:
         """Drop each session's oldest records of runs, with their outputs, beyond as many as are kept; how many. Runs in
         progress stay, and those whose idempotency key is kept. Many small transactions."""

@@ -125,9 +125,6 @@ class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows):
                 await own.close()
         await self.database.close()
 
-    async def prune_notices(self) -> None:
-        await self.webhooks.prune_notices()
-
     @reads
     def output_digests(self, connection: Connection) -> Sequence[str]:
         return list(connection.execute(OUTPUT_DIGESTS).scalars())

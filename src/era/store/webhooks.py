@@ -1,8 +1,8 @@
 """Webhooks and their notices, and `tell`, which adds notices to the transaction that makes them true.
 
 Which webhooks there are is in memory, and in the `info` of each connection that writes: where an owner has none,
-telling asks the database nothing. A host of a cluster may be a heartbeat behind. What it tells by a webhook that is
-gone is removed when the next one is deleted.
+telling asks the database nothing. A host of a cluster may be a heartbeat behind, so telling looks in its transaction
+whether the webhook is still there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ _OLDEST = select(func.min(_n.c.key)).where(_PENDING)
 _DUE = select(_w.c.id, _w.c.owner).join_from(_n, _w, _w.c.id == _n.c.webhook_id)
 _DUE = _DUE.where(_n.c.key.in_(_OLDEST.group_by(_n.c.webhook_id)), _IS_DUE)
 _NEXT_DUE = _NOTICES.where(_n.c.key == _OLDEST.where(_OF_WEBHOOK).scalar_subquery(), _IS_DUE)
-_COUNT_PENDING = select(func.count()).select_from(_n).where(_OF_WEBHOOK, _PENDING)
+_COUNT_PENDING = (
+    select(func.count(_n.c.key))
+    .select_from(_w.outerjoin(_n, (_n.c.webhook_id == _w.c.id) & _PENDING))
+    .where(_w.c.id == bindparam("of_webhook"))
+    .group_by(_w.c.id)
+)
 _TOO_OLD = select(_n.c.key).where(_OF_WEBHOOK, _ENDED).order_by(_n.c.key.desc()).limit(1).offset(KEPT)
 _OWNED_RUNS = select(sessions.c.owner, sessions.c.id, runs.c.id).join_from(
     runs, sessions, sessions.c.key == runs.c.session_key
@@ -55,7 +60,10 @@ def tell(connection: Connection, owner: str, event: Event, data: JsonObject) -> 
     """Tell an owner's webhooks that something has happened, if this transaction is committed."""
     listeners: Listeners = connection.info["listeners"]
     for webhook in listeners.of(owner, event):
-        if connection.execute(_COUNT_PENDING, {"of_webhook": webhook.id}).scalar_one() >= MAX_PENDING:
+        pending = connection.execute(_COUNT_PENDING, {"of_webhook": webhook.id}).scalar_one_or_none()
+        if pending is None:
+            continue  # another host has just deleted it
+        if pending >= MAX_PENDING:
             connection.execute(update(_w).where(_w.c.id == webhook.id).values(dropped=_w.c.dropped + 1))
             continue
         at, notice_id = now(), new_id("evt")
@@ -132,12 +140,6 @@ class WebhookRows:
 
         async with self._reading:
             self._listeners.set(await self._database.write(job))
-
-    async def prune_notices(self) -> None:
-        """Drop those of webhooks that are gone: a host may tell something by one that another has just deleted."""
-        gone = select(_n.c.webhook_id).distinct().where(_n.c.webhook_id.not_in(select(_w.c.id)))
-        for webhook_id in await self._database.read(lambda connection: connection.execute(gone).scalars().all()):
-            await self._database.write(Connection.execute, _DROP_NOTICES, {"of_webhook": webhook_id})
 
     async def notices(self, owner: str, webhook_id: str) -> Sequence[Notice]:
         def job(connection: Connection) -> Sequence[Notice]:

@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import re
 import select
 import stat
 import sys
@@ -41,9 +40,6 @@ _ASKED_ALL_THE_TIME = frozenset({"/health", "/ready", "/metrics"})
 _failing: dict[str, str] = {}
 """By route of these, the code of the error that was the last answer."""
 
-_QUOTED = re.compile(r"""[ \t=\r\n"']""")
-"""What a value for people is put in quotes for."""
-
 _ROOM_MS = 50
 """For which a line waits for whoever reads the log, unless the one before has waited in vain."""
 
@@ -51,28 +47,11 @@ _LOGGED = "_era_logged"
 """An attribute of an exception whose traceback is in the log already."""
 
 
-def _pair(key: str, value: object) -> str:
-    """A field of a line for people."""
-    return f"{key}={value if isinstance(value, str) and not _QUOTED.search(value) else repr(value)}"
-
-
-CONSOLE = structlog.dev.ConsoleRenderer(
-    columns=[
-        structlog.dev.Column("timestamp", lambda _, value: str(value)),
-        structlog.dev.Column("level", lambda _, value: f"[{str(value).ljust(9)}]"),
-        structlog.dev.Column("event", lambda _, value: str(value).ljust(30)),
-        structlog.dev.Column("", _pair),
-    ],
-    exception_formatter=structlog.dev.plain_traceback,
-)
-"""Lines for people. They are structlog's own without colours, made by formatters that take a third of the time."""
-
-
 def log_from(level: str, form: Literal["console", "json"] = "console") -> None:
     """Log on stderr, from this level up: lines for people, or a JSON object each. What libraries log through `logging`
     comes in the same form, from warnings up."""
     render: list[structlog.typing.Processor] = (
-        [CONSOLE]
+        [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
         if form == "console"
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     )

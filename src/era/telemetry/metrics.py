@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -74,12 +73,6 @@ class _Gauges:
                 yield family
 
 
-def _remembering[M: (Counter, Histogram)](metric: M) -> M:
-    """A metric that remembers its series by their labels. Its own look-up takes as long as the counting does."""
-    metric.labels = cache(metric.labels)  # type: ignore[method-assign]  # an attribute of this one object
-    return metric
-
-
 class Metrics:
     """The counters and histograms of one service. `note` is its Note."""
 
@@ -129,11 +122,11 @@ class Metrics:
                 counter.labels(outcome)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return _remembering(Counter(f"era_{name}_total", text, labels, registry=self._registry))
+        return Counter(f"era_{name}_total", text, labels, registry=self._registry)
 
     def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _QUICK) -> Histogram:
         name, text = f"era_{name}_duration_seconds", f"{text}, in seconds."
-        return _remembering(Histogram(name, text, labels, registry=self._registry, buckets=buckets))
+        return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
 
     def expect(self, languages: Iterable[str]) -> None:
         """Have what alerts watch for each of these languages from the start."""

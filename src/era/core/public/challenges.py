@@ -40,24 +40,23 @@ _OF_OTHERS = frozenset({"digest", "negotiate", "ntlm", "kerberos"})
 def allowed(value: str, realm: str | None) -> list[str]:
     """The challenges of a WWW-Authenticate header that may be sent, each a header of its own. `Basic` gets this realm;
     without one it isn't sent."""
-    found, at = [], 0
-    value = value.strip(" \t,")
-    while at < len(value):
-        match = _CHALLENGE.match(value, at)
-        if match is None:
-            return []
-        at = match.end()
-        scheme = match["scheme"].lower()
+    found: list[str] = []
+    for scheme, challenge in _challenges(value):
         if scheme == _BY_REALM:
             found += [f'Basic realm="{realm}", charset="UTF-8"'] if realm is not None else []
         elif scheme in _FOR_PROGRAMS:
-            found.append(f"{match['scheme']} {match['rest']}" if match["rest"] else match["scheme"])
+            found.append(challenge)
     return list(dict.fromkeys(found))
 
 
 def of_site(value: str) -> list[str]:
     """The challenges of a WWW-Authenticate header of a session with an origin of its own: all that can be answered with
     what belongs to that origin."""
+    return [challenge for scheme, challenge in _challenges(value) if scheme not in _OF_THE_MACHINE]
+
+
+def _challenges(value: str) -> list[tuple[str, str]]:
+    """The challenges of a header, each with its scheme in lower case. None where any can't be read."""
     found, at = [], 0
     value = value.strip(" \t,")
     while at < len(value):
@@ -65,8 +64,8 @@ def of_site(value: str) -> list[str]:
         if match is None:
             return []
         at = match.end()
-        if match["scheme"].lower() not in _OF_THE_MACHINE:
-            found.append(f"{match['scheme']} {match['rest']}" if match["rest"] else match["scheme"])
+        challenge = f"{match['scheme']} {match['rest']}" if match["rest"] else match["scheme"]
+        found.append((match["scheme"].lower(), challenge))
     return found
 
 
