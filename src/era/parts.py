@@ -399,7 +399,6 @@ def build_reached(base: Base, files: Files, sandboxes: Sandboxes, work: Work) ->
             turns,
             store.session,
             sandboxes.pool,
-            work.admission.wanted,
             work.live_sessions,
             files.packages,
             (work.inbox.is_working, work.setups.is_under_way),

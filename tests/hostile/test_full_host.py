@@ -169,8 +169,7 @@ class Both:
 
 @pytest.mark.soak
 def test_no_call_fails_while_sessions_move(tmp_path: Path) -> None:
-    """Clients that append through both hosts are all answered, in one order a session. So are those of a hot session
-    (test_hot_sessions.py)."""
+    """Clients that append through both hosts are all answered, in one order a session."""
     with full_home(tmp_path, others_warm=6) as home, home.client() as client:
         names = [f"s{number}" for number in range(8)]
         make(client, *names)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 from collections.abc import AsyncIterator, Hashable
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from era.core import admission as admissions
-from era.core.admission import Admission, Slot, Wanted
+from era.core.admission import Admission, Slot
 from era.core.fair_limiter import Release
 from era.core.ports import Sandbox
-from era.core.recent_mean import RecentMean
 from era.core.run_messages import ExecuteRequest
 from era.errors import NotFound
 from tests.owners import mine
@@ -161,17 +158,6 @@ async def test_a_session_may_be_said_to_be_gone_again_while_its_run_is_being_tol
     assert admission.places.waiting == 0
 
 
-async def test_runs_that_work_for_long_want_a_processor_and_those_that_wait_do_not(core: Core) -> None:
-    waits, go = core.paused()
-    listeners = await begun(core, [waits] + [BUSY.format(go=str(go))] * 3)
-    await until(lambda: core.admission.places.taken == 0)
-    await asyncio.sleep(2.5)  # and stay so, beyond another look or two
-    assert core.admission.wanted.now == 3
-    go.touch()
-    await asyncio.gather(*(listener.task for listener in listeners))
-    assert core.admission.wanted.now == 0
-
-
 class Starved:
     """A sandbox whose program gets no processor."""
 
@@ -189,9 +175,9 @@ async def test_a_run_that_wants_a_processor_and_gets_none_keeps_its_slot() -> No
     async with admission.admitted("a") as slot:
         slot.use(cast(Sandbox, sandbox))
         await asyncio.sleep(0.5)
-        assert (admission.places.taken, admission.wanted.now) == (1, 1)
+        assert admission.places.taken == 1
         sandbox.wants = False
-        await until(lambda: (admission.places.taken, admission.wanted.now) == (0, 0))
+        await until(lambda: admission.places.taken == 0)
 
 
 class Unreadable(Starved):
@@ -216,35 +202,3 @@ async def test_a_run_that_can_t_be_looked_at_is_looked_at_again(monkeypatch: pyt
         assert admission.places.taken == 1
         sandbox.is_unreadable = False
         await until(lambda: admission.places.taken == 0)
-
-
-def test_processors_are_full_once_runs_have_waited_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    at = 0.0
-    monkeypatch.setattr("era.core.admission.RecentMean", partial(RecentMean, clock=lambda: at))
-    wanted = Wanted(SLOTS)
-    wanted.add(100)
-    at = 1.0
-    assert not wanted.is_full(), "a burst, however large, isn't enough"
-    at = 5.0
-    assert wanted.is_full()
-    assert 60 < wanted.lately() < 66
-    wanted.add(-99)
-    assert not wanted.is_full(), "there is a free slot"
-    wanted.add(1)
-    assert wanted.is_full()
-    at = 10.0
-    assert not wanted.is_full(), "nobody has waited for seconds"
-
-
-def test_the_mean_of_the_last_seconds() -> None:
-    at = 0.0
-    mean = RecentMean(5, clock=lambda: at)
-    mean.set(8)
-    assert mean.mean() == 0
-    at = 5.0
-    assert mean.mean() == pytest.approx(8 * (1 - math.exp(-1)))
-    at = 500.0
-    mean.shift(-3)
-    assert mean.mean() == pytest.approx(5)
-    at = 505.0
-    assert mean.mean() == pytest.approx(8 - 3 * math.exp(-1))

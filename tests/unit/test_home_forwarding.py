@@ -24,7 +24,6 @@ from era.api.hop import HEADER, Hop, Hops
 from era.api.host_connections import Connection, HostConnections, HungUp
 from era.api.large_bodies import LargeBodies, Room
 from era.api.other_hosts import OtherHosts
-from era.core.admission import Wanted
 from era.core.api_keys import Caller
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
@@ -116,7 +115,6 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
             Turns(),
             nothing,
             Sandboxes(FairLimiter(1, hint="")),
-            Wanted(1),
             Live(),
             Installed(),
             (),

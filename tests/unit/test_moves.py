@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from era.core.admission import Wanted
 from era.core.api_keys import Caller
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
@@ -141,7 +140,6 @@ class Cluster:
     homes: Homes
     turns: Turns
     sandboxes: Sandboxes
-    processors: Wanted
     live: Live
     installed: Installed
     works: set[int]
@@ -180,7 +178,7 @@ class Cluster:
         self.kicked.append(host.id)
 
     async def move(self, *, live: bool = False, name: str = "s") -> bool:
-        async with self.moves.calling(name, to_run=not live):
+        async with self.moves.calling(name):
             return await self.moves.move(mine(name), live=live)
 
     async def is_home(self, name: str = "s", key: int = 1) -> None:
@@ -195,18 +193,6 @@ class Cluster:
         self.rows.place = Place(key, None, packages)
         assert await self.homes.elsewhere(name, take=True) is None
 
-    def is_busy(self, wanted: int, *, since: float = 60) -> None:
-        """So many runs have wanted a processor for a while, and session `s` has been here for so long."""
-        self.processors.add(wanted)
-        self.processors._mean.shift(wanted)
-        self.processors._too_many.shift(wanted > self.processors.slots)
-        self.homes._since[1] -= since
-
-
-def at(wanted: float, slots: int = 4, **more: Any) -> JsonObject:
-    """What a host with room says, whose runs want so many processors."""
-    return {"sandboxes": 8, "live": 8, "wanted": wanted, "slots": slots, **more}
-
 
 @asynccontextmanager
 async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
@@ -215,14 +201,13 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
     await homes.start()
     sandboxes, works, tickets = Sandboxes(FairLimiter(places, hint="")), set[int](), Tickets()
     readiness = Readiness(Path(tempfile.gettempdir()), rows.write)
-    one = Cluster(rows, homes, Turns(), sandboxes, Wanted(4), Live(), Installed(), works, tickets, readiness)
+    one = Cluster(rows, homes, Turns(), sandboxes, Live(), Installed(), works, tickets, readiness)
     one.moves = Moves(
         homes,
         one,
         one.turns,
         one.find,
         sandboxes,
-        one.processors,
         one.live,
         one.installed,
         [works.__contains__],
@@ -306,13 +291,33 @@ async def test_of_very_many_hosts_some_are_asked() -> None:
         assert asked[0] != asked[1]
 
 
-async def test_a_session_that_is_to_be_live_moves_where_it_can_be() -> None:
+@pytest.mark.parametrize("has_sandbox", [False, True])
+async def test_session_that_is_to_be_live_moves_where_it_can_be(has_sandbox: bool) -> None:
     async with cluster(places=8) as one:
+        if has_sandbox:
+            one.sandboxes.keys.add(1)
         assert not await one.move(live=True)
         one.live.number = 4
-        assert not await one.move()
+        assert not await one.move(), "it has what a run needs"
+        one.sandboxes.busy.add(1)
+        assert not await one.move(live=True), "its run could not go on elsewhere"
+        one.sandboxes.busy.clear()
         assert await one.move(live=True)
         assert one.rows.given == [(1, "c")]
+        assert one.sandboxes.released == [1]
+
+
+async def test_sandbox_stays_when_move_fails() -> None:
+    async with cluster(places=8) as one:
+        one.live.number = 4
+        one.sandboxes.keys.add(1)
+
+        async def nobody(session_key: int, host_id: str) -> bool:
+            return False
+
+        one.rows.give = nobody  # type: ignore[method-assign]  # that host is dead by then
+        assert not await one.move(live=True)
+        assert one.sandboxes.released == []
 
 
 async def has_a_sandbox(one: Cluster) -> None:
@@ -481,8 +486,7 @@ async def test_a_session_without_a_home_leaves_the_last_quarter_to_those_that_ha
 
 async def test_room_for_others_ends_at_three_quarters() -> None:
     async with cluster(places=8) as one:
-        one.is_busy(3)
-        told = {"packages": [], "prepared": False, "wanted": 3, "slots": 4}
+        told = {"packages": [], "prepared": False}
         assert await one.moves.room_for_others() == {"sandboxes": 6, "live": 2, **told}
         for _ in range(7):
             await one.sandboxes.places.take("me")

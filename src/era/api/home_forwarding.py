@@ -129,7 +129,7 @@ class HomeForwarding:
             if not is_gone:
                 await send(message)
 
-        async with self._moves.calling(session, to_run=_wanted(scope) in _RUN):
+        async with self._moves.calling(session):
             if _only_reads(scope):
                 await self._answered(scope, receive, unless_gone, session)
                 if not is_gone:  # else that was found out while it was answered here, and its home is asked

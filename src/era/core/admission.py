@@ -10,10 +10,6 @@ delays a short one by no more than its slice.
 What is measured is processor time, not age: on a busy machine every run is old. There a run may also get next to no
 processor time, however much it wants. So one that has used little works nevertheless if any of its threads could run at
 that moment.
-
-How many runs *want* a processor is counted besides: those that wait for a slot, have one, or have used up their slice
-and go on working. A host of a cluster goes by that for whether its processors are full (moves.py). What goes on beside
-runs, such as processes, isn't counted.
 """
 
 from __future__ import annotations
@@ -28,7 +24,6 @@ from era.core.fair_limiter import FairLimiter, Release
 from era.core.models import OwnedId
 from era.core.outages import note_outage
 from era.core.ports import SLICE, Sandbox
-from era.core.recent_mean import RecentMean
 
 _SLOTS_PER_PROCESSOR = 2
 """One that runs, and one whose run is being begun or committed meanwhile."""
@@ -37,44 +32,13 @@ _LOOK = 0.05
 """Seconds between two looks at what a run does with its slot. Most end before the first."""
 
 _LOOK_LATER = 1.0
-"""Seconds between two looks at whether a run that has used up its slice still works."""
+"""Seconds after which a run is looked at again where that has failed."""
 
 _WORKS = 0.1
 """A run works as long as it uses so much of a processor, or would use one that it doesn't get."""
 
 _MAKING = 1.0
 """Seconds for which a run keeps its slot while its sandbox is being made."""
-
-_LATELY = 5.0
-"""Seconds over which is looked at how many runs want a processor."""
-
-
-class Wanted:
-    """How many runs want a processor, now and over the last seconds."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.now = 0
-        self._mean = RecentMean(_LATELY)
-        self._too_many = RecentMean(_LATELY)
-
-    def add(self, count: int) -> None:
-        """So many more want one from now on."""
-        self.now += count
-        self._mean.set(self.now)
-        self._too_many.set(self.now > self.slots)
-
-    def lately(self) -> float:
-        """How many wanted one in the last seconds, on average."""
-        return self._mean.mean()
-
-    def is_full(self) -> bool:
-        """Whether another one would be too many now, and there were too many most of the last seconds."""
-        return self.now >= self.slots and self._too_many.mean() > 0.5
-
-    def one_went(self) -> None:
-        """A session whose runs wanted one is at another host from now on."""
-        self._mean.shift(-1)
 
 
 class Slot:
@@ -83,17 +47,12 @@ class Slot:
     def __init__(
         self,
         slots: FairLimiter,
-        wanted: Wanted,
         owner: str,
         session: Hashable,
         check: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """`check` raises what a run is told that needs no slot any more."""
         self._slots = slots
-        self._wanted = wanted
-        self._wants = False
-        """Whether the run counts in `wanted`."""
-
         self._owner, self._session = owner, session
         self._check = check
         self._is_stale = False
@@ -114,7 +73,6 @@ class Slot:
     async def take(self) -> None:
         """Wait for a slot. Raises TooBusy, and what `check` raises where none is free. Whoever calls this calls
         `give_back` in any case."""
-        self._set_wants(True)
         while not await self._taken():
             pass
         self._taken_at = time.monotonic()
@@ -148,19 +106,9 @@ class Slot:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._set_wants(False)
-        self._stand_back()
-
-    def _stand_back(self) -> None:
-        """Go on without the slot, but still want a processor."""
         if self._release is not None:
             self._release()
             self._release = None
-
-    def _set_wants(self, wants: bool) -> None:
-        if wants != self._wants:
-            self._wants = wants
-            self._wanted.add(1 if wants else -1)
 
     def use(self, sandbox: Sandbox) -> None:
         """The run has this sandbox from now on."""
@@ -171,20 +119,17 @@ class Slot:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Give the slot back unless the run works and is short so far. Whether it wants a processor is looked at once
-        more after that, as in so short a time it may have got none, and then for as long as it does."""
+        """Give the slot back unless the run works and is short so far."""
         try:
             works, is_short = self._seen()
         except OSError as error:  # such as EMFILE, which says nothing about the run
             note_outage("run_not_looked_at", error)
             self._look_in(_LOOK_LATER)
             return
-        looks_again = works or self._release is not None
-        self._set_wants(works)
-        if not works or not is_short:
-            self._stand_back()
-        if looks_again:
-            self._look_in(_LOOK if self._release is not None else _LOOK_LATER)
+        if works and is_short:
+            self._look_in(_LOOK)
+        else:
+            self.give_back()
 
     def _seen(self) -> tuple[bool, bool]:
         """Whether the run works, and whether it is short so far. Raises OSError."""
@@ -209,7 +154,6 @@ class Admission:
         processors = processors or len(os.sched_getaffinity(0))
         slots = processors * _SLOTS_PER_PROCESSOR
         self._slots = FairLimiter(slots, hint="Send it again after as many seconds as Retry-After says.")
-        self.wanted = Wanted(slots)
         self._of_sessions: dict[OwnedId, Slot] = {}
 
     @property
@@ -221,7 +165,7 @@ class Admission:
     async def admitted(self, owner: str) -> AsyncIterator[Slot]:
         """Wait for a slot, for a run of this owner's, and have it within the block for as long as the run needs it.
         Raises TooBusy."""
-        slot = Slot(self._slots, self.wanted, owner, object())
+        slot = Slot(self._slots, owner, object())
         try:
             await slot.take()
             yield slot
@@ -232,7 +176,7 @@ class Admission:
     async def admitted_of(self, session_id: OwnedId, check: Callable[[], Awaitable[object]]) -> AsyncIterator[Slot]:
         """The same for a run of this session, which has its turn. `check` raises where the session is gone, and then
         the run needs no slot any more."""
-        slot = self._of_sessions[session_id] = Slot(self._slots, self.wanted, session_id.owner, session_id, check)
+        slot = self._of_sessions[session_id] = Slot(self._slots, session_id.owner, session_id, check)
         try:
             await slot.take()
             yield slot

@@ -179,9 +179,6 @@ class Homes:
         self._here: OrderedDict[str, int] = OrderedDict()
         """The keys of sessions at home here, by id."""
 
-        self._since: dict[int, float] = {}
-        """By key, since when they have been, or are taken to have been; by the monotonic clock."""
-
         self._arrived: dict[str, Place] = {}
         """Those of them that had no home until they were called here, and haven't been asked for by `arrival`."""
 
@@ -485,16 +482,6 @@ class Homes:
         """The key of a session that is known to be at home here."""
         return self._here.get(session_id)
 
-    def here_for(self, session_key: int) -> float:
-        """For how many seconds a session has been at home here, as far as is known; 0 for one that isn't."""
-        now = _monotonic()
-        return now - self._since.get(session_key, now)
-
-    def stay(self, session_key: int) -> None:
-        """Take a session that is at home here to have come only now."""
-        if session_key in self._since:
-            self._since[session_key] = _monotonic()
-
     def arrival(self, session_id: str) -> Place | None:
         """A session that had no home until it was called here: as it was then. None from the second time on."""
         return self._arrived.pop(session_id, None)
@@ -517,7 +504,6 @@ class Homes:
         self._arrived.pop(session_id, None)
         key = self._here.pop(session_id, None)
         if key is not None:
-            self._since.pop(key, None)
             self._store.forget(key)
 
     async def died(self, host_id: str) -> None:
@@ -533,11 +519,9 @@ class Homes:
     def _remember(self, session_id: str, session_key: int) -> None:
         self._here[session_id] = session_key
         self._here.move_to_end(session_id)
-        self._since.setdefault(session_key, _monotonic())
         if len(self._here) > _REMEMBERED:
-            oldest, key = self._here.popitem(last=False)
+            oldest, _ = self._here.popitem(last=False)
             self._arrived.pop(oldest, None)
-            self._since.pop(key, None)
 
 
 class Cluster(Protocol):

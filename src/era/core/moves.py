@@ -1,31 +1,23 @@
 """Sessions that move to another host of the cluster, which has room for them or their packages.
 
 Theory of operation. A session moves when it is called: then its home may have no room for what the call wants, and
-another host has. So the call goes there with it, and only what is called is ever moved. There are two kinds of room.
-
-*Places for sandboxes*, and for live sessions. A session needs one when it gets a sandbox. Where its home has none,
-another session's sandbox would have to make way, or the call would wait or be refused. As sandboxes make way in the
-order in which they were last used, those move first that have been idle for longest: one that has a sandbox has its
-room, and stays, unless it is to be live and can't be here.
-
-*Processors*. Where more runs want one than there are slots, for seconds on end (admission.py), those sessions move that
-are called: the hot ones, since others use no processor. Their sandbox, which nothing uses at that moment, is removed
-here, and made anew from what is committed there.
+another host has. So the call goes there with it, and only sessions that are called are ever moved. Room is a place for
+a sandbox, or for a live session. Where a home has none, another session's sandbox would have to make way, or the call
+would wait or be refused. As sandboxes make way in the order in which they were last used, those sessions move first
+that have been idle for longest. One that has a sandbox has its room, and stays, unless it is to be live and can't be
+here.
 
 A session that had no home until it was called here moves for less: where over three quarters of the room is taken, or
 where its packages are installed at another host that has room, and aren't here. This is asked once, at its
 first call for a sandbox. Whatever the reason, a host that has its packages goes before one that has more room. One that
 is made with a setup is given away before that begins, to a host that has done the same setup before (`place`).
 
-Nothing may be under way in what moves, and nothing that lasts is ended for it. So its turn is held meanwhile, calls
-that come wait at the gate (`calling`), and one that has passed the gate keeps its session from moving. A hot session is
-never without calls: a run that is to move with it waits for those that have passed to end, and meanwhile only runs wait
-at the gate, which would wait for the session's turn anyway. Those that waited go on to the new home. A call for what
-lives beside runs waits for none, and so moves only with a session that is at rest.
+Nothing may be under way in a session that moves, and nothing that lasts is ended for it. So its turn is held meanwhile,
+calls that come wait at the gate (`calling`) and then go to the new home, and one that has passed the gate keeps its
+session from moving.
 
-It doesn't come back at once. A host has room for others only up to three quarters of its own places, and none while
-anybody waits there. As for processors, the other host must have at most three quarters as much to do for each, with the
-session, and a session stays for some seconds wherever it has come to.
+It doesn't come back at once: a host has room for others only up to three quarters of its own places, and none while
+anybody waits there.
 """
 
 from __future__ import annotations
@@ -36,20 +28,18 @@ import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from typing import Protocol
 
 import structlog
 
-from era.core.admission import Wanted
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Homes, Host, Place
 from era.core.models import JsonObject, OwnedId, Session
 from era.core.pool import MOVED
-from era.core.recent_mean import RecentMean
 from era.core.setup.requirements import Packages, packages_of
 from era.core.turns import Turns
 from era.errors import EraError
@@ -71,20 +61,6 @@ _MOST_TOLD = 2000
 
 _REMEMBERED_SECONDS = 60.0
 """For which calls that look for a session here are sent after it."""
-
-_STAYS_SECONDS = 10.0
-"""For which a session stays for which other processors would be better: once it has come, or couldn't move."""
-
-_PATIENCE = 10.0
-"""Seconds for which a hot session waits to move for the next of the runs before to end. Those in which that waits for a
-slot, and has no sandbox yet, don't count: on a full host they may be as many, and they are bounded."""
-
-_BETWEEN_SECONDS = 0.25
-"""For which it waits where no run has its turn, so that those which wait for it lose no more."""
-
-_LOOK_SECONDS = 0.05
-_SETTLED_SECONDS = 5.0
-"""After which what a host says of its load has the sessions in it that were sent there."""
 
 
 class Sandboxes(Protocol):
@@ -153,23 +129,8 @@ class Why(StrEnum):
     """Why a session moves, as the log has it."""
 
     FULL = "no room"
-    BUSY = "no processor for it"
     NEARLY_FULL = "no home, and little room"
     PACKAGES = "no home, and its packages are there"
-
-
-@dataclass(slots=True)
-class _Leaving:
-    """A session that is about to move."""
-
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it has, or stays."""
-
-    fewer: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a call about it has ended."""
-
-    for_all: bool = False
-    """Whether all calls about it wait, and not just runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +144,6 @@ class _Told:
     is_prepared: bool
     """Whether it has the packages that it was asked for."""
 
-    wanted: float
-    slots: int
-    """See admission.Wanted; 0 where it says nothing of that."""
-
 
 class Moves:
     """Which sessions move. Only in a cluster."""
@@ -198,7 +155,6 @@ class Moves:
         turns: Turns,
         find: Callable[[OwnedId], Awaitable[Session]],
         sandboxes: Sandboxes,
-        processors: Wanted,
         live: Live,
         installed: Installed,
         works: Sequence[Callable[[int], bool]],
@@ -214,7 +170,6 @@ class Moves:
         self._find = find
         self._sandboxes = sandboxes
         self._places = sandboxes.places
-        self._processors = processors
         self._live = live
         self._installed = installed
         self._works = works
@@ -223,17 +178,14 @@ class Moves:
         self._calls: Counter[str | int] = Counter()
         """Calls under way about a session, by its id or, where they name that, its key."""
 
-        self._leaving: dict[str | int, _Leaving] = {}
-        """Sessions that are about to move, by both."""
+        self._leaving: dict[str | int, asyncio.Event] = {}
+        """By both: what is set once a session that is about to move has moved, or stays."""
 
         self._gone: OrderedDict[str | int, float] = OrderedDict()
         """Those that have moved, and when."""
 
         self._told: dict[str, _Told] = {}
         """What other hosts said last, by their ids."""
-
-        self._sent: dict[str, RecentMean] = {}
-        """How many sessions were sent to a host that what it says of its load doesn't have in it yet."""
 
         self._asked_at = -_KNOWN_SECONDS
         """When they had said it."""
@@ -246,8 +198,8 @@ class Moves:
         """How many have moved."""
 
     async def room_for_others(self, packages: str | None = None) -> JsonObject:
-        """How many sessions other hosts may send here, with a sandbox and live, which package sets are here, and how
-        much the processors have to do; and whether these packages are here."""
+        """How many sessions other hosts may send here, with a sandbox and live, which package sets are here, and
+        whether these packages are."""
         if not self._is_ready():
             return {"sandboxes": 0, "live": 0}
         free = 0 if self._places.waiting else self._places.count * 3 // 4 - self._places.taken
@@ -262,16 +214,13 @@ class Moves:
             "live": live,
             "packages": list(islice(digests, _MOST_TOLD)),
             "prepared": prepared,
-            "wanted": round(self._processors.lately(), 2),
-            "slots": self._processors.slots,
         }
 
     @asynccontextmanager
-    async def calling(self, session: str | int, *, to_run: bool = False) -> AsyncIterator[None]:
-        """A call about this session, which doesn't begin while the session moves, nor does it move before the end.
-        `to_run` says that it is to wait for the session's turn."""
-        while (leaving := self._leaving.get(session)) is not None and (to_run or leaving.for_all):
-            await leaving.over.wait()
+    async def calling(self, session: str | int) -> AsyncIterator[None]:
+        """A call about this session, which doesn't begin while the session moves, nor does it move before the end."""
+        while (over := self._leaving.get(session)) is not None:
+            await over.wait()
         self._count_call(session, 1)
         try:
             yield
@@ -282,8 +231,6 @@ class Moves:
         self._calls[session] += by
         if not self._calls[session]:
             del self._calls[session]
-        if by < 0 and (leaving := self._leaving.get(session)) is not None:
-            leaving.fewer.set()
 
     def has_gone(self, session: str | int) -> bool:
         """Whether the session with this id or key moved from here just now."""
@@ -293,38 +240,25 @@ class Moves:
     async def move(self, session: OwnedId, *, live: bool) -> bool:
         """Have the session move, if another host is better for what a call about it wants that hasn't begun; whether it
         has. `live` says what it wants."""
-        if session.id in self._leaving and not live:
-            self._count_call(session.id, -1)
-            try:
-                while (leaving := self._leaving.get(session.id)) is not None:
-                    await leaving.over.wait()
-            finally:
-                self._count_call(session.id, 1)
-            return self.has_gone(session.id)
         key, arrival = self._homes.key_here(session.id), self._homes.arrival(session.id)
-        if session.id in self._leaving or key is None or (why := self._why(session, key, live, arrival)) is None:
+        if key is None or not self._is_left_alone(session, key):
             return False
-        kind, patient = "live" if live else "sandboxes", why is Why.BUSY and not live
-        if not patient and not self._is_left_alone(session, key):
+        if (why := self._why(session, key, live, arrival)) is None:
             return False
         try:
             found = await self._find(session)  # or anybody could have others' sessions move, and their calls wait
         except EraError:
             return False
-        if session.id in self._leaving:  # for another call, which looked meanwhile
-            return await self.move(session, live=live)
-        with self._about_to_leave(session.id, key) as leaving:
-            if not await self._with_room(kind, why):
-                return False
-            if not await self._comes_to_rest(session, key, leaving, patient=patient):
-                self._homes.stay(key)
-                return False
-            hosts = await self._with_room(kind, why)
+        if session.id in self._leaving:  # for another call, which looked meanwhile, and which this one keeps here
+            return False
+        kind = "live" if live else "sandboxes"
+        with self._about_to_leave(session.id, key):
+            hosts = await self._with_room(kind)
             # Nothing is waited for between this look and the gift.
             is_so = self._is_left_alone(session, key) and self._why(session, key, live, arrival) is why
             if not hosts or not is_so or self._homes.key_here(session.id) != key or found.key != key:
                 return False
-            host = self._best(hosts, kind, why, found.package_set)
+            host = self._best(hosts, kind, found.package_set)
             if why is Why.PACKAGES and found.package_set not in self._told[host.id].packages:
                 return False
             return await self._give(session, key, host, kind, why)
@@ -349,8 +283,7 @@ class Moves:
             return
         if session.id in self._leaving:
             return  # it was called meanwhile, and goes where that call would have it
-        with self._about_to_leave(session.id, session.key) as leaving:
-            leaving.for_all = True
+        with self._about_to_leave(session.id, session.key):
             try:
                 if not await self._homes.owns(session.key):
                     return
@@ -362,32 +295,14 @@ class Moves:
                 await self._others.look_for_setups(best)
 
     @contextmanager
-    def _about_to_leave(self, session_id: str, key: int) -> Iterator[_Leaving]:
+    def _about_to_leave(self, session_id: str, key: int) -> Iterator[None]:
         """Have calls about a session wait within the block."""
-        leaving = self._leaving[session_id] = self._leaving[key] = _Leaving()
+        over = self._leaving[session_id] = self._leaving[key] = asyncio.Event()
         try:
-            yield leaving
+            yield
         finally:
             del self._leaving[session_id], self._leaving[key]
-            leaving.over.set()
-
-    async def _comes_to_rest(self, session: OwnedId, key: int, leaving: _Leaving, *, patient: bool) -> bool:
-        """Wait until nothing of a session is under way, and no call about it begins any more; whether that has come
-        about. Where this isn't `patient` it is so now or never."""
-        runs, ended_at, busy_at = 0, 0.0, time.monotonic()
-        while not self._is_left_alone(session, key):
-            now, before, runs = time.monotonic(), runs, self._turns.long_ones(session)
-            ended_at = now if runs != before or not self._sandboxes.is_busy(key) else ended_at
-            busy_at = now if runs else busy_at
-            give_up_at = busy_at + _BETWEEN_SECONDS if not runs else ended_at + _PATIENCE
-            if not patient or self._lasts(session, key) or now > give_up_at:
-                return False
-            leaving.fewer.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await leaving.fewer.wait()
-        leaving.for_all = True
-        return True
+            over.set()
 
     async def _give(self, session: OwnedId, key: int, host: Host, kind: str, why: Why) -> bool:
         """Have a session of which nothing is under way be at home at another host; whether it is."""
@@ -406,9 +321,6 @@ class Moves:
         self.count += 1
         if host.id in self._told:  # others may have asked meanwhile, and it hasn't answered
             self._told[host.id].room.subtract({"sandboxes", kind})
-        self._sent.setdefault(host.id, RecentMean(_SETTLED_SECONDS)).shift(1)
-        if why is Why.BUSY:
-            self._processors.one_went()
         for name in (session_id, key):
             self._gone[name] = time.monotonic()
             self._gone.move_to_end(name)
@@ -424,8 +336,6 @@ class Moves:
             return None
         if not has_room or (live and not self._live.has_room(session.owner)):
             return Why.FULL
-        if self._processors.is_full() and (arrival is not None or self._homes.here_for(key) > _STAYS_SECONDS):
-            return Why.BUSY
         if arrival is None:
             return None
         if arrival.packages is not None and not self._installed.is_here(arrival.packages):
@@ -472,48 +382,31 @@ class Moves:
         self._silent = {id for id in asked.values() if id not in told}
         return told
 
-    async def _with_room(self, kind: str, why: Why) -> Sequence[Host]:
+    async def _with_room(self, kind: str) -> Sequence[Host]:
         """The other hosts that have room of this kind."""
         if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
             self._asking = self._asking or asyncio.create_task(self._ask_all())
             await asyncio.shield(self._asking)  # which others wait for, too
         hosts = [host for host in self._listening() if host.id in self._told]
-        found = [host for host in hosts if all(self._told[host.id].room[each] > 0 for each in {"sandboxes", kind})]
-        return [host for host in found if self._has_processors(host)] if why is Why.BUSY else found
+        return [host for host in hosts if all(self._told[host.id].room[each] > 0 for each in {"sandboxes", kind})]
 
     async def _ask_all(self) -> None:
         try:
             self._told = await self._ask()
-            self._sent = {host: sent for host, sent in self._sent.items() if host in self._homes.hosts}
             self._asked_at = time.monotonic()
         finally:
             self._asking = None
 
-    def _has_processors(self, host: Host) -> bool:
-        """Whether a host has clearly less to do than this one, for each processor and with one session more."""
-        own, slots = self._processors, self._told[host.id].slots
-        return slots > 0 and 4 * (self._wanted_at(host) + 1) * own.slots <= 3 * own.lately() * slots
-
-    def _wanted_at(self, host: Host) -> float:
-        """How many runs want a processor there, with those of the sessions that were just sent there."""
-        return self._told[host.id].wanted + (self._sent[host.id].mean() if host.id in self._sent else 0)
-
-    def _best(self, hosts: Sequence[Host], kind: str, why: Why, packages: str | None) -> Host:
+    def _best(self, hosts: Sequence[Host], kind: str, packages: str | None) -> Host:
         """Of these hosts the one with most room, those that have these packages first."""
 
-        def room(host: Host) -> float:
+        def rank(host: Host) -> tuple[bool, int]:
             told = self._told[host.id]
-            return -self._wanted_at(host) / told.slots if why is Why.BUSY else told.room[kind]
+            return packages in told.packages, told.room[kind]
 
-        return max(hosts, key=lambda host: (packages in self._told[host.id].packages, room(host)))
+        return max(hosts, key=rank)
 
 
 def _told(answer: JsonObject) -> _Told:
     room = Counter({name: int(answer.get(name, 0)) for name in ("sandboxes", "live")})
-    return _Told(
-        room,
-        frozenset(map(str, answer.get("packages", ()))),
-        bool(answer.get("prepared")),
-        float(answer.get("wanted", 0)),
-        int(answer.get("slots", 0)),
-    )
+    return _Told(room, frozenset(map(str, answer.get("packages", ()))), bool(answer.get("prepared")))

@@ -40,10 +40,6 @@ class Turns:
         # The first of those counted holds the turn, it does not wait.
         return self._waiting.get(session_id, 0) > self.max_waiting
 
-    def long_ones(self, session_id: Hashable) -> int:
-        """How many hold or wait for the session's turn, for something that may last."""
-        return self._long.get(session_id, 0)
-
     def all_taken(self) -> Collection[Hashable]:
         """The sessions whose turns somebody holds or waits for."""
         return self._waiting.keys()
