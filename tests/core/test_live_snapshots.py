@@ -333,12 +333,13 @@ def test_half_of_what_a_call_writes_is_read_again_while_all_stands_still(
 ) -> None:
     """Of one that has begun after the first time that everything stood still, or before where it didn't."""
     if weakened:  # as if each call were as short as a tick
-        real = LiveSnapshots._scan
+        put_aside: Any = LiveSnapshots._put_aside
 
-        def scan(*arguments: Any, asked_ns: int | None = None, **options: Any) -> Any:
-            return real(*arguments, asked_ns=asked_ns and time.time_ns(), **options)
+        def put(*arguments: Any) -> Any:
+            *before, _, aside, budget = arguments
+            return put_aside(*before, time.time_ns(), aside, budget)
 
-        monkeypatch.setattr(LiveSnapshots, "_scan", scan)
+        monkeypatch.setattr(LiveSnapshots, "_put_aside", put)
     for number in range(entries - 1):
         write(lab, f"f{number}", b"")
     calls: list[LongCall] = []

@@ -45,11 +45,11 @@ from era.core import limits
 from era.core.files import file_threads, trees
 from era.core.files.blob_store import BlobBatch, CountingBatch
 from era.core.files.content_copies import ContentCopies
-from era.core.files.file_systems import is_tmpfs, times_tell_of_maps
+from era.core.files.file_systems import times_tell_of_maps
 from era.core.files.file_threads import Budget, RunOnThread
 from era.core.files.memory import Memory, has_many_entries, is_large_scan
 from era.core.files.paths import Parts
-from era.core.files.snapshots import SMALL_TREE, Snapshots, rescanned
+from era.core.files.snapshots import SMALL_TREE, Snapshots
 from era.core.files.trees import Scan, SnapshotRefused, Tree, TreeNotSmall
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, OwnedId, Snapshot
@@ -64,12 +64,7 @@ the time of one; the pauses let the sandbox get on with what it couldn't be stop
 _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
-_LONG_QUESTION = 0.1
-"""Seconds of a processor. Processes may have hundreds of thousands of descriptors."""
-
 _MOST_KNOWN = 1000
-
-_NOTHING_HELD = HeldFiles(frozenset(), frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +99,6 @@ class LiveSnapshots:
         self._directory = directory
         self._cant_freeze: set[str] = set()
         """The ids of sandboxes that can't be frozen, so that looking at them before would be of no use."""
-
-        self._hold_much: set[str] = set()
-        """The ids of those where it took long to find what is held: a look at them is large work."""
 
     def naming(self) -> AbstractContextManager[None]:
         """See BlobStore."""
@@ -176,9 +168,10 @@ class LiveSnapshots:
         return LiveSnapshot(updated.snapshot, consistent)
 
     def _is_unchanged(self, sandbox: Sandbox, memory: Memory) -> bool:
-        """Whether a small tree that is known is still what it was, at this moment. What a process had mapped at the
-        last look isn't settled, and so counts as changed; what it has mapped since has another time once it is written
-        to, on the file systems that are asked for. Raises SnapshotRefused, OSError."""
+        """Whether a small tree that is known is still what it was, at this moment, so that nothing stands still: a cell
+        takes 14.5 ms so, and 18.1 ms else. What a process had mapped at the last look isn't settled, and so counts
+        as changed; what it has mapped since has another time once it is written to, on the file systems that are asked
+        for. Raises SnapshotRefused, OSError."""
         if memory.watch is not None or memory.held is None or memory.tree.totals.entries > SMALL_TREE:
             return False
         scan = Scan(
@@ -204,7 +197,7 @@ class LiveSnapshots:
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had. What turns out to be large work doesn't
         wait for its thread meanwhile: everything goes on until there is one."""
-        is_large = is_large_scan(memory) or sandbox.id in self._hold_much
+        is_large = is_large_scan(memory)
         while True:
             async with self._standing_still(sandbox, session_id, is_large=is_large) as run:
                 if run is None:
@@ -216,16 +209,6 @@ class LiveSnapshots:
                 except TreeNotSmall:
                     is_large = True
             await self._close(aside)
-
-    def _held_files(self, sandbox: Sandbox, root: int) -> HeldFiles | None:
-        """See Sandbox.held_files. Notes where that takes long."""
-        began = time.thread_time()
-        held = sandbox.held_files(os.fstat(root).st_dev)
-        if time.thread_time() - began > _LONG_QUESTION:
-            _note(self._hold_much, sandbox.id)
-        else:
-            self._hold_much.discard(sandbox.id)
-        return held
 
     def _copies(self, sandbox: Sandbox) -> ContentCopies:
         return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
@@ -263,79 +246,14 @@ class LiveSnapshots:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError, and with
         `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
-            held = self._held_files(sandbox, root)
-            watch = memory.watch if memory is not None else None
-            scan = Scan(
-                limits.bounds(sandbox.limits),
-                small=file_threads.LARGE_ENTRIES if small else None,
-                watch=watch,
-                packages=sandbox.may_have_packages(),
-                mapped=_mapped(held),
-            )
-            tree = rescanned(root, scan, memory, entry)
-            if tree is None:
-                tree, watch = self._full(root, sandbox, memory, held, small=small)
-            unstored_bytes = tree.unstored_bytes()
-            if small and unstored_bytes > file_threads.LARGE_BYTES:
-                raise TreeNotSmall
+            held = sandbox.held_files(os.fstat(root).st_dev)
+            scanned = self._snapshots.scan(root, sandbox, memory, entry, small=small, mapped=_mapped(held))
+            tree, watch = scanned.tree, scanned.watch
+            unstored_bytes = _small_bytes(tree, small=small)
             aside.put_tree(root, tree, still=True)
             if watch is not None:
                 watch.skip()
         return _Look(tree, aside, watch, held, unstored_bytes)
-
-    def _full(
-        self,
-        root: int,
-        sandbox: Sandbox,
-        memory: Memory | None,
-        held: HeldFiles | None,
-        *,
-        changing: bool = False,
-        small: bool = False,
-    ) -> tuple[Tree, Watch | None]:
-        """The tree by a full scan, and the watch on it, if it has one. Raises SnapshotRefused, OSError, and with
-        `small` TreeNotSmall."""
-        watch = memory.watch if memory is not None else None
-        if watch is not None and not watch.works:
-            watch.close()
-            watch = None
-        scan = partial(self._scan, root, sandbox, memory, held=held, changing=changing)
-        tree = scan(watch, small=small)  # a watch is made only where this has gone well
-        if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
-            watch = self._snapshots.new_watch(sandbox.id, tree)
-            if watch is not None:
-                try:
-                    tree = scan(watch, small=small)  # it may have grown
-                except TreeNotSmall:
-                    watch.close()  # before another one is made
-                    raise
-        return tree, watch
-
-    def _scan(
-        self,
-        root: int,
-        sandbox: Sandbox,
-        memory: Memory | None,
-        watch: Watch | None,
-        held: HeldFiles | None,
-        *,
-        changing: bool = False,
-        asked_ns: int | None = None,
-        small: bool = False,
-    ) -> Tree:
-        """The tree by a full scan. Raises SnapshotRefused, OSError, and with `small` TreeNotSmall."""
-        tree = Scan(
-            limits.bounds(sandbox.limits),
-            small=file_threads.LARGE_ENTRIES if small else None,
-            watch=watch,
-            packages=sandbox.may_have_packages(),
-            mapped=_mapped(held),
-            changing=changing,
-            asked_ns=asked_ns,
-        ).full(root, memory.tree if memory is not None else None)
-        if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
-            raise TreeNotSmall
-        return tree
 
     async def _warm(
         self, sandbox: Sandbox, previous: Snapshot, memory: Memory | None, session_id: OwnedId
@@ -353,12 +271,14 @@ class LiveSnapshots:
             small = budget is not None
             with trees.opened_root(sandbox.workspace) as root:
                 # This tells how large it is. What is held isn't asked for yet, and would count as changed if unknown.
-                tree, watch = self._full(root, sandbox, memory, _NOTHING_HELD, changing=True, small=small)
+                scanned = self._snapshots.scan(root, sandbox, memory, small=small, changing=True)
+                tree, watch = scanned.tree, scanned.watch
                 try:
+                    _small_bytes(tree, small=small)
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
                     # a map that isn't told of, has a time since then.
-                    held = self._held_files(sandbox, root)
+                    held = sandbox.held_files(os.fstat(root).st_dev)
                     # Whatever is read here, the watch tells that it was opened.
                     tree = self._put_aside(root, sandbox, memory, watch, held, calls_since, aside, budget)
                     with self._snapshots.blobs.batch() as batch:
@@ -371,7 +291,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            is_large = has_many_entries(memory) or sandbox.id in self._hold_much
+            is_large = has_many_entries(memory)
             warm = await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
         except (OSError, SnapshotRefused):
             return memory
@@ -390,11 +310,11 @@ class LiveSnapshots:
         def job(budget: Budget | None) -> _Look:
             with trees.opened_root(sandbox.workspace) as root:
                 since_ns = time.time_ns() - _WRITE_NS
-                held = self._held_files(sandbox, root)
+                held = sandbox.held_files(os.fstat(root).st_dev)
                 tree = self._put_aside(root, sandbox, memory, None, held, since_ns, aside, budget)
             return _Look(tree, aside, memory.watch if memory else None, None, tree.unstored_bytes())
 
-        is_large = has_many_entries(memory) or sandbox.id in self._hold_much
+        is_large = has_many_entries(memory)
         return await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
 
     def _put_aside(
@@ -410,9 +330,16 @@ class LiveSnapshots:
     ) -> Tree:
         """Scan and put aside while processes go on. What has changed since `since_ns` isn't settled. Raises
         SnapshotRefused, OSError, and with a budget TreeNotSmall."""
-        tree = self._scan(
-            root, sandbox, memory, watch, held, changing=True, asked_ns=since_ns, small=budget is not None
-        )
+        tree = Scan(
+            limits.bounds(sandbox.limits),
+            small=None if budget is None else file_threads.LARGE_ENTRIES,
+            watch=watch,
+            packages=sandbox.may_have_packages(),
+            mapped=_mapped(held),
+            changing=True,
+            asked_ns=since_ns,
+        ).full(root, memory.tree if memory is not None else None)
+        _small_bytes(tree, small=budget is not None)
         before = _fingerprints(tree)
         aside.put_tree(root, tree, still=False, budget=budget)
         _unsettle(tree, before)
@@ -447,6 +374,14 @@ def _note(noted: set[str], sandbox_id: str) -> None:
     if len(noted) >= _MOST_KNOWN:
         noted.clear()
     noted.add(sandbox_id)
+
+
+def _small_bytes(tree: Tree, *, small: bool) -> int:
+    """The bytes of a tree that aren't stored. Raises TreeNotSmall where they are many and the work is to be `small`."""
+    size = tree.unstored_bytes()
+    if small and size > file_threads.LARGE_BYTES:
+        raise TreeNotSmall
+    return size
 
 
 def _store_directories(tree: Tree, batch: BlobBatch) -> str:

@@ -26,7 +26,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
@@ -386,30 +386,54 @@ class Snapshots:
     ) -> Memory | Scanned:
         """Scan the working directory, and store what is new, unless that is much and this is small work. Runs on a
         thread; raises as `take` does, TreeNotSmall where to scan it is much already, or OSError."""
-        scanned = self._scan(sandbox, memory, entry, is_small=is_small)
+        with trees.opened_root(sandbox.workspace) as root:
+            scanned = self.scan(root, sandbox, memory, entry, small=is_small)
         if is_small and scanned.tree.unstored_bytes() > file_threads.LARGE_BYTES:
             return scanned
         return self._store(sandbox, memory, scanned)
 
-    def _scan(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, is_small: bool) -> Scanned:
-        """Scan the working directory, as `Scan` does."""
-        small = file_threads.LARGE_ENTRIES if is_small else None
-        known, bounds = memory.tree if memory else None, limits.bounds(sandbox.limits)
+    def scan(
+        self,
+        root: int,
+        sandbox: Sandbox,
+        memory: Memory | None,
+        entry: str | None = None,
+        *,
+        small: bool,
+        mapped: Container[int] = (),
+        changing: bool = False,
+    ) -> Scanned:
+        """Scan the working directory open as `root`, on a thread: only what was touched, if a watch tells that. A large
+        directory is watched from now on. `entry` is as for `take`, `mapped` and `changing` as for Scan. Raises
+        SnapshotRefused, OSError, and with `small` TreeNotSmall."""
+        known = memory.tree if memory else None
         watch = memory.watch if memory else None
-        packages = sandbox.may_have_packages()
-        with trees.opened_root(sandbox.workspace) as root:
-            tree = rescanned(root, Scan(bounds, small=small, watch=watch, packages=packages), memory, entry)
-            if tree is None and watch is not None and watch.works:
-                tree = Scan(bounds, small=small, watch=watch, packages=packages).full(root, known)
-            if tree is None:
+
+        def scanning() -> Scan:
+            return Scan(
+                limits.bounds(sandbox.limits),
+                small=file_threads.LARGE_ENTRIES if small else None,
+                watch=watch,
+                packages=sandbox.may_have_packages(),
+                mapped=mapped,
+                changing=changing,
+            )
+
+        tree = _rescanned(root, scanning(), memory, entry)
+        if tree is None:
+            if watch is not None and not watch.works:
+                watch.close()
+                watch = None
+            tree = scanning().full(root, known)
+            if watch is None and tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
+                # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
+                watch = self.new_watch(sandbox.id, tree)
                 if watch is not None:
-                    watch.close()
-                    watch = None
-                tree = Scan(bounds, small=small, packages=packages).full(root, known)
-                if tree.totals.entries > SMALL_TREE and sandbox.opens_on_host and not is_tmpfs(root):
-                    # Only now, when it is known to be worth it: closing a watch takes the kernel 10 ms.
-                    watch = self.new_watch(sandbox.id, tree)
-                    tree = Scan(bounds, watch=watch, packages=packages).full(root, known) if watch else tree
+                    try:
+                        tree = scanning().full(root, known)  # it may have grown
+                    except TreeNotSmall:
+                        watch.close()  # before another one is made
+                        raise
         return Scanned(tree, watch)
 
     def new_watch(self, sandbox_id: str, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
@@ -559,7 +583,7 @@ class Snapshots:
         return content
 
 
-def rescanned(root: int, scan: Scan, memory: Memory | None, entry: str | None) -> Tree | None:
+def _rescanned(root: int, scan: Scan, memory: Memory | None, entry: str | None) -> Tree | None:
     """The tree by a scan of only what was touched; None where a full scan is needed. Raises as Scan.rescan does."""
     if memory is None or memory.watch is None or memory.held is None:
         return None
