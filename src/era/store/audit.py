@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
 from era.core import jsontext
 from era.core.audit import AuditEntry, AuditFilter
-from era.store.database import Database
+from era.store.rows import Rows, writes
 from era.store.tables import audit as _t
 
 _FIELDS = ("at", "owner", "key_id", "action", "target", "request_id")
@@ -18,22 +18,14 @@ _NEWEST = select(func.coalesce(func.max(_t.c.number), 0)).where(_t.c.owner == bi
 _OLD = delete(_t).where(_t.c.owner == bindparam("of_owner"), _t.c.number <= bindparam("last"))
 
 
-class AuditRows:
-    """An AuditStore in an SQL database: core/audit.py says what each method does."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def add_audit_entries(self, entries: Sequence[AuditEntry], kept: int) -> None:
+class AuditRows(Rows):
+    @writes
+    def add_audit_entries(self, connection: Connection, entries: Sequence[AuditEntry], kept: int) -> None:
         owner = entries[0].owner
-
-        def job(connection: Connection) -> None:
-            last = connection.execute(_NEWEST, {"owner": owner}).scalar_one()
-            rows = [{**_values(entry), "number": number} for number, entry in enumerate(entries, last + 1)]
-            connection.execute(insert(_t), rows)
-            connection.execute(_OLD, {"of_owner": owner, "last": last + len(rows) - kept})
-
-        await self._database.write(job)
+        last = connection.execute(_NEWEST, {"owner": owner}).scalar_one()
+        rows = [{**_values(entry), "number": number} for number, entry in enumerate(entries, last + 1)]
+        connection.execute(insert(_t), rows)
+        connection.execute(_OLD, {"of_owner": owner, "last": last + len(rows) - kept})
 
     async def audit_entries(self, which: AuditFilter) -> Sequence[AuditEntry]:
         query = select(*(_t.c[name] for name in _FIELDS), _t.c.details, _t.c.key)
@@ -51,7 +43,7 @@ class AuditRows:
         def job(connection: Connection) -> Sequence[AuditEntry]:
             return [_entry(row) for row in connection.execute(query)]
 
-        return await self._database.read_for(which.owner or "", job)
+        return await self.database.read_for(which.owner or "", job)
 
 
 def _values(entry: AuditEntry) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from era.store.session_lookup import IS_PRESENT
 from era.store.tables import deliveries, has_status, homes, hosts, leader, processes, runs, sessions
 from era.store.usage import count_lost
 from era.store.webhooks import tell_lost
-from era.store.whole_tables import Count
 
 LOST = "the host that ran it is dead"
 
@@ -141,8 +140,6 @@ class HomeRows:
         self._patient_until = -math.inf
         """Until when nobody is declared dead from here, by the monotonic clock."""
 
-        self._at_home = Count(database, _count_at_home, lambda counts: sum(counts.values()))
-
     async def join(self, host: Host, lease_seconds: float) -> View:
         lease_us = int(lease_seconds * 1e6)
 
@@ -185,9 +182,8 @@ class HomeRows:
         return await self._database.read(job)
 
     async def records(self) -> Sequence[HostRecord]:
-        counts = await self._at_home.value()
-
         def job(connection: Connection) -> Sequence[HostRecord]:
+            counts = {row[0]: row[1] for row in connection.execute(_AT_HOME)}
             leading = connection.execute(_LEADER).scalar_one_or_none()
             return [
                 HostRecord(
@@ -274,11 +270,6 @@ def _held_before(fence: Fence, session_key: int, epoch: int | None) -> None:
 
 _MOST_HELD = 200_000
 """Sessions whose epochs are remembered; of any other it is read anew."""
-
-
-def _count_at_home(connection: Connection) -> Mapping[str, int]:
-    """How many sessions are at home at each host."""
-    return dict(tuple(row) for row in connection.execute(_AT_HOME))
 
 
 def check_home(connection: Connection, session_key: int, *asked: Asked, goes_on: bool = False) -> Sequence[Answer]:

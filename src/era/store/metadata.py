@@ -36,7 +36,6 @@ from era.store.storage_items import StorageItemRows
 from era.store.usage import UsageRows
 from era.store.versions import VersionRows
 from era.store.webhooks import WebhookRows
-from era.store.whole_tables import Count
 
 _DEFAULT_RETENTION = Retention()
 
@@ -79,8 +78,6 @@ class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows):
         self._alone = alone
         self.usage = UsageRows(self.database)
         self.webhooks = WebhookRows(self.database)
-        self._counts = Count(self.database, _count, lambda counts: counts["sessions"] + sum(counts["runs"].values()))
-        self._sizes = Count(self.database, quotas.sizes, lambda sizes: sum(count for count, _ in sizes.values()))
         self._url = url
 
     async def homes(self) -> HomeRows:
@@ -147,12 +144,10 @@ class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows):
     def check_writable(self, connection: Connection) -> None:
         connection.execute(select(literal(1)))
 
-    async def counts(self) -> dict[str, Any]:
-        return await self._counts.value()
+    @reads
+    def counts(self, connection: Connection) -> dict[str, Any]:
+        return {"sessions": count_sessions(connection), "runs": count_runs(connection)}
 
-    async def sizes(self) -> Mapping[str, tuple[int, int]]:
-        return await self._sizes.value()
-
-
-def _count(connection: Connection) -> dict[str, Any]:
-    return {"sessions": count_sessions(connection), "runs": count_runs(connection)}
+    @reads
+    def sizes(self, connection: Connection) -> Mapping[str, tuple[int, int]]:
+        return quotas.sizes(connection)

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
 
 from era.core.live.records import KEPT, ProcessRecord
-from era.core.metadata import Retention
 from era.core.models import Claim, OwnedId, Session, now
 from era.errors import NoProcess, NotFound
-from era.store.database import Database
+from era.store.dialects import insert_if_absent
 from era.store.homes import check_home
 from era.store.idempotency import answer_claim, claim_key, free_key
+from era.store.rows import Rows, writes
 from era.store.session_lookup import note_call, read_session, session_with_key
 from era.store.tables import contexts, has_status, processes
 
@@ -67,24 +67,25 @@ _MARK_LOST = (
 )
 
 
-class ProcessRows:
-    """See core.live.records.ProcessStore."""
-
-    def __init__(self, database: Database, retention: Retention) -> None:
-        self._database = database
-        self._retention = retention
-
+class ProcessRows(Rows):
     async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
-        await self._database.write_once(_begin, record, claim, patient=False, syncs=claim is not None)
+        await self.database.write_once(_begin, record, claim, patient=False, syncs=claim is not None)
 
-    async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
-        await self._database.write(_end, record, freed)
+    @writes
+    def end(self, connection: Connection, record: ProcessRecord, freed: Claim | None = None) -> None:
+        check_home(connection, record.session_key, goes_on=True)
+        if not connection.execute(_FINISH.values(_values(record)), {"process": record.id}).rowcount:
+            return  # It never was on record, or an earlier try was committed: its key may be another request's by now.
+        if freed is not None:
+            free_key(connection, freed, record.session_key)
+        connection.execute(_PRUNE, {"session": record.session_key})
+        note_call(connection, record.session_key, now())
 
     async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
         def job(connection: Connection, session: Session) -> Sequence[ProcessRecord]:
             return [_record(row) for row in connection.execute(_OF_SESSION, {"session": session.key})]
 
-        return await read_session(self._database, self._retention, session_id, job)
+        return await read_session(self.database, self.retention, session_id, job)
 
     async def find(self, session_id: OwnedId, name: str) -> ProcessRecord:
         def job(connection: Connection, session: Session) -> ProcessRecord:
@@ -93,21 +94,26 @@ class ProcessRows:
                 raise NoProcess(f"Session '{session_id}' has no process '{name[:80]}' on record.")
             return _record(row)
 
-        return await read_session(self._database, self._retention, session_id, job)
+        return await read_session(self.database, self.retention, session_id, job)
 
-    async def mark_lost(self) -> int:
-        return await self._database.write(lambda connection: connection.execute(_MARK_LOST, {"at": now()}).rowcount)
+    @writes
+    def mark_lost(self, connection: Connection) -> int:
+        return connection.execute(_MARK_LOST, {"at": now()}).rowcount
 
-    async def note_context(self, session_key: int, name: str) -> bool:
-        return await self._database.write(_note_context, session_key, name)
+    @writes
+    def note_context(self, connection: Connection, session_key: int, name: str) -> bool:
+        check_home(connection, session_key)
+        return not insert_if_absent(connection, contexts, {"session_key": session_key, "name": name})
 
-    async def forget_context(self, session_key: int, name: str) -> bool:
-        return await self._database.write(_forget_context, session_key, name)
+    @writes
+    def forget_context(self, connection: Connection, session_key: int, name: str) -> bool:
+        check_home(connection, session_key)
+        return connection.execute(delete(contexts).filter_by(session_key=session_key, name=name)).rowcount > 0
 
 
 def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None, *, again: bool) -> None:
-    """See ProcessStore.begin, and Database.write_once for `again`: where an earlier try hasn't ended yet, the insert
-    waits for it."""
+    """Record a process. See Database.write_once for `again`: where an earlier try hasn't ended yet, the insert waits
+    for it."""
     session = session_with_key(connection, record.session_key)
     check_home(connection, record.session_key)
     if again and connection.execute(_IS_THERE, {"process": record.id}).first() is not None:
@@ -118,30 +124,6 @@ def _begin(connection: Connection, record: ProcessRecord, claim: Claim | None, *
     if claim is not None:
         claim_key(connection, claim, session)
         answer_claim(connection, claim, session, json.dumps(record.id))
-
-
-def _end(connection: Connection, record: ProcessRecord, freed: Claim | None) -> None:
-    check_home(connection, record.session_key, goes_on=True)
-    if not connection.execute(_FINISH.values(_values(record)), {"process": record.id}).rowcount:
-        return  # It never was on record, or an earlier try was committed: its key may be another request's by now.
-    if freed is not None:
-        free_key(connection, freed, record.session_key)
-    connection.execute(_PRUNE, {"session": record.session_key})
-    note_call(connection, record.session_key, now())
-
-
-def _note_context(connection: Connection, session_key: int, name: str) -> bool:
-    check_home(connection, session_key)
-    values = {"session_key": session_key, "name": name}
-    if connection.execute(select(contexts).filter_by(**values)).one_or_none() is not None:
-        return True
-    connection.execute(insert(contexts).values(values))
-    return False
-
-
-def _forget_context(connection: Connection, session_key: int, name: str) -> bool:
-    check_home(connection, session_key)
-    return connection.execute(delete(contexts).filter_by(session_key=session_key, name=name)).rowcount > 0
 
 
 def _values(record: ProcessRecord) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func,
 
 from era.core.storage import ROW_BYTES, Item, Kind, NoRoom
 from era.store.condemned import check_alive
-from era.store.database import Database
 from era.store.dialects import Precompiled, bytewise
+from era.store.rows import Rows, reads, writes
 from era.store.tables import storage_items
 
 _t = storage_items.c
@@ -27,76 +27,75 @@ _NAMES = ("owner", "kind", "namespace", "key")
 _before = Precompiled(select(_t.created_at, _COUNTED).where(*(_t[name] == bindparam(name) for name in _NAMES)))
 
 
-class StorageItemRows:
-    """An ItemStore in an SQL database: core/storage.py says what each method does."""
+class StorageItemRows(Rows):
+    @writes
+    def put_item(self, connection: Connection, item: Item, most: int | None = None) -> int:
+        this = _is_item(item.owner, item.kind, item.namespace, item.key)
+        before = _find_alive(connection, item.owner, item.kind, item.namespace, item.key)
+        if before is not None:
+            connection.execute(delete(storage_items).where(this))
+        values = {
+            "owner": item.owner,
+            "kind": item.kind,
+            "namespace": item.namespace,
+            "key": item.key.encode(),
+            "size": item.size,
+            "created_at": item.created_at if before is None else before[0],
+            "updated_at": item.updated_at,
+            "metadata": None if item.metadata is None else json.dumps(item.metadata),
+            "digest": item.digest,
+            "value": item.value,
+        }
+        connection.execute(insert(storage_items).values(values))
+        counted = select(func.sum(_COUNTED)).where(_t.owner == item.owner)
+        if most is not None and connection.execute(counted).scalar_one() > most:
+            raise NoRoom
+        return 0 if before is None else int(before[1])
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def put_item(self, item: Item, most: int | None = None) -> int:
-        def job(connection: Connection) -> int:
-            this = _is_item(item.owner, item.kind, item.namespace, item.key)
-            before = _find_alive(connection, item.owner, item.kind, item.namespace, item.key)
-            if before is not None:
-                connection.execute(delete(storage_items).where(this))
-            values = {
-                "owner": item.owner,
-                "kind": item.kind,
-                "namespace": item.namespace,
-                "key": item.key.encode(),
-                "size": item.size,
-                "created_at": item.created_at if before is None else before[0],
-                "updated_at": item.updated_at,
-                "metadata": None if item.metadata is None else json.dumps(item.metadata),
-                "digest": item.digest,
-                "value": item.value,
-            }
-            connection.execute(insert(storage_items).values(values))
-            counted = select(func.sum(_COUNTED)).where(_t.owner == item.owner)
-            if most is not None and connection.execute(counted).scalar_one() > most:
-                raise NoRoom
-            return 0 if before is None else int(before[1])
-
-        return await self._database.write(job)
-
-    async def item(self, owner: str, kind: Kind, namespace: str, key: str) -> Item | None:
+    @reads
+    def item(self, connection: Connection, owner: str, kind: Kind, namespace: str, key: str) -> Item | None:
         query = select(*_LISTED, _t.value).where(_is_item(owner, kind, namespace, key))
-        row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
+        row = connection.execute(query).one_or_none()
         return None if row is None else _item_from_row(row, row.value)
 
-    async def delete_item(self, owner: str, kind: Kind, namespace: str, key: str) -> int:
-        def job(connection: Connection) -> int:
-            this = _is_item(owner, kind, namespace, key)
-            before = _find_alive(connection, owner, kind, namespace, key)
-            if before is None:
-                return 0
-            connection.execute(delete(storage_items).where(this))
-            return int(before[1])
+    @writes
+    def delete_item(self, connection: Connection, owner: str, kind: Kind, namespace: str, key: str) -> int:
+        before = _find_alive(connection, owner, kind, namespace, key)
+        if before is None:
+            return 0
+        connection.execute(delete(storage_items).where(_is_item(owner, kind, namespace, key)))
+        return int(before[1])
 
-        return await self._database.write(job)
+    @writes
+    def delete_items(
+        self, connection: Connection, owner: str, kind: Kind, namespace: str, limit: int
+    ) -> tuple[int, int]:
+        check_alive(connection)
+        in_namespace = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
+        first = select(_t.key, _COUNTED).where(in_namespace).order_by(_t.key).limit(limit)
+        rows = connection.execute(first).all()
+        if rows:
+            connection.execute(delete(storage_items).where(in_namespace, _t.key <= rows[-1][0]))
+        return len(rows), sum(int(row[1]) for row in rows)
 
-    async def delete_items(self, owner: str, kind: Kind, namespace: str, limit: int) -> tuple[int, int]:
-        def job(connection: Connection) -> tuple[int, int]:
-            check_alive(connection)
-            in_namespace = and_(_t.owner == owner, _t.kind == kind, _t.namespace == namespace)
-            first = select(_t.key, _COUNTED).where(in_namespace).order_by(_t.key).limit(limit)
-            rows = connection.execute(first).all()
-            if rows:
-                connection.execute(delete(storage_items).where(in_namespace, _t.key <= rows[-1][0]))
-            return len(rows), sum(int(row[1]) for row in rows)
-
-        return await self._database.write(job)
-
-    async def items(
-        self, owner: str, kind: Kind, namespace: str, *, prefix: str, after: str | None, limit: int
+    @reads
+    def items(
+        self,
+        connection: Connection,
+        owner: str,
+        kind: Kind,
+        namespace: str,
+        *,
+        prefix: str,
+        after: str | None,
+        limit: int,
     ) -> Sequence[Item]:
         query = select(*_LISTED).where(
             _t.owner == owner, _t.kind == kind, _t.namespace == namespace, *_has_prefix(prefix)
         )
         if after is not None:
             query = query.where(_t.key > after.encode())
-        query = query.order_by(_t.key).limit(limit)
-        return await self._database.read(lambda connection: [_item_from_row(row) for row in connection.execute(query)])
+        return [_item_from_row(row) for row in connection.execute(query.order_by(_t.key).limit(limit))]
 
     async def all_items(
         self, owner: str, kind: Kind | None, namespace: str | None, *, prefix: str, limit: int, offset: int
@@ -113,7 +112,7 @@ class StorageItemRows:
         def job(connection: Connection) -> tuple[Sequence[Item], int]:
             return [_item_from_row(row) for row in connection.execute(page)], connection.execute(count).scalar_one()
 
-        return await self._database.read_for(owner, job)
+        return await self.database.read_for(owner, job)
 
     async def item_counts(self, owner: str) -> Sequence[tuple[Kind, str, int, int]]:
         query = select(_t.kind, _t.namespace, func.count(), func.sum(_t.size))
@@ -122,15 +121,14 @@ class StorageItemRows:
         def job(connection: Connection) -> Sequence[tuple[Kind, str, int, int]]:
             return [(row[0], row[1], int(row[2]), int(row[3])) for row in connection.execute(query)]
 
-        return await self._database.read_for(owner, job)
+        return await self.database.read_for(owner, job)
 
-    async def item_bytes(self, owner: str | None = None) -> Mapping[str, int]:
+    @reads
+    def item_bytes(self, connection: Connection, owner: str | None = None) -> Mapping[str, int]:
         query = select(_t.owner, func.sum(_COUNTED)).group_by(_t.owner)
         if owner is not None:
             query = query.where(_t.owner == owner)
-        return await self._database.read(
-            lambda connection: {owner: int(size) for owner, size in connection.execute(query)}
-        )
+        return {owner: int(size) for owner, size in connection.execute(query)}
 
 
 def _is_item(owner: str, kind: Kind, namespace: str, key: str) -> ColumnElement[bool]:

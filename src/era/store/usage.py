@@ -19,6 +19,7 @@ from era.core.usage import DayOfUsage, Use, day_of
 from era.errors import Unavailable
 from era.store.database import Database
 from era.store.dialects import Answer, Asked, Precompiled, together
+from era.store.rows import Rows, reads, writes
 from era.store.tables import owners, runs, sessions, usage
 
 log = structlog.get_logger()
@@ -105,11 +106,9 @@ def _values(connection: Connection, use: Use) -> Mapping[str, Any]:
     }
 
 
-class UsageRows:
-    """A UsageStore in an SQL database."""
-
+class UsageRows(Rows):
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self._not_added: dict[tuple[str, str, int], Use] = {}
         """What is still to be added, by owner, key and day."""
 
@@ -126,36 +125,29 @@ class UsageRows:
             async with asyncio.timeout(_CLOSE_SECONDS), self._adding:  # behind a late try under way
                 await self._add_noted()
 
-    async def owners(self) -> Mapping[str, Amounts]:
+    @reads
+    def owners(self, connection: Connection) -> Mapping[str, Amounts]:
         query = select(owners.c.owner, owners.c.quotas)
-        return await self._database.read(
-            lambda connection: {owner: json.loads(quotas) for owner, quotas in connection.execute(query)}
-        )
+        return {owner: json.loads(quotas) for owner, quotas in connection.execute(query)}
 
-    async def set_owner(self, owner: str, change: Mapping[str, int | None]) -> Amounts:
+    @writes
+    def set_owner(self, connection: Connection, owner: str, change: Mapping[str, int | None]) -> Amounts:
         is_it = owners.c.owner == owner
+        before = connection.execute(select(owners.c.quotas).where(is_it)).scalar_one_or_none()
+        quotas = changed(json.loads(before or "{}"), change)
+        connection.execute(delete(owners).where(is_it))
+        connection.execute(insert(owners).values(owner=owner, quotas=json.dumps(quotas)))
+        connection.info["owned_totals"].forget(owner)
+        return quotas
 
-        def job(connection: Connection) -> Amounts:
-            before = connection.execute(select(owners.c.quotas).where(is_it)).scalar_one_or_none()
-            quotas = changed(json.loads(before or "{}"), change)
-            connection.execute(delete(owners).where(is_it))
-            connection.execute(insert(owners).values(owner=owner, quotas=json.dumps(quotas)))
-            connection.info["owned_totals"].forget(owner)
-            return quotas
-
-        return await self._database.write(job)
-
-    async def used_on(self, day: int) -> Sequence[tuple[str, str, int, int]]:
+    @reads
+    def used_on(self, connection: Connection, day: int) -> Sequence[tuple[str, str, int, int]]:
         query = (
             select(usage.c.owner, usage.c.key_id, func.sum(usage.c.cpu_us), func.sum(usage.c.egress_bytes))
             .where(usage.c.day == day, (usage.c.cpu_us > 0) | (usage.c.egress_bytes > 0))
             .group_by(usage.c.owner, usage.c.key_id)
         )
-
-        def job(connection: Connection) -> Sequence[tuple[str, str, int, int]]:
-            return [(owner, key, int(cpu), int(egress)) for owner, key, cpu, egress in connection.execute(query)]
-
-        return await self._database.read(job)
+        return [(owner, key, int(cpu), int(egress)) for owner, key, cpu, egress in connection.execute(query)]
 
     async def add_use(self, use: Use) -> None:
         self._note(use)
@@ -181,7 +173,7 @@ class UsageRows:
         uses, self._not_added = self._not_added, {}
         try:
             if uses:
-                await self._database.write_unsynced(_add_all, list(uses.values()))
+                await self.database.write_unsynced(_add_all, list(uses.values()))
         except Unavailable as error:
             if not self._is_late:  # else the log has it
                 log.warning("use_not_added", error=error.message, then="it is added once the database takes it")
@@ -202,18 +194,16 @@ class UsageRows:
             egress_bytes=use.egress_bytes + more.egress_bytes,
         )
 
-    async def note_sizes(self, sizes: Mapping[str, tuple[int, int]]) -> None:
-        def job(connection: Connection) -> None:
-            day = day_of(now())
-            for owner, (storage_bytes, disk_bytes) in sizes.items():
-                add_use(connection, Use(owner, "", day, runs=0))
-                row = (usage.c.day == day) & (usage.c.owner == owner) & (usage.c.key_id == "")
-                row &= usage.c.host_id == _host(connection)
-                for column, size in ((usage.c.storage_bytes, storage_bytes), (usage.c.disk_bytes, disk_bytes)):
-                    larger = func.coalesce(column, 0) <= size
-                    connection.execute(update(usage).where(row, larger).values({column.name: size}))
-
-        await self._database.write(job)
+    @writes
+    def note_sizes(self, connection: Connection, sizes: Mapping[str, tuple[int, int]]) -> None:
+        day = day_of(now())
+        for owner, (storage_bytes, disk_bytes) in sizes.items():
+            add_use(connection, Use(owner, "", day, runs=0))
+            row = (usage.c.day == day) & (usage.c.owner == owner) & (usage.c.key_id == "")
+            row &= usage.c.host_id == _host(connection)
+            for column, size in ((usage.c.storage_bytes, storage_bytes), (usage.c.disk_bytes, disk_bytes)):
+                larger = func.coalesce(column, 0) <= size
+                connection.execute(update(usage).where(row, larger).values({column.name: size}))
 
     async def days(self, owner: str | None, first: int, last: int) -> Sequence[DayOfUsage]:
         query = (
@@ -239,8 +229,8 @@ class UsageRows:
                 for name, day, runs, cpu_us, egress, storage, disk in connection.execute(query)
             ]
 
-        return await self._database.read_for(owner or "", job)
+        return await self.database.read_for(owner or "", job)
 
-    async def prune(self, days: int) -> int:
-        old = delete(usage).where(usage.c.day < day_of(now()) - days)
-        return await self._database.write(lambda connection: connection.execute(old).rowcount)
+    @writes
+    def prune(self, connection: Connection, days: int) -> int:
+        return connection.execute(delete(usage).where(usage.c.day < day_of(now()) - days)).rowcount
