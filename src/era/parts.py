@@ -259,7 +259,6 @@ async def build_owners(base: Base, files: Files) -> Owners:
     quotas = Quotas(store.usage, base.own_quotas, api_keys.quotas_of, counts)
     await quotas.open()
     store.bounds = quotas.bounds
-    await store.webhooks.open()
     key, sender = signing_secret(settings, "webhook-key"), WebhookSender(base.reachable)
     webhooks = Webhooks(store.webhooks, sender, key, base.cluster, quotas.on_reached, base.notes.note)
     in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
@@ -277,7 +276,7 @@ async def build_owners(base: Base, files: Files) -> Owners:
         directory=base.directory / "uploads",
     )
     if homes is not None:
-        homes.shares(api_keys.open, quotas.open, store.webhooks.open)
+        homes.shares(api_keys.open, quotas.open)
         homes.each_beat(databases.measure_all, storage.count_again)
     await storage.open()
     usage = Usage(store.usage, base.cluster, partial(storage.stored_bytes, store.sizes))

@@ -99,7 +99,6 @@ def test_all_rows_are_moved_and_the_server_goes_on_there(source: Path, empty_pos
         async with opened(empty_postgres_url) as store:
             assert (await store.session(mine("a"))).data == '{"n": 1}'
             await store.audit.add_audit_entries([ENTRY], 10)
-            await store.webhooks.open()
             later = await store.create_session(new("later"))
             assert len(await store.webhooks.notices(DEFAULT_OWNER, "wh_1")) == 3
             return later.key

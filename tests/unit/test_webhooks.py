@@ -281,7 +281,6 @@ async def test_notices_outlive_the_process_and_only_the_leader_sends(core: Core)
     await core.session("s")
     other = SqlStore(f"sqlite:///{Path(core.directory) / 'era.sqlite'}")
     await other.open()
-    await other.webhooks.open()
     try:
         ours, theirs = Sent(), Sent()
         follower = Webhooks(other.webhooks, theirs, KEY, Follower(), [])

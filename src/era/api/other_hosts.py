@@ -5,7 +5,7 @@ turn, and what is held in memory. So whoever lists asks the homes of what is on 
 Each answers with the sessions that aren't idle, which are no more than a host has sandboxes and waiting callers. A host
 that doesn't answer in time is left out.
 
-*That something has changed which all know alike*: keys, quotas, webhooks. Each host reads those again with each
+*That something has changed which all know alike*: keys and quotas. Each host reads those again with each
 heartbeat. So that a key that is revoked is good nowhere once that is answered, whoever changes something tells the
 others to read now. One that can't be told reads with its next heartbeat.
 

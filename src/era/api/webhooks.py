@@ -28,7 +28,6 @@ async def create_webhook(body: WebhookBody, request: Request, context: UseContex
     """Make a webhook. Only this answer shows the secret that its notices are signed with."""
     caller, events = caller_of(request), tuple(dict.fromkeys(body.events))
     webhook = await context.webhooks.create(caller.owner, body.url, events, body.description)
-    await context.tell_hosts()
     await context.audit.record(caller, "webhook.create", webhook.id, events=list(events))
     answer = {**webhook_answer(webhook, {}), "secret": context.webhooks.secret(webhook)}
     return Answer(answer, 201, headers={"Cache-Control": "no-store"})
@@ -46,7 +45,6 @@ async def delete_webhook(webhook_id: WebhookId, request: Request, context: UseCo
     """Delete a webhook, with what waits to be told to it."""
     caller = caller_of(request)
     await context.webhooks.store.drop_webhook(caller.owner, webhook_id)
-    await context.tell_hosts()
     await context.audit.record(caller, "webhook.delete", webhook_id)
     return Answer({"success": True, "id": webhook_id})
 

@@ -8,7 +8,7 @@ Its id, in the body and in a header, is the same each time.
 Each is signed, in the form that the inbox's scheme `stripe` verifies (signatures.py). A secret is made of the
 server's own key and the webhook's id whenever it is needed, so it is stored nowhere.
 
-In a cluster the leader sends, and each host reads with each heartbeat which webhooks there are.
+In a cluster the leader sends.
 
 What is waiting and what is kept is bounded for each webhook. What comes when there is no room is counted and lost.
 """
@@ -159,10 +159,6 @@ class WebhookStore(Protocol):
         """Add a notice for each of an owner's webhooks that wants this event."""
         ...
 
-    def wants(self, owner: str, event: Event) -> bool:
-        """Whether any of an owner's webhooks wants this event."""
-        ...
-
     async def due(self) -> Mapping[str, str]:
         """The owners of webhooks whose first notice that waits is due, by the webhook's id."""
         ...
@@ -226,8 +222,6 @@ class Webhooks(Deliveries[str, tuple[Webhook, Notice]]):
 
     def _quota_reached(self, owner: str, error: EraError) -> None:
         """Tell an owner that a quota was reached, once a minute for each."""
-        if not self.store.wants(owner, "quota.reached"):
-            return
         details = error.details or {}
         which, at = (owner, str(details.get("quota")), str(details.get("of"))), time.monotonic()
         self._told_at = {key: told for key, told in self._told_at.items() if told > at - _QUIET_SECONDS}

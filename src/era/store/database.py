@@ -30,7 +30,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,7 +42,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from era.core.fair_limiter import FairLimiter
 from era.core.tasks import to_its_end
-from era.core.webhooks import Event, Webhook
 from era.errors import BadRequest, OutcomeUnknown, Unavailable
 from era.store import dialects
 from era.store.migrations import upgrade
@@ -105,26 +104,6 @@ class Fence:
     """Whether a session that was found is another than was at home here under its id (Homes.is_another)."""
 
 
-class Listeners:
-    """The webhooks that there are, as `webhooks.tell` needs them. Replaced as a whole, and read by other threads."""
-
-    def __init__(self) -> None:
-        self._by_owner: Mapping[str, Sequence[Webhook]] = {}
-
-    def set(self, webhooks: Sequence[Webhook]) -> None:
-        by_owner: dict[str, list[Webhook]] = {}
-        for webhook in webhooks:
-            by_owner.setdefault(webhook.owner, []).append(webhook)
-        self._by_owner = by_owner
-
-    def of(self, owner: str, event: Event) -> Sequence[Webhook]:
-        """An owner's webhooks that want this event."""
-        return [webhook for webhook in self._by_owner.get(owner, ()) if event in webhook.events]
-
-    def by_id(self) -> Mapping[str, Webhook]:
-        return {webhook.id: webhook for webhooks in self._by_owner.values() for webhook in webhooks}
-
-
 class Database:
     """Runs jobs, functions that take a connection first, as transactions. `open` before anything, `close` when done."""
 
@@ -146,9 +125,8 @@ class Database:
         self._waits_within = waits_within
         self._name = name
         self.fence = Fence()
-        self.listeners = Listeners()
         self.owned_totals = OwnedTotals(alone=alone)
-        """These are in the `info` of each connection that writes."""
+        """These two are in the `info` of each connection that writes."""
 
         @event.listens_for(self.engines.reader, "connect")
         def began_to_read(_: Any, record: Any) -> None:
@@ -156,7 +134,7 @@ class Database:
 
         @event.listens_for(self.engines.writer, "connect")
         def connected(connection: Any, record: Any) -> None:
-            record.info.update(fence=self.fence, listeners=self.listeners, owned_totals=self.owned_totals)
+            record.info.update(fence=self.fence, owned_totals=self.owned_totals)
             if self._name is not None and self.engines.writer.dialect.name != "sqlite":
                 dialects.name_driver_connection(connection, self._name)
 

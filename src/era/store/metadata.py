@@ -85,12 +85,10 @@ class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows):
         that they are cut off. Call it once, on an open store that isn't `alone`."""
         half = self._hangs_within
         own = beats = Database(self._url, alone=False, notices_within=half, hangs_within=half)
-        own.listeners = self.database.listeners
         await own.open()
         if own.engines.writer.dialect.name != "sqlite":  # where another writer would only be one more that waits
             waits = half and half / 2.5
             beats = Database(self._url, alone=False, notices_within=half, hangs_within=half, waits_within=waits)
-            beats.listeners = own.listeners
         self._own_database, self._beats_database = own, beats
         return HomeRows(beats, own, self.database)
 

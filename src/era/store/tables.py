@@ -437,10 +437,10 @@ webhooks = Table(
     Column("description", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("dropped", BigInteger, nullable=False, server_default="0"),
+    Index("ix_webhooks_owner", "owner"),
 )
 
-# What was or is to be told. `webhook_id` is no foreign key: a host of a cluster may tell something by a webhook that
-# another one has just deleted, and must not fail then (webhooks.py).
+# What was or is to be told.
 webhook_notices = Table(
     "webhook_notices",
     metadata,

@@ -1,13 +1,7 @@
-"""Webhooks and their notices, and `tell`, which adds notices to the transaction that makes them true.
-
-Which webhooks there are is in memory, and in the `info` of each connection that writes: where an owner has none,
-telling asks the database nothing. A host of a cluster may be a heartbeat behind, so telling looks in its transaction
-whether the webhook is still there.
-"""
+"""Webhooks and their notices, and `tell`, which adds notices to the transaction that makes them true."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -27,7 +21,7 @@ from era.core.webhooks import (
     body_of,
 )
 from era.errors import Conflict, NotFound
-from era.store.database import Database, Listeners
+from era.store.database import Database
 from era.store.tables import has_status, runs, sessions
 from era.store.tables import webhook_notices as _n
 from era.store.tables import webhooks as _w
@@ -42,34 +36,33 @@ _OLDEST = select(func.min(_n.c.key)).where(_PENDING)
 _DUE = select(_w.c.id, _w.c.owner).join_from(_n, _w, _w.c.id == _n.c.webhook_id)
 _DUE = _DUE.where(_n.c.key.in_(_OLDEST.group_by(_n.c.webhook_id)), _IS_DUE)
 _NEXT_DUE = _NOTICES.where(_n.c.key == _OLDEST.where(_OF_WEBHOOK).scalar_subquery(), _IS_DUE)
-_COUNT_PENDING = (
-    select(func.count(_n.c.key))
+_LISTENING = (
+    select(_w.c.id, _w.c.events, func.count(_n.c.key))
     .select_from(_w.outerjoin(_n, (_n.c.webhook_id == _w.c.id) & _PENDING))
-    .where(_w.c.id == bindparam("of_webhook"))
-    .group_by(_w.c.id)
+    .where(_w.c.owner == bindparam("of_owner"))
+    .group_by(_w.c.id, _w.c.events)
 )
+"""An owner's webhooks with their events, and how many notices of each wait."""
+
 _TOO_OLD = select(_n.c.key).where(_OF_WEBHOOK, _ENDED).order_by(_n.c.key.desc()).limit(1).offset(KEPT)
 _OWNED_RUNS = select(sessions.c.owner, sessions.c.id, runs.c.id).join_from(
     runs, sessions, sessions.c.key == runs.c.session_key
 )
 _LOST: JsonObject = {"status": "lost", "exit_code": None, "duration_ms": None, "committed": False, "version": None}
-_DROP_NOTICES = delete(_n).where(_OF_WEBHOOK)
 
 
 def tell(connection: Connection, owner: str, event: Event, data: JsonObject) -> None:
     """Tell an owner's webhooks that something has happened, if this transaction is committed."""
-    listeners: Listeners = connection.info["listeners"]
-    for webhook in listeners.of(owner, event):
-        pending = connection.execute(_COUNT_PENDING, {"of_webhook": webhook.id}).scalar_one_or_none()
-        if pending is None:
-            continue  # another host has just deleted it
+    for webhook_id, events, pending in connection.execute(_LISTENING, {"of_owner": owner}).all():
+        if event not in events.split():
+            continue
         if pending >= MAX_PENDING:
-            connection.execute(update(_w).where(_w.c.id == webhook.id).values(dropped=_w.c.dropped + 1))
+            connection.execute(update(_w).where(_w.c.id == webhook_id).values(dropped=_w.c.dropped + 1))
             continue
         at, notice_id = now(), new_id("evt")
         values = {
             "id": notice_id,
-            "webhook_id": webhook.id,
+            "webhook_id": webhook_id,
             "event": event,
             "body": body_of(notice_id, owner, event, timestamp(at), data),
             "status": "pending",
@@ -81,29 +74,18 @@ def tell(connection: Connection, owner: str, event: Event, data: JsonObject) -> 
 
 def tell_lost(connection: Connection, are_lost: ColumnElement[bool]) -> None:
     """Tell the owners of these runs that they are lost, before they are marked so."""
-    listeners: Listeners = connection.info["listeners"]
-    if not listeners.by_id():
-        return
     for owner, session_id, run_id in connection.execute(_OWNED_RUNS.where(are_lost)).all():
         tell(connection, owner, "run.ended", {"run_id": run_id, "session_id": session_id, **_LOST})
 
 
 class WebhookRows:
-    """A WebhookStore in an SQL database: core/webhooks.py says what each method does. `open` before anything."""
+    """A WebhookStore in an SQL database: core/webhooks.py says what each method does."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._listeners = database.listeners
-        self._reading = asyncio.Lock()
-        """Held while they are read or changed: what was read before somebody changed it may not come after that."""
-
-    async def open(self) -> None:
-        """Read which webhooks there are. Hosts of a cluster do so again and again."""
-        async with self._reading:
-            self._listeners.set(await self._database.read(_all_webhooks))
 
     async def add_webhook(self, webhook: Webhook) -> None:
-        def job(connection: Connection) -> Sequence[Webhook]:
+        def job(connection: Connection) -> None:
             count = select(func.count()).select_from(_w).where(_w.c.owner == webhook.owner)
             if connection.execute(count).scalar_one() >= MAX_WEBHOOKS:
                 raise Conflict(
@@ -113,10 +95,8 @@ class WebhookRows:
                 )
             values = {each.name: getattr(webhook, each.name) for each in fields(Webhook)}
             connection.execute(insert(_w).values({**values, "events": " ".join(webhook.events)}))
-            return _all_webhooks(connection)
 
-        async with self._reading:
-            self._listeners.set(await self._database.write(job))
+        await self._database.write(job)
 
     async def webhooks(self, owner: str) -> Sequence[tuple[Webhook, Mapping[NoticeStatus, int]]]:
         counts = select(_n.c.webhook_id, _n.c.status, func.count()).group_by(_n.c.webhook_id, _n.c.status)
@@ -132,14 +112,12 @@ class WebhookRows:
         return await self._database.read_for(owner, job)
 
     async def drop_webhook(self, owner: str, webhook_id: str) -> None:
-        def job(connection: Connection) -> Sequence[Webhook]:
+        def job(connection: Connection) -> None:
             if not connection.execute(delete(_w).where(_w.c.id == webhook_id, _w.c.owner == owner)).rowcount:
                 raise _no_webhook(webhook_id)
-            connection.execute(_DROP_NOTICES, {"of_webhook": webhook_id})
-            return _all_webhooks(connection)
+            connection.execute(delete(_n).where(_OF_WEBHOOK), {"of_webhook": webhook_id})
 
-        async with self._reading:
-            self._listeners.set(await self._database.write(job))
+        await self._database.write(job)
 
     async def notices(self, owner: str, webhook_id: str) -> Sequence[Notice]:
         def job(connection: Connection) -> Sequence[Notice]:
@@ -173,21 +151,13 @@ class WebhookRows:
         return await self._database.write(job)
 
     async def pending(self) -> int:
-        if not self._listeners.by_id():
-            return 0
         count = select(func.count()).select_from(_n).where(_PENDING)
         return await self._database.read(lambda connection: int(connection.execute(count).scalar_one()))
 
     async def tell(self, owner: str, event: Event, data: JsonObject) -> None:
         await self._database.write(tell, owner, event, data)
 
-    def wants(self, owner: str, event: Event) -> bool:
-        return bool(self._listeners.of(owner, event))
-
     async def due(self) -> Mapping[str, str]:
-        if not self._listeners.by_id():
-            return {}
-
         def job(connection: Connection) -> Mapping[str, str]:
             return {row.id: row.owner for row in connection.execute(_DUE, {"at": now()})}
 
@@ -214,10 +184,6 @@ class WebhookRows:
                 connection.execute(delete(_n).where(_OF_WEBHOOK, _ENDED, _n.c.key <= last), of_webhook)
 
         await self._database.write(job)
-
-
-def _all_webhooks(connection: Connection) -> Sequence[Webhook]:
-    return [_webhook_from_row(row) for row in connection.execute(_WEBHOOKS)]
 
 
 def _webhook_from_row(row: Any) -> Webhook:

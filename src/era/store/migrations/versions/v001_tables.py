@@ -372,6 +372,7 @@ def _add_webhooks() -> None:
         sa.Column("description", sa.Text, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("dropped", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Index("ix_webhooks_owner", "owner"),
     )
     op.create_table(
         "webhook_notices",
