@@ -88,22 +88,6 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
     assert "mine" not in answer.headers.values()
 
 
-def test_the_api_key_never_reaches_a_session(own_server: MakeServer) -> None:
-    server = own_server(api_key="open sesame", max_warm="4")
-    key = {"Authorization": "Bearer open sesame"}
-    with server.client(headers=key) as client:
-        assert client.post("/api/sessions", json={"language": "python", "session_id": "s"}).is_success
-        serve_in_background(client, "s", HTTP_SERVER)
-        text = client.get("/proxy/s/3000/").text
-        assert "open sesame" not in text
-        assert "authorization" not in text.lower()
-    with server.client() as client:  # a key of the session's own is forwarded
-        text = client.get("/proxy/s/3000/", headers={"Authorization": "Bearer own"}).text
-        assert "Bearer own" in text
-        assert "b3BlbiBzZXNhbWU=" not in client.get("/proxy/s/3000/", auth=("", "open sesame")).text
-        assert client.delete("/api/sessions/s/runs/x").status_code == 401
-
-
 @pytest.mark.parametrize("variables", [{"V6": "1"}, {"PORT": "80"}, {"PORT": "65535"}])
 def test_servers_on_other_ports_and_ipv6_are_reached(
     client: httpx.Client, session: MakeSession, variables: dict[str, str]
@@ -235,27 +219,6 @@ def test_a_foreground_run_can_be_called(client: httpx.Client, session: MakeSessi
     finally:
         thread.join()
     assert (answers[0]["status"], answers[0]["stdout"]) == ("timeout", "listening\n")
-
-
-SLOW_ROOM = """
-import asyncio
-from era.core import pool
-from era.core.public import live_servers
-live_servers._BACKGROUND_START_SECONDS = 10.0
-acquire = pool.SandboxPool.acquire
-async def slow(*arguments, **options):
-    await asyncio.sleep(11)
-    return await acquire(*arguments, **options)
-pool.SandboxPool.acquire = slow
-"""
-
-
-def test_the_time_to_listen_begins_with_the_program(own_server: MakeServer) -> None:
-    """What a run waits for its sandbox isn't taken from it."""
-    with own_server(weakness=SLOW_ROOM).client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
-        start_in_background(client, "s", HTTP_SERVER)
-        assert client.get("/proxy/s/3000/").status_code == 200
 
 
 def test_live_servers_obey_public_access(client: httpx.Client, session: MakeSession, server: Server) -> None:

@@ -135,6 +135,7 @@ def test_the_api_key_reaches_no_site(own_server: MakeServer) -> None:
                 assert key not in answer.text
                 assert seen["cookie"] == kept
                 assert not {"x-api-key", "authorization"} & seen.keys()
+        assert "b3BlbiBzZXNhbWU=" not in client.get("/proxy/s/3000/", auth=("", "open sesame")).text, "not in base64"
         own = {"X-Api-Key": "the session's own"}
         seen = {each.lower(): value for each, value in called(client, name, "/", headers=own).json()["headers"]}
         assert seen["x-api-key"] == own["X-Api-Key"]

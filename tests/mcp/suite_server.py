@@ -1,5 +1,6 @@
-"""ERA's server with the tools, prompts and resources that the conformance suite wants of a server, beside ERA's own:
-`python -m tests.mcp.suite_server serve`.
+"""ERA's server with the tools and resources that the conformance suite wants of a server, beside ERA's own:
+`python -m tests.mcp.suite_server serve`. Of what ERA doesn't offer (prompts, completions, tools that ask back) it has
+what scenarios of the transport need.
 
 Only what answers is added. Calls come through ERA's HTTP server and guard, the transport of era.api.mcp and the server
 object of era.mcp.protocol, as all do.
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import json
 import re
 import sys
@@ -30,7 +30,6 @@ type Tool = Callable[[protocol.RequestContext, Params], Awaitable[ToolAnswer]]
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 WAV = base64.b64encode(b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0@\x1f\0\0@\x1f\0\0\1\0\x08\0data\0\0\0\0").decode()
-KEY = b"of these tests only"
 
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 SCHEMA_2020_12 = {
@@ -146,104 +145,14 @@ TOOLS["json_schema_2020_12_tool"] = headers  # its schema is what the suite look
 # -- tools that ask back --------------------------------------------------------------------------------------------
 
 
-def form(message: str, name: str, kind: str = "string") -> types.ElicitRequest:
-    schema = {"type": "object", "properties": {name: {"type": kind}}, "required": [name]}
-    return types.ElicitRequest(params=types.ElicitRequestFormParams(message=message, requested_schema=schema))
-
-
-def sample(text: str) -> types.CreateMessageRequest:
-    message = types.SamplingMessage(role="user", content=types.TextContent(text=text))
-    return types.CreateMessageRequest(params=types.CreateMessageRequestParams(messages=[message], max_tokens=100))
-
-
-def ask(state: str | None = None, **requests: Any) -> types.InputRequiredResult:
-    return types.InputRequiredResult(input_requests=requests, request_state=None if state is None else signed(state))
-
-
-def signed(state: str) -> str:
-    return f"{state}.{hmac.new(KEY, state.encode(), 'sha256').hexdigest()}"
-
-
-def state_of(params: Any) -> str:
-    """The state that a caller brings back; empty without one. Raises MCPError for one that isn't ours."""
-    given = params.request_state
-    state = (given or "").partition(".")[0]
-    if given is not None and not hmac.compare_digest(given, signed(state)):
-        raise MCPError(code=types.INVALID_PARAMS, message="The request's state is not one of this server's.")
-    return state
-
-
-def answers_of(params: Any) -> dict[str, Any]:
-    return {name: answer.model_dump(by_alias=True) for name, answer in (params.input_responses or {}).items()}
-
-
 @tool
 async def input_required_result_elicitation(_: protocol.RequestContext, params: Params) -> ToolAnswer:
-    answers = answers_of(params)
-    if "user_name" not in answers:
-        return ask(user_name=form("What is your name?", "name"))
-    return says(f"Hello, {answers['user_name']['content']['name']}!")
-
-
-@tool
-async def input_required_result_sampling(_: protocol.RequestContext, params: Params) -> ToolAnswer:
-    answers = answers_of(params)
-    if "capital_question" not in answers:
-        return ask(capital_question=sample("What is the capital of France?"))
-    return says(json.dumps(answers["capital_question"]["content"]))
-
-
-@tool
-async def input_required_result_list_roots(_: protocol.RequestContext, params: Params) -> ToolAnswer:
-    answers = answers_of(params)
-    if "client_roots" not in answers:
-        return ask(client_roots=types.ListRootsRequest(params=types.RequestParams()))
-    return says(str([str(root["uri"]) for root in answers["client_roots"]["roots"]]))
-
-
-@tool
-async def input_required_result_request_state(_: protocol.RequestContext, params: Params) -> ToolAnswer:
-    if state_of(params) != "asked":
-        return ask("asked", confirm=form("Please confirm", "ok", "boolean"))
-    return says("state-ok")
-
-
-@tool
-async def input_required_result_tampered_state(context: protocol.RequestContext, params: Params) -> ToolAnswer:
-    return await input_required_result_request_state(context, params)
-
-
-@tool
-async def input_required_result_multiple_inputs(_: protocol.RequestContext, params: Params) -> ToolAnswer:
-    if state_of(params) == "asked" and answers_of(params).keys() == {"user_name", "greeting", "client_roots"}:
-        return says("All are there.")
-    return ask(
-        "asked",
-        user_name=form("What is your name?", "name"),
-        greeting=sample("Generate a greeting"),
-        client_roots=types.ListRootsRequest(params=types.RequestParams()),
-    )
-
-
-@tool
-async def input_required_result_multi_round(_: protocol.RequestContext, params: Params) -> ToolAnswer:
-    state, answers = state_of(params), answers_of(params)
-    if state == "2" and "step2" in answers:
-        return says("All rounds are over.")
-    if state == "1" and "step1" in answers:
-        return ask("2", step2=form("Step 2: What is your favorite color?", "color"))
-    return ask("1", step1=form("Step 1: What is your name?", "name"))
-
-
-@tool
-async def input_required_result_capabilities(context: protocol.RequestContext, _: Params) -> ToolAnswer:
-    """Asks what the client can answer, and nothing else."""
-    possible: dict[str, tuple[types.ClientCapabilities, Any]] = {
-        "name": (types.ClientCapabilities(elicitation=types.ElicitationCapability()), form("Your name?", "name")),
-        "greeting": (types.ClientCapabilities(sampling=types.SamplingCapability()), sample("Generate a greeting")),
-    }
-    can = context.session.check_client_capability
-    return ask(None, **{name: request for name, (capability, request) in possible.items() if can(capability)})
+    answers = {name: answer.model_dump(by_alias=True) for name, answer in (params.input_responses or {}).items()}
+    if "user_name" in answers:
+        return says(f"Hello, {answers['user_name']['content']['name']}!")
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    form = types.ElicitRequestFormParams(message="What is your name?", requested_schema=schema)
+    return types.InputRequiredResult(input_requests={"user_name": types.ElicitRequest(params=form)})
 
 
 @tool
@@ -263,84 +172,11 @@ async def streaming_elicitation(context: protocol.RequestContext, params: Params
     return await input_required_result_elicitation(context, params)
 
 
-# -- tools that ask back within a call, as only the older protocol does ------------------------------------------------
-
-
-@tool
-async def sampling(context: protocol.RequestContext, _: Params) -> ToolAnswer:
-    with warnings.catch_warnings(category=MCPDeprecationWarning, action="ignore"):
-        answer = await context.session.create_message(sample("Hello").params.messages, max_tokens=100)
-    return says(f"LLM response: {answer.content}")
-
-
-@tool
-async def elicitation(context: protocol.RequestContext, _: Params) -> ToolAnswer:
-    schema = {"type": "object", "properties": {"response": {"type": "string"}}, "required": ["response"]}
-    answer = await context.session.elicit_form("Please answer", schema)
-    return says(f"User response: {answer.action} {answer.content}")
-
-
-TOOLS["test_elicitation_sep1034_defaults"] = TOOLS["test_elicitation_sep1330_enums"] = elicitation
-
-
 # -- prompts and resources ------------------------------------------------------------------------------------------
-
-PROMPTS: dict[str, list[str]] = {
-    "test_simple_prompt": [],
-    "test_prompt_with_arguments": ["arg1", "arg2"],
-    "test_prompt_with_embedded_resource": ["resourceUri"],
-    "test_prompt_with_image": [],
-    "test_input_required_result_prompt": [],
-}
 
 
 async def list_prompts(_: protocol.RequestContext, __: Any) -> types.ListPromptsResult:
-    return types.ListPromptsResult(
-        prompts=[
-            types.Prompt(
-                name=name,
-                description="One of the suite's.",
-                arguments=[types.PromptArgument(name=each, description="A text.", required=True) for each in names],
-            )
-            for name, names in PROMPTS.items()
-        ]
-    )
-
-
-async def get_prompt(
-    _: protocol.RequestContext, params: types.GetPromptRequestParams
-) -> types.GetPromptResult | types.InputRequiredResult:
-    given = params.arguments or {}
-    answers = answers_of(params)
-    if params.name == "test_input_required_result_prompt" and "user_context" not in answers:
-        return ask(user_context=form("What context should the prompt use?", "context"))
-    content: list[types.ContentBlock]
-    match params.name:
-        case "test_simple_prompt":
-            content = [types.TextContent(text="This is a simple prompt for testing.")]
-        case "test_prompt_with_arguments":
-            text = f"Prompt with arguments: arg1='{given['arg1']}', arg2='{given['arg2']}'"
-            content = [types.TextContent(text=text)]
-        case "test_prompt_with_embedded_resource":
-            embedded = resource(given["resourceUri"], "Embedded resource content for testing.")
-            content = [embedded, types.TextContent(text="Please process the embedded resource above.")]
-        case "test_prompt_with_image":
-            content = [IMAGE, types.TextContent(text="Please analyze the image above.")]
-        case "test_input_required_result_prompt":
-            content = [types.TextContent(text=str(answers["user_context"]))]
-        case _:
-            raise MCPError(code=types.INVALID_PARAMS, message=f"There is no prompt '{params.name}'.")
-    return types.GetPromptResult(messages=[types.PromptMessage(role="user", content=each) for each in content])
-
-
-async def complete(_: protocol.RequestContext, params: types.CompleteRequestParams) -> types.CompleteResult:
-    values = [word for word in ("paris", "park", "party") if word.startswith(params.argument.value)]
-    return types.CompleteResult(completion=types.Completion(values=values, total=len(values), has_more=False))
-
-
-async def accept(_: protocol.RequestContext, __: Any) -> types.EmptyResult:
-    """Remembers nothing, as nothing of ERA's endpoint does."""
-    return types.EmptyResult()
+    return types.ListPromptsResult(prompts=[types.Prompt(name="test_simple_prompt", description="One of the suite's.")])
 
 
 def content_of(uri: str) -> types.TextResourceContents | types.BlobResourceContents | None:
@@ -391,12 +227,7 @@ def extended(server: Server[Any]) -> Server[Any]:
     add("tools/list", types.PaginatedRequestParams, list_all_tools)
     add("tools/call", types.CallToolRequestParams, call_any_tool)
     add("resources/read", types.ReadResourceRequestParams, read_any_resource)
-    add("resources/subscribe", types.SubscribeRequestParams, accept)
-    add("resources/unsubscribe", types.UnsubscribeRequestParams, accept)
     add("prompts/list", types.PaginatedRequestParams, list_prompts)
-    add("prompts/get", types.GetPromptRequestParams, get_prompt)
-    add("completion/complete", types.CompleteRequestParams, complete)
-    add("logging/setLevel", types.SetLevelRequestParams, accept)
     return server
 
 

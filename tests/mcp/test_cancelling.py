@@ -162,19 +162,3 @@ def test_a_call_that_is_cancelled_stops_its_run(server: Server, client: httpx.Cl
         assert run["status"] == "killed"
 
     used(server, way, work)
-
-
-def test_a_client_that_hangs_up_stops_its_run(server: Server, client: httpx.Client) -> None:
-    client.post("/api/sessions", json={"language": "python", "session_id": "left"}).raise_for_status()
-    code = "import time\nprint('on', flush=True)\ntime.sleep(120)"
-    call = {"name": "era_run_in_session", "arguments": {"session_id": "left", "code": code, "timeout": 200}}
-    body = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": call}
-
-    def status() -> str:
-        runs = client.get("/api/sessions/left/runs").json()["runs"]
-        return str(runs[0]["status"]) if runs else ""
-
-    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
-    with httpx.stream("POST", f"{server.url}/mcp", json=body, headers=headers, timeout=60):
-        assert eventually(lambda: status() == "running")
-    assert eventually(lambda: status() == "killed")

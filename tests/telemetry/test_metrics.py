@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from era.core.program import Ended
-from era.core.telemetry import GarbageCollected, NoticeTried, Origin, RequestEnded, RunEnded, Trace, noted, origin
+from era.core.telemetry import GarbageCollected, Origin, RequestEnded, RunEnded, Trace, noted, origin
 from era.errors import CommitFailed, NotFound
 from era.network.destinations import Destinations
-from era.telemetry.metrics import Gauge, Metrics
+from era.telemetry.metrics import Metrics
 from era.telemetry.notes import Notes
 from tests.conftest import MakeSession, Run, eventually, metrics_now
 
@@ -153,17 +153,6 @@ def test_a_run_without_a_result_says_how_far_it_came() -> None:
     assert value(text, "era_run_stage_duration_seconds_count", stage="program") == 1
 
 
-def test_gauges_are_those_of_the_moment_and_services_count_apart() -> None:
-    one, other = Metrics(), Metrics()
-    one.note(GarbageCollected(0.5, blobs=3))
-    gauges = [Gauge("era_x", "X.", 1), Gauge("era_y", "Y.", {"a": 2, "b": 3}, "kind")]
-    first = samples(one.text(gauges).decode())
-    assert (value(first, "era_x"), value(first, "era_y", kind="b")) == (1, 3)
-    assert value(first, "era_blobs_removed_total") == 3
-    second = samples(other.text([Gauge("era_x", "X.", 4)]).decode())
-    assert (value(second, "era_x"), value(second, "era_blobs_removed_total")) == (4, 0)
-
-
 def test_what_an_alert_watches_is_there_from_the_start() -> None:
     """A counter that appears with 1 has never grown, for Prometheus."""
     metrics = Metrics()
@@ -172,18 +161,6 @@ def test_what_an_alert_watches_is_there_from_the_start() -> None:
     key = ("era_runs_ended_total", frozenset({"language": "python", "kind": "run", "outcome": "not_committed"}.items()))
     assert there[key] == 0
     assert ("era_garbage_collections_total", frozenset({("outcome", "failed")})) in there
-
-
-def test_tries_of_webhooks_are_counted_by_what_came_of_them() -> None:
-    metrics = Metrics()
-    for outcome in ("done", "done", "pending"):
-        metrics.note(NoticeTried("evt_1", "wh_1", "me", "run.ended", outcome, 1, 200, 0.5, 0.0, 0.25))
-    there = samples(metrics.text([]).decode())
-    counted = {outcome: value(there, "era_webhook_tries_total", outcome=outcome) for outcome in ("done", "pending")}
-    assert counted == {"done": 2, "pending": 1}
-    assert ("era_webhook_tries_total", frozenset({("outcome", "failed")})) in there
-    assert value(there, "era_webhook_try_duration_seconds_sum") == 0.75
-    assert value(there, "era_webhook_lag_duration_seconds_count") == 3
 
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
