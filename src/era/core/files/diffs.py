@@ -141,55 +141,70 @@ def _pointer(path: Sequence[str]) -> str:
     return "".join(f"/{name.replace('~', '~0').replace('/', '~1')}" for name in path)
 
 
-def file_changes(
-    read: ReadTree, old: str | None, new: str | None, kind: Kind, prefix: str = ""
-) -> Iterator[FileChange]:
+def file_changes(read: ReadTree, old: str | None, new: str | None, kind: Kind) -> Iterator[FileChange]:
     """The files and links that were added, changed or removed between two trees, given by their digests, without
-    packages. Only differing tree objects are read. `prefix` is put before the paths.
+    packages. Only differing tree objects are read.
 
     Modification times don't count: writing the same content again changes nothing.
     """
+    for path, was, now in _differing(read, old, new):
+        if _kind_of(was, now) == kind:
+            yield FileChange(path, _size(was), _size(now))
+
+
+def written_files(read: ReadTree, old: str | None, new: str | None) -> Iterator[FileChange]:
+    """The files of the tree `new` that were written since it was the tree `old`, in the order of their names.
+
+    Packages don't count. Unlike in `file_changes`, writing the same content again counts.
+    """
+    for path, was, now in _differing(read, old, new):
+        if now is not None and now[0] == "file":
+            old_file = was if was is not None and was[0] == "file" else None
+            if old_file is None or (old_file[2], old_file[5]) != (now[2], now[5]):
+                yield FileChange(path, _size(old_file), now[3])
+
+
+def _differing(
+    read: ReadTree, old: str | None, new: str | None, prefix: str = ""
+) -> Iterator[tuple[str, list[Any] | None, list[Any] | None]]:
+    """The paths at which two trees differ, in order, with both entries; None for nothing. Packages are left out."""
     if old == new:
         return
     read_here = read if prefix else partial(own_entries, read)
-    before = _entries(read_here, old)
-    after = _entries(read_here, new)
+    before, after = _by_name(read_here, old), _by_name(read_here, new)
     for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name, _NOTHING), after.get(name, _NOTHING)
-        yield from file_changes(read, was.tree, now.tree, kind, f"{prefix}{name}/")
-        if _kind_of(was, now) == kind:
-            yield FileChange(prefix + name, was.size, now.size)
+        was, now = before.get(name), after.get(name)
+        if was != now:
+            yield from _differing(read, _tree(was), _tree(now), f"{prefix}{name}/")
+            yield prefix + name, was, now
 
 
-def _kind_of(was: _Entry, now: _Entry) -> Kind | None:
+def _by_name(read: ReadTree, digest: str | None) -> dict[str, list[Any]]:
+    return {entry[1]: entry for entry in read(digest)} if digest else {}
+
+
+def _tree(entry: list[Any] | None) -> str | None:
+    """The digest of a directory's list; None for anything else."""
+    return entry[2] if entry is not None and entry[0] == "dir" else None
+
+
+def _size(entry: list[Any] | None) -> int | None:
+    """The bytes of a file, or of a link's target; None for anything else."""
+    match entry:
+        case "file", _, _, size, *_:
+            return int(size)
+        case "link", _, target, _:
+            return len(target.encode("utf-8", "surrogateescape"))
+    return None
+
+
+def _kind_of(was: list[Any] | None, now: list[Any] | None) -> Kind | None:
     """What happened to a file or link; None for nothing."""
-    if was.size is None or now.size is None:
-        return "added" if now.size is not None else "removed" if was.size is not None else None
-    return None if was.content == now.content else "changed"
-
-
-def written_files(read: ReadTree, old: str | None, new: str | None, prefix: str = "") -> Iterator[FileChange]:
-    """The files of the tree `new` that were written since it was the tree `old`, in the order of their names.
-
-    Packages don't count. Unlike in `file_changes`, writing the same content again counts. `prefix` is put before the
-    paths.
-    """
-    if new is None or old == new:
-        return
-    # Only at the top there are packages.
-    read_here = read if prefix else partial(own_entries, read)
-    before = {entry[1]: entry for entry in read_here(old)} if old else {}
-    for entry in read_here(new):
-        kind, name, content, *rest = entry
-        was = before.get(name)
-        if was is not None and was[0] != kind:
-            was = None
-        if kind == "dir":
-            yield from written_files(read, was[2] if was else None, content, f"{prefix}{name}/")
-        elif kind == "file":
-            size, _, mtime_ns, *_ = rest
-            if was is None or (was[2], was[5]) != (content, mtime_ns):
-                yield FileChange(prefix + name, was[3] if was else None, size)
+    had, has = _size(was), _size(now)
+    if was is None or now is None or had is None or has is None:
+        return "added" if has is not None else "removed" if had is not None else None
+    mode = slice(4, 5 if now[0] == "file" else 4)
+    return None if (was[0], was[2], was[mode]) == (now[0], now[2], now[mode]) else "changed"
 
 
 def entry_changes(
@@ -218,15 +233,13 @@ def _entry_changes(
 ) -> Iterator[EntryChange]:
     """The changes of an entry, and of those in so many levels of directories below it."""
     is_same_kind = was is not None and now is not None and was[0] == now[0]
-    old_tree = was[2] if was is not None and was[0] == "dir" else None
-    new_tree = now[2] if now is not None and now[0] == "dir" else None
+    old_tree, new_tree = _tree(was), _tree(now)
 
     def below() -> Iterator[EntryChange]:
         if not levels or old_tree == new_tree:
             return
         read_here = read if path else partial(own_entries, read)
-        before = {entry[1]: entry for entry in read_here(old_tree)} if old_tree else {}
-        after = {entry[1]: entry for entry in read_here(new_tree)} if new_tree else {}
+        before, after = _by_name(read_here, old_tree), _by_name(read_here, new_tree)
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
                 yield from _entry_changes(read, before.get(name), after.get(name), (*path, name), levels - 1)
@@ -250,31 +263,3 @@ def _entry_changes(
 
 _MODE = {"file": 4, "dir": 3}
 """The position of the permissions in an entry of a tree object."""
-
-
-class _Entry(NamedTuple):
-    """What matters of an entry in a comparison: a directory has a `tree`, a file or link `size` and `content`."""
-
-    tree: str | None = None
-    size: int | None = None
-    content: tuple[Any, ...] = ()
-
-
-_NOTHING = _Entry()
-
-
-def _entries(read: ReadTree, digest: str | None) -> Mapping[str, _Entry]:
-    """The entries of a tree by name."""
-    if digest is None:
-        return {}
-    entries = {}
-    for kind, name, *rest in read(digest):
-        match kind, rest:
-            case "file", (content, size, mode, *_):
-                entries[name] = _Entry(size=size, content=("file", content, mode))
-            case "link", (target, _):
-                size = len(target.encode("utf-8", "surrogateescape"))
-                entries[name] = _Entry(size=size, content=("link", target))
-            case "dir", (content, _):
-                entries[name] = _Entry(tree=content)
-    return entries
