@@ -6,20 +6,18 @@ import shutil
 from functools import cache
 
 from bench.arena import DISK, Arena
-from era.cluster.engines.postgresql import commands
+from era.cluster.trial import is_there
 from tests.postgres import Postgres, directory_of_server
 
-IS_THERE = commands() is not None
+IS_THERE = is_there("postgresql")
 
 
 @cache
 def _server(arena: Arena) -> Postgres:
     """The server, which ends with the arena."""
-    found = commands()
-    assert found is not None
     directory = directory_of_server(DISK)
     arena.closers.callback(shutil.rmtree, directory)
-    made = Postgres(found, directory, options={"max_connections": "200", "max_pred_locks_per_transaction": "512"})
+    made = Postgres(directory, options={"max_connections": "200", "max_pred_locks_per_transaction": "512"})
     made.start()
     arena.closers.callback(made.stop)
     return made

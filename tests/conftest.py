@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from era import languages
-from era.cluster.engines.process import free_port as free_port
+from era.cluster.trial import free_port as free_port
 from era.drivers.cgroups import cgroup_name
 from tests.postgres import empty_postgres_url, postgres, postgres_url
 from tests.preloaded import Forked, Preloaded
@@ -52,7 +52,6 @@ LONG = (
     "test_generated_clients.py",
     "hostile/test_overlooked.py",
     "api/test_dashboard_jobs.py",
-    "hostile/test_hot_sessions.py",
     "hostile/test_lease.py",
     "hostile/test_full_host.py",
     "client/test_cluster_engines.py",

@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from era.cluster.engines.postgresql import MISSING, Server, commands, ordinary_user
+from era.cluster.trial import NEEDED, PostgreSQLServer, is_there, postgresql_user
 
 _TEMPLATE = "era_template"
 _OPTIONS = {
@@ -42,7 +42,6 @@ class Postgres:
 
     def __init__(
         self,
-        commands: Path,
         directory: Path,
         *,
         address: str = "",
@@ -52,7 +51,7 @@ class Postgres:
         """It listens at this address, too, where one is named. `prefix` is put before its command."""
         self._options = {**options, "listen_addresses": address, "unix_socket_directories": str(directory)}
         self._prefix = prefix
-        self._server = Server(commands, directory / "data", directory / "log")
+        self._server = PostgreSQLServer(directory)
         self.socket = directory
         self._has_template = False
         self.spare: list[str] = []
@@ -67,18 +66,11 @@ class Postgres:
 
     def start(self, **options: str) -> None:
         """Start it, with these besides its own options, and wait until it answers."""
-        self._server.start({**self._options, **options}, self._answers, self._prefix)
-
-    def _answers(self) -> bool:
-        try:
-            psycopg.connect(self.url("postgres")).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+        self._server.start({**self._options, **options}, self.url("postgres"), self._prefix)
 
     def stop(self, number: int = signal.SIGINT) -> None:
         """End it: SIGINT cuts connections off, SIGQUIT crashes it."""
-        self._server.stop(number)
+        self._server.process.stop(number)
 
     @property
     def said(self) -> str:
@@ -88,7 +80,7 @@ class Postgres:
     @property
     def pid(self) -> int:
         """Of the process that all others of the server are below."""
-        return self._server.pid
+        return self._server.process.pid
 
     def url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self.socket}"
@@ -149,22 +141,21 @@ def directory_of_server(within: Path | None = None) -> Path:
     """A temporary directory of whoever runs the server. Those of pytest may be closed to others than root."""
     directory = Path(tempfile.mkdtemp(prefix="era-postgres-", dir=within))
     if os.geteuid() == 0:
-        os.chown(directory, ordinary_user().pw_uid, ordinary_user().pw_gid)
+        os.chown(directory, postgresql_user().pw_uid, postgresql_user().pw_gid)
     return directory
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """The server. Without PostgreSQL tests that need it are skipped, but not where nobody would notice."""
-    found = commands()
-    if found is None:
-        reason = MISSING
+    if not is_there("postgresql"):
+        reason = NEEDED["postgresql"]
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     directory = directory_of_server()
     try:
-        server = Postgres(found, directory)
+        server = Postgres(directory)
         server.start()
         try:
             yield server

@@ -59,11 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdk/sync": {"errors", "sdk", "urls"},
     "adapters": {"errors", "run_notes", "sdk", "sdk/aio", "sdk/sync"},
     "cluster": {"errors", "issuer", "store"},
-    "cluster/engines": {"cluster", "errors"},
     "client": {
         "app",
         "cluster",
-        "cluster/engines",
         "directory_locks",
         "doctor",
         "errors",
@@ -120,7 +118,6 @@ ONLY_WHEN_CALLED = {
     "client": {
         "app",
         "cluster",
-        "cluster/engines",
         "directory_locks",
         "doctor",
         "mcp",

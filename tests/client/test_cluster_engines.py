@@ -9,18 +9,16 @@ import signal
 import socket
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import psycopg
 import pytest
 
 from era.client import cluster as command
-from era.cluster import local
-from era.cluster.engines import postgresql, ray_nodes, s3
-from era.cluster.engines.process import ServerProcess
-from era.cluster.local import Engine, LocalCluster
+from era.cluster import local, trial
+from era.cluster.local import LocalCluster
+from era.cluster.trial import ServerProcess
 from era.errors import NotReady
 from tests.client.command import era
 from tests.cluster import Cluster, running, start
@@ -30,11 +28,11 @@ RAY = Path(__file__).parent.parent.parent / ".tools" / "ray"
 PROGRAM = "p = open('f', 'a+'); p.write('x'); p.seek(0); print(p.read())"
 
 
-def needs(*missing: tuple[object, str]) -> None:
+def needs(*names: str) -> None:
     """Skip the test where one of these isn't there, but not where nobody would notice."""
-    for is_there, reason in missing:
-        if not is_there:
-            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    for name in names:
+        if not ((name == "ray" and RAY.is_dir()) or trial.is_there(name)):
+            pytest.fail(trial.NEEDED[name]) if os.environ.get("CI") else pytest.skip(trial.NEEDED[name])
 
 
 def run_through_each(cluster: Cluster, before: int) -> int:
@@ -65,7 +63,7 @@ def check_secrets(directory: Path, *files: str) -> None:
 
 
 def test_postgresql_and_s3_of_a_clusters_own(tmp_path: Path) -> None:
-    needs((postgresql.commands(), postgresql.MISSING), (s3.is_there(), s3.MISSING))
+    needs("postgresql", "s3")
     directory, options = tmp_path / "cluster", ("--postgresql", "--s3")
     with running(directory, 2, *options) as cluster:
         with cluster.clients() as [client, _]:
@@ -96,7 +94,7 @@ def test_postgresql_and_s3_of_a_clusters_own(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_a_command_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
-    needs((postgresql.commands(), postgresql.MISSING))
+    needs("postgresql")
     directory, before = tmp_path / "cluster", mounts()
     cluster = start(directory, 2, "--postgresql")
     with cluster.clients() as [client, _]:
@@ -111,38 +109,60 @@ def test_a_command_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         run_through_each(cluster, count)
 
 
-def test_an_engine_is_started_again_until_it_starts(
+class FakeEngine:
+    """An engine that does at each start what a test says, and notes that it was stopped."""
+
+    def __init__(
+        self,
+        name: str,
+        stopped: list[str],
+        *starts: Callable[[], object],
+        keeps_hosts: bool = False,
+        ended: bool = False,
+    ) -> None:
+        self.name, self.keeps_hosts, self.has_ended = name, keeps_hosts, ended
+        self._stopped, self._starts = stopped, list(starts)
+
+    def start(self, environment: dict[str, str]) -> str:
+        self.has_ended = bool(self._starts)
+        if self._starts:
+            self._starts.pop(0)()
+        return "there"
+
+    def stop(self) -> None:
+        self._stopped.append(self.name)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Keeps this process's handlers of signals."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_process_that_does_not_start_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = ServerProcess("The engine", tmp_path / "log")
+    for seconds, words in ((60.0, ["false"]), (0.1, ["sleep", "600"])):
+        monkeypatch.setattr(trial, "_START_SECONDS", seconds)
+        with pytest.raises(NotReady, match="The engine doesn't start"):
+            process.start(words, lambda: False)
+        assert process.has_ended, "so it is started again"
+
+
+def test_engine_is_started_again_until_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = ServerProcess("The engine", tmp_path / "log")
-    with pytest.raises(NotReady, match="The engine doesn't start"):
-        process.start(["false"], lambda: False, 60)
-    assert process.has_ended, "so it is started again"
-    with pytest.raises(NotReady):
-        process.start(["sleep", "600"], lambda: False, 0.1)
-    assert process.has_ended
+    def fails(problem: Exception) -> Callable[[], object]:
+        def start() -> None:
+            raise problem
 
-    class Engine:
-        """One that has ended, and starts at the third try."""
+        return start
 
-        name = "s3"
-        keeps_hosts = False
-        has_ended = True
-        problems: ClassVar[list[Exception]] = [NotReady("Its port is taken."), OSError("Its disk is full.")]
-
-        def start(self) -> str:
-            if self.problems:
-                raise self.problems.pop(0)
-            self.has_ended = False
-            return "there"
-
-        def settings(self) -> dict[str, str]:
-            return {}
-
-        def stop(self) -> None: ...
-
+    problems = fails(NotReady("Its port is taken.")), fails(OSError("Its disk is full."))
     monkeypatch.setattr(local, "_AGAIN_SECONDS", 0.0)
-    cluster = LocalCluster(tmp_path, [], [Engine()], {}, 0)
+    cluster = LocalCluster(tmp_path, [], [FakeEngine("s3", [], *problems, ended=True)], {}, 0)
     for _ in range(4):
         cluster._watch()
     said = capsys.readouterr()
@@ -151,81 +171,35 @@ def test_an_engine_is_started_again_until_it_starts(
     assert said.out == "s3   there\n"
 
 
-def test_a_signal_breaks_off_the_start_of_an_engine(tmp_path: Path) -> None:
-    class Engine:
-        """One that ends, and then takes for ever to start."""
+@pytest.mark.usefixtures("handlers")
+def test_signal_breaks_off_start_of_engine(tmp_path: Path) -> None:
+    def is_signalled() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        pytest.fail("it isn't broken off")
 
-        name = "ray"
-        keeps_hosts = True
-        has_ended = False
-        stopped = 0
-
-        def start(self) -> str:
-            if self.has_ended:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(60)
-                pytest.fail("it isn't broken off")
-            self.has_ended = True
-            return "there"
-
-        def settings(self) -> dict[str, str]:
-            return {}
-
-        def stop(self) -> None:
-            self.stopped += 1
-
-    engine, kept = Engine(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        assert LocalCluster(tmp_path, [], [engine], {}, 0).run(60) == 0
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-    assert engine.stopped == 1
+    stopped: list[str] = []
+    engine = FakeEngine("ray", stopped, lambda: None, is_signalled, keeps_hosts=True)
+    assert LocalCluster(tmp_path, [], [engine], {}, 0).run(60) == 0
+    assert stopped == ["ray"]
 
 
+@pytest.mark.usefixtures("handlers")
 def test_hosts_left_by_ray_end_before_their_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[str] = []
-
-    class Engine:
-        """One that has started, and is told to stop with the others."""
-
-        has_ended = False
-
-        def __init__(self, name: str, *, keeps_hosts: bool) -> None:
-            self.name = name
-            self.keeps_hosts = keeps_hosts
-
-        def start(self) -> str:
-            return "there"
-
-        def settings(self) -> dict[str, str]:
-            return {}
-
-        def stop(self) -> None:
-            stopped.append(self.name)
-
-    class Last(Engine):
-        def start(self) -> str:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return "there"
 
     def end_hosts(_: Path) -> dict[str, int]:
         stopped.append("hosts")
         return {}
 
     monkeypatch.setattr(local, "end_hosts", end_hosts)
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     engines = [
-        Engine("postgresql", keeps_hosts=False),
-        Engine("s3", keeps_hosts=False),
-        Engine("ray", keeps_hosts=True),
-        Last("driver", keeps_hosts=True),
+        FakeEngine("postgresql", stopped),
+        FakeEngine("s3", stopped),
+        FakeEngine("ray", stopped, keeps_hosts=True),
+        FakeEngine("driver", stopped, lambda: os.kill(os.getpid(), signal.SIGTERM), keeps_hosts=True),
     ]
-    try:
-        assert LocalCluster(tmp_path, [], engines, {}, 0).run(60) == 0
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    assert LocalCluster(tmp_path, [], engines, {}, 0).run(60) == 0
     assert stopped == ["driver", "ray", "hosts", "s3", "postgresql"]
 
 
@@ -240,14 +214,14 @@ if len(tries.read_text()) < NEEDED:
 print("Ray runtime started", flush=True)
 time.sleep(600)
 """
-    monkeypatch.setattr(ray_nodes, "_NODE", program.replace("NEEDED", "2"))
-    nodes = ray_nodes.RayNodes(tmp_path / "ray", [{}])
-    nodes.start()
+    monkeypatch.setattr(trial, "_RAY_NODE", program.replace("NEEDED", "2"))
+    nodes = trial.RayNodes(tmp_path / "ray", [{}])
+    nodes.start({})
     assert not nodes.has_ended
     nodes.stop()
-    monkeypatch.setattr(ray_nodes, "_NODE", program.replace("NEEDED", "100"))
+    monkeypatch.setattr(trial, "_RAY_NODE", program.replace("NEEDED", "100"))
     with pytest.raises(NotReady, match="Ray gave up"):
-        nodes.start()
+        nodes.start({})
     nodes.stop()
     assert len((tmp_path / "tries").read_text()) == 2 + 3
 
@@ -255,7 +229,7 @@ time.sleep(600)
 @pytest.mark.soak
 def test_all_engines(tmp_path: Path) -> None:
     """The first time hosts talk plain, then over TLS."""
-    needs((postgresql.commands(), postgresql.MISSING), (s3.is_there(), s3.MISSING), (RAY.is_dir(), ray_nodes.MISSING))
+    needs("postgresql", "s3", "ray")
     directory = tmp_path / "cluster"
     with running(directory, 2, "--full", PYTHONPATH=str(RAY)) as cluster:
         pids = [cluster.pid(number) for number in (0, 1)]
@@ -323,26 +297,20 @@ def test_what_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         return raised.value.message
 
     with monkeypatch.context() as patch:
-        patch.setattr(postgresql, "commands", lambda: None)
-        patch.setattr(s3, "is_there", lambda: True)
-        assert "apt-get install postgresql" in refused("full")
-        patch.setattr(s3, "is_there", lambda: False)
-        patch.setattr(ray_nodes, "is_there", lambda: False)
+        patch.setattr(trial, "is_there", lambda _: False)
         assert refused("full") == (
-            "--postgresql: there is no PostgreSQL here, --s3: there is no radosgw here, --ray: there is no Ray here. "
-            "To get it: apt-get install postgresql radosgw && pip install 'era-sessions[server,cluster]'"
+            "What these options start isn't installed here. To install it: --postgresql: apt-get install postgresql; "
+            "--s3: apt-get install radosgw; --ray: pip install 'era-sessions[server,cluster]'"
         )
     assert "era-sessions[server,cluster]" in era(None, "cluster", "up", "--ray", "--dir", directory, code=2).stderr
     for name in ("initdb", "setpriv"):
         (tmp_path / name).touch(mode=0o755)
     done = era(None, "cluster", "up", "--s3", "--dir", directory, code=2, env={"PATH": str(tmp_path)})
-    assert done.stderr == "era: --s3: there is no radosgw here. To get it: apt-get install radosgw\n"
+    assert "--s3: apt-get install radosgw\n" in done.stderr
     assert not directory.exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(postgresql, "commands", lambda: tmp_path)
-        patch.setattr(s3, "is_there", lambda: True)
-        patch.setattr(ray_nodes, "is_there", lambda: True)
+        patch.setattr(trial, "is_there", lambda _: True)
         assert "ERA_DATABASE_URL" in refused("postgresql", ERA_DATABASE_URL="postgresql://elsewhere/era")
         assert "ERA_BLOBS" in refused("s3", ERA_BLOBS="s3://elsewhere/era")
         assert "--postgresql" in refused("ray")
@@ -362,16 +330,16 @@ def name_of(pid: int) -> str:
         return ""
 
 
-@pytest.mark.parametrize(
-    "make", [postgresql.PostgreSQL, lambda directory, _: s3.S3(directory)], ids=["postgresql", "s3"]
-)
-def test_whoever_has_a_server_s_port_is_told_nothing(tmp_path: Path, make: Callable[[Path, int], Engine]) -> None:
+@pytest.mark.parametrize("name", ["postgresql", "s3"])
+def test_listener_at_port_of_server_is_told_nothing(tmp_path: Path, name: str) -> None:
     keys = {"password": "canary", "access_key": "a", "secret_key": "canary"}
+    (engine,) = trial.engines(tmp_path, {name}, [{}])
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.settimeout(0.5)
-        (tmp_path / "keys.json").write_text(json.dumps({"port": other.getsockname()[1], **keys}))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "keys.json").write_text(json.dumps({"port": other.getsockname()[1], **keys}))
         with pytest.raises(NotReady, match="is taken"):
-            make(tmp_path, 1).start()
+            engine.start({})
         with other.accept()[0] as asked:
             assert asked.recv(100) == b""
         with pytest.raises(TimeoutError):
@@ -382,5 +350,5 @@ def test_damaged_keys_are_told_and_nothing_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "keys.json").write_text("")
     with pytest.raises(NotReady, match=r"keys\.json is damaged"):
-        s3.S3(tmp_path).start()
+        trial.S3(tmp_path).start({})
     assert (tmp_path / "data").exists()

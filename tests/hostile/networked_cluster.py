@@ -26,7 +26,6 @@ from typing import Any
 
 import httpx
 
-from era.cluster.engines.postgresql import commands
 from era.cluster.host_process import LOG, NOTE
 from tests.cluster import KEY
 from tests.conftest import ERA, START_SECONDS, STOP_SECONDS, Server, descendants, eventually, is_running
@@ -303,8 +302,6 @@ def networked_cluster(
     directory: Path, hosts: int, lease_seconds: float = 5, *, under_ray: bool = False
 ) -> Iterator[NetworkedCluster]:
     """Such a cluster for as long as the block lasts, and this thread on the clients' node."""
-    found = commands()
-    assert found is not None
     with ExitStack() as stack:
         network = Network()
         stack.callback(network.close)
@@ -312,7 +309,7 @@ def networked_cluster(
         stack.enter_context(inside(clients))
         pg_directory = directory_of_server()
         stack.callback(shutil.rmtree, pg_directory)
-        postgres = Postgres(found, pg_directory, address=database_node.address, prefix=database_node.command())
+        postgres = Postgres(pg_directory, address=database_node.address, prefix=database_node.command())
         postgres.start()
         stack.callback(postgres.stop)
         database = postgres.make_database(empty=True)

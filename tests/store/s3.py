@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from era.cluster.engines.s3 import MISSING, Server, blobs_url, is_there, make_bucket
-from era.cluster.engines.s3 import bucket as bucket_at
+from era.cluster.trial import NEEDED, S3Server, blobs_url, has_s3, make_bucket, s3_bucket
 from tests.conftest import free_port
 
 ACCESS_KEY = "ACCESSKEYOFTESTS"
@@ -41,7 +41,7 @@ class S3:
         make_bucket(self.bucket(name))
 
     def bucket(self, name: str, prefix: str | None = None) -> S3Store:
-        return bucket_at(name, prefix, self.endpoint, ACCESS_KEY, SECRET_KEY)
+        return s3_bucket(name, prefix, self.endpoint, ACCESS_KEY, SECRET_KEY)
 
     def names(self, bucket: str, prefix: str = "some/prefix") -> list[str]:
         found = obstore.list(self.bucket(bucket, prefix)).collect()
@@ -53,8 +53,8 @@ class Radosgw(S3):
 
     def __init__(self, directory: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         """It is to run on a free port of this address. `prefix` is put before its command."""
-        self._server = Server(directory / "data", directory / "out")
-        self._server.initialise(f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
+        self._server = S3Server(directory)
+        self._server.initialise(ACCESS_KEY, SECRET_KEY)
         self._place = address, free_port()
         super().__init__("http://{}:{}".format(*self._place))
         self._prefix = prefix
@@ -64,7 +64,7 @@ class Radosgw(S3):
         self._server.start(*self._place, self._prefix)
 
     def kill(self) -> None:
-        self._server.stop()
+        self._server.process.stop(signal.SIGKILL)
 
 
 @contextmanager
@@ -81,8 +81,8 @@ def radosgw(directory: Path) -> Iterator[S3]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """The server. Without radosgw tests that need it are skipped, but not where nobody would notice."""
-    if not is_there():
-        pytest.fail(MISSING) if os.environ.get("CI") else pytest.skip(MISSING)
+    if not has_s3():
+        pytest.fail(NEEDED["s3"]) if os.environ.get("CI") else pytest.skip(NEEDED["s3"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)

@@ -81,7 +81,7 @@ def up(named: Any) -> int:
         raise Failure("--hosts is a number from 1 to 64.")
     with server_extra():
         import era.settings  # noqa: F401  # only to tell now what is missing
-        from era.cluster.engines.trial import check
+        from era.cluster.trial import check
     directory: Path = named.dir.resolve()
     wanted = {name for name in _ENGINES if named.full or getattr(named, name)}
     if pid := _running(directory):
@@ -94,8 +94,8 @@ def up(named: Any) -> int:
 
 
 def _run(named: Any, directory: Path, wanted: set[str], pid: int) -> int:
-    from era.cluster.engines.trial import engines
     from era.cluster.local import HostOfNode, LocalCluster, LocalHost
+    from era.cluster.trial import engines
 
     make, seconds = (HostOfNode, _RAY_START_SECONDS) if "ray" in wanted else (LocalHost, _START_SECONDS)
     hosts = [make(directory, number, named.port) for number in range(1, named.hosts + 1)]
@@ -111,7 +111,7 @@ def _run(named: Any, directory: Path, wanted: set[str], pid: int) -> int:
         "ERA_SHARED_DIR": str(directory / "shared"),
         "ERA_CLUSTER_SECRET": os.environ.get("ERA_CLUSTER_SECRET") or _secret(directory / "secret"),
     }
-    started = engines(directory, wanted, [host.own for host in hosts], environment)
+    started = engines(directory, wanted, [host.own for host in hosts])
     return LocalCluster(directory, hosts, started, environment, pid).run(seconds)
 
 
@@ -156,7 +156,7 @@ def down(named: Any) -> int:
 
 def _secret(file: Path) -> str:
     """The cluster's secret, which is made at the first start."""
-    from era.cluster.engines.process import keep
+    from era.cluster.trial import keep
 
     if not file.exists():
         keep(file, secrets.token_urlsafe(32))

@@ -38,11 +38,15 @@ class Engine(Protocol):
     @property
     def has_ended(self) -> bool: ...
 
-    def start(self) -> str:
-        """Start it, the first time or again, and return where it is, for people. Raises NotReady, OSError."""
+    def start(self, environment: dict[str, str]) -> str:
+        """Start it, the first time or again, and add to the environment what those are told that start after it.
 
-    def settings(self) -> dict[str, str]:
-        """What those that start after it are told, in their environment."""
+        Returns:
+            Where it is, for people.
+
+        Raises:
+            NotReady, OSError: It doesn't start.
+        """
 
     def stop(self) -> None: ...
 
@@ -162,7 +166,7 @@ class LocalCluster:
         environment: dict[str, str],
         pid: int,
     ) -> None:
-        """`environment` is that of all hosts; settings of engines are added to it. `pid` is that of the process which
+        """`environment` is that of all hosts; engines add to it. `pid` is that of the process which
         is to be told to stop it."""
         self._directory = directory
         self._hosts = hosts
@@ -220,10 +224,9 @@ class LocalCluster:
         try:
             if self._stopping:
                 raise _Stopped
-            where = engine.start()
+            where = engine.start(self._environment)
         finally:
             self._on_signals(self._stop)
-        self._environment.update(engine.settings())
         print(f"{engine.name}   {where}", flush=True)
 
     def _start(self, seconds: float) -> None:
