@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import os
 import re
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import closing
@@ -43,7 +40,6 @@ from era.core.models import (
 )
 from era.errors import BadRequest, Conflict, NotFound, TooBusy, TooLarge, Unavailable
 from era.store.blobs import LocalBlobs
-from era.store.metadata import SqlStore
 from era.wire.files import files_answer
 from tests import capsules
 from tests.capsules import document, edited, file, of_files, packed, parts, run, session, tree, version
@@ -339,27 +335,6 @@ async def test_the_file_of_a_cancelled_import_is_open_while_a_thread_uses_it(
     assert (await service.store.counts())["sessions"] == 0
 
 
-async def test_the_file_of_an_import_is_freed_on_a_thread(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no name, so to close it frees what it holds: for long, as it may be large."""
-    closed_by = []
-
-    class Noted(io.FileIO):
-        def close(self) -> None:
-            if not self.closed:
-                closed_by.append(threading.current_thread())
-            super().close()
-
-    def spool(dir: Path, buffering: int) -> Noted:
-        return Noted(os.open(dir, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "r+")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", spool)
-    await service.load(large(1, 1))
-    with pytest.raises(BadRequest):
-        await service.load(b"no capsule")
-    assert len(closed_by) == 2
-    assert threading.main_thread() not in closed_by
-
-
 def large(versions: int = 6, runs: int = 130) -> bytes:
     """A capsule whose import takes several transactions."""
     root = tree(file("a", b"a"))
@@ -459,39 +434,6 @@ async def test_an_import_cut_short_leaves_nothing(at: int, service: Service, mon
 def rows_of_sessions(service: Service) -> int:
     with closing(sqlite3.connect(service.place / "era.sqlite")) as database:
         return int(database.execute("select count(*) from sessions").fetchone()[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("at", range(1, 7))
-async def test_an_import_that_died_is_purged_by_the_next_process(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with Service.at(tmp_path / "here") as service:
-        steps = Steps(service, monkeypatch)
-        never = asyncio.Event()
-        reached = asyncio.Event()
-
-        async def look(step: int) -> None:
-            if step == at:
-                reached.set()
-                await never.wait()
-
-        loading = asyncio.create_task(steps.during(service.load(large()), look))
-        await asyncio.wait_for(reached.wait(), 60)
-        again = SqlStore(f"sqlite:///{service.place}/era.sqlite")
-        await again.open()
-        assert await again.purge(now()) == 1
-        assert await again.snapshot_roots() == []
-        await again.close()
-        blobs = LocalBlobs(service.place / "blobs")
-        blobs.open()
-        assert await Snapshots(blobs, grace_seconds=0).collect_garbage([]) > 0
-        assert service.stored() == set()
-        for task in (steps._task, loading):
-            task.cancel()
-            never.set()  # the first transaction isn't cut short
-            with pytest.raises(asyncio.CancelledError):
-                await task
 
 
 async def test_an_id_taken_during_an_import(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

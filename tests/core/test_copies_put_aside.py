@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -16,10 +16,8 @@ from era.core.files import content_copies, file_threads, sparse
 from era.core.files.content_copies import ContentCopies
 from era.core.files.file_threads import Budget
 from era.core.files.trees import SnapshotRefused
-from era.errors import CommitFailed
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, lab, write
-from tests.removals import noted_removals, on_the_loop
 
 __all__ = ["lab"]
 
@@ -50,33 +48,6 @@ def test_what_changes_while_it_is_put_aside_is_read_again(
     assert lab.contents()["file"].startswith(b"first")
     lab.moment()
     assert lab.contents()["file"].startswith(b"other")
-
-
-@pytest.mark.parametrize("can_freeze", [True, False])
-def test_copies_are_removed_on_threads(lab: MomentLab, can_freeze: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those of a look that could not be stored: each may be large."""
-    lab.live.can_freeze = can_freeze
-    noted = noted_removals(monkeypatch)
-    write(lab, "file", bytes(300_000))
-    copy = sparse.copy_changing
-
-    def then_changed(*arguments: Any) -> None:
-        copy(*arguments)
-        write(lab, "file", bytes(300_000 + len(noted)))
-
-    def refused(*_: Any) -> NoReturn:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sparse, "copy_changing", then_changed)
-        lab.moment()
-    write(lab, "file", bytes(400_000))
-    monkeypatch.setattr(ContentCopies, "_store_below", refused)
-    with pytest.raises(CommitFailed):
-        lab.moment()
-    assert len(noted) >= 2
-    assert on_the_loop(noted) == []
-    assert os.listdir(lab.directory / "aside") == []
 
 
 def test_what_is_put_aside_for_a_call_that_was_cancelled_is_removed(

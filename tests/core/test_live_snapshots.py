@@ -14,10 +14,8 @@ import pytest
 
 from era.core.files import live_snapshots, trees
 from era.core.files.content_copies import ContentCopies
-from era.core.files.edits import Changes, PutFile
 from era.core.files.file_systems import times_tell_of_maps
 from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
-from era.core.files.totals import Bounds
 from era.core.files.trees import SnapshotRefused
 from era.core.process import HeldFiles
 from tests.core.lab import LIMITS, SETTLE
@@ -456,40 +454,6 @@ def test_what_was_mapped_before_a_watch_began_is_looked_at(lab: MomentLab, monke
     monkeypatch.setattr(ContentCopies, "put_tree", written_first)
     assert lab.moment().consistent
     assert lab.contents()["f1"] == b"other"
-
-
-@pytest.mark.parametrize("entries", [5, 80])
-@pytest.mark.parametrize("can_freeze", [True, False])
-def test_a_forgotten_tree_in_which_nothing_has_changed_is_the_same(
-    lab: MomentLab, monkeypatch: pytest.MonkeyPatch, entries: int, can_freeze: bool
-) -> None:
-    """So is that of a file which a client has put. A tree that was forgotten isn't known: nothing of it is read while
-    it stands still that can be read before."""
-    lab.live.can_freeze = can_freeze
-    for number in range(entries):
-        write(lab, f"f{number}", b"content")
-    snapshot = lab.moment().snapshot
-    changes = Changes()
-    with lab.blobs.batch() as batch:
-        changes.add(("put",), PutFile(batch.put(b"put by a client"), 15, time.time_ns(), 0o644))
-    lab.last = asyncio.run(lab.snapshots.edit(snapshot, changes, lambda _: None, Bounds(), mine("s")))
-    asyncio.run(lab.snapshots.restore(lab.last, lab.live.sandbox, session_id=mine("s")))
-    lab.snapshots.forget(lab.live.id)
-    time.sleep(SETTLE)
-    looks: list[bool] = []
-    put_tree = ContentCopies.put_tree
-
-    def noted(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
-        looks.append(more["still"])
-        put_tree(aside, fd, tree, **more)
-
-    monkeypatch.setattr(ContentCopies, "put_tree", noted)
-    before = lab.last
-    assert lab.moment().snapshot == before
-    assert looks == ([False, True] if can_freeze else [False])
-    lab.snapshots.forget(lab.live.id)
-    write(lab, "f3", b"changed")
-    assert lab.contents(lab.moment().snapshot)["f3"] == b"changed"
 
 
 @pytest.mark.parametrize("can_freeze", [True, False])

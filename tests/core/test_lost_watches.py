@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads, restoring, tree_objects, trees
+from era.core.files import restoring, tree_objects, trees
 from era.core.files.content_copies import ContentCopies
-from era.core.files.file_threads import FileThreads
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.memory import Memories
 from era.core.files.snapshots import Snapshots
-from era.core.files.trees import Scan, SnapshotRefused, WorkspaceFull
+from era.core.files.trees import SnapshotRefused
 from era.core.files.watch import WatchBudget
-from era.core.models import EMPTY, OwnedId
+from era.core.models import EMPTY
 from era.errors import SandboxFailed
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place
@@ -136,38 +135,6 @@ async def test_a_commit_whose_caller_has_gone(tmp_path: Path, monkeypatch: pytes
     assert (budget._instances, budget._shares.taken) == (2, 0)
 
 
-async def test_a_large_commit_that_is_cancelled_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As that of a setup which is replaced."""
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", trees.FILE_BYTES)
-    budget, stop = WatchBudget(1000, 2), Stop()
-    lab = Lab(tmp_path, watches=budget)
-    place = lab.place()
-    fill(place)
-    wait = stop.wrap(lambda: None)
-    greedy = [
-        asyncio.create_task(lab.snapshots.threads.large(wait, OwnedId(f"owner {number}", "s")))
-        for number in range(file_threads.LARGE_THREADS)
-    ]
-    asked = asyncio.Event()
-    large = FileThreads.large
-
-    async def noted(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
-        asked.set()
-        return await large(threads, job, session_id)
-
-    monkeypatch.setattr(FileThreads, "large", noted)
-    task = asyncio.create_task(lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s")))
-    await asyncio.wait_for(asked.wait(), SECONDS)
-    assert budget._instances == 1
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await has_all_again(budget)
-    stop.go_on.set()
-    await asyncio.gather(*greedy)
-    await lab.snapshots.close()
-
-
 async def committed(lab: Lab) -> tuple[Place, Any]:
     """A watched place, and its snapshot."""
     place = lab.place()
@@ -224,56 +191,12 @@ async def test_a_move_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.
     await lab.snapshots.close()
 
 
-async def is_refused_again_and_again(lab: MomentLab, budget: WatchBudget, problem: type[Exception]) -> None:
-    for _ in range(3):
-        with pytest.raises(problem):
-            await lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s"))
-        assert await has_all_again(budget)
-    await lab.snapshots.close()
-
-
 def live(directory: Path, budget: WatchBudget) -> MomentLab:
     lab = MomentLab(directory)
     lab.snapshots = Snapshots(lab.blobs, watches=budget)
     lab.moments = LiveSnapshots(lab.snapshots, directory / "aside")
     fill(lab.live)
     return lab
-
-
-@pytest.mark.parametrize("warm", [True, False])
-async def test_a_live_directory_that_grows_too_large_between_two_scans(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: bool
-) -> None:
-    budget = WatchBudget(1000, 2)
-    lab = live(tmp_path, budget)
-    full = Scan.full
-
-    def refused(scan: Scan, *arguments: Any) -> Any:
-        if scan._watch is not None:
-            raise WorkspaceFull("grown")
-        return full(scan, *arguments)
-
-    async def not_warm(*_: object) -> None: ...
-
-    monkeypatch.setattr(Scan, "full", refused)
-    if not warm:
-        monkeypatch.setattr(lab.moments, "_warm", not_warm)
-    await is_refused_again_and_again(lab, budget, WorkspaceFull)
-
-
-@pytest.mark.parametrize("how", ["put aside", "stored"])
-async def test_a_live_directory_that_cant_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    budget = WatchBudget(1000, 2)
-    lab = live(tmp_path, budget)
-
-    def refused(*_: object, **__: object) -> None:
-        raise trees.Changed
-
-    if how == "put aside":
-        monkeypatch.setattr(ContentCopies, "put_tree", refused)
-    else:
-        monkeypatch.setattr(tree_objects, "MAX_LIST_BYTES", 1000)
-    await is_refused_again_and_again(lab, budget, SnapshotRefused)
 
 
 @pytest.mark.parametrize("where", ["warm", "stored"])

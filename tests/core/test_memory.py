@@ -61,24 +61,6 @@ def test_what_is_remembered_stays_below_the_bound(lab: Lab, is_bounded: bool) ->
     assert eventually(lambda: opened(inotify) == before + (3 if is_bounded else 10)), "and so do watches"
 
 
-def test_counts_are_those_of_what_is_remembered(lab: Lab) -> None:
-    memories = lab.snapshots.memories
-    place, snapshot = filled(lab, 50)
-    other = lab.restore(snapshot)
-    assert memories.entries == 100
-    (place.workspace / "more").mkdir()
-    snapshot = lab.take(place, snapshot)
-    assert memories.entries == 101
-    assert lab.snapshots.put_away(place.sandbox, snapshot) == 51
-    new = lab.place()
-    asyncio.run(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")))
-    assert (memories.entries, sizes(lab, place, new)) == (101, [0, 51])
-    asyncio.run(lab.snapshots.restore(EMPTY, other.sandbox, session_id=mine("s")))
-    assert memories.entries == 51
-    lab.snapshots.forget(new.id)
-    assert memories.entries == 0
-
-
 @contextmanager
 def stopped(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
     """The next batch waits: the first event says that it does, the second one lets it go on."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +11,10 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads, sparse, trees
+from era.core.files import sparse
 from era.core.files.sparse import extents
-from era.core.models import EMPTY, OwnedId
 from era.store import blobs
-from tests.conftest import eventually
-from tests.core.lab import Lab, Place
-from tests.soaking import soak_the_rest
+from tests.core.lab import Lab
 
 MIB = 1 << 20
 
@@ -112,90 +107,3 @@ def test_holes_are_neither_read_nor_written(lab: Lab, monkeypatch: pytest.Monkey
         assert each.stat().st_size == size
         with file.open("rb") as one, each.open("rb") as other:
             assert all(os.pread(one.fileno(), MIB, at) == os.pread(other.fileno(), MIB, at) for at in (0, 64 * MIB))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", soak_the_rest(["many files to keep", "many files to look at", "large files"], 1))
-async def test_large_commits_hold_up_no_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """More large commits at once than there are threads of any kind; a small one ends before all of them."""
-    order: list[str] = []
-    lab = Lab(tmp_path)
-    large, small = [lab.place() for _ in range(8)], lab.place()
-    for place in large:
-        if what == "large files":
-            sparse_file(place.workspace / "large", 512 * MIB, (0, os.urandom(8)))
-        else:
-            for number in range(100):
-                (place.workspace / str(number)).write_text(f"{place.id} {number}")
-    if what == "many files to keep":
-        monkeypatch.setattr(file_threads, "LARGE_BYTES", 50 * trees.FILE_BYTES)
-    if what == "many files to look at":
-        monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 50)
-        monkeypatch.setattr(trees, "FILE_BYTES", 0)
-    for number in range(40):  # too many for the event loop
-        (small.workspace / str(number)).write_text("small")
-
-    held, go_on = [], threading.Event()
-    large_ids = {place.id for place in large}
-
-    def slowly[T](job: Callable[..., T]) -> Callable[..., T]:
-        """Let a job take as long as may be where it is one of a large commit."""
-
-        def run(sandbox: Any, *rest: Any, **options: Any) -> T:
-            if sandbox.id in large_ids and not options.get("is_small"):
-                held.append(sandbox.id)
-                assert go_on.wait(60), "nothing else went on"
-            return job(sandbox, *rest, **options)
-
-        return run
-
-    for name in ("_scan", "_store"):
-        monkeypatch.setattr(lab.snapshots, name, slowly(getattr(lab.snapshots, name)))
-
-    async def commit(name: str, place: Place) -> None:
-        await lab.snapshots.take(place.sandbox, EMPTY, session_id=OwnedId(place.id, "s"))
-        order.append(name)
-
-    async def all_at_once(threads: int, *, small_waits: bool) -> None:
-        """Commit a small one once large ones have as many threads as they can get."""
-        order.clear()
-        held.clear()
-        go_on.clear()
-        tasks = [asyncio.create_task(commit("large", place)) for place in large]
-        await asyncio.to_thread(eventually, lambda: len(held) >= threads)
-        small_one = asyncio.create_task(commit("small", small))
-        if small_waits:
-            await asyncio.sleep(0.01)  # by now it stands in the queue
-        else:
-            await small_one
-        go_on.set()
-        await asyncio.gather(small_one, *tasks)
-
-    await asyncio.wait_for(all_at_once(file_threads.LARGE_THREADS, small_waits=False), 120)
-    assert order[0] == "small"
-    for place in (*large, small):
-        lab.snapshots.forget(place.id)
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", 1 << 60)
-    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 1 << 60)
-    await asyncio.wait_for(all_at_once(min(lab.snapshots.threads._small._max_workers, 8), small_waits=True), 120)
-    assert order[0] == "large", "without threads of their own the large ones come first"
-    await lab.snapshots.close()
-
-
-async def test_a_collection_takes_no_thread_of_large_commits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    collects, go_on = threading.Event(), threading.Event()
-
-    def sweep(*_: object) -> int:
-        collects.set()
-        assert go_on.wait(60), "nothing else went on"
-        return 0
-
-    monkeypatch.setattr(lab.blobs, "sweep", sweep)
-    collection = asyncio.create_task(lab.snapshots.collect_garbage([]))
-    await asyncio.to_thread(collects.wait, 60)
-    many = file_threads.LARGE_THREADS
-    all_at_once = threading.Barrier(many)
-    jobs = [lab.snapshots.threads.large(lambda: all_at_once.wait(30), OwnedId(f"owner {n}", "s")) for n in range(many)]
-    assert sorted(await asyncio.gather(*jobs)) == [*range(many)]
-    go_on.set()
-    assert await collection == 0

@@ -320,44 +320,6 @@ def test_a_session_that_grows_out_of_its_watches_is_scanned(tmp_path: Path, monk
     asyncio.run(lab.snapshots.close())
 
 
-def test_without_a_budget_it_watches_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WatchBudget, "take", lambda *_: True)
-    monkeypatch.setattr(WatchBudget, "give_back", lambda *_: None)
-    monkeypatch.setattr(WatchBudget, "room", 1 << 20)
-    lab = Lab(tmp_path, watches=WatchBudget(100))
-    before = watched()
-    place = lab.place()
-    for number in range(300):
-        (place.workspace / f"d{number}").mkdir()
-    lab.take(place)
-    assert watched() == before + 301
-    asyncio.run(lab.snapshots.close())
-
-
-@pytest.mark.parametrize("is_bounded", [True, False])
-def test_so_many_sessions_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_bounded: bool) -> None:
-    if not is_bounded:
-        monkeypatch.setattr(WatchBudget, "take_instance", lambda _: True)
-    budget = WatchBudget(1000, 2)
-    lab = Lab(tmp_path, watches=budget)
-    before = watched()
-    places: list[Place] = [lab.place() for _ in range(4)]
-    for place in places:
-        furnish(place.workspace)
-    taken = [lab.take(place) for place in places]
-    assert watched() == before + (2 if is_bounded else 4) * 21
-    lab.snapshots.forget(places[0].id)
-    left = (1 if is_bounded else 3) * 21
-    # The thread that closes a watch gives back what it has taken after that.
-    assert eventually(lambda: watched() - before == budget._shares.taken == left)
-    for place, snapshot in zip(places[1:], taken[1:], strict=True):
-        (place.workspace / "d1" / "e1" / "new").write_text("found")
-        assert lab.take(place, snapshot) != snapshot
-    assert watched() == before + (2 if is_bounded else 3) * 21, "there was room for one again"
-    asyncio.run(lab.snapshots.close())
-    assert eventually(lambda: watched() == before)
-
-
 def test_descriptors_go_with_the_sandbox(lab: Lab) -> None:
     inotify = "anon_inode:inotify"
     before = opened(inotify)
