@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from era.core.cells import Cell, CellEvent, CellOutcome
+from era.core.cells import CellEvent, CellOutcome
 from era.core.live.context import Context
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
-from era.core.program import Output
+from era.core.program import Invocation, Output, Program
 from era.drivers import processes
 from era.languages import ipython, node
 from era.languages.python import base_executable
@@ -177,8 +177,9 @@ class Cells:
     ) -> tuple[CellOutcome, Written]:
         """What the cell writes is added to `written`, if that is given."""
         written = Written() if written is None else written
-        cell = Cell(code, env or {}, stdin, cwd, timeout, output_bytes)
-        return await self.context.execute(cell, written.write), written
+        invocation = Invocation(stdin=stdin.encode(), cwd=cwd)
+        cell = Program(code.encode(), env=env or {}, timeout=timeout, invocation=invocation)
+        return await self.context.execute(cell, output_bytes, written.write), written
 
     async def value(self, code: str, **options: str) -> str:
         """The text of the cell's main result, which it must have."""

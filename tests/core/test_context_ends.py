@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.cells import Cell, CellEvent, CellOutcome
+from era.core.cells import CellEvent, CellOutcome
 from era.core.live import context as module
 from era.core.live.context import Context, NotBegun
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
-from era.core.program import Output
+from era.core.program import Output, Program
 from tests.core.interpreters import until_ended
 from tests.unit.core import until
 
@@ -95,7 +95,7 @@ class Case:
 
     async def begun(self, timeout: float = 60.0) -> asyncio.Task[CellOutcome]:
         """A cell that its kernel has."""
-        running = asyncio.create_task(self.context.execute(Cell("", {}, "", "", timeout, 1 << 20), self._write))
+        running = asyncio.create_task(self.context.execute(Program(timeout=timeout), 1 << 20, self._write))
         await until(lambda: self.kernel.mark)
         self.kernel.say(b"B")
         return running
@@ -294,7 +294,7 @@ type Cause = Literal["oom", "signal", "sandbox_died"]
 @pytest.mark.parametrize("cause", ["sandbox_died", "oom", "signal"])
 async def test_a_cell_that_may_have_begun_is_not_said_not_to_have(case: Case, cause: Cause) -> None:
     """Its supervisor ends, with what the kernel has said."""
-    running = asyncio.create_task(case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write))
+    running = asyncio.create_task(case.context.execute(Program(timeout=60.0), 1 << 20, case._write))
     await until(lambda: case.kernel.mark)
     case.kernel.end(ProcessEnded(KILLED, signal.SIGKILL, cause, with_supervisor=True))
     outcome = await running
@@ -305,7 +305,7 @@ async def test_a_cell_that_may_have_begun_is_not_said_not_to_have(case: Case, ca
 @pytest.mark.parametrize("says_so", [True, False])
 async def test_a_cell_ends_whose_interpreter_can_not_be_followed_any_more(case: Case, *, says_so: bool) -> None:
     """For a bug of the service's. It may have begun, whether it has said so or not."""
-    running = asyncio.create_task(case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write))
+    running = asyncio.create_task(case.context.execute(Program(timeout=60.0), 1 << 20, case._write))
     await until(lambda: case.kernel.mark)
     if says_so:
         case.kernel.say(b"B")
@@ -337,5 +337,5 @@ async def test_a_cell_that_surely_had_not_begun(case: Case, end: Callable[[Kerne
     ending = asyncio.create_task(end(case.kernel))
     await asyncio.sleep(0)
     with pytest.raises(NotBegun):
-        await case.context.execute(Cell("", {}, "", "", 60.0, 1 << 20), case._write)
+        await case.context.execute(Program(timeout=60.0), 1 << 20, case._write)
     await ending

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from era import languages
-from era.core.cells import Cell, CellEvent
+from era.core.cells import CellEvent
 from era.core.live import state_file as state_files
 from era.core.live.context import Context, NotBegun
 from era.core.live.state_file import StateFile
 from era.core.process import ProcessSpec
-from era.core.program import Output
+from era.core.program import Invocation, Output, Program
 from era.errors import CommitFailed
 
 
@@ -58,8 +58,10 @@ async def _answer(context: Context, asked: dict[str, Any]) -> Answer:
         if isinstance(output, Output):
             answer.output[output.stream] += output.data.decode()
 
-    cell = Cell(**{"env": {}, "stdin": "", "cwd": "", "timeout": 30.0, "output_bytes": 1 << 20, **asked})
-    outcome = await context.execute(cell, write)
+    invocation = Invocation(stdin=asked.get("stdin", "").encode(), cwd=asked.get("cwd", ""))
+    code, env, timeout = asked["code"].encode(), asked.get("env", {}), asked.get("timeout", 30.0)
+    cell = Program(code, env=env, timeout=timeout, invocation=invocation)
+    outcome = await context.execute(cell, 1 << 20, write)
     answer.cause, answer.exit_code, answer.lost = outcome.cause, outcome.exit_code, outcome.lost
     answer.error = None if outcome.error is None else outcome.error["name"]
     answer.texts = [str(result["data"].get("text/plain")) for result in outcome.results]

@@ -13,10 +13,10 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from era.core.cells import Cell
 from era.core.live import context
 from era.core.live.context import Context
 from era.core.process import ProcessEnded, ProcessSpec
+from era.core.program import Program
 from era.core.stall_timeout import stall_timeout
 from era.drivers import process_supervisor
 from era.drivers.process_supervisor import GuestProcess, ProcessSupervisor
@@ -69,7 +69,7 @@ async def test_a_cell_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     kernel = Context("c", "python", await process, lambda: 0.0, lambda: False)
     await kernel.ready()
     async with asyncio.timeout(30):
-        outcome = await kernel.execute(Cell("1", {}, "", "", 1.0, 1000), Written().write)
+        outcome = await kernel.execute(Program(b"1", timeout=1.0), 1000, Written().write)
     assert (outcome.cause, outcome.sandbox_alive) == ("timeout", False)
     assert not supervisor.alive
     await supervisor.close()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from era.core.active_runs import ActiveRun
-from era.core.cells import Cell, CellRun, CellRunEnded, Contexts, StopCell, WriteCell
+from era.core.cells import CellRun, CellRunEnded, Contexts, StopCell, WriteCell
+from era.core.execution import OURS
 from era.core.models import JsonObject, Session
 from era.core.ports import Sandbox
-from era.core.program import Ended
+from era.core.program import Ended, Program
 from era.core.run_messages import RunRequest
 from era.core.secrets import placeholders
-
-_OURS = frozenset({"ERA_SESSION", "ERA_SESSION_ID", "ERA_LANGUAGE", "ERA_BASE_URL", "ERA_PROXY_URL", "ERA_STORAGE_URL"})
-"""Variables that a caller can't set."""
 
 
 class CellExecution:
@@ -26,15 +24,11 @@ class CellExecution:
         session: Session,
         sandbox: Sandbox,
         request: RunRequest,
-        *,
-        code: str,
-        state: bytes,
-        may_begin: Callable[[], Awaitable[None]],
+        program: Program,
     ) -> None:
-        """`sandbox` is the session's, which the run has acquired. `state` is the content of the state file. `may_begin`
-        is waited for before anything is executed."""
+        """`sandbox` is the session's, which the run has acquired. `program` has the variables of its own only."""
         self.sandbox = sandbox
-        self.state = state
+        self.state = program.state
         self.answer: JsonObject | None = None
         """What the run's answer says of the cell, once that has ended."""
 
@@ -42,24 +36,15 @@ class CellExecution:
         """Whether it came as far as to an interpreter. Until then nothing of it has been executed."""
 
         self._contexts = contexts
-        self._may_begin = may_begin
         self._active = active
         self._session = session
         self._enforced: JsonObject = {}
-        env = {**request.env, **placeholders(request.secrets)}
-        invocation = request.invocation
+        env = {**program.env, **placeholders(request.secrets)}
         self._request = CellRun(
             request.context or "",
             request.base_url,
-            Cell(
-                code,
-                {name: value for name, value in env.items() if name not in _OURS},
-                invocation.stdin.decode(),
-                invocation.cwd,
-                request.timeout or session.default_timeout,
-                sandbox.limits.output_bytes,
-            ),
-            state,
+            replace(program, env={name: value for name, value in env.items() if name not in OURS}),
+            sandbox.limits.output_bytes,
             request.secrets,
         )
 
@@ -75,7 +60,8 @@ class CellExecution:
     async def run(self, write: WriteCell) -> Ended:
         """Execute the cell; `write` gets its output and events as they come, and is waited for. Raises as Contexts.run
         does."""
-        await self._may_begin()
+        if self._request.program.may_begin is not None:
+            await self._request.program.may_begin()
         ended = await self._contexts.run(self._session, self._request, write, self._begun)
         self._enforced = ended.enforced
         self.answer = _answer(self._request.context, ended)

@@ -3,33 +3,13 @@ executed."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from era.core.models import JsonObject, OwnedId, Session
-from era.core.program import Output
+from era.core.program import Output, Program
 from era.core.secrets import Secret
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What an interpreter is to execute."""
-
-    code: str = field(repr=False)
-    env: Mapping[str, str] = field(repr=False)
-    """Set for this cell only."""
-
-    stdin: str = field(repr=False)
-    cwd: str
-    """The directory that it starts in, below the session's; empty to stay where the interpreter is."""
-
-    timeout: float
-    """Seconds until it is interrupted."""
-
-    output_bytes: int
-    """Of stdout, of stderr, and of results; the rest is cut off."""
-
 
 type CellEventKind = Literal["display", "update_display", "clear_output", "result", "cell_error"]
 
@@ -79,9 +59,11 @@ class CellRun:
     """Its name. It is made if there is none."""
 
     base_url: str
-    cell: Cell
-    state: bytes = field(repr=False)
-    """The content of the state file."""
+    program: Program
+    """Code, state, variables for this cell only, standard input. Without a `cwd` it is where the interpreter is."""
+
+    output_bytes: int
+    """Of stdout, of stderr, and of results; the rest is cut off."""
 
     secrets: Sequence[Secret]
 

@@ -1,86 +1,122 @@
 """One program in one sandbox, with its egress and its access to the storage, from its start to its end.
 
-A run in a session and one outside of any (`/api/execute`) are the same here. What becomes of the state and the files
-that the program leaves is for the caller to decide.
+Runs, services, commands of a setup and builds of packages all go by an Execution. Processes and cells, which other
+parts start, take their environment from the same Grants. What becomes of the state and the files that a program leaves
+is for the caller to decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from era.core.cells import CellEvent
 from era.core.files.allowance import bounded
-from era.core.models import EMPTY, JsonObject, Language, Snapshot, Status
+from era.core.models import EMPTY, JsonObject, Language, Session, Snapshot, Status
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import CODE_ALONE, Ended, Invocation, Output, Program
-from era.core.run_messages import ExecuteRequest, RunRequest
-from era.core.secrets import placeholders
+from era.core.program import Ended, Output, Program
+from era.core.secrets import Secret, placeholders
+from era.core.setup.requirements import variables
 from era.core.transcript import Transcript
 from era.errors import CommitFailed
 
+OURS = frozenset({"ERA_SESSION", "ERA_SESSION_ID", "ERA_LANGUAGE", "ERA_BASE_URL", "ERA_PROXY_URL", "ERA_STORAGE_URL"})
+"""Variables that a caller can't set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What a program may use besides its sandbox, and the variables that tell it."""
+
+    session_id: str
+    """What the program finds as ERA_SESSION_ID."""
+
+    owner: str
+    """Who has it run."""
+
+    language: Language
+    internet: bool = False
+    egress: JsonObject = field(default_factory=dict)
+    """The session's setting, which may narrow the internet to an allowlist."""
+
+    storage_owner: str | None = None
+    """Whose storage it may use; None for nobody's."""
+
+    base_url: str | None = None
+    """This service's, as the request's sender reaches it; None where nobody has sent one."""
+
+    secrets: Sequence[Secret] = ()
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Those of the session's setup, which a program's own override."""
+
+    @classmethod
+    def of(cls, session: Session, base_url: str | None = None, secrets: Sequence[Secret] = ()) -> Grants:
+        """What the programs of a session may use. Without `base_url` they have no storage either."""
+        return cls(
+            session.id,
+            session.owner,
+            session.language,
+            session.allow_internet,
+            session.egress,
+            session.owner if session.storage and base_url is not None else None,
+            base_url,
+            secrets,
+            variables(session.setup),
+        )
+
+    def environment(self, own: Mapping[str, str], storage_url: str | None) -> dict[str, str]:
+        """A program's environment: `own`, and the service's, which win. Where it may use no storage there is no
+        ERA_STORAGE_URL, even if the others have one; `storage_url` is None where that is at `base_url`."""
+        env = {
+            **self.variables,
+            **own,
+            **placeholders(self.secrets),
+            "ERA_SESSION": "true",
+            "ERA_SESSION_ID": self.session_id,
+            "ERA_LANGUAGE": self.language,
+        }
+        env.pop("ERA_STORAGE_URL", None)
+        if self.base_url is not None:
+            env |= {"ERA_BASE_URL": self.base_url, "ERA_PROXY_URL": f"{self.base_url}/proxy/{self.session_id}"}
+            if self.storage_owner is not None:
+                env["ERA_STORAGE_URL"] = storage_url or self.base_url
+        return env
+
 
 class Execution:
-    """The program of one request, ready to run in a sandbox. `run` may be called once."""
+    """A program, ready to run in a sandbox. `run` may be called once."""
+
+    answer: JsonObject | None = None
+    """What only cells answer (cell_execution.py)."""
 
     def __init__(
         self,
         sandbox: Sandbox,
+        program: Program,
+        grants: Grants,
         network: Network,
-        storage: StorageAccesses,
-        request: RunRequest | ExecuteRequest,
+        storage: StorageAccesses | None = None,
         *,
-        session_id: str,
-        owner: str,
-        language: Language,
-        code: str,
-        state: bytes,
-        timeout: float,
-        internet: bool,
-        egress: JsonObject,
-        storage_owner: str | None,
-        variables: Mapping[str, str] | None = None,
         before: Snapshot = EMPTY,
-        ephemeral: bool = False,
-        keeps_scratch: bool = False,
-        files: Mapping[str, bytes] | None = None,
-        invocation: Invocation = CODE_ALONE,
-        may_begin: Callable[[], Awaitable[None]] | None = None,
+        access: AbstractAsyncContextManager[Any] | None = None,
     ) -> None:
-        """The request gives `env`, secrets and the server's URL; the rest is what a session and a request outside of
-        any say in different ways.
-
-        `session_id` is what the program is told as ERA_SESSION_ID. `owner` is who has it run. `storage_owner` is whose
-        storage it may use, None for nobody's. `variables` are those of the session's setup, which `env` overrides.
-        `before` is what the working directory holds already. For the others see Program.
-        """
+        """`program` has the variables of its own only. `before` is what the working directory holds already. `access`
+        is entered as long as the program runs."""
         self.sandbox = sandbox
+        self.state = program.state
         self.egress = network.run_egress(
-            sandbox, owner=owner, internet=internet, egress=egress, secrets=request.secrets
+            sandbox, owner=grants.owner, internet=grants.internet, egress=grants.egress, secrets=grants.secrets
         )
-        self._storage = storage.access(sandbox, storage_owner)
+        reached = None if storage is None else storage.access(sandbox, grants.storage_owner)
+        self._accesses = [each or nullcontext() for each in (reached, access)]
         self._before = before
-        self.state = state
-        self.answer: JsonObject | None = None
-        """What only cells answer (cell_execution.py)."""
-
-        self.program = Program(
-            code=code.encode(),
-            state=state,
-            env=environment(
-                {**(variables or {}), **request.env, **placeholders(request.secrets)},
-                session_id,
-                language,
-                request.base_url,
-                None if storage_owner is None else self._storage.url or request.base_url,
-            ),
-            timeout=timeout,
-            ephemeral=ephemeral,
-            keeps_scratch=keeps_scratch,
-            files=files or {},
-            invocation=invocation,
+        self.program = replace(
+            program,
+            env=grants.environment(program.env, None if reached is None else reached.url),
             certificates=self.egress.certificates,
             supervised=self.egress.supervised,
-            may_begin=may_begin,
         )
 
     @property
@@ -99,7 +135,8 @@ class Execution:
         is raised, it may have.
         """
         ended: Ended | None = None
-        async with self.egress, self._storage:
+        storage, access = self._accesses
+        async with self.egress, storage, access:
             async for event in bounded(self.sandbox, self.program, self._before):
                 if isinstance(event, Ended):
                     ended = event
@@ -107,7 +144,7 @@ class Execution:
                     await write(event)
         if ended is None:
             # Not SandboxFailed, after which it would be run once more.
-            raise CommitFailed("The sandbox did not say how the run ended.")
+            raise CommitFailed("The sandbox did not say how the program ended.")
         return ended
 
 
@@ -127,23 +164,3 @@ def status_of(ended: Ended) -> Status:
     if ended.cause == "exit":
         return "ok" if ended.exit_code == 0 else "failed"
     return "killed" if ended.cause == "signal" else ended.cause
-
-
-def environment(
-    variables: Mapping[str, str], session_id: str, language: Language, base_url: str, storage_url: str | None
-) -> dict[str, str]:
-    """A program's environment: `variables`, and the service's own, which win. Without storage there is no
-    ERA_STORAGE_URL, even if `variables` have one."""
-    env = {
-        **variables,
-        "ERA_SESSION": "true",
-        "ERA_SESSION_ID": session_id,
-        "ERA_LANGUAGE": language,
-        "ERA_BASE_URL": base_url,
-        "ERA_PROXY_URL": f"{base_url}/proxy/{session_id}",
-    }
-    if storage_url is None:
-        env.pop("ERA_STORAGE_URL", None)
-    else:
-        env["ERA_STORAGE_URL"] = storage_url
-    return env

@@ -8,6 +8,9 @@ from typing import Literal
 
 type Stream = Literal["stdout", "stderr"]
 type EndCause = Literal["exit", "signal", "timeout", "oom", "killed", "disk_full"]
+DEFAULT_TIMEOUT = 30.0
+"""Seconds, for runs outside any session."""
+
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 
@@ -58,20 +61,22 @@ CODE_ALONE = Invocation()
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program for a sandbox to run. `env` is seen by this program only and is never logged."""
+    """One program for a sandbox to run, or a cell for a context. `env` is seen by this one only and is never logged."""
 
-    code: bytes = field(repr=False)
-    state: bytes = field(repr=False)
+    code: bytes = field(default=b"", repr=False)
+    """What an interpreter runs, unless `invocation` has a command."""
+
+    state: bytes = field(default=b"{}", repr=False)
     """The content of the state file."""
 
-    env: Mapping[str, str] = field(repr=False)
-    timeout: float
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds until it is told to end."""
 
-    ephemeral: bool
+    ephemeral: bool = False
     """Wipe the working directory once the program has ended."""
 
-    files: Mapping[str, bytes] = field(repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Extra files to put into the working directory first, by relative path."""
 
     invocation: Invocation = CODE_ALONE

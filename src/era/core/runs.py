@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,9 +20,11 @@ import structlog
 
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
-from era.core.execution import Execution, keep_output, status_of
+from era.core.execution import Execution, Grants, keep_output, status_of
 from era.core.idempotency import IdempotencyKeys, no_answer
 from era.core.models import Answered, Claim, Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id, now
+from era.core.ports import Sandbox
+from era.core.program import DEFAULT_TIMEOUT, Program
 from era.core.run_messages import (
     Begun,
     Collected,
@@ -42,9 +44,6 @@ from era.core.usage import use_of
 from era.errors import EraError, Forbidden, NoCode, NotFound, SetupUnderWay, Unavailable
 
 log = structlog.get_logger()
-
-DEFAULT_TIMEOUT = 30.0
-"""Seconds, for runs outside any session."""
 
 _NO_SESSION = 0
 """In place of a session's key, which are from 1 on."""
@@ -369,6 +368,29 @@ class Runs:
             with suppress(OSError):
                 await run.transcript.end()  # or who reads it would wait for more
 
+    def _execution(
+        self, request: ExecuteRequest, run: ActiveRun, sandbox: Sandbox, variables: Mapping[str, str]
+    ) -> Execution:
+        """The program of a request outside any session. It also has `variables`."""
+        program = Program(
+            code=request.code.encode(),
+            env=request.env,
+            timeout=request.timeout or DEFAULT_TIMEOUT,
+            files=request.files,
+            invocation=request.invocation,
+        )
+        grants = Grants(
+            run.run_id,
+            request.owner,
+            request.language,
+            request.allow_internet,
+            storage_owner=request.owner,
+            base_url=request.base_url,
+            secrets=request.secrets,
+            variables=variables,
+        )
+        return Execution(sandbox, program, grants, self._parts.network, self._parts.storage)
+
     async def _execute_noted(self, run: ActiveRun, request: ExecuteRequest, emit: Emit, told: RunEnded) -> Collected:
         """Raises as SandboxPool.acquire_temporary and Execution.run do, and TooBusy."""
         who, run_id, transcript = run.session_id, run.run_id, run.transcript
@@ -384,24 +406,7 @@ class Runs:
             run.sandbox = sandbox
             emit(RunStarted(run_id, transcript))
             try:
-                execution = Execution(
-                    sandbox,
-                    self._parts.network,
-                    self._parts.storage,
-                    request,
-                    session_id=run_id,
-                    owner=request.owner,
-                    language=request.language,
-                    code=request.code,
-                    state=b"{}",
-                    timeout=request.timeout or DEFAULT_TIMEOUT,
-                    internet=request.allow_internet,
-                    egress={},
-                    storage_owner=request.owner,
-                    variables=self._parts.traceparent(told),
-                    files=request.files,
-                    invocation=request.invocation,
-                )
+                execution = self._execution(request, run, sandbox, self._parts.traceparent(told))
                 ended = await execution.run(partial(keep_output, transcript))
                 told.stages.end("program")
                 told.ended(status_of(ended), ended, None, execution.report())

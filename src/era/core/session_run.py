@@ -25,7 +25,7 @@ from era.core.active_runs import ActiveRun
 from era.core.admission import Slot
 from era.core.cell_execution import CellExecution
 from era.core.cells import Contexts
-from era.core.execution import Execution, keep_output, status_of
+from era.core.execution import Execution, Grants, keep_output, status_of
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
@@ -49,10 +49,9 @@ from era.core.models import (
 from era.core.outputs import Outputs
 from era.core.pool import NEVER_BEGUN, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import Ended, Invocation
+from era.core.program import Ended, Invocation, Program
 from era.core.quotas import Quotas
 from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, recorded_program, result_of, setup_error
-from era.core.setup.requirements import variables
 from era.core.telemetry import Note, RunEnded, ignore
 from era.core.usage import UsageStore, use_of
 from era.errors import (
@@ -233,42 +232,25 @@ class SessionRun:
 
     def _execution(self, sandbox: Sandbox) -> Execution | CellExecution:
         """The program, with the session's settings."""
-        session, request = self._session, self._request
+        session, request, parts = self._session, self._request, self._parts
         code = request.code if request.code is not None else session.stored.code if session.stored else ""
-        if request.context is not None:
-            return CellExecution(
-                self._parts.contexts,
-                self._active,
-                session,
-                sandbox,
-                request,
-                code=code,
-                state=jsontext.state_file(session.data),
-                may_begin=self._may_begin,
-            )
+        live = session.key in parts.liveness
         command = command_of(request.service)
-        live = session.key in self._parts.liveness
-        return Execution(
-            sandbox,
-            self._parts.network,
-            self._parts.storage,
-            request,
-            session_id=session.id,
-            owner=session.owner,
-            language=session.language,
-            code=code,
+        program = Program(
+            code=code.encode(),
             state=jsontext.state_file(session.data),
+            env=request.env,
             timeout=request.timeout or session.default_timeout,
-            internet=session.allow_internet,
-            egress=session.egress,
-            storage_owner=session.owner if session.storage else None,
-            variables={**self._parts.traceparent(self._told), **variables(session.setup)},
-            before=session.snapshot,
             ephemeral=not session.persistent and not live,
             keeps_scratch=live,
             invocation=Invocation(command=command) if command else request.invocation,
             may_begin=self._may_begin,
         )
+        if request.context is not None:
+            return CellExecution(parts.contexts, self._active, session, sandbox, request, program)
+        grants = Grants.of(session, request.base_url, request.secrets)
+        grants = replace(grants, variables={**parts.traceparent(self._told), **grants.variables})
+        return Execution(sandbox, program, grants, parts.network, parts.storage, before=session.snapshot)
 
     async def _outcome(self, execution: Execution | CellExecution, ended: Ended) -> _Outcome:
         """What can be kept of the run. Its files are durable when this returns, but no row names them yet."""

@@ -30,7 +30,7 @@ async def self_test(
     try:
         code = languages.DEFINITIONS[language].hello.encode()
         output = b""
-        async for event in sandbox.run(Program(code, b"{}", {}, _SECONDS, ephemeral=True, files={})):
+        async for event in sandbox.run(Program(code, timeout=_SECONDS, ephemeral=True)):
             if isinstance(event, Output):
                 output += event.data
         if output != b"up\n":

@@ -34,7 +34,7 @@ from typing import Literal
 import structlog
 
 from era.core import jsontext
-from era.core.cells import Cell, CellEvent, CellOutcome, WriteCell
+from era.core.cells import CellEvent, CellOutcome, WriteCell
 from era.core.live.cell_order import CellOrder
 from era.core.live.kernel_frames import (
     INTERRUPT_FRAME,
@@ -51,7 +51,7 @@ from era.core.models import now
 from era.core.outages import note_outage
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessOutput
-from era.core.program import STREAMS, Output, Stream
+from era.core.program import STREAMS, Output, Program, Stream
 from era.core.stall_timeout import stall_timeout
 from era.core.tasks import log_failure
 from era.errors import Unavailable
@@ -110,7 +110,9 @@ class NotBegun(Exception):
 class _Running:
     """The cell under way."""
 
-    cell: Cell
+    timeout: float
+    """Seconds until it is interrupted."""
+
     write: WriteCell
     order: CellOrder
     results: CellResults
@@ -228,19 +230,19 @@ class Context:
                 hint="A new server first prepares what contexts need, once. Try again in a minute.",
             )
 
-    async def execute(self, cell: Cell, write: WriteCell) -> CellOutcome:
-        """Execute a cell; `write` gets its output and events as they come. One at a time. Raises NotBegun, or what
-        `write` does."""
+    async def execute(self, cell: Program, output_bytes: int, write: WriteCell) -> CellOutcome:
+        """Execute a cell; `write` gets its output and events as they come, up to `output_bytes` of stdout, of stderr
+        and of results. One at a time. Raises NotBegun, or what `write` does."""
         if not self.alive:
             raise NotBegun
         event_mark, end_mark = (f"\0era:{secrets.token_hex(16)}\0" for _ in range(2))
         running = self._running = _Running(
-            cell,
+            cell.timeout,
             write,
             CellOrder(_FDS, event_mark.encode(), end_mark.encode()),
-            CellResults(min(cell.output_bytes, RESULTS_BYTES)),
+            CellResults(min(output_bytes, RESULTS_BYTES)),
             asyncio.get_running_loop().create_future(),
-            dict.fromkeys(STREAMS, cell.output_bytes),
+            dict.fromkeys(STREAMS, output_bytes),
             self._between_truncated,
         )
         self._between_truncated = set()
@@ -251,10 +253,10 @@ class Context:
                     content.clear()
             frame = cell_frame(
                 {
-                    "code": cell.code,
+                    "code": cell.code.decode(),
                     "env": dict(cell.env),
-                    "cwd": cell.cwd,
-                    "stdin": cell.stdin,
+                    "cwd": cell.invocation.cwd,
+                    "stdin": cell.invocation.stdin.decode(),
                     "event_mark": event_mark,
                     "mark": end_mark,
                     "limit": running.results.limit,
@@ -317,7 +319,7 @@ class Context:
 
     async def _end_of(self, running: _Running) -> None:
         """Wait for the end of a cell, and see to it that it has one."""
-        await asyncio.wait([running.done], timeout=running.cell.timeout)
+        await asyncio.wait([running.done], timeout=running.timeout)
         if not running.done.done() and not running.is_over:
             running.timed_out = True
             self._stop(running, "a cell went on after its timeout")

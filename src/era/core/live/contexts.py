@@ -193,7 +193,7 @@ class Contexts:
         begun: Callable[[StopCell], None],
     ) -> tuple[CellOutcome, str | None]:
         """See `_execute`; with the state file and the secrets in place."""
-        await of.opened_state_file(request.base_url).write(request.state)
+        await of.opened_state_file(request.base_url).write(request.program.state)
         await of.live.remember(request.secrets)
         try:
             return await self._execute(of, session, request, write, begun)
@@ -216,7 +216,7 @@ class Contexts:
             lost = why or lost
             begun(context.stop_cell)
             try:
-                outcome = await context.execute(request.cell, write)
+                outcome = await context.execute(request.program, request.output_bytes, write)
             except NotBegun:
                 continue
             except CommitFailed as error:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import structlog
 
-from era.core.execution import environment
+from era.core.execution import Grants
 from era.core.files.allowance import Allowance
 from era.core.late_ends import LateEnds
 from era.core.live.processes import MOST, Processes, ProcessRequest
@@ -25,8 +25,7 @@ from era.core.ports import (
     StorageAccesses,
 )
 from era.core.process import ProcessSpec
-from era.core.secrets import Secret, placeholders
-from era.core.setup.requirements import variables
+from era.core.secrets import Secret
 from era.errors import EraError, SandboxFailed
 
 log = structlog.get_logger()
@@ -221,9 +220,7 @@ class LiveSession:
         self.starts += 1
         self._use(egress, secrets)
         session = self.session
-        storage = (self._storage_url or base_url) if session.storage else None
-        given = {**variables(session.setup), **spec.env, **(env or {}), **placeholders(secrets)}
-        made = environment(given, session.id, session.language, base_url, storage)
+        made = Grants.of(session, base_url, secrets).environment({**spec.env, **(env or {})}, self._storage_url)
         try:
             return await supervisor.start(
                 replace(spec, env={**egress.certificates, **made}, supervised=egress.supervised), may_begin

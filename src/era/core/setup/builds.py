@@ -15,17 +15,17 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from era.core.files.allowance import bounded
+from era.core.execution import Execution, Grants
 from era.core.limits import Rules
-from era.core.models import EMPTY, Language, Session
+from era.core.models import Language, Session
 from era.core.pool import SandboxPool
 from era.core.ports import Indexes, Network, Sandbox
-from era.core.program import Ended, Invocation, Program
+from era.core.program import Invocation, Output, Program
 from era.core.setup.commands import failure
 from era.core.setup.progress import LastWords, Say
-from era.errors import SandboxFailed
 
 
 class Builds:
@@ -88,31 +88,19 @@ class BuildSandbox:
         """Run a program until it ends, or until `deadline` of the monotonic clock. Returns how it failed (see
         `failure`), None if it hasn't, and the end of its output. `{N}` in `command` is replaced by the address of the
         Nth of `indexes`. `say` gets the output as it comes. Raises SandboxFailed."""
-        sandbox, session, output = self._sandbox, self._session, LastWords()
-        egress = self._network.run_egress(
-            sandbox, owner=session.owner, internet=session.allow_internet, egress=session.egress
-        )
-        access = self._indexes.access(sandbox, indexes)
+        session, output = self._session, LastWords()
+        access = self._indexes.access(self._sandbox, indexes)
         program = Program(
-            code=b"",
-            state=b"{}",
             env=env,
             timeout=max(0.1, deadline - time.monotonic()),
-            ephemeral=False,
-            files={},
-            certificates=egress.certificates,
-            supervised=egress.supervised,
             invocation=Invocation(command=[access.filled_in(word) for word in command]),
         )
-        ended: Ended | None = None
-        async with egress, access:
-            async for event in bounded(sandbox, program, EMPTY):
-                if isinstance(event, Ended):
-                    ended = event
-                else:
-                    output.say(event.stream, event.data)
-                    if say is not None:
-                        say(event.stream, event.data)
-        if ended is None:
-            raise SandboxFailed("The sandbox did not say how a build ended.")
+        grants = replace(Grants.of(session), variables={})
+
+        async def keep(piece: Output) -> None:
+            output.say(piece.stream, piece.data)
+            if say is not None:
+                say(piece.stream, piece.data)
+
+        ended = await Execution(self._sandbox, program, grants, self._network, access=access).run(keep)
         return failure(ended), output

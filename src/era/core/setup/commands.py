@@ -18,16 +18,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from era.core import jsontext
-from era.core.files.allowance import bounded
+from era.core.execution import Execution, Grants
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused
 from era.core.history import HistoryBound
 from era.core.models import Session, Snapshot, Trim, command_of
 from era.core.pool import SandboxPool
-from era.core.ports import Network
-from era.core.program import Ended, Invocation, Program
+from era.core.ports import Network, Sandbox
+from era.core.program import Ended, Invocation, Output, Program
 from era.core.setup.progress import LastWords, Progress
-from era.core.setup.requirements import variables
 from era.errors import SandboxFailed, Unavailable
 
 _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."
@@ -76,42 +75,10 @@ class Commands:
         try:
             for left, command in zip(range(len(commands) - 1, -1, -1), commands, strict=True):
                 result.ran.append(command)
-                shown = f"$ {command}\n".encode()
-                result.say("stdout", shown)
-                progress.say("stdout", shown)
-                egress = self._network.run_egress(
-                    sandbox, owner=session.owner, internet=session.allow_internet, egress=session.egress
-                )
-                program = Program(
-                    code=b"",
-                    state=jsontext.state_file(session.data),
-                    env={
-                        **variables(session.setup),
-                        "ERA_SESSION": "true",
-                        "ERA_SESSION_ID": session.id,
-                        "ERA_LANGUAGE": session.language,
-                    },
-                    timeout=max(0.1, deadline - time.monotonic()),
-                    ephemeral=False,
-                    files={},
-                    keeps_scratch=left > 0,
-                    certificates=egress.certificates,
-                    supervised=egress.supervised,
-                    invocation=Invocation(command=command_of(command)),
-                )
-                ended: Ended | None = None
-                async with egress:
-                    async for event in bounded(sandbox, program, session.snapshot):
-                        if isinstance(event, Ended):
-                            ended = event
-                        else:
-                            result.say(event.stream, event.data)
-                            progress.say(event.stream, event.data)
+                problem = await self._run_one(sandbox, session, command, deadline, (result, progress), is_last=not left)
                 progress.flush()
-                if ended is None:
-                    raise SandboxFailed("The sandbox did not say how a command ended.")
-                result.error = _problem(command, ended)
-                if result.error is not None:
+                if problem is not None:
+                    result.error = problem
                     return result
             naming.enter_context(self._snapshots.blobs.naming())
             result.snapshot = await self._snapshots.take(sandbox, session.snapshot, session_id=session.owned_id)
@@ -125,6 +92,32 @@ class Commands:
         except BaseException:
             await self.drop(session.key)
             raise
+
+    async def _run_one(
+        self,
+        sandbox: Sandbox,
+        session: Session,
+        command: str,
+        deadline: float,
+        listeners: Sequence[LastWords | Progress],
+        *,
+        is_last: bool,
+    ) -> str | None:
+        """Run one command, and give what it says to `listeners`. Returns the error if it failed."""
+
+        async def write(output: Output) -> None:
+            for each in listeners:
+                each.say(output.stream, output.data)
+
+        await write(Output("stdout", f"$ {command}\n".encode()))
+        program = Program(
+            state=jsontext.state_file(session.data),
+            timeout=max(0.1, deadline - time.monotonic()),
+            keeps_scratch=not is_last,
+            invocation=Invocation(command=command_of(command)),
+        )
+        execution = Execution(sandbox, program, Grants.of(session), self._network, before=session.snapshot)
+        return _problem(command, await execution.run(write))
 
     async def trim(self, session: Session, snapshot: Snapshot | None) -> Trim | None:
         """What must go of the session's history with this snapshot's becoming a version."""
