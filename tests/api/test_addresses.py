@@ -17,6 +17,7 @@ from tests.api.stored_code import SEEN
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, eventually
 from tests.gvisor import BOTH_KINDS
+from tests.table import table
 
 SERVED = ("192.168.7.5", 8787)
 
@@ -35,7 +36,7 @@ def settings(**fields: Any) -> Settings:
     return Settings(api_key=SecretStr("k"), **{"host": "0.0.0.0", **fields})
 
 
-@pytest.mark.parametrize(
+@table(
     "host",
     ["localhost", "LOCALHOST:8787", "a.b.localhost:1", "127.0.0.1:8787", "127.9.9.9", "[::1]:8787", "192.168.7.5:8787"],
 )
@@ -44,7 +45,7 @@ def test_addresses_of_this_machine_are_taken_over(host: str) -> None:
     assert addresses.base_url(request(host, scheme="https"), settings()) == f"https://{host.lower()}"
 
 
-@pytest.mark.parametrize(
+@table(
     "host",
     [
         *(

@@ -12,12 +12,12 @@ import zipfile
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.api.answers import refused
 from tests.api.archives_api import FORMS, fetch, member, send, send_accepted, tar
 from tests.api.files_api import get, listed, names, put
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 MAKE_TREE = """
 import os
@@ -72,7 +72,7 @@ def test_an_archive_holds_names_modes_times_and_content(client: httpx.Client, se
     refused(client.get(f"/api/sessions/{where}/archive?format=rar"), 400, "format")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@table("form", FORMS)
 def test_a_tree_sent_back_is_the_same(client: httpx.Client, session: MakeSession, run: Run, form: str) -> None:
     where, other = session(), session()
     run(where, MAKE_TREE)
@@ -133,27 +133,6 @@ def test_archives_of_tar_are_read_and_ours_are_read_by_tar(
     assert os.readlink(out / "link") == "a"
     old = tar(member("v7", b"1"), form=tarfile.USTAR_FORMAT)
     assert send_accepted(client, where, old)["count"] == 1
-
-
-def test_tar_keeps_names_that_are_not_utf8_and_zip_refuses_them(
-    client: httpx.Client, session: MakeSession, run: Run
-) -> None:
-    where, other = session(), session()
-    run(where, r"import os; open(b'\xff', 'w').write('1'); os.symlink(b'\xfe', b'l')")
-    send_accepted(client, other, fetch(client, where))
-    outcome = run(other, r"import os; print(open(b'\xff').read(), os.readlink(b'l'))")
-    assert outcome["stdout"] == "1 b'\\xfe'\n"
-    refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "UTF-8", "tar")
-
-
-def test_what_a_program_made_comes_back_from_tar_and_zip_refuses_what_would_not(
-    client: httpx.Client, session: MakeSession, run: Run
-) -> None:
-    where, other = session(), session()
-    run(where, r"import os; open('C:\\temp', 'w').write('1'); os.utime('C:\\temp', (0, 10**13))")
-    send_accepted(client, other, fetch(client, where))
-    assert run(other, r"print(open('C:\\temp').read())")["stdout"] == "1\n"
-    refused(client.get(f"/api/sessions/{where}/archive?format=zip"), 409, "backslash", "tar")
 
 
 def test_an_archive_turns_no_file_into_a_directory_or_link(client: httpx.Client, session: MakeSession) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from era.wire.runs import RunAnswer
 from tests.api.answers import RUN_KEYS, artifact_paths, checked, run_record
-from tests.api.capsule_api import TAR
 from tests.api.setups import make, settled
 from tests.conftest import MakeSession, Run
 
@@ -59,25 +58,6 @@ def test_artifacts_are_what_this_run_wrote(client: httpx.Client, session: MakeSe
     assert artifact_paths(run(where, CHART)) == ["chart.svg"]
 
 
-def test_artifacts_in_large_directories_are_found(session: MakeSession, run: Run) -> None:
-    """In which a commit looks only at what was touched."""
-    where = session()
-    code = "import os\nfor n in range(60):\n    os.mkdir(f'{n}')\n    open(f'{n}/page.html', 'w').write('x')"
-    assert len(artifact_paths(run(where, code))) == 60
-    assert artifact_paths(run(where, "open('7/page.html', 'w').write('y'); open('3/new.gif', 'w')")) == [
-        "3/new.gif",
-        "7/page.html",
-    ]
-    assert artifact_paths(run(where, "1")) == []
-
-
-@pytest.mark.parametrize("language", ["node", "typescript"])
-def test_artifacts_of_other_languages(session: MakeSession, run: Run, language: str) -> None:
-    code = "require('fs').writeFileSync('table.parquet', 'PAR1')"
-    outcome = run(session(language), code)
-    assert outcome["artifacts"] == [{"type": "application/vnd.apache.parquet", "path": "table.parquet", "size": 4}]
-
-
 def test_uncommitted_files_are_no_artifacts(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(persistent=False)
     assert artifact_paths(run(where, CHART)) == []
@@ -113,24 +93,6 @@ for name in (b'\\xff.png', 'é ü.JPEG'):
         ("image/jpeg", "é ü.JPEG"),
         ("image/png", "\ufffd.png"),
     ]
-
-
-def test_a_replayed_answer_has_its_artifacts(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    send = {"json": {"code": CHART}, "headers": {"Idempotency-Key": "chart"}}
-    first, second = (client.post(f"/api/sessions/{where}/run", **send) for _ in range(2))  # type: ignore[arg-type]  # mixed
-    assert first.json()["artifacts"] == [SVG]
-    assert first.json() == second.json()
-
-
-def test_a_capsule_keeps_the_artifacts_of_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    run(where, CHART)
-    capsule = client.get(f"/api/sessions/{where}/capsule").content
-    made = client.post("/api/sessions/import?id=brought", content=capsule, headers=TAR)
-    assert made.status_code == 201, made.text
-    runs = client.get("/api/sessions/brought/runs").json()["runs"]
-    assert [each["artifacts"] for each in runs] == [[SVG]]
 
 
 PLOTS = """

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import pytest
 
-from tests.api.guest_servers import HTTP_SERVER, serve_in_background, start_in_background
+from tests.api.guest_servers import start_in_background
 from tests.api.told import WAITS, tell
-from tests.conftest import STOP_SECONDS, MakeServer, MakeSession, Run, Server, at_best, eventually
+from tests.conftest import STOP_SECONDS, MakeServer, MakeSession, Run, Server, eventually
+from tests.table import table
 
 SLEEPER = """\
 import json, time
@@ -44,17 +43,6 @@ def test_a_background_run_answers_at_once_and_is_recorded(client: httpx.Client, 
     assert client.get(f"/api/sessions/{where}/runs/{run_id}/stdout").text == "done\n"
 
 
-def test_output_so_far_can_be_read(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    code = "import sys, time; print('0123456789', flush=True); print('e', file=sys.stderr); time.sleep(600)"
-    run_id = start_in_background(client, where, code)
-    url = f"/api/sessions/{where}/runs/{run_id}"
-    assert eventually(lambda: client.get(f"{url}/stdout").text == "0123456789\n")
-    part = client.get(f"{url}/stdout", headers={"Range": "bytes=3-5"})
-    assert (part.status_code, part.text) == (206, "345")
-    assert eventually(lambda: client.get(f"{url}/stderr").text == "e\n")
-
-
 def test_a_background_run_can_be_stopped(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run_id = start_in_background(client, where, SLEEPER)
@@ -71,44 +59,6 @@ def test_a_background_run_can_be_stopped(client: httpx.Client, session: MakeSess
     other = session()
     assert client.delete(f"/api/sessions/{other}/runs/{run_id}").status_code == 404
     assert client.delete(f"/api/sessions/{where}/runs/nothing").status_code == 404
-
-
-def test_a_stopped_program_may_clean_up_on_sigterm(client: httpx.Client, session: MakeSession) -> None:
-    code = """\
-import signal, sys, time
-def end(*_):
-    open("ended.txt", "w").write("x")
-    sys.exit(3)
-signal.signal(signal.SIGTERM, end)
-print("ready", flush=True)
-time.sleep(600)
-"""
-    where = session()
-    run_id = start_in_background(client, where, code)
-    url = f"/api/sessions/{where}/runs/{run_id}"
-    assert eventually(lambda: client.get(f"{url}/stdout").text)
-    outcome = client.delete(url).json()
-    assert (outcome["status"], outcome["exit_code"]) == ("killed", 3)
-    assert client.get(f"/api/sessions/{where}/files/ended.txt").text == "x"
-
-
-def test_a_stopped_program_that_ignores_sigterm_is_killed_after_two_seconds(
-    client: httpx.Client, session: MakeSession
-) -> None:
-    where = session()
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-
-    def stop() -> float:
-        url = f"/api/sessions/{where}/runs/{start_in_background(client, where, code)}"
-        assert eventually(lambda: client.get(f"{url}/stdout").text)
-        began = time.monotonic()
-        outcome = client.delete(url).json()
-        waited = time.monotonic() - began
-        assert (outcome["status"], outcome["exit_code"]) == ("killed", 137)
-        assert waited > 1.9
-        return waited
-
-    assert at_best(8, stop) < 8
 
 
 def test_a_foreground_run_can_be_stopped_too(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -128,56 +78,13 @@ def test_a_foreground_run_can_be_stopped_too(client: httpx.Client, session: Make
     assert (outcomes[0]["status"], outcomes[0]["exit_code"]) == ("killed", 143)
 
 
-def test_a_background_run_has_a_timeout(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    run_id = start_in_background(client, where, "import time; time.sleep(600)", timeout=0.2)
-    run(where, "1")
-    assert record(client, where, run_id)["status"] == "timeout"
-    answer = client.post(f"/api/sessions/{where}/run", json={"code": "1", "background": True, "timeout": 99_999})
-    assert answer.status_code == 400
-
-
-def test_a_stopped_atomic_run_commits_nothing(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    run_id = start_in_background(client, where, SLEEPER, atomic=True)
-    url = f"/api/sessions/{where}/runs/{run_id}"
-    assert eventually(lambda: client.get(f"{url}/stdout").text)
-    assert client.delete(url).json()["state"]["committed"] is False
-    assert client.get(f"/api/sessions/{where}").json()["data"] == {}
-
-
-def test_a_background_run_with_an_idempotency_key_begins_once(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    body = {"code": SLEEPER, "background": True}
-    url, key = f"/api/sessions/{where}/run", {"Idempotency-Key": "k"}
-    first = client.post(url, json=body, headers=key)
-    again = client.post(url, json=body, headers=key)  # while it runs
-    assert (first.status_code, again.status_code, again.json()) == (202, 202, first.json())
-    assert again.headers["Idempotent-Replay"] == "true"
-    client.delete(f"/api/sessions/{where}/runs/{first.json()['run_id']}")
-    after = client.post(url, json=body, headers=key)
-    assert (after.status_code, after.json()) == (202, first.json())
-    assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 1
-    assert client.post(url, json={"code": SLEEPER}, headers=key).json()["code"] == "idempotency_mismatch"
-
-
-@pytest.mark.parametrize("body", [{"code": "1", "background": "yes"}, {"background": True}])
+@table("body", [{"code": "1", "background": "yes"}, {"background": True}])
 def test_invalid_background_runs_do_not_begin(client: httpx.Client, session: MakeSession, body: dict[str, Any]) -> None:
     where = session()
     assert client.post(f"/api/sessions/{where}/run", json=body).status_code == 400
     assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 0
     stream = client.post(f"/api/sessions/{where}/stream", json={"code": "1", "background": True})
     assert stream.status_code == 400
-
-
-def test_deleting_the_session_ends_its_background_run(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
-    where = session()
-    serve_in_background(client, where, HTTP_SERVER)
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    assert client.delete(f"/api/sessions/{where}").status_code == 200
-    assert client.get(f"/proxy/{where}/3000/").status_code == 404
 
 
 def test_stopping_the_service_stops_and_commits_background_runs(own_server: MakeServer) -> None:

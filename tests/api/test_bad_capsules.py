@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import sqlite3
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -21,6 +16,7 @@ from tests.api.capsule_api import TAR, export_capsule, import_capsule, send_caps
 from tests.capsules import document, file, of_files, run, session, tree, version
 from tests.conftest import MakeServer, Server
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 FURNISH = """
 import json, os, sys
@@ -115,7 +111,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("which", BAD)
+@table("which", BAD)
 def test_bad_capsules_make_nothing(client: httpx.Client, server: Server, which: str) -> None:
     with nothing_made(client, server):
         body = refused(send_capsule(client, BAD[which], "bad"), 400)
@@ -184,63 +180,3 @@ def test_damaged_capsules_make_nothing(client: httpx.Client, server: Server, cha
                 refusals += 1
     assert refusals > 0.95 * changes
     assert server.log.count("Traceback") == 0
-
-
-@pytest.mark.soak  # tests/hostile/test_failpoints.py kills during imports, too
-@pytest.mark.one_host("the host that is asked imports, and the other is killed")
-def test_kill_9_during_an_import_leaves_all_or_nothing(own_server: MakeServer) -> None:
-    """Also, no file is left, and the same capsule can be imported afterwards."""
-    server = own_server()
-    chance = random.Random(11)
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        for n in range(5):
-            client.post(
-                "/api/sessions/s/run",
-                json={"code": f"import os\nfor m in range(100): open(f'{n}-{{m}}', 'wb').write(os.urandom(9000))"},
-            )
-        capsule = export_capsule(client, "s")
-        files = client.get("/api/sessions/s?include=files").json()["files"]
-        client.delete("/api/sessions/s?purge=true")
-    began = time.monotonic()
-    with server.client() as client:
-        assert send_capsule(client, capsule, "timed").status_code == 201
-    duration = time.monotonic() - began
-    names = sorted(path.name for path in server.data_dir.iterdir())
-    outcomes: set[int] = set()
-    longest = duration
-    for number in range(30):
-        if number >= 2 and outcomes == {200, 404}:
-            break
-        thread = threading.Thread(target=_ignore_hangup, args=(server.url, capsule, f"n{number}"))
-        thread.start()
-        time.sleep(chance.uniform(0.2, 1) * longest)
-        server.stop(signal.SIGKILL)
-        thread.join()
-        server.start()
-        with server.client() as client:
-            answer = client.get(f"/api/sessions/n{number}?include=files")
-            outcomes.add(answer.status_code)
-            longest *= (
-                0.7 if answer.status_code == 200 else 1.4
-            )  # So that there are both outcomes however fast the machine is.
-            if answer.status_code == 200:
-                assert answer.json()["files"] == files
-                assert answer.json()["version"] == 6
-                assert client.get(f"/api/sessions/n{number}/versions").json()["count"] == 6
-                assert client.get(f"/api/sessions/n{number}/runs").json()["count"] == 5
-            else:
-                assert import_capsule(client, capsule, f"n{number}")["version"] == 6
-        assert sorted(path.name for path in server.data_dir.iterdir()) == names
-        assert set(os.listdir(server.content_dir / "blobs" / "incoming")) <= {"lock"}  # that of hosts that share it
-    assert outcomes == {200, 404}
-    with closing(sqlite3.connect(server.content_dir / "era.sqlite")) as database:
-        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
-
-
-def _ignore_hangup(url: str, capsule: bytes, new_id: str) -> None:
-    with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as client:
-        try:
-            send_capsule(client, capsule, new_id)
-        except httpx.TransportError:
-            return

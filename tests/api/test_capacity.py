@@ -94,21 +94,5 @@ def test_a_run_without_a_session_whose_caller_hangs_up_in_the_queue_never_begins
         _end(client)
 
 
-def test_runs_that_wait_keep_nobody_from_beginning(own_server: MakeServer) -> None:
-    server = own_server(max_warm="40")
-    with server.client() as client, server.client(base_url=server.own_url) as at_home:
-
-        def sleep(number: int) -> None:
-            body = {"language": "python", "session_id": f"s{number}"}
-            assert client.post("/api/sessions", json=body).status_code == 201
-            assert client.post(f"/api/sessions/s{number}/run", json=SLEEP, timeout=120).status_code == 202
-
-        for number in range(12):
-            sleep(number)
-        assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["busy"] == 12)
-        assert _create_and_run(server, 1) == (201, 200, "1\n")
-        _end(client)
-
-
 def _end(client: httpx.Client) -> None:
     assert client.delete("/api/sessions").status_code == 200

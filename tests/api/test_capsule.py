@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
 import time
 from functools import partial
@@ -14,9 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from era.languages import runtimes
 from tests.api.answers import refused
-from tests.api.archives_api import member, tar
 from tests.api.capsule_api import TAR, export_capsule, import_capsule, send_capsule
 from tests.api.live import process, start
 from tests.api.test_bad_capsules import LOOK, make_furnished_session
@@ -90,16 +86,6 @@ def test_an_imported_session_is_all_that_the_exported_one_was(
         refused(send_capsule(there, capsule, new_id), 409, name)
 
 
-def test_an_import_keeps_which_files_were_uploaded(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    assert client.put(f"/api/sessions/{where}/files/d/put", content=b"by a client").status_code == 200
-    assert send_capsule(client, export_capsule(client, where), "copy").status_code == 201
-    before, after = (client.get(f"/api/sessions/{name}/files").json() for name in (where, "copy"))
-    assert before == after
-    assert [(entry["path"], entry["uploaded"]) for entry in after["files"]] == [("d/put", True)]
-    assert client.get("/api/sessions/copy/files/d/put").content == b"by a client"
-
-
 def test_a_capsule_of_the_current_version_only(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     run(where, "open('a', 'w').write('first')")
@@ -138,21 +124,6 @@ def test_a_capsule_of_a_session_with_checkpoints(own_server: MakeServer) -> None
         import_capsule(client, export_capsule(client, "s"), "copy")
         assert versions("copy") == versions("s")
         assert client.get("/api/sessions/copy/versions/2/files/a").content == b"1"
-
-
-def test_sessions_without_runs_or_files_can_be_exported(client: httpx.Client, session: MakeSession) -> None:
-    """A session that has never run, and one that is not persistent."""
-    capsule = export_capsule(client, session("typescript", session_id="fresh:1_-x"))
-    assert [name for name, _ in parts(capsule)] == ["capsule.json", "README.txt", "SHA256SUMS"]
-    assert import_capsule(client, capsule, "again")["last_run_at"] == ""
-    assert import_capsule(client, export_capsule(client, session(persistent=False)), "none")["persistent"] is False
-    refused(client.get("/api/sessions/nobody/capsule"), 404, "nobody")
-    refused(client.get("/api/sessions/a%20b/capsule"), 404)
-    assert client.get("/api/sessions/import").status_code == 404
-    assert session(session_id="import") == "import"
-    assert export_capsule(client, "import")
-    assert client.patch("/api/sessions/import", json={"data": {"a": "x" * 2000}}).status_code == 200
-    refused(client.patch("/api/sessions/import", content=b" " * (17 << 20)), 413)
 
 
 def test_a_capsule_can_be_checked_and_repacked_with_tar_and_sha256sum(
@@ -229,42 +200,3 @@ def test_memory_stays_flat_while_a_large_session_moves(
     assert answer.status_code == 201, answer.text
     assert server.peak_resident_bytes - before < 24 << 20, "the import"
     assert run("big", "import os; print(sum(os.path.getsize(f'f{n}') for n in range(4)))")["stdout"] == f"{64 << 20}\n"
-
-
-def test_clients_that_hang_up_leave_nothing(
-    client: httpx.Client, session: MakeSession, run: Run, server: Server
-) -> None:
-    """Exports that are not read to their end, and imports that stop halfway, leave no descriptors."""
-    where = session()
-    run(where, "import os; open('f', 'wb').write(os.urandom(16 << 20))")
-    ready = len(runtimes())  # a new sandbox is made ready for the one that the run took, and has descriptors of its own
-    with server.client(base_url=server.own_url) as at_home:
-        assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["ready"] == ready)
-    open_before = len(os.listdir(f"/proc/{server.pid}/fd"))
-    for _ in range(5):
-        with client.stream("GET", f"/api/sessions/{where}/capsule") as answer:
-            next(answer.iter_raw())
-    name, _, port = server.url.removeprefix("http://").rpartition(":")
-    request = f"POST /api/sessions/import HTTP/1.1\r\nHost: {name}:{port}\r\nContent-Length: 100000000\r\n"
-    for _ in range(5):
-        with socket.create_connection((name, int(port))) as connection:
-            connection.sendall(request.encode() + b"Content-Type: application/x-tar\r\n\r\n" + bytes(3 << 20))
-    assert eventually(lambda: len(os.listdir(f"/proc/{server.pid}/fd")) <= open_before), [
-        os.readlink(path) for path in Path(f"/proc/{server.pid}/fd").iterdir()
-    ]
-    assert client.get("/api/sessions").json()["count"] == 1
-    assert server.log.count("Traceback") == 0
-
-
-def test_a_capsule_may_hold_what_a_session_of_the_server_may(
-    client: httpx.Client, session: MakeSession, own_server: MakeServer
-) -> None:
-    where = session()
-    archive = tar(*(member(f"{number}") for number in range(65)))
-    assert client.put(f"/api/sessions/{where}/archive", content=archive).status_code == 200
-    capsule = export_capsule(client, where)
-    with own_server(max_limits="files=65", files="32").client() as there:
-        import_capsule(there, capsule)
-        archive = tar(member("one more"))
-        assert client.put(f"/api/sessions/{where}/archive", content=archive).status_code == 200
-        refused(send_capsule(there, export_capsule(client, where), "more"), 413, "65 files")

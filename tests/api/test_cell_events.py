@@ -31,18 +31,6 @@ def test_events_in_the_order_of_the_writes_live_and_afterwards(client: httpx.Cli
         assert rest == again[after:]
 
 
-def test_events_that_are_larger_than_pieces_of_the_list(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    code = "for size in (0, 1, 100, 2040, 2048, 5000, 300_000): print(size); display('x' * size)"
-    body = {"context": "main", "code": code}
-    with client.stream("POST", f"/api/sessions/{where}/stream", json=body) as answer:
-        live = list(numbered(answer))
-        run_id = answer.headers["X-Era-Run"]
-    sizes = [len(event["data"]["text/plain"]) - 2 for _, kind, event in live if kind == "display"]
-    assert sizes == [0, 1, 100, 2040, 2048, 5000, 300_000]
-    assert followed(client, f"/api/sessions/{where}/runs/{run_id}/events")[:-1] == live[:-1]
-
-
 def test_floods_of_events_are_bounded_as_results_are(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     code = (

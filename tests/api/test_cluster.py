@@ -11,19 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tests.api.guest_servers import HTTP_SERVER, serve_in_background
 from tests.api.live import Terminal, start
-from tests.api.test_watch_files import watch
 from tests.api.websocket import WebSocket
 from tests.client.command import era
 from tests.cluster import KEY, LEASE_SECONDS, Cluster, History, running
 from tests.conftest import Server, eventually
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 EFFECTIVE_SECONDS = 60
 """How long a test waits at most for what a busy machine may delay; what it waits for takes a few seconds."""
@@ -108,39 +107,6 @@ def test_streams_and_sockets_are_passed_on(cluster: Cluster, hosts: list[httpx.C
         assert "begun" in "".join(stream.iter_lines())
 
 
-def test_an_id_that_another_session_has_by_now_is_found_where_that_is_at_home(hosts: list[httpx.Client]) -> None:
-    """The host where the one before was at home hears nothing of its end."""
-    before, other = hosts
-    made(before, "again", metadata={"of": "before"})
-    gone = other.delete("/api/sessions", params={"metadata.of": "before"})
-    assert gone.json()["deleted_sessions"] == ["again"]
-    made(other, "again")
-    process = start(other, "again", "echo -n new > f; exec sleep 1000")
-    assert eventually(lambda: other.get("/api/sessions/again/files/f").text == "new")
-    answer = before.get("/api/sessions/again/files/f")
-    assert (answer.status_code, answer.text) == (200, "new")
-    run(before, "again", "print(1)")
-    assert before.delete(f"/api/sessions/again/processes/{process}").status_code == 200
-
-
-def test_connections_between_hosts_are_closed_once_they_carry_nothing(
-    cluster: Cluster, hosts: list[httpx.Client]
-) -> None:
-    home, other = hosts
-    session = made(home, "burst")
-    descriptors = Path(f"/proc/{cluster.pid(1)}/fd")
-    port = f":{urlsplit(cluster.told()[0]['url']).port:04X}"
-
-    def connected() -> int:
-        own = {os.readlink(each) for each in descriptors.iterdir() if each.is_symlink()}
-        rows = [row.split() for row in (descriptors.parent / "net/tcp").read_text().splitlines()[1:]]
-        return sum(row[2].endswith(port) and f"socket:[{row[9]}]" in own for row in rows)
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: run(other, session, "import time; time.sleep(0.1)"), range(8)))
-    assert eventually(lambda: connected() == 0), connected()
-
-
 def test_a_public_url_is_passed_on(hosts: list[httpx.Client]) -> None:
     home, other = hosts
     session = made(home, "public", allowPublicAccess=True)
@@ -150,23 +116,7 @@ def test_a_public_url_is_passed_on(hosts: list[httpx.Client]) -> None:
     assert "x-era-hop" not in answer.text.lower()
 
 
-def test_a_key_made_at_one_host_is_good_at_the_others(cluster: Cluster, hosts: list[httpx.Client]) -> None:
-    home, other = hosts
-    key = home.post("/api/keys", json={"owner": "ann"}).json()["key"]
-    hers = {"Authorization": f"Bearer {key}"}
-    assert eventually(lambda: other.get("/api/sessions", headers=hers).status_code == 200)
-    assert (
-        other.post("/api/sessions", json={"session_id": "hers", "language": "python"}, headers=hers).status_code == 201
-    )
-    answer = home.post("/api/sessions/hers/run", json={"code": "print(1)"}, headers=hers)
-    assert answer.status_code == 200, answer.text
-    assert other.post("/api/sessions/hers/run", json={"code": "print(1)"}, headers=hers).status_code == 200
-    # Passed on or not, a session is its owner's.
-    for host in hosts:
-        assert host.get("/api/sessions/hers").status_code == 404
-
-
-@pytest.mark.parametrize("header", ["", "x", "e30=.00", "e30.", "." * 9000])
+@table("header", ["", "x", "e30=.00", "e30.", "." * 9000])
 def test_nobody_else_passes_calls_on(hosts: list[httpx.Client], header: str) -> None:
     answer = hosts[0].get("/api/sessions", headers={"X-Era-Hop": header})
     assert (answer.status_code, answer.json()["code"]) == (403, "bad_hop")
@@ -252,19 +202,6 @@ def test_a_host_that_stops_gives_its_sessions_away(cluster: Cluster, hosts: list
     assert eventually(lambda: cluster.pid(0) != stopped and cluster.is_ready(0))
 
 
-def test_watch_of_a_session_that_is_not_live_at_any_host(cluster: Cluster, hosts: list[httpx.Client]) -> None:
-    home, other = hosts
-    session = made(home, "watched-by-versions")
-    for number in (0, 1):
-        with watch(cluster.server(number), session, key=KEY) as seen:
-            run(other, session, f"open('f{number}', 'w').write('1')")
-            assert seen.has(type="create", path=f"f{number}")
-    with watch(cluster.server(1), session, key=KEY) as seen:
-        start(home, session, "exec sleep 1000")
-        assert seen.until(lambda each: each["type"] == "overflow")
-        assert seen.coming.get(timeout=EFFECTIVE_SECONDS) is None
-
-
 def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
     with cluster.clients() as [home, other]:
         session, watched = made(home, "paused"), made(home, "watched")
@@ -288,25 +225,6 @@ def test_a_paused_host_commits_nothing(cluster: Cluster) -> None:
         assert statuses == ["ok", "ok", "lost", "ok"]
     assert "host_lost" in cluster.log(0)
     assert eventually(lambda: cluster.is_ready(0))
-
-
-@pytest.mark.soak  # tests/hostile/test_cluster_faults.py kills hosts, too
-def test_nothing_that_was_answered_is_lost_or_done_twice(cluster: Cluster) -> None:
-    with cluster.clients() as [first, second]:
-        sessions = [made((first, second)[number % 2], f"history{number}") for number in range(4)]
-        history = History(cluster, sessions)
-        threads = [threading.Thread(target=history.append, args=(seed,)) for seed in range(3)]
-        for thread in threads:
-            thread.start()
-        assert eventually(lambda: len(history.answered) > 8)
-        cluster.kill(1)
-        before = len(history.answered)
-        assert eventually(lambda: len(history.answered) > before + 8)
-        history.stop.set()
-        for thread in threads:
-            thread.join(EFFECTIVE_SECONDS)
-        history.check(first)
-    assert eventually(lambda: cluster.is_ready(1))
 
 
 @dataclass

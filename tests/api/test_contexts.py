@@ -14,6 +14,7 @@ import pytest
 from tests.api.setups import make as make_with_setup
 from tests.api.setups import settled
 from tests.conftest import MakeServer, MakeSession, eventually
+from tests.table import table
 
 type Cell = Callable[..., dict[str, Any]]
 
@@ -68,25 +69,6 @@ def test_variables_files_and_data_are_there_for_the_next_cell(
     assert third["state"]["version"] == second["state"]["version"]  # a cell that changes nothing makes no version
 
 
-def test_data_that_can_t_be_kept_is_said_to_be(session: MakeSession, cell: Cell) -> None:
-    where = session(data={"n": 1})
-    answer = cell(where, "open('.session_data.json', 'w').write('no json')\nx = 1")
-    assert (answer["status"], answer["data"], answer["state"]["committed"]) == ("ok", {"n": 1}, False)
-    assert ".session_data.json is not JSON" in answer["state"]["reason"]
-    answer = cell(where, "import json\nx, json.load(open('.session_data.json'))")
-    assert (text(answer), answer["memory"], answer["state"]["committed"]) == ("(1, {'n': 1})", KEPT, True)
-
-
-def test_variables_go_with_a_tree_that_can_t_be_kept(session: MakeSession, cell: Cell) -> None:
-    where = session()
-    answer = cell(where, "import os\nos.makedirs('/'.join(['d'] * 130))\nx = 1")
-    assert not answer["state"]["committed"]
-    answer = cell(where, "'x' in globals()")
-    assert (text(answer), answer["memory"]["kept"]) == ("False", False)
-    # Or who watches the disk has seen it before.
-    assert "could not be kept" in answer["memory"]["reason"] or "nested deeper" in answer["memory"]["reason"]
-
-
 def test_env_and_secrets_are_for_one_cell(session: MakeSession, cell: Cell) -> None:
     where = session()
     code = "import os\n(os.environ.get('TOKEN'), os.environ['ERA_SESSION_ID'], os.environ.get('KEY', '')[:4])"
@@ -97,14 +79,6 @@ def test_env_and_secrets_are_for_one_cell(session: MakeSession, cell: Cell) -> N
     assert text(cell(where, code)) == f"(None, '{where}', '')"
 
 
-def test_input_and_directory(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
-    where = session()
-    client.put(f"/api/sessions/{where}/files/sub/here.txt", content=b"x")
-    answer = cell(where, "import os\nname = input()\n(name, os.listdir())", stdin="Ada\n", cwd="sub")
-    assert text(answer) == "('Ada', ['here.txt'])"
-    assert cell(where, "input()")["error"]["name"] == "EOFError"
-
-
 def test_an_error_is_the_cell_s_and_the_context_stays(session: MakeSession, cell: Cell) -> None:
     where = session()
     answer = cell(where, "x = 1\n1 / 0")
@@ -113,12 +87,6 @@ def test_an_error_is_the_cell_s_and_the_context_stays(session: MakeSession, cell
     assert answer["error"]["traceback"] in answer["stderr"]
     assert answer["state"]["committed"] is True
     assert text(cell(where, "x")) == "1"
-
-
-def test_stored_code_can_be_the_cell(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
-    where = session()
-    client.put(f"/api/sessions/{where}/code", json={"code": "count = globals().get('count', 0) + 1\ncount"})
-    assert [text(cell(where, None)) for _ in range(2)] == ["1", "2"]
 
 
 def test_a_stream_has_events_as_they_come_and_results_at_the_end(client: httpx.Client, session: MakeSession) -> None:
@@ -150,17 +118,6 @@ def test_a_background_run_is_followed_and_stopped(client: httpx.Client, session:
     assert record["error"]["name"] == "KeyboardInterrupt"
     assert record["memory"] == KEPT
     assert text(cell(where, "x")) == "1"
-
-
-def test_a_key_gives_the_first_answer_again(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
-    where = session()
-    body = {"code": "n = globals().get('n', 0) + 1\nn", "context": "main"}
-    headers = {"Idempotency-Key": "once"}
-    first, second = (client.post(f"/api/sessions/{where}/run", json=body, headers=headers) for _ in range(2))
-    assert second.headers["Idempotent-Replay"] == "true"
-    assert first.json() == second.json()
-    assert text(first.json()) == "1"
-    assert text(cell(where, "n")) == "1"
 
 
 # -- contexts ---------------------------------------------------------------------------------------------------------
@@ -239,20 +196,6 @@ def test_an_interpreter_that_is_lost_takes_no_files_with_it(
     assert cell(where, "1")["memory"] == KEPT
 
 
-def test_a_context_whose_interpreter_has_ended_can_be_restarted(
-    client: httpx.Client, session: MakeSession, cell: Cell
-) -> None:
-    where = session()
-    cell(where, "import os; os._exit(7)")
-    restarted = client.post(f"/api/sessions/{where}/contexts/main/restart")
-    assert (restarted.status_code, restarted.json()["execution_count"]) == (200, 0)
-    assert cell(where, "1")["memory"] == {"kept": False, "reason": "It was restarted on request."}
-    cell(where, "import sys; sys.stdout = None")
-    assert "/contexts/{name}/restart" in cell(where, "1")["stderr"]
-    assert client.post(f"/api/sessions/{where}/contexts/main/restart").status_code == 200
-    assert cell(where, "print(1)")["stdout"] == "1\n"
-
-
 def test_a_timeout_keeps_variables_and_data(session: MakeSession, cell: Cell) -> None:
     where = session()
     answer = cell(
@@ -265,20 +208,8 @@ def test_a_timeout_keeps_variables_and_data(session: MakeSession, cell: Cell) ->
     assert text(cell(where, "x")) == "1"
 
 
-def test_a_stopped_session_loses_its_contexts_and_says_so(
-    client: httpx.Client, session: MakeSession, cell: Cell
-) -> None:
-    where = session()
-    cell(where, "x = 1; open('f', 'w').write('x');")
-    assert client.post(f"/api/sessions/{where}/stop").status_code == 200
-    assert client.get(f"/api/sessions/{where}/contexts").json()["count"] == 0
-    answer = cell(where, "(open('f').read(), 'x' in globals())")
-    assert text(answer) == "('x', False)"
-    assert answer["memory"] == {"kept": False, "reason": "The session was stopped."}
-
-
-@pytest.mark.parametrize(
-    ("fields", "status", "code"),
+@table(
+    "fields, status, code",
     [
         ({"context": "a b"}, 400, "invalid_field"),
         ({"context": ".."}, 400, "invalid_field"),
@@ -314,44 +245,6 @@ def test_unknown_contexts_are_404(client: httpx.Client, session: MakeSession) ->
     assert client.get("/api/sessions/nosuch/contexts").status_code == 404
 
 
-@pytest.mark.soak  # shown below, too
-def test_too_many_contexts_are_refused(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
-    where = session("node", limits={"memory_mb": 2048, "pids": 512})
-    for number in range(16):
-        cell(where, "1", f"c{number}")
-    answer = client.post(f"/api/sessions/{where}/run", json={"code": "1", "context": "more"})
-    assert (answer.status_code, answer.json()["code"]) == (409, "too_many_contexts")
-    assert "c0" in answer.json()["details"]["contexts"]
-    client.delete(f"/api/sessions/{where}/contexts/c0")
-    cell(where, "1", "more")
-
-
-def test_cells_that_wait_while_the_session_is_stopped_do_not_hold_it_up(
-    client: httpx.Client, session: MakeSession, cell: Cell
-) -> None:
-    """Their turn comes before that of the stop, which they would wait for."""
-    where = session()
-    cell(where, "1")
-    path = f"/api/sessions/{where}/run"
-    slow = {"context": "main", "code": "import time\ntime.sleep(600)", "timeout": 600, "background": True}
-    run = client.post(path, json=slow).json()["run_id"]
-    assert eventually(lambda: client.get(f"/api/sessions/{where}/contexts").json()["contexts"][0]["status"] == "busy")
-    answers: list[httpx.Response] = []
-    waiting = [
-        threading.Thread(target=lambda: answers.append(client.post(path, json={"context": "main", "code": "1"})))
-        for _ in range(3)
-    ]
-    for one in waiting:
-        one.start()
-    stopped = client.post(f"/api/sessions/{where}/stop")
-    assert stopped.status_code == 200, stopped.text
-    for one in waiting:
-        one.join()
-    assert {answer.status_code for answer in answers} == {200}, "they wait until it has been put away"
-    assert eventually(lambda: client.get(f"/api/sessions/{where}/runs/{run}").json()["status"] == "killed")
-    assert text(cell(where, "1 + 1")) == "2"
-
-
 def test_a_refused_cell_disturbs_nothing(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
     where = session("node", limits={"memory_mb": 2048, "pids": 512})
     process = client.post(f"/api/sessions/{where}/processes", json={"command": "sleep 600"}).json()["process_id"]
@@ -369,20 +262,6 @@ def test_a_refused_cell_disturbs_nothing(client: httpx.Client, session: MakeSess
     client.delete(f"/api/sessions/{where}/contexts/c1")
     again = client.post(f"/api/sessions/{where}/run", json=body, headers=key)
     assert (again.status_code, again.json()["status"]) == (200, "ok"), again.text
-
-
-def test_a_context_that_fills_the_disk_is_ended(client: httpx.Client, session: MakeSession, cell: Cell) -> None:
-    where = session(limits={"disk_mb": 8})
-    cell(where, "x = 1")
-    answer = cell(
-        where,
-        "import time\nfor n in range(64):\n    open(f'f{n}', 'wb').write(b'x' * (1 << 20))\ntime.sleep(30)",
-        timeout=20,
-    )
-    assert answer["status"] == "disk_full"
-    assert answer["memory"]["kept"] is False
-    assert answer["state"]["committed"] is False
-    assert cell(where, "import os\nos.listdir()")["status"] == "ok"
 
 
 def test_node_and_typescript(session: MakeSession, cell: Cell) -> None:
@@ -524,20 +403,6 @@ def test_nothing_of_env_and_secrets_is_stored(own_server: MakeServer, tmp_path: 
     assert found == []
 
 
-def test_where_files_don_t_outlive_runs_they_last_as_long_as_the_session_is_live(
-    client: httpx.Client, session: MakeSession, cell: Cell
-) -> None:
-    where = session(persistent=False, data={"n": 1})
-    cell(where, "open('f.txt', 'w').write('x');")
-    answer = cell(
-        where, "import json\njson.dump({'n': 2}, open('.session_data.json', 'w'))\nopen('f.txt').read()", timeout=20
-    )
-    assert (text(answer), answer["data"]) == ("'x'", {"n": 2})
-    client.post(f"/api/sessions/{where}/stop")
-    answer = cell(where, "import os\nos.path.exists('f.txt')")
-    assert (text(answer), answer["data"], answer["memory"]["kept"]) == ("False", {"n": 2}, False)
-
-
 @pytest.mark.parametrize("end", ["stop", "delete"])
 def test_the_end_of_the_session_ends_a_cell_once(
     client: httpx.Client, session: MakeSession, cell: Cell, end: str
@@ -555,34 +420,3 @@ def test_the_end_of_the_session_ends_a_cell_once(
     record = client.get(url).json()
     assert (record["status"], record["memory"]) == ("killed", {"kept": False, "reason": "The session was stopped."})
     assert client.get(f"/api/sessions/{where}/files/count").text == "x"
-
-
-DIES = """
-import os
-import signal
-from era.core.pool import SandboxPool
-
-hold, killed = SandboxPool.hold, []
-
-
-def dies_before(self, session_key, lost):
-    if not killed:
-        killed.append(session_key)
-        sandbox = self._warm[session_key].sandbox
-        os.kill(sandbox._init_pid, signal.SIGKILL)
-        sandbox._channel.close()  # as when its end has been seen
-    return hold(self, session_key, lost)
-
-
-SandboxPool.hold = dies_before
-"""
-
-
-def test_a_first_cell_whose_sandbox_dies_is_executed_in_another(own_server: MakeServer) -> None:
-    """It has the session's turn, for which it must not wait."""
-    server = own_server(weakness=DIES)
-    with server.client() as client:
-        where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
-        answer = client.post(f"/api/sessions/{where}/run", json={"code": "6 * 7", "context": "main"})
-        assert answer.status_code == 200, answer.text
-        assert text(answer.json()) == "42"

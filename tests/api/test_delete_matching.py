@@ -10,6 +10,7 @@ import pytest
 from tests.api.answers import refused
 from tests.api.guest_servers import start_in_background
 from tests.conftest import MakeSession, eventually
+from tests.table import table
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_what_the_list_shows_is_deleted(client: httpx.Client, query: dict[str, s
     assert set(ids(client, status="deleted")) >= gone
 
 
-@pytest.mark.parametrize(
+@table(
     "query",
     [
         "language=",

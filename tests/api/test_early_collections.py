@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -227,126 +225,6 @@ def test_what_nothing_names_takes_a_bounded_room(
         assert (stored_bytes(server) < ROOM) == is_watched
         before = client.get("/api/sessions/s/files").json()["files"]
         assert all(client.get(f"/api/sessions/s/files/{file['path']}").is_success for file in before)
-
-
-HANGS = """
-import os, pathlib
-from era.store.metadata import SqlStore
-commit = SqlStore.commit
-async def hanging(self, session_id, *args, **named):
-    while session_id.id == "hangs" and os.path.exists({held!r}):
-        pathlib.Path({begun!r}).touch()
-        await asyncio.sleep(0.1)
-    return await commit(self, session_id, *args, **named)
-SqlStore.commit = hanging
-"""
-"""A commit to one session waits while there is a file `held`, and makes `begun`."""
-
-
-@contextmanager
-def shared_lock(directory: Path) -> Iterator[None]:
-    """What a backup has of the blobs."""
-    lock = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def commit_under_way(client: httpx.Client, held: Path, begun: Path) -> Iterator[None]:
-    client.post("/api/sessions", json={"language": "python", "session_id": "hangs"}).raise_for_status()
-    held.touch()
-    with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(client.put, "/api/sessions/hangs/files/f", content=b"content")
-        try:
-            assert eventually(begun.exists)
-            yield
-        finally:
-            held.unlink()
-        answer.result().raise_for_status()
-
-
-@pytest.mark.parametrize("why", soak_the_rest(["a backup", "a commit"], 1))
-def test_what_a_collection_had_to_leave_goes_soon_after(own_server: MakeServer, tmp_path: Path, why: str) -> None:
-    """Though nothing is written any more, as on a full disk."""
-    held, begun = tmp_path / "held", tmp_path / "begun"
-    server = own_server(weakness=ALMOST_FULL + "import asyncio\n" + HANGS.format(held=str(held), begun=str(begun)))
-    with server.client() as client:
-        body = {"language": "python", "session_id": "s", "limits": {"disk_mb": 2}}
-        client.post("/api/sessions", json=body).raise_for_status()
-        blobs = server.content_dir / "blobs"
-        with shared_lock(blobs) if why == "a backup" else commit_under_way(client, held, begun):
-            refuse_uploads(client, "/api/sessions/s")
-            time.sleep(6)  # longer than the grace period and the margin, and than a collection is put off
-            assert stored_bytes(server) > ROOM
-        assert eventually(lambda: stored_bytes(server) < ROOM, seconds=20)
-        assert client.get("/api/sessions/s/files/first").is_success
-
-
-OTHER_CLOCK = """
-import asyncio, os, time, types
-from era import app
-from era.core import garbage
-from era.core.files import archives, snapshots
-from era.store import blobs
-
-def ahead():
-    return 3600 * os.path.exists({step!r})
-
-class Clock(types.ModuleType):
-    monotonic = staticmethod(time.monotonic)
-    time = staticmethod(lambda: time.time() + ahead())
-    time_ns = staticmethod(lambda: time.time_ns() + ahead() * 10**9)
-
-for module in (archives, blobs, snapshots):
-    module.time = Clock("time")
-
-async def collect(snapshots, store, pins, *_):
-    while True:
-        await asyncio.sleep(0.1)
-        await garbage.collect_unneeded(snapshots, store, pins)
-
-app.collect_garbage = collect
-
-finish = blobs.Batch._finish
-
-def finish_and_tell(batch):
-    finish(batch)
-    if any(os.path.getsize(batch._store._path(digest)) > 8 << 20 for digest in batch._relied_on):
-        open({step!r} + ".may-come", "w").close()
-
-blobs.Batch._finish = finish_and_tell
-"""
-"""The clock steps ahead by an hour once there is a file `step`, and garbage is collected all the time. Another file
-says that content of over 8 MiB is put, so that none of it has its time from after the step."""
-
-
-@pytest.mark.soak  # that it is whole without such a step is shown above
-def test_an_archive_that_waits_for_its_turn_while_the_clock_steps_is_whole(
-    own_server: MakeServer, tmp_path: Path
-) -> None:
-    """As it does where the machine slept meanwhile."""
-    step = tmp_path / "step"
-    server = own_server(weakness=OTHER_CLOCK.format(step=str(step)))
-    content = os.urandom(9 << 20)
-    with server.client(timeout=120) as client, ThreadPoolExecutor(1) as threads:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
-        body = {"code": "import time; time.sleep(600)", "background": True, "timeout": 600}
-        run = client.post("/api/sessions/s/run", json=body).json()["run_id"]
-        head = {"Content-Type": "application/x-tar"}
-        putting = threads.submit(
-            client.put, "/api/sessions/s/archive", content=packed([("file", content)]), headers=head
-        )
-        assert eventually(step.with_suffix(".may-come").exists)
-        assert stored_bytes(server) >= len(content)
-        step.touch()
-        assert eventually(lambda: stored_bytes(server) < len(content)), "it is garbage as yet"
-        assert not putting.done()
-        client.delete(f"/api/sessions/s/runs/{run}").raise_for_status()
-        assert putting.result().is_success
-        assert is_there(client.get("/api/sessions/s/files/file"), content)
 
 
 CONSTANTLY = f"""{SOON}

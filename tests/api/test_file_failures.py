@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 
 import httpx
 import pytest
 
 from tests.api.answers import refused
-from tests.api.files_api import MIB, get, names, put
-from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+from tests.api.files_api import MIB, get, put
+from tests.conftest import MakeServer, MakeSession, Server, eventually
 
 
 def test_a_client_that_hangs_up_has_changed_nothing(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -91,64 +87,6 @@ def test_a_disk_that_fails_while_much_is_sent_breaks_off(own_server: MakeServer)
     assert "already started" not in server.log
 
 
-def test_a_put_that_waits_fails_when_its_session_is_deleted(
-    client: httpx.Client, session: MakeSession, run: Run
-) -> None:
-    where = session()
-    with ThreadPoolExecutor() as pool:
-        going = pool.submit(client.post, f"/api/sessions/{where}/run", json={"code": "import time; time.sleep(30)"})
-        assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
-        waiting = pool.submit(put, client, where, "a", b"1")
-        time.sleep(0.3)
-        client.delete(f"/api/sessions/{where}")
-        refused(waiting.result(), 404)
-        going.result()
-    session(session_id=where)
-    assert names(client, where) == []
-
-
-@pytest.mark.soak  # tests/hostile kills at many more moments
-def test_kill_9_during_a_put_leaves_the_old_or_the_new_file(own_server: MakeServer) -> None:
-    """And nothing in between, and nothing acknowledged is lost."""
-    server = own_server()
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        put(client, "s", "a", b"0" * (2 * MIB))
-    acknowledged = 0
-    for round_number in range(3):
-        tried = [acknowledged]
-        came = threading.Event()
-
-        def work(start: int = acknowledged, tried: list[int] = tried, came: threading.Event = came) -> None:
-            with server.client() as own, suppress(httpx.TransportError):
-                for number in range(start + 1, start + 1000):
-                    tried.append(number)
-                    answer = put(own, "s", "a", str(number % 10).encode() * (2 * MIB))
-                    if answer.json().get("code") in ("home_unreachable", "home_lost"):
-                        break  # the host that it is asked through says that the one that was killed is gone
-                    assert answer.status_code == 200, answer.text
-                    tried.pop(0)
-                    came.set()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        if round_number == 2:
-            assert came.wait(60)
-        time.sleep(0.05 + 0.2 * round_number)
-        server.stop(signal.SIGKILL)
-        thread.join()
-        server.start()
-        assert os.listdir(server.data_dir / "uploads") == []
-        with server.client() as client:
-            content = get(client, "s", "a").content
-            assert len(content) == 2 * MIB
-            assert content == content[:1] * len(content)
-            possible = [number for number in tried if number % 10 == int(content[:1])]
-            assert possible, (content[:1], tried)
-            acknowledged = possible[0]
-    assert acknowledged > 0
-
-
 def send_and_fetch_in_flat_memory(server: Server, size: int) -> None:
     piece = os.urandom(MIB)
 
@@ -181,8 +119,3 @@ def send_and_fetch_in_flat_memory(server: Server, size: int) -> None:
 
 def test_128_mib_up_and_down_in_flat_memory(own_server: MakeServer) -> None:
     send_and_fetch_in_flat_memory(own_server(), 128 * MIB)
-
-
-@pytest.mark.soak
-def test_1_gib_up_and_down_in_flat_memory(own_server: MakeServer) -> None:
-    send_and_fetch_in_flat_memory(own_server(), 1024 * MIB)

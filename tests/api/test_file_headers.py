@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import httpx
-import pytest
 
 from tests.api.answers import refused
 from tests.api.files_api import delete, get, names, put
 from tests.conftest import MakeSession, Server
+from tests.table import table
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
+@table("name, kind", [
         ("a.html", "text/html"), ("a.svg", "image/svg+xml"), ("a.JSON", "application/json"), ("a.py", "text/x-python"),
         ("a.tar.gz", "application/gzip"), ("a.unknown", "application/octet-stream"), ("a", "application/octet-stream"),
         ("data:text,html", "application/octet-stream"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_files_are_attachments_and_never_pages_of_this_server(
     client: httpx.Client, session: MakeSession, name: str, kind: str
 ) -> None:
@@ -44,15 +39,12 @@ def test_a_name_cannot_break_out_of_a_header(client: httpx.Client, session: Make
     )
 
 
-@pytest.mark.parametrize(
-    ("wanted", "part"),
-    [
+@table("wanted, part", [
         ("bytes=0-0", (0, 1)), ("bytes=2-5", (2, 6)), ("bytes=7-", (7, 10)), ("bytes=-3", (7, 10)),
         ("bytes=-30", (0, 10)), ("bytes=0-99", (0, 10)), ("bytes=9-9", (9, 10)),
         ("bytes=5-2", None), ("bytes=0-1,4-5", None), ("lines=1-2", None), ("bytes=-", None), ("bytes=a-b", None),
         ("", None),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_range_gives_a_part_of_the_file(
     client: httpx.Client, session: MakeSession, wanted: str, part: tuple[int, int] | None
 ) -> None:
@@ -69,7 +61,7 @@ def test_a_range_gives_a_part_of_the_file(
         assert answer.headers["content-length"] == str(end - start)
 
 
-@pytest.mark.parametrize("wanted", ["bytes=10-", "bytes=99-100", "bytes=-0", f"bytes={10**17}-"])
+@table("wanted", ["bytes=10-", "bytes=99-100", "bytes=-0", f"bytes={10**17}-"])
 def test_a_range_beyond_the_file_is_416(client: httpx.Client, session: MakeSession, wanted: str) -> None:
     where = session()
     put(client, where, "a", b"0123456789")
@@ -131,11 +123,3 @@ def test_what_a_condition_rules_out_is_not_stored(client: httpx.Client, server: 
         refused(put(client, where, "a", large, **{"If-Match": '"else"'}), 412)
         refused(put(client, where, "a", large, **{"If-None-Match": "*"}), 412)
     assert stored() == before
-
-
-def test_of_concurrent_conditional_puts_one_wins(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    etag = put(client, where, "a", b"0").headers["etag"]
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: put(client, where, "a", f"{n}!".encode(), **{"If-Match": etag}), range(8)))
-    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 7

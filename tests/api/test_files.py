@@ -11,15 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 
 import httpx
-import pytest
 
 from era.wire.files import FileAnswer, FileDeletedAnswer
 from tests.api.answers import assert_recent, checked, refused
 from tests.api.files_api import MIB, delete, get, listed, names, put
 from tests.api.guest_servers import start_in_background
 from tests.api.told import WAITS, tell
-from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
-from tests.soaking import soak_the_rest
+from tests.conftest import MakeSession, Run, Server, eventually
+from tests.table import table
 
 
 def test_a_file_goes_in_and_comes_out(client: httpx.Client, session: MakeSession) -> None:
@@ -52,7 +51,7 @@ def test_a_file_goes_in_and_comes_out(client: httpx.Client, session: MakeSession
     assert (version["cause"], version["run_id"]) == ("files", None)
 
 
-@pytest.mark.parametrize("size", [0, 1, (64 << 10) - 1, 64 << 10, MIB, MIB + 1])
+@table("size", [0, 1, (64 << 10) - 1, 64 << 10, MIB, MIB + 1])
 def test_files_of_any_size_chunked_or_not(client: httpx.Client, session: MakeSession, size: int) -> None:
     where = session()
     content = os.urandom(size)
@@ -66,14 +65,6 @@ def test_files_of_any_size_chunked_or_not(client: httpx.Client, session: MakeSes
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
     assert put(client, where, "b", content, **kind).json()["size"] == size
     assert get(client, where, "b").content == content
-
-
-def test_a_file_may_be_larger_than_other_bodies(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    content = os.urandom(17 * MIB)
-    assert put(client, where, "a", content).json()["size"] == len(content)
-    assert hashlib.sha256(get(client, where, "a").content).digest() == hashlib.sha256(content).digest()
-    refused(client.put(f"/api/sessions/{where}/code", content=content), 413)
 
 
 def test_too_large_a_length_is_refused_before_the_body(
@@ -112,24 +103,6 @@ def test_put_then_run_then_get_then_rollback(client: httpx.Client, session: Make
     assert listed(client, where)["files"][0]["uploaded"], "a run that only reads changes nothing"
 
 
-def test_a_run_sees_and_may_change_what_was_put(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    put(client, where, "d/script.sh", b"#!/bin/sh\necho ran\n")
-    run(where, "import os; os.chmod('d/script.sh', 0o755); os.rename('d', 'e'); open('e/new', 'w')")
-    put(client, where, "e/script.sh", b"#!/bin/sh\necho again\n")
-    outcome = run(
-        where, "import os, subprocess; print(oct(os.stat('e').st_mode)); print(subprocess.getoutput('e/script.sh'))"
-    )
-    assert outcome["stdout"] == "0o40755\nagain\n", "a file put keeps the mode that was there"
-
-
-def test_a_file_may_have_the_name_of_the_program(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    put(client, where, "main.py", b"X = 41\n")
-    assert run(where, "import main; print(main.X + 1)")["stdout"] == "42\n"
-    assert get(client, where, "main.py").content == b"X = 41\n"
-
-
 def test_a_file_during_a_run_is_the_committed_one(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "a", b"old")
@@ -146,26 +119,6 @@ def test_a_file_during_a_run_is_the_committed_one(client: httpx.Client, session:
         waiting.result()
     assert get(client, where, "a").content == b"newest"
     assert run(where, "print(open('a').read())")["stdout"] == "newest\n"
-
-
-def test_puts_and_runs_at_once_come_one_after_the_other(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    put(client, where, "a", b"x" * 1000)
-
-    def read(number: int) -> str:
-        code = f"text = open('a').read(); print(text[0] * 1000 == text); open('of run {number}', 'w')"
-        return str(run(where, code)["stdout"])
-
-    with ThreadPoolExecutor(12) as pool:
-        puts = [pool.submit(put, client, where, "a", letter * 1000) for letter in (b"a", b"b", b"c", b"d", b"e", b"f")]
-        runs = [pool.submit(read, number) for number in range(6)]
-    assert [each.result().status_code for each in puts] == [200] * 6
-    assert {each.result() for each in runs} == {"True\n"}
-    content = get(client, where, "a").content
-    assert content == content[:1] * 1000
-    versions = client.get(f"/api/sessions/{where}/versions").json()["versions"]
-    assert [each["version"] for each in versions] == list(range(14, 0, -1))
-    assert sorted(each["cause"] for each in versions) == ["create"] + ["files"] * 7 + ["run"] * 6
 
 
 def test_files_and_directories_can_be_deleted(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -236,16 +189,6 @@ def test_lists_of_files_come_in_pages(client: httpx.Client, session: MakeSession
         refused(client.get(f"/api/sessions/{where}/files?{bad}"), 400)
 
 
-def test_paging_goes_on_after_a_file_that_was_deleted(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    for name in "abcd":
-        put(client, where, name)
-    page = listed(client, where, limit=2)
-    delete(client, where, "b")
-    put(client, where, "b/now-a-directory")
-    assert names(client, where, cursor=page["next_cursor"]) == ["b/now-a-directory", "c", "d"]
-
-
 def test_the_state_file_is_not_one_of_the_files(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
     run(where, "print(open('.session_data.json').read())")
@@ -269,60 +212,6 @@ def test_nothing_is_put_where_the_next_run_would_drop_it(client: httpx.Client, s
     assert names(client, where) == ["a", "b"]
 
 
-def test_sessions_that_are_not_persistent_take_no_files(client: httpx.Client, session: MakeSession) -> None:
-    where = session(persistent=False)
-    assert refused(put(client, where, "a", b"1"), 409, "persistent")["code"] == "not_persistent"
-    assert names(client, where) == []
-
-
-def test_files_of_a_missing_session_are_404(client: httpx.Client) -> None:
-    for answer in (put(client, "none", "a"), get(client, "none", "a"), delete(client, "none", "a")):
-        refused(answer, 404, "session")
-    refused(client.get("/api/sessions/none/files"), 404)
-
-
-def test_files_need_the_key(own_server: MakeServer) -> None:
-    server = own_server(api_key="secret")
-    with server.client() as client:
-        for method, path in [
-            ("PUT", "files/a"),
-            ("GET", "files/a"),
-            ("GET", "files"),
-            ("PUT", "archive"),
-            ("GET", "archive"),
-        ]:
-            refused(client.request(method, f"/api/sessions/s/{path}"), 401)
-
-
-@pytest.mark.parametrize("each", soak_the_rest([500, 2_000, 10_000], 1))
-def test_files_of_a_session_with_very_many(client: httpx.Client, session: MakeSession, run: Run, each: int) -> None:
-    where = session()
-    code = f"""
-import os
-for d in range(10):
-    os.mkdir(f'd{{d}}')
-    for n in range({each}): open(f'd{{d}}/{{n}}', 'w').close()
-"""
-    client.timeout = httpx.Timeout(300)
-    assert run(where, code, timeout=120)["state"]["committed"]
-
-    def use() -> float:
-        started = time.monotonic()
-        assert listed(client, where)["total_count"] == 10 * each
-        assert put(client, where, "d5/new", b"1").status_code == 200
-        assert get(client, where, "d5/new").content == b"1"
-        assert delete(client, where, "d5/new").status_code == 200
-        return time.monotonic() - started
-
-    assert at_best(5, use) < 5
-    assert delete(client, where, "d3?recursive=true").status_code == 200
-    assert listed(client, where, prefix="d3/")["count"] == 0
-    assert (
-        run(where, "import os; print(len(os.listdir('d4')), os.path.exists('d3'))", timeout=60)["stdout"]
-        == f"{each} False\n"
-    )
-
-
 def test_a_put_during_a_run_is_answered_at_once_if_asked_to(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     put(client, where, "old", b"1")
@@ -338,12 +227,3 @@ def test_a_put_during_a_run_is_answered_at_once_if_asked_to(client: httpx.Client
     assert client.get(f"/api/sessions/{where}/runs?limit=1").json()["runs"][0]["run_id"] == run_id
     assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
     assert client.put(f"/api/sessions/{where}/files/a?wait=false", content=b"x").status_code == 200
-
-
-def test_a_put_at_once_waits_for_other_puts(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    with ThreadPoolExecutor(8) as pool:
-        urls = [f"/api/sessions/{where}/files/f{n}?wait=false" for n in range(24)]
-        assert [answer.status_code for answer in pool.map(lambda url: client.put(url, content=b"x"), urls)] == [
-            200
-        ] * 24

@@ -10,10 +10,10 @@ import json
 import secrets
 
 import httpx
-import pytest
 
 from tests.api.guide import LANGUAGES, SHELF
 from tests.conftest import MakeSession, Run, Server
+from tests.table import table
 
 READ = {
     "python": """
@@ -99,7 +99,7 @@ def show(language: str, *names: str) -> str:
     return SHOW_VARIABLES[language].replace("NAMES", json.dumps(names))
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@table("language", LANGUAGES)
 def test_a_program_reads_the_data_the_session_was_created_with(session: MakeSession, run: Run, language: str) -> None:
     answer = run(session(language, data=SHELF), READ[language])
     readers = "['mina', 'otto']" if language == "python" else "[ 'mina', 'otto' ]"
@@ -107,7 +107,7 @@ def test_a_program_reads_the_data_the_session_was_created_with(session: MakeSess
     assert (answer["exit_code"], answer["stderr"], answer["data"]) == (0, "", SHELF)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@table("language", LANGUAGES)
 def test_what_a_program_writes_is_the_data_of_the_answer_the_session_and_the_next_run(
     client: httpx.Client, session: MakeSession, run: Run, language: str
 ) -> None:
@@ -124,27 +124,6 @@ def test_the_state_file_is_indented_json_in_the_working_directory(session: MakeS
     data = {"name": "Ærø", "items": [1, {"deep": True}], "none": None}
     answer = run(session(data=data), "print(open('.session_data.json', encoding='utf-8').read(), end='')")
     assert answer["stdout"] == json.dumps(data, indent=2, ensure_ascii=False)
-
-
-def test_changing_only_a_variable_changes_no_data(session: MakeSession, run: Run) -> None:
-    where = session(data={"visits": 1})
-    assert run(where, "import json; data = json.load(open('.session_data.json')); data['visits'] = 99")["data"] == {
-        "visits": 1
-    }
-
-
-def test_a_one_line_counter_with_nested_quotes_counts_twice(session: MakeSession, run: Run) -> None:
-    where = session(data={"laps": 0, "at": []})
-    code = (
-        'import json; from datetime import datetime; data = json.load(open(".session_data.json")); '
-        'data["laps"] += 1; data["at"].append(datetime.now().isoformat()); '
-        'json.dump(data, open(".session_data.json", "w")); print(f"Laps: {data["laps"]}")'
-    )
-    for lap in (1, 2):
-        answer = run(where, code)
-        assert (answer["exit_code"], answer["stdout"], answer["data"]["laps"]) == (0, f"Laps: {lap}\n", lap)
-    assert len(answer["data"]["at"]) == 2
-    assert answer["data"]["at"] == sorted(answer["data"]["at"])
 
 
 SEARCH = r"""
@@ -200,7 +179,7 @@ def test_metadata_comes_back_and_is_never_visible_inside(client: httpx.Client, s
     assert run(where, search)["stdout"] == "['/workspace/seen']\n", "the search finds nothing at all"
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@table("language", LANGUAGES)
 def test_env_is_seen_by_its_run_only(session: MakeSession, run: Run, language: str) -> None:
     where = session(language)
     code = show(language, "COLOUR", "EMPTY", "ODD")
@@ -234,7 +213,7 @@ def test_an_env_value_is_in_no_later_run_no_answer_no_file_and_no_log(
     assert holding == []
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@table("language", LANGUAGES)
 def test_five_variables_tell_a_program_where_it_is_and_win_over_the_callers(
     client: httpx.Client, session: MakeSession, run: Run, language: str
 ) -> None:

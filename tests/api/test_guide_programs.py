@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.api.guide import LANGUAGES
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 STATE_MACHINE = """
 const fs = require('fs');
@@ -136,23 +135,8 @@ def test_a_cache_in_the_data_misses_once(session: MakeSession, run: Run) -> None
     assert outputs == ["Miss for isbn:1\nTitle: ISBN:1\n", *["Hit for isbn:1\nTitle: ISBN:1\n"] * 2]
 
 
-def test_a_bounded_list_stays_bounded(session: MakeSession, run: Run) -> None:
-    where = session(data={"recent": list(range(98))})
-    code = """
-import json
-with open('.session_data.json') as f:
-    data = json.load(f)
-data['recent'].append('new')
-data['recent'] = data.get('recent', [])[-100:]
-with open('.session_data.json', 'w') as f:
-    json.dump(data, f)
-"""
-    sizes = [len(run(where, code)["data"]["recent"]) for _ in range(4)]
-    assert sizes == [99, 100, 100, 100]
-
-
-@pytest.mark.parametrize(
-    ("data", "printed"),
+@table(
+    "data, printed",
     [
         ({}, "0 []\n"),
         ({"visits": "many", "readers": 7}, "0 []\n"),
@@ -220,11 +204,10 @@ CORRUPT = {
 }
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize(
-    ("spoil", "python_error", "node_error"),
+@table("language", LANGUAGES)
+@table(
+    "spoil, python_error, node_error",
     [(MISSING, "FileNotFoundError", "ENOENT"), (CORRUPT, "JSONDecodeError", "SyntaxError")],
-    ids=["missing", "corrupt"],
 )
 def test_a_program_recovers_from_a_missing_or_corrupt_file(
     session: MakeSession, run: Run, language: str, spoil: dict[str, str], python_error: str, node_error: str
@@ -251,29 +234,3 @@ main().catch(console.error);
 """
     answer = run(session("node"), code)
     assert (answer["stdout"], answer["data"]) == ("Name: Ada\n", {"last": {"name": "Ada"}})
-
-
-def test_an_async_function_of_typescript_saves_what_it_waited_for(session: MakeSession, run: Run) -> None:
-    code = """
-import * as fs from 'fs';
-interface Person {
-  name: string;
-  books: number;
-}
-async function get<T>(url: string): Promise<{ data: T }> {
-  return { data: JSON.parse(`{"name": "${url}", "books": 3}`) as T };
-}
-async function main(name: string): Promise<void> {
-  const response = await get<Person>(
-    `people/${name}`
-  );
-  console.log('Books:', response.data.books);
-  const data = JSON.parse(fs.readFileSync('.session_data.json', 'utf8'));
-  data.person = response.data;
-  fs.writeFileSync('.session_data.json', JSON.stringify(data, null, 2));
-}
-main('ada').catch(console.error);
-"""
-    answer = run(session("typescript"), code)
-    assert (answer["stdout"], answer["stderr"]) == ("Books: 3\n", "")
-    assert answer["data"] == {"person": {"name": "people/ada", "books": 3}}

@@ -78,12 +78,6 @@ def test_the_description_of_the_api_is_valid_and_whole(client: httpx.Client) -> 
         assert expected in document["paths"]
 
 
-def test_documented_models_refuse_unknown_fields(client: httpx.Client) -> None:
-    schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    for name in ("CreateSession", "ChangeSession", "RunBody", "ExecuteBody", "CodeBody"):
-        assert schemas[name]["additionalProperties"] is False
-
-
 def test_docs_are_served(client: httpx.Client) -> None:
     answer = client.get("/docs")
     assert answer.status_code == 200

@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator
 from typing import Any, cast
 from unittest.mock import AsyncMock, Mock
 
@@ -29,6 +28,7 @@ from era.settings import Settings
 from era.wire.runs import RunBody
 from era.wire.sessions import CreateSession
 from tests.conftest import MakeSession
+from tests.table import table
 
 ROUTE = {"Content-Type": "application/json; charset=utf-8"}
 SHORTCUT = {"Content-Type": "application/json"}
@@ -90,7 +90,7 @@ def both(client: httpx.Client, method: str, path: str, body: bytes) -> tuple[obj
     return answer(client, method, path, body, SHORTCUT), answer(client, method, path, body, ROUTE)
 
 
-@pytest.mark.parametrize("name", BODIES)
+@table("name", BODIES)
 def test_the_shortcut_runs_as_the_route(client: httpx.Client, session: MakeSession, name: str) -> None:
     where = session()
     shortcut, route = both(client, "POST", f"/{where}/run", BODIES[name])
@@ -115,10 +115,8 @@ def test_a_key_is_the_same_by_the_shortcut_and_by_the_route(client: httpx.Client
         assert client.post(where, content=code, headers=two).json()["code"] == "bad_key"
 
 
-@pytest.mark.parametrize("where", ["nobody", "a%20b", "a" * 200, "%2e%2e"])
-@pytest.mark.parametrize(
-    ("method", "call"), [("POST", "/run"), ("POST", "/processes"), ("GET", ""), ("PUT", "/files/a")]
-)
+@table("where", ["nobody", "a%20b", "a" * 200, "%2e%2e"])
+@table("method, call", [("POST", "/run"), ("POST", "/processes"), ("GET", ""), ("PUT", "/files/a")])
 def test_the_shortcut_finds_no_session_where_the_route_finds_none(
     client: httpx.Client, where: str, method: str, call: str
 ) -> None:
@@ -148,16 +146,6 @@ def test_the_shortcut_writes_and_reads_files_as_the_route(client: httpx.Client, 
         for method, body in (("PUT", b"1"), ("GET", None)):
             usual = answer(client, method, f"/{where}/files/{path}", body, {})
             assert usual == answer(client, method, f"/{where}/files/{path}?_=1", body, {}), path
-
-
-def test_the_shortcut_streams_as_the_route(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    shortcut, route = both(client, "POST", f"/{where}/stream", BODIES["plain"])
-    assert shortcut == route
-    started = client.post(f"/api/sessions/{where}/processes", json={"command": "echo 1"}).json()
-    events = f"/{where}/processes/{started['process_id']}/events"
-    assert answer(client, "GET", events, None, {}) == answer(client, "GET", f"{events}?after=0", None, {})
-    assert answer(client, "GET", events, None, {"Last-Event-ID": "2"})[1].count("event:") == 1
 
 
 async def test_only_usual_requests_take_the_shortcut() -> None:
@@ -204,60 +192,6 @@ async def test_only_usual_requests_take_the_shortcut() -> None:
     await call(path="/api/sessions/a/streams")
     await call(type="websocket", path="/api/sessions/a/run")
     assert reached == [pieces] * 8
-
-
-async def test_a_body_in_many_pieces_takes_no_more_memory_than_its_bytes() -> None:
-    count = 100_000
-
-    async def receive() -> Message:
-        nonlocal count
-        count -= 1
-        return {"type": "http.request", "body": b" ", "more_body": count > 0}
-
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        assert len((await receive())["body"]) == 100_000
-        assert scope["state"]["route"] == "/api/sessions/{session_id}/run"
-
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/api/sessions/a/run", "query_string": b"", "headers": headers}
-    routes = cast(list[APIRoute], runs.router.routes)
-    hot = HotRoutes(application, routes=routes, context=cast(Context, None), failed=cast(Any, None))
-    tracemalloc.start()
-    try:
-        await hot(scope, receive, cast(Any, None))
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert most < 2_000_000
-
-
-async def test_so_it_is_on_other_routes() -> None:
-    router = APIRouter(route_class=StrictRoute)
-
-    @router.post("/x")
-    async def take(body: RunBody) -> Response:
-        assert body.code == "ab" * 100_000
-        return Response()
-
-    application = FastAPI()
-    application.include_router(router)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://era.example") as client:
-
-        async def pieces() -> AsyncIterator[bytes]:
-            yield b'{"code": "'
-            for _ in range(100_000):
-                yield b"%s" % b"ab"  # an object for each, as from a socket
-            yield b'"}'
-
-        headers = {"Content-Type": "application/json"}
-        tracemalloc.start()
-        try:
-            answer = await client.post("/x", content=pieces(), headers=headers)
-            _, most = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert answer.status_code == 200
-    assert most < 2_000_000
 
 
 @pytest.mark.parametrize("way", ["the shortcut", "the route"])

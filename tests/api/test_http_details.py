@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.api.answers import refused, run_record, send_json
 from tests.conftest import MakeSession, Server
+from tests.table import table
 
 
-@pytest.mark.parametrize("length", [65_500, 65_536, 66_000, 200_000])
+@table("length", [65_500, 65_536, 66_000, 200_000])
 def test_a_long_query_is_431(server: Server, length: int) -> None:
     head = b"GET /health?_=" + b"x" * length + b" HTTP/1.1\r\nHost: SELF\r\nConnection: close\r\n\r\n"
     answer = server.exchange(head)
@@ -59,12 +59,6 @@ def test_bounds_that_the_code_checks_are_in_the_schema(client: httpx.Client) -> 
         assert env["additionalProperties"]["maxLength"] == 131072
     for body in ("CreateSession", "ChangeSession"):
         assert '"maxProperties": 1000' in constraints(body, "metadata")
-
-
-def test_allow_of_a_path_of_its_own_has_its_methods_only(client: httpx.Client) -> None:
-    answer = client.put("/api/sessions/import", json={})
-    refused(answer, 405)
-    assert answer.headers["Allow"] == "POST"
 
 
 def test_patch_shows_the_session_under_both_names(client: httpx.Client, session: MakeSession) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import signal
 import sqlite3
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.api.answers import refused
-from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, MakeSession, built_with, eventually
 
 COUNT = """
@@ -54,27 +51,6 @@ def test_a_repeated_run_request_runs_once(client: httpx.Client, session: MakeSes
     assert post(client, url, "k2", body).json()["stdout"] == "run 2 hunter2\n"
 
 
-@pytest.mark.parametrize(
-    "code",
-    ["print('x' * 100_000); 1 / 0", "open('.session_data.json', 'w').write('[')", "import os; os.write(1, b'\\xff')"],
-)
-def test_any_outcome_is_answered_again(code: str, client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    first = post(client, f"/api/sessions/{where}/run", "k", {"code": code})
-    assert_replayed(first, post(client, f"/api/sessions/{where}/run", "k", {"code": code}))
-    events = post(client, f"/api/sessions/{where}/stream", "k", {"code": code})
-    assert first.json()["run_id"] in events.text
-    assert events.text.count("event: done") == 1
-    assert len(client.get(f"/api/sessions/{where}/runs").json()["runs"]) == 1
-
-
-def test_a_stream_says_that_it_is_a_replay(client: httpx.Client, session: MakeSession) -> None:
-    url = f"/api/sessions/{session()}/stream"
-    first, again = [post(client, url, "k", {"code": "print(1)"}) for _ in range(2)]
-    assert_replayed(first, again)
-    assert first.headers["x-era-run"] == again.headers["x-era-run"]
-
-
 def test_another_request_with_the_key_is_refused(client: httpx.Client, session: MakeSession) -> None:
     where, other = session(), session()
     url = f"/api/sessions/{where}/run"
@@ -92,45 +68,6 @@ def test_another_request_with_the_key_is_refused(client: httpx.Client, session: 
     # The same key in another session or route is another key.
     assert post(client, f"/api/sessions/{other}/run", "k", {"code": "print(2)"}).json()["stdout"] == "2\n"
     assert post(client, f"/api/sessions/{where}/duplicate", "k", {}).status_code == 201
-
-
-def test_a_refused_request_leaves_the_key_free(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    url = f"/api/sessions/{where}/run"
-    refused(post(client, url, "k", {}), 400)
-    refused(post(client, url, "k", {"code": "", "timeout": -1}), 400)
-    assert post(client, url, "k", {"code": "print(1)"}).json()["stdout"] == "1\n"
-    refused(post(client, "/api/sessions", "taken", {"language": "python", "session_id": where}), 409)
-    assert post(client, "/api/sessions", "taken", {"language": "python"}).status_code == 201
-
-
-def test_concurrent_requests_with_one_key_are_one_run(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    url = f"/api/sessions/{where}/run"
-    body = {"code": "import time; time.sleep(0.3)\n" + COUNT}
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: post(client, url, "k", body), range(8)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert len({answer.content for answer in answers}) == 1
-    assert sum("idempotent-replay" in answer.headers for answer in answers) == 7
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: post(client, "/api/sessions", "many", {"language": "node"}), range(8)))
-    assert len({answer.content for answer in answers}) == 1
-    assert sum("idempotent-replay" in answer.headers for answer in answers) == 7
-
-
-def test_another_request_with_the_key_is_refused_while_the_first_runs(
-    client: httpx.Client, session: MakeSession
-) -> None:
-    where = session()
-    url = f"/api/sessions/{where}/run"
-    thread = threading.Thread(target=post, args=(client, url, "k", {"code": WAITS}))
-    thread.start()
-    assert eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
-    refused(post(client, url, "k", {"code": "other"}), 409)
-    assert client.get(f"/api/sessions/{where}/runs").json()["runs"][0]["status"] == "running"
-    tell(client)
-    thread.join()
 
 
 def test_a_repeated_create_request_makes_one_session(client: httpx.Client) -> None:

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.api.answers import refused
 from tests.conftest import MakeSession
+from tests.table import table
 
 SHOW = "import os, sys; print(sys.argv[1:], os.getcwd(), repr(sys.stdin.read()))"
 
@@ -22,7 +22,7 @@ def _streamed(client: httpx.Client, session_id: str, body: dict[str, Any]) -> tu
     return "".join(event["content"] for event in events[:-1] if event["type"] == "stdout"), events[-1]
 
 
-@pytest.mark.parametrize("way", ["run", "stream", "stored", "execute"])
+@table("way", ["run", "stream", "stored", "execute"])
 def test_every_call_that_runs_code_takes_them(client: httpx.Client, session: MakeSession, way: str) -> None:
     body: dict[str, Any] = {"args": ["a", "b c"], "stdin": "grüße\n", "cwd": "in/side", "code": SHOW}
     session_id = session()
@@ -39,7 +39,7 @@ def test_every_call_that_runs_code_takes_them(client: httpx.Client, session: Mak
     assert (answer["exit_code"], answer["stdout"]) == (0, "['a', 'b c'] /workspace/in/side 'grüße\\n'\n"), answer
 
 
-@pytest.mark.parametrize("command", [["sh", "-c", 'echo "$0"; cat', "zero"], "echo zero; cat"])
+@table("command", [["sh", "-c", 'echo "$0"; cat', "zero"], "echo zero; cat"])
 def test_a_command_runs_in_place_of_code_and_what_it_leaves_is_kept(
     client: httpx.Client, session: MakeSession, command: list[str] | str
 ) -> None:
@@ -51,11 +51,6 @@ def test_a_command_runs_in_place_of_code_and_what_it_leaves_is_kept(
     assert (answer["exit_code"], answer["status"], answer["data"]) == (3, "failed", {"n": 2})
     assert answer["state"]["committed"]
     assert client.get(f"/api/sessions/{session_id}/files/note").text == "kept\n"
-
-
-def test_a_command_without_code_in_an_execute_call(client: httpx.Client) -> None:
-    body = {"language": "node", "command": ["node", "-p", "1 + 1"], "files": {"a": ""}}
-    assert client.post("/api/execute", json=body).json()["stdout"] == "2\n"
 
 
 def test_a_command_that_is_not_there_says_so(client: httpx.Client, session: MakeSession) -> None:
@@ -80,19 +75,8 @@ ls -a
     assert client.get(f"/api/sessions/{session_id}/files").json()["count"] == 0
 
 
-def test_the_same_key_with_other_arguments_is_another_request(client: httpx.Client, session: MakeSession) -> None:
-    session_id = session()
-    headers = {"Idempotency-Key": "once"}
-    first = client.post(f"/api/sessions/{session_id}/run", json={"code": SHOW, "args": ["1"]}, headers=headers)
-    again = client.post(f"/api/sessions/{session_id}/run", json={"code": SHOW, "args": ["1"]}, headers=headers)
-    assert (first.json(), again.headers["idempotent-replay"]) == (again.json(), "true")
-    for other in ({"args": ["2"]}, {"args": ["1"], "stdin": "x"}):
-        answer = client.post(f"/api/sessions/{session_id}/run", json={"code": SHOW, **other}, headers=headers)
-        refused(answer, 409)
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "words"),
+@table(
+    "body, status, words",
     [
         ({"code": "1", "command": "ls"}, 400, ["both"]),
         ({"command": "ls", "args": ["-l"]}, 400, ["'command'"]),
@@ -119,7 +103,7 @@ def test_the_same_key_with_other_arguments_is_another_request(client: httpx.Clie
         ({"code": "1", "cwd": "\ud800"}, 400, ["surrogate"]),
     ],
 )
-@pytest.mark.parametrize("way", ["run", "execute"])
+@table("way", ["run", "execute"])
 def test_what_no_program_can_be_called_with_is_refused(
     client: httpx.Client, session: MakeSession, way: str, body: dict[str, Any], status: int, words: list[str]
 ) -> None:
@@ -133,14 +117,6 @@ def test_what_no_program_can_be_called_with_is_refused(
 
 def test_an_execute_call_needs_code_or_a_command(client: httpx.Client) -> None:
     refused(client.post("/api/execute", json={"language": "python"}), 400, "code", "command")
-
-
-@pytest.mark.parametrize("cwd", ["", ".", "./", "sub", "sub/", "./sub"])
-def test_ways_to_write_a_directory(client: httpx.Client, session: MakeSession, cwd: str) -> None:
-    session_id = session()
-    client.put(f"/api/sessions/{session_id}/files/sub/x", content=b"").raise_for_status()
-    answer = client.post(f"/api/sessions/{session_id}/run", json={"command": ["pwd"], "cwd": cwd}).json()
-    assert answer["stdout"] == ("/workspace/sub\n" if "sub" in cwd else "/workspace\n")
 
 
 def test_input_of_one_run_is_gone_in_the_next(client: httpx.Client, session: MakeSession) -> None:

@@ -14,6 +14,7 @@ from tests.api.live import ended, start
 from tests.conftest import MakeServer, MakeSession, Run, eventually
 from tests.gvisor import HAS_GVISOR, needs_gvisor
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 
 def in_force(client: httpx.Client, where: str) -> Any:
@@ -96,7 +97,7 @@ def test_isolation_that_does_not_work_here_is_refused(own_server: MakeServer) ->
         assert client.post("/api/sessions/s/run", json={"code": "print(1)"}).json()["stdout"] == "1\n"
 
 
-@pytest.mark.parametrize("isolation", ["none", "", None, 1, "Bubblewrap"])
+@table("isolation", ["none", "", None, 1, "Bubblewrap"])
 def test_unknown_isolation_is_refused(client: httpx.Client, isolation: Any) -> None:
     body = {"language": "python", "isolation": isolation}
     refused(client.post("/api/sessions", json=body), 400, "isolation")

@@ -90,36 +90,6 @@ def test_go_programs_run_by_execute(client: httpx.Client) -> None:
     assert "./main.go:10:2: declared and not used: unused" in str(outcome["stderr"])
 
 
-def test_a_go_module_is_built_again_where_it_changed(client: httpx.Client) -> None:
-    """With a main.go of the module's own, which is left alone."""
-    client.post("/api/sessions", json={"language": "go", "session_id": "go", "default_timeout": 120})
-    files = {
-        "go.mod": "module example.com/app\n\ngo 1.24\n",
-        "main.go": "package main\n\nfunc main() { println(`not this one`) }\n",
-        "helper.go": "package main\n\nfunc helped() string { return `helped` }\n",
-        "greet/greet.go": 'package greet\n\nfunc To(name string) string { return "hello " + name }\n',
-    }
-    for path, content in files.items():
-        assert client.put(f"/api/sessions/go/files/{path}", content=content).status_code == 200
-    code = GO.replace('"os"\n', '"os"\n\t"example.com/app/greet"\n') % "fmt.Println(greet.To(helped()))"
-    for _ in range(2):
-        outcome = client.post("/api/sessions/go/run", json={"code": code}).json()
-        assert (outcome["stdout"], outcome["stderr"]) == ("1 go\nhello helped\n", "")
-    listed = client.get("/api/sessions/go/files").json()["files"]
-    assert {file["path"] for file in listed} == set(files)
-    client.put("/api/sessions/go/files/greet/greet.go", content=files["greet/greet.go"].replace("hello", "bye"))
-    assert client.post("/api/sessions/go/run", json={"code": code}).json()["stdout"] == "1 go\nbye helped\n"
-
-
-def test_a_session_without_files_keeps_no_build_cache(client: httpx.Client) -> None:
-    client.post("/api/sessions", json={"language": "go", "session_id": "go", "persistent": False})
-    look = 'entries, _ := os.ReadDir("/var/cache/era"); os.WriteFile("/var/cache/era/mine", nil, 0o600)\n'
-    look += '\tfor _, entry := range entries { if entry.Name() == "mine" { fmt.Println("kept") } }'
-    for _ in range(2):
-        outcome = client.post("/api/sessions/go/run", json={"code": GO % look, "timeout": 120}).json()
-        assert (outcome["stdout"], outcome["stderr"]) == ("1 go\n", "")
-
-
 def test_deno_has_only_the_permissions_of_its_session(client: httpx.Client) -> None:
     def printed(code: str) -> str:
         answer = client.post("/api/execute", json={"language": "deno", "code": code, "allowInternetAccess": False})

@@ -5,8 +5,6 @@ With the real packages. They are large, so all tests share one setup, which is i
 
 from __future__ import annotations
 
-from typing import Any
-
 import httpx
 import pytest
 
@@ -33,14 +31,6 @@ def where(client: httpx.Client) -> str:
     return where
 
 
-def only_table(client: httpx.Client, where: str, outcome: dict[str, Any]) -> str:
-    """The table that a run without output kept as its only artifact."""
-    assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"]) == (0, "", ""), outcome
-    (path,) = artifact_paths(outcome)
-    assert path.startswith("table-")
-    return client.get(f"/api/sessions/{where}/files/{path}").text
-
-
 def test_a_notebooks_script_keeps_its_figure_and_table(client: httpx.Client, where: str, run: Run) -> None:
     outcome = run(where, NOTEBOOK)
     assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"]) == (0, "", ""), outcome
@@ -54,29 +44,6 @@ def test_a_notebooks_script_keeps_its_figure_and_table(client: httpx.Client, whe
     assert client.get(f"/api/sessions/{where}/files/figure-1.png").content.startswith(b"\x89PNG")
     # Plot functions return what they drew, whose figure is kept; files that exist are left alone.
     assert artifact_paths(run(where, "import matplotlib.pyplot as plt\nplt.hist([1, 2, 2])")) == ["figure-2.png"]
-
-
-@pytest.mark.soak  # that it is kept for what `plt.hist` returns is shown above
-def test_the_figure_of_whatever_a_plot_function_returns_is_kept(where: str, run: Run) -> None:
-    assert artifact_paths(run(where, "from matplotlib.figure import Figure\nf = Figure()\nf.add_subplot()")) == [
-        "figure-1.png"
-    ]
-    for number, code in enumerate(("plt.subplots(2, 2)[1]", "plt.subplots(2)", "Grid()"), 2):
-        grid = "class Grid:\n    figure = property(lambda self: plt.figure())"
-        outcome = run(where, f"import matplotlib.pyplot as plt\n{grid}\n{code}")
-        assert artifact_paths(outcome) == [f"figure-{number}.png"], code
-    code = "import matplotlib.pyplot as plt\nplt.figure()"
-    assert artifact_paths(run(where, code, env={"MPLBACKEND": "agg"})) == [], "another backend turns this off"
-
-
-def test_large_tables_are_cut(client: httpx.Client, where: str, run: Run) -> None:
-    table = only_table(client, where, run(where, "import pandas\npandas.Series(range(1000), name='n')"))
-    assert "1000 rows × 1 columns" in table
-    assert ("<td>249</td>" in table, "<td>250</td>" in table, "<td>750</td>" in table) == (True, False, True)
-    code = "import pandas\npandas.DataFrame([['&' * 300] * 60] * 600)"
-    table = only_table(client, where, run(where, code))
-    assert len(table) < 1_100_000
-    assert "600 rows × 60 columns" in table
 
 
 def test_other_last_values_are_not_kept(where: str, run: Run) -> None:
@@ -151,14 +118,3 @@ if __name__ == "__main__":
     assert run(where, "import sys\nsys.exit(4)")["exit_code"] == 4
     # A process that is started cold keeps no last value.
     assert artifact_paths(run(where, "import pandas\npandas.Series([1])", env={"PYTHONHASHSEED": "1"})) == []
-
-
-@pytest.mark.soak
-def test_polars_tables_are_kept_too(client: httpx.Client, run: Run) -> None:
-    """With the real polars, which is large too."""
-    where = make(client, {"pip": ["polars"]}, default_timeout=60)
-    settled(client, where)
-    table = only_table(client, where, run(where, "import polars\npolars.DataFrame({'a': range(1000)})"))
-    assert "shape: (1_000, 1)" in table
-    assert table.count("<tr>") < 600
-    assert "&lt;b&gt;" in only_table(client, where, run(where, "import polars\npolars.Series('a', ['<b>'])"))

@@ -11,6 +11,7 @@ import pytest
 from tests.api.plain_interpreter import outcome
 from tests.conftest import MakeSession, Run, Server, eventually
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 MESS = """
 import builtins, ctypes, json, os, random, signal, socket, subprocess, sys, threading, time, resource
@@ -75,7 +76,7 @@ def test_nothing_is_left_of_the_run_before_but_its_files(session: MakeSession, r
     assert (after["stdout"], after["stderr"]) == (fresh["stdout"], "")
 
 
-@pytest.mark.parametrize("language", ["node", "typescript"])
+@table("language", ["node", "typescript"])
 def test_nothing_is_left_of_the_node_run_before(session: MakeSession, run: Run, language: str) -> None:
     where = session(language)
     mess = """
@@ -97,7 +98,7 @@ console.log(typeof (globalThis as any).left, process.env.LEFT, fs.readdirSync('/
     assert outcome(run(where, look)) == (0, "undefined undefined 0 /workspace 0 22 2\n", "")
 
 
-@pytest.mark.parametrize(
+@table(
     "spoil",
     [
         "import os; os.chmod('.', 0)",
@@ -116,7 +117,6 @@ console.log(typeof (globalThis as any).left, process.env.LEFT, fs.readdirSync('/
         "import sys; sys.stdout.close(); sys.stderr.close()",
         "import os; os.closerange(0, 1024)",
     ],
-    ids=lambda spoil: re.sub(r"\W+", " ", spoil.removeprefix("import os"))[:40].strip(),
 )
 def test_whatever_a_run_spoils_the_next_one_works(session: MakeSession, run: Run, spoil: str) -> None:
     where = session(data={"n": 1})

@@ -13,6 +13,7 @@ from tests.api.archives_api import member, tar
 from tests.api.live import ended, output, start
 from tests.conftest import MakeServer, MakeSession, Run
 from tests.gvisor import BOTH_KINDS, needs_gvisor
+from tests.table import table
 
 BOUNDED_GVISOR = [needs_gvisor, pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's")]
 
@@ -105,8 +106,8 @@ def test_a_session_has_the_servers_limits_or_its_own(client: httpx.Client, sessi
     assert copy["limits"] == {**DEFAULTS, "cpus": 0.5, "pids": 32}
 
 
-@pytest.mark.parametrize(
-    ("limits", "word"),
+@table(
+    "limits, word",
     [
         ({"memory_mb": 1 << 20}, "ERA_MAX_LIMITS"),
         ({"cpus": 65.0}, "ERA_MAX_LIMITS"),
@@ -150,13 +151,6 @@ def test_limits_are_in_force_and_a_change_counts_from_the_next_run(
     assert enforced()["rlimits"]["RLIMIT_NPROC"] == 64
 
 
-def test_a_session_with_less_memory_runs_out_of_it_alone(session: MakeSession, run: Run) -> None:
-    small, usual = session(limits={"memory_mb": 64}), session()
-    code = "held = b'x' * (200 << 20); print(len(held))"
-    assert run(small, code)["status"] in ("oom", "failed")  # without a cgroup it is a MemoryError
-    assert run(usual, code)["stdout"] == f"{200 << 20}\n"
-
-
 @pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=BOUNDED_GVISOR)])
 def test_a_run_out_of_memory_says_so_and_keeps_what_it_left(
     client: httpx.Client, session: MakeSession, run: Run, isolation: str
@@ -175,7 +169,7 @@ def test_a_run_out_of_memory_says_so_and_keeps_what_it_left(
         assert (outcome["status"], reason) == ("failed", None), "it is a MemoryError"
 
 
-@pytest.mark.parametrize("code", GROWS.values(), ids=GROWS)
+@table("code", GROWS.values())
 def test_a_run_that_outgrows_its_disk_is_ended(client: httpx.Client, session: MakeSession, run: Run, code: str) -> None:
     code = SLOWLY + code
     where = session(data={"before": 1}, limits={"disk_mb": 4})
@@ -230,56 +224,11 @@ def test_what_is_not_looked_for_does_not_count(own_server: MakeServer) -> None:
         assert [held(client, "s", process) for process in started] == [("all of it\n", "None")] * 2
 
 
-def test_a_run_too_short_to_be_measured_is_bounded_too(session: MakeSession, run: Run) -> None:
-    where = session(data={"before": 1}, limits={"disk_mb": 4, "files": 50})
-    for code in (
-        "open('a', 'wb').write(b'x' * (3 << 20)); open('b', 'wb').write(b'x' * (3 << 20))",
-        "for n in range(60): open(f'{n}', 'w')",
-        "open('.session_data.json', 'w').write('{\"after\": 1}')\nfor n in range(60): open(f'{n}', 'w')",
-    ):
-        for _ in range(20):
-            outcome = run(where, code)
-            assert (outcome["status"], outcome["state"]["committed"]) == ("disk_full", False), outcome
-            assert outcome["data"] == {"before": 1}
-            if outcome["exit_code"] == 0:  # or a busy machine made it long enough to be measured and ended
-                break
-        else:
-            pytest.fail("it was never too short")
-    assert run(where, "import os; print(len(os.listdir()))")["stdout"] == "2\n"
-
-
-def test_many_small_files_are_ended_too(session: MakeSession, run: Run) -> None:
-    where = session(limits={"files": 100})
-    outcome = run(where, "import time\nfor n in range(1000):\n    open(f'{n}', 'w'); time.sleep(0.005)")
-    assert (outcome["status"], outcome["exit_code"] != 0) == ("disk_full", True)
-    assert "100 files" in outcome["state"]["reason"]
-
-
-def test_a_run_within_its_disk_limit_is_left_alone(session: MakeSession, run: Run) -> None:
-    where = session(limits={"disk_mb": 8})
-    code = (
-        SLOWLY
-        + """
-for _ in range(4):
-    with open('f', 'wb') as file:
-        for _ in range(20): file.write(b'x' * (1 << 18)); time.sleep(0.01)
-"""
-    )
-    outcome = run(where, code)
-    assert (outcome["status"], outcome["data"]) == ("ok", {"reached": True}), outcome
-
-
 def test_uploads_count_towards_the_disk_limit(client: httpx.Client, session: MakeSession) -> None:
     where = session(limits={"disk_mb": 1})
     path = f"/api/sessions/{where}/files/big"
     assert client.put(path, content=b"x" * (1 << 20)).status_code in (200, 201)
     refused(client.put(f"/api/sessions/{where}/files/more", content=b"x"), 413)
-
-
-def test_execute_takes_limits(client: httpx.Client) -> None:
-    body = {"language": "python", "code": SLOWLY + GROWS["many files"], "limits": {"disk_mb": 4}}
-    answer = client.post("/api/execute", json=body).json()
-    assert answer["status"] == "disk_full", answer
 
 
 def test_the_operator_bounds_the_limits(own_server: MakeServer) -> None:
@@ -297,17 +246,7 @@ def test_the_operator_bounds_the_limits(own_server: MakeServer) -> None:
         assert client.get(f"/api/sessions/{where}").json()["limits"]["memory_mb"] == 128, "lowered with the maximum"
 
 
-def test_files_in_tmp_count_towards_the_file_limit(session: MakeSession, run: Run) -> None:
-    """They are not kept, but take memory that isn't counted in bytes."""
-    where = session(limits={"files": 3000})
-    code = "import os\nopen('kept', 'w').close()\nfor n in range(1000000): open(f'/tmp/{n}', 'w').close()"
-    answer = run(where, code)
-    assert (answer["status"], answer["exit_code"]) == ("disk_full", 137)
-    assert answer["state"]["reason"] == "/tmp holds more than 3000 files; data and files stay as they were."
-    assert run(where, "import os; print(os.listdir('/tmp'), os.path.exists('kept'))")["stdout"] == "[] False\n"
-
-
-@pytest.mark.parametrize("query", ["", "?replace=true"])
+@table("query", ["", "?replace=true"])
 def test_what_a_client_writes_is_measured_with_the_packages_as_a_run_is(
     client: httpx.Client, session: MakeSession, run: Run, query: str
 ) -> None:

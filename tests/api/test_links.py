@@ -92,18 +92,6 @@ def test_an_expired_link_is_gone_and_bad_fields_are_refused(client: httpx.Client
         refused(client.post(f"/api/sessions/{where}/links", json={"path": "a", **bad}), 400)
 
 
-def test_a_link_dies_with_its_session(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    put(client, where, "a", b"old")
-    url = link(client, where, "a")
-    client.delete(f"/api/sessions/{where}?purge=true")
-    with httpx.Client(timeout=60) as anybody:
-        refused(anybody.get(url), 404)
-        client.post("/api/sessions", json={"language": "python", "session_id": where})
-        put(client, where, "a", b"another's")
-        refused(anybody.get(url), 404)
-
-
 def test_a_link_dies_with_its_key(owners: Owners) -> None:
     with client_with_key(owners.server, OPERATOR_KEY) as operator:
         made = new_key(owners.server, "links")

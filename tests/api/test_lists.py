@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import jsonschema_rs
-import pytest
 
 from tests.api.answers import refused
 from tests.api.live import start
-from tests.api.owners import Owners, client_with_key, new_key
-from tests.conftest import MakeServer, MakeSession, Run
-from tests.soaking import soak_the_rest
+from tests.api.owners import Owners
+from tests.conftest import MakeSession, Run
+from tests.table import table
 
 
 def test_runs_of_all_sessions_newest_first(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -47,8 +46,8 @@ def test_runs_of_all_sessions_newest_first(client: httpx.Client, session: MakeSe
     refused(client.get(f"/api/runs?session={one}"), 404)
 
 
-@pytest.mark.parametrize(
-    ("query", "word"),
+@table(
+    "query, word",
     [
         ("status=good", "'status'"),
         ("since=yesterday", "'since'"),
@@ -90,58 +89,6 @@ def test_sessions_show_the_fields_that_were_asked_for(client: httpx.Client, sess
     for bad in ("ids", "id,", "", "id,,data"):
         refused(client.get(f"{path}&fields={bad}"), 400, "'fields'")
     refused(client.get(f"{path}&data=no-thanks"), 400, "'data'")
-
-
-SHORT_PAGES = """
-from era.api import sessions as listed
-from era.core import sessions
-listed._LISTED_AT_ONCE = 10
-sessions._DELETED_AT_ONCE = 20
-"""
-
-
-@pytest.mark.parametrize("count", soak_the_rest([24, 600], 1))
-def test_a_list_of_all_and_their_end_are_whole_however_many_there_are(own_server: MakeServer, count: int) -> None:
-    """They are looked up and told page by page: few on short pages, many on those that there are."""
-    with own_server(weakness=SHORT_PAGES if count == 24 else "").client() as client:
-        names = [f"all-{number:04}" for number in range(count)]
-        for number, name in enumerate(names):
-            body = {"session_id": name, "language": "python", "metadata": {"part": str(number % 3)}}
-            assert client.post("/api/sessions", json=body).status_code == 201
-        listed = client.get("/api/sessions").json()
-        assert [each["id"] for each in listed["sessions"]] == names[::-1]
-        assert (listed["count"], listed["next_cursor"]) == (count, None)
-        assert listed["sessions"][7] == client.get(f"/api/sessions/{names[-8]}").json() | {"data": {}}
-        few = client.get("/api/sessions?metadata.part=1&fields=id").json()
-        assert few["sessions"] == [{"id": name} for name in names[::-1][1::3]]
-        assert client.get("/api/sessions?status=running").json() == {"sessions": [], "count": 0, "next_cursor": None}
-        page = client.get(f"/api/sessions?limit={count - 1}").json()
-        rest = client.get("/api/sessions", params={"cursor": page["next_cursor"]}).json()
-        assert [each["id"] for each in rest["sessions"]] == names[:1]
-        gone = client.request("DELETE", "/api/sessions?purge=true").json()
-        assert (sorted(gone["deleted_sessions"]), gone["deleted_count"]) == (names, count)
-        assert client.get("/api/sessions").json() == {"sessions": [], "count": 0, "next_cursor": None}
-
-
-def test_lists_of_large_sessions_are_whole(owners: Owners) -> None:
-    """They are read, parsed and told a few at a time: 250 of them at once took gigabytes, and kept others waiting."""
-    with client_with_key(owners.server, new_key(owners.server, "large-lister")["key"]) as client:
-        names = [f"large-{number}" for number in range(7)]
-        for name in names:
-            body = {"session_id": name, "language": "python", "data": {"text": name * 80_000}}
-            assert client.post("/api/sessions", json=body).status_code == 201
-        listed = client.get("/api/sessions").json()
-        assert [each["id"] for each in listed["sessions"]] == names[::-1]
-        assert [each["data"]["text"] for each in listed["sessions"]] == [name * 80_000 for name in names[::-1]]
-        pages = []
-        cursor: str | None = ""
-        while cursor is not None:
-            page = client.get(f"/api/sessions?limit=3&fields=id{cursor and '&cursor='}{cursor}").json()
-            assert page["count"] == len(page["sessions"])
-            pages.append([each["id"] for each in page["sessions"]])
-            cursor = page["next_cursor"]
-        assert pages == [names[:3:-1], names[3:0:-1], names[:1]]
-        assert client.request("DELETE", "/api/sessions?purge=true").json()["deleted_count"] == 7
 
 
 def test_pages_of_sessions_by_status_are_full(client: httpx.Client, session: MakeSession) -> None:

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +18,8 @@ import pytest
 from tests.api.answers import refused
 from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, serve_in_background, start_in_background
 from tests.api.websocket import WebSocket
-from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually
+from tests.conftest import MakeServer, MakeSession, Run, Server, at_best
+from tests.table import table
 
 
 def test_a_request_arrives_as_it_is(client: httpx.Client, live: str, server: Server) -> None:
@@ -88,7 +88,7 @@ def test_headers_are_cleaned_both_ways(client: httpx.Client, live: str, server: 
     assert "mine" not in answer.headers.values()
 
 
-@pytest.mark.parametrize("variables", [{"V6": "1"}, {"PORT": "80"}, {"PORT": "65535"}])
+@table("variables", [{"V6": "1"}, {"PORT": "80"}, {"PORT": "65535"}])
 def test_servers_on_other_ports_and_ipv6_are_reached(
     client: httpx.Client, session: MakeSession, variables: dict[str, str]
 ) -> None:
@@ -101,21 +101,6 @@ def test_servers_on_other_ports_and_ipv6_are_reached(
         assert answer.status_code == 400
     else:
         assert answer.json()["path"] == "/"
-
-
-def test_statuses_without_a_body(client: httpx.Client, live: str) -> None:
-    head = client.head(f"{live}/status?200")
-    assert (head.status_code, head.headers["Content-Length"], head.content) == (200, "4", b"")
-    for status in (204, 304):
-        answer = client.get(f"{live}/status?{status}")
-        assert (answer.status_code, answer.headers["ETag"], answer.content) == (status, '"1"', b"")
-    for status in (201, 404, 418, 500, 599):
-        answer = client.get(f"{live}/status?{status}")
-        assert (answer.status_code, answer.content) == (status, b"body")
-    early = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
-    for whole in (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.0 200 OK\r\n\r\nok"):
-        answer = client.get(f"{live}/raw?{(early + whole).hex()}")
-        assert (answer.status_code, answer.content) == (200, b"ok")
 
 
 def test_events_come_as_they_are_sent(client: httpx.Client, live: str, server: Server) -> None:
@@ -194,33 +179,6 @@ def test_calls_without_a_listener_are_no_code(client: httpx.Client, session: Mak
     assert client.get(f"/proxy/{where}/3000/").json()["code"] == "no_code"
 
 
-def test_stored_code_answers_where_nothing_listens(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})
-    assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
-    run_id = serve_in_background(client, where, HTTP_SERVER)
-    assert client.get(f"/proxy/{where}/3000/").json()["path"] == "/"
-    client.delete(f"/api/sessions/{where}/runs/{run_id}")
-    assert client.get(f"/proxy/{where}/3000/").text == "from code\n"
-
-
-def test_a_foreground_run_can_be_called(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    answers: list[dict[str, Any]] = []
-
-    def call() -> None:
-        with server.client() as other:
-            answers.append(other.post(f"/api/sessions/{where}/run", json={"code": HTTP_SERVER, "timeout": 10}).json())
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        assert eventually(lambda: client.get(f"/proxy/{where}/3000/").status_code == 200)
-    finally:
-        thread.join()
-    assert (answers[0]["status"], answers[0]["stdout"]) == ("timeout", "listening\n")
-
-
 def test_live_servers_obey_public_access(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session(allowPublicAccess=False)
     serve_in_background(client, where, HTTP_SERVER)
@@ -255,26 +213,6 @@ def test_a_server_killed_during_an_answer_breaks_the_connection(
             assert other.delete(f"/api/sessions/{where}/runs/{run_id}").json()["status"] == "killed"
         with pytest.raises(httpx.TransportError):
             list(pieces)
-
-
-def test_a_request_without_an_answer_is_502_when_its_server_ends(
-    client: httpx.Client, live: str, server: Server
-) -> None:
-    where, answers = live.split("/")[2], []
-    run_id = client.get(live).headers["X-Era-Run"]
-
-    def call() -> None:
-        with server.client() as other:
-            answers.append(other.get(f"{live}/hold"))
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    run = f"/api/sessions/{where}/runs/{run_id}"
-    assert eventually(lambda: "holding" in client.get(f"{run}/stdout").text)
-    client.delete(run)
-    thread.join()
-    assert (answers[0].status_code, answers[0].json()["code"]) == (502, "no_answer")
-    assert answers[0].headers["X-Era-Run"] == run_id
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="every other test here runs as an ordinary user then")
@@ -336,12 +274,6 @@ def test_large_websocket_messages_take_no_memory(server: Server, echo: str) -> N
     websocket.close()
 
 
-def test_a_websocket_server_may_speak_first(server: Server, echo: str) -> None:
-    websocket = WebSocket(server, f"{echo}/greet")
-    assert websocket.receive() == (1, b"hi")
-    websocket.close()
-
-
 def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo: str, session: MakeSession) -> None:
     websocket = WebSocket(server, f"{echo}/refused")
     assert websocket.head.startswith("HTTP/1.1 403 ")
@@ -352,31 +284,3 @@ def test_a_websocket_that_is_refused(client: httpx.Client, server: Server, echo:
     assert websocket.head.startswith("HTTP/1.1 400 ")
     assert json.loads(websocket.rest())["code"] == "no_code"
     websocket.close()
-
-
-def test_other_routes_accept_no_websockets(server: Server) -> None:
-    websocket = WebSocket(server, "/health")
-    assert websocket.head.startswith("HTTP/1.1 200 ")
-    websocket.close()
-
-
-def test_websockets_end_with_their_run(client: httpx.Client, server: Server, echo: str) -> None:
-    websockets = [WebSocket(server, echo) for _ in range(20)]
-    for number, websocket in enumerate(websockets):
-        websocket.send(b"%d" % number)
-    assert [websocket.receive()[1] for websocket in websockets] == [b"%d" % number for number in range(20)]
-    where = echo.split("/")[2]
-    run_id = client.get(echo).headers["X-Era-Run"]
-    assert client.delete(f"/api/sessions/{where}/runs/{run_id}").status_code == 200
-    for websocket in websockets:
-        assert websocket.rest() == b""
-        websocket.close()
-
-
-def test_blanks_at_the_end_of_a_header_are_no_reason_to_refuse_it(server: Server, live: str) -> None:
-    answer = server.exchange(
-        b"GET %b/ HTTP/1.1\r\nHost: SELF \r\nX-Own: a b \t\r\nX-Empty:  \r\nConnection: close\r\n\r\n" % live.encode()
-    )
-    assert answer.startswith(b"HTTP/1.1 200 "), answer
-    body = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert {"x-own": "a b", "x-empty": ""}.items() <= {name.lower(): value for name, value in body["headers"]}.items()

@@ -80,28 +80,6 @@ def test_a_client_and_processes_see_each_others_files_at_once(client: httpx.Clie
     assert process(client, where, "sleeper")["status"] == "running"
 
 
-@pytest.mark.soak
-def test_what_a_put_stores_ahead_is_what_its_version_names(own_server: MakeServer) -> None:
-    server = own_server(spares="0")
-    with server.client() as client:
-        where = str(client.post("/api/sessions", json={"language": "python"}).json()["id"])
-        start(client, where, "sleep 1000")
-        assert put(client, where, "d/file", b"one").is_success
-        shell(client, where, "chmod 640 d/file; ln -s file d/link")
-        client.post(f"/api/sessions/{where}/checkpoint").raise_for_status()
-
-        def stored() -> set[str]:
-            return {path.name for path in (server.content_dir / "blobs").glob("??/*")}
-
-        for path, new in (("d/file", 3), ("made/on/the/way", 5)):  # the content, and each directory on its way
-            before = stored()
-            assert put(client, where, path, f"content of {path}".encode()).is_success
-            assert len(stored() - before) == new
-        client.post(f"/api/sessions/{where}/stop").raise_for_status()
-        assert get(client, where, "d/file").content == b"content of d/file"
-        assert get(client, where, "made/on/the/way").content == b"content of made/on/the/way"
-
-
 def test_each_change_is_durable_when_it_is_answered(own_server: MakeServer) -> None:
     server = own_server()
     with server.client() as client:
@@ -151,15 +129,6 @@ def test_the_archive_of_a_live_session_is_of_this_moment(client: httpx.Client, w
         assert sorted(tar.getnames()) == ["d", "d/a"]
 
 
-def test_pages_of_a_live_session(client: httpx.Client, where: str) -> None:
-    shell(client, where, "mkdir -p a/b; touch a/1 a/b/2 a-b z; mkfifo pipe")
-    page = listed(client, where, limit=2)
-    assert (page["total_count"], [file["path"] for file in page["files"]]) == (4, ["a/1", "a/b/2"])
-    assert names(client, where, limit=2, cursor=page["next_cursor"]) == ["a-b", "z"]
-    assert names(client, where, prefix="a/") == ["a/1", "a/b/2"]
-    assert names(client, where, directories=True) == ["a", "a/1", "a/b", "a/b/2", "a-b", "z"]
-
-
 def test_a_put_waits_for_the_run_under_way(client: httpx.Client, where: str, run: Run) -> None:
     code = (
         "import os, time\nopen('go', 'w').close()\nwhile not os.path.exists('end'): time.sleep(0.02)\nos.remove('end')"
@@ -203,26 +172,6 @@ def test_nothing_is_followed_and_nothing_is_waited_for(client: httpx.Client, whe
     assert shell(client, where, "chmod 700 shut; head -c4 link") == b"root"
 
 
-def test_names_that_are_not_utf8_are_listed(client: httpx.Client, where: str) -> None:
-    shell(client, where, r"""python3 -c 'open(b"\xff", "w").close(); open(b"a\nb", "w").close()'""")
-    assert len(names(client, where)) == 2
-
-
-def test_a_killed_or_stopped_helper_is_started_again(client: httpx.Client, where: str) -> None:
-    assert put(client, where, "a", b"1").is_success
-    killer = (
-        "import os, signal\nfor name in os.listdir('/proc'):\n"
-        "    if name.isdigit() and int(name) not in (1, os.getpid(), os.getppid()):\n"
-        "        if b'sleep' not in open(f'/proc/{name}/cmdline', 'rb').read(): os.kill(int(name), signal.SIGKILL)\n"
-        "print('killed')"
-    )
-    name = start(client, where, ["python3", "-c", killer])
-    ended(client, where, name)
-    assert b"killed" in output(client, where, name)
-    assert eventually(lambda: get(client, where, "a").content == b"1")
-    assert put(client, where, "a", b"2").is_success
-
-
 def attack(client: httpx.Client, where: str) -> set[str]:
     """Put files into a directory that a process exchanges for a link out of the tree. Returns what lies there."""
     start(client, where, ["python3", "-c", SWAP])
@@ -235,22 +184,6 @@ def attack(client: httpx.Client, where: str) -> set[str]:
 
 def test_a_directory_exchanged_for_a_link_leads_nowhere(client: httpx.Client, where: str) -> None:
     assert attack(client, where) == set()
-
-
-def test_a_session_is_put_away_between_changes(client: httpx.Client, where: str) -> None:
-    for number in range(3):
-        assert put(client, where, f"{number}", b"1").is_success
-        assert client.post(f"/api/sessions/{where}/stop").is_success
-        assert put(client, where, f"{number}-after", b"2").is_success
-        start(client, where, "sleep 1000")
-    assert len(names(client, where)) == 6
-
-
-def test_a_session_that_keeps_no_files_shows_those_it_has(client: httpx.Client, session: MakeSession) -> None:
-    where = session(persistent=False)
-    shell(client, where, "printf 1 > a")
-    assert get(client, where, "a").content == b"1"
-    assert refused(put(client, where, "b", b""), 409)["code"] == "not_persistent"
 
 
 def test_a_file_that_gets_shorter_while_it_is_sent_breaks_off(client: httpx.Client, server: Server, where: str) -> None:
@@ -288,14 +221,3 @@ def test_a_file_that_has_no_room_costs_the_session_nothing(
     assert process(client, where, sleeper)["status"] == "running"
     put(client, where, kept, bytes(size))
     assert names(client, where) == before
-
-
-def test_a_file_too_many_costs_a_live_session_nothing(client: httpx.Client, session: MakeSession) -> None:
-    where = session(limits={"files": 16})
-    sleeper = start(client, where, "mkdir d; cd d; touch 1 2 3 4 5 6 7 8 9 10 11 12 13 14; sleep 1000")
-    assert eventually(lambda: len(names(client, where)) == 14)
-    put(client, where, "a", b"1")
-    refused(client.put(f"/api/sessions/{where}/files/b", content=b"1"), 413, "may be")
-    put(client, where, "a", b"2")
-    time.sleep(1)
-    assert process(client, where, sleeper)["status"] == "running"

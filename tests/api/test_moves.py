@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import pytest
 
 from era.wire.files import DirectoryMadeAnswer, ListedFile, MovedAnswer
 from tests.api.answers import assert_recent, checked, refused
-from tests.api.files_api import delete, get, listed, names, put
+from tests.api.files_api import get, listed, names, put
 from tests.conftest import MakeSession, Run
 
 FILE_KEYS = set(ListedFile.model_fields)
@@ -125,14 +123,6 @@ def test_what_a_move_refuses_changes_nothing(client: httpx.Client, session: Make
     assert get(client, where, "f").content == b"f"
 
 
-def test_a_deep_directory_cant_be_moved_beyond_the_bound(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    put(client, where, "/".join("d" * 100) + "/f", b"1")
-    refused(move(client, where, "d", "/".join("x" * 30)), 413, "directories")
-    assert move(client, where, "d", "/".join("x" * 29)).is_success
-    assert names(client, where) == ["/".join("x" * 29 + "d" * 99) + "/f"]
-
-
 def test_a_move_may_replace_files_and_links(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "new", b"new!")
@@ -163,42 +153,3 @@ def test_mkdir_makes_what_is_missing_once(client: httpx.Client, session: MakeSes
     refused(mkdir(client, where, "../x"), 400)
     refused(mkdir(client, where, "x", mode="4755"), 400)
     refused(mkdir(client, where, "/".join("x" * 129)), 413)
-
-
-def test_a_put_may_set_the_mode(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    url = f"/api/sessions/{where}/files/s.sh"
-    assert client.put(url, params={"mode": "0755"}, content=b"#!/bin/sh\necho ran").is_success
-    assert run(where, "import subprocess; print(subprocess.getoutput('./s.sh'))")["stdout"] == "ran\n"
-    put(client, where, "s.sh", b"#!/bin/sh\necho again")
-    assert stat(client, where, "s.sh").json()["mode"] == "0755", "it keeps the one it has"
-    for bad in ("755x", "0999", "4755", "7", ""):
-        refused(client.put(url, params={"mode": bad}, content=b""), 400)
-
-
-def test_moves_at_once_end_with_one_of_them(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    for name in "abcdef":
-        put(client, where, name, name.encode())
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda name: move(client, where, name, "target"), "abcdef"))
-    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409, 409]
-    assert len(names(client, where)) == 6
-
-
-@pytest.mark.parametrize("what", ["move", "mkdir"])
-def test_a_session_that_keeps_no_files_takes_no_changes(client: httpx.Client, session: MakeSession, what: str) -> None:
-    where = session(persistent=False)
-    body = {"from": "a", "to": "b"} if what == "move" else {"path": "a"}
-    assert refused(client.post(f"/api/sessions/{where}/{what}", json=body), 409)["code"] == "not_persistent"
-
-
-def test_names_that_are_not_text_can_be_moved_with_their_directory(
-    client: httpx.Client, session: MakeSession, run: Run
-) -> None:
-    where = session()
-    run(where, r"import os; os.mkdir('d'); open(b'd/\xff\n', 'w').write('1')")
-    assert move(client, where, "d", "e").is_success
-    assert run(where, "import os; print(os.listdir(b'e'))")["stdout"] == "[b'\\xff\\n']\n"
-    assert delete(client, where, "e?recursive=true").is_success
-    assert names(client, where) == []

@@ -12,10 +12,8 @@ import pytest
 
 from era.wire import files, versions
 from tests.api.answers import checked, refused
-from tests.api.capsule_api import export_capsule, import_capsule
-from tests.api.live import process, start
 from tests.api.test_versions import HEADER_KEYS, setting
-from tests.conftest import MakeServer, MakeSession, Run, eventually
+from tests.conftest import MakeServer, MakeSession, Run
 
 
 def name(client: httpx.Client, where: str, n: int, name: object) -> httpx.Response:
@@ -110,73 +108,6 @@ def test_named_versions_are_kept(own_server: MakeServer) -> None:
         assert names(client, "t") == names(client, "s") == {11: None, **seen}
         assert client.post("/api/sessions/t/duplicate", json={"id": "u", "from_version": 2}).status_code == 201
         assert names(client, "u") == {1: None}
-
-
-def test_a_gap_that_checkpoints_left_takes_no_version_that_loses_its_name(own_server: MakeServer) -> None:
-    with own_server(history_mb="1", isolation="bubblewrap").client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-
-        def put(size: int) -> int:
-            answer = client.put("/api/sessions/s/files/f", content=os.urandom(size))
-            return int(answer.json().get("versions_dropped", 0))
-
-        put(200_000)
-        put(200_000)
-        assert name(client, "s", 3, "n").status_code == 200
-        start(client, "s", "head -c 300000 /dev/urandom > f; echo; exec sleep 1000", tag="p")
-        assert eventually(lambda: process(client, "s", "p")["output_bytes"])
-        assert client.post("/api/sessions/s/checkpoint").json()["version"] == 4
-        assert (put(250_000), put(250_000)) == (0, 1)
-        assert set(names(client, "s")) == {1, 2, 3, 5, 6}, "the checkpoint went first"
-        assert client.delete("/api/sessions/s/versions/3/name").status_code == 200
-        assert set(names(client, "s")) == {1, 2, 3, 5, 6}
-        import_capsule(client, export_capsule(client, "s"), "copy")
-        assert set(names(client, "copy")) == {1, 2, 3, 5, 6}
-
-
-def test_a_capsule_brings_no_more_than_a_history_may_hold(
-    client: httpx.Client, session: MakeSession, own_server: MakeServer
-) -> None:
-    where = session()
-    for _ in range(6):
-        client.put(f"/api/sessions/{where}/files/f", content=os.urandom(300_000))
-    assert [name(client, where, n, f"n{n}").status_code for n in (2, 3)] == [200, 200]
-    fits = client.get(f"/api/sessions/{where}/capsule").content
-    assert name(client, where, 4, "n4").status_code == name(client, where, 5, "n5").status_code == 200
-    too_much = client.get(f"/api/sessions/{where}/capsule").content
-    headers = {"Content-Type": "application/x-tar"}
-    with own_server(history_mb="1").client() as other:
-        answer = other.post("/api/sessions/import?id=s", content=too_much, headers=headers)
-        refused(answer, 413, "named versions", "history")
-        refused(other.get("/api/sessions/s"), 404)
-        assert other.post("/api/sessions/import?id=s", content=fits, headers=headers).status_code == 201
-        assert names(other, "s") == {7: None, 3: "n3", 2: "n2"}
-
-
-def test_answers_say_how_many_versions_were_dropped(own_server: MakeServer) -> None:
-    server = own_server(history_mb="1")
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        files_url, archive = "/api/sessions/s/files/f", io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            member = tarfile.TarInfo("g")
-            member.size = 500_000
-            tar.addfile(member, io.BytesIO(bytes(500_000)))
-        answers = [client.put(files_url, content=bytes([n]) * 400_000) for n in range(4)]
-        bodies = [checked(answer, files.FileWrittenAnswer, set(answer.json())) for answer in answers]
-        assert [body.get("versions_dropped") for body in bodies] == [None, None, 2, 1]
-        assert set(names(client, "s")) == {4, 5}
-        assert client.get("/api/sessions/s/files/f").content == bytes([3]) * 400_000
-        headers = {"Content-Type": "application/x-tar"}
-        put = client.put("/api/sessions/s/archive", content=archive.getvalue(), headers=headers).json()
-        assert put["versions_dropped"] > 0
-        run = {"code": "import os; open('f', 'wb').write(os.urandom(700_000)); os.remove('g')"}
-        key = {"Idempotency-Key": "k"}
-        outcome = client.post("/api/sessions/s/run", json=run, headers=key)
-        assert outcome.json()["state"]["versions_dropped"] > 0
-        assert client.post("/api/sessions/s/run", json=run, headers=key).content == outcome.content
-        record = client.get(f"/api/sessions/s/runs/{outcome.json()['run_id']}").json()
-        assert record["state"] == outcome.json()["state"]
 
 
 def test_files_of_an_old_version_are_read_like_current_ones(

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.answers import JSON, refused, send_json
+from tests.api.answers import JSON, refused
 from tests.conftest import MakeServer, MakeSession, Run, Server
+from tests.table import table
 
 # -- names ----------------------------------------------------------------------------------------------------------
 
@@ -26,7 +27,7 @@ MISSPELT_FIELDS: dict[str, tuple[str, str, Any, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MISSPELT_FIELDS)
+@table("name", MISSPELT_FIELDS)
 def test_a_misspelt_field_is_refused_with_the_nearest_one(
     client: httpx.Client, session: MakeSession, name: str
 ) -> None:
@@ -46,7 +47,7 @@ MUCH_IS_WRONG: dict[str, tuple[str, str, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", MUCH_IS_WRONG)
+@table("name", MUCH_IS_WRONG)
 def test_of_all_that_is_wrong_the_first_few_are_told(client: httpx.Client, name: str) -> None:
     """The answer was a hundred times as long as the request."""
     method, path, body, wrong = MUCH_IS_WRONG[name]
@@ -65,11 +66,6 @@ def test_a_misspelt_field_comes_before_what_follows_from_it(client: httpx.Client
     refused(client.post("/api/sessions", json={"language": "pyhton"}), 400, "'pyhton'", "'python'")
 
 
-def test_no_type_of_ours_is_in_an_error(client: httpx.Client) -> None:
-    body = {"language": "python", "setup": {"pip": 5}}
-    assert "list[" not in json.dumps(refused(client.post("/api/sessions", json=body), 400, "'setup.pip'"))
-
-
 MISSPELT_PATHS = {
     "/api/session": "/api/sessions",
     "/api/session/a:b": "/api/sessions/a:b",
@@ -82,15 +78,13 @@ MISSPELT_PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", MISSPELT_PATHS)
+@table("path", MISSPELT_PATHS)
 def test_a_misspelt_path_is_answered_with_the_nearest_one(client: httpx.Client, path: str) -> None:
     problem = refused(client.post(path, json={}), 404, "nothing at this path")
     assert problem["hint"] == f"Did you mean {MISSPELT_PATHS[path]}? See /docs for the paths there are."
 
 
-@pytest.mark.parametrize(
-    "path", ["/nothing/like/it", "/api/sessions//run", "/api/sessions/a/colour", "/api/sessions/a/b/c", f"/{'x' * 999}"]
-)
+@table("path", ["/nothing/like/it", "/api/sessions//run", "/api/sessions/a/b/c", f"/{'x' * 999}"])
 def test_a_path_that_is_near_to_none_is_answered_with_the_docs(client: httpx.Client, path: str) -> None:
     assert refused(client.post(path, json={}), 404)["hint"] == "See /docs for the paths there are."
 
@@ -134,7 +128,7 @@ UNKNOWN_QUERIES = {
 }
 
 
-@pytest.mark.parametrize("path", UNKNOWN_QUERIES)
+@table("path", UNKNOWN_QUERIES)
 def test_an_unknown_query_parameter_is_refused_with_the_nearest_one(
     client: httpx.Client, session: MakeSession, path: str
 ) -> None:
@@ -154,11 +148,6 @@ def test_writing_calls_refuse_unknown_query_parameters_and_do_nothing(
     refused(client.post(f"/api/sessions/{where}/run?timeout=3", json={"code": "1"}), 400, "'timeout'", "data")
     shown = client.get(f"/api/sessions/{where}").json()
     assert (shown["version"], shown["last_run_at"]) == (1, "")
-
-
-@pytest.mark.parametrize("path", ["/health?x=1", "/?x=1", "/docs?x=1"])
-def test_pages_and_health_take_any_query(client: httpx.Client, path: str) -> None:
-    assert client.get(path).status_code == 200
 
 
 def test_a_misspelt_id_gets_the_nearest_one(client: httpx.Client, session: MakeSession) -> None:
@@ -201,10 +190,11 @@ def test_a_slash_is_part_of_a_key_and_of_a_file_s_path(client: httpx.Client, ses
     refused(client.put(f"/api/sessions/{where}/files/a/", content=b"x"), 400, "'a/'")
 
 
-@pytest.mark.parametrize("path", ["/api/sessions/", "/api/storage/kv/slashes/", "/api/storage/r2/slashes/"])
+@table("path", ["/api/sessions/", "/api/storage/kv/slashes/", "/api/storage/r2/slashes/"])
 def test_an_empty_name_deletes_nothing(client: httpx.Client, session: MakeSession, path: str) -> None:
     """As `curl -X DELETE $ERA/api/sessions/$ID` does where ID is empty."""
-    session(session_id="kept")
+    if client.get("/api/sessions").json()["count"] == 0:
+        session(session_id="kept")
     client.put("/api/storage/kv/slashes/kept", json={"value": "1"})
     client.put("/api/storage/r2/slashes/kept", json={"content": "AA=="})
     assert client.delete(path).status_code in (400, 404)
@@ -220,8 +210,8 @@ def test_the_upload_bounds_hold_with_a_slash_too(client: httpx.Client, session: 
 # -- methods --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
+@table(
+    "method, path, allowed",
     [
         ("PUT", "/api/sessions", "DELETE, GET, POST"),
         ("DELETE", "/api/sessions/x/code", "GET, PUT"),
@@ -237,23 +227,19 @@ def test_405_names_every_method(client: httpx.Client, method: str, path: str, al
     assert answer.headers["allow"] == allowed
 
 
-def test_head_of_health(client: httpx.Client) -> None:
-    answer = client.head("/health")
-    assert (answer.status_code, answer.content) == (200, b"")
-
-
 # -- types ----------------------------------------------------------------------------------------------------------
 
 TYPES = [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/octet-stream"]
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@table("kind", TYPES)
 def test_a_json_body_counts_whatever_its_type_where_no_browser_sent_it(client: httpx.Client, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
-    body = b'{"language":"python","session_id":"typed"}'
+    name = f"typed-{TYPES.index(kind)}"
+    body = json.dumps({"language": "python", "session_id": name}).encode()
     assert client.post("/api/sessions", content=body, headers=headers).status_code == 201
     refused(client.post("/api/sessions", content=b"language=python", headers=headers), 400, "JSON")
-    answer = client.post("/api/sessions/typed/run", content=b'{"code":"print(1)"}', headers=headers)
+    answer = client.post(f"/api/sessions/{name}/run", content=b'{"code":"print(1)"}', headers=headers)
     assert answer.json()["stdout"] == "1\n"
 
 
@@ -267,14 +253,15 @@ def test_the_stored_code_runs_without_a_body(client: httpx.Client, session: Make
     refused(client.put(f"/api/sessions/{where}/code"), 400, "The body is missing")
 
 
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("browser", ["origin", "sec-fetch-site"])
+@table("kind", TYPES)
+@table("browser", ["origin", "sec-fetch-site"])
 def test_a_page_needs_the_type_of_json(server: Server, client: httpx.Client, kind: str | None, browser: str) -> None:
     """A page can send the other types to any server without asking that first."""
     told = {"origin": server.url} if browser == "origin" else {"sec-fetch-site": "same-origin"}
     headers = told | ({} if kind is None else {"content-type": kind})
+    before = client.get("/api/sessions").json()["count"]
     refused(client.post("/api/sessions", content=b'{"language":"python"}', headers=headers), 400, "Content-Type")
-    assert client.get("/api/sessions").json()["count"] == 0
+    assert client.get("/api/sessions").json()["count"] == before
     assert client.post("/api/sessions", content=b'{"language":"python"}', headers=told | JSON).status_code == 201
 
 
@@ -286,17 +273,6 @@ def test_with_a_bearer_token_a_page_has_been_asked_before(own_server: MakeServer
 
 
 # -- values ---------------------------------------------------------------------------------------------------------
-
-
-def test_whole_numbers_come_back_whole(client: httpx.Client, session: MakeSession) -> None:
-    fields = '"default_timeout":30,"limits":{"cpus":1},"data":{"a":1,"b":1.0,"c":-0.5}'
-    body = f'{{"language":"python","session_id":"n",{fields}}}'
-    text = send_json(client, "POST", "/api/sessions", body).text
-    assert '"default_timeout":30,' in text
-    assert '"cpus":1,' in text
-    assert '"data":{"a":1,"b":1.0,"c":-0.5}' in text
-    assert '"default_timeout":2.5,' in send_json(client, "PATCH", "/api/sessions/n", '{"default_timeout":2.5}').text
-    assert '"default_timeout":45,' in send_json(client, "PATCH", "/api/sessions/n", '{"default_timeout":45}').text
 
 
 @pytest.mark.parametrize("target", ["/api/sessions/s/files/grüße.txt", "/api/sessions?label=grüße"])

@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.plain_interpreter import NODE, outcome, run_plainly
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 
 @pytest.mark.parametrize("language", ["node", "typescript"])
@@ -145,14 +146,20 @@ def without_internal_frames(text: str) -> str:
     return re.sub(r"(?m)^    at .*node:internal.*\n", "", text)
 
 
-@pytest.mark.parametrize("name", NODE_PROGRAMS)
+@pytest.fixture
+def empty_session(session: MakeSession) -> str:
+    """A session whose runs find no files of each other, without internet, which may need additional variables."""
+    return session("node", persistent=False, allowInternetAccess=False)
+
+
+@table("name", NODE_PROGRAMS)
 def test_a_node_program_does_what_node_does_with_it(
-    session: MakeSession, run: Run, host_directory: Path, name: str
+    empty_session: str, run: Run, host_directory: Path, name: str
 ) -> None:
     code = NODE_PROGRAMS[name]
     argv = [str(NODE), "--disable-warning=MODULE_TYPELESS_PACKAGE_JSON"]
     exit_code, stdout, stderr = run_plainly(argv, "main.js", code, host_directory)
-    answer = outcome(run(session("node"), code))
+    answer = outcome(run(empty_session, code))
     if name == "promises and timers":  # which of a timer of 0 ms and an immediate comes first is Node's to choose
         assert sorted(answer[1]) == sorted(stdout)
         return

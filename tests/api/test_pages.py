@@ -15,6 +15,7 @@ import pytest
 from tests.browser import Browser
 from tests.conftest import MakeServer, Server
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 WEB = Path(__file__).resolve().parent.parent.parent / "src" / "era" / "web"
 PAGES = sorted(path for path in WEB.iterdir() if path.is_file())
@@ -28,7 +29,7 @@ BUILT = [name for name in BUILT if not name.endswith((".bcmap", ".pfb", ".ttf"))
 PATHS = ["/", "/docs", *(f"/assets/{name}" for name in [*ASSETS, *BUILT] if not name.endswith(".html"))]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@table("path", PATHS)
 def test_served_with_strict_headers(client: httpx.Client, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200
@@ -61,7 +62,7 @@ def test_pages_have_their_content_types(client: httpx.Client) -> None:
     assert all(types[path] == endings[Path(path).suffix] for path in PATHS[2:])
 
 
-@pytest.mark.parametrize("name", ["nothing.css", "index.html", "..%2f..%2fapp.py", "%2e%2e", "__init__.py", ""])
+@table("name", ["nothing.css", "index.html", "..%2f..%2fapp.py", "%2e%2e", "__init__.py", ""])
 def test_other_files_are_not_served(client: httpx.Client, name: str) -> None:
     answer = client.get(f"/assets/{name}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
@@ -72,7 +73,7 @@ def test_foreign_host_names_are_refused_for_pages_too(client: httpx.Client) -> N
     assert client.get("/docs", headers={"Host": "localhost:1"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@table("path", PAGES)
 def test_nothing_comes_from_elsewhere(path: Path) -> None:
     text = path.read_text()
     addresses = set(re.findall(r"(?:https?:)?//[\w.:-]+\.[\w.:-]+", text))

@@ -11,10 +11,9 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.api.plain_interpreter import PLAIN_ENVIRONMENT, python
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 NOBODY = 65_534
 DOCUMENT = Path(__file__).parents[2] / "docs" / "languages.md"
@@ -110,13 +109,13 @@ def outside(directory: Path, code: str) -> str:
     return done.stdout + re.sub(r"(?s).*\n(?=\w+:)", "", done.stderr)
 
 
-@pytest.mark.parametrize("name", SAME)
+@table("name", SAME)
 def test_it_is_as_on_a_plain_machine(session: MakeSession, run: Run, host_directory: Path, name: str) -> None:
     where = session(isolation="bubblewrap")
     assert inside(run, where, SAME[name]) == outside(host_directory, SAME[name])
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@table("name", DIFFERENT)
 def test_what_differs_is_listed(session: MakeSession, run: Run, host_directory: Path, name: str) -> None:
     where = session(isolation="bubblewrap")
     assert inside(run, where, DIFFERENT[name]) != outside(host_directory, DIFFERENT[name])

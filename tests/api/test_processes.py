@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from typing import Any
 
@@ -39,13 +38,6 @@ def test_a_server_and_tests_beside_it(client: httpx.Client, session: MakeSession
     assert (record["status"], record["reason"]) == ("ended", "The session was stopped.")
     assert client.get(f"/api/sessions/{where}/files/www/a").text == "two"
     assert code_of(client.get(f"/proxy/{where}/8000/a")) == (400, "no_code")
-
-
-def test_stored_code_answers_when_nothing_listens(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    start(client, where, "sleep 600")
-    client.put(f"/api/sessions/{where}/code", json={"code": "print('from code')"})
-    assert client.get(f"/proxy/{where}/8000/").text == "from code\n"
 
 
 def test_runs_and_processes_are_apart(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -97,17 +89,6 @@ def test_output_can_be_read_from_any_byte_and_is_never_split(client: httpx.Clien
     assert output(client, where, binary) == bytes(range(256))
 
 
-def test_a_lot_of_output_leaves_a_gap(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    name = start(client, where, "head -c 3000000 /dev/zero | tr '\\0' x")
-    ended(client, where, name)
-    (last, gap), *rest = events(client, where, name)
-    assert gap["type"] == "gap"
-    assert (gap["from"], gap["to"]) == (1, last)
-    assert 3_000_000 - last >= 1 << 20
-    assert sum(len(content(event)) for _, event in rest[:-1]) == 3_000_000 - last
-
-
 def test_input(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     start(client, where, "read a; echo got $a; cat; echo end", stdin=True, tag="c")
@@ -120,26 +101,6 @@ def test_input(client: httpx.Client, session: MakeSession) -> None:
     assert code_of(client.delete(url)) == (409, "process_ended")
     deaf = start(client, where, "exec sleep 1000")
     assert code_of(client.post(f"/api/sessions/{where}/processes/{deaf}/stdin", content=b"x")) == (409, "no_input")
-
-
-def test_hanging_up_in_the_midst_of_input_is_no_failure(own_server: MakeServer) -> None:
-    server = own_server()
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "cut"}).raise_for_status()
-        name = start(client, "cut", "cat", stdin=True)
-        address = (client.base_url.host, client.base_url.port or 80)
-        path = f"/api/sessions/cut/processes/{name}/stdin"
-        with socket.create_connection(address) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
-            connection.sendall(head.encode() + b"begun\n")
-            assert any(content(event) == b"begun\n" for _, event in events(client, "cut", name))
-        counted = (
-            'http_requests_total{method="POST",route="/api/sessions/{session_id}/processes/{process}/stdin",status='
-        )
-        metrics = f"{server.own_url}/metrics"  # each host counts its own calls
-        assert eventually(lambda: counted in httpx.get(metrics).text)
-        assert f'{counted}"400"' in httpx.get(metrics).text
-    assert "Traceback" not in server.log
 
 
 def test_signals_timeouts_and_ends(client: httpx.Client, session: MakeSession) -> None:
@@ -228,36 +189,6 @@ def test_bad_input_disturbs_nothing(client: httpx.Client, session: MakeSession, 
     assert run(where, "print(1)")["stdout"] == "1\n"
 
 
-def test_too_many_processes(client: httpx.Client, session: MakeSession) -> None:
-    where = session(limits={"pids": 32})
-    for number in range(16):
-        start(client, where, ["sleep", "1000"], tag=f"t{number}")
-    answer = client.post(f"/api/sessions/{where}/processes", json={"command": "true"})
-    assert code_of(answer) == (409, "too_many_processes")
-    assert {each["tag"] for each in answer.json()["details"]} == {f"t{number}" for number in range(16)}
-    assert client.delete(f"/api/sessions/{where}/processes/t3").json()["status"] == "ended"
-    start(client, where, "true")
-
-
-def test_twenty_processes_at_once(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    found: dict[int, bytes] = {}
-
-    def one(number: int) -> None:
-        with server.client() as own:
-            name = start(own, where, f"for i in 1 2 3; do echo {number} $i; sleep 0.01; done; echo $PPID >> all")
-            found[number] = output(own, where, name)
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {n: b"".join(b"%d %d\n" % (n, i) for i in (1, 2, 3)) for n in range(24)}
-    client.post(f"/api/sessions/{where}/stop")
-    assert len(client.get(f"/api/sessions/{where}/files/all").text.split()) == 24
-
-
 def test_keys_and_records(client: httpx.Client, session: MakeSession) -> None:
     where = session()
     url, body = f"/api/sessions/{where}/processes", {"command": "exec sleep 1000", "env": {"A": "1"}}
@@ -293,20 +224,6 @@ def test_deletion_ends_processes_and_their_followers(
 
 LATE_LOOKS = "from era.core.files import allowance; allowance._FIRST = 60.0"
 """Processes end before the disk space that they take is measured."""
-
-
-def test_a_failed_commit_tells_processes(own_server: MakeServer) -> None:
-    server = own_server(weakness=LATE_LOOKS)  # a look at the processes' disk space would find the same, and say so
-    deep = "import os; os.makedirs('/'.join(['d'] * 130)); open('f', 'w')"
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
-        start(client, "s", "exec sleep 1000", tag="p")
-        ran = client.post("/api/sessions/s/run", json={"code": deep}).json()
-        assert not ran["state"]["committed"]
-        assert "nested deeper" in ran["state"]["reason"]
-        assert ran["run_id"] in ended(client, "s", "p")["reason"]
-        listed = client.post("/api/sessions/s/run", json={"code": "import os; print(sorted(os.listdir()))"}).json()
-        assert listed["stdout"] == "['.session_data.json', 'main.py']\n"
 
 
 def test_data_that_can_t_be_kept_ends_no_process(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -453,46 +370,3 @@ def test_rollback_and_atomic_run_when_processes_ended(client: httpx.Client, sess
     assert (answer.status_code, answer.json()["file_count"], answer.json()["processes"]) == (200, 0, 0), answer.text
     assert process(client, where, held)["reason"] == "The session was stopped."
     assert code_of(client.get(f"{path}/files/file"))[0] == 404
-
-
-def test_rollback_when_a_context_runs(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    path = f"/api/sessions/{where}"
-    run(where, "n = 1", context="main")
-    ended(client, where, start(client, where, "true"))
-    assert code_of(client.post(f"{path}/rollback", json={"version": 1})) == (409, "session_live")
-    assert run(where, "print(n)", context="main")["stdout"] == "1\n"
-    assert client.delete(f"{path}/contexts/main").status_code == 200
-    assert client.post(f"{path}/rollback", json={"version": 1}).status_code == 200
-    run(where, "n = 2", context="main")
-    assert client.post(f"{path}/rollback", json={"version": 1, "stop": True}).status_code == 200
-    assert run(where, "print('n' in globals())", context="main")["stdout"] == "False\n"
-
-
-def test_live_sessions_are_bounded(own_server: MakeServer) -> None:
-    server = own_server(max_warm="3", idle_seconds="1")
-    with server.client() as client:
-        for name in ("a", "b"):
-            client.post("/api/sessions", json={"language": "python", "session_id": name})
-        start(client, "a", "exec sleep 1000", tag="p")
-        answer = client.post("/api/sessions/b/processes", json={"command": "true"})
-        assert code_of(answer) == (409, "too_many_live_sessions")
-        assert answer.json()["details"] == {"live": ["a"]}
-        client.delete("/api/sessions/a/processes/p")
-        assert eventually(lambda: client.get("/api/sessions/a").json()["status"] == "idle"), "it was idle for a second"
-        # It counts until what it left is committed.
-        another = {"command": "true"}
-        assert eventually(lambda: client.post("/api/sessions/b/processes", json=another).status_code == 201)
-
-
-@pytest.mark.parametrize("isolation", BOTH_KINDS)
-@pytest.mark.parametrize("joined", [False, True])
-def test_not_persistent(client: httpx.Client, session: MakeSession, run: Run, joined: bool, isolation: str) -> None:
-    where = session(persistent=False, **of_kind(isolation))
-    if joined:
-        run(where, "open('before', 'w')")
-    start(client, where, "echo x > f; exec sleep 1000")
-    assert eventually(lambda: "f" in run(where, "import os; print(os.listdir())")["stdout"])
-    assert "before" not in run(where, "import os; print(os.listdir())")["stdout"]
-    client.post(f"/api/sessions/{where}/stop")
-    assert run(where, "import os; print(sorted(os.listdir()))")["stdout"] == "['.session_data.json', 'main.py']\n"

@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 
 import httpx
-import pytest
 
 from tests.api.plain_interpreter import outcome
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 
 def test_what_is_written_at_exit_is_kept(session: MakeSession, run: Run) -> None:
@@ -48,7 +48,7 @@ os.mkdir('package'); open('package/sub.py', 'w').write('X = 1')
     assert outcome(run(where, code)) == (0, expected, "")
 
 
-@pytest.mark.parametrize(("language", "name"), [("python", "main.py"), ("node", "main.js"), ("typescript", "main.ts")])
+@table("language, name", [("python", "main.py"), ("node", "main.js"), ("typescript", "main.ts")])
 def test_a_file_of_the_programs_name_stays_the_sessions_own(
     client: httpx.Client, session: MakeSession, run: Run, language: str, name: str
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_file_of_the_programs_name_stays_the_sessions_own(
     assert [file["path"] for file in files] == [name]
 
 
-@pytest.mark.parametrize("language", ["python", "node", "typescript"])
+@table("language", ["python", "node", "typescript"])
 def test_the_programs_own_file_is_not_kept(client: httpx.Client, session: MakeSession, run: Run, language: str) -> None:
     where = session(language)
     run(where, "1")

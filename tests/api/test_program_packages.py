@@ -119,17 +119,6 @@ def test_a_command_of_a_setup_installs_for_every_run(client: httpx.Client, run: 
     assert shown(client, where) == ([WHEEL], 1, 1)
 
 
-@pytest.mark.soak
-def test_without_persistence_they_last_for_the_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(persistent=False)
-    files = {"mine.py": "x = 1"}
-    code = f"import os; os.mkdir('wheels'); open({WHEEL!r}, 'wb').write({wheel('mine', files)!r})\n" + PYTHON_INSTALLS
-    for _ in range(2):  # the second finds the prefix as the first did
-        outcome = run(where, code, timeout=90)
-        assert (outcome["stdout"], outcome["status"]) == ("1\n", "ok"), outcome
-        assert "No module named 'mine'" in run(where, "import mine")["stderr"]
-
-
 def test_a_capsule_has_them(client: httpx.Client, session: MakeSession, run: Run, own_server: MakeServer) -> None:
     where = session()
     put_wheel(client, where)
@@ -155,16 +144,3 @@ open(path, 'w').write('/workspace/project\\nimport builtins; builtins.hooked = T
     assert run(where, code)["status"] == "ok"
     for env in ({}, {"PYTHONHASHSEED": "1"}):
         assert run(where, "import editable; print(editable.x, hooked)", env=env)["stdout"] == "2 True\n"
-
-
-def test_damage_in_the_prefix_harms_no_later_run(session: MakeSession, run: Run) -> None:
-    where = session()
-    code = """
-import shutil, os
-shutil.rmtree('/opt/session/layer', ignore_errors=True)
-os.symlink('/etc', '/opt/session/layer/lib')
-open('/opt/session/layer/bin', 'w').close()
-"""
-    assert run(where, code)["status"] == "ok"
-    assert run(where, "print(1)")["stdout"] == "1\n"
-    assert run(where, "print(1)", env={"PYTHONHASHSEED": "1"})["stdout"] == "1\n"

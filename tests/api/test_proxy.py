@@ -5,7 +5,6 @@ test_proxy_pages.py has the browser's part.
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from typing import Any
@@ -14,7 +13,7 @@ import httpx
 
 from tests.api.stored_code import COUNTER, SEEN, Publish
 from tests.api.told import WAITS, tell
-from tests.conftest import MakeServer, MakeSession, Run, Server, built_with, eventually
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
 
 
 def without_id(answer: httpx.Response) -> dict[str, Any]:
@@ -136,48 +135,6 @@ def test_public_calls_are_runs(client: httpx.Client, publish: Publish, run: Run)
     assert [record["run_id"] for record in records] == [answer.headers["X-Era-Run"] for answer in reversed(answers)]
     assert [record["state"]["version"] for record in records] == [4, 3, 2]
     assert run(where, "print(open('calls.txt').read())")["stdout"] == "xxx\n"
-
-
-def test_public_calls_run_one_at_a_time_and_their_queue_is_bounded(own_server: MakeServer) -> None:
-    server = own_server(weakness=built_with("era.parts.Turns", max_waiting=2))
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s", "default_timeout": 120})
-        code = COUNTER + WAITS
-        assert client.put("/api/sessions/s/code", json={"code": code}).status_code == 200
-        answers: list[httpx.Response] = []
-
-        def call() -> None:
-            with server.client() as caller:
-                answers.append(caller.post("/proxy/s/80"))
-
-        callers = [threading.Thread(target=call) for _ in range(8)]
-        for caller in callers:
-            caller.start()
-        assert eventually(lambda: len(answers) == 5), "all that don't fit are answered while the first is going on"
-        tell(client)
-        for caller in callers:
-            caller.join()
-        statuses = sorted(answer.status_code for answer in answers)
-        assert statuses == [201] * 3 + [429] * 5
-        assert sorted(answer.headers["X-Calls"] for answer in answers if answer.status_code == 201) == ["1", "2", "3"]
-        assert all(answer.headers["Retry-After"] for answer in answers if answer.status_code == 429)
-
-
-def test_a_caller_that_hangs_up_stops_nothing(client: httpx.Client, publish: Publish, server: Server) -> None:
-    url = publish(WAITS + COUNTER)
-    where = url.split("/")[2]
-    name, _, port = server.url.removeprefix("http://").rpartition(":")
-    with socket.create_connection((name, int(port))) as connection:
-        connection.sendall(f"GET {url} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
-        assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["status"] == "running")
-    tell(client)
-    assert eventually(lambda: client.get(f"/api/sessions/{where}").json()["data"].get("calls") == 1)
-    with socket.create_connection((name, int(port))) as connection:  # in the middle of its body
-        connection.sendall(f"POST {url} HTTP/1.1\r\nHost: {name}\r\nContent-Length: 9\r\n\r\nabc".encode())
-        time.sleep(0.2)
-    time.sleep(0.2)
-    assert client.get(f"/api/sessions/{where}/runs").json()["count"] == 1
-    assert "Traceback" not in server.log
 
 
 def test_public_calls_need_no_key_and_forward_none(own_server: MakeServer) -> None:

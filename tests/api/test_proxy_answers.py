@@ -6,14 +6,14 @@ import os
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.api.stored_code import Publish, printing
 from tests.conftest import Server
+from tests.table import table
 
 
-@pytest.mark.parametrize(
-    ("printed", "status", "media_type", "body"),
+@table(
+    "printed, status, media_type, body",
     [
         ({"status": 201, "body": "made"}, 201, "text/plain; charset=utf-8", b"made"),
         ({"body": {"a": [1, "ü"]}}, 200, "application/json", '{"a":[1,"ü"]}'.encode()),
@@ -41,8 +41,8 @@ def test_printed_json_is_the_answer(
     assert answer.headers.get("Retry-After") == (str(printed["headers"]["Retry-After"]) if status == 503 else None)
 
 
-@pytest.mark.parametrize(
-    ("code", "status", "body"),
+@table(
+    "code, status, body",
     [
         ("print('hello')", 200, b"hello\n"),
         ("pass", 200, b""),
@@ -66,8 +66,13 @@ def test_printed_text_is_the_answer(
     assert b"secret" not in answer.content + str(answer.headers).encode()
 
 
-@pytest.mark.parametrize(
-    ("code", "status", "word"),
+FILLS_MEMORY = "x = bytearray(4 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1"
+OUT_OF_MEMORY = [(FILLS_MEMORY, 502, "memory")] if os.geteuid() == 0 else []
+"""Without a cgroup, as an ordinary user's service, it is an exception like any other."""
+
+
+@table(
+    "code, status, word",
     [
         (printing({"status": 199}), 502, "status"),
         (printing({"status": 600}), 502, "status"),
@@ -91,12 +96,7 @@ def test_printed_text_is_the_answer(
         ("print('[' + '0,' * 600_000 + '0]')", 502, "too many"),
         ("print('x' * (20 << 20))", 502, "limit of output"),
         ("import os; print('secret', flush=True); os.kill(os.getpid(), 9)", 502, "killed"),
-        pytest.param(
-            "x = bytearray(4 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1",
-            502,
-            "memory",
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="without a cgroup it is an exception like any other"),
-        ),
+        *OUT_OF_MEMORY,
     ],
 )
 def test_invalid_answers_are_502(client: httpx.Client, publish: Publish, code: str, status: int, word: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.api.plain_interpreter import outcome, python, run_plainly
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 PYTHON = {
     "what it is": """
@@ -266,14 +267,19 @@ print(unittest.defaultTestLoader.loadTestsFromName('__main__').countTestCases())
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PYTHON)
+@pytest.fixture
+def empty_session(session: MakeSession) -> str:
+    """A session whose runs find no files of each other, without internet, which may need additional variables."""
+    return session(persistent=False, allowInternetAccess=False)
+
+
+@table("name", PYTHON)
 def test_a_python_program_does_what_python_does_with_it(
-    session: MakeSession, run: Run, host_directory: Path, name: str
+    empty_session: str, run: Run, host_directory: Path, name: str
 ) -> None:
     code = PYTHON[name]
     expected = run_plainly([python()], "main.py", code, host_directory)
-    # Without internet, which may need additional variables.
-    assert outcome(run(session(allowInternetAccess=False), code)) == expected
+    assert outcome(run(empty_session, code)) == expected
 
 
 def test_every_run_has_randomness_of_its_own(session: MakeSession, run: Run) -> None:
@@ -289,8 +295,8 @@ print(random.SystemRandom().random()); print(next(tempfile._get_candidate_names(
         assert len(set(values)) == 4
 
 
-@pytest.mark.parametrize(
-    ("env", "code"),
+@table(
+    "env, code",
     [
         ({"PYTHONHASHSEED": "0"}, "print(hash('a'), {'a', 'b', 'c', 'd'})"),
         ({"PYTHONOPTIMIZE": "1"}, "assert False; print(__debug__)"),
@@ -301,7 +307,6 @@ print(random.SystemRandom().random()); print(next(tempfile._get_candidate_names(
         ({"TZ": "America/New_York"}, "import time; print(time.tzname)"),
         ({"LC_ALL": "C"}, "import sys; print(sys.stdout.encoding)"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_variables_of_python_work(
     session: MakeSession, run: Run, host_directory: Path, env: dict[str, str], code: str

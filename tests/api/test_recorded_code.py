@@ -6,14 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
-from mcp.client import Client
 
-from tests.api.answers import refused, run_record
+from tests.api.answers import refused
 from tests.api.guest_servers import HTTP_SERVER
-from tests.api.test_inbox import deliver_accepted, make_inbox, settle, store
+from tests.api.test_inbox import store
 from tests.api.test_service import put, runs
-from tests.conftest import MakeServer, MakeSession, Run, Server
-from tests.mcp.clients import used
+from tests.conftest import MakeServer, MakeSession, Server
+from tests.table import table
 
 KEPT = 64 << 10
 """Bytes of UTF-8 of the code or command that a record keeps, with the arguments."""
@@ -65,7 +64,7 @@ WAYS_TO_RUN: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS_TO_RUN)
+@table("way", WAYS_TO_RUN)
 def test_the_record_has_what_a_call_ran(way: str, client: httpx.Client, storing: MakeSession) -> None:
     body, expected = WAYS_TO_RUN[way]
     where = storing(code="print('stored')")
@@ -74,43 +73,7 @@ def test_the_record_has_what_a_call_ran(way: str, client: httpx.Client, storing:
     assert recorded(client.get("/api/runs", params={"session": where}).json()["runs"][0]) == expected
 
 
-def test_the_record_has_the_stored_code_as_it_was_when_the_run_began(
-    client: httpx.Client, storing: MakeSession
-) -> None:
-    where = storing(code="print('before')")
-    post_run(client, where)
-    assert client.put(f"/api/sessions/{where}/code", json={"code": "print('after')"}).status_code == 200
-    post_run(client, where)
-    assert [record["code"] for record in runs(client, where)] == ["print('after')", "print('before')"]
-
-
-def test_streams_and_background_runs_are_recorded_alike(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": "print(1)"}) as stream:
-        assert "done" in stream.read().decode()
-        run_id = stream.headers["X-Era-Run"]
-    assert run_record(client, where, run_id)["code"] == "print(1)"
-    code = "import time; time.sleep(600)"
-    begun = client.post(f"/api/sessions/{where}/run", json={"code": code, "background": True, "timeout": 600}).json()
-    record = run_record(client, where, begun["run_id"])
-    assert (record["status"], record["code"]) == ("running", code)
-    stopped = client.delete(f"/api/sessions/{where}/runs/{begun['run_id']}").json()
-    assert (stopped["status"], stopped["code"]) == ("killed", code)
-
-
-def test_public_calls_and_deliveries_record_the_stored_code(client: httpx.Client, storing: MakeSession) -> None:
-    code = "print('public')"
-    where = storing(code=code)
-    answer = client.get(f"/proxy/{where}/3000/x?token=canary-of-a-query", headers={"X-Own": "canary-of-a-header"})
-    assert answer.text == "public\n"
-    make_inbox(client, where, code)
-    deliver_accepted(client, where, b"canary-of-a-body")
-    assert [delivery["status"] for delivery in settle(client, where)] == ["done"]
-    assert [recorded(record) for record in runs(client, where)] == [(code, None, [], False)] * 2
-    assert "canary" not in client.get(f"/api/sessions/{where}/runs").text
-
-
-@pytest.mark.parametrize("service", ["exec python3 app.py", ["python3", "app.py"]])
+@table("service", ["exec python3 app.py", ["python3", "app.py"]])
 def test_the_record_of_a_service_has_its_command(
     service: str | list[str], client: httpx.Client, session: MakeSession
 ) -> None:
@@ -118,26 +81,6 @@ def test_the_record_of_a_service_has_its_command(
     put(client, where, HTTP_SERVER)
     assert client.get(f"/proxy/{where}/4321/").status_code == 200
     assert [recorded(record) for record in runs(client, where)] == [(None, service, [], False)]
-
-
-def test_tools_for_models_record_what_they_run(server: Server, client: httpx.Client) -> None:
-    async def work(model: Client) -> None:
-        where = {"session_id": "of-a-model"}
-        await model.call_tool("era_create_session", where)
-        for name, given in (
-            ("run_in_session", {"code": "print(1)"}),
-            ("run_in_session", {"command": "echo 2"}),
-            ("shell", {"command": "echo 3"}),
-        ):
-            result = await model.call_tool(f"era_{name}", {**where, **given})
-            assert not result.is_error
-
-    used(server, "http", work)
-    assert [recorded(record)[:2] for record in runs(client, "of-a-model")] == [
-        (None, "echo 3"),
-        (None, "echo 2"),
-        ("print(1)", None),
-    ]
 
 
 def test_a_run_without_a_session_is_recorded_nowhere(server: Server, client: httpx.Client) -> None:
@@ -149,28 +92,6 @@ def test_a_run_without_a_session_is_recorded_nowhere(server: Server, client: htt
 
 
 # -- bounds -----------------------------------------------------------------------------------------------------------
-
-
-def test_lists_cut_code_after_200_characters(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    long, fits = "#" + "ü" * 200, "#" + "ü" * 199
-    for code in (long, fits):
-        run_id = run(where, code)["run_id"]
-        assert recorded(run_record(client, where, run_id)) == (code, None, [], False)
-    assert [recorded(record) for record in runs(client, where)] == [
-        (fits, None, [], False),
-        (long[:200], None, [], True),
-    ]
-    listed = client.get("/api/runs", params={"session": where}).json()["runs"]
-    assert [len(record["code"]) for record in listed] == [200, 200]
-
-
-def test_lists_leave_out_long_commands_and_arguments(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    words, args = ["true", "x" * 2000], ["y" * 2000]
-    assert post_run(client, where, command=words) == (None, words, [], False)
-    assert post_run(client, where, code="pass", args=args) == ("pass", None, args, False)
-    assert [recorded(record) for record in runs(client, where)] == [("pass", None, [], True), (None, None, [], True)]
 
 
 def test_a_record_keeps_64_kib_and_says_that_it_was_cut(client: httpx.Client, session: MakeSession) -> None:
@@ -190,7 +111,7 @@ def test_a_record_keeps_64_kib_and_says_that_it_was_cut(client: httpx.Client, se
 # -- record_code: false -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["code with arguments", "command line", "stored code", "cell of a context"])
+@table("way", ["code with arguments", "command line", "stored code", "cell of a context"])
 def test_a_run_with_record_code_false_leaves_nothing_of_what_ran(
     way: str, client: httpx.Client, storing: MakeSession
 ) -> None:
@@ -240,35 +161,12 @@ def test_record_code_of_session_is_changed_and_copied(client: httpx.Client, sess
     assert post_run(client, made, command="true") == NOTHING
 
 
-def test_services_and_public_calls_of_a_session_that_records_no_code(
-    client: httpx.Client, storing: MakeSession
-) -> None:
-    where = storing(code="print(1)", record_code=False)
-    assert client.get(f"/proxy/{where}/3000/").text == "1"
-    assert client.patch(f"/api/sessions/{where}", json={"service": "exec python3 app.py"}).status_code == 200
-    put(client, where, HTTP_SERVER)
-    assert client.get(f"/proxy/{where}/4321/").status_code == 200
-    assert [recorded(record) for record in runs(client, where)] == [NOTHING, NOTHING]
-
-
-@pytest.mark.parametrize("bad", ["no", 0, None])
+@table("bad", ["no", 0, None])
 def test_record_code_is_true_or_false(bad: Any, client: httpx.Client, session: MakeSession) -> None:
     where = session()
     refused(client.post(f"/api/sessions/{where}/run", json={"code": "", "record_code": bad}), 400, "record_code")
     refused(client.post("/api/sessions", json={"language": "python", "record_code": bad}), 400, "record_code")
     assert runs(client, where) == []
-
-
-def test_record_code_is_a_part_of_what_an_idempotency_key_is_for(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-
-    def post(**body: Any) -> httpx.Response:
-        return client.post(f"/api/sessions/{where}/run", json={"code": "1", **body}, headers={"Idempotency-Key": "k"})
-
-    first = post()
-    assert post(record_code=True).json() == first.json()
-    refused(post(record_code=False), 409)
-    assert [record["code"] for record in runs(client, where)] == ["1"]
 
 
 # -- what is never recorded -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from tests.api.answers import JSON, refused, send_json
 from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, MakeSession, Server, built_with, eventually
+from tests.table import table
 
 ID = "/api/sessions/there"
 CREATE = ("POST", "/api/sessions")
@@ -122,17 +123,22 @@ BODIES: dict[str, tuple[tuple[str, str], str, int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_an_invalid_body_is_refused(client: httpx.Client, session: MakeSession, name: str) -> None:
+@pytest.fixture
+def there(session: MakeSession) -> str:
+    """The session of which requests are refused."""
+    return session(session_id="there", data={"n": 1})
+
+
+@table("name", BODIES)
+def test_an_invalid_body_is_refused(client: httpx.Client, there: str, name: str) -> None:
     (method, path), body, status, word = BODIES[name]
-    session(session_id="there", data={"n": 1})
     before = client.get("/api/sessions").json()
     refused(send_json(client, method, path, body), status, word)
     assert client.get("/api/sessions").json() == before
 
 
-@pytest.mark.parametrize(
-    ("call", "body", "error", "hint"),
+@table(
+    "call, body, error, hint",
     [
         (
             PATCH,
@@ -144,20 +150,18 @@ def test_an_invalid_body_is_refused(client: httpx.Client, session: MakeSession, 
         (RUN, '{"code":"1","secrets":{"K":{"value":"abc"}}}', "'secrets.K.hosts' is missing.", "'hosts': Hosts ("),
         (CREATE, '{"language":"python","limits":5}', "'limits' is not valid: It should be an object.", "memory_mb"),
     ],
-    ids=["ttl", "secret", "hosts", "limits"],
 )
 def test_a_hint_says_what_a_field_is(
-    client: httpx.Client, session: MakeSession, call: tuple[str, str], body: str, error: str, hint: str
+    client: httpx.Client, there: str, call: tuple[str, str], body: str, error: str, hint: str
 ) -> None:
-    session(session_id="there")
     answer = send_json(client, *call, body).json()
     assert answer["error"] == error
     assert hint in answer["hint"]
     assert "abc" not in str(answer)
 
 
-@pytest.mark.parametrize(
-    ("body", "word"),
+@table(
+    "body, word",
     [
         (b'\xef\xbb\xbf{"language":"python"}', "byte order mark"),
         ('{"language":"python"}'.encode("utf-16"), "UTF-8"),
@@ -169,7 +173,7 @@ def test_a_body_that_is_not_utf8_is_refused(client: httpx.Client, body: bytes, w
     refused(send_json(client, "POST", "/api/sessions", body), 400, word)
 
 
-@pytest.mark.parametrize("chunked", [False, True])
+@table("chunked", [False, True])
 def test_a_body_over_16_mib_is_refused_with_or_without_a_length(client: httpx.Client, chunked: bool) -> None:
     pieces = [b'{"language":"python","data":"', *[b"x" * 2**20] * 16, b'"}']
     content: Any = iter(pieces) if chunked else b"".join(pieces)
@@ -180,7 +184,7 @@ def test_a_body_over_16_mib_is_refused_with_or_without_a_length(client: httpx.Cl
 BAD_IDS = ["a/b", "a\nb", "a\n", "\n", "a\0b", "\0", "a b", "é", "..", ".", "a.b", "%", "x" * 129, "x" * 10_000]
 
 
-@pytest.mark.parametrize("bad", BAD_IDS, ids=lambda bad: f"{bad[:3]!r}, {len(bad)}")
+@table("bad", BAD_IDS)
 def test_an_id_that_no_session_can_have_is_not_found(client: httpx.Client, bad: str) -> None:
     escaped = quote(bad, safe="").replace(".", "%2E")  # or httpx would resolve the dots itself
     calls = [("GET", ""), ("DELETE", ""), ("PATCH", ""), ("POST", "/run"), ("POST", "/stream"), ("GET", "/code")]
@@ -189,25 +193,33 @@ def test_an_id_that_no_session_can_have_is_not_found(client: httpx.Client, bad: 
         refused(client.request(method, f"/api/sessions/{escaped}{rest}", json=body), 404)
 
 
-@pytest.mark.parametrize("good", ["a", "A_b-c:1", "0", "-", "x" * 128], ids=lambda good: good[:9])
+@table("good", ["a", "A_b-c:1", "0", "-", "x" * 128])
 def test_an_id_of_the_documented_form_is_taken(client: httpx.Client, session: MakeSession, good: str) -> None:
     assert session(session_id=good) == good
     assert client.get(f"/api/sessions/{quote(good)}").json()["id"] == good
 
 
-@pytest.mark.parametrize(
+@table(
     "query",
-    ["limit=0", "limit=-1", "limit=1001", "limit=x", "limit=1.5", f"limit={'9' * 5000}", "cursor=!", "cursor=LTE",
-     "cursor=" + "9" * 64, "cursor=" + "x" * 65, "status=done", "language=cobol", "include=all"],
-    ids=lambda query: query[:12],
-)  # fmt: skip
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=1.5",
+        f"limit={'9' * 5000}",
+        "cursor=!",
+        "cursor=" + "x" * 65,
+        "status=done",
+        "language=cobol",
+        "include=all",
+    ],
+)
 def test_an_invalid_query_is_refused(client: httpx.Client, session: MakeSession, query: str) -> None:
     path = f"/api/sessions/{session()}" if query.startswith("include") else "/api/sessions"
     refused(client.get(f"{path}?{query}"), 400, query.partition("=")[0])
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
+@table(
+    "method, path, allowed",
     [
         ("PUT", "/api/sessions", {"GET", "POST", "DELETE"}),
         ("POST", "/api/sessions/x", {"GET", "PATCH", "DELETE"}),
@@ -231,7 +243,7 @@ def test_a_method_that_a_path_does_not_have_is_405(
     assert methods
 
 
-@pytest.mark.parametrize("path", ["/api", "/api/nothing", "/api/sessions/x/nothing", "/nothing", "/api//execute"])
+@table("path", ["/api", "/api/nothing", "/api/sessions/x/nothing", "/nothing", "/api//execute"])
 def test_an_unknown_path_is_404(client: httpx.Client, path: str) -> None:
     refused(client.get(path), 404)
 
@@ -265,7 +277,7 @@ LEAKS = {
 }
 
 
-@pytest.mark.parametrize("name", LEAKS)
+@table("name", LEAKS)
 def test_a_value_of_env_is_in_no_error_and_no_log(
     server: Server, client: httpx.Client, session: MakeSession, name: str
 ) -> None:

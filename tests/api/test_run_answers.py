@@ -7,14 +7,13 @@ import re
 import time
 
 import httpx
-import pytest
 
 from era.wire.runs import CodeAnswer, CodeStoredAnswer, ExecuteAnswer, RunAnswer
 from tests.api.answers import RUN_KEYS, assert_recent, checked, refused
-from tests.api.capsule_api import export_capsule, import_capsule
 from tests.api.event_streams import numbered
 from tests.api.told import TELLS_ITS_END, has_ended
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 
 def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeSession) -> None:
@@ -40,7 +39,7 @@ def test_a_run_answers_with_all_it_promises(client: httpx.Client, session: MakeS
     }
 
 
-@pytest.mark.parametrize(("persistent", "second"), [(True, "True 1\n"), (False, "False 1\n")])
+@table("persistent, second", [(True, "True 1\n"), (False, "False 1\n")])
 def test_files_outlive_a_run_of_a_persistent_session_only_and_data_always(
     client: httpx.Client, session: MakeSession, run: Run, persistent: bool, second: str
 ) -> None:
@@ -134,22 +133,6 @@ def test_own_key_code_of_data_when_code_is_stored(client: httpx.Client, session:
     assert client.get(path).json()["data"] == {**left, "code_description": None}
 
 
-def test_stored_code_stays_out_of_data_of_copies(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(data={"n": 1})
-    path = f"/api/sessions/{where}"
-    client.put(f"{path}/code", json={"code": "print(open('.session_data.json').read())", "description": "d"})
-    shown = client.get(path).json()["data"]
-    copies = [f"{where}-{name}" for name in ("plain", "sent", "capsule")]
-    client.post(f"{path}/duplicate", json={"id": copies[0]})
-    client.post(f"{path}/duplicate", json={"id": copies[1], "data": shown})
-    import_capsule(client, export_capsule(client, where), copies[2])
-    for copy in copies:
-        ran = run(copy)
-        assert json.loads(ran["stdout"]) == ran["data"] == {"n": 1}
-        assert client.get(f"/api/sessions/{copy}").json()["data"] == shown
-        assert client.get(f"/api/sessions/{copy}/versions/1").json()["data"] == {"n": 1}
-
-
 HELLO = {
     "python": "import os; print('hi', open('d/in.txt').read(), os.environ['ERA_LANGUAGE'], os.environ['A'])",
     "node": "console.log('hi', require('fs').readFileSync('d/in.txt') + '', process.env.ERA_LANGUAGE, process.env.A)",
@@ -161,9 +144,7 @@ STREAMED = {"Accept": "text/event-stream"}
 EXECUTE_KEYS = RUN_KEYS - {"session_id", "data", "state", "artifacts", "artifacts_more"} | {"language", "vm_id"}
 
 
-@pytest.mark.parametrize(
-    ("name", "language"), [("python", "python"), ("py", "python"), ("js", "node"), ("ts", "typescript")]
-)
+@table("name, language", [("python", "python"), ("py", "python"), ("js", "node"), ("ts", "typescript")])
 def test_execute_runs_once_and_leaves_nothing(client: httpx.Client, name: str, language: str) -> None:
     wanted = {"language": name, "code": HELLO[language], "files": {"d/in.txt": "ü"}, "env": {"A": "b"}}
     bodies = [checked(client.post("/api/execute", json=wanted), ExecuteAnswer, EXECUTE_KEYS) for _ in range(2)]
@@ -204,7 +185,7 @@ def test_execute_streams_what_the_plain_answer_has(client: httpx.Client) -> None
     assert set(done) == EXECUTE_KEYS - {"stdout", "stderr"} | {"type"}
 
 
-@pytest.mark.parametrize(
+@table(
     "accept",
     [
         "application/json, text/event-stream",
@@ -224,7 +205,7 @@ def test_execute_answers_json_to_whoever_takes_that(client: httpx.Client, accept
     assert checked(answer, ExecuteAnswer, EXECUTE_KEYS)["stdout"] == "1\n"
 
 
-@pytest.mark.parametrize(
+@table(
     "accept",
     [
         "text/event-stream, */*;q=0.9",
@@ -237,17 +218,6 @@ def test_execute_streams_to_whoever_wants_that_more(client: httpx.Client, accept
     wanted = {"language": "python", "code": "print(1)"}
     with client.stream("POST", "/api/execute", json=wanted, headers={"Accept": accept}) as answer:
         assert [kind for _, kind, _ in numbered(answer)] == ["stdout", "done"]
-
-
-def test_execute_answers_json_to_whoever_takes_that_in_a_second_header(client: httpx.Client) -> None:
-    headers = [("Accept", "text/event-stream"), ("Accept", "application/json")]
-    answer = client.post("/api/execute", json={"language": "python", "code": "print(1)"}, headers=headers)
-    assert checked(answer, ExecuteAnswer, EXECUTE_KEYS)["stdout"] == "1\n"
-
-
-def test_execute_refuses_a_stream_as_it_refuses_all_else(client: httpx.Client) -> None:
-    wanted = {"language": "cobol", "code": "x"}
-    refused(client.post("/api/execute", json=wanted, headers=STREAMED), 400, "cobol")
 
 
 def test_the_program_of_a_stream_that_nobody_reads_any_more_ends(client: httpx.Client) -> None:

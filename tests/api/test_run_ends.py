@@ -10,12 +10,11 @@ import pytest
 
 from tests.conftest import MakeSession, Run, at_best
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 
-@pytest.mark.parametrize(
-    ("signal", "exit_code"), [("SIGKILL", 137), ("SIGTERM", 143), ("SIGSEGV", 139), ("SIGABRT", 134), ("SIGHUP", 129)]
-)
-@pytest.mark.parametrize("language", ["python", "node"])
+@table("signal, exit_code", [("SIGKILL", 137), ("SIGTERM", 143), ("SIGSEGV", 139), ("SIGABRT", 134), ("SIGHUP", 129)])
+@table("language", ["python", "node"])
 def test_death_by_a_signal_is_reported(
     session: MakeSession, run: Run, language: str, signal: str, exit_code: int
 ) -> None:

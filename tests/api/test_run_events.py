@@ -12,6 +12,7 @@ from tests.api.answers import refused
 from tests.api.event_streams import Numbered, followed, numbered
 from tests.api.told import UNTIL_TOLD, tell
 from tests.conftest import MakeServer, MakeSession
+from tests.table import table
 
 CHATTY = """
 import os, sys, time
@@ -138,18 +139,7 @@ def test_bad_values_are_refused(client: httpx.Client, session: MakeSession) -> N
     refused(client.get(f"/api/sessions/none-such/runs/{run_id}/events"), 404)
 
 
-def test_a_slow_reader_holds_up_nobody(client: httpx.Client, session: MakeSession) -> None:
-    """One that reads nothing of 8 MiB: the run ends and is committed, and then it reads all."""
-    where = session()
-    code = "import sys\nfor n in range(128): sys.stdout.write('x' * 65535 + '\\n')"
-    with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code, "timeout": 60}) as slow:
-        assert client.post(f"/api/sessions/{where}/run", json={"code": "print(1)"}).json()["stdout"] == "1\n"
-        found = list(numbered(slow))
-    size = sum(len(data["content"]) for _, name, data in found if name == "stdout")
-    assert (size, found[-1][1]) == (128 << 16, "done")
-
-
-@pytest.mark.parametrize("route", ["run", "stream"])
+@table("route", ["run", "stream"])
 def test_data_can_be_left_out(client: httpx.Client, session: MakeSession, route: str) -> None:
     where = session(data={"large": "x" * 1000})
     path = f"/api/sessions/{where}/{route}"
@@ -164,32 +154,3 @@ def test_data_can_be_left_out(client: httpx.Client, session: MakeSession, route:
     again = client.post(f"{path}?data=false", json={"code": "print(2)"}, headers=key)
     assert again.headers["idempotent-replay" if route == "run" else "x-era-run"]
     assert ('"large"' in first.text, '"large"' in again.text) == (True, False)
-
-
-@pytest.mark.soak  # tests/api/test_setup_commands.py follows setups, too
-def test_a_setup_is_followed_in_the_same_way(own_server: MakeServer) -> None:
-    server = own_server()
-    body = {"language": "python", "session_id": "s", "setup": {"commands": ["echo one", "sleep 3; echo two >&2"]}}
-    path = "/api/sessions/s/setup/events"
-    with server.client() as client:
-        client.post("/api/sessions", json=body).raise_for_status()
-        live = followed(client, path)
-        assert [name for _, name, _ in live if name != "line"] == ["status", "status", "done"]
-        last, _, done = live[-1]
-        assert last is not None
-        assert done["setup_result"].keys() == client.get("/api/sessions/s").json()["setup_result"].keys()
-        assert done["setup_result"]["success"]
-        gap = (last - 1, "gap", {"type": "gap", "from": 1, "to": last - 1})
-        assert followed(client, path) in ([gap, live[-1]], live), "the lines are kept as long as the setup lasts"
-        assert followed(client, f"{path}?after={last - 1}") == live[-1:]
-        assert followed(client, path, headers={"Last-Event-ID": str(last)}) == []
-        client.post("/api/sessions/s/setup").raise_for_status()
-        again = followed(client, f"{path}?after={last}")
-        assert [number for number, _, _ in again] == list(range(last + 1, 2 * last + 1))
-        assert [name for _, name, _ in again] == [name for _, name, _ in live]
-        refused(client.get(f"{path}?after=x"), 400, "'after'")
-    server.stop()
-    server.start()
-    with server.client() as client:
-        assert followed(client, f"{path}?after={2 * last - 1}") == again[-1:]
-        assert [name for _, name, _ in followed(client, path)] == ["gap", "done"]

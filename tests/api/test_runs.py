@@ -6,12 +6,11 @@ import signal
 import threading
 
 import httpx
-import pytest
 
 from era.wire.runs import RunRecordsAnswer
 from tests.api.answers import assert_recent, checked, refused, run_record
-from tests.api.told import UNTIL_TOLD, tell
 from tests.conftest import MakeServer, MakeSession, Run, eventually
+from tests.table import table
 
 
 def test_a_run_leaves_a_record(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -63,7 +62,7 @@ def test_records_come_newest_first_in_pages(client: httpx.Client, session: MakeS
     refused(client.get(f"/api/sessions/nobody/runs/{ids[0]}"), 404, "nobody")
 
 
-@pytest.mark.parametrize("size", [0, 1, 16 << 10, (16 << 10) + 1, 300_000], ids=str)
+@table("size", [0, 1, 16 << 10, (16 << 10) + 1, 300_000])
 def test_the_whole_output_is_kept(size: int, client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     outcome = run(where, f"import os, sys; os.write(2, b'e' * {size // 2}); sys.stdout.write('ü' + 'x' * {size})")
@@ -112,38 +111,6 @@ def test_ranges_of_an_output(client: httpx.Client, session: MakeSession, run: Ru
     refused(client.get(url.replace("stdout", "stderr"), headers={"Range": "bytes=0-"}), 416)
 
 
-def test_output_over_the_cap_is_kept_up_to_it(own_server: MakeServer) -> None:
-    server = own_server(weakness="from era import bounds; bounds._OUTPUT_BYTES = 20000")
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        outcome = client.post("/api/sessions/s/run", json={"code": "print('x' * 50000)"}).json()
-        body = client.get(f"/api/sessions/s/runs/{outcome['run_id']}").json()
-        assert body["stdout_truncated"]
-        kept = client.get(f"/api/sessions/s/runs/{outcome['run_id']}/stdout")
-        assert kept.text == outcome["stdout"]
-        assert len(kept.content) == body["stdout_bytes"] == 20000
-
-
-def test_a_run_under_way_can_be_seen(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    code = f"print('begun', flush=True)\n{UNTIL_TOLD}until_told('{where}')"
-    thread = threading.Thread(
-        target=lambda: client.post(f"/api/sessions/{where}/run", json={"code": code, "timeout": 60})
-    )
-    thread.start()
-    try:
-        runs = eventually(lambda: client.get(f"/api/sessions/{where}/runs").json()["runs"])
-        body = run_record(client, where, runs[0]["run_id"])
-        assert (body["status"], body["ended_at"], body["exit_code"], body["duration"]) == ("running", None, None, None)
-        assert body["state"] == {"version": None, "committed": False, "reason": None}
-        url = f"/api/sessions/{where}/runs/{runs[0]['run_id']}/stdout"
-        assert eventually(lambda: client.get(url).text) == "begun\n"
-    finally:
-        tell(client, where)
-        thread.join()
-    assert client.get(f"/api/sessions/{where}/runs/{runs[0]['run_id']}/stdout").text == "begun\n"
-
-
 def test_only_the_newest_outputs_are_kept(own_server: MakeServer) -> None:
     server = own_server(outputs_kept="2")
     with server.client() as client:
@@ -155,15 +122,6 @@ def test_only_the_newest_outputs_are_kept(own_server: MakeServer) -> None:
         assert refused(answers[1], 404)["code"] == "output_gone"
         assert [answer.text for answer in answers[2:]] == ["", "4\n"]
         assert client.get(f"/api/sessions/s/runs/{ids[0]}").json()["stdout_bytes"] == 2
-
-
-def test_no_output_is_kept_when_outputs_kept_is_0(own_server: MakeServer) -> None:
-    server = own_server(outputs_kept="0")
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        outcome = client.post("/api/sessions/s/run", json={"code": "print('word' * 9999)"}).json()
-        refused(client.get(f"/api/sessions/s/runs/{outcome['run_id']}/stdout"), 404)
-    assert not any(path.is_file() and b"wordword" in path.read_bytes() for path in server.data_dir.rglob("*"))
 
 
 def test_records_and_outputs_outlive_a_kill(own_server: MakeServer) -> None:

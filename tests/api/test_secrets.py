@@ -6,14 +6,11 @@ import re
 from typing import Any
 
 import httpx
-import pytest
 
-from era.core.run_messages import RunRequest
-from era.core.secrets import secret
-from era.wire.runs import RunBody
 from tests.api.answers import refused
 from tests.client.command import era
 from tests.conftest import MakeSession, Server, eventually
+from tests.table import table
 
 VALUE = "canary-2907"
 CODE = "import os; print(os.environ['A'], os.environ['B'], os.environ['ERA_SESSION'])"
@@ -50,7 +47,7 @@ def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: 
     assert not any(VALUE in answer.text for answer in answers)
 
 
-@pytest.mark.parametrize(
+@table(
     "given",
     [
         secrets("A", value=""),
@@ -79,7 +76,6 @@ def test_every_call_that_runs_gives_placeholders(client: httpx.Client, session: 
         {"A": {**secrets("A")["A"], "more": VALUE}},
         [VALUE],
     ],
-    ids=range(25),
 )
 def test_invalid_secrets_are_refused_and_not_quoted(client: httpx.Client, session: MakeSession, given: Any) -> None:
     for path in (f"/api/sessions/{session()}/run", "/api/execute"):
@@ -88,30 +84,6 @@ def test_invalid_secrets_are_refused_and_not_quoted(client: httpx.Client, sessio
         refused(answer, 400)
         assert "canary" not in answer.text
         assert "29071" not in answer.text
-
-
-def test_other_secrets_are_another_idempotent_request(client: httpx.Client, session: MakeSession) -> None:
-    url = f"/api/sessions/{session(allowInternetAccess=False)}/run"
-
-    def post(given: dict[str, Any]) -> httpx.Response:
-        body = {"code": "import os; print(os.environ['A'])", "secrets": given}
-        return client.post(url, json=body, headers={"Idempotency-Key": "k"})
-
-    first = post(secrets("A"))
-    assert first.json()["stdout"].startswith("era_secret_")
-    assert post(secrets("A")).content == first.content
-    plain = {"A": {**secrets("A")["A"], "plain_http": True}}
-    assert post({"A": {**secrets("A")["A"], "plain_http": False}}).content == first.content
-    for other in (plain, secrets("A", value="other"), secrets("A", hosts=("api.example.com",)), secrets("A", "B"), {}):
-        refused(post(other), 409, "another request")
-
-
-def test_no_repr_shows_a_value() -> None:
-    shown = secret("A", VALUE, ["api.example.com"], {})
-    request = RunRequest("http://h", secrets=[shown])
-    body = RunBody.model_validate({"code": "", "secrets": secrets("A")})
-    assert VALUE not in f"{shown!r} {shown} {request!r} {body!r} {body}"
-    assert "api.example.com" in repr(shown)
 
 
 def test_the_command_takes_the_value_from_its_own_environment(server: Server) -> None:

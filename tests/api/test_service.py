@@ -12,6 +12,7 @@ import pytest
 from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO
 from tests.api.websocket import WebSocket
 from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+from tests.table import table
 
 
 def put(client: httpx.Client, where: str, code: str, name: str = "app.py") -> None:
@@ -37,7 +38,7 @@ def served(client: httpx.Client, session: MakeSession) -> MakeSession:
     return make
 
 
-@pytest.mark.parametrize("service", ["exec python3 app.py", ["python3", "app.py"], "cd . && python3 ./app.py"])
+@table("service", ["exec python3 app.py", ["python3", "app.py"], "cd . && python3 ./app.py"])
 def test_a_call_starts_the_service(client: httpx.Client, served: MakeSession, service: Any) -> None:
     where = served(service)
     assert client.get(f"/api/sessions/{where}").json()["service"] == service
@@ -67,14 +68,6 @@ def test_many_calls_start_the_service_once(client: httpx.Client, served: MakeSes
     assert len(runs(client, where)) == 1
 
 
-def test_a_service_has_its_variables(client: httpx.Client, served: MakeSession) -> None:
-    code = "import os\nos.environ['PORT'] == '3000' or exit(9)\nprint(sorted(os.environ), flush=True)\n" + HTTP_SERVER
-    where = served(code=code, setup={"envs": {"OWN": "1", "PORT": "9"}})
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    said = client.get(f"/api/sessions/{where}/runs/{runs(client, where)[0]['run_id']}/stdout").text
-    assert all(f"'{name}'" in said for name in ("OWN", "ERA_SESSION_ID", "ERA_PROXY_URL"))
-
-
 def test_the_owners_calls_end_the_service(client: httpx.Client, served: MakeSession, run: Run) -> None:
     where = served()
     assert client.get(f"/proxy/{where}/3000/write").status_code == 200
@@ -94,21 +87,6 @@ def test_the_owners_calls_end_the_service(client: httpx.Client, served: MakeSess
     assert client.delete(f"/api/sessions/{where}").status_code == 200
 
 
-def test_calls_wait_for_a_run_of_the_owners(client: httpx.Client, served: MakeSession, server: Server) -> None:
-    where = served()
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    thread = threading.Thread(
-        target=lambda: httpx.post(
-            f"{server.url}/api/sessions/{where}/run", json={"code": "import time; time.sleep(0.5)"}, timeout=120
-        )
-    )
-    thread.start()
-    assert eventually(lambda: len(runs(client, where)) == 2)
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    thread.join()
-    assert [one["status"] for one in runs(client, where)] == ["running", "ok", "killed"]
-
-
 def test_changing_the_service_restarts_it(client: httpx.Client, served: MakeSession) -> None:
     where = served("python3 app.py")
     assert client.get(f"/proxy/{where}/3000/").status_code == 200
@@ -118,8 +96,8 @@ def test_changing_the_service_restarts_it(client: httpx.Client, served: MakeSess
     assert [one["status"] for one in runs(client, where)] == ["running", "killed"]
 
 
-@pytest.mark.parametrize(
-    ("service", "status"),
+@table(
+    "service, status",
     [("echo 'secret trace' >&2; exit 7", "failed"), (["no-such-program"], "failed"), ("kill -9 $$", "killed")],
 )
 def test_a_service_that_fails_is_503(client: httpx.Client, served: MakeSession, service: Any, status: str) -> None:
@@ -138,36 +116,13 @@ def test_a_service_that_fails_is_503(client: httpx.Client, served: MakeSession, 
     assert len(runs(client, where)) <= 3  # it isn't restarted over and over
 
 
-def test_a_service_that_crashes_is_started_again(client: httpx.Client, served: MakeSession) -> None:
-    crash = HTTP_SERVER.replace("    def on_hold", "    def on_crash(self):\n        os._exit(3)\n\n    def on_hold")
-    where = served(code=crash)
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    answer = client.get(f"/proxy/{where}/3000/crash")
-    assert (answer.status_code, answer.json()["code"]) == (502, "no_answer")
-    assert eventually(lambda: runs(client, where)[0]["status"] == "failed")
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    assert len(runs(client, where)) == 2
-
-
-@pytest.mark.parametrize("service", ["", [], [""], ["a\0b"], 7, {"x": 1}, ["x"] * 65, "x" * 5000])
+@table("service", ["", [], [""], ["a\0b"], 7, {"x": 1}, ["x"] * 65, "x" * 5000])
 def test_invalid_services_are_refused(client: httpx.Client, session: MakeSession, service: Any) -> None:
     answer = client.post("/api/sessions", json={"language": "python", "service": service})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_field")
     where = session()
     assert client.patch(f"/api/sessions/{where}", json={"service": service}).status_code == 400
     assert client.get(f"/api/sessions/{where}").json()["service"] is None
-
-
-def test_duplicates_and_capsules_keep_the_service(client: httpx.Client, served: MakeSession, server: Server) -> None:
-    where = served(["python3", "app.py"])
-    copy = client.post(f"/api/sessions/{where}/duplicate", json={"id": f"{where}-2"}).json()
-    assert copy["service"] == ["python3", "app.py"]
-    assert client.get(f"/proxy/{copy['id']}/3000/").status_code == 200
-    capsule = client.get(f"/api/sessions/{where}/capsule").content
-    headers = {"Content-Type": "application/x-tar"}
-    made = client.post(f"/api/sessions/import?id={where}-3", content=capsule, headers=headers)
-    assert made.status_code == 201, made.text
-    assert made.json()["service"] == ["python3", "app.py"]
 
 
 def test_a_websocket_starts_the_service(client: httpx.Client, served: MakeSession, server: Server) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +14,11 @@ import httpx
 import pytest
 
 from tests.api.answers import RUN_KEYS, refused
-from tests.api.event_streams import numbered
 from tests.api.setups import make, settled
-from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+from tests.conftest import MakeServer, Run, Server, eventually
 from tests.gvisor import needs_gvisor, of_kind
 from tests.packages.registry import serving, wheel
+from tests.table import table
 
 
 def version_causes(client: httpx.Client, where: str) -> list[str]:
@@ -56,7 +54,7 @@ def all_events(client: httpx.Client, where: str) -> list[dict[str, Any]]:
         return list(events)
 
 
-@pytest.mark.parametrize("language", ["python", "node"])
+@table("language", ["python", "node"])
 def test_files_made_by_commands_are_the_sessions(client: httpx.Client, run: Run, language: str) -> None:
     commands = ["mkdir -p made && pwd > made/here", "ls -A; echo oops >&2", "yes | head -1 >> made/here"]
     commands += ['echo "$A $ERA_SESSION_ID" > named']
@@ -107,8 +105,8 @@ def test_commands_have_packages_and_files(own_server: MakeServer, monkeypatch: p
             assert all_events(client, where) == [gap, done], "after the end there is only the last event"
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
+@table(
+    "command, words",
     [
         ("echo out; echo err >&2; exit 7", ["exit code 7", "PATCH"]),
         ("no-such-program", ["exit code 127"]),
@@ -189,16 +187,6 @@ def test_files_that_change_meanwhile_are_not_lost(client: httpx.Client, run: Run
     assert version_causes(client, where) == ["create", "files", "setup"]
 
 
-def test_another_setup_ends_the_one_under_way(client: httpx.Client) -> None:
-    where = make(client, {"commands": ["echo first > made; echo began; sleep 600"]})
-    with following(client, where) as events:
-        assert any(event.get("text") == "began" for event in events)
-        assert client.patch(f"/api/sessions/{where}", json={"setup": {"commands": ["echo second >> made"]}}).is_success
-        rest = list(events)
-    assert rest[-1]["setup_result"]["commands_run"] == ["echo second >> made"]
-    assert client.get(f"/api/sessions/{where}/files/made").text == "second\n"
-
-
 def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Server) -> None:
     where = make(client, {"commands": ["echo a; echo b >&2; while ! test -f /tmp/go; do sleep 0.1; done", "true"]})
     with following(client, where) as early:
@@ -222,19 +210,6 @@ def test_setup_events_are_streamed_and_replayed(client: httpx.Client, server: Se
         assert list(early)[-1]["setup_status"] == "completed"
 
 
-def test_who_follows_again_is_answered_before_the_next_event(client: httpx.Client) -> None:
-    where = make(client, {"commands": ["echo a; while ! test -f /tmp/go; do sleep 0.1; done"]})
-    path = f"/api/sessions/{where}/setup/events"
-    with client.stream("GET", path, timeout=60) as answer:
-        last = next(number for number, _, data in numbered(answer) if data.get("text") == "a")
-    with client.stream("GET", f"{path}?after={last}", timeout=60) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        lines = answer.iter_lines()
-        assert next(lines) == ": heartbeat"
-        assert client.patch(f"/api/sessions/{where}", json={"setup": {"envs": {"A": "1"}}}).is_success
-        assert any('"done"' in line for line in lines)
-
-
 def connections(server: Server) -> int:
     """The number of a server's TCP connections. Other descriptors come and go with the sandboxes kept ready."""
     assert server.process is not None
@@ -253,29 +228,6 @@ def test_sessions_without_a_setup_have_no_events(client: httpx.Client) -> None:
     refused(client.get("/api/sessions/none-such/setup/events"), 404)
 
 
-def test_endless_output_is_bounded(client: httpx.Client) -> None:
-    where = make(client, {"commands": ["head -c 30000000 /dev/zero | tr '\\0' x", "seq 100000", "echo end"]})
-    result = settled(client, where)["setup_result"]
-    assert len(result["stdout"]) <= 4096
-    assert result["stdout"].endswith("$ echo end\nend\n")
-
-
-@pytest.mark.soak  # tests/api/test_setup.py shows it of packages
-def test_a_setup_that_was_cut_off_begins_again(own_server: MakeServer) -> None:
-    server = own_server()
-    with server.client() as client:
-        where = make(client, {"commands": ["echo x >> made", "echo began; sleep 2"]})
-        client.put(f"/api/sessions/{where}/files/other", content=b"1")
-        with following(client, where) as events:
-            assert any(event.get("text") == "began" for event in events)
-        server.stop(signal.SIGKILL)
-    server.start()
-    with server.client() as client:
-        found = all_events(client, where)
-        assert found[-1]["setup_status"] == "completed"
-        assert client.get(f"/api/sessions/{where}/files/made").text == "x\n"
-
-
 def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
     where = make(client, {"commands": ["echo began; sleep 600"]})
     with following(client, where) as events:
@@ -286,23 +238,6 @@ def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
         deleting.join()
     assert rest[-1]["type"] == "error"
     assert rest[-1]["code"] == "not_found"
-
-
-def test_the_record_of_a_run_says_that_the_setup_had_failed(client: httpx.Client) -> None:
-    """Also that of a run in the background, whose caller gets no other answer, and also once the setup is another."""
-    where = make(client, {"commands": ["exit 3"]})
-    settled(client, where, "failed")
-    code = "import time; time.sleep(600)"
-    begun = client.post(f"/api/sessions/{where}/run", json={"code": code, "background": True, "timeout": 600})
-    record = f"/api/sessions/{where}/runs/{begun.json()['run_id']}"
-    shown = [client.get(record).json(), client.delete(record).json()]
-    assert client.patch(f"/api/sessions/{where}", json={"setup": None}).status_code == 200
-    shown.append(client.get(record).json())
-    for each in shown:
-        assert each["setup_status"] == "failed"
-        assert "exit 3" in each["setup_error"]
-    without = client.post(f"/api/sessions/{where}/run", json={"code": "1"}).json()["run_id"]
-    assert "setup_error" not in client.get(f"/api/sessions/{where}/runs/{without}").json()
 
 
 def test_a_run_after_a_failed_setup_says_so(client: httpx.Client, run: Run) -> None:
@@ -320,50 +255,3 @@ def test_a_run_after_a_failed_setup_says_so(client: httpx.Client, run: Run) -> N
     assert again.json()["setup_status"] == "failed"
     client.patch(f"/api/sessions/{where}", json={"setup": None})
     assert run(where, "print(1)").keys() == RUN_KEYS
-
-
-def test_packages_as_text_are_those_of_a_list(client: httpx.Client) -> None:
-    for setup in ({"pip": "six attrs>=20", "npm": "ms left-pad@1"}, {"go": "rsc.io/quote@v1.5.2"}):
-        shown = client.post("/api/sessions", json={"language": "python", "setup": setup}).json()
-        assert shown["setup"] == setup
-        client.delete(f"/api/sessions/{shown['id']}")
-
-
-@pytest.mark.parametrize("isolation", ["bubblewrap", pytest.param("gvisor", marks=needs_gvisor)])
-def test_commands_share_the_scratch_directories_and_runs_find_them_empty(
-    client: httpx.Client, run: Run, isolation: str
-) -> None:
-    commands = ["echo 1 > /tmp/a; echo 2 > /dev/shm/b", "cat /tmp/a /dev/shm/b > kept"]
-    where = make(client, {"commands": commands}, **of_kind(isolation))
-    settled(client, where)
-    code = "import os; print(open('kept').read(), os.listdir('/tmp'), os.listdir('/dev/shm'))"
-    assert run(where, code, timeout=60)["stdout"] == "1\n2\n [] []\n"
-
-
-def test_a_process_that_waits_behind_a_new_setup_starts_after_it(client: httpx.Client, session: MakeSession) -> None:
-    """Both wait for the end of a run. The session must not become live in the sandbox that the commands are to have."""
-    where = session()
-    path = f"/api/sessions/{where}"
-    # An atomic run can't be joined by a process.
-    run = {"code": "import time; time.sleep(3)", "atomic": True, "background": True}
-    assert client.post(f"{path}/run", json=run).status_code == 202
-    answers: dict[str, httpx.Response] = {}
-
-    def change() -> None:
-        answers["change"] = client.patch(path, json={"setup": {"commands": ["sleep 1; touch made"]}})
-
-    def start() -> None:
-        answers["start"] = client.post(f"{path}/processes", json={"command": "test -e made && exec sleep 600"})
-
-    calls = [threading.Thread(target=call) for call in (change, start)]
-    for call in calls:
-        call.start()
-        time.sleep(0.5)
-    for call in calls:
-        call.join()
-    assert answers["change"].status_code == 200, answers["change"].text
-    assert answers["start"].status_code == 201, answers["start"].text
-    assert settled(client, where)["setup_status"] == "completed"
-    time.sleep(1)
-    started = client.get(f"{path}/processes/{answers['start'].json()['process_id']}").json()
-    assert started["status"] == "running", started

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from tests.api.answers import refused
-from tests.api.guest_servers import HTTP_SERVER, WEBSOCKET_ECHO, serve_in_background, start_in_background
-from tests.api.websocket import WebSocket
+from tests.api.guest_servers import HTTP_SERVER, serve_in_background, start_in_background
 from tests.browser import Browser
 from tests.conftest import MakeServer, MakeSession, Server
+from tests.table import table
 
 OWN_PATHS = [
     "/",
@@ -84,7 +84,7 @@ def test_a_name_is_stable_and_nobody_elses(own_server: MakeServer) -> None:
         refused(called(client, name, "/"), 404, "no session")
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"])
+@table("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"])
 def test_every_path_and_method_is_the_sessions(client: httpx.Client, echo: str, method: str) -> None:
     for path in OWN_PATHS if method in ("GET", "POST") else OWN_PATHS[:3]:
         answer = called(client, echo, path, method, content=b"{}", headers={"Content-Type": "application/json"})
@@ -141,14 +141,6 @@ def test_the_api_key_reaches_no_site(own_server: MakeServer) -> None:
         assert seen["x-api-key"] == own["X-Api-Key"]
 
 
-def test_cookies_and_credentials_are_the_sessions_own(client: httpx.Client, echo: str) -> None:
-    sent = {"Cookie": "a=1; era-session-b=2", "Authorization": 'Digest username="u"', "Origin": "http://evil.example"}
-    seen = {name.lower(): value for name, value in called(client, echo, "/", headers=sent).json()["headers"]}
-    assert seen["cookie"] == sent["Cookie"]
-    assert seen["authorization"] == sent["Authorization"]
-    assert seen["origin"] == sent["Origin"]
-
-
 def raw(client: httpx.Client, name: str, *lines: str) -> httpx.Response:
     """What becomes of an answer with these headers."""
     answer = "\r\n".join(["HTTP/1.1 200 OK", "Content-Length: 2", *lines, "", "ok"])
@@ -198,56 +190,6 @@ def test_what_a_site_may_answer(client: httpx.Client, echo: str) -> None:
     assert answer.headers["x-era-run"]
     asked = raw(client, echo, 'WWW-Authenticate: Basic realm="r", Negotiate', "WWW-Authenticate: NTLM")
     assert asked.headers.get_list("www-authenticate") == ['Basic realm="r"']
-
-
-def test_a_long_body_streams_both_ways(client: httpx.Client, echo: str) -> None:
-    assert called(client, echo, "/sink", "POST", content=bytes(40 << 20)).text == str(40 << 20)
-    assert len(called(client, echo, "/big?20").content) == 20 << 20
-    headers = {"Host": echo}
-    with client.stream("GET", "/events", headers=headers) as answer:
-        lines = answer.iter_lines()
-        for n in range(3):
-            assert next(lines) == f"data: {n}"
-            assert next(lines) == ""
-            called(client, echo, f"/go?{n}")
-
-
-def test_a_websocket_at_any_path(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session("node")
-    serve_in_background(client, where, WEBSOCKET_ECHO)
-    name = name_of(client, where)
-    for path in ("/", "/api/sessions", "/ws?x=1"):
-        socket = WebSocket(server, path, "Origin: http://evil.example", host=name)
-        assert socket.accepted, socket.head
-        assert "\r\nset-cookie: c=1\r\n" in socket.head.lower() + "\r\n"
-        socket.send(b"hello", 1)
-        assert socket.receive() == (1, b"hello")
-        socket.socket.close()
-    nobody = WebSocket(server, "/", host=f"3000-{'a' * 32}.localhost")
-    assert not nobody.accepted
-    nobody.socket.close()
-
-
-def test_stored_code_answers_under_the_name_and_is_told_of_no_other_api(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
-    where = session()
-    code = """
-import json, os
-names = ("ERA_HTTP_PATH", "ERA_HTTP_QUERY", "ERA_BASE_URL", "ERA_PROXY_URL", "ERA_HTTP_HEADERS")
-headers = {"Set-Cookie": "a=1; Domain=localhost"}
-print(json.dumps({"headers": headers, "body": {name: os.environ[name] for name in names}}))
-"""
-    client.put(f"/api/sessions/{where}/code", json={"code": code}).raise_for_status()
-    name = name_of(client, where, 80)
-    answer = called(client, name, "/api/sessions/x?y=1", headers={"Cookie": "mine=1"})
-    assert answer.headers["set-cookie"] == "a=1"
-    assert "content-security-policy" not in answer.headers
-    seen = answer.json()
-    assert (seen["ERA_HTTP_PATH"], seen["ERA_HTTP_QUERY"]) == ("/api/sessions/x", "?y=1")
-    assert seen["ERA_BASE_URL"] == server.url
-    assert seen["ERA_PROXY_URL"] == f"{server.url}/proxy/{where}"
-    assert json.loads(seen["ERA_HTTP_HEADERS"])["cookie"] == "mine=1"
 
 
 def test_names_that_are_none(client: httpx.Client, session: MakeSession, server: Server) -> None:

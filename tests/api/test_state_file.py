@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 OLD: dict[str, Any] = {"old": [1, 2.5, "ü"], "deep": {"er": None}}
 
@@ -144,12 +145,18 @@ print(json.dumps([json.load(open('.session_data.json')), open('kept').read(), so
 """
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.fixture
+def old_session(session: MakeSession) -> str:
+    """A session with the old data."""
+    return session(data=OLD)
+
+
+@table("name", REFUSED)
 def test_what_cannot_be_read_leaves_data_and_files_as_they_were(
-    client: httpx.Client, session: MakeSession, run: Run, name: str
+    client: httpx.Client, old_session: str, run: Run, name: str
 ) -> None:
     code, reason = REFUSED[name]
-    where = session(data=OLD)
+    where = old_session
     before = run(where, "open('kept', 'w').write('old')")["state"]["version"]
     answer = run(where, program(code))
     # The run's own outcome stands.
@@ -169,7 +176,7 @@ def test_what_cannot_be_read_leaves_data_and_files_as_they_were(
     assert again["state"]["committed"]
 
 
-@pytest.mark.parametrize("name", READINGS)
+@table("name", READINGS)
 def test_what_can_be_read_becomes_the_data(client: httpx.Client, session: MakeSession, run: Run, name: str) -> None:
     code, expected = READINGS[name]
     where = session(data=OLD)
@@ -183,18 +190,6 @@ def test_what_can_be_read_becomes_the_data(client: httpx.Client, session: MakeSe
     assert (json.loads(content), kept) == (expected, "new")
     assert {"kept", "extra"} <= set(names)
     assert again["data"] == expected
-
-
-def test_a_value_written_is_read_as_the_same_type(session: MakeSession, run: Run) -> None:
-    code = put(b'{"whole": 1, "real": 1.0, "truth": true, "text": "1", "nothing": null}')
-    data = run(session(), f"S = '.session_data.json'\n{code}")["data"]
-    assert {key: type(value).__name__ for key, value in data.items()} == {
-        "whole": "int",
-        "real": "float",
-        "truth": "bool",
-        "text": "str",
-        "nothing": "NoneType",
-    }
 
 
 @pytest.mark.parametrize(
@@ -212,19 +207,6 @@ def test_other_languages_lose_nothing_either(session: MakeSession, run: Run, lan
     assert (answer["data"], answer["state"]["committed"]) == (OLD, False)
     look = "console.log(require('fs').readFileSync('kept', 'utf8'), require('./.session_data.json').deep.er)"
     assert run(where, look)["stdout"] == "old null\n"
-
-
-@pytest.mark.parametrize(("persistent", "note"), [(True, "old"), pytest.param(False, "gone", marks=pytest.mark.soak)])
-def test_a_spoiled_file_and_a_timeout_are_both_reported(
-    session: MakeSession, run: Run, persistent: bool, note: str
-) -> None:
-    where = session(data=OLD, persistent=persistent)
-    run(where, "open('kept', 'w').write('old')")
-    answer = run(where, program(put(b"[]"), end="print('half', flush=True); time.sleep(60)"), timeout=5)
-    assert (answer["exit_code"], answer["status"], answer["stdout"]) == (124, "timeout", "half\n")
-    assert (answer["state"]["committed"], answer["data"]) == (False, OLD)
-    look = "import os, json; print(json.load(open('.session_data.json'))['old'][0], open('kept').read() if os.path.exists('kept') else 'gone')"
-    assert run(where, look)["stdout"] == f"1 {note}\n"
 
 
 def test_what_a_background_process_writes_after_the_program_has_ended_does_not_count(

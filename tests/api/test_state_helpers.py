@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 ADD = {
     "python": "from era_state import state\nwith state() as data: data['n'] += 1",
@@ -20,7 +19,7 @@ FAIL = {
 }
 
 
-@pytest.mark.parametrize("language", ADD)
+@table("language", ADD)
 def test_what_a_block_leaves_is_kept_unless_it_fails(session: MakeSession, run: Run, language: str) -> None:
     id = session(language, data={"n": 1, "name": "süß"})
     done = run(id, ADD[language])
@@ -31,7 +30,7 @@ def test_what_a_block_leaves_is_kept_unless_it_fails(session: MakeSession, run: 
     assert run(id, command="ls -A")["stdout"] == ".session_data.json\n"
 
 
-@pytest.mark.parametrize("language", ["python", "deno"])
+@table("language", ["python", "deno"])
 def test_the_file_is_found_from_any_directory(session: MakeSession, run: Run, language: str) -> None:
     id = session(language, data={"n": 1})
     run(id, command="mkdir -p a/b")
@@ -89,19 +88,6 @@ print(era_state.load())
     assert "within another" in lines[6]
     assert lines[7] == "{'n': 1}"
     assert run(id, command="ls -A")["stdout"] == ".session_data.json\n"
-
-
-def test_a_broken_file_is_said(session: MakeSession, run: Run) -> None:
-    code = "import era_state\nopen('.session_data.json', 'w').write('[1]')\nera_state.load()"
-    assert "is not a JSON object" in run(session("python"), code)["stderr"]
-
-
-def test_a_module_of_the_sessions_own_is_used_instead(session: MakeSession, run: Run) -> None:
-    python, node = session("python"), session("node")
-    run(python, command="echo 'mine = 1' > era_state.py")
-    assert run(python, "import era_state; print(era_state.mine)")["stdout"] == "1\n"
-    run(node, command="echo 'exports.mine = 1' > era_state.js")
-    assert run(node, "console.log(require('./era_state.js').mine)")["stdout"] == "1\n"
 
 
 def test_promises_are_waited_for(session: MakeSession, run: Run) -> None:

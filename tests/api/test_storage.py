@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pytest
 from tests.conftest import MakeServer, Server, eventually
 from tests.gvisor import BOTH_KINDS
 from tests.soaking import soak_the_rest
+from tests.table import table
 
 LANGUAGES = ("python", "node", "typescript")
 NOTHING_ELSE = """
@@ -147,9 +147,15 @@ PRINTED = {
 
 
 @pytest.mark.parametrize(
-    "env", [{}, {"PYTHONHASHSEED": "0", "NODE_OPTIONS": "--stack-trace-limit=5"}], ids=["warm", "cold"]
+    ("language", "env"),
+    [
+        ("python", {}),
+        ("python", {"PYTHONHASHSEED": "0"}),
+        ("node", {"NODE_OPTIONS": "--stack-trace-limit=5"}),
+        ("typescript", {}),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("language", LANGUAGES)
 def test_programs_use_the_storage_without_internet_and_without_a_key(
     inside: StorageUser, api: httpx.Client, language: str, env: dict[str, str]
 ) -> None:
@@ -158,33 +164,11 @@ def test_programs_use_the_storage_without_internet_and_without_a_key(
     assert rows == [{"title": "Water the ferns"}]
 
 
-def test_typescript_has_require_too(inside: StorageUser, api: httpx.Client) -> None:
-    code = "const { KVStorage } = require('./era_storage.js');\nconst n: number = 1;\nawait KVStorage.set('app', 'k', String(n)); console.log(await KVStorage.get('app', 'k'));"
-    assert inside.says("typescript", code) == "1\n"
-
-
 def test_sessions_share_what_is_in_a_namespace(inside: StorageUser, api: httpx.Client) -> None:
     inside.says("python", "import era_storage; era_storage.kv.set('app', 'from', 'python')")
     code = "require('./era_storage.js').KVStorage.get('app', 'from').then(console.log)"
     assert inside.says("node", code) == "python\n"
     assert api.get("/api/storage/kv/app/from").json() == {"value": "python", "metadata": None}
-
-
-def test_execute_has_the_storage(api: httpx.Client) -> None:
-    code = "import era_storage; print(era_storage.kv.set('app', 'k', 'v'))"
-    answer = api.post("/api/execute", json={"language": "python", "code": code, "allowInternetAccess": False})
-    assert answer.json()["stdout"] == "True\n"
-
-
-def test_a_program_with_internet_does_not_ask_a_proxy(inside: StorageUser, api: httpx.Client) -> None:
-    session = inside.session("python")
-    assert api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": True}).status_code == 200
-    try:
-        code = "import os; os.environ['http_proxy'] = os.environ['HTTP_PROXY'] = 'http://127.0.0.1:9'\n"
-        code += "import era_storage; print(era_storage.kv.set('app', 'k', 'v'))"
-        assert inside.says("python", code) == "True\n"
-    finally:
-        api.patch(f"/api/sessions/{session}", json={"allowInternetAccess": False})
 
 
 def test_refusals_become_exceptions_with_a_message(inside: StorageUser) -> None:
@@ -212,7 +196,7 @@ const { KVStorage, R2Storage } = require('./era_storage.js');
 }
 
 
-@pytest.mark.parametrize("language", NO_KEY)
+@table("language", NO_KEY)
 def test_an_empty_key_is_refused_in_programs(inside: StorageUser, api: httpx.Client, language: str) -> None:
     """Its path would be that of the namespace, whose keys are listed."""
     assert inside.says(language, NO_KEY[language]) == "400 bad_key\n" * 3
@@ -234,7 +218,7 @@ def test_a_result_of_sql_is_json_whatever_is_in_it_and_however_long(api: httpx.C
         assert told["meta"].keys() == {"changes", "last_row_id", "changed_db", "size_after", "duration"}
 
 
-@pytest.mark.parametrize("language", ["python", "node"])
+@table("language", ["python", "node"])
 def test_programs_get_long_results_of_sql(inside: StorageUser, api: httpx.Client, language: str) -> None:
     sql = "SELECT zeroblob(300000) AS b"
     code = {
@@ -247,7 +231,7 @@ def test_programs_get_long_results_of_sql(inside: StorageUser, api: httpx.Client
 # -- where the clients are ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@table("language", LANGUAGES)
 def test_the_clients_are_no_files_of_the_session(inside: StorageUser, api: httpx.Client, language: str) -> None:
     inside.says(language, PROGRAMS[language])
     files = api.get(f"/api/sessions/{inside.session(language)}/files").json()["files"]
@@ -305,25 +289,6 @@ def test_a_file_of_the_users_own_wins(inside: StorageUser, api: httpx.Client, en
         assert api.delete(url).status_code == 200
 
 
-def test_a_program_may_write_a_client_of_its_own_and_load_it(inside: StorageUser) -> None:
-    code = "require('fs').writeFileSync('era_storage.js', 'module.exports = 7'); console.log(require('./era_storage.js')); require('fs').unlinkSync('era_storage.js')"
-    assert inside.says("node", code) == "7\n"
-
-
-def test_a_failed_require_shows_nothing_of_ours(inside: StorageUser) -> None:
-    outcome = inside.run("node", "require('./nowhere.js')")
-    assert "/era/" not in outcome["stderr"]
-    assert "Cannot find module './nowhere.js'" in outcome["stderr"]
-
-
-def test_child_processes_and_own_python_paths_find_the_client(inside: StorageUser) -> None:
-    child = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'import era_storage; print(1)'], capture_output=True, text=True).stdout)"
-    assert inside.says("python", child) == "1\n\n"
-    assert (
-        inside.says("python", "import sys, era_storage; print('/x' in sys.path)", env={"PYTHONPATH": "/x"}) == "True\n"
-    )
-
-
 # -- HTTP -------------------------------------------------------------------------------------------------------
 
 
@@ -350,14 +315,11 @@ def raw(api: httpx.Client, method: str, path: str, body: Any = None) -> tuple[in
     return int(head_of.split()[1]), json.loads(rest)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+@table("path", [
         "kv/../app/k", "kv/%2e%2e/k", "kv/a%2Fb/k", "kv/a%00/k", "kv/%ff/k", "kv/app/%ff", "kv/app/a%00b", "kv/app/",
         f"kv/app/{'x' * 1025}", f"kv/{'n' * 65}/k", "kv/.app/k", "r2/..%2F..%2Fetc/passwd", "d1/..%2Fera/query",
         "d1/..%2F..%2F..%2Fera.sqlite/query", "d1//query", "kv//k",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_invalid_namespaces_and_keys_are_refused(api: httpx.Client, path: str) -> None:
     if path.startswith("d1"):
         status, error = raw(api, "POST", f"/api/storage/{path}", {"sql": "SELECT 1"})
@@ -368,8 +330,8 @@ def test_invalid_namespaces_and_keys_are_refused(api: httpx.Client, path: str) -
     assert error["hint"]
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
+@table(
+    "path, body, status",
     [
         ("kv/app/k", {"value": 1}, 400),
         ("kv/app/k", {}, 400),
@@ -396,37 +358,6 @@ def test_invalid_and_too_large_requests_are_refused(api: httpx.Client, path: str
     assert answer.status_code == status, answer.text
     assert answer.json()["hint"]
     assert api.get("/api/storage/kv/app").json()["keys"] == []
-
-
-def test_lists_of_objects_come_in_pages(api: httpx.Client) -> None:
-    for n in range(7):
-        api.put(f"/api/storage/r2/app/p/{n}", json={"content": ""})
-    keys, cursor = [], None
-    while True:
-        params: dict[str, Any] = {"prefix": "p/", "limit": 3} | ({"cursor": cursor} if cursor else {})
-        page = api.get("/api/storage/r2/app", params=params).json()
-        keys += [one["key"] for one in page["objects"]]
-        cursor = page["cursor"]
-        assert page["truncated"] is (cursor is not None)
-        if not cursor:
-            break
-    assert keys == [f"p/{n}" for n in range(7)]
-    assert api.get("/api/storage/kv/app", params={"cursor": "?"}).status_code == 400
-    assert api.get("/api/storage/kv/app", params={"limit": 1001}).status_code == 400
-
-
-def test_many_writers_at_once_lose_nothing(api: httpx.Client) -> None:
-    api.post("/api/storage/d1/app/exec", json={"sql": "CREATE TABLE n (n INTEGER); INSERT INTO n VALUES (0)"})
-
-    def add(number: int) -> int:
-        kept = api.put(f"/api/storage/kv/app/{number}", json={"value": str(number)})
-        added = api.post("/api/storage/d1/app/exec", json={"sql": "UPDATE n SET n = n + 1"})
-        return kept.status_code + added.status_code
-
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(add, range(40))) == {400}
-    assert api.post("/api/storage/d1/app/query", json={"sql": "SELECT n FROM n"}).json()["results"] == [{"n": 40}]
-    assert len(api.get("/api/storage/kv/app").json()["keys"]) == 40
 
 
 @pytest.mark.parametrize("uid", soak_the_rest([54_321, None], 1), ids=["ordinary user", "own user"])
@@ -498,26 +429,6 @@ time.sleep(2)
         assert api.put("/api/storage/kv/app/k", json={"value": "v"}).status_code == 200
         assert hostile.result()["stdout"] == "held\n"
     assert inside.says("python", "import era_storage; print(era_storage.kv.get('app', 'k'))") == "v\n"
-
-
-def test_long_sql_of_one_client_holds_up_none_of_its_owners_other_clients(
-    shared_server: Server, api: httpx.Client
-) -> None:
-    """Of the same key and machine, too: each connection has its turn."""
-    long = (
-        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 6000000) SELECT count(*) AS n FROM c"
-    )
-    with shared_server.client() as other, ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(other.post, "/api/storage/d1/other/query", json={"sql": long})
-        time.sleep(0.2)
-        for _ in range(3):
-            answer = api.post("/api/storage/d1/app/query", json={"sql": "SELECT 1 AS one"})
-            assert answer.json()["results"] == [{"one": 1}]
-        assert not busy.done(), "it was held up until the other's was done"
-        answer = busy.result()
-        # It has the processor that nobody else wants, and 15 s.
-        assert answer.status_code == 200 or answer.json()["code"] == "sql_timeout", answer.text
-        assert answer.status_code != 200 or answer.json()["results"] == [{"n": 6_000_000}]
 
 
 ENDLESS_SQL = """

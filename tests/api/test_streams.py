@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from era.wire.runs import RunAnswer
 from tests.api.answers import RUN_KEYS, refused
 from tests.api.event_streams import numbered
 from tests.api.told import UNTIL_TOLD, tell
-from tests.conftest import MakeServer, MakeSession, Run, eventually
+from tests.conftest import MakeServer, MakeSession, eventually
+from tests.table import table
 
 
 def events(answer: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,8 +67,8 @@ sys.exit(5)
     assert client.get(f"/api/sessions/{where}").json()["version"] == done["state"]["version"] == 1
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
+@table(
+    "code, expected",
     [
         (
             "import os, time\nfor byte in 'é😀\\n'.encode():\n    os.write(1, bytes([byte])); time.sleep(0.02)",
@@ -80,7 +80,6 @@ sys.exit(5)
         ("import os\nfor _ in range(40): os.write(1, '😀'.encode() * 4097)", "😀" * 4097 * 40),
         ("", ""),
     ],
-    ids=["split", "invalid", "unfinished", "control", "large", "none"],
 )
 def test_text_in_a_stream_is_whole(client: httpx.Client, session: MakeSession, code: str, expected: str) -> None:
     received = streamed(client, session(), code)
@@ -88,26 +87,9 @@ def test_text_in_a_stream_is_whole(client: httpx.Client, session: MakeSession, c
     assert received[-1][0] == "done"
 
 
-def test_a_stream_that_times_out_is_done_with_124(client: httpx.Client, session: MakeSession) -> None:
-    # Less than the five seconds after which the server, or the client, closes a connection that isn't used.
-    received = streamed(client, session(), "import time; print('half'); time.sleep(60)", timeout=4)
-    assert [data.get("content") for _, data in received[:-1]] == ["half\n"]
-    assert (received[-1][1]["exit_code"], received[-1][1]["status"]) == (124, "timeout")
-
-
-def test_a_run_goes_on_when_the_reader_of_its_stream_hangs_up(
-    client: httpx.Client, session: MakeSession, run: Run
-) -> None:
-    where = session()
-    code = "import time; print('begun'); time.sleep(0.4); open('.session_data.json', 'w').write('{\"end\": 1}')"
-    with client.stream("POST", f"/api/sessions/{where}/stream", json={"code": code}) as answer:
-        next(events(answer))
-    assert run(where, "")["data"] == {"end": 1}
-
-
-@pytest.mark.parametrize("route", ["run", "stream"])
-@pytest.mark.parametrize(
-    ("body", "status", "word"),
+@table("route", ["run", "stream"])
+@table(
+    "body, status, word",
     [
         ({}, 400, "no code"),
         ({"code": 5}, 400, "'code'"),
@@ -116,7 +98,6 @@ def test_a_run_goes_on_when_the_reader_of_its_stream_hangs_up(
         ({"code": "1", "timeout": 0}, 400, "'timeout'"),
         ({"code": "x" * (4 * 2**20 + 1)}, 413, "'code'"),
     ],
-    ids=["nothing", "type", "unknown", "env", "timeout", "large"],
 )
 def test_errors_before_a_run_have_their_status_in_a_stream_too(
     client: httpx.Client, session: MakeSession, route: str, body: dict[str, Any], status: int, word: str

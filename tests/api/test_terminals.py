@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from pathlib import Path
-from socket import SHUT_WR
 
 import httpx
-import pytest
 
-from tests.api.live import PATIENCE, Terminal, ended, output, process, refusal, socket, start
+from tests.api.live import Terminal, ended, output, process, refusal, socket, start
 from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
 from tests.conftest import MakeSession, Server, eventually
-from tests.gvisor import BOTH_KINDS, of_kind
 
 
 def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -74,101 +69,6 @@ def test_whoever_comes_back_misses_nothing_and_gets_nothing_twice(
         assert again.shown.split() == got.split(), "all that is kept comes again"
 
 
-def test_attached_to_a_process_without_a_terminal(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    name = start(client, where, "cat; echo to-err >&2; exit 2", stdin=True)
-    with socket(server, f"{where}/processes/{name}/attach") as opened:
-        attached = Terminal(opened)
-        attached.send("x" * 100_000)
-        attached.send("é")
-        attached.control(eof=True)
-        assert attached.until_event("exit") == {
-            "type": "exit", "id": 100_010, "exit_code": 2, "signal": None, "reason": None
-        }  # fmt: skip
-        outs = [event for event in attached.events if event["type"] == "stdout"]
-        assert "".join(event["content"] for event in outs) == "x" * 100_000 + "é"
-        assert attached.until_closed() == 1000
-    with socket(server, f"{where}/processes/{name}/attach?after=100009") as opened:
-        late = Terminal(opened)
-        late.send("too late")
-        assert late.until_closed() == 1000
-        assert [event["type"] for event in late.events][:1] == ["attached"]
-        assert "exit" in {event["type"] for event in late.events}
-
-
-@pytest.mark.parametrize("path", ["terminal/", "terminal/?cols=80", "processes/{name}/attach/"])
-def test_a_slash_at_the_end_is_as_without(
-    client: httpx.Client, session: MakeSession, server: Server, path: str
-) -> None:
-    where = session()
-    name = start(client, where, ["sleep", "1000"])
-    with socket(server, f"{where}/{path.format(name=name)}") as opened:
-        assert opened.accepted, opened.head
-        assert Terminal(opened).until_event("attached")["after"] == 0
-
-
-def test_what_was_sent_before_the_end_is_read_by_a_slow_process(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
-    """The client is gone before the process has read all, and the end of its input is behind that."""
-    where = session()
-    slow = """
-import sys, time
-n = 0
-while piece := sys.stdin.buffer.read1(1024):
-    n += len(piece)
-    time.sleep(0.002)
-print(n)
-"""
-    name = start(client, where, ["python3", "-c", slow], stdin=True)
-    with socket(server, f"{where}/processes/{name}/attach") as opened:
-        attached = Terminal(opened)
-        attached.send(b"x" * 300_000)
-        attached.control(eof=True)
-        opened.send((1000).to_bytes(2, "big"), opcode=8)
-        assert attached.until_closed() == 1000
-    ended(client, where, name)
-    assert output(client, where, name) == b"300000\n"
-
-
-FREQUENT_PINGS = """
-import era.api.websocket
-era.api.websocket.PING_SECONDS = 0.2
-"""
-
-
-@pytest.mark.parametrize(
-    ("closes", "writes"),
-    [
-        pytest.param(False, True, id="hung up-the process writes"),
-        pytest.param(True, False, id="closed-a ping comes", marks=pytest.mark.soak),
-        pytest.param(True, True, id="closed-the process writes", marks=pytest.mark.soak),
-        pytest.param(False, False, id="hung up-a ping comes", marks=pytest.mark.soak),
-    ],
-)
-def test_what_was_sent_by_a_client_that_is_gone_is_read(tmp_path: Path, writes: bool, closes: bool) -> None:
-    """The server can send nothing any more, and has more to write to the process than it has read."""
-    server = Server(tmp_path / "data", {}, weakness=FREQUENT_PINGS)
-    server.start()
-    try:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            client.post("/api/sessions", json={"language": "bash", "session_id": "a"})
-            slow = f"for i in 1 2 3 4 5 6; do sleep 0.5; {'echo tick' if writes else ':'}; done; wc -c"
-            name = start(client, "a", slow, stdin=True)
-            with socket(server, f"a/processes/{name}/attach") as opened:
-                attached = Terminal(opened)
-                attached.send(b"x" * 200_000)
-                attached.control(eof=True)
-                if closes:
-                    opened.send((1000).to_bytes(2, "big"), opcode=8)
-                opened.socket.shutdown(SHUT_WR)
-                opened.rest()  # the server has seen that
-            assert ended(client, "a", name)["exit_code"] == 0
-            assert output(client, "a", name).split()[-1] == b"200000"
-    finally:
-        server.stop()
-
-
 def test_nonsense_from_a_client_disturbs_nothing(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     name = start(client, where, "cat", stdin=True)
@@ -214,72 +114,6 @@ def test_a_client_that_does_not_read_holds_up_nobody(
         gaps = [event for event in slow.events if event["type"] == "gap"]
         assert gaps
         assert len(slow.shown) + sum(gap["to"] - gap["from"] + 1 for gap in gaps) == 30_000_000
-
-
-@pytest.mark.skipif(shutil.which("vim") is None, reason="needs vim")
-@pytest.mark.parametrize("isolation", BOTH_KINDS)
-def test_full_screen_programs(client: httpx.Client, session: MakeSession, server: Server, isolation: str) -> None:
-    """A terminal emulator shows what a person would see."""
-    pyte = pytest.importorskip("pyte")
-
-    where = session(**of_kind(isolation))
-    screen = pyte.Screen(80, 24)
-    colour = screen.select_graphic_rendition
-
-    def select_graphic_rendition(*attributes: int, private: bool = False) -> None:
-        """Ignore those with a private mark, which are xterm's and no colours."""
-        if not private:
-            colour(*attributes)
-
-    screen.select_graphic_rendition = select_graphic_rendition
-    stream = pyte.ByteStream(screen)
-    fed = 0
-    with socket(server, f"{where}/terminal?cols=80&rows=24") as opened:
-        shell = Terminal(opened)
-
-        def until(text: str) -> None:
-            nonlocal fed
-            deadline = time.monotonic() + PATIENCE
-            while not any(text in line for line in screen.display):
-                shell.take(deadline)
-                assert shell.code is None
-                stream.feed(shell.shown[fed:])
-                fed = len(shell.shown)
-
-        shell.send("PS1='> '; clear; vim -u NONE -N notes.txt\r")
-        until("[New]")
-        shell.send("ihello wörld\x1b")
-        until("hello wörld")
-        shell.send(":wq\r")
-        until("written")
-        until("> ")  # what is typed while it ends may be lost
-        shell.send("clear; seq 100 | less\r")
-        until("23")
-        assert [line.strip() for line in screen.display[:23]] == [str(n) for n in range(1, 24)]
-        shell.send("G")
-        until("(END)")
-        assert [line.strip() for line in screen.display[:23]] == [str(n) for n in range(78, 101)]
-        shell.send("q")
-        until("> ")
-        shell.send("clear; python3 -q; clear; echo left\r")
-        until(">>> ")
-        shell.send("6 * 7\r")
-        until("42")
-        shell.send("for letter in 'ab':\r    print(letter * 3)\r\r")
-        until("bbb")
-        shell.send("exit()\r")
-        until("left")
-        until("> ")
-        if shutil.which("top"):
-            shell.send("clear; top\r")
-            until("load average")
-            shell.send("q")
-            until("> ")
-        shell.send("exit\r")
-        assert shell.until_event("exit")["exit_code"] == 0
-        assert shell.until_closed() == 1000
-    client.post(f"/api/sessions/{where}/stop")
-    assert client.get(f"/api/sessions/{where}/files/notes.txt").text == "hello wörld\n"
 
 
 FOREIGN = [

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 import httpx
-import pytest
 
 from era.wire.sessions import SessionAnswer
 from tests.api.answers import SESSION_KEYS, checked, refused
@@ -84,15 +83,6 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     assert run(where)["stdout"] == "kept\n"
     assert not gone(client, where, "expired")
     assert refused(client.post(f"{url}/restore"), 409)["code"] == "conflict"
-
-
-def test_calls_postpone_expiry(client: httpx.Client, session: MakeSession) -> None:
-    where = session(ttl=10)
-    deadline = time.monotonic() + 14
-    while time.monotonic() < deadline:
-        assert client.get(f"/api/sessions/{where}/versions").status_code == 200
-        time.sleep(0.3)
-    wait_until_expired(client, where)
 
 
 def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
@@ -209,20 +199,3 @@ def test_expiry_is_caught_up_after_a_restart(own_server: MakeServer) -> None:
         assert client.get("/api/sessions/long").status_code == 200
         for where in ("short", "deleted"):
             assert client.post(f"/api/sessions/{where}/restore").status_code == 200
-
-
-def test_restoring_what_is_not_gone_is_refused(client: httpx.Client, session: MakeSession) -> None:
-    refused(client.post("/api/sessions/nobody/restore"), 404, "nobody")
-    refused(client.post(f"/api/sessions/{session()}/restore"), 409, "not gone")
-
-
-@pytest.mark.soak  # a race
-def test_an_id_taken_anew_at_expiry_leaves_no_sandbox_behind(own_server: MakeServer) -> None:
-    server = own_server()
-    with server.client() as client, server.client(base_url=server.own_url) as at_home:
-        body = {"language": "python", "session_id": "s", "ttl": 1}
-        assert client.post("/api/sessions", json=body).status_code == 201
-        client.post("/api/sessions/s/run", json={"code": ""})
-        # As soon as it has expired, most often before the sweeper has seen it.
-        assert eventually(lambda: client.post("/api/sessions", json=body).status_code == 201)
-        assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["live"] == 0)

@@ -10,11 +10,9 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from itertools import product
 from pathlib import Path
-from socket import create_connection, create_server
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,9 +25,8 @@ from tests.api.live import Terminal, process, start
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
 from tests.api.websocket import WebSocket
 from tests.client.command import era
-from tests.conftest import MakeServer, assert_nothing_left, eventually, mounts
+from tests.conftest import assert_nothing_left, eventually, mounts
 from tests.hostile.test_raw_requests import REQUESTS, Connection
-from tests.soaking import soak_the_rest
 from tests.two_hosts import Home
 
 SERVER = """\
@@ -124,74 +121,6 @@ def opened(home: Home, path: str) -> WebSocket:
     return socket
 
 
-def send_without_end(socket: WebSocket) -> None:
-    with suppress(OSError):
-        while True:
-            socket.send(bytes(1 << 16))
-
-
-def test_a_call_is_not_lost_with_a_connection_that_was_only_just_made(home: Home, client: httpx.Client) -> None:
-    """A host that stops hangs up on those that it knows nothing of yet."""
-    assert client.post("/api/sessions", json={"session_id": "fresh", "language": "python"}).status_code == 201
-    with create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
-        scheme = "https" if home.tls else "http"
-        with home.said_to_be_at(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"):
-            answer = thread.submit(client.post, "/api/sessions/fresh/run", json={"code": "print(1)"})
-            connection, _ = listener.accept()
-            with connection:
-                assert connection.recv(1 << 16)
-        assert (answer.result().status_code, answer.result().json().get("stdout")) == (200, "1\n")
-
-
-@pytest.mark.parametrize("through", ["the home", "another host"])
-def test_a_close_frame_comes_while_its_reader_sends(home: Home, public: str, through: str) -> None:
-    called = home.other if through == "another host" else home.at_home()
-    assert called is not None
-    for _ in range(5):
-        socket = WebSocket(called, f"{public}/leaves")
-        sending = threading.Thread(target=send_without_end, args=(socket,))
-        sending.start()
-        try:
-            assert socket.receive() == (8, struct.pack("!H", 4001) + b"enough")
-        finally:
-            socket.close()
-            sending.join(60)
-
-
-@pytest.mark.parametrize(("path", "pieces"), [("counts", 64), ("counts-late", 640)])
-def test_what_was_sent_arrives_though_its_sender_has_gone(
-    path: str, pieces: int, home: Home, client: httpx.Client, public: str
-) -> None:
-    """Also where a server reads it late, and it is more than sockets hold meanwhile."""
-    socket = opened(home, f"{public}/{path}")
-    sent = 0
-    for _ in range(pieces):
-        socket.send(bytes(1 << 16))
-        sent += 14 + (1 << 16)
-    socket.send(struct.pack("!H", 1000), opcode=8)
-    socket.close()
-    (run,) = client.get("/api/sessions/sockets/runs").json()["runs"]
-    output = f"/api/sessions/sockets/runs/{run['run_id']}/stdout"
-    assert eventually(lambda: "counted" in client.get(output).text)
-    assert client.get(output).text == f"listening\ncounted {sent + 8}\n"
-
-
-def test_a_message_that_is_too_large_is_refused_with_the_code_for_that(home: Home, client: httpx.Client) -> None:
-    assert client.post("/api/sessions", json={"session_id": "large", "language": "python"}).status_code == 201
-    path = f"/api/sessions/large/processes/{start(client, 'large', ['cat'], stdin=True)}/attach"
-    for called in (home, home.at_home()):
-        attached = Terminal(WebSocket(called, path))
-        sending = threading.Thread(target=send_without_end, args=(attached.connection,))
-        attached.until_event("attached")
-        attached.send(bytes(3 << 20))
-        sending.start()
-        try:
-            assert attached.until_closed() == 1009
-        finally:
-            attached.connection.close()
-            sending.join(60)
-
-
 def test_a_host_that_stops_has_its_sockets_go_elsewhere(home: Home, client: httpx.Client, public: str) -> None:
     other = home.other
     assert other is not None
@@ -227,35 +156,6 @@ def test_a_host_that_stops_has_its_sockets_go_elsewhere(home: Home, client: http
     again.connection.close()
 
 
-@pytest.mark.soak
-def test_a_stop_waits_for_no_client_that_answers_nothing(home: Home, client: httpx.Client, public: str) -> None:
-    other = home.other
-    assert other is not None
-    silent = opened(home, f"{public}/floods")
-    assert other.stop() == 0
-    silent.close()
-    other.start()
-    home.url = other.url
-
-
-@pytest.mark.parametrize("path", soak_the_rest(["floods", "trickles"], 1))
-def test_a_server_that_stops_closes_those_that_it_passes_on_to_programs(own_server: MakeServer, path: str) -> None:
-    """Between two frames, however long the program takes for one, and though each ends as the next begins."""
-    server = own_server()
-    with server.client() as client:
-        body = {"session_id": "sockets", "language": "python", "allowPublicAccess": True}
-        assert client.post("/api/sessions", json=body).status_code == 201
-        serve_in_background(client, "sockets", SERVER)
-        socket = WebSocket(server, f"/proxy/sockets/3000/{path}")
-        assert socket.receive() == (2, bytes(4096))
-    os.kill(server.pid, signal.SIGTERM)
-    while (frame := socket.receive())[0] != 8:
-        assert frame == (2, bytes(4096))
-    assert frame[1] == struct.pack("!H", 1012)
-    socket.close()
-    assert server.stop() == 0
-
-
 OLDER = {"caller": ["ann", False, "", ["read"]]}
 """What a host of a version says that knew less: nothing else but for whom and when."""
 
@@ -282,17 +182,6 @@ def test_a_call_passed_on_by_a_host_of_another_version(home: Home, client: httpx
             assert answer.status_code == status, answer.text
             assert answer.headers["x-request-id"] == said.get("request_id", answer.headers["x-request-id"])
             assert answer.json().get("sessions", []) == []
-
-
-def test_a_call_has_the_same_id_in_the_logs_of_both_hosts(home: Home, client: httpx.Client) -> None:
-    assert (called := home.other) is not None
-    assert client.post("/api/sessions", json={"session_id": "logged", "language": "python"}).status_code == 201
-    answer = client.post("/api/sessions/logged/run", json={"code": "1"})
-    assert answer.json()["status"] == "ok"
-    request = f"request={answer.headers['x-request-id']}"
-    assert eventually(lambda: request in called.log)
-    events = {"run", "request"}
-    assert eventually(lambda: {line.split()[3] for line in home.log.splitlines() if request in line} == events)
 
 
 def test_a_list_shows_what_sessions_do_at_another_host(home: Home, client: httpx.Client) -> None:
@@ -370,16 +259,6 @@ def test_a_host_with_another_secret_does_not_start(home: Home) -> None:
     assert len(problem) == 1, started.stderr
     for said in ("don't trust each other", "ERA_CLUSTER_SECRET", "http://127.0.0.1:"):
         assert said in problem[0]
-
-
-def test_what_a_home_does_not_tell_is_taken_for_nothing(home: Home, client: httpx.Client) -> None:
-    """A list doesn't wait for long, and what isn't known to be idle isn't deleted as such."""
-    assert client.post("/api/sessions", json={"session_id": "silent", "language": "python"}).status_code == 201
-    start(client, "silent", "exec sleep 600")
-    with paused(home):
-        assert [each["status"] for each in client.get("/api/sessions").json()["sessions"]] == ["idle"]
-        assert client.delete("/api/sessions", params={"status": "idle"}).json()["deleted_sessions"] == []
-    assert eventually(lambda: client.get("/api/sessions").json()["sessions"][0]["status"] == "live")
 
 
 @contextmanager
@@ -461,31 +340,3 @@ def exchanged(url: str, request: bytes) -> bytes:
     with Connection(url) as connection:
         connection.send(request)
         return connection.receive(60)
-
-
-_PATIENT_OTHER = """
-import functools, os
-from era.api import http
-seconds = 600 if os.environ["ERA_DATA_DIR"].endswith("-other") else 1
-http.Guard = functools.partial(http.Guard, idle_seconds=seconds)
-"""
-"""The home waits for a body for a second, the other host for ten minutes."""
-
-
-def test_a_body_that_the_home_waits_for_in_vain_ends_the_callers_connection(tmp_path: Path) -> None:
-    """As where the host that is called notices first: what comes yet must not be read as the next request."""
-    before = mounts()
-    home = Home(tmp_path / "data", weakness=_PATIENT_OTHER).start()
-    with home.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"}).raise_for_status()
-    url = urlsplit(home.url)
-    with create_connection((url.hostname, url.port), timeout=60) as caller:
-        caller.sendall(
-            f"PUT /api/sessions/s/files/f HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 9\r\n\r\n".encode()
-        )
-        answer = b"".join(iter(lambda: caller.recv(1 << 16), b""))
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"\r\nconnection: close\r\n" in answer.lower()
-    processes = home.descendants()
-    assert home.stop() == 0, home.log
-    assert_nothing_left(before, processes, home.data_dir)

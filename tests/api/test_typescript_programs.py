@@ -10,6 +10,7 @@ import pytest
 
 from tests.api.plain_interpreter import outcome
 from tests.conftest import MakeSession, Run
+from tests.table import table
 
 TYPESCRIPT = {
     "enum": ("""
@@ -93,32 +94,20 @@ label: for (const k in o) { console.log(k); break label; }
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TYPESCRIPT)
-def test_typescript_runs(session: MakeSession, run: Run, name: str) -> None:
+@pytest.fixture
+def empty_session(session: MakeSession) -> str:
+    """A session whose runs find no files of each other, without internet, which may need additional variables."""
+    return session("typescript", persistent=False, allowInternetAccess=False)
+
+
+@table("name", TYPESCRIPT)
+def test_typescript_runs(empty_session: str, run: Run, name: str) -> None:
     code, expected = TYPESCRIPT[name]
-    answer = run(session("typescript"), code)
+    answer = run(empty_session, code)
     if expected is None:  # valid types or not, it must run
         assert answer["stdout"].startswith("1 a [ 'a', 1 ]")
         expected = answer["stdout"]
     assert outcome(answer) == (4 if name == "exit code" else 0, expected, "")
-
-
-def test_typescript_files_of_the_session_import_one_another(session: MakeSession, run: Run) -> None:
-    where = session("typescript")
-    run(
-        where,
-        """
-import fs from 'fs';
-fs.writeFileSync('shape.ts', `export interface Shape { sides: number }
-export enum Kind { Square = 4 }
-export class Square implements Shape { constructor(public sides: number = Kind.Square) {} }`);
-fs.writeFileSync('index.ts', `import { Square, type Shape } from './shape.ts'; export const s: Shape = new Square();`);
-""",
-    )
-    code = (
-        "import { s } from './index.ts';\nimport { Kind } from './shape.ts';\nconsole.log(s.sides === Kind.Square, s);"
-    )
-    assert outcome(run(where, code)) == (0, "true Square { sides: 4 }\n", "")
 
 
 def test_an_error_in_typescript_names_the_line_of_the_user(session: MakeSession, run: Run) -> None:

@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from era.api import protocol
-from era.api.dead_peers import acknowledged
 from era.api.protocol import Protocol
 
 PIECE, PIECES = 64 << 10, 400
@@ -28,11 +27,6 @@ BOTH_LOOPS = pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  nothing tells of it
         await asyncio.sleep(0.001)
-
-
-def has_gone_on(transport: asyncio.Transport, before: int | None) -> bool:
-    """Whether the other end has acknowledged more than before, or nothing waits for it."""
-    return not transport.get_write_buffer_size() or acknowledged(transport) != before
 
 
 class Service:
@@ -135,24 +129,6 @@ def test_an_answer_of_which_nothing_is_taken(
     run(loop, test)
 
 
-@BOTH_LOOPS
-def test_an_answer_that_is_read_slowly(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    async def test() -> None:
-        async with served(b"/") as service:
-            await until(lambda: service.waits)
-            service.connection.look_whether_read()
-            count, transport = 0, service.connection.transport
-            while count < WHOLE:
-                before = acknowledged(transport)
-                count += await service.read(min(4 << 20, WHOLE - count))
-                await until(partial(has_gone_on, transport, before))
-                service.connection.look_whether_read()
-                assert service.is_open
-            await until(lambda: not service.held)
-
-    run(loop, test)
-
-
 def test_a_connection_on_which_nothing_waits_may_be_idle() -> None:
     async def test() -> None:
         async with served(b"/") as service:
@@ -162,16 +138,5 @@ def test_a_connection_on_which_nothing_waits_may_be_idle() -> None:
             for _ in range(5):
                 service.connection.look_whether_read()
             assert service.is_open
-
-    run(uvloop.new_event_loop, test)
-
-
-def test_each_connection_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.2)
-
-    async def test() -> None:
-        async with served(b"/") as service:
-            await until(lambda: service.waits)
-            await until(lambda: not service.is_open and not service.held)
 
     run(uvloop.new_event_loop, test)

@@ -7,11 +7,9 @@ import io
 import json
 import os
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ import pytest
 from tests import capsules
 from tests.api.answers import refused
 from tests.api.owners import OPERATOR_KEY, client_with_key, new_key
-from tests.api.told import WAITS, tell
 from tests.conftest import MakeServer, Server, built_with, eventually
 from tests.soaking import soak_the_rest
 
@@ -49,7 +46,6 @@ KINDS = {
     "archive": ("PUT", "/api/sessions/s/archive", archive),
     "capsule": ("POST", "/api/sessions/import?id=made", capsule),
 }
-every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 class Upload:
@@ -229,40 +225,6 @@ def test_stalled_uploads_of_one_owner_leave_some_to_others(own_server: MakeServe
     assert [upload.finish().status_code for upload in stalled] == [200] * most
     for client in clients:
         client.close()
-
-
-def have_come(server: Server, count: int, size: int) -> bool:
-    """Whether so many uploads of this size have been received completely."""
-    return [file.stat().st_size for file in (server.data_dir / "uploads").iterdir()].count(size) == count
-
-
-def test_an_upload_that_waits_for_a_turn_holds_up_no_other(server: Server, client: httpx.Client) -> None:
-    client.post("/api/sessions", json={"language": "python", "session_id": "busy"})
-    statuses: list[int] = []
-
-    def call(method: str, path: str, **options: Any) -> None:
-        with server.client() as own:
-            statuses.append(own.request(method, path, **options).status_code)
-
-    code = {"code": WAITS, "timeout": 120}
-    run = threading.Thread(target=call, args=("POST", "/api/sessions/busy/run"), kwargs={"json": code})
-    run.start()
-    assert eventually(lambda: session(client, "busy")["status"] == "running")
-    content = os.urandom(2 * MIB + 1)  # the last byte is written when the upload is none under way any more
-    waiting = [
-        threading.Thread(target=call, args=("PUT", f"/api/sessions/busy/files/{n}"), kwargs={"content": content})
-        for n in range(4)
-    ]
-    for number, thread in enumerate(waiting):
-        thread.start()
-        assert eventually(partial(have_come, server, number + 1, len(content)))
-        assert statuses == []
-    assert client.put("/api/sessions/s/files/f", content=content).status_code == 200
-    assert session(client, "busy")["status"] == "running"
-    tell(client)
-    for thread in (run, *waiting):
-        thread.join()
-    assert statuses == [200] * 5
 
 
 def test_a_stalled_json_body_is_408(server: Server) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 import httpx
-import pytest
 
 from era.wire import versions
 from era.wire.sessions import SessionAnswer
 from tests.api.answers import SESSION_KEYS, assert_recent, checked, refused
 from tests.conftest import MakeServer, MakeSession, Run
+from tests.table import table
 
 HEADER_KEYS = {"version", "name", "created_at", "cause", "run_id", "file_count", "total_size_bytes"}
 
@@ -57,27 +56,6 @@ def test_every_commit_is_a_version(client: httpx.Client, session: MakeSession, r
         HEADER_KEYS | {"data", "files"},
     )
     assert two["files"] == session_with_files(client, where)["files"]
-
-
-def test_a_run_that_changed_nothing_makes_no_version(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(data={"n": 1})
-    run(where, "open('f', 'w').write('kept')")
-    before = client.get(f"/api/sessions/{where}").json()
-    key = {"Idempotency-Key": "looks"}
-    first = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}, headers=key)
-    assert first.json()["state"] == {"version": 2, "committed": True, "reason": None}
-    assert first.json()["data"] == {"n": 1}
-    again = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}, headers=key)
-    assert (again.headers["idempotent-replay"], again.content) == ("true", first.content)
-    after = client.get(f"/api/sessions/{where}").json()
-    assert after["version"] == 2
-    assert after["last_run_at"] > before["last_run_at"]
-    record = client.get(f"/api/sessions/{where}/runs/{first.json()['run_id']}").json()
-    assert record["state"] == first.json()["state"]
-    assert client.get(f"/api/sessions/{where}/versions").json()["count"] == 2
-    patched = client.patch(f"/api/sessions/{where}", json={"data": {"n": 1}, "default_timeout": 9}).json()["metadata"]
-    assert (patched["version"], patched["default_timeout"]) == (2, 9)
-    assert client.post(f"/api/sessions/{where}/rollback", json={"version": 2}).json()["version"] == 3
 
 
 def test_versions_come_in_pages(client: httpx.Client, session: MakeSession) -> None:
@@ -219,14 +197,6 @@ def test_duplicates_take_an_id_a_version_and_data(client: httpx.Client, session:
     refused(client.post(url, json={"data": {"x": "x" * (1 << 20)}}), 413)
 
 
-def test_the_copy_of_a_long_id_has_an_id_too(client: httpx.Client, session: MakeSession) -> None:
-    where = session(session_id="x" * 128)
-    made = client.post(f"/api/sessions/{where}/duplicate")
-    assert made.status_code == 201
-    assert len(made.json()["id"]) == 128
-    assert "x-copy-" in made.json()["id"]
-
-
 BAD_ENDS = {
     "exit": ("raise SystemExit(3)", {}, "failed", "exit code 3"),
     "error": ("1 / 0", {}, "failed", "exit code 1"),
@@ -235,7 +205,7 @@ BAD_ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", BAD_ENDS)
+@table("end", BAD_ENDS)
 def test_an_atomic_run_that_ends_badly_leaves_nothing(
     end: str, client: httpx.Client, session: MakeSession, run: Run
 ) -> None:
@@ -253,15 +223,6 @@ def test_an_atomic_run_that_ends_badly_leaves_nothing(
     assert run(where, "import os; print(open('f').read(), os.path.exists('g'))")["stdout"] == "old False\n"
 
 
-def test_an_atomic_run_that_ends_well_is_kept(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    outcome = run(where, setting({"n": 3}, f="new"), atomic=True)
-    assert outcome["state"] == {"version": 2, "committed": True, "reason": None}
-    events = client.post(f"/api/sessions/{where}/stream", json={"code": "1/0", "atomic": True}).text
-    assert '"committed": false' in events
-    refused(client.post(f"/api/sessions/{where}/run", json={"code": "", "atomic": "yes"}), 400, "atomic")
-
-
 def test_old_versions_are_dropped(own_server: MakeServer) -> None:
     server = own_server(versions_kept="3")
     with server.client() as client:
@@ -275,22 +236,3 @@ def test_old_versions_are_dropped(own_server: MakeServer) -> None:
             assert body["code"] == "version_gone"
         refused(client.post("/api/sessions/s/rollback", json={"version": 3}), 404, "kept")
         assert client.post("/api/sessions/s/rollback", json={"version": 4}).json()["data"] == {"n": 2}
-
-
-@pytest.mark.soak  # tests/hostile kills at many more moments
-def test_versions_outlive_a_kill(own_server: MakeServer) -> None:
-    server = own_server()
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s", "data": {"n": 1}})
-        client.post("/api/sessions/s/run", json={"code": setting({"n": 2}, f="file")})
-        client.patch("/api/sessions/s", json={"data": {}})
-        client.post("/api/sessions/s/duplicate", json={"id": "copy", "from_version": 2})
-        before = client.get("/api/sessions/s/versions").json()
-    server.stop(signal.SIGKILL)
-    server.start()
-    with server.client() as client:
-        assert client.get("/api/sessions/s/versions").json() == before
-        assert client.post("/api/sessions/s/rollback", json={"version": 2}).json()["data"] == {"n": 2}
-        for where in ("s", "copy"):
-            outcome = client.post(f"/api/sessions/{where}/run", json={"code": "print(open('f').read())"}).json()
-            assert outcome["stdout"] == "file\n"

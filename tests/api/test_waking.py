@@ -9,7 +9,7 @@ import signal
 import httpx
 import pytest
 
-from tests.conftest import MakeServer, Server, built_with, eventually
+from tests.conftest import MakeServer, Server, eventually
 from tests.soaking import soak_the_rest
 
 MANY, FEW = 2100, 105  # so many that a directory keeps its owner, and so few that it gets another one
@@ -44,10 +44,6 @@ print(total, oct(__import__("posix").stat("shut").st_mode), open("shut/in").read
 open("d2/2", "w").write("mine")  # everything is this sandbox's own
 print(__import__("posix").stat("d2/2").st_uid == __import__("posix").getuid())
 """
-
-
-LARGE = "with open('large', 'wb') as file:\n    for _ in range(40): file.write(__import__('os').urandom(1 << 20))"
-SIZE = "import os\nopen('large', 'r+b').write(b'x')\nprint(os.stat('large').st_size)"
 
 
 def _run(client: httpx.Client, where: str, code: str) -> str:
@@ -102,27 +98,6 @@ def test_a_second_name_of_a_file_is_not_overlooked(server: Server, files: int) -
             assert client.get(f"/api/sessions/s/files/{path}").text == "both"
 
 
-def test_much_data(server: Server) -> None:
-    with server.client() as client:
-        _run(client, "s", LARGE)
-        before = client.get("/api/sessions/s/files/large").content
-        _put_away(server, client, 1)
-        assert _run(client, "s", SIZE) == f"{40 << 20}\n"
-        assert client.get("/api/sessions/s/files/large").content == b"x" + before[1:]
-
-
-@pytest.mark.parametrize("mb", soak_the_rest([10, 60], 1))
-def test_directories_count_as_files_do(own_server: MakeServer, mb: int) -> None:
-    """What is kept of a session with many of them takes as much disk, and memory of the service."""
-    server = own_server(weakness=built_with("era.parts.SandboxPool", kept_bytes=mb << 20), max_warm="1")
-    with server.client() as client:
-        for name in ("s", "other"):
-            assert client.post("/api/sessions", json={"language": "python", "session_id": name}).status_code == 201
-        _run(client, "s", "import os\nfor n in range(5000): os.mkdir(str(n))\nfor n in range(101): open(f'f{n}', 'w')")
-        _put_away(server, client, 0 if mb == 10 else 1)
-        assert _run(client, "s", "print(len(__import__('os').listdir('.')) > 5101)") == "True\n"
-
-
 @files_left
 def test_nothing_is_trusted_after_a_kill(server: Server, files: int) -> None:
     with server.client() as client:
@@ -135,12 +110,3 @@ def test_nothing_is_trusted_after_a_kill(server: Server, files: int) -> None:
     with server.client() as client:
         assert not directory.exists()
         assert _run(client, "s", look(files)) == f"{files} 0o40500 in\nTrue\n"
-
-
-@files_left
-def test_a_deleted_session_leaves_no_directory(server: Server, files: int) -> None:
-    with server.client() as client:
-        _run(client, "s", fill(files))
-        _put_away(server, client, 1)
-        assert client.delete("/api/sessions/s").status_code == 200
-        assert eventually(lambda: len(list((server.data_dir / "live").glob("sb-*"))) == 1)

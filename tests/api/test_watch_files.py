@@ -107,28 +107,6 @@ def test_a_watch_tells_what_processes_and_clients_change(
         assert not [each for each in seen.all if ".era-" in each.get("path", "")], "drafts aren't told"
 
 
-def test_a_dot_is_the_working_directory(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    start(client, where, "sleep 1000")
-    with watch(server, where, path=".") as seen:
-        assert put(client, where, "new", b"").is_success
-        assert seen.has(type="create", path="new")
-
-
-def test_a_watch_of_a_directory_or_a_file_is_of_that(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
-    where = session()
-    start(client, where, "sleep 1000")
-    shell(client, where, "mkdir -p d/e; touch d/file")
-    with watch(server, where, path="d") as of_directory, watch(server, where, path="d/file") as of_file:
-        shell(client, where, "touch outside d/e/below d/other; echo 1 > d/file; rm d/file")
-        assert of_directory.has(type="remove", path="d/file")
-        assert of_file.has(type="remove", path="d/file")
-        assert {each["path"] for each in of_directory.all} == {"d", "d/other", "d/file"}
-        assert {each["path"] for each in of_file.all} == {"d/file"}
-
-
 def test_a_watch_says_that_it_has_lost_events(client: httpx.Client, session: MakeSession, server: Server) -> None:
     where = session()
     start(client, where, "sleep 1000")
@@ -196,40 +174,3 @@ def test_reader_is_refused_when_a_session_has_as_many_as_it_may(
         with watch(server, other, path="d") as seen:
             shell(client, other, "touch d/a")
             assert seen.has(type="create", path="d/a")
-
-
-def test_a_watch_goes_on_where_its_connection_broke(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    start(client, where, "sleep 1000")
-    shell(client, where, "mkdir d")
-    with watch(server, where, path="d") as seen:
-        shell(client, where, "touch d/before")
-        assert seen.has(type="create", path="d/before")
-        last = seen.last
-    shell(client, where, "touch d/meanwhile")
-    with watch(server, where, path="d", after=last) as again:
-        assert again.has(type="create", path="d/meanwhile")
-        again.settle(1)
-        with watch(server, where, path="d") as fresh:
-            shell(client, where, "touch d/after")
-            assert again.has(type="create", path="d/after")
-            assert fresh.has(type="create", path="d/after")
-    assert {"type": "create", "path": "d/before"} not in again.all
-    assert {"type": "create", "path": "d/meanwhile"} not in fresh.all
-    with watch(server, where, path="d", after=17) as late:
-        assert late.until(lambda each: each["type"] == "gap")[-1]["from"] == 18
-
-
-def test_after_the_end_of_a_watch_there_is_a_gap(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    start(client, where, "sleep 1000")
-    with watch(server, where) as seen:
-        last = seen.last
-    assert client.post(f"/api/sessions/{where}/stop").is_success
-    start(client, where, "sleep 1000")
-    with watch(server, where, after=last) as seen:
-        [*_, gap] = seen.until(lambda each: each["type"] == "gap")
-        assert gap["from"] == last + 1
-        assert put(client, where, "new", b"").is_success
-        assert seen.has(type="create", path="new")
-        assert seen.last > gap["to"]

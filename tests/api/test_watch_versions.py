@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import tarfile
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.answers import refused
-from tests.api.files_api import delete, put
+from tests.api.files_api import put
 from tests.api.live import start
 from tests.api.test_watch_files import watch
-from tests.conftest import MakeSession, Run, Server, eventually
+from tests.conftest import MakeSession, Run, Server
 
 
 def is_live(client: httpx.Client, where: str) -> bool:
@@ -42,51 +41,6 @@ def test_changes_of_runs_and_calls_are_reported(
         assert not is_live(client, where), "a watch makes nothing live"
         assert client.post(f"/api/sessions/{where}/rollback", json={"version": first}).is_success
         assert seen.has(type="remove", path="d/made")
-
-
-def test_only_what_is_watched_is_reported(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    for path in ("d/file", "outside"):
-        assert put(client, where, path, b"1").is_success
-    with (
-        watch(server, where, path="d") as of_directory,
-        watch(server, where, path="d/file") as of_file,
-        watch(server, where) as of_root,
-    ):
-        for path in ("outside", "d/e/below", "d/other", "d/file"):
-            assert put(client, where, path, b"2").is_success
-        assert delete(client, where, "d?recursive=true").is_success
-        assert put(client, where, "z", b"").is_success
-        assert of_directory.has(type="remove", path="d")
-        assert of_file.has(type="remove", path="d/file")
-        assert of_root.has(type="create", path="z")
-        assert {each["path"] for each in of_directory.all} <= {"d", "d/e", "d/other", "d/file"}
-        assert {each["path"] for each in of_file.all} == {"d/file"}
-        assert {each["path"] for each in of_root.all} == {"", "outside", "d", "z"}
-
-
-def test_bad_watches_are_refused(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    for query, status, code in (({"path": "none"}, 404, "no_file"), ({"path": "../x"}, 400, "bad_path")):
-        assert refused(client.get(f"/api/sessions/{where}/watch", params=query), status)["code"] == code
-
-
-def test_watches_and_readers_are_bounded_as_those_of_a_live_session(
-    client: httpx.Client, session: MakeSession, server: Server
-) -> None:
-    where = session()
-    for number in range(9):
-        assert put(client, where, f"n/{number}/f", b"").is_success
-    with ExitStack() as stack:
-        for number in range(8):
-            stack.enter_context(watch(server, where, path=f"n/{number}"))
-        answer = client.get(f"/api/sessions/{where}/watch", params={"path": "n/8"})
-        assert refused(answer, 409)["code"] == "too_many_watches"
-        for _ in range(24):
-            stack.enter_context(watch(server, where, path="n/0"))
-        answer = client.get(f"/api/sessions/{where}/watch", params={"path": "n/0"})
-        assert refused(answer, 409)["code"] == "too_many_watches"
-        assert "32 readers" in answer.json()["error"]
 
 
 def test_watch_ends_with_an_overflow_when_the_session_becomes_live(
@@ -173,13 +127,3 @@ def test_dot_is_the_working_directory_everywhere(client: httpx.Client, session: 
     for answer in (client.put(f"{api}/files/%2E", content=b""), client.get(f"{api}/files/%2E")):
         assert refused(answer, 400)["code"] == "bad_path", "no file has this name"
     assert client.get("/api/sessions/none-such/stat/%2E").status_code == 404
-
-
-def test_watch_of_a_deleted_and_remade_path_goes_on(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    assert put(client, where, "d/file", b"1").is_success
-    with watch(server, where, path="d/file") as seen:
-        assert delete(client, where, "d/file").is_success
-        assert seen.has(type="remove", path="d/file")
-        assert put(client, where, "d/file", b"2").is_success
-        assert eventually(lambda: seen.has(type="create", path="d/file"))

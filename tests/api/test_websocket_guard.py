@@ -14,6 +14,7 @@ from era.api import guard
 from era.core.api_keys import ApiKey, ApiKeys
 from tests.api.guest_servers import WEBSOCKET_ECHO, serve_in_background
 from tests.conftest import MakeSession, Server
+from tests.table import table
 
 PATHS = ("/api/sessions/s/terminal", "/mcp", "/elsewhere", "/proxy/s/80/")
 SELF = "127.0.0.1:8787"
@@ -86,7 +87,7 @@ FOREIGN: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@table("headers", FOREIGN)
 def test_pages_of_others_open_none(headers: dict[str, str]) -> None:
     for path in PATHS:
         public, keyed = path.startswith("/proxy"), path.startswith(("/api", "/mcp"))
@@ -95,7 +96,7 @@ def test_pages_of_others_open_none(headers: dict[str, str]) -> None:
         assert outcome(path, headers, kind=HttpOnly) == "None"
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Basic the-key", "Bearer the-key"])
+@table("authorization", ["", "Bearer wrong", "Basic the-key", "Bearer the-key"])
 def test_the_key_is_needed_but_for_public_urls(authorization: str) -> None:
     headers = {"authorization": authorization, "origin": "http://evil.example"}
     for path in PATHS:

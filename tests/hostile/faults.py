@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tests.conftest import descendants, eventually, is_running
 from tests.hostile.network import Impairment, Node
-from tests.hostile.networked_cluster import NetworkedCluster, Ray
+from tests.hostile.networked_cluster import NetworkedCluster
 
 LOST = Impairment(lost=True)
 MINUTES = 240.0
@@ -193,51 +193,6 @@ def s3_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None
         cluster.s3.start()
 
 
-def _ray(cluster: NetworkedCluster) -> Ray:
-    assert cluster.ray is not None
-    return cluster.ray
-
-
-@contextmanager
-def ray_gcs_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
-    """`kill -9` of Ray's GCS, which ends its head, and all other nodes of Ray when they don't find it again."""
-    ray = _ray(cluster)
-    ray.kill("gcs_server", ray.head)
-    yield
-
-
-@contextmanager
-def ray_gcs_and_host_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
-    """A host ends while there is no Ray that would start it anew."""
-    with ray_gcs_killed(cluster, chance), killed(cluster, chance):
-        yield
-
-
-@contextmanager
-def ray_node_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
-    """`kill -9` of a node's Ray, and with it of the actor that watches over the host."""
-    ray = _ray(cluster)
-    ray.kill("raylet", chance.choice(ray.nodes))
-    yield
-
-
-@contextmanager
-def ray_driver_killed(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
-    """`kill -9` of `era serve --cluster`."""
-    _ray(cluster).driver.signal(signal.SIGKILL)
-    yield
-
-
-@contextmanager
-def ray_partitioned(cluster: NetworkedCluster, chance: random.Random) -> Iterator[None]:
-    """Ray's head and a node don't reach each other, or one of them not the other."""
-    ends = [_ray(cluster).head.node, chance.choice(cluster.hosts).node]
-    chance.shuffle(ends)
-    with cluster.network.healed():
-        cluster.network.impair(ends[0], ends[1], LOST, back=chance.choice((LOST, Impairment())))
-        yield
-
-
 PARTIAL: tuple[Fault, ...] = (
     partitioned,
     delayed,
@@ -252,9 +207,6 @@ PARTIAL: tuple[Fault, ...] = (
 """What leaves some host that works, and so each session, within seconds."""
 
 TOTAL: tuple[Fault, ...] = (database_stopped, database_process_killed, database_unreachable, s3_unreachable, s3_killed)
-
-RAY: tuple[Fault, ...] = (ray_gcs_killed, ray_gcs_and_host_killed, ray_node_killed, ray_driver_killed, ray_partitioned)
-"""What leaves all hosts as they are, or all but one, which isn't started anew before Ray is."""
 
 
 @dataclass(frozen=True)
@@ -278,13 +230,6 @@ def schedule(seed: int, faults: int) -> list[Step]:
     several = (partitioned, partitioned, *PARTIAL)
     drawn = (chance.choice(TOTAL) if chance.random() < 0.2 else chance.choice(several) for _ in range(faults))
     return _steps(chance, drawn)
-
-
-def schedule_under_ray(seed: int, faults: int) -> list[Step]:
-    """The same where hosts run under Ray, which every other fault is one of. It knows no clock but the machine's."""
-    chance = random.Random(seed)
-    others = [fault for fault in (*PARTIAL, *TOTAL) if fault is not clock_off]
-    return _steps(chance, (chance.choice(others if number % 2 else RAY) for number in range(faults)))
 
 
 def _steps(chance: random.Random, faults: Iterable[Fault]) -> list[Step]:

@@ -1,14 +1,13 @@
-"""A cluster whose cables are cut, each way and one way, whose packets come late and twice, whose hosts, PostgreSQL, S3
-and Ray are killed, go and come back, whose clocks jump, at random; and clients that keep track of what they were told.
+"""A cluster whose cables are cut, each way and one way, whose packets come late and twice, whose hosts, PostgreSQL and
+S3 are killed, go and come back, whose clocks jump, at random; and clients that keep track of what they were told.
 
 A schedule that failed is repeated by its seed:
-`SCHEDULE=17 .venv/bin/pytest -m soak tests/hostile/test_cluster_faults.py -k 'not ray'`.
+`SCHEDULE=17 .venv/bin/pytest -m soak tests/hostile/test_cluster_faults.py`. Ray's failures are in test_ray.py.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from tests.cluster import History
 from tests.conftest import eventually
 from tests.hostile import faults
 from tests.hostile.faults import Step
-from tests.hostile.networked_cluster import RAY_PACKAGES, RAY_SECONDS, NetworkedCluster, networked_cluster
+from tests.hostile.networked_cluster import NetworkedCluster, networked_cluster
 from tests.soaking import soak_the_rest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
@@ -35,12 +34,7 @@ MOST_TELLING = (faults.partitioned, faults.killed, faults.database_unreachable, 
 
 CLIENTS, SESSIONS = 4, 8
 SOAK_CLIENTS, SOAK_SESSIONS, SOAK_FAULTS = 32, 200, 3
-SEEDS = [int(os.environ["SCHEDULE"])] if "SCHEDULE" in os.environ else list(range(200))
-RAY_SEEDS = SEEDS[:20]
-"""Ray takes minutes to start, and most of a small machine each time that it does."""
-
-RAYS_PATIENCE = 40.0
-"""Seconds after which Ray's head has given up a node that it can't reach."""
+SEEDS = [int(os.environ["SCHEDULE"])] if "SCHEDULE" in os.environ else list(range(4))
 
 USABLE_SECONDS = 10.0
 """After which a session works again, if PostgreSQL and S3 can be reached from a host. On a machine that has to do all
@@ -48,22 +42,12 @@ this beside other things it may take three times as long."""
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkedCluster]:
-    """The cluster of this file's schedules, one after the other. There is one at a time, for Ray's processes would take
-    much of a small machine from the other."""
-    under_ray = request.param == "ray"
-    if under_ray and not (RAY_PACKAGES / "ray").is_dir():
-        pytest.skip("there is no Ray here: scripts/setup --soak")
-    directory = tmp_path_factory.mktemp(request.param) / "cluster"
-    with networked_cluster(directory, HOSTS, lease_seconds=LEASE_SECONDS, under_ray=under_ray) as cluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkedCluster]:
+    """The cluster of this file's schedules, one after the other. Its hosts are processes that are started anew once
+    they have ended, as a service manager does."""
+    directory = tmp_path_factory.mktemp("faults") / "cluster"
+    with networked_cluster(directory, HOSTS, lease_seconds=LEASE_SECONDS) as cluster:
         yield cluster
-
-
-without_ray = pytest.mark.parametrize("cluster", ["processes"], indirect=True)
-"""Its hosts are processes that are started anew once they have ended, as a service manager does."""
-
-under_ray = pytest.mark.parametrize("cluster", ["ray"], indirect=True)
-"""Ray starts its hosts and watches over them, on the same network."""
 
 
 def usable_after(cluster: NetworkedCluster, session: str) -> float:
@@ -115,7 +99,7 @@ def follow(cluster: NetworkedCluster, name: str, steps: Sequence[Step], history:
         for thread in threads:
             thread.join(60)
     assert not any(thread.is_alive() for thread in threads), "a client waits for ever"
-    assert eventually(cluster.all_ready, RAY_SECONDS if cluster.ray else 60), "a host doesn't come back"
+    assert eventually(cluster.all_ready, 60), "a host doesn't come back"
     with cluster.client(0) as client:
         history.check(client)
         assert client.get("/api/runs", params={"status": "running"}).json()["runs"] == []
@@ -142,21 +126,9 @@ def make(cluster: NetworkedCluster, sessions: Sequence[str], number: int) -> int
 @pytest.mark.parametrize(
     "fault", soak_the_rest([*faults.PARTIAL, *faults.TOTAL], MOST_TELLING), ids=lambda fault: fault.__name__
 )
-@without_ray
 def test_a_history_under_each_kind_of_fault(cluster: NetworkedCluster, fault: faults.Fault) -> None:
     cluster.outage_seconds = 5
     follow_one(cluster, fault)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("fault", faults.RAY, ids=lambda fault: fault.__name__)
-@under_ray
-def test_a_history_under_each_kind_of_fault_of_ray(cluster: NetworkedCluster, fault: faults.Fault) -> None:
-    """After which hosts that are killed are started anew, so Ray has come back."""
-    follow_one(cluster, fault, RAYS_PATIENCE if fault is faults.ray_partitioned else 1)
-    for host in cluster.hosts:
-        host.signal(signal.SIGKILL)
-    assert eventually(cluster.all_ready, RAY_SECONDS), "Ray doesn't come back"
 
 
 def follow_one(cluster: NetworkedCluster, fault: faults.Fault, seconds: float = 1) -> None:
@@ -173,7 +145,6 @@ def follow_one(cluster: NetworkedCluster, fault: faults.Fault, seconds: float = 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", SEEDS)
-@without_ray
 def test_a_history_under_a_random_schedule(cluster: NetworkedCluster, seed: int) -> None:
     name = f"schedule-{seed}-"
     steps = faults.schedule(seed, SOAK_FAULTS)
@@ -184,28 +155,12 @@ def test_a_history_under_a_random_schedule(cluster: NetworkedCluster, seed: int)
     try:
         follow(cluster, name, steps, history, SOAK_CLIENTS)
     except BaseException as error:
-        error.add_note(
-            f"again: SCHEDULE={seed} .venv/bin/pytest -m soak tests/hostile/test_cluster_faults.py -k 'not ray'"
-        )
+        error.add_note(f"again: SCHEDULE={seed} .venv/bin/pytest -m soak tests/hostile/test_cluster_faults.py")
         raise
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", RAY_SEEDS)
-@under_ray
-def test_a_history_under_a_random_schedule_with_ray(cluster: NetworkedCluster, seed: int) -> None:
-    """With few clients, as Ray takes a good part of a small machine."""
-    name = f"ray-{seed}-"
-    steps = faults.schedule_under_ray(seed, SOAK_FAULTS)
-    sessions = [f"ray-{number}" for number in range(SESSIONS)]
-    dies = any(step.fault is faults.child_processes_killed for step in steps)
-    history = History(cluster, sessions, patience=20, pause=0.1, children_die=dies, name=name)
-    follow(cluster, name, steps, history, CLIENTS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", soak_the_rest([-faults.MINUTES, faults.MINUTES], 1))
-@without_ray
 def test_a_session_ends_by_the_databases_clock(cluster: NetworkedCluster, seconds: float) -> None:
     right, wrong = cluster.hosts[:2]
     said = len(wrong.log), len(right.log)

@@ -12,16 +12,15 @@ import pytest
 from tests.cluster import History, running
 from tests.conftest import eventually
 
-SECONDS = 200.0
+SECONDS = 90.0
 SESSIONS, CLIENTS = 24, 8
 LEASE_SECONDS = 4
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rows", ["sqlite", "postgresql"])
-def test_histories_under_kills_and_pauses(tmp_path: Path, rows: str, seed: int, request: pytest.FixtureRequest) -> None:
-    chance = random.Random(seed)
+def test_histories_under_kills_and_pauses(tmp_path: Path, rows: str, request: pytest.FixtureRequest) -> None:
+    chance = random.Random(1)
     settings = {"ERA_LEASE_SECONDS": str(LEASE_SECONDS)}
     if rows == "postgresql":
         settings["ERA_DATABASE_URL"] = request.getfixturevalue("postgres_url")

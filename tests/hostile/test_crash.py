@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import MakeServer, Server, assert_nothing_left, eventually, held, is_running, mounts
+from tests.conftest import MakeServer, Server, assert_nothing_left, eventually, is_running, mounts
 
 INCREMENT = """
 import json, os
@@ -141,43 +141,6 @@ def test_a_stop_lets_the_run_under_way_finish(own_server: MakeServer) -> None:
     assert answers[0].json()["data"] == {"done": 1}
 
 
-SLOW = """
-import asyncio
-from era import server
-from era.store.metadata import SqlStore
-end_run = SqlStore.end_run
-async def slow(*given, **named):
-    await asyncio.sleep(4 * 5.5)
-    return await end_run(*given, **named)
-SqlStore.end_run = slow
-server.LAST_ANSWERS_SECONDS *= 4
-"""
-"""Runs are stored as slowly as on a disk that has much to do, and all has four times as long as it has there: a machine
-that has much else to do takes some seconds of that."""
-
-
-@pytest.mark.soak
-def test_a_stop_tells_callers_of_runs_whose_end_is_stored_slowly(own_server: MakeServer) -> None:
-    server = own_server(weakness=SLOW, drain_seconds="0")
-    answers: list[httpx.Response] = []
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        body = {"code": "import time; print('begun', flush=True); time.sleep(600)", "timeout": 600}
-        thread = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{server.url}/api/sessions/s/run", json=body, timeout=300))
-        )
-        thread.start()
-        _until_running(client, "s")
-        [run] = client.get("/api/sessions/s/runs").json()["runs"]
-        # One whose program hasn't begun yet is refused, as nothing of it has happened.
-        assert eventually(lambda: client.get(f"/api/sessions/s/runs/{run['run_id']}/stdout").text == "begun\n")
-    assert server.stop() == 0
-    thread.join()
-    assert answers[0].status_code == 200, answers[0].text
-    assert answers[0].json()["status"] == "killed"
-    assert answers[0].json()["state"] == {"version": 1, "committed": False, "reason": HOST_STOPPED}
-
-
 HOST_STOPPED = "The host was stopped or drained while the run was under way, which ended it."
 
 PATIENT = "from era import server; server.LAST_ANSWERS_SECONDS = 50"
@@ -231,36 +194,6 @@ def test_a_dead_sandbox_is_remade_and_its_run_is_killed(own_server: MakeServer) 
         assert outcome["state"] == {"version": 2, "committed": False, "reason": "The sandbox died."}
         again = client.post("/api/sessions/s/run", json={"code": "print(open('f').read())"}).json()
         assert (again["status"], again["stdout"], again["data"]) == ("ok", "old\n", {"kept": 1})
-
-
-def test_deleting_a_session_ends_its_run_and_its_queue(own_server: MakeServer) -> None:
-    server = own_server()
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        answers: list[httpx.Response] = []
-
-        def run() -> None:
-            answers.append(
-                httpx.post(
-                    f"{server.url}/api/sessions/s/run",
-                    json={"code": "import time; time.sleep(600)", "timeout": 600},
-                    timeout=60,
-                    trust_env=False,
-                )
-            )
-
-        threads = [threading.Thread(target=run) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        _until_running(client, "s")
-        time.sleep(0.3)
-        assert client.delete("/api/sessions/s").status_code == 200  # long before the run would end
-        assert held(server)[1] == 0, "a process of the session outlived its delete"
-        assert list((server.data_dir / "live").glob("sb-*")) == []
-        for thread in threads:
-            thread.join()
-        assert sorted(answer.status_code for answer in answers) == [404, 404, 409]
-        assert client.get("/api/sessions/s").status_code == 404
 
 
 def test_a_second_server_on_the_same_data_is_refused(own_server: MakeServer) -> None:

@@ -228,18 +228,6 @@ async def test_a_commit_whose_sync_fails_is_old_or_new_after_a_kill(
         await stores.close()
 
 
-@pytest.mark.usefixtures("strace")
-async def test_a_commit_that_is_not_settled_comes_back_without_its_files(scratch: Path) -> None:
-    assert commit_whose_sync_fails(scratch, "1", "impatient", "careless") == ["unknown", "collected"]
-    stores = await reopened(scratch)
-    try:
-        assert (await stores.store.session(stores.commits.session_id)).version == 4
-        with pytest.raises(SandboxFailed):
-            await stores.check()
-    finally:
-        await stores.close()
-
-
 def commit_whose_sync_fails(directory: Path, when: str, *how: str) -> list[str]:
     """What failing_commit.py says where syncs of SQLite's log fail, those that strace counts as `when`. Kills it."""
     command = [sys.executable, "-m", "tests.hostile.failing_commit", os.fspath(directory), *how]

@@ -145,18 +145,6 @@ def foreign(tmp_path: Path) -> Mapping[str, str]:
     return certify(tmp_path / "foreign", ["foreign"], "127.0.0.1")["foreign"]
 
 
-def test_the_certificate_in_use_is_shown_whatever_its_file_holds_by_now(home: Home, client: httpx.Client) -> None:
-    file = Path(files(home)["ERA_CLUSTER_CERTIFICATE"])
-    content = file.read_bytes()
-    file.write_text("the next one, half copied")
-    try:
-        (shown,) = [each for each in client.get("/api/server").json()["findings"] if each["about"] == "cluster"]
-    finally:
-        file.write_bytes(content)
-    assert shown["there"]
-    assert "127.0.0.1" in shown["text"]
-
-
 def test_everything_passes_over_tls(home: Home, client: httpx.Client) -> None:
     assert client.post("/api/sessions/tls/run", json={"code": "print(6 * 7)"}).json()["stdout"] == "42\n"
     body = {"code": "for n in range(3): print(n, flush=True)"}
@@ -243,20 +231,6 @@ def test_a_host_without_a_certificate_of_the_clusters_does_not_start(home: Home,
         assert said in problem[0]
         assert home.hosts_url in problem[0]
         assert "ERA_CLUSTER_CERTIFICATE" in problem[0]
-
-
-def test_a_host_without_tls_is_told_at_the_hop(home: Home, client: httpx.Client) -> None:
-    """One that started when no other listened, so that nobody could tell it."""
-    settings = {key: value for key, value in home.settings.items() if not key.startswith("ERA_CLUSTER_")}
-    with home.said_to_be_at(""):
-        plain = Server(home.data_dir.parent / "plain", {**settings, "ERA_CLUSTER_SECRET": SECRET}).start()
-    try:
-        with plain.client() as there:
-            answer = there.post("/api/sessions/tls/run", json={"code": "1"})
-        assert (answer.status_code, answer.json()["code"]) == (503, "home_unreachable"), answer.text
-        assert "certificate" in answer.json()["error"]
-    finally:
-        assert plain.stop() == 0
 
 
 @pytest.mark.soak

@@ -246,8 +246,8 @@ def kill_once(server: Server, told: Told, seconds: float, *, served: bool) -> No
     ("isolation", "kills"),
     [
         ("bubblewrap", 1),
-        pytest.param("bubblewrap", 200, marks=pytest.mark.soak),
-        pytest.param("gvisor", 200, marks=[needs_gvisor, pytest.mark.soak]),
+        pytest.param("bubblewrap", 30, marks=pytest.mark.soak),
+        pytest.param("gvisor", 10, marks=[needs_gvisor, pytest.mark.soak]),
     ],
 )
 def test_kills_at_random_moments_with_live_sessions(own_server: MakeServer, kills: int, isolation: str) -> None:

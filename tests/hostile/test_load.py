@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import pytest
 
 from era.drivers.cgroups import cgroup_name
 from era.drivers.uids import FIRST_UID
@@ -162,9 +161,3 @@ def stress(own_server: MakeServer, *, runs: int, sessions: int) -> None:
 
 def test_a_short_time_under_load(own_server: MakeServer) -> None:
     stress(own_server, runs=120, sessions=20)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize(("runs", "sessions"), [(3000, 100), (20_000, 500)])
-def test_a_long_time_under_load(own_server: MakeServer, runs: int, sessions: int) -> None:
-    stress(own_server, runs=runs, sessions=sessions)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-import pytest
 
 from era.wire.base import ErrorAnswer
 from tests.conftest import MakeServer, Server
 from tests.hostile.test_raw_requests import CREATE
+from tests.table import table
 
 JSON = {"content-type": "application/json"}
 
@@ -101,7 +101,7 @@ def make_session(client: httpx.Client) -> None:
     assert client.put("/api/sessions/there/code", json={"code": "2"}).status_code == 200
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@table("name", FOREIGN)
 def test_a_page_of_another_site_is_refused_and_changes_nothing(server: Server, client: httpx.Client, name: str) -> None:
     headers = headers_of(server, FOREIGN[name])
     make_session(client)
@@ -116,7 +116,7 @@ def test_a_page_of_another_site_is_refused_and_changes_nothing(server: Server, c
             assert client.get(page, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("name", OWN)
+@table("name", OWN)
 def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.Client, name: str) -> None:
     headers = headers_of(server, OWN[name])
     for route in ROUTES:
@@ -128,7 +128,7 @@ def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.
         assert client.get(page, headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize(
+@table(
     "kind",
     [
         "text/plain",
@@ -142,7 +142,7 @@ def test_the_same_requests_from_here_are_answered(server: Server, client: httpx.
         None,
     ],
 )
-@pytest.mark.parametrize("browser", ["a page of ours", "typed by somebody"])
+@table("browser", ["a page of ours", "typed by somebody"])
 def test_bodies_of_types_without_preflight_are_refused(
     server: Server, client: httpx.Client, kind: str | None, browser: str
 ) -> None:
@@ -157,7 +157,7 @@ def test_bodies_of_types_without_preflight_are_refused(
     assert client.get("/api/sessions").json() == before
 
 
-@pytest.mark.parametrize(
+@table(
     "form",
     [
         {"data": {"language": "python", "code": "1"}},
@@ -165,7 +165,6 @@ def test_bodies_of_types_without_preflight_are_refused(
         {"files": {'{"language":"python"}': b"x"}},
         {"params": {"language": "python", "code": "1"}},
     ],
-    ids=["form", "JSON in a form", "files", "query"],
 )
 def test_a_form_changes_nothing(server: Server, client: httpx.Client, form: dict[str, Any]) -> None:
     make_session(client)
@@ -176,7 +175,7 @@ def test_a_form_changes_nothing(server: Server, client: httpx.Client, form: dict
     assert client.get("/api/sessions").json() == before
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
+@table("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
 def test_the_same_body_counts_as_json(client: httpx.Client, kind: str) -> None:
     for route in ROUTES:
         if route[2] is not None:

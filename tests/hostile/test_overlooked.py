@@ -16,7 +16,6 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import FlakyFailure
 
 from tests.api.live import process, start
 from tests.conftest import MakeServer, Server, eventually
@@ -299,23 +298,6 @@ def search(client: httpx.Client, isolation: str, examples: int, is_random: bool)
 def test_no_mixture_of_deeds_is_overlooked(isolation: str, user: str, examples: int, own_server: MakeServer) -> None:
     with server_of(user, own_server).client() as client:
         search(client, isolation, examples, is_random=examples > 6)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("isolation", BOTH_KINDS)
-def test_the_search_finds_what_a_look_that_trusts_inotify_overlooks(isolation: str, own_server: MakeServer) -> None:
-    with (
-        own_server(weakness=TRUSTING).client() as client,
-        pytest.raises((AssertionError, FlakyFailure), check=tells_of_others),
-    ):
-        search(client, isolation, examples=100, is_random=False)
-
-
-def tells_of_others(error: Exception) -> bool:
-    """Whether it is that files differ, and not that a call failed."""
-    # What is in flight may be collected in time when an example is tried once more, as each is that fails.
-    found = error.exceptions if isinstance(error, FlakyFailure) else [error]
-    return any(OTHERS in str(each) for each in found)
 
 
 SLOW = """

@@ -165,12 +165,3 @@ def test_a_run_that_nobody_has_heard_of_is_recorded_without_a_sync(recorded: Rec
             syncs += 1
     without, with_one = counts[2::2], counts[1::2]
     assert min(without) < min(with_one)
-
-
-@pytest.mark.soak
-def test_commits_after_such_a_record_must_be_synced_again(strace: None, tmp_path: Path, scratch: Path) -> None:
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    careless = Recorded(record(directory, workload(directory, 5, "careless"), tmp_path / "trace"))
-    with pytest.raises(AssertionError, match="power cut before event"):
-        cut(careless, careless.cuts(60, random.Random(3)), 3, scratch, ("synced",))

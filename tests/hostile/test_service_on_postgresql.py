@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +10,7 @@ import pytest
 
 from tests.conftest import MakeServer, Server, eventually
 from tests.postgres import Postgres
-from tests.store.postgres_proxy import PostgresProxy, postgres_proxy
+from tests.store.postgres_proxy import postgres_proxy
 
 __all__ = ["postgres_proxy"]
 
@@ -22,9 +21,6 @@ json.dump(data, open('.session_data.json', 'w'))
 pathlib.Path('n.txt').write_text(str(data['n']))
 time.sleep(2)
 """
-
-
-CHANGE = COUNT.replace("time.sleep(2)", "print(1)")
 
 
 def answered(server: Server, path: str) -> httpx.Response | None:
@@ -77,43 +73,3 @@ def test_it_answers_503_while_its_database_is_away_and_goes_on_by_itself(
         assert [each["status"] for each in client.get("/api/sessions/a/runs").json()["runs"]] == ["ok", "ok"]
     assert "Traceback" not in server.log
     assert "postgresql://postgres" not in server.log
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("code", "keyed", "most"),
-    [
-        pytest.param("pass", False, 6, marks=pytest.mark.soak),
-        pytest.param("print(1)", False, 7, marks=pytest.mark.soak),
-        (COUNT.replace("time.sleep(2)", ""), False, 7),
-        pytest.param("print(1)", True, 8, marks=pytest.mark.soak),
-    ],
-    ids=["silent", "says something", "changes something", "with a key"],
-)
-def test_a_run_waits_for_its_database_a_few_times_only(
-    postgres_url: str,
-    postgres_proxy: PostgresProxy,  # closed after the server has ended, which needs it for that
-    own_server: MakeServer,
-    tmp_path: Path,
-    code: str,
-    keyed: bool,
-    most: int,
-) -> None:
-    """As a host of a cluster, whose changes are checked."""
-    shared = {"shared_dir": str(tmp_path / "shared"), "cluster_secret": "a secret of thirty-two characters"}
-    server = own_server(database_url=postgres_proxy.url(postgres_url), lease_seconds="60", **shared)
-    with server.client() as client:
-        assert eventually(lambda: answered(server, "/ready"))
-        assert client.post("/api/sessions", json={"language": "python", "session_id": "a"}).status_code == 201
-        waits = list[int]()
-        # Some have a heartbeat or the like among them, on a busy machine most.
-        for number in range(60):
-            if number >= 10 and min(waits) <= most:
-                break
-            before = postgres_proxy.round_trips
-            headers = {"Idempotency-Key": f"k{number}"} if keyed else {}
-            answer = client.post("/api/sessions/a/run", json={"code": code}, headers=headers)
-            assert answer.status_code == 200, answer.text
-            waits.append(postgres_proxy.round_trips - before)
-    print(f"{min(waits)} round trips at least: {waits}")
-    assert min(waits) <= most, waits

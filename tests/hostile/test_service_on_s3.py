@@ -9,12 +9,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from era.errors import NotReady
 from era.store.s3_blobs import check_bucket
-from tests.conftest import MakeServer, Server, eventually
+from tests.conftest import MakeServer, Server
 from tests.store.s3 import S3, SECRET_KEY, FaultyS3
 
 APPEND = "open('log', 'a').write('x'); print(open('log').read(), end='')"
@@ -56,30 +55,6 @@ def test_a_bucket_that_fails_costs_only_that_run(own_server: MakeServer, s3: S3,
     faulty.fail_all(False)
     assert run(server, "s")[1]["stdout"] == "xx"
     assert SECRET_KEY not in server.log
-
-
-def test_a_stop_waits_for_no_bucket_that_fails(own_server: MakeServer, s3: S3, bucket: str, faulty: FaultyS3) -> None:
-    """Neither for what a run uploads nor for what is downloaded; and the run's caller is told."""
-    server = own_server(blobs=s3.url(bucket, endpoint=faulty.endpoint), drain_seconds="1", blob_cache_mb="1")
-    with server.client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        client.put("/api/sessions/s/files/a", content=bytes(400_000)).raise_for_status()  # too large for the cache
-    assert run(server, "s")[1]["stdout"] == "x"
-    faulty.fail_all(True)
-    with ThreadPoolExecutor() as threads, server.client(timeout=120) as client:
-        running = threads.submit(run, server, "s")
-        download = threads.submit(client.get, "/api/sessions/s/archive")
-        assert eventually(lambda: server.log.count("trying again") > 5)
-        assert not running.done()
-        assert not download.done()
-        begun = time.monotonic()
-        server.stop()
-        assert time.monotonic() - begun < 30
-        status, body = running.result()
-        assert (status, body["code"]) == (503, "commit_failed")
-        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
-            download.result()
-    assert "Traceback" not in server.log
 
 
 def test_a_bucket_that_does_not_answer_one_owner_keeps_no_other_waiting(

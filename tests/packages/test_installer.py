@@ -9,27 +9,21 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import patch
 
 import pytest
-from structlog.testing import capture_logs
 
 from era.core.setup import locks
 from era.core.setup.builds import Build
-from era.core.setup.package_sets import InstalledPackageSets, PackageSet
+from era.core.setup.package_sets import PackageSet
 from era.core.setup.requirements import Packages, packages_of
-from era.errors import Unavailable
-from era.packages import archives, installer, trees
+from era.packages import archives
 from era.packages.notes import Notes
 from era.packages.processes import size_of
-from era.packages.threads import in_background
 from tests.packages.lab import Lab, Nowhere, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
 from tests.weakened import FirstCome
@@ -83,26 +77,6 @@ def faked(lab: Lab) -> Path:
     packages = packages_of({"pip": ["fake"]})
     lab.installer._notes.write(lab.installer.name(packages), PackageSet(digest, [], [], go=[]))
     return directory
-
-
-def test_a_set_that_is_found_while_others_are_swept_away_stays(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To measure and remove takes seconds, and by then somebody may be about to start a sandbox with it."""
-    directory, found = faked(lab), []
-
-    def slowly(package_set: Path) -> int:
-        found.append(lab.find_installed(pip=["fake"]))
-        return size_of(package_set)
-
-    monkeypatch.setattr(lab.installer, "_size", slowly)
-    an_hour_ago = time.time() - 3600
-    assert lab.installer.sweep(set(), an_hour_ago, an_hour_ago) == 0
-    assert found
-    assert found[0] is not None
-    assert directory.exists()
-    os.utime(directory, (0, 0))
-    monkeypatch.undo()
-    assert lab.installer.sweep(set(), an_hour_ago, an_hour_ago) == 1
-    assert not directory.exists()
 
 
 def test_a_set_is_not_found_at_the_moment_when_it_goes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,100 +160,6 @@ def test_what_a_crash_leaves_is_no_package_set(lab: Lab, registry: Registry) -> 
     assert lab.find_installed(pip=["one"]) is None
     assert lab.run(lab.installer.ensure(made.digest)), "what is broken is replaced"
     assert lab.find_installed(pip=["one"]) == made
-
-
-def test_what_was_not_compiled_yet_comes_back_compiled(lab: Lab, registry: Registry) -> None:
-    """The service may end between publishing and compiling."""
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    with patch.object(lab.installer, "_compile", side_effect=asyncio.CancelledError), suppress(asyncio.CancelledError):
-        lab.make(pip=["one"])
-    (digest,) = lab.installer.digests()
-    made = lab.installer.get(digest)
-    assert made is not None
-    assert "__pycache__" not in lab.site(made)
-    assert (lab.directory / "environments" / digest / "uncompiled").exists()
-    lab.installer.open()
-    assert lab.installer.digests() == set()
-    assert lab.run(lab.installer.ensure(digest))
-    assert "__pycache__" in lab.site(made)
-    assert not (lab.directory / "environments" / digest / "uncompiled").exists()
-    assert_sound(lab, made)
-
-
-def test_compiling_can_be_stopped(lab: Lab, registry: Registry) -> None:
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-
-    async def stopped(seconds: float) -> None:
-        await lab.installer.make(packages_of({"pip": ["one"]}), lab.build, anew=False)
-        await asyncio.sleep(seconds)
-        await lab.installer.stop()
-
-    for seconds in (0, 0.01, 0.03, 0.1):
-        asyncio.run(stopped(seconds))
-        assert list((lab.directory / "environments" / "making").iterdir()) == []
-        lab.installer.open()
-
-
-def test_stopping_waits_for_a_thread_that_still_makes_files(
-    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would go on in a scratch directory that is removed meanwhile."""
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    begun, may_go_on, copytree = threading.Event(), threading.Event(), shutil.copytree
-
-    def slow_copytree(*given: Any, **named: Any) -> Any:
-        begun.set()
-        may_go_on.wait()
-        return copytree(*given, **named)
-
-    async def stopped() -> None:
-        await lab.installer.make(packages_of({"pip": ["one"]}), lab.build, anew=False)
-        await asyncio.to_thread(begun.wait)
-        stopping = asyncio.create_task(lab.installer.stop())
-        try:
-            done, _ = await asyncio.wait([stopping], timeout=0.3)
-            assert not done
-        finally:
-            may_go_on.set()
-            await stopping
-
-    monkeypatch.setattr(shutil, "copytree", slow_copytree)
-    asyncio.run(stopped())
-    assert list((lab.directory / "environments" / "making").iterdir()) == []
-
-
-@pytest.mark.timeout(60)
-def test_background_that_has_just_ended_is_over(lab: Lab) -> None:
-    """A loop that waits for what has ended lets nothing else go on, not even what notes the end."""
-
-    async def finish() -> None:
-        in_background(asyncio.sleep(0), lab.installer._clearing)
-        for _ in range(2):
-            [task] = lab.installer._clearing
-            await asyncio.sleep(0)
-        assert task.done()
-        assert lab.installer._clearing == {task}
-        await lab.installer.finish_background()
-        assert lab.installer._clearing == set()
-
-    asyncio.run(finish())
-
-
-def test_background_that_fails_is_logged_and_does_not_end_the_stop(lab: Lab) -> None:
-    """The service has more to end after that."""
-
-    async def fail() -> None:
-        raise PermissionError(errno.EPERM, "chmod")
-
-    async def stop() -> None:
-        for work in (fail(), asyncio.sleep(0.1)):
-            in_background(work, lab.installer._clearing)
-        await lab.installer.stop()
-        assert lab.installer._clearing == set()
-
-    with capture_logs() as logged:
-        asyncio.run(stop())
-    assert [line["event"] for line in logged] == ["package_work_failed"]
 
 
 def test_two_at_a_time_are_made_once(lab: Lab, registry: Registry) -> None:
@@ -454,24 +334,6 @@ def test_a_blob_store_that_fails(lab: Lab, registry: Registry, monkeypatch: pyte
     assert lab.run(lab.installer.ensure(made.digest))
 
 
-def test_the_cache_can_be_emptied_while_an_installation_begins(
-    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    made, drop = list[PackageSet](), trees.drop
-    (lab.installer._cache / "large").write_bytes(bytes(65 << 20))
-
-    def slowly(path: Path, *, is_ours: bool = True) -> None:
-        drop(path, is_ours=is_ours)
-        if path.parent == lab.installer._cache:
-            made.append(lab.make(pip=["one"]))
-
-    monkeypatch.setattr(trees, "drop", slowly)
-    lab.installer.sweep(set(), 0, 0)
-    assert made
-    assert [path.name for path in lab.installer._cache.iterdir()] == ["uv"]
-
-
 @pytest.mark.parametrize("mount", ["data", "cache"])
 def test_the_cache_is_emptied_on_a_full_disk_and_on_one_of_its_own(lab: Lab, mount: str) -> None:
     if os.geteuid() != 0:
@@ -495,48 +357,3 @@ def test_the_cache_is_emptied_on_a_full_disk_and_on_one_of_its_own(lab: Lab, mou
     thread.start()
     thread.join()
     assert kept == []
-
-
-@pytest.mark.parametrize("gone", ["scratch directories", "interpreter", "bounds"])
-def test_what_keeps_a_set_from_coming_back_is_no_loss(
-    lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch, gone: str
-) -> None:
-    """Or it would be installed once more for all its sessions, though its archive is whole."""
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-    made, lost = lab.make(pip=["one"]), list[str]()
-    shutil.rmtree(lab.directory / "environments" / made.digest)
-
-    async def package_set_lost(digest: str) -> None:
-        lost.append(digest)
-
-    store: Any = SimpleNamespace(package_set_lost=package_set_lost)
-    package_sets = InstalledPackageSets(store, lab.installer)
-    with monkeypatch.context() as context:
-        context.setattr(installer, "_MANY_BYTES", 0)  # so that it is compiled before
-        if gone == "scratch directories":
-            lab.installer._making.rmdir()
-        elif gone == "interpreter":
-            context.setattr(sys, "executable", "/nowhere/python3")
-        else:
-            context.setattr(lab.installer._compiler, "_most_files", 0)
-        with pytest.raises(Unavailable, match="could not be brought back"):
-            lab.run(package_sets.ensure(made.digest))
-    assert lost == []
-    lab.installer.open()
-    lab.run(package_sets.ensure(made.digest))
-    assert lab.installer.is_here(made.digest)
-
-
-def test_what_can_t_be_noted_is_installed(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
-
-    def fails(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as context:
-        context.setattr(Notes, "write", fails)
-        made = lab.make(pip=["one"])
-    assert_sound(lab, made)
-    assert lab.find_installed(pip=["one"]) is None
-    assert lab.make(pip=["one"]).digest == made.digest
-    assert lab.find_installed(pip=["one"]) is not None

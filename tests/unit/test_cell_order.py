@@ -54,16 +54,6 @@ def test_marks_may_come_in_pieces(size: int) -> None:
     assert made.has_ended(1)
 
 
-def test_event_without_marks_comes_at_once() -> None:
-    made = order()
-    made.show(ONE, ())
-    made.show(None, (1,))
-    made.show(TWO, ())
-    assert taken(made) == ['"one"']
-    made.write(1, EVENT)
-    assert taken(made) == ['"two"']
-
-
 def test_rest_has_what_waits_for_marks_or_events_that_never_come() -> None:
     made = order()
     made.write(1, b"a" + EVENT + b"b\0era:")

@@ -140,17 +140,3 @@ async def test_silence_is_broken_and_a_reader_that_goes_leaves_nothing(monkeypat
     assert closed.is_set()
     gc.collect()
     assert asyncio.all_tasks() == before
-
-
-async def test_a_key_that_ends_amid_a_large_event_ends_the_stream_behind_it() -> None:
-    async def events() -> AsyncGenerator[Event | Gap]:
-        for number in (1, 2, 3):
-            yield Event(number, "line", {"text": "x" * 100_000})
-        await asyncio.Event().wait()
-
-    sent = (await _sent(events(), key_until=2)).decode()
-    *lines, error = sent.removesuffix("\n\n").split("\n\n")
-    assert all(line.startswith("event: line\n") and line.endswith(f"\nid: {n}") for n, line in enumerate(lines, 1))
-    assert len(lines) < 3
-    assert error.startswith("event: error\n")
-    assert "unauthorized" in error

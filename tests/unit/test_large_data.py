@@ -10,7 +10,6 @@ import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx
 import pytest
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
@@ -21,10 +20,6 @@ from era.core import jsontext
 from era.core.metadata import SessionChange
 from era.core.versions import Versions
 from era.errors import TooLarge
-from era.mcp import tools
-from era.mcp.arguments import CreateSession as CreateArguments
-from era.mcp.arguments import UpdateSession
-from era.mcp.calls import Calls
 from era.wire.limits import EgressBody, LimitsBody
 from era.wire.processes import PtyBody, StartProcess
 from era.wire.runs import RunBody, SecretBody
@@ -163,17 +158,6 @@ async def test_the_hash_of_a_request_is_as_it_was(core: Core, on_the_loop: list[
     assert claim.request_hash == hashlib.sha256(text.encode()).hexdigest()
 
 
-async def test_a_request_is_hashed_beside_the_event_loop(
-    core: Core, on_the_loop: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context: Any = SimpleNamespace(idempotency=core.idempotency)
-    hashed = await claim_of(context, "create", "k", BODIES["a large session"])
-    assert on_the_loop == []
-    monkeypatch.setattr(jsontext, "is_longer", lambda *_: False)
-    assert await claim_of(context, "create", "k", BODIES["a large session"]) == hashed
-    assert on_the_loop == ["written"]
-
-
 async def test_what_is_nested_too_deeply_to_be_hashed_is_refused(core: Core) -> None:
     deep: Any = {"a": "a" * 100_000}
     for _ in range(2_000):
@@ -185,14 +169,6 @@ async def test_what_is_nested_too_deeply_to_be_hashed_is_refused(core: Core) -> 
             "k",
             CreateSession.model_construct(language="python", data=deep),
         )
-
-
-async def test_what_is_written_large_on_the_loop_would_be_seen(on_the_loop: list[str]) -> None:
-    """The test above finds what it is for."""
-    text = json.dumps(ONES, indent=2)
-    assert json.loads(text) == ONES
-    assert "written" in on_the_loop
-    assert "parsed" in on_the_loop
 
 
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
@@ -252,24 +228,6 @@ async def test_arguments_that_no_session_can_have_are_refused_as_they_are_read(f
     text = json.dumps({"params": {"name": "era_create_session", "arguments": {field: {"n": [0] * 600_000}}}})
     with pytest.raises(TooLarge, match=f"'{field}' is over 1048576 bytes"):
         await _without_arguments(text.encode())
-
-
-@pytest.mark.parametrize("changes", [False, True])
-async def test_a_tool_sends_large_data_beside_the_event_loop(on_the_loop: list[str], changes: bool) -> None:
-    sent = list[httpx.Request]()
-
-    def answered(request: httpx.Request) -> httpx.Response:
-        sent.append(request)
-        return httpx.Response(200, json={"id": "s", "language": "python"})
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://era.example") as client:
-        if changes:
-            await tools._update(Calls(client), UpdateSession(session_id="s", data=ONES))
-        else:
-            await tools._create(Calls(client), CreateArguments(data=ONES))
-    assert on_the_loop == []
-    assert sent[0].headers["content-type"] == "application/json"
-    assert json.loads(sent[0].content)["data"] == ONES
 
 
 async def test_what_a_cell_answered_is_kept_and_read_beside_the_event_loop(core: Core, on_the_loop: list[str]) -> None:

@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 
-from era.core.files.session_files import SessionFiles
 from era.core.files.trees import SnapshotRefused
-from era.core.history import HistoryBound
-from era.core.live import current_files, processes
-from era.core.live.current_files import CurrentFiles
+from era.core.live import processes
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.live.records import ProcessRecord
 from era.core.models import EMPTY, Claim, OwnedId
 from era.errors import (
-    CommitFailed,
     InputClosed,
     NoProcess,
     NotFound,
@@ -30,9 +26,7 @@ from era.errors import (
     TagInUse,
     TooManyLive,
     TooManyProcesses,
-    Unavailable,
 )
-from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import SETTINGS, URL, Core, until
 
@@ -180,33 +174,6 @@ async def test_what_processes_leave_is_committed_when_the_session_is_put_away(co
     assert (await core.live_sessions.put_away(S)).version == 2, "nothing happens to one that isn't live"
 
 
-async def test_reads_wait_for_a_session_that_is_put_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long that takes, they don't tell what was committed before it."""
-    history = HistoryBound(core.store, core.snapshots, core.rules, 0)
-    nothing: Any = None  # that is for changes
-    stored = SessionFiles(
-        core.store, core.snapshots, core.blobs, core.turns, nothing, nothing, core.rules, history, core.liveness
-    )
-    files = CurrentFiles(stored, core.live_sessions, core.checkpoints, core.store, core.turns)
-    session = await core.session()
-    await start(core, "echo 1 > made; exec sleep 100")
-    await until(lambda: (core.driver.made[0].workspace / "made").exists())
-    async with core.turns.take(S):
-        putting_away = asyncio.create_task(core.live_sessions.put_away(S))
-        await until(lambda: core.live_sessions.is_being_put_away(session.key))
-        with monkeypatch.context() as hasty:
-            hasty.setattr(current_files, "_SETTLE_SECONDS", 0.2)
-            for read in (files.stat(S, ("made",)), files.keep(S)):
-                with pytest.raises(Unavailable, match="being put away") as refused:
-                    await read
-                assert (refused.value.code, refused.value.retry_after) == ("unavailable", 1)
-        reading = asyncio.create_task(files.stat(S, ("made",)))
-        await asyncio.sleep(0.3)
-        assert not reading.done()
-    assert (await reading).path == "made"
-    await putting_away
-
-
 async def test_a_process_joins_a_run_under_way(core: Core) -> None:
     await core.session()
     code, go = core.paused()
@@ -258,42 +225,6 @@ async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(
     assert (await core.processes.get(S, again.id)).status == "running"
 
 
-async def test_an_edit_that_is_not_kept_says_so_and_is_kept_later(
-    directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failures = 0
-
-    async def fail(*_: object, **__: object) -> None:
-        nonlocal failures
-        failures += 1
-        raise DatabaseAway(may_have_committed=False)
-
-    async with Core.opened(directory, template, checkpoint_seconds=0.2) as core:
-        session = await core.session()
-        process = await start(core, "exec sleep 100")
-        live = core.live_sessions.get(session.key)
-        assert live is not None
-        await core.processes.end(S, process.id, "Enough.")
-        await until(lambda: not live.is_changed and live.is_idle)
-        with monkeypatch.context() as away:
-            away.setattr(core.store, "commit", fail)
-            async with core.turns.take(S):
-                (Path(live.sandbox.workspace) / "f").write_text("edited")
-                with pytest.raises(
-                    CommitFailed, match=r"can't be reached: the change was made .* isn't kept"
-                ) as caught:
-                    await core.checkpoints.commit_edit(live)
-            assert (caught.value.code, caught.value.retry_after) == ("commit_failed", None)
-            await until(lambda: failures >= 3)  # checkpoints
-        assert (await core.store.session(S)).snapshot.file_count == 0
-        kept = 0
-        for _ in range(200):
-            await asyncio.sleep(0.05)
-            if kept := (await core.store.session(S)).snapshot.file_count:
-                break
-        assert kept == 1
-
-
 async def test_deletion_ends_processes(core: Core) -> None:
     session = await core.session()
     process = await start(core, "exec sleep 100")
@@ -340,20 +271,6 @@ async def test_a_dead_sandbox_is_told(core: Core) -> None:
     await until(lambda: not core.live_sessions.count())
     assert (await core.processes.get(S, process.id)).reason == "The session's sandbox failed."
     assert (await core.run("print(1)")).stdout == b"1\n"
-
-
-async def test_idle_ones_are_put_away_and_busy_ones_are_not(directory: Path, template: Path) -> None:
-    async with Core.opened(directory, template, keep_alive=0.2) as core:
-        session = await core.session()
-        process = await start(core, "exec sleep 100")
-        await asyncio.sleep(0.6)
-        assert core.live_sessions.get(session.key) is not None, "a process runs"
-        with core.live_sessions.in_use(session.key):
-            await core.processes.end(S, process.id, "Enough.")
-            await asyncio.sleep(0.6)
-            assert core.live_sessions.get(session.key) is not None, "somebody is attached"
-        await until(lambda: core.live_sessions.get(session.key) is None)
-        assert (await core.processes.get(S, process.id)).reason == "Enough."
 
 
 async def test_files_of_sessions_that_keep_none_live_as_long_as_the_session_is_live(core: Core) -> None:

@@ -14,7 +14,7 @@ from era.core import ready_sandboxes
 from era.core.models import EMPTY, Session, Snapshot
 from era.core.ports import Sandbox
 from era.core.telemetry import Event, SandboxClosed
-from era.errors import SandboxFailed, TooBusy, Unavailable
+from era.errors import SandboxFailed, TooBusy
 from era.languages import runtimes
 from tests.owners import mine
 from tests.unit.core import Core, until
@@ -126,15 +126,6 @@ async def test_a_new_one_that_can_t_be_filled_is_closed(small: Core, monkeypatch
             with pytest.raises(SandboxFailed):
                 await small.pool.acquire(replace(session, snapshot=snapshot))
     assert small.driver.alive == []
-    assert await free_places(small, 2) == 2
-
-
-async def test_one_that_can_t_be_made_takes_no_room(small: Core) -> None:
-    (session,) = await sessions(small, 1)
-    small.driver.refusals = 3
-    for _ in range(3):
-        with pytest.raises(SandboxFailed):
-            await small.pool.acquire(session)
     assert await free_places(small, 2) == 2
 
 
@@ -295,35 +286,3 @@ async def test_spares_that_can_t_be_made_are_tried_again(
         core.driver.refusals = 7
         await core.pool.start()
         await until(lambda: core.pool.counts()["ready"] == len(runtimes()))
-
-
-async def test_after_the_end_there_are_none(core: Core) -> None:
-    busy, idle = await sessions(core, 2)
-    await core.pool.acquire(busy)
-    await used(core, idle)
-    await core.pool.stop()
-    await core.pool.stop()
-    assert core.driver.alive == []
-    with pytest.raises(Unavailable, match="about to stop"):
-        await core.pool.acquire(idle)
-
-
-async def test_a_sandbox_whose_restore_was_cut_off_is_not_kept(core: Core) -> None:
-    """A setup that is replaced is cancelled in the middle of anything."""
-    session = await core.session("s")
-    await used(core, session)
-    changed = replace(session, snapshot=await snapshot_with(core, "new"))
-    began, real = asyncio.Event(), core.snapshots.restore
-
-    async def restore(*_: object, **__: object) -> None:
-        began.set()
-        await asyncio.Event().wait()
-
-    core.snapshots.restore = restore  # type: ignore[method-assign]  # held up
-    acquiring = asyncio.create_task(core.pool.acquire(changed))
-    await began.wait()
-    acquiring.cancel()
-    await asyncio.wait([acquiring])
-    core.snapshots.restore = real  # type: ignore[method-assign]
-    assert core.pool.counts()["busy"] == 0
-    assert core.driver.alive == [], "nobody knows what it holds"

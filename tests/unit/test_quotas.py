@@ -111,22 +111,6 @@ async def test_sandboxes_in_use(core: Core) -> None:
     await core.run("pass", "s7")
 
 
-async def test_memory_in_use(core: Core) -> None:
-    each = core.rules.defaults.memory_bytes >> 20
-    await core.quotas.set("default", {"memory_mb": 2 * each + each // 2})
-    for n in range(2):
-        await core.session(f"s{n}")
-    await core.session("small", limits={"memory_mb": each // 2})
-    release = [await core.quotas.hold(mine(f"s{n}"), each << 20) for n in range(2)]
-    with pytest.raises(QuotaReached) as full:
-        await core.execute("pass")
-    assert full.value.details["used"] == 2 * each
-    await core.run("pass", "small")
-    await release[0]()
-    await core.execute("pass")
-    assert core.quotas.in_use("default")["memory_mb"] == each
-
-
 async def test_a_live_session_counts_until_it_is_put_away(core: Core) -> None:
     await core.quotas.set("default", {"sandboxes": 1})
     await core.session("live")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
-from era.api import other_hosts
-from era.api.other_hosts import OtherHosts
 from era.core.homes import Host
-from era.core.models import JsonObject
 from era.errors import Unready
 from tests.unit.test_moves import cluster
 
@@ -38,18 +34,6 @@ async def test_a_host_with_a_slow_disk_says_what_room_it_has(monkeypatch: pytest
             await one.readiness.check()
         assert (await one.moves.room_for_others())["sandboxes"] == 6
         may_end.set()
-
-
-async def test_a_host_is_waited_for_longer_that_is_to_say_what_room_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Connections:
-        async def ask(self, *_: object) -> JsonObject:
-            await asyncio.sleep(other_hosts._SECONDS + 0.5)
-            return {"sandboxes": 1}
-
-    others: Any = OtherHosts.__new__(OtherHosts)
-    others.connections = Connections()
-    monkeypatch.setattr(other_hosts, "_ROOM_SECONDS", 60.0)
-    assert await others.room(Host("a", "http://a")) == {"sandboxes": 1}
 
 
 async def test_a_host_whose_disk_hangs_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from era.core.idempotency import IdempotencyKeys
 from era.core.models import Session
 from era.core.run_messages import RunResult, RunStarted
 from era.core.transcript import Piece
-from era.errors import CommitFailed, Conflict, KeyReused, NotFound, RunLost, SandboxFailed, TooManyWaiting, Unavailable
+from era.errors import CommitFailed, Conflict, KeyReused, NotFound, RunLost, SandboxFailed, TooManyWaiting
 from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request, until
@@ -80,13 +80,6 @@ async def test_after_a_restart_env_can_t_be_told_apart(core: Core) -> None:
     core.idempotency = IdempotencyKeys(core.store)
     other = core.claim("key", hidden={"env": {"A": "2"}})
     assert (await core.run("pass", claim=other)).result.replayed
-
-
-async def test_keys_are_each_session_s_own(core: Core) -> None:
-    await core.session("s")
-    await core.session("other")
-    for session_id in ("s", "other"):
-        assert not (await core.run("pass", session_id, claim=core.claim("key"))).result.replayed
 
 
 async def test_requests_with_the_same_key_wait_for_each_other(core: Core) -> None:
@@ -195,27 +188,6 @@ async def test_a_run_that_may_be_on_record_but_never_began_frees_its_key(
     assert [record.status for record in await core.records()] == ["failed", "ok"]
 
 
-async def test_such_a_run_of_a_session_that_is_deleted_ends_too(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or it would be under way for ever once the session is restored."""
-    await core.session()
-    begin = core.store.begin_run
-
-    async def cut_off(*args: Any, known: Any, **how: Any) -> Session:
-        await begin(*args, known=None, **how)
-        await core.store.delete_session(mine("s"))
-        raise DatabaseAway(may_have_committed=True)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(core.store, "begin_run", cut_off)
-        with pytest.raises(DatabaseAway):
-            await core.run("pass")
-    ends = core.runs._parts.late_ends
-    await until(lambda: ends._task is not None and ends._task.done())
-    await core.store.restore_session(mine("s"))
-    await core.ended_record()
-    assert [record.status for record in await core.records()] == ["failed"]
-
-
 async def test_a_key_in_the_background(core: Core) -> None:
     await core.session()
     code, marks = counting(core)
@@ -239,15 +211,3 @@ async def test_a_key_in_the_background_stays_taken_where_no_program_began(core: 
     assert (await core.record(first.run_id)).status == "failed"
     second = await core.runs.begin(mine("s"), request("pass", background=True, claim=core.claim("key")))
     assert (second.run_id, second.replayed) == (first.run_id, True)
-
-
-async def test_a_key_whose_session_could_not_be_read(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def failing(*_: Any) -> Any:
-        raise Unavailable("the database is away")
-
-    await core.session()
-    with monkeypatch.context() as patch:
-        patch.setattr(core.store, "find_claim", failing)
-        with pytest.raises(Unavailable):
-            await core.run("pass", claim=core.claim("key"))
-    assert not (await core.run("pass", claim=core.claim("key"))).result.replayed

@@ -11,7 +11,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from era.core.models import StoredCode, now
-from era.core.program import Ended, Program
 from era.core.run_messages import RunResult, RunStarted
 from era.core.secrets import secret
 from era.core.transcript import Piece
@@ -25,7 +24,6 @@ from era.errors import (
     SetupUnderWay,
     TooManyWaiting,
 )
-from tests.drivers.fake import FakeSandbox
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, request, until
 
@@ -260,27 +258,6 @@ async def test_a_sandbox_that_dies_under_a_program_is_not_a_second_run(core: Cor
     assert counter.read_text() == "x"
 
 
-async def test_a_sandbox_that_does_not_say_how_a_run_ended_is_not_a_second_run(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await core.session()
-    real, programs = FakeSandbox.run, []
-
-    async def silent(self: FakeSandbox, program: Program) -> Any:
-        programs.append(program)
-        async for event in real(self, program):
-            if not isinstance(event, Ended):
-                yield event
-
-    monkeypatch.setattr(FakeSandbox, "run", silent)
-    claim = core.claim("key")
-    for _ in range(2):
-        with pytest.raises(CommitFailed):
-            await core.run("print(1)", claim=claim)
-    assert len(programs) == 1
-    assert core.driver.alive == []
-
-
 # -- commits that fail ----------------------------------------------------------------------------------------------
 
 
@@ -315,20 +292,6 @@ async def test_a_commit_that_fails_is_an_error_and_changes_nothing(
         record = await core.ended_record()  # now that can be done
     assert (record.status, record.committed, record.reason) == ("failed", False, "the disk is no more")
     assert "'old'" in (await core.run("import os; print(os.listdir())")).stdout.decode()
-
-
-async def test_an_error_of_our_own_is_recorded_without_its_text(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: Any, **__: Any) -> Any:
-        raise ZeroDivisionError("with something private in it")
-
-    await core.session()
-    with monkeypatch.context() as patch:
-        patch.setattr(core.snapshots, "take", broken)
-        with pytest.raises(ZeroDivisionError):
-            await core.run("pass")
-    (record,) = await core.records()
-    assert (record.status, record.reason) == ("failed", "The service failed.")
-    assert core.driver.alive == []
 
 
 async def test_a_session_deleted_under_a_run(core: Core) -> None:
@@ -451,17 +414,6 @@ async def test_runs_of_a_session_take_turns_in_the_order_of_arrival(core: Core) 
     assert await version_of(core) == 6, "the first one changed nothing"
 
 
-async def test_sessions_don_t_wait_for_each_other(core: Core) -> None:
-    await core.session("s")
-    await core.session("other")
-    code, go = core.paused()
-    first = Listener(core.runs.stream(mine("s"), request(code)))
-    await first.wait_for_output("paused")
-    assert (await core.run("print('meanwhile')", "other")).stdout == b"meanwhile\n"
-    go.touch()
-    await first.task
-
-
 async def test_a_queue_has_a_bound(core: Core) -> None:
     await core.session()
     code, go = core.paused()
@@ -473,17 +425,6 @@ async def test_a_queue_has_a_bound(core: Core) -> None:
         await core.run("pass")
     go.touch()
     await asyncio.gather(first.task, *waiting)
-
-
-async def test_a_run_that_fails_gives_its_turn_back(core: Core) -> None:
-    with pytest.raises(NotFound):
-        await core.run("pass", "nobody's")
-    assert not core.turns.taken(mine("nobody's"))
-    await core.session()
-    core.driver.dead_on_arrival = 2
-    with pytest.raises(SandboxFailed):
-        await core.run("pass")
-    assert not core.turns.taken(mine("s"))
 
 
 # -- setups ---------------------------------------------------------------------------------------------------------

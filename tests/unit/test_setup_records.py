@@ -12,14 +12,13 @@ import pytest
 
 from era.core.metadata import SetupJob
 from era.core.models import Session
-from era.core.setup import setups as setups_module
 from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import Progress, Say
 from era.core.setup.requirements import Packages
 from era.core.setup.setups import Setups
 from era.core.telemetry import Event, Note, SetupEnded, ignore
-from era.errors import TooBusy, Unavailable
+from era.errors import Unavailable
 from tests.owners import mine
 from tests.unit.core import Core, until
 
@@ -167,9 +166,6 @@ async def test_a_setup_that_the_service_s_stop_cuts_off_is_left_for_the_next_sta
     assert (await core.store.session(mine("s"))).setup_status == "running"
 
 
-WITH_BOTH = '{"pip": ["one"], "commands": ["true"]}'
-
-
 class Installing:
     """An installer that installs nothing, and the builds for it."""
 
@@ -193,31 +189,6 @@ def installing(setups: Setups, monkeypatch: pytest.MonkeyPatch) -> Installing:
     monkeypatch.setattr(setups, "_installer", installer)
     monkeypatch.setattr(setups, "_builds", installer)
     return installer
-
-
-async def test_a_setup_that_is_put_off_does_not_fetch_its_packages_again(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setups, commands = setups_of(core)
-    installer, failures = installing(setups, monkeypatch), [TooBusy("later"), TooBusy("later")]
-
-    async def busy(*_: Any) -> CommandsResult:
-        if failures:
-            raise failures.pop()
-        return CommandsResult()
-
-    monkeypatch.setattr(setups_module, "_FIRST_DELAY", 0.01)
-    monkeypatch.setattr(commands, "run", busy)
-    session = await core.session("s", setup=WITH_BOTH)
-    setups._anew.add(session.key)
-    await setups.start()
-    try:
-        assert await setups.settled(mine("s"), 10)
-        assert not failures
-        assert installer.made == 1
-        assert not setups._anew
-    finally:
-        await setups.stop()
 
 
 @pytest.mark.parametrize("no_such", [True, False])

@@ -15,7 +15,7 @@ from era.core.live import state_file as module
 from era.core.live.processes import ProcessRequest
 from era.core.live.state_file import StateFile
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec
-from era.errors import CommitFailed, NoIsolation
+from era.errors import NoIsolation
 from tests.core.interpreters import until_ended
 from tests.owners import mine
 from tests.unit.core import URL, Core
@@ -64,21 +64,6 @@ async def test_a_helper_whose_sandbox_computes_is_waited_for(monkeypatch: pytest
     file = StateFile(Helper(reads=1.2).start, time.monotonic)
     assert await file.read() == (b"{}", None)
     await file.close()
-
-
-@pytest.mark.parametrize("computes", [False, True])
-async def test_one_that_stands_still_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch, *, computes: bool) -> None:
-    monkeypatch.setattr(module, "_SECONDS", 0.3)
-    monkeypatch.setattr(module, "_MOST_SECONDS", 0.6)
-    file = StateFile(Helper(None, None).start, time.monotonic if computes else lambda: 0.0)
-    async with asyncio.timeout(20):
-        content, problem = await file.read()
-        assert (content, problem) == (
-            None,
-            "can't be reached: what reads and writes it in the sandbox doesn't answer",
-        )
-        with pytest.raises(CommitFailed, match="state file can't be reached: what"):
-            await file.write(b"{}")
 
 
 @pytest.mark.parametrize("refused", [False, True])
