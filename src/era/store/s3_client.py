@@ -6,9 +6,7 @@ damaged content, is tried a few times only. After the last attempt an OSError sa
 never quotes the server or the client library, whose texts may hold addresses, keys and signatures.
 
 For the library, a server is silent also while it is being sent to: its bound is on the time until an answer begins. So
-large content, which may take longer to send, has two kinds of attempts. The first has no more time than any request: a
-lost connection is noticed soon, and there is another attempt. Once an upload has taken longer than that, for some
-minutes all have the time that they need at the lowest rate.
+requests that send much may be silent for longer.
 """
 
 from __future__ import annotations
@@ -51,14 +49,8 @@ _BRIEF_SECONDS = 5.0
 _SMALL = 256 << 10
 """Content of up to this many bytes is sent within `Patience.silence` by any connection that is of use."""
 
-_SLOWEST = 128 << 10
-"""Bytes a second of one of four connections at the lowest rate: half a MiB for all of them."""
-
-_LEAST_LARGE = 4 << 20
-"""What is smaller has as much time as this: there may be more connections, each at a lower rate."""
-
-_SLOW_SECONDS = 600.0
-"""For how long after a slow upload others have more time from the beginning."""
+_LARGE_SECONDS = 64.0
+"""Seconds that larger content may take besides: 8 MiB by one of four connections, at half a MiB a second together."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,14 +132,9 @@ class Bucket:
     def __init__(self, url: str, patience: Patience) -> None:
         self._place = parse(url)
         self._patience = patience
-        self._stores = dict[int, S3Store]()
-        """What sends content of up to so many bytes with the time that it needs at the lowest rate."""
-
         self._store = self._connected(patience.silence)
+        self._store_large = self._connected(patience.silence + _LARGE_SECONDS)
         self._deleting = self._connected(patience.silence, retries=0)
-        self._slow_until = 0.0
-        """Until when uploads are expected to be slow, by the monotonic clock."""
-
         self._hurried = threading.Event()
 
     def _connected(self, silence: float, retries: int | None = None) -> S3Store:
@@ -187,30 +174,8 @@ class Bucket:
     def put(self, name: str, content: bytes) -> None:
         """Store an object, which is durable when this returns. In one request: a multipart upload that a crash cuts
         short stays, unlisted, and is paid for; and not all servers get multipart right."""
-        if len(content) <= _SMALL:
-            self.patiently(lambda: obstore.put(self._store, name, content, use_multipart=False))
-        else:
-            more = _seconds_to_send(len(content)) if time.monotonic() < self._slow_until else 0.0
-            self.patiently(lambda: self._put_large(name, content), more=more)
-
-    def _put_large(self, name: str, content: bytes) -> None:
-        """Store an object in one attempt. Raises BaseError, and OSError where another one would be of no use, since
-        this had all the time."""
-        begun, seconds, store = time.monotonic(), self._patience.silence, self._store
-        is_slow = begun < self._slow_until
-        if is_slow:
-            size = 1 << (len(content) - 1).bit_length()  # so that there are few
-            seconds += _seconds_to_send(size)
-            store = self._stores.get(size) or self._stores.setdefault(size, self._connected(seconds))
-        try:
-            obstore.put(store, name, content, use_multipart=False)
-        except exceptions.BaseError:
-            if is_slow and time.monotonic() - begun >= seconds:
-                raise _failure(f"the blob store failed: {_LATE}") from None
-            raise
-        finally:
-            if time.monotonic() - begun >= self._patience.silence:
-                self._slow_until = time.monotonic() + _SLOW_SECONDS
+        store = self._store if len(content) <= _SMALL else self._store_large
+        self.patiently(lambda: obstore.put(store, name, content, use_multipart=False))
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The content of an object, which may break off. Call within `patiently`, and check the content."""
@@ -295,14 +260,13 @@ class Bucket:
         self.delete([each for each, at in modified.items() if each == own or at < modified[own] - 3600])
         return modified[own] - now
 
-    def patiently[T](self, job: Callable[[], T], *, more: float = 0.0) -> T:
-        """The result of `job`, which is repeated while its failure may be temporary: for so many seconds more than
-        usual, where the job itself takes long.
+    def patiently[T](self, job: Callable[[], T]) -> T:
+        """The result of `job`, which is repeated while its failure may be temporary.
 
         Raises FileNotFoundError where an object doesn't exist, OSError for any other failure: with EBADMSG where what
         came was damaged each time, else with EIO.
         """
-        give_up = time.monotonic() + self._patience.total + more
+        give_up = time.monotonic() + self._patience.total
         hopeless = 0
         for attempt in count(1):
             try:
@@ -328,11 +292,6 @@ class Bucket:
     def _pause_after(self, attempt: int) -> float:
         longest = min(self._patience.pause * 2.0 ** min(attempt, 30), self._patience.longest_pause)
         return longest * random.uniform(0.5, 1)  # noqa: S311  no secret
-
-
-def _seconds_to_send(size: int) -> float:
-    """How long content of so many bytes takes at the lowest rate."""
-    return max(size, _LEAST_LARGE) / _SLOWEST
 
 
 def _delete(url: str, seconds: float) -> None:
