@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +23,7 @@ from era.network.egress import SandboxNetwork
 from era.network.policy import Policy
 from tests.conftest import eventually
 from tests.network import world
-from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, NewSession, new_session
+from tests.network.conftest import Machine, NetServer, NewSession, new_session
 from tests.soaking import soak_the_rest
 
 URLLIB = """
@@ -45,17 +43,7 @@ client.get({url!r}, (answer) => {{
   answer.on('end', () => {{ const told = JSON.parse(text); console.log(told.hello, told.path); }});
 }});
 """
-IN_GVISOR = pytest.param("urllib", "gvisor", marks=NEEDS_GVISOR)
 CLIENTS = {"urllib": ("python", URLLIB), "fetch": ("node", FETCH), "node:http": ("node", NODE_HTTP)}
-
-
-@pytest.fixture(scope="module")
-def as_a_user(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetServer]:
-    """A server of an ordinary user's."""
-    directory = tmp_path_factory.mktemp("user")
-    server = machine.serve(directory / "data", uid=54321, SSL_CERT_FILE="")
-    yield server
-    server.stop()
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -77,16 +65,6 @@ def test_usual_clients_find_their_way(session: NewSession, machine: Machine, cli
     assert found[0]["sent"] > 50
     assert found[0]["received"] > 100
     assert one.record()["enforced"]["network"] == "full"
-
-
-@pytest.mark.soak  # what such a server can do test_connect_supervisor.py shows, too
-@pytest.mark.parametrize(("client", "kind"), [*((one, "bubblewrap") for one in CLIENTS), IN_GVISOR])
-def test_the_same_where_an_ordinary_user_serves(as_a_user: NetServer, client: str, kind: str) -> None:
-    language, code = CLIENTS[client]
-    with as_a_user.client() as http:
-        one = new_session(http, language, isolation=kind)
-        assert one.says(code.format(url="http://www.example.test/hello")) == "www.example.test /hello\n"
-        assert one.record()["enforced"]["network"] == "full"
 
 
 def test_a_wrong_certificate_is_told_to_the_program(session: NewSession) -> None:
@@ -237,20 +215,6 @@ def test_a_machine_where_connections_cannot_be_supervised_gives_none_and_says_wh
         assert missing in isolation["network_reason"]
         assert "no internet access" in isolation["summary"]
     server.stop()
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
-def test_other_programs_connect_too(session: NewSession) -> None:
-    code = """
-import subprocess
-for url in ("http://www.example.test/hello", "http://10.0.0.1/"):
-    done = subprocess.run(["curl", "-s", "-w", " %{http_code}", url], capture_output=True, text=True)
-    print(done.stdout.replace("\\n", " "))
-"""
-    first, second = session().says(code).splitlines()
-    assert first.startswith('{"hello": "www.example.test"')
-    assert first.endswith(" 200")
-    assert second.endswith(" 000")
 
 
 def test_what_was_stored_before_there_was_any_of_this_is_read() -> None:

