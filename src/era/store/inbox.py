@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
 
-from era.core.metadata import Retention
 from era.core.models import OwnedId, Session, now
 from era.core.public.inbox import (
     KEPT,
@@ -27,8 +26,8 @@ from era.core.public.inbox import (
 )
 from era.core.signatures import Verify
 from era.errors import Conflict, NotFound, TooManyDeliveries
-from era.store.database import Database
 from era.store.homes import check_home
+from era.store.rows import Rows, reads, writes
 from era.store.session_lookup import IS_PRESENT, find_session, read_session, session_with_key
 from era.store.tables import deliveries as _d
 from era.store.tables import has_status, inboxes, sessions
@@ -69,7 +68,6 @@ _OLDEST = (
     .join_from(_d, sessions, sessions.c.key == _d.c.session_key)
     .where(_PENDING, _IS_DUE, _CAN_RUN)
 )
-_IS_RUNNING = select(_d.c.key).where(_RUNS).limit(1)
 
 _OF_SESSION = _d.c.session_key == bindparam("session")
 _NEXT = (
@@ -97,32 +95,28 @@ _COUNTS = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.sta
 _LAST_KEY = (1 << 63) - 1
 
 
-class InboxRows:
+class InboxRows(Rows):
     """Inboxes and deliveries in an SQL database: `InboxStore` in core/public/inbox.py says what each method does."""
 
-    def __init__(self, database: Database, retention: Retention) -> None:
-        self._database = database
-        self._retention = retention
-
-    async def put_inbox(self, session_id: OwnedId, verify: Verify | None, retries: int) -> InboxSettings:
-        def job(connection: Connection) -> InboxSettings:
-            session, at = find_session(connection, self._retention, session_id), now()
-            old = _find_inbox(connection, session.key)
-            values: dict[str, Any] = {
-                "scheme": verify and verify.scheme,
-                "header": verify and verify.header,
-                "secret": verify and verify.secret,
-                "retries": retries,
-                "created_at": old.created_at if old else at,
-                "updated_at": at,
-            }
-            if old is None:
-                connection.execute(insert(inboxes).values(session_key=session.key, **values))
-            else:
-                connection.execute(update(inboxes).where(inboxes.c.session_key == session.key).values(values))
-            return InboxSettings(verify, retries, values["created_at"], at)
-
-        return await self._database.write(job)
+    @writes
+    def put_inbox(
+        self, connection: Connection, session_id: OwnedId, verify: Verify | None, retries: int
+    ) -> InboxSettings:
+        session, at = find_session(connection, self.retention, session_id), now()
+        old = _find_inbox(connection, session.key)
+        values: dict[str, Any] = {
+            "scheme": verify and verify.scheme,
+            "header": verify and verify.header,
+            "secret": verify and verify.secret,
+            "retries": retries,
+            "created_at": old.created_at if old else at,
+            "updated_at": at,
+        }
+        if old is None:
+            connection.execute(insert(inboxes).values(session_key=session.key, **values))
+        else:
+            connection.execute(update(inboxes).where(inboxes.c.session_key == session.key).values(values))
+        return InboxSettings(verify, retries, values["created_at"], at)
 
     async def inbox(self, session_id: OwnedId) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
         def job(connection: Connection, session: Session) -> tuple[InboxSettings, Mapping[DeliveryStatus, int]]:
@@ -130,14 +124,15 @@ class InboxRows:
             counts = {row[0]: int(row[1]) for row in connection.execute(_COUNTS, {"session": session.key})}
             return settings, counts
 
-        return await read_session(self._database, self._retention, session_id, job)
+        return await read_session(self.database, self.retention, session_id, job)
 
-    async def inbox_of(self, session_key: int) -> InboxSettings | None:
-        return await self._database.read(_find_inbox, session_key)
+    @reads
+    def inbox_of(self, connection: Connection, session_key: int) -> InboxSettings | None:
+        return _find_inbox(connection, session_key)
 
     async def delete_inbox(self, session_id: OwnedId) -> int:
         def drop(connection: Connection) -> int:
-            session = find_session(connection, self._retention, session_id)
+            session = find_session(connection, self.retention, session_id)
             _existing_inbox(connection, session)
             count = connection.execute(_DROP_SOME, {"session": session.key}).rowcount
             if not count:
@@ -145,45 +140,42 @@ class InboxRows:
             return count
 
         dropped = 0
-        while count := await self._database.write(drop):
+        while count := await self.database.write(drop):
             dropped += count
         return dropped
 
-    async def add_delivery(
-        self, session_key: int, delivery_id: str, sender_id: str | None, content: Content
+    @writes
+    def add_delivery(
+        self, connection: Connection, session_key: int, delivery_id: str, sender_id: str | None, content: Content
     ) -> Received:
         known = select(_d.c.id, _d.c.status).where(_d.c.session_key == session_key, _d.c.sender_id == sender_id)
         headers = json.dumps(content.headers)
-
-        def job(connection: Connection) -> Received:
-            if _find_inbox(connection, session_key) is None:  # It was deleted since the caller looked.
-                raise no_inbox(session_with_key(connection, session_key).id)
-            if sender_id is not None and (row := connection.execute(known).one_or_none()) is not None:
-                return Received(row.id, row.status, first=False)
-            size = len(content.body) + len(headers) + len(content.path) + len(content.query)
-            _check_room(connection, session_key, size)
-            values = {
-                "id": delivery_id,
-                "session_key": session_key,
-                "sender_id": sender_id,
-                "position": _last_position(connection, session_key) + 1,
-                "status": "pending",
-                "attempts": 0,
-                "tries": 0,
-                "run_ids": "[]",
-                "received_at": now(),
-                "size": size,
-                "method": content.method,
-                "path": content.path,
-                "query": content.query,
-                "base_url": content.base_url,
-                "headers": headers,
-                "body": content.body,
-            }
-            connection.execute(insert(_d).values(values))
-            return Received(delivery_id, "pending", first=True)
-
-        return await self._database.write(job)
+        if _find_inbox(connection, session_key) is None:  # It was deleted since the caller looked.
+            raise no_inbox(session_with_key(connection, session_key).id)
+        if sender_id is not None and (row := connection.execute(known).one_or_none()) is not None:
+            return Received(row.id, row.status, first=False)
+        size = len(content.body) + len(headers) + len(content.path) + len(content.query)
+        _check_room(connection, session_key, size)
+        values = {
+            "id": delivery_id,
+            "session_key": session_key,
+            "sender_id": sender_id,
+            "position": _last_position(connection, session_key) + 1,
+            "status": "pending",
+            "attempts": 0,
+            "tries": 0,
+            "run_ids": "[]",
+            "received_at": now(),
+            "size": size,
+            "method": content.method,
+            "path": content.path,
+            "query": content.query,
+            "base_url": content.base_url,
+            "headers": headers,
+            "body": content.body,
+        }
+        connection.execute(insert(_d).values(values))
+        return Received(delivery_id, "pending", first=True)
 
     async def deliveries(
         self, session_id: OwnedId, *, status: DeliveryStatus | None, limit: int, before: int | None
@@ -197,7 +189,7 @@ class InboxRows:
             _existing_inbox(connection, session)
             return [_delivery_from_row(row) for row in connection.execute(query, {"session": session.key})]
 
-        return await read_session(self._database, self._retention, session_id, job)
+        return await read_session(self.database, self.retention, session_id, job)
 
     async def delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[Delivery, Content]:
         def job(connection: Connection, session: Session) -> tuple[Delivery, Content]:
@@ -205,78 +197,69 @@ class InboxRows:
             row = connection.execute(_CONTENT.where(_d.c.key == delivery.key)).one()
             return delivery, _content_from_row(row)
 
-        return await read_session(self._database, self._retention, session_id, job)
+        return await read_session(self.database, self.retention, session_id, job)
 
-    async def replay_delivery(self, session_id: OwnedId, delivery_id: str) -> tuple[int, Delivery]:
-        def job(connection: Connection) -> tuple[int, Delivery]:
-            session = find_session(connection, self._retention, session_id)
-            delivery = _find_delivery(connection, session, delivery_id)
-            if delivery.status == "running":
-                raise Conflict(
-                    f"Delivery '{delivery_id}' is running.", hint="Ask again once it has ended.", code="is_running"
-                )
-            values: dict[str, Any] = {"status": "pending", "tries": 0, "next_attempt_at": None, "ended_at": None}
-            if delivery.status != "pending":
-                _check_room(connection, session.key, delivery.size)
-                values["position"] = _last_position(connection, session.key) + 1
-            connection.execute(update(_d).where(_d.c.key == delivery.key).values(values))
-            return session.key, _find_delivery(connection, session, delivery_id)
+    @writes
+    def replay_delivery(self, connection: Connection, session_id: OwnedId, delivery_id: str) -> tuple[int, Delivery]:
+        session = find_session(connection, self.retention, session_id)
+        delivery = _find_delivery(connection, session, delivery_id)
+        if delivery.status == "running":
+            raise Conflict(
+                f"Delivery '{delivery_id}' is running.", hint="Ask again once it has ended.", code="is_running"
+            )
+        values: dict[str, Any] = {"status": "pending", "tries": 0, "next_attempt_at": None, "ended_at": None}
+        if delivery.status != "pending":
+            _check_room(connection, session.key, delivery.size)
+            values["position"] = _last_position(connection, session.key) + 1
+        connection.execute(update(_d).where(_d.c.key == delivery.key).values(values))
+        return session.key, _find_delivery(connection, session, delivery_id)
 
-        return await self._database.write(job)
+    @reads
+    def backlog(self, connection: Connection) -> Backlog:
+        oldest = connection.execute(_OLDEST, {"now": now()}).scalar_one()
+        return Backlog(int(connection.execute(_WAITING).scalar_one()), oldest)
 
-    async def backlog(self) -> Backlog:
-        def job(connection: Connection) -> Backlog:
-            oldest = connection.execute(_OLDEST, {"now": now()}).scalar_one()
-            return Backlog(int(connection.execute(_WAITING).scalar_one()), oldest)
+    @reads
+    def due(self, connection: Connection) -> Mapping[int, str]:
+        return {row.key: row.owner for row in connection.execute(_DUE, {"now": now()})}
 
-        return await self._database.read(job)
+    @reads
+    def next_delivery(self, connection: Connection, session_key: int) -> Next | None:
+        row = connection.execute(_NEXT, {"session": session_key}).one_or_none()
+        if row is None:
+            return None
+        why_not = None
+        if not row.allow_public:
+            why_not = "The session is not public."
+        elif not row.has_code:
+            why_not = "The session stores no code."
+        session_id = OwnedId(row.owner, row.session_id)
+        return Next(_delivery_from_row(row), _content_from_row(row), session_key, session_id, row.retries, why_not)
 
-    async def due(self) -> Mapping[int, str]:
-        def job(connection: Connection) -> Mapping[int, str]:
-            return {row.key: row.owner for row in connection.execute(_DUE, {"now": now()})}
+    @reads
+    def is_pending(self, connection: Connection, delivery_key: int) -> bool:
+        return connection.execute(select(_d.c.key).where(_d.c.key == delivery_key, _PENDING)).first() is not None
 
-        return await self._database.read(job)
+    @writes
+    def begin_attempt(self, connection: Connection, delivery_key: int, run_id: str, *, counts: bool) -> Delivery | None:
+        row = connection.execute(_TO_BEGIN, {"delivery": delivery_key}).one_or_none()
+        if row is None:
+            return None
+        check_home(connection, row.session_key, goes_on=True)
+        delivery = _delivery_from_row(row)
+        values = {
+            "status": "running",
+            "attempts": delivery.attempts + 1,
+            "tries": delivery.tries + counts,
+            "run_ids": json.dumps([*delivery.run_ids, run_id][-KEPT_RUN_IDS:]),
+            "next_attempt_at": None,
+            "reason": None,
+        }
+        connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
+        return delivery
 
-    async def next_delivery(self, session_key: int) -> Next | None:
-        def job(connection: Connection) -> Next | None:
-            row = connection.execute(_NEXT, {"session": session_key}).one_or_none()
-            if row is None:
-                return None
-            why_not = None
-            if not row.allow_public:
-                why_not = "The session is not public."
-            elif not row.has_code:
-                why_not = "The session stores no code."
-            session_id = OwnedId(row.owner, row.session_id)
-            return Next(_delivery_from_row(row), _content_from_row(row), session_key, session_id, row.retries, why_not)
-
-        return await self._database.read(job)
-
-    async def is_pending(self, delivery_key: int) -> bool:
-        statement = select(_d.c.key).where(_d.c.key == delivery_key, _PENDING)
-        return await self._database.read(lambda connection: connection.execute(statement).first() is not None)
-
-    async def begin_attempt(self, delivery_key: int, run_id: str, *, counts: bool) -> Delivery | None:
-        def job(connection: Connection) -> Delivery | None:
-            row = connection.execute(_TO_BEGIN, {"delivery": delivery_key}).one_or_none()
-            if row is None:
-                return None
-            check_home(connection, row.session_key, goes_on=True)
-            delivery = _delivery_from_row(row)
-            values = {
-                "status": "running",
-                "attempts": delivery.attempts + 1,
-                "tries": delivery.tries + counts,
-                "run_ids": json.dumps([*delivery.run_ids, run_id][-KEPT_RUN_IDS:]),
-                "next_attempt_at": None,
-                "reason": None,
-            }
-            connection.execute(update(_d).where(_d.c.key == delivery_key).values(values))
-            return delivery
-
-        return await self._database.write(job)
-
-    async def end_attempt(self, session_key: int, delivery: Delivery, outcome: Outcome) -> None:
+    @writes
+    def end_attempt(self, connection: Connection, session_key: int, delivery: Delivery, outcome: Outcome) -> None:
         ended = outcome.status in ("done", "failed")
         is_under_way = _RUNS & (_d.c.attempts == delivery.attempts + 1)
         is_as_before = _PENDING & (_d.c.attempts == delivery.attempts) & (_d.c.tries == delivery.tries)
@@ -290,29 +273,23 @@ class InboxRows:
             "next_attempt_at": outcome.next_attempt_at,
             "ended_at": now() if ended else None,
         }
+        check_home(connection, session_key, goes_on=True)
+        connection.execute(update(_d).where(which).values(values))
+        if ended:
+            _prune(connection, session_key)
 
-        def job(connection: Connection) -> None:
-            check_home(connection, session_key, goes_on=True)
-            connection.execute(update(_d).where(which).values(values))
-            if ended:
-                _prune(connection, session_key)
-
-        await self._database.write(job)
-
-    async def put_off(self, delivery_key: int, reason: str, next_attempt_at: int | None) -> None:
+    @writes
+    def put_off(self, connection: Connection, delivery_key: int, reason: str, next_attempt_at: int | None) -> None:
         values = {"reason": reason, "next_attempt_at": next_attempt_at}
-        statement = update(_d).where(_d.c.key == delivery_key, _PENDING).values(values)
-        await self._database.write(lambda connection: connection.execute(statement))
+        connection.execute(update(_d).where(_d.c.key == delivery_key, _PENDING).values(values))
 
-    async def count_none_running(self) -> None:
-        statement = update(_d).where(_RUNS).values(tries=_d.c.tries - 1)
-        await self._database.write(lambda connection: connection.execute(statement))
+    @writes
+    def count_none_running(self, connection: Connection) -> None:
+        connection.execute(update(_d).where(_RUNS).values(tries=_d.c.tries - 1))
 
-    async def cut_off(self) -> int:
-        statement = update(_d).where(_RUNS).values(status="pending")
-        if not await self._database.read(lambda connection: connection.execute(_IS_RUNNING).first()):
-            return 0  # The usual start writes nothing.
-        return await self._database.write(lambda connection: connection.execute(statement).rowcount)
+    @writes
+    def cut_off(self, connection: Connection) -> int:
+        return connection.execute(update(_d).where(_RUNS).values(status="pending")).rowcount
 
 
 def _find_inbox(connection: Connection, session_key: int) -> InboxSettings | None:

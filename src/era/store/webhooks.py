@@ -21,7 +21,7 @@ from era.core.webhooks import (
     body_of,
 )
 from era.errors import Conflict, NotFound
-from era.store.database import Database
+from era.store.rows import Rows, reads, writes
 from era.store.tables import has_status, runs, sessions
 from era.store.tables import webhook_notices as _n
 from era.store.tables import webhooks as _w
@@ -78,25 +78,20 @@ def tell_lost(connection: Connection, are_lost: ColumnElement[bool]) -> None:
         tell(connection, owner, "run.ended", {"run_id": run_id, "session_id": session_id, **_LOST})
 
 
-class WebhookRows:
+class WebhookRows(Rows):
     """A WebhookStore in an SQL database: core/webhooks.py says what each method does."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def add_webhook(self, webhook: Webhook) -> None:
-        def job(connection: Connection) -> None:
-            count = select(func.count()).select_from(_w).where(_w.c.owner == webhook.owner)
-            if connection.execute(count).scalar_one() >= MAX_WEBHOOKS:
-                raise Conflict(
-                    f"You have {MAX_WEBHOOKS} webhooks already.",
-                    hint="Delete one first: DELETE /api/webhooks/{webhook_id}.",
-                    code="too_many_webhooks",
-                )
-            values = {each.name: getattr(webhook, each.name) for each in fields(Webhook)}
-            connection.execute(insert(_w).values({**values, "events": " ".join(webhook.events)}))
-
-        await self._database.write(job)
+    @writes
+    def add_webhook(self, connection: Connection, webhook: Webhook) -> None:
+        count = select(func.count()).select_from(_w).where(_w.c.owner == webhook.owner)
+        if connection.execute(count).scalar_one() >= MAX_WEBHOOKS:
+            raise Conflict(
+                f"You have {MAX_WEBHOOKS} webhooks already.",
+                hint="Delete one first: DELETE /api/webhooks/{webhook_id}.",
+                code="too_many_webhooks",
+            )
+        values = {each.name: getattr(webhook, each.name) for each in fields(Webhook)}
+        connection.execute(insert(_w).values({**values, "events": " ".join(webhook.events)}))
 
     async def webhooks(self, owner: str) -> Sequence[tuple[Webhook, Mapping[NoticeStatus, int]]]:
         counts = select(_n.c.webhook_id, _n.c.status, func.count()).group_by(_n.c.webhook_id, _n.c.status)
@@ -109,15 +104,13 @@ class WebhookRows:
             rows = connection.execute(_WEBHOOKS.where(_w.c.owner == owner))
             return [(webhook, found.get(webhook.id, {})) for webhook in map(_webhook_from_row, rows)]
 
-        return await self._database.read_for(owner, job)
+        return await self.database.read_for(owner, job)
 
-    async def drop_webhook(self, owner: str, webhook_id: str) -> None:
-        def job(connection: Connection) -> None:
-            if not connection.execute(delete(_w).where(_w.c.id == webhook_id, _w.c.owner == owner)).rowcount:
-                raise _no_webhook(webhook_id)
-            connection.execute(delete(_n).where(_OF_WEBHOOK), {"of_webhook": webhook_id})
-
-        await self._database.write(job)
+    @writes
+    def drop_webhook(self, connection: Connection, owner: str, webhook_id: str) -> None:
+        if not connection.execute(delete(_w).where(_w.c.id == webhook_id, _w.c.owner == owner)).rowcount:
+            raise _no_webhook(webhook_id)
+        connection.execute(delete(_n).where(_OF_WEBHOOK), {"of_webhook": webhook_id})
 
     async def notices(self, owner: str, webhook_id: str) -> Sequence[Notice]:
         def job(connection: Connection) -> Sequence[Notice]:
@@ -126,64 +119,55 @@ class WebhookRows:
             rows = connection.execute(_NOTICES.where(_OF_WEBHOOK).order_by(_n.c.key.desc()), {"of_webhook": webhook_id})
             return [Notice(*row) for row in rows]
 
-        return await self._database.read_for(owner, job)
+        return await self.database.read_for(owner, job)
 
-    async def replay_notice(self, owner: str, webhook_id: str, notice_id: str) -> Notice:
+    @writes
+    def replay_notice(self, connection: Connection, owner: str, webhook_id: str, notice_id: str) -> Notice:
         again = {"status": "pending", "tries": 0, "next_attempt_at": None, "ended_at": None}
-
-        def job(connection: Connection) -> Notice:
-            mine = select(_w.c.id).where(_w.c.id == webhook_id, _w.c.owner == owner).scalar_subquery()
-            this = _NOTICES.where(_n.c.webhook_id == mine, _n.c.id == notice_id)
-            if (row := connection.execute(this.with_for_update(of=_n)).one_or_none()) is None:
-                raise NotFound(
-                    f"You have no notice '{notice_id[:80]}' of a webhook '{webhook_id[:80]}'.",
-                    hint=f"GET /api/webhooks/{{webhook_id}}/deliveries lists them. Of those that ended it has {KEPT}.",
-                )
-            notice = Notice(*row)
-            if notice.status == "pending":
-                connection.execute(update(_n).where(_n.c.key == notice.key).values(again))
-            else:  # a new row, since what was there first is sent first
-                connection.execute(delete(_n).where(_n.c.key == notice.key))
-                values = {each.name: getattr(notice, each.name) for each in fields(Notice) if each.name != "key"}
-                connection.execute(insert(_n).values({**values, **again}))
-            return Notice(*connection.execute(this).one())
-
-        return await self._database.write(job)
+        mine = select(_w.c.id).where(_w.c.id == webhook_id, _w.c.owner == owner).scalar_subquery()
+        this = _NOTICES.where(_n.c.webhook_id == mine, _n.c.id == notice_id)
+        if (row := connection.execute(this.with_for_update(of=_n)).one_or_none()) is None:
+            raise NotFound(
+                f"You have no notice '{notice_id[:80]}' of a webhook '{webhook_id[:80]}'.",
+                hint=f"GET /api/webhooks/{{webhook_id}}/deliveries lists them. Of those that ended it has {KEPT}.",
+            )
+        notice = Notice(*row)
+        if notice.status == "pending":
+            connection.execute(update(_n).where(_n.c.key == notice.key).values(again))
+        else:  # a new row, since what was there first is sent first
+            connection.execute(delete(_n).where(_n.c.key == notice.key))
+            values = {each.name: getattr(notice, each.name) for each in fields(Notice) if each.name != "key"}
+            connection.execute(insert(_n).values({**values, **again}))
+        return Notice(*connection.execute(this).one())
 
     async def pending(self) -> int:
         count = select(func.count()).select_from(_n).where(_PENDING)
-        return await self._database.read(lambda connection: int(connection.execute(count).scalar_one()))
+        return await self.database.read(lambda connection: int(connection.execute(count).scalar_one()))
 
-    async def tell(self, owner: str, event: Event, data: JsonObject) -> None:
-        await self._database.write(tell, owner, event, data)
+    @writes
+    def tell(self, connection: Connection, owner: str, event: Event, data: JsonObject) -> None:
+        tell(connection, owner, event, data)
 
-    async def due(self) -> Mapping[str, str]:
-        def job(connection: Connection) -> Mapping[str, str]:
-            return {row.id: row.owner for row in connection.execute(_DUE, {"at": now()})}
+    @reads
+    def due(self, connection: Connection) -> Mapping[str, str]:
+        return {row.id: row.owner for row in connection.execute(_DUE, {"at": now()})}
 
-        return await self._database.read(job)
+    @reads
+    def next_due(self, connection: Connection, webhook_id: str) -> tuple[Webhook, Notice] | None:
+        notice = connection.execute(_NEXT_DUE, {"of_webhook": webhook_id, "at": now()}).one_or_none()
+        webhook = connection.execute(_WEBHOOKS.where(_w.c.id == webhook_id)).one_or_none()
+        return (_webhook_from_row(webhook), Notice(*notice)) if webhook and notice else None
 
-    async def next_due(self, webhook_id: str) -> tuple[Webhook, Notice] | None:
-        def job(connection: Connection) -> tuple[Webhook, Notice] | None:
-            notice = connection.execute(_NEXT_DUE, {"of_webhook": webhook_id, "at": now()}).one_or_none()
-            webhook = connection.execute(_WEBHOOKS.where(_w.c.id == webhook_id)).one_or_none()
-            return (_webhook_from_row(webhook), Notice(*notice)) if webhook and notice else None
-
-        return await self._database.read(job)
-
-    async def tried(self, notice: Notice, tried: Tried) -> None:
+    @writes
+    def tried(self, connection: Connection, notice: Notice, tried: Tried) -> None:
         values = {each.name: getattr(tried, each.name) for each in fields(Tried)}
         values["ended_at"] = None if tried.status == "pending" else now()
         this_try = (_n.c.key == notice.key, _PENDING, _n.c.tries == notice.tries)
-
-        def job(connection: Connection) -> None:
-            connection.execute(update(_n).where(*this_try).values(values))
-            of_webhook = {"of_webhook": notice.webhook_id}
-            last = connection.execute(_TOO_OLD, of_webhook).scalar_one_or_none()
-            if last is not None:
-                connection.execute(delete(_n).where(_OF_WEBHOOK, _ENDED, _n.c.key <= last), of_webhook)
-
-        await self._database.write(job)
+        connection.execute(update(_n).where(*this_try).values(values))
+        of_webhook = {"of_webhook": notice.webhook_id}
+        last = connection.execute(_TOO_OLD, of_webhook).scalar_one_or_none()
+        if last is not None:
+            connection.execute(delete(_n).where(_OF_WEBHOOK, _ENDED, _n.c.key <= last), of_webhook)
 
 
 def _webhook_from_row(row: Any) -> Webhook:
