@@ -62,7 +62,7 @@ from era.store.blobs import make_directory
 from era.telemetry import logs
 from era.telemetry.gauges import KeptText, MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics
-from era.telemetry.notes import Notes
+from era.telemetry.notes import to_all
 from era.telemetry.traces import tracing
 
 log = structlog.get_logger()
@@ -80,7 +80,7 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     metrics = Metrics()
     metrics.expect(languages.runtimes())
     with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
-        base = await build_base(settings, Notes(metrics.note, logs.write, traces.note), traces)
+        base = await build_base(settings, to_all(metrics.note, logs.write, traces.note), traces)
         files = await build_files(base)
         owners = await build_owners(base, files)
         sandboxes = build_sandboxes(base, files)
@@ -127,7 +127,7 @@ async def start_sandboxes(base: Base, sandboxes: Sandboxes) -> None:
 def background_jobs(base: Base, files: Files, owners: Owners, work: Work) -> Sequence[Coroutine[Any, Any, None]]:
     """What goes on by itself as long as the service runs."""
     return (
-        collect_garbage(files.snapshots, base.store, files.pins, base.notes.note, base.cluster),
+        collect_garbage(files.snapshots, base.store, files.pins, base.note, base.cluster),
         work.expiry.run(),
         remove_packages(work.setups),
         owners.usage.keep(),
@@ -189,7 +189,7 @@ def build_context(
         findings=lambda tls: doctor.findings(sandboxes.drivers.tested(), tls),
         end_background=partial(end_background, base, work),
         end_runs=partial(end_runs, base, sandboxes),
-        note=base.notes.note,
+        note=base.note,
         trace=base.traces.begin,
         metrics=metrics,
         serves_at=partial(serves_at, base, sandboxes),
@@ -223,7 +223,6 @@ def build_metrics(
         work.live_sessions,
         reached.readiness,
         base.directory,
-        base.notes.flush,
         lambda: base.blobs.written,
         lambda: 0 if reached.moves is None else reached.moves.count,
         base.homes,
@@ -281,7 +280,6 @@ async def close(base: Base, files: Files, owners: Owners, sandboxes: Sandboxes) 
     await files.capsules.close()
     await files.snapshots.close()
     await base.store.close()
-    base.notes.flush()
 
 
 async def collect(settings: Settings) -> int:

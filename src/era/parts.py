@@ -56,6 +56,7 @@ from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
 from era.core.shares import Shares
 from era.core.storage import Storage
+from era.core.telemetry import Note
 from era.core.threads import Threads, transfer_threads
 from era.core.turns import Turns
 from era.core.usage import Usage
@@ -77,7 +78,6 @@ from era.store.blobs import LocalBlobs
 from era.store.d1_databases import D1Databases
 from era.store.metadata import SqlStore
 from era.store.s3_blobs import S3Blobs, check_bucket
-from era.telemetry.notes import Notes
 from era.telemetry.traces import Tracer
 
 _DELIVERIES = 16
@@ -94,7 +94,7 @@ class Base:
     own_quotas: Amounts
     """Quotas of owners and keys that have none of their own."""
 
-    notes: Notes
+    note: Note
     traces: Tracer
     store: SqlStore
     blobs: LocalBlobs | S3Blobs
@@ -182,7 +182,7 @@ class Reached:
     archives: Archives
 
 
-async def build_base(settings: Settings, notes: Notes, traces: Tracer) -> Base:
+async def build_base(settings: Settings, note: Note, traces: Tracer) -> Base:
     """Open the database and the blobs, and join the cluster if there is one."""
     private = policy.private_ranges(settings.egress_private)
     closed = policy.ranges(settings.egress_refused, "ERA_EGRESS_REFUSED")
@@ -203,7 +203,7 @@ async def build_base(settings: Settings, notes: Notes, traces: Tracer) -> Base:
         settings.data_dir.resolve(),
         limit_rules,
         own_quotas,
-        notes,
+        note,
         traces,
         store,
         blobs,
@@ -260,7 +260,7 @@ async def build_owners(base: Base, files: Files) -> Owners:
     await quotas.open()
     store.bounds = quotas.bounds
     key, sender = signing_secret(settings, "webhook-key"), WebhookSender(base.reachable)
-    webhooks = Webhooks(store.webhooks, sender, key, base.cluster, quotas.on_reached, base.notes.note)
+    webhooks = Webhooks(store.webhooks, sender, key, base.cluster, quotas.on_reached, base.note)
     in_rows, as_files = await store.d1_databases(), shared_directory(settings) / "storage"
     copies = base.directory / "sql-copies" if homes is not None and settings.database_url is not None else None
     most, is_shared = settings.storage_mb << 20, homes is not None
@@ -300,7 +300,7 @@ def build_sandboxes(base: Base, files: Files) -> Sandboxes:
         spares=settings.spares,
         max_warm=settings.max_warm,
         idle_seconds=settings.idle_seconds,
-        note=base.notes.note,
+        note=base.note,
     )
     return Sandboxes(network, descriptors, preparations, choice, liveness, pool)
 
@@ -340,7 +340,7 @@ def build_work(base: Base, files: Files, owners: Owners, sandboxes: Sandboxes) -
         base.store.inboxes,
         runs,
         at_a_time=_DELIVERIES if settings.max_warm is None else max(1, settings.max_warm // 2),
-        note=base.notes.note,
+        note=base.note,
         begin_trace=base.traces.begin,
         cluster=base.cluster,
     )
@@ -359,7 +359,7 @@ def build_setups(base: Base, files: Files, sandboxes: Sandboxes) -> Setups:
         Commands(pool, network, files.snapshots, files.history),
         sandboxes.liveness,
         base.settings.setup_seconds,
-        base.notes.note,
+        base.note,
         base.cluster,
     )
 
@@ -381,7 +381,7 @@ def build_run_parts(
         owners.quotas,
         base.store.usage,
         base.rules,
-        base.notes.note,
+        base.note,
         base.settings.trace_programs,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 import httpx
@@ -11,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from era.core.program import Ended
-from era.core.telemetry import GarbageCollected, Origin, RequestEnded, RunEnded, Trace, noted, origin
+from era.core.telemetry import GarbageCollected, Origin, RunEnded, Trace, noted, origin
 from era.errors import CommitFailed, NotFound
 from era.network.destinations import Destinations
 from era.telemetry.metrics import Metrics
-from era.telemetry.notes import Notes
+from era.telemetry.notes import to_all
 from tests.conftest import MakeSession, Run, eventually, metrics_now
 
 type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -205,51 +204,13 @@ def test_a_run_is_below_its_request() -> None:
         origin.reset(token)
 
 
-async def test_notes_are_handed_on_together_with_their_requests() -> None:
-    taken: list[tuple[object, str]] = []
-
-    def take(event: object) -> None:
-        request = origin.get()
-        taken.append((event, request.request_id if request else ""))
-
-    notes = Notes(take)
-    first, second = GarbageCollected(1.0), GarbageCollected(2.0)
-    token = origin.set(Origin("req_1"))
-    notes.note(first)
-    origin.reset(token)
-    notes.note(second)
-    assert taken == [], "whoever noted it doesn't wait"
-    async with asyncio.timeout(30):
-        while not taken:  # noqa: ASYNC110  nothing tells of it
-            await asyncio.sleep(0.01)
-    assert taken == [(first, "req_1"), (second, "")]
-    failed = RequestEnded("req_2", "GET", "/x", 500, 0.0, 0.1, failure=ValueError())
-    notes.note(failed)
-    assert taken[2:] == [(failed, "")], "at once, or the server that called us would log it first"
-    notes.note(first)
-    notes.flush()
-    assert len(taken) == 4
-    for _ in range(100):
-        notes.note(first)
-    assert len(taken) == 4
-    await asyncio.sleep(0)
-    assert len(taken) == 104, "many don't wait for more"
-
-
-async def test_a_taker_that_fails_costs_no_other_and_no_other_note() -> None:
+def test_a_taker_that_fails_costs_no_other() -> None:
     taken: list[object] = []
 
     def failing(event: object) -> None:
         raise ValueError("a fault of its own")
 
-    notes = Notes(failing, taken.append)
-    first, second = GarbageCollected(1.0), GarbageCollected(2.0)
-    token = origin.set(Origin("req_1"))
-    notes.note(first)
-    origin.reset(token)
-    notes.note(second)
     with capture_logs() as logged:
-        notes.flush()
-    assert taken == [first, second]
-    assert origin.get() is None
-    assert [line["event"] for line in logged] == ["note_not_taken"] * 2
+        to_all(failing, taken.append)(note := GarbageCollected(1.0))
+    assert taken == [note]
+    assert [line["event"] for line in logged] == ["note_not_taken"]

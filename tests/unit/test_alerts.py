@@ -127,7 +127,6 @@ class Watched:
             core.live_sessions,
             self.readiness,
             self.data_dir,
-            lambda: None,
             lambda: core.blobs.written,
             lambda: 0,
             homes := Homes(Rows(), 60, lambda: None),

@@ -56,9 +56,6 @@ class MeasuredParts:
     live_sessions: LiveSessions
     readiness: Readiness
     data_dir: Path
-    flush: Callable[[], None]
-    """Has what was noted counted."""
-
     blobs_written: Callable[[], int]
     """How many blobs this process has written."""
 
@@ -94,7 +91,6 @@ async def metrics_text(metrics: Metrics, parts: MeasuredParts) -> bytes:
     if parts.homes is None or parts.homes.leads:  # what all hosts share is counted by one of them
         with suppress(EraError):  # the alert on era_ready says so
             gauges += await _of_rows(parts)
-    parts.flush()
     written = Gauge("era_blobs_written", "Blobs that were stored.", parts.blobs_written())
     moved = Gauge("era_sessions_moved", "Sessions that moved to a host with more room.", parts.sessions_moved())
     return metrics.text(gauges, [written, moved])
