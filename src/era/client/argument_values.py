@@ -6,27 +6,10 @@ import os
 import sys
 from json import loads
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from era.client.command import argument
 from era.client.failure import Failure
-
-if TYPE_CHECKING:
-    from era.client.grammar import Parser
-
-
-def add_run_options(parser: Parser) -> None:
-    """The options of commands that run something."""
-    add = parser.add_argument
-    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]",
-        help="a variable for this run only; NAME alone takes the value it has here; may be repeated")  # fmt: skip
-    add("--secret", action="append", default=[], metavar="NAME=HOST,…",
-        help="the variable NAME that there is here, for these hosts only: the program sees a placeholder")  # fmt: skip
-    add("--timeout", type=seconds, metavar="SECONDS", help="how long the run may take")
-    add("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own")
-    add("--cwd", metavar="DIR", help="the directory to start in, below the session's")
-    add("--atomic", action="store_true", help="keep data and files only if it ends with 0")
-    add("--no-record-code", action="store_true", help="leave the code or command out of the run's record")
-    add("-b", "--background", action="store_true", help="print the run's id and leave it running")
 
 
 def seconds(text: str) -> float:
@@ -35,6 +18,32 @@ def seconds(text: str) -> float:
     if not isfinite(value):
         raise ValueError(text)
     return value
+
+
+RUN_OPTIONS = (
+    argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a variable for this run only; NAME alone takes the value it has here; may be repeated",
+    ),
+    argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=HOST,…",
+        help="the variable NAME that there is here, for these hosts only: the program sees a placeholder",
+    ),
+    argument("--timeout", type=seconds, metavar="SECONDS", help="how long the run may take"),
+    argument("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own"),
+    argument("--cwd", metavar="DIR", help="the directory to start in, below the session's"),
+    argument("--atomic", action="store_true", help="keep data and files only if it ends with 0"),
+    argument("--no-record-code", action="store_true", help="leave the code or command out of the run's record"),
+    argument("-b", "--background", action="store_true", help="print the run's id and leave it running"),
+)
+"""The options of commands that run something."""
 
 
 def run_options(named: Any) -> dict[str, Any]:
@@ -129,3 +138,14 @@ def variable(item: str) -> tuple[str, str]:
             raise Failure(f"--env {name} has no value, and there is no variable {name} here.")
         value = os.environ[name]
     return name, value
+
+
+def quotas_of(words: list[str]) -> dict[str, int | None]:
+    """Quotas by name, of words like `sessions=10`; `none` takes one back. Raises Failure."""
+    found: dict[str, int | None] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not name or not (value == "none" or value.isdecimal()):
+            raise Failure(f"'{word[:80]}' is no quota.\n     Write NAME=N, such as sessions=10, or NAME=none.")
+        found[name] = None if value == "none" else int(value)
+    return found

@@ -6,21 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from era.client.command import Command, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.output import print_json, table
 from era.client.servers import connect
-
-
-def add(parser: Parser) -> None:
-    parser.describe(
-        bench,
-        "Measure a server: how many milliseconds calls take, one after the other. It makes a session for that, and\n"
-        "deletes it. The benchmarks that ERA is developed with are `make bench`.",
-        ("era bench", "era bench --language node --runs 100"),
-    )
-    parser.add_argument("-l", "--language", default="python", help="(python)")
-    parser.add_argument("--runs", type=int, default=30, metavar="N", help="calls of each kind (30)")
 
 
 def bench(named: Any) -> None:
@@ -54,3 +43,17 @@ def _milliseconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return (time.perf_counter() - began) * 1000
+
+
+COMMANDS = {
+    "bench": Command(
+        "Measure a server: how many milliseconds calls take, one after the other. It makes a session for that, and\n"
+        "deletes it. The benchmarks that ERA is developed with are `make bench`.",
+        bench,
+        ["era bench", "era bench --language node --runs 100"],
+        [
+            argument("-l", "--language", default="python", help="(python)"),
+            argument("--runs", type=int, default=30, metavar="N", help="calls of each kind (30)"),
+        ],
+    )
+}

@@ -7,41 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from era.client.command import SESSION, Command, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.output import print_json, progress
 from era.client.servers import connect
-
-
-def add(parser: Parser) -> None:
-    if parser.prog.endswith("export"):
-        parser.describe(
-            export,
-            "Write SESSION, with all that belongs to it, into one file.",
-            (
-                "era export counter",
-                "era export counter --current --output counter.tar",
-                "era export counter --output - | ssh elsewhere era import -",
-            ),
-        )
-        parser.add_argument("session", metavar="SESSION")
-        parser.add_argument("-o", "--output", metavar="FILE", help="- for standard output; default: SESSION.era.tar")
-        parser.add_argument("--current", action="store_true", help="leave out older versions and the records of runs")
-    else:
-        parser.describe(
-            import_,
-            "Create the session that a file from `era export` holds, and print its id.",
-            (
-                "era import counter.era.tar",
-                "era import counter.era.tar --id counter-again",
-                "era import counter.era.tar --public",
-            ),
-        )
-        parser.add_argument("file", metavar="FILE", help="- for standard input")
-        parser.add_argument("--id", help="the new session's id; default: the one it had")
-        parser.add_argument(
-            "--public", action="store_true", help="leave it open to anybody by its public URL if it was so"
-        )
 
 
 def export(named: Any) -> None:
@@ -79,3 +48,35 @@ def import_(named: Any) -> None:
             print_json(session.info().answer)
         else:
             print(session.id)
+
+
+COMMANDS = {
+    "export": Command(
+        "Write SESSION, with all that belongs to it, into one file.",
+        export,
+        [
+            "era export counter",
+            "era export counter --current --output counter.tar",
+            "era export counter --output - | ssh elsewhere era import -",
+        ],
+        [
+            SESSION,
+            argument("-o", "--output", metavar="FILE", help="- for standard output; default: SESSION.era.tar"),
+            argument("--current", action="store_true", help="leave out older versions and the records of runs"),
+        ],
+    ),
+    "import": Command(
+        "Create the session that a file from `era export` holds, and print its id.",
+        import_,
+        [
+            "era import counter.era.tar",
+            "era import counter.era.tar --id counter-again",
+            "era import counter.era.tar --public",
+        ],
+        [
+            argument("file", metavar="FILE", help="- for standard input"),
+            argument("--id", help="the new session's id; default: the one it had"),
+            argument("--public", action="store_true", help="leave it open to anybody by its public URL if it was so"),
+        ],
+    ),
+}

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from era.client.command import Command, Group, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.serve import server_extra
 
 _LOCK = "lock"
@@ -30,50 +30,6 @@ _DOWN_SECONDS = 240.0
 _LOOK_SECONDS = 0.1
 _PID_DIGITS = 10
 _PR_SET_PDEATHSIG = 1
-
-
-def add(parser: Parser) -> None:
-    command = parser.group("Serve by several hosts on this machine, which share their sessions.")
-    _add_up(command("up", "start hosts, and watch over them"))
-    _add_down(command("down", "stop them"))
-
-
-def _add_up(parser: Parser) -> None:
-    parser.describe(
-        up,
-        "Serve the HTTP API by several hosts on this machine.\n\nEach host is a process of its own, at a port of its "
-        "own. Any of them takes any call. They share the sessions in DIR; docs/cluster.md says what that gives. A host "
-        "that ends is started anew. Settings are those of `era serve`, as ERA_ variables.\n\nOnce all are ready, "
-        "DIR/cluster.json has their URLs. Ctrl-C stops them all, and so does `era cluster down`.\n\nThe hosts need "
-        "nothing besides. With --postgresql, --s3 and --ray the command starts these, too, at loopback, their data in "
-        "DIR, and stops them after the hosts.",
-        (
-            "era cluster up --dir ./cluster",
-            "era cluster up --dir /var/lib/era --hosts 8 --port 8787",
-            "era cluster up --dir ./cluster --tls",
-            "era cluster up --dir ./cluster --full",
-        ),
-        json=False,
-    )
-    option = parser.add_argument
-    option("--dir", type=Path, required=True, metavar="DIR", help="directory of the whole cluster")
-    option("--hosts", type=int, default=3, help="how many hosts (3)")
-    option("--port", type=int, default=0, help="port of the first host; the next have the ports after it; 0: any")
-    option("--tls", action="store_true", help="have the hosts talk over TLS, with certificates made for this start")
-    option("--postgresql", action="store_true", help="start a PostgreSQL for the rows")
-    option("--s3", action="store_true", help="start an S3 server, Ceph's radosgw, for the content of files")
-    option("--ray", action="store_true", help="start a Ray with a node for each host, which keeps it running")
-    option("--full", action="store_true", help="all three")
-
-
-def _add_down(parser: Parser) -> None:
-    parser.describe(
-        down,
-        "Stop the hosts that `era cluster up` has started, and wait until they have ended.",
-        ("era cluster down --dir ./cluster",),
-        json=False,
-    )
-    parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help="directory of the whole cluster")
 
 
 def up(named: Any) -> int:
@@ -191,3 +147,66 @@ def _lock(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+_DIRECTORY = argument("--dir", type=Path, required=True, metavar="DIR", help="directory of the whole cluster")
+
+COMMANDS = {
+    "cluster": Group(
+        "Serve by several hosts on this machine, which share their sessions.",
+        {
+            "up": Command(
+                "Serve the HTTP API by several hosts on this machine.\n\n"
+                "Each host is a process of its own, at a port of its own. Any of them takes any call. They share the "
+                "sessions in DIR; docs/cluster.md says what that gives. A host that ends is started anew. Settings are "
+                "those of `era serve`, as ERA_ variables.\n\n"
+                "Once all are ready, DIR/cluster.json has their URLs. Ctrl-C stops them all, and so does `era cluster "
+                "down`.\n\n"
+                "The hosts need nothing besides. With --postgresql, --s3 and --ray the command starts these, too, at "
+                "loopback, their data in DIR, and stops them after the hosts.",
+                up,
+                [
+                    "era cluster up --dir ./cluster",
+                    "era cluster up --dir /var/lib/era --hosts 8 --port 8787",
+                    "era cluster up --dir ./cluster --tls",
+                    "era cluster up --dir ./cluster --full",
+                ],
+                [
+                    _DIRECTORY,
+                    argument("--hosts", type=int, default=3, help="how many hosts (3)"),
+                    argument(
+                        "--port",
+                        type=int,
+                        default=0,
+                        help="port of the first host; the next have the ports after it; 0: any",
+                    ),
+                    argument(
+                        "--tls",
+                        action="store_true",
+                        help="have the hosts talk over TLS, with certificates made for this start",
+                    ),
+                    argument("--postgresql", action="store_true", help="start a PostgreSQL for the rows"),
+                    argument(
+                        "--s3", action="store_true", help="start an S3 server, Ceph's radosgw, for the content of files"
+                    ),
+                    argument(
+                        "--ray",
+                        action="store_true",
+                        help="start a Ray with a node for each host, which keeps it running",
+                    ),
+                    argument("--full", action="store_true", help="all three"),
+                ],
+                summary="start hosts, and watch over them",
+                has_json=False,
+            ),
+            "down": Command(
+                "Stop the hosts that `era cluster up` has started, and wait until they have ended.",
+                down,
+                ["era cluster down --dir ./cluster"],
+                [_DIRECTORY],
+                summary="stop them",
+                has_json=False,
+            ),
+        },
+    )
+}

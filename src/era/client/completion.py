@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+from era.client import grammar
+from era.client.command import Command, argument
 from era.client.failure import Failure
-from era.client.grammar import COMMANDS, Parser, commands_below, parser_of
+from era.client.grammar import commands_below, parser_of
 from era.errors import EraError
 
 _SCRIPTS = {
@@ -30,21 +32,6 @@ _ASK_SECONDS = 1.0
 _MOST = 200
 
 
-def add(parser: Parser) -> None:
-    parser.describe(
-        completion,
-        "Print a script that completes commands, options and sessions in a shell.",
-        (
-            'eval "$(era completion bash)"    # in ~/.bashrc',
-            'eval "$(era completion zsh)"     # in ~/.zshrc, behind compinit',
-            "era completion fish > ~/.config/fish/completions/era.fish",
-        ),
-        json=False,
-    )
-    parser.add_argument("shell", metavar="SHELL", nargs="?", choices=(*_SCRIPTS, None), help=", ".join(_SCRIPTS))
-    parser.add_argument("--words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-
-
 def completion(named: Any) -> None:
     if named.words is not None:
         for word in candidates(named.words):
@@ -59,7 +46,7 @@ def candidates(words: list[str]) -> list[str]:
     """What the last of a command's words may become. Nothing leaves it to the shell, which completes files."""
     *before, last = words or [""]
     if not before:
-        return _starting(COMMANDS, last)
+        return _starting(grammar.COMMANDS, last)
     try:
         parser: argparse.ArgumentParser = parser_of(before[0])
     except Failure:
@@ -110,3 +97,21 @@ def _sessions() -> list[str]:
 
 def _starting(names: Iterable[str], start: str) -> list[str]:
     return [name for name in names if name.startswith(start)]
+
+
+COMMANDS = {
+    "completion": Command(
+        "Print a script that completes commands, options and sessions in a shell.",
+        completion,
+        [
+            'eval "$(era completion bash)"    # in ~/.bashrc',
+            'eval "$(era completion zsh)"     # in ~/.zshrc, behind compinit',
+            "era completion fish > ~/.config/fish/completions/era.fish",
+        ],
+        [
+            argument("shell", metavar="SHELL", nargs="?", choices=(*_SCRIPTS, None), help=", ".join(_SCRIPTS)),
+            argument("--words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS),
+        ],
+        has_json=False,
+    )
+}

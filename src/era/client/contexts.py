@@ -2,58 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from era.client.grammar import Parser
-from era.client.output import notice, print_json, table
-from era.client.servers import connect
+from era.client.command import SESSION, Command, Group, argument, calls, does, lists, on_session
+from era.client.output import notice
 
+if TYPE_CHECKING:
+    from era.sdk.sync.sessions import Session
 
-def add(parser: Parser) -> None:
-    command = parser.group("List, interrupt, restart and delete a session's contexts.")
-    each = command("list", "list a session's contexts")
-    each.describe(list_, "List a session's contexts: interpreters whose variables stay.", ("era contexts list app",))
-    each.add_argument("session", metavar="SESSION")
-
-    for name, call, summary in (
-        ("interrupt", interrupt, "interrupt the cell under way in a context, as Ctrl-C does"),
-        ("restart", restart, "give a context a new interpreter, without the variables of the old one"),
-        ("delete", delete, "end a context, and a run in it"),
-    ):
-        each = command(name, summary)
-        each.describe(call, f"{summary[0].upper()}{summary[1:]}.", (f"era contexts {name} app main",))
-        each.add_argument("session", metavar="SESSION")
-        each.add_argument("context", metavar="CONTEXT")
+_CONTEXT = (SESSION, argument("context", metavar="CONTEXT"))
 
 
-def list_(named: Any) -> None:
-    with connect(named) as era:
-        found = era.sessions.named(named.session).contexts()
-    if named.json:
-        print_json({"contexts": [each.answer for each in found], "count": len(found)})
-        return
-    names = ("context", "status", "cells", "memory", "started", "kernel")
-    table(names, [(c.name, c.status, c.execution_count, c.memory_bytes, c.started_at, c.kernel) for c in found])
+def _interrupt(session: Session, named: Any) -> dict[str, Any]:
+    return {"success": True, "name": named.context, "interrupted": session.context(named.context).interrupt()}
 
 
-def interrupt(named: Any) -> None:
-    with connect(named) as era:
-        interrupted = era.sessions.named(named.session).context(named.context).interrupt()
-    if named.json:
-        print_json({"success": True, "name": named.context, "interrupted": interrupted})
-    elif not interrupted:
+def _show_interrupted(found: dict[str, Any]) -> None:
+    if not found["interrupted"]:
         notice("no cell was under way")
 
 
-def restart(named: Any) -> None:
-    with connect(named) as era:
-        restarted = era.sessions.named(named.session).context(named.context).restart()
-    if named.json:
-        print_json(restarted.answer)
-
-
-def delete(named: Any) -> None:
-    with connect(named) as era:
-        era.sessions.named(named.session).context(named.context).delete()
-    if named.json:
-        print_json({"success": True, "name": named.context})
+COMMANDS = {
+    "contexts": Group(
+        "List, interrupt, restart and delete a session's contexts.",
+        {
+            "list": Command(
+                "List a session's contexts: interpreters whose variables stay.",
+                lists(
+                    on_session(lambda session, _: session.contexts()),
+                    "contexts",
+                    {
+                        "context": "name",
+                        "status": "status",
+                        "cells": "execution_count",
+                        "memory": "memory_bytes",
+                        "started": "started_at",
+                        "kernel": "kernel",
+                    },
+                ),
+                ["era contexts list app"],
+                [SESSION],
+                summary="list a session's contexts",
+            ),
+            "interrupt": Command(
+                "Interrupt the cell under way in a context, as Ctrl-C does.",
+                calls(on_session(_interrupt), _show_interrupted),
+                ["era contexts interrupt app main"],
+                _CONTEXT,
+            ),
+            "restart": Command(
+                "Give a context a new interpreter, without the variables of the old one.",
+                calls(on_session(lambda session, named: session.context(named.context).restart())),
+                ["era contexts restart app main"],
+                _CONTEXT,
+            ),
+            "delete": Command(
+                "End a context, and a run in it.",
+                does(on_session(lambda session, named: session.context(named.context).delete()), name="context"),
+                ["era contexts delete app main"],
+                _CONTEXT,
+            ),
+        },
+    )
+}

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from era.client.argument_values import add_run_options, run_options
+from era.client.argument_values import RUN_OPTIONS, run_options
+from era.client.command import Command, argument
 from era.client.failure import Failure
 from era.client.follow import follow
-from era.client.grammar import Parser
 from era.client.output import print_json
 from era.client.servers import connect
-
-
-def add(parser: Parser) -> None:
-    parser.describe(
-        exec_,
-        "Run a command in a session and leave with its exit code.\n\nOne word is a line for the shell, several are a "
-        "program and its arguments. What it leaves is committed,\nas of any run. Ctrl-C asks it to stop.",
-        (
-            "era exec app 'ls -l | head'",
-            "era exec app -- python3 -m pytest -q",
-            "era exec app --timeout 600 --background -- make all",
-            "era exec app --process --tag web -- npm run dev",
-            "era exec app --process --interactive --tag db -- sqlite3 shop.db",
-        ),
-    )
-    parser.add_argument("session", metavar="SESSION", help="the session's id")
-    parser.add_argument("args", metavar="COMMAND", nargs="*", help="behind -- its words may begin with hyphens")
-    add_run_options(parser)
-    parser.add_argument(
-        "--process", action="store_true", help="start it as a process, which goes on beside runs, and print its id"
-    )
-    parser.add_argument("--tag", help="a name for the process")
-    parser.add_argument(
-        "-i", "--interactive", action="store_true", help="give the process input, by `era shell SESSION --process ID`"
-    )
 
 
 def exec_(named: Any) -> int:
@@ -77,3 +52,36 @@ def _start(named: Any, options: dict[str, Any]) -> int:
         else:
             print(process.id)
     return 0
+
+
+COMMANDS = {
+    "exec": Command(
+        "Run a command in a session and leave with its exit code.\n\nOne word is a line for the shell, several are a "
+        "program and its arguments. What it leaves is committed,\nas of any run. Ctrl-C asks it to stop.",
+        exec_,
+        [
+            "era exec app 'ls -l | head'",
+            "era exec app -- python3 -m pytest -q",
+            "era exec app --timeout 600 --background -- make all",
+            "era exec app --process --tag web -- npm run dev",
+            "era exec app --process --interactive --tag db -- sqlite3 shop.db",
+        ],
+        [
+            argument("session", metavar="SESSION", help="the session's id"),
+            argument("args", metavar="COMMAND", nargs="*", help="behind -- its words may begin with hyphens"),
+            *RUN_OPTIONS,
+            argument(
+                "--process",
+                action="store_true",
+                help="start it as a process, which goes on beside runs, and print its id",
+            ),
+            argument("--tag", help="a name for the process"),
+            argument(
+                "-i",
+                "--interactive",
+                action="store_true",
+                help="give the process input, by `era shell SESSION --process ID`",
+            ),
+        ],
+    )
+}

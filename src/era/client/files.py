@@ -6,129 +6,36 @@ import os
 import sys
 from typing import Any
 
+from era.client.command import SESSION, Command, Group, argument, calls, does, lists, on_session
 from era.client.failure import Failure
-from era.client.grammar import Parser
-from era.client.output import print_json, progress, table
+from era.client.output import print_json, progress
 from era.client.servers import connect
+from era.sdk.answers import FileInfo
 from era.sdk.sync.files import Files
 from era.sdk.sync.sessions import Session
 
-
-def add(parser: Parser) -> None:
-    command = parser.group("List, read, write, move and delete a session's files. `era push` and `era pull` copy many.")
-
-    each = command("list", "list files")
-    each.describe(
-        list_, "List a session's files, or those whose paths begin with PREFIX.", ("era files list app src/",)
-    )
-    _session(each)
-    each.add_argument("prefix", metavar="PREFIX", nargs="?", default="")
-    _version(each)
-
-    each = command("show", "print a file")
-    each.describe(
-        show,
-        "Print a file's content.",
-        ("era files show app notes.txt", "era files show app a.txt --version 3"),
-        json=False,
-    )
-    _session(each)
-    each.add_argument("path", metavar="PATH")
-    _version(each)
-
-    each = command("get", "fetch a file")
-    each.describe(
-        get,
-        "Fetch a file into a local one.",
-        ("era files get app out/report.pdf", "era files get app out/report.pdf ~/reports"),
-    )
-    _session(each)
-    each.add_argument("path", metavar="PATH")
-    each.add_argument(
-        "target",
-        metavar="FILE",
-        nargs="?",
-        help="or the directory to put it into; default: PATH's last name; - for standard output",
-    )
-    _version(each)
-
-    each = command("put", "write a file")
-    each.describe(
-        put,
-        "Write a local file into the session.",
-        ("era files put app data.csv", "date | era files put app - when.txt"),
-    )
-    _session(each)
-    each.add_argument("source", metavar="FILE", help="- for standard input")
-    each.add_argument("path", metavar="PATH", nargs="?", help="default: FILE's name")
-
-    each = command("move", "move a file or directory")
-    each.describe(move, "Move a file, a link or a directory.", ("era files move app a.txt old/a.txt",))
-    _session(each)
-    each.add_argument("path", metavar="PATH")
-    each.add_argument("to", metavar="TO")
-    each.add_argument("--replace", action="store_true", help="replace what is there")
-
-    each = command("mkdir", "make a directory")
-    each.describe(mkdir, "Make a directory, and those on the way to it.", ("era files mkdir app data/raw",))
-    _session(each)
-    each.add_argument("path", metavar="PATH")
-
-    each = command("delete", "delete files")
-    each.describe(delete, "Delete files.", ("era files delete app a.txt", "era files delete app build --recursive"))
-    _session(each)
-    each.add_argument("paths", metavar="PATH", nargs="+")
-    each.add_argument("-r", "--recursive", action="store_true", help="directories, with all that is in them")
-
-    each = command("link", "print a URL that needs no key")
-    each.describe(
-        link,
-        "Print a URL by which one file can be read, or written, without a key.",
-        ("era files link app report.pdf --expires 600",),
-    )
-    _session(each)
-    each.add_argument("path", metavar="PATH")
-    each.add_argument("--put", action="store_true", help="to write it")
-    each.add_argument("--expires", type=int, metavar="SECONDS", help="(3600)")
-
-
-def _session(parser: Parser) -> None:
-    parser.add_argument("session", metavar="SESSION")
-
-
-def _version(parser: Parser) -> None:
-    parser.add_argument("--version", type=int, metavar="N", help="as it was in this version")
+_PATH = argument("path", metavar="PATH")
+_VERSION = argument("--version", type=int, metavar="N", help="as it was in this version")
 
 
 def _files(session: Session, version: int | None) -> Files:
     return session.files if version is None else session.versions.files(version)
 
 
-def list_(named: Any) -> None:
-    with connect(named) as era:
-        found = _files(era.sessions.named(named.session), named.version).list(named.prefix)
-    if named.json:
-        print_json({"files": [file.answer for file in found], "count": len(found)})
-        return
-    table(
-        ("mode", "bytes", "modified", "path"),
-        [
-            (f.mode, f.size, f.modified_at, f"{f.path} -> {f.link}" if f.link else f.path + "/" * (f.type == "dir"))
-            for f in found
-        ],
-    )
+def _listed(file: FileInfo) -> str:
+    return f"{file.path} -> {file.link}" if file.link else file.path + "/" * (file.type == "dir")
 
 
-def show(named: Any) -> None:
+def _show(named: Any) -> None:
     sys.stdout.flush()
     with connect(named) as era:
         for piece in _files(era.sessions.named(named.session), named.version).pieces(named.path):
             sys.stdout.buffer.write(piece)
 
 
-def get(named: Any) -> None:
+def _get(named: Any) -> None:
     if named.target == "-":
-        show(named)
+        _show(named)
         return
     name = os.path.basename(named.path.rstrip("/"))
     target = named.target or name
@@ -140,21 +47,18 @@ def get(named: Any) -> None:
         print_json({"path": named.path, "file": target, "size": os.stat(target).st_size})
 
 
-def put(named: Any) -> None:
+def _put(session: Session, named: Any) -> tuple[Files, str]:
     if named.source == "-" and named.path is None:
         raise Failure("What is standard input to be called?\n     era files put SESSION - PATH")
     path = named.path or os.path.basename(named.source)
-    with connect(named) as era:
-        files = era.sessions.named(named.session).files
-        if named.source == "-":
-            files.write(path, sys.stdin.buffer)
-        else:
-            from pathlib import Path
+    if named.source == "-":
+        session.files.write(path, sys.stdin.buffer)
+    else:
+        from pathlib import Path
 
-            with progress(path, _size(named.source)) as advance:
-                files.write(path, Path(named.source), progress=advance)
-        if named.json:
-            print_json(files.stat(path).answer)
+        with progress(path, _size(named.source)) as advance:
+            session.files.write(path, Path(named.source), progress=advance)
+    return session.files, path
 
 
 def _size(file: str) -> int | None:
@@ -164,33 +68,114 @@ def _size(file: str) -> int | None:
         return None  # the SDK says what is wrong
 
 
-def move(named: Any) -> None:
-    with connect(named) as era:
-        era.sessions.named(named.session).files.move(named.path, named.to, replace=named.replace)
-    if named.json:
-        print_json({"success": True, "from": named.path, "to": named.to})
+def _move(session: Session, named: Any) -> None:
+    session.files.move(named.path, named.to, replace=named.replace)
 
 
-def mkdir(named: Any) -> None:
-    with connect(named) as era:
-        era.sessions.named(named.session).files.mkdir(named.path)
-    if named.json:
-        print_json({"success": True, "path": named.path})
+def _delete(session: Session, named: Any) -> None:
+    for path in named.paths:
+        session.files.delete(path, recursive=named.recursive)
+        if named.json:
+            print_json({"success": True, "path": path})
 
 
-def delete(named: Any) -> None:
-    with connect(named) as era:
-        for path in named.paths:
-            era.sessions.named(named.session).files.delete(path, recursive=named.recursive)
-            if named.json:
-                print_json({"success": True, "path": path})
+def _link(session: Session, named: Any) -> dict[str, Any]:
+    url = session.files.link(named.path, method="PUT" if named.put else "GET", expires_in=named.expires)
+    return {"url": url, "path": named.path}
 
 
-def link(named: Any) -> None:
-    with connect(named) as era:
-        files = era.sessions.named(named.session).files
-        url = files.link(named.path, method="PUT" if named.put else "GET", expires_in=named.expires)
-    if named.json:
-        print_json({"url": url, "path": named.path})
-    else:
-        print(url)
+COMMANDS = {
+    "files": Group(
+        "List, read, write, move and delete a session's files. `era push` and `era pull` copy many.",
+        {
+            "list": Command(
+                "List a session's files, or those whose paths begin with PREFIX.",
+                lists(
+                    on_session(lambda session, named: _files(session, named.version).list(named.prefix)),
+                    "files",
+                    {"mode": "mode", "bytes": "size", "modified": "modified_at", "path": _listed},
+                ),
+                ["era files list app src/"],
+                [SESSION, argument("prefix", metavar="PREFIX", nargs="?", default=""), _VERSION],
+                summary="list files",
+            ),
+            "show": Command(
+                "Print a file's content.",
+                _show,
+                ["era files show app notes.txt", "era files show app a.txt --version 3"],
+                [SESSION, _PATH, _VERSION],
+                summary="print a file",
+                has_json=False,
+            ),
+            "get": Command(
+                "Fetch a file into a local one.",
+                _get,
+                ["era files get app out/report.pdf", "era files get app out/report.pdf ~/reports"],
+                [
+                    SESSION,
+                    _PATH,
+                    argument(
+                        "target",
+                        metavar="FILE",
+                        nargs="?",
+                        help="or the directory to put it into; default: PATH's last name; - for standard output",
+                    ),
+                    _VERSION,
+                ],
+                summary="fetch a file",
+            ),
+            "put": Command(
+                "Write a local file into the session.",
+                calls(on_session(_put), json=lambda written: written[0].stat(written[1]).answer),
+                ["era files put app data.csv", "date | era files put app - when.txt"],
+                [
+                    SESSION,
+                    argument("source", metavar="FILE", help="- for standard input"),
+                    argument("path", metavar="PATH", nargs="?", help="default: FILE's name"),
+                ],
+                summary="write a file",
+            ),
+            "move": Command(
+                "Move a file, a link or a directory.",
+                does(on_session(_move), **{"from": "path", "to": "to"}),
+                ["era files move app a.txt old/a.txt"],
+                [
+                    SESSION,
+                    _PATH,
+                    argument("to", metavar="TO"),
+                    argument("--replace", action="store_true", help="replace what is there"),
+                ],
+                summary="move a file or directory",
+            ),
+            "mkdir": Command(
+                "Make a directory, and those on the way to it.",
+                does(on_session(lambda session, named: session.files.mkdir(named.path)), path="path"),
+                ["era files mkdir app data/raw"],
+                [SESSION, _PATH],
+                summary="make a directory",
+            ),
+            "delete": Command(
+                "Delete files.",
+                calls(on_session(_delete)),
+                ["era files delete app a.txt", "era files delete app build --recursive"],
+                [
+                    SESSION,
+                    argument("paths", metavar="PATH", nargs="+"),
+                    argument("-r", "--recursive", action="store_true", help="directories, with all that is in them"),
+                ],
+            ),
+            "link": Command(
+                "Print a URL by which one file can be read, or written, without a key.",
+                calls(on_session(_link), lambda found: print(found["url"])),
+                ["era files link app report.pdf --expires 600"],
+                [
+                    SESSION,
+                    _PATH,
+                    argument("--put", action="store_true", help="to write it"),
+                    argument("--expires", type=int, metavar="SECONDS", help="(3600)"),
+                ],
+                summary="print a URL that needs no key",
+            ),
+        },
+    )
+}

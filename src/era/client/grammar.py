@@ -1,8 +1,7 @@
 """The grammar of the command: which commands there are, and how a command's words become a call of its function.
 
-Each command, or group of commands, is a module with a function `add(parser)`, which gives the parser its arguments and
-sets `call` to the function that carries it out. That takes the parsed words and returns the exit code, None for 0. A
-module is imported only when its command is called, or its words are completed.
+GROUPS names the commands, and the module of each. The module has a table COMMANDS with a Command or Group for each of
+its names. It is imported only when its command is called, or its words are completed.
 
 argparse and not a library of more comfort: it takes 10 ms to import where those take 100, and a command in a shell's
 loop pays that each time.
@@ -13,10 +12,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from era.client.command import Command, Group
 from era.client.failure import Failure
 from era.spelling import nearest
 
@@ -70,8 +70,6 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
-type Call = Callable[[argparse.Namespace], int | None]
-
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """As wide as the terminal. argparse makes one for each option and would ask `shutil`, whose import takes long."""
@@ -98,28 +96,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Failure(f"{message}\n     {self.prog} --help has examples.")
 
-    def describe(self, call: Call, text: str, examples: Sequence[str], *, json: bool = True) -> Parser:
-        """Say what this command does, with examples, and add the options that all commands have."""
-        self.description = text[0].upper() + text[1:]
-        self.epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples)
-        self.set_defaults(call=call, json=False)
-        if json:
-            self.add_argument("--json", action="store_true", help="print JSON, as the API answers it")
-        self.add_argument(
-            "--server", metavar="NAME|URL", help="a server that `era login` remembers, or an address (ERA_SERVER)"
-        )
-        return self
 
-    def group(self, text: str) -> Callable[..., Parser]:
-        """Make this a group of commands. Returns what adds one: of a name and a line of help."""
-        self.description = text
-        commands = self.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
-
-        def add(name: str, summary: str) -> Parser:
-            parser: Parser = commands.add_parser(name, help=summary)
-            return parser
-
-        return add
+def _fill(parser: Parser, entry: Command | Group) -> Parser:
+    """Give a parser the texts and arguments of a command, or of all commands of a group."""
+    if isinstance(entry, Group):
+        parser.description = entry.text
+        commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, title="commands")
+        for name, below in entry.commands.items():
+            summary = below.summary or (below.text[0].lower() + below.text[1:]).removesuffix(".")
+            _fill(commands.add_parser(name, help=summary), below)
+        return parser
+    parser.description = entry.text
+    parser.epilog = "examples:\n" + "\n".join(f"  {example}" for example in entry.examples)
+    parser.set_defaults(call=entry.call, json=False)
+    if entry.has_json:
+        parser.add_argument("--json", action="store_true", help="print JSON, as the API answers it")
+    parser.add_argument(
+        "--server", metavar="NAME|URL", help="a server that `era login` remembers, or an address (ERA_SERVER)"
+    )
+    for names, options in entry.arguments:
+        parser.add_argument(*names, **options)
+    return parser
 
 
 def parser_of(command: str) -> Parser:
@@ -129,9 +126,7 @@ def parser_of(command: str) -> Parser:
         hint = f"Did you mean `era {meant}`?" if meant else "`era --help` lists the commands."
         raise Failure(f"There is no command '{command[:80]}'.\n     {hint}")
     module, _ = COMMANDS[command]
-    parser = Parser(prog=f"era {command}")
-    import_module(f"era.client.{module}").add(parser)
-    return parser
+    return _fill(Parser(prog=f"era {command}"), import_module(f"era.client.{module}").COMMANDS[command])
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -156,9 +151,8 @@ def carry_out(words: Sequence[str]) -> int:
         return int(end.code or 0)
     if has_program:
         named.args = [*named.args, *behind]
-    call: Call = named.call
     try:
-        return call(named) or 0
+        return int(named.call(named) or 0)
     finally:
         sys.stdout.flush()
 

@@ -6,42 +6,13 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from era.client.command import Command, Group, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.output import print_json, table
 from era.client.serve import server_extra
 
 _ANSWER_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
-
-
-def add(parser: Parser) -> None:
-    command = parser.group(
-        "Look at and operate the hosts on the nodes of a Ray cluster, which `era serve --cluster` has started."
-    )
-    text = "List the nodes' hosts: node, state, URL, process, and how often it was started anew."
-    _add(command("list", "list them"), show, text, ("era host list", "era host list --cluster 10.0.0.1:6379 --json"))
-    text = (
-        "Stop a node's host for good, and wait until it has ended.\n\nIt lets runs end, and gives its sessions to the "
-        "other hosts. It isn't started again before `era host start`. For a node that is to be taken away, and for an "
-        "upgrade, node after node."
-    )
-    _add(command("drain", "stop one"), drain, text, ("era host drain", "era host drain 10.0.0.7"), takes_node=True)
-    text = "Start a node's host that was drained."
-    _add(command("start", "start one again"), start, text, ("era host start 10.0.0.7",), takes_node=True)
-    text = (
-        "Stop all hosts, and wait until they have ended.\n\nEnd `era serve --cluster` first: it would start them again."
-    )
-    _add(command("stop", "stop them all"), stop, text, ("era host stop",))
-
-
-def _add(parser: Parser, call: Any, text: str, examples: tuple[str, ...], *, takes_node: bool = False) -> None:
-    parser.describe(call, text, examples)
-    if takes_node:
-        parser.add_argument("node", nargs="?", help="address or id of the node; left out: the one that this runs on")
-    parser.add_argument(
-        "--cluster", default="auto", metavar="ADDRESS", help="Ray's head, HOST:PORT; left out: this machine's cluster"
-    )
 
 
 def show(named: Any) -> int:
@@ -105,3 +76,48 @@ def _print(found: Any, named: Any) -> None:
         return
     names = ("address", "node", "state", "url", "pid", "restarts", "detail")
     table(names, [[row.get(name, "") for name in names] for row in rows])
+
+
+_CLUSTER = argument(
+    "--cluster", default="auto", metavar="ADDRESS", help="Ray's head, HOST:PORT; left out: this machine's cluster"
+)
+_NODE = argument("node", nargs="?", help="address or id of the node; left out: the one that this runs on")
+
+COMMANDS = {
+    "host": Group(
+        "Look at and operate the hosts on the nodes of a Ray cluster, which `era serve --cluster` has started.",
+        {
+            "list": Command(
+                "List the nodes' hosts: node, state, URL, process, and how often it was started anew.",
+                show,
+                ["era host list", "era host list --cluster 10.0.0.1:6379 --json"],
+                [_CLUSTER],
+                summary="list them",
+            ),
+            "drain": Command(
+                "Stop a node's host for good, and wait until it has ended.\n\nIt lets runs end, and gives its sessions "
+                "to the other hosts. It isn't started again before `era host start`. For a node that is to be taken "
+                "away, and for an upgrade, node after node.",
+                drain,
+                ["era host drain", "era host drain 10.0.0.7"],
+                [_NODE, _CLUSTER],
+                summary="stop one",
+            ),
+            "start": Command(
+                "Start a node's host that was drained.",
+                start,
+                ["era host start 10.0.0.7"],
+                [_NODE, _CLUSTER],
+                summary="start one again",
+            ),
+            "stop": Command(
+                "Stop all hosts, and wait until they have ended.\n\nEnd `era serve --cluster` first: it would start "
+                "them again.",
+                stop,
+                ["era host stop"],
+                [_CLUSTER],
+                summary="stop them all",
+            ),
+        },
+    )
+}

@@ -8,34 +8,13 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from era.client.command import Command, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.output import notice, print_json, table
 from era.client.servers import Servers
 from era.sdk.sync.client import Era
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-
-def add(parser: Parser) -> None:
-    if parser.prog.endswith("login"):
-        parser.describe(
-            login,
-            "Remember a server and its key, and use it from now on.\n\nWithout URL, list the servers that are "
-            "remembered; with --name alone, use another one of them. ERA_SERVER\nand --server come before.",
-            (
-                "era login https://era.example.com --key era_… --name work",
-                "era login http://127.0.0.1:8787",
-                "era login --name work",
-                "era run hello.py --server work",
-            ),
-        )
-        parser.add_argument("url", metavar="URL", nargs="?")
-        parser.add_argument("--key", help="the API key; - reads it from standard input; default: ERA_API_KEY")
-        parser.add_argument("--name", help="default: the host's name")
-    else:
-        parser.describe(logout, "Forget a server and its key.", ("era logout work",))
-        parser.add_argument("name", metavar="NAME")
 
 
 def login(named: Any) -> None:
@@ -87,3 +66,24 @@ def logout(named: Any) -> None:
     if servers.current == named.name:
         servers.current = None
     servers.save()
+
+
+COMMANDS = {
+    "login": Command(
+        "Remember a server and its key, and use it from now on.\n\nWithout URL, list the servers that are "
+        "remembered; with --name alone, use another one of them. ERA_SERVER\nand --server come before.",
+        login,
+        [
+            "era login https://era.example.com --key era_… --name work",
+            "era login http://127.0.0.1:8787",
+            "era login --name work",
+            "era run hello.py --server work",
+        ],
+        [
+            argument("url", metavar="URL", nargs="?"),
+            argument("--key", help="the API key; - reads it from standard input; default: ERA_API_KEY"),
+            argument("--name", help="default: the host's name"),
+        ],
+    ),
+    "logout": Command("Forget a server and its key.", logout, ["era logout work"], [argument("name", metavar="NAME")]),
+}

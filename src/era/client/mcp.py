@@ -6,21 +6,10 @@ import asyncio
 import ssl
 from typing import Any
 
+from era.client.command import Command
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.servers import Servers
 from era.sdk.calls import address, authorization
-
-
-def add(parser: Parser) -> None:
-    parser.describe(
-        mcp,
-        "Serve tools to a model by the Model Context Protocol, on standard input and output.\n\nThey run code on a "
-        "server, and work in its sessions. Programs that speak the protocol over HTTP need no\ncommand: the server has "
-        "it at /mcp.",
-        ("era mcp", "era mcp --server http://era.internal:8787"),
-        json=False,
-    )
 
 
 def mcp(named: Any) -> None:
@@ -51,3 +40,15 @@ def mcp(named: Any) -> None:
             await tools.run(read, write, tools.create_initialization_options())
 
     asyncio.run(serve())
+
+
+COMMANDS = {
+    "mcp": Command(
+        "Serve tools to a model by the Model Context Protocol, on standard input and output.\n\nThey run code on a "
+        "server, and work in its sessions. Programs that speak the protocol over HTTP need no\ncommand: the server has "
+        "it at /mcp.",
+        mcp,
+        ["era mcp", "era mcp --server http://era.internal:8787"],
+        has_json=False,
+    )
+}

@@ -10,99 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from era.client.command import Command, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.output import Advance, notice, print_json, progress
 from era.client.serve import server_extra, settings_of
-
-
-def add(parser: Parser) -> None:
-    command = parser.prog.rpartition(" ")[2]
-    adders = {
-        "backup": _add_backup,
-        "restore": _add_restore,
-        "check": _add_check,
-        "migrate": _add_migrate,
-        "gc": _add_gc,
-    }
-    adders[command](parser)
-
-
-def _directory(parser: Parser) -> None:
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the server's data directory (ERA_DATA_DIR)")
-
-
-def _add_backup(parser: Parser) -> None:
-    parser.describe(
-        backup,
-        "Back up a server's data, as of one moment, while the server runs or not.\n\nRows in PostgreSQL and content in "
-        "S3 are in it, too: set ERA_DATABASE_URL, ERA_BLOBS and AWS_… as for the server. TARGET becomes a directory, "
-        "with SHA256SUMS of all that is in it. It holds people's data and the server's keys: keep it as safe as the "
-        "data directory. Run this as the server's user.\n\nLeaves with 0; with 1 if the backup was made "
-        "but the data directory lacks content that it names; with 2 if none was made.",
-        ("era backup /backups/monday", "era backup --data-dir /var/lib/era /backups/monday --json"),
-    )
-    parser.add_argument("target", type=Path, metavar="TARGET", help="directory to make; must not be there yet")
-    _directory(parser)
-    parser.add_argument("--without-content", action="store_true", help="leave out content that is in S3")
-
-
-def _add_restore(parser: Parser) -> None:
-    parser.describe(
-        restore,
-        "Make a data directory of a backup.\n\nWith ERA_DATABASE_URL its rows get into that database of PostgreSQL, "
-        "which must have none, and with ERA_BLOBS its content into that prefix of a bucket, which must be empty; "
-        "wherever they were before. Every file is verified first. If any is damaged, each is named and nothing is "
-        "restored. Run this as the server's user.\n\nLeaves with 0, or with 2 if nothing was restored.",
-        ("era restore /backups/monday --data-dir /var/lib/era",),
-    )
-    parser.add_argument("backup", type=Path, metavar="TARGET", help="directory that `era backup` made")
-    _directory(parser)
-
-
-def _add_check(parser: Parser) -> None:
-    parser.describe(
-        check,
-        "Check whether a server's rows and content agree, while the server runs or not.\n\nReads all content, in S3 as "
-        "well: set ERA_DATABASE_URL, ERA_BLOBS and AWS_… as for the server. "
-        "--repair, on a stopped server, moves damaged content aside (into damaged/), and with --from brings back what "
-        "a backup has of it.\n\nLeaves with 0 if all is well, with 1 if problems are left.",
-        ("era check --data-dir /var/lib/era", "era check --repair --from /backups/monday"),
-    )
-    _directory(parser)
-    parser.add_argument("--repair", action="store_true", help="put right what can be without losing anything")
-    parser.add_argument(
-        "--from", dest="backup", type=Path, metavar="BACKUP", help="a backup to bring content back from"
-    )
-    parser.add_argument("--without-content", action="store_true", help="don't look at content that is in S3")
-
-
-def _add_migrate(parser: Parser) -> None:
-    parser.describe(
-        migrate,
-        "Move the rows of a stopped server from its data directory to PostgreSQL.\n\nTARGET must have no rows yet. All "
-        "are copied and counted in one transaction; then SOURCE/era.sqlite becomes era.sqlite.moved, and SOURCE notes "
-        "where its rows are. The content of files and programs' SQL databases stay in SOURCE. Start the server with "
-        "ERA_DATABASE_URL and the same data directory afterwards.\n\nOthers on this machine can see a command's "
-        "arguments: leave TARGET out and set ERA_DATABASE_URL, or the password out and have it in ~/.pgpass.\n\nLeaves "
-        "with 0, or with 2 if nothing was moved.",
-        (
-            "era migrate /var/lib/era postgresql://era@db.example.com/era",
-            "ERA_DATABASE_URL=postgresql://era:secret@db.example.com/era era migrate /var/lib/era",
-        ),
-    )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the server's data directory (ERA_DATA_DIR)")
-    parser.add_argument("target", nargs="?", metavar="TARGET", help="URL of the database (ERA_DATABASE_URL)")
-
-
-def _add_gc(parser: Parser) -> None:
-    parser.describe(
-        gc,
-        "Remove content that nothing needs any more from the data directory of a stopped server.\n\nA server does this "
-        "by itself once an hour, an hour late. Set the same ERA_ variables as for the server: they say what is kept.",
-        ("era gc --data-dir /var/lib/era",),
-    )
-    _directory(parser)
 
 
 def backup(named: Any) -> int:
@@ -251,3 +162,70 @@ def _failing() -> Iterator[None]:
 
 def _ended(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+_DIRECTORY = argument("--data-dir", type=Path, metavar="DIR", help="the server's data directory (ERA_DATA_DIR)")
+
+COMMANDS = {
+    "backup": Command(
+        "Back up a server's data, as of one moment, while the server runs or not.\n\nRows in PostgreSQL and content in "
+        "S3 are in it, too: set ERA_DATABASE_URL, ERA_BLOBS and AWS_… as for the server. TARGET becomes a directory, "
+        "with SHA256SUMS of all that is in it. It holds people's data and the server's keys: keep it as safe as the "
+        "data directory. Run this as the server's user.\n\nLeaves with 0; with 1 if the backup was made "
+        "but the data directory lacks content that it names; with 2 if none was made.",
+        backup,
+        ["era backup /backups/monday", "era backup --data-dir /var/lib/era /backups/monday --json"],
+        [
+            argument("target", type=Path, metavar="TARGET", help="directory to make; must not be there yet"),
+            _DIRECTORY,
+            argument("--without-content", action="store_true", help="leave out content that is in S3"),
+        ],
+    ),
+    "restore": Command(
+        "Make a data directory of a backup.\n\nWith ERA_DATABASE_URL its rows get into that database of PostgreSQL, "
+        "which must have none, and with ERA_BLOBS its content into that prefix of a bucket, which must be empty; "
+        "wherever they were before. Every file is verified first. If any is damaged, each is named and nothing is "
+        "restored. Run this as the server's user.\n\nLeaves with 0, or with 2 if nothing was restored.",
+        restore,
+        ["era restore /backups/monday --data-dir /var/lib/era"],
+        [argument("backup", type=Path, metavar="TARGET", help="directory that `era backup` made"), _DIRECTORY],
+    ),
+    "check": Command(
+        "Check whether a server's rows and content agree, while the server runs or not.\n\nReads all content, in S3 as "
+        "well: set ERA_DATABASE_URL, ERA_BLOBS and AWS_… as for the server. "
+        "--repair, on a stopped server, moves damaged content aside (into damaged/), and with --from brings back what "
+        "a backup has of it.\n\nLeaves with 0 if all is well, with 1 if problems are left.",
+        check,
+        ["era check --data-dir /var/lib/era", "era check --repair --from /backups/monday"],
+        [
+            _DIRECTORY,
+            argument("--repair", action="store_true", help="put right what can be without losing anything"),
+            argument("--from", dest="backup", type=Path, metavar="BACKUP", help="a backup to bring content back from"),
+            argument("--without-content", action="store_true", help="don't look at content that is in S3"),
+        ],
+    ),
+    "migrate": Command(
+        "Move the rows of a stopped server from its data directory to PostgreSQL.\n\nTARGET must have no rows yet. All "
+        "are copied and counted in one transaction; then SOURCE/era.sqlite becomes era.sqlite.moved, and SOURCE notes "
+        "where its rows are. The content of files and programs' SQL databases stay in SOURCE. Start the server with "
+        "ERA_DATABASE_URL and the same data directory afterwards.\n\nOthers on this machine can see a command's "
+        "arguments: leave TARGET out and set ERA_DATABASE_URL, or the password out and have it in ~/.pgpass.\n\nLeaves "
+        "with 0, or with 2 if nothing was moved.",
+        migrate,
+        [
+            "era migrate /var/lib/era postgresql://era@db.example.com/era",
+            "ERA_DATABASE_URL=postgresql://era:secret@db.example.com/era era migrate /var/lib/era",
+        ],
+        [
+            argument("source", type=Path, metavar="SOURCE", help="the server's data directory (ERA_DATA_DIR)"),
+            argument("target", nargs="?", metavar="TARGET", help="URL of the database (ERA_DATABASE_URL)"),
+        ],
+    ),
+    "gc": Command(
+        "Remove content that nothing needs any more from the data directory of a stopped server.\n\nA server does this "
+        "by itself once an hour, an hour late. Set the same ERA_ variables as for the server: they say what is kept.",
+        gc,
+        ["era gc --data-dir /var/lib/era"],
+        [_DIRECTORY],
+    ),
+}

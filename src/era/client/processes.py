@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from era.client.grammar import Parser
-from era.client.output import exit_code, notice, print_json, table
+from era.client.command import SESSION, Command, argument, calls, lists, on_session
+from era.client.output import exit_code, notice
 from era.client.servers import connect
-from era.sdk.answers import ProcessInfo
+from era.sdk.answers import Checkpoint, ProcessInfo
 from era.sdk.events import Gap, ProcessOutput
-from era.sdk.sync.processes import Process
 
+if TYPE_CHECKING:
+    from era.sdk.sync.processes import Process
+    from era.sdk.sync.sessions import Session
 
-def add(parser: Parser) -> None:
-    command = parser.prog.rpartition(" ")[2]
-    if command == "ps":
-        parser.describe(ps, "List a session's processes: those that run and those that ended last.", ("era ps app",))
-        parser.add_argument("session", metavar="SESSION")
-        return
-    if command == "checkpoint":
-        parser.describe(
-            checkpoint,
-            "Make what a session's files are at this moment its next version, and print its number.\n\nWaits for the "
-            "run under way. Processes go on.",
-            ("era checkpoint app",),
-        )
-        parser.add_argument("session", metavar="SESSION")
-        return
-    parser.add_argument("session", metavar="SESSION")
-    parser.add_argument("process", metavar="PROCESS", help="its id or tag")
-    if command == "logs":
-        parser.describe(
-            logs,
-            "Print what a process has written, of which the last MiB is kept, and follow it to its end.\n\nLeaves with "
-            "its exit code. Ctrl-C ends the listening, not the process.",
-            ("era logs app web", "era logs app web --no-follow"),
-        )
-        parser.add_argument("--no-follow", action="store_true", help="leave when all that is there is printed")
-    else:
-        parser.describe(
-            kill,
-            "End a process: SIGTERM, and SIGKILL two seconds later; or send a signal.",
-            ("era kill app web", "era kill app web --signal HUP"),
-        )
-        parser.add_argument("--signal", metavar="NAME", help="send this one, and no other")
-
-
-def ps(named: Any) -> None:
-    with connect(named) as era:
-        found = era.sessions.named(named.session).processes.list()
-    if named.json:
-        print_json({"processes": [each.answer for each in found], "count": len(found)})
-        return
-    names = ("process", "tag", "status", "exit", "started", "command")
-    table(names, [(p.process_id, p.tag, p.status, p.exit_code, p.started_at, _line(p)) for p in found])
+_PROCESS = (SESSION, argument("process", metavar="PROCESS", help="its id or tag"))
 
 
 def logs(named: Any) -> int:
@@ -92,24 +53,15 @@ def print_output(process: Process, until: int | None = None) -> int:
     return 0
 
 
-def kill(named: Any) -> None:
-    with connect(named) as era:
-        process = era.sessions.named(named.session).processes.process(named.process)
-        if named.signal is None:
-            info = process.stop()
-        else:
-            process.signal(named.signal)
-            info = process.info()
-    if named.json:
-        print_json(info.answer)
+def _kill(session: Session, named: Any) -> ProcessInfo:
+    process = session.processes.process(named.process)
+    if named.signal is None:
+        return process.stop()
+    process.signal(named.signal)
+    return process.info()
 
 
-def checkpoint(named: Any) -> None:
-    with connect(named) as era:
-        made = era.sessions.named(named.session).checkpoint()
-    if named.json:
-        print_json(made.answer)
-        return
+def _show_checkpoint(made: Checkpoint) -> None:
     print(made.version)
     if not made.consistent:
         notice("files were written to meanwhile: they may be of different moments")
@@ -118,3 +70,44 @@ def checkpoint(named: Any) -> None:
 def _line(process: ProcessInfo) -> str:
     command = process.command
     return (command if isinstance(command, str) else " ".join(command))[:100]
+
+
+COMMANDS = {
+    "ps": Command(
+        "List a session's processes: those that run and those that ended last.",
+        lists(
+            on_session(lambda session, _: session.processes.list()),
+            "processes",
+            {
+                "process": "process_id",
+                "tag": "tag",
+                "status": "status",
+                "exit": "exit_code",
+                "started": "started_at",
+                "command": _line,
+            },
+        ),
+        ["era ps app"],
+        [SESSION],
+    ),
+    "logs": Command(
+        "Print what a process has written, of which the last MiB is kept, and follow it to its end.\n\nLeaves with "
+        "its exit code. Ctrl-C ends the listening, not the process.",
+        logs,
+        ["era logs app web", "era logs app web --no-follow"],
+        [*_PROCESS, argument("--no-follow", action="store_true", help="leave when all that is there is printed")],
+    ),
+    "kill": Command(
+        "End a process: SIGTERM, and SIGKILL two seconds later; or send a signal.",
+        calls(on_session(_kill)),
+        ["era kill app web", "era kill app web --signal HUP"],
+        [*_PROCESS, argument("--signal", metavar="NAME", help="send this one, and no other")],
+    ),
+    "checkpoint": Command(
+        "Make what a session's files are at this moment its next version, and print its number.\n\nWaits for the "
+        "run under way. Processes go on.",
+        calls(on_session(lambda session, _: session.checkpoint()), _show_checkpoint),
+        ["era checkpoint app"],
+        [SESSION],
+    ),
+}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from era.client.argument_values import add_run_options, json_object, labels, run_options, text_of
+from era.client.argument_values import RUN_OPTIONS, json_object, labels, run_options, text_of
+from era.client.command import Command, argument
 from era.client.failure import Failure
 from era.client.follow import follow, follow_once
-from era.client.grammar import Parser
 from era.client.output import notice, print_json
 from era.client.servers import connect
 from era.errors import NotFound
@@ -18,39 +18,6 @@ from era.sdk.sync.sessions import Session
 
 _ABANDONED_SECONDS = 3600
 """After so long a session goes that a command made for itself and could not delete."""
-
-
-def add(parser: Parser) -> None:
-    parser.describe(
-        run,
-        "Run FILE on a server and leave with its exit code.\n\nWith --session the code runs in that session, which is "
-        "made if it does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.\n\nWith "
-        "--once there is no session at all: one call, of which nothing is kept. Ctrl-C ends the program.",
-        (
-            "era run hello.py",
-            "era run count.py --session counter --data '{\"count\": 0}'",
-            "echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada",
-            "era run issues.py --secret GITHUB_TOKEN=api.github.com",
-            "era run report.py --stdin numbers.csv -- --verbose 2026",
-            "era run test.py --once --file solution.py=upload/42.py",
-        ),
-    )
-    parser.add_argument("file", metavar="FILE", help="the program; - for standard input")
-    parser.add_argument("args", metavar="ARGS", nargs="*", help="its arguments; behind -- they may begin with hyphens")
-    parser.add_argument("-s", "--session", help="run in this session")
-    parser.add_argument("-l", "--language", help="default: the one that FILE's ending belongs to")
-    parser.add_argument("--context", metavar="NAME", help="as a cell in the session's interpreter of this name")
-    parser.add_argument("--data", metavar="JSON", help="object that becomes the session's data before the run")
-    parser.add_argument("--once", action="store_true", help="without a session: nothing of it is kept")
-    parser.add_argument(
-        "--file",
-        action="append",
-        default=[],
-        dest="files",
-        metavar="NAME=PATH",
-        help="with --once: a text file beside the program",
-    )
-    add_run_options(parser)
 
 
 def run(named: Any) -> int:
@@ -144,3 +111,39 @@ def _language(era: Era, named: Any, session: str | None = None) -> str:
     if found is None:
         raise Failure(f"Which language is {named.file}? Say so with --language.")
     return found
+
+
+COMMANDS = {
+    "run": Command(
+        "Run FILE on a server and leave with its exit code.\n\nWith --session the code runs in that session, which is "
+        "made if it does not exist; without, in one that\nis deleted afterwards. Ctrl-C asks the run to stop.\n\nWith "
+        "--once there is no session at all: one call, of which nothing is kept. Ctrl-C ends the program.",
+        run,
+        [
+            "era run hello.py",
+            "era run count.py --session counter --data '{\"count\": 0}'",
+            "echo 'console.log(process.env.NAME)' | era run - --language node --env NAME=Ada",
+            "era run issues.py --secret GITHUB_TOKEN=api.github.com",
+            "era run report.py --stdin numbers.csv -- --verbose 2026",
+            "era run test.py --once --file solution.py=upload/42.py",
+        ],
+        [
+            argument("file", metavar="FILE", help="the program; - for standard input"),
+            argument("args", metavar="ARGS", nargs="*", help="its arguments; behind -- they may begin with hyphens"),
+            argument("-s", "--session", help="run in this session"),
+            argument("-l", "--language", help="default: the one that FILE's ending belongs to"),
+            argument("--context", metavar="NAME", help="as a cell in the session's interpreter of this name"),
+            argument("--data", metavar="JSON", help="object that becomes the session's data before the run"),
+            argument("--once", action="store_true", help="without a session: nothing of it is kept"),
+            argument(
+                "--file",
+                action="append",
+                default=[],
+                dest="files",
+                metavar="NAME=PATH",
+                help="with --once: a text file beside the program",
+            ),
+            *RUN_OPTIONS,
+        ],
+    )
+}

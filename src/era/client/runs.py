@@ -6,58 +6,38 @@ import shlex
 import sys
 from typing import Any
 
+from era.client.command import LIMIT_20, SESSION, Call, Command, Group, argument, calls, lists, on_session
 from era.client.follow import follow
-from era.client.grammar import Parser
-from era.client.output import exit_code, notice, pairs, print_json, print_text, table
+from era.client.output import exit_code, notice, pairs, print_json, print_text
 from era.client.servers import connect
 from era.sdk.answers import RunRecord
 
 _LISTED_CHARACTERS = 60
 """Length to which lists cut the first line of the code or command."""
 
-
-def add(parser: Parser) -> None:
-    command = parser.group("List, follow and stop runs.")
-    each = command("list", "list runs, newest first")
-    each.describe(
-        list_, "List runs, newest first: of a session, or of all.", ("era runs list", "era runs list app -n 5")
-    )
-    each.add_argument("session", metavar="SESSION", nargs="?")
-    each.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many at most (20)")
-    each.add_argument("--status", help="only those with this status")
-
-    for name, call, summary in (
-        ("show", show, "show a run's record"),
-        ("wait", wait, "wait for a run's end and leave with its exit code"),
-        ("stop", stop, "end a run: SIGTERM, and SIGKILL two seconds later"),
-        ("follow", follow_, "print a run's output from its beginning, while it lasts"),
-        ("output", output, "print what a run wrote"),
-    ):
-        each = command(name, summary)
-        each.describe(call, f"{summary}.", (f"era runs {name} app run_…",))
-        each.add_argument("session", metavar="SESSION")
-        each.add_argument("run", metavar="RUN")
-        if name == "output":
-            each.add_argument("--stderr", action="store_true", help="that to standard error instead")
+_SHOWN = (
+    "run_id",
+    "session_id",
+    "status",
+    "exit_code",
+    "started_at",
+    "ended_at",
+    "duration",
+    "stdout_bytes",
+    "stderr_bytes",
+    "peak_memory_bytes",
+    "cpu_seconds",
+)
 
 
-def list_(named: Any) -> None:
-    with connect(named) as era:
-        found = era.runs(named.limit, session=named.session, status=named.status)
-    if named.json:
-        print_json({"runs": [record.answer for record in found], "count": len(found)})
-        return
-    names = ("run", "session", "status", "exit", "started", "took", "code")
-    rows = [(r.run_id, r.session_id, r.status, r.exit_code, r.started_at, r.duration, _first_line(r)) for r in found]
-    table(names, rows)
+def _show_fields(record: RunRecord) -> None:
+    pairs({name: record.answer.get(name) for name in _SHOWN} | {"version": record.state.version})
 
 
-def show(named: Any) -> None:
-    with connect(named) as era:
-        record = era.sessions.named(named.session).runs.get(named.run)
-    _print(named, record)
+def _show(record: RunRecord) -> None:
+    _show_fields(record)
     text = _program(record)
-    if named.json or text is None:
+    if text is None:
         return
     print("\ncode:" if record.command is None else "\ncommand:")
     print_text(text)
@@ -83,25 +63,23 @@ def _first_line(record: RunRecord) -> str:
     return text[:_LISTED_CHARACTERS] + ("…" if is_cut else "")
 
 
-def wait(named: Any) -> int:
+def _wait(named: Any) -> int:
     with connect(named) as era:
         record = era.sessions.named(named.session).runs.run(named.run).wait()
-    _print(named, record)
+    if named.json:
+        print_json(record.answer)
+    else:
+        _show_fields(record)
     return exit_code(record.exit_code, ok=record.status == "ok")
 
 
-def stop(named: Any) -> None:
-    with connect(named) as era:
-        _print(named, era.sessions.named(named.session).runs.run(named.run).stop())
-
-
-def follow_(named: Any) -> int:
+def _follow(named: Any) -> int:
     with connect(named) as era:
         session = era.sessions.named(named.session)
         return follow(session, lambda: session.runs.run(named.run).stream(), as_json=named.json, found=True)
 
 
-def output(named: Any) -> None:
+def _output(named: Any) -> None:
     with connect(named) as era:
         content = era.sessions.named(named.session).runs.run(named.run).output("stderr" if named.stderr else "stdout")
     if named.json:
@@ -111,10 +89,55 @@ def output(named: Any) -> None:
         sys.stdout.buffer.write(content)
 
 
-def _print(named: Any, record: RunRecord) -> None:
-    if named.json:
-        print_json(record.answer)
-        return
-    shown = ("run_id", "session_id", "status", "exit_code", "started_at", "ended_at", "duration", "stdout_bytes",
-             "stderr_bytes", "peak_memory_bytes", "cpu_seconds")  # fmt: skip
-    pairs({name: record.answer.get(name) for name in shown} | {"version": record.state.version})
+def _on_run(name: str, text: str, call: Call, *more: Any) -> Command:
+    return Command(text, call, [f"era runs {name} app run_…"], [SESSION, argument("run", metavar="RUN"), *more])
+
+
+COMMANDS = {
+    "runs": Group(
+        "List, follow and stop runs.",
+        {
+            "list": Command(
+                "List runs, newest first: of a session, or of all.",
+                lists(
+                    lambda era, named: era.runs(named.limit, session=named.session, status=named.status),
+                    "runs",
+                    {
+                        "run": "run_id",
+                        "session": "session_id",
+                        "status": "status",
+                        "exit": "exit_code",
+                        "started": "started_at",
+                        "took": "duration",
+                        "code": _first_line,
+                    },
+                ),
+                ["era runs list", "era runs list app -n 5"],
+                [
+                    argument("session", metavar="SESSION", nargs="?"),
+                    LIMIT_20,
+                    argument("--status", help="only those with this status"),
+                ],
+                summary="list runs, newest first",
+            ),
+            "show": _on_run(
+                "show",
+                "Show a run's record.",
+                calls(on_session(lambda session, named: session.runs.get(named.run)), _show),
+            ),
+            "wait": _on_run("wait", "Wait for a run's end and leave with its exit code.", _wait),
+            "stop": _on_run(
+                "stop",
+                "End a run: SIGTERM, and SIGKILL two seconds later.",
+                calls(on_session(lambda session, named: session.runs.run(named.run).stop()), _show_fields),
+            ),
+            "follow": _on_run("follow", "Print a run's output from its beginning, while it lasts.", _follow),
+            "output": _on_run(
+                "output",
+                "Print what a run wrote.",
+                _output,
+                argument("--stderr", action="store_true", help="that to standard error instead"),
+            ),
+        },
+    )
+}

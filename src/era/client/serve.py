@@ -11,61 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from era.client.command import Command, argument
 from era.client.failure import Failure
-from era.client.grammar import Parser
 
 if TYPE_CHECKING:
     from era.settings import Settings
 
 _OPTIONS = ("host", "port", "data_dir", "public_url", "allow_no_key", "isolation", "log_level")
-
-
-def add(parser: Parser) -> None:
-    if parser.prog.endswith("doctor"):
-        parser.describe(
-            doctor,
-            "Report which isolation works on this machine, and how to get what doesn't.\n\nMakes a sandbox of each "
-            "kind and runs a program of each language in it. Leaves with 0 if one kind works, else 1.",
-            ("era doctor",),
-            json=False,
-        )
-        return
-    parser.describe(
-        serve,
-        "Serve the HTTP API.\n\nEach option is also an ERA_ variable, as ERA_PORT; docs/settings.md has these and all "
-        "others.",
-        (
-            "era serve",
-            "era serve --port 9000 --data-dir /var/lib/era",
-            "ERA_API_KEY=secret era serve --host 0.0.0.0",
-            "era serve --cluster auto",
-        ),
-        json=False,
-    )
-    option = parser.add_argument
-    option("--host", help="address to serve on; any but loopback needs ERA_API_KEY")
-    option("--port", type=int, help="port to serve on; 0 lets the system choose one")
-    option("--data-dir", type=Path, metavar="DIR", help="directory of sessions, files and the database")
-    option("--public-url", metavar="URL", help="URL that programs see as ERA_BASE_URL")
-    option("--allow-no-key", action=BooleanOptionalAction, help="serve other addresses although no API key is set")
-    option("--isolation", help="kind of sandbox where a session chooses none: auto, gvisor or bubblewrap")
-    option("--log-level", metavar="LEVEL", help="debug, info, warning or error")
-    option(
-        "--cluster",
-        metavar="ADDRESS",
-        help="serve by a host on each node of a Ray cluster: HOST:PORT of its head, or auto, which is the one that "
-        "this machine is a node of. Settings are those of all hosts (docs/cluster.md)",
-    )
-    option("--label", action="append", metavar="KEY=VALUE", help="with --cluster: only nodes with this label of Ray's")
-    option("--max-hosts", type=int, metavar="N", help="with --cluster: have Ray's autoscaler make nodes, up to N hosts")
-    option("--min-hosts", type=int, metavar="N", help="with --max-hosts: no fewer than N hosts; left out: 1")
-    option(
-        "--scale-down-seconds",
-        type=float,
-        metavar="S",
-        help="with --max-hosts: a host goes when one fewer would have done for S seconds; left out: 600",
-    )
-    option("--keep-hosts", action="store_true", help="with --cluster: leave the hosts running when this ends")
 
 
 def serve(named: Any) -> int:
@@ -164,3 +116,65 @@ def server_extra() -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] == "era":
             raise
         raise Failure(f"This needs the server ({error.name} is missing): pip install 'era-sessions[server]'") from None
+
+
+COMMANDS = {
+    "doctor": Command(
+        "Report which isolation works on this machine, and how to get what doesn't.\n\nMakes a sandbox of each "
+        "kind and runs a program of each language in it. Leaves with 0 if one kind works, else 1.",
+        doctor,
+        ["era doctor"],
+        has_json=False,
+    ),
+    "serve": Command(
+        "Serve the HTTP API.\n\nEach option is also an ERA_ variable, as ERA_PORT; docs/settings.md has these and all "
+        "others.",
+        serve,
+        [
+            "era serve",
+            "era serve --port 9000 --data-dir /var/lib/era",
+            "ERA_API_KEY=secret era serve --host 0.0.0.0",
+            "era serve --cluster auto",
+        ],
+        [
+            argument("--host", help="address to serve on; any but loopback needs ERA_API_KEY"),
+            argument("--port", type=int, help="port to serve on; 0 lets the system choose one"),
+            argument("--data-dir", type=Path, metavar="DIR", help="directory of sessions, files and the database"),
+            argument("--public-url", metavar="URL", help="URL that programs see as ERA_BASE_URL"),
+            argument(
+                "--allow-no-key", action=BooleanOptionalAction, help="serve other addresses although no API key is set"
+            ),
+            argument("--isolation", help="kind of sandbox where a session chooses none: auto, gvisor or bubblewrap"),
+            argument("--log-level", metavar="LEVEL", help="debug, info, warning or error"),
+            argument(
+                "--cluster",
+                metavar="ADDRESS",
+                help="serve by a host on each node of a Ray cluster: HOST:PORT of its head, or auto, which is the one "
+                "that this machine is a node of. Settings are those of all hosts (docs/cluster.md)",
+            ),
+            argument(
+                "--label",
+                action="append",
+                metavar="KEY=VALUE",
+                help="with --cluster: only nodes with this label of Ray's",
+            ),
+            argument(
+                "--max-hosts",
+                type=int,
+                metavar="N",
+                help="with --cluster: have Ray's autoscaler make nodes, up to N hosts",
+            ),
+            argument("--min-hosts", type=int, metavar="N", help="with --max-hosts: no fewer than N hosts; left out: 1"),
+            argument(
+                "--scale-down-seconds",
+                type=float,
+                metavar="S",
+                help="with --max-hosts: a host goes when one fewer would have done for S seconds; left out: 600",
+            ),
+            argument(
+                "--keep-hosts", action="store_true", help="with --cluster: leave the hosts running when this ends"
+            ),
+        ],
+        has_json=False,
+    ),
+}

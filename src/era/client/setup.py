@@ -5,21 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from era.client.grammar import Parser
+from era.client.command import SESSION, Command, argument
 from era.client.output import notice, print_json, table
 from era.client.servers import connect
 from era.sdk.events import SetupDone, SetupLine
-
-
-def add(parser: Parser) -> None:
-    parser.describe(
-        setup,
-        "Follow the installing of a session's packages; leaves with 0 if it succeeds.",
-        ("era setup app", "era setup app --again", "era setup app --packages"),
-    )
-    parser.add_argument("session", metavar="SESSION")
-    parser.add_argument("--again", action="store_true", help="install them once more")
-    parser.add_argument("--packages", action="store_true", help="list what is installed")
 
 
 def setup(named: Any) -> int:
@@ -47,3 +36,17 @@ def setup(named: Any) -> int:
                     notice(f"setup {event.setup_status}: {event.setup_result.get('error')}")
                 return 0 if event.setup_status == "completed" else 1
     return 1
+
+
+COMMANDS = {
+    "setup": Command(
+        "Follow the installing of a session's packages; leaves with 0 if it succeeds.",
+        setup,
+        ["era setup app", "era setup app --again", "era setup app --packages"],
+        [
+            SESSION,
+            argument("--again", action="store_true", help="install them once more"),
+            argument("--packages", action="store_true", help="list what is installed"),
+        ],
+    )
+}

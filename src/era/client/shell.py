@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from era.client.grammar import Parser
+from era.client.command import SESSION, Command, argument
 from era.client.output import exit_code, notice
 from era.client.servers import connect
 from era.errors import EraError, NotFound
@@ -19,19 +19,6 @@ from era.sdk.events import Gap, ProcessOutput
 from era.sdk.sync.processes import Process
 
 _PIECE = 4096
-
-
-def add(parser: Parser) -> None:
-    parser.describe(
-        shell,
-        "Open a shell in a session, and leave with its exit code.\n\nIt works on the session's files, beside its runs. "
-        "When the connection breaks for good the shell goes on:\n--process goes back to it.",
-        ("era shell app", "era shell app --process proc_…", "echo ls | era shell app"),
-        json=False,
-    )
-    parser.add_argument("session", metavar="SESSION")
-    parser.add_argument("--process", metavar="PROCESS", help="go back to one that runs, by its id or tag")
-    parser.add_argument("--tag", help="a name for the shell, to go back to it")
 
 
 def shell(named: Any) -> int:
@@ -121,3 +108,19 @@ def _raw_terminal(process: Process) -> Iterator[None]:
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
         signal.signal(signal.SIGWINCH, before)
+
+
+COMMANDS = {
+    "shell": Command(
+        "Open a shell in a session, and leave with its exit code.\n\nIt works on the session's files, beside its runs. "
+        "When the connection breaks for good the shell goes on:\n--process goes back to it.",
+        shell,
+        ["era shell app", "era shell app --process proc_…", "echo ls | era shell app"],
+        [
+            SESSION,
+            argument("--process", metavar="PROCESS", help="go back to one that runs, by its id or tag"),
+            argument("--tag", help="a name for the shell, to go back to it"),
+        ],
+        has_json=False,
+    )
+}

@@ -3,71 +3,31 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from era.client.argument_values import json_object, json_or_text, text_of
+from era.client.command import LIMIT, Command, Group, argument, calls
 from era.client.failure import Failure
-from era.client.grammar import Parser
 from era.client.output import print_json, table
 from era.client.servers import connect
 
-_KV, _R2 = "era storage kv", "era storage r2"
+if TYPE_CHECKING:
+    from era.sdk.sync.client import Era
+
+_KEY = (argument("namespace", metavar="NAMESPACE"), argument("key", metavar="KEY"))
+_LIST = (
+    argument("namespace", metavar="NAMESPACE"),
+    argument("--prefix", default="", help="only those that begin like this"),
+    LIMIT,
+)
+_SQL = (
+    argument("namespace", metavar="NAMESPACE"),
+    argument("sql", metavar="SQL"),
+    argument("params", metavar="PARAM", nargs="*", help="for each ?: JSON, or text where it is none"),
+)
 
 
-def add(parser: Parser) -> None:
-    kind = parser.group("Keys, SQL and objects that an owner's sessions share.")
-
-    command = kind("kv", "text by key").group("Text by key.")
-    for name, call, summary, example in (
-        ("get", kv_get, "print the value of a key", f"{_KV} get shop user:7"),
-        ("set", kv_set, "set a key", f"{_KV} set shop user:7 Ada"),
-        ("list", kv_list, "list keys", f"{_KV} list shop --prefix user:"),
-        ("delete", kv_delete, "delete a key", f"{_KV} delete shop user:7"),
-    ):
-        each = _keyed(command, name, call, summary, example)
-        if name == "set":
-            each.add_argument("value", metavar="VALUE", nargs="?", help="default: standard input")
-            each.add_argument("--metadata", metavar="JSON")
-
-    command = kind("d1", "SQL databases").group("An SQL database for each namespace.")
-    for name, call, summary, example in (
-        ("query", d1_query, "run one statement and print its rows", "era storage d1 query shop 'SELECT * FROM t'"),
-        ("exec", d1_exec, "run statements in one transaction", "era storage d1 exec shop 'CREATE TABLE t (n)'"),
-    ):
-        each = command(name, summary)
-        each.describe(call, f"{summary}.", (example,))
-        each.add_argument("namespace", metavar="NAMESPACE")
-        each.add_argument("sql", metavar="SQL")
-        each.add_argument("params", metavar="PARAM", nargs="*", help="for each ?: JSON, or text where it is none")
-
-    command = kind("r2", "bytes by key").group("Bytes by key.")
-    for name, call, summary, example in (
-        ("get", r2_get, "write an object to standard output", f"{_R2} get shop logo.png > logo.png"),
-        ("put", r2_put, "store a file", f"{_R2} put shop logo.png ./logo.png"),
-        ("list", r2_list, "list objects", f"{_R2} list shop"),
-        ("delete", r2_delete, "delete an object", f"{_R2} delete shop logo.png"),
-    ):
-        each = _keyed(command, name, call, summary, example)
-        if name == "put":
-            each.add_argument("file", metavar="FILE", nargs="?", default="-", help="default: standard input")
-
-    each = kind("stats", "count what is stored")
-    each.describe(stats, "Count what is stored.", ("era storage stats",))
-
-
-def _keyed(command: Any, name: str, call: Any, summary: str, example: str) -> Parser:
-    each: Parser = command(name, summary)
-    each.describe(call, f"{summary}.", (example,))
-    each.add_argument("namespace", metavar="NAMESPACE")
-    if name == "list":
-        each.add_argument("--prefix", default="", help="only those that begin like this")
-        each.add_argument("-n", "--limit", type=int, metavar="N", help="how many at most")
-    else:
-        each.add_argument("key", metavar="KEY")
-    return each
-
-
-def kv_get(named: Any) -> None:
+def _get_value(named: Any) -> None:
     with connect(named) as era:
         value = era.storage.kv.get(named.namespace, named.key)
     if named.json:
@@ -78,45 +38,7 @@ def kv_get(named: Any) -> None:
         print(value)
 
 
-def kv_set(named: Any) -> None:
-    value = text_of("-") if named.value is None else named.value
-    with connect(named) as era:
-        era.storage.kv.set(named.namespace, named.key, value, json_object(named.metadata, "--metadata"))
-
-
-def kv_list(named: Any) -> None:
-    with connect(named) as era:
-        found = era.storage.kv.list(named.namespace, named.prefix, named.limit)
-    if named.json:
-        print_json(found)
-    else:
-        table(("key", "metadata"), [(key["name"], key["metadata"]) for key in found])
-
-
-def kv_delete(named: Any) -> None:
-    with connect(named) as era:
-        era.storage.kv.delete(named.namespace, named.key)
-
-
-def d1_query(named: Any) -> None:
-    with connect(named) as era:
-        rows = era.storage.d1.query(named.namespace, named.sql, [json_or_text(each) for each in named.params])
-    if named.json:
-        print_json(rows)
-    elif rows:
-        table(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def d1_exec(named: Any) -> None:
-    with connect(named) as era:
-        done = era.storage.d1.exec(named.namespace, named.sql, [json_or_text(each) for each in named.params])
-    if named.json:
-        print_json(done)
-    else:
-        print(f"{done['meta']['changes']} rows changed")
-
-
-def r2_get(named: Any) -> None:
+def _get_object(named: Any) -> None:
     with connect(named) as era:
         content = era.storage.r2.get(named.namespace, named.key)
     if named.json:
@@ -130,7 +52,12 @@ def r2_get(named: Any) -> None:
         sys.stdout.buffer.write(content)
 
 
-def r2_put(named: Any) -> None:
+def _set_value(era: Era, named: Any) -> None:
+    value = text_of("-") if named.value is None else named.value
+    era.storage.kv.set(named.namespace, named.key, value, json_object(named.metadata, "--metadata"))
+
+
+def _put_object(era: Era, named: Any) -> None:
     try:
         if named.file == "-":
             content = sys.stdin.buffer.read()
@@ -139,28 +66,120 @@ def r2_put(named: Any) -> None:
                 content = file.read()
     except OSError as error:
         raise Failure(f"{named.file} can't be read: {error.strerror}") from None
-    with connect(named) as era:
-        era.storage.r2.put(named.namespace, named.key, content)
+    era.storage.r2.put(named.namespace, named.key, content)
 
 
-def r2_list(named: Any) -> None:
-    with connect(named) as era:
-        found = era.storage.r2.list(named.namespace, named.prefix, named.limit)
-    if named.json:
-        print_json(found)
-    else:
-        table(("key", "bytes", "uploaded"), [(each["key"], each["size"], each["uploaded"]) for each in found])
+def _query(era: Era, named: Any) -> Any:
+    return era.storage.d1.query(named.namespace, named.sql, [json_or_text(each) for each in named.params])
 
 
-def r2_delete(named: Any) -> None:
-    with connect(named) as era:
-        era.storage.r2.delete(named.namespace, named.key)
+def _execute(era: Era, named: Any) -> Any:
+    return era.storage.d1.exec(named.namespace, named.sql, [json_or_text(each) for each in named.params])
 
 
-def stats(named: Any) -> None:
-    with connect(named) as era:
-        found = era.storage.stats()
-    if named.json:
-        print_json(found)
-    else:
-        table(("namespace", "items"), list(found["by_namespace"].items()))
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    if rows:
+        table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+_KV = Group(
+    "Text by key.",
+    {
+        "get": Command("Print the value of a key.", _get_value, ["era storage kv get shop user:7"], _KEY),
+        "set": Command(
+            "Set a key.",
+            calls(_set_value),
+            ["era storage kv set shop user:7 Ada"],
+            [
+                *_KEY,
+                argument("value", metavar="VALUE", nargs="?", help="default: standard input"),
+                argument("--metadata", metavar="JSON"),
+            ],
+        ),
+        "list": Command(
+            "List keys.",
+            calls(
+                lambda era, named: era.storage.kv.list(named.namespace, named.prefix, named.limit),
+                lambda found: table(("key", "metadata"), [(key["name"], key["metadata"]) for key in found]),
+            ),
+            ["era storage kv list shop --prefix user:"],
+            _LIST,
+        ),
+        "delete": Command(
+            "Delete a key.",
+            calls(lambda era, named: era.storage.kv.delete(named.namespace, named.key)),
+            ["era storage kv delete shop user:7"],
+            _KEY,
+        ),
+    },
+)
+_D1 = Group(
+    "An SQL database for each namespace.",
+    {
+        "query": Command(
+            "Run one statement and print its rows.",
+            calls(_query, _show_rows),
+            ["era storage d1 query shop 'SELECT * FROM t'"],
+            _SQL,
+        ),
+        "exec": Command(
+            "Run statements in one transaction.",
+            calls(_execute, lambda done: print(f"{done['meta']['changes']} rows changed")),
+            ["era storage d1 exec shop 'CREATE TABLE t (n)'"],
+            _SQL,
+        ),
+    },
+    summary="SQL databases",
+)
+_R2 = Group(
+    "Bytes by key.",
+    {
+        "get": Command(
+            "Write an object to standard output.",
+            _get_object,
+            ["era storage r2 get shop logo.png > logo.png"],
+            _KEY,
+        ),
+        "put": Command(
+            "Store a file.",
+            calls(_put_object),
+            ["era storage r2 put shop logo.png ./logo.png"],
+            [*_KEY, argument("file", metavar="FILE", nargs="?", default="-", help="default: standard input")],
+        ),
+        "list": Command(
+            "List objects.",
+            calls(
+                lambda era, named: era.storage.r2.list(named.namespace, named.prefix, named.limit),
+                lambda found: table(
+                    ("key", "bytes", "uploaded"), [(each["key"], each["size"], each["uploaded"]) for each in found]
+                ),
+            ),
+            ["era storage r2 list shop"],
+            _LIST,
+        ),
+        "delete": Command(
+            "Delete an object.",
+            calls(lambda era, named: era.storage.r2.delete(named.namespace, named.key)),
+            ["era storage r2 delete shop logo.png"],
+            _KEY,
+        ),
+    },
+)
+COMMANDS = {
+    "storage": Group(
+        "Keys, SQL and objects that an owner's sessions share.",
+        {
+            "kv": _KV,
+            "d1": _D1,
+            "r2": _R2,
+            "stats": Command(
+                "Count what is stored.",
+                calls(
+                    lambda era, _: era.storage.stats(),
+                    lambda found: table(("namespace", "items"), list(found["by_namespace"].items())),
+                ),
+                ["era storage stats"],
+            ),
+        },
+    )
+}

@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from era.client.grammar import Parser
+from era.client.command import LIMIT, SESSION, Command, Group, argument, calls, does, lists, on_session
 from era.client.output import print_json, table
-from era.client.servers import connect
+
+if TYPE_CHECKING:
+    from era.sdk.answers import Diff, SessionInfo
+    from era.sdk.sync.sessions import Session
+
+_VERSION = (SESSION, argument("version", metavar="VERSION", type=int))
 
 
-def add(parser: Parser) -> None:
-    command = parser.group("Look at a session's past, and go back to it.")
-    for name, call, summary, example in (
-        ("list", list_, "list versions, newest first", "era versions list app"),
-        ("show", show, "show a version with its data", "era versions show app 3"),
-        ("diff", diff, "show what a version changed", "era versions diff app 3"),
-        ("name", name_, "name a version, so that it is kept", "era versions name app 3 before-the-move"),
-        ("unname", unname, "take a version's name away", "era versions unname app 3"),
-        ("rollback", rollback, "make a new version with the content of an old one", "era versions rollback app 3"),
-    ):
-        each = command(name, summary)
-        each.describe(call, f"{summary}.", (example,))
-        each.add_argument("session", metavar="SESSION")
-        if name == "list":
-            each.add_argument("-n", "--limit", type=int, metavar="N", help="how many at most")
-        else:
-            each.add_argument("version", metavar="VERSION", type=int)
-        if name == "rollback":
-            each.add_argument("--stop", action="store_true", help="end the session's processes and contexts first")
-        if name == "name":
-            each.add_argument("name", metavar="NAME")
-
-
-def list_(named: Any) -> None:
-    with connect(named) as era:
-        found = era.sessions.named(named.session).versions.list(named.limit)
-    if named.json:
-        print_json({"versions": [version.answer for version in found], "count": len(found)})
-        return
-    names = ("version", "created", "cause", "files", "bytes", "run", "name")
-    table(
-        names, [(v.version, v.created_at, v.cause, v.file_count, v.total_size_bytes, v.run_id, v.name) for v in found]
-    )
-
-
-def show(named: Any) -> None:
-    with connect(named) as era:
-        print_json(era.sessions.named(named.session).versions.get(named.version).answer)
-
-
-def diff(named: Any) -> None:
-    with connect(named) as era:
-        found = era.sessions.named(named.session).versions.diff(named.version)
-    if named.json:
-        print_json(found.answer)
-        return
+def _show_diff(found: Diff) -> None:
     rows: list[tuple[object, ...]] = []
     for change in found.data:
         old, new = (dumps(change[each], ensure_ascii=False) if each in change else None for each in ("old", "new"))
@@ -65,26 +25,69 @@ def diff(named: Any) -> None:
     table(("change", "what", "old", "new"), rows)
 
 
-def name_(named: Any) -> None:
-    with connect(named) as era:
-        version = era.sessions.named(named.session).versions.name(named.version, named.name)
-    if named.json:
-        print_json(version.answer)
+def _roll_back(session: Session, named: Any) -> SessionInfo:
+    session.rollback(named.version, stop=named.stop)
+    return session.info()
 
 
-def unname(named: Any) -> None:
-    with connect(named) as era:
-        era.sessions.named(named.session).versions.unname(named.version)
-    if named.json:
-        print_json({"success": True, "version": named.version})
-
-
-def rollback(named: Any) -> None:
-    with connect(named) as era:
-        session = era.sessions.named(named.session)
-        session.rollback(named.version, stop=named.stop)
-        info = session.info()
-    if named.json:
-        print_json(info.answer)
-    else:
-        print(f"version {info.version}")
+COMMANDS = {
+    "versions": Group(
+        "Look at a session's past, and go back to it.",
+        {
+            "list": Command(
+                "List versions, newest first.",
+                lists(
+                    on_session(lambda session, named: session.versions.list(named.limit)),
+                    "versions",
+                    {
+                        "version": "version",
+                        "created": "created_at",
+                        "cause": "cause",
+                        "files": "file_count",
+                        "bytes": "total_size_bytes",
+                        "run": "run_id",
+                        "name": "name",
+                    },
+                ),
+                ["era versions list app"],
+                [SESSION, LIMIT],
+            ),
+            "show": Command(
+                "Show a version with its data.",
+                calls(
+                    on_session(lambda session, named: session.versions.get(named.version)),
+                    lambda version: print_json(version.answer),
+                ),
+                ["era versions show app 3"],
+                _VERSION,
+            ),
+            "diff": Command(
+                "Show what a version changed.",
+                calls(on_session(lambda session, named: session.versions.diff(named.version)), _show_diff),
+                ["era versions diff app 3"],
+                _VERSION,
+            ),
+            "name": Command(
+                "Name a version, so that it is kept.",
+                calls(on_session(lambda session, named: session.versions.name(named.version, named.name))),
+                ["era versions name app 3 before-the-move"],
+                [*_VERSION, argument("name", metavar="NAME")],
+            ),
+            "unname": Command(
+                "Take a version's name away.",
+                does(on_session(lambda session, named: session.versions.unname(named.version)), version="version"),
+                ["era versions unname app 3"],
+                _VERSION,
+            ),
+            "rollback": Command(
+                "Make a new version with the content of an old one.",
+                calls(on_session(_roll_back), lambda info: print(f"version {info.version}")),
+                ["era versions rollback app 3"],
+                [
+                    *_VERSION,
+                    argument("--stop", action="store_true", help="end the session's processes and contexts first"),
+                ],
+            ),
+        },
+    )
+}

@@ -2,95 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from era.client.grammar import Parser
-from era.client.output import notice, print_json, table
-from era.client.servers import connect
+from era.client.command import Command, Group, argument, calls, does, lists
+from era.client.output import notice
 
+if TYPE_CHECKING:
+    from era.sdk.answers import Webhook
 
-def add(parser: Parser) -> None:
-    command = parser.group("Have a server tell what happens to your sessions: create, list and delete webhooks.")
-    each = command("create", "create a webhook")
-    each.describe(
-        create,
-        "Have events POSTed to URL, and print the secret that they are signed with. It is not shown again.",
-        (
-            "era webhooks create https://example.com/era",
-            "era webhooks create https://example.com/era --event run.ended --event quota.reached",
-        ),
-    )
-    each.add_argument("url", metavar="URL")
-    each.add_argument(
-        "--event",
-        action="append",
-        metavar="EVENT",
-        help="session.created, session.expired, run.ended or quota.reached; may be given again; all without it",
-    )
-    each.add_argument("--description", default="", help="what it is for")
-    each = command("list", "list your webhooks")
-    each.describe(list_, "List your webhooks: id, URL, events, how many notices wait.", ("era webhooks list",))
-    each = command("deliveries", "list what was sent to a webhook")
-    each.describe(
-        deliveries,
-        "List the notices that wait, and those that were sent last or given up.",
-        ("era webhooks deliveries wh_…",),
-    )
-    each.add_argument("webhook", metavar="WEBHOOK_ID")
-    each = command("replay", "send a notice once more")
-    each.describe(
-        replay,
-        "Send a notice once more that was sent or given up, after those that wait; one that waits skips its delay.",
-        ("era webhooks replay wh_… evt_…",),
-    )
-    each.add_argument("webhook", metavar="WEBHOOK_ID")
-    each.add_argument("delivery", metavar="DELIVERY_ID")
-    each = command("delete", "delete a webhook")
-    each.describe(delete, "Delete a webhook, with the notices that wait for it.", ("era webhooks delete wh_…",))
-    each.add_argument("webhook", metavar="WEBHOOK_ID")
+_WEBHOOK = argument("webhook", metavar="WEBHOOK_ID")
 
 
-def create(named: Any) -> None:
-    with connect(named) as era:
-        webhook = era.webhooks.create(named.url, named.event, named.description)
-    if named.json:
-        print_json(webhook.answer)
-        return
+def _show_new(webhook: Webhook) -> None:
     notice(f"{webhook.id} is made. Its notices are signed with this secret, which is not shown again:")
     print(webhook.secret)
 
 
-def list_(named: Any) -> None:
-    with connect(named) as era:
-        found = era.webhooks.list()
-    if named.json:
-        print_json({"webhooks": [webhook.answer for webhook in found], "count": len(found)})
-        return
-    names = ("id", "url", "events", "waiting", "failed", "description")
-    table(names, [(w.id, w.url, ",".join(w.events), w.pending, w.failed, w.description) for w in found])
-
-
-def deliveries(named: Any) -> None:
-    with connect(named) as era:
-        found = era.webhooks.deliveries(named.webhook)
-    if named.json:
-        print_json({"deliveries": [each.answer for each in found], "count": len(found)})
-        return
-    names = ("id", "event", "status", "tries", "created", "http", "reason")
-    table(names, [(d.id, d.event, d.status, d.tries, d.created_at, d.http_status, d.reason) for d in found])
-
-
-def replay(named: Any) -> None:
-    with connect(named) as era:
-        again = era.webhooks.replay(named.webhook, named.delivery)
-    if named.json:
-        print_json(again.answer)
-        return
-    notice(f"{again.id} is sent once more.")
-
-
-def delete(named: Any) -> None:
-    with connect(named) as era:
-        era.webhooks.delete(named.webhook)
-    if named.json:
-        print_json({"success": True, "id": named.webhook})
+COMMANDS = {
+    "webhooks": Group(
+        "Have a server tell what happens to your sessions: create, list and delete webhooks.",
+        {
+            "create": Command(
+                "Have events POSTed to URL, and print the secret that they are signed with. It is not shown again.",
+                calls(lambda era, named: era.webhooks.create(named.url, named.event, named.description), _show_new),
+                [
+                    "era webhooks create https://example.com/era",
+                    "era webhooks create https://example.com/era --event run.ended --event quota.reached",
+                ],
+                [
+                    argument("url", metavar="URL"),
+                    argument(
+                        "--event",
+                        action="append",
+                        metavar="EVENT",
+                        help="session.created, session.expired, run.ended or quota.reached; may be given again; "
+                        "all without it",
+                    ),
+                    argument("--description", default="", help="what it is for"),
+                ],
+                summary="create a webhook",
+            ),
+            "list": Command(
+                "List your webhooks: id, URL, events, how many notices wait.",
+                lists(
+                    lambda era, _: era.webhooks.list(),
+                    "webhooks",
+                    {
+                        "id": "id",
+                        "url": "url",
+                        "events": lambda webhook: ",".join(webhook.events),
+                        "waiting": "pending",
+                        "failed": "failed",
+                        "description": "description",
+                    },
+                ),
+                ["era webhooks list"],
+                summary="list your webhooks",
+            ),
+            "deliveries": Command(
+                "List the notices that wait, and those that were sent last or given up.",
+                lists(
+                    lambda era, named: era.webhooks.deliveries(named.webhook),
+                    "deliveries",
+                    {
+                        "id": "id",
+                        "event": "event",
+                        "status": "status",
+                        "tries": "tries",
+                        "created": "created_at",
+                        "http": "http_status",
+                        "reason": "reason",
+                    },
+                ),
+                ["era webhooks deliveries wh_…"],
+                [_WEBHOOK],
+                summary="list what was sent to a webhook",
+            ),
+            "replay": Command(
+                "Send a notice once more that was sent or given up, after those that wait; one that waits skips its "
+                "delay.",
+                calls(
+                    lambda era, named: era.webhooks.replay(named.webhook, named.delivery),
+                    lambda again: notice(f"{again.id} is sent once more."),
+                ),
+                ["era webhooks replay wh_… evt_…"],
+                [_WEBHOOK, argument("delivery", metavar="DELIVERY_ID")],
+                summary="send a notice once more",
+            ),
+            "delete": Command(
+                "Delete a webhook, with the notices that wait for it.",
+                does(lambda era, named: era.webhooks.delete(named.webhook), id="webhook"),
+                ["era webhooks delete wh_…"],
+                [_WEBHOOK],
+                summary="delete a webhook",
+            ),
+        },
+    )
+}
