@@ -120,7 +120,7 @@ async def start_sandboxes(base: Base, sandboxes: Sandboxes) -> None:
         log.warning("runs_lost", count=lost, why="the service stopped while they were under way")
     await sandboxes.drivers.start()
     sandboxes.preparations.start()
-    if alone_here and (lost := await store.processes.mark_lost()):
+    if alone_here and (lost := await store.mark_processes_lost()):
         log.warning("processes_lost", count=lost, why="the service stopped while they ran")
 
 
@@ -154,7 +154,7 @@ def build_context(
         live_sessions=work.live_sessions,
         contexts=work.contexts,
         checkpoints=work.checkpoints,
-        processes=SessionProcesses(work.live_sessions, store.processes, store, base.idempotency),
+        processes=SessionProcesses(work.live_sessions, store, base.idempotency),
         watching=Watching(work.live_sessions, store, files.snapshots),
         tickets=reached.tickets,
         live_servers=work.live_servers,

@@ -312,7 +312,6 @@ def build_work(base: Base, files: Files, owners: Owners, sandboxes: Sandboxes) -
     checkpoints = Checkpoints(base.store, pool, base.turns, files.moments, files.history)
     live_parts = LiveParts(
         base.store,
-        base.store.processes,
         pool,
         base.turns,
         active_runs,
@@ -324,7 +323,7 @@ def build_work(base: Base, files: Files, owners: Owners, sandboxes: Sandboxes) -
         base.rules,
     )
     live_sessions = LiveSessions(live_parts, keep_alive=settings.idle_seconds)
-    contexts = Contexts(live_sessions, base.store, base.store.processes)
+    contexts = Contexts(live_sessions, base.store)
     run_parts = build_run_parts(base, files, owners, sandboxes, storage, contexts)
     runs = Runs(run_parts, base.turns, base.idempotency, active_runs, setups.settled, admission)
     live_servers = LiveServers(

@@ -61,7 +61,7 @@ async def _fill(url: str) -> None:
         await store.inboxes.add_delivery(session.key, "dlv_1", "sender", content)
         await store.storage_items.put_item(Item(DEFAULT_OWNER, "kv", "app", "k\\", 2, 6, 7, {"n": 1}, None, b"\0\\"))
         await store.api_keys.add_api_key(ApiKey("key_1", "ada", "what\tfor\n", 5), "digest")
-        await store.processes.note_context(session.key, "main")
+        await store.note_context(session.key, "main")
         await store.create_session(new("gone"))
         await store.purge_session(mine("gone"))
 

@@ -178,7 +178,7 @@ CHANGES: dict[str, Callable[[SqlStore, Session], Awaitable[object]]] = {
     "code": lambda store, session: store.store_code(session.owned_id, StoredCode("1", None, 1)),
     "rollback": lambda store, session: store.rollback(session.owned_id, 1),
     "name": lambda store, session: store.name_version(session.owned_id, 1, "one", named=()),
-    "context": lambda store, session: store.processes.note_context(session.key, "c"),
+    "context": lambda store, session: store.note_context(session.key, "c"),
 }
 
 
@@ -375,7 +375,7 @@ async def test_a_purged_session_is_gone_rather_than_taken(join: Joined) -> None:
     with pytest.raises(SessionDeleted):
         await a.store.end_run(ended(session, "r"), data='{"n": 1}', snapshot=None)
     with pytest.raises(NotFound):
-        await a.store.processes.begin(ProcessRecord("p", session.key, "true", 1))
+        await a.store.begin_process(ProcessRecord("p", session.key, "true", 1))
 
 
 async def test_without_a_cluster_nothing_is_checked(url: str) -> None:

@@ -32,7 +32,7 @@ async def core(postgres_url: str, postgres_proxy: PostgresProxy, tmp_path: Path)
 
 async def recorded(core: Core, status: str) -> list[str]:
     """The ids of the processes that have this status in the database."""
-    return [record.id for record in await core.store.processes.list(S) if record.status == status]
+    return [record.id for record in await core.store.processes(S) if record.status == status]
 
 
 async def until_only_running(core: Core, count: int) -> None:
@@ -77,7 +77,7 @@ async def test_a_start_that_was_cut_off_at_its_commit_can_be_repeated_with_its_k
     await until(lambda: made.exists() and made.read_text())
     assert made.read_text() == "\n"
     lost = stays_away and when == "after"
-    assert [(await core.store.processes.find(S, id)).reason for id in await recorded(core, "ended")] == (
+    assert [(await core.store.process(S, id)).reason for id in await recorded(core, "ended")] == (
         ["It could not be put on record."] if lost else []
     )
 
@@ -100,7 +100,7 @@ async def test_a_process_that_ends_while_the_database_is_away_is_recorded_when_i
     assert process.log.exit is not None
     await asyncio.to_thread(restarted.start)
     await until_only_running(core, 1)
-    assert (await core.store.processes.find(S, process.record.id)).exit_code == 3
+    assert (await core.store.process(S, process.record.id)).exit_code == 3
     await core.live_sessions.put_away(S)
     assert {each.status for each in await core.processes.list(S)} == {"ended"}
     assert await core.store.expire(session.created_at + 10**12) == [session.key]
@@ -132,14 +132,14 @@ async def test_a_key_is_freed_by_its_own_process_only(postgres_url: str, postgre
     async with opened(postgres_proxy.url(postgres_url)) as store:
         session = await store.create_session(new("a"))
         first, second = (ProcessRecord(f"proc_{n}_x", session.key, "true", n) for n in (1, 2))
-        await store.processes.begin(first, claim)
+        await store.begin_process(first, claim)
         ended = ProcessRecord("proc_1_x", session.key, "true", 1, status="ended", ended_at=2)
         postgres_proxy.cut("after")
         with pytest.raises(DatabaseAway):
-            await store.processes.end(ended, claim)
-        await store.processes.begin(second, claim)
-        await store.processes.end(ended, claim)
+            await store.end_process(ended, claim)
+        await store.begin_process(second, claim)
+        await store.end_process(ended, claim)
         claimed = await store.find_claim(mine("a"), claim)
         assert claimed is not None
         assert claimed.answer == '"proc_2_x"'
-        assert [each.status for each in await store.processes.list(mine("a"))] == ["running", "ended"]
+        assert [each.status for each in await store.processes(mine("a"))] == ["running", "ended"]

@@ -182,7 +182,6 @@ class Core:
         self.live_sessions = LiveSessions(
             LiveParts(
                 self.store,
-                self.store.processes,
                 self.pool,
                 self.turns,
                 self.active_runs,
@@ -196,7 +195,7 @@ class Core:
             keep_alive=keep_alive,
             checkpoint_seconds=checkpoint_seconds,
         )
-        self.contexts = Contexts(self.live_sessions, self.store, self.store.processes)
+        self.contexts = Contexts(self.live_sessions, self.store)
         self.admission = Admission(processors)
         self.runs = Runs(
             RunParts(
@@ -234,7 +233,7 @@ class Core:
             self.admission,
             lambda: None,
         )
-        self.processes = SessionProcesses(self.live_sessions, self.store.processes, self.store, self.idempotency)
+        self.processes = SessionProcesses(self.live_sessions, self.store, self.idempotency)
 
     @classmethod
     @asynccontextmanager

@@ -28,8 +28,8 @@ class Away:
     def __init__(self, core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_away = True
         self.tries = 0
-        self._end = core.store.processes.end
-        monkeypatch.setattr(core.store.processes, "end", self.end)
+        self._end = core.store.end_process
+        monkeypatch.setattr(core.store, "end_process", self.end)
         monkeypatch.setattr("era.core.late_ends._LONGEST_PAUSE", 0.05)
 
     async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
@@ -56,10 +56,10 @@ async def test_ends_that_are_not_on_record_are_kept_and_there_are_not_more_than_
     await until(lambda: not live.is_open)
     assert [record.exit_code for record in await core.processes.list(S)] == [4, 3]
     assert (await core.processes.get(S, first.id)).status == "ended"
-    assert [record.status for record in await core.store.processes.list(S)] == ["running"] * 2
+    assert [record.status for record in await core.store.processes(S)] == ["running"] * 2
     away.is_away = False
     await putting_away
-    assert [record.exit_code for record in await core.store.processes.list(S)] == [4, 3]
+    assert [record.exit_code for record in await core.store.processes(S)] == [4, 3]
 
 
 async def test_a_service_that_stops_waits_for_ends_to_be_recorded_for_a_while_only(
@@ -78,7 +78,7 @@ async def test_a_service_that_stops_waits_for_ends_to_be_recorded_for_a_while_on
     assert tries >= 2
     await asyncio.sleep(0.2)
     assert away.tries == tries, "it is still tried"
-    assert await core.store.processes.mark_lost() == 2
+    assert await core.store.mark_processes_lost() == 2
 
 
 async def test_a_session_is_put_away_though_ends_are_not_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,5 +95,5 @@ async def test_a_session_is_put_away_though_ends_are_not_on_record(core: Core, m
     away.is_away = False
     await until(lambda: core.live_sessions.count() and core.live_sessions.running(S) is None)
     async with asyncio.timeout(10):
-        while (await core.store.processes.find(S, process.id)).status == "running":  # noqa: ASYNC110  nothing tells of it
+        while (await core.store.process(S, process.id)).status == "running":  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.05)

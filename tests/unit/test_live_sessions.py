@@ -52,13 +52,13 @@ async def test_who_follows_a_process_has_its_last_output_before_its_end_is_store
 ) -> None:
     had: list[bytes] = []
     had_before_end: list[list[bytes]] = []
-    end = core.store.processes.end
+    end = core.store.end_process
 
     async def noted_end(record: ProcessRecord, freed: Claim | None = None) -> None:
         had_before_end.append([*had])
         await end(record, freed)
 
-    monkeypatch.setattr(core.store.processes, "end", noted_end)
+    monkeypatch.setattr(core.store, "end_process", noted_end)
     monkeypatch.setattr(processes, "_LAST_OUTPUT_SECONDS", 60.0)
     await core.session()
     process = await live_process(core, (await start(core, "read line; echo last", stdin=True)).id)
@@ -77,7 +77,7 @@ async def test_who_follows_a_process_has_its_last_output_before_its_end_is_store
 
 async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await core.session()
-    begin, may_begin, problem = core.store.processes.begin, asyncio.Event(), NotFound("It was deleted.")
+    begin, may_begin, problem = core.store.begin_process, asyncio.Event(), NotFound("It was deleted.")
 
     async def late_begin(record: ProcessRecord, claim: Claim | None = None) -> None:
         await may_begin.wait()
@@ -85,7 +85,7 @@ async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, mon
             raise problem
         await begin(record, claim)
 
-    monkeypatch.setattr(core.store.processes, "begin", late_begin)
+    monkeypatch.setattr(core.store, "begin_process", late_begin)
     starting = asyncio.create_task(start(core, "echo > made"))
     refused = asyncio.create_task(start(core, "echo > refused", tag="refused"))
     cancelled = asyncio.create_task(start(core, "echo > cancelled"))
@@ -134,14 +134,14 @@ async def test_a_process_beside_runs(core: Core) -> None:
 async def test_an_end_is_told_once_it_is_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has heard how a process ended hears nothing else after a kill."""
     await core.session()
-    recording, may_end, end = asyncio.Event(), asyncio.Event(), core.store.processes.end
+    recording, may_end, end = asyncio.Event(), asyncio.Event(), core.store.end_process
 
     async def slow_end(*given: Any) -> None:
         recording.set()
         await may_end.wait()
         await end(*given)
 
-    monkeypatch.setattr(core.store.processes, "end", slow_end)
+    monkeypatch.setattr(core.store, "end_process", slow_end)
     one = await start(core, "echo out; exit 3")
     await recording.wait()
     log = await core.processes.log(S, one.id)
@@ -240,8 +240,7 @@ async def test_deletion_ends_processes(core: Core) -> None:
 
 def meanwhile(core: Core, monkeypatch: pytest.MonkeyPatch, ending: Callable[[], Awaitable[object]], times: int) -> None:
     """Each of the next processes has its session ended between being recorded and being started."""
-    records = core.store.processes
-    begin, endings, tasks = records.begin, [ending] * times, []
+    begin, endings, tasks = core.store.begin_process, [ending] * times, []
 
     async def begin_and_end(record: ProcessRecord, claim: Claim | None = None) -> None:
         await begin(record, claim)
@@ -250,7 +249,7 @@ def meanwhile(core: Core, monkeypatch: pytest.MonkeyPatch, ending: Callable[[], 
             live = core.live_sessions._live[record.session_key]
             await until(lambda: not live.is_open)
 
-    monkeypatch.setattr(records, "begin", begin_and_end)
+    monkeypatch.setattr(core.store, "begin_process", begin_and_end)
 
 
 async def test_a_process_waits_until_its_session_was_put_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,10 +369,10 @@ async def test_records_outlive_their_session_and_a_killed_service(core: Core) ->
     assert b"secret-value" not in (core.directory / "era.sqlite").read_bytes()
     await core.live_sessions.put_away(S)
     assert await output(await core.processes.log(S, ended.id)) == b"hello\n"
-    await core.store.processes.begin(replace(await core.store.processes.find(S, running.id), id="proc_1_lost"))
+    await core.store.begin_process(replace(await core.store.process(S, running.id), id="proc_1_lost"))
     row = ProcessRecord("proc_2_x", (await core.store.session(S)).key, "x", 1, tag="gone")
-    await core.store.processes.begin(row)
-    assert await core.store.processes.mark_lost() == 1
+    await core.store.begin_process(row)
+    assert await core.store.mark_processes_lost() == 1
     lost = await core.processes.get(S, "gone")
     assert lost.status == "lost"
     assert lost.reason == "The service stopped while this process ran."

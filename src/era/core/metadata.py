@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from era.core.live.records import ProcessRecord
 from era.core.models import (
     Answered,
     Cause,
@@ -155,7 +156,7 @@ class SetupJob:
 
 
 class MetadataStore(Protocol):
-    """The rows of sessions, versions, runs, setups and idempotency keys.
+    """The rows of sessions, versions, runs, processes, setups and idempotency keys.
 
     Every call is one transaction, unless it says otherwise, and durable when it returns. Every call raises Unavailable
     where the database fails or is closed; then nothing of it happened.
@@ -409,6 +410,39 @@ class MetadataStore(Protocol):
 
     async def prune_idempotency_keys(self) -> int:
         """Drop the idempotency keys that are older than a day; how many."""
+        ...
+
+    async def begin_process(self, record: ProcessRecord, claim: Claim | None = None) -> None:
+        """Record a process as `running`, and claim and answer its key. A killed service finds the record again; a power
+        cut may take it, if it has no key. Raises Conflict where the key is claimed already, NotFound where the session
+        is gone, and Unavailable that `may_have_committed` where the database stays away in the middle of it."""
+        ...
+
+    async def end_process(self, record: ProcessRecord, freed: Claim | None = None) -> None:
+        """Record how a process ended, and drop the oldest of its session's that are too many. Counts as a call to the
+        session. One that never started frees its key. Does nothing where it isn't on record as `running`, so it may be
+        called again where nobody knows whether that was stored."""
+        ...
+
+    async def processes(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
+        """All processes of a session on record, newest first, without their output. Raises NotFound or Expired."""
+        ...
+
+    async def process(self, session_id: OwnedId, name: str) -> ProcessRecord:
+        """The process with this id, or else the newest with this tag, with its output. Raises NoProcess, NotFound,
+        Expired."""
+        ...
+
+    async def mark_processes_lost(self) -> int:
+        """Record every process that is still `running` as `lost`, since the service that had it is gone; how many."""
+        ...
+
+    async def note_context(self, session_key: int, name: str) -> bool:
+        """Remember a context's name. Returns whether it was known already."""
+        ...
+
+    async def forget_context(self, session_key: int, name: str) -> bool:
+        """Forget a context's name. Returns whether it was known."""
         ...
 
     async def unfinished_setups(self) -> Sequence[SetupJob]:

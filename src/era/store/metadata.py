@@ -5,7 +5,7 @@ methods are transactions (rows.py). Functions there that take a `Connection` do 
 transaction.
 
 Rows that share no transaction with sessions and runs have ports of their own in the core, and adapters of their own
-here: inboxes, storage items, API keys and processes.
+here: inboxes, storage items and API keys.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from era.store.webhooks import WebhookRows
 _DEFAULT_RETENTION = Retention()
 
 
-class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows):
+class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows, ProcessRows):
     """A MetadataStore in an SQL database, and the other rows that it holds. `open` before anything, `close` when done.
 
     What each method does, takes and raises stands in MetadataStore.
@@ -64,7 +64,6 @@ class SqlStore(CapsuleRows, VersionRows, RunRows, SetupRows):
         self.storage_items = StorageItemRows(self.database)
         self.api_keys = ApiKeyRows(self.database)
         self.audit = AuditRows(self.database)
-        self.processes = ProcessRows(self.database, retention)
         self._own_database: Database | None = None
         """The connections of homes,"""
 

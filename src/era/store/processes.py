@@ -68,11 +68,11 @@ _MARK_LOST = (
 
 
 class ProcessRows(Rows):
-    async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
+    async def begin_process(self, record: ProcessRecord, claim: Claim | None = None) -> None:
         await self.database.write_once(_begin, record, claim, patient=False, syncs=claim is not None)
 
     @writes
-    def end(self, connection: Connection, record: ProcessRecord, freed: Claim | None = None) -> None:
+    def end_process(self, connection: Connection, record: ProcessRecord, freed: Claim | None = None) -> None:
         check_home(connection, record.session_key, goes_on=True)
         if not connection.execute(_FINISH.values(_values(record)), {"process": record.id}).rowcount:
             return  # It never was on record, or an earlier try was committed: its key may be another request's by now.
@@ -81,13 +81,13 @@ class ProcessRows(Rows):
         connection.execute(_PRUNE, {"session": record.session_key})
         note_call(connection, record.session_key, now())
 
-    async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
+    async def processes(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
         def job(connection: Connection, session: Session) -> Sequence[ProcessRecord]:
             return [_record(row) for row in connection.execute(_OF_SESSION, {"session": session.key})]
 
         return await read_session(self.database, self.retention, session_id, job)
 
-    async def find(self, session_id: OwnedId, name: str) -> ProcessRecord:
+    async def process(self, session_id: OwnedId, name: str) -> ProcessRecord:
         def job(connection: Connection, session: Session) -> ProcessRecord:
             row = connection.execute(_NAMED, {"session": session.key, "name": name}).one_or_none()
             if row is None:
@@ -97,7 +97,7 @@ class ProcessRows(Rows):
         return await read_session(self.database, self.retention, session_id, job)
 
     @writes
-    def mark_lost(self, connection: Connection) -> int:
+    def mark_processes_lost(self, connection: Connection) -> int:
         return connection.execute(_MARK_LOST, {"at": now()}).rowcount
 
     @writes

@@ -28,7 +28,6 @@ from era.core.files.allowance import Allowance
 from era.core.live.context import Context, NotBegun
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
-from era.core.live.records import ProcessStore
 from era.core.live.state_file import StateFile
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
@@ -113,9 +112,8 @@ class _OfSession:
 class Contexts:
     """Contexts by session and name. There is one of these a service."""
 
-    def __init__(self, live: LiveSessions, sessions: MetadataStore, store: ProcessStore) -> None:
+    def __init__(self, live: LiveSessions, store: MetadataStore) -> None:
         self._live = live
-        self._sessions = sessions
         self._store = store
         self._of: dict[int, _OfSession] = {}
         """By the key of the session."""
@@ -283,17 +281,17 @@ class Contexts:
 
     async def list(self, session_id: OwnedId) -> Sequence[Context]:
         """Those that have an interpreter, in the order in which they were started."""
-        session = await self._sessions.session(session_id)
+        session = await self._store.session(session_id)
         return [context for context in self._all(session.key).values() if context.alive]
 
     async def interrupt(self, session_id: OwnedId, name: str) -> bool:
         """Interrupt its cell; whether one was under way. Raises NoContext."""
-        session = await self._sessions.session(session_id)
+        session = await self._store.session(session_id)
         return await self._alive(session, name).interrupt()
 
     async def delete(self, session_id: OwnedId, name: str) -> None:
         """End it, and forget that it was. A run in it ends, too. Raises NoContext."""
-        session = await self._sessions.session(session_id)
+        session = await self._store.session(session_id)
         # First, so that a call that is repeated after this has failed finds the interpreter.
         known = await self._store.forget_context(session.key, name)
         context = self._all(session.key).pop(name, None)
@@ -306,11 +304,11 @@ class Contexts:
     async def restart(self, session_id: OwnedId, name: str, base_url: str) -> Context:
         """End its interpreter and start another one, also where it has ended by itself. A run in it ends, too. Raises
         NoContext, NotFound also where the session is deleted or stopped meanwhile, and as `run` does."""
-        session = await self._sessions.session(session_id)
+        session = await self._store.session(session_id)
         try:
             return await self._restart(session_id, session, name, base_url)
         except SandboxFailed:
-            if (await self._sessions.session(session_id)).key != session.key:
+            if (await self._store.session(session_id)).key != session.key:
                 raise _no_context(session, name) from None
             raise
 
@@ -327,7 +325,7 @@ class Contexts:
                     try:
                         context = of.contexts[name] = await self._started(of, session, name, base_url)
                     except Unavailable:
-                        is_there = (await self._sessions.session(session_id)).key == session.key
+                        is_there = (await self._store.session(session_id)).key == session.key
                         if is_there and (live.is_open or live.why_lost is not None):
                             raise
                         raise _no_context(session, name) from None

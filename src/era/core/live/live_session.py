@@ -14,7 +14,7 @@ from era.core.execution import Grants
 from era.core.files.allowance import Allowance
 from era.core.late_ends import LateEnds
 from era.core.live.processes import MOST, Processes, ProcessRequest
-from era.core.live.records import ProcessStore
+from era.core.metadata import MetadataStore
 from era.core.models import Session, command_of
 from era.core.ports import (
     GuestProcess,
@@ -47,7 +47,7 @@ class LiveSession:
         self,
         session: Session,
         sandbox: Sandbox,
-        store: ProcessStore,
+        store: MetadataStore,
         late_ends: LateEnds,
         network: Network,
         storage: StorageAccesses,

@@ -46,7 +46,6 @@ from era.core.late_ends import LateEnds
 from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints, Occasion
 from era.core.live.live_session import LAST_RECORDS_SECONDS, LiveSession
-from era.core.live.records import ProcessStore
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.pool import SERVICE_STOPPED, SandboxPool
@@ -102,7 +101,6 @@ class LiveParts:
     """The parts of the service that live sessions work with."""
 
     store: MetadataStore
-    processes: ProcessStore
     pool: SandboxPool
     turns: Turns
     active_runs: ActiveRuns
@@ -317,7 +315,7 @@ class LiveSessions:
 
         try:
             session, sandbox = await self._sandbox(session, lost)
-            live = LiveSession(session, sandbox, parts.processes, parts.late_ends, parts.network, parts.storage)
+            live = LiveSession(session, sandbox, parts.store, parts.late_ends, parts.network, parts.storage)
             live.release = release
             made.append(live)
             self._live[session.key] = self._by_id[session.owned_id] = live

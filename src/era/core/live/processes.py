@@ -20,8 +20,9 @@ import structlog
 
 from era.core.late_ends import LateEnds
 from era.core.live.output_log import OutputLog
-from era.core.live.records import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessRecord, ProcessStore
+from era.core.live.records import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessRecord
 from era.core.loop_slices import Budget
+from era.core.metadata import MetadataStore
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, TerminalSize
@@ -223,7 +224,7 @@ class Processes:
     def __init__(
         self,
         session_key: int,
-        store: ProcessStore,
+        store: MetadataStore,
         most: int,
         start: Callable[[ProcessRequest, Callable[[], Awaitable[None]]], Awaitable[GuestProcess]],
         *,
@@ -283,7 +284,7 @@ class Processes:
             pty=request.pty is not None,
         )
         process = self._all[record.id] = LiveProcess(record, ("session", self._session_key))
-        recording = asyncio.create_task(self._store.begin(record, request.claim))
+        recording = asyncio.create_task(self._store.begin_process(record, request.claim))
         try:
             guest = await self._start(request, lambda: asyncio.shield(recording))
         except BaseException as error:
@@ -361,7 +362,7 @@ class Processes:
         async def attempt() -> bool:
             is_settled, is_first = True, not process.ended.is_set()
             try:
-                await self._store.end(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
+                await self._store.end_process(replace(process.record, tail=process.log.packed(TAIL_BYTES)), freed)
             except EraError as error:
                 # Where the session has another home (Fenced), whoever took it has recorded it as lost.
                 is_settled = not isinstance(error, Unavailable) or isinstance(error, CommitFailed)

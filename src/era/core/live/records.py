@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
-from era.core.models import Claim, OwnedId, ServiceCommand
+from era.core.models import ServiceCommand
 
 type ProcessStatus = Literal["running", "ended", "lost"]
 
@@ -48,41 +47,3 @@ class ProcessRecord:
     output_bytes: int = 0
     tail: bytes | None = field(default=None, repr=False, compare=False)
     """The end of its output, as OutputLog packs it; only where one process is asked for."""
-
-
-class ProcessStore(Protocol):
-    """The rows of processes, and of the names of contexts that have had cells. Calls raise Unavailable where the
-    database fails; `OwnedId` is as in MetadataStore."""
-
-    async def begin(self, record: ProcessRecord, claim: Claim | None = None) -> None:
-        """Record a process as `running`, and claim and answer its key. A killed service finds the record again; a power
-        cut may take it, if it has no key. Raises Conflict where the key is claimed already, NotFound where the session
-        is gone, and Unavailable that `may_have_committed` where the database stays away in the middle of it."""
-        ...
-
-    async def end(self, record: ProcessRecord, freed: Claim | None = None) -> None:
-        """Record how it ended, and drop the oldest of its session's that are too many. Counts as a call to the
-        session. One that never started frees its key. Does nothing where it isn't on record as `running`, so it may be
-        called again where nobody knows whether that was stored."""
-        ...
-
-    async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
-        """All of a session that are on record, newest first, without their output. Raises NotFound or Expired."""
-        ...
-
-    async def find(self, session_id: OwnedId, name: str) -> ProcessRecord:
-        """The process with this id, or else the newest with this tag, with its output. Raises NoProcess, NotFound,
-        Expired."""
-        ...
-
-    async def mark_lost(self) -> int:
-        """Record every process that is still `running` as `lost`, since the service that had it is gone; how many."""
-        ...
-
-    async def note_context(self, session_key: int, name: str) -> bool:
-        """Remember a context's name. Returns whether it was known already."""
-        ...
-
-    async def forget_context(self, session_key: int, name: str) -> bool:
-        """Forget a context's name. Returns whether it was known."""
-        ...

@@ -13,7 +13,7 @@ from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.output_log import OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
-from era.core.live.records import ProcessRecord, ProcessStore
+from era.core.live.records import ProcessRecord
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId
 from era.errors import Conflict, InputClosed, NotFound, Unavailable
@@ -37,11 +37,8 @@ class Started:
 class SessionProcesses:
     """The processes of all sessions."""
 
-    def __init__(
-        self, live_sessions: LiveSessions, records: ProcessStore, store: MetadataStore, idempotency: IdempotencyKeys
-    ) -> None:
+    def __init__(self, live_sessions: LiveSessions, store: MetadataStore, idempotency: IdempotencyKeys) -> None:
         self._live_sessions = live_sessions
-        self._records = records
         self._store = store
         self._idempotency = idempotency
 
@@ -79,7 +76,7 @@ class SessionProcesses:
 
     async def list(self, session_id: OwnedId) -> Sequence[ProcessRecord]:
         """Those that run and those that ended last, newest first."""
-        recorded = await self._records.list(session_id)
+        recorded = await self._store.processes(session_id)
         session = await self._store.session(session_id)
         live = self._live_sessions.known(session.key)
         with nullcontext() if live is None else live.in_use():
@@ -91,14 +88,14 @@ class SessionProcesses:
     async def get(self, session_id: OwnedId, name: str) -> ProcessRecord:
         """The process with this id or tag. Raises NoProcess."""
         live = await self.find(session_id, name)
-        return await live.shown() if live is not None else await self._records.find(session_id, name)
+        return await live.shown() if live is not None else await self._store.process(session_id, name)
 
     async def log(self, session_id: OwnedId, name: str) -> OutputLog:
         """What a process has written, as far as that is kept. Raises NoProcess."""
         live = await self.find(session_id, name)
         if live is not None:
             return live.log
-        record = await self._records.find(session_id, name)
+        record = await self._store.process(session_id, name)
         return OutputLog.unpacked(record.tail, record.output_bytes, record.exit_code, record.signal, record.reason)
 
     async def followed(self, session_id: OwnedId, name: str) -> tuple[OutputLog, AbstractContextManager[object]]:
@@ -114,7 +111,7 @@ class SessionProcesses:
         NoProcess."""
         process = await self.find(session_id, name)
         if process is None:
-            await self._records.find(session_id, name)
+            await self._store.process(session_id, name)
         else:
             await process.end(why)
 
@@ -126,7 +123,7 @@ class SessionProcesses:
         with self._live_sessions.in_use(session.key) as live:
             process = None if live is None else live.processes.find(name)
             if process is None:
-                record = await self._records.find(session_id, name)
+                record = await self._store.process(session_id, name)
                 raise InputClosed(f"Process '{record.id}' has ended.", code="process_ended", hint="Start another one.")
             yield process
 
