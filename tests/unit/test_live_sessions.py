@@ -15,8 +15,8 @@ from era.core.files.trees import SnapshotRefused
 from era.core.live import processes
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
-from era.core.live.records import ProcessRecord
 from era.core.models import EMPTY, Claim, OwnedId
+from era.core.process_records import ProcessRecord
 from era.errors import (
     InputClosed,
     NoProcess,

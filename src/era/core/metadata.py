@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from era.core.live.records import ProcessRecord
 from era.core.models import (
     Answered,
     Cause,
@@ -36,6 +35,7 @@ from era.core.models import (
     VersionContent,
     WantedIsolation,
 )
+from era.core.process_records import ProcessRecord
 from era.core.run_messages import RecordedProgram, no_program
 from era.core.usage import Use
 

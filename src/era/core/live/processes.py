@@ -20,12 +20,12 @@ import structlog
 
 from era.core.late_ends import LateEnds
 from era.core.live.output_log import OutputLog
-from era.core.live.records import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessRecord
 from era.core.loop_slices import Budget
 from era.core.metadata import MetadataStore
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, TerminalSize
+from era.core.process_records import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessRecord
 from era.core.secrets import Secret
 from era.errors import BadRequest, CommitFailed, EraError, InputClosed, TagInUse, TooManyProcesses, Unavailable
 

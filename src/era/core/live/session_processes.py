@@ -13,9 +13,9 @@ from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.output_log import OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
-from era.core.live.records import ProcessRecord
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId
+from era.core.process_records import ProcessRecord
 from era.errors import Conflict, InputClosed, NotFound, Unavailable
 
 _TRIES = 3
