@@ -219,17 +219,6 @@ def test_an_address_that_changes_leads_to_no_other(
     server.stop()
 
 
-def test_a_name_that_means_something_else_by_now(anywhere: NewSession, kind: str, canary: int) -> None:
-    code = """
-import socket
-for _ in range(2):
-    try: print(socket.create_connection(("KIND.rebind.test", 9000), 3).getpeername()[0])
-    except OSError as error: print(error.strerror)
-"""
-    said = anywhere().says(code.replace("KIND", kind))
-    assert said == f"{world.PUBLIC}\nConnection refused\n"  # by the sandbox's own loopback
-
-
 # -- allowlists -------------------------------------------------------------------------------------------------
 
 TRY = """

@@ -154,9 +154,6 @@ class Cluster:
     may_answer: asyncio.Event | None = None
     """What the others wait for before they say anything."""
 
-    slow: dict[str, asyncio.Event] = field(default_factory=dict)
-    """What single ones wait for."""
-
     moves: Moves = field(init=False)
 
     async def find(self, session: OwnedId) -> Session:
@@ -169,8 +166,6 @@ class Cluster:
         self.asked.append(host.id)
         if self.may_answer is not None:
             await self.may_answer.wait()
-        if host.id in self.slow:
-            await self.slow[host.id].wait()
         told = self.told[host.id]
         return told and {**told, "prepared": packages in told.get("prepared", ())}
 
@@ -249,30 +244,6 @@ async def test_a_call_waits_for_what_others_were_asked_for_another() -> None:
         one.may_answer.set()
         assert await asyncio.gather(*moves) == [True, True]
         assert one.asked == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("others", [{}, {"b": None}, {"b": {"sandboxes": 3, "live": 0}}])
-async def test_a_slow_host_is_waited_for_where_nobody_else_has_room(others: dict[str, JsonObject | None]) -> None:
-    """A host that has much to do says later that it has room, but it has some."""
-    async with cluster() as one:
-        one.told = {"a": {"sandboxes": 1, "live": 1}, **others}
-        one.rows.others = {name: Host(name, f"http://{name}") for name in one.told}
-        one.homes._view = await one.rows.beat(Host(one.homes.host_id, ""))
-        one.slow["a"] = asyncio.Event()
-        moving = asyncio.create_task(one.move(live=True))
-        await asyncio.wait([moving], timeout=0.7)
-        assert not moving.done()
-        one.slow["a"].set()
-        assert await moving
-        assert one.rows.given == [(1, "a")]
-
-
-async def test_a_slow_host_is_not_waited_for_long_where_another_one_has_room() -> None:
-    async with cluster() as one:
-        one.slow["a"] = asyncio.Event()
-        assert await one.move()
-        assert one.rows.given == [(1, "b")]
-        assert "a" not in one.moves._told
 
 
 async def test_of_very_many_hosts_some_are_asked() -> None:

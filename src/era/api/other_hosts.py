@@ -51,9 +51,8 @@ _STATE_PATH = "/cluster/state"
 _SECONDS = 2.0
 """For which a call of somebody else's waits."""
 
-_ROOM_SECONDS = 5.0
-"""For which a host is waited for that is to say how much room it has. One that is slow has some nevertheless, and is
-waited for only where nobody else has (moves.py)."""
+_ROOM_SECONDS = 1.0
+"""For which a host is waited for that is to say how much room it has: calls wait meanwhile (moves.py)."""
 
 _NO_ANSWER = (OSError, h11.RemoteProtocolError, ValueError, EraError)
 _HINT = (

@@ -49,10 +49,6 @@ log = structlog.get_logger()
 _KNOWN_SECONDS = 1.0
 """For which what hosts said of their room is taken for true, less what was sent there since."""
 
-_PROMPT_SECONDS = 0.5
-"""For which hosts that say nothing of their room are waited for, where another one has room of every kind, or they
-said nothing the last time either."""
-
 _MOST_ASKED = 16
 """Hosts that are asked at a time, so that it doesn't grow with the cluster what a full host asks for."""
 
@@ -189,9 +185,6 @@ class Moves:
 
         self._asked_at = -_KNOWN_SECONDS
         """When they had said it."""
-
-        self._silent: set[str] = set()
-        """Hosts that said nothing of their room when they were asked last."""
 
         self._asking: asyncio.Task[None] | None = None
         self.count = 0
@@ -364,23 +357,9 @@ class Moves:
         others = self._listening()
         if len(others) > _MOST_ASKED:
             others = random.sample(others, _MOST_ASKED)
-        asked = {asyncio.create_task(self._others.room(host, packages)): host.id for host in others}
-        told: dict[str, _Told] = {}
-        waiting, began = set(asked), time.monotonic()
-        try:
-            while waiting:
-                has_room = any(all(each.room.values()) for each in told.values())
-                is_prompt = has_room or self._silent.issuperset(asked[each] for each in waiting)
-                left = max(began + _PROMPT_SECONDS - time.monotonic(), 0) if is_prompt else None
-                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    break
-                told |= {asked[each]: _told(answer) for each in done if (answer := each.result()) is not None}
-        finally:
-            for each in waiting:
-                each.cancel()
-        self._silent = {id for id in asked.values() if id not in told}
-        return told
+        answers = await asyncio.gather(*(self._others.room(host, packages) for host in others))
+        told = zip(others, answers, strict=True)
+        return {host.id: _told(answer) for host, answer in told if answer is not None}
 
     async def _with_room(self, kind: str) -> Sequence[Host]:
         """The other hosts that have room of this kind."""
