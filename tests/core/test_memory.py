@@ -119,27 +119,6 @@ def test_more_than_the_bound_goes_once_it_is_not_in_use(lab: Lab) -> None:
     assert sorted(sizes(lab, *places)) == [0, 80]
 
 
-def test_an_idle_one_goes_first_unless_it_is_small_beside_the_largest(lab: Lab) -> None:
-    memories = lab.snapshots.memories
-    memories.most = 250
-    idle, busy = filled(lab, 40)[0], filled(lab, 80)[0]
-    asked: list[int] = []
-
-    def evict(least: int) -> bool:
-        asked.append(least)
-        if memories.size(idle.id) < least:
-            return False
-        memories.forget(idle.id)
-        return True
-
-    memories.evict = evict
-    filled(lab, 150)
-    assert (asked, sizes(lab, idle, busy)) == ([38], [0, 80])
-    asked.clear()
-    filled(lab, 50)
-    assert (asked, memories.entries) == ([38], 130)
-
-
 def uploaded(lab: Lab, name: str) -> Changes:
     """The change that a client makes who puts a file."""
     with lab.blobs.batch() as batch:

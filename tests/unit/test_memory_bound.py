@@ -18,7 +18,7 @@ CHANGE = "open('f3', 'w').write('changed')\nopen('new', 'w').write('new')\nimpor
 
 @pytest.fixture
 async def core(directory: Path, template: Path) -> AsyncIterator[Core]:
-    async with Core.opened(directory, template, max_warm=20) as core:
+    async with Core.opened(directory, template, max_warm=20, kept_bytes=1 << 30) as core:
         for name in ("a", "b", "c", "small", "s"):
             await core.session(name)
         core.snapshots.memories.most = 250
@@ -42,19 +42,26 @@ async def assert_changes_are_committed(core: Core, name: str) -> None:
     assert shown.result.state.version == before.version + 1, "nothing has changed"
 
 
-async def test_the_largest_idle_sandbox_goes(core: Core) -> None:
+async def test_the_largest_is_forgotten_and_keeps_its_sandbox(core: Core) -> None:
     for name, count in {"small": 10, "a": 120, "b": 80}.items():
         await core.run(FILL.format(count), name)
-    assert len(core.driver.alive) == 3
+    sandboxes = {sandbox.workspace: sandbox.id for sandbox in core.driver.alive}
     await core.run(FILL.format(60), "c")
-    await until(lambda: len(core.driver.alive) == 3)
-    assert [await is_warm(core, name) for name in ("small", "a", "b", "c")] == [True, False, True, True]
-    assert core.snapshots.memories.entries <= 250
-    for name in ("a", "b", "c", "small", "a", "b", "c"):
-        if (await core.store.session(mine(name))).version < 3:
-            await assert_changes_are_committed(core, name)
+    assert [core.snapshots.memories.size(each) for each in sandboxes.values()] == [10, 0, 80]
+    assert len(core.driver.alive) == 4
+    for name in ("a", "b", "c"):
+        await assert_changes_are_committed(core, name)
         assert core.snapshots.memories.entries <= 250
         assert await is_warm(core, "small")
+
+
+async def test_a_kept_directory_that_was_forgotten_is_restored(core: Core) -> None:
+    await core.run(FILL.format(150), "a")
+    core.pool._put_away((await core.store.session(mine("a"))).key, "idle")
+    await until(lambda: bool(core.pool._kept.keys()))
+    await core.run(FILL.format(140), "b")
+    assert core.snapshots.memories.entries == 140
+    await assert_changes_are_committed(core, "a")
 
 
 async def test_one_that_runs_keeps_its_sandbox(core: Core) -> None:

@@ -99,11 +99,6 @@ class DirectoryCache:
             self._entries -= kept.entries
         return kept
 
-    def take_largest(self, least: int) -> CachedDirectory | None:
-        """Take out the largest one, if it has at least so many entries. The caller closes it, as for `take`."""
-        key = max(self._kept, key=lambda key: self._kept[key].entries, default=None)
-        return None if key is None or self._kept[key].entries < least else self.take(key)
-
     async def close(self, kept: CachedDirectory) -> None:
         """Remove a directory that was taken out. It is gone when this returns."""
         self._forget(kept.sandbox.id)

@@ -160,7 +160,6 @@ class SandboxPool:
         """Sandboxes of deleted sessions. Runs may still have them."""
 
         self._kept = DirectoryCache(kept_bytes, snapshots.forget)
-        snapshots.memories.evict = self._evict_largest
         self._limit = WarmLimit() if max_warm is None else None
         self._room = FairLimiter(
             FIRST if max_warm is None else max_warm,
@@ -459,22 +458,6 @@ class SandboxPool:
                 await self._close(warm.sandbox, reason, warm.session_id)
         if kept := self._kept.take(key):
             await self._kept.close(kept)
-
-    def _evict_largest(self, least: int) -> bool:
-        """Have the largest kept directory go, or else the largest idle sandbox, so that what is remembered of it takes
-        no memory any more: of those that have at least so many entries. Returns whether there was one."""
-        if (kept := self._kept.take_largest(least)) is not None:
-            self._snapshots.forget(kept.sandbox.id)
-            self._kept.close_soon(kept)
-            return True
-        idle = [(key, warm.sandbox.id) for key, warm in self._warm.items() if not warm.busy and warm.lost is None]
-        size = self._snapshots.memories.size
-        key, sandbox_id = max(idle, key=lambda each: size(each[1]), default=(0, ""))
-        if size(sandbox_id) < least:
-            return False
-        self._snapshots.forget(sandbox_id)  # at once; then nothing is kept of its directory either
-        self._put_away(key, "evicted")
-        return True
 
     def _put_away(self, session_key: int, reason: str) -> asyncio.Task[None]:
         """Close the sandbox of a session that is idle, and keep its working directory if that is worth it."""

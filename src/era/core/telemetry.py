@@ -229,8 +229,8 @@ class SandboxClosed:
 
     sandbox_id: str
     reason: str
-    """`idle`, `evicted` (another session needs the room, or memory for what is remembered of its files), `moved` (to
-    another host), `replaced`, `failed`, `died`, `deleted` or `temporary`."""
+    """`idle`, `evicted` (another session needs the room), `moved` (to another host), `replaced`, `failed`, `died`,
+    `deleted` or `temporary`."""
 
     session_id: str | None = None
     owner: str | None = None

@@ -1,11 +1,9 @@
 """What is remembered of sandboxes' working directories from one scan to the next, within a bound.
 
 Theory of operation. A scanned tree takes half a kilobyte for each entry, and is remembered as long as its sandbox is
-warm. So trees are remembered of so many entries together (`Memories`). Beyond that the largest go first: a small
-session never pays for a neighbour's large tree. Whoever has the sandboxes is asked to let an idle one go (`evict`),
-which costs nobody anything before its session runs next. Where those that are idle are small beside one that is busy,
-only what is remembered of that one goes: its next scan reads all of its files again, and finds the same. What a scan or
-a restore works with just now stays, since its watch must not end meanwhile.
+warm. So trees are remembered of so many entries together (`Memories`). Beyond that the largest are forgotten first: a
+small session never pays for a neighbour's large tree. The next scan of one that was forgotten reads all of its files
+again, and finds the same. What a scan or a restore works with just now stays, since its watch must not end meanwhile.
 
 A watch takes what a user has few of, and is made on a thread long before it is remembered. Until then the call owns it
 for which that was done: whatever becomes of that call, its end closes each watch that isn't remembered
@@ -14,7 +12,6 @@ for which that was done: whatever becomes of that call, its end closes each watc
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,10 +91,6 @@ class Memories:
         self.entries = 0
         """Of all trees that are remembered."""
 
-        self.evict: Callable[[int], bool] = lambda least: False
-        """Lets the largest idle sandbox go whose tree has at least so many entries, and forgets it at once; False where
-        there is none. Set by whoever has the sandboxes."""
-
     def get(self, sandbox_id: str) -> Memory | None:
         return self._memories.get(sandbox_id)
 
@@ -173,10 +166,7 @@ class Memories:
             largest = max(unused, key=unused.__getitem__, default=None)
             if largest is None:
                 return
-            least = math.ceil(max(self._sizes.values()) / _SMALL_SHARE)
-            if unused[largest] < least:
-                if sum(unused.values()) <= self.most:
-                    return
-                least = math.ceil(unused[largest] / _SMALL_SHARE)
-            if not self.evict(least):
-                self.forget(largest)
+            is_small = unused[largest] * _SMALL_SHARE < max(self._sizes.values())
+            if is_small and sum(unused.values()) <= self.most:
+                return
+            self.forget(largest)
