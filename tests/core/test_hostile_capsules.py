@@ -17,6 +17,8 @@ import pytest
 from era.core.capsules.imports import check
 from era.core.capsules.manifest import MAX_MICROS
 from era.core.capsules.trees import Objects, TreeCheck
+from era.core.files.artifacts import list_artifacts
+from era.core.files.diffs import FileChange
 from era.core.files.packages import PACKAGES
 from era.core.files.totals import Bounds
 from era.core.metadata import Retention
@@ -65,7 +67,10 @@ def test_the_smallest_capsule_is_taken() -> None:
     installed = tree(file("m.py", b"f"))
     root = tree(directory(PACKAGES, installed), file("f", b"f"))
     assert checked(of_files(root, installed, b"f")).snapshot.file_count == 1
-    assert checked(edited(capsules.capsule(), lambda _: document(runs=[run(), run(id="b")]))).version == 1
+    assert (
+        checked(edited(capsules.capsule(), lambda _: document(runs=[run(), run(id="b", artifacts=ARTIFACTS)]))).version
+        == 1
+    )
 
 
 def test_what_is_taken_can_be_shown() -> None:
@@ -133,6 +138,20 @@ OTHER_THAN_INVOCATIONS: list[Any] = [
     {"args": [None]},
     {"args": ["x" * MAX_RECORDED_BYTES] * 8},
     {"truncated": 1},
+]
+ARTIFACTS = list_artifacts([FileChange("a.png", None, 1), FileChange("b.txt", None, 1)])
+_ARTIFACT = ARTIFACTS["files"][0]
+OTHER_THAN_ARTIFACTS: list[Any] = [
+    None,
+    [],
+    {"files": []},
+    {**ARTIFACTS, "more": -1},
+    {**ARTIFACTS, "more": True},
+    {**ARTIFACTS, "files": [_ARTIFACT] * 101},
+    *(
+        {**ARTIFACTS, "files": [{**_ARTIFACT, **change}]}
+        for change in ({"type": "text/x"}, {"path": 1}, {"size": "1"}, {"a": 1})
+    ),
 ]
 OTHER_THAN_LANGUAGES: list[Any] = ["cobol", "py", None, ["python"], {}]
 
@@ -265,6 +284,7 @@ def test_a_tree_of_many_versions_is_read_once() -> None:
         (document(runs=[run(enforced={"a": "x" * 70_000})]), "'enforced'"),
         (document(runs=[json.dumps(run()).replace("{}", '{"a":' * 70 + "1" + "}" * 70)]), "nested deeper"),
         *[(document(runs=[run(egress=bad)]), "'egress'") for bad in OTHER_THAN_EGRESS],
+        *[(document(runs=[run(artifacts=bad)]), "'artifacts'") for bad in OTHER_THAN_ARTIFACTS],
         *[(document(runs=[run(code=bad)]), "'code'") for bad in (1, ["x"], "x" * (MAX_RECORDED_BYTES + 1))],
         *[(document(runs=[run(invocation=bad)]), "'invocation'") for bad in OTHER_THAN_INVOCATIONS],
         *[(document(session(record_code=bad)), "'record_code'") for bad in (None, 1, "false")],

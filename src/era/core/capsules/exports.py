@@ -26,7 +26,7 @@ from era.core.capsules import format as layout
 from era.core.capsules import tars
 from era.core.capsules.problems import MAX_OBJECTS, too_large
 from era.core.files.blob_store import BlobStore, Hold
-from era.core.files.pack import larger_pieces
+from era.core.files.pack import blob_pieces, larger_pieces
 from era.core.files.pins import Pin, Pins
 from era.core.files.snapshots import Snapshots
 from era.core.metadata import MetadataStore
@@ -256,11 +256,7 @@ class Exporter:
         if digest in contents.short:
             yield from _part(contents.texts.fileno(), contents.short[digest][0], size)
             return
-        fd = self._blobs.open_blob(digest)
-        try:
-            yield from _part(fd, 0, size)
-        finally:
-            os.close(fd)
+        yield from blob_pieces(self._blobs.open_blob, digest, size)
 
 
 def _version(content: VersionContent, pin: Pin) -> bytes:

@@ -19,7 +19,7 @@ from era.core import jsontext
 from era.core.allowlist import can_be_egress
 from era.core.capsules.problems import bad_capsule
 from era.core.expiry import MAX_TTL
-from era.core.files.artifacts import valid_artifacts
+from era.core.files.artifacts import MOST, TYPES
 from era.core.limits import can_be_limits
 from era.core.models import Cause, JsonObject, RunRecord, Session, Status, WantedIsolation, can_be_service
 from era.core.run_messages import MAX_RECORDED_BYTES
@@ -172,6 +172,17 @@ class _Egress(Values):
     bytes: _Count = 0
 
 
+class _Artifact(Values):
+    type: Literal[*TYPES.values()]  # type: ignore[valid-type]
+    path: str
+    size: _Count
+
+
+class _Artifacts(Values):
+    files: Annotated[list[_Artifact], FailFast(), Field(max_length=MOST)]
+    more: _Count
+
+
 class _Invocation(Values):
     command: Annotated[list[_Word], FailFast()] | _Word = []
     args: Annotated[list[_Word], FailFast()] = []
@@ -199,7 +210,7 @@ class RunValues(Values):
     reaped: _Int32 | None
     enforced: JsonObject
     egress: Annotated[JsonObject, _fits_or_empty(_Egress)] = {}
-    artifacts: Annotated[Any, _fits(valid_artifacts)] = {}
+    artifacts: Annotated[JsonObject, _fits_or_empty(_Artifacts)] = {}
     versions_dropped: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     setup_error: _Text | None = None
     code: _Word | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from era.core.files.diffs import FileChange
 from era.core.models import JsonObject
@@ -61,32 +60,9 @@ def list_artifacts(files: Iterable[FileChange]) -> JsonObject:
     return {"files": artifacts, "more": more} if artifacts or more else {}
 
 
-def valid_artifacts(value: Any) -> bool:
-    """Whether `value` is of the form that `list_artifacts` makes; for records from outside."""
-    if value == {}:
-        return True
-    if not isinstance(value, dict) or value.keys() != {"files", "more"} or not isinstance(value["files"], list):
-        return False
-    return _is_count(value["more"]) and len(value["files"]) <= MOST and all(map(_is_artifact, value["files"]))
-
-
 def _type_of(path: str) -> str | None:
     """The media type of an artifact; None for a file that is none."""
     name, dot, ending = path.rpartition(".")
     if not dot or not name or name.endswith("/") or path.startswith(".") or "/." in path:
         return None
     return TYPES.get(ending.lower())
-
-
-def _is_artifact(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"type", "path", "size"}
-        and value["type"] in TYPES.values()
-        and isinstance(value["path"], str)
-        and _is_count(value["size"])
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63

@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from era.core.files.live_snapshots import LiveSnapshots
+from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.files.session_files import keeping_files
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
@@ -72,7 +72,7 @@ class Checkpoints:
         try:
             async with self._turns.take(live.session_id, patience=0):
                 if live.is_open:
-                    await self._commit(live, await self._store.session(live.session_id))
+                    await self._committed(live, await self._store.session(live.session_id), "checkpoint")
         except RunUnderWay:
             return False  # its commit keeps what the tree holds then, if it makes one
         return True
@@ -118,14 +118,10 @@ class Checkpoints:
                     hint="What it held when it was put away is its newest version.",
                 )
             try:
-                return await self._commit(live, session)
+                return (await self._committed(live, session, "checkpoint"))[0]
             except EraError:
                 live.is_changed = True  # as below
                 raise
-
-    async def _commit(self, live: LiveSession, session: Session) -> Checkpoint:
-        """Commit the tree, in the session's turn. `session` is its row as it is."""
-        return (await self._committed(live, session, "checkpoint"))[0]
 
     async def _committed(
         self,
@@ -137,27 +133,35 @@ class Checkpoints:
         stored: Awaitable[None] | None = None,
         ended: bool = False,
     ) -> tuple[Checkpoint, int]:
-        """Do the same with a cause. `checkpoint` becomes `loose_checkpoint` where the tree isn't of one moment. Also
-        returns how many old versions were dropped. `changed` and `stored` are as for LiveSnapshots.take; `ended` says
-        that no process is left.
-        """
-        with self._moments.naming():
-            return await self._named(live, session, cause, changed=changed, stored=stored, ended=ended)
+        """Commit the tree with a cause: `checkpoint` becomes `loose_checkpoint` where the tree isn't of one moment.
 
-    async def _named(
-        self,
-        live: LiveSession,
-        session: Session,
-        cause: Cause,
-        *,
-        changed: bool,
-        stored: Awaitable[None] | None,
-        ended: bool,
-    ) -> tuple[Checkpoint, int]:
+        Also returns how many old versions were dropped. `session` is the row as it is in the session's turn. `changed`
+        and `stored` are as for LiveSnapshots.take; `ended` says that no process is left.
+        """
         trim, starts = None, live.starts
         is_still = ended or await live.is_still()
+        with self._moments.naming():
+            moment = await self._taken(live, session, changed=changed, stored=stored)
+            snapshot, consistent = moment.snapshot, moment.consistent or (is_still and live.starts == starts)
+            if snapshot.root != session.snapshot.root:
+                trim = await self._history.trim(session, snapshot)
+                session = await self._store.commit(
+                    session.owned_id,
+                    cause if consistent or cause != "checkpoint" else "loose_checkpoint",
+                    data=None,
+                    snapshot=snapshot,
+                    key=live.session_key,
+                    trim=trim,
+                )
+            self._pool.committed(live.session_key, snapshot)
+            return Checkpoint(session.version, consistent), 0 if trim is None else len(trim.drop)
+
+    async def _taken(
+        self, live: LiveSession, session: Session, *, changed: bool, stored: Awaitable[None] | None
+    ) -> LiveSnapshot:
+        """Take the tree. Raises TooLarge or Conflict where it can't be kept, CommitFailed."""
         try:
-            moment = await self._moments.take(
+            return await self._moments.take(
                 live.sandbox,
                 session.snapshot,
                 changed=changed,
@@ -171,16 +175,3 @@ class Checkpoints:
                     message, hint="Have its processes leave less, or raise the session's 'limits'."
                 ) from None
             raise Conflict(message, hint="Try again, or stop what changes it.", code="no_checkpoint") from None
-        snapshot, consistent = moment.snapshot, moment.consistent or (is_still and live.starts == starts)
-        if snapshot.root != session.snapshot.root:
-            trim = await self._history.trim(session, snapshot)
-            session = await self._store.commit(
-                session.owned_id,
-                cause if consistent or cause != "checkpoint" else "loose_checkpoint",
-                data=None,
-                snapshot=snapshot,
-                key=live.session_key,
-                trim=trim,
-            )
-        self._pool.committed(live.session_key, snapshot)
-        return Checkpoint(session.version, consistent), 0 if trim is None else len(trim.drop)
