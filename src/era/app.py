@@ -26,6 +26,7 @@ from era.choices import (
     open_store,
     signing_secret,
 )
+from era.core import meter
 from era.core.audit import Audit
 from era.core.files.pages import file_pages
 from era.core.files.pins import Pins
@@ -332,6 +333,7 @@ async def _serve(
 ) -> int:
     """Start, serve and stop. A signal during the start undoes what has been started."""
     logs.log_from(settings.log_level, settings.log_format)
+    meter.install()
     if (task := asyncio.current_task()) is not None:
         signals.then(task.cancel)
     try:

@@ -144,15 +144,13 @@ async def test_a_process_that_has_ended_is_told_as_it_ended_though_all_die_then(
     """The supervisor has not read all that it was sent, so its end is a reset."""
     life = Silent()
     supervisor, process = await with_a_process(life)
-    spend = supervisor._budget.spend
 
-    async def late(cost: float) -> None:
+    async def late() -> None:
         monkeypatch.undo()
         life.kill()
         await asyncio.sleep(0.2)
-        await spend(cost)
 
-    monkeypatch.setattr(supervisor._budget, "spend", late)
+    monkeypatch.setattr(process_supervisor, "turn", late)
     life.say(b"O", b"said")
     life.say(b"D", json.dumps(ENDED).encode())
     async with asyncio.timeout(30):

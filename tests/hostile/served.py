@@ -17,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from era import app
 from era.api import event_stream, exchange, streaming
 from era.api.event_stream import Event
 from era.api.protocol import Protocol
-from era.core import loop_slices, spooled_output
+from era.core import meter, spooled_output
 from era.core.event_log import Gap
 from era.core.files import file_threads
 from era.core.files.pins import Pins
@@ -264,15 +264,15 @@ def _no_bound_of_history() -> None:
     _patch(HistoryBound, trim=trim)
 
 
-def _no_slices() -> None:
+def _no_meter() -> None:
     """Whoever parses bytes goes on as long as there are any."""
-    _patch(loop_slices, SLICE_US=1 << 60)
+    _patch(meter, SLICE=float("inf"))
     _patch(Protocol, _parse=lambda self, data: self._parse_piece(memoryview(data), memoryview(b"")))
 
 
 def _endless_1xx() -> None:
     """The same, and informational responses may come for ever."""
-    _no_slices()
+    _no_meter()
     _patch(exchange, _MAX_INFORMATIONAL=1 << 60)
 
 
@@ -281,8 +281,8 @@ def _outputs_in_memory() -> None:
     _patch(spooled_output, MEMORY_BYTES=1 << 40)
     _patch(streaming, _SMALL=1 << 40)
 
-    async def in_one_piece(events: AsyncGenerator[Event | Gap], source: Hashable) -> AsyncGenerator[bytes]:
-        yield b"".join([piece async for piece in encoded(events, source)])
+    async def in_one_piece(events: AsyncGenerator[Event | Gap]) -> AsyncGenerator[bytes]:
+        yield b"".join([piece async for piece in encoded(events)])
 
     async def read_at_once(self: SpooledOutput, start: int, end: int) -> AsyncGenerator[bytes]:
         yield await self.read(start, end)
@@ -311,7 +311,7 @@ WEAKNESSES = {
     "no lost runs": _no_lost_runs,
     "imports visible early": _imports_visible_early,
     "no bound of history": _no_bound_of_history,
-    "no slices": _no_slices,
+    "no meter": _no_meter,
     "endless 1xx": _endless_1xx,
     "outputs in memory": _outputs_in_memory,
     "no threads for large commits": _no_threads_for_large_commits,

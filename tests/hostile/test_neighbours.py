@@ -15,11 +15,11 @@ _BUSY_SECONDS = 1.5
 _FAR_LESS = 0.5
 
 WEAKNESSES = {
-    "chunks": "no slices",
+    "chunks": "no meter",
     "1xx": "endless 1xx",
-    "uploads": "no slices",
-    "storage": "no slices",
-    "heads": "no slices",
+    "uploads": "no meter",
+    "storage": "no meter",
+    "heads": "no meter",
 }
 """By neighbour, what must be taken out of the service for it to succeed."""
 
@@ -59,7 +59,7 @@ def longest_iteration(directory: Path, name: str, kind: str, weakness: str | Non
 @pytest.mark.parametrize("kind", BOTH_KINDS)
 @pytest.mark.parametrize("name", WEAKNESSES)
 def test_others_have_their_turns_beside_a_neighbour(tmp_path: Path, name: str, kind: str) -> None:
-    """They wait far less than where it has no budget, and runs beside it end as well."""
+    """They wait far less than where nothing is charged to it, and runs beside it end as well."""
     ours = longest_iteration(tmp_path, name, kind, None)
     weak = longest_iteration(tmp_path, name, kind, WEAKNESSES[name])
     assert ours < _FAR_LESS * weak

@@ -15,7 +15,6 @@ import era.api.files  # noqa: F401  where the paths of the storage's routes are 
 from era.api import storage
 from era.core import spooled_output
 from era.core.api_keys import Caller
-from era.core.loop_slices import Budget
 from era.core.spooled_output import SpooledOutput
 from era.errors import Unavailable
 
@@ -29,7 +28,7 @@ async def kept(value: bytes) -> SpooledOutput:
 @pytest.mark.parametrize("size", [1, 2, 3, (3 << 14) - 1, 3 << 14, (3 << 14) + 1, 100_000])
 async def test_the_answer_is_the_same(size: int) -> None:
     value, rest = random.Random(size).randbytes(size), {"content": "", "customMetadata": {"a": ""}}
-    pieces = storage._in_pieces(await kept(value), json.dumps(rest).encode(), Budget("me"))
+    pieces = storage._in_pieces(await kept(value), json.dumps(rest).encode())
     told = b"".join([piece async for piece in pieces])
     assert json.loads(told) == {**rest, "content": base64.b64encode(value).decode()}
     assert len(told) == len(json.dumps(rest)) + -(-size // 3) * 4
@@ -42,7 +41,7 @@ async def test_memory_is_flat(is_sound: bool, monkeypatch: pytest.MonkeyPatch) -
     value = await kept(bytes(8 << 20))
     tracemalloc.start()
     try:
-        async for _ in storage._in_pieces(value, b'{"content":""}', Budget("me")):
+        async for _ in storage._in_pieces(value, b'{"content":""}'):
             pass
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -17,9 +17,9 @@ from fastapi.responses import StreamingResponse
 
 from era.api import audit, files, history, inbox, storage  # noqa: F401  files has what storage has in its paths
 from era.api.context import Context, json_bytes
+from era.core import meter
 from era.core.api_keys import Caller
 from era.core.audit import AuditEntry
-from era.core.loop_slices import Budget
 from era.core.models import OwnedId, RunRecord, timestamp
 from era.core.public.inbox import Delivery
 from era.core.storage import Item, Namespaces
@@ -121,8 +121,13 @@ PAGES = {
 }
 
 
+SHORT = 5e-5
+"""Seconds of a slice in which no more than an item or two are made, however fast this machine is."""
+
+
 async def turns_of_others[T](call: Coroutine[Any, Any, T]) -> tuple[T, int]:
     """What a call returns, and how often others had their turn meanwhile."""
+    meter.install()
     task, turns = asyncio.create_task(call), 0
     while not task.done():
         await asyncio.sleep(0)
@@ -140,6 +145,7 @@ async def whole(answer: Coroutine[Any, Any, Response]) -> bytes:
 
 @pytest.mark.parametrize("kind", PAGES)
 async def test_a_page_of_large_items_is_made_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "SLICE", SHORT)
     answer, expected = PAGES[kind]
     longest, dumps = 0, json.dumps
 
@@ -173,8 +179,9 @@ async def test_short_and_empty_pages_are_as_they_were() -> None:
         assert response.headers["content-type"] == "application/json"
 
 
-async def test_a_large_object_is_decoded_in_pieces() -> None:
+async def test_a_large_object_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """To decode 10 MiB at once takes 80 ms."""
+    monkeypatch.setattr(meter, "SLICE", SHORT)
     kept: list[bytes] = []
 
     class Kept:
@@ -207,7 +214,7 @@ async def test_what_is_base64_and_what_is_not(before: int) -> None:
             except ValueError:
                 expected = None
             try:
-                found: bytes | None = await storage._decoded(content, Budget("o"))
+                found: bytes | None = await storage._decoded(content)
             except ValueError:
                 found = None
             assert found == expected, (before, end)

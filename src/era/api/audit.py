@@ -53,4 +53,4 @@ async def list_audit(
     page = entries[:limit]
     following = cursor_of(page[-1].key) if len(entries) > limit else None
     rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("entries", page, audit_answer, rest, caller.owner))
+    return await listing_response(page_pieces("entries", page, audit_answer, rest))

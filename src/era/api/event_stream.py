@@ -21,7 +21,7 @@ back goes on behind the last event that had one. While there is nothing to send,
 HEARTBEAT_SECONDS, so that nothing in between takes the connection for dead, and a dead one is noticed.
 
 A reader's pace is its own: the next event is made when the connection has room for it, and one event at most waits.
-Thousands may follow the same thing, and what happens there wakes all of them: so they take turns (core/loop_slices.py).
+Thousands may follow the same thing, and what happens there wakes all of them: so they take turns (core/meter.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ from starlette.types import Receive, Scope, Send
 from era.api.context import errors
 from era.api.streaming import PlainStreaming
 from era.core.event_log import Gap
-from era.core.loop_slices import take_slice
+from era.core.meter import turn
 from era.core.streams import limit_buffer
 from era.errors import BadRequest, EraError, Unauthorized
 
@@ -51,9 +51,6 @@ log = structlog.get_logger()
 STREAM_TYPE = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
 MAX_NUMBER = (1 << 63) - 1
-_EVENT_US = 150
-"""What it costs to send an event."""
-
 _BUFFERED_BYTES = 16 << 10
 """Of a reader who is slow, before the next event is made."""
 
@@ -169,13 +166,11 @@ class _EventStream(PlainStreaming):
         self._events, self._barred = events, barred
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = scope.get("state", {})
-        source = "followers", state["caller"].owner if "caller" in state else scope.get("client")
         connection = scope.get("extensions", {}).get("era.connection")
         if connection is not None:
             limit_buffer(connection.transport, _BUFFERED_BYTES)
         barred = None if self._barred is None else asyncio.ensure_future(self._barred())
-        self.body_iterator = pieces = _beating(_encoded(self._events, source), barred)
+        self.body_iterator = pieces = _beating(_encoded(self._events), barred)
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -193,10 +188,10 @@ def encoded(event: Event | Gap) -> bytes:
     return f"event: {event.kind}\ndata: {data}\n{number}\n".encode()
 
 
-async def _encoded(events: AsyncGenerator[Event | Gap | bytes], source: Hashable) -> AsyncGenerator[bytes]:
+async def _encoded(events: AsyncGenerator[Event | Gap | bytes]) -> AsyncGenerator[bytes]:
     try:
         async for event in events:
-            await take_slice(source, _EVENT_US)
+            await turn()
             yield event if isinstance(event, bytes) else encoded(event)
     except EraError as error:
         yield _error_event(error)

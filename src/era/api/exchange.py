@@ -7,7 +7,7 @@ other than HTTP. Once the other server has agreed (101), bytes pass unchanged in
 caller's connection carries no HTTP any more.
 
 Memory is flat: each direction waits for its receiver. Pieces of an answer that are there already are sent as one, and
-reading them has a budget (core/loop_slices.py).
+between them others have their turn (core/meter.py).
 
 Who passes on what to whom is in the subclasses: forward.py to programs in sessions, hop.py to other hosts.
 """
@@ -25,8 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from era.api.protocol import Protocol
 from era.api.tunnel import PIECE, Tunnel
-from era.core.loop_slices import Budget
-from era.core.paid_http import PaidEvents
+from era.core.meter import turn
 from era.core.streams import write
 from era.errors import EraError
 
@@ -37,15 +36,9 @@ _MAX_INFORMATIONAL = 16
 _WITHOUT_CONTENT = 204, 304
 """Statuses without content. A server may say its length all the same, which uvicorn would then wait for."""
 
-_EVENT_US = 40
-"""What it costs to parse a piece of an answer."""
-
-_SENT_BYTES = 1 << 10
+_SENT_BYTES = 16 << 10
 """Bytes that are gathered before they are sent on, while more content is there already. A send costs more than parsing
-25 chunks of one byte, which is as many as fit a slice of the event loop."""
-
-_HEAD_BYTE_US, _FIELD_US = 0.4, 1
-"""What each byte of an answer's head costs, and each header of a request: there may be many thousands of either."""
+many chunks of one byte."""
 
 
 class Exchange(ABC):
@@ -64,11 +57,9 @@ class Exchange(ABC):
         send: Send,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        source: object,
         http: h11.Connection | None = None,
     ) -> None:
-        """`source` is whose slices of the event loop reading the answer takes, `http` the state of a connection that
-        may carry several requests."""
+        """`http` is the state of a connection that may carry several requests."""
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -76,8 +67,6 @@ class Exchange(ABC):
         self._writer = writer
         self._caller: Protocol = scope["extensions"]["era.connection"]
         self._h11 = http or h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
-        self._budget = Budget(source)
-        self._events = PaidEvents(self._h11, self._budget, _HEAD_BYTE_US)
         self._gathered = bytearray()
         """Content of the answer that is still to be sent."""
 
@@ -91,7 +80,7 @@ class Exchange(ABC):
     async def run(self) -> None:
         """Forward until the answer is complete, the caller is gone, or the time is up. Raises what
         `failure` makes, or whatever `receive` raises, as long as nothing has been sent to the caller."""
-        await self._budget.spend(len(self._scope["headers"]) * _FIELD_US)
+        await turn()
         loop = asyncio.get_running_loop()
 
         def moved() -> None:
@@ -194,7 +183,8 @@ class Exchange(ABC):
     async def _download(self) -> None:
         """Send the server's answer to the caller. Raises EraError, and h11.RemoteProtocolError for bad HTTP."""
         while True:
-            event = await self._events.next()
+            await turn()
+            event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 await self._send_gathered()
                 piece = await self._reader.read(PIECE)
@@ -213,16 +203,13 @@ class Exchange(ABC):
                 await self._begin(event)
             elif isinstance(event, h11.Data):
                 self._gathered += event.data
+                if len(self._gathered) >= _SENT_BYTES:
+                    await self._send_gathered()
             elif isinstance(event, h11.EndOfMessage):
                 await self._send({"type": "http.response.body", "body": bytes(self._gathered), "more_body": False})
                 return
             else:
                 raise self.failure("hung up before it had answered")
-            self._budget.charge(_EVENT_US)
-            if self._budget.used_up:
-                if len(self._gathered) >= _SENT_BYTES:
-                    await self._send_gathered()
-                await self._budget.next_slice()
 
     async def _send_gathered(self) -> None:
         """Send what of the answer's content has been read."""
@@ -257,7 +244,7 @@ class Exchange(ABC):
         self._began = True
         self._moved()
         from_caller = self._caller.open_tunnel(accepted)
-        self._tunnel = Tunnel(self._caller, self._reader, self._writer, self._budget, self._moved)
+        self._tunnel = Tunnel(self._caller, self._reader, self._writer, self._moved)
         await self._tunnel.run(from_caller, self._h11.trailing_data[0])
 
 

@@ -9,7 +9,7 @@ connection is said by us. Each request gets a connection of its own inside, and 
 with it.
 
 No wait is endless: HEAD_SECONDS for an answer to begin, IDLE_SECONDS while nothing moves in either direction. All calls
-of a session share a budget of the event loop.
+of a session are at the cost of its account (core/meter.py).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _ToProgram(Exchange):
         writer: asyncio.StreamWriter,
     ) -> None:
         self.head_seconds, self.idle_seconds = HEAD_SECONDS, IDLE_SECONDS
-        super().__init__(scope, receive, send, reader, writer, ("session", target.place.cookie_path))
+        super().__init__(scope, receive, send, reader, writer)
         self._run_id = live.run_id
         self._target = target
 

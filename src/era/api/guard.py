@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -40,7 +40,7 @@ from era.api.hop import HEADER, Hops, is_from_host
 from era.api.large_bodies import SMALL_BYTES, LargeBodies, Room
 from era.core.api_keys import OPERATOR, ApiKeys
 from era.core.live.tickets import Tickets
-from era.core.loop_slices import take_slice
+from era.core.meter import Account, account, current, known_account, turn
 from era.core.public.sites import SiteName
 from era.core.telemetry import new_request_id, origin
 from era.errors import BadRequest, EraError, Forbidden, NotFound, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
@@ -55,12 +55,10 @@ _MOST_PARAMETERS = 1000
 _BODY_IDLE_SECONDS = 30.0
 """Seconds for which a body may pause."""
 
-_REQUEST_US = 300
-"""What it costs to begin with a request. Thousands may come at the same moment, so they take turns."""
-
 HOST_HEADER = b"x-era-host"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _KEYED = re.compile(r"/(api|mcp)(/|$)")
+_SESSION = re.compile(r"/api/sessions/([^/]+)")
 _UPLOADS = re.compile(r"/api/sessions/[^/]+/(files/.*|archive)|/links/[^/]+", re.DOTALL)
 """Paths whose PUT may have a body as large as the session's limits; api/files.py checks it."""
 
@@ -167,7 +165,8 @@ class Guard:
                 await self._check_hop(self._hops, scope, headers)
                 request_id = scope["state"]["request_id"]
             self._check(scope, headers)
-            await take_slice(_source(scope), _REQUEST_US)
+            current.set(_account(scope))
+            await turn(begins=True)
             if is_socket:
                 await self._app(scope, _bounded_messages(receive), send_with_id)
                 return
@@ -196,7 +195,7 @@ class Guard:
             if (connection := scope.get("extensions", {}).get("era.connection")) is not None:
                 connection.of_host = True
                 if hop.client is not None:
-                    connection.budget.source = hop.client[0]  # else all callers of that host would have one share
+                    connection.pays_for(hop.client[0])  # else all callers of that host would have one share
             if hop.caller is not None:
                 caller = hop.caller if self._keys is None else await self._keys.known(hop.caller)
                 if caller is None:
@@ -331,13 +330,16 @@ def _take_slash_off(scope: Scope) -> None:
     scope.update(path=path[:-1], raw_path=raw_path[:-1])
 
 
-def _source(scope: Scope) -> Hashable:
-    """Whose turn a request takes: its owner's, or else the address's that it comes from. Whoever asks whether the
+def _account(scope: Scope) -> Account:
+    """Who pays for a request: its owner and session, or else the address that it comes from. Whoever asks whether the
     service is well doesn't wait for others behind the same address."""
     if "caller" in scope["state"]:
-        return "calls", _owner(scope)
+        caller = scope["state"]["caller"]
+        named = _SESSION.match(scope["path"])
+        return known_account(caller.owner, caller.sandbox or (named[1] if named else ""))
     address = (scope.get("client") or ("",))[0]
-    return "calls", address, _OPEN_NAMES.match(scope["path"]) is not None and "site" not in scope["state"]
+    is_open = _OPEN_NAMES.match(scope["path"]) is not None and "site" not in scope["state"]
+    return account(f"@{address}", is_open)
 
 
 def _owner(scope: Scope) -> str:

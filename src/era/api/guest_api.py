@@ -32,6 +32,7 @@ from era.api.http import application
 from era.api.protocol import Protocol
 from era.api.storage import router
 from era.core.api_keys import Caller
+from era.core.meter import account, turn
 from era.core.storage import Storage
 
 MAX_REQUESTS, MAX_HEAVY = 8, 1
@@ -39,9 +40,6 @@ MAX_REQUESTS, MAX_HEAVY = 8, 1
 an owner has SQL workers, so that the owner's other runs and clients get at theirs."""
 
 _HEAVY_BYTES = 1 << 20
-_REQUEST_US = 300
-"""What a request to the storage costs the event loop."""
-
 _KEEP_ALIVE_SECONDS = 5
 
 _PUBLIC = re.compile(rb"/(proxy/.*|health)", re.DOTALL)
@@ -99,6 +97,7 @@ class _StorageConnection(Protocol):
         self, config: uvicorn.Config, state: ServerState, slots: _Slots, caller: Caller, ended: Callable[[], None]
     ) -> None:
         super().__init__(config, state, {"caller": caller})  # which is in the state of each of its requests
+        self._caller = caller
         self._storage = config.loaded_app
         self.app = self._in_turn
         self._slots = slots
@@ -108,7 +107,7 @@ class _StorageConnection(Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in Protocol
         super().connection_made(transport)
-        self.budget.source = self._slots  # one source a run, however many connections it has
+        self.account = account(self._caller.owner, self._caller.sandbox)  # one a run, however many connections it has
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -125,7 +124,7 @@ class _StorageConnection(Protocol):
             raise RuntimeError("A request is worked on outside of any task.")
         self._working.add(task)
         try:
-            await self.budget.spend(_REQUEST_US)
+            await turn(begins=True)
             async with self._slots.all:
                 if not _is_heavy(scope):
                     await self._storage(scope, receive, send)

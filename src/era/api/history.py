@@ -54,9 +54,7 @@ async def list_runs(
     page = records[:limit]
     following = cursor_of(page[-1].key) if len(records) > limit else None
     rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(
-        page_pieces("runs", page, lambda record: record_answer(record, session_id.id), rest, session_id.owner)
-    )
+    return await listing_response(page_pieces("runs", page, lambda record: record_answer(record, session_id.id), rest))
 
 
 @all_runs.get("/api/runs", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
@@ -82,7 +80,7 @@ async def list_all_runs(
     page = found[:limit]
     following = cursor_of(page[-1][1].key) if len(found) > limit else None
     rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("runs", page, lambda each: record_answer(each[1], each[0]), rest, owner))
+    return await listing_response(page_pieces("runs", page, lambda each: record_answer(each[1], each[0]), rest))
 
 
 @router.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})

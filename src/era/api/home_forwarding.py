@@ -247,9 +247,7 @@ class _ToHost(Exchange):
         homes: Homes,
         host: Host,
     ) -> None:
-        # Who calls, rather than the host: one caller's answer in tiny pieces must not hold up all that come from there.
-        source = ("caller", scope["client"] and scope["client"][0])
-        super().__init__(scope, receive, send, connection.reader, connection.writer, source, connection.http)
+        super().__init__(scope, receive, send, connection.reader, connection.writer, connection.http)
         if self._caller.upgrading:
             self.idle_seconds = _SILENT_SECONDS
         self._header = header

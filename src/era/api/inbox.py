@@ -73,7 +73,7 @@ async def list_deliveries(
     page = deliveries[:limit]
     following = cursor_of(page[-1].key) if len(deliveries) > limit else None
     rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("deliveries", page, delivery_answer, rest, session_id.owner))
+    return await listing_response(page_pieces("deliveries", page, delivery_answer, rest))
 
 
 @router.get("/deliveries/{delivery_id}", responses={200: {"model": DeliveryContentAnswer}, **errors(404)})

@@ -8,9 +8,9 @@ only the WebSocket's bytes.
 
 Requests are parsed by httptools. Only heads of answers are written here, of which every part is ours.
 
-A caller decides how many pieces its bytes are, and how many requests. So bytes are parsed a few KiB at a time, under a
-budget (core/loop_slices.py). What is over it waits, with reading paused, and so does whatever follows a request that
-has to wait for the one before.
+A caller decides how many pieces its bytes are, and how many requests. So bytes are parsed a few KiB at a time, at the
+cost of an account (core/meter.py). Where that owes something the rest waits, with reading paused, and so does whatever
+follows a request that has to wait for the one before.
 
 Whatever isn't read is held here, or holds what makes it. So each connection is looked at now and then, whatever it
 carries: one whose other end takes nothing of what waits for it is cut.
@@ -34,7 +34,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from era.api.callers import Callers
 from era.api.dead_peers import acknowledged
 from era.api.guard import error_body, error_headers
-from era.core.loop_slices import Budget
+from era.core.meter import Account, charged, current, owes, turn
 from era.core.telemetry import new_request_id
 from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow, Unavailable
 
@@ -55,14 +55,7 @@ _MAX_EARLY_BYTES = 64 << 10
 """How much is buffered of what a caller sends before its WebSocket is accepted."""
 
 _LEAST_AT_ONCE, _MOST_AT_ONCE = 1 << 10, 16 << 10
-"""Bytes between two looks at the budget: few where they may be many requests, more in a body of large pieces."""
-
-_PIECE_US, _HEAD_US = 1, 50
-"""What a piece of a body and the head of a request cost."""
-
-_FIELD_US = 1
-"""What each header and each parameter of a query costs besides, to whoever reads it after this: a head may have many
-thousands of them."""
+"""Bytes between two looks at the account: few where they may be many requests, more in a body of large pieces."""
 
 _SOCKETS = re.compile(rb"/proxy/|/api/sessions/[^/?]+/(terminal|processes/[^/?]+/attach)/?(\?|$)")
 """Targets at which a WebSocket may be opened."""
@@ -137,9 +130,11 @@ class Protocol(HttpToolsProtocol):
 
     _at_once = _LEAST_AT_ONCE
     _unparsed = b""
-    """Bytes received that wait for the next slice of the event loop."""
+    """Bytes received that wait for this connection's turn."""
 
-    _slice_awaited = False
+    _going_on: asyncio.Task[None] | None = None
+    """Waits for the turn."""
+
     _in_head = False
     """Whether the head of a request is being parsed."""
 
@@ -151,21 +146,26 @@ class Protocol(HttpToolsProtocol):
         self.leave = asyncio.Event()
         """Set when the caller's WebSocket, if it is passed on, is to end, for the caller to connect anew elsewhere."""
 
-        self.budget = Budget(self)
+        self.account = Account("", object())
+        """Pays for what is parsed, until it is known who calls."""
 
         self.left: asyncio.Event | None = None
         """Of a WebSocket that is passed on: set once its caller was told to leave, or it has ended."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # not any transport
         super().connection_made(transport)
-        self.flow = _Flow(transport, self._await_slice)
+        self.flow = _Flow(transport, self._await_turn)
         self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.look_whether_read)
         if self.client is not None:
-            self.budget.source = self.client[0]
+            self.pays_for(self.client[0])
         if self.callers is not None and not self.callers.opened(self, self.client[0] if self.client else ""):
             self._refuse(Unavailable("There are too many connections from your address at a time."))
         else:
             self._expect_head()
+
+    def pays_for(self, address: str) -> None:
+        """Have the connection pay in turn with others of this address."""
+        self.account = Account(f"@{address}", object())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_received()
@@ -237,7 +237,6 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = {"era.connection": self}  # type: ignore[dict-item]  # a value may be any object
 
     def on_url(self, url: bytes) -> None:
-        self.budget.charge(url.count(b"&") * _FIELD_US)
         super().on_url(url)
         if len(self.url) >= MAX_HEAD_BYTES:  # the parser of URLs would call it malformed
             self._refuse(HeadersTooLarge(f"The request's URL is over {MAX_HEAD_BYTES - 1} bytes."))
@@ -245,7 +244,6 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header. Trailers, which come after the body, are dropped: merged with the headers they could
         authenticate the request or replace what a proxy has checked (RFC 9110, 6.5.1)."""
-        self.budget.charge(_FIELD_US)
         if not self._in_head:
             return
         super().on_header(name, value.strip(b" \t"))  # blanks are no part of it (RFC 9110, 5.5); the parser keeps some
@@ -261,18 +259,18 @@ class Protocol(HttpToolsProtocol):
         if self.flow.held:  # it was on its way before reading was paused
             self._unparsed += data
         else:
-            self._parse(data)
+            charged(self.account, self._parse, data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse data as far as the budget goes, and no further than to a second request that waits for the first."""
+        """Parse data until the account owes, and no further than to a second request that waits for the first."""
         view = memoryview(data)
         while view and not self.transport.is_closing() and self._tunnel is None:
-            if self.budget.used_up or self.pipeline:
+            if self.pipeline or owes():
                 self._unparsed = bytes(view)
                 self.flow.hold()
                 if self.pipeline:
                     self.flow.pause_reading()  # which the end of the response resumes
-                self._await_slice()
+                self._await_turn()
                 return
             piece, view = view[: self._at_once], view[self._at_once :]
             self._at_once = min(2 * self._at_once, _MOST_AT_ONCE)
@@ -281,14 +279,15 @@ class Protocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.release()
 
-    def _await_slice(self) -> None:
-        """Go on to parse in the next slice, unless what was parsed is still to be taken."""
-        if not self._slice_awaited and not self.flow.read_paused:
-            self._slice_awaited = True
-            self.budget.call_in_next_slice(self._parse_rest)
+    def _await_turn(self) -> None:
+        """Go on to parse at this connection's turn, unless what was parsed is still to be taken."""
+        if self._going_on is None and not self.flow.read_paused:
+            self._going_on = self.loop.create_task(self._parse_rest())
 
-    def _parse_rest(self) -> None:
-        self._slice_awaited = False
+    async def _parse_rest(self) -> None:
+        current.set(self.account)
+        await turn()
+        self._going_on = None
         if not self._lost.is_set():
             self._parse(self._unparsed)
 
@@ -321,7 +320,6 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_bytes = 0
-        self.budget.charge(_HEAD_US)
         self._head_received()
         self.upgrading = (
             self.parser.get_http_version() == "1.1"
@@ -338,7 +336,6 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0  # so that heads, trailers and chunk headers are bounded, and bodies aren't
-        self.budget.charge(_PIECE_US)
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:

@@ -17,6 +17,7 @@ from era.api.context import Answer, Context, SessionId, StrictRoute, UseContext,
 from era.api.forward import Target, forward
 from era.api.guard import error_body, error_headers
 from era.api.streaming import ClosingResponse
+from era.core.meter import charge_to
 from era.core.models import Session
 from era.core.public import headers, relay
 from era.core.public.sites import SiteName
@@ -108,6 +109,7 @@ class SiteUrls(BaseRoute):
 async def _answer_call(request: Request, send: Send, session: Session, port: int, target: Target) -> None:
     """Answer a call by the session's live server, or else by its stored code."""
     context: Context = request.app.state.context
+    charge_to(session.owner, session.id)
     scope, receive = request.scope, request.receive
     run_id = None
     try:

@@ -10,13 +10,10 @@ from typing import Any
 from era.api.event_stream import Event
 from era.core import jsontext
 from era.core.event_log import Gap
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.run_messages import RunEvent, RunResult, RunStarted
 from era.wire.base import text
 from era.wire.runs import result_answer
-
-_BYTES_A_MICROSECOND = 128
-"""How much output becomes JSON in that time."""
 
 
 async def run_events(
@@ -27,7 +24,6 @@ async def run_events(
 ) -> AsyncGenerator[Event | Gap]:
     """Yield events `stdout` and `stderr`, those of a cell, and `done`, which `outcome` makes. A RunStarted is none: the
     headers say it."""
-    budget = Budget(object())
     async for event in events:
         if isinstance(event, RunStarted):
             continue
@@ -42,7 +38,7 @@ async def run_events(
                 yield Event(event.number, str(fields.pop("type")), fields)
             else:
                 yield Event(event.number, event.stream, {"content": text(event.data)})
-            await budget.spend(len(event.data) / _BYTES_A_MICROSECOND)
+            await turn()
 
 
 async def closing_run_events(

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from era.api.context import Answer, StrictRoute, caller_of, errors, json_bytes
 from era.api.streaming import ClosingResponse, page_pieces
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.models import JsonObject, timestamp
 from era.core.spooled_output import SpooledOutput
 from era.core.storage import INLINE_BYTES, Item, Namespaces, Storage, check_namespace
@@ -42,11 +42,11 @@ from era.wire.storage import (
 router = APIRouter(prefix="/api/storage", tags=["storage"], route_class=StrictRoute)
 resources = APIRouter(prefix="/api/resources", tags=["storage"], route_class=StrictRoute)
 
-_PIECE_BYTES, _PIECE_US = 3 << 14, 100
-"""Bytes of an object that become base64 at a time, a multiple of 3, and what a piece costs: also one of a result."""
+_PIECE_BYTES = 3 << 14
+"""Bytes of an object that become base64 at a time, a multiple of 3, and of a result that are sent at a time."""
 
-_BASE64_PIECE, _BASE64_PIECE_US = 1 << 16, 400
-"""Characters of base64 that are decoded at a time, a multiple of 4, and what that costs."""
+_BASE64_PIECE = 1 << 16
+"""Characters of base64 that are decoded at a time, a multiple of 4."""
 
 _BASE64_END = 8
 """So many are decoded with what comes before: the end is valid or isn't, as if all were decoded at once."""
@@ -111,7 +111,7 @@ async def _page[T](
     name: str, items: Sequence[T], shown: Callable[[T], JsonObject], rest: JsonObject, request: Request
 ) -> Response:
     """The answer with a page of a list, made in pieces."""
-    pieces = [piece async for piece in page_pieces(name, items, shown, rest, caller_of(request).owner)]
+    pieces = [piece async for piece in page_pieces(name, items, shown, rest)]
     return await _kept(pieces, request)
 
 
@@ -130,16 +130,16 @@ async def _kept(pieces: Sequence[bytes], request: Request) -> Response:
         problem = Unavailable(f"The answer could not be kept: {error.strerror}.", hint=hint)
         problem.retry_after = None  # or clients would send SQL that has been done again by themselves
         raise problem from error
-    paced = _paced(kept, Budget(caller_of(request).owner))
+    paced = _paced(kept)
     headers = {"Content-Length": str(kept.size)}
     return ClosingResponse(paced, kept.close, media_type=Answer.media_type, headers=headers)
 
 
-async def _paced(kept: SpooledOutput, budget: Budget) -> AsyncIterator[bytes]:
+async def _paced(kept: SpooledOutput) -> AsyncIterator[bytes]:
     """The pieces, of which a client that takes them quickly doesn't get all at once: others have their turn between."""
     async for piece in kept.pieces(0, kept.size):
         yield piece
-        await budget.spend(_PIECE_US)
+        await turn()
 
 
 @router.delete("/kv/{namespace}", responses={200: {"model": ClearedAnswer}, **errors()})
@@ -202,18 +202,18 @@ async def get_object(namespace: Namespace, key: Key, request: Request, storage: 
             return Answer({**answer, "content": base64.b64encode(await value.whole()).decode()})
     rest = json_bytes(answer)
     headers = {"Content-Length": str(len(rest) + -(-value.size // 3) * 4)}
-    pieces = _in_pieces(value, rest, Budget(caller_of(request).owner))
+    pieces = _in_pieces(value, rest)
     return ClosingResponse(pieces, value.close, media_type="application/json", headers=headers)
 
 
-async def _in_pieces(value: SpooledOutput, without_content: bytes, budget: Budget) -> AsyncIterator[bytes]:
+async def _in_pieces(value: SpooledOutput, without_content: bytes) -> AsyncIterator[bytes]:
     """The answer with an object, the same bytes as if it had been made in one piece. Little of it is in memory, however
     slowly it is taken, and others have their turn. `without_content` is that of an empty one."""
     begin = without_content.index(b'""') + 1
     yield without_content[:begin]
     for at in range(0, value.size, _PIECE_BYTES):
         yield base64.b64encode(await value.read(at, min(at + _PIECE_BYTES, value.size)))
-        await budget.spend(_PIECE_US)
+        await turn()
     yield without_content[begin:]
 
 
@@ -223,14 +223,14 @@ async def put_object(
 ) -> Response:
     """Store an object, replacing any that was there."""
     try:
-        content = await _decoded(body.content, Budget(caller_of(request).owner))
+        content = await _decoded(body.content)
     except (binascii.Error, ValueError):
         raise BadRequest("'content' is not base64.", hint="Encode the bytes as base64, without line breaks.") from None
     await storage.put("r2", namespace, key, content, body.metadata)
     return Answer({"success": True, "size": len(content)})
 
 
-async def _decoded(content: str, budget: Budget) -> bytes:
+async def _decoded(content: str) -> bytes:
     """The bytes that this is the base64 of, decoded in pieces, between which others have their turn. Raises
     ValueError."""
     pieces, at = [], 0
@@ -240,7 +240,7 @@ async def _decoded(content: str, budget: Budget) -> bytes:
             raise ValueError("what ends base64 is in the middle of it")
         pieces.append(piece)
         at += _BASE64_PIECE
-        await budget.spend(_BASE64_PIECE_US)
+        await turn()
     return b"".join([*pieces, base64.b64decode(content[at:], validate=True)])
 
 

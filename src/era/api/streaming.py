@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from era.api.context import Answer, json_bytes
 from era.api.ranges import requested_range
 from era.core.files.edits import FileEntry
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.models import Snapshot
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
@@ -29,15 +29,6 @@ MOST_FILES = 10_000
 
 _SMALL = 64 << 10
 """Bytes of output up to which an answer is made in one piece."""
-
-_LISTED_US = 5
-"""What it costs to show a file in a list."""
-
-_LISTED_BYTE_US = 0.05
-"""What each byte of a long value in a list costs: many numbers are the most."""
-
-_PIECE_US = 500
-"""What it costs to turn a piece of output into JSON."""
 
 
 class PlainStreaming(StreamingResponse):
@@ -138,21 +129,19 @@ async def with_files(answer: dict[str, Any], pages: AsyncIterator[Sequence[FileE
 
 async def in_one_list(pages: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
     """What stands between the brackets of a list of JSON that comes some values at a time."""
-    budget = Budget(object())
     before = b""
     async for page in pages:
         yield before + json_bytes(page)[1:-1]
         before = b","
-        await budget.spend(len(page) * _LISTED_US)
+        await turn()
 
 
 async def page_pieces[T](
-    name: str, items: Iterable[T], shown: Callable[[T], Mapping[str, Any]], rest: Mapping[str, Any], source: Hashable
+    name: str, items: Iterable[T], shown: Callable[[T], Mapping[str, Any]], rest: Mapping[str, Any]
 ) -> AsyncIterator[bytes]:
     """The pieces of an answer that has a list of items and then `rest`, the same bytes as if it had been made in one
     piece. A page has a bound for how many they are, and each may be large: so they are made one by one, between which
-    others than `source` have their turn."""
-    budget = Budget(source)
+    others have their turn."""
     piece, before = bytearray(b'{"%b":[' % name.encode()), b""
     for item in items:
         text = json_bytes(shown(item))
@@ -161,7 +150,7 @@ async def page_pieces[T](
         if len(piece) >= _SMALL:
             yield bytes(piece)
             piece.clear()
-        await budget.spend(_LISTED_US + len(text) * _LISTED_BYTE_US)
+        await turn()
     yield bytes(piece) + b"]," + json_bytes(rest)[1:]
 
 
@@ -180,7 +169,6 @@ async def run_response(
 
 async def _json(run: Collected, without_output: bytes) -> AsyncIterator[bytes]:
     """The same bytes as if the answer had been made in one piece. `without_output` is that of a run without any."""
-    budget = Budget(run.result.session_id)
     at = 0
     for written in (run.stdout, run.stderr):
         end = without_output.index(b'""', at) + 1
@@ -189,7 +177,7 @@ async def _json(run: Collected, without_output: bytes) -> AsyncIterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         async for piece in written.pieces(0, written.size):
             yield _escaped(decoder.decode(piece))
-            await budget.spend(_PIECE_US)
+            await turn()
         yield _escaped(decoder.decode(b"", final=True))
     yield without_output[at:]
 

@@ -25,7 +25,7 @@ from era.core import frames
 from era.core.event_log import Gap
 from era.core.live.output_log import Exit, OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
-from era.core.loop_slices import take_slice
+from era.core.meter import turn
 from era.core.pool import MOVED
 from era.core.process import TerminalSize
 from era.errors import BadRequest, EraError
@@ -34,9 +34,6 @@ from era.wire.processes import PtyBody, exit_fields, message, piece_fields, sign
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["processes"], route_class=StrictRoute)
 
 _SHELL = "exec $(command -v bash || command -v sh) -l"
-_EVENT_US = 100
-"""What it costs to send an event."""
-
 _MAX_CONTROL = 1000
 """Characters of a control message. A longer one isn't parsed: it may be hundreds of thousands of values."""
 
@@ -70,7 +67,7 @@ async def attach(
         with context.live_sessions.in_use(session.key):
             await _serve(socket, record.id, output, live, after)
 
-    return WebSocketResponse(serve, ("session", session.key), until_barred(context, request, "run"))
+    return WebSocketResponse(serve, until_barred(context, request, "run"))
 
 
 @router.get("/terminal", include_in_schema=False)
@@ -107,7 +104,7 @@ async def terminal(
         with context.live_sessions.in_use(session.key):
             await _serve(socket, record.id, output, live, after)
 
-    return WebSocketResponse(serve, ("session", session.key), until_barred(context, request, "run"))
+    return WebSocketResponse(serve, until_barred(context, request, "run"))
 
 
 async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: LiveProcess | None, after: int) -> None:
@@ -133,7 +130,7 @@ async def _serve(socket: WebSocket, process_id: str, output: OutputLog, live: Li
 
 async def _send_output(socket: WebSocket, output: OutputLog, after: int, *, was_live: bool) -> None:
     async for event in output.follow(after):
-        await take_slice(socket.source, _EVENT_US)  # thousands may follow it, and all are woken at once
+        await turn()  # thousands may follow it, and all are woken at once
         if isinstance(event, Gap):
             await socket.send(message("gap", **{"from": event.first, "to": event.last}))
         elif isinstance(event, Exit):

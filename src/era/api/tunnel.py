@@ -20,7 +20,7 @@ from typing import Any
 
 from era.api.protocol import Protocol
 from era.core import frames
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.streams import write
 
 PIECE = 64 << 10
@@ -31,9 +31,6 @@ _DELIVERY_SECONDS = 30.0
 """How long a server has to take what a caller that is gone had sent. Over TLS the other end is a host. Until that has
 taken all, it doesn't confirm that this is the end, and what it hasn't is lost if the connection is cut. The event loop
 waits no longer either (its ssl_shutdown_timeout)."""
-
-_FRAME_US = 1
-"""What it costs to follow a frame."""
 
 
 class KeepingReader(asyncio.StreamReader):
@@ -60,7 +57,6 @@ class Tunnel:
         caller: Protocol,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        budget: Budget,
         moved: Callable[[], None],
     ) -> None:
         """`reader` and `writer` are the connection to the server. `moved` is called for each byte or more that
@@ -68,7 +64,6 @@ class Tunnel:
         self._caller = caller
         self._reader = reader
         self._writer = writer
-        self._budget = budget
         self._moved = moved
         self._down, self._up = frames.FrameFollower(), frames.FrameFollower()
         self._caller_closed = asyncio.Event()
@@ -111,14 +106,14 @@ class Tunnel:
             if self._to_be_ended:
                 # Perhaps no piece ever ends where a frame does, as each comes with the beginning of the next.
                 piece = piece[: self._down.left_of_frame(piece)]
-            count = self._down.follow(piece)
+            self._down.follow(piece)
             if has_caller:
                 try:
                     await self._caller.send_raw(piece)
                 except ConnectionError:
                     has_caller = False
                 self._moved()
-            await self._budget.spend(count * _FRAME_US)
+            await turn()
             piece = await self._reader.read(PIECE)
             if not piece:
                 return
@@ -127,7 +122,7 @@ class Tunnel:
         """Pass on what the caller sends until it is gone; nowhere once the server takes no more."""
         has_server = True
         while piece := await from_caller.read(PIECE):
-            count = self._up.follow(piece)
+            self._up.follow(piece)
             if has_server:
                 try:
                     write(self._writer, piece)
@@ -137,7 +132,7 @@ class Tunnel:
                 self._moved()
             if self._up.has_closed:
                 self._caller_closed.set()
-            await self._budget.spend(count * _FRAME_US)
+            await turn()
         self._caller_closed.set()
 
     async def _end_server(self, down: asyncio.Task[None]) -> None:

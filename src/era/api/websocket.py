@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from era.api.protocol import Protocol
 from era.core import frames
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.tasks import until_one_ends
 from era.errors import BadRequest
 
@@ -32,7 +32,6 @@ _DEAD_SECONDS = 60.0
 
 _CLOSE_SECONDS = 5.0
 _PIECE = 16 << 10
-_FRAME_US = 20
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -43,14 +42,10 @@ class Closed(Exception):
 class WebSocket:
     """An accepted WebSocket. One task reads; any number may send."""
 
-    def __init__(self, connection: Protocol, reader: asyncio.StreamReader, source: object) -> None:
+    def __init__(self, connection: Protocol, reader: asyncio.StreamReader) -> None:
         self._connection = connection
         self._reader = reader
         self._frames = frames.FrameReader(MAX_MESSAGE_BYTES, _MAX_TEXT_BYTES)
-        self.source = source
-        """Whose slices of the event loop it takes."""
-
-        self._budget = Budget(source)
         self.is_closed = False
         """Whether we have said that it is closed."""
 
@@ -79,7 +74,7 @@ class WebSocket:
         try:
             while data := await self._read():
                 for frame in self._frames.feed(data):
-                    await self._budget.spend(_FRAME_US)
+                    await turn()
                     if frame.opcode == frames.CLOSE:
                         self._heard.set()
                         await self.close()
@@ -136,7 +131,8 @@ class WebSocket:
         """Read until the client has closed it or is gone. What comes before that is dropped, however wrong it is."""
         follower = self._frames.follower()
         while not follower.has_closed and (data := await self._reader.read(_PIECE)):
-            await self._budget.spend(follower.follow(data) * _FRAME_US)
+            follower.follow(data)
+            await turn()
 
     async def _send(self, frame: bytes) -> None:
         """Send a frame, and wait until there is room for more. Raises Closed."""
@@ -155,14 +151,12 @@ class WebSocketResponse(Response):
     def __init__(
         self,
         serve: Callable[[WebSocket], Awaitable[None]],
-        source: object,
         barred: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        """`serve` returns or raises Closed. `source` is whose slices of the event loop it takes. `barred` returns when
-        its client may have it no longer, which closes it as a violation of policy (1008)."""
+        """`serve` returns or raises Closed. `barred` returns when its client may have it no longer, which closes it as
+        a violation of policy (1008)."""
         super().__init__(status_code=101)
         self._serve = serve
-        self._source = source
         self._barred = barred
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,7 +170,7 @@ class WebSocketResponse(Response):
             (b"x-request-id", scope["state"]["request_id"].encode()),
         ]
         try:
-            socket = WebSocket(connection, connection.open_tunnel(headers), self._source)
+            socket = WebSocket(connection, connection.open_tunnel(headers))
             await until_one_ends(self._served(socket), socket.keep_alive())
         except ConnectionError:
             pass  # the caller has gone before it was accepted

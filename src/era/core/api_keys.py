@@ -35,7 +35,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from era.core.loop_slices import take_slice
+from era.core.meter import turn
 from era.core.models import DEFAULT_OWNER, new_id, now
 from era.core.quotas import Amounts, changed
 from era.errors import Conflict, NotFound
@@ -58,9 +58,6 @@ _ALL: frozenset[Scope] = frozenset(SCOPES)
 MAX_GRACE_SECONDS = 30 * 86_400
 _LOOK_SECONDS = 5.0
 """How often it is looked whether a key that has an end has come to it."""
-
-_FOLLOWERS, _LOOK_US = "followers of keys", 20
-"""Whoever waits for the end of a key takes slices of the event loop as one, and what each look costs."""
 
 _PREFIX = b"era_"
 _KEY = re.compile(_PREFIX + rb"[A-Za-z0-9_-]{43}")
@@ -223,7 +220,7 @@ class ApiKeys:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS if has_end else None):
                     await self._changed.wait()
-            await take_slice(_FOLLOWERS, _LOOK_US)  # there may be thousands
+            await turn()  # there may be thousands
 
     def _good(self, digest: str) -> ApiKey | None:
         """The key whose secret has this digest, if that is good now."""

@@ -22,6 +22,7 @@ from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
 from era.core.execution import Execution, Grants, keep_output, status_of
 from era.core.idempotency import IdempotencyKeys, no_answer
+from era.core.meter import charge_to
 from era.core.models import Answered, Claim, Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id, now
 from era.core.ports import Sandbox
 from era.core.program import DEFAULT_TIMEOUT, Program
@@ -276,6 +277,7 @@ class Runs:
             session = await self._store.session(session_id)
             self._parts.liveness.check_not(session, "its files can't be put back after a run that fails")
         session, recorded = await self._record(session_id, run_id, request, slot, named=named)
+        charge_to(session.owner, session.id)
         told.language = session.language
         told.stages.end("record")
         transcript = self._parts.outputs.new()

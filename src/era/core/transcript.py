@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.program import STREAMS, Output, Stream
 from era.core.spooled_output import PIECE, SpooledOutput
 
@@ -35,9 +35,6 @@ an older version."""
 
 _READ_AT_ONCE = 2048
 """Bytes of the list that a reader takes in one step."""
-
-_ENTRY_US = 0.5
-"""What it costs to pass an entry that a reader has had already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +139,6 @@ class Transcript:
     async def pieces(self, after: int = 0) -> AsyncIterator[Piece]:
         """The pieces behind the one with the number `after`: those that there are, then new ones as they come, until
         all has come. Raises OSError where the disk fails, or the list is damaged."""
-        budget = Budget(self)
         ends = dict.fromkeys(STREAMS, 0)
         at = number = 0
         while True:
@@ -159,12 +155,9 @@ class Transcript:
                     if number > after:
                         content = self.order if stream == "event" else self[stream]
                         yield Piece(number, stream, await content.read(start, start + size))
-                    else:
-                        budget.charge(_ENTRY_US)
                 if at == begin:  # an entry is added as a whole
                     raise OSError(errno.EIO, "the list of what was written is damaged")
-                if budget.used_up:
-                    await budget.next_slice()
+                await turn()
             if self.ended:
                 return
             if more is self._more:

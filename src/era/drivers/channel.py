@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, get_args
 
 from era.core.jsontext import MAX_STATE_BYTES
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.program import EndCause, Ended, Output, Program, Stream
 from era.core.streams import over_socket, write
 from era.drivers.guest import GUEST_LISTENERS, restarts_interpreter, with_library
@@ -40,9 +40,6 @@ _CAUSES: Mapping[str, EndCause] = {cause: cause for cause in get_args(EndCause._
 _MOST_SMALL, _MOST_LARGE, _MOST_SECONDS = (1 << 31) - 1, (1 << 63) - 1, 1e9
 """What numbers of a D frame may be, so that they can be kept."""
 
-_FRAME_US = 30
-"""What a frame costs the event loop."""
-
 
 class Channel:
     """Frames to and from one supervisor."""
@@ -53,7 +50,6 @@ class Channel:
         self._variables = variables
         self._reader = reader
         self._writer = writer
-        self._budget = Budget(self)
         self._held_back: list[bytes] | None = None
         """Frames that wait for the rest of a run to be sent."""
 
@@ -106,7 +102,7 @@ class Channel:
         try:
             while True:
                 kind, payload = await self._receive()
-                await self._budget.spend(_FRAME_US)
+                await turn()
                 if kind == b"B":
                     if begun is None:
                         watchdog.begin()

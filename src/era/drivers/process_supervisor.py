@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Literal, Protocol
 
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec, ProcessStream, TerminalSize
 from era.core.stall_timeout import stall_timeout
@@ -41,9 +41,6 @@ _CHUNK = 1 << 15
 
 _GIVEN_AGAIN = ROOM // 4
 """Room is given again in portions of so many bytes."""
-
-_FRAME_US = 30
-"""What a frame costs the event loop."""
 
 _MOST_IN_FRAME = 1 << 17
 _STREAMS: dict[bytes, ProcessStream] = {b"O": "stdout", b"E": "stderr", b"P": "pty", b"C": "channel"}
@@ -257,7 +254,6 @@ class ProcessSupervisor:
         self.awaited = awaited
         self._numbers = itertools.count(1)
         self._processes: dict[int, GuestProcess] = {}
-        self._budget = Budget(self)
         self._is_closing = False
         self._cause: Literal["oom", "signal"] | None = None
         """Why all processes end at once, where that is known."""
@@ -428,7 +424,7 @@ class ProcessSupervisor:
                     process.on_frame(kind, payload)
                     if kind == b"D":
                         del self._processes[number]
-                await self._budget.spend(_FRAME_US)
+                await turn()
         except (
             SandboxFailed,
             ValueError,

@@ -14,8 +14,7 @@ import h11
 from anyio.abc import ByteStream
 
 from era.core.allowlist import folded
-from era.core.loop_slices import Budget
-from era.core.paid_http import PIECE, PaidEvents
+from era.core.meter import turn
 from era.core.tasks import until_one_ends
 from era.network.destinations import Traffic
 from era.network.http1 import MAX_HEAD, Fields, Refused, refusal_events
@@ -35,11 +34,8 @@ _PIECE = 64 << 10
 _MAX_INFORMATIONAL = 16
 """Informational responses (1xx) that may come before a response."""
 
-_EVENT_US = 60
-"""What it costs to parse a piece of a message."""
-
-_HEAD_BYTE_US, _SWAPPED_BYTE_US = 0.8, 0.02
-"""What each byte of a head costs, and of a body in which placeholders are swapped."""
+_READ_BYTES = 32 << 10
+"""That h11 is given at a time: only what is incomplete has a limit there, so a head may be that much longer."""
 
 _UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""
@@ -151,9 +147,6 @@ class Exchange:
         self._informational = 0
         """How many have come before the response that is awaited."""
 
-        self._budget = Budget(bodies)  # one source a run, however many connections it has
-        self._from_program = PaidEvents(self._as_server, self._budget, _HEAD_BYTE_US)
-        self._from_server = PaidEvents(self._as_client, self._budget, _HEAD_BYTE_US)
         self._clock = asyncio.timeout(IDLE_SECONDS)
 
     async def run(self, refusal: Refused | None) -> bool:
@@ -181,15 +174,15 @@ class Exchange:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _in_slices[T](self, steps: Steps[T]) -> T:
-        """What comes of these steps, each paid for before the next."""
+    async def _in_turns[T](self, steps: Steps[T]) -> T:
+        """What comes of these steps, between which others have their turn."""
         while True:
             try:
-                cost = next(steps)
+                next(steps)
             except StopIteration as done:
                 value: T = done.value
                 return value
-            await self._budget.spend(cost)
+            await turn()
 
     async def _refresh(self) -> bool:
         """Know what is looked for of the secrets of now. Returns whether that is something else than before."""
@@ -234,12 +227,12 @@ class Exchange:
 
     async def _program_event(self) -> Any:
         while True:
-            event = await self._from_program.next()
-            await self._budget.spend(_EVENT_US)  # here: what TLS has decrypted already comes without waiting
+            await turn()  # also here, since what TLS has decrypted already comes without waiting
+            event = self._as_server.next_event()
             if event is not h11.NEED_DATA:
                 return event
             try:
-                data = await self._near.receive(PIECE)
+                data = await self._near.receive(_READ_BYTES)
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 data = b""
             self._traffic.sent += len(data)
@@ -262,7 +255,7 @@ class Exchange:
                 body = await self._whole_body()
                 swap = await self._begin_request()  # not before, as the body may take its time
                 headers = swap.headers(headers)
-                await self._budget.spend(len(body) * _SWAPPED_BYTE_US)
+                await turn()
                 body = swap.body(by_name[b"content-type"], body)
                 length = str(len(body)).encode()
                 kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"expect")]
@@ -288,6 +281,7 @@ class Exchange:
         return bytes(body)
 
     async def _send_to_server(self, event: Any) -> None:
+        await turn()  # a head takes as long to write as to read
         self._traffic.secrets |= self._used  # before: what breaks off may have been heard
         try:
             await self._far.send(self._as_client.send(event) or b"")
@@ -308,8 +302,8 @@ class Exchange:
 
     async def _pass_responses(self) -> None:
         while True:
-            event = await self._from_server.next()
-            await self._budget.spend(_EVENT_US)
+            await turn()
+            event = self._as_client.next_event()
             await self._look_for_new()
             if event is h11.NEED_DATA:
                 self._as_client.receive_data(await self._receive_from_server())
@@ -373,7 +367,7 @@ class Exchange:
                 await asyncio.sleep(0)
             if self._body.held is not None:
                 self._body.held[1].extend(piece)
-            elif passed := await self._in_slices(self._body.stream.steps(piece)):
+            elif passed := await self._in_turns(self._body.stream.steps(piece)):
                 await self._send_to_program(h11.Data(data=passed))
 
     async def _end_response(self, end: h11.EndOfMessage) -> None:
@@ -386,7 +380,7 @@ class Exchange:
             raise Refused(502, "bad_answer", "the server's answer ends early")
         if body.held is not None:
             response, content = body.held
-            rest = await self._in_slices(self._redaction.of_whole(bytes(content)))
+            rest = await self._in_turns(self._redaction.of_whole(bytes(content)))
             length = str(len(rest)).encode()
             headers = [
                 (name, length if name.lower() == b"content-length" else value)
@@ -394,30 +388,30 @@ class Exchange:
             ]
             await self._send_to_program(_with_headers(response, headers))
         else:
-            rest = await self._in_slices(body.stream.steps(b"", last=True))
+            rest = await self._in_turns(body.stream.steps(b"", last=True))
         if rest:
             await self._send_to_program(h11.Data(data=rest))
-        trailers = await self._in_slices(self._redaction.of_fields(list(end.headers.raw_items())))
+        trailers = await self._in_turns(self._redaction.of_fields(list(end.headers.raw_items())))
         await self._send_to_program(h11.EndOfMessage(headers=trailers))
 
     async def _pass_held(self) -> None:
         """Pass on what was held back of a body that has broken off."""
         body, self._body = self._body, None
         if body is not None and body.held is None:
-            rest = await self._in_slices(body.stream.steps(b"", last=True))
+            rest = await self._in_turns(body.stream.steps(b"", last=True))
             await self._send_to_program(h11.Data(data=rest))
 
     async def _redacted[Response: (h11.Response, h11.InformationalResponse)](self, response: Response) -> Response:
         """The same without values, and with its headers' names written as they came."""
         fields = list(response.headers.raw_items())
-        headers = await self._in_slices(self._redaction.of_fields(fields, left_alone=_FRAMING))
-        reason = await self._in_slices(self._redaction.of_whole(bytes(response.reason)))
+        headers = await self._in_turns(self._redaction.of_fields(fields, left_alone=_FRAMING))
+        reason = await self._in_turns(self._redaction.of_whole(bytes(response.reason)))
         return type(response)(status_code=response.status_code, headers=headers, reason=reason)
 
     async def _receive_from_server(self) -> bytes:
         """The server's next bytes, none at its end. Raises one of GONE where the connection breaks off."""
         try:
-            data = await self._far.receive(PIECE)
+            data = await self._far.receive(_READ_BYTES)
         except anyio.EndOfStream:
             if self._busy and self._as_client.their_state is h11.SEND_RESPONSE:
                 raise ConnectionAbortedError from None  # no response at all: the program sees the same
@@ -456,10 +450,10 @@ class Exchange:
         with suppress(*GONE):
             while True:
                 passed: bytes | None = data
-                await self._budget.spend(_EVENT_US)
+                await turn()
                 if tripwire is not None:
                     await self._look_for_new()
-                    passed = await self._in_slices(tripwire.steps(data))
+                    passed = await self._in_turns(tripwire.steps(data))
                 if passed is None:
                     return
                 if passed:
@@ -468,13 +462,14 @@ class Exchange:
                     data = await source.receive()
                 except anyio.EndOfStream:
                     if tripwire is not None:
-                        rest: bytes | None = await self._in_slices(tripwire.steps(b"", last=True))
+                        rest: bytes | None = await self._in_turns(tripwire.steps(b"", last=True))
                         await sink.send(rest or b"")
                     return
                 setattr(self._traffic, count, getattr(self._traffic, count) + len(data))
                 self._moved()
 
     async def _send_to_program(self, event: Any) -> None:
+        await turn()
         data = self._as_server.send(event) or b""
         self._traffic.received += len(data)
         if data:

@@ -49,7 +49,7 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from era.core.allowlist import MAX_HOST, Address, Allowlist, folded
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.secrets import Secret
 from era.core.streams import limit_buffer, write, write_eof
 from era.network import splice
@@ -76,9 +76,6 @@ run has hundreds of connections."""
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1 << 20
 _MAX_BODIES = 8
 """Of one run that are held in memory at a time."""
-
-_OPENING_BYTE_US, _HANDSHAKES_US = 0.4, 3000
-"""What each byte costs that may say what a connection is for, and TLS with both ends of one."""
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]")
 _REQUEST_LINE_BEGUN = re.compile(rb"[!-~]+( [ -~]*\r?)?")
@@ -111,7 +108,6 @@ class Interception:
         self._secrets, self._authority, self._allow = list(secrets), authority, allow
         self._descriptors = descriptors
         self._bodies = asyncio.Semaphore(_MAX_BODIES)
-        self._budget = Budget(self._bodies)  # one a run, however many connections it opens
         self._redactions: dict[str, Redaction] = {}
         """Of single secrets, by placeholder. What is looked for may be a MiB of each, so all connections share
         it."""
@@ -179,7 +175,7 @@ class Interception:
                 return Opening(first)
             deadline = deadline if first else loop.time() + _HELLO_SECONDS
             first += more
-            await self._budget.spend(len(first) * _OPENING_BYTE_US)
+            await turn()
         return opening
 
     def _classify(self, first: bytes, address: Address, names: Collection[str]) -> Opening | None:
@@ -205,7 +201,7 @@ class Interception:
         refusal = None
         try:
             if opening.tls:
-                await self._budget.spend(_HANDSHAKES_US)
+                await turn()
             try:
                 far = await _tls_to_server(far, host) if opening.tls else far
             except BaseException as error:

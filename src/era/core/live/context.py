@@ -46,7 +46,7 @@ from era.core.live.kernel_frames import (
     cell_frame,
     parse,
 )
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.models import now
 from era.core.outages import note_outage
 from era.core.ports import GuestProcess
@@ -85,12 +85,6 @@ a processor doesn't wait, but may not get one, and is given longer."""
 _MARK_SECONDS, _MARK_MOST_SECONDS = 10.0, 60.0
 """How long marks are waited for while no output comes; and in all, since what a cell has left behind may write for
 ever. They come at once, unless output is taken slowly, or a cell has changed what its descriptors are."""
-
-_BYTE_US = 0.01
-"""What it costs the event loop to take a byte."""
-
-_FRAME_US, _MARK_US = 4, 0.2
-"""What it costs to take a frame of the kernel's, and each mark of JSON in it (jsontext.marks)."""
 
 _BETWEEN_BYTES = 64 << 10
 """Of output between cells that is kept, of each stream."""
@@ -186,7 +180,6 @@ class Context:
         """Whether the kernel takes interrupts as messages."""
 
         self._frames = Frames()
-        self._budget = Budget(self)
         self._running: _Running | None = None
         self._ended: ProcessEnded | None = None
         self._between = {stream: bytearray() for stream in STREAMS}
@@ -439,7 +432,7 @@ class Context:
                 self._is_taking = True
                 if self._why is None or event.stream != "channel":
                     await self._on_output(event)
-                await self._budget.spend(1 + len(event.data) * _BYTE_US)
+                await turn()
                 self._taken_bytes += len(event.data)
                 self._is_taking = False
         finally:
@@ -454,7 +447,7 @@ class Context:
             try:
                 for kind, payload in self._frames.feed(event.data):
                     await self._on_frame(kind, payload)
-                    await self._budget.spend(_FRAME_US + jsontext.marks(payload) * _MARK_US)
+                    await turn()
             except KernelBroken as broken:
                 self._why = f"It was killed, since its interpreter {broken}."
                 await self._process.kill()

@@ -16,7 +16,7 @@ from typing import Any
 from era.core.files.edits import FileEntry, display_path, in_the_way, no_file
 from era.core.files.paths import Parts
 from era.core.live.live_session import LiveSession
-from era.core.loop_slices import Budget
+from era.core.meter import turn
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
 from era.core.stall_timeout import stall_timeout
@@ -30,9 +30,6 @@ _SECONDS = 30.0
 
 _MOST_SECONDS = 90.0
 """And in all: programs beside the helper may use some for ever, and changes have the session's turn meanwhile."""
-
-_BYTE_US, _ANSWER_US = 0.01, 3
-"""What it costs the event loop to take a byte, and an answer, however short."""
 
 _MOST_BYTES = 16 << 20
 _MOST_HEAD = 64 << 10
@@ -98,7 +95,7 @@ class FileHelper:
 
     async def _follow(self) -> None:
         """Give answers to who waits for them, until the helper ends or says what can't be."""
-        buffer, budget = bytearray(), Budget(self)
+        buffer = bytearray()
         try:
             async for event in self._process.events():
                 if not isinstance(event, ProcessOutput):
@@ -110,8 +107,8 @@ class FileHelper:
                     waiting = self._waiting.get(answer[0].get("id", 0))
                     if waiting is not None and not waiting.done():
                         waiting.set_result(answer)
-                    await budget.spend(_ANSWER_US)  # thousands may have come in one piece
-                await budget.spend(len(event.data) * _BYTE_US)
+                    await turn()  # thousands may have come in one piece
+                await turn()
         except (ValueError, RecursionError):
             await self._process.kill()
         finally:

@@ -47,6 +47,7 @@ from era.core.limits import Rules
 from era.core.live.checkpoints import Checkpoints, Occasion
 from era.core.live.live_session import LAST_RECORDS_SECONDS, LiveSession
 from era.core.metadata import MetadataStore
+from era.core.meter import charge_to
 from era.core.models import OwnedId, Session
 from era.core.pool import SERVICE_STOPPED, SandboxPool
 from era.core.ports import Network, Sandbox, StorageAccesses
@@ -300,6 +301,7 @@ class LiveSessions:
     async def _make(self, who: OwnedId, session: Session) -> LiveSession:
         """Make a session live, for the call of `who`. Raises as `opened` does."""
         parts = self._parts
+        charge_to(session.owner, session.id)
         self._check_room(session)
         self._owners[session.owner] += 1
         try:

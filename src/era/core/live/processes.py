@@ -20,8 +20,8 @@ import structlog
 
 from era.core.late_ends import LateEnds
 from era.core.live.output_log import OutputLog
-from era.core.loop_slices import Budget
 from era.core.metadata import MetadataStore
+from era.core.meter import turn
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, TerminalSize
@@ -43,9 +43,6 @@ _ENDED_BYTES = 8 << 20
 _LAST_OUTPUT_SECONDS = 0.02
 """For which the storing of a process's end waits until those who follow it have had its last output: the thread that
 stores would hold them up, since it shares the interpreter with the event loop."""
-
-_BYTE_US = 0.002
-"""What it costs to take a byte of output."""
 
 ID = re.compile(r"proc_[0-9]+_[a-z0-9]{9}")
 STOPPED = "It was ended on request."
@@ -74,8 +71,7 @@ class ProcessRequest:
 class LiveProcess:
     """A process of a live session, running or ended."""
 
-    def __init__(self, record: ProcessRecord, source: object) -> None:
-        """`source` is whose slices of the event loop its output takes."""
+    def __init__(self, record: ProcessRecord) -> None:
         self.record = record
         self.log = OutputLog()
         self.ended = asyncio.Event()
@@ -88,7 +84,6 @@ class LiveProcess:
         """It runs, or never will."""
 
         self._guest: GuestProcess | None = None
-        self._budget = Budget(source)
         self._takes_input = record.stdin or record.pty
         self._why: str | None = None
         self._timed_out = False
@@ -119,7 +114,7 @@ class LiveProcess:
                 ended = event
             else:
                 self.log.append(event.stream, event.data)
-                await self._budget.spend(1 + len(event.data) * _BYTE_US)
+                await turn()
         if ended is None or ended.cause == "sandbox_died":
             self._because(why_gone() or "The session's sandbox failed.")
         elif ended.signal == signal.SIGKILL and (why := why_gone()):
@@ -283,7 +278,7 @@ class Processes:
             stdin=request.stdin,
             pty=request.pty is not None,
         )
-        process = self._all[record.id] = LiveProcess(record, ("session", self._session_key))
+        process = self._all[record.id] = LiveProcess(record)
         recording = asyncio.create_task(self._store.begin_process(record, request.claim))
         try:
             guest = await self._start(request, lambda: asyncio.shield(recording))

@@ -34,8 +34,8 @@ from era.core.files.snapshots import Snapshots
 from era.core.live.file_helper import error_of, framed, gone
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
-from era.core.loop_slices import Budget
 from era.core.metadata import MetadataStore
+from era.core.meter import turn
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
@@ -72,12 +72,6 @@ _KEPT_BYTES = 1 << 20
 _MOST_CHANGES = 10_000
 """Changes between two versions that a watch reports. Where there are more, or they don't fit into `_KEPT_BYTES`, it
 reports an `overflow`."""
-
-_EVENT_US = 5.0
-"""Microseconds of the event loop for which an event is noted."""
-
-_BYTE_US = 0.1
-"""What it costs the event loop to take a byte."""
 
 _KINDS = ("create", "write", "remove", "rename", "chmod", "overflow")
 
@@ -281,7 +275,7 @@ class _LiveWatch(_Watch):
 
     async def _follow(self) -> None:
         """Start the helper and log what it tells, until it ends or says what can't be."""
-        buffer, budget = b"", Budget(self)
+        buffer = b""
         process: GuestProcess | None = None
         try:
             process = await (await self.live.supervisor()).start(_SPEC)
@@ -294,7 +288,7 @@ class _LiveWatch(_Watch):
                 *lines, buffer = (buffer + event.data).split(b"\n")
                 for line in lines:
                     self._take(line)
-                    await budget.spend(len(line) * _BYTE_US)  # thousands may have come in one piece
+                    await turn()  # thousands may have come in one piece
                 if len(buffer) > _LINE_BYTES or self._error is not None:
                     break
         except EraError as error:
@@ -351,7 +345,6 @@ class _VersionWatch(_Watch):
     async def _follow(self) -> None:
         """Log what differs between versions, until the session is live or gone."""
         session, snapshot = self._session, self._session.snapshot
-        budget = Budget(self)
         try:
             if self._path:
                 await self._snapshots.find(snapshot, self._path, session.owned_id)
@@ -366,7 +359,7 @@ class _VersionWatch(_Watch):
                     raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
                 for event in await self._changes(snapshot, new):
                     self._append(event)
-                    await budget.spend(_EVENT_US)
+                    await turn()
                 snapshot = new
             self._append(FileEvent("overflow"))
         except EraError as error:
