@@ -145,16 +145,3 @@ def test_an_archive_turns_no_file_into_a_directory_or_link(client: httpx.Client,
         refused(send(client, where, tar(member("new", b"1"), bad)), 409, bad[0].name.split("/")[0])
     assert names(client, where) == ["d/f", "link"]
     assert get(client, where, "d/f").content == b"1"
-
-
-def test_the_content_type_must_not_contradict_the_archive(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    archive = tar(member("a", b"1"))
-    for kind in ("application/x-tar", "application/octet-stream", "text/plain; charset=utf-8"):
-        assert send(client, where, archive, **{"Content-Type": kind}).status_code == 200
-    refused(send(client, where, archive, **{"Content-Type": "application/zip"}), 400, "Content-Type", "zip")
-    packed = gzip.compress(archive)
-    assert send(client, where, packed, **{"Content-Type": "application/x-gzip"}).status_code == 200
-    assert (
-        send(client, where, packed[:0] + gzip.compress(archive[:700]) + gzip.compress(archive[700:])).status_code == 200
-    )

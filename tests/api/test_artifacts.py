@@ -79,22 +79,6 @@ def test_a_run_lists_at_most_100_artifacts(client: httpx.Client, session: MakeSe
     assert outcome["artifacts_more"] == run_record(client, where, outcome["run_id"])["artifacts_more"] == 30
 
 
-def test_hidden_files_are_no_artifacts_and_odd_names_are_shown(session: MakeSession, run: Run) -> None:
-    code = """
-import os
-os.makedirs('.venv/lib'); os.makedirs('a/.b'); os.mkdir('dir.png')
-for name in ('.venv/lib/icon.png', 'a/.b/c.png', '.png', 'a/.png', 'png', 'tar.png.gz', 'dir.png/x'):
-    open(name, 'w').close()
-for name in (b'\\xff.png', 'é ü.JPEG'):
-    open(name, 'w').close()
-"""
-    outcome = run(session(), code)
-    assert [(each["type"], each["path"]) for each in outcome["artifacts"]] == [
-        ("image/jpeg", "é ü.JPEG"),
-        ("image/png", "\ufffd.png"),
-    ]
-
-
 PLOTS = """
 import os
 import matplotlib

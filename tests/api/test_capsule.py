@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 
 from tests.api.answers import refused
 from tests.api.capsule_api import TAR, export_capsule, import_capsule, send_capsule
-from tests.api.live import process, start
 from tests.api.test_bad_capsules import LOOK, make_furnished_session
 from tests.capsules import parts
-from tests.conftest import MakeServer, MakeSession, Run, Server, eventually
+from tests.conftest import MakeServer, MakeSession, Run, Server
 from tests.soaking import soak_the_rest
 
 
@@ -99,31 +97,6 @@ def test_a_capsule_of_the_current_version_only(client: httpx.Client, session: Ma
     assert run("now", "print(open('a').read())")["stdout"] == "second\n"
     refused(client.get("/api/sessions/now/versions/2"), 404)
     refused(client.get(f"/api/sessions/{where}/capsule?versions=some"), 400, "versions")
-
-
-def test_a_capsule_of_a_session_with_checkpoints(own_server: MakeServer) -> None:
-    """Older ones have gone, before versions that are older still."""
-    with own_server(versions_kept="3", isolation="bubblewrap").client() as client:
-        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
-        client.put("/api/sessions/s/files/a", content=b"1")
-        start(client, "s", "while read x; do echo $x >> log; echo; done", stdin=True, tag="p")
-
-        def has_written(count: int) -> bool:
-            return bool(process(client, "s", "p")["output_bytes"] == count)
-
-        for number in range(1, 13):
-            client.post("/api/sessions/s/processes/p/stdin", content=b"x\n")
-            assert eventually(partial(has_written, number))
-            assert client.post("/api/sessions/s/checkpoint").status_code == 200
-        client.post("/api/sessions/s/stop")
-
-        def versions(where: str) -> list[int]:
-            return [each["version"] for each in client.get(f"/api/sessions/{where}/versions").json()["versions"]]
-
-        assert versions("s") == [*range(14, 4, -1), 2, 1]
-        import_capsule(client, export_capsule(client, "s"), "copy")
-        assert versions("copy") == versions("s")
-        assert client.get("/api/sessions/copy/versions/2/files/a").content == b"1"
 
 
 def test_a_capsule_can_be_checked_and_repacked_with_tar_and_sha256sum(

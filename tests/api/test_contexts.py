@@ -196,18 +196,6 @@ def test_an_interpreter_that_is_lost_takes_no_files_with_it(
     assert cell(where, "1")["memory"] == KEPT
 
 
-def test_a_timeout_keeps_variables_and_data(session: MakeSession, cell: Cell) -> None:
-    where = session()
-    answer = cell(
-        where,
-        "import json, time\njson.dump({'half': True}, open('.session_data.json', 'w'))\nx = 1\ntime.sleep(60)",
-        timeout=3,
-    )
-    assert (answer["status"], answer["exit_code"], answer["memory"]) == ("timeout", 124, KEPT)
-    assert answer["data"] == {"half": True}
-    assert text(cell(where, "x")) == "1"
-
-
 @table(
     "fields, status, code",
     [

@@ -184,18 +184,6 @@ def test_pipes_and_sockets_are_no_files_and_directories_stay(
         assert outcome["stdout"] == "a file a file\n"
 
 
-def test_modes_that_forbid_everything_do_not_stop_clients(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    run(where, "import os; os.mkdir('d'); open('d/f', 'w').write('1'); os.chmod('d/f', 0); os.chmod('d', 0)")
-    assert get(client, where, "d/f").content == b"1"
-    assert put(client, where, "d/f", b"2").status_code == 200
-    assert put(client, where, "d/g", b"3").status_code == 200
-    outcome = run(where, "import os; os.chmod('d', 0o700); print(oct(os.stat('d/f').st_mode), open('d/g').read())")
-    assert outcome["stdout"] == "0o100000 3\n"
-    assert delete(client, where, "d?recursive=true").status_code == 200
-    assert names(client, where) == []
-
-
 def test_runs_that_exceed_the_bounds_commit_nothing(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "kept", b"1")

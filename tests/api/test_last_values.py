@@ -46,35 +46,6 @@ def test_a_notebooks_script_keeps_its_figure_and_table(client: httpx.Client, whe
     assert artifact_paths(run(where, "import matplotlib.pyplot as plt\nplt.hist([1, 2, 2])")) == ["figure-2.png"]
 
 
-def test_other_last_values_are_not_kept(where: str, run: Run) -> None:
-    code = """
-import os, pandas
-frame = pandas.DataFrame({'a': [1]})
-frame
-def ends(): frame
-ends()
-if os.fork() == 0:
-    frame = None
-else:
-    os.wait()
-print(frame is None)
-"""
-    outcome = run(where, code)
-    assert (outcome["exit_code"], outcome["stdout"], outcome["stderr"], artifact_paths(outcome)) == (
-        0,
-        "True\nFalse\n",
-        "",
-        [],
-    ), outcome
-    assert artifact_paths(run(where, "import os, pandas\nos.fork() and os.wait()\npandas.Series([1])")) == [
-        "table-1.html"
-    ]
-    outcome = run(where, "import pandas\nclass Odd(pandas.DataFrame):\n    to_html = None\nOdd({'a': [1]})")
-    assert (outcome["exit_code"], outcome["stdout"], artifact_paths(outcome)) == (0, "", [])
-    assert outcome["stderr"].startswith("era: the value that the program ends with was not saved: TypeError: ")
-    assert outcome["stderr"].count("\n") == 1
-
-
 def test_programs_run_as_without_such_packages(where: str, session: MakeSession, run: Run) -> None:
     """Although the packages are installed and the program ends with an expression."""
     code = "import sys; print(*sorted({*sys.modules} - {'pwd'}), sys.displayhook is sys.__displayhook__, "

@@ -8,7 +8,6 @@ import httpx
 import jsonschema_rs
 
 from tests.api.answers import refused
-from tests.api.live import start
 from tests.api.owners import Owners
 from tests.conftest import MakeSession, Run
 from tests.table import table
@@ -89,29 +88,3 @@ def test_sessions_show_the_fields_that_were_asked_for(client: httpx.Client, sess
     for bad in ("ids", "id,", "", "id,,data"):
         refused(client.get(f"{path}&fields={bad}"), 400, "'fields'")
     refused(client.get(f"{path}&data=no-thanks"), 400, "'data'")
-
-
-def test_pages_of_sessions_by_status_are_full(client: httpx.Client, session: MakeSession) -> None:
-    """Filtered first, then paged: a page is short only where the list ends."""
-    ids = [session(metadata={"of": "pages"}) for _ in range(6)][::-1]
-    live = [ids[2], ids[5]]
-    for where in live:
-        start(client, where, "sleep 600")
-
-    def pages(query: str) -> list[list[str]]:
-        found, cursor = [], ""
-        while True:
-            answer = client.get(f"/api/sessions?{query}&metadata.of=pages{cursor}").json()
-            found.append([each["id"] for each in answer["sessions"]])
-            if answer["next_cursor"] is None:
-                return found
-            cursor = f"&cursor={answer['next_cursor']}"
-
-    assert pages("status=live&limit=1") == [[ids[2]], [ids[5]]]
-    assert pages("status=live") == [live]
-    assert pages("status=idle&limit=2") == [[ids[0], ids[1]], [ids[3], ids[4]]]
-    assert pages("status=running&limit=1") == [[]]
-    first = client.get("/api/sessions?status=live&limit=1&language=python").json()
-    assert [each["id"] for each in first["sessions"]] == [ids[2]]
-    deleted = client.delete("/api/sessions?status=live&metadata.of=pages").json()["deleted_sessions"]
-    assert sorted(deleted) == sorted(live)

@@ -96,33 +96,6 @@ def test_move_a_file_a_link_and_a_directory(client: httpx.Client, session: MakeS
     assert latest["cause"] == "files"
 
 
-def test_what_a_move_refuses_changes_nothing(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session()
-    put(client, where, "d/a", b"a")
-    put(client, where, "f", b"f")
-    run(where, "import os; os.symlink('d', 'l')")
-    before = version(client, where)
-    refused(move(client, where, "none", "x"), 404)
-    refused(move(client, where, "f", "d"), 409, "already")
-    refused(move(client, where, "f", "d", replace=True), 409, "already")
-    refused(move(client, where, "d", "f", replace=True), 409, "already")
-    refused(move(client, where, "f", "d/a"), 409, "replace")
-    refused(move(client, where, "d/a", "d"), 409, "already")
-    refused(move(client, where, "d", "d/e/f"), 400, "itself")
-    refused(move(client, where, "f", "f/x"), 400, "itself")
-    refused(move(client, where, "f", "d/a/x"), 409)
-    refused(move(client, where, "f", "l/x"), 409, "symbolic link")
-    refused(move(client, where, "l/a", "x"), 409, "symbolic link")
-    for bad in ("../x", "/x", "a//b", "", "a/../b", "a\\b", "a\0", ".session_data.json", "x" * 300):
-        refused(move(client, where, "f", bad), 400)
-        refused(move(client, where, bad, "f2"), 400)
-    refused(client.post(f"/api/sessions/{where}/move", json={"form": "f", "to": "g"}), 400, "'from'")
-    refused(move(client, where, "d", "/".join("x" * 129)), 413)
-    assert move(client, where, "f", "f").is_success, "it is there already"
-    assert version(client, where) == before
-    assert get(client, where, "f").content == b"f"
-
-
 def test_a_move_may_replace_files_and_links(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session()
     put(client, where, "new", b"new!")

@@ -226,20 +226,6 @@ LATE_LOOKS = "from era.core.files import allowance; allowance._FIRST = 60.0"
 """Processes end before the disk space that they take is measured."""
 
 
-def test_data_that_can_t_be_kept_ends_no_process(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(data={"n": 1})
-    start(client, where, "exec sleep 1000", tag="p")
-    ran = run(where, "open('.session_data.json', 'w').write('nonsense'); open('f', 'w').write('of the run')")
-    assert (ran["status"], ran["data"], ran["state"]["committed"]) == ("ok", {"n": 1}, False)
-    assert ran["state"]["reason"].startswith(".session_data.json is not JSON")
-    assert "data stays as it was" in ran["state"]["reason"]
-    assert ran["state"]["version"] == client.get(f"/api/sessions/{where}").json()["version"]
-    assert process(client, where, "p")["status"] == "running"
-    assert client.get(f"/api/sessions/{where}/files/f").text == "of the run"
-    again = run(where, "import json; print(json.load(open('.session_data.json')), open('f').read())")
-    assert (again["stdout"], again["state"]["committed"]) == ("{'n': 1} of the run\n", True)
-
-
 def test_processes_have_the_sessions_variables_network_and_storage(client: httpx.Client, session: MakeSession) -> None:
     where = session(setup={"envs": {"OF_SETUP": "s"}})
     ask = "import os; print(*(os.environ.get(n) for n in ('ERA_SESSION_ID', 'OF_SETUP', 'MINE', 'ERA_LANGUAGE')))"

@@ -14,9 +14,6 @@ from tests.api.test_service import put, runs
 from tests.conftest import MakeServer, MakeSession, Server
 from tests.table import table
 
-KEPT = 64 << 10
-"""Bytes of UTF-8 of the code or command that a record keeps, with the arguments."""
-
 FIELDS = ("code", "command", "args", "code_truncated")
 NOTHING: tuple[Any, ...] = (None, None, [], False)
 
@@ -83,29 +80,7 @@ def test_the_record_of_a_service_has_its_command(
     assert [recorded(record) for record in runs(client, where)] == [(None, service, [], False)]
 
 
-def test_a_run_without_a_session_is_recorded_nowhere(server: Server, client: httpx.Client) -> None:
-    code = "print('lone-' + 'canary')"
-    answer = client.post("/api/execute", json={"language": "python", "code": code})
-    assert answer.json()["stdout"] == "lone-canary\n"
-    assert "lone-" not in client.get("/api/runs").text
-    assert b"lone-" not in database(server)
-
-
 # -- bounds -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_record_keeps_64_kib_and_says_that_it_was_cut(client: httpx.Client, session: MakeSession) -> None:
-    where = session()
-    code = "#" + "ü" * KEPT
-    kept = "#" + "ü" * ((KEPT - 1) // 2)  # without half of a character
-    assert post_run(client, where, code=code, args=["left out"]) == (kept, None, [], True)
-    whole = "#" * KEPT
-    assert post_run(client, where, code=whole) == (whole, None, [], False)
-    assert post_run(client, where, code=whole, args=["x"]) == (whole, None, [""], True)
-    line = "true " + "x" * KEPT
-    assert post_run(client, where, command=line)[1:] == (line[: KEPT - len("/bin/sh-c")], [], True)
-    words = ["true", "x" * KEPT, "left out"]
-    assert post_run(client, where, command=words) == (None, ["true", "x" * (KEPT - 4)], [], True)
 
 
 # -- record_code: false -----------------------------------------------------------------------------------------------

@@ -87,15 +87,6 @@ def test_the_owners_calls_end_the_service(client: httpx.Client, served: MakeSess
     assert client.delete(f"/api/sessions/{where}").status_code == 200
 
 
-def test_changing_the_service_restarts_it(client: httpx.Client, served: MakeSession) -> None:
-    where = served("python3 app.py")
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    changed = client.patch(f"/api/sessions/{where}", json={"service": ["python3", "-u", "app.py"]})
-    assert changed.json()["metadata"]["service"] == ["python3", "-u", "app.py"]
-    assert client.get(f"/proxy/{where}/3000/").status_code == 200
-    assert [one["status"] for one in runs(client, where)] == ["running", "killed"]
-
-
 @table(
     "service, status",
     [("echo 'secret trace' >&2; exit 7", "failed"), (["no-such-program"], "failed"), ("kill -9 $$", "killed")],

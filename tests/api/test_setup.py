@@ -16,7 +16,7 @@ import pytest
 from era.wire.sessions import SessionAnswer
 from tests.api.answers import checked, refused
 from tests.api.setups import SETUP_KEYS, environment, make, settled
-from tests.conftest import MakeServer, MakeSession, Run, Server, at_best, eventually, is_running
+from tests.conftest import MakeServer, MakeSession, Run, Server, eventually, is_running
 from tests.packages.registry import serving, wheel
 from tests.table import table
 
@@ -185,26 +185,6 @@ def test_a_setup_is_changed_and_taken_away(client: httpx.Client, run: Run, sessi
     assert body["setup_status"] == "completed", "other changes leave it alone"
     assert "setup_status" not in change(None)
     assert run(where, "import os; print(os.path.exists('/opt/env'))")["stdout"] == "False\n"
-
-
-def test_the_same_setup_is_there_at_once_and_shared(client: httpx.Client, server: Server, packages: Any) -> None:
-    first = make(client, packages)
-    settled(client, first)
-    digest = environment(client, first)["environment"]
-    directory = server.data_dir / "environments" / digest
-    inode = directory.stat().st_ino
-
-    def make_again() -> float:
-        second = make(client, {"npm": ["is-number", "ms@2"], "pip": {"requirements": "idna six six"}}, "node")
-        shown = settled(client, second)
-        assert environment(client, second)["environment"] == digest
-        assert directory.stat().st_ino == inode
-        return float(shown["setup_result"]["duration_ms"])
-
-    assert at_best(100, make_again) < 100
-    copy = client.post(f"/api/sessions/{first}/duplicate", json={}).json()
-    assert copy["setup_status"] == "completed"
-    assert environment(client, copy["id"])["environment"] == digest
 
 
 def test_packages_cannot_be_changed(client: httpx.Client, server: Server, run: Run, packages: Any) -> None:

@@ -222,12 +222,6 @@ def connections(server: Server) -> int:
     return count
 
 
-def test_sessions_without_a_setup_have_no_events(client: httpx.Client) -> None:
-    where = client.post("/api/sessions", json={"language": "python"}).json()["id"]
-    refused(client.get(f"/api/sessions/{where}/setup/events"), 400, "no setup")
-    refused(client.get("/api/sessions/none-such/setup/events"), 404)
-
-
 def test_deleting_the_session_ends_its_setup(client: httpx.Client) -> None:
     where = make(client, {"commands": ["echo began; sleep 600"]})
     with following(client, where) as events:

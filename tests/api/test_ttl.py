@@ -92,19 +92,6 @@ def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: M
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
 
 
-def test_an_expired_session_has_no_sandbox_and_its_id_is_free(
-    client: httpx.Client, at_home: httpx.Client, session: MakeSession, run: Run
-) -> None:
-    where = session(ttl=15)
-    run(where, "")
-    assert at_home.get("/health").json()["sandboxes"]["live"] == 1
-    wait_until_expired(client, where)
-    assert eventually(lambda: at_home.get("/health").json()["sandboxes"]["live"] == 0)
-    assert session(session_id=where, data={"new": 1}) == where
-    refused(client.post(f"/api/sessions/{where}/restore"), 409, where)
-    assert client.get(f"/api/sessions/{where}").json()["data"] == {"new": 1}
-
-
 def test_a_deleted_session_can_be_restored(client: httpx.Client, session: MakeSession, run: Run) -> None:
     where = session(data={"n": 1})
     outcome = run(where, "open('f', 'w').write('kept'); print('out')")

@@ -286,14 +286,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     assert "Traceback" not in home.log, home.log
 
 
-def test_a_key_made_at_one_host_is_known_at_the_home_at_once(keyed: Home) -> None:
-    with client_with_key(keyed, new_key(keyed, "ann")["key"]) as client:
-        assert client.post("/api/sessions", json={"session_id": "hers", "language": "python"}).status_code == 201
-        link = client.post("/api/sessions/hers/links", json={"path": "a", "method": "PUT"})
-        assert link.status_code == 201, link.text
-        assert client.put(link.json()["url"], content=b"x").json()["size"] == 1
-
-
 def test_what_is_changed_at_one_host_holds_at_the_others_once_that_is_answered(keyed: Home) -> None:
     key, home = new_key(keyed, "bea"), keyed.at_home()
     where = f"/api/keys/{key['id']}"

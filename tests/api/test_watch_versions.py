@@ -64,18 +64,6 @@ def test_watch_ends_when_the_session_is_deleted(client: httpx.Client, session: M
         assert seen.until(lambda each: each["type"] == "error")[-1]["code"] == "not_found"
 
 
-def test_watch_goes_on_where_its_connection_broke(client: httpx.Client, session: MakeSession, server: Server) -> None:
-    where = session()
-    with watch(server, where) as seen:
-        assert put(client, where, "before", b"").is_success
-        assert seen.has(type="create", path="before")
-    assert put(client, where, "meanwhile", b"").is_success
-    with watch(server, where, after=seen.last) as again:
-        assert again.has(type="create", path="meanwhile")
-        assert {"type": "create", "path": "before"} not in again.all
-        assert "gap" not in {each["type"] for each in again.all}
-
-
 @pytest.mark.parametrize("count", [5000, 20_000])
 def test_step_of_many_changes_is_reported_or_an_overflow(
     client: httpx.Client, session: MakeSession, server: Server, count: int

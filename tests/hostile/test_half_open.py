@@ -31,11 +31,6 @@ Callers.opened = lambda self, connection, address: True
 """
 """Lets everybody connect."""
 
-BLIND = """
-from era.api.protocol import Protocol
-Protocol.is_half_open = property(lambda self: True)
-"""
-"""Doesn't see who sends a request."""
 
 BODILESS = """
 from era.api.protocol import Protocol
@@ -134,27 +129,3 @@ def answers(server: Server) -> bool:
         return httpx.get(f"{server.url}/health", timeout=2).is_success
     except httpx.HTTPError:
         return False
-
-
-@pytest.mark.parametrize("weakness", ["", BLIND])
-def test_a_slow_upload_with_a_key_goes_on(serve: Callable[..., Server], weakness: str) -> None:
-    server = serve(weakness)
-    # Which connections are the oldest when there are too many depends on how quickly they come.
-    goes_on = all(_slow_upload_goes_on(server) for _ in range(1 if not weakness else 5))
-    assert goes_on == (not weakness)
-
-
-def _slow_upload_goes_on(server: Server) -> bool:
-    """Whether an upload with a key is answered though others open many connections in the middle of it."""
-    host, _, port = server.url.removeprefix("http://").rpartition(":")
-    head = "PUT /api/sessions/public/files/a.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    head += f"Authorization: Bearer {OPERATOR_KEY}\r\nContent-Length: 20\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=20) as slow:
-        slow.sendall(head.encode() + b"0123456789")
-        assert httpx.get(f"{server.url}/health", timeout=60).status_code == 200  # by now it is known whose it is
-        with flood(server, HALF["a part of a head"], 300):
-            answer = b""
-            with suppress(OSError):
-                slow.sendall(b"0123456789")
-                answer = slow.recv(1000)
-    return answer.startswith(b"HTTP/1.1 20")

@@ -49,7 +49,7 @@ class Interpreter:
 
     name, lost, alive = "c", None, True
 
-    async def execute(self, cell: Any, write: Any) -> CellOutcome:
+    async def execute(self, cell: Any, output_bytes: int, write: Any) -> CellOutcome:
         result = {"data": {"text/plain": "42"}, "metadata": {}, "main": True}
         return CellOutcome("exit", 0, 0.1, [result], False, None, 1, False, False, None, True)
 
