@@ -475,43 +475,55 @@ class RunConnections:
             return None
         if len(self._datagrams) >= MAX_DATAGRAMS:
             next(iter(self._datagrams.values()))()
-        displaced = None
         try:
             self._descriptors.take()
         except OSError:
             sock.close()
             raise
         try:
-            try:
-                bind(sock, target)
-            except OSError as problem:
-                if problem.errno != errno.EADDRINUSE:
-                    raise
-                relayed = None if connects else self._loopback.relayed.get(target)
-                if relayed is not None and relayed():
-                    bind(sock, target)
-                elif relayed is not None:
-                    # Processes beside a run have it, or the run beside them: its answers come from there, too.
-                    sock.close()
-                    self._descriptors.give_back()
-                    if target != _NAMESERVER:
-                        self._destinations.note(host, target[1], target[0], None)
-                    return None
-                else:
-                    bind(sock, (target[0], 0))
-                    displaced = sock.getsockname()[:2]
+            is_bound = self._bind_datagrams(sock, target, connects=connects)
         except BaseException:
             sock.close()
             self._descriptors.give_back()
             raise
-        place = target if displaced is None else (target[0], displaced[1])
-        if displaced is None:
+        if not is_bound:
+            sock.close()
+            self._descriptors.give_back()
+            if target != _NAMESERVER:
+                self._destinations.note(host, target[1], target[0], None)
+            return None
+        bound = sock.getsockname()[:2]
+        self._serve_datagrams(sock, host, target, (target[0], bound[1]))
+        return None if bound[1] == target[1] else bound
+
+    def _bind_datagrams(self, sock: socket.socket, target: Target, *, connects: bool) -> bool:
+        """Bind the socket to the target's address and port, or to another port where a program has that itself. Returns
+        False where processes beside a run have it, or the run beside them, so that its answers come from there, too.
+        Raises OSError."""
+        try:
+            bind(sock, target)
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                raise
+            relayed = None if connects else self._loopback.relayed.get(target)
+            if relayed is None:
+                bind(sock, (target[0], 0))
+            elif relayed():
+                bind(sock, target)
+            else:
+                return False
+        return True
+
+    def _serve_datagrams(self, sock: socket.socket, host: str, target: Target, place: Target) -> None:
+        """Relay what comes to the socket, which is bound to this place, to the target."""
+        is_displaced = place != target
+        if not is_displaced:
             self._loopback.relayed[target] = lambda: self._ends_relay(target)
 
         def ended() -> None:
             del self._datagrams[place]
             self._descriptors.give_back()
-            if displaced is None:
+            if not is_displaced:
                 del self._loopback.relayed[target]
 
         if target == _NAMESERVER:
@@ -519,7 +531,6 @@ class RunConnections:
         else:
             traffic = self._destinations.note(host, target[1], target[0], None)
             self._datagrams[place] = DatagramRelay(sock, target, traffic, self._descriptors, ended).close
-        return displaced
 
     def _ends_relay(self, target: Target) -> bool:
         if self._is_ending:
