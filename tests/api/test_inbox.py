@@ -203,6 +203,7 @@ def test_replaying_a_waiting_delivery_makes_it_due_at_once(client: httpx.Client,
     delivery = deliver_accepted(client, where, b"a", "/once")
     assert eventually(lambda: listed(client, where)[0]["attempts"] == 2 and listed(client, where)[0]["next_attempt_at"])
     due = listed(client, where)[0]["next_attempt_at"]
+    assert listed(client, where)[0]["reason"] == "The program answered 503."
     assert replay(client, where, delivery).status_code == 202
     assert settle(client, where)[0]["ended_at"] < due
     store(client, where, CODE)

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -213,22 +211,3 @@ async def test_what_is_no_url_of_a_webhook(url: str) -> None:
     with pytest.raises(BadRequest) as refused:
         await WebhookSender(Policy()).check(url)
     assert "https://" in refused.value.hint
-
-
-async def test_the_certificates_of_authorities_are_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes long, and others would wait for it."""
-    threads: list[threading.Thread] = []
-    read = ssl.create_default_context
-
-    def noted() -> ssl.SSLContext:
-        threads.append(threading.current_thread())
-        return read()
-
-    monkeypatch.setattr(ssl, "create_default_context", noted)
-    async with listening() as target:
-        sender = without_walls()
-        for _ in range(2):
-            with pytest.raises(Unsent):  # it speaks no TLS
-                await sender.send(f"https://127.0.0.1:{target.port}/", {}, b"{}")
-    assert len(threads) == 1
-    assert threads[0] is not threading.current_thread()

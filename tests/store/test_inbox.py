@@ -146,20 +146,6 @@ async def test_the_outcome_of_an_attempt_whose_beginning_is_not_recorded(
     assert (delivery.status, delivery.attempts) == (("pending", 1) if replayed else ("failed", 2))
 
 
-async def test_running_deliveries_are_pending_after_a_restart(store: SqlStore, session: Session) -> None:
-    assert await store.inboxes.cut_off() == 0
-    for name in "ab":
-        await store.inboxes.add_delivery(session.key, name, None, CONTENT)
-    head = await store.inboxes.next_delivery(session.key)
-    assert head is not None
-    await store.inboxes.begin_attempt(head.delivery.key, "run", counts=True)
-    assert [delivery.status for delivery in await listed(store)] == ["pending", "running"]
-    assert await store.inboxes.cut_off() == 1
-    head = await store.inboxes.next_delivery(session.key)
-    assert head is not None
-    assert (head.delivery.id, head.delivery.attempts, head.delivery.run_ids) == ("a", 1, ["run"])
-
-
 @pytest.mark.parametrize("at_once", [True, False])
 @ONE_DATABASE
 async def test_an_inbox_is_purged_with_its_session(store: SqlStore, session: Session, at_once: bool) -> None:
