@@ -319,6 +319,7 @@ def raw(api: httpx.Client, method: str, path: str, body: Any = None) -> tuple[in
         "kv/../app/k", "kv/%2e%2e/k", "kv/a%2Fb/k", "kv/a%00/k", "kv/%ff/k", "kv/app/%ff", "kv/app/a%00b", "kv/app/",
         f"kv/app/{'x' * 1025}", f"kv/{'n' * 65}/k", "kv/.app/k", "r2/..%2F..%2Fetc/passwd", "d1/..%2Fera/query",
         "d1/..%2F..%2F..%2Fera.sqlite/query", "d1//query", "kv//k",
+        "kv/:a/k", "kv/a%20b/k", "kv/a%0A/k", "kv/%C3%A9/k", f"kv/app/{'%C3%A9' * 513}", "d1/a%00/query",
     ])  # fmt: skip
 def test_invalid_namespaces_and_keys_are_refused(api: httpx.Client, path: str) -> None:
     if path.startswith("d1"):

@@ -31,6 +31,7 @@ _COUNTED_BYTES = 1 << 20
 """What the answers within a scope take is counted each time that so much has come, on average: it reads the index of
 all of them, which for many short ones costs much more than to add one."""
 
+_NO_OUTPUTS = KeptOutputs(None, None)
 _IS_KEPT = keys.c.created_at >= bindparam("since")
 _IS_CLAIM = (keys.c.scope == bindparam("of_scope")) & (keys.c.key == bindparam("of_key"))
 _FIND = select(
@@ -55,11 +56,6 @@ _claim = Precompiled(
     )
 )
 _answer = Precompiled(
-    update(keys)
-    .where(_IS_CLAIM)
-    .values(answer=bindparam("new_answer"), answer_bytes=bindparam("new_answer_bytes", type_=keys.c.answer_bytes.type))
-)
-_answer_run = Precompiled(
     update(keys)
     .where(_IS_CLAIM)
     .values(
@@ -176,7 +172,7 @@ def raising_if_claimed() -> AbstractContextManager[None]:
 
 def answer_claim(connection: Connection, claim: Claim, scope: Scope, answer: str) -> None:
     """Store what a request was answered that runs nothing."""
-    values = {"new_answer": answer, "new_answer_bytes": bytes_of(answer)}
+    values = {"new_answer": answer, "new_answer_bytes": bytes_of(answer), **output_values(_NO_OUTPUTS, "new_")}
     _answer.execute(connection, _claim_parameters(claim, scope) | values)
 
 
@@ -188,9 +184,9 @@ def answering_run(session_key: int, answered: Answered | None, record_bytes: int
     of_claim = _claim_parameters(answered.claim, session_key)
     if answered.data is None:
         return ((_drop, of_claim),)
-    outputs = answered.outputs or KeptOutputs(None, None)
+    outputs = answered.outputs or _NO_OUTPUTS
     values = {"new_answer": answered.data, "new_answer_bytes": bytes_of(answered.data, outputs) + record_bytes}
-    return ((_answer_run, of_claim | values | output_values(outputs, "new_")),)
+    return ((_answer, of_claim | values | output_values(outputs, "new_")),)
 
 
 def bytes_of(answer: str, outputs: KeptOutputs | None = None) -> int:
