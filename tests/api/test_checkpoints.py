@@ -137,7 +137,7 @@ def test_they_come_when_a_process_ends_and_from_time_to_time(own_server: MakeSer
     with server.client() as client:
         client.post("/api/sessions", json={"language": "python", "session_id": "s"})
         ended(client, "s", start(client, "s", "echo one > a"))
-        assert eventually(lambda: versions(client, "s")[0]["cause"] == CAUSE)
+        assert eventually(lambda: versions(client, "s")[0]["cause"] == "checkpoint")
         assert get(client, "s", "a").content == b"one\n"
         start(client, "s", "sleep 0.5; echo two > b; sleep 1000")
         assert eventually(lambda: content(client, "s", versions(client, "s")[0]["version"], "b") == b"two\n")

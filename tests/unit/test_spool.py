@@ -128,18 +128,6 @@ async def test_a_file_whose_upload_is_cancelled_is_written_no_more(
     assert not list((tmp_path / "spool").iterdir())
 
 
-async def test_a_file_is_removed_though_the_threads_have_ended(tmp_path: Path) -> None:
-    spool, threads = Spool(tmp_path / "spool", Slots(1)), Threads(1, "test")
-    spool.open()
-
-    async def body() -> AsyncIterator[bytes]:
-        yield bytes(1 << 20)
-
-    async with spool.receive(body(), "me", threads):
-        await threads.close()
-    assert not list((tmp_path / "spool").iterdir())
-
-
 def hold(slots: Slots, owner: str, held: ExitStack) -> int:
     """Take slots until there is none left for this owner; how many."""
     for taken in range(100):
