@@ -36,6 +36,7 @@ START_SECONDS = STOP_SECONDS = 240.0  # beside four busy programs a start has ta
 
 
 THROUGH_ANOTHER_HOST = "--through-another-host"
+OWN_DRIVER = "--driver"
 
 LONG = (
     "sdk/test_typescript.py",
@@ -90,6 +91,7 @@ OF_CLUSTERS = ("test_cluster.py", "test_two_hosts.py")
 def pytest_addoption(parser: pytest.Parser) -> None:
     shown = "reach servers through a host of their cluster that isn't their sessions' home"
     parser.addoption(THROUGH_ANOTHER_HOST, action="store_true", help=shown)
+    parser.addoption(OWN_DRIVER, metavar="MODULE:CLASS", help="the driver that tests/drivers/conformance checks")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

