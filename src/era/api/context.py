@@ -17,11 +17,13 @@ from functools import cache, partial
 from inspect import isclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.types import ASGIApp, Receive, Scope
+from starlette.types import ASGIApp
 
 from era import languages
 from era.api.other_hosts import OtherHosts
@@ -64,7 +66,7 @@ from era.core.turns import Turns
 from era.core.usage import Usage
 from era.core.versions import Versions
 from era.core.webhooks import Webhooks
-from era.errors import BadRequest, EraError, NoLanguage, NotFound, TooLarge
+from era.errors import BadRequest, NoLanguage, NotFound, TooLarge
 from era.few_errors import FewErrors
 from era.host_tls import HostTls
 from era.settings import Settings
@@ -182,65 +184,6 @@ async def context(request: Request) -> Context:
 UseContext = Annotated[Context, Depends(context)]
 
 
-READ_JSON = "read_json"
-"""Key in a request's state of a body that was read already: its value, or the exception that reading it raised."""
-
-
-class BodyProblem(HTTPException):
-    """Carries an EraError through FastAPI's reading of a body, which replaces any other exception."""
-
-    def __init__(self, error: EraError) -> None:
-        super().__init__(error.status, error.message)
-        self.error = error
-
-
-class StrictRequest(Request):
-    """A request whose JSON is read by core.jsontext: the same values are refused as in a state file. `empty` is what an
-    empty body stands for, `body_type` the type of what it has."""
-
-    def __init__(self, scope: Scope, receive: Receive, empty: bytes, body_type: Any) -> None:
-        super().__init__(scope, receive)
-        self._empty = empty
-        self._body_type = body_type
-        self._content: bytes | None = None
-        self._value: Any = None
-
-    async def body(self) -> bytes:
-        """Whether there is one, by a byte in its place: FastAPI keeps what this returns for as long as the request
-        lasts, which may wait for long, and has the content read by `json`."""
-        if self._content is None:
-            content = bytearray()
-            async for piece in self.stream():  # Starlette would keep the pieces until it is whole
-                content += piece
-            self._content = bytes(content) or self._empty
-        return self._content[:1]
-
-    async def json(self) -> Any:
-        await self.body()
-        content, self._content = self._content or b"", b" "
-        state = self.scope.get("state", {})
-        try:
-            if READ_JSON not in state:
-                self._value = await read_json(content, names_of(self._body_type))
-            elif isinstance(read := state.pop(READ_JSON), Exception):
-                raise read
-            else:
-                self._value = read
-            return self._value
-        except EraError as error:
-            raise BodyProblem(error) from None
-        except jsontext.JsonTooLarge as error:
-            raise BodyProblem(TooLarge(f"The body {error}.")) from None
-        except jsontext.JsonProblem as error:
-            hint = body_hint(self._body_type)
-            raise BodyProblem(BadRequest(f"The body {error}.", hint=hint, code="invalid_json")) from None
-
-    def let_go(self) -> None:
-        """What the body says was taken: drop the values, which FastAPI keeps as well."""
-        if isinstance(self._value, dict):
-            self._value.clear()
-
-
 @cache
 def names_of(body_type: Any) -> Collection[str] | None:
     """Return the field names of a body's model; None for a type that is no such model."""
@@ -262,42 +205,103 @@ def _read_long(text: bytes) -> Any:
 
 
 class StrictRoute(APIRoute):
-    """A route that reads JSON bodies with core.jsontext, and takes them whatever their type says if no browser can have
-    sent them. It refuses query parameters that it doesn't have, and says what was meant by a name it doesn't know."""
+    """A route that calls its function itself, by what FastAPI has found out of it.
+
+    FastAPI's own handling of a request takes longer than the rest of the API
+    (docs/decisions/0044-hot-routes.md). The function is a coroutine that returns a Response, and so are its
+    dependencies. JSON bodies are read by core.jsontext: the same values are refused as in a state file. They are taken
+    whatever their type says if no browser can have sent them. Query parameters that the route doesn't have are refused.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
         queries = query_names(self.dependant)
-        body = None if self.body_field is None else self.body_field.field_info.annotation
-        empty = b"{}" if getattr(body, "may_be_empty", False) else b""
+        field = self.body_field
+        body = None if field is None else field.field_info.annotation
 
-        async def strict(request: Request) -> Response:
-            scope = request.scope
-            if scope["query_string"]:
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"]:
                 check_query(request.query_params, queries)
-            if body is not None:
-                scope = _typed(scope)
-            try:
-                return await handle(StrictRequest(scope, request.receive, empty, body))
-            except RequestValidationError as error:
-                raise invalid(error, body) from None
+            value = None if body is None else await _body_of(request, body)
+            values, problems = await _arguments(self.dependant, request)
+            if field is not None:
+                if value is _MISSING and not field.field_info.is_required():
+                    checked = field.default
+                elif value is _MISSING:
+                    problems.append({"type": "missing", "loc": ("body",), "msg": "Field required", "input": None})
+                else:
+                    checked, wrong = field.validate(value, {}, loc=("body",))
+                    problems += wrong
+                del value  # as a run may wait for long
+            if problems:
+                raise invalid(RequestValidationError(problems), body)
+            if field is not None:
+                values[field.name] = checked
+                del checked
+            answer: Response = await self.endpoint(**values)
+            return answer
 
-        return strict
+        return handle
 
 
-def _typed(scope: Scope) -> Scope:
-    """The scope of a request with a JSON body, which has the type of JSON unless a browser may have sent it: pages of
-    other sites can send other types unasked. A browser says where a request comes from (Origin, Sec-Fetch-Site), and
-    asks before it sends a bearer token."""
-    headers = scope["headers"]
-    named = dict(headers)
-    if named.get(b"content-type") == b"application/json":
-        return scope
-    from_browser = b"origin" in named or b"sec-fetch-site" in named
-    if from_browser and not named.get(b"authorization", b"").lower().startswith(b"bearer "):
-        return scope
-    others = [pair for pair in headers if pair[0] != b"content-type"]
-    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+_MISSING: Any = object()
+"""The value of a body that is empty."""
+
+
+async def _arguments(dependant: Dependant, request: Request) -> tuple[dict[str, Any], list[Any]]:
+    """The arguments of a function besides the body, and what is wrong with the request's parameters."""
+    values: dict[str, Any] = {}
+    problems: list[Any] = []
+    for below in dependant.dependencies:
+        arguments, wrong = await _arguments(below, request)
+        problems += wrong
+        if not wrong and below.call is not None:
+            found = await below.call(**arguments)
+            if below.name is not None:
+                values[below.name] = found
+    for fields, given in (
+        (dependant.path_params, request.path_params),
+        (dependant.query_params, request.query_params),
+        (dependant.header_params, request.headers),
+    ):
+        if fields:
+            found, wrong = request_params_to_args(fields, given)
+            values |= found
+            problems += wrong
+    if dependant.request_param_name is not None:
+        values[dependant.request_param_name] = request
+    return values, problems
+
+
+async def _body_of(request: Request, body_type: Any) -> Any:
+    """The value of a request's JSON body; its bytes if it isn't JSON by its type; _MISSING for an empty one. Raises
+    EraError for what can't be read as JSON."""
+    content = bytearray()
+    async for piece in request.stream():  # Starlette would keep the pieces until it is whole
+        content += piece
+    text = bytes(content)
+    del content
+    if not text and not getattr(body_type, "may_be_empty", False):
+        return _MISSING
+    if not _is_json(request):
+        return text
+    try:
+        return await read_json(text or b"{}", names_of(body_type))
+    except jsontext.JsonTooLarge as error:
+        raise TooLarge(f"The body {error}.") from None
+    except jsontext.JsonProblem as error:
+        raise BadRequest(f"The body {error}.", hint=body_hint(body_type), code="invalid_json") from None
+
+
+def _is_json(request: Request) -> bool:
+    """Whether a body is taken as JSON: by its type, or whatever that is if no browser can have sent it. Pages of other
+    sites can send other types unasked. A browser says where a request comes from (Origin, Sec-Fetch-Site), and asks
+    before it sends a bearer token."""
+    headers = request.headers
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return True
+    from_browser = "origin" in headers or "sec-fetch-site" in headers
+    return not from_browser or headers.get("authorization", "").lower().startswith("bearer ")
 
 
 class Answer(Response):

@@ -42,11 +42,10 @@ from era.api import (
     watching,
     webhooks,
 )
-from era.api.context import Answer, BodyProblem, Context, active_here
+from era.api.context import Answer, Context, active_here
 from era.api.foreign_calls import path_hint, session_path_hint
 from era.api.guard import Guard, error_body, error_headers
 from era.api.home_forwarding import HomeForwarding, session_in
-from era.api.hot_routes import HotRoutes
 from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.other_hosts import answers
@@ -79,46 +78,49 @@ _LONGEST_PATH = 300
 """Characters of a path for which another one is looked for."""
 
 
+_ROUTERS = (
+    runs.router,
+    sessions.router,
+    setup.router,
+    versions.router,
+    processes.router,
+    terminals.router,
+    watching.router,
+    files.router,
+    archives.router,
+    links.router,
+    history.router,
+    capsules.router,
+    contexts.router,
+    proxy.router,
+    inbox.router,
+    storage.router,
+    api_keys.router,
+    audit.router,
+    owners.router,
+    webhooks.router,
+    health.router,
+    hosts.router,
+    languages.router,
+    pages.router,
+    links.public,
+    storage.resources,
+    history.all_runs,
+    health.strict,
+)
+"""All routes. They are tried in this order, so the busiest come first."""
+
+
 def build(settings: Settings, context: Context) -> FastAPI:
     """The application that serves `context`."""
-    # Routes are tried in order, so the busiest come first.
-    modules = (
-        runs,
-        sessions,
-        setup,
-        versions,
-        processes,
-        terminals,
-        watching,
-        files,
-        archives,
-        links,
-        history,
-        capsules,
-        contexts,
-        proxy,
-        inbox,
-        storage,
-        api_keys,
-        audit,
-        owners,
-        webhooks,
-        health,
-        hosts,
-        languages,
-        pages,
-    )
     mcp = Mcp()
-    routers = [module.router for module in modules]
-    routers += [links.public, storage.resources, history.all_runs, health.strict]
-    app = application(routers, lifespan=mcp.lifespan)
+    app = application(_ROUTERS, lifespan=mcp.lifespan)
     app.state.context = context
     app.state.storage = context.storage
     app.router.routes.insert(0, proxy.SiteUrls())
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
     bounds = {("POST", capsules.IMPORT_PATH): context.rules.maxima.disk_bytes}
-    app.add_middleware(HotRoutes, routes=app.state.routes, context=context, failed=_era_error)
     hops, moves = None, context.moves
     if context.homes is not None and context.other_hosts is not None and moves is not None:
         hops = context.other_hosts.hops
@@ -258,12 +260,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """The answer to an HTTPException of FastAPI's or Starlette's."""
-    if isinstance(error, BodyProblem):
-        return _answer(request, error.error)
     if not isinstance(error, HTTPException):
         raise error
-    if isinstance(error.__cause__, EraError):  # raised while FastAPI read the body
-        return _answer(request, error.__cause__)
     path = request.url.path
     if error.status_code == 405:
         there = _methods(request) or (error.headers or {}).get("Allow", "").split(", ")

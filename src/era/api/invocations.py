@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import Request
-
-from era.api.context import StrictRequest
 from era.core.files.paths import parse
 from era.core.models import command_of
 from era.core.program import Invocation
@@ -30,14 +27,12 @@ def invocation_of(body: InvokedBody, code: str | None) -> Invocation:
     return Invocation(body.args, _encoded("stdin", body.stdin), directory(body.cwd), command)
 
 
-def let_go(body: InvokedBody, request: Request) -> None:
+def let_go(body: InvokedBody) -> None:
     """The run has what the body of its request says: drop what may be long in it, since the run may wait for long. As
     text it takes up to four bytes a character."""
     body.stdin = ""
     if isinstance(body, ExecuteBody):
         body.files = {}
-    if isinstance(request, StrictRequest):
-        request.let_go()
 
 
 def command_words(command: str | list[str]) -> list[str]:

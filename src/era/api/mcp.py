@@ -24,7 +24,7 @@ from era import __version__
 from era.api.accept import takes
 from era.api.event_stream import STREAM_TYPE
 from era.api.guard import MAX_BODY_BYTES
-from era.api.hot_routes import again, whole_body
+from era.api.messages import again, whole_body
 from era.core import jsontext
 from era.core.models import JsonObject
 from era.core.sessions import check_long_body

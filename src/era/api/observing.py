@@ -95,8 +95,6 @@ def _traceparent(scope: Scope) -> str | None:
 def route_of(scope: Scope) -> str:
     """The pattern of the route that a request took: one of a few, whatever its path was."""
     state = scope["state"]
-    if "route" in state:
-        return str(state["route"])
     if "site" in state:
         return "site"
     path = getattr(scope.get("route"), "path", None)

@@ -74,7 +74,7 @@ async def run_request(body: RunBody, request: Request, context: Context, key: st
         context=_context_of(body),
         record_code=body.record_code,
     )
-    let_go(body, request)
+    let_go(body)
     return asked
 
 
@@ -196,7 +196,7 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         invocation=invocation,
         key_id=caller.key_id,
     )
-    let_go(body, request)
+    let_go(body)
     await context.audit.secrets(caller_of(request), "", request_.secrets)
     if prefers(",".join(request.headers.getlist("accept")), STREAM_TYPE, "application/json"):
         events = context.runs.execute_streamed(request_)
