@@ -34,7 +34,7 @@ def is_sound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param) == "sound"
 
 
-def parse_all(self: Protocol, data: bytes) -> None:
+def parse_all(self: Protocol, data: bytes, **_: bool) -> None:
     self._parse_piece(memoryview(data), memoryview(b""))
 
 

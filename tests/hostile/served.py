@@ -267,7 +267,7 @@ def _no_bound_of_history() -> None:
 def _no_meter() -> None:
     """Whoever parses bytes goes on as long as there are any."""
     _patch(meter, SLICE=float("inf"))
-    _patch(Protocol, _parse=lambda self, data: self._parse_piece(memoryview(data), memoryview(b"")))
+    _patch(Protocol, _parse=lambda self, data, **_: self._parse_piece(memoryview(data), memoryview(b"")))
 
 
 def _endless_1xx() -> None:

@@ -261,17 +261,19 @@ class Protocol(HttpToolsProtocol):
         else:
             charged(self.account, self._parse, data)
 
-    def _parse(self, data: bytes) -> None:
-        """Parse data until the account owes, and no further than to a second request that waits for the first."""
+    def _parse(self, data: bytes, *, in_turn: bool = False) -> None:
+        """Parse data until the account owes, and no further than to a second request that waits for the first. With
+        `in_turn` it has just had its turn, so some of it is parsed in any case."""
         view = memoryview(data)
         while view and not self.transport.is_closing() and self._tunnel is None:
-            if self.pipeline or owes():
+            if self.pipeline or (not in_turn and owes(begins=True)):  # thousands may have something at once
                 self._unparsed = bytes(view)
                 self.flow.hold()
                 if self.pipeline:
                     self.flow.pause_reading()  # which the end of the response resumes
                 self._await_turn()
                 return
+            in_turn = False
             piece, view = view[: self._at_once], view[self._at_once :]
             self._at_once = min(2 * self._at_once, _MOST_AT_ONCE)
             self._parse_piece(piece, view)
@@ -286,10 +288,10 @@ class Protocol(HttpToolsProtocol):
 
     async def _parse_rest(self) -> None:
         current.set(self.account)
-        await turn()
+        await turn(begins=True)
         self._going_on = None
         if not self._lost.is_set():
-            self._parse(self._unparsed)
+            self._parse(self._unparsed, in_turn=True)
 
     def _parse_piece(self, data: memoryview, rest: memoryview) -> None:
         """Parse `data`; after that comes `rest`."""

@@ -91,9 +91,9 @@ class Meter:
             payer.paid_at = self._step_at
         return payer.debt > SLICE
 
-    def must_pay(self, payer: Account) -> bool:
-        """Whether it is to pay before it goes on, or behind others of it that do."""
-        return self.is_in_debt(payer) or payer.paying.locked()
+    def must_wait(self, payer: Account, *, begins: bool) -> bool:
+        """Whether it is to pay before it goes on, or is behind others of it that do; see `turn`."""
+        return self.is_in_debt(payer) or payer.paying.locked() or (begins and self.is_used_up())
 
     def is_used_up(self) -> bool:
         """Whether this iteration has cost a slice since something began in it. Otherwise something begins now."""
@@ -190,12 +190,10 @@ def charged(payer: Account, callback: Callable[..., None], *arguments: Any) -> N
         meter.settle()
 
 
-def owes() -> bool:
-    """Whether the current account is to wait for its turn."""
+def owes(*, begins: bool = False) -> bool:
+    """Whether the current account is to wait for its `turn`."""
     meter = _meters.get(asyncio.get_running_loop())
-    if meter is None:
-        return False
-    return meter.must_pay(meter.settle())
+    return meter is not None and meter.must_wait(meter.settle(), begins=begins)
 
 
 async def turn(*, begins: bool = False) -> None:
@@ -205,7 +203,7 @@ async def turn(*, begins: bool = False) -> None:
     if meter is None:
         return
     payer = meter.settle()
-    if not (meter.must_pay(payer) or (begins and meter.is_used_up())):
+    if not meter.must_wait(payer, begins=begins):
         return
     async with payer.paying:
         while True:
