@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -192,3 +193,29 @@ async def test_deleted_inbox_goes_with_its_deliveries_also_where_a_call_was_cut_
         await store.inboxes.add_delivery(session.key, "late", None, CONTENT)  # its sender asked before
     await store.inboxes.put_inbox(mine("s"), None, 0)
     assert await listed(store) == []
+
+
+@ONE_DATABASE
+async def test_inbox_is_deleted_while_deliveries_keep_coming(
+    store: SqlStore, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(110):
+        await store.inboxes.add_delivery(session.key, f"d{n}", None, CONTENT)
+    write, transactions = store.database.write, 0
+
+    async def another_comes(job: Callable[..., Any], *args: Any) -> Any:
+        nonlocal transactions
+        transactions += 1
+        assert transactions < 10, "it goes on for as long as deliveries come"
+        result = await write(job, *args)
+        with suppress(NotFound), monkeypatch.context() as unchanged:
+            unchanged.setattr(store.database, "write", write)
+            await store.inboxes.add_delivery(session.key, f"late{transactions}", None, CONTENT)
+        return result
+
+    monkeypatch.setattr(store.database, "write", another_comes)
+    assert await store.inboxes.delete_inbox(mine("s")) == 111
+    monkeypatch.undo()
+    assert await store.inboxes.inbox_of(session.key) is None
+    count = select(func.count()).select_from(deliveries)
+    assert await store.database.read(lambda connection: connection.execute(count).scalar_one()) == 0

@@ -165,6 +165,28 @@ async def test_stop_waits_for_attempts_as_long_as_it_may_and_leaves_the_rest(pat
     assert not queues.is_working("a1")
 
 
+async def test_queues_are_not_looked_for_while_stop_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    queues, looks = Queues(a1=[1]), 0
+
+    async def looked() -> Mapping[str, str]:
+        nonlocal looks
+        looks += 1
+        return {"a1": "a"}
+
+    queues.stop_seconds = 60.0
+    queues.may_end.clear()
+    monkeypatch.setattr(queues, "due", looked)
+    await queues.start()
+    await until(lambda: queues.tried == [("a1", 1)])
+    stopping = asyncio.create_task(queues.stop())
+    await asyncio.sleep(0)
+    before = looks
+    await asyncio.sleep(0.05)
+    assert looks == before
+    queues.may_end.set()
+    await stopping
+
+
 def test_delay_grows_to_a_quarter_of_an_hour_until_a_delivery_is_given_up() -> None:
     assert [delay(n) for n in (1, 2, 3, 4, 5, 6, 20)] == [1, 4, 16, 64, 256, 900, 900]
     before = now()

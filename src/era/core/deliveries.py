@@ -108,7 +108,7 @@ class Deliveries[Key: Hashable, Delivery](ABC):
             self.wake(key, owner)
 
     async def _poll(self) -> None:
-        while True:
+        while not self._is_stopping:  # or a host that stops would take homes of sessions for which it does nothing
             try:
                 for key, owner in (await self.due()).items():
                     if key not in self._workers:

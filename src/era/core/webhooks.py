@@ -198,7 +198,7 @@ class Webhooks(Deliveries[str, tuple[Webhook, Notice]]):
 
     async def stop(self) -> None:
         """See Deliveries."""
-        await asyncio.gather(*self._telling)
+        await asyncio.gather(*self._telling, return_exceptions=True)
         await super().stop()
 
     async def create(self, owner: str, url: str, events: Sequence[Event], description: str) -> Webhook:

@@ -96,7 +96,8 @@ _NEXT = (
 )
 _COUNT_ENDED = select(func.count()).where(_OF_SESSION, _ENDED)
 _ENDED_KEYS = select(_d.c.key).where(_OF_SESSION, _ENDED)
-_SOME = select(_d.c.key).where(_OF_SESSION).order_by(_d.c.key).limit(100)
+_DROPPED_AT_ONCE = 100
+_SOME = select(_d.c.key).where(_OF_SESSION).order_by(_d.c.key).limit(_DROPPED_AT_ONCE)
 _DROP_SOME = delete(_d).where(_d.c.key.in_(_SOME))
 _TO_BEGIN = _DELIVERIES.add_columns(_d.c.session_key).where(_d.c.key == bindparam("delivery"), _PENDING)
 _COUNTS = select(_d.c.status, func.count()).where(_OF_SESSION).group_by(_d.c.status)
@@ -143,12 +144,13 @@ class InboxRows(Rows):
             session = find_session(connection, self.retention, session_id)
             _existing_inbox(connection, session)
             count = connection.execute(_DROP_SOME, {"session": session.key}).rowcount
-            if not count:
+            if count < _DROPPED_AT_ONCE:  # It goes with the last: more may come at any time as long as it is there.
                 connection.execute(delete(inboxes).where(inboxes.c.session_key == session.key))
             return count
 
-        dropped = 0
-        while count := await self.database.write(drop):
+        dropped = count = await self.database.write(drop)
+        while count == _DROPPED_AT_ONCE:
+            count = await self.database.write(drop)
             dropped += count
         return dropped
 
