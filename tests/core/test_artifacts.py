@@ -60,6 +60,25 @@ def test_a_run_that_changes_nothing_reads_nothing(tmp_path: Path, monkeypatch: p
         asyncio.run(lab.snapshots.artifacts(first, second, mine("s")))
 
 
+def test_removed_directories_are_not_read(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    place = lab.place()
+    (place.workspace / "gone").mkdir()
+    (place.workspace / "gone" / "a.png").write_bytes(b"1")
+    first = lab.take(place)
+    lost = first.root and {entry[1]: entry for entry in lab.snapshots.read_tree(first.root)}["gone"][2]
+    (place.workspace / "gone" / "a.png").unlink()
+    (place.workspace / "gone").rmdir()
+    (place.workspace / "gone").write_bytes(b"a file now")
+    second = lab.take(place, first)
+
+    def read(digest: str) -> list[Any]:
+        assert digest != lost
+        return lab.snapshots.read_tree(digest)
+
+    assert [change.path for change in written_files(read, first.root, second.root)] == ["gone"]
+
+
 def test_long_paths_are_bounded_together() -> None:
     deep = "/".join(["ü" * 100] * 10)
     found = artifacts.list_artifacts(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))

@@ -16,6 +16,7 @@ from era.core.files.edits import Changes, PutFile, Remove
 from era.core.files.totals import Bounds
 from era.core.files.trees import SnapshotRefused
 from era.core.models import EMPTY, Snapshot
+from era.errors import SandboxFailed
 from tests.core.lab import LIMITS, Lab, Place, described, file_changes, mutate
 from tests.owners import mine
 from tests.soaking import soak_the_rest
@@ -48,6 +49,18 @@ def put(lab: Lab, *paths: str) -> Changes:
     for path in paths:
         changes.add(tuple(path.split("/")), PutFile(digest, 0, 0))
     return changes
+
+
+def test_packages_that_are_not_known_any_more_are_not_taken_for_none(lab: Lab) -> None:
+    place = lab.place_with_packages()
+    (packages(place) / "lib").mkdir()
+    asyncio.run(lab.snapshots.restore(edit(lab, EMPTY, put(lab, "a")), place.sandbox, session_id=mine("s")))
+    (place.workspace / "a").unlink()
+    (packages(place) / "lib" / "m.py").write_text("x")
+    lab.take(place)
+    lab.snapshots.forget(place.sandbox.id)
+    with pytest.raises(SandboxFailed, match="isn't known"):
+        asyncio.run(lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s")))
 
 
 @pytest.mark.parametrize("seed", soak_the_rest(range(8), 2))

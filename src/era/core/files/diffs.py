@@ -155,9 +155,10 @@ def file_changes(read: ReadTree, old: str | None, new: str | None, kind: Kind) -
 def written_files(read: ReadTree, old: str | None, new: str | None) -> Iterator[FileChange]:
     """The files of the tree `new` that were written since it was the tree `old`, in the order of their names.
 
-    Packages don't count. Unlike in `file_changes`, writing the same content again counts.
+    Packages don't count. Unlike in `file_changes`, writing the same content again counts. Of a directory that is gone
+    nothing is read.
     """
-    for path, was, now in _differing(read, old, new):
+    for path, was, now in _differing(read, old, new, removed=False):
         if now is not None and now[0] == "file":
             old_file = was if was is not None and was[0] == "file" else None
             if old_file is None or (old_file[2], old_file[5]) != (now[2], now[5]):
@@ -165,17 +166,18 @@ def written_files(read: ReadTree, old: str | None, new: str | None) -> Iterator[
 
 
 def _differing(
-    read: ReadTree, old: str | None, new: str | None, prefix: str = ""
+    read: ReadTree, old: str | None, new: str | None, prefix: str = "", *, removed: bool = True
 ) -> Iterator[tuple[str, list[Any] | None, list[Any] | None]]:
-    """The paths at which two trees differ, in order, with both entries; None for nothing. Packages are left out."""
-    if old == new:
+    """The paths at which two trees differ, in order, with both entries; None for nothing. Packages are left out, and
+    without `removed` what was below a directory that is gone."""
+    if old == new or (new is None and not removed):
         return
     read_here = read if prefix else partial(own_entries, read)
     before, after = _by_name(read_here, old), _by_name(read_here, new)
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
         if was != now:
-            yield from _differing(read, _tree(was), _tree(now), f"{prefix}{name}/")
+            yield from _differing(read, _tree(was), _tree(now), f"{prefix}{name}/", removed=removed)
             yield prefix + name, was, now
 
 

@@ -136,10 +136,11 @@ class Checkpoints:
         """Commit the tree with a cause: `checkpoint` becomes `loose_checkpoint` where the tree isn't of one moment.
 
         Also returns how many old versions were dropped. `session` is the row as it is in the session's turn. `changed`
-        and `stored` are as for LiveSnapshots.take; `ended` says that no process is left.
+        and `stored` are as for LiveSnapshots.take; `ended` says that no process is left, which is asked only for
+        checkpoints.
         """
         trim, starts = None, live.starts
-        is_still = ended or await live.is_still()
+        is_still = ended or (cause == "checkpoint" and await live.is_still())
         with self._moments.naming():
             moment = await self._taken(live, session, changed=changed, stored=stored)
             snapshot, consistent = moment.snapshot, moment.consistent or (is_still and live.starts == starts)
