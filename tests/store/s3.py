@@ -54,7 +54,7 @@ class Radosgw(S3):
     def __init__(self, directory: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         """It is to run on a free port of this address. `prefix` is put before its command."""
         self._server = S3Server(directory)
-        self._server.initialise(ACCESS_KEY, SECRET_KEY)
+        self._server.initialise(f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
         self._place = address, free_port()
         super().__init__("http://{}:{}".format(*self._place))
         self._prefix = prefix

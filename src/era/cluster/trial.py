@@ -276,12 +276,13 @@ class S3Server:
         self._log = directory / "log"
         self._data = directory / "data"
 
-    def initialise(self, access_key: str, secret_key: str) -> None:
-        """Make its data anew, and a user with these keys. Raises NotReady."""
+    def initialise(self, *options: str) -> dict[str, str]:
+        """Make its data anew, and a user, with these options of radosgw-admin. Returns the user's `access_key` and
+        `secret_key`, which radosgw-admin makes: all users of the machine see a command's arguments. Raises NotReady."""
         shutil.rmtree(self._data, ignore_errors=True)
         self._data.mkdir(mode=0o700)
         command = ["setpriv", "--pdeathsig", "KILL", "radosgw-admin", *self._options(), "user", "create", "--uid=era"]
-        command += ["--display-name=era", f"--access-key={access_key}", f"--secret-key={secret_key}"]
+        command += ["--display-name=era", *options]
         with (
             self._log.open("ab") as log,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as admin,
@@ -289,11 +290,17 @@ class S3Server:
             killing = threading.Timer(_START_SECONDS, admin.kill)
             killing.start()
             # It prints the user as JSON. When all is stored and said, it now and then hangs, so its end isn't awaited.
-            is_made = any(line == "}\n" for line in admin.stdout or ())
+            printed = ""
+            for line in admin.stdout or ():
+                printed += line
+                if line == "}\n":
+                    break
             killing.cancel()
             admin.kill()
-        if not is_made:
+        if not printed.endswith("\n}\n"):
             raise NotReady(f"radosgw-admin can't make a user: {last_line(self._log.read_text(errors='replace'))}")
+        (key,) = json.loads(printed)["keys"]
+        return {name: key[name] for name in ("access_key", "secret_key")}
 
     def start(self, address: str, port: int, prefix: Sequence[str] = ()) -> None:
         """Start it, and wait until it answers. `prefix` is put before its command. Raises NotReady."""
@@ -356,13 +363,7 @@ class S3:
 
     def start(self, environment: dict[str, str]) -> str:
         """See Engine."""
-
-        def make() -> dict[str, str]:
-            made = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
-            self._server.initialise(**made)
-            return made
-
-        keys = _kept(self._directory, make)
+        keys = _kept(self._directory, self._server.initialise)
         port, names = keys["port"], (keys["access_key"], keys["secret_key"])
         self._server.start(LOOPBACK, port)
         endpoint = f"http://{LOOPBACK}:{port}"
