@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from era.api import websocket
+from era.api import protocol, websocket
 from era.api.protocol import Protocol
 from era.api.tunnel import PIECE, Tunnel, connect
 from era.api.websocket import WebSocket
@@ -127,6 +127,32 @@ def test_a_head_of_many_fields(is_sound: bool) -> None:
 
     largest = most(talk, lambda: Counted.fields)
     assert largest < FIELDS * 0.7 if is_sound else largest > FIELDS * 0.9, largest
+
+
+@pytest.mark.parametrize("turn_seconds", [0.05, 0.4])
+async def test_connection_with_a_request_that_waited_for_its_turn_is_not_idle(
+    monkeypatch: pytest.MonkeyPatch, turn_seconds: float
+) -> None:
+    async def turn(*, begins: bool = False) -> None:
+        await asyncio.sleep(turn_seconds)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.5 if scope["path"] == "/2" else 0)
+        await echo(scope, receive, send)
+
+    monkeypatch.setattr(protocol, "turn", turn)
+    config = uvicorn.Config(slow, http=Protocol, ws="none", lifespan="off", log_config=None)
+    config.timeout_keep_alive = 0.2  # type: ignore[assignment]  # it may be any number
+    config.load()
+    server = await asyncio.get_running_loop().create_server(lambda: Protocol(config, ServerState(), {}), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    long = b"X: " + b"x" * 900 + b"\r\n\r\n"  # so that the last is parsed apart from the others
+    writer.write(b"".join(CALL.removesuffix(b"\r\n") % number + long for number in range(3)))
+    for number in range(3):
+        assert (await reader.readuntil(b" 0\n")).endswith(b"\r\n/%d 0\n" % number)
+    assert await reader.read() == b""  # only now
+    writer.close()
+    server.close()
 
 
 @pytest.fixture(params=["sound", "weak"])

@@ -192,7 +192,7 @@ class Protocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection."""
-        if not self._has_unread_bytes():
+        if not self._unparsed and not self._has_unread_bytes():
             super().timeout_keep_alive_handler()
 
     def _has_unread_bytes(self) -> bool:
@@ -253,9 +253,6 @@ class Protocol(HttpToolsProtocol):
         if self._tunnel is not None:
             self._tunnel.feed_data(data)  # it pauses the transport when its buffer is full
             return
-        if self.cycle is not None and self.cycle.response_complete:
-            self._expect_head()
-        self._unset_keepalive_if_required()
         if self.flow.held:  # it was on its way before reading was paused
             self._unparsed += data
         else:
@@ -264,6 +261,9 @@ class Protocol(HttpToolsProtocol):
     def _parse(self, data: bytes, *, in_turn: bool = False) -> None:
         """Parse data until the account owes, and no further than to a second request that waits for the first. With
         `in_turn` it has just had its turn, so some of it is parsed in any case."""
+        if self.cycle is not None and self.cycle.response_complete:
+            self._expect_head()
+        self._unset_keepalive_if_required()
         view = memoryview(data)
         while view and not self.transport.is_closing() and self._tunnel is None:
             if self.pipeline or (not in_turn and owes(begins=True)):  # thousands may have something at once
