@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,8 @@ from era.core.files.blob_store import BlobStore
 from era.core.files.diffs import ReadTree
 from era.core.files.file_threads import Budget
 from era.core.files.packages import PACKAGES, on_disk
-from era.core.files.trees import Tree
+from era.core.files.totals import Bounds
+from era.core.files.trees import Scan, SnapshotRefused, Tree
 from era.core.files.watch import Watch
 from era.core.models import STATE_FILE
 
@@ -30,6 +32,15 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 type Owner = tuple[int, int] | None
 """The uid and gid of what is made; None: those of this process."""
+
+
+def check_empty(root: int, bounds: Bounds, *, packages: bool) -> None:
+    """Raises OSError where anything is in the directory open as `root` or, with `packages`, a file in that of
+    packages."""
+    with suppress(SnapshotRefused):
+        if not set(os.listdir(root)) - {STATE_FILE} and Scan(bounds, packages=packages).full(root, None).is_empty:
+            return
+    raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
 
 
 def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: BlobStore, read_tree: ReadTree) -> Tree:

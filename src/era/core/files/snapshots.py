@@ -47,7 +47,7 @@ from era.core.files.totals import Bounds, Totals
 from era.core.files.tree_objects import ListTooLong, decode
 from era.core.files.trees import FILE_BYTES, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
 from era.core.files.watch import Watch, WatchBudget
-from era.core.models import EMPTY, STATE_FILE, JsonObject, OwnedId, Snapshot
+from era.core.models import EMPTY, JsonObject, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
 
@@ -489,8 +489,8 @@ class Snapshots:
             read = cache(partial(self.read_tree, budget=budget))  # each list is needed twice
             restoring.spend(budget, snapshot.root, known, self.blobs, read)
         with trees.opened_root(sandbox.workspace) as root:
-            if memory is None and not _is_empty(root, sandbox):
-                raise OSError(errno.ENOTEMPTY, "what is there now isn't known")
+            if memory is None:
+                restoring.check_empty(root, limits.bounds(sandbox.limits), packages=sandbox.may_have_packages())
             owner = None if sandbox.uid is None else (sandbox.uid, os.fstat(root).st_gid)
             return restoring.restore(root, snapshot.root, known, owner, self.blobs, read)
 
@@ -581,17 +581,6 @@ class Snapshots:
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content
-
-
-def _is_empty(root: int, sandbox: Sandbox) -> bool:
-    """Whether nothing is in the working directory open as `root`, and no file in the directory of packages."""
-    if set(os.listdir(root)) - {STATE_FILE}:
-        return False
-    try:
-        scan = Scan(limits.bounds(sandbox.limits), packages=sandbox.may_have_packages())
-        return scan.full(root, None).is_empty
-    except SnapshotRefused:
-        return False
 
 
 def _rescanned(root: int, scan: Scan, memory: Memory | None, entry: str | None) -> Tree | None:
