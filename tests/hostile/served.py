@@ -28,7 +28,7 @@ from typing import IO, Any, cast
 
 from sqlalchemy import Connection
 
-from era import app
+from era import app, parts
 from era.api import event_stream, exchange, streaming
 from era.api.event_stream import Event
 from era.api.protocol import Protocol
@@ -112,7 +112,8 @@ def _serve(environment: dict[str, str], log: str, weakness: str | None) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     _name_threads()
-    _patch(app, collect_garbage=_collect_on_signal, Snapshots=partial(Snapshots, grace_seconds=0.0))
+    _patch(app, collect_garbage=_collect_on_signal)
+    _patch(parts, Snapshots=partial(Snapshots, grace_seconds=0.0))
     if weakness is not None:
         WEAKNESSES[weakness]()
     app.run_service(Settings(), lambda line: print(line, flush=True))
