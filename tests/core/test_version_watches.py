@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from era.core import meter
 from era.core.event_log import Gap
 from era.core.files.diffs import entry_changes
 from era.core.live import watching
@@ -115,8 +116,8 @@ async def test_large_step_leaves_the_event_loop_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weakened: bool
 ) -> None:
     monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.05)
-    if weakened:
-        monkeypatch.setattr(watching, "_EVENT_US", 0.0)
+    monkeypatch.setattr(meter, "SLICE", float("inf") if weakened else 1e-4)
+    meter.install()
     lab = Lab(tmp_path)
     watched, store = watching_in(lab)
     place = lab.place()

@@ -303,7 +303,7 @@ def test_output_without_end_or_line_is_cut_off(sandboxes: Sandboxes) -> None:
 
 
 @pytest.mark.parametrize(
-    "weak_sandboxes", [Weakness(supervisor={'{b"O": output_limit,': '{b"O": 1 << 40,'})], indirect=True
+    "weak_sandboxes", [Weakness(supervisor={'b"E"}, output_limit)': 'b"E"}, 1 << 40)'})], indirect=True
 )
 def test_output_without_a_bound_goes_on(weak_sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "_has_room", lambda *_: True)  # the service's own look at it
