@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from era.core.files.file_threads import FileThreads
 from era.core.files.trees import Scan, Tree
 from era.core.files.watch import WatchBudget
 from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId, Snapshot
+from era.core.process import HeldFiles
 from tests.conftest import eventually
 from tests.core.lab import SETTLE, large_turns
 from tests.core.moments import MomentLab, opened
@@ -311,3 +313,36 @@ async def test_where_it_cant_be_had_as_large_work_it_is_looked_at_while_everythi
     lab.last = (await lab.moments.take(lab.live.sandbox, lab.last, session_id=mine("s"))).snapshot
     assert lab.contents()["1"] == b"third"
     await lab.snapshots.close()
+
+
+@pytest.mark.parametrize("can_freeze", [True, False])
+def test_where_it_takes_long_to_find_what_is_held_looks_are_large_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_freeze: bool
+) -> None:
+    """As processes with very many descriptors make it; until it doesn't any more."""
+    asked: list[str] = []
+    takes_long = True
+    with opened(tmp_path) as lab:
+        held_files = lab.live.held_files
+
+        def slow(device: int) -> HeldFiles | None:
+            asked.append(threading.current_thread().name.rpartition("_")[0])
+            until = time.thread_time() + (2 * live_snapshots._LONG_QUESTION if takes_long else 0)
+            while time.thread_time() < until:
+                pass
+            return held_files(device)
+
+        monkeypatch.setattr(lab.live, "held_files", slow)
+        lab.live.can_freeze = can_freeze
+        for text in ("first", "second", "third", "fourth"):
+            if text == "third":
+                takes_long = False
+            asked.clear()
+            (lab.live.workspace / "file").write_text(text)
+            lab.moment()
+            assert lab.contents() == {"file": text.encode()}
+            if text == "first":
+                assert asked[0] == "era-files"
+            if text == "second":
+                assert set(asked) == {"era-bulk"}
+        assert set(asked) == {"era-files"}

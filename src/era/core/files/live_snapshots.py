@@ -64,6 +64,9 @@ the time of one; the pauses let the sandbox get on with what it couldn't be stop
 _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
+_LONG_QUESTION = 0.1
+"""Seconds of a processor. Processes may have millions of descriptors, each of which takes 7 µs to look at."""
+
 _MOST_KNOWN = 1000
 
 
@@ -99,6 +102,9 @@ class LiveSnapshots:
         self._directory = directory
         self._cant_freeze: set[str] = set()
         """The ids of sandboxes that can't be frozen, so that looking at them before would be of no use."""
+
+        self._hold_much: set[str] = set()
+        """The ids of those where it took long to find what is held: a look at them is large work."""
 
     def naming(self) -> AbstractContextManager[None]:
         """See BlobStore."""
@@ -197,7 +203,7 @@ class LiveSnapshots:
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had. What turns out to be large work doesn't
         wait for its thread meanwhile: everything goes on until there is one."""
-        is_large = is_large_scan(memory)
+        is_large = is_large_scan(memory) or sandbox.id in self._hold_much
         while True:
             async with self._standing_still(sandbox, session_id, is_large=is_large) as run:
                 if run is None:
@@ -209,6 +215,16 @@ class LiveSnapshots:
                 except TreeNotSmall:
                     is_large = True
             await self._close(aside)
+
+    def _held_files(self, sandbox: Sandbox, root: int) -> HeldFiles | None:
+        """See Sandbox.held_files. Notes where that takes long."""
+        began = time.thread_time()
+        held = sandbox.held_files(os.fstat(root).st_dev)
+        if time.thread_time() - began > _LONG_QUESTION:
+            _note(self._hold_much, sandbox.id)
+        else:
+            self._hold_much.discard(sandbox.id)
+        return held
 
     def _copies(self, sandbox: Sandbox) -> ContentCopies:
         return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
@@ -246,7 +262,7 @@ class LiveSnapshots:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError, and with
         `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
-            held = sandbox.held_files(os.fstat(root).st_dev)
+            held = self._held_files(sandbox, root)
             scanned = self._snapshots.scan(root, sandbox, memory, entry, small=small, mapped=_mapped(held))
             tree, watch = scanned.tree, scanned.watch
             unstored_bytes = _small_bytes(tree, small=small)
@@ -278,7 +294,7 @@ class LiveSnapshots:
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
                     # a map that isn't told of, has a time since then.
-                    held = sandbox.held_files(os.fstat(root).st_dev)
+                    held = self._held_files(sandbox, root)
                     # Whatever is read here, the watch tells that it was opened.
                     tree = self._put_aside(root, sandbox, memory, watch, held, calls_since, aside, budget)
                     with self._snapshots.blobs.batch() as batch:
@@ -291,7 +307,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            is_large = has_many_entries(memory)
+            is_large = has_many_entries(memory) or sandbox.id in self._hold_much
             warm = await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
         except (OSError, SnapshotRefused):
             return memory
@@ -310,11 +326,11 @@ class LiveSnapshots:
         def job(budget: Budget | None) -> _Look:
             with trees.opened_root(sandbox.workspace) as root:
                 since_ns = time.time_ns() - _WRITE_NS
-                held = sandbox.held_files(os.fstat(root).st_dev)
+                held = self._held_files(sandbox, root)
                 tree = self._put_aside(root, sandbox, memory, None, held, since_ns, aside, budget)
             return _Look(tree, aside, memory.watch if memory else None, None, tree.unstored_bytes())
 
-        is_large = has_many_entries(memory)
+        is_large = has_many_entries(memory) or sandbox.id in self._hold_much
         return await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
 
     def _put_aside(
