@@ -52,7 +52,7 @@ def test_what_was_written_just_before_the_end_is_there(sandboxes: Sandboxes) -> 
         assert result.stdout == result.stderr == "".join(f"{n}\n" for n in range(30))
 
 
-UNBOUNDED = Weakness(supervisor={"size > room[kind]": "False"})
+UNBOUNDED = Weakness(supervisor={"size > self._room[kind]": "False"})
 
 
 @pytest.mark.parametrize(
