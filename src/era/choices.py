@@ -89,7 +89,7 @@ def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
 
 
 def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
-    """Where content lies: on the local disk, or in an S3 bucket. Raises BadRequest where the setting makes no sense."""
+    """Make the blob store: on the local disk, or in an S3 bucket. Raises BadRequest for an invalid setting."""
     directory = settings.data_dir.resolve()
     if not settings.blobs:
         host = cgroup_name(directory) + "." if settings.shared_dir else ""
@@ -99,7 +99,7 @@ def blob_store(settings: Settings) -> LocalBlobs | S3Blobs:
 
 
 async def open_store(settings: Settings) -> SqlStore:
-    """Where rows are: in the data directory, or in PostgreSQL. Raises NotReady where they can't be had, Unavailable."""
+    """Open the store of rows: in the data directory, or in PostgreSQL. Raises NotReady or Unavailable."""
     named = settings.database_url.get_secret_value() if settings.database_url else None
     lease = None if settings.shared_dir is None else settings.lease_seconds
     return await place.open_store(shared_directory(settings), named, retention(settings), lease)

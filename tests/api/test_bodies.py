@@ -1,4 +1,4 @@
-"""How routes read their bodies: in one piece, in a thread if they are long, and held no longer than needed."""
+"""Bodies of requests: read in one piece, in a thread if they are long, and held no longer than needed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_body_in_many_pieces_takes_no_more_memory_than_its_bytes() -> None
 
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
 async def test_waiting_run_holds_its_input_once(is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As bytes; as text it is four times as long, and then there is the body that it came in."""
+    """It holds the input as bytes: as text it takes four times as much, and the body would come on top."""
     if not is_sound:
         monkeypatch.setattr(runs, "let_go", lambda *_: None)
     size, held = 4 << 20, 0

@@ -1,4 +1,4 @@
-"""The smallest driver, which CONTRIBUTING shows to whoever writes one: the core can run programs with it."""
+"""The smallest driver, which CONTRIBUTING shows as a model: the core can run programs with it."""
 
 from __future__ import annotations
 

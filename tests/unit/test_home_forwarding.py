@@ -284,7 +284,7 @@ def test_a_call_is_told_that_the_home_refuses_this_hosts_certificate(monkeypatch
 
 
 async def test_callers_of_one_host_have_a_share_of_the_loop_each() -> None:
-    """Who sends what costs much to parse holds up nobody else that the host serves."""
+    """A caller whose requests are dear to parse holds up no other caller of the host."""
     arrived, hops = await passed_on(state={"request_id": "req_1", "caller": Caller("ann")})
     payers: list[str] = []
     arrived["extensions"] = {"era.connection": SimpleNamespace(pays_for=payers.append)}

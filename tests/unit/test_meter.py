@@ -49,7 +49,7 @@ def test_steps_are_charged_to_the_account_of_their_task(loops: object) -> None:
         assert 0.02 <= ann.debt < 0.04
         assert bob.debt == 0
 
-    asyncio.run(main(), loop_factory=loops)  # type: ignore[arg-type]
+    asyncio.run(main(), loop_factory=loops)  # type: ignore[arg-type]  # loops is a test parameter
 
 
 async def test_callbacks_and_the_tasks_that_they_make_are_charged() -> None:
@@ -82,7 +82,7 @@ def test_many_tasks_of_one_account_get_no_more_than_one_of_another(loops: object
             task.cancel()
         return done - before
 
-    done = asyncio.run(main(), loop_factory=loops)  # type: ignore[arg-type]
+    done = asyncio.run(main(), loop_factory=loops)  # type: ignore[arg-type]  # loops is a test parameter
     assert done["ann/"] <= 1.5 * done["bob/"]
 
 
@@ -194,7 +194,7 @@ async def test_failures_and_cancellation_pass_unchanged() -> None:
         await asyncio.create_task(fail())
     waiting = asyncio.create_task(wait())
     await asyncio.sleep(0)
-    assert inspect.getcoroutinestate(waiting.get_coro()) == inspect.CORO_SUSPENDED  # type: ignore[arg-type]
+    assert inspect.getcoroutinestate(waiting.get_coro()) == inspect.CORO_SUSPENDED  # type: ignore[arg-type]  # a wrapper
     assert [frame.f_code.co_name for frame in waiting.get_stack()] == ["wait"]
     waiting.cancel()
     assert await waiting == "cleaned up"

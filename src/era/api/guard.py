@@ -331,8 +331,8 @@ def _take_slash_off(scope: Scope) -> None:
 
 
 def _account(scope: Scope) -> Account:
-    """Who pays for a request: its owner and session, or else the address that it comes from. Whoever asks whether the
-    service is well doesn't wait for others behind the same address."""
+    """Return the account that pays for a request: that of its owner and session, or else of the address that it comes
+    from. Health checks have an account of their own, so they don't wait for other calls from the same address."""
     if "caller" in scope["state"]:
         caller = scope["state"]["caller"]
         named = _SESSION.match(scope["path"])

@@ -556,8 +556,8 @@ def _listens(address: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nobody has now, below those that the system gives to whoever leaves the choice to it: so
-    nobody is likely to get it before it is used."""
+    """Return a free port below the range from which the kernel assigns ports, so that nobody else is likely to get it
+    before it is used."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with suppress(OSError), socket.create_server((LOOPBACK, port)):

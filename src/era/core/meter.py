@@ -113,8 +113,8 @@ class Meter:
 
 
 class _Timed(Coroutine[Any, Any, Any]):
-    """A coroutine whose steps are charged to the account that is current at their end. Whoever looks into it finds what
-    the coroutine itself has."""
+    """A coroutine whose steps are charged to the account that is current when they end. It has the attributes of the
+    coroutine itself, for debuggers and tracebacks."""
 
     __slots__ = ("_coro", "_meter")
 
@@ -155,18 +155,23 @@ def install() -> None:
     loop.set_task_factory(meter.task)
 
 
+def _running() -> Meter | None:
+    """Return the meter of the running event loop, if it has one."""
+    return _meters.get(asyncio.get_running_loop())
+
+
 def account(owner: str, session: Hashable = "") -> Account:
-    """The one account of this owner and session."""
-    meter = _meters.get(asyncio.get_running_loop())
+    """Return the one account of this owner and session."""
+    meter = _running()
     if meter is None:
         return Account(owner, session)
     return meter.accounts.get((owner, session)) or meter.accounts.setdefault((owner, session), Account(owner, session))
 
 
 def known_account(owner: str, session: str) -> Account:
-    """That of a session that has one, because something of it goes on; else that of the owner alone, since whoever
-    makes up names of sessions must not have an account for each."""
-    meter = _meters.get(asyncio.get_running_loop())
+    """Return the account of a session with work under way, or else that of its owner alone: a caller that makes up
+    names of sessions must not get an account for each."""
+    meter = _running()
     known = None if meter is None else meter.accounts.get((owner, session))
     return known or account(owner)
 
@@ -179,7 +184,7 @@ def charge_to(owner: str, session: str) -> None:
 def charged(payer: Account, callback: Callable[..., None], *arguments: Any) -> None:
     """Call back, at the cost of this account, as the tasks are that are made by it."""
     current.set(payer)
-    meter = _meters.get(asyncio.get_running_loop())
+    meter = _running()
     if meter is None:
         callback(*arguments)
         return
@@ -192,14 +197,14 @@ def charged(payer: Account, callback: Callable[..., None], *arguments: Any) -> N
 
 def owes(*, begins: bool = False) -> bool:
     """Whether the current account is to wait for its `turn`."""
-    meter = _meters.get(asyncio.get_running_loop())
+    meter = _running()
     return meter is not None and meter.must_wait(meter.settle(), begins=begins)
 
 
 async def turn(*, begins: bool = False) -> None:
     """Wait until the current account has paid what it owes. With `begins` something new begins here, such as a request:
     that waits too where this iteration of the loop has cost a slice already."""
-    meter = _meters.get(asyncio.get_running_loop())
+    meter = _running()
     if meter is None:
         return
     payer = meter.settle()

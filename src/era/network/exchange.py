@@ -35,7 +35,7 @@ _MAX_INFORMATIONAL = 16
 """Informational responses (1xx) that may come before a response."""
 
 _READ_BYTES = 32 << 10
-"""That h11 is given at a time: only what is incomplete has a limit there, so a head may be that much longer."""
+"""Bytes that h11 is given at a time. It limits incomplete events only, so a head may be longer by this much."""
 
 _UNREADABLE = (b"accept-encoding", b"sec-websocket-extensions", b"http2-settings")
 """Headers by which programs ask for compressed responses and messages."""

@@ -122,7 +122,7 @@ class SessionValues(Values):
     default_timeout: Annotated[float, Field(gt=0, le=1e9)]
     ttl: Annotated[int, Field(ge=1, le=MAX_TTL)] | None
     limits: Annotated[Any, _fits(can_be_limits)] = {}
-    isolation: Literal[*get_args(WantedIsolation.__value__)] = "auto"  # type: ignore[valid-type]
+    isolation: Literal[*get_args(WantedIsolation.__value__)] = "auto"  # type: ignore[valid-type]  # its values are known at import only
     egress: Annotated[Any, _fits(can_be_egress)] = {}
     service: Annotated[Any, _fits(can_be_service)] | None = None
     setup: Annotated[Any, _fits(requirements.can_be_setup)] | None = None
@@ -141,7 +141,7 @@ class VersionValues(Values):
 
     version: _VersionNumber
     created_at: _Time
-    cause: Literal[*get_args(Cause.__value__)]  # type: ignore[valid-type]
+    cause: Literal[*get_args(Cause.__value__)]  # type: ignore[valid-type]  # its values are known at import only
     run_id: _Id | None
     name: Annotated[str, _fits(re.compile(NAME).fullmatch)] | None = None
     snapshot: _Digest | None
@@ -173,7 +173,7 @@ class _Egress(Values):
 
 
 class _Artifact(Values):
-    type: Literal[*TYPES.values()]  # type: ignore[valid-type]
+    type: Literal[*TYPES.values()]  # type: ignore[valid-type]  # its values are known at import only
     path: str
     size: _Count
 
@@ -193,7 +193,7 @@ class RunValues(Values):
     """The record of a run, and the digests of its outputs."""
 
     id: _Id
-    status: Literal[*(set(get_args(Status.__value__)) - {"running"})]  # type: ignore[valid-type]
+    status: Literal[*(set(get_args(Status.__value__)) - {"running"})]  # type: ignore[valid-type]  # its values are known at import only
     started_at: _Time
     ended_at: _Time | None
     exit_code: _Int32 | None
