@@ -63,7 +63,7 @@ from era.store.blobs import make_directory
 from era.telemetry import logs
 from era.telemetry.gauges import KeptText, MeasuredParts, metrics_text
 from era.telemetry.metrics import Metrics
-from era.telemetry.notes import to_all
+from era.telemetry.notes import later, to_all
 from era.telemetry.traces import tracing
 
 log = structlog.get_logger()
@@ -80,8 +80,13 @@ async def services(settings: Settings) -> AsyncIterator[Context]:
     make_directory(directory)
     metrics = Metrics()
     metrics.expect(languages.runtimes())
-    with exclusive(directory), sharing(settings), tracing(settings.traces) as traces:
-        base = await build_base(settings, to_all(metrics.note, logs.write, traces.note), traces)
+    with (
+        exclusive(directory),
+        sharing(settings),
+        tracing(settings.traces) as traces,
+        later(to_all(logs.write, traces.note)) as write_later,
+    ):
+        base = await build_base(settings, to_all(metrics.note, write_later), traces)
         files = await build_files(base)
         owners = await build_owners(base, files)
         sandboxes = build_sandboxes(base, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
@@ -10,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from era.core.program import Ended
-from era.core.telemetry import GarbageCollected, Origin, RunEnded, Trace, noted, origin
+from era.core.telemetry import Event, GarbageCollected, Origin, RequestEnded, RunEnded, Trace, noted, origin
 from era.errors import CommitFailed, NotFound
 from era.network.destinations import Destinations
 from era.telemetry.metrics import Metrics
-from era.telemetry.notes import to_all
+from era.telemetry.notes import later, to_all
 from tests.conftest import MakeSession, Run, eventually, metrics_now
 
 type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -214,3 +215,28 @@ def test_a_taker_that_fails_costs_no_other() -> None:
         to_all(failing, taken.append)(note := GarbageCollected(1.0))
     assert taken == [note]
     assert [line["event"] for line in logged] == ["note_not_taken"]
+
+
+async def test_lines_are_written_together_each_with_its_request() -> None:
+    taken: list[tuple[Event, str]] = []
+
+    def take(event: Event) -> None:
+        request = origin.get()
+        taken.append((event, request.request_id if request else ""))
+
+    first, second = GarbageCollected(1.0), GarbageCollected(2.0)
+    failed = RequestEnded("req_2", "GET", "/x", 500, 0.0, 0.1, failure=ValueError())
+    with later(take) as note:
+        token = origin.set(Origin("req_1"))
+        note(first)
+        origin.reset(token)
+        note(second)
+        assert taken == [], "whoever noted it doesn't wait"
+        async with asyncio.timeout(30):
+            while not taken:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0.01)
+        assert taken == [(first, "req_1"), (second, "")]
+        note(failed)
+        assert taken[2:] == [(failed, "")], "at once, or the server that called us would log it first"
+        note(first)
+    assert taken[3:] == [(first, "")], "what waits is written when the service ends"
