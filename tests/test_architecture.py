@@ -33,7 +33,7 @@ MODELS = {("core/capsules", "pydantic")}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "wire": CORE | {"errors", "few_errors", "languages"},
-    "core": {"core/capsules", "core/files", "core/setup", "errors", "languages"},
+    "core": {"core/capsules", "core/files", "core/live", "core/setup", "errors", "languages"},
     "core/files": {"core", "errors"},
     "core/setup": {"core", "core/files", "errors", "languages"},
     "core/live": {"core", "core/files", "core/setup", "errors", "languages"},

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 from era.core.limits import LEAST, Rules, can_be_limits
 from era.core.metadata import Retention
-from era.core.models import JsonObject
+from era.core.models import JsonObject, SettingInForce
 from era.core.program import Limits
 from era.core.quotas import WORDS, Amounts
-from era.core.server_facts import SettingInForce
 from era.errors import BadRequest
 from era.settings import Settings
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
 from era import languages
-from era.core.models import Isolation, JsonObject
-from era.core.server_facts import Finding
+from era.core.models import Finding, Isolation, JsonObject
 from era.errors import NoIsolation, NotReady
 from era.host_tls import HostTls, host_tls
 from era.settings import Settings

@@ -22,7 +22,7 @@ from era.choices import (
 )
 from era.core.active_runs import ActiveRuns
 from era.core.admission import Admission
-from era.core.api_keys import ApiKeys
+from era.core.api_keys import ApiKeys, Tickets
 from era.core.capsules.service import Capsules
 from era.core.expiry import Expiry
 from era.core.files.archives import Archives
@@ -39,8 +39,6 @@ from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
 from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveParts, LiveSessions
-from era.core.live.tickets import Tickets
-from era.core.liveness import Liveness
 from era.core.moves import Moves
 from era.core.outputs import Outputs
 from era.core.pool import MOVED, SERVICE_STOPPED, SandboxPool
@@ -56,9 +54,9 @@ from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
 from era.core.shares import Shares
 from era.core.storage import Storage
+from era.core.tasks import Threads, transfer_threads
 from era.core.telemetry import Note
-from era.core.threads import Threads, transfer_threads
-from era.core.turns import Turns
+from era.core.turns import Liveness, Turns
 from era.core.usage import Usage
 from era.core.webhooks import Webhooks
 from era.directory_locks import alone, shared_directory

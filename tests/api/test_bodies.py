@@ -205,9 +205,9 @@ async def test_large_json_is_read_in_a_thread(kind: str, monkeypatch: pytest.Mon
     """700,000 integers took 250 ms of the event loop."""
     where, loads = [], jsontext.loads
 
-    def noting(text: bytes, known: Any = None) -> Any:
+    def noting(text: bytes) -> Any:
         where.append(threading.current_thread() is threading.main_thread())
-        return loads(text, known)
+        return loads(text)
 
     monkeypatch.setattr(jsontext, "loads", noting)
     router = APIRouter(route_class=StrictRoute)

@@ -84,7 +84,7 @@ def have_ask(client: httpx.Client, victim: list[str], attackers: list[str], kind
     start_in_background(client, "live", ASKS_LIVE.replace("CHALLENGES", repr(attackers)))
 
 
-PASSIVE = "from era.core.public import challenges; challenges.allowed = lambda value, realm: [value]"
+PASSIVE = "from era.core.public import headers; headers._challenges_allowed = lambda value, realm: [value]"
 """Passes on every challenge as it is."""
 
 
@@ -112,7 +112,7 @@ def test_a_password_is_for_one_session(own_server: MakeServer, weakened: bool, k
         assert "basic" not in client.get("/proxy/nobody/80/").headers.get("www-authenticate", "")
 
 
-HEARING = "from era.core.public import challenges; challenges.is_of_another = lambda authorization: False"
+HEARING = "from era.core.public import headers; headers._is_of_another = lambda authorization: False"
 """Passes on what no session can have asked for."""
 
 

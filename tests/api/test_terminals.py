@@ -182,7 +182,7 @@ def test_owners_and_tickets(owners: Owners) -> None:
 
 
 REUSABLE = """
-from era.core.live.tickets import Tickets
+from era.core.api_keys import Tickets
 Tickets.take = lambda self, ticket, session_id: self._tickets[ticket].caller
 """
 

@@ -13,11 +13,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from era.core.cells import CellEvent, CellOutcome
-from era.core.live.context import Context
+from era.core.live.context import CellOutcome, Context
 from era.core.models import JsonObject
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
-from era.core.program import Invocation, Output, Program
+from era.core.program import CellEvent, Invocation, Output, Program
 from era.drivers import processes
 from era.languages import ipython, node
 from era.languages.python import base_executable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from era.core.public import challenges, headers
+from era.core.public import headers
 
 REALM = "/proxy/s/"
 OURS = f'Basic realm="{REALM}", charset="UTF-8"'
@@ -39,8 +39,8 @@ OURS = f'Basic realm="{REALM}", charset="UTF-8"'
     ],
 )
 def test_only_those_of_its_own_realm_are_sent(value: str, sent: list[str]) -> None:
-    assert challenges.allowed(value, REALM) == sent
-    assert challenges.allowed(value, None) == [one for one in sent if one != OURS]
+    assert headers._challenges_allowed(value, REALM) == sent
+    assert headers._challenges_allowed(value, None) == [one for one in sent if one != OURS]
 
 
 def test_the_place_of_a_session_decides() -> None:

@@ -13,11 +13,10 @@ from typing import Any, Literal
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.cells import CellEvent, CellOutcome
 from era.core.live import context as module
-from era.core.live.context import Context, NotBegun
+from era.core.live.context import CellOutcome, Context, NotBegun
 from era.core.process import ProcessEnded, ProcessOutput, ProcessStream, TerminalSize
-from era.core.program import Output, Program
+from era.core.program import CellEvent, Output, Program
 from tests.core.interpreters import until_ended
 from tests.unit.core import until
 

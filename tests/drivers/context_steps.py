@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from era import languages
-from era.core.cells import CellEvent
 from era.core.live import state_file as state_files
 from era.core.live.context import Context, NotBegun
 from era.core.live.state_file import StateFile
 from era.core.process import ProcessSpec
-from era.core.program import Invocation, Output, Program
+from era.core.program import CellEvent, Invocation, Output, Program
 from era.errors import CommitFailed
 
 

@@ -14,8 +14,7 @@ from era.core.live import file_helper, watching
 from era.core.live.context import Context
 from era.core.live.file_helper import FileHelper
 from era.core.live.processes import LiveProcess
-from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessEnded, ProcessOutput, ProcessRecord, ProcessSpec
 from era.drivers.channel import _frame as channel_frame
 from era.drivers.process_supervisor import GuestProcess, ProcessSupervisor
 from tests.drivers.test_channel import END, connected, program

@@ -15,13 +15,13 @@ from era import languages
 from era.core.files.memory import Memories
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
-from era.core.liveness import Liveness
 from era.core.models import DEFAULT_OWNER, EMPTY, Session
 from era.core.pool import SandboxPool
 from era.core.program import Limits
 from era.core.setup.builds import Build, Builds
 from era.core.setup.progress import LastWords, Say
 from era.core.shares import Shares
+from era.core.turns import Liveness
 from era.languages.node import NODE
 from era.network.egress import SandboxNetwork
 from era.network.indexes import IndexListeners

@@ -17,7 +17,7 @@ from era.core import deliveries
 from era.core.homes import Homes, Host
 from era.core.metadata import SessionChange
 from era.core.models import Session, StoredCode, now
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessRecord
 from era.core.public.inbox import Content, Outcome
 from era.core.public.inbox_worker import Inbox
 from era.core.runs import Runs

@@ -10,7 +10,7 @@ import pytest
 
 from era.core.live.processes import ProcessRequest
 from era.core.models import Claim
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessRecord
 from era.store import database
 from era.store.database import DatabaseAway
 from tests.owners import mine

@@ -23,7 +23,6 @@ from era.core.live.checkpoints import Checkpoints
 from era.core.live.contexts import Contexts
 from era.core.live.live_sessions import LiveParts, LiveSessions
 from era.core.live.session_processes import SessionProcesses
-from era.core.liveness import Liveness
 from era.core.metadata import Retention
 from era.core.models import Claim, JsonObject, Language, NewSession, OwnedId, RunRecord, Session, WantedIsolation
 from era.core.outputs import History, Outputs
@@ -39,7 +38,7 @@ from era.core.sessions import Sessions
 from era.core.shares import Shares
 from era.core.telemetry import Note, ignore
 from era.core.transcript import Piece
-from era.core.turns import Turns
+from era.core.turns import Liveness, Turns
 from era.errors import SandboxFailed
 from era.network.egress import SandboxNetwork
 from era.network.policy import Policy

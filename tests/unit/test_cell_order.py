@@ -1,4 +1,4 @@
-"""Output and events of a cell, put in order by marks (core/live/cell_order.py)."""
+"""Output and events of a cell, put in order by marks (core/live/kernel_frames.py)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from itertools import permutations
 
 import pytest
 
-from era.core.cells import CellEvent
-from era.core.live import cell_order
-from era.core.live.cell_order import CellOrder
-from era.core.program import Output
+from era.core.live import kernel_frames
+from era.core.live.kernel_frames import CellOrder
+from era.core.program import CellEvent, Output
 
 EVENT, END = b"\0era:event\0", b"\0era:end\0"
 ONE, TWO = CellEvent(b'"one"'), CellEvent(b'"two"')
@@ -63,7 +62,7 @@ def test_rest_has_what_waits_for_marks_or_events_that_never_come() -> None:
 
 
 def test_marks_without_events_hold_back_no_more_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_order, "HELD_BYTES", 1000)
+    monkeypatch.setattr(kernel_frames, "HELD_BYTES", 1000)
     made, given, most = order(), 0, 0
     for _ in range(100):
         made.write(1, EVENT + b"x" * 90)
@@ -76,7 +75,7 @@ def test_marks_without_events_hold_back_no_more_than_the_bound(monkeypatch: pyte
 
 
 def test_events_without_marks_hold_back_no_more_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_order, "HELD_EVENTS", 10)
+    monkeypatch.setattr(kernel_frames, "HELD_EVENTS", 10)
     made, given = order(), list[str]()
     for _ in range(30):
         made.show(ONE, (1,))

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from era.core import deliveries
 from era.core.deliveries import Deliveries, Record, after_failure
 from era.core.fair_limiter import FairLimiter
+from era.core.late_ends import delay
 from era.core.models import now
-from era.core.retry_delay import delay
 from era.errors import Fenced, Unavailable
 from tests.unit.core import until
 

@@ -77,3 +77,22 @@ def test_more_params_than_a_statement_may_have_are_refused_before_they_are_looke
     with pytest.raises(ValidationError) as caught:
         SqlBody.model_validate({"sql": "", "params": params})
     assert [error["type"] for error in caught.value.errors()] == ["too_long"]
+
+
+def test_few_secrets_are_validated_when_all_have_unknown_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = list[Any]()
+    few = SecretBody._without_most_unknown
+
+    def noting(value: Any) -> Any:
+        validated.append(value)
+        return few(value)
+
+    monkeypatch.setattr(SecretBody, "_without_most_unknown", noting)
+    secret = {"value": "a", "hosts": ["a.example"]}
+    right = RunBody.model_validate({"secrets": {f"S{number}": secret for number in range(MAX_SECRETS)}})
+    assert len(right.secrets) == len(validated) == MAX_SECRETS
+    validated.clear()
+    with pytest.raises(ValidationError) as caught:
+        RunBody.model_validate({"secrets": {f"S{number}": {**secret, "x": 1} for number in range(MAX_SECRETS)}})
+    assert {error["type"] for error in caught.value.errors()} == {"extra_forbidden"}
+    assert len(validated) == 10

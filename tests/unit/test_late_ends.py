@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from era.core.live import live_session
 from era.core.live.processes import ProcessRequest
 from era.core.models import Claim, OwnedId
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessRecord
 from era.errors import TooManyProcesses, Unavailable
 from tests.owners import mine
 from tests.unit.core import URL, Core, until

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from era.core.files.trees import SnapshotRefused
-from era.core.live import processes
 from era.core.live.output_log import OutputLog, Piece
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.models import EMPTY, Claim, OwnedId
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessRecord
 from era.errors import (
     InputClosed,
     NoProcess,
@@ -45,34 +44,6 @@ async def live_process(core: Core, name: str) -> LiveProcess:
 
 async def output(log: OutputLog) -> bytes:
     return b"".join([event.data async for event in log.follow(0) if isinstance(event, Piece)])
-
-
-async def test_who_follows_a_process_has_its_last_output_before_its_end_is_stored(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    had: list[bytes] = []
-    had_before_end: list[list[bytes]] = []
-    end = core.store.end_process
-
-    async def noted_end(record: ProcessRecord, freed: Claim | None = None) -> None:
-        had_before_end.append([*had])
-        await end(record, freed)
-
-    monkeypatch.setattr(core.store, "end_process", noted_end)
-    monkeypatch.setattr(processes, "_LAST_OUTPUT_SECONDS", 60.0)
-    await core.session()
-    process = await live_process(core, (await start(core, "read line; echo last", stdin=True)).id)
-
-    async def follow() -> None:
-        async for event in process.log.follow(0):
-            if isinstance(event, Piece):
-                await asyncio.sleep(0.5)
-                had.append(event.data)
-
-    following = asyncio.create_task(follow())
-    await process.write(b"\n")
-    await following
-    assert had_before_end == [[b"last\n"]]
 
 
 async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from era.core.api_keys import Caller
+from era.core.api_keys import Caller, Tickets
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
-from era.core.live.tickets import Tickets
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
 from era.core.moves import Moves
 from era.core.readiness import Readiness

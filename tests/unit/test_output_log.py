@@ -92,44 +92,6 @@ async def test_the_end_of_it_is_packed() -> None:
     assert await read(lost) == [Exit(1, None, None, "lost")]
 
 
-async def test_who_stores_the_end_waits_for_those_who_follow_but_not_for_the_dead() -> None:
-    log = OutputLog()
-    await log.caught_up(60)  # nobody follows
-    sent: list[bytes] = []
-    may_send = asyncio.Event()
-
-    async def reader() -> None:
-        async for event in log.follow(0):
-            if isinstance(event, Piece):
-                await may_send.wait()
-                sent.append(event.data)
-
-    reading = asyncio.create_task(reader())
-    await asyncio.sleep(0)
-    await log.caught_up(60)  # it waits for news
-    log.append("stdout", b"last")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(log.caught_up(60), 0.05)
-    await log.caught_up(0.01)
-    assert sent == [], "a reader that doesn't take anything isn't waited for any longer"
-    storing = asyncio.create_task(log.caught_up(60))
-    may_send.set()
-    await storing
-    assert sent == [b"last"]
-    dead = log.follow(4)
-    asking = asyncio.ensure_future(anext(dead))
-    await asyncio.sleep(0)
-    log.append("stdout", b"more")
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    await dead.aclose()
-    await log.caught_up(60)
-    assert sent == [b"last", b"more"]
-    log.finish(0, None, None)
-    await reading
-    await log.caught_up(60)
-
-
 async def test_no_event_is_large_whatever_came_at_once() -> None:
     log, written = OutputLog(), "ä€𝄞x" * 12_345
     log.append("stdout", b"")

@@ -13,8 +13,8 @@ import pytest
 
 from era.core import quotas as of_quotas
 from era.core.metadata import Retention
-from era.core.meters import MINUTE_US, Window
 from era.core.models import OwnedId, now
+from era.core.quotas import MINUTE_US, Window
 from era.core.run_messages import Collected
 from era.core.usage import Use, day_of
 from era.errors import CommitFailed, QuotaReached, RateReached

@@ -10,8 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from era import doctor, languages
 from era.bounds import quotas_by_default, retention, rules, settings_in_force
-from era.core.models import now
-from era.core.server_facts import Finding
+from era.core.models import Finding, now
 from era.errors import BadRequest, NoIsolation, NotFound
 from era.settings import Settings
 from era.store.metadata import SqlStore

@@ -14,7 +14,7 @@ import pytest
 
 from era.core.files import spool as spools
 from era.core.files.spool import SMALL, Slots, Spool
-from era.core.threads import Threads
+from era.core.tasks import Threads
 from era.errors import TooManyUploads
 from tests.removals import noted_removals, on_the_loop
 

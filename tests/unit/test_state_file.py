@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from era.core.cells import CellOutcome
 from era.core.live import state_file as module
+from era.core.live.context import CellOutcome
 from era.core.live.processes import ProcessRequest
 from era.core.live.state_file import StateFile
 from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec

@@ -12,7 +12,7 @@ from starlette.background import BackgroundTask
 
 from era.api.event_stream import Event, event_stream
 from era.api.streaming import ClosingResponse
-from era.core.threads import Threads
+from era.core.tasks import Threads
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 """As uvicorn says it."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from era.core.api_keys import Caller
-from era.core.live import tickets as module
-from era.core.live.tickets import Tickets
+from era.core import api_keys as module
+from era.core.api_keys import Caller, Tickets
 from era.errors import TooBusy
 
 CALLER = Caller("lovelace")
@@ -25,7 +24,7 @@ def test_a_ticket_is_good_once_and_for_one_session() -> None:
 
 def test_a_ticket_grows_old(monkeypatch: pytest.MonkeyPatch) -> None:
     tickets = Tickets()
-    monkeypatch.setattr(module, "SECONDS", -1)
+    monkeypatch.setattr(module, "TICKET_SECONDS", -1)
     assert tickets.take(tickets.give(CALLER, "hers"), "hers") is None
 
 

@@ -9,12 +9,11 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
-from inspect import isclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request, Response
@@ -29,7 +28,7 @@ from era import languages
 from era.api.other_hosts import OtherHosts
 from era.api.validation import body_hint, check_query, invalid, query_names
 from era.core import jsontext
-from era.core.api_keys import ApiKeys, Caller
+from era.core.api_keys import ApiKeys, Caller, Tickets
 from era.core.api_keys import Scope as KeyScope
 from era.core.audit import Audit
 from era.core.capsules.service import Capsules
@@ -44,10 +43,9 @@ from era.core.live.contexts import Contexts
 from era.core.live.current_files import CurrentFiles
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.session_processes import SessionProcesses
-from era.core.live.tickets import Tickets
 from era.core.live.watching import Watching
 from era.core.metadata import MetadataStore
-from era.core.models import Claim, JsonObject, Language, OwnedId, Route, Session, Snapshot
+from era.core.models import Claim, Finding, JsonObject, Language, OwnedId, Route, Session, SettingInForce, Snapshot
 from era.core.moves import Moves
 from era.core.outputs import History
 from era.core.public.inbox_worker import Inbox
@@ -57,7 +55,6 @@ from era.core.quotas import Quotas
 from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.secrets import Secret, secret
-from era.core.server_facts import Finding, SettingInForce
 from era.core.sessions import Sessions, check_long_body
 from era.core.setup.setups import Setups
 from era.core.storage import Storage
@@ -67,7 +64,6 @@ from era.core.usage import Usage
 from era.core.versions import Versions
 from era.core.webhooks import Webhooks
 from era.errors import BadRequest, NoLanguage, NotFound, TooLarge
-from era.few_errors import FewErrors
 from era.host_tls import HostTls
 from era.settings import Settings
 from era.spelling import did_you_mean
@@ -184,17 +180,10 @@ async def context(request: Request) -> Context:
 UseContext = Annotated[Context, Depends(context)]
 
 
-@cache
-def names_of(body_type: Any) -> Collection[str] | None:
-    """Return the field names of a body's model; None for a type that is no such model."""
-    return body_type.field_names() if isclass(body_type) and issubclass(body_type, FewErrors) else None
-
-
-async def read_json(text: bytes, known: Collection[str] | None) -> Any:
-    """Parse a JSON body whose model has the fields `known`. Raises JsonProblem; TooLarge for `data` or `metadata` that
-    no session can have."""
+async def read_json(text: bytes) -> Any:
+    """Parse a JSON body. Raises JsonProblem; TooLarge for `data` or `metadata` that no session can have."""
     if len(text) <= jsontext.MAX_DATA_BYTES:
-        return await jsontext.loads_aside(text, known)
+        return await jsontext.loads_aside(text)
     return await jsontext.aside(_read_long, text)
 
 
@@ -285,7 +274,7 @@ async def _body_of(request: Request, body_type: Any) -> Any:
     if not _is_json(request):
         return text
     try:
-        return await read_json(text or b"{}", names_of(body_type))
+        return await read_json(text or b"{}")
     except jsontext.JsonTooLarge as error:
         raise TooLarge(f"The body {error}.") from None
     except jsontext.JsonProblem as error:

@@ -38,8 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from era.api import scopes
 from era.api.hop import HEADER, Hops, is_from_host
 from era.api.large_bodies import SMALL_BYTES, LargeBodies, Room
-from era.core.api_keys import OPERATOR, ApiKeys
-from era.core.live.tickets import Tickets
+from era.core.api_keys import OPERATOR, ApiKeys, Tickets
 from era.core.meter import Account, account, current, known_account, turn
 from era.core.public.sites import SiteName
 from era.core.telemetry import new_request_id, origin

@@ -50,7 +50,7 @@ from era.api.mcp import Mcp
 from era.api.observing import Observing
 from era.api.other_hosts import answers
 from era.api.validation import invalid
-from era.core.threads import computing
+from era.core.tasks import computing
 from era.errors import (
     BadRequest,
     EraError,

@@ -27,11 +27,11 @@ from era.api.context import (
 )
 from era.api.event_stream import After, Event, described, event_stream
 from era.api.invocations import command_words, directory
+from era.core.api_keys import TICKET_SECONDS
 from era.core.event_log import Gap
 from era.core.files.session_files import keeping_files
 from era.core.live.output_log import Exit
 from era.core.live.processes import ID, STOPPED, ProcessRequest
-from era.core.live.tickets import SECONDS
 from era.core.models import now, timestamp
 from era.errors import BadRequest, Conflict
 from era.wire.processes import (
@@ -218,5 +218,5 @@ async def give_ticket(session_id: SessionId, request: Request, context: UseConte
     """A ticket, with which a browser's page can open one WebSocket of this session, within half a minute."""
     await context.sessions.get(session_id)
     ticket = context.tickets.give(caller_of(request), session_id.id)
-    expires = now() + SECONDS * 1_000_000
+    expires = now() + TICKET_SECONDS * 1_000_000
     return Answer({"ticket": ticket, "expires_at": timestamp(expires)}, 201)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from era.core.cells import StopCell
 from era.core.models import OwnedId, ServiceCommand
 from era.core.ports import Sandbox
+from era.core.program import StopCell
 from era.core.transcript import Transcript
 from era.errors import EraError
 
@@ -61,10 +61,6 @@ class ActiveRun:
     @property
     def is_stopping(self) -> bool:
         return self._stopping is not None
-
-    def begun_cell(self, stop_cell: StopCell) -> None:
-        """Its cell begins now."""
-        self.stop_cell = stop_cell
 
     def stop_soon(self) -> None:
         """Tell its program to end, without waiting for that; see Sandbox.stop_run."""

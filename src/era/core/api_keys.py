@@ -30,6 +30,7 @@ import hmac
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ from typing import Any, Literal, Protocol
 from era.core.meter import turn
 from era.core.models import DEFAULT_OWNER, new_id, now
 from era.core.quotas import Amounts, changed
-from era.errors import Conflict, NotFound
+from era.errors import Conflict, NotFound, TooBusy
 
 OWNER = r"^[A-Za-z0-9_-]{1,64}$"
 """Names that an owner may have."""
@@ -377,3 +378,56 @@ def _new_secret() -> tuple[str, str]:
 
 def _digest(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
+
+
+TICKET_SECONDS = 30
+_MOST_TICKETS = 256
+"""Of one owner at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    caller: Caller
+    session_id: str
+    until: float
+    """By the monotonic clock."""
+
+
+class Tickets:
+    """The tickets that were given out and are still good.
+
+    A browser's page opens a WebSocket with one, since it can't send a header with that. A ticket is good once, for one
+    session, and for a moment only, so it may stand in a URL. It is kept in this process's memory alone.
+    """
+
+    def __init__(self) -> None:
+        self._tickets: dict[str, _Ticket] = {}
+        """Oldest first."""
+
+    def give(self, caller: Caller, session_id: str) -> str:
+        """A new ticket. Raises TooBusy where this owner has too many."""
+        self._drop_old()
+        if Counter(ticket.caller.owner for ticket in self._tickets.values())[caller.owner] >= _MOST_TICKETS:
+            raise TooBusy(
+                f"{_MOST_TICKETS} of your tickets wait to be used already.", hint="Ask for one when it is needed."
+            )
+        ticket = f"tkt_{secrets.token_urlsafe(32)}"
+        self._tickets[ticket] = _Ticket(caller, session_id, time.monotonic() + TICKET_SECONDS)
+        return ticket
+
+    def has(self, session_id: str) -> bool:
+        """Whether a ticket for a session of this name is still good."""
+        self._drop_old()
+        return any(ticket.session_id == session_id for ticket in self._tickets.values())
+
+    def take(self, ticket: str, session_id: str) -> Caller | None:
+        """Whom this ticket was given to, for this session; None where it isn't good. It isn't any more after this."""
+        given = self._tickets.pop(ticket, None)
+        if given is None or given.session_id != session_id or given.until < time.monotonic():
+            return None
+        return given.caller
+
+    def _drop_old(self) -> None:
+        now = time.monotonic()
+        while self._tickets and next(iter(self._tickets.values())).until < now:
+            del self._tickets[next(iter(self._tickets))]

@@ -24,8 +24,8 @@ import structlog
 
 from era.core.expiry import MICROS
 from era.core.fair_limiter import FairLimiter
+from era.core.late_ends import delay
 from era.core.models import now
-from era.core.retry_delay import delay
 from era.core.telemetry import origin
 from era.errors import EraError, Fenced
 

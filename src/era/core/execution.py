@@ -12,11 +12,10 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from era.core.cells import CellEvent
 from era.core.files.allowance import bounded
 from era.core.models import EMPTY, JsonObject, Language, Session, Snapshot, Status
 from era.core.ports import Network, Sandbox, StorageAccesses
-from era.core.program import Ended, Output, Program
+from era.core.program import CellEvent, Ended, Output, Program
 from era.core.secrets import Secret, placeholders
 from era.core.setup.requirements import variables
 from era.core.transcript import Transcript
@@ -89,7 +88,7 @@ class Execution:
     """A program, ready to run in a sandbox. `run` may be called once."""
 
     answer: JsonObject | None = None
-    """What only cells answer (cell_execution.py)."""
+    """What only cells answer (live/contexts.py)."""
 
     def __init__(
         self,
@@ -109,6 +108,9 @@ class Execution:
         self.egress = network.run_egress(
             sandbox, owner=grants.owner, internet=grants.internet, egress=grants.egress, secrets=grants.secrets
         )
+        self.enforced = self.egress.enforced
+        """What network it has, for records."""
+
         reached = None if storage is None else storage.access(sandbox, grants.storage_owner)
         self._accesses = [each or nullcontext() for each in (reached, access)]
         self._before = before
@@ -118,11 +120,6 @@ class Execution:
             certificates=self.egress.certificates,
             supervised=self.egress.supervised,
         )
-
-    @property
-    def enforced(self) -> JsonObject:
-        """What network it has, for records."""
-        return self.egress.enforced
 
     def report(self) -> JsonObject:
         """Where it connected, once it has ended."""

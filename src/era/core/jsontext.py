@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -43,16 +43,12 @@ _AT_ONCE_BYTES = 1 << 20
 
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="era-json")
 
-_MOST_UNKNOWN = 100
-"""Number of unknown fields of a body (its model doesn't have them) after which the rest isn't parsed."""
-
 _STEP_BYTES = 1 << 20
 _STEP_PARTS = 10_000
 """Looked at in one step, after which Python may switch threads."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
-_BLANKS = re.compile(r"[ \t\n\r]*+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -71,10 +67,9 @@ class JsonTooLarge(JsonProblem):
     """JSON beyond a bound of size or depth."""
 
 
-def loads(text: bytes, known: Collection[str] | None = None) -> Any:
-    """Parse JSON text. Of an object with more than a hundred fields that aren't `known`, the rest isn't parsed. Raises
-    JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many values, or digits of long
-    integers, that to parse it would hold up others."""
+def loads(text: bytes) -> Any:
+    """Parse JSON text. Raises JsonProblem, or JsonTooLarge where it is nested too deeply for a parser, or has so many
+    values, or digits of long integers, that to parse it would hold up others."""
     if not text.strip():
         raise JsonProblem("is empty")
     if text.startswith(b"\xef\xbb\xbf"):
@@ -87,9 +82,7 @@ def loads(text: bytes, known: Collection[str] | None = None) -> Any:
         raise JsonProblem(f"is not UTF-8 (byte {error.start})") from None
     try:
         decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float, parse_int=integers())
-        value = None if known is None else _fields(decoded, decoder, known)
-        if value is None:
-            value = decoder.decode(decoded)
+        value = decoder.decode(decoded)
     except json.JSONDecodeError as error:
         raise JsonProblem(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except RecursionError:
@@ -126,39 +119,10 @@ def is_longer(value: Any, size: int) -> bool:
     return left < 0
 
 
-def _fields(text: str, decoder: json.JSONDecoder, known: Collection[str]) -> JsonObject | None:
-    """Parse an object of JSON until more than _MOST_UNKNOWN of its fields are unknown. Returns None for any other text,
-    an empty object, and one that repeats fields so often that `decoder` is quicker. Raises what `decoder` does."""
-
-    def after_blanks(at: int) -> int:
-        return _BLANKS.match(text, at).end()  # type: ignore[union-attr]  # blanks may be none
-
-    fields: JsonObject = {}
-    unknown, left = 0, len(known) + 2 * _MOST_UNKNOWN
-    at, mark = after_blanks(0), "{"
-    while text[at : at + 1] == mark:
-        if not left:
-            return None
-        left -= 1
-        at = after_blanks(at + 1)
-        if text[at : at + 1] != '"':
-            return None
-        name, at = decoder.raw_decode(text, at)
-        at = after_blanks(at)
-        if text[at : at + 1] != ":":
-            return None
-        fields[name], at = decoder.raw_decode(text, after_blanks(at + 1))
-        unknown += name not in known
-        if unknown > _MOST_UNKNOWN:
-            return fields
-        at, mark = after_blanks(at), ","
-    return fields if mark == "," and text[at:].strip(" \t\n\r") == "}" else None
-
-
-async def loads_aside(text: bytes, known: Collection[str] | None = None) -> Any:
+async def loads_aside(text: bytes) -> Any:
     """The same beside the event loop where it takes long, on a thread. There, Python may switch threads at each number,
     since what reads one is written in Python."""
-    return await aside(partial(loads, known=known), text) if takes_long(text) else loads(text, known)
+    return await aside(loads, text) if takes_long(text) else loads(text)
 
 
 def takes_long(text: bytes) -> bool:

@@ -12,7 +12,19 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from era.core.retry_delay import delay
+FIRST_DELAY = 1.0
+"""Seconds from the first failure to the second attempt; each delay is `_FACTOR` times the last, up to `_MAX_DELAY`."""
+
+_FACTOR = 4.0
+_MAX_DELAY = 900.0
+_MOST_FACTORS = 10
+"""More than lead to the longest delay; thousands would be too much for a float."""
+
+
+def delay(tries: int) -> float:
+    """Seconds from the last failure to the next attempt, after `tries` failures."""
+    return min(FIRST_DELAY * _FACTOR ** min(tries - 1, _MOST_FACTORS), _MAX_DELAY)
+
 
 log = structlog.get_logger()
 

@@ -35,7 +35,7 @@ from era.core.models import (
     VersionContent,
     WantedIsolation,
 )
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessRecord
 from era.core.run_messages import RecordedProgram, no_program
 from era.core.usage import Use
 

@@ -418,3 +418,30 @@ class Answered:
 
 type KeptRun = tuple[RunRecord, KeptOutputs | None]
 """A run with its output, None where that isn't kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInForce:
+    """A setting that bounds something."""
+
+    name: str
+    """Of the variable, such as ERA_MAX_WARM."""
+
+    value: float | None
+    """What holds, in the unit that the description names; None where nothing was set, or nothing finite."""
+
+    default: float | None
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that this machine has or lacks: a runtime, or a wall around programs."""
+
+    about: str
+    """A language or a kind of sandbox."""
+
+    there: bool
+    text: str
+    remedy: str = ""
+    """How to get it where it isn't there."""

@@ -16,7 +16,7 @@ from era.core.models import Claim, JsonObject, KeptOutputs, OwnedId, RunRecord
 from era.core.program import STREAMS, Stream
 from era.core.run_messages import RunResult, pieces_of, result_of
 from era.core.spooled_output import SpooledOutput
-from era.core.threads import Threads
+from era.core.tasks import Threads
 from era.core.transcript import Piece, Transcript
 from era.errors import CommitFailed, Conflict, EraError, NotFound, RunLost, Unavailable
 

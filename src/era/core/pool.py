@@ -23,7 +23,6 @@ from era.core.directory_cache import MOST_BYTES, CachedDirectory, DirectoryCache
 from era.core.fair_limiter import FairLimiter, Release
 from era.core.files.snapshots import Snapshots
 from era.core.limits import Rules
-from era.core.liveness import Liveness
 from era.core.models import EMPTY, Language, OwnedId, Session, Snapshot, WantedIsolation
 from era.core.outages import note_outage
 from era.core.ports import Driver, Drivers, Sandbox
@@ -31,6 +30,7 @@ from era.core.program import Limits
 from era.core.ready_sandboxes import ReadySandboxes
 from era.core.tasks import all_ended, in_background, log_failure
 from era.core.telemetry import Note, SandboxAcquired, SandboxClosed, SandboxStarted, ignore
+from era.core.turns import Liveness
 from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 

@@ -104,6 +104,24 @@ class Output:
     data: bytes
 
 
+type CellEventKind = Literal["display", "update_display", "clear_output", "result", "cell_error"]
+
+
+@dataclass(frozen=True, slots=True)
+class CellEvent:
+    """Something that a cell shows beside its output, or the error that it ends with."""
+
+    content: bytes
+    """A JSON object: `type`, which is a CellEventKind, and the fields of an event of that type (wire/contexts.py)."""
+
+
+type WriteCell = Callable[[Output | CellEvent], Awaitable[None]]
+"""Takes what a cell writes and shows, in order."""
+
+type StopCell = Callable[[], Awaitable[None]]
+"""Interrupts a cell, and ends its interpreter if it goes on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a program ended."""

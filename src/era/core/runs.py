@@ -46,6 +46,9 @@ from era.errors import EraError, Forbidden, NoCode, NotFound, SetupUnderWay, Una
 
 log = structlog.get_logger()
 
+_PUT_AWAY_SECONDS = 30.0
+"""How long a cell waits for a session to be put away, before it tries again."""
+
 _NO_SESSION = 0
 """In place of a session's key, which are from 1 on."""
 
@@ -224,7 +227,7 @@ class Runs:
         """A run that counts for its owner's and its key's quotas; see _when_admitted. Raises RateReached,
         QuotaReached."""
         if request.atomic:
-            await self._parts.contexts.put_away_if_ended(session_id)
+            await self._parts.contexts.live_sessions.put_away_if_ended(session_id)
         quotas = self._parts.quotas
         memory = 0
         if quotas.bounds_memory(session_id):
@@ -247,7 +250,7 @@ class Runs:
                         leaving = await self._being_put_away(session_id, request)
                         if leaving is None:
                             return await self._run_with_slot(session_id, request, emit, slot, told, named=named)
-                await self._parts.contexts.put_away(leaving)
+                await self._parts.contexts.live_sessions.settled(leaving, _PUT_AWAY_SECONDS)
 
     async def _being_put_away(self, session_id: OwnedId, request: RunRequest) -> int | None:
         """The key of the session, if that is being put away and the run is a cell, which can't begin then. Raises
@@ -256,7 +259,7 @@ class Runs:
             return None
         session = await self._store.session(session_id)
         self._parts.contexts.check_language(session)
-        return session.key if self._parts.contexts.is_being_put_away(session.key) else None
+        return session.key if self._parts.contexts.live_sessions.is_being_put_away(session.key) else None
 
     async def _run_with_slot(
         self, session_id: OwnedId, request: RunRequest, emit: Emit, slot: Slot, told: RunEnded, *, named: bool

@@ -23,8 +23,6 @@ import structlog
 from era.core import jsontext
 from era.core.active_runs import ActiveRun
 from era.core.admission import Slot
-from era.core.cell_execution import CellExecution
-from era.core.cells import Contexts
 from era.core.execution import Execution, Grants, keep_output, status_of
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
@@ -32,7 +30,7 @@ from era.core.files.trees import SnapshotRefused, WorkspaceFull
 from era.core.history import HistoryBound
 from era.core.late_ends import LateEnds
 from era.core.limits import Rules
-from era.core.liveness import Liveness
+from era.core.live.contexts import CellExecution, Contexts
 from era.core.metadata import MetadataStore
 from era.core.models import (
     STATE_FILE,
@@ -53,6 +51,7 @@ from era.core.program import Ended, Invocation, Program
 from era.core.quotas import Quotas
 from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, recorded_program, result_of, setup_error
 from era.core.telemetry import Note, RunEnded, ignore
+from era.core.turns import Liveness
 from era.core.usage import UsageStore, use_of
 from era.errors import (
     BeingStopped,

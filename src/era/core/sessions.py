@@ -14,7 +14,6 @@ from era.core.admission import Admission
 from era.core.expiry import Expiry
 from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.limits import Rules
-from era.core.liveness import Liveness
 from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
     Claim,
@@ -32,7 +31,7 @@ from era.core.models import (
 )
 from era.core.pool import SandboxPool
 from era.core.setup.requirements import setup_text
-from era.core.turns import Turns
+from era.core.turns import Liveness, Turns
 from era.core.views import certainly_own, without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
 

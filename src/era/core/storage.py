@@ -27,7 +27,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +39,62 @@ from era.core.files.blob_store import BlobStore
 from era.core.models import JsonObject, OwnedId, now
 from era.core.quotas import Bound, Quotas
 from era.core.spooled_output import SpooledOutput
-from era.core.sql_databases import Databases
-from era.core.tasks import to_its_end
-from era.core.threads import Threads
+from era.core.tasks import Threads, to_its_end
 from era.errors import BadRequest, CommitFailed, NotFound, TooLarge, Unavailable
+
+
+class Databases(Protocol):
+    """SQL databases by owner and namespace; see store/d1_databases.py."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all databases."""
+        ...
+
+    @property
+    def most_bytes(self) -> int:
+        """How large one may be."""
+        ...
+
+    def sizes(self, owner: str) -> Mapping[str, int]:
+        """Bytes of an owner's databases, by namespace."""
+        ...
+
+    async def run(
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
+        asker: str = "",
+    ) -> dict[str, Any]:
+        """Run SQL as one transaction: one statement, or with `many` any number. The database may grow by `room` bytes.
+        `asker` is whoever of the owner's asks, in turn with his others.
+
+        Returns `results`, the rows, and `meta`. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
+        ...
+
+    async def run_as_json(
+        self,
+        owner: str,
+        namespace: str,
+        sql: str,
+        params: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        many: bool,
+        room: int,
+        asker: str = "",
+    ) -> Sequence[bytes]:
+        """Run SQL in the same way, with what `run` returns as JSON in pieces: it may be too much to parse it here."""
+        ...
+
+    async def drop(self, owner: str, namespace: str) -> bool:
+        """Delete a database; whether there was one."""
+        ...
+
 
 type Kind = Literal["kv", "r2"]
 
@@ -245,11 +297,7 @@ class Storage:
         """By owner: bytes in storage, and bytes of the files of sessions, of which `sizes` tells."""
         await self.count_again()
         files = await sizes()
-        return {owner: (self.used(owner), files.get(owner, (0, 0))[1]) for owner in {*files, *self.owners()}}
-
-    def owners(self) -> Iterable[str]:
-        """Who has had anything in storage."""
-        return [*self._stored]
+        return {owner: (self.used(owner), files.get(owner, (0, 0))[1]) for owner in {*files, *self._stored}}
 
     def bound(self, owner: str) -> Bound | None:
         """The quota that an owner has."""
@@ -479,29 +527,21 @@ class Namespaces:
         self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
     ) -> None:
         """Store an item whose value is long as a blob first. `counted` is how many bytes count towards the bound."""
-        async with self._storage.turn(self._owner):
+        owner, digest = self._owner, None
+        async with self._storage.turn(owner), self._storage.reserved(owner, counted):
             with self._blobs.naming():
-                await self._put_in_turn(kind, namespace, key, value, metadata, counted)
-
-    async def _put_in_turn(
-        self, kind: Kind, namespace: str, key: str, value: bytes, metadata: JsonObject | None, counted: int
-    ) -> None:
-        async with self._storage.reserved(self._owner, counted):
-            is_long = len(value) > INLINE_BYTES
-            digest = await self._storage.threads.in_turn(self._owner, self._put_blob, value) if is_long else None
-            at = now()
-            item = Item(
-                self._owner, kind, namespace, key, len(value), at, at, metadata, digest, None if digest else value
-            )
-            bound = self._storage.bound(self._owner)
-            try:
-                async with self._storage.changing(self._owner, counted):
-                    freed = await self._store.put_item(item, self._storage.most_items(bound))
-                    self._storage.changed(self._owner, counted - freed)
-            except NoRoom:
-                if bound is None:
-                    raise
-                self._storage.refuse(bound)
+                if len(value) > INLINE_BYTES:
+                    digest = await self._storage.threads.in_turn(owner, self._put_blob, value)
+                inline, at, bound = None if digest else value, now(), self._storage.bound(owner)
+                item = Item(owner, kind, namespace, key, len(value), at, at, metadata, digest, inline)
+                try:
+                    async with self._storage.changing(owner, counted):
+                        freed = await self._store.put_item(item, self._storage.most_items(bound))
+                        self._storage.changed(owner, counted - freed)
+                except NoRoom:
+                    if bound is None:
+                        raise
+                    self._storage.refuse(bound)
 
     async def _delete(self, kind: Kind, namespace: str, key: str) -> None:
         async with self._storage.changing(self._owner):

@@ -1,4 +1,4 @@
-"""One run at a time per session; the rest wait in order."""
+"""One run at a time per session, the rest wait in order; and which sessions are live."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from era.errors import RunUnderWay, TooManyWaiting
+from era.core.models import Session
+from era.errors import RunUnderWay, SessionLive, TooManyWaiting
 
 _MOST_WAITING = 64
 
@@ -104,3 +105,29 @@ class Turns:
             if not self._waiting[session_id]:
                 del self._waiting[session_id]
                 del self._locks[session_id]
+
+
+class Liveness:
+    """The keys of the sessions that are live: their sandbox is held for processes beside runs (live/), and its tree is
+    the truth. There is one of these a service.
+
+    The pool notes it here when a sandbox is held, in the session's turn or during a run that has that. So the holder of
+    the turn can rely on the answer, unless he runs something himself.
+    """
+
+    def __init__(self) -> None:
+        self._keys: set[int] = set()
+
+    def add(self, session_key: int) -> None:
+        self._keys.add(session_key)
+
+    def remove(self, session_key: int) -> None:
+        self._keys.discard(session_key)
+
+    def __contains__(self, session_key: int) -> bool:
+        return session_key in self._keys
+
+    def check_not(self, session: Session, what: str) -> None:
+        """Raises SessionLive where the session is live. `what` can't be done then, such as "can't be rolled back"."""
+        if session.key in self._keys:
+            raise SessionLive(f"Session '{session.id}' is live, and {what} until it is put away.")

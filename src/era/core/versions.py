@@ -13,12 +13,11 @@ from era.core.files.pages import change_pages
 from era.core.files.snapshots import Snapshots
 from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys, Made, create_once
-from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
 from era.core.sessions import data_text_aside
-from era.core.threads import computing
-from era.core.turns import Turns
+from era.core.tasks import computing
+from era.core.turns import Liveness, Turns
 from era.core.views import without_view
 
 MAX_ID_LENGTH = 128

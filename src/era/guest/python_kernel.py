@@ -16,7 +16,7 @@ together with the rest, the shell is made of ours alone, and programs still impo
 output and channel on separate ways. So behind a cell's output comes a mark, on each pipe, and what comes before the
 marks is the cell's. A pipe that is empty needs none: the supervisor has read it already, and passes on what it reads in
 that order. Before a P or C frame comes another mark, on each pipe, by which the service puts results and output in
-order (core/live/cell_order.py).
+order (core/live/kernel_frames.py).
 
 *Interrupts.* SIGINT raises KeyboardInterrupt while a cell is executed, at its first line where it came before that, and
 does nothing between cells. A cell may handle it otherwise, for itself only.

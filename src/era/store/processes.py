@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
 
 from era.core.models import Claim, OwnedId, Session, now
-from era.core.process_records import KEPT, ProcessRecord
+from era.core.process import KEPT, ProcessRecord
 from era.errors import NoProcess, NotFound
 from era.store.dialects import insert_if_absent
 from era.store.homes import check_home

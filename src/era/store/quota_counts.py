@@ -14,9 +14,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
-from era.core.meters import Meter, Refusal, Window
 from era.core.models import now
-from era.core.quotas import Bound, Held, Kind
+from era.core.quotas import Bound, Held, Kind, Meter, Refusal, Window
 from era.core.usage import day_of
 from era.store.database import Database
 from era.store.dialects import database_time, insert_if_absent, one_after_the_other

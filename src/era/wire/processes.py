@@ -11,8 +11,7 @@ from pydantic import BaseModel, FailFast, Field
 
 from era.core.live.output_log import Exit, Piece
 from era.core.models import timestamp
-from era.core.process import TerminalSize
-from era.core.process_records import ProcessRecord, ProcessStatus
+from era.core.process import ProcessRecord, ProcessStatus, TerminalSize
 from era.wire.base import Body, ErrorEvent, GapEvent
 from era.wire.runs import MAX_ARGS, Env, Secrets
 

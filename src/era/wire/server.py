@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from era.core.server_facts import Finding, SettingInForce
+from era.core.models import Finding, SettingInForce
 
 
 class LimitAnswer(BaseModel):

@@ -30,7 +30,7 @@ from era.core.files.unpack import BadArchive, Format, Member
 from era.core.files.unzip import zip_members
 from era.core.metadata import MetadataStore
 from era.core.models import STATE_FILE, OwnedId, Session
-from era.core.threads import Threads
+from era.core.tasks import Threads
 from era.core.turns import Turns
 from era.errors import Conflict, TooLarge, TooManyUploads, Unavailable
 

@@ -29,11 +29,10 @@ from era.core.files.totals import Bounds, Totals
 from era.core.files.unpack import PIECE
 from era.core.history import HistoryBound
 from era.core.limits import Rules, bounds
-from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
-from era.core.threads import Threads
-from era.core.turns import Turns
+from era.core.tasks import Threads
+from era.core.turns import Liveness, Turns
 from era.errors import BadRequest, Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
 PATIENCE = 60.0

@@ -22,8 +22,7 @@ from pathlib import Path
 
 from era.core.files.blob_store import BlobBatch
 from era.core.shares import Shares
-from era.core.tasks import to_its_end
-from era.core.threads import Threads
+from era.core.tasks import Threads, to_its_end
 from era.errors import TooManyUploads, Unavailable
 
 SMALL = 64 << 10

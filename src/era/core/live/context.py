@@ -34,12 +34,11 @@ from typing import Literal
 import structlog
 
 from era.core import jsontext
-from era.core.cells import CellEvent, CellOutcome, WriteCell
-from era.core.live.cell_order import CellOrder
 from era.core.live.kernel_frames import (
     INTERRUPT_FRAME,
     RESULTS_BYTES,
     CellEnd,
+    CellOrder,
     CellResults,
     Frames,
     KernelBroken,
@@ -47,11 +46,11 @@ from era.core.live.kernel_frames import (
     parse,
 )
 from era.core.meter import turn
-from era.core.models import now
+from era.core.models import JsonObject, now
 from era.core.outages import note_outage
 from era.core.ports import GuestProcess
 from era.core.process import ProcessEnded, ProcessOutput
-from era.core.program import STREAMS, Output, Program, Stream
+from era.core.program import STREAMS, CellEvent, Output, Program, Stream, WriteCell
 from era.core.stall_timeout import stall_timeout
 from era.core.tasks import log_failure
 from era.errors import Unavailable
@@ -94,6 +93,31 @@ _UNHEARD = ProcessEnded(128 + signal.SIGKILL, signal.SIGKILL, "signal", with_sup
 """The end of an interpreter that isn't heard any more. As with the end of its supervisor, a cell may have begun."""
 
 _FDS: Mapping[int, Stream] = {1: "stdout", 2: "stderr"}
+
+
+@dataclass(frozen=True, slots=True)
+class CellOutcome:
+    """How a cell ended."""
+
+    cause: Literal["exit", "signal", "timeout", "oom", "killed"]
+    exit_code: int
+    duration: float
+    """Seconds."""
+
+    results: list[JsonObject]
+    """In order: `data` by MIME type, `metadata`, and whether it is the value of the last expression (`main`)."""
+
+    results_truncated: bool
+    error: JsonObject | None
+    """`name`, `value`, `traceback`."""
+
+    execution_count: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    lost: str | None
+    """Why the interpreter has ended, if it has: a sentence."""
+
+    sandbox_alive: bool
 
 
 class NotBegun(Exception):

@@ -17,22 +17,26 @@ before had made is lost. Why, is known here as long as the service that saw it e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from era import languages
-from era.core.cells import CellOutcome, CellRun, CellRunEnded, StopCell, WriteCell
+from era.core.active_runs import ActiveRun
+from era.core.execution import OURS
 from era.core.files.allowance import Allowance
-from era.core.live.context import Context, NotBegun
+from era.core.live.context import CellOutcome, Context, NotBegun
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.state_file import StateFile
 from era.core.metadata import MetadataStore
-from era.core.models import OwnedId, Session
-from era.core.ports import GuestProcess
+from era.core.models import JsonObject, OwnedId, Session
+from era.core.ports import GuestProcess, Sandbox
 from era.core.process import ProcessSpec
+from era.core.program import Ended, Program, StopCell, WriteCell
+from era.core.run_messages import RunRequest
+from era.core.secrets import placeholders
 from era.errors import BadRequest, BeingStopped, CommitFailed, NoContext, SandboxFailed, TooManyContexts, Unavailable
 
 MOST = 16
@@ -41,9 +45,6 @@ MOST = 16
 _TRIES = 3
 _END_SECONDS = 10.0
 """How long the end of a live session waits for what a cell left to be read."""
-
-_PUT_AWAY_SECONDS = 30.0
-"""How long a cell waits for a session to be put away, before it tries again."""
 
 _DISK_TICK = 0.2
 _REMEMBERED = 10_000
@@ -57,6 +58,58 @@ _STARTS_ANEW = "The next run in the context starts a new interpreter."
 
 class _NotKept(CommitFailed):
     """The output of a cell can't be kept. So it has been executed, and must not be again."""
+
+
+class CellExecution:
+    """The cell of one run, ready to be executed: what Execution (execution.py) is for programs that end. `run` may be
+    called once."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        active: ActiveRun,
+        session: Session,
+        sandbox: Sandbox,
+        request: RunRequest,
+        program: Program,
+    ) -> None:
+        """`sandbox` is the session's, which the run has acquired. `program` has the variables of its own only."""
+        self.sandbox = sandbox
+        self.state = program.state
+        self.answer: JsonObject | None = None
+        """The fields of the run's answer that only runs in contexts have, once the cell has ended."""
+
+        self.enforced: JsonObject = {}
+        """What is enforced for the cell besides the sandbox's own, for records."""
+
+        self.had_interpreter = False
+        """Whether it came as far as to an interpreter. Until then nothing of it has been executed."""
+
+        self.context = request.context or ""
+        """The name of its context, which is made if there is none."""
+
+        self.base_url, self.secrets = request.base_url, request.secrets
+        env = {**program.env, **placeholders(request.secrets)}
+        self.program = replace(program, env={name: value for name, value in env.items() if name not in OURS})
+        self._contexts = contexts
+        self._active = active
+        self._session = session
+
+    def report(self) -> JsonObject:
+        """Where it connected isn't known: connections are those of all the session's processes."""
+        return {}
+
+    async def run(self, write: WriteCell) -> Ended:
+        """Execute the cell; `write` gets its output and events as they come, and is waited for. Raises as Contexts.run
+        does."""
+        if self.program.may_begin is not None:
+            await self.program.may_begin()
+        return await self._contexts.run(self._session, self, write)
+
+    def begun(self, stop: StopCell) -> None:
+        """It has an interpreter, and is executed now."""
+        self.had_interpreter = True
+        self._active.stop_cell = stop
 
 
 class _OfSession:
@@ -112,8 +165,8 @@ class _OfSession:
 class Contexts:
     """Contexts by session and name. There is one of these a service."""
 
-    def __init__(self, live: LiveSessions, store: MetadataStore) -> None:
-        self._live = live
+    def __init__(self, live_sessions: LiveSessions, store: MetadataStore) -> None:
+        self.live_sessions = live_sessions
         self._store = store
         self._of: dict[int, _OfSession] = {}
         """By the key of the session."""
@@ -124,7 +177,7 @@ class Contexts:
     # -- runs -------------------------------------------------------------------------------------------------------
 
     def check_language(self, session: Session) -> None:
-        """See core/cells.py."""
+        """Raises BadRequest where the session's language has no contexts."""
         if languages.runtime(session.language).kernel is None:
             title = languages.DEFINITIONS[session.language].title
             missing = languages.contexts_missing(session.language)
@@ -136,32 +189,16 @@ class Contexts:
                 code="no_contexts",
             )
 
-    def is_being_put_away(self, session_key: int) -> bool:
-        """See core/cells.py."""
-        return self._live.is_being_put_away(session_key)
-
-    async def put_away(self, session_key: int) -> None:
-        """See core/cells.py."""
-        await self._live.settled(session_key, _PUT_AWAY_SECONDS)
-
-    async def put_away_if_ended(self, session_id: OwnedId) -> None:
-        """See core/cells.py."""
-        await self._live.put_away_if_ended(session_id)
-
-    async def run(
-        self,
-        session: Session,
-        request: CellRun,
-        write: WriteCell,
-        begun: Callable[[StopCell], None],
-    ) -> CellRunEnded:
-        """See core/cells.py."""
-        async with self._live.opened(session.owned_id, in_turn=True) as live:
+    async def run(self, session: Session, cell: CellExecution, write: WriteCell) -> Ended:
+        """Execute a cell, for the holder of the session's turn, which has the session's sandbox already. `write` gets
+        its output and events as they come. Raises as LiveSessions.opened does, TooManyContexts, Unavailable where there
+        is no interpreter, CommitFailed."""
+        async with self.live_sessions.opened(session.owned_id, in_turn=True) as live:
             of = self._of_session(live)
             async with of.running:
                 of.watch_disk()
                 try:
-                    outcome, lost = await self._begin_and_execute(of, session, request, write, begun)
+                    outcome, lost = await self._begin_and_execute(of, session, cell, write)
                 except Unavailable as error:
                     if live.is_open or live.why_lost is not None or isinstance(error, _NotKept):
                         raise
@@ -172,7 +209,7 @@ class Contexts:
                 problem = live.why_lost if outcome.sandbox_alive else (live.why_lost or "The sandbox died.")
                 if problem is None:
                     try:
-                        state, state_problem = await of.opened_state_file(request.base_url).read()
+                        state, state_problem = await of.opened_state_file(cell.base_url).read()
                     except SandboxFailed as error:
                         problem = error.message
                     except Unavailable as error:
@@ -180,41 +217,32 @@ class Contexts:
                 if problem is not None:
                     outcome = replace(outcome, sandbox_alive=False)
                     state_problem = f"{problem} Data and files stay as they were."
-                return CellRunEnded(outcome, lost, state, state_problem, of.disk_problem, dict(live.enforced))
+                cell.enforced, cell.answer = dict(live.enforced), _answer(cell.context, outcome, lost)
+                return _ended(outcome, state, state_problem, of.disk_problem)
 
     async def _begin_and_execute(
-        self,
-        of: _OfSession,
-        session: Session,
-        request: CellRun,
-        write: WriteCell,
-        begun: Callable[[StopCell], None],
+        self, of: _OfSession, session: Session, cell: CellExecution, write: WriteCell
     ) -> tuple[CellOutcome, str | None]:
         """See `_execute`; with the state file and the secrets in place."""
-        await of.opened_state_file(request.base_url).write(request.program.state)
-        await of.live.remember(request.secrets)
+        await of.opened_state_file(cell.base_url).write(cell.program.state)
+        await of.live.remember(cell.secrets)
         try:
-            return await self._execute(of, session, request, write, begun)
+            return await self._execute(of, session, cell, write)
         finally:
-            of.live.forget(request.secrets)
+            of.live.forget(cell.secrets)
 
     async def _execute(
-        self,
-        of: _OfSession,
-        session: Session,
-        request: CellRun,
-        write: WriteCell,
-        begun: Callable[[StopCell], None],
+        self, of: _OfSession, session: Session, cell: CellExecution, write: WriteCell
     ) -> tuple[CellOutcome, str | None]:
         """Execute the cell, in a new interpreter where the one there is has ended just before. Returns why memory was
         lost, too."""
         lost: str | None = None
         for _ in range(_TRIES):
-            context, why = await self._context(of, session, request.context, request.base_url)
+            context, why = await self._context(of, session, cell.context, cell.base_url)
             lost = why or lost
-            begun(context.stop_cell)
+            cell.begun(context.stop_cell)
             try:
-                outcome = await context.execute(request.program, request.output_bytes, write)
+                outcome = await context.execute(cell.program, cell.sandbox.limits.output_bytes, write)
             except NotBegun:
                 continue
             except CommitFailed as error:
@@ -222,7 +250,7 @@ class Contexts:
             if outcome.lost is None or not of.live.is_open or outcome.lost in (_RESTARTED, _DELETED):
                 return outcome, outcome.lost or lost
             return outcome, f"{outcome.lost} {_STARTS_ANEW}"
-        raise Unavailable(f"The interpreter of context '{request.context}' ends before it takes a cell.")
+        raise Unavailable(f"The interpreter of context '{cell.context}' ends before it takes a cell.")
 
     async def _context(self, of: _OfSession, session: Session, name: str, base_url: str) -> tuple[Context, str | None]:
         """The context of this name, which is started if there is none; and why what it had is lost, if it had any."""
@@ -316,7 +344,7 @@ class Contexts:
         old = self._all(session.key).get(name)
         if old is None:
             raise _no_context(session, name)
-        async with self._live.opened(session_id) as live:
+        async with self.live_sessions.opened(session_id) as live:
             of = self._of_session(live)  # Later it may be lost, and its working directory gone.
             await old.close(_RESTARTED)
             async with of.starting:
@@ -342,6 +370,36 @@ class Contexts:
         if context is None or not context.alive:
             raise _no_context(session, name)
         return context
+
+
+def _answer(context: str, outcome: CellOutcome, lost: str | None) -> JsonObject:
+    """The fields of an answer that only runs in contexts have. `lost` is why memory was lost, if it was."""
+    return {
+        "context": context,
+        "results": outcome.results,
+        "results_truncated": outcome.results_truncated,
+        "error": outcome.error,
+        "execution_count": outcome.execution_count,
+        "memory": {"kept": lost is None, "reason": lost},
+    }
+
+
+def _ended(outcome: CellOutcome, state: bytes | None, state_problem: str | None, disk_problem: str | None) -> Ended:
+    """How a cell ended, as a run has it. `disk_problem` is what was full, where the cell was ended for that."""
+    return Ended(
+        exit_code=outcome.exit_code,
+        cause=outcome.cause if disk_problem is None else "disk_full",
+        duration=outcome.duration,
+        state=state,
+        state_problem=state_problem,
+        stdout_truncated=outcome.stdout_truncated,
+        stderr_truncated=outcome.stderr_truncated,
+        reaped=0,
+        peak_memory_bytes=None,
+        cpu_us=None,
+        sandbox_alive=outcome.sandbox_alive,
+        disk_problem=disk_problem,
+    )
 
 
 def _with_contexts() -> list[str]:

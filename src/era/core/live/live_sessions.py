@@ -80,9 +80,6 @@ _PATIENCE = 30.0
 _TRY_SECONDS = 0.2
 """How long it waits for the turn before it looks whether there is a run that it can join by now."""
 
-_MOST_RECORDS_SECONDS = 20.0
-"""For which the ends of processes are recorded at a stop, as long as LAST_RECORDS_SECONDS are enough for one more."""
-
 _COMMIT_PATIENCE = 30.0
 """Seconds for which the commit of a session that is put away is tried, while the database is away."""
 
@@ -153,9 +150,7 @@ class LiveSessions:
 
     async def close(self) -> None:
         """End the tasks that are left, once the sandboxes are gone."""
-        await asyncio.gather(
-            *(live.processes.close(LAST_RECORDS_SECONDS, _MOST_RECORDS_SECONDS) for live in self._live.values())
-        )
+        await asyncio.gather(*(live.processes.close(LAST_RECORDS_SECONDS) for live in self._live.values()))
         await self._parts.late_ends.stop()
         for task in self._tasks:
             task.cancel()

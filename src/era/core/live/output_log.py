@@ -13,7 +13,6 @@ than a moment, since they may be no text at all.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from base64 import b64decode, b64encode
 from bisect import bisect_right
@@ -79,14 +78,8 @@ class OutputLog:
         self._kept = 0
         self._incomplete: dict[ProcessStream, bytes] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._behind = 0
-        """Readers that have events before them, or are at work on one."""
-
-        self._caught_up = asyncio.Event()
-        """None is behind."""
-
-        self._caught_up.set()
+        self._more = asyncio.Event()
+        """Set when there is more or all has come, and then replaced."""
 
     @property
     def kept_bytes(self) -> int:
@@ -114,35 +107,17 @@ class OutputLog:
         """All events behind the number `after`, as they come, to the end of the process. It may be one that is yet to
         come, or never does: of a process that was lost, readers have had more than is known of it now. Only who has
         had the end isn't told of it."""
-        self._count_behind(1)
-        try:
-            while True:
-                event = self._next(after)
-                if event is not None:
-                    after = event.last if isinstance(event, Gap) else event.number
-                    yield event
-                elif self.exit is not None:
-                    if after != self.exit.number:
-                        yield self.exit
-                    return
-                else:
-                    await self._news()
-        finally:
-            self._count_behind(-1)
-
-    async def caught_up(self, seconds: float) -> None:
-        """Wait until all who follow have had everything so far, and ask for more; but no longer than so many seconds,
-        since a reader may be slow, or dead."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._caught_up.wait()
-
-    def _count_behind(self, more: int) -> None:
-        self._behind += more
-        if self._behind:
-            self._caught_up.clear()
-        else:
-            self._caught_up.set()
+        while True:
+            event = self._next(after)
+            if event is not None:
+                after = event.last if isinstance(event, Gap) else event.number
+                yield event
+            elif self.exit is not None:
+                if after != self.exit.number:
+                    yield self.exit
+                return
+            else:
+                await self._more.wait()
 
     def _next(self, after: int) -> Piece | Gap | None:
         """The event behind this number, None where there is none yet."""
@@ -158,23 +133,9 @@ class OutputLog:
             data = data[:-rest]
         return Piece(after + len(data), chunk.stream, data)
 
-    async def _news(self) -> None:
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiting)
-        self._count_behind(-1)
-        try:
-            await waiting
-        finally:
-            if waiting in self._waiting:  # it was cancelled
-                self._waiting.discard(waiting)
-                self._count_behind(1)
-
     def _wake(self) -> None:
-        self._count_behind(len(self._waiting))
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
-        self._waiting.clear()
+        self._more.set()
+        self._more = asyncio.Event()
 
     def flush(self) -> None:
         """Take what waits for the rest of a character as it is."""

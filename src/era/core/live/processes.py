@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,7 @@ from era.core.metadata import MetadataStore
 from era.core.meter import turn
 from era.core.models import Claim, ServiceCommand, new_id, now
 from era.core.ports import GuestProcess
-from era.core.process import ProcessEnded, TerminalSize
-from era.core.process_records import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessRecord
+from era.core.process import KEPT, SHOWN_BYTES, TAIL_BYTES, ProcessEnded, ProcessRecord, TerminalSize
 from era.core.secrets import Secret
 from era.errors import BadRequest, CommitFailed, EraError, InputClosed, TagInUse, TooManyProcesses, Unavailable
 
@@ -39,10 +37,6 @@ MOST = 64
 
 _ENDED_BYTES = 8 << 20
 """Of output of ended processes, that a live session keeps besides the newest one's."""
-
-_LAST_OUTPUT_SECONDS = 0.02
-"""For which the storing of a process's end waits until those who follow it have had its last output: the thread that
-stores would hold them up, since it shares the interpreter with the event loop."""
 
 ID = re.compile(r"proc_[0-9]+_[a-z0-9]{9}")
 STOPPED = "It was ended on request."
@@ -319,19 +313,9 @@ class Processes:
                 for process in self.all:
                     await process.settled.wait()
 
-    async def close(self, seconds: float, most: float) -> None:
-        """Wait until all that has ended is on record, as long as one more is within so many seconds and for at most
-        `most` in all: a slow disk takes its time for each. Nothing is recorded any more then."""
-        give_up_at, before = time.monotonic() + most, -1
-        while waiting := {process for process in self.all if not process.settled.is_set()}:
-            left = give_up_at - time.monotonic()
-            if len(waiting) == before or left <= 0:
-                break
-            before = len(waiting)
-            settling = [asyncio.create_task(process.settled.wait()) for process in waiting]
-            await asyncio.wait(settling, timeout=min(seconds, left), return_when=asyncio.FIRST_COMPLETED)
-            for each in settling:
-                each.cancel()
+    async def close(self, seconds: float) -> None:
+        """Wait until all that has ended is on record, at most so many seconds. Nothing is recorded any more then."""
+        await self.settled(seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -348,7 +332,6 @@ class Processes:
             log.exception("process_not_followed", process=process.record.id)
             process.finish(None, None)
         self._ended(request)
-        await process.log.caught_up(_LAST_OUTPUT_SECONDS)
         await self._record_end(process)
 
     async def _record_end(self, process: LiveProcess, freed: Claim | None = None) -> None:

@@ -15,7 +15,7 @@ from era.core.live.output_log import OutputLog
 from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId
-from era.core.process_records import ProcessRecord
+from era.core.process import ProcessRecord
 from era.errors import Conflict, InputClosed, NotFound, Unavailable
 
 _TRIES = 3

@@ -12,8 +12,10 @@ the server's own pages, and for cookies even of every other service on that host
 - A document that it answers is sandboxed by a Content-Security-Policy, with an opaque origin that equals no other: it
   can't read answers of this server, has no storage and no cookies, and its requests say `Origin: null`, which the guard
   refuses.
-- Browsers send the credentials that somebody has typed in for one realm to whoever on this host asks for that realm. So
-  a session can ask for those of its own realm only (challenges.py), and gets none by schemes that know no realm.
+- A browser sends the credentials that somebody has typed in to the directory in which it was asked for them, and to
+  whoever on this host asks for the same realm (RFC 7617). So a session's `Basic` gets the session's own place as realm.
+  Digest, Negotiate and NTLM are removed from answers and requests: a digest can name other paths (`domain`), and the
+  other two know no realm. A challenge of a kind that we don't know is removed, too.
 - It can't set headers that are about the connection, about the whole origin, or meant for a proxy in between.
 """
 
@@ -28,8 +30,60 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from era.core.api_keys import contains_api_key
-from era.core.public import challenges
 from era.errors import RelayFailed
+
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER = rf'{_NAME}[ \t]*=[ \t]*(?:{_NAME}|"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*")'
+_PARAMETERS = rf"{_PARAMETER}(?:[ \t]*,[ \t]*{_PARAMETER})*"
+_BASE64 = r"[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|$))"
+_CHALLENGE = re.compile(rf"(?P<scheme>{_NAME})(?:[ ]+(?P<rest>{_PARAMETERS}|{_BASE64}))?[ \t]*(?:,[ \t,]*|$)")
+
+_FOR_PROGRAMS = frozenset({"bearer", "dpop"})
+"""Schemes that browsers don't answer by themselves."""
+
+_BY_REALM = "basic"
+_OF_THE_MACHINE = frozenset({"negotiate", "ntlm", "kerberos"})
+"""Browsers answer these with what somebody has logged in with, wherever they are asked."""
+
+_OF_OTHERS = frozenset({"digest", "negotiate", "ntlm", "kerberos"})
+
+
+def _challenges_allowed(value: str, realm: str | None) -> list[str]:
+    """The challenges of a WWW-Authenticate header that may be sent, each a header of its own. `Basic` gets this realm;
+    without one it isn't sent."""
+    found: list[str] = []
+    for scheme, challenge in _challenges(value):
+        if scheme == _BY_REALM:
+            found += [f'Basic realm="{realm}", charset="UTF-8"'] if realm is not None else []
+        elif scheme in _FOR_PROGRAMS:
+            found.append(challenge)
+    return list(dict.fromkeys(found))
+
+
+def _challenges_of_site(value: str) -> list[str]:
+    """The challenges of a WWW-Authenticate header of a session with an origin of its own: all that can be answered with
+    what belongs to that origin."""
+    return [challenge for scheme, challenge in _challenges(value) if scheme not in _OF_THE_MACHINE]
+
+
+def _challenges(value: str) -> list[tuple[str, str]]:
+    """The challenges of a header, each with its scheme in lower case. None where any can't be read."""
+    found, at = [], 0
+    value = value.strip(" \t,")
+    while at < len(value):
+        match = _CHALLENGE.match(value, at)
+        if match is None:
+            return []
+        at = match.end()
+        challenge = f"{match['scheme']} {match['rest']}" if match["rest"] else match["scheme"]
+        found.append((match["scheme"].lower(), challenge))
+    return found
+
+
+def _is_of_another(authorization: str) -> bool:
+    """Whether an Authorization header is of a scheme that no session can have asked for."""
+    return authorization.strip().partition(" ")[0].lower() in _OF_OTHERS
+
 
 POLICY = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
 """The policy of every document. It must never have `allow-same-origin` or `allow-popups-to-escape-sandbox`."""
@@ -116,7 +170,7 @@ def of_request(
             continue
         if name in ("authorization", "x-api-key") and _has_api_key(raw_value, key):
             continue
-        if name == "authorization" and not own_origin and challenges.is_of_another(value):
+        if name == "authorization" and not own_origin and _is_of_another(value):
             continue
         if name == "cookie":
             pairs = [pair.strip() for pair in value.split(";")] if own_origin else _own_cookies(value)
@@ -150,7 +204,7 @@ def of_answer(received: Iterable[tuple[str, str]], place: Place) -> list[tuple[s
         elif name == "set-cookie":
             passed.append((name, _set_cookie(value, place.cookie_path)))
         elif name == "www-authenticate":
-            passed += [(name, challenge) for challenge in challenges.allowed(value, place.realm)]
+            passed += [(name, challenge) for challenge in _challenges_allowed(value, place.realm)]
         elif name == "content-security-policy":
             policies += [(name, policy) for policy in _without_sandbox(value)]
         else:
@@ -189,7 +243,7 @@ def _of_site(name: str, value: str) -> list[tuple[str, str]]:
         kept = [part for part in attributes if part.partition("=")[0].strip().lower() != "domain"]
         return [(name, ";".join([pair, *kept]))]
     if name == "www-authenticate":
-        return [(name, challenge) for challenge in challenges.of_site(value)]
+        return [(name, challenge) for challenge in _challenges_of_site(value)]
     return [(name, value)]
 
 

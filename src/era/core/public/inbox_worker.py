@@ -36,10 +36,10 @@ from era.core.deliveries import Deliveries, Record, after_failure
 from era.core.expiry import MICROS
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import ALONE, Cluster
+from era.core.late_ends import delay
 from era.core.models import OwnedId, Session, new_id, now
 from era.core.public import headers, relay
 from era.core.public.inbox import Content, Delivery, InboxSettings, InboxStore, Next, Outcome, Received, no_inbox
-from era.core.retry_delay import delay
 from era.core.run_messages import Collected, RunRequest
 from era.core.runs import Runs
 from era.core.signatures import Verify, is_genuine

@@ -19,7 +19,7 @@ from era.core.models import Status
 from era.core.public import headers
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
-from era.core.threads import computing
+from era.core.tasks import computing
 from era.errors import RelayFailed, RelayTimeout, TooLarge
 
 MAX_BODY_BYTES = 128 << 10

@@ -27,7 +27,6 @@ import structlog
 from era.core import jsontext
 from era.core.event_log import Gap
 from era.core.homes import ALONE, Cluster
-from era.core.liveness import Liveness
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import JsonObject, OwnedId, Session, Snapshot, Trim
 from era.core.setup import locks
@@ -37,7 +36,7 @@ from era.core.setup.package_sets import InstalledPackageSets, Installer, Package
 from era.core.setup.progress import Became, Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, packages_of
 from era.core.telemetry import Note, SetupEnded, ignore
-from era.core.turns import Turns
+from era.core.turns import Liveness, Turns
 from era.errors import BadRequest, EraError, NoIsolation, NotFound, QuotaReached, SandboxFailed
 
 log = structlog.get_logger()
