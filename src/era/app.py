@@ -211,7 +211,6 @@ def build_sessions(base: Base, sandboxes: Sandboxes, work: Work, moves: Moves | 
         work.expiry,
         base.rules,
         sandboxes.liveness,
-        work.admission,
         work.setups.kick,
         None if moves is None else moves.place,
     )

@@ -229,7 +229,6 @@ class Core:
             self.expiry,
             self.rules,
             self.liveness,
-            self.admission,
             lambda: None,
         )
         self.processes = SessionProcesses(self.live_sessions, self.store, self.idempotency)

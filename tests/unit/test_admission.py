@@ -15,7 +15,6 @@ from era.core.admission import Admission, Slot
 from era.core.fair_limiter import Release
 from era.core.ports import Sandbox
 from era.core.run_messages import ExecuteRequest
-from era.errors import NotFound
 from tests.owners import mine
 from tests.unit.core import URL, Core, Listener, Ran, request, until
 
@@ -73,7 +72,7 @@ async def test_runs_that_did_not_give_way_would_keep_all_others_from_beginning(
 
 async def test_no_more_work_at_a_time_than_there_are_slots(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0, 0
-    acquire = core.runs._admission._slots.take
+    acquire = core.admission.places.take
 
     async def take(owner: str, session: Hashable = "") -> Release:
         nonlocal now, most
@@ -88,7 +87,7 @@ async def test_no_more_work_at_a_time_than_there_are_slots(core: Core, monkeypat
 
         return give_back
 
-    monkeypatch.setattr(core.runs._admission._slots, "take", take)
+    monkeypatch.setattr(core.admission.places, "take", take)
 
     async def one(number: int) -> Ran:
         await core.session(f"n{number}")
@@ -130,32 +129,6 @@ async def test_a_stream_outside_of_sessions_whose_caller_leaves_gives_its_place_
     assert len(core.driver.made) == SLOTS, "nothing was made for it"
     go.touch()
     await asyncio.gather(*running)
-
-
-async def test_a_session_may_be_said_to_be_gone_again_while_its_run_is_being_told() -> None:
-    """By the time the run goes on, two calls may have found that."""
-    admission, checks = Admission(processors=1), 0
-    for _ in range(SLOTS):
-        await admission.places.take("other")
-
-    async def check() -> None:
-        nonlocal checks
-        checks += 1
-        if checks == 2:
-            raise NotFound("It was deleted.")
-
-    async def run() -> None:
-        async with admission.admitted_of(mine("s"), check):
-            pass
-
-    running = asyncio.create_task(run())
-    await until(lambda: admission.places.waiting == 1)
-    for _ in range(3):
-        admission.session_gone(mine("s"))
-        await asyncio.sleep(0)
-    with pytest.raises(NotFound):
-        await running
-    assert admission.places.waiting == 0
 
 
 class Starved:

@@ -27,7 +27,9 @@ from era.api.other_hosts import OtherHosts
 from era.core.api_keys import Caller
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
+from era.core.live.live_sessions import LiveSessions
 from era.core.moves import Moves
+from era.core.pool import SandboxPool
 from era.core.turns import Turns
 from era.errors import Forbidden, HomeLost, HomeUnreachable, Unavailable
 from era.settings import Settings
@@ -113,8 +115,8 @@ async def waited(rows: Rows, lease_seconds: float, drain_seconds: float, comes_a
             others,
             Turns(),
             nothing,
-            Sandboxes(FairLimiter(1, hint="")),
-            Live(),
+            cast(SandboxPool, Sandboxes(FairLimiter(1, hint=""))),
+            cast(LiveSessions, Live()),
             Installed(),
             (),
             lambda _: False,

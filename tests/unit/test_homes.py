@@ -165,17 +165,6 @@ async def test_of_hosts_that_start_at_one_url_at_the_same_time_one_finds_out() -
     await homes.leave()
 
 
-async def test_a_host_that_could_tell_its_url_only_later_looks_whether_it_is_alone_there() -> None:
-    rows, ended = Rows(), asyncio.Event()
-    homes = await started(rows, ended.set)
-    rows.failure = Unavailable("the database is away")
-    await homes.reached_at("http://a")
-    rows.seen = iter([{homes.host_id: 1, "other": 1}])
-    rows.failure = None
-    await asyncio.wait_for(ended.wait(), 60)
-    await homes.leave()
-
-
 async def test_a_host_that_was_declared_dead_ends() -> None:
     rows, ended = Rows(), asyncio.Event()
     homes = await started(rows, ended.set)
@@ -294,19 +283,6 @@ async def test_of_sessions_without_a_home_some_are_taken_to_do_something_for_the
     assert owned == [1, *rows.taken]
     assert len(set(rows.taken) - {1, 2}) == 3
     assert await homes.owned(range(1, 100), 0) == [1]
-    await homes.leave()
-
-
-async def test_who_looks_for_sessions_does_not_wait_until_none_is_given_any_more() -> None:
-    class Giving(Rows):
-        async def hosts_of(self, session_keys: Sequence[int]) -> Mapping[int, Host]:
-            await asyncio.sleep(0)
-            await homes.give("given", 2, self.others["other"])
-            return dict.fromkeys(session_keys, Host(homes.host_id, ""))
-
-    homes = await started(Giving(), lease=60.0)
-    async with asyncio.timeout(30):
-        assert await homes.owned([1, 2, 3], 0) == [1, 3], "nobody knows whose the second is"
     await homes.leave()
 
 

@@ -18,6 +18,7 @@ from era.api.context import claim_of
 from era.api.mcp import Mcp, _without_arguments
 from era.core import jsontext
 from era.core.metadata import SessionChange
+from era.core.models import NewSession
 from era.core.versions import Versions
 from era.errors import TooLarge
 from era.wire.limits import EgressBody, LimitsBody
@@ -100,17 +101,8 @@ async def test_large_data_of_a_request_is_checked_beside_the_event_loop(
         versions = Versions(core.store, nobody, core.turns, core.idempotency, nobody, core.liveness)
         await versions.duplicate(S, new_id="t", data=ONES, from_version=None)
     else:
-        await core.sessions.create(
-            caller=mine(""),
-            session_id="t",
-            language="python",
-            persistent=True,
-            data=given["data"],
-            metadata=given["metadata"],
-            allow_internet=False,
-            allow_public=False,
-            default_timeout=1.0,
-        )
+        new = NewSession(mine("t"), "python", True, "{}", given["metadata"], False, False, 1.0)
+        await core.sessions.create(new, given["data"])
     looked_at = [each for each in on_the_loop if each == "written"]
     assert (looked_at == []) is is_sound
 

@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from era.core.api_keys import Caller, Tickets
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place
+from era.core.live.live_sessions import LiveSessions
 from era.core.models import EMPTY, JsonObject, OwnedId, Session
 from era.core.moves import Moves
+from era.core.pool import SandboxPool
 from era.core.readiness import Readiness
 from era.core.setup.requirements import Packages
 from era.core.turns import Turns
@@ -201,8 +203,8 @@ async def cluster(places: int = 0) -> AsyncIterator[Cluster]:
         one,
         one.turns,
         one.find,
-        sandboxes,
-        one.live,
+        cast(SandboxPool, sandboxes),
+        cast(LiveSessions, one.live),
         one.installed,
         [works.__contains__],
         tickets.has,
@@ -563,3 +565,19 @@ async def test_a_new_session_that_was_called_before_it_has_its_place_goes_with_t
             assert await moving
             await waiting
         assert one.rows.given == [(1, "b")]
+
+
+async def test_a_host_with_a_slow_disk_has_no_room_until_it_is_quick_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so at once, whatever it is writing: others ask, who don't wait for long."""
+    monkeypatch.setattr("era.core.readiness._VALID_SECONDS", 0.0)
+    monkeypatch.setattr("era.core.readiness._ANSWER_SECONDS", 0.1)
+    async with cluster(places=8) as one:
+        may_end = asyncio.Event()
+        monkeypatch.setattr(one.readiness, "_write_to_store", may_end.wait)
+        assert (await one.moves.room_for_others())["sandboxes"] == 6
+        with pytest.raises(Unready, match="too long"):
+            await one.readiness.check()
+        assert (await one.moves.room_for_others())["sandboxes"] == 0
+        may_end.set()
+        await one.readiness.check()
+        assert (await one.moves.room_for_others())["sandboxes"] == 6

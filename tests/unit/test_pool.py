@@ -145,7 +145,7 @@ async def test_a_busy_one_is_not_evicted(small: Core, monkeypatch: pytest.Monkey
     second = await used(small, two)
     await small.pool.acquire(three)
     assert not second.alive
-    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    monkeypatch.setattr(small.pool.places, "_patience", 0.1)
     with pytest.raises(TooBusy) as refused:
         await small.pool.acquire(two)
     assert "busy" in str(refused.value.hint)
@@ -192,14 +192,14 @@ async def test_an_offer_can_be_taken_back_and_ends_with_the_run(small: Core, mon
     small.pool.offer(two.key, end)
     small.pool.committed(two.key, EMPTY)
     await small.pool.acquire(two)
-    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    monkeypatch.setattr(small.pool.places, "_patience", 0.1)
     with pytest.raises(TooBusy):
         await small.pool.acquire(three)
 
 
 async def test_temporary_ones_take_room_too(small: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [await small.pool.acquire_temporary("python", owner="default") for _ in range(2)]
-    monkeypatch.setattr(small.pool._room, "_patience", 0.1)
+    monkeypatch.setattr(small.pool.places, "_patience", 0.1)
     with pytest.raises(TooBusy):
         await small.pool.acquire_temporary("python", owner="default")
     for sandbox in made:

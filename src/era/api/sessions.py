@@ -37,7 +37,7 @@ from era.api.context import (
 from era.api.streaming import ClosingResponse, check_file_count, listing_response, with_files
 from era.api.validation import ANY_KEY
 from era.core.metadata import KEEP, SessionChange, SessionFilter
-from era.core.models import Session, now, timestamp
+from era.core.models import NewSession, Session, new_id, now, timestamp
 from era.core.setup.requirements import setup_text
 from era.errors import BadRequest
 from era.spelling import did_you_mean
@@ -64,12 +64,11 @@ async def create_session(
 ) -> Response:
     """Create a session."""
     check_timeout(body.default_timeout, context.settings, "default_timeout")
-    made = await context.sessions.create(
-        caller=caller,
-        session_id=body.session_id,
+    new = NewSession(
+        id=replace(caller, id=body.session_id or new_id("sess")),
         language=language(body.language, to_run=True),
         persistent=body.persistent,
-        data=body.data,
+        data="{}",
         metadata=body.metadata,
         allow_internet=body.allowInternetAccess,
         allow_public=body.allowPublicAccess,
@@ -77,13 +76,13 @@ async def create_session(
         ttl=body.ttl,
         limits={name: value for name, value in requested_limits(body.limits).items() if value is not None},
         isolation=body.isolation,
-        egress=body.egress.model_dump() if body.egress else None,
+        egress=body.egress.model_dump() if body.egress else {},
         service=body.service,
-        setup=setup_of(body.setup),
+        setup=setup_text(setup_of(body.setup)),
         storage=body.storage,
         record_code=body.record_code,
-        claim=await claim_of(context, "create", key, body),
     )
+    made = await context.sessions.create(new, body.data, await claim_of(context, "create", key, body))
     return await made_answer(made, request, context)
 
 

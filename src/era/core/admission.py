@@ -17,11 +17,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
 
 from era.core.fair_limiter import FairLimiter, Release
-from era.core.models import OwnedId
 from era.core.outages import note_outage
 from era.core.ports import SLICE, Sandbox
 
@@ -44,21 +43,9 @@ _MAKING = 1.0
 class Slot:
     """A run's right to use a processor."""
 
-    def __init__(
-        self,
-        slots: FairLimiter,
-        owner: str,
-        session: Hashable,
-        check: Callable[[], Awaitable[object]] | None = None,
-    ) -> None:
-        """`check` raises what a run is told that needs no slot any more."""
+    def __init__(self, slots: FairLimiter, owner: str, session: Hashable) -> None:
         self._slots = slots
         self._owner, self._session = owner, session
-        self._check = check
-        self._is_stale = False
-        """Whether to check once more before waiting."""
-
-        self._wait: asyncio.Timeout | None = None
         self._release: Release | None = None
         self._taken_at = 0.0
         self._sandbox: Sandbox | None = None
@@ -71,35 +58,10 @@ class Slot:
         self._timer: asyncio.TimerHandle | None = None
 
     async def take(self) -> None:
-        """Wait for a slot. Raises TooBusy, and what `check` raises where none is free. Whoever calls this calls
-        `give_back` in any case."""
-        while not await self._taken():
-            pass
+        """Wait for a slot. Raises TooBusy. Whoever calls this calls `give_back` in any case."""
+        self._release = await self._slots.take(self._owner, self._session)
         self._taken_at = time.monotonic()
         self._look_in(_LOOK)
-
-    def check_again(self) -> None:
-        """Whoever waits for the slot is to check first whether it's still needed."""
-        self._is_stale = True
-        if self._wait is not None:
-            with suppress(RuntimeError):  # It is just ending.
-                self._wait.reschedule(0)
-
-    async def _taken(self) -> bool:
-        """Wait for a slot, unless that has to be checked again. Returns whether there is one."""
-        self._is_stale = False
-        if self._check is not None and not self._slots.is_free:
-            await self._check()
-        if self._is_stale:
-            return False
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None) as self._wait:
-                    self._release = await self._slots.take(self._owner, self._session)
-                    return True
-            return False
-        finally:
-            self._wait = None
 
     def give_back(self) -> None:
         """Go on without the slot. May be called twice."""
@@ -153,38 +115,16 @@ class Admission:
         """`processors` are those that this process may use, if not given."""
         processors = processors or len(os.sched_getaffinity(0))
         slots = processors * _SLOTS_PER_PROCESSOR
-        self._slots = FairLimiter(slots, hint="Send it again after as many seconds as Retry-After says.")
-        self._of_sessions: dict[OwnedId, Slot] = {}
-
-    @property
-    def places(self) -> FairLimiter:
-        """The slots, to be looked at."""
-        return self._slots
+        self.places = FairLimiter(slots, hint="Send it again after as many seconds as Retry-After says.")
+        """The slots."""
 
     @asynccontextmanager
-    async def admitted(self, owner: str) -> AsyncIterator[Slot]:
-        """Wait for a slot, for a run of this owner's, and have it within the block for as long as the run needs it.
-        Raises TooBusy."""
-        slot = Slot(self._slots, owner, object())
+    async def admitted(self, owner: str, session: Hashable = None) -> AsyncIterator[Slot]:
+        """Wait for a slot, for a run of this owner's (in a session of this key), and have it within the block for as
+        long as the run needs it. Raises TooBusy."""
+        slot = Slot(self.places, owner, object() if session is None else session)
         try:
             await slot.take()
             yield slot
         finally:
             slot.give_back()
-
-    @asynccontextmanager
-    async def admitted_of(self, session_id: OwnedId, check: Callable[[], Awaitable[object]]) -> AsyncIterator[Slot]:
-        """The same for a run of this session, which has its turn. `check` raises where the session is gone, and then
-        the run needs no slot any more."""
-        slot = self._of_sessions[session_id] = Slot(self._slots, session_id.owner, session_id, check)
-        try:
-            await slot.take()
-            yield slot
-        finally:
-            slot.give_back()
-            del self._of_sessions[session_id]
-
-    def session_gone(self, session_id: OwnedId) -> None:
-        """A session of this id was deleted: a run of it that waits for its slot is told so."""
-        if slot := self._of_sessions.get(session_id):
-            slot.check_again()

@@ -185,10 +185,6 @@ class Homes:
         self._giving: set[int] = set()
         """The keys of sessions that are just given to another host."""
 
-        self._given: list[set[int]] = []
-        """For each look at homes under way: the keys of what began or ended to be given since, of which it may have
-        found what isn't true any more."""
-
         self._ends_with_lease: dict[object, Callable[[], None]] = {}
         self._lease_timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -235,30 +231,19 @@ class Homes:
             await asyncio.sleep(self._lease_seconds / _BEATS / 2)
 
     async def reached_at(self, url: str) -> None:
-        """Say where this host listens. A heartbeat tells the others at once; returns when it has, or its lease would be
-        over. Raises NotReady where another host has said the same, which has started at the same time; Unavailable."""
+        """Say where this host listens. A heartbeat tells the others at once; returns when it has. Raises NotReady where
+        another host has said the same, which has started at the same time, or no heartbeat comes through within a
+        lease; Unavailable."""
         self._host = Host(self._host.id, url)
         self._beat_now.set()
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self._lease_seconds):
                 while not self._told_url:
                     await self._news.wait()
-        if self._told_url:
-            if (await self._store.heartbeats_at(url)).keys() - {self._host.id}:
-                raise _not_alone(url)
-        else:
-            self._on_beat.append(self._check_still_alone)
-
-    async def _check_still_alone(self) -> None:
-        """Once the others have been told at last where this host listens, see to it that it is the only one there."""
-        if not self._told_url:
-            return
-        found = await self._store.heartbeats_at(self._told_url)
-        if self._check_still_alone in self._on_beat:  # two heartbeats may come before the first look has ended
-            self._on_beat.remove(self._check_still_alone)
-        if found.keys() - {self._host.id}:
-            log.error("host_not_alone", error=_not_alone(self._told_url).message)
-            self._lost()
+        except TimeoutError:
+            raise NotReady("The cluster's database could not be told where this host listens.") from None
+        if (await self._store.heartbeats_at(url)).keys() - {self._host.id}:
+            raise _not_alone(url)
 
     def check_reachable(self) -> None:
         """Raises Unready as long as the others can't know where this host listens."""
@@ -439,44 +424,27 @@ class Homes:
     async def owns(self, session_key: int) -> bool:
         """Whether the session with this key is at home here, from now on if nobody else has it: so what is to be done
         for a session is done by one host. False where the host has no lease."""
-        while self.has_lease and session_key not in self._giving:
-            with self._looking() as given:
-                place = await self._store.find(session_key)
-                if place is None:
-                    return False
-                home = place.home or await self._store.take(session_key)
-            if session_key not in given:
-                return home.host.id == self._host.id
-        return False
+        if not self.has_lease or session_key in self._giving:
+            return False
+        place = await self._store.find(session_key)
+        if place is None:
+            return False
+        home = place.home or await self._store.take(session_key)
+        return home.host.id == self._host.id
 
     async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
-        """See Cluster. One question for all of them, and more for what is taken. Those that are being given, or were
-        meanwhile, are left out until the next time."""
+        """See Cluster. One question for all of them, and more for what is taken. Those that are being given are left
+        out until the next time. Of one that was given away meanwhile nothing can be begun here: that is fenced."""
         if not session_keys:
             return []
-        with self._looking() as given:
-            hosts = await self._store.hosts_of(session_keys)
+        hosts = await self._store.hosts_of(session_keys)
         if not self.has_lease:
             return []
-        given |= self._giving
-        own = [key for key in session_keys if key in hosts and hosts[key].id == self._host.id and key not in given]
+        here = [key for key in session_keys if key in hosts and hosts[key].id == self._host.id]
+        own = [key for key in here if key not in self._giving]
         homeless = [key for key in session_keys if key not in hosts]
         taken = random.sample(homeless, min(max(most_new, 0), len(homeless)))
         return own + [key for key in taken if await self.owns(key)]
-
-    @contextmanager
-    def _looking(self) -> Iterator[set[int]]:
-        """While it is looked where sessions are at home: the keys of those that begin or end to be given meanwhile."""
-        given: set[int] = set()
-        self._given.append(given)
-        try:
-            yield given
-        finally:
-            self._given = [each for each in self._given if each is not given]
-
-    def _note_gift(self, session_key: int) -> None:
-        for given in self._given:
-            given.add(session_key)
 
     def key_here(self, session_id: str) -> int | None:
         """The key of a session that is known to be at home here."""
@@ -490,12 +458,10 @@ class Homes:
         """Have another host be a session's home from now on, with nothing of it under way here; whether it is. Raises
         Unavailable where nobody knows."""
         self._giving.add(session_key)
-        self._note_gift(session_key)
         try:
             return await self._store.give(session_key, host.id)
         finally:
             self._giving.remove(session_key)
-            self._note_gift(session_key)
             self.moved(session_id)
             self._store.forget(session_key)  # also where it had its home here without a call, as for a setup
 

@@ -364,7 +364,7 @@ class KeptOutputs:
     stdout_digest: str | None = None
     stderr_digest: str | None = None
     piece_order: bytes | None = field(default=None, repr=False)
-    """The list of the pieces, as transcript.py makes it; this and its digest are None where it is plain."""
+    """The list of the pieces, as transcript.py makes it; this and its digest are None of what was imported."""
 
     piece_order_digest: str | None = None
     cell: bytes | None = field(default=None, repr=False)

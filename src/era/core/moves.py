@@ -30,16 +30,15 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import islice
-from typing import Protocol
+from typing import Literal, Protocol
 
 import structlog
 
-from era.core.fair_limiter import FairLimiter
 from era.core.homes import Homes, Host, Place
+from era.core.live.live_sessions import LiveSessions
 from era.core.models import JsonObject, OwnedId, Session
-from era.core.pool import MOVED
+from era.core.pool import MOVED, SandboxPool
 from era.core.setup.requirements import Packages, packages_of
 from era.core.turns import Turns
 from era.errors import EraError
@@ -57,38 +56,6 @@ _MOST_TOLD = 2000
 
 _REMEMBERED_SECONDS = 60.0
 """For which calls that look for a session here are sent after it."""
-
-
-class Sandboxes(Protocol):
-    """The sandboxes of this host."""
-
-    @property
-    def places(self) -> FairLimiter: ...
-
-    def has(self, session_key: int) -> bool:
-        """Whether the session has a sandbox, or is about to have one."""
-        ...
-
-    def is_busy(self, session_key: int) -> bool:
-        """Whether it is in use or held, or just being made or closed."""
-        ...
-
-    def release_soon(self, session_key: int, reason: str) -> object:
-        """Begin to remove it. `reason` is SandboxClosed's."""
-        ...
-
-
-class Live(Protocol):
-    """The live sessions of this host."""
-
-    @property
-    def most(self) -> int: ...
-
-    def count(self) -> int: ...
-
-    def has(self, session_key: int) -> bool: ...
-
-    def has_room(self, owner: str) -> bool: ...
 
 
 class Installed(Protocol):
@@ -121,12 +88,12 @@ class Others(Protocol):
         ...
 
 
-class Why(StrEnum):
-    """Why a session moves, as the log has it."""
+type Why = Literal["no room", "no home, and little room", "no home, and its packages are there"]
+"""Why a session moves, as the log has it."""
 
-    FULL = "no room"
-    NEARLY_FULL = "no home, and little room"
-    PACKAGES = "no home, and its packages are there"
+_FULL: Why = "no room"
+_NEARLY_FULL: Why = "no home, and little room"
+_PACKAGES: Why = "no home, and its packages are there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +117,8 @@ class Moves:
         others: Others,
         turns: Turns,
         find: Callable[[OwnedId], Awaitable[Session]],
-        sandboxes: Sandboxes,
-        live: Live,
+        sandboxes: SandboxPool,
+        live: LiveSessions,
         installed: Installed,
         works: Sequence[Callable[[int], bool]],
         has_ticket: Callable[[str], bool],
@@ -186,7 +153,7 @@ class Moves:
         self._asked_at = -_KNOWN_SECONDS
         """When they had said it."""
 
-        self._asking: asyncio.Task[None] | None = None
+        self._asking = asyncio.Lock()
         self.count = 0
         """How many have moved."""
 
@@ -231,12 +198,17 @@ class Moves:
         return at is not None and time.monotonic() < at + _REMEMBERED_SECONDS
 
     async def move(self, session: OwnedId, *, live: bool) -> bool:
-        """Have the session move, if another host is better for what a call about it wants that hasn't begun; whether it
-        has. `live` says what it wants."""
+        """Give a session to another host, if a call about it that hasn't begun needs what this host hasn't got.
+
+        Args:
+            session: The session that the call names.
+            live: Whether the call needs the session to be live, and not only a sandbox.
+
+        Returns:
+            Whether the session has moved. Then the call goes to its new home.
+        """
         key, arrival = self._homes.key_here(session.id), self._homes.arrival(session.id)
-        if key is None or not self._is_left_alone(session, key):
-            return False
-        if (why := self._why(session, key, live, arrival)) is None:
+        if key is None or (why := self._why(session, key, live, arrival)) is None:
             return False
         try:
             found = await self._find(session)  # or anybody could have others' sessions move, and their calls wait
@@ -247,12 +219,12 @@ class Moves:
         kind = "live" if live else "sandboxes"
         with self._about_to_leave(session.id, key):
             hosts = await self._with_room(kind)
-            # Nothing is waited for between this look and the gift.
-            is_so = self._is_left_alone(session, key) and self._why(session, key, live, arrival) is why
-            if not hosts or not is_so or self._homes.key_here(session.id) != key or found.key != key:
+            # While hosts were asked, the session may have been used, moved, or deleted and made anew. Nothing is waited
+            # for between this look and the gift.
+            if not hosts or found.key != key or self._why(session, key, live, arrival) != why:
                 return False
             host = self._best(hosts, kind, found.package_set)
-            if why is Why.PACKAGES and found.package_set not in self._told[host.id].packages:
+            if why == _PACKAGES and found.package_set not in self._told[host.id].packages:
                 return False
             return await self._give(session, key, host, kind, why)
 
@@ -264,15 +236,15 @@ class Moves:
             return  # as its setup will say
         name = self._installed.name(packages) if packages and not session.setup_lock else None
         if name is not None and not await asyncio.to_thread(self._installed.is_prepared, name):
-            why = Why.PACKAGES
+            why = _PACKAGES
         elif self._is_nearly_full():
-            why = Why.NEARLY_FULL
+            why = _NEARLY_FULL
         else:
             return
         told = await self._ask(name)
         hosts = [host for host in self._listening() if host.id in told and told[host.id].room["sandboxes"] > 0]
         best = max(hosts, key=lambda host: (told[host.id].is_prepared, told[host.id].room["sandboxes"]), default=None)
-        if best is None or (why is Why.PACKAGES and not told[best.id].is_prepared):
+        if best is None or (why is _PACKAGES and not told[best.id].is_prepared):
             return
         if session.id in self._leaving:
             return  # it was called meanwhile, and goes where that call would have it
@@ -322,28 +294,25 @@ class Moves:
         log.info("session_moved", session=session_id, to=host.id, why=why)
 
     def _why(self, session: OwnedId, key: int, live: bool, arrival: Place | None) -> Why | None:
-        """Why a session that is at home here should be elsewhere; None where there is no reason, or there is more of it
-        here than rows, blobs and a sandbox. It had no home before where it has just arrived."""
-        has_room = self._sandboxes.has(key) or self._places.is_free
-        if self._lasts(session, key):
+        """Why a session should be elsewhere. None where there is no reason, where it isn't at home here any more, or
+        where anything of it is under way. `arrival` is given for one that had no home before this call."""
+        if self._homes.key_here(session.id) != key or not self._is_left_alone(session, key):
             return None
+        has_room = self._sandboxes.has(key) or self._places.is_free
         if not has_room or (live and not self._live.has_room(session.owner)):
-            return Why.FULL
+            return _FULL
         if arrival is None:
             return None
         if arrival.packages is not None and not self._installed.is_here(arrival.packages):
-            return Why.PACKAGES
-        return Why.NEARLY_FULL if self._is_nearly_full() else None
-
-    def _lasts(self, session: OwnedId, key: int) -> bool:
-        """Whether anything of a session goes on here that no other host can go on with."""
-        return self._live.has(key) or any(works(key) for works in self._works) or self._has_ticket(session.id)
+            return _PACKAGES
+        return _NEARLY_FULL if self._is_nearly_full() else None
 
     def _is_left_alone(self, session: OwnedId, key: int, *, calls: int = 1) -> bool:
         """Whether nothing of a session is under way besides so many calls about it, such as the one that asks."""
         is_called = self._calls[session.id] > calls or self._calls[key]
         runs = self._turns.taken(session) or self._sandboxes.is_busy(key)
-        return not (is_called or runs or self._lasts(session, key))
+        lasts = self._live.has(key) or any(works(key) for works in self._works) or self._has_ticket(session.id)
+        return not (is_called or runs or lasts)
 
     def _is_nearly_full(self) -> bool:
         return self._places.taken * 4 > self._places.count * 3
@@ -363,18 +332,12 @@ class Moves:
 
     async def _with_room(self, kind: str) -> Sequence[Host]:
         """The other hosts that have room of this kind."""
-        if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
-            self._asking = self._asking or asyncio.create_task(self._ask_all())
-            await asyncio.shield(self._asking)  # which others wait for, too
+        async with self._asking:  # which others wait for, too
+            if time.monotonic() > self._asked_at + _KNOWN_SECONDS:
+                self._told = await self._ask()
+                self._asked_at = time.monotonic()
         hosts = [host for host in self._listening() if host.id in self._told]
         return [host for host in hosts if all(self._told[host.id].room[each] > 0 for each in {"sandboxes", kind})]
-
-    async def _ask_all(self) -> None:
-        try:
-            self._told = await self._ask()
-            self._asked_at = time.monotonic()
-        finally:
-            self._asking = None
 
     def _best(self, hosts: Sequence[Host], kind: str, packages: str | None) -> Host:
         """Of these hosts the one with most room, those that have these packages first."""

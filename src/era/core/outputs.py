@@ -57,7 +57,7 @@ class Outputs:
             await transcript.end()
             if not self._kept and not always:
                 return None
-            parts = [transcript.stdout, transcript.stderr, *([] if transcript.is_plain else [transcript.order])]
+            parts = [transcript.stdout, transcript.stderr, transcript.order]
             told = SpooledOutput(self._directory)
             if cell is not None:
                 await told.append(await jsontext.aside(_encoded, cell))
@@ -89,8 +89,8 @@ class Outputs:
         """All of it, to be read and closed. `count` is the record's `pieces`. Raises Unavailable where the disk
         fails."""
         stdout, stderr = [await self.open(kept, stream) for stream in STREAMS]
-        is_plain = kept.piece_order is None and kept.piece_order_digest is None
-        order = None if is_plain else await self._open(kept.piece_order, kept.piece_order_digest)
+        has_order = kept.piece_order is not None or kept.piece_order_digest is not None
+        order = await self._open(kept.piece_order, kept.piece_order_digest) if has_order else None
         return await Transcript.of(stdout, stderr, order, count)
 
     async def cell(self, kept: KeptOutputs | None) -> JsonObject | None:

@@ -9,7 +9,6 @@ can be handed on from one to the next.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -99,20 +98,11 @@ class _Acquiring:
     released: bool = False
     """It is to have none, since it was deleted meanwhile."""
 
-    wait: asyncio.Timeout | None = None
-    """Its wait for a place of the room, or for files to be put back into its warm sandbox."""
-
     how: str = "made"
     """See SandboxAcquired."""
 
     use: str = "session"
     """See SandboxStarted."""
-
-    def release(self) -> None:
-        self.released = True
-        if self.wait is not None:
-            with contextlib.suppress(RuntimeError):  # It is just ending.
-                self.wait.reschedule(asyncio.get_running_loop().time())
 
 
 class SandboxPool:
@@ -161,13 +151,15 @@ class SandboxPool:
 
         self._kept = DirectoryCache(kept_bytes, snapshots.forget)
         self._limit = WarmLimit() if max_warm is None else None
-        self._room = FairLimiter(
+        self.places = FairLimiter(
             FIRST if max_warm is None else max_warm,
             hint="Every sandbox of this server is busy. Try again later, or raise ERA_MAX_WARM.",
             patience=_PATIENCE,
             on_waiting=self._make_way,
             is_coming=lambda: bool(self._making_way),
         )
+        """The room: its `count` says how many sandboxes may belong to sessions, as things are."""
+
         self._in_room: dict[str, Release] = {}
         """The sandboxes that have a place of the room, by id, and what gives it back."""
 
@@ -218,6 +210,10 @@ class SandboxPool:
         acquiring = self._acquiring[session.key] = _Acquiring()
         try:
             sandbox = await self._acquired(session, acquiring)
+        except EraError:
+            if acquiring.released:
+                raise SessionDeleted(NEVER_BEGUN) from None
+            raise
         finally:
             if self._acquiring.get(session.key) is acquiring:
                 del self._acquiring[session.key]
@@ -236,7 +232,7 @@ class SandboxPool:
             acquiring.how = "live"
             return warm.sandbox  # as it is: processes work on it
         if warm is not None:
-            if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot, acquiring):
+            if warm.spec == spec and warm.sandbox.alive and await self._restored(warm, session.snapshot):
                 warm.busy = True
                 acquiring.how = "warm"
                 return warm.sandbox
@@ -293,17 +289,10 @@ class SandboxPool:
         self, spec: _Spec, owner: str, acquiring: _Acquiring, kept: CachedDirectory | None = None
     ) -> Sandbox:
         """A sandbox that no session has, which takes one place of the room until `_close`; one into which `kept` can be
-        moved quickly. Raises TooBusy, Unavailable where the server is about to stop, and SessionDeleted where there is
-        no need of it any more."""
+        moved quickly. Raises TooBusy, Unavailable where the server is about to stop."""
         if self.is_stopped:
             raise Unavailable("This server is about to stop.")
-        try:
-            async with asyncio.timeout(0 if acquiring.released else None) as acquiring.wait:
-                release = await self._room.take(owner)
-        except TimeoutError:
-            raise SessionDeleted(NEVER_BEGUN) from None
-        finally:
-            acquiring.wait = None
+        release = await self.places.take(owner)
         try:
             sandbox = await self._ready_or_made(spec, kept, acquiring)
         except BaseException:
@@ -387,11 +376,6 @@ class SandboxPool:
             self._liveness.remove(session_key)
             self._make_way()
 
-    @property
-    def places(self) -> FairLimiter:
-        """The room, to be looked at: its `count` says how many sandboxes may belong to sessions, as things are."""
-        return self._room
-
     async def discard(self, sandbox: Sandbox, why: str = "Its sandbox failed.", *, reason: str = "failed") -> None:
         """Close a sandbox whose content must not be used again. `why` is told to who holds it. `reason` is
         SandboxClosed's, but for a temporary one."""
@@ -444,7 +428,7 @@ class SandboxPool:
         """The same, for callers that mustn't wait while files are put back into it. Returns what ends when it is gone.
         `reason` is SandboxClosed's."""
         if acquiring := self._acquiring.get(session_key):
-            acquiring.release()
+            acquiring.released = True
         if warm := self._warm.pop(session_key, None):
             self._released.add(warm.sandbox)
             self._tell_lost(session_key, warm, _DELETED if reason == "deleted" else reason)
@@ -489,19 +473,16 @@ class SandboxPool:
             del self._putting_away[session_key]
         log_failure(task, "sandbox_not_closed")
 
-    async def _restored(self, warm: _Warm, snapshot: Snapshot, acquiring: _Acquiring) -> bool:
-        """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used. Raises
-        SessionDeleted where `release` was called meanwhile, which closes it."""
+    async def _restored(self, warm: _Warm, snapshot: Snapshot) -> bool:
+        """Make a warm working directory hold `snapshot`; False where that fails, and the sandbox can't be used."""
         if warm.snapshot == snapshot:
             return True
         warm.busy = True
         try:
-            async with asyncio.timeout(None) as acquiring.wait, warm.restoring:
+            async with warm.restoring:
                 await self._snapshots.restore(snapshot, warm.sandbox, session_id=warm.session_id)
         except SandboxFailed:
             return False
-        except TimeoutError:
-            raise SessionDeleted(NEVER_BEGUN) from None
         except BaseException:
             await self.discard(warm.sandbox)  # or it would be busy for ever, with something between two snapshots
             raise
@@ -530,7 +511,7 @@ class SandboxPool:
     def _make_way(self) -> None:
         """For each place that is wanted, begin to close the idle sandbox that was used longest ago; where none is idle,
         to end the run that was offered first."""
-        while self._room.wanted > len(self._making_way):
+        while self.places.wanted > len(self._making_way):
             idle = next((key for key, warm in self._warm.items() if not warm.busy and warm.lost is None), None)
             if idle is not None:
                 task = self._put_away(idle, "evicted")
@@ -578,5 +559,5 @@ class SandboxPool:
         if self._limit is not None:
             idle = [warm.sandbox for warm in self._warm.values() if not warm.busy]
             self._limit.measure([*idle, *self._ready.all()])
-            self._room.resize(self._limit.limit(len(self._in_room)))
+            self.places.resize(self._limit.limit(len(self._in_room)))
             self._make_way()

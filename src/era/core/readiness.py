@@ -20,9 +20,6 @@ _VALID_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 """A store or disk that takes longer than this to write a little counts as one that can't."""
 
-_SLOW_SECONDS = 30.0
-"""A store or disk that has been too slow for so long isn't taken for busy any more, but to hang."""
-
 _PROBE = bytes(4096)
 
 
@@ -37,10 +34,7 @@ class Readiness:
         self._trial: asyncio.Task[str | None] | None = None
         self._tried_at = 0.0
         self._can_not: str | None = None
-        """Why the last trial that came to an end in time found that runs can't be taken, if it did."""
-
-        self._slow_since: float | None = None
-        """When the first of the trials ended that have taken too long since one came to an end in time."""
+        """Why the last trial found that runs can't be taken, if it did."""
 
     def stop(self) -> None:
         """From now on the service isn't ready."""
@@ -54,13 +48,11 @@ class Readiness:
             raise Unready(why, details={"reason": "storage"})
 
     def is_likely(self) -> bool:
-        """Whether runs can be taken, by the last trial that ended, at once; the next one begins if it is time for it. A
-        store or disk that is slow for a while is taken to be neither better nor worse than before: hosts of a cluster
-        are asked about their room by others, who don't wait for a disk."""
+        """Whether runs can be taken, by the last trial that ended, at once; the next one begins if it is time for it.
+        Hosts of a cluster are asked about their room by others, who don't wait for a disk."""
         if not self._stopping:
             self._tried()
-        hangs = self._slow_since is not None and time.monotonic() > self._slow_since + _SLOW_SECONDS
-        return not (self._stopping or hangs) and self._can_not is None
+        return not self._stopping and self._can_not is None
 
     def _tried(self) -> asyncio.Task[str | None]:
         """The trial under way, or one that ended just now, or a new one."""
@@ -76,15 +68,13 @@ class Readiness:
                 await asyncio.to_thread(self._write_file)
                 await self._write_to_store()
         except TimeoutError:
-            if self._slow_since is None:
-                self._slow_since = time.monotonic()
-            return "The data directory takes too long to be written to."
+            self._can_not = "The data directory takes too long to be written to."
         except OSError as error:
-            self._can_not, self._slow_since = f"The data directory can't be written to: {error.strerror}.", None
+            self._can_not = f"The data directory can't be written to: {error.strerror}."
         except EraError as error:
-            self._can_not, self._slow_since = f"The database can't be written to: {error.message}.", None
+            self._can_not = f"The database can't be written to: {error.message}."
         else:
-            self._can_not = self._slow_since = None
+            self._can_not = None
         finally:
             self._tried_at = time.monotonic()
         return self._can_not

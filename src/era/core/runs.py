@@ -244,8 +244,7 @@ class Runs:
             while True:
                 async with self._turns.take(session_id, long=request.service is None):
                     told.stages.end("turn")
-                    check = partial(self._store.session, session_id)
-                    async with self._admission.admitted_of(session_id, check) as slot:
+                    async with self._admission.admitted(session_id.owner, session_id) as slot:
                         told.stages.end("slot")
                         leaving = await self._being_put_away(session_id, request)
                         if leaving is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from era.core import allowlist as allowed
 from era.core import jsontext
-from era.core.admission import Admission
 from era.core.expiry import Expiry
 from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.limits import Rules
@@ -18,19 +17,14 @@ from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
     Claim,
     JsonObject,
-    Language,
     NewSession,
     OwnedId,
-    ServiceCommand,
     Session,
     StoredCode,
     VersionContent,
-    WantedIsolation,
-    new_id,
     now,
 )
 from era.core.pool import SandboxPool
-from era.core.setup.requirements import setup_text
 from era.core.turns import Liveness, Turns
 from era.core.views import certainly_own, without_view
 from era.errors import BadRequest, Expired, NotFound, TooLarge
@@ -60,7 +54,6 @@ class Sessions:
         expiry: Expiry,
         rules: Rules,
         liveness: Liveness,
-        admission: Admission,
         kick_setups: Callable[[], None],
         place: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
@@ -69,7 +62,6 @@ class Sessions:
         self._kick_setups = kick_setups
         self._place = place
         self._liveness = liveness
-        self._admission = admission
         self._rules = rules
         self._store = store
         self._idempotency = idempotency
@@ -77,59 +69,22 @@ class Sessions:
         self._pool = pool
         self._turns = turns
 
-    async def create(
-        self,
-        *,
-        caller: OwnedId,
-        session_id: str | None,
-        language: Language,
-        persistent: bool,
-        data: JsonObject,
-        metadata: JsonObject,
-        allow_internet: bool,
-        allow_public: bool,
-        default_timeout: float,
-        ttl: int | None = None,
-        limits: Mapping[str, float] | None = None,
-        isolation: WantedIsolation = "auto",
-        egress: JsonObject | None = None,
-        service: ServiceCommand | None = None,
-        setup: Mapping[str, Any] | None = None,
-        storage: bool = True,
-        record_code: bool = True,
-        claim: Claim | None = None,
-    ) -> Made:
-        """Create a session of the caller's owner; `session_id` None makes up an id. `default_timeout` and `ttl` are
-        seconds, `limits` in the units of the API. Raises Conflict where the id is taken, BadRequest or TooLarge for
-        values that can't be."""
-        await jsontext.aside_where_long(check_metadata, metadata)
-        self._rules.check(limits or {})
-        allowed.check(egress or {})
-        if not persistent and (setup or {}).get("commands"):
+    async def create(self, new: NewSession, data: JsonObject, claim: Claim | None = None) -> Made:
+        """Create a session with this data; `new.data` is made of it. Raises Conflict where the id is taken, BadRequest
+        or TooLarge for values that can't be."""
+        await jsontext.aside_where_long(check_metadata, new.metadata)
+        self._rules.check(new.limits)
+        allowed.check(new.egress)
+        if not new.persistent and new.setup is not None and json.loads(new.setup).get("commands"):
             raise BadRequest(
                 "A session that is not persistent keeps no files, so 'setup.commands' could leave none.",
                 hint='Make it with "persistent": true.',
                 code="not_persistent",
             )
-        new = NewSession(
-            id=replace(caller, id=session_id or new_id("sess")),
-            language=language,
-            persistent=persistent,
-            data=await data_text_aside(data),
-            metadata=metadata,
-            allow_internet=allow_internet,
-            allow_public=allow_public,
-            default_timeout=default_timeout,
-            ttl=ttl,
-            limits=dict(limits or {}),
-            isolation=isolation,
-            egress=egress or {},
-            service=service,
-            setup=setup_text(setup),
-            storage=storage,
-            record_code=record_code,
+        new = replace(new, data=await data_text_aside(data))
+        made = await create_once(
+            self._idempotency, replace(new.id, id=""), claim, lambda: self._store.create_session(new, claim)
         )
-        made = await create_once(self._idempotency, caller, claim, lambda: self._store.create_session(new, claim))
         if new.setup is not None:
             if self._place is not None and not made.replayed:
                 await self._place(made.session)
@@ -181,15 +136,14 @@ class Sessions:
         """Delete a session: when this returns its processes are dead and its working directory gone.
 
         Its rows stay for a while, so that it can be restored, unless it is to be purged; then so are the sessions that
-        were gone from this id before. The rows come first, so whoever waits for a turn or a slot finds nothing; then
-        the run under way loses its sandbox. With `key`, the very session that has it and no other.
+        were gone from this id before. The rows come first, so whoever waits for a turn finds nothing; then the run
+        under way loses its sandbox, or gets none. With `key`, the very session that has it and no other.
         """
         keys: Sequence[int]
         if purge:
             keys = await self._store.purge_session(session_id, key=key)
         else:
             keys = [(await self._store.delete_session(session_id, key=key)).key]
-        self._admission.session_gone(session_id)
         for key in keys:
             await self._pool.release(key)
         async with self._turns.take(session_id, bounded=False):

@@ -9,8 +9,7 @@ of the service. It has a position and no queue: however slow it is, it takes one
 A piece is whole text: a character whose bytes come in two parts belongs to the piece of its last one. So a piece can be
 read without those before it, and a reader can go on behind any.
 
-The list is left out where it is what anybody would guess (`PLAIN`): stdout in pieces of 64 KiB, then stderr. Most runs
-write less than that, and are kept without a list; so are those from before there were lists.
+What was imported comes without a list. It is read as stdout in pieces of 64 KiB, then stderr.
 
 An entry of the list is a number in LEB128: twice the size, and one more for stderr. No piece is empty, so 0 stands for
 an event: it is followed by the size of the event in LEB128, and by the event.
@@ -30,8 +29,7 @@ from era.core.program import STREAMS, Output, Stream
 from era.core.spooled_output import PIECE, SpooledOutput
 
 _PIECE_BYTES = 16 << 10
-"""Of a piece that is written: thousands may read, each of whom has one. It is four times as much where it was kept by
-an older version."""
+"""Of a piece that is written: thousands may read, each of whom has one."""
 
 _READ_AT_ONCE = 2048
 """Bytes of the list that a reader takes in one step."""
@@ -73,8 +71,8 @@ class Transcript:
     async def of(
         cls, stdout: SpooledOutput, stderr: SpooledOutput, order: SpooledOutput | None, count: int | None
     ) -> Transcript:
-        """What was kept of a run that has ended; closed with this. `count` and `order` are None where they are
-        PLAIN."""
+        """What was kept of a run that has ended; closed with this. `count` and `order` are None of what was
+        imported."""
         made = cls()
         made.stdout, made.stderr = stdout, stderr
         if order is None:
@@ -88,17 +86,6 @@ class Transcript:
 
     def __getitem__(self, stream: Stream) -> SpooledOutput:
         return self.stdout if stream == "stdout" else self.stderr
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its list is what is guessed without one."""
-        streams = [stream for stream in STREAMS if self[stream].size]
-        if self.count != len(streams) or any(self[stream].size > PIECE for stream in streams):
-            return False
-        return self.count < 2 or self._first == "stdout"
-
-    _first: Stream | None = None
-    """The stream of the first piece."""
 
     async def append(self, output: Output) -> None:
         """Add what was written. Raises OSError where the disk fails. Only one call may be under way."""
@@ -165,7 +152,6 @@ class Transcript:
 
     async def _add(self, stream: Stream, size: int) -> None:
         if size:
-            self._first = self._first or stream
             await self._add_entry(_entry(stream, size))
 
     async def _add_entry(self, entry: bytes) -> None:
@@ -179,7 +165,7 @@ class Transcript:
 
 
 def plain_count(*sizes: int) -> int:
-    """How many pieces PLAIN streams of these sizes have."""
+    """How many pieces streams of these sizes have that come without a list."""
     return sum(-(-size // PIECE) for size in sizes)
 
 
