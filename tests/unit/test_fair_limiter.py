@@ -218,21 +218,21 @@ async def test_refused_when_clearing_takes_too_long(monkeypatch: pytest.MonkeyPa
 
 
 async def test_not_refused_while_slots_come_free() -> None:
-    async with callers_of(FairLimiter(1, hint="later", patience=6.0)) as calls:
+    async with callers_of(FairLimiter(1, hint="later", patience=2.0)) as calls:
         await calls.ask(*["a"] * 8)
         for count in range(1, 8):
-            await asyncio.sleep(0.9)
+            await asyncio.sleep(0.3)
             await calls.end()
             assert len(calls.served) == count + 1
         await asyncio.gather(*calls.tasks)
 
 
 async def test_refused_at_once_when_the_wait_would_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fair_limiter, "_LONGEST", 2.0)
+    monkeypatch.setattr(fair_limiter, "_LONGEST", 0.5)
     async with callers_of(FairLimiter(1, hint="later")) as calls:
         await calls.ask(*["a"] * 30)
         for _ in range(5):
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.1)
             await calls.end()
         began = asyncio.get_running_loop().time()
         with pytest.raises(TooBusy) as refused:

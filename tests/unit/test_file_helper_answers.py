@@ -120,8 +120,8 @@ async def test_a_helper_is_ended_only_where_its_sandbox_does_not_get_on(
     monkeypatch: pytest.MonkeyPatch, gets_on: bool
 ) -> None:
     """As on a machine whose processors are taken. All callers share it."""
-    monkeypatch.setattr(file_helper, "_SECONDS", 0.5)
-    process: Any = SlowHelper(bytes(frame(b'{"id": 1, "made": true}')), 2.0 if gets_on else 600.0)
+    monkeypatch.setattr(file_helper, "_SECONDS", 0.2)
+    process: Any = SlowHelper(bytes(frame(b'{"id": 1, "made": true}')), 0.6 if gets_on else 600.0)
     live: Any = Live(cpu_seconds=time.monotonic if gets_on else lambda: 0.0)
     helper = FileHelper(process, live)
     if gets_on:
@@ -139,8 +139,8 @@ async def test_a_helper_is_ended_only_where_its_sandbox_does_not_get_on(
 async def test_a_watch_is_given_up_only_where_its_sandbox_does_not_get_on(
     monkeypatch: pytest.MonkeyPatch, gets_on: bool
 ) -> None:
-    monkeypatch.setattr(watching, "_SECONDS", 0.5)
-    process = SlowHelper(json.dumps({"type": "watching"}).encode() + b"\n", 2.0 if gets_on else 600.0)
+    monkeypatch.setattr(watching, "_SECONDS", 0.2)
+    process = SlowHelper(json.dumps({"type": "watching"}).encode() + b"\n", 0.6 if gets_on else 600.0)
     live: Any = Live(process, time.monotonic if gets_on else lambda: 0.0)
     ended = asyncio.Event()
     watch = watching._LiveWatch(live, (), recursive=False, ended=ended.set)

@@ -124,7 +124,7 @@ async def test_a_host_without_the_database_answers_until_its_lease_is_over_and_g
 
 async def test_what_tells_of_this_host_ends_with_its_lease() -> None:
     rows = Rows()
-    homes = await started(rows, lease=3.0)
+    homes = await started(rows, lease=1.0)
     ended: list[str] = []
     with homes.while_leased(lambda: ended.append("over before")):
         before = rows.beats

@@ -83,6 +83,7 @@ async def test_a_run_reads_and_writes_large_data_beside_the_event_loop(
     assert on_the_loop == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_sound", [True, False], ids=["", "weakened"])
 @pytest.mark.parametrize("what", ["data", "metadata", "changed data", "changed metadata", "copied data"])
 async def test_large_data_of_a_request_is_checked_beside_the_event_loop(

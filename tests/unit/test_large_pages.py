@@ -143,6 +143,7 @@ async def whole(answer: Coroutine[Any, Any, Response]) -> bytes:
     return b"".join([piece async for piece in pieces])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAGES)
 async def test_a_page_of_large_items_is_made_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "SLICE", SHORT)

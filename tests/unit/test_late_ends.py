@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from era.core.live import live_session
+from era.core.live import live_session, live_sessions
 from era.core.live.processes import ProcessRequest
 from era.core.models import Claim, OwnedId
 from era.core.process import ProcessRecord
@@ -66,7 +66,8 @@ async def test_a_service_that_stops_waits_for_ends_to_be_recorded_for_a_while_on
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = Away(core, monkeypatch)
-    monkeypatch.setattr(live_session, "LAST_RECORDS_SECONDS", 0.2)
+    for module in (live_session, live_sessions):
+        monkeypatch.setattr(module, "LAST_RECORDS_SECONDS", 0.2)
     for name in "ab":
         await core.session(name)
         await start(core, "exec sleep 100", mine(name))

@@ -55,6 +55,7 @@ async def never() -> Message:
     raise AssertionError
 
 
+@pytest.mark.slow
 async def test_many_who_follow_the_same_thing(is_sound: bool) -> None:
     meter.install()
     sent, expected, done, log = 0, MANY, asyncio.Event(), OutputLog()

@@ -171,7 +171,7 @@ async def test_env_and_secrets_are_in_no_row_and_no_log(core: Core) -> None:
 async def test_what_a_run_that_fails_leaves(core: Core, ending: str, status: str, exit_code: int, atomic: bool) -> None:
     await core.session(data='{"n": 0}')
     code = f"import os, time\nopen('a', 'w').close()\n{WRITE_STATE % 1}\n{ending}"
-    result = (await core.run(code, atomic=atomic, timeout=5 if status == "timeout" else 60)).result
+    result = (await core.run(code, atomic=atomic, timeout=1 if status == "timeout" else 60)).result
     assert (result.status, result.exit_code) == (status, exit_code)
     assert result.state.committed is not atomic
     assert result.data == await data_of(core) == ({"n": 0} if atomic else {"n": 1})

@@ -60,8 +60,8 @@ class Interpreter:
 
 
 async def test_a_helper_whose_sandbox_computes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SECONDS", 0.4)
-    file = StateFile(Helper(reads=1.2).start, time.monotonic)
+    monkeypatch.setattr(module, "_SECONDS", 0.2)
+    file = StateFile(Helper(reads=0.6).start, time.monotonic)
     assert await file.read() == (b"{}", None)
     await file.close()
 
