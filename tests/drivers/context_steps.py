@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from era import languages
-from era.core.live import state_file as state_files
+from era.core.live import file_helper
 from era.core.live.context import Context, NotBegun
-from era.core.live.state_file import StateFile
+from era.core.live.file_helper import HELPER, FileHelper, read_state, write_state
 from era.core.process import ProcessSpec
 from era.core.program import CellEvent, Invocation, Output, Program
 from era.errors import CommitFailed
@@ -71,26 +71,32 @@ async def state_file(sandbox: Any, before: list[str]) -> tuple[bytes | None, str
     """Write the state file, after each of the shell's commands in `before`; return what is read then, and what is read
     after it was written once more."""
     supervisor = await sandbox.process_supervisor()
-    file = StateFile(supervisor.start, sandbox.cpu_seconds)
+    helpers: list[FileHelper] = []
+
+    async def helper() -> FileHelper:
+        if not helpers or not helpers[-1].alive:
+            helpers.append(FileHelper(await supervisor.start(HELPER), sandbox.cpu_seconds))
+        return helpers[-1]
+
     try:
-        await file.write(b'{"a": 1}')
+        await write_state(helper, b'{"a": 1}')
         for command in before:
             process = await supervisor.start(ProcessSpec(["sh", "-c", command], {}))
             async for _ in process.events():
                 pass
         if "STOP" in "".join(before):
             _give_up_one_question_soon()
-        content, problem = await file.read()
-        await file.write(b'{"b": 2}')
-        return content, problem, (await file.read())[0]
+        content, problem = await read_state(helper)
+        await write_state(helper, b'{"b": 2}')
+        return content, problem, (await read_state(helper))[0]
     except CommitFailed as error:
         return None, error.message, None
     finally:
-        await file.close()
+        await helpers[-1].end()
 
 
 def _give_up_one_question_soon() -> None:
     """Let the next question, to a helper that is stopped and never answers, be given up soon. All after it are waited
     for as long as ever."""
-    seconds, state_files._SECONDS = state_files._SECONDS, 0.3
-    asyncio.get_running_loop().call_soon(setattr, state_files, "_SECONDS", seconds)
+    seconds, file_helper._SECONDS = file_helper._SECONDS, 0.3
+    asyncio.get_running_loop().call_soon(setattr, file_helper, "_SECONDS", seconds)

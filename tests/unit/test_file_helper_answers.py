@@ -122,8 +122,7 @@ async def test_a_helper_is_ended_only_where_its_sandbox_does_not_get_on(
     """As on a machine whose processors are taken. All callers share it."""
     monkeypatch.setattr(file_helper, "_SECONDS", 0.2)
     process: Any = SlowHelper(bytes(frame(b'{"id": 1, "made": true}')), 0.6 if gets_on else 600.0)
-    live: Any = Live(cpu_seconds=time.monotonic if gets_on else lambda: 0.0)
-    helper = FileHelper(process, live)
+    helper = FileHelper(process, time.monotonic if gets_on else lambda: 0.0)
     if gets_on:
         found, _ = await helper.call("put")
         assert found["made"]
@@ -195,8 +194,7 @@ class DyingHelper:
 @pytest.mark.parametrize("op", ["stat", "write", "delete", "move", "put", "place", "mkdir"])
 async def test_nobody_is_told_to_repeat_what_may_have_been_done(op: str) -> None:
     process: Any = DyingHelper()
-    live: Any = Live()
-    helper = FileHelper(process, live)
+    helper = FileHelper(process, lambda: 0.0)
     with pytest.raises(Unavailable) as caught:
         await helper.call(op)
     may_have_changed = op not in ("stat", "write")

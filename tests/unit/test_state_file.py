@@ -1,47 +1,17 @@
-"""core.live.state_file, and what a cell answers whose state file can't be read. The helper is one that a test speaks
-for."""
+"""What a cell answers whose state file can't be read."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from era.core.live import state_file as module
 from era.core.live.context import CellOutcome
+from era.core.live.file_helper import gone
 from era.core.live.processes import ProcessRequest
-from era.core.live.state_file import StateFile
-from era.core.process import ProcessEnded, ProcessOutput, ProcessSpec
 from era.errors import NoIsolation
-from tests.core.interpreters import until_ended
 from tests.owners import mine
 from tests.unit.core import URL, Core
-
-
-class Helper:
-    """In place of the helper's process. It takes `seconds` for each answer, and answers nothing where they are None."""
-
-    def __init__(self, reads: float | None, writes: float | None = 0.0) -> None:
-        self._seconds = {b"R": (reads, b"S", b"{}"), b"W": (writes, b"K", b"")}
-        self._events: asyncio.Queue[ProcessOutput | ProcessEnded] = asyncio.Queue()
-
-    async def start(self, spec: ProcessSpec) -> Any:
-        return self
-
-    def events(self) -> AsyncIterator[ProcessOutput | ProcessEnded]:
-        return until_ended(self._events)
-
-    async def send(self, data: bytes) -> None:
-        seconds, kind, payload = self._seconds[data[:1]]
-        if seconds is not None:
-            answer = ProcessOutput("channel", kind + len(payload).to_bytes(4, "big") + payload)
-            asyncio.get_running_loop().call_later(seconds, self._events.put_nowait, answer)
-
-    async def kill(self) -> None:
-        self._events.put_nowait(ProcessEnded(137, 9, "signal"))
 
 
 class Interpreter:
@@ -59,19 +29,11 @@ class Interpreter:
         self.alive = False
 
 
-async def test_a_helper_whose_sandbox_computes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SECONDS", 0.2)
-    file = StateFile(Helper(reads=0.6).start, time.monotonic)
-    assert await file.read() == (b"{}", None)
-    await file.close()
-
-
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_cell_whose_state_file_can_t_be_read_answers_all_the_same(
     core: Core, monkeypatch: pytest.MonkeyPatch, *, refused: bool
 ) -> None:
     """And its live session goes on. Its helper doesn't answer, or can't be started."""
-    monkeypatch.setattr(module, "_SECONDS", 0.2)
     monkeypatch.setattr(core.contexts, "check_language", lambda session: None)
     session = await core.session()
     await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 100"))
@@ -80,14 +42,21 @@ async def test_a_cell_whose_state_file_can_t_be_read_answers_all_the_same(
     of = core.contexts._of_session(live)
     interpreter: Any = Interpreter()
     of.contexts["c"] = interpreter
-    of.state_file = StateFile(Helper(None).start, lambda: 0.0)
-    if refused:
+    asked: list[str] = []
 
-        async def fail() -> Any:
-            raise NoIsolation("There is none today.")
+    class Helper:
+        async def call(self, op: str, *_: object, **arguments: object) -> tuple[dict[str, Any], bytes]:
+            asked.append(op)
+            if op == "read_state":
+                raise NoIsolation("There is none today.") if refused else gone()
+            return {}, b""
 
-        monkeypatch.setattr(of.state_file, "read", fail)
+    async def helper() -> Any:
+        return Helper()
+
+    monkeypatch.setattr(live, "files", helper)
     ran = (await core.run("42", context="c")).result
+    assert asked == ["write_state", *["read_state"] * (1 if refused else 2)]
     assert ran.cell is not None
     assert ran.cell["results"][0]["data"]["text/plain"] == "42"
     record = await core.record(ran.run_id)

@@ -16,6 +16,8 @@ of DIGEST_BYTES at most.
 
 *A file appears as a whole.* It is written under a name of its own beside its place, and renamed.
 
+*The state file* of cells is read and written here, too, as the supervisor of runs does it between runs (workspace.py).
+
 Wire format, on the channel, both ways: the lengths of a head and of a body (4 bytes each), the head as JSON, the body.
 A request's head has `op`, its arguments and `id`, which the answer has, too. An answer has `error` (a word) where the
 request failed. Names are text, in which bytes that aren't UTF-8 are lone surrogates.
@@ -29,7 +31,7 @@ import json
 import os
 import stat
 
-from workspace import STATE_FILE, read_exactly, write_all
+from workspace import STATE_FILE, read_exactly, read_state, write_all, write_file
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Files:
 
     def __init__(self, root: int) -> None:
         self.root = root
+        self.workspace = os.getcwd()
         self.handles: dict[int, int] = {}
         self.drafts: dict[int, tuple[int, bytes]] = {}
         """By handle: the directory that a new file will be in, and its present name."""
@@ -233,6 +236,19 @@ class Files:
             if stat.S_ISDIR(kind) and not recursive:
                 raise Refused("dir")
             _remove(parent.fd, parent.name, 0)
+        return {}, b""
+
+    def read_state(self, limit: int) -> tuple[dict[str, Any], bytes]:
+        """The state file, or why it can't be used, as the end of a sentence."""
+        content, problem = read_state(limit)
+        return {"problem": problem, "missing": content is None}, content or b""
+
+    def write_state(self, body: bytes) -> tuple[dict[str, Any], bytes]:
+        try:
+            os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
+            write_file(STATE_FILE, body)
+        except OSError as problem:
+            return {"problem": f"can't be written: {problem.strerror}"}, b""
         return {}, b""
 
     # -- what they share ------------------------------------------------------------------------------------------
@@ -414,7 +430,7 @@ def serve(channel: int) -> None:
             return
         request = json.loads(head)
         number, op = request.pop("id"), request.pop("op")
-        if op in ("write", "put"):
+        if op in ("write", "put", "write_state"):
             request["body"] = body
         try:
             answer, content = getattr(files, op)(**request)

@@ -11,7 +11,7 @@ contexts end with that.
 from its first cell until it is deleted. Where a run finds no interpreter under a name that is known, what the cells
 before had made is lost. Why, is known here as long as the service that saw it end runs.
 
-*The state file* is written and read from inside (state_file.py), since processes may be at work on the tree.
+*The state file* is written and read from inside (file_helper.py), since processes may be at work on the tree.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from functools import partial
 from era import languages
 from era.core.active_runs import ActiveRun
 from era.core.execution import OURS
-from era.core.files.allowance import Allowance
 from era.core.live.context import CellOutcome, Context, NotBegun
+from era.core.live.file_helper import read_state, write_state
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
-from era.core.live.state_file import StateFile
 from era.core.metadata import MetadataStore
 from era.core.models import JsonObject, OwnedId, Session
-from era.core.ports import GuestProcess, Sandbox
+from era.core.ports import Sandbox
 from era.core.process import ProcessSpec
 from era.core.program import Ended, Program, StopCell, WriteCell
 from era.core.run_messages import RunRequest
@@ -46,7 +45,6 @@ _TRIES = 3
 _END_SECONDS = 10.0
 """How long the end of a live session waits for what a cell left to be read."""
 
-_DISK_TICK = 0.2
 _REMEMBERED = 10_000
 """Contexts of which the service remembers why they ended."""
 
@@ -122,27 +120,6 @@ class _OfSession:
         self.running = asyncio.Lock()
         """Held from before a cell to after its state file has been read."""
 
-        self.state_file: StateFile | None = None
-        self._allowance = Allowance(live.sandbox, live.session.snapshot, self._disk_full, _DISK_TICK)
-
-    def opened_state_file(self, base_url: str) -> StateFile:
-        if self.state_file is None:
-            self.state_file = StateFile(partial(_start, self.live, base_url), self.live.sandbox.cpu_seconds)
-        return self.state_file
-
-    def watch_disk(self) -> None:
-        """End the contexts if the working directory outgrows its limits, also between cells."""
-        self._allowance.start()
-
-    @property
-    def disk_problem(self) -> str | None:
-        """Which limit of the working directory the contexts were ended for, if they were."""
-        return self._allowance.problem
-
-    async def _disk_full(self) -> None:
-        self._allowance.stop()  # until there are contexts again
-        await self.close(self.live.note_full(self.disk_problem))
-
     def has_any(self) -> bool:
         """Whether an interpreter runs, or is being started."""
         return self.starting.locked() or any(context.alive for context in self.contexts.values())
@@ -153,13 +130,10 @@ class _OfSession:
 
     async def end(self, why: str) -> None:
         """The session isn't live any more."""
-        self._allowance.stop()
         await self.close(why)
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS), self.running:
                 pass
-        if self.state_file is not None:
-            await self.state_file.close()
 
 
 class Contexts:
@@ -196,7 +170,7 @@ class Contexts:
         async with self.live_sessions.opened(session.owned_id, in_turn=True) as live:
             of = self._of_session(live)
             async with of.running:
-                of.watch_disk()
+                live.watch_disk()
                 try:
                     outcome, lost = await self._begin_and_execute(of, session, cell, write)
                 except Unavailable as error:
@@ -209,7 +183,7 @@ class Contexts:
                 problem = live.why_lost if outcome.sandbox_alive else (live.why_lost or "The sandbox died.")
                 if problem is None:
                     try:
-                        state, state_problem = await of.opened_state_file(cell.base_url).read()
+                        state, state_problem = await read_state(live.files)
                     except SandboxFailed as error:
                         problem = error.message
                     except Unavailable as error:
@@ -218,13 +192,13 @@ class Contexts:
                     outcome = replace(outcome, sandbox_alive=False)
                     state_problem = f"{problem} Data and files stay as they were."
                 cell.enforced, cell.answer = dict(live.enforced), _answer(cell.context, outcome, lost)
-                return _ended(outcome, state, state_problem, of.disk_problem)
+                return _ended(outcome, state, state_problem, live.disk_problem)
 
     async def _begin_and_execute(
         self, of: _OfSession, session: Session, cell: CellExecution, write: WriteCell
     ) -> tuple[CellOutcome, str | None]:
         """See `_execute`; with the state file and the secrets in place."""
-        await of.opened_state_file(cell.base_url).write(cell.program.state)
+        await write_state(of.live.files, cell.program.state)
         await of.live.remember(cell.secrets)
         try:
             return await self._execute(of, session, cell, write)
@@ -289,7 +263,7 @@ class Contexts:
         if of is None or of.live is not live:
             of = self._of[live.session_key] = _OfSession(live)
             live.at_end.append(partial(self._end_all, of))
-            live.has_contexts = of.has_any
+            live.has_contexts, live.end_contexts = of.has_any, of.close
         return of
 
     async def _end_all(self, of: _OfSession, why: str) -> None:
@@ -408,7 +382,3 @@ def _with_contexts() -> list[str]:
 
 def _no_context(session: Session, name: str) -> NoContext:
     return NoContext(f"Session '{session.id}' has no context '{name[:64]}'.")
-
-
-async def _start(live: LiveSession, base_url: str, spec: ProcessSpec) -> GuestProcess:
-    return await live.start(spec, base_url)

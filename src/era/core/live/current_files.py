@@ -32,7 +32,7 @@ from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NotFound, SessionLive, TooLarge, Unavailable
+from era.errors import BadRequest, EraError, NotFound, SandboxFailed, SessionLive, TooLarge, Unavailable
 
 _ATTEMPTS = 5
 _SETTLE_SECONDS = 30.0
@@ -86,10 +86,6 @@ class CurrentFiles:
         self._checkpoints = checkpoints
         self._store = store
         self._turns = turns
-        self._helpers: dict[int, FileHelper] = {}
-        self._starting: dict[LiveSession, asyncio.Lock] = {}
-        """Of each live session of which a helper was wanted, until it ends."""
-
         self.check_depth = files.check_depth
         self.size_check = files.size_check
 
@@ -316,7 +312,7 @@ class CurrentFiles:
         with self._live_sessions.in_use(session.key) as live:
             if live is not None:
                 with suppress(_PutAway):
-                    return await live_job(live, await self._helper(live))
+                    return await live_job(live, await _helper(live))
         if live is not None:  # it ended while its helper was started
             await self._settled(session)
         return await stored_job()
@@ -346,7 +342,7 @@ class CurrentFiles:
                     async with self._turns.take(session_id, patience=patience):
                         if not live.is_open:
                             raise _PutAway
-                        return await live_job(live, await self._helper(live))
+                        return await live_job(live, await _helper(live))
             except (SessionLive, _PutAway) as error:
                 if not left:
                     raise Unavailable("The session became live or was put away all the time.") from error
@@ -354,29 +350,15 @@ class CurrentFiles:
                 session = None
         raise AssertionError("the last attempt returns or raises")
 
-    async def _helper(self, live: LiveSession) -> FileHelper:
-        """The helper of a live session, which is open, started if there is none. Raises _PutAway where the session
-        isn't open any more by then."""
-        lock = self._starting.get(live)
-        if lock is None:
-            lock = self._starting[live] = asyncio.Lock()
-            live.at_end.append(lambda _: self._end(live))  # now: the start may fail, or the session end meanwhile
-        async with lock:
-            helper = self._helpers.get(live.session_key)
-            if helper is None or not helper.alive or helper.live is not live:
-                helper = await FileHelper.started(live)
-                if not live.is_open:  # `_end` may have been, and wouldn't come again
-                    await _quietly(helper.end())
-                    raise _PutAway
-                self._helpers[live.session_key] = helper
-            return helper
 
-    async def _end(self, live: LiveSession) -> None:
-        self._starting.pop(live, None)
-        helper = self._helpers.get(live.session_key)
-        if helper is not None and helper.live is live:
-            del self._helpers[live.session_key]
-            await _quietly(helper.end())
+async def _helper(live: LiveSession) -> FileHelper:
+    """See LiveSession.files. Raises _PutAway where the session isn't open any more."""
+    try:
+        return await live.files()
+    except SandboxFailed:
+        if live.is_open:
+            raise
+        raise _PutAway from None
 
 
 def _listed(body: bytes, most: int) -> list[FileEntry]:

@@ -1,4 +1,5 @@
-"""The host's side of the helper that reads and changes a live session's files (guest/live_files.py).
+"""The host's side of the helper that reads and changes a live session's files, its state file too
+(guest/live_files.py).
 
 What it answers is input from the sandbox: its form is checked, its size bounded, and it has limited time. One that
 fails any of this is ended, and the next call gets another one. All callers share it, so it isn't ended for being slow.
@@ -9,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Any
 
 from era.core.files.edits import FileEntry, display_path, in_the_way, no_file
 from era.core.files.paths import Parts
-from era.core.live.live_session import LiveSession
+from era.core.jsontext import MAX_STATE_BYTES
 from era.core.meter import turn
 from era.core.ports import GuestProcess
 from era.core.process import ProcessOutput, ProcessSpec
 from era.core.stall_timeout import stall_timeout
-from era.errors import BadRequest, Conflict, EraError, TooBusy, TooLarge, Unavailable
+from era.errors import BadRequest, CommitFailed, Conflict, EraError, TooBusy, TooLarge, Unavailable
 
+HELPER = ProcessSpec((), {}, channel=True, module="live_files")
 PIECE = 1 << 18
 """Bytes of a file in one request or answer."""
 
@@ -36,27 +38,23 @@ _MOST_HEAD = 64 << 10
 """Bytes of the head of an answer, which is parsed in the event loop. The longest has the target of a link, of 4 KiB:
 each of these bytes may take 6 in JSON."""
 
+_GONE = "no_live_files"
 _KINDS = ("file", "link", "dir", "other")
 _CHANGES = ("put", "place", "delete", "mkdir", "move")
 """Requests that change the session's files, rather than read them or write to one that is yet to be put in place."""
 
 
 class FileHelper:
-    """One helper, in one live session."""
+    """One helper, in one sandbox."""
 
-    def __init__(self, process: GuestProcess, live: LiveSession) -> None:
-        self.live = live
+    def __init__(self, process: GuestProcess, cpu_seconds: Callable[[], float]) -> None:
+        """`process` is one of HELPER. `cpu_seconds` is how much processor time the sandbox has used."""
         self._process = process
+        self._cpu_seconds = cpu_seconds
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[tuple[Mapping[str, Any], bytes]]] = {}
         self._sending = asyncio.Lock()
         self._following = asyncio.create_task(self._follow())
-
-    @classmethod
-    async def started(cls, live: LiveSession) -> FileHelper:
-        """Start one. Raises SandboxFailed, NoIsolation."""
-        supervisor = await live.supervisor()
-        return cls(await supervisor.start(ProcessSpec((), {}, channel=True, module="live_files")), live)
 
     @property
     def alive(self) -> bool:
@@ -77,11 +75,11 @@ class FileHelper:
         try:
             if not self.alive:
                 raise gone()
-            async with stall_timeout(self.live.sandbox.cpu_seconds, _SECONDS, _MOST_SECONDS):
+            async with stall_timeout(self._cpu_seconds, _SECONDS, _MOST_SECONDS):
                 await asyncio.shield(asyncio.create_task(self._send(head, body)))  # as a whole, whoever gives up
                 found, content = await answer
         except (TimeoutError, BrokenPipeError):
-            await self._process.kill()
+            await self.end()
             raise gone(op in _CHANGES) from None
         finally:
             self._waiting.pop(number, None)
@@ -115,6 +113,39 @@ class FileHelper:
             for waiting in self._waiting.values():
                 if not waiting.done():
                     waiting.set_exception(BrokenPipeError())
+
+
+type OpenedHelper = Callable[[], Awaitable[FileHelper]]
+"""Returns the helper of a live session, another one where the last was ended; see LiveSession.files."""
+
+
+async def write_state(helper: OpenedHelper, content: bytes) -> None:
+    """Put this in the place of the state file. Raises CommitFailed, or as `helper` does."""
+    found, _ = await _ask_of_state(helper, "write_state", content)
+    if (problem := found.get("problem")) is not None:
+        raise CommitFailed(f"The session's state file {problem}.")
+
+
+async def read_state(helper: OpenedHelper) -> tuple[bytes | None, str | None]:
+    """The state file's content, None where there is none or it can't be used; and in the latter case why, as the end of
+    a sentence. Raises as `helper` does."""
+    found, content = await _ask_of_state(helper, "read_state", limit=MAX_STATE_BYTES)
+    if (problem := found.get("problem")) is not None:
+        return None, str(problem)
+    return (None if found.get("missing") else content[:MAX_STATE_BYTES]), None
+
+
+async def _ask_of_state(
+    helper: OpenedHelper, op: str, body: bytes = b"", **arguments: int
+) -> tuple[Mapping[str, Any], bytes]:
+    """Ask a helper, and once more another one where the session's programs have killed or stopped this one."""
+    for _ in range(2):
+        try:
+            return await (await helper()).call(op, (), body, **arguments)
+        except Unavailable as error:
+            if error.code != _GONE:
+                raise
+    return {"problem": "can't be reached: what reads and writes it in the sandbox doesn't answer"}, b""
 
 
 def framed(head: Mapping[str, Any], body: bytes = b"") -> bytes:
@@ -178,9 +209,9 @@ def gone(may_have_changed: bool = False) -> Unavailable:
     what = "What reads and changes the files of this live session was ended, or didn't answer"
     if not may_have_changed:
         hint = "Send it again: another one is started. Processes of the session may be in its way."
-        return Unavailable(f"{what}.", hint=hint, code="no_live_files")
+        return Unavailable(f"{what}.", hint=hint, code=_GONE)
     hint = "Look whether it was made before you send it again. Processes of the session may be in the helper's way."
-    error = Unavailable(f"{what}: whether the change was made is not known.", hint=hint, code="no_live_files")
+    error = Unavailable(f"{what}: whether the change was made is not known.", hint=hint, code=_GONE)
     error.retry_after = None  # or clients would send it again by themselves
     return error
 

@@ -13,6 +13,7 @@ import structlog
 from era.core.execution import Grants
 from era.core.files.allowance import Allowance
 from era.core.late_ends import LateEnds
+from era.core.live.file_helper import HELPER, FileHelper
 from era.core.live.processes import MOST, Processes, ProcessRequest
 from era.core.metadata import MetadataStore
 from era.core.models import Session, command_of
@@ -36,12 +37,40 @@ LAST_RECORDS_SECONDS = 5.0
 _DISK_TICK = 0.2
 
 
-async def _nothing_held() -> None:
+async def _nothing_held(*_: str) -> None:
     pass
 
 
 class LiveSession:
     """A session from its first process until it is put away or lost."""
+
+    why_lost: str | None = None
+    """Why its sandbox is gone, if it is."""
+
+    why_full: str | None = None
+    """That it exceeds its disk limits, as a sentence, if so. It is put away then: what it has can't be kept, and takes
+    room."""
+
+    is_open = True
+    """Whether anything may be begun in it."""
+
+    starts = 0
+    """How often something was started in it that can change its files."""
+
+    is_changed = False
+    """Whether anything may have happened since the last look at it."""
+
+    retry_seconds = 0.0
+    """After how many seconds a checkpoint is tried again, which failed for a reason that may pass; 0: none did."""
+
+    _users = 0
+    _storage_url: str | None = None
+    _has_storage = False
+    """Whether the storage is served to its processes."""
+
+    _supervisor: ProcessSupervisor | None = None
+    _egress: ProcessEgress | None = None
+    _files: FileHelper | None = None
 
     def __init__(
         self,
@@ -68,17 +97,14 @@ class LiveSession:
             why_gone=lambda: self.why_lost,
             late_ends=late_ends,
         )
-        self.why_lost: str | None = None
-        """Why its sandbox is gone, if it is."""
-
         self.at_end: list[Callable[[str], Awaitable[None]]] = []
         """Called with the reason when it is put away or lost, before all that is left in the sandbox is killed."""
 
         self.has_contexts: Callable[[], bool] = lambda: False
         """Whether an interpreter of a context runs, or is being started."""
 
-        self.is_open = True
-        """Whether anything may be begun in it."""
+        self.end_contexts: Callable[[str], Awaitable[None]] = _nothing_held
+        """Ends all interpreters of contexts, for a reason that is a sentence."""
 
         self.closed = asyncio.Event()
         """It isn't live any more."""
@@ -87,35 +113,15 @@ class LiveSession:
         """Called once it isn't live any more: its sandbox counts for no quota then."""
 
         self.wants_checkpoint = asyncio.Event()
+        self.used_at = time.monotonic()
         self._network = network
         self._storages = storage
-        self._storage_stack = AsyncExitStack()
-        self._storage_url: str | None = None
-        self._has_storage = False
-        """Whether it is served to its processes."""
-
-        self._supervisor: ProcessSupervisor | None = None
-        self._egress: ProcessEgress | None = None
-        self._egress_stack = AsyncExitStack()
+        self._storage_stack, self._egress_stack = AsyncExitStack(), AsyncExitStack()
         self._secrets: list[Secret] = []
         """Those that are in use."""
 
-        self._supervising = asyncio.Lock()
+        self._supervising, self._starting_files = asyncio.Lock(), asyncio.Lock()
         self._allowance = Allowance(sandbox, session.snapshot, self._disk_full, _DISK_TICK)
-        self.why_full: str | None = None
-        """That it exceeds its disk limits, as a sentence, if so. It is put away then: what it has can't be kept, and
-        takes room."""
-
-        self.starts = 0
-        """How often something was started in it that can change its files."""
-
-        self._users = 0
-        self.used_at = time.monotonic()
-        self.is_changed = False
-        """Whether anything may have happened since the last look at it."""
-
-        self.retry_seconds = 0.0
-        """After how many seconds a checkpoint is tried again, which failed for a reason that may pass; 0: none did."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -261,7 +267,7 @@ class LiveSession:
             self._check_open()
 
         guest = await self.start(spec, request.base_url, env, request.secrets, may_begin)
-        self._allowance.start()
+        self.watch_disk()
         return guest
 
     def _process_ended(self, request: ProcessRequest) -> None:
@@ -269,8 +275,17 @@ class LiveSession:
         self.used_at = time.monotonic()
         self.is_changed = True
         self.wants_checkpoint.set()
-        if not self.processes.running:
+        if not self.processes.running and not self.has_contexts():
             self._allowance.stop()
+
+    def watch_disk(self) -> None:
+        """See to its disk limits from now on, while processes or contexts run in it."""
+        self._allowance.start()
+
+    @property
+    def disk_problem(self) -> str | None:
+        """Which disk limit it exceeds, if any."""
+        return self._allowance.problem
 
     async def check_disk(self, *, surely: bool = False) -> None:
         """See to its disk limits, in any case or where no process runs, beside which that is done: short ones end
@@ -279,13 +294,22 @@ class LiveSession:
             await self._allowance.check(surely=surely)
 
     async def _disk_full(self) -> None:
-        """End all processes, since together they exceed the session's disk limits."""
-        await self.processes.end_all(self.note_full(self._allowance.problem))
+        """End all processes and contexts, since together they exceed the session's disk limits."""
+        self._allowance.stop()  # until something runs again
+        self.why_full = f"The session was out of disk space: {self.disk_problem}."
+        await asyncio.gather(self.processes.end_all(self.why_full), self.end_contexts(self.why_full))
 
-    def note_full(self, problem: str | None) -> str:
-        """It exceeds its disk limits, as `problem` says. Returns that as a sentence."""
-        self.why_full = f"The session was out of disk space: {problem}."
-        return self.why_full
+    async def files(self) -> FileHelper:
+        """The helper that reads and changes its files from inside, started if there is none. Raises SandboxFailed,
+        NoIsolation."""
+        async with self._starting_files:
+            if self._files is None or not self._files.alive:
+                process = await (await self.supervisor()).start(HELPER)
+                self._files = FileHelper(process, self.sandbox.cpu_seconds)
+                if not self.is_open:  # it has ended meanwhile, and its supervisor may have been closed before
+                    await self._files.end()
+                    self._check_open()
+            return self._files
 
     async def end(self, why: str) -> None:
         """End everything in the sandbox but what runs need. May be called again. What can't be recorded of it soon is
