@@ -1,14 +1,10 @@
-"""core.ReadySandboxes: which sandboxes are made ahead of need, and for how long they stay."""
+"""core.ReadySandboxes: which sandboxes are made ahead of need, and how many."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any, cast
 
-import pytest
-
-from era.core import ready_sandboxes
 from era.core.models import Language, WantedIsolation
 from era.core.ports import Sandbox
 from era.core.ready_sandboxes import SHARE, ReadySandboxes
@@ -34,7 +30,7 @@ class One:
 class Ready(ReadySandboxes):
     def __init__(self, count: int = 1) -> None:
         self.made: list[One] = []
-        self.closed: list[tuple[One, str]] = []
+        self.closed: list[One] = []
         self.available = int(130 * MB / SHARE)
         super().__init__(count, self.one, self.close, lambda: self.available)
 
@@ -42,9 +38,9 @@ class Ready(ReadySandboxes):
         self.made.append(One(isolation, language))
         return cast("Sandbox", self.made[-1])
 
-    async def close(self, sandbox: Sandbox, reason: str) -> None:
+    async def close(self, sandbox: Sandbox) -> None:
         await sandbox.close()
-        self.closed.append((cast("Any", sandbox), reason))
+        self.closed.append(cast("Any", sandbox))
 
     def of(self, isolation: WantedIsolation) -> list[One]:
         return [one for one in self.made if one.isolation == isolation and one.alive]
@@ -71,26 +67,6 @@ async def test_they_take_a_share_of_memory_and_no_more() -> None:
     assert await ready.take("gvisor", "deno") is None
     await asyncio.sleep(0)
     assert len(ready.of("gvisor")) == 2
-    ready.available = 0
-    ready.sweep()
-    await until(lambda: ready.of("gvisor") == [])
-    assert {reason for _, reason in ready.closed} == {"idle"}
-    await ready.stop()
-
-
-async def test_they_go_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    ready = Ready()
-    ready.start()
-    assert await ready.take("gvisor", "python") is None
-    await until(lambda: len(ready.of("gvisor")) == 1 and ready.usual() == len(runtimes()))
-    ready.sweep()
-    assert len(ready.of("gvisor")) == 1
-    later = time.monotonic() + ready_sandboxes.REMEMBERED + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    ready.sweep()
-    monkeypatch.undo()
-    await until(lambda: ready.of("gvisor") == [])
-    assert ready.usual() == len(runtimes())
     await ready.stop()
 
 
@@ -100,5 +76,5 @@ async def test_a_dead_one_is_passed_over() -> None:
     await until(lambda: len(ready.of("gvisor")) == 1)
     ready.made[0].alive = False
     assert await ready.take("gvisor", "python") is None
-    assert ready.closed == [(ready.made[0], "died")]
+    assert ready.closed == [ready.made[0]]
     await ready.stop()

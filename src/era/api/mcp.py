@@ -229,7 +229,7 @@ def _parted(text: bytes) -> tuple[bytes, JsonObject]:
     if not isinstance(arguments, dict):
         raise jsontext.JsonTooLarge("is too large for a message that has no arguments of a tool")
     check_long_body(arguments)
-    rest = jsontext.compact(message, in_thread=True).encode()
+    rest = jsontext.compact(message).encode()
     if jsontext.takes_long(rest):
         raise jsontext.JsonTooLarge("is too large beside the arguments of a tool")
     return rest, arguments

@@ -13,15 +13,14 @@ secrets is recorded before: where that fails nothing has run.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import batched
 from typing import Literal, Protocol, get_args
 
 import structlog
 
 from era.core.api_keys import Caller
+from era.core.meter import turn
 from era.core.models import JsonObject, now
 from era.core.secrets import Secret
 from era.core.tasks import to_its_end
@@ -52,9 +51,6 @@ _KEPT = 10_000
 
 _MOST_NAMED = 20
 """How many secrets of one request an entry names, and how many hosts of each."""
-
-_LOGGED_AT_ONCE = 100
-"""Lines of the log that are written before others have their turn. There are 10,000 where all sessions are deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,25 +128,18 @@ class Audit:
         return await self._store.audit_entries(which)
 
     async def _add(self, caller: Caller, action: Action, targets: Sequence[str], details: JsonObject) -> None:
-        adding: Awaitable[None] = self._add_in_batches(caller, action, targets, details)
-        if len(targets) > _LOGGED_AT_ONCE:
-            adding = to_its_end(adding)  # all of it was done, also where nobody waits for the answer any more
-        await adding
+        # All of it was done, also where nobody waits for the answer any more.
+        await to_its_end(self._log_and_store(caller, action, targets, details))
 
-    async def _add_in_batches(
-        self, caller: Caller, action: Action, targets: Sequence[str], details: JsonObject
-    ) -> None:
+    async def _log_and_store(self, caller: Caller, action: Action, targets: Sequence[str], details: JsonObject) -> None:
         request = origin.get()
         request_id = request.request_id if request else ""
         who = (now(), caller.owner, caller.key_id)
-        entries: list[AuditEntry] = []
-        for batch in batched(targets, _LOGGED_AT_ONCE):
-            if entries:
-                await asyncio.sleep(0)
-            for target in batch:
-                log.info("audit", action=action, target=target, owner=caller.owner, key=caller.key_id)
-            entries += [AuditEntry(*who, action, target, request_id, details) for target in batch]
-        if entries:
+        for target in targets:
+            log.info("audit", action=action, target=target, owner=caller.owner, key=caller.key_id)
+            await turn()  # there are thousands where all sessions are deleted
+        if targets:
+            entries = [AuditEntry(*who, action, target, request_id, details) for target in targets]
             await self._store.add_audit_entries(entries, self._kept)
 
 

@@ -41,21 +41,15 @@ class IdempotencyKeys:
 
         self._secret = secrets.token_bytes(32)
 
-    def claim(
-        self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None, *, in_thread: bool = False
-    ) -> Claim:
+    def claim(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
         """The claim of a request with this key. `body` is its body without the parts that must not be stored, which are
-        `hidden`; both are JSON values. `in_thread` is as in jsontext.compact."""
-        mark = hmac.new(self._secret, _canonical(hidden, in_thread), hashlib.sha256).hexdigest()
-        return Claim(route, key, hashlib.sha256(_canonical(body, in_thread)).hexdigest(), f"{self._process}:{mark}")
+        `hidden`; both are JSON values."""
+        mark = hmac.new(self._secret, _canonical(hidden), hashlib.sha256).hexdigest()
+        return Claim(route, key, hashlib.sha256(_canonical(body)).hexdigest(), f"{self._process}:{mark}")
 
     async def claim_aside(self, route: Route, key: str, body: Mapping[str, Any], hidden: Any = None) -> Claim:
         """The same beside the event loop where the parts are long."""
-
-        def claim(parts: list[Any], *, in_thread: bool = False) -> Claim:
-            return self.claim(route, key, *parts, in_thread=in_thread)
-
-        return await jsontext.aside_where_long(claim, [body, hidden])
+        return await jsontext.aside_where_long(lambda parts: self.claim(route, key, *parts), [body, hidden])
 
     @asynccontextmanager
     async def held(self, session_id: OwnedId, claim: Claim) -> AsyncIterator[Claimed | None]:
@@ -78,9 +72,9 @@ class IdempotencyKeys:
         return first
 
 
-def _canonical(value: Any, in_thread: bool) -> bytes:
+def _canonical(value: Any) -> bytes:
     """The same text for all equal values. Its hash is stored, so it must stay what it is."""
-    return ("".join(_CANONICAL.iterencode(value)) if in_thread else _CANONICAL.encode(value)).encode()
+    return jsontext.encoded(_CANONICAL, value).encode()
 
 
 def _is_same(first: Claimed, claim: Claim) -> bool:

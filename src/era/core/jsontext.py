@@ -11,11 +11,12 @@ import asyncio
 import json
 import math
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from era.core.models import JsonObject
 
@@ -51,12 +52,6 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 _PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class InThread[T, R](Protocol):
-    """A job on a JSON value that lets Python switch threads at each part of it where it is `in_thread`."""
-
-    def __call__(self, value: T, /, *, in_thread: bool = False) -> R: ...
 
 
 class JsonProblem(ValueError):
@@ -98,9 +93,9 @@ async def aside[T, R](job: Callable[[T], R], value: T) -> R:
     return await asyncio.get_running_loop().run_in_executor(_THREADS, job, value)
 
 
-async def aside_where_long[T, R](job: InThread[T, R], value: T) -> R:
-    """A job on a JSON value: beside the event loop, and told that it is in a thread, where the value is long."""
-    return await aside(partial(job, in_thread=True), value) if is_longer(value, IN_THREAD) else job(value)
+async def aside_where_long[T, R](job: Callable[[T], R], value: T) -> R:
+    """A job on a JSON value: beside the event loop where the value is long."""
+    return await aside(job, value) if is_longer(value, IN_THREAD) else job(value)
 
 
 def is_longer(value: Any, size: int) -> bool:
@@ -130,13 +125,23 @@ def takes_long(text: bytes) -> bool:
     return len(text) > _AT_ONCE_BYTES or (len(text) > _AT_ONCE_PARTS and marks(text) > _AT_ONCE_PARTS)
 
 
-def compact(value: Any, *, in_thread: bool = False) -> str:
-    """`value` as compact JSON text, as it is stored and measured. Raises JsonProblem for what JSON can't hold. Python
-    doesn't switch threads while it encodes, but does so `in_thread`, where `value` may be nested MAX_DEPTH deep."""
-    if in_thread and not within_depth(value):
+def encoded(encoder: json.JSONEncoder, value: Any) -> str:
+    """`value` as JSON text. Python doesn't switch threads while C code encodes, so on a thread it is done by Python
+    code, where the event loop goes on meanwhile."""
+    return "".join(encoder.iterencode(value)) if _is_aside() else encoder.encode(value)
+
+
+def _is_aside() -> bool:
+    return threading.current_thread() is not threading.main_thread()
+
+
+def compact(value: Any) -> str:
+    """`value` as compact JSON text, as it is stored and measured. Raises JsonProblem for what JSON can't hold, or what
+    is nested too deeply: on a thread that is deeper than MAX_DEPTH."""
+    if _is_aside() and not within_depth(value):
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
     try:
-        return "".join(_ENCODER.iterencode(value)) if in_thread else _ENCODER.encode(value)
+        return encoded(_ENCODER, value)
     except RecursionError:
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -158,7 +163,7 @@ def number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def data_text(value: Any, *, in_thread: bool = False) -> str:
+def data_text(value: Any) -> str:
     """A session's `data` as compact JSON text; see `compact`. Raises JsonProblem if it is no object, JsonTooLarge
     beyond 1 MiB or 64 levels."""
     if not isinstance(value, dict):
@@ -167,7 +172,7 @@ def data_text(value: Any, *, in_thread: bool = False) -> str:
         raise JsonTooLarge(f"is over {MAX_DATA_BYTES} bytes as compact JSON, {MAX_DATA_BYTES} are allowed")
     if not within_depth(value):
         raise JsonTooLarge(f"is nested deeper than {MAX_DEPTH} levels")
-    text = compact(value, in_thread=in_thread)
+    text = compact(value)
     size = len(text.encode())
     if size > MAX_DATA_BYTES:
         raise JsonTooLarge(f"is {size} bytes as compact JSON, {MAX_DATA_BYTES} are allowed")
@@ -192,7 +197,7 @@ async def read_state(content: bytes) -> str:
     """A session's new `data` as compact JSON text, from a state file. Raises JsonProblem."""
     if len(content) <= IN_THREAD:
         return data_text(loads(content))
-    return await aside(lambda text: data_text(loads(text), in_thread=True), content)
+    return await aside(lambda text: data_text(loads(text)), content)
 
 
 def marks(text: bytes) -> int:

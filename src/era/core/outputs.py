@@ -117,8 +117,8 @@ class Outputs:
 
 
 def _encoded(cell: JsonObject) -> bytes:
-    """What a cell answered, as it is kept: up to 4 MiB of results. In pieces, so that others get their turn."""
-    return "".join(_ENCODER.iterencode(cell)).encode()
+    """What a cell answered, as it is kept: up to 4 MiB of results."""
+    return jsontext.encoded(_ENCODER, cell).encode()
 
 
 class History:

@@ -324,9 +324,9 @@ class SandboxPool:
         driver = await self._drivers.get(isolation)
         return await self._made(driver, _Spec(language, isolation, self._rules.defaults), "spare")
 
-    async def _closed(self, sandbox: Sandbox, reason: str) -> None:
-        """Close one that was ready."""
-        self._note(SandboxClosed(sandbox.id, reason))
+    async def _closed(self, sandbox: Sandbox) -> None:
+        """Close one that was ready and has died."""
+        self._note(SandboxClosed(sandbox.id, "died"))
         await sandbox.close()
 
     async def _made(self, driver: Driver, spec: _Spec, use: str, heir_to: Sandbox | None = None) -> Sandbox:
@@ -544,7 +544,6 @@ class SandboxPool:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 self._follow_memory()
-                self._ready.sweep()
             except OSError as error:  # such as EMFILE; what idle sandboxes have is then needed most
                 note_outage("memory_not_followed", error)
             horizon = time.monotonic() - self._idle_seconds

@@ -2,15 +2,13 @@
 
 Theory of operation. They have the server's usual limits and no packages. For each language a few with the usual driver
 are always kept; where a language needs a long preparation, only once a session has asked for it. Those of another
-driver, which a machine may never need, are made ahead once a session has asked for that driver and language. They go
-when nobody has asked for REMEMBERED seconds, or memory becomes short: all of them together may take SHARE of what is
-available.
+driver, which a machine may never need, are made ahead once a session has asked for that driver and language, as long as
+all of them together take no more than SHARE of the memory that is available.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,7 +23,6 @@ from era.errors import EraError
 
 log = structlog.get_logger()
 
-REMEMBERED = 600.0
 SHARE = 0.1
 
 _PAUSE = 5.0
@@ -45,8 +42,6 @@ class _Ready:
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when one may have been taken."""
 
-    asked_at: float = 0.0
-
 
 class ReadySandboxes:
     """See the theory of operation. `start` before anything, `stop` when done."""
@@ -55,15 +50,14 @@ class ReadySandboxes:
         self,
         count: int,
         make: Callable[[WantedIsolation, Language], Awaitable[Sandbox]],
-        close: Callable[[Sandbox, str], Awaitable[None]],
+        close: Callable[[Sandbox], Awaitable[None]],
         memory: Callable[[], int] = available_memory,
     ) -> None:
-        """`count` are kept of each kind. `make` makes one; it may raise EraError, OSError. `close` gets the reason
-        besides: `died` or `idle`. `memory` says how many bytes are available."""
+        """`count` are kept of each kind. `make` makes one; it may raise EraError, OSError. `close` closes one that has
+        died. `memory` says how many bytes are available."""
         self._count, self._make, self._close, self._memory = count, make, close, memory
         self._kinds: dict[_Kind, _Ready] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing: set[asyncio.Future[None]] = set()
         self._is_stopped = False
 
     def start(self) -> None:
@@ -76,19 +70,17 @@ class ReadySandboxes:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        left = [sandbox for ready in self._kinds.values() for sandbox in ready.sandboxes]
-        await asyncio.gather(*self._closing, *(sandbox.close() for sandbox in left), return_exceptions=True)
+        await asyncio.gather(*(sandbox.close() for sandbox in self.all()), return_exceptions=True)
 
     async def take(self, isolation: WantedIsolation, language: Language) -> Sandbox | None:
         """One of this kind, where there is one. `auto` is the usual driver, and only `auto`."""
         ready = self._of((isolation, language))
-        ready.asked_at = time.monotonic()
         ready.wanted.set()
         while ready.sandboxes:
             sandbox = ready.sandboxes.popleft()
             if sandbox.alive:
                 return sandbox
-            await self._close(sandbox, "died")
+            await self._close(sandbox)
         return None
 
     def usual(self) -> int:
@@ -97,13 +89,6 @@ class ReadySandboxes:
 
     def all(self) -> list[Sandbox]:
         return [sandbox for ready in self._kinds.values() for sandbox in ready.sandboxes]
-
-    def sweep(self) -> None:
-        """Close those of other drivers that nobody has asked for lately, or for which there is no memory."""
-        for kind, ready in self._kinds.items():
-            while ready.sandboxes and not self._may_be_there(kind, more=0):
-                self._closing.add(task := asyncio.ensure_future(self._close(ready.sandboxes.popleft(), "idle")))
-                task.add_done_callback(self._closing.discard)
 
     def _of(self, kind: _Kind) -> _Ready:
         if kind not in self._kinds:
@@ -119,7 +104,7 @@ class ReadySandboxes:
             await ready.wanted.wait()
             ready.wanted.clear()
             try:
-                while len(ready.sandboxes) < self._count and self._may_be_there(kind, more=1):
+                while len(ready.sandboxes) < self._count and self._may_make(kind):
                     ready.sandboxes.append(await self._make(*kind))
             except Exception as error:
                 if self._is_stopped:
@@ -129,13 +114,11 @@ class ReadySandboxes:
                 ready.wanted.set()
                 await asyncio.sleep(_PAUSE)
 
-    def _may_be_there(self, kind: _Kind, *, more: int) -> bool:
-        """Whether sandboxes of a kind may be there, `more` of them than now."""
+    def _may_make(self, kind: _Kind) -> bool:
+        """Whether there is memory for another one of a kind."""
         if kind[0] == "auto":
             return True
-        if time.monotonic() > self._kinds[kind].asked_at + REMEMBERED:
-            return False
         others = [each for (name, _), ready in self._kinds.items() if name != "auto" for each in ready.sandboxes]
         sizes = [sandbox.memory_bytes() for sandbox in others]
         each = max(sizes, default=0) or _FIRST_BYTES
-        return sum(sizes) + more * each <= SHARE * (self._memory() + sum(sizes))
+        return sum(sizes) + each <= SHARE * (self._memory() + sum(sizes))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from era.core.active_runs import ActiveRun
 from era.core.models import (
     Claim,
     JsonObject,
@@ -235,6 +236,9 @@ class RunStarted:
     run_id: str
     transcript: Transcript = field(repr=False)
     """What it writes, as far as it has come."""
+
+    run: ActiveRun | None = field(default=None, repr=False)
+    """None where it is the replay of an earlier one, or has no session."""
 
     replayed: bool = False
     """It is an earlier run with the same idempotency key."""

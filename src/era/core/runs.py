@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,13 +53,8 @@ _NO_SESSION = 0
 """In place of a session's key, which are from 1 on."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """A run of which its caller is told."""
-
-    started: RunStarted
-    run: ActiveRun | None
-    """None where it is the replay of an earlier one."""
+type _Starting = tuple[asyncio.Task[Collected], asyncio.Future[RunStarted]]
+"""A run that was started, and what its caller is told once it begins."""
 
 
 class Runs:
@@ -100,14 +95,12 @@ class Runs:
         """The plain answer, which has all that `stream` has. `started` is called with the run's id once that is on
         record; without it nobody hears of the run before its end, unless it has a key. The run goes on when the caller
         is cancelled."""
-        if started is None:
-            named = request.claim is not None
-            task = self._start_task(self._run(session_id, request, lambda _: None, named=named))
-        else:
-            task, beginning = self._starting_task(partial(self._run, session_id, request, named=True))
+        named = started is not None or request.claim is not None
+        task, beginning = self._starting_task(partial(self._run, session_id, request, named=named))
+        if started is not None:
             with _or_unheard(task):
                 if (begun := await _begun(task, beginning)) is not None:
-                    await started(begun.started.run_id)
+                    await started(begun.run_id)
         return await _heard(task)
 
     async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
@@ -157,7 +150,7 @@ class Runs:
                     yield event
 
     @contextmanager
-    def _executing(self, request: ExecuteRequest) -> Iterator[tuple[asyncio.Task[Collected], asyncio.Future[_Begun]]]:
+    def _executing(self, request: ExecuteRequest) -> Iterator[_Starting]:
         """A run without a session, as `_starting_task` starts it, which doesn't outlive the block for long."""
         run = self._temporary_run(request)
         task, begun = self._starting_task(partial(self._execute, request, run))
@@ -181,24 +174,14 @@ class Runs:
         await self.drain(seconds)
         await self._parts.late_ends.stop()
 
-    def _start_task(self, run: Coroutine[Any, Any, Collected]) -> asyncio.Task[Collected]:
-        """A run as a task of its own, which goes on when its caller is cancelled, and which `drain` waits for."""
-        task = asyncio.create_task(run)
+    def _starting_task(self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]) -> _Starting:
+        """Start a run as a task of its own, which goes on when its caller is cancelled, and which `drain` waits for.
+        What this returns besides is there once its caller is told of it."""
+        begun: asyncio.Future[RunStarted] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(run(begun.set_result))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
-
-    def _starting_task(
-        self, run: Callable[[Emit], Coroutine[Any, Any, Collected]]
-    ) -> tuple[asyncio.Task[Collected], asyncio.Future[_Begun]]:
-        """Start a run. What it returns besides is there once its caller is told of it."""
-        begun: asyncio.Future[_Begun] = asyncio.get_running_loop().create_future()
-
-        def emit(started: RunStarted) -> None:
-            # Its run may have ended by the time somebody looks.
-            begun.set_result(_Begun(started, self._active_runs.get(started.run_id)))
-
-        return self._start_task(run(emit)), begun
+        return task, begun
 
     async def _run(self, session_id: OwnedId, request: RunRequest, emit: Emit, *, named: bool) -> Collected:
         """A run, or the replay of the one that had the same idempotency key."""
@@ -448,19 +431,19 @@ def _kind_of(request: RunRequest) -> str:
     return "background" if request.background else "run"
 
 
-async def _begun(task: asyncio.Task[Collected], begun: asyncio.Future[_Begun]) -> _Begun | None:
+async def _begun(task: asyncio.Task[Collected], begun: asyncio.Future[RunStarted]) -> RunStarted | None:
     """Wait until the caller of a run is told of it; None where it has ended before."""
     either: set[asyncio.Future[Any]] = {task, begun}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     return begun.result() if begun.done() else None
 
 
-async def _told(task: asyncio.Task[Collected], beginning: asyncio.Future[_Begun]) -> AsyncGenerator[RunEvent]:
+async def _told(task: asyncio.Task[Collected], beginning: asyncio.Future[RunStarted]) -> AsyncGenerator[RunEvent]:
     """What a run that is starting is told as: see Runs.stream."""
     with _or_unheard(task):
         if (begun := await _begun(task, beginning)) is not None:
-            transcript = begun.started.transcript.share()
-            yield begun.started
+            transcript = begun.transcript.share()
+            yield begun
             async for piece in transcript.pieces():
                 yield piece
     done = await _heard(task)

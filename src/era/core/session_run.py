@@ -223,7 +223,7 @@ class SessionRun:
         if not self._started:
             self._started = True
             self._active.begun_at = time.monotonic()
-            self._emit(RunStarted(self._active.run_id, self._active.transcript))
+            self._emit(RunStarted(self._active.run_id, self._active.transcript, self._active))
 
     def _remade(self, why: str) -> str:
         """What processes of the session are told that end with the sandbox."""

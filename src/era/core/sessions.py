@@ -193,9 +193,9 @@ def check_code(code: str) -> None:
         )
 
 
-def check_metadata(metadata: Any, *, in_thread: bool = False) -> None:
-    """Raises BadRequest or TooLarge for labels that a session can't have. `in_thread` is as in jsontext.compact."""
-    data_text("metadata", metadata, in_thread=in_thread)
+def check_metadata(metadata: Any) -> None:
+    """Raises BadRequest or TooLarge for labels that a session can't have."""
+    data_text("metadata", metadata)
     if len(metadata) > MOST_LABELS:
         raise TooLarge(
             f"'metadata' has {len(metadata)} labels, {MOST_LABELS} are allowed.",
@@ -214,14 +214,13 @@ def check_long_body(body: Any) -> None:
     for field in ("data", "metadata"):
         value = body.get(field) if isinstance(body, dict) else None
         if isinstance(value, dict):
-            data_text(field, certainly_own(value), in_thread=True)
+            data_text(field, certainly_own(value))
 
 
-def data_text(field: str, value: Any, *, in_thread: bool = False) -> str:
-    """`value`, which should be a JSON object, as compact JSON text. Raises BadRequest or TooLarge, naming the field.
-    `in_thread` is as in jsontext.compact."""
+def data_text(field: str, value: Any) -> str:
+    """`value`, which should be a JSON object, as compact JSON text. Raises BadRequest or TooLarge, naming the field."""
     try:
-        return jsontext.data_text(value, in_thread=in_thread)
+        return jsontext.data_text(value)
     except jsontext.JsonTooLarge as error:
         raise TooLarge(f"'{field}' {error}.") from None
     except jsontext.JsonProblem as error:

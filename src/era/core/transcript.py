@@ -95,7 +95,7 @@ class Transcript:
             await self[stream].append(data)
             unfinished = self._unfinished[stream]
             tail = (unfinished + data[-4:])[-4:] if len(data) < 4 else data[-4:]
-            left = _unfinished(tail)
+            left = incomplete_bytes(tail)
             self._unfinished[stream] = tail[len(tail) - left :]
             await self._add(stream, len(unfinished) + len(data) - left)
 
@@ -175,21 +175,20 @@ async def _plain_sizes(written: SpooledOutput) -> AsyncIterator[int]:
     for border in range(PIECE, written.size + PIECE, PIECE):
         end = written.size
         if border < written.size:
-            end = border - _unfinished(await written.read(border - 4, border))
+            end = border - incomplete_bytes(await written.read(border - 4, border))
         yield end - start
         start = end
 
 
-def _unfinished(tail: bytes) -> int:
-    """How many bytes at the end of a text, of which these are the last four, begin a character of UTF-8 that isn't
-    complete."""
-    for back in range(1, min(len(tail), 3) + 1):
-        byte = tail[-back]
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return back if back < length else 0
+def incomplete_bytes(data: bytes) -> int:
+    """How many bytes at the end are the beginning of a character in UTF-8 whose rest is missing."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
         if byte < 0x80:
-            break
+            return 0
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 0
+            return back if back < length else 0
     return 0
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.files.session_files import keeping_files
@@ -29,8 +29,6 @@ from era.errors import CommitFailed, Conflict, EraError, Fenced, RunUnderWay, Sa
 
 if TYPE_CHECKING:
     from era.core.live.live_session import LiveSession
-
-type Occasion = Literal["process_ended", "time", "put_away"]
 
 _PATIENCE = 60.0
 """Seconds for which a request for a checkpoint waits for the runs before it."""
@@ -58,15 +56,16 @@ class Checkpoints:
         self._history = history
         self._tasks: set[asyncio.Task[Checkpoint]] = set()
 
-    async def checkpoint(self, live: LiveSession, occasion: Occasion) -> bool:
-        """Commit the tree as it is; False where that gives way to a run. The caller has the session's turn when a
-        session is put away, and then nothing runs in the sandbox any more; else it hasn't. Raises EraError where that
-        can't be."""
-        if occasion == "put_away":
-            session = await self._store.session(live.session_id)
-            if session.persistent:
-                await self._committed(live, session, "checkpoint", ended=True)
-            return True
+    async def last(self, live: LiveSession) -> None:
+        """Commit the tree of a session that is put away, whose turn the caller has, and in whose sandbox nothing runs
+        any more. Raises EraError where that can't be."""
+        session = await self._store.session(live.session_id)
+        if session.persistent:
+            await self._committed(live, session, "checkpoint", ended=True)
+
+    async def checkpoint(self, live: LiveSession) -> bool:
+        """Commit the tree as it is, in the session's turn; False where that gives way to a run. Raises EraError where
+        that can't be."""
         if not live.session.persistent:
             return True
         try:

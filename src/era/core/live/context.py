@@ -268,19 +268,9 @@ class Context:
                 if content:
                     await self._give(running, Output(stream, bytes(content)))
                     content.clear()
-            frame = cell_frame(
-                {
-                    "code": cell.code.decode(),
-                    "env": dict(cell.env),
-                    "cwd": cell.invocation.cwd,
-                    "stdin": cell.invocation.stdin.decode(),
-                    "event_mark": event_mark,
-                    "mark": end_mark,
-                    "limit": running.results.limit,
-                }
-            )
+            frame = {**_described(cell), "event_mark": event_mark, "mark": end_mark, "limit": running.results.limit}
             begun = time.monotonic()
-            sending = asyncio.create_task(self._process.send(frame))
+            sending = asyncio.create_task(self._process.send(cell_frame(frame)))
             was_sent = False
             try:
                 await self._end_of(running)
@@ -569,6 +559,17 @@ class Context:
         self._between[stream] += data[:room]
         if len(data) > room:
             self._between_truncated.add(stream)
+
+
+def _described(cell: Program) -> JsonObject:
+    """What a kernel is told of a cell."""
+    invocation = cell.invocation
+    return {
+        "code": cell.code.decode(),
+        "env": dict(cell.env),
+        "cwd": invocation.cwd,
+        "stdin": invocation.stdin.decode(),
+    }
 
 
 async def _beside[T](take: Callable[[bytes], T], payload: bytes) -> T:

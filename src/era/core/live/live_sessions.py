@@ -44,7 +44,7 @@ import structlog
 from era.core.active_runs import ActiveRuns
 from era.core.late_ends import LateEnds
 from era.core.limits import Rules
-from era.core.live.checkpoints import Checkpoints, Occasion
+from era.core.live.checkpoints import Checkpoints
 from era.core.live.live_session import LAST_RECORDS_SECONDS, LiveSession
 from era.core.metadata import MetadataStore
 from era.core.meter import charge_to
@@ -437,7 +437,7 @@ class LiveSessions:
                 await self._forget(live)  # its files have lived as long as it was live
                 await pool.discard(live.sandbox)
                 return
-            await self._parts.checkpoints.checkpoint(live, "put_away")
+            await self._parts.checkpoints.last(live)
         except BaseException as error:
             if _may_pass(error) and time.monotonic() + _AGAIN_SECONDS < give_up_at:
                 return
@@ -454,29 +454,27 @@ class LiveSessions:
         """Have checkpoints made: when a process has ended, from time to time while something may change, and again
         where one failed for a reason that may pass."""
         while not live.closed.is_set():
-            occasion: Occasion = "process_ended"
             try:
                 async with asyncio.timeout(live.retry_seconds or self._checkpoint_seconds):
                     # No end of a process hastens a try that is to wait.
                     await (live.closed if live.retry_seconds else live.wants_checkpoint).wait()
             except TimeoutError:
-                occasion = "time"
                 if not live.is_changed and live.is_idle:
                     continue
-            if occasion == "process_ended":
+            else:
                 # Whoever waits for it has its end first, and those that end one behind the other share a checkpoint.
                 await asyncio.sleep(_AFTER_END_SECONDS)
             if not live.is_open:
                 return
-            await self._checkpoint(live, occasion)
+            await self._checkpoint(live)
 
-    async def _checkpoint(self, live: LiveSession, occasion: Occasion) -> bool:
+    async def _checkpoint(self, live: LiveSession) -> bool:
         """Make a checkpoint. False where that failed for a reason that may pass, or gave way: then `_keep` makes it."""
         live.wants_checkpoint.clear()
         live.is_changed = False
         try:
             await live.check_disk()
-            if not await self._parts.checkpoints.checkpoint(live, occasion):
+            if not await self._parts.checkpoints.checkpoint(live):
                 live.is_changed = True
                 return False
         except EraError as error:
@@ -518,7 +516,7 @@ class LiveSessions:
             return
         used_at = live.used_at
         # Nothing is ended before it is known that what there is can be kept.
-        if live.why_full is None and not await self._checkpoint(live, "time"):
+        if live.why_full is None and not await self._checkpoint(live):
             return
         is_idle = live.is_idle and live.used_at == used_at
         if live.is_open and not self._is_busy(live) and (live.why_full is not None or is_idle):

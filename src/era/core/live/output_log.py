@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from era.core.event_log import Gap
 from era.core.process import ProcessStream
+from era.core.transcript import incomplete_bytes
 
 KEPT_BYTES = 1 << 20
 _CHUNK_BYTES = 16 << 10
@@ -88,7 +89,7 @@ class OutputLog:
     def append(self, stream: ProcessStream, data: bytes) -> None:
         """Take output. It waits for nobody."""
         data = self._incomplete.pop(stream, b"") + data
-        if rest := _incomplete_bytes(data):
+        if rest := incomplete_bytes(data):
             self._incomplete[stream] = data[-rest:]
             data = data[:-rest]
             if self._timer is None:
@@ -129,7 +130,7 @@ class OutputLog:
         chunk = self._chunks[bisect_right(self._starts, after) - 1]
         at = after - chunk.start
         data = bytes(chunk.data[at : at + _CHUNK_BYTES])
-        if at + len(data) < len(chunk.data) and (rest := _incomplete_bytes(data)):
+        if at + len(data) < len(chunk.data) and (rest := incomplete_bytes(data)):
             data = data[:-rest]
         return Piece(after + len(data), chunk.stream, data)
 
@@ -194,15 +195,3 @@ class OutputLog:
         log.total = max(log.total, total)
         log.exit = Exit(log.total + 1, exit_code, signal, reason)
         return log
-
-
-def _incomplete_bytes(data: bytes) -> int:
-    """How many bytes at the end are the beginning of a character in UTF-8 whose rest is missing."""
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            return 0
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 0
-            return back if back < length else 0
-    return 0

@@ -190,7 +190,7 @@ def _described(answer: dict[str, Any], printed: bytes, place: headers.Place) -> 
         content, default = body.encode(), "text/plain; charset=utf-8"
     else:
         try:
-            text = jsontext.compact(body, in_thread=len(printed) > _IN_THREAD)
+            text = jsontext.compact(body)
         except jsontext.JsonProblem as error:
             raise RelayFailed(f"The program answered a 'body' that {error}.") from None
         content, default = text.encode(), "application/json"
