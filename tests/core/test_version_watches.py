@@ -79,24 +79,22 @@ async def has_asked(store: Store, count: int) -> bool:
     return await asyncio.to_thread(eventually, lambda: len(store.asked) >= count, SECONDS)
 
 
-async def test_one_query_asks_for_all_sessions_however_many_readers(
+async def test_a_watch_asks_once_for_all_its_readers_and_only_while_there_are_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.2)
     lab = Lab(tmp_path)
     watched, store = watching_in(lab)
     async with AsyncExitStack() as readers:
-        for number in range(50):
-            for path in [()] * 32:
-                await readers.enter_async_context(watched.watched(mine(f"s{number}"), path, recursive=True))
+        for _ in range(32):
+            await readers.enter_async_context(watched.watched(mine("s"), (), recursive=True))
         store.asked.clear()
-        assert await has_asked(store, 5)
-        assert set(store.asked) <= {50}
-    await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
+        assert 1 <= len(store.asked) <= 3
+    await asyncio.sleep(0.3)
     store.asked.clear()
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.3)
     assert store.asked == [], "nobody reads"
-    assert len(watched._watches) == 50
     await lab.snapshots.close()
 
 

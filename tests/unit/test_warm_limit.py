@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from era.core import warm_limit
-from era.core.warm_limit import FIRST, WarmLimit
+from era.core import ready_sandboxes as warm_limit
+from era.core.ready_sandboxes import FIRST, WarmLimit
 from tests.unit.core import Core, until
 
 SIZE = 10 << 20

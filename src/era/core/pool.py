@@ -26,11 +26,10 @@ from era.core.models import EMPTY, Language, OwnedId, Session, Snapshot, WantedI
 from era.core.outages import note_outage
 from era.core.ports import Driver, Drivers, Sandbox
 from era.core.program import Limits
-from era.core.ready_sandboxes import ReadySandboxes
+from era.core.ready_sandboxes import FIRST, ReadySandboxes, WarmLimit
 from era.core.tasks import all_ended, in_background, log_failure
 from era.core.telemetry import Note, SandboxAcquired, SandboxClosed, SandboxStarted, ignore
 from era.core.turns import Liveness
-from era.core.warm_limit import FIRST, WarmLimit
 from era.errors import EraError, SandboxFailed, SessionDeleted, Unavailable
 
 log = structlog.get_logger()

@@ -15,10 +15,9 @@ from era.core.history import HistoryBound
 from era.core.idempotency import IdempotencyKeys, Made, create_once
 from era.core.metadata import MetadataStore
 from era.core.models import EMPTY, Claim, JsonObject, NewCopy, OwnedId, Session, Version, VersionContent
-from era.core.sessions import data_text_aside
+from era.core.sessions import data_text_aside, without_view
 from era.core.tasks import computing
 from era.core.turns import Liveness, Turns
-from era.core.views import without_view
 
 MAX_ID_LENGTH = 128
 MAX_NAME = 128

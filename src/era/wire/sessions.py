@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from era.core.expiry import MAX_TTL
 from era.core.jsontext import number
 from era.core.models import JsonObject, Session, SetupStatus, WantedIsolation, timestamp
-from era.core.sessions import MOST_LABELS
+from era.core.sessions import MOST_LABELS, data_view
 from era.core.setup import requirements
-from era.core.views import data_view
 from era.languages import in_words
 from era.wire.base import Body
 from era.wire.limits import Egress, EgressAnswer, Isolation, Limits, LimitsAnswer

@@ -4,10 +4,10 @@ Theory of operation. In a live session each watch has a helper of its own in the
 reports changes as they happen. What that says is input from the sandbox: its form is checked, its pace is that of any
 output, and what a reader doesn't take in time is dropped and told (EventLog).
 
-The files of a session that isn't live change only with its version. So one query a second asks for the snapshots of all
-such sessions whose watches have readers, and the trees of an old and a new one are compared on a thread. A session
-that becomes live ends these watches: they can't say what its processes have changed since. The next one is of the live
-session. Both are at the session's home, as calls of this route are (api/home_forwarding.py).
+The files of a session that isn't live change only with its version. So a watch that has readers asks for the session's
+snapshot once a second, and the trees of an old and a new one are compared on a thread. A session that becomes live ends
+these watches: they can't say what its processes have changed since. The next one is of the live session. Both are at
+the session's home, as calls of this route are (api/home_forwarding.py).
 
 A watch is of a path, and has any number of readers. It goes on for a while when the last one has left, so that one
 whose connection broke can go on behind what it has had. Where that comes too late there is another watch, whose numbers
@@ -20,7 +20,7 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,6 @@ class Watching:
         self._live_sessions = live_sessions
         self._store = store
         self._snapshots = snapshots
-        self._versions = _Versions(store)
         self._watches: dict[_Key, _Watch] = {}
 
     @asynccontextmanager
@@ -137,24 +136,15 @@ class Watching:
         watch = self._watches.get(key)
         if watch is not None and watch.live is live and not watch.is_over:
             return watch
-        own = [(each, of) for each, of in self._watches.items() if each[0] == key[0] and not of.is_over]
-        if len(own) >= MOST:
-            unread = [(of.read_at, each, of) for each, of in own if not of.readers]
-            if not unread:
-                raise Conflict(
-                    f"Session '{session.id}' has {MOST} watches, as many as it may.",
-                    hint="End one, or watch a directory above with recursive=true.",
-                    code="too_many_watches",
-                )
-            _, oldest, of = min(unread)
-            of.end()
-            del self._watches[oldest]
+        own = [each for each, of in self._watches.items() if each[0] == key[0] and not of.is_over]
+        if len(own) >= MOST and not self._end_unread(own):
+            raise Conflict(
+                f"Session '{session.id}' has {MOST} watches, as many as it may.",
+                hint="End one, or watch a directory above with recursive=true.",
+                code="too_many_watches",
+            )
         if len(self._watches) >= _MOST_KEPT:
-            for each, of in self._watches.items():
-                if not of.readers:
-                    of.end()
-                    del self._watches[each]
-                    break
+            self._end_unread(list(self._watches))
         made: _Watch
 
         def ended() -> None:
@@ -168,11 +158,16 @@ class Watching:
             def is_live() -> bool:
                 return self._live_sessions.get(session.key) is not None
 
-            made = _VersionWatch(
-                session, key[1], self._snapshots, self._versions, is_live, recursive=key[2], ended=ended
-            )
+            made = _VersionWatch(session, key[1], self._snapshots, self._store, is_live, recursive=key[2], ended=ended)
         self._watches[key] = made
         return made
+
+    def _end_unread(self, keys: Sequence[_Key]) -> bool:
+        """End the one of these watches that nobody has read for longest; whether there is one without readers."""
+        unread = [key for key in keys if not self._watches[key].readers]
+        if unread:
+            self._watches.pop(min(unread, key=lambda key: self._watches[key].read_at)).end()
+        return bool(unread)
 
 
 class _Watch(ABC):
@@ -327,7 +322,7 @@ class _VersionWatch(_Watch):
         session: Session,
         path: Parts,
         snapshots: Snapshots,
-        versions: _Versions,
+        store: MetadataStore,
         is_live: Callable[[], bool],
         *,
         recursive: bool,
@@ -336,7 +331,7 @@ class _VersionWatch(_Watch):
         super().__init__(path, recursive=recursive, ended=ended)
         self._session = session
         self._snapshots = snapshots
-        self._versions = versions
+        self._store = store
         self._is_live = is_live
 
     def _why(self) -> EraError | None:
@@ -351,10 +346,11 @@ class _VersionWatch(_Watch):
             self._begun.set()
             while not self._is_live():
                 await self.has_readers.wait()
-                found = await self._versions.next(session.key)
-                if found is None:
+                await asyncio.sleep(_LOOK_SECONDS)
+                try:
+                    new = (await self._store.snapshots_of([session.key])).get(session.key)
+                except Unavailable:
                     continue
-                new = found.get(session.key)
                 if new is None:
                     raise NotFound(f"Session '{session.id}' was deleted meanwhile.")
                 for event in await self._changes(snapshot, new):
@@ -389,31 +385,6 @@ class _VersionWatch(_Watch):
             return await self._snapshots.threads.by_size(compare, self._session.owned_id)
         except OSError:
             return [FileEvent("overflow")]
-
-
-class _Versions:
-    """Looks for new versions of sessions, for all watches together."""
-
-    def __init__(self, store: MetadataStore) -> None:
-        self._store = store
-        self._wanted: set[int] = set()
-        self._looking: asyncio.Task[Mapping[int, Snapshot] | None] | None = None
-
-    async def next(self, session_key: int) -> Mapping[int, Snapshot] | None:
-        """Wait for the next look, and return the snapshots that it found, by session; that of this session is among
-        them unless it is gone. None where the store couldn't be asked."""
-        self._wanted.add(session_key)
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
-        return await asyncio.shield(self._looking)
-
-    async def _look(self) -> Mapping[int, Snapshot] | None:
-        await asyncio.sleep(_LOOK_SECONDS)
-        wanted, self._wanted, self._looking = self._wanted, set(), None
-        try:
-            return await self._store.snapshots_of(list(wanted))
-        except Unavailable:
-            return None
 
 
 def _size_of(event: FileEvent) -> int:
