@@ -19,7 +19,6 @@ from era.core.live import watching
 from era.core.live.watching import FileEvent, Watching
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.errors import Unavailable
-from tests.conftest import eventually
 from tests.core.lab import Lab
 from tests.owners import mine
 
@@ -75,10 +74,6 @@ async def kinds(events: AsyncIterator[list[tuple[int, FileEvent]] | Gap], count:
     raise AssertionError(found)
 
 
-async def has_asked(store: Store, count: int) -> bool:
-    return await asyncio.to_thread(eventually, lambda: len(store.asked) >= count, SECONDS)
-
-
 async def test_a_watch_asks_once_for_all_its_readers_and_only_while_there_are_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +82,7 @@ async def test_a_watch_asks_once_for_all_its_readers_and_only_while_there_are_so
     watched, store = watching_in(lab)
     async with AsyncExitStack() as readers:
         for _ in range(32):
-            await readers.enter_async_context(watched.watched(mine("s"), (), recursive=True))
+            await readers.enter_async_context(watched.watched(mine("s1"), (), recursive=True))
         store.asked.clear()
         await asyncio.sleep(0.5)
         assert 1 <= len(store.asked) <= 3
