@@ -102,27 +102,6 @@ async def test_delivery_that_goes_while_its_queue_waits_for_a_slot_is_not_attemp
     assert queues.tried == [("a1", 1)]
 
 
-async def test_wake_is_not_missed_by_a_worker_that_is_about_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliveries, "_POLL_SECONDS", 3600)
-    queues = Queues(a1=[])
-    looked = asyncio.Event()
-
-    async def none_due(key: str) -> None:
-        monkeypatch.undo()
-        looked.set()
-        await queues.may_end.wait()
-
-    monkeypatch.setattr(queues, "next_due", none_due)
-    queues.may_end.clear()
-    queues.wake("a1", "a")
-    await looked.wait()
-    queues.queues["a1"] = [1]
-    queues.wake("a1", "a")
-    queues.may_end.set()
-    await until(lambda: not queues.queues["a1"])
-    await queues.stop()
-
-
 async def test_delivery_is_not_attempted_again_while_its_outcome_can_not_be_recorded() -> None:
     queues = Queues(a1=[1, 2])
     queues.record_errors = [Unavailable("the database is full")] * 3

@@ -14,7 +14,6 @@ from era.core import directory_cache
 from era.core.files.edits import Changes, Remove
 from era.core.files.totals import Bounds
 from era.core.models import Snapshot
-from tests.drivers.fake import FakeSandbox
 from tests.owners import mine
 from tests.unit.core import Core, until
 
@@ -145,22 +144,3 @@ async def test_the_oldest_goes_first(core: Core, monkeypatch: pytest.MonkeyPatch
     await until(lambda: directories(core) == 3)
     keys = [(await core.store.session(mine(name))).key for name in ("b", "c")]
     assert core.pool._kept.keys() == keys
-
-
-async def test_a_session_with_packages_is_restored_at_once(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They lie beside the working directory, where another sandbox has directories of its own."""
-    monkeypatch.setattr(FakeSandbox, "may_have_packages", lambda _: True)
-    created, create = [], core.driver.create
-
-    async def counting(*args: Any) -> FakeSandbox:
-        made = await create(*args)
-        (made.workspace.parent / "packages").mkdir()
-        created.append(made)
-        return made
-
-    monkeypatch.setattr(core.driver, "create", counting)
-    await core.run(FILL + "open('../packages/module.py', 'w').write('1')")
-    await core.run("pass", "other")
-    created.clear()
-    assert (await core.run(SHOW + "\nprint(open('../packages/module.py').read())")).stdout == SHOWN + b"1\n"
-    assert len(created) == 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +20,6 @@ from era.core.garbage import collect_once
 from era.core.metadata import Retention
 from era.core.models import EMPTY, Session, Snapshot, Version, VersionContent, now
 from era.core.tasks import in_background
-from era.core.telemetry import Event, GarbageCollected
 from era.store import sessions, tables
 from era.store.blobs import LocalBlobs
 from era.store.database import DatabaseAway
@@ -147,22 +144,6 @@ async def test_an_import_that_was_completed_without_an_answer_is_as_durable_as_a
     with pytest.raises(DatabaseAway):
         await core.store.load(replace(session, id="copy"), versions(), iter(()))
     assert (await core.store.restore_session(mine("copy"))).version == 1
-
-
-async def test_a_collection_that_finds_no_descriptor_free_is_noted_and_the_next_succeeds(core: Core) -> None:
-    failures = iter([OSError(errno.EMFILE, os.strerror(errno.EMFILE))])
-
-    def local() -> list[str]:
-        for error in failures:
-            raise error
-        return []
-
-    noted: list[Event] = []
-    snapshots, pins = Snapshots(core.blobs), Pins(local)
-    assert not await collect_once(snapshots, core.store, pins, noted.append)
-    assert await collect_once(snapshots, core.store, pins, noted.append)
-    messages = [note.message for note in noted if isinstance(note, GarbageCollected)]
-    assert messages == ["[Errno 24] Too many open files", None]
 
 
 async def test_a_collection_that_fails_by_a_bug_is_logged_and_the_next_succeeds(core: Core) -> None:

@@ -234,35 +234,6 @@ async def test_a_session_moves_to_the_host_with_most_room(monkeypatch: pytest.Mo
         assert one.asked == ["a", "b", "c"]
 
 
-async def test_a_call_waits_for_what_others_were_asked_for_another() -> None:
-    async with cluster() as one:
-        await one.is_home("t", 2)
-        one.may_answer = asyncio.Event()
-        moves = [asyncio.create_task(one.move(name=name)) for name in ("s", "t")]
-        await until(lambda: one.asked)
-        for _ in range(20):
-            await asyncio.sleep(0)  # for the other to get as far
-        one.may_answer.set()
-        assert await asyncio.gather(*moves) == [True, True]
-        assert one.asked == ["a", "b", "c"]
-
-
-async def test_of_very_many_hosts_some_are_asked() -> None:
-    async with cluster() as one:
-        one.told = {f"h{number}": {"sandboxes": 1, "live": 1} for number in range(100)}
-        one.rows.others = {name: Host(name, f"http://{name}") for name in one.told}
-        one.homes._view = await one.rows.beat(Host(one.homes.host_id, ""))
-        asked = []
-        for _ in range(2):
-            assert await one.move()
-            asked.append(set(one.asked))
-            one.asked.clear()
-            one.moves._asked_at -= 60
-            await one.is_home()
-        assert [len(hosts) for hosts in asked] == [16, 16]
-        assert asked[0] != asked[1]
-
-
 @pytest.mark.parametrize("has_sandbox", [False, True])
 async def test_session_that_is_to_be_live_moves_where_it_can_be(has_sandbox: bool) -> None:
     async with cluster(places=8) as one:
@@ -399,16 +370,6 @@ async def test_a_session_without_a_home_goes_where_its_packages_are() -> None:
         await one.arrives(packages="p")
         assert await one.move()
         assert one.rows.given == [(1, "a")]
-
-
-async def test_that_is_asked_once() -> None:
-    async with cluster(places=8) as one:
-        await one.arrives(packages="p")
-        assert not await one.move(), "nobody has them"
-        one.told = with_packages("a")
-        one.moves._asked_at -= 60
-        assert not await one.move()
-        assert one.asked == ["a", "b", "c"]
 
 
 async def test_a_session_that_has_all_it_needs_here_stays_and_asks_nobody() -> None:
@@ -549,22 +510,6 @@ async def test_calls_about_a_new_session_wait_until_it_has_its_place() -> None:
         await placing
         assert not await called
         assert one.rows.given == [(1, "a")]
-
-
-async def test_a_new_session_that_was_called_before_it_has_its_place_goes_with_that_call() -> None:
-    """Its id may be known before: whoever makes it may choose that."""
-    async with cluster() as one:
-        one.told = {**ROOM, "a": {**ROOM["a"], "prepared": ["six"]}}
-        one.rows.may_give.clear()
-        moving = asyncio.create_task(one.move())
-        await until(lambda: one.turns.taken(mine("s")))
-        waiting = asyncio.create_task(one.move())
-        await one.moves.place(NEW)
-        one.rows.may_give.set()
-        async with asyncio.timeout(10):
-            assert await moving
-            await waiting
-        assert one.rows.given == [(1, "b")]
 
 
 async def test_a_host_with_a_slow_disk_has_no_room_until_it_is_quick_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,17 +80,6 @@ async def test_a_dead_sandbox_is_replaced(core: Core) -> None:
     assert core.pool.counts()["live"] == 1
 
 
-async def test_it_holds_the_session_s_snapshot(core: Core) -> None:
-    (session,) = await sessions(core, 1)
-    one, two = await snapshot_with(core, "one"), await snapshot_with(core, "two")
-    new = await core.pool.acquire(replace(session, snapshot=one))
-    core.pool.committed(session.key, one)
-    assert [path.name for path in new.workspace.iterdir()] == ["one"]
-    warm = await core.pool.acquire(replace(session, snapshot=two))
-    assert warm is new
-    assert [path.name for path in warm.workspace.iterdir()] == ["two"]
-
-
 async def test_one_that_can_t_be_brought_to_a_snapshot_is_replaced(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     (session,) = await sessions(core, 1)
     first, snapshot, real, failures = (
@@ -206,17 +195,6 @@ async def test_temporary_ones_take_room_too(small: Core, monkeypatch: pytest.Mon
         await small.pool.discard(sandbox)
     assert small.driver.alive == []
     assert await free_places(small, 2) == 2
-
-
-async def test_releasing_kills_what_runs(core: Core) -> None:
-    (session,) = await sessions(core, 1)
-    sandbox = await core.pool.acquire(session)
-    await core.pool.release(session.key)
-    await core.pool.release(session.key)
-    assert not sandbox.alive
-    core.pool.committed(session.key, EMPTY)
-    core.pool.offer(session.key, None)
-    assert core.pool.counts() == {"live": 0, "busy": 0, "ready": 0}
 
 
 async def test_what_a_session_that_has_moved_leaves_is_removed(directory: Path, template: Path) -> None:

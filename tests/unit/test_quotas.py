@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,14 +226,6 @@ async def test_usage_is_counted_by_the_commit_of_the_run(core: Core, monkeypatch
     again = of_quotas.Quotas(core.store.usage, {"cpu_seconds_per_day": 1}, lambda _: {})
     await again.open()
     assert again.in_use("default")["cpu_seconds_per_day"] == core.quotas.in_use("default")["cpu_seconds_per_day"]
-
-
-async def test_lost_runs_count_as_runs(core: Core, directory: Path) -> None:
-    await core.session()
-    await core.store.begin_run(mine("s"), "run_1_a")
-    assert await core.store.mark_lost() == 1
-    assert await core.store.mark_lost() == 0
-    assert (await used_today(core))[0] == 1
 
 
 @pytest.mark.parametrize("may_have_committed", [False, True])

@@ -150,17 +150,6 @@ def genuine(secret: str, headers: Mapping[str, str], body: bytes) -> bool:
     return is_genuine(Verify("stripe", secret, "x-era-signature"), received, body, now() / 1e6)
 
 
-async def test_an_id_that_is_taken_as_it_expires_is_told_of_to_its_last_owner(core: Core) -> None:
-    webhooks = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
-    webhook = await webhooks.create("default", URL, ["session.expired", "session.created"], "")
-    await core.session("s", ttl=1)
-    with pytest.MonkeyPatch.context() as later:
-        later.setattr("era.store.sessions.now", lambda: now() + 3_600_000_000)
-        await core.session("s")
-    events = [notice.event for notice in await webhooks.store.notices("default", webhook.id)]
-    assert events == ["session.created", "session.expired", "session.created"]
-
-
 async def test_what_is_undone_is_not_told(core: Core) -> None:
     webhooks = Webhooks(core.store.webhooks, Sent(), KEY, ALONE, [])
     webhook = await webhooks.create("default", URL, EVENTS, "")
@@ -256,18 +245,6 @@ async def test_what_waits_and_what_is_kept_is_bounded(core: Core, monkeypatch: p
     with pytest.raises(NotFound):
         await webhooks.store.drop_webhook("ada", first.id)
     assert await core.store.database.read(_notices) == 3
-
-
-async def test_what_was_sent_is_kept_for_a_while(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_TOO_OLD", rows._TOO_OLD.offset(2))
-    async with sending(core) as (webhooks, sent):
-        webhook = await webhooks.create("default", URL, ["session.created"], "")
-        for n in range(5):
-            await core.session(f"s{n}")
-        await until(lambda: len(sent.tried) == 5)
-        await until(lambda: not webhooks._workers)
-        kept = await webhooks.store.notices("default", webhook.id)
-        assert [json.loads(notice.body)["data"]["session_id"] for notice in kept] == ["s4", "s3"]
 
 
 def _notices(connection: Connection) -> int:

@@ -54,9 +54,6 @@ class Deliveries[Key: Hashable, Delivery](ABC):
         self._name = name
         self._slots = slots
         self._workers: dict[Key, asyncio.Task[None]] = {}
-        self._woken: set[Key] = set()
-        """Queues that were woken after their worker's last look."""
-
         self._polling: asyncio.Task[None] | None = None
         self._is_stopping = False
 
@@ -87,32 +84,21 @@ class Deliveries[Key: Hashable, Delivery](ABC):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self, key: Key, owner: str) -> None:
-        """Have a worker look at a queue now."""
-        if self._is_stopping:
-            return
-        if key in self._workers:
-            self._woken.add(key)
+        """Have a worker look at a queue now. One that has just had its last look is started anew by the next poll."""
+        if self._is_stopping or key in self._workers:
             return
         task = self._workers[key] = asyncio.create_task(self._work(key, owner))
-        task.add_done_callback(lambda _: self._ended(key, owner))
+        task.add_done_callback(lambda _: self._workers.pop(key))
 
     def is_working(self, key: Key) -> bool:
         """Return whether deliveries of a queue are being attempted."""
         return key in self._workers
 
-    def _ended(self, key: Key, owner: str) -> None:
-        """Forget a worker that has ended. Start another if it was woken too late to notice."""
-        del self._workers[key]
-        if key in self._woken:
-            self._woken.remove(key)
-            self.wake(key, owner)
-
     async def _poll(self) -> None:
         while not self._is_stopping:  # or a host that stops would take homes of sessions for which it does nothing
             try:
                 for key, owner in (await self.due()).items():
-                    if key not in self._workers:
-                        self.wake(key, owner)
+                    self.wake(key, owner)
             except EraError as error:
                 log.warning("deliveries_not_looked_at", of=self._name, error=error.message)
             except Exception:  # the next look may succeed
@@ -124,7 +110,6 @@ class Deliveries[Key: Hashable, Delivery](ABC):
         origin.set(None)  # the request that woke it is about one delivery of many
         try:
             while not self._is_stopping:
-                self._woken.discard(key)
                 async with self._slots.slot(owner, key):
                     # Only now: while it waited, the delivery may have gone.
                     if self._is_stopping or (delivery := await self.next_due(key)) is None:

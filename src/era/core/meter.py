@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from era.core.fair_limiter import FairLimiter
 
@@ -56,8 +56,7 @@ current: ContextVar[Account | None] = ContextVar("account", default=None)
 class Meter:
     """Times the steps of one event loop's tasks."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self.accounts: WeakValueDictionary[tuple[str, Hashable], Account] = WeakValueDictionary()
         """By owner and session, for as long as anything goes on at their cost."""
 
@@ -92,14 +91,16 @@ class Meter:
         return payer.debt > SLICE
 
     def must_wait(self, payer: Account, *, begins: bool) -> bool:
-        """Whether it is to pay before it goes on, or is behind others of it that do; see `turn`."""
+        """Whether work of an account has to wait: the account owes more than a slice, other tasks of it are paying, or
+        something new would begin (`begins`) in an iteration of the loop that has cost a slice already."""
         return self.is_in_debt(payer) or payer.paying.locked() or (begins and self.is_used_up())
 
     def is_used_up(self) -> bool:
-        """Whether this iteration has cost a slice since something began in it. Otherwise something begins now."""
+        """Whether this iteration of the loop has cost a slice since something first began in it. If nothing has begun
+        in it yet, something does now."""
         if self._began is None:
             self._began = self._since
-            self._loop.call_soon(self._reset)
+            asyncio.get_running_loop().call_soon(self._reset)
         return self._since - self._began > SLICE
 
     def _reset(self) -> None:
@@ -145,19 +146,15 @@ class _Timed(Coroutine[Any, Any, Any]):
         return getattr(self._coro, name)
 
 
-_meters: WeakKeyDictionary[asyncio.AbstractEventLoop, Meter] = WeakKeyDictionary()
-
-
 def install() -> None:
     """Time the tasks of the running event loop that are made from now on."""
-    loop = asyncio.get_running_loop()
-    _meters[loop] = meter = Meter(loop)
-    loop.set_task_factory(meter.task)
+    asyncio.get_running_loop().set_task_factory(Meter().task)
 
 
 def _running() -> Meter | None:
-    """Return the meter of the running event loop, if it has one."""
-    return _meters.get(asyncio.get_running_loop())
+    """Return the meter of the running event loop, whose tasks it makes, if it has one."""
+    meter = getattr(asyncio.get_running_loop().get_task_factory(), "__self__", None)
+    return meter if isinstance(meter, Meter) else None
 
 
 def account(owner: str, session: Hashable = "") -> Account:
@@ -196,14 +193,18 @@ def charged(payer: Account, callback: Callable[..., None], *arguments: Any) -> N
 
 
 def owes(*, begins: bool = False) -> bool:
-    """Whether the current account is to wait for its `turn`."""
+    """Whether `turn` would wait."""
     meter = _running()
     return meter is not None and meter.must_wait(meter.settle(), begins=begins)
 
 
 async def turn(*, begins: bool = False) -> None:
-    """Wait until the current account has paid what it owes. With `begins` something new begins here, such as a request:
-    that waits too where this iteration of the loop has cost a slice already."""
+    """Wait until the current account has paid what it owes of the loop's time.
+
+    Args:
+        begins: Whether something new begins here, such as a request. That also waits where what has begun in this
+            iteration of the loop has cost a slice already, whoever it is of: so of a burst a few begin in each.
+    """
     meter = _running()
     if meter is None:
         return
