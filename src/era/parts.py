@@ -31,7 +31,6 @@ from era.core.files.pins import Pins
 from era.core.files.session_files import SessionFiles
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots, Spool
-from era.core.history import HistoryBound
 from era.core.homes import ALONE, Cluster, Homes
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
@@ -58,6 +57,7 @@ from era.core.tasks import Threads, transfer_threads
 from era.core.telemetry import Note
 from era.core.turns import Liveness, Turns
 from era.core.usage import Usage
+from era.core.versions import HistoryBound
 from era.core.webhooks import Webhooks
 from era.directory_locks import alone, shared_directory
 from era.drivers.choice import DriverChoice

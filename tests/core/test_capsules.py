@@ -22,7 +22,6 @@ from era.core.capsules.manifest import RECORD_FIELDS, CodeValues, RunValues, Ses
 from era.core.capsules.service import _EXPORTS_OF_OWNER
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
-from era.core.history import HistoryBound
 from era.core.limits import Rules
 from era.core.metadata import Retention, SessionFilter
 from era.core.models import (
@@ -38,6 +37,7 @@ from era.core.models import (
     VersionContent,
     now,
 )
+from era.core.versions import HistoryBound
 from era.errors import BadRequest, Conflict, NotFound, TooBusy, TooLarge, Unavailable
 from era.store.blobs import LocalBlobs
 from era.wire.files import files_answer

@@ -38,10 +38,10 @@ from era.core.files import file_threads
 from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_once
-from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import Session
 from era.core.spooled_output import SpooledOutput
+from era.core.versions import HistoryBound
 from era.mcp import results
 from era.settings import Settings
 from era.store import sessions

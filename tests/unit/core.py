@@ -15,7 +15,6 @@ from era.core.admission import Admission
 from era.core.expiry import Expiry
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
-from era.core.history import HistoryBound
 from era.core.homes import ALONE
 from era.core.idempotency import IdempotencyKeys
 from era.core.limits import Rules
@@ -39,6 +38,7 @@ from era.core.shares import Shares
 from era.core.telemetry import Note, ignore
 from era.core.transcript import Piece
 from era.core.turns import Liveness, Turns
+from era.core.versions import HistoryBound
 from era.errors import SandboxFailed
 from era.network.egress import SandboxNetwork
 from era.network.policy import Policy

@@ -1,4 +1,4 @@
-"""core.history: how much a session's kept versions may hold."""
+"""core.versions.HistoryBound: how much a session's kept versions may hold."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from era.core.history import MAX_NAMED, HistoryBound
 from era.core.models import KeptVersion, NewCopy, Session
 from era.core.run_messages import RunResult
+from era.core.versions import MAX_NAMED, HistoryBound
 from era.errors import TooLarge
 from tests.owners import mine
 from tests.unit.core import Core

@@ -14,9 +14,9 @@ import pytest
 from era.core.files import file_threads
 from era.core.files.file_threads import Budget, FileThreads
 from era.core.files.session_files import Condition, SessionFiles
-from era.core.history import HistoryBound
 from era.core.live.processes import ProcessRequest
 from era.core.models import DEFAULT_OWNER, KeptVersion, OwnedId, Session
+from era.core.versions import HistoryBound
 from era.errors import TooLarge
 from tests.owners import mine
 from tests.unit.core import URL, Core

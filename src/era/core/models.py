@@ -192,7 +192,7 @@ class Session:
     """Whether records of its runs keep the code or command that ran."""
 
     history_bytes: int | None = None
-    """At most so many bytes are held by its kept versions; None where that isn't known. See history.py."""
+    """At most so many bytes are held by its kept versions; None where that isn't known. See versions.py."""
 
     @property
     def owned_id(self) -> OwnedId:

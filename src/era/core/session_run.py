@@ -27,7 +27,6 @@ from era.core.execution import Execution, Grants, keep_output, status_of
 from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
-from era.core.history import HistoryBound
 from era.core.late_ends import LateEnds
 from era.core.limits import Rules
 from era.core.live.contexts import CellExecution, Contexts
@@ -53,6 +52,7 @@ from era.core.run_messages import Emit, RunRequest, RunResult, RunStarted, recor
 from era.core.telemetry import Note, RunEnded, ignore
 from era.core.turns import Liveness
 from era.core.usage import UsageStore, use_of
+from era.core.versions import HistoryBound
 from era.errors import (
     BeingStopped,
     CommitFailed,

@@ -31,12 +31,12 @@ from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
 from era.core.files.blob_store import BlobStore
 from era.core.files.totals import Bounds
-from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore, Retention
 from era.core.models import CHECKPOINTS, KeptRun, KeptVersion, OwnedId, Session, Snapshot, VersionContent
 from era.core.outputs import INLINE_BYTES
 from era.core.program import STREAMS
 from era.core.tasks import free_on, to_its_end
+from era.core.versions import HistoryBound
 from era.errors import BadRequest, Unavailable
 
 _MAX_README_BYTES = 64 << 10

@@ -22,10 +22,10 @@ from era.core.capsules.manifest import (
 )
 from era.core.capsules.problems import bad_capsule, too_large
 from era.core.capsules.tars import Entry
-from era.core.history import MAX_NAMED
 from era.core.models import KeptOutputs, RunRecord, Session, Snapshot, StoredCode, Version, VersionContent
 from era.core.sessions import check_code, check_metadata, data_text
 from era.core.setup.requirements import setup_text
+from era.core.versions import MAX_NAMED
 from era.errors import BadRequest
 
 MAX_LINE_BYTES = 24 << 20

@@ -15,10 +15,10 @@ from era.core.files.pins import Pins
 from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Slots
 from era.core.files.totals import Bounds
-from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session
 from era.core.setup.package_sets import InstalledPackageSets
+from era.core.versions import HistoryBound
 from era.errors import TooBusy
 
 _THREADS = 2

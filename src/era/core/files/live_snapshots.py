@@ -35,7 +35,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Container
+from collections.abc import AsyncIterator, Container
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -117,19 +117,17 @@ class LiveSnapshots:
         entry: str | None = None,
         *,
         changed: bool = False,
-        stored: Awaitable[None] | None = None,
         session_id: OwnedId,
     ) -> LiveSnapshot:
         """Make the content of `sandbox.workspace` durable.
 
         The arguments and errors are those of Snapshots.take: SnapshotRefused where the tree exceeds the limits,
         CommitFailed where the disk fails. `changed` says that the tree was changed just now, so that it isn't first
-        looked at whether it is as it was. `stored` is waited for once the tree has been looked at: somebody stores
-        what it is expected to hold meanwhile, and raises nothing.
+        looked at whether it is as it was.
         """
         try:
             with self._snapshots.memories.in_use(sandbox.id):
-                return await self._take(sandbox, previous, entry, changed=changed, stored=stored, session_id=session_id)
+                return await self._take(sandbox, previous, entry, changed=changed, session_id=session_id)
         except OSError as error:
             self._snapshots.forget(sandbox.id)
             raise CommitFailed(f"the files of this session could not be kept: {error.strerror}") from error
@@ -144,7 +142,6 @@ class LiveSnapshots:
         entry: str | None,
         *,
         changed: bool,
-        stored: Awaitable[None] | None,
         session_id: OwnedId,
     ) -> LiveSnapshot:
         memory = await self._snapshots.memory_of(sandbox, previous, session_id)
@@ -162,8 +159,6 @@ class LiveSnapshots:
             consistent = look is not None
             if look is None:
                 look = await self._loose_look(sandbox, memory, stack, session_id)
-            if stored is not None:
-                await stored
             found, known = look, memory
             updated = await self._snapshots.threads.by_size(
                 lambda _: self._store(found, known),

@@ -46,7 +46,7 @@ class Memory:
     noting it. None where they aren't known, so that a full scan is needed."""
 
     ahead_bytes: int = 0
-    """How much was stored of the tree that the snapshot hasn't: the next snapshot must count it (history.py)."""
+    """How much was stored of the tree that the snapshot hasn't: the next snapshot must count it (versions.py)."""
 
     is_recalled: bool = False
     """Whether it is only what the snapshot says: each file has to be read (restoring.py)."""

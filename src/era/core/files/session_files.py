@@ -27,12 +27,12 @@ from era.core.files.snapshots import Snapshots
 from era.core.files.spool import Spool, Upload
 from era.core.files.totals import Bounds, Totals
 from era.core.files.unpack import PIECE
-from era.core.history import HistoryBound
 from era.core.limits import Rules, bounds
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.tasks import Threads
 from era.core.turns import Liveness, Turns
+from era.core.versions import HistoryBound
 from era.errors import BadRequest, Conflict, NotFound, PreconditionFailed, TooLarge, Unavailable
 
 PATIENCE = 60.0
@@ -239,14 +239,6 @@ class SessionFiles:
             await self._threads.in_turn(owner, put)
         except OSError as error:
             raise Unavailable(f"The file could not be kept: {error.strerror}.") from error
-
-    async def edit_ahead(self, session: Session, path: Parts, upload: Upload, mtime_ns: int, mode: int | None) -> None:
-        """Make durable what a snapshot needs in which only this file of a live session has changed, before anything
-        names it: the content and the directories. One that comes out otherwise stores what differs itself. Raises as
-        Snapshots.edit does, and BadRequest."""
-        changes = Changes()
-        changes.add(path, PutFile(upload.digest, upload.size, mtime_ns, mode, uploaded=False))
-        await self._snapshots.edit(session.snapshot, changes, upload.put, self.bounds(session), session.owned_id)
 
     async def content(self, upload: Upload, size: int) -> AsyncIterator[bytes]:
         """The content of an upload, in pieces of `size` bytes at most. Raises Unavailable where the disk fails."""

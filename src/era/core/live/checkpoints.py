@@ -13,18 +13,17 @@ says why, and the last one stands. They push out older checkpoints, and no other
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
 from era.core.files.session_files import keeping_files
 from era.core.files.trees import SnapshotRefused, WorkspaceFull
-from era.core.history import HistoryBound
 from era.core.metadata import MetadataStore
 from era.core.models import Cause, Session
 from era.core.pool import SandboxPool
 from era.core.turns import Turns
+from era.core.versions import HistoryBound
 from era.errors import CommitFailed, Conflict, EraError, Fenced, RunUnderWay, SandboxFailed, TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -85,18 +84,12 @@ class Checkpoints:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def commit_edit(
-        self,
-        live: LiveSession,
-        session: Awaitable[Session] | None = None,
-        stored: Awaitable[None] | None = None,
-    ) -> int:
+    async def commit_edit(self, live: LiveSession) -> int:
         """Commit the tree, which a client has changed, in the session's turn. Returns how many old versions had to go
-        for it. `session` is its row, where that was asked for earlier in this turn, and `stored` is waited for before
-        anything of the tree is stored. Raises as `request` does; CommitFailed also where the database can't be had."""
+        for it. Raises as `request` does; CommitFailed also where the database can't be had."""
         try:
-            row = await (session or self._store.session(live.session_id))
-            return (await self._committed(live, keeping_files(row), "files", changed=True, stored=stored))[1]
+            session = keeping_files(await self._store.session(live.session_id))
+            return (await self._committed(live, session, "files", changed=True))[1]
         except (Fenced, SandboxFailed):
             raise  # the change is gone with the sandbox
         except Unavailable as error:
@@ -129,19 +122,17 @@ class Checkpoints:
         cause: Cause,
         *,
         changed: bool = False,
-        stored: Awaitable[None] | None = None,
         ended: bool = False,
     ) -> tuple[Checkpoint, int]:
         """Commit the tree with a cause: `checkpoint` becomes `loose_checkpoint` where the tree isn't of one moment.
 
         Also returns how many old versions were dropped. `session` is the row as it is in the session's turn. `changed`
-        and `stored` are as for LiveSnapshots.take; `ended` says that no process is left, which is asked only for
-        checkpoints.
+        is as for LiveSnapshots.take; `ended` says that no process is left, which is asked only for checkpoints.
         """
         trim, starts = None, live.starts
         is_still = ended or (cause == "checkpoint" and await live.is_still())
         with self._moments.naming():
-            moment = await self._taken(live, session, changed=changed, stored=stored)
+            moment = await self._taken(live, session, changed=changed)
             snapshot, consistent = moment.snapshot, moment.consistent or (is_still and live.starts == starts)
             if snapshot.root != session.snapshot.root:
                 trim = await self._history.trim(session, snapshot)
@@ -156,16 +147,13 @@ class Checkpoints:
             self._pool.committed(live.session_key, snapshot)
             return Checkpoint(session.version, consistent), 0 if trim is None else len(trim.drop)
 
-    async def _taken(
-        self, live: LiveSession, session: Session, *, changed: bool, stored: Awaitable[None] | None
-    ) -> LiveSnapshot:
+    async def _taken(self, live: LiveSession, session: Session, *, changed: bool) -> LiveSnapshot:
         """Take the tree. Raises TooLarge or Conflict where it can't be kept, CommitFailed."""
         try:
             return await self._moments.take(
                 live.sandbox,
                 session.snapshot,
                 changed=changed,
-                stored=stored,
                 session_id=session.owned_id,
             )
         except SnapshotRefused as refused:

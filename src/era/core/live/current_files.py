@@ -32,7 +32,7 @@ from era.core.live.live_sessions import LiveSessions
 from era.core.metadata import MetadataStore
 from era.core.models import OwnedId, Session, Snapshot
 from era.core.turns import Turns
-from era.errors import BadRequest, EraError, NotFound, SandboxFailed, SessionLive, TooLarge, Unavailable
+from era.errors import BadRequest, EraError, NotFound, SandboxFailed, SessionLive, Unavailable
 
 _ATTEMPTS = 5
 _SETTLE_SECONDS = 30.0
@@ -166,29 +166,16 @@ class CurrentFiles:
         async with self._files.received(session_id, path, body) as (session, upload):
 
             async def live_put(live: LiveSession, helper: FileHelper) -> int:
-                reading = asyncio.create_task(self._store.session(session_id))  # while the helper writes
-                storing: asyncio.Task[None] | None = None
-                try:
-                    await self._check(helper, path, condition)
-                    try:
-                        await self._files.check_room(session, path, upload.size)
-                    except TooLarge:  # there may be more room since the body began to come
-                        await self._files.check_room(await reading, path, upload.size)
-                    if upload.size <= PIECE:
-                        now = time.time_ns()
-                        # The commit finds this stored. Where it fails, the commit stores it, or fails in its stead.
-                        storing = asyncio.create_task(
-                            _quietly(self._files.edit_ahead(session, path, upload, now, mode))
-                        )
-                        content = b"".join([piece async for piece in self._files.content(upload, PIECE)])
-                        await helper.call("put", path, content, **_at(path), mode=mode, mtime_ns=now)
-                    else:
-                        await self._write(helper, path, upload, mode)
-                    return await self._checkpoints.commit_edit(live, reading, storing)
-                except BaseException:
-                    reading.cancel()
-                    await asyncio.gather(*filter(None, (reading, storing)), return_exceptions=True)
-                    raise
+                await self._check(helper, path, condition)
+                # There may be more room, or less, since the body began to come.
+                now = await self._store.session(session_id)
+                await self._files.check_room(now, path, upload.size)
+                if upload.size <= PIECE:
+                    content = b"".join([piece async for piece in self._files.content(upload, PIECE)])
+                    await helper.call("put", path, content, **_at(path), mode=mode, mtime_ns=time.time_ns())
+                else:
+                    await self._write(helper, path, upload, mode)
+                return await self._checkpoints.commit_edit(live)
 
             async def stored_put() -> int:
                 return await self._files.put_received(session, path, upload, condition, mode=mode, patience=patience)

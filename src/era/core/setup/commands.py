@@ -21,12 +21,12 @@ from era.core import jsontext
 from era.core.execution import Execution, Grants
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused
-from era.core.history import HistoryBound
 from era.core.models import Session, Snapshot, Trim, command_of
 from era.core.pool import SandboxPool
 from era.core.ports import Network, Sandbox
 from era.core.program import Ended, Invocation, Output, Program
 from era.core.setup.progress import LastWords, Progress
+from era.core.versions import HistoryBound
 from era.errors import SandboxFailed, Unavailable
 
 _HINT = "Change it with PATCH /api/sessions/{id}, or try again with POST /api/sessions/{id}/setup."
