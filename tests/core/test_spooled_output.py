@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import hashlib
-import os
 import random
-import threading
 from pathlib import Path
 
 import pytest
 
 from era.core.spooled_output import MEMORY_BYTES, PIECE, SpooledOutput
 from era.store.blobs import LocalBlobs
-from tests.conftest import eventually, opened
+from tests.conftest import opened
 
 
 def some(size: int) -> bytes:
@@ -68,26 +65,3 @@ async def test_it_is_closed_with_or_without_being_told(tmp_path: Path) -> None:
     del made
     gc.collect()
     assert opened(tmp_path) == 0
-
-
-@pytest.mark.parametrize("is_told", [True, False])
-async def test_a_large_file_is_closed_beside_the_event_loop(
-    tmp_path: Path, is_told: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There may be 64 MiB of each stream, which take 25 ms to free."""
-    made = await written(tmp_path, some(2 << 20))
-    await made.append(some(MEMORY_BYTES))  # what is written last is in the file, too
-    fd, closed_by, close = made._fd, [], os.close
-
-    def noting(each: int) -> None:
-        if each == fd:
-            closed_by.append(threading.current_thread().name)
-        close(each)
-
-    monkeypatch.setattr(os, "close", noting)
-    if is_told:
-        made.close()
-    del made
-    gc.collect()
-    await asyncio.to_thread(eventually, lambda: opened(tmp_path) == 0)
-    assert closed_by == ["era-close"]

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api import terminals
 from era.api.event_stream import Event, event_stream
 from era.api.guard import Guard
-from era.api.websocket import WebSocket
 from era.core import meter
 from era.core.api_keys import OPERATOR
 from era.core.event_log import Gap
@@ -80,30 +78,6 @@ async def test_many_who_follow_the_same_thing(is_sound: bool) -> None:
         log.append("stdout", b"a line\n")
         await done.wait()
         done.clear()
-    assert ticks.stop() < MANY / 5 if is_sound else ticks.stop() > MANY / 2, ticks.most
-    log.finish(0, None, None)
-    await asyncio.gather(*followers)
-
-
-async def test_many_terminals_of_the_same_process(is_sound: bool) -> None:
-    meter.install()
-    sent, done, log = 0, asyncio.Event(), OutputLog()
-
-    class Socket(WebSocket):
-        def __init__(self) -> None: ...
-
-        async def send(self, data: bytes | str) -> None:
-            nonlocal sent
-            sent += isinstance(data, bytes)
-            if sent == MANY:
-                done.set()
-
-    made = [terminals._send_output(Socket(), log, 0, was_live=True) for _ in range(MANY)]
-    followers = [asyncio.create_task(each) for each in made]
-    await asyncio.sleep(0.05)
-    ticks = Ticks(lambda: sent)
-    log.append("pty", b"a line\n")
-    await done.wait()
     assert ticks.stop() < MANY / 5 if is_sound else ticks.stop() > MANY / 2, ticks.most
     log.finish(0, None, None)
     await asyncio.gather(*followers)
