@@ -136,7 +136,7 @@ async def test_nothing_is_kept_of_a_deleted_session(core: Core) -> None:
 
 
 async def test_the_oldest_goes_first(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_cache, "_MOST_ENTRIES", 2 * FILES + 30)
+    monkeypatch.setattr(core.pool._kept, "_most_bytes", (2 * FILES + 30) * directory_cache._BLOCK)
     for name in ("a", "b", "c"):
         await core.session(name)
         await core.run(FILL, name)

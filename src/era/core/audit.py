@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import structlog
 
@@ -44,7 +44,6 @@ Action = Literal[
     "secret.use",
     "link.create",
 ]
-ACTIONS: Sequence[str] = get_args(Action)
 
 _KEPT = 10_000
 """Entries of each owner. All of them are lines of the log, too."""

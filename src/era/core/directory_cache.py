@@ -27,9 +27,6 @@ _WORTH_FILES, _WORTH_BYTES = 100, 4 << 20
 MOST_BYTES = 4 << 30
 """Disk space of the directories by default. Less is used where the disk is nearly full."""
 
-_MOST_ENTRIES = 200_000
-"""Files, directories and the like in all kept directories together: what is known of each takes memory."""
-
 _BLOCK = 4096
 """What each takes on disk besides its content, about; a directory takes that, too."""
 
@@ -63,7 +60,7 @@ class DirectoryCache:
         self._most_bytes = most_bytes
         self._forget = forget
         self._kept: OrderedDict[int, CachedDirectory] = OrderedDict()
-        self._bytes = self._entries = 0
+        self._bytes = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     def keys(self) -> list[int]:
@@ -80,15 +77,12 @@ class DirectoryCache:
         and the like. Others may go for it, or it goes at once."""
         self._drop(session_key)
         added = CachedDirectory(sandbox, snapshot, entries)
-        if added.disk_bytes > self._most_bytes or entries > _MOST_ENTRIES:
+        if added.disk_bytes > self._most_bytes:
             self.close_soon(added)  # rather than all others, and then this one, too
             return
         self._kept[session_key] = added
         self._bytes += added.disk_bytes
-        self._entries += entries
-        while self._kept and (
-            self._bytes > self._most_bytes or self._entries > _MOST_ENTRIES or _is_short(sandbox.workspace)
-        ):
+        while self._kept and (self._bytes > self._most_bytes or _is_short(sandbox.workspace)):
             self._drop(next(iter(self._kept)))
 
     def take(self, session_key: int) -> CachedDirectory | None:
@@ -96,7 +90,6 @@ class DirectoryCache:
         kept = self._kept.pop(session_key, None)
         if kept is not None:
             self._bytes -= kept.disk_bytes
-            self._entries -= kept.entries
         return kept
 
     async def close(self, kept: CachedDirectory) -> None:
