@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 from structlog.testing import capture_logs
@@ -55,15 +54,6 @@ async def test_one_that_fails_later_is_logged_and_recorded(core: Core) -> None:
     assert (await core.record(run.run_id)).reason == "The sandbox is gone."
 
 
-async def test_stopping_a_run_commits_what_it_left(core: Core) -> None:
-    await core.session()
-    run = await started(core, KEEPS_ON_TERM, b"ready")
-    record = await core.runs.stop(mine("s"), run.run_id)
-    assert (record.status, record.committed) == ("killed", True)
-    assert json.loads((await core.store.session(mine("s"))).data) == {"ended": "well"}
-    assert await core.runs.stop(mine("s"), run.run_id) == record, "to stop it again changes nothing"
-
-
 async def test_stopping_tells_the_program_again_until_it_ends(core: Core) -> None:
     await core.session()
     code, go = core.paused()
@@ -109,17 +99,3 @@ async def test_other_runs_don_t_yield(core: Core) -> None:
     assert not run.is_stopping
     go.touch()
     await waiting
-
-
-async def test_the_end_of_the_service_stops_what_runs_in_the_background_only(core: Core) -> None:
-    await core.session("s")
-    await core.session("other")
-    run = await started(core, KEEPS_ON_TERM, b"ready")
-    code, go = core.paused()
-    waited_for = asyncio.create_task(core.run(code, "other"))
-    await until(lambda: len(core.driver.made) == 2)
-    await core.active_runs.stop_background(10)
-    assert run.ended.is_set()
-    assert not waited_for.done()
-    go.touch()
-    assert (await waited_for).result.status == "ok"

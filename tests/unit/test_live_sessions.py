@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,6 @@ from era.core.live.processes import LiveProcess, ProcessRequest
 from era.core.models import EMPTY, Claim, OwnedId
 from era.core.process import ProcessRecord
 from era.errors import (
-    InputClosed,
-    NoProcess,
     NotFound,
     RunUnderWay,
     SessionLive,
@@ -79,27 +76,6 @@ async def test_a_process_executes_nothing_before_it_is_on_record(core: Core, mon
     assert [path.name for path in sandbox.workspace.iterdir()] == ["made"]
     assert {record.status for record in await core.processes.list(S)} == {"ended"}
     assert len(await core.processes.list(S)) == 2, "the one that was refused is on no record"
-
-
-async def test_a_process_beside_runs(core: Core) -> None:
-    await core.session()
-    server = await start(core, "echo up; exec sleep 100", tag="server")
-    assert server.status == "running"
-    assert server.pid
-    assert (await core.run("open('a', 'w').write('1'); print('ran')")).stdout == b"ran\n"
-    sandbox = core.driver.alive[0]
-    assert [sandbox] == core.driver.alive
-    assert (await core.processes.get(S, "server")).status == "running", "a run's end is not a process's"
-    one = await start(core, ["sh", "-c", "cat a; exit 3"])
-    assert await output(await core.processes.log(S, one.id)) == b"1"
-    ended = await core.processes.get(S, one.id)
-    assert (ended.status, ended.exit_code, ended.signal, ended.reason) == ("ended", 3, None, None)
-    await core.processes.end(S, "server", "Enough.")
-    ended = await core.processes.get(S, "server")
-    assert (ended.exit_code, ended.signal, ended.reason) == (143, signal.SIGTERM, "Enough.")
-    assert [record.id for record in await core.processes.list(S)] == [one.id, server.id]
-    with pytest.raises(NoProcess):
-        await core.processes.get(S, "nobody")
 
 
 async def test_an_end_is_told_once_it_is_on_record(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,19 +172,6 @@ async def test_a_failed_commit_remakes_the_sandbox_and_processes_are_told(
     assert (await core.processes.get(S, again.id)).status == "running"
 
 
-async def test_deletion_ends_processes(core: Core) -> None:
-    session = await core.session()
-    process = await start(core, "exec sleep 100")
-    alive = await live_process(core, process.id)
-    await core.store.delete_session(S)
-    await core.pool.release(session.key)
-    await alive.ended.wait()
-    assert alive.record.reason == "The session was deleted, or has expired."
-    assert not core.driver.alive
-    await until(lambda: not core.live_sessions.count())
-    assert not core.live_sessions._owners.total()
-
-
 def meanwhile(core: Core, monkeypatch: pytest.MonkeyPatch, ending: Callable[[], Awaitable[object]], times: int) -> None:
     """Each of the next processes has its session ended between being recorded and being started."""
     begin, endings, tasks = core.store.begin_process, [ending] * times, []
@@ -300,36 +263,6 @@ async def test_too_many_processes_and_tags(core: Core, monkeypatch: pytest.Monke
     await core.processes.end(S, "t", "")
     await start(core, "exec sleep 100", tag="t")
     assert (await core.processes.get(S, "t")).status == "running", "the one that runs comes first"
-
-
-async def test_input(core: Core) -> None:
-    await core.session()
-    cat = await start(core, "cat; echo end", stdin=True)
-    async with core.processes.running(S, cat.id) as process:
-        await process.write(b"hello ")
-        await process.close_stdin()
-        with pytest.raises(InputClosed):
-            await process.write(b"more")
-    assert await output(process.log) == b"hello end\n"
-    with pytest.raises(InputClosed):
-        async with core.processes.running(S, cat.id) as process:
-            await process.write(b"more")
-    deaf = await start(core, "exec sleep 100")
-    async with core.processes.running(S, deaf.id) as process:
-        with pytest.raises(InputClosed):
-            await process.write(b"more")
-        await process.signal(signal.SIGKILL)
-        await process.ended.wait()
-        assert (process.record.exit_code, process.record.signal) == (137, signal.SIGKILL)
-
-
-async def test_a_timeout_ends_a_process(core: Core) -> None:
-    await core.session()
-    process = await start(core, "exec sleep 100", timeout=0.1)
-    await (await live_process(core, process.id)).ended.wait()
-    record = await core.processes.get(S, process.id)
-    assert (record.exit_code, record.signal) == (124, signal.SIGTERM)
-    assert record.reason == "It reached its timeout of 0.1 seconds."
 
 
 async def test_records_outlive_their_session_and_a_killed_service(core: Core) -> None:

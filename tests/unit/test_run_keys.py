@@ -12,7 +12,7 @@ from era.core.idempotency import IdempotencyKeys
 from era.core.models import Session
 from era.core.run_messages import RunResult, RunStarted
 from era.core.transcript import Piece
-from era.errors import CommitFailed, Conflict, KeyReused, NotFound, RunLost, SandboxFailed, TooManyWaiting
+from era.errors import CommitFailed, Conflict, NotFound, RunLost, SandboxFailed, TooManyWaiting
 from era.store.database import DatabaseAway
 from tests.owners import mine
 from tests.unit.core import Core, Listener, request, until
@@ -61,16 +61,6 @@ async def test_a_replay_is_a_stream_like_any_other(core: Core) -> None:
     assert [type(event) for event in again] == [RunStarted, *[Piece] * len(pieces), RunResult]
     assert pieces == [event for event in first if isinstance(event, Piece)], "with the same numbers"
     assert len(b"".join(piece.data for piece in pieces)) == long + 1, "long output is kept as a blob"
-
-
-async def test_another_request_with_the_key_is_refused(core: Core) -> None:
-    await core.session()
-    await core.run("pass", claim=core.claim("key", {"code": "pass"}, {"env": {}}))
-    with pytest.raises(KeyReused):
-        await core.run("pass", claim=core.claim("key", {"code": "1"}, {"env": {}}))
-    with pytest.raises(KeyReused):
-        await core.run("pass", claim=core.claim("key", {"code": "pass"}, {"env": {"A": "1"}}))
-    assert (await core.run("pass", claim=core.claim("key", {"code": "pass"}, {"env": {}}))).result.replayed
 
 
 async def test_after_a_restart_env_can_t_be_told_apart(core: Core) -> None:
