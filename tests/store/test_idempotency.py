@@ -162,7 +162,7 @@ async def test_what_another_host_makes_at_the_same_time_is_answered_at_both(
         return await create(session_id, claim)
 
     made = await create_once(IdempotencyKeys(store), scope, claim, lambda: at_both("second", claim))
-    assert (made.session.id, made.replayed) == ("first", True)
+    assert (made.value.id, made.replayed) == ("first", True)
     execute(url, "DELETE FROM idempotency_keys")
     await store.delete_session(mine("first"))
     other = replace(claim, request_hash="g" * 64)

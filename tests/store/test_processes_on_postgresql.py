@@ -64,13 +64,13 @@ async def test_a_start_that_was_cut_off_at_its_commit_can_be_repeated_with_its_k
         assert not (await core.processes.start(S, request)).replayed
     assert postgres_proxy.cuts == 1
     repeated = await core.processes.start(S, request)
-    assert repeated.record.status == "running"
+    assert repeated.value.status == "running"
     assert repeated.replayed is not stays_away
-    assert (await core.processes.start(S, request)).record.id == repeated.record.id
+    assert (await core.processes.start(S, request)).value.id == repeated.value.id
     other = await core.processes.get(S, "other")
-    assert await recorded(core, "running") == [repeated.record.id, other.id]
+    assert await recorded(core, "running") == [repeated.value.id, other.id]
     assert [each.id for each in await core.processes.list(S) if each.status == "running"] == [
-        repeated.record.id,
+        repeated.value.id,
         other.id,
     ]
     made = core.directory / "started"
@@ -89,7 +89,7 @@ async def test_a_process_that_ends_while_the_database_is_away_is_recorded_when_i
     session = await core.session(ttl=60)
     await core.processes.start(S, ProcessRequest(URL, "exec sleep 100", tag="other"))
     started = await core.processes.start(S, ProcessRequest(URL, "read line; exit 3", stdin=True))
-    process = await core.processes.find(S, started.record.id)
+    process = await core.processes.find(S, started.value.id)
     assert process is not None
     restarted.stop()
     await process.write(b"\n")
@@ -111,7 +111,7 @@ async def test_a_session_that_is_lost_while_the_database_is_away_can_expire_late
 ) -> None:
     session = await core.session(ttl=60)
     started = await core.processes.start(S, ProcessRequest(URL, "exec sleep 100"))
-    process = await core.processes.find(S, started.record.id)
+    process = await core.processes.find(S, started.value.id)
     assert process is not None
     restarted.stop()
     await core.pool.discard(core.driver.alive[0], "Its host is full.")

@@ -35,12 +35,12 @@ async def test_a_run_in_the_background_is_told_of_once_it_is_on_record(core: Cor
     await core.session()
     code, go = core.paused()
     begun = await core.runs.begin(mine("s"), request(code, background=True))
-    record = await core.record(begun.run_id)
+    record = await core.record(begun.value)
     assert record.status == "running"
     go.touch()
     await core.runs.drain(10)
-    assert (await core.record(begun.run_id)).status == "ok"
-    assert await core.output(begun.run_id) == b"paused\n"
+    assert (await core.record(begun.value)).status == "ok"
+    assert await core.output(begun.value) == b"paused\n"
 
 
 async def test_one_that_fails_later_is_logged_and_recorded(core: Core) -> None:

@@ -19,7 +19,7 @@ S = mine("s")
 
 
 async def start(core: Core, command: str, session: OwnedId = S) -> ProcessRecord:
-    return (await core.processes.start(session, ProcessRequest(URL, command))).record
+    return (await core.processes.start(session, ProcessRequest(URL, command))).value
 
 
 class Away:

@@ -30,7 +30,7 @@ S = mine("s")
 
 
 async def start(core: Core, command: str | list[str], session_id: OwnedId = S, **fields: Any) -> ProcessRecord:
-    return (await core.processes.start(session_id, ProcessRequest(URL, command, **fields))).record
+    return (await core.processes.start(session_id, ProcessRequest(URL, command, **fields))).value
 
 
 async def live_process(core: Core, name: str) -> LiveProcess:
@@ -194,7 +194,7 @@ async def test_a_process_waits_until_its_session_was_put_away(core: Core, monkey
     process = await start(core, "exec sleep 100", claim=claim)
     assert process.status == "running"
     again = await core.processes.start(S, ProcessRequest(URL, "exec sleep 100", claim=claim))
-    assert (again.record.id, again.replayed) == (process.id, True), "the key is that of the process that runs"
+    assert (again.value.id, again.replayed) == (process.id, True), "the key is that of the process that runs"
 
 
 async def test_a_dead_sandbox_is_told(core: Core) -> None:

@@ -87,7 +87,7 @@ async def test_one_that_runs_keeps_its_sandbox(core: Core) -> None:
 
 async def test_a_live_session_keeps_its_processes(core: Core) -> None:
     await core.run(FILL.format(150), "s")
-    process = (await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 100"))).record
+    process = (await core.processes.start(mine("s"), ProcessRequest(URL, "exec sleep 100"))).value
     (sandbox,) = core.driver.alive
     await core.run(FILL.format(140), "b")
     assert core.snapshots.memories.size(sandbox.id) == 0

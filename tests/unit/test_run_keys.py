@@ -184,11 +184,11 @@ async def test_a_key_in_the_background(core: Core) -> None:
     pause, go = core.paused()
     first = await core.runs.begin(mine("s"), request(code + pause, background=True, claim=core.claim("key")))
     second = await core.runs.begin(mine("s"), request(code + pause, background=True, claim=core.claim("key")))
-    assert (first.replayed, second.replayed, second.run_id) == (False, True, first.run_id)
+    assert (first.replayed, second.replayed, second.value) == (False, True, first.value)
     go.touch()
     await core.runs.drain(10)
     third = await core.runs.begin(mine("s"), request(code + pause, background=True, claim=core.claim("key")))
-    assert (third.replayed, third.run_id) == (True, first.run_id)
+    assert (third.replayed, third.value) == (True, first.value)
     assert marks.read_text() == "x"
 
 
@@ -198,6 +198,6 @@ async def test_a_key_in_the_background_stays_taken_where_no_program_began(core: 
     core.driver.dead_on_arrival = 2
     first = await core.runs.begin(mine("s"), request("pass", background=True, claim=core.claim("key")))
     await core.runs.drain(10)
-    assert (await core.record(first.run_id)).status == "failed"
+    assert (await core.record(first.value)).status == "failed"
     second = await core.runs.begin(mine("s"), request("pass", background=True, claim=core.claim("key")))
-    assert (second.run_id, second.replayed) == (first.run_id, True)
+    assert (second.value, second.replayed) == (first.value, True)

@@ -35,7 +35,7 @@ from era.core.capsules.service import Capsules
 from era.core.files.archives import Archives
 from era.core.files.edits import FileEntry
 from era.core.homes import Homes
-from era.core.idempotency import IdempotencyKeys, Made
+from era.core.idempotency import IdempotencyKeys, Once
 from era.core.limits import Rules
 from era.core.links import Links
 from era.core.live.checkpoints import Checkpoints
@@ -465,15 +465,15 @@ def _view(session: Session, context: Context, status: str, processes: int) -> di
     return session_answer(session, status, context.rules.in_api_units(session.limits), processes)
 
 
-async def made_answer(made: Made, request: Request, context: Context, **how: str) -> Answer:
+async def made_answer(made: Once[Session], request: Request, context: Context, **how: str) -> Answer:
     """The answer to a request that makes a session, which is recorded; for a repeated idempotency key, the first answer
     again. `how` it was made is recorded, too."""
     if made.replayed:
-        answer = session_answer(made.session, "idle", context.rules.in_api_units(made.session.limits))
+        answer = session_answer(made.value, "idle", context.rules.in_api_units(made.value.limits))
         return Answer(answer, 201, headers=REPLAY)
-    public = made.session.allow_public
-    await context.audit.record(caller_of(request), "session.create", made.session.id, public=public, **how)
-    return Answer(session_view(made.session, context), 201)
+    public = made.value.allow_public
+    await context.audit.record(caller_of(request), "session.create", made.value.id, public=public, **how)
+    return Answer(session_view(made.value, context), 201)
 
 
 def cursor_of(key: int) -> str:

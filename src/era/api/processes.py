@@ -87,7 +87,7 @@ async def start_process(
             await claim_of(context, "process", key, body),
         ),
     )
-    return Answer(process_answer(started.record), 201, headers=REPLAY if started.replayed else None)
+    return Answer(process_answer(started.value), 201, headers=REPLAY if started.replayed else None)
 
 
 @router.get("/processes", responses={200: {"model": ProcessesAnswer}, **errors(404)})

@@ -116,7 +116,7 @@ async def run(
     asked = await _recorded(session_id, await run_request(body, request, context, key), request, context)
     if body.background:
         begun = await context.runs.begin(session_id, asked)
-        answer = {"run_id": begun.run_id, "status": "running"}
+        answer = {"run_id": begun.value, "status": "running"}
         return Answer(answer, 202, headers=REPLAY if begun.replayed else None)
     done = await context.runs.run(session_id, asked)
     if not data:

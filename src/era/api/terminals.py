@@ -91,7 +91,7 @@ async def terminal(
         started = await context.processes.start(
             session_id, ProcessRequest(base_url(request, context.settings), _SHELL, pty=size)
         )
-        process = started.record.id
+        process = started.value.id
     live = await context.processes.find(session_id, process)
     record = live.record if live is not None else await context.processes.get(session_id, process)
     if not record.pty:

@@ -105,24 +105,24 @@ def no_answer(first: Claimed) -> Exception:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """The answer of a request that creates a session."""
+class Once[T]:
+    """What a request has made, or an earlier one with the same idempotency key."""
 
-    session: Session
+    value: T
     replayed: bool = False
-    """It was created by an earlier request with the same idempotency key."""
+    """It was made by the earlier request."""
 
 
 async def create_once(
     idempotency: IdempotencyKeys, source_id: OwnedId, claim: Claim | None, create: Callable[[], Awaitable[Session]]
-) -> Made:
+) -> Once[Session]:
     """Create a session, unless a request with the same claim has done so."""
     if claim is None:
-        return Made(await create())
+        return Once(await create())
     async with idempotency.held(source_id, claim) as first:
         if first is None or first.answer is None:
             try:
-                return Made(await create())
+                return Once(await create())
             except Conflict:
                 # Another host, where nobody waits for us, may have done it since we looked.
                 first = await idempotency.look_up(source_id, claim)
@@ -130,7 +130,7 @@ async def create_once(
                     raise
         if not first.answer:
             raise no_answer(first)
-        return Made(session_from_json(first.answer), replayed=True)
+        return Once(session_from_json(first.answer), replayed=True)
 
 
 def session_to_json(session: Session) -> str:

@@ -244,15 +244,6 @@ class RunStarted:
     """It is an earlier run with the same idempotency key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A run that goes on in the background."""
-
-    run_id: str
-    replayed: bool = False
-    """It was begun by an earlier request with the same idempotency key."""
-
-
 type Emit = Callable[[RunStarted], None]
 """Told when a run starts. It must neither wait nor raise."""
 

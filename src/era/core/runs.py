@@ -21,13 +21,12 @@ import structlog
 from era.core.active_runs import ActiveRun, ActiveRuns
 from era.core.admission import Admission, Slot
 from era.core.execution import Execution, Grants, keep_output, status_of
-from era.core.idempotency import IdempotencyKeys, no_answer
+from era.core.idempotency import IdempotencyKeys, Once, no_answer
 from era.core.meter import charge_to
 from era.core.models import Answered, Claim, Claimed, OwnedId, RunRecord, Session, StateOutcome, new_id, now
 from era.core.ports import Sandbox
 from era.core.program import DEFAULT_TIMEOUT, Program
 from era.core.run_messages import (
-    Begun,
     Collected,
     Emit,
     ExecuteRequest,
@@ -103,16 +102,16 @@ class Runs:
                     await started(begun.run_id)
         return await _heard(task)
 
-    async def begin(self, session_id: OwnedId, request: RunRequest) -> Begun:
-        """Begin a run in the background, once it has its turn and is on record. Raises EraError where it can't."""
+    async def begin(self, session_id: OwnedId, request: RunRequest) -> Once[str]:
+        """Begin a run in the background, once it has its turn and is on record. Returns its id. Raises EraError."""
         async with AsyncExitStack() as stack:
             if request.claim is not None:
                 first = await stack.enter_async_context(self._idempotency.held(session_id, request.claim))
                 if first is not None:
                     if first.run is None:
                         raise no_answer(first)
-                    return Begun(first.run.id, replayed=True)
-            return Begun((await self.start(session_id, request)).run_id)
+                    return Once(first.run.id, replayed=True)
+            return Once((await self.start(session_id, request)).run_id)
 
     async def start(self, session_id: OwnedId, request: RunRequest) -> ActiveRun:
         """`begin` without regard to a key. The run that this returns may have ended already."""

@@ -11,7 +11,7 @@ from typing import Any
 from era.core import allowlist as allowed
 from era.core import jsontext
 from era.core.expiry import Expiry
-from era.core.idempotency import IdempotencyKeys, Made, create_once
+from era.core.idempotency import IdempotencyKeys, Once, create_once
 from era.core.limits import Rules
 from era.core.metadata import KEEP, MetadataStore, SessionChange, SessionFilter
 from era.core.models import (
@@ -69,7 +69,7 @@ class Sessions:
         self._pool = pool
         self._turns = turns
 
-    async def create(self, new: NewSession, data: JsonObject, claim: Claim | None = None) -> Made:
+    async def create(self, new: NewSession, data: JsonObject, claim: Claim | None = None) -> Once[Session]:
         """Create a session with this data; `new.data` is made of it. Raises Conflict where the id is taken, BadRequest
         or TooLarge for values that can't be."""
         await jsontext.aside_where_long(check_metadata, new.metadata)
@@ -87,7 +87,7 @@ class Sessions:
         )
         if new.setup is not None:
             if self._place is not None and not made.replayed:
-                await self._place(made.session)
+                await self._place(made.value)
             self._kick_setups()
         return made
 

@@ -24,7 +24,7 @@ import structlog
 from era.core.files.diffs import DataChange, FileChange, Kind, data_changes
 from era.core.files.pages import change_pages
 from era.core.files.snapshots import Snapshots
-from era.core.idempotency import IdempotencyKeys, Made, create_once
+from era.core.idempotency import IdempotencyKeys, Once, create_once
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore
 from era.core.models import (
@@ -134,7 +134,7 @@ class Versions:
         data: JsonObject | None,
         from_version: int | None,
         claim: Claim | None = None,
-    ) -> Made:
+    ) -> Once[Session]:
         """A new session with the content and settings of this one. It needs no turn: what is copied is a version, and
         those don't change. Raises Conflict where the id is taken."""
         text = None

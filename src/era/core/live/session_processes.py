@@ -6,9 +6,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
 
-from era.core.idempotency import IdempotencyKeys
+from era.core.idempotency import IdempotencyKeys, Once
 from era.core.live.live_session import LiveSession
 from era.core.live.live_sessions import LiveSessions
 from era.core.live.output_log import OutputLog
@@ -25,15 +24,6 @@ _PATIENCE = 10.0
 """Seconds for which a request that comes again waits for its key: until that is on record of which nothing came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A process that was asked for."""
-
-    record: ProcessRecord
-    replayed: bool = False
-    """It was started by an earlier request with the same idempotency key."""
-
-
 class SessionProcesses:
     """The processes of all sessions."""
 
@@ -42,20 +32,20 @@ class SessionProcesses:
         self._store = store
         self._idempotency = idempotency
 
-    async def start(self, session_id: OwnedId, request: ProcessRequest) -> Started:
+    async def start(self, session_id: OwnedId, request: ProcessRequest) -> Once[ProcessRecord]:
         """Start a process; the session becomes live. Raises as LiveSessions.opened and Processes.start do."""
         if request.claim is None:
-            return Started((await self._start(session_id, request)).record)
+            return Once((await self._start(session_id, request)).record)
         async with self._idempotency.held(session_id, request.claim) as first:
             if first is not None and first.answer is not None:
                 id = json.loads(first.answer)
                 process = await self.find(session_id, id)
                 if process is None or not process.never_began:
-                    return Started(await self.get(session_id, id), replayed=True)
+                    return Once(await self.get(session_id, id), replayed=True)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PATIENCE):
                         await process.settled.wait()  # which frees the key
-            return Started((await self._start(session_id, request)).record)
+            return Once((await self._start(session_id, request)).record)
 
     async def _start(self, session_id: OwnedId, request: ProcessRequest) -> LiveProcess:
         """Start it, in a session that is live anew where it was put away or lost in the middle of that."""
