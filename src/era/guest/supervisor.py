@@ -18,9 +18,6 @@ can't read or change it. (In a burst, a sandbox of Node's has two supervisors th
 A Python spare is already as far as it can be before it waits (spare_wait.py): what it writes to then
 need not be copied during the run.
 
-*Files.* The program and the state of a run are new files, which are made before the run, and those that they take the
-place of are let go of after it (fresh_files.py).
-
 *Environment.* `env` may hold secrets of one run. It goes from the control socket into a buffer, from there into the
 spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spares inherit, never has a copy.
 
@@ -85,7 +82,6 @@ import socket_broker
 import spare_wait
 import startup
 import workspace
-from fresh_files import FreshFiles
 from invocation import Invocation, execute
 from layer import Layer
 from output_follower import Control, Spare, follow, zero
@@ -108,7 +104,6 @@ AS_USUAL = Invocation()
 COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
 BURST = 0.01  # a run that comes within so many seconds of the last one's end has its spare made at once
 PR_SET_DUMPABLE = 4
-_FILES_OF_A_RUN = 2  # its program and its state
 
 # Modules that the supervisor has loaded for itself. A program must find them unloaded.
 OURS = (
@@ -121,7 +116,6 @@ OURS = (
         "system_v",
         "connect_filter",
         "output_follower",
-        "fresh_files",
         "socket_broker",
         "invocation",
         "isolation",
@@ -192,13 +186,11 @@ class Supervisor:
         self.devices = device_files()
         self.scheduling = Scheduling()
         self.system_v = SystemV()
-        self.fresh_files = FreshFiles(_FILES_OF_A_RUN)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def loop(self) -> NoReturn:
         self.spare = self.make_spare(self.entry)
-        self.fresh_files.prepare()
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
@@ -216,7 +208,6 @@ class Supervisor:
                 self.clean(header["ephemeral"], header["keeps_scratch"] or self.control.joined)
                 if tells_when_clean:
                     self.control.send(b"F", b"")
-                self.fresh_files.prepare()
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
@@ -240,7 +231,7 @@ class Supervisor:
         state = control.read(header["state"])
         code = control.read(header["code"])
         try:
-            self.fresh_files.write(STATE_FILE, state)
+            write_file(STATE_FILE, state)
         except OSError as problem:
             if not is_meddling(problem):
                 raise
@@ -248,7 +239,7 @@ class Supervisor:
         entry = self.free_entry()
         if not header["command"]:
             try:
-                written = self.fresh_files.write(entry, code)
+                written = write_file(entry, code)
             except OSError as problem:
                 if not is_meddling(problem):
                     raise
@@ -421,7 +412,6 @@ class Supervisor:
     def begin(self) -> None:
         """Wait for the environment; the program begins when this returns."""
         try:
-            spare_wait.rehearse()
             environment = read_environment()
             os.close(3)
             os.environ.update(environment)
