@@ -156,6 +156,22 @@ CASES = [
         _PAUSES["python"],
         burst=20,
     ),
+    Case(
+        "eight burners",
+        "the same beside 8 sessions that burn processors",
+        crowd.run_beside((crowd.CPU,) * 8),
+        _PAUSES["python"],
+        burst=20,
+        goal=neighbours.GOAL_MS,
+    ),
+    Case(
+        "eight queries",
+        "the same beside endless SQL of 8 sessions",
+        crowd.run_beside((neighbours.ENDLESS_SQL,) * 8),
+        _PAUSES["python"],
+        burst=20,
+        goal=neighbours.GOAL_MS,
+    ),
     *(
         case
         for name, neighbour in _NEIGHBOURS.items()
@@ -264,6 +280,8 @@ RATIOS = [
     Ratio("node first", "node host"),
     Ratio("typescript first", "typescript host"),
     Ratio("crowded", "quiet", goal=3, quantile=0.95),
+    Ratio("eight burners", "quiet", goal=5),
+    Ratio("eight queries", "quiet", goal=5),
     *(Ratio(f"beside {name}", "quiet") for name in _NEIGHBOURS),
     *(Ratio(f"health beside {name}", "health") for name in _NEIGHBOURS),
     Ratio("creates at once", "python host", goal=capacity.AT_ONCE),

@@ -1,7 +1,7 @@
 """What others wait while one session keeps the service busy: its event loop with tiny pieces of bodies and output,
 heads without an end and pipelined calls, output without an end, datagrams, names and changes of files that many follow,
-threads with gigabytes of nothing, workers of the storage with endless SQL. One neighbour has no session at all, and
-opens connections. Each waits beside a quiet machine in the same round."""
+threads with gigabytes of nothing, workers of the storage with endless SQL. Some need no session: they open connections,
+or make calls that cost much. Each waits beside a quiet machine in the same round."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bench.arena import Arena
 from bench.cases import Probe
 from bench.world import ADDRESS, ECHO_PORTS, world
 
-GOAL_MS = 1000.0
-"""However busy a neighbour keeps the service, it answers within a second."""
+GOAL_MS = 500.0
+"""However busy a neighbour keeps the service, it answers within half a second."""
 
 CONNECTIONS = 8
 """How many connections a neighbour has at a time, where it has any and says nothing else."""
@@ -272,6 +272,12 @@ HALVES = (
 """A half of a head, and a half of a body."""
 
 
+_JSON_ONCE = b"Connection: close\r\nAccept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+
+MCP_LIST = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
+UNKNOWN_FIELDS = json.dumps({f"f{number}": 0 for number in range(5000)}, separators=(",", ":")).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbour:
     """A session's program that keeps the service busy, and those who call its public URL or what else of it."""
@@ -283,8 +289,8 @@ class Neighbour:
     called: bool = True
     paths: tuple[str, ...] = ("/proxy/{session}/3000/",)
     """What callers call, each connection one of them. May name the session, and in `{run}` its run or process."""
-    runs: str = ""
-    """A program that callers have run, in the session that they call."""
+    body: bytes = b""
+    """What callers POST, as JSON, in place of a GET. Each call has a connection of its own."""
     begin: bytes = b""
     """What answers to callers must begin with."""
     slow: bool = False
@@ -321,7 +327,7 @@ NEIGHBOURS = {
         "answers of 60 MB",
         "",
         paths=("/api/sessions/{session}/run",),
-        runs=ALL_OUTPUT,
+        body=json.dumps({"code": ALL_OUTPUT}).encode(),
         begin=b"HTTP/1.1 200 ",
         connections=2,
         pause=0.1,
@@ -348,6 +354,17 @@ NEIGHBOURS = {
         begin=b"HTTP/1.1 200 ",
         process=True,
         connections=32,
+    ),
+    "mcp lists": Neighbour("lists of MCP's tools", "", paths=("/mcp",), body=MCP_LIST, begin=b"HTTP/1.1 200 "),
+    "fields": Neighbour(
+        "bodies of 5,000 unknown fields",
+        "",
+        paths=("/api/sessions",),
+        body=UNKNOWN_FIELDS,
+        begin=b"HTTP/1.1 400 ",
+    ),
+    "metrics": Neighbour(
+        "calls of /metrics", "", paths=("/metrics",), headers=b"Accept: */*\r\n", begin=b"HTTP/1.1 200 "
     ),
     "halves": Neighbour("2,000 half requests", "", halves=HALVES, ahead=100, connections=2000),
     "connects": Neighbour("connections without end", "", halves=HALVES, connections=2000),
@@ -452,12 +469,12 @@ def _callers(port: int, session: str, running: str, neighbour: Neighbour) -> sub
 
 def _request(path: str, neighbour: Neighbour) -> bytes:
     """What a caller sends on a new connection."""
-    if neighbour.runs:
-        body = json.dumps({"code": neighbour.runs}).encode()
-        more = b"Connection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-        return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n" + body
-    method, more = ("PUT", b"Transfer-Encoding: chunked\r\n") if neighbour.upload else ("GET", neighbour.headers)
-    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n"
+    method, more = "GET", neighbour.headers
+    if neighbour.upload:
+        method, more = "PUT", b"Transfer-Encoding: chunked\r\n"
+    elif neighbour.body:
+        method, more = "POST", _JSON_ONCE + b"Content-Length: %d\r\n" % len(neighbour.body)
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + more + b"\r\n" + neighbour.body
 
 
 def _call(port: int, method: str, path: str, body: object) -> dict[str, Any]:
