@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from era.api import protocol, websocket
-from era.api.protocol import Protocol
+from era.api.protocol import MAX_FIELDS, Protocol
 from era.api.tunnel import PIECE, Tunnel, connect
 from era.api.websocket import WebSocket
 from era.core import frames, meter
@@ -39,13 +39,9 @@ def parse_all(self: Protocol, data: bytes, **_: bool) -> None:
 
 
 class Counted(Protocol):
-    """Counts heads, their fields, and pieces of bodies."""
+    """Counts heads, and pieces of bodies."""
 
-    heads = fields = pieces = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        Counted.fields += 1
-        super().on_header(name, value)
+    heads = pieces = 0
 
     def on_headers_complete(self) -> None:
         Counted.heads += 1
@@ -120,13 +116,18 @@ def test_many_requests_at_once(is_sound: bool) -> None:
     assert largest < 50 if is_sound else largest > 500, largest
 
 
-def test_a_head_of_many_fields(is_sound: bool) -> None:
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"GET /it HTTP/1.1\r\n" + b"a:\r\n" * FIELDS + b"Host: x\r\n\r\n")
-        assert (await reader.readuntil(b"/it 0\n")).startswith(b"HTTP/1.1 200")
+def test_a_head_of_more_fields_than_there_may_be_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(fields: int, status: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"GET /it HTTP/1.1\r\n" + b"a:\r\n" * (fields - 1) + b"Host: x\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 " + status)
 
-    largest = most(talk, lambda: Counted.fields)
-    assert largest < FIELDS * 0.7 if is_sound else largest > FIELDS * 0.9, largest
+        return talk
+
+    most(of(MAX_FIELDS, b"200"), lambda: 0)
+    most(of(MAX_FIELDS + 1, b"431"), lambda: 0)
+    monkeypatch.setattr(protocol, "MAX_FIELDS", FIELDS)
+    most(of(MAX_FIELDS + 1, b"200"), lambda: 0)
 
 
 @pytest.mark.parametrize("turn_seconds", [0.05, 0.4])
