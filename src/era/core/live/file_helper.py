@@ -38,7 +38,6 @@ _MOST_HEAD = 64 << 10
 """Bytes of the head of an answer, which is parsed in the event loop. The longest has the target of a link, of 4 KiB:
 each of these bytes may take 6 in JSON."""
 
-_GONE = "no_live_files"
 _KINDS = ("file", "link", "dir", "other")
 _CHANGES = ("put", "place", "delete", "mkdir", "move")
 """Requests that change the session's files, rather than read them or write to one that is yet to be put in place."""
@@ -143,7 +142,7 @@ async def _ask_of_state(
         try:
             return await (await helper()).call(op, (), body, **arguments)
         except Unavailable as error:
-            if error.code != _GONE:
+            if error.code != "no_live_files":
                 raise
     return {"problem": "can't be reached: what reads and writes it in the sandbox doesn't answer"}, b""
 
@@ -209,9 +208,9 @@ def gone(may_have_changed: bool = False) -> Unavailable:
     what = "What reads and changes the files of this live session was ended, or didn't answer"
     if not may_have_changed:
         hint = "Send it again: another one is started. Processes of the session may be in its way."
-        return Unavailable(f"{what}.", hint=hint, code=_GONE)
+        return Unavailable(f"{what}.", hint=hint, code="no_live_files")
     hint = "Look whether it was made before you send it again. Processes of the session may be in the helper's way."
-    error = Unavailable(f"{what}: whether the change was made is not known.", hint=hint, code=_GONE)
+    error = Unavailable(f"{what}: whether the change was made is not known.", hint=hint, code="no_live_files")
     error.retry_after = None  # or clients would send it again by themselves
     return error
 
