@@ -286,7 +286,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         ("era.core.users.accounts", ""),
         ("era.mcp.tools", "from era.core.models import Session"),
         ("era.api.http", "from era.mcp import tools"),
-        ("era.sdk.calls", "from era.client.failure import Failure"),
+        ("era.sdk.calls", "from era.client.output import Failure"),
         ("era.sdk.aio.client", "from era.sdk.sync.client import Era"),
     ],
 )

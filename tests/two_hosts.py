@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from era.cluster.own_authority import certify
+from era.cluster.local import certify
 from tests.conftest import Server, assert_nothing_left, free_port, mounts
 
 SECRET = "a secret that two hosts of a test know"

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from era.client import cluster as command
-from era.client.failure import Failure
+from era.client.output import Failure
 from era.cluster import local
 from era.cluster.host_process import SERVE
 from era.errors import NotReady

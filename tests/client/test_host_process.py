@@ -14,8 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from era.cluster.host_process import NOTE, HostProcess, HostStatus, began, last_line, served_at, stop_seconds
-from era.cluster.host_settings import host_environment, of_cluster
+from era.cluster.host_process import (
+    NOTE,
+    HostProcess,
+    HostStatus,
+    began,
+    host_environment,
+    last_line,
+    of_cluster,
+    served_at,
+    stop_seconds,
+)
 from era.cluster.ray_hosts import connect
 from era.errors import NotReady
 from tests.client.command import era

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from era.cluster.own_authority import certify
+from era.cluster.local import certify
 from tests.api.event_streams import numbered
 from tests.api.live import Terminal, start
 from tests.api.websocket import WebSocket

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from era import Era
-from era.client.follow import follow_once
+from era.client.runs import follow_once
 from era.mcp.calls import CallFailed, Calls
 from era.mcp.tools import _execute, _run
 from era.run_notes import GAP

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from era.cluster import driver
+from era.cluster.driver import Bounds, Scaling
 from era.cluster.host_process import HostStatus
 from era.cluster.ray_hosts import Node, NodeHost
-from era.cluster.scaling import Bounds, Scaling
 
 
 @dataclass

@@ -21,8 +21,8 @@ def main() -> None:
         return
     import signal
 
-    from era.client.failure import Failure, told
     from era.client.grammar import carry_out
+    from era.client.output import Failure, told
     from era.errors import EraError
 
     code, problem = 2, ""

@@ -1,16 +1,21 @@
-"""Commands as entries of tables: how one is called, what it does, and how its answer is printed."""
+"""Commands as entries of tables: how one is called, what its words stand for, and how its answer is printed."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from json import loads
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from era.client.output import print_json, table
+from era.client.output import Failure, print_json, table
 from era.sdk.view import View
 
 if TYPE_CHECKING:
     from era.sdk.sync.client import Era
     from era.sdk.sync.sessions import Session
+
 
 type Call = Callable[[Any], int | None]
 """Carries out a command by its parsed words. Returns the exit code, None for 0."""
@@ -116,3 +121,142 @@ def does(call: Callable[[Era, Any], object], **fields: str) -> Call:
 def on_session(call: Callable[[Session, Any], Any]) -> Callable[[Era, Any], Any]:
     """Have a call get the session that the words name in place of the client."""
     return lambda era, named: call(era.sessions.named(named.session), named)
+
+
+def seconds(text: str) -> float:
+    """A number of seconds that an option is. Raises ValueError, which argparse tells."""
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+RUN_OPTIONS = (
+    argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a variable for this run only; NAME alone takes the value it has here; may be repeated",
+    ),
+    argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=HOST,…",
+        help="the variable NAME that there is here, for these hosts only: the program sees a placeholder",
+    ),
+    argument("--timeout", type=seconds, metavar="SECONDS", help="how long the run may take"),
+    argument("--stdin", metavar="FILE", help="a text file that is its standard input; - for this command's own"),
+    argument("--cwd", metavar="DIR", help="the directory to start in, below the session's"),
+    argument("--atomic", action="store_true", help="keep data and files only if it ends with 0"),
+    argument("--no-record-code", action="store_true", help="leave the code or command out of the run's record"),
+    argument("-b", "--background", action="store_true", help="print the run's id and leave it running"),
+)
+"""The options of commands that run something."""
+
+
+def run_options(named: Any) -> dict[str, Any]:
+    """What those options say, as arguments of the SDK."""
+    options: dict[str, Any] = {"env": dict(map(variable, named.env))}
+    if named.secret:
+        options["secrets"] = dict(map(secret, named.secret))
+    if named.timeout is not None:
+        options["timeout"] = named.timeout
+    if named.stdin is not None:
+        options["stdin"] = text_of(named.stdin)
+    if named.cwd is not None:
+        options["cwd"] = named.cwd
+    if named.atomic:
+        options["atomic"] = True
+    if named.no_record_code:
+        options["record_code"] = False
+    return options
+
+
+def text_of(file: str) -> str:
+    """The text of a file, with its own line ends; `-` is standard input. Raises Failure."""
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read().decode()
+        with open(file, encoding="utf-8", newline="") as opened:
+            return opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{file} can't be read: {error}") from None
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """The JSON object that an option is. Raises Failure."""
+    if text is None:
+        return None
+    try:
+        value = _parsed(text)
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"{option} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Failure(f"{option} is not a JSON object.")
+    return value
+
+
+def json_or_text(text: str) -> Any:
+    """A JSON value, or the text itself where it is none."""
+    try:
+        return _parsed(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _parsed(text: str) -> Any:
+    """The value of JSON, which isn't more than can be sent on as such. Raises ValueError, RecursionError."""
+    return loads(text, parse_constant=_no_json, parse_float=_finite)
+
+
+def _no_json(word: str) -> Any:
+    """What Python reads as JSON and is none: NaN, Infinity."""
+    raise ValueError(f"{word} is not JSON")
+
+
+def _finite(word: str) -> float:
+    """A number, which must not be so large that Python takes it for infinite."""
+    value = float(word)
+    return value if isfinite(value) else _no_json(word)
+
+
+def labels(items: list[str]) -> dict[str, str]:
+    """NAME=VALUE, several times. Raises Failure."""
+    for item in items:
+        if "=" not in item:
+            raise Failure(f"'{item}' has no value: it is NAME=VALUE.")
+    return {name: value for name, _, value in (item.partition("=") for item in items)}
+
+
+def secret(item: str) -> tuple[str, dict[str, Any]]:
+    """The name and the API's value of one --secret. Raises Failure."""
+    name, _, hosts = item.partition("=")
+    if not hosts:
+        raise Failure("--secret wants a name and hosts: NAME=api.example.com.")
+    if name not in os.environ:
+        raise Failure(f"--secret {name} has no value: there is no variable {name} here.")
+    return name, {"value": os.environ[name], "hosts": hosts.split(",")}
+
+
+def variable(item: str) -> tuple[str, str]:
+    """The name and value of one --env. Raises Failure."""
+    name, equals, value = item.partition("=")
+    if not equals:
+        if name not in os.environ:
+            raise Failure(f"--env {name} has no value, and there is no variable {name} here.")
+        value = os.environ[name]
+    return name, value
+
+
+def quotas_of(words: list[str]) -> dict[str, int | None]:
+    """Quotas by name, of words like `sessions=10`; `none` takes one back. Raises Failure."""
+    found: dict[str, int | None] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not name or not (value == "none" or value.isdecimal()):
+            raise Failure(f"'{word[:80]}' is no quota.\n     Write NAME=N, such as sessions=10, or NAME=none.")
+        found[name] = None if value == "none" else int(value)
+    return found

@@ -9,8 +9,8 @@ from typing import Any
 
 from era.client import grammar
 from era.client.command import Command, argument
-from era.client.failure import Failure
 from era.client.grammar import commands_below, parser_of
+from era.client.output import Failure
 from era.errors import EraError
 
 _SCRIPTS = {

@@ -1,16 +1,17 @@
-"""`era files`: a session's files, one by one."""
+"""`era files`, `push`, `pull`, `export`, `import`: a session's files: one by one, a directory, an archive."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from era.client.command import SESSION, Command, Group, argument, calls, does, lists, on_session
-from era.client.failure import Failure
-from era.client.output import print_json, progress
+from era.client.output import Failure, notice, print_json, progress
 from era.client.servers import connect
 from era.sdk.answers import FileInfo
+from era.sdk.directories import Synced
 from era.sdk.sync.files import Files
 from era.sdk.sync.sessions import Session
 
@@ -82,6 +83,71 @@ def _delete(session: Session, named: Any) -> None:
 def _link(session: Session, named: Any) -> dict[str, Any]:
     url = session.files.link(named.path, method="PUT" if named.put else "GET", expires_in=named.expires)
     return {"url": url, "path": named.path}
+
+
+def push(named: Any) -> None:
+    with connect(named) as era, progress(f"push {named.session}") as advance:
+        files = era.sessions.named(named.session).files
+        done = files.push(named.directory, delete=named.delete, progress=advance)
+    _print_synced(named, done, "pushed")
+    if done.left_out:
+        notice(f"{done.left_out} files of the session's git or with names that aren't UTF-8 were not deleted")
+
+
+def pull(named: Any) -> None:
+    with connect(named) as era, progress(f"pull {named.session}") as advance:
+        files = era.sessions.named(named.session).files
+        done = files.pull(named.directory, delete=named.delete, progress=advance)
+    _print_synced(named, done, "pulled")
+    if done.left_out:
+        notice(f"{done.left_out} links, unreadable files, files of git's or names that aren't UTF-8 were not pulled")
+
+
+def _print_synced(named: Any, done: Synced, word: str) -> None:
+    if named.json:
+        print_json(done._asdict())
+    else:
+        print(f"{len(done.copied)} files {word}, {len(done.deleted)} deleted, {done.total} in all")
+
+
+_ARGUMENTS = (argument("directory", metavar="DIRECTORY"), argument("-s", "--session", required=True))
+
+
+def export(named: Any) -> None:
+    target = named.output or f"{named.session}.era.tar"
+    with connect(named, timeout=600.0) as era, progress(f"export {named.session}") as advance:
+        session = era.sessions.named(named.session)
+        if target == "-":
+            _to_stdout(session.capsule(current=named.current), advance)
+            return
+        size = session.export(target, current=named.current, progress=advance)
+    if named.json:
+        print_json({"file": target, "size": size})
+    else:
+        print(f"{target}  {size} bytes")
+
+
+def _to_stdout(pieces: Any, advance: Any) -> None:
+    try:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            advance(len(piece))
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes its buffer when it ends, and would print a second error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Failure(f"standard output can't be written: {error.strerror}") from None
+
+
+def import_(named: Any) -> None:
+    source = None if named.file == "-" else Path(named.file)
+    size = source.stat().st_size if source is not None and source.exists() else None
+    with connect(named, timeout=600.0) as era, progress(f"import {named.file}", size) as advance:
+        session = era.sessions.load(source or sys.stdin.buffer, named.id, public=named.public, progress=advance)
+        if named.json:
+            print_json(session.info().answer)
+        else:
+            print(session.id)
 
 
 COMMANDS = {
@@ -177,5 +243,62 @@ COMMANDS = {
                 summary="print a URL that needs no key",
             ),
         },
-    )
+    ),
+    "push": Command(
+        "Copy the files of DIRECTORY into a session.\n\nOnly those that differ there or are missing are sent, and "
+        "they arrive all or none. What .gitignore files\nleave out stays here, and so do `.git` and links.",
+        push,
+        ["era push . --session app", "era push src --session app --delete"],
+        [
+            argument(
+                "--delete",
+                action="store_true",
+                help="delete what the session has and DIRECTORY hasn't, but for the session's own .git",
+            ),
+            *_ARGUMENTS,
+        ],
+    ),
+    "pull": Command(
+        "Copy a session's files into DIRECTORY, which is made if it doesn't exist.\n\nOnly those that differ here "
+        "or are missing are fetched. Nothing outside of DIRECTORY is ever written,\nwhatever the session's files "
+        "are called. Links and .git are not pulled.",
+        pull,
+        ["era pull results --session app", "era pull . --session app --delete"],
+        [
+            argument(
+                "--delete",
+                action="store_true",
+                help="delete what DIRECTORY has and the session hasn't, but for what its .gitignore files leave out",
+            ),
+            *_ARGUMENTS,
+        ],
+    ),
+    "export": Command(
+        "Write SESSION, with all that belongs to it, into one file.",
+        export,
+        [
+            "era export counter",
+            "era export counter --current --output counter.tar",
+            "era export counter --output - | ssh elsewhere era import -",
+        ],
+        [
+            SESSION,
+            argument("-o", "--output", metavar="FILE", help="- for standard output; default: SESSION.era.tar"),
+            argument("--current", action="store_true", help="leave out older versions and the records of runs"),
+        ],
+    ),
+    "import": Command(
+        "Create the session that a file from `era export` holds, and print its id.",
+        import_,
+        [
+            "era import counter.era.tar",
+            "era import counter.era.tar --id counter-again",
+            "era import counter.era.tar --public",
+        ],
+        [
+            argument("file", metavar="FILE", help="- for standard input"),
+            argument("--id", help="the new session's id; default: the one it had"),
+            argument("--public", action="store_true", help="leave it open to anybody by its public URL if it was so"),
+        ],
+    ),
 }

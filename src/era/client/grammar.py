@@ -17,39 +17,39 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from era.client.command import Command, Group
-from era.client.failure import Failure
+from era.client.output import Failure
 from era.spelling import nearest
 
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Run code": {
         "run": ("run", "Run a program and leave with its exit code"),
-        "exec": ("exec_", "Run a command in a session"),
+        "exec": ("run", "Run a command in a session"),
         "runs": ("runs", "List, follow and stop runs"),
     },
     "Processes beside runs": {
-        "shell": ("shell", "Open a shell in a session"),
+        "shell": ("processes", "Open a shell in a session"),
         "ps": ("processes", "List a session's processes"),
         "logs": ("processes", "Print and follow what a process writes"),
         "kill": ("processes", "End a process, or send it a signal"),
         "checkpoint": ("processes", "Make a live session's files its next version"),
-        "contexts": ("contexts", "List, interrupt, restart and delete interpreters that stay"),
+        "contexts": ("processes", "List, interrupt, restart and delete interpreters that stay"),
     },
     "Sessions": {
         "sessions": ("sessions", "Create, list, show, change, copy and delete sessions"),
         "files": ("files", "List, read, write, move and delete a session's files"),
-        "versions": ("versions", "Look at a session's past, and go back to it"),
-        "setup": ("setup", "Follow the installing of a session's packages"),
-        "push": ("sync", "Copy a directory into a session"),
-        "pull": ("sync", "Copy a session's files into a directory"),
-        "export": ("capsules", "Write a whole session into one file"),
-        "import": ("capsules", "Create a session from such a file"),
-        "inbox": ("inbox", "Webhooks that are stored first, then run in order"),
+        "versions": ("sessions", "Look at a session's past, and go back to it"),
+        "setup": ("sessions", "Follow the installing of a session's packages"),
+        "push": ("files", "Copy a directory into a session"),
+        "pull": ("files", "Copy a session's files into a directory"),
+        "export": ("files", "Write a whole session into one file"),
+        "import": ("files", "Create a session from such a file"),
+        "inbox": ("webhooks", "Webhooks that are stored first, then run in order"),
     },
     "Storage": {"storage": ("storage", "Keys, SQL and objects that sessions share")},
     "Servers": {
         "serve": ("serve", "Serve the HTTP API"),
         "cluster": ("cluster", "Serve the HTTP API by several hosts on this machine"),
-        "host": ("host", "List, drain and start the hosts on the nodes of a Ray cluster"),
+        "host": ("cluster", "List, drain and start the hosts on the nodes of a Ray cluster"),
         "backup": ("operation", "Back up a server's data directory"),
         "restore": ("operation", "Make a data directory of a backup"),
         "check": ("operation", "Check whether a data directory is whole"),
@@ -58,13 +58,13 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("serve", "Report which isolation works on this machine"),
         "login": ("login", "Remember a server and its key"),
         "logout": ("login", "Forget a server"),
-        "keys": ("keys", "Create, list, change, rotate and revoke API keys"),
-        "quotas": ("quotas", "Show and set how much owners may use"),
-        "usage": ("usage", "Show what owners have used on each day"),
-        "audit": ("audit", "Show who did what"),
+        "keys": ("owners", "Create, list, change, rotate and revoke API keys"),
+        "quotas": ("owners", "Show and set how much owners may use"),
+        "usage": ("owners", "Show what owners have used on each day"),
+        "audit": ("owners", "Show who did what"),
         "webhooks": ("webhooks", "Have a server tell what happens to sessions"),
-        "mcp": ("mcp", "Serve tools to a model on standard input and output"),
-        "bench": ("bench", "Measure a server"),
+        "mcp": ("serve", "Serve tools to a model on standard input and output"),
+        "bench": ("login", "Measure a server"),
         "completion": ("completion", "Print completion for a shell"),
     },
 }

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from era.client.command import Command, argument
-from era.client.failure import Failure
-from era.client.output import Advance, notice, print_json, progress
+from era.client.output import Advance, Failure, notice, print_json, progress
 from era.client.serve import server_extra, settings_of
 
 

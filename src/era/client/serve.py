@@ -1,4 +1,4 @@
-"""`era serve` and `era doctor`: the only commands that import the server, which the plain install doesn't have."""
+"""`era serve`, `doctor` and `mcp`, which import more than the plain install has."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from era.client.command import Command, argument
-from era.client.failure import Failure
+from era.client.output import Failure
 
 if TYPE_CHECKING:
     from era.settings import Settings
+
 
 _OPTIONS = ("host", "port", "data_dir", "public_url", "allow_no_key", "isolation", "log_level")
 
@@ -45,7 +46,7 @@ def _serve_cluster(named: Any, database_url: str | None, options: dict[str, Any]
     themselves."""
     with server_extra():
         from era.cluster.driver import drive, reach
-        from era.cluster.host_settings import of_cluster
+        from era.cluster.host_process import of_cluster
         from era.preflight import check_variables
     labels = dict(label.partition("=")[::2] for label in named.label or ())
     if not all(labels.values()):
@@ -62,7 +63,7 @@ def _serve_cluster(named: Any, database_url: str | None, options: dict[str, Any]
 def _bounds(named: Any) -> Any:
     """How many hosts there may be, a Bounds; None where their number is that of the nodes. Raises Failure."""
     with server_extra():
-        from era.cluster.scaling import Bounds
+        from era.cluster.driver import Bounds
     if named.max_hosts is None:
         if named.min_hosts is not None or named.scale_down_seconds is not None:
             raise Failure("--min-hosts and --scale-down-seconds are for --max-hosts.")
@@ -116,6 +117,42 @@ def server_extra() -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] == "era":
             raise
         raise Failure(f"This needs the server ({error.name} is missing): pip install 'era-sessions[server]'") from None
+
+
+def mcp(named: Any) -> None:
+    import asyncio
+    import ssl
+
+    from era.client.servers import Servers
+    from era.sdk.calls import address, authorization
+
+    try:
+        import httpx
+        from mcp.server.stdio import stdio_server
+
+        from era import __version__
+        from era.mcp.calls import Calls
+        from era.mcp.protocol import mcp_server
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "era":
+            raise
+        raise Failure(f"This needs more ({error.name} is missing): pip install 'era-sessions[mcp]'") from None
+
+    server, key = Servers().find(named.server)
+    server, headers = address(server), authorization(key)
+    # The machine's own authorities, as all other commands have them; httpx has a list of its own.
+    verify: ssl.SSLContext | bool = False if server.startswith("http://") else ssl.create_default_context()
+
+    async def serve() -> None:
+        timeout = httpx.Timeout(None, connect=10.0)
+        async with (
+            httpx.AsyncClient(base_url=server, timeout=timeout, trust_env=False, verify=verify) as client,
+            stdio_server() as (read, write),
+        ):
+            tools = mcp_server(__version__, lambda _: Calls(client, headers))
+            await tools.run(read, write, tools.create_initialization_options())
+
+    asyncio.run(serve())
 
 
 COMMANDS = {
@@ -175,6 +212,14 @@ COMMANDS = {
                 "--keep-hosts", action="store_true", help="with --cluster: leave the hosts running when this ends"
             ),
         ],
+        has_json=False,
+    ),
+    "mcp": Command(
+        "Serve tools to a model by the Model Context Protocol, on standard input and output.\n\nThey run code on a "
+        "server, and work in its sessions. Programs that speak the protocol over HTTP need no\ncommand: the server has "
+        "it at /mcp.",
+        mcp,
+        ["era mcp", "era mcp --server http://era.internal:8787"],
         has_json=False,
     ),
 }

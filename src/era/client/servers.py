@@ -10,7 +10,7 @@ import os
 from json import dumps, loads
 from typing import Any
 
-from era.client.failure import Failure
+from era.client.output import Failure
 from era.sdk.sync.client import Era
 
 DEFAULT_URL = "http://127.0.0.1:8787"

@@ -1,15 +1,31 @@
-"""`era sessions`: sessions, their settings, data and code."""
+"""`era sessions`, `versions`, `setup`: sessions, their settings, data and code, their past and their packages."""
 
 from __future__ import annotations
 
+import sys
+from json import dumps
 from typing import Any
 
-from era.client.argument_values import json_object, json_or_text, labels, seconds, text_of
-from era.client.command import LIMIT, SESSION, Command, Group, argument, calls, lists, on_session
-from era.client.failure import Failure
-from era.client.output import pairs, print_json
+from era.client.command import (
+    LIMIT,
+    SESSION,
+    Command,
+    Group,
+    argument,
+    calls,
+    does,
+    json_object,
+    json_or_text,
+    labels,
+    lists,
+    on_session,
+    seconds,
+    text_of,
+)
+from era.client.output import Failure, notice, pairs, print_json, table
 from era.client.servers import connect
-from era.sdk.answers import SessionInfo, StoredCode
+from era.sdk.answers import Diff, SessionInfo, StoredCode
+from era.sdk.events import SetupDone, SetupLine
 from era.sdk.sync.client import Era
 from era.sdk.sync.sessions import Session
 
@@ -118,7 +134,7 @@ def _code(session: Session, named: Any) -> StoredCode | None:
 
 
 def _run(named: Any) -> int:
-    from era.client.follow import follow
+    from era.client.runs import follow
 
     with connect(named) as era:
         session = era.sessions.named(named.session)
@@ -136,6 +152,51 @@ def _show_id(session: Session) -> None:
 def _show(info: SessionInfo) -> None:
     values: dict[str, object] = {name: info.answer[name] for name in _SHOWN if info.answer.get(name) is not None}
     pairs(values | {name: info.answer[name] for name in ("metadata", "data") if info.answer[name]})
+
+
+_VERSION = (SESSION, argument("version", metavar="VERSION", type=int))
+
+
+def _show_diff(found: Diff) -> None:
+    rows: list[tuple[object, ...]] = []
+    for change in found.data:
+        old, new = (dumps(change[each], ensure_ascii=False) if each in change else None for each in ("old", "new"))
+        rows.append((change["op"], f"data{change['path']}", old, new))
+    for kind in ("added", "changed", "removed"):
+        rows += [(kind, file["path"], file.get("old_size"), file["size"]) for file in found.files[kind]]
+    table(("change", "what", "old", "new"), rows)
+
+
+def _roll_back(session: Session, named: Any) -> SessionInfo:
+    session.rollback(named.version, stop=named.stop)
+    return session.info()
+
+
+def setup(named: Any) -> int:
+    with connect(named) as era:
+        session = era.sessions.named(named.session)
+        if named.packages:
+            found = session.packages()
+            if named.json:
+                print_json(found)
+            else:
+                kinds = ("pip", "npm", "go")
+                table(("kind", "name", "version"), [(k, p["name"], p["version"]) for k in kinds for p in found[k]])
+            return 0
+        if named.again:
+            session.set_up_again()
+        for event in session.setup():
+            if isinstance(event, SetupLine) and not named.json:
+                print(event.text, file=sys.stderr if event.stream == "stderr" else sys.stdout, flush=True)
+            elif isinstance(event, SetupDone):
+                if named.json:
+                    fields = dict(event.answer)
+                    del fields["type"]
+                    print_json(fields)
+                elif event.setup_status != "completed":
+                    notice(f"setup {event.setup_status}: {event.setup_result.get('error')}")
+                return 0 if event.setup_status == "completed" else 1
+    return 1
 
 
 COMMANDS = {
@@ -283,5 +344,74 @@ COMMANDS = {
                 [SESSION, argument("-p", "--port", type=int, default=80, help="(80)")],
             ),
         },
-    )
+    ),
+    "versions": Group(
+        "Look at a session's past, and go back to it.",
+        {
+            "list": Command(
+                "List versions, newest first.",
+                lists(
+                    on_session(lambda session, named: session.versions.list(named.limit)),
+                    "versions",
+                    {
+                        "version": "version",
+                        "created": "created_at",
+                        "cause": "cause",
+                        "files": "file_count",
+                        "bytes": "total_size_bytes",
+                        "run": "run_id",
+                        "name": "name",
+                    },
+                ),
+                ["era versions list app"],
+                [SESSION, LIMIT],
+            ),
+            "show": Command(
+                "Show a version with its data.",
+                calls(
+                    on_session(lambda session, named: session.versions.get(named.version)),
+                    lambda version: print_json(version.answer),
+                ),
+                ["era versions show app 3"],
+                _VERSION,
+            ),
+            "diff": Command(
+                "Show what a version changed.",
+                calls(on_session(lambda session, named: session.versions.diff(named.version)), _show_diff),
+                ["era versions diff app 3"],
+                _VERSION,
+            ),
+            "name": Command(
+                "Name a version, so that it is kept.",
+                calls(on_session(lambda session, named: session.versions.name(named.version, named.name))),
+                ["era versions name app 3 before-the-move"],
+                [*_VERSION, argument("name", metavar="NAME")],
+            ),
+            "unname": Command(
+                "Take a version's name away.",
+                does(on_session(lambda session, named: session.versions.unname(named.version)), version="version"),
+                ["era versions unname app 3"],
+                _VERSION,
+            ),
+            "rollback": Command(
+                "Make a new version with the content of an old one.",
+                calls(on_session(_roll_back), lambda info: print(f"version {info.version}")),
+                ["era versions rollback app 3"],
+                [
+                    *_VERSION,
+                    argument("--stop", action="store_true", help="end the session's processes and contexts first"),
+                ],
+            ),
+        },
+    ),
+    "setup": Command(
+        "Follow the installing of a session's packages; leaves with 0 if it succeeds.",
+        setup,
+        ["era setup app", "era setup app --again", "era setup app --packages"],
+        [
+            SESSION,
+            argument("--again", action="store_true", help="install them once more"),
+            argument("--packages", action="store_true", help="list what is installed"),
+        ],
+    ),
 }

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from era.client.argument_values import json_object, json_or_text, text_of
-from era.client.command import LIMIT, Command, Group, argument, calls
-from era.client.failure import Failure
-from era.client.output import print_json, table
+from era.client.command import LIMIT, Command, Group, argument, calls, json_object, json_or_text, text_of
+from era.client.output import Failure, print_json, table
 from era.client.servers import connect
 
 if TYPE_CHECKING:

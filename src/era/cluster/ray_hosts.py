@@ -26,8 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from era.cluster.host_process import HostProcess, HostStatus
-from era.cluster.host_settings import host_environment
+from era.cluster.host_process import HostProcess, HostStatus, host_environment
 from era.errors import NotReady, Unavailable
 
 NAMESPACE = "era"

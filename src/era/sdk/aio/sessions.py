@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
 from era.sdk.aio.connection import LONGEST_RUN, AsyncConnection
-from era.sdk.aio.data import AsyncData
 from era.sdk.aio.files import AsyncFiles
-from era.sdk.aio.inbox import AsyncInbox
 from era.sdk.aio.processes import AsyncProcess, AsyncProcesses
 from era.sdk.aio.runs import AsyncRun, AsyncRuns, AsyncRunStream
 from era.sdk.aio.streams import AsyncEventStream
-from era.sdk.aio.versions import AsyncVersions
-from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
+from era.sdk.aio.webhooks import AsyncInbox
+from era.sdk.answers import Checkpoint, ContextInfo, Diff, RunResult, SessionInfo, StoredCode, Ticket, Version
 from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body, run_seconds
+from era.sdk.sugar import AsyncDataSugar
 from era.sdk.waiting import AsyncInterruption, async_finished
 from era.urls import quoted, session_path
 
@@ -27,6 +26,78 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from era.sdk.options import CellOptions, NewSession, ProcessOptions, RunOptions, SessionSettings
+
+
+class AsyncData(AsyncDataSugar):
+    """The JSON object that programs of a session read and change. A change waits for the run under way."""
+
+    def __init__(self, connection: AsyncConnection, path: str) -> None:
+        self._connection = connection
+        self._path = path
+
+    async def all(self) -> dict[str, Any]:
+        """All of it, as it is now."""
+        data: dict[str, Any] = (await self._connection.get(self._path))["data"]
+        return data
+
+    async def replace(self, data: Mapping[str, Any]) -> None:
+        """Put other data in its place."""
+        await self._connection.send("PATCH", self._path, {"data": dict(data)}, self._connection.turn_seconds)
+
+    async def set(self, key: str, value: Any) -> None:
+        """Set one key. Between the look and the change somebody else's may be lost."""
+        await self.replace({**await self.all(), key: value})
+
+    async def delete(self, key: str) -> None:
+        """Remove one key. Raises KeyError."""
+        data = await self.all()
+        del data[key]
+        await self.replace(data)
+
+
+type _Versions = list[Version]
+
+
+class AsyncVersions:
+    """The versions of a session that are kept: data and files as they were."""
+
+    def __init__(self, connection: AsyncConnection, path: str) -> None:
+        self._connection = connection
+        self._session = path
+        self._path = f"{path}/versions"
+
+    async def list(self, limit: int | None = None) -> _Versions:
+        """Versions, newest first: all, or the newest `limit`."""
+        return Version.each(await self._connection.pages(self._path, "versions", limit))
+
+    async def get(self, version: int) -> Version:
+        """One version, with its data."""
+        return Version(await self._connection.get(f"{self._path}/{version}"))
+
+    async def diff(self, version: int) -> Diff:
+        """What a version changed, compared with the one before it."""
+        return Diff(await self._connection.get(f"{self._path}/{version}/diff"))
+
+    def files(self, version: int) -> AsyncFiles:
+        """The files of a version, which can be listed and read."""
+        return AsyncFiles(self._connection, f"{self._path}/{version}")
+
+    async def name(self, version: int, name: str) -> Version:
+        """Name a version, so that it is kept."""
+        return Version(await self._connection.send("PUT", f"{self._path}/{version}/name", {"name": name}))
+
+    async def unname(self, version: int) -> None:
+        """Take a version its name. If it was kept for that only, it goes."""
+        await self._connection.send("DELETE", f"{self._path}/{version}/name")
+
+    async def rollback(self, version: int, *, stop: bool = False) -> SessionInfo:
+        """Make a new version with the content of an old one. While processes or contexts run this raises SessionLive;
+        with `stop`, they are ended first."""
+        seconds = self._connection.turn_seconds
+        fields = {"version": version, **({"stop": True} if stop else {})}
+        answer = await self._connection.send("POST", f"{self._session}/rollback", fields, seconds)
+        return SessionInfo(answer)
+
 
 _LONGEST_SETUP = 3600.0
 """Seconds that a setup may say nothing."""

@@ -9,25 +9,96 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from era.errors import Conflict, NotFound
-from era.sdk.answers import Checkpoint, ContextInfo, RunResult, SessionInfo, StoredCode, Ticket
+from era.sdk.answers import Checkpoint, ContextInfo, Diff, RunResult, SessionInfo, StoredCode, Ticket, Version
 from era.sdk.blocking import Interruption, finished
 from era.sdk.calls import Advance, Archive, Call, archive_of
 from era.sdk.events import Gap, SetupDone, SetupEvent, SetupLine, SetupStatus
 from era.sdk.options import body, run_body, run_seconds
+from era.sdk.sugar import DataSugar
 from era.sdk.sync.connection import LONGEST_RUN, Connection
-from era.sdk.sync.data import Data
 from era.sdk.sync.files import Files
-from era.sdk.sync.inbox import Inbox
 from era.sdk.sync.processes import Process, Processes
 from era.sdk.sync.runs import Run, Runs, RunStream
 from era.sdk.sync.streams import EventStream
-from era.sdk.sync.versions import Versions
+from era.sdk.sync.webhooks import Inbox
 from era.urls import quoted, session_path
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from era.sdk.options import CellOptions, NewSession, ProcessOptions, RunOptions, SessionSettings
+
+
+class Data(DataSugar):
+    """The JSON object that programs of a session read and change. A change waits for the run under way."""
+
+    def __init__(self, connection: Connection, path: str) -> None:
+        self._connection = connection
+        self._path = path
+
+    def all(self) -> dict[str, Any]:
+        """All of it, as it is now."""
+        data: dict[str, Any] = (self._connection.get(self._path))["data"]
+        return data
+
+    def replace(self, data: Mapping[str, Any]) -> None:
+        """Put other data in its place."""
+        self._connection.send("PATCH", self._path, {"data": dict(data)}, self._connection.turn_seconds)
+
+    def set(self, key: str, value: Any) -> None:
+        """Set one key. Between the look and the change somebody else's may be lost."""
+        self.replace({**self.all(), key: value})
+
+    def delete(self, key: str) -> None:
+        """Remove one key. Raises KeyError."""
+        data = self.all()
+        del data[key]
+        self.replace(data)
+
+
+type _Versions = list[Version]
+
+
+class Versions:
+    """The versions of a session that are kept: data and files as they were."""
+
+    def __init__(self, connection: Connection, path: str) -> None:
+        self._connection = connection
+        self._session = path
+        self._path = f"{path}/versions"
+
+    def list(self, limit: int | None = None) -> _Versions:
+        """Versions, newest first: all, or the newest `limit`."""
+        return Version.each(self._connection.pages(self._path, "versions", limit))
+
+    def get(self, version: int) -> Version:
+        """One version, with its data."""
+        return Version(self._connection.get(f"{self._path}/{version}"))
+
+    def diff(self, version: int) -> Diff:
+        """What a version changed, compared with the one before it."""
+        return Diff(self._connection.get(f"{self._path}/{version}/diff"))
+
+    def files(self, version: int) -> Files:
+        """The files of a version, which can be listed and read."""
+        return Files(self._connection, f"{self._path}/{version}")
+
+    def name(self, version: int, name: str) -> Version:
+        """Name a version, so that it is kept."""
+        return Version(self._connection.send("PUT", f"{self._path}/{version}/name", {"name": name}))
+
+    def unname(self, version: int) -> None:
+        """Take a version its name. If it was kept for that only, it goes."""
+        self._connection.send("DELETE", f"{self._path}/{version}/name")
+
+    def rollback(self, version: int, *, stop: bool = False) -> SessionInfo:
+        """Make a new version with the content of an old one. While processes or contexts run this raises SessionLive;
+        with `stop`, they are ended first."""
+        seconds = self._connection.turn_seconds
+        fields = {"version": version, **({"stop": True} if stop else {})}
+        answer = self._connection.send("POST", f"{self._session}/rollback", fields, seconds)
+        return SessionInfo(answer)
+
 
 _LONGEST_SETUP = 3600.0
 """Seconds that a setup may say nothing."""

@@ -1,17 +1,17 @@
-"""`era keys`: the API keys that a server has given out."""
+"""`era keys`, `quotas`, `usage`, `audit`: who may call a server, use how much, and what they did."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from era.client.argument_values import quotas_of, seconds
-from era.client.command import Argument, Command, Group, argument, calls, does, lists
-from era.client.failure import Failure
-from era.client.output import notice
+from era.client.command import LIMIT_20, Argument, Command, Group, argument, calls, does, lists, quotas_of, seconds
+from era.client.output import Failure, notice, table
 
 if TYPE_CHECKING:
-    from era.sdk.answers import ApiKey
+    from era.sdk.answers import ApiKey, Owner
     from era.sdk.sync.client import Era
+
 
 _QUOTAS_HELP = "a quota of its own, such as runs_per_minute=60; may be given again"
 _KEY = argument("key", metavar="KEY_ID", help="as `era keys list` shows it")
@@ -56,6 +56,17 @@ def _end(word: str | None) -> str | None:
 def _show_new(key: ApiKey) -> None:
     notice(f"{key.id} is a key of {key.owner}'s. It is not shown again:")
     print(key.key)
+
+
+def _quotas(era: Era, named: Any) -> Owner:
+    if named.set:
+        return era.owners.set_quotas(named.owner or era.quotas().owner, **quotas_of(named.set))
+    return era.quotas() if named.owner is None else era.owners.get(named.owner)
+
+
+def _show(owner: Owner) -> None:
+    rows = [(name, f"{owner.used.get(name, 0):g}", most or "no bound") for name, most in owner.quotas.items()]
+    table(("quota", "used", "of"), rows)
 
 
 COMMANDS = {
@@ -129,5 +140,72 @@ COMMANDS = {
                 summary="revoke a key",
             ),
         },
-    )
+    ),
+    "quotas": Command(
+        "Show your quotas and what is used of them; an owner's, or set those, as the server's operator.",
+        calls(_quotas, _show),
+        ["era quotas", "era quotas mina", "era quotas mina --set sessions=100 --set runs_per_minute=none"],
+        [
+            argument("owner", metavar="OWNER", nargs="?", help="whose; needs the operator's key"),
+            argument(
+                "--set",
+                action="append",
+                metavar="NAME=N",
+                help="set a quota, 0 for no bound; NAME=none has the server's default hold again",
+            ),
+        ],
+    ),
+    "usage": Command(
+        "Show what was used on each day (UTC), newest first: yours, or as the server's operator everybody's.",
+        lists(
+            lambda era, named: era.usage(owner=named.owner, since=named.since, until=named.until),
+            "usage",
+            {
+                "day": "day",
+                "owner": "owner",
+                "runs": "runs",
+                "cpu s": lambda day: f"{day.cpu_seconds:.3f}",
+                "egress": "egress_bytes",
+                "storage": "storage_bytes",
+                "disk": "disk_bytes",
+            },
+        ),
+        ["era usage", "era usage --since 2026-01-01 --until 2026-01-31", "era usage --owner mina"],
+        [
+            argument("--owner", metavar="OWNER", help="only this owner's; needs the operator's key"),
+            argument("--since", metavar="DATE", help="the first day; 30 days are shown without it"),
+            argument("--until", metavar="DATE", help="the last day; today without it"),
+        ],
+    ),
+    "audit": Command(
+        "Show who did what, newest first: what was done with your keys, or as the server's operator all.",
+        lists(
+            lambda era, named: era.audit(
+                named.limit,
+                action=named.action,
+                target=named.target,
+                owner=named.owner,
+                since=named.since,
+                until=named.until,
+            ),
+            "entries",
+            {
+                "when": "at",
+                "owner": "owner",
+                "key": "key",
+                "action": "action",
+                "target": "target",
+                "details": lambda entry: json.dumps(entry.details, ensure_ascii=False) if entry.details else "",
+            },
+        ),
+        ["era audit", "era audit app -n 5", "era audit --action key.rotate --since 2026-01-31T12:00:00Z"],
+        [
+            argument("target", metavar="TARGET", nargs="?", help="only what was done to this session, key or owner"),
+            LIMIT_20,
+            argument("--action", help="only this, such as session.delete or key.rotate"),
+            argument("--owner", metavar="OWNER", help="only what this owner did; needs the operator's key"),
+            argument("--since", metavar="TIME", help="only from then on"),
+            argument("--until", metavar="TIME", help="only before then"),
+        ],
+    ),
 }
