@@ -149,28 +149,13 @@ CASES = [
     Case("forwarded", "a call of a live server in a session", live_servers.forwarded, burst=20),
     Case("direct", "the same server, called directly", live_servers.direct, burst=20),
     Case("quiet", "a warm run, alone", crowd.run_beside(()), _PAUSES["python"], burst=20),
-    Case(
-        "crowded",
-        "the same beside 7 that take all they can",
-        crowd.run_beside(crowd.CROWD),
-        _PAUSES["python"],
-        burst=20,
-    ),
-    Case(
-        "eight burners",
-        "the same beside 8 sessions that burn processors",
-        crowd.run_beside((crowd.CPU,) * 8),
-        _PAUSES["python"],
-        burst=20,
-        goal=neighbours.GOAL_MS,
-    ),
-    Case(
-        "eight queries",
-        "the same beside endless SQL of 8 sessions",
-        crowd.run_beside((neighbours.ENDLESS_SQL,) * 8),
-        _PAUSES["python"],
-        burst=20,
-        goal=neighbours.GOAL_MS,
+    *(
+        Case(name, f"the same beside {what}", crowd.run_beside(programs), _PAUSES["python"], burst=20, goal=goal)
+        for name, what, programs, goal in (
+            ("crowded", "7 that take all they can", crowd.CROWD, None),
+            ("eight burners", "8 sessions that burn processors", (crowd.CPU,) * 8, neighbours.GOAL_MS),
+            ("eight queries", "endless SQL of 8 sessions", (neighbours.ENDLESS_SQL,) * 8, neighbours.GOAL_MS),
+        )
     ),
     *(
         case

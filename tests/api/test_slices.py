@@ -116,7 +116,7 @@ def test_many_requests_at_once(is_sound: bool) -> None:
     assert largest < 50 if is_sound else largest > 500, largest
 
 
-def test_a_head_of_more_fields_than_there_may_be_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_with_too_many_header_fields_gets_431(monkeypatch: pytest.MonkeyPatch) -> None:
     def of(fields: int, status: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"GET /it HTTP/1.1\r\n" + b"a:\r\n" * (fields - 1) + b"Host: x\r\n\r\n")

@@ -74,7 +74,7 @@ async def kinds(events: AsyncIterator[list[tuple[int, FileEvent]] | Gap], count:
     raise AssertionError(found)
 
 
-async def test_a_watch_asks_once_for_all_its_readers_and_only_while_there_are_some(
+async def test_a_watch_with_32_readers_queries_once_per_look_and_without_readers_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.2)

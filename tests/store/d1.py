@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -37,7 +38,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+async def run(
+    databases: D1Databases, owner: str, namespace: str, sql: str, params: Any = (), **options: Any
+) -> dict[str, Any]:
+    """Run SQL as `run_as_json` does. Returns its result, parsed."""
+    pieces = await databases.run_as_json(owner, namespace, sql, params, **options)
+    result: dict[str, Any] = json.loads(b"".join(pieces))
+    return result
+
+
 async def query(databases: D1Databases, sql: str, params: Any = ()) -> list[dict[str, Any]]:
     """The rows of a statement on the database `A`."""
-    rows: list[dict[str, Any]] = (await databases.run(*A, sql, params, many=False, room=ROOM))["results"]
+    rows: list[dict[str, Any]] = (await run(databases, *A, sql, params, many=False, room=ROOM))["results"]
     return rows

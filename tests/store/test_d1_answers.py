@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from era.errors import BadRequest, EraError, Forbidden, SqlUnknown, TooLarge, Un
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
 from tests.soaking import soak_the_rest
-from tests.store.d1 import ROOM, A, query
+from tests.store.d1 import ROOM, A, query, run
 from tests.unit.core import until
 
 ONE = "SELECT 1 AS one"
@@ -75,7 +76,7 @@ async def test_a_long_result_does_not_hold_up_others(databases: D1Databases) -> 
         return min([await longest_turn(run(*A, BLOBS, many=False, room=ROOM)) for _ in range(3)])
 
     assert len(b"".join(await databases.run_as_json(*A, BLOBS, many=False, room=ROOM))) > 8 << 20
-    assert await least(databases.run_as_json) * 4 < await least(databases.run)
+    assert await least(databases.run_as_json) * 4 < await least(partial(run, databases))
 
 
 async def test_nothing_is_committed_of_a_call_whose_result_can_not_be_made(
@@ -177,7 +178,7 @@ async def test_a_commit_may_take_longer_than_the_rest_of_a_call(
     await query(databases, "SELECT 1")  # with the worker that is there then
     (tmp_path / "later").rename(tmp_path / "go")
     monkeypatch.setattr(d1_databases, "_KILL_SECONDS", 2.0)
-    answer = await databases.run(*A, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+    answer = await run(databases, *A, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
     assert answer["meta"]["changes"] == 1
 
 
@@ -195,7 +196,7 @@ async def test_a_worker_that_answers_as_it_is_killed_has_answered(
         end(*given, **named)
 
     monkeypatch.setattr(databases, "_end", late)
-    answer = await databases.run(*A, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+    answer = await run(databases, *A, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
     assert answer["meta"]["changes"] == 1
 
 
@@ -273,7 +274,7 @@ def test_what_is_written_is_known_before_the_commit(tmp_path: Path) -> None:
 
 async def test_a_commit_that_fails_is_told_as_undone(databases: D1Databases) -> None:
     deferred = "CREATE TABLE p (n PRIMARY KEY); CREATE TABLE c (n REFERENCES p DEFERRABLE INITIALLY DEFERRED)"
-    await databases.run(*A, deferred, many=True, room=ROOM)
+    await run(databases, *A, deferred, many=True, room=ROOM)
     with pytest.raises(BadRequest) as caught:
         await query(databases, "INSERT INTO c VALUES (1)")
     assert caught.value.code == "sql_error"
@@ -287,7 +288,7 @@ async def test_each_owner_has_as_many_databases(databases: D1Databases, monkeypa
     monkeypatch.setattr(d1_databases, "_MOST_DATABASES", 3)
 
     async def make(owner: str, namespace: str) -> None:
-        await databases.run(owner, namespace, "CREATE TABLE t (n)", many=False, room=ROOM, asker=namespace)
+        await run(databases, owner, namespace, "CREATE TABLE t (n)", many=False, room=ROOM, asker=namespace)
 
     done = await asyncio.gather(*(make("greedy", f"n{n}") for n in range(9)), return_exceptions=True)
     refusals = [each for each in done if isinstance(each, EraError)]
@@ -295,7 +296,7 @@ async def test_each_owner_has_as_many_databases(databases: D1Databases, monkeypa
     assert 3 <= len(databases.sizes("greedy")) <= 4, "one more may have been under way"
     for namespace in "abc":
         await make("another", namespace)
-    await databases.run("another", "a", "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+    await run(databases, "another", "a", "INSERT INTO t VALUES (1)", many=False, room=ROOM)
     assert len(databases.sizes("another")) == 3
     assert databases.total == sum(sum(databases.sizes(owner).values()) for owner in ("greedy", "another"))
     assert await databases.drop("another", "a")
@@ -370,7 +371,7 @@ async def test_a_database_whose_directory_can_not_be_synced_is_unavailable(
     with pytest.raises(Unavailable, match="No space left"):
         await databases.drop(*A)
     with pytest.raises(Unavailable, match="No space left"):
-        await databases.run("new owner", "a", ONE, many=False, room=ROOM)
+        await run(databases, "new owner", "a", ONE, many=False, room=ROOM)
 
 
 async def test_a_full_disk_is_told_from_a_database_as_large_as_it_may_be(small_disk: Path) -> None:

@@ -21,7 +21,7 @@ from era.errors import BadRequest, EraError, Forbidden, TooLarge
 from era.store import d1_databases, d1_worker
 from era.store.d1_databases import D1Databases
 from tests.removals import noted_removals, on_the_loop
-from tests.store.d1 import ROOM, A, query
+from tests.store.d1 import ROOM, A, query, run
 
 SECRET = "the canary of another namespace"
 SLOW_FUNCTION = "SELECT instr(printf('%.*c', 1900000, 'a'), printf('%.*c', 900000, 'a') || 'b')"
@@ -40,14 +40,14 @@ def other(tmp_path: Path) -> Path:
 
 
 async def test_statements_together_are_all_or_nothing(databases: D1Databases) -> None:
-    answer = await databases.run(
-        *A, "CREATE TABLE t (n UNIQUE); INSERT INTO t VALUES (1); SELECT n FROM t", many=True, room=ROOM
+    answer = await run(
+        databases, *A, "CREATE TABLE t (n UNIQUE); INSERT INTO t VALUES (1); SELECT n FROM t", many=True, room=ROOM
     )
     assert answer["results"] == [{"n": 1}]
     assert answer["meta"]["changes"] == 1
     assert answer["meta"]["changed_db"] is True
     with pytest.raises(BadRequest) as caught:
-        await databases.run(*A, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)", many=True, room=ROOM)
+        await run(databases, *A, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)", many=True, room=ROOM)
     assert caught.value.code == "sql_error"
     assert await query(databases, "SELECT n FROM t") == [{"n": 1}]
 
@@ -60,7 +60,7 @@ async def test_values_of_every_type_are_stored_and_returned(databases: D1Databas
     trigger = (
         "CREATE TABLE t (n); CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM t WHERE n = ';'; END; SELECT ';'"
     )
-    assert (await databases.run(*A, trigger, many=True, room=ROOM))["results"] == [{"';'": ";"}]
+    assert (await run(databases, *A, trigger, many=True, room=ROOM))["results"] == [{"';'": ";"}]
 
 
 async def test_full_text_and_ranges_are_searched(databases: D1Databases) -> None:
@@ -75,12 +75,12 @@ async def test_full_text_and_ranges_are_searched(databases: D1Databases) -> None
         CREATE VIRTUAL TABLE boxes USING rtree(id, low, high);
         INSERT INTO boxes VALUES (1, 0, 2), (2, 5, 7);
     """
-    await databases.run(*A, script, many=True, room=ROOM)
+    await run(databases, *A, script, many=True, room=ROOM)
     search = "SELECT rowid, snippet(found, 0, '[', ']', '', 9) AS s FROM found WHERE found MATCH ? ORDER BY bm25(found)"
     assert await query(databases, search, ["running"]) == [{"rowid": 1, "s": "a fox [runs]"}]
     assert await query(databases, "SELECT id FROM boxes WHERE low < 1") == [{"id": 1}]
     await query(databases, "INSERT INTO found(found) VALUES ('rebuild')")
-    await databases.run(*A, "DROP TABLE found; DROP TABLE boxes;", many=True, room=ROOM)
+    await run(databases, *A, "DROP TABLE found; DROP TABLE boxes;", many=True, room=ROOM)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ async def test_nothing_beyond_the_database_is_reached(databases: D1Databases, ot
 
 @pytest.mark.parametrize("sql", ["UPDATE sqlite_schema SET sql = 'x'", "DELETE FROM sqlite_schema"])
 async def test_the_schema_table_cannot_be_written(databases: D1Databases, sql: str) -> None:
-    await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
+    await run(databases, *A, "CREATE TABLE t (n)", many=True, room=ROOM)
     with pytest.raises(EraError):
         await query(databases, sql)
     assert await query(databases, "SELECT name FROM sqlite_schema") == [{"name": "t"}]
@@ -147,7 +147,7 @@ async def test_sql_that_does_not_end_is_stopped_and_other_calls_go_on(databases:
     endless = asyncio.create_task(query(databases, f"{ENDLESS} count(*) FROM c"))
     await asyncio.sleep(0.1)
     for owner, asker in ((DEFAULT_OWNER, "another session"), ("another owner", "")):
-        other = await databases.run(owner, "b", "SELECT 1 AS one", many=False, room=ROOM, asker=asker)
+        other = await run(databases, owner, "b", "SELECT 1 AS one", many=False, room=ROOM, asker=asker)
         assert other["results"] == [{"one": 1}]
         assert not endless.done()
     with pytest.raises(BadRequest) as caught:
@@ -161,9 +161,9 @@ async def endless(databases: D1Databases, askers: Sequence[str]) -> AsyncIterato
     """An owner's calls that don't end by themselves, in as many namespaces as there are who ask."""
     sql = f"{ENDLESS} count(*) FROM c"
     for number in range(len(askers)):
-        await databases.run("greedy", f"n{number}", "SELECT 1", many=False, room=ROOM)
+        await run(databases, "greedy", f"n{number}", "SELECT 1", many=False, room=ROOM)
     tasks = [
-        asyncio.create_task(databases.run("greedy", f"n{number}", sql, many=False, room=ROOM, asker=asker))
+        asyncio.create_task(run(databases, "greedy", f"n{number}", sql, many=False, room=ROOM, asker=asker))
         for number, asker in enumerate(askers)
     ]
     await asyncio.sleep(0.2)
@@ -205,7 +205,7 @@ async def test_one_owner_cant_have_all_workers(
     databases: D1Databases, of_eight_sessions: list[asyncio.Task[Any]]
 ) -> None:
     for owner in ("one", "two", "three"):
-        await databases.run(owner, "a", "SELECT 1", many=False, room=ROOM)
+        await run(databases, owner, "a", "SELECT 1", many=False, room=ROOM)
     assert not any(task.done() for task in of_eight_sessions)
 
 
@@ -220,7 +220,7 @@ def no_turns(databases: D1Databases, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_turns_one_owner_has_all_workers(
     databases: D1Databases, of_eight_sessions: list[asyncio.Task[Any]]
 ) -> None:
-    call = databases.run("one", "a", "SELECT 1", many=False, room=ROOM)
+    call = run(databases, "one", "a", "SELECT 1", many=False, room=ROOM)
     assert await is_held_up(call, of_eight_sessions)
 
 
@@ -229,7 +229,7 @@ async def test_one_session_cant_have_all_workers_of_its_owner(
     databases: D1Databases, of_one_session: list[asyncio.Task[Any]]
 ) -> None:
     for asker in ("b", "c", ""):
-        await databases.run("greedy", "a", "SELECT 1", many=False, room=ROOM, asker=asker)
+        await run(databases, "greedy", "a", "SELECT 1", many=False, room=ROOM, asker=asker)
     assert not any(task.done() for task in of_one_session)
 
 
@@ -238,7 +238,7 @@ async def test_one_session_cant_have_all_workers_of_its_owner(
 async def test_without_turns_one_session_has_all_workers(
     databases: D1Databases, of_one_session: list[asyncio.Task[Any]]
 ) -> None:
-    call = databases.run("greedy", "a", "SELECT 1", many=False, room=ROOM, asker="b")
+    call = run(databases, "greedy", "a", "SELECT 1", many=False, room=ROOM, asker="b")
     assert await is_held_up(call, of_one_session)
 
 
@@ -311,7 +311,7 @@ async def test_memory_and_answers_are_bounded(databases: D1Databases, sql: str) 
 
 
 async def test_the_size_of_a_database_is_bounded(databases: D1Databases, tmp_path: Path) -> None:
-    await databases.run(*A, "CREATE TABLE t (b)", many=True, room=ROOM)
+    await run(databases, *A, "CREATE TABLE t (b)", many=True, room=ROOM)
     fill = f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 1000"
     with pytest.raises(TooLarge) as caught:
         await query(databases, fill)
@@ -319,14 +319,14 @@ async def test_the_size_of_a_database_is_bounded(databases: D1Databases, tmp_pat
     assert await query(databases, "SELECT count(*) AS n FROM t") == [{"n": 0}]
     assert sum(path.stat().st_size for path in (tmp_path / "d1").glob("*/*")) < 5 << 20
     with pytest.raises(TooLarge):  # and so has all of the storage
-        await databases.run(*A, f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 10", many=False, room=4096)
-    await databases.run(*A, "DELETE FROM t", many=False, room=0)
+        await run(databases, *A, f"INSERT INTO t {ENDLESS} randomblob(100000) FROM c LIMIT 10", many=False, room=4096)
+    await run(databases, *A, "DELETE FROM t", many=False, room=0)
 
 
 async def test_the_size_of_a_schema_is_bounded(databases: D1Databases) -> None:
     many = ";".join(f"CREATE TABLE t{n} (x)" for n in range(d1_worker.MAX_TABLES + 1))
     with pytest.raises(TooLarge):
-        await databases.run(*A, many, many=True, room=ROOM)
+        await run(databases, *A, many, many=True, room=ROOM)
     assert await query(databases, "SELECT count(*) AS n FROM sqlite_schema") == [{"n": 0}]
 
 
@@ -348,7 +348,7 @@ async def test_no_state_of_a_connection_outlives_a_call(databases: D1Databases) 
 
 
 async def test_a_dropped_database_is_gone(databases: D1Databases, tmp_path: Path) -> None:
-    await databases.run(*A, "CREATE TABLE t (n)", many=True, room=ROOM)
+    await run(databases, *A, "CREATE TABLE t (n)", many=True, room=ROOM)
     assert list(databases.sizes(DEFAULT_OWNER)) == ["a"]
     again = D1Databases(tmp_path / "d1", 1 << 20)
     again.open()
@@ -359,9 +359,9 @@ async def test_a_dropped_database_is_gone(databases: D1Databases, tmp_path: Path
 
 
 async def test_a_killed_worker_leaves_the_old_state(databases: D1Databases) -> None:
-    await databases.run(*A, "CREATE TABLE t (n); INSERT INTO t VALUES (1)", many=True, room=ROOM)
+    await run(databases, *A, "CREATE TABLE t (n); INSERT INTO t VALUES (1)", many=True, room=ROOM)
     long = asyncio.create_task(
-        databases.run(*A, f"UPDATE t SET n = 2; {ENDLESS} count(*) FROM c", many=True, room=ROOM)
+        run(databases, *A, f"UPDATE t SET n = 2; {ENDLESS} count(*) FROM c", many=True, room=ROOM)
     )
     await asyncio.sleep(0.5)
     long.cancel()
@@ -431,7 +431,7 @@ async def test_hosts_that_share_files_remove_none_that_another_is_just_making(
     with monkeypatch.context() as patched:
         patched.setattr(d1_databases, "_WORKER", worker)
         first = "CREATE TABLE t (n); INSERT INTO t VALUES (1)"
-        making = asyncio.create_task(hosts[0].run(*A, first, many=True, room=ROOM))
+        making = asyncio.create_task(run(hosts[0], *A, first, many=True, room=ROOM))
         while not Path(f"{path}-journal").exists():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
     assert path.stat().st_size == 0

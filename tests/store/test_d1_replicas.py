@@ -21,6 +21,7 @@ from era.store import d1_databases, d1_replicas
 from era.store.d1_databases import D1Databases
 from era.store.d1_replicas import CHUNK, MOVED, DatabaseReplicas
 from era.store.database import DatabaseAway
+from tests.store.d1 import run
 from tests.store.rows import execute, opened
 
 NAME = (DEFAULT_OWNER, "n")
@@ -34,7 +35,7 @@ class OneHost:
     directory: Path
 
     async def run(self, sql: str, params: Any = ()) -> list[dict[str, Any]]:
-        answer = await self.databases.run(*NAME, sql, params, many=";" in sql, room=ROOM)
+        answer = await run(self.databases, *NAME, sql, params, many=";" in sql, room=ROOM)
         rows: list[dict[str, Any]] = answer["results"]
         return rows
 
@@ -263,13 +264,13 @@ async def test_a_full_disk_of_a_host_is_unavailable(url: str, hosts: list[OneHos
         databases.open()
         await databases.measure_all()
         with pytest.raises(Unavailable, match="No space left"):
-            await databases.run(*NAME, "SELECT 1", many=False, room=ROOM)
+            await run(databases, *NAME, "SELECT 1", many=False, room=ROOM)
         assert databases.sizes(DEFAULT_OWNER) == a.databases.sizes(DEFAULT_OWNER)
         assert list(small_disk.rglob("*.sqlite")) == []
         await a.run("DROP TABLE t")
         await a.databases.drop(*NAME)
         await a.run("CREATE TABLE t (n)")
-        await databases.run(*NAME, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
+        await run(databases, *NAME, "INSERT INTO t VALUES (1)", many=False, room=ROOM)
         await databases.close()
     assert await a.run("SELECT n FROM t") == [{"n": 1}]
 

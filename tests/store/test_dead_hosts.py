@@ -18,6 +18,7 @@ from era.store.d1_databases import D1Databases
 from era.store.d1_replicas import DatabaseReplicas
 from era.store.database import DatabaseAway
 from era.store.metadata import SqlStore
+from tests.store.d1 import run
 from tests.store.rows import execute, opened
 
 NAME = (DEFAULT_OWNER, "n")
@@ -53,11 +54,11 @@ async def test_databases(host: SqlStore, url: str, tmp_path: Path) -> None:
     kept: DatabaseReplicas = await host.d1_databases()
     databases = D1Databases(tmp_path / "copies", 64 << 20, kept=kept)
     databases.open()
-    await databases.run(*NAME, "CREATE TABLE t (n)", (), many=False, room=1 << 30)
+    await run(databases, *NAME, "CREATE TABLE t (n)", (), many=False, room=1 << 30)
     sizes = await kept.sizes()
     execute(url, "UPDATE hosts SET dead = TRUE")
     with pytest.raises(HostLost):
-        await databases.run(*NAME, "INSERT INTO t VALUES (1)", (), many=False, room=1 << 30)
+        await run(databases, *NAME, "INSERT INTO t VALUES (1)", (), many=False, room=1 << 30)
     with pytest.raises(HostLost):
         await kept.drop(NAME)
     assert await kept.sizes() == sizes
@@ -72,7 +73,7 @@ async def test_sql_that_may_be_stored_is_not_told_as_if_it_had_not_begun(
     kept = await host.d1_databases()
     databases = D1Databases(tmp_path / "copies", 64 << 20, kept=kept)
     databases.open()
-    call = partial(databases.run, *NAME, params=(), many=False, room=1 << 30)
+    call = partial(run, databases, *NAME, params=(), many=False, room=1 << 30)
     await call("CREATE TABLE t (n)")
     write = kept._database._in_writer
 

@@ -166,7 +166,7 @@ async def test_queues_are_not_looked_for_while_stop_waits(monkeypatch: pytest.Mo
     await stopping
 
 
-def test_delay_grows_to_a_quarter_of_an_hour_until_a_delivery_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_delay_grows_fourfold_up_to_900_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("era.core.late_ends.FIRST_DELAY", 1.0)
     assert [delay(n) for n in (1, 2, 3, 4, 5, 6, 20)] == [1, 4, 16, 64, 256, 900, 900]
     before = now()

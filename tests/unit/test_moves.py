@@ -512,7 +512,7 @@ async def test_calls_about_a_new_session_wait_until_it_has_its_place() -> None:
         assert one.rows.given == [(1, "a")]
 
 
-async def test_a_host_with_a_slow_disk_has_no_room_until_it_is_quick_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_reports_no_room_while_its_disk_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so at once, whatever it is writing: others ask, who don't wait for long."""
     monkeypatch.setattr("era.core.readiness._VALID_SECONDS", 0.0)
     monkeypatch.setattr("era.core.readiness._ANSWER_SECONDS", 0.1)

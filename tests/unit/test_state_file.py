@@ -1,4 +1,4 @@
-"""What a cell answers whose state file can't be read."""
+"""A cell whose state file can't be read: its answer says why."""
 
 from __future__ import annotations
 

@@ -433,8 +433,10 @@ class Homes:
         return home.host.id == self._host.id
 
     async def owned(self, session_keys: Sequence[int], most_new: int) -> Sequence[int]:
-        """See Cluster. One question for all of them, and more for what is taken. Those that are being given are left
-        out until the next time. Of one that was given away meanwhile nothing can be begun here: that is fenced."""
+        """See Cluster. One query says where all of them are at home; each session without a home that is taken costs
+        more. Sessions that are being given to another host are left out until the next call. A session that was given
+        away during the query may be among the result: the fence in each transaction keeps this host from beginning
+        anything of it."""
         if not session_keys:
             return []
         hosts = await self._store.hosts_of(session_keys)

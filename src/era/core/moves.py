@@ -244,7 +244,7 @@ class Moves:
         told = await self._ask(name)
         hosts = [host for host in self._listening() if host.id in told and told[host.id].room["sandboxes"] > 0]
         best = max(hosts, key=lambda host: (told[host.id].is_prepared, told[host.id].room["sandboxes"]), default=None)
-        if best is None or (why is _PACKAGES and not told[best.id].is_prepared):
+        if best is None or (why == _PACKAGES and not told[best.id].is_prepared):
             return
         if session.id in self._leaving:
             return  # it was called meanwhile, and goes where that call would have it

@@ -23,6 +23,8 @@ from era.core.models import Language, WantedIsolation
 from era.core.ports import Sandbox
 from era.errors import EraError
 
+log = structlog.get_logger()
+
 FIRST = 32
 """Before anything has been measured."""
 
@@ -95,8 +97,6 @@ def available_memory() -> int:
                 available = min(available, left + int(held.get(cache, 0)))
     return max(available, 0)
 
-
-log = structlog.get_logger()
 
 SHARE = 0.1
 

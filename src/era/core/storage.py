@@ -60,23 +60,6 @@ class Databases(Protocol):
         """Bytes of an owner's databases, by namespace."""
         ...
 
-    async def run(
-        self,
-        owner: str,
-        namespace: str,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] = (),
-        *,
-        many: bool,
-        room: int,
-        asker: str = "",
-    ) -> dict[str, Any]:
-        """Run SQL as one transaction: one statement, or with `many` any number. The database may grow by `room` bytes.
-        `asker` is whoever of the owner's asks, in turn with his others.
-
-        Returns `results`, the rows, and `meta`. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
-        ...
-
     async def run_as_json(
         self,
         owner: str,
@@ -88,7 +71,11 @@ class Databases(Protocol):
         room: int,
         asker: str = "",
     ) -> Sequence[bytes]:
-        """Run SQL in the same way, with what `run` returns as JSON in pieces: it may be too much to parse it here."""
+        """Run SQL as one transaction: one statement, or with `many` any number. The database may grow by `room` bytes.
+        `asker` is whoever of the owner's asks, in turn with his others.
+
+        Returns pieces of a JSON object with `results`, the rows, and `meta`. They may be too many to be parsed on the
+        event loop. Raises BadRequest, Forbidden, TooLarge, Unavailable."""
         ...
 
     async def drop(self, owner: str, namespace: str) -> bool:
@@ -506,8 +493,9 @@ class Namespaces:
         sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY 1"
         tables = []
         for name in namespaces:
-            answer = await self._databases.run(self._owner, name, sql, many=False, room=0, asker=self._asker)
-            tables += [(name, row["name"]) for row in answer["results"] if row["name"].startswith(prefix)]
+            pieces = await self._databases.run_as_json(self._owner, name, sql, many=False, room=0, asker=self._asker)
+            names = [row["name"] for row in json.loads(b"".join(pieces))["results"]]
+            tables += [(name, table) for table in names if table.startswith(prefix)]
         return tables
 
     async def _put(

@@ -45,6 +45,8 @@ from era.core.tasks import computing
 from era.core.turns import Liveness, Turns
 from era.errors import TooLarge, Unavailable
 
+log = structlog.get_logger()
+
 MAX_ID_LENGTH = 128
 MAX_NAME = 128
 NAME = r"^[^\x00-\x1f\x7f-\x9f]{1,128}$"
@@ -156,10 +158,8 @@ def _copy_id(session_id: str) -> str:
     return session_id[: MAX_ID_LENGTH - len(suffix)] + suffix
 
 
-log = structlog.get_logger()
-
 DISKS = 4
-"""Where the server sets no limit, a session's history may hold so many times what its working directory may."""
+"""The limit of a session's history where the server sets none, as a multiple of its disk limit."""
 
 MAX_NAMED = 256
 """How many versions of a session may have a name."""
@@ -180,8 +180,8 @@ class HistoryBound:
         return self._most_bytes or DISKS * self._rules.granted(session.limits).disk_bytes
 
     async def trim(self, session: Session, snapshot: Snapshot | None) -> Trim | None:
-        """What a commit of this snapshot must drop, None where nothing has to be counted. Called in the session's turn,
-        with the session as it is before the commit."""
+        """Return which versions a commit of this snapshot must drop, None where the row says that there is room. The
+        caller has the session's turn; `session` is as it is before the commit."""
         if snapshot is None or snapshot.root in (None, session.snapshot.root):
             return None
         most = self.most(session)

@@ -242,22 +242,6 @@ class D1Databases:
         """Bytes of each of an owner's databases, by namespace."""
         return self._sizes.get(owner, {})
 
-    async def run(
-        self,
-        owner: str,
-        namespace: str,
-        sql: str,
-        params: Sequence[Any] | Mapping[str, Any] = (),
-        *,
-        many: bool,
-        room: int,
-        asker: str = "",
-    ) -> dict[str, Any]:
-        """Run SQL as `run_as_json` does, where few rows are expected: the result as an object."""
-        result = await self.run_as_json(owner, namespace, sql, params, many=many, room=room, asker=asker)
-        read: dict[str, Any] = json.loads(b"".join(result))
-        return read
-
     @_usable()
     async def run_as_json(
         self,

@@ -359,7 +359,7 @@ def _answer(context: str, outcome: CellOutcome, lost: str | None) -> JsonObject:
 
 
 def _ended(outcome: CellOutcome, state: bytes | None, state_problem: str | None, disk_problem: str | None) -> Ended:
-    """How a cell ended, as a run has it. `disk_problem` is what was full, where the cell was ended for that."""
+    """Return a cell's end in the form of a program's. `disk_problem` is the disk limit that ended it, if one did."""
     return Ended(
         exit_code=outcome.exit_code,
         cause=outcome.cause if disk_problem is None else "disk_full",

@@ -126,8 +126,10 @@ async def write_state(helper: OpenedHelper, content: bytes) -> None:
 
 
 async def read_state(helper: OpenedHelper) -> tuple[bytes | None, str | None]:
-    """The state file's content, None where there is none or it can't be used; and in the latter case why, as the end of
-    a sentence. Raises as `helper` does."""
+    """Return the state file's content, and a problem with it.
+
+    The content is None where there is no such file, and where it can't be used. Only then there is a problem, which
+    completes the sentence "The state file …". Raises as `helper` does."""
     found, content = await _ask_of_state(helper, "read_state", limit=MAX_STATE_BYTES)
     if (problem := found.get("problem")) is not None:
         return None, str(problem)

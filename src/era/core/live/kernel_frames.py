@@ -1,4 +1,4 @@
-"""What comes from a kernel: frames of its channel, what they say about a cell, and the order of output and events.
+"""Frames from a kernel: how they are read, what they say about a cell, and the order of its output and events.
 
 guest/python_kernel.py has the wire format. Whatever comes from a kernel may have been written by a cell: nothing here
 takes more memory than a bound for it, and what isn't as it should be raises KernelBroken.

@@ -37,7 +37,7 @@ LAST_RECORDS_SECONDS = 5.0
 _DISK_TICK = 0.2
 
 
-async def _nothing_held(*_: str) -> None:
+async def _nothing(*_: str) -> None:
     pass
 
 
@@ -48,8 +48,8 @@ class LiveSession:
     """Why its sandbox is gone, if it is."""
 
     why_full: str | None = None
-    """That it exceeds its disk limits, as a sentence, if so. It is put away then: what it has can't be kept, and takes
-    room."""
+    """A sentence that says which disk limit it exceeds, if it does. Its files can't be committed then, so it is put
+    away."""
 
     is_open = True
     """Whether anything may be begun in it."""
@@ -103,13 +103,13 @@ class LiveSession:
         self.has_contexts: Callable[[], bool] = lambda: False
         """Whether an interpreter of a context runs, or is being started."""
 
-        self.end_contexts: Callable[[str], Awaitable[None]] = _nothing_held
+        self.end_contexts: Callable[[str], Awaitable[None]] = _nothing
         """Ends all interpreters of contexts, for a reason that is a sentence."""
 
         self.closed = asyncio.Event()
         """It isn't live any more."""
 
-        self.release: Callable[[], Awaitable[None]] = _nothing_held
+        self.release: Callable[[], Awaitable[None]] = _nothing
         """Called once it isn't live any more: its sandbox counts for no quota then."""
 
         self.wants_checkpoint = asyncio.Event()
@@ -300,8 +300,8 @@ class LiveSession:
         await asyncio.gather(self.processes.end_all(self.why_full), self.end_contexts(self.why_full))
 
     async def files(self) -> FileHelper:
-        """The helper that reads and changes its files from inside, started if there is none. Raises SandboxFailed,
-        NoIsolation."""
+        """Return the helper that reads and changes its files from inside. Start it where none runs. Raises
+        SandboxFailed, NoIsolation."""
         async with self._starting_files:
             if self._files is None or not self._files.alive:
                 process = await (await self.supervisor()).start(HELPER)
