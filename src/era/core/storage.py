@@ -16,8 +16,8 @@ before, so it may use all the room there is; where there is a quota, an owner's 
 one after the other.
 
 What is counted is what rows said once, and what has passed here since. So where other hosts of a cluster change rows,
-or a commit had no answer, rows are counted again: now and then, and before a put is refused. A change that is just
-being made then may count twice, or not at all, until the next count; what is reserved is kept apart.
+or a commit had no answer, rows are counted again: now and then, and before a put is refused. Between its transaction
+and its being noted nothing is counted, else a change might count twice, or not at all; what is reserved is kept apart.
 """
 
 from __future__ import annotations
@@ -227,6 +227,11 @@ class Storage:
         """When that was, and how many seconds it took."""
 
         self._counting = asyncio.Lock()
+        self._changes = 0
+        """How many calls are changing rows of items."""
+
+        self._unchanging = asyncio.Event()
+        self._unchanging.set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.threads = Threads(_THREADS, "era-storage", FairLimiter(_THREADS, of_owner=_THREADS_OF_OWNER))
         """Make calls for blobs, by owner."""
@@ -241,6 +246,7 @@ class Storage:
         async with self._counting:
             age = time.monotonic() - self._counted_at
             if (self._is_shared or self._in_doubt) and age >= max(seconds, _COUNT_PART * self._counted_for):
+                await self._unchanging.wait()
                 await self._count()
 
     async def _count(self) -> None:
@@ -312,8 +318,12 @@ class Storage:
 
     @asynccontextmanager
     async def changing(self, owner: str, size: int = 0) -> AsyncIterator[None]:
-        """The block changes rows of items, so that they count for at most `size` bytes more, and says `changed`. Where
-        it isn't known whether they were changed, these bytes count until they are counted."""
+        """The block changes rows of items, so that they count for at most `size` bytes more, and says `changed`; they
+        aren't counted meanwhile. Where it isn't known whether they were changed, these bytes count until they are
+        counted."""
+        async with self._counting:
+            self._changes += 1
+            self._unchanging.clear()
         try:
             yield
         except Unavailable as error:
@@ -321,6 +331,10 @@ class Storage:
                 self._in_doubt, self._counted_at = True, time.monotonic()
                 self.changed(owner, size)
             raise
+        finally:
+            self._changes -= 1
+            if not self._changes:
+                self._unchanging.set()
 
     def changed(self, owner: str, by: int) -> None:
         """An owner's items count for so many bytes more, or less."""
