@@ -26,7 +26,7 @@ for number in range({files}):
     open(f"d{{number % {DIRECTORIES}}}/{{number}}", "w").write(str(number))
 os.link("d1/1", "second")
 os.mkdir("shut"); open("shut/in", "w").write("in"); os.chmod("shut", 0o500)
-for name in ("sitecustomize", "usercustomize", "json", "os", "workspace", "supervisor", "landlock", "last_value"):
+for name in ("sitecustomize", "usercustomize", "json", "os", "workspace", "supervisor", "landlock", "processes"):
     open(f"{{name}}.py", "w").write("print('the session’s own', __name__)\\nraise SystemExit(9)")
 open("pyvenv.cfg", "w").write("home = /workspace")
 os.mkdir("encodings"); open("encodings/__init__.py", "w").write("raise SystemExit(9)")

@@ -205,7 +205,7 @@ async def searched(sandbox: Any) -> Said:
     """How often a fork of the supervisor finds in its memory what a process before had in its environment."""
     for _ in range(3):
         await steps.process(sandbox, spec("true", env={"SECRET": "CANARY-OF-ANOTHER" * 100}))
-    said, ended = await steps.process(sandbox, spec(channel=True, module="isolation"))
+    said, ended = await steps.process(sandbox, spec(channel=True, module="startup"))
     assert ended.exit_code == 0, said
     return said
 

@@ -73,7 +73,7 @@ class Channel:
         return cls(reader, writer, variables)
 
     async def ready(self) -> dict[str, Any]:
-        """Wait until the supervisor can take a program. Returns the isolation that it reports (guest/isolation.py).
+        """Wait until the supervisor can take a program. Returns the isolation that it reports (guest/startup.py).
         Raises SandboxFailed."""
         kind, payload = await self._receive()
         if kind != b"Y":

@@ -13,7 +13,7 @@ _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 def seen(report: JsonObject) -> JsonObject:
-    """The walls that the kernel reports, by the supervisor's `report` (guest/isolation.py)."""
+    """The walls that the kernel reports, by the supervisor's `report` (guest/startup.py)."""
     own = {name: os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES}
     capabilities = [f"{name} {report[name]}" for name in _CAPABILITIES if int(report.get(name, "0"), 16)]
     return {

@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from itertools import pairwise
 
-from invocation import execute
+from processes import execute
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:

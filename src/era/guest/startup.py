@@ -15,7 +15,6 @@ import immortal_objects
 import landlock
 import socket_broker
 import template
-from isolation import isolation_seen
 from processes import renew_streams, reset_signals
 
 TYPE_CHECKING = False  # as type checkers know it
@@ -94,3 +93,12 @@ def look_for_packages(place: str, watching: ProgramModule) -> None:
         watching.look_for_packages()
     else:
         sys.path.remove(place)
+
+
+def isolation_seen() -> dict[str, Any]:
+    """`namespaces` of this process, as /proc/self/ns names them, and the lines of /proc/self/status about
+    privileges."""
+    about_privileges = ("Cap", "NoNewPrivs", "Seccomp")
+    with open("/proc/self/status") as status:
+        lines = dict(line.rstrip().split(":\t", 1) for line in status if line.startswith(about_privileges))
+    return {"namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}, **lines}

@@ -82,17 +82,9 @@ import socket_broker
 import spare_wait
 import startup
 import workspace
-from invocation import Invocation, execute
-from layer import Layer
 from output_follower import Control, Spare, follow, zero
-from processes import (
-    Scheduling,
-    read_environment,
-    restore_signals,
-    wide_pipe,
-)
-from system_v import SystemV, device_files
-from workspace import STATE_FILE, empty_directory, is_meddling, read_state, write_file
+from processes import Invocation, Scheduling, execute, read_environment, restore_signals, wide_pipe
+from workspace import STATE_FILE, Layer, SystemV, device_files, empty_directory, read_state
 
 TYPE_CHECKING = False  # as type checkers know it; importing it from typing would cost every sandbox
 if TYPE_CHECKING:
@@ -112,17 +104,12 @@ OURS = (
         "workspace",
         "landlock",
         "immortal_objects",
-        "layer",
-        "system_v",
         "connect_filter",
         "output_follower",
         "socket_broker",
-        "invocation",
-        "isolation",
         "processes",
         "namespace_entry",
         "container_split",
-        "last_value",
         "early_exit",
         "program_module",
         "spare_wait",
@@ -215,35 +202,17 @@ class Supervisor:
         control = self.control
         control.joined = False
         os.chmod(self.workspace, 0o755)  # by its path: "." can't be found once a program has closed it to itself
-        obstacle: OSError | None = None
-        state_problem: str | None = None
-        written = None
+        obstacle = written = None
         for path, size in header["files"]:
-            content = control.read(size)
-            try:
-                if directory := os.path.dirname(path):
-                    os.makedirs(directory, exist_ok=True)
-                write_file(path, content)
-            except OSError as problem:
-                if not is_meddling(problem):
-                    raise
-                obstacle = problem
+            _, problem = workspace.try_to_write(path, control.read(size))
+            obstacle = problem or obstacle
         state = control.read(header["state"])
         code = control.read(header["code"])
-        try:
-            write_file(STATE_FILE, state)
-        except OSError as problem:
-            if not is_meddling(problem):
-                raise
-            state_problem = f"can't be written before the run: {problem.strerror}"
+        _, state_problem = workspace.try_to_write(STATE_FILE, state)
         entry = self.free_entry()
         if not header["command"]:
-            try:
-                written = write_file(entry, code)
-            except OSError as problem:
-                if not is_meddling(problem):
-                    raise
-                obstacle = problem
+            written, problem = workspace.try_to_write(entry, code)
+            obstacle = problem or obstacle
         self.layer.prepare()
         environment = bytearray(header["environment"])
         control.read_into(environment)
@@ -270,7 +239,7 @@ class Supervisor:
         ended["entry"] = entry if removed else None
         content, ended["state_problem"] = read_state(header["state_limit"])
         if state_problem is not None:
-            content, ended["state_problem"] = None, state_problem
+            content, ended["state_problem"] = None, f"can't be written before the run: {state_problem.strerror}"
         ended["state"] = "missing" if content is None else "same" if content == state else "sent"
         if content is not None and content != state:
             control.send(b"S", content)

@@ -1,14 +1,16 @@
-"""Files in a sandbox: writing those of a run, reading its state, clearing up. Programs are hostile: any path may have
-become anything."""
+"""What programs share in a sandbox, and may leave there: files, installed packages, System V objects and devices. It is
+written for a run, read after it, and cleared up. Programs are hostile: any path may have become anything."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import sys
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 STATE_FILE = ".session_data.json"
 CHUNK = 1 << 16
@@ -27,6 +29,13 @@ _KINDS = {
     0o140000: "a socket",
 }
 _KIND, _REGULAR = 0o170000, 0o100000  # of a file's mode
+
+_RMID = 0
+_PRIVATE = 0
+_MAKE = {"shm": (_PRIVATE, 1, 0o600), "sem": (_PRIVATE, 1, 0o600), "msg": (_PRIVATE, 0o600)}
+"""By kind of System V objects (shared memory, semaphores, message queues): arguments that make a small one."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -64,12 +73,8 @@ class InTheWay(OSError):
 _MEDDLING = {
     getattr(errno, name) for name in ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ELOOP"]
 }
-
-
-def is_meddling(problem: OSError) -> bool:
-    """Return whether processes beside the run can cause this error of a file call, by making, renaming, removing or
-    closing what is at the path. A lack of room isn't such an error."""
-    return problem.errno in _MEDDLING
+"""Errors of file calls that processes beside the run can cause, by making, renaming, removing or closing what is at the
+path. A lack of room isn't such an error."""
 
 
 def in_its_place(path: str, name: Callable[[], None]) -> None:
@@ -126,6 +131,19 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
         raise
     finally:
         os.close(fd)
+
+
+def try_to_write(path: str, content: bytes) -> tuple[tuple[int, int, int] | None, OSError | None]:
+    """Write a file of a run, with the directories that it is in. Returns its identity, or the error by which processes
+    beside the run prevent that. Raises any other OSError, such as that there is no room."""
+    try:
+        if directory := os.path.dirname(path):
+            os.makedirs(directory, exist_ok=True)
+        return write_file(path, content), None
+    except OSError as problem:
+        if problem.errno not in _MEDDLING:
+            raise
+        return None, problem
 
 
 def identity(stat: os.stat_result) -> tuple[int, int, int]:
@@ -240,3 +258,84 @@ def is_importable(entry: os.DirEntry[str]) -> bool:
         return entry.name.endswith((".py", ".so")) or entry.is_dir()
     except OSError:
         return False  # a link in a circle, or to where we may not look
+
+
+class Layer:
+    """The directory for what programs of the session install, as the supervisor and programs see it: the part of the
+    prefix that they can write to (drivers/prefix.py)."""
+
+    def __init__(self, directory: str, parts: Sequence[str], site: str) -> None:
+        """`parts` are the directories that it always has, `site` is the path of the one that modules are in."""
+        self._directory, self._parts, self._site = directory, parts, site
+
+    def prepare(self) -> None:
+        """Make what programs install into, where it isn't there: it has been emptied, or a program has removed it."""
+        if os.path.isdir(self._site):
+            return
+        os.chmod(self._directory, 0o755)
+        for name in self._parts:
+            try:
+                os.makedirs(f"{self._directory}/{name}", exist_ok=True)
+            except OSError:
+                pass  # a program has made something else of it, and finds that
+
+    def empty(self) -> None:
+        empty_directory(self._directory, 0o755)
+
+    def look_anew(self) -> None:
+        """Forget what Python remembers of the modules in there, which may be older than they or their directory are."""
+        sys.path_importer_cache.pop(self._site, None)
+
+    def act_upon_path_files(self) -> None:
+        """Do in this process what Python does with `.pth` files when it starts: it started before they were there."""
+        try:
+            found = any(name.endswith(".pth") for name in os.listdir(self._site))
+        except OSError:
+            return
+        if found:
+            sys.modules["site"].addsitedir(self._site)
+
+
+class SystemV:
+    """The System V objects of this sandbox, which a run could leave behind."""
+
+    def __init__(self) -> None:
+        self._last = dict.fromkeys(_MAKE, -1)
+        """The highest identifier that has been removed, by kind; for gVisor."""
+
+    def remove(self) -> None:
+        """Remove all of them. Raises OSError."""
+        for kind in _MAKE:
+            try:
+                with open(f"/proc/sysvipc/{kind}", "rb") as table:
+                    for line in table.read().splitlines()[1:]:
+                        _remove(kind, int(line.split()[1]))
+            except FileNotFoundError:
+                self._remove_new(kind)
+
+    def _remove_new(self, kind: str) -> None:
+        """Remove all of a kind where the kernel has no table of them. That is gVisor, which numbers them one after the
+        other: make a new one, and remove all up to that."""
+        newest: int = getattr(_libc, f"{kind}get")(*_MAKE[kind])
+        if newest < 0:
+            raise OSError(ctypes.get_errno(), f"System V {kind} objects can't be counted")
+        for identifier in range(self._last[kind] + 1, newest + 1):
+            try:
+                _remove(kind, identifier)
+            except OSError as problem:
+                if problem.errno not in (errno.EINVAL, errno.EIDRM) or identifier == newest:
+                    raise
+        self._last[kind] = newest
+
+
+def _remove(kind: str, identifier: int) -> None:
+    arguments = (identifier, 0, _RMID, None) if kind == "sem" else (identifier, _RMID, None)
+    if getattr(_libc, f"{kind}ctl")(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"System V {kind} object {identifier} can't be removed")
+
+
+def device_files() -> dict[str, tuple[int, int]]:
+    """Mode and device number of each file in /dev, by its name; `.` is /dev itself."""
+    with os.scandir("/dev") as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    return {name: (stat.st_mode, stat.st_rdev) for name, stat in {".": os.stat("/dev"), **found}.items()}
