@@ -15,8 +15,8 @@ import uvicorn
 
 from era.api.callers import Callers
 from era.api.context import Context
-from era.api.host_connections import CONNECT_SECONDS
 from era.api.http import build
+from era.api.other_hosts import CONNECT_SECONDS
 from era.api.protocol import Protocol
 from era.host_tls import HostTls
 from era.preflight import is_loopback, listen

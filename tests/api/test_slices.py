@@ -10,10 +10,10 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from era.api import protocol, websocket
+from era.api import protocol, terminals
 from era.api.protocol import MAX_FIELDS, Protocol
+from era.api.terminals import WebSocket
 from era.api.tunnel import PIECE, Tunnel, connect
-from era.api.websocket import WebSocket
 from era.core import frames, meter
 from tests.unit.core import until
 from tests.unit.test_frames import masked
@@ -249,7 +249,7 @@ def test_messages_of_tiny_frames(is_paid_for: bool) -> None:
 
 def test_tiny_frames_after_the_end(is_paid_for: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come before the client has said that it has understood."""
-    monkeypatch.setattr(websocket, "_CLOSE_SECONDS", LONG_TIME)
+    monkeypatch.setattr(terminals, "_CLOSE_SECONDS", LONG_TIME)
     total = 20_000
 
     async def close(scope: Scope, _: Receive, __: Send) -> None:

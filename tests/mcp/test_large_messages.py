@@ -52,13 +52,13 @@ def test_data_that_is_too_large_is_refused_unread(client: httpx.Client) -> None:
 
 
 LITTLE_ROOM = """
-from era.api import large_bodies
-large_bodies.MOST_BYTES = 4 << 20
-take = large_bodies.Room.take
-large_bodies.Room.take = lambda room, size, seconds: take(room, size, 2.0)
+from era.api import guard
+guard.MOST_BYTES = 4 << 20
+take = guard.Room.take
+guard.Room.take = lambda room, size, seconds: take(room, size, 2.0)
 """
 HELD_TWICE = f"""{LITTLE_ROOM}
-large_bodies.Room.is_passed_on = property(lambda room: False, lambda room, value: None)
+guard.Room.is_passed_on = property(lambda room: False, lambda room, value: None)
 """
 
 

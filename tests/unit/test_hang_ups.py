@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from starlette.types import Message
 
-from era.api.forward import _ToProgram
+from era.api.proxy import _ToProgram
 from era.api.tunnel import connect
 from era.errors import RelayFailed
 

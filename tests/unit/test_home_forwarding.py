@@ -18,12 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from era.api import home_forwarding
 from era.api.addresses import base_url, served_port
-from era.api.guard import Guard
+from era.api.guard import Guard, LargeBodies, Room
 from era.api.home_forwarding import HomeForwarding
 from era.api.hop import HEADER, Hop, Hops
-from era.api.host_connections import Connection, HostConnections, HungUp
-from era.api.large_bodies import LargeBodies, Room
-from era.api.other_hosts import OtherHosts
+from era.api.other_hosts import Connection, HostConnections, HungUp, OtherHosts
 from era.core.api_keys import Caller
 from era.core.fair_limiter import FairLimiter
 from era.core.homes import Home, Homes, Host, Place

@@ -17,7 +17,7 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from era.api.hop import Hops
-from era.api.host_connections import HostConnections
+from era.api.other_hosts import HostConnections
 from era.core.homes import Homes, Host
 from era.doctor import cluster_findings
 from era.errors import NotReady

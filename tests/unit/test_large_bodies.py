@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api import large_bodies
+from era.api import guard
 from era.api.guard import Guard
 from era.core.api_keys import Caller
 
@@ -65,9 +65,9 @@ class Callers:
 
 def bound(monkeypatch: pytest.MonkeyPatch, *, is_sound: bool) -> None:
     """Leave room for 64 MiB of bodies, or have all of them need none."""
-    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
+    monkeypatch.setattr(guard, "MOST_BYTES", 64 * MIB)
     if not is_sound:
-        monkeypatch.setattr(large_bodies, "SMALL_BYTES", 1 << 40)
+        monkeypatch.setattr(guard, "SMALL_BYTES", 1 << 40)
 
 
 @pytest.mark.parametrize("declared", [MIB - 1, None], ids=["declared", "chunked"])
@@ -107,13 +107,13 @@ async def test_bodies_wait_for_room(declared: int | None, is_sound: bool, monkey
 
 
 async def test_who_waits_too_long_is_refused_and_small_bodies_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
+    monkeypatch.setattr(guard, "MOST_BYTES", 64 * MIB)
     callers, ended = Callers(0.3), asyncio.Event()
     ended.set()
     with callers.guard._large_bodies.room("") as room:
         await room.take(32 * MIB, 0.1)
         await callers.call([b"x"], 2 * MIB, ended)
-        await callers.call([b"x"], large_bodies.SMALL_BYTES, ended)
+        await callers.call([b"x"], guard.SMALL_BYTES, ended)
     await callers.call([b"x"], 2 * MIB, ended)
     assert callers.statuses == [503, 200, 200]
 
@@ -123,9 +123,9 @@ async def test_who_waits_too_long_is_refused_and_small_bodies_never_wait(monkeyp
 async def test_what_waits_for_a_turn_has_room_until_it_is_let_go(
     declared: int | None, is_sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(large_bodies, "MOST_BYTES", 64 * MIB)
+    monkeypatch.setattr(guard, "MOST_BYTES", 64 * MIB)
     if not is_sound:
-        monkeypatch.setattr(large_bodies.Room, "complete", lambda room, size: room.give_back())
+        monkeypatch.setattr(guard.Room, "complete", lambda room, size: room.give_back())
     callers, ended = Callers(0.5), asyncio.Event()
     callers.turn = asyncio.Event()
     ended.set()
@@ -152,10 +152,10 @@ async def test_what_waits_for_a_turn_has_room_until_it_is_let_go(
 
 
 async def test_once_it_is_complete_a_body_holds_no_more_than_its_size() -> None:
-    all_ = large_bodies.LargeBodies()
+    all_ = guard.LargeBodies()
     with all_.room("") as room, all_.room("") as small, all_.room("") as passed_on:
         passed_on.is_passed_on = True
-        for each, size in ((room, 2 * MIB), (small, large_bodies.SMALL_BYTES), (passed_on, 2 * MIB)):
+        for each, size in ((room, 2 * MIB), (small, guard.SMALL_BYTES), (passed_on, 2 * MIB)):
             await each.take(16 * MIB, 0)
             each.complete(size)
         assert all_.shares.taken == 2 * MIB

@@ -15,7 +15,8 @@ import pytest
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from era.api import audit, files, history, inbox, storage  # noqa: F401  files has what storage has in its paths
+from era.api import files, inbox, owners, storage  # noqa: F401  files has what storage has in its paths
+from era.api import runs as run_routes
 from era.api.context import Context, json_bytes
 from era.core import meter
 from era.core.api_keys import Caller
@@ -65,16 +66,16 @@ def context(**parts: Any) -> Context:
 
 
 def runs() -> Coroutine[Any, Any, Response]:
-    return history.list_runs(SESSION, context(history=source(list=RECORDS)), COUNT)
+    return run_routes.list_runs(SESSION, context(history=source(list=RECORDS)), COUNT)
 
 
 def all_runs() -> Coroutine[Any, Any, Response]:
     pairs = [("s", record) for record in RECORDS]
-    return history.list_all_runs("o", context(history=source(of_owner=pairs)), limit=COUNT)
+    return run_routes.list_all_runs("o", context(history=source(of_owner=pairs)), limit=COUNT)
 
 
 def entries() -> Coroutine[Any, Any, Response]:
-    return audit.list_audit(REQUEST, context(audit=source(list=ENTRIES)), limit=COUNT)
+    return owners.list_audit(REQUEST, context(audit=source(list=ENTRIES)), limit=COUNT)
 
 
 def deliveries() -> Coroutine[Any, Any, Response]:
@@ -174,7 +175,7 @@ async def test_a_page_for_programs_has_its_length() -> None:
 async def test_short_and_empty_pages_are_as_they_were() -> None:
     short = replace(RECORDS[0], enforced={})
     for records in ([], [short], [short] * 3):
-        response = await history.list_runs(SESSION, context(history=source(list=records)), COUNT)
+        response = await run_routes.list_runs(SESSION, context(history=source(list=records)), COUNT)
         shown = [record_answer(record, "s") for record in records]
         assert response.body == json_bytes({"runs": shown, "count": len(records), "next_cursor": None})
         assert response.headers["content-type"] == "application/json"

@@ -9,7 +9,7 @@ caller's connection carries no HTTP any more.
 Memory is flat: each direction waits for its receiver. Pieces of an answer that are there already are sent as one, and
 between them others have their turn (core/meter.py).
 
-Who passes on what to whom is in the subclasses: forward.py to programs in sessions, hop.py to other hosts.
+Who passes on what to whom is in the subclasses: proxy.py to programs in sessions, home_forwarding.py to other hosts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes of a session's files."""
+"""Routes of a session's files, and of what changes in them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import binascii
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -18,14 +20,16 @@ from fastapi.responses import StreamingResponse
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
-from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors
-from era.api.ranges import requested_range
-from era.api.streaming import ClosingResponse
+from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors, until_barred
+from era.api.event_stream import After, Event, described, encoded, event_stream
+from era.api.streaming import ClosingResponse, requested_range
+from era.core.event_log import Gap
 from era.core.files.paths import ROOT, Parts, bad_path, from_url, parse_place
 from era.core.files.session_files import ANY, PATIENCE, Body, Condition, OpenFile
 from era.core.files.spool import bounded
 from era.core.files.tree_objects import name_bytes
 from era.core.live.current_files import LiveFile
+from era.core.live.watching import FileEvent
 from era.core.models import OwnedId, Session
 from era.errors import BadRequest
 from era.wire.base import dropped_answer
@@ -41,7 +45,9 @@ from era.wire.files import (
     MovedAnswer,
     files_answer,
     mode_of,
+    path_text,
 )
+from era.wire.watching import FileWatchEvent
 
 router = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
 
@@ -379,3 +385,57 @@ def _path_of(cursor: str) -> Parts:
             "'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none."
         ) from None
     return tuple(path.decode("utf-8", "surrogateescape").split("/"))
+
+
+watching = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)
+
+
+@watching.get(
+    "/watch",
+    **described(
+        "First `watching`, then `create`, `write`, `remove`, `rename`, `chmod`; `overflow` or `gap` for what was lost.",
+        "FileWatchEvent",
+        FileWatchEvent,
+        404,
+        409,
+    ),
+)
+async def watch_files(
+    session_id: SessionId,
+    request: Request,
+    context: UseContext,
+    after: After,
+    path: Annotated[str, Query(max_length=4096, description="A directory or file; empty or `.` for all.")] = "",
+    recursive: Annotated[bool, Query(description="Also what is in directories below.")] = False,
+) -> Response:
+    """Follow what changes in a session's files, from now on, or from where a connection broke. Those of a session that
+    isn't live are followed by its versions."""
+    async with AsyncExitStack() as stack:
+        watched = context.watching.watched(session_id, parse_place(path), recursive=recursive, after=after)
+        items = await stack.enter_async_context(watched)
+        kept = stack.pop_all()
+
+    async def events() -> AsyncGenerator[bytes | Gap]:
+        async with kept:
+            async for piece in items:
+                yield piece if isinstance(piece, Gap) else b"".join(_encoded(*numbered) for numbered in piece)
+
+    made = events()
+    return event_stream(_begun(await anext(made), made), barred=until_barred(context, request, "read"))
+
+
+@lru_cache(1000)
+def _encoded(number: int, event: FileEvent) -> bytes:
+    """An event as it is sent, encoded once for all readers."""
+    fields = {"path": event.path, "to": event.to}
+    return encoded(Event(number, event.kind, {name: path_text(at) for name, at in fields.items() if at is not None}))
+
+
+async def _begun(first: bytes | Gap, others: AsyncGenerator[bytes | Gap]) -> AsyncGenerator[bytes | Gap]:
+    """All events. The others have begun by then, so that the watch ends also where nobody asks for the first."""
+    try:
+        yield first
+        async for event in others:
+            yield event
+    finally:
+        await others.aclose()

@@ -7,7 +7,7 @@ A server without a key, on loopback, is open to everybody on the machine, but mu
 browsers. Such a page can send a request here in three ways, each refused: from another site (seen by Origin and
 Sec-Fetch-Site), under another name that resolves to loopback, known as DNS rebinding (seen by Host), or as a form or
 plain text, which needs no CORS preflight (what a browser may have sent counts only as application/json, see context.py,
-or as an archive, see capsules.py). A page that a session serves under /proxy has this server's own name, but an opaque
+or as an archive, see archives.py). A page that a session serves under /proxy has this server's own name, but an opaque
 origin (see core/public/headers.py).
 
 Public URLs of sessions are for anybody, pages of other sites among them: there only the Host header is checked. So are
@@ -22,6 +22,12 @@ caller is.
 A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
 let the page read it. Those that we serve come as HTTP requests (see protocol.py). A page can't send a key with one, so
 it may bring a ticket in the query instead.
+
+A body of JSON is read as a whole, its caller may take any time for that, and its request may wait for long after that,
+such as for its session's turn. One of more than SMALL_BYTES waits until there is room for all of it among MOST_BYTES,
+and has that room until its request is let go. So those who wait for room hold next to nothing, and whoever has some
+never waits for more. Those who wait are refused after a while, since runs may be what the others wait for. Owners share
+the room (core/shares.py).
 """
 
 from __future__ import annotations
@@ -29,7 +35,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -37,12 +44,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from era.api import scopes
 from era.api.hop import HEADER, Hops, is_from_host
-from era.api.large_bodies import SMALL_BYTES, LargeBodies, Room
 from era.core.api_keys import OPERATOR, ApiKeys, Tickets
 from era.core.meter import Account, account, current, known_account, turn
 from era.core.public.sites import SiteName
+from era.core.shares import Shares
 from era.core.telemetry import new_request_id, origin
-from era.errors import BadRequest, EraError, Forbidden, NotFound, RangeNotSatisfiable, TooLarge, TooSlow, Unauthorized
+from era.errors import (
+    BadRequest,
+    EraError,
+    Forbidden,
+    NotFound,
+    RangeNotSatisfiable,
+    TooLarge,
+    TooSlow,
+    Unauthorized,
+    Unavailable,
+)
 
 MAX_BODY_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10
@@ -417,3 +434,65 @@ async def _refuse(error: EraError, request_id: str, scope: Scope, send: Send) ->
         }
     )
     await send({"type": f"{kind}.body", "body": body})
+
+
+SMALL_BYTES = 128 << 10
+"""What a body may have without any room. One caller may have thousands of them under way."""
+
+MOST_BYTES = 256 << 20
+
+
+class Room:
+    """The room of one body."""
+
+    def __init__(self, all_: LargeBodies, holder: str) -> None:
+        self._all, self._holder = all_, holder
+        self._taken = 0
+        self.is_passed_on = False
+        """Another request holds the body once it is complete, here or at another host."""
+
+    async def take(self, size: int, seconds: float) -> None:
+        """Wait until there is room for a body of this size, if it has none yet. Raises Unavailable where there is none
+        within so many seconds."""
+        if self._taken or size <= SMALL_BYTES:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._all.shares.take(self._holder, size):
+                    await self._all.given_back.wait()
+        except TimeoutError:
+            raise Unavailable("There are too many large bodies at a time.") from None
+        self._taken = size
+
+    def complete(self, size: int) -> None:
+        """The body is complete, and has this size: it holds no more than that."""
+        self._keep(0 if self.is_passed_on or size <= SMALL_BYTES else size)
+
+    def give_back(self) -> None:
+        """The request is let go."""
+        self._keep(0)
+
+    def _keep(self, size: int) -> None:
+        if self._taken > size:
+            self._all.shares.give_back(self._holder, self._taken - size)
+            self._taken = size
+            self._all.given_back.set()
+            self._all.given_back = asyncio.Event()
+
+
+class LargeBodies:
+    """The room of all bodies of a service."""
+
+    def __init__(self) -> None:
+        self.shares: Shares[str] = Shares(MOST_BYTES)
+        self.given_back = asyncio.Event()
+        """Set once some room is given back; another one takes its place then."""
+
+    @contextmanager
+    def room(self, holder: str) -> Iterator[Room]:
+        """For one body, within the block. `holder` is the owner who sends it."""
+        room = Room(self, holder)
+        try:
+            yield room
+        finally:
+            room.give_back()

@@ -1,4 +1,4 @@
-"""Routes of health, readiness, metrics, and of what the operator is shown of the server."""
+"""Routes of health, readiness, metrics, the languages, and of what the operator is shown of server and hosts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from era import __version__, languages
-from era.api.api_keys import operator_only
-from era.api.context import Answer, StrictRoute, UseContext, errors
+from era.api.context import Answer, Context, StrictRoute, UseContext, errors
+from era.api.owners import operator_only
+from era.core.models import JsonObject
+from era.errors import EraError
 from era.wire.base import ErrorAnswer
 from era.wire.health import HealthAnswer, ReadyAnswer
+from era.wire.hosts import HostsAnswer, host_answer
+from era.wire.languages import LanguagesAnswer, language_answer
 from era.wire.server import ServerAnswer, server_answer
 
 router = APIRouter(tags=["health"])
@@ -64,3 +68,40 @@ async def metrics(context: UseContext) -> Response:
 async def get_server(context: UseContext) -> Response:
     """Show the limits in force on this server, and what its machine has and lacks. For the operator only."""
     return Answer(server_answer(__version__, context.at_a_time(), context.limits, context.findings(context.hosts_tls)))
+
+
+@strict.get("/api/languages", responses={200: {"model": LanguagesAnswer}, **errors()})
+async def list_languages() -> Response:
+    """List the languages. For those that this machine can't run, the answer says why and what to do."""
+    return Answer({"languages": [language_answer(definition) for definition in languages.DEFINITIONS.values()]})
+
+
+@strict.get("/api/hosts", dependencies=[Depends(operator_only)], responses={200: {"model": HostsAnswer}, **errors()})
+async def list_hosts(context: UseContext) -> Response:
+    """List the hosts of the cluster, those that died within the last hour too, and how each is. For the operator only.
+    Outside of a cluster there are none."""
+    if context.homes is None or context.other_hosts is None:
+        return Answer({"hosts": [], "this": None})
+    states = {**await context.other_hosts.states(), context.homes.host_id: await state_of_this(context)}
+    records = await context.homes.records()
+    shown = [host_answer(record, states.get(record.host.id)) for record in records]
+    return Answer({"hosts": shown, "this": context.homes.host_id})
+
+
+async def state_of_this(context: Context) -> JsonObject:
+    """How this host is, as `HostState`."""
+    reason = ""
+    try:
+        await context.readiness.check()
+    except EraError as error:
+        reason = error.message
+    sandboxes, live = context.pool_counts(), context.live_sessions
+    return {
+        "version": __version__,
+        "ready": not reason,
+        "reason": reason or None,
+        "sandboxes": dict(sandboxes),
+        "live_sessions": live.count(),
+        "processes": live.running_processes(),
+        "moved_away": 0 if context.moves is None else context.moves.count,
+    }

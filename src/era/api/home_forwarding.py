@@ -32,8 +32,7 @@ from era.api.context import Answer
 from era.api.dead_peers import cut_off
 from era.api.exchange import Exchange, reason
 from era.api.hop import HEADER, Hop, target_of
-from era.api.host_connections import CONNECT_SECONDS, Connection, HungUp, NotTrusted
-from era.api.other_hosts import Answering, OtherHosts
+from era.api.other_hosts import CONNECT_SECONDS, Answering, Connection, HungUp, NotTrusted, OtherHosts
 from era.api.protocol import Protocol
 from era.core.api_keys import Caller
 from era.core.homes import Homes, Host

@@ -16,18 +16,11 @@ from starlette.types import Lifespan
 
 from era import __version__
 from era.api import (
-    api_keys,
     archives,
-    audit,
-    capsules,
-    contexts,
     description,
     files,
     health,
-    history,
-    hosts,
     inbox,
-    languages,
     links,
     owners,
     pages,
@@ -35,11 +28,9 @@ from era.api import (
     proxy,
     runs,
     sessions,
-    setup,
     storage,
     terminals,
     versions,
-    watching,
     webhooks,
 )
 from era.api.context import Answer, Context, active_here
@@ -81,32 +72,30 @@ _LONGEST_PATH = 300
 _ROUTERS = (
     runs.router,
     sessions.router,
-    setup.router,
+    sessions.setup,
     versions.router,
     processes.router,
     terminals.router,
-    watching.router,
+    files.watching,
     files.router,
     archives.router,
     links.router,
-    history.router,
-    capsules.router,
-    contexts.router,
+    runs.records,
+    archives.capsules,
+    processes.contexts,
     proxy.router,
     inbox.router,
     storage.router,
-    api_keys.router,
-    audit.router,
+    owners.keys,
+    owners.audit,
     owners.router,
     webhooks.router,
     health.router,
-    hosts.router,
-    languages.router,
+    health.strict,
     pages.router,
     links.public,
     storage.resources,
-    history.all_runs,
-    health.strict,
+    runs.all_runs,
 )
 """All routes. They are tried in this order, so the busiest come first."""
 
@@ -120,7 +109,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
     app.router.routes.insert(0, proxy.SiteUrls())
     app.router.routes.extend([*mcp.routes(), proxy.PublicUrls()])
     names = [settings.host, urlsplit(settings.public_url or "").hostname or settings.host]
-    bounds = {("POST", capsules.IMPORT_PATH): context.rules.maxima.disk_bytes}
+    bounds = {("POST", archives.IMPORT_PATH): context.rules.maxima.disk_bytes}
     hops, moves = None, context.moves
     if context.homes is not None and context.other_hosts is not None and moves is not None:
         hops = context.other_hosts.hops
@@ -137,7 +126,7 @@ def build(settings: Settings, context: Context) -> FastAPI:
                 moves,
                 lambda owner: active_here(owner, context),
                 context.quotas.in_use_here,
-                lambda: hosts.state_of_this(context),
+                lambda: health.state_of_this(context),
                 context.setups.kick,
             ),
         )

@@ -21,10 +21,8 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from era import __version__
-from era.api.accept import takes
-from era.api.event_stream import STREAM_TYPE
+from era.api.event_stream import STREAM_TYPE, takes
 from era.api.guard import MAX_BODY_BYTES
-from era.api.messages import again, whole_body
 from era.core import jsontext
 from era.core.models import JsonObject
 from era.core.sessions import check_long_body
@@ -71,7 +69,7 @@ class Mcp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (room := scope.get("state", {}).get("room")) is not None:
             room.is_passed_on = True  # it is the call of the API that holds it: one of the two would wait for the other
-        message = await whole_body(receive)
+        message = await _whole_body(receive)
         if jsontext.takes_long(body := message.get("body", b"")):
             body, arguments = await _without_arguments(body)
             message = {**message, "body": body}
@@ -82,7 +80,7 @@ class Mcp:
                 send = _with_session(send)
             elif asked.get("method") == "notifications/cancelled":
                 self._cancel(scope, asked.get("params"))
-        receive = again(message, receive)
+        receive = _again(message, receive)
         del message  # which is let go once it has been read again
         if self._managers is None:
             self._managers = asyncio.create_task(self._start(scope["server"]))
@@ -233,3 +231,25 @@ def _parted(text: bytes) -> tuple[bytes, JsonObject]:
     if jsontext.takes_long(rest):
         raise jsontext.JsonTooLarge("is too large beside the arguments of a tool")
     return rest, arguments
+
+
+async def _whole_body(receive: Receive) -> Message:
+    """The body of a request in one message, or the last message where the client hangs up. The client decides how many
+    pieces its bytes come in, and a message takes far more memory than a byte: so no more than one is kept."""
+    message, content = await receive(), bytearray()
+    while message.get("more_body"):
+        content += message.get("body", b"")
+        message = await receive()
+    if not content or message["type"] != "http.request":
+        return message
+    return {**message, "body": bytes(content + message.get("body", b""))}
+
+
+def _again(message: Message, receive: Receive) -> Receive:
+    """A `receive` that gives this message once more, lets go of it, and then goes on."""
+    kept = [message]
+
+    async def receive_again() -> Message:
+        return kept.pop() if kept else await receive()
+
+    return receive_again

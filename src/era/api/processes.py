@@ -1,4 +1,4 @@
-"""Routes of processes beside runs. Their WebSockets are in terminals.py."""
+"""Routes of processes beside runs, whose WebSockets are in terminals.py, and of contexts, whose runs are in runs.py."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ from era.core.live.output_log import Exit
 from era.core.live.processes import ID, STOPPED, ProcessRequest
 from era.core.models import now, timestamp
 from era.errors import BadRequest, Conflict
+from era.wire.contexts import (
+    ContextAnswer,
+    ContextDeletedAnswer,
+    ContextsAnswer,
+    InterruptedAnswer,
+    context_answer,
+)
 from era.wire.processes import (
     CheckpointAnswer,
     InputAnswer,
@@ -220,3 +227,36 @@ async def give_ticket(session_id: SessionId, request: Request, context: UseConte
     ticket = context.tickets.give(caller_of(request), session_id.id)
     expires = now() + TICKET_SECONDS * 1_000_000
     return Answer({"ticket": ticket, "expires_at": timestamp(expires)}, 201)
+
+
+contexts = APIRouter(prefix="/api/sessions/{session_id}/contexts", tags=["contexts"], route_class=StrictRoute)
+
+ContextName = Annotated[str, Path(max_length=64, description="The context's name.")]
+
+
+@contexts.get("", responses={200: {"model": ContextsAnswer}, **errors(404)})
+async def list_contexts(session_id: SessionId, context: UseContext) -> Response:
+    """List the contexts that have an interpreter, in the order in which they were made."""
+    found = [context_answer(one) for one in await context.contexts.list(session_id)]
+    return Answer({"contexts": found, "count": len(found)})
+
+
+@contexts.delete("/{name}", responses={200: {"model": ContextDeletedAnswer}, **errors(404)})
+async def delete_context(session_id: SessionId, name: ContextName, context: UseContext) -> Response:
+    """End a context and forget it. A run in it ends, too."""
+    await context.contexts.delete(session_id, name)
+    return Answer({"success": True, "name": name})
+
+
+@contexts.post("/{name}/interrupt", responses={200: {"model": InterruptedAnswer}, **errors(404)})
+async def interrupt_context(session_id: SessionId, name: ContextName, context: UseContext) -> Response:
+    """Interrupt the cell that is under way in a context, as Ctrl-C does. Variables stay."""
+    interrupted = await context.contexts.interrupt(session_id, name)
+    return Answer({"success": True, "name": name, "interrupted": interrupted})
+
+
+@contexts.post("/{name}/restart", responses={200: {"model": ContextAnswer}, **errors(404, 409)})
+async def restart_context(session_id: SessionId, name: ContextName, request: Request, context: UseContext) -> Response:
+    """Give a context a new interpreter, also where its own has ended. A run in it ends, and variables are gone."""
+    restarted = await context.contexts.restart(session_id, name, base_url(request, context.settings))
+    return Answer(context_answer(restarted))

@@ -2,8 +2,8 @@
 tunnels for WebSockets.
 
 A WebSocket request to a public URL, a session's site, a process or a terminal reaches the application as an ordinary
-HTTP request. Each request's scope has this protocol as the extension `era.connection`, by which forward.py and
-websocket.py turn the connection into a tunnel. Such a connection carries no second request: after the first one come
+HTTP request. Each request's scope has this protocol as the extension `era.connection`, by which exchange.py and
+terminals.py turn the connection into a tunnel. Such a connection carries no second request: after the first one come
 only the WebSocket's bytes.
 
 Requests are parsed by httptools. Only heads of answers are written here, of which every part is ours.

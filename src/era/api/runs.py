@@ -1,20 +1,25 @@
-"""Routes that run code: in a session, streamed, or once in a temporary sandbox."""
+"""Routes that run code: in a session, streamed, or once in a temporary sandbox; and of runs' records and output."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from era.api.accept import prefers
 from era.api.addresses import base_url
 from era.api.context import (
     REPLAY,
     Answer,
     CallerId,
     Context,
+    Cursor,
     IdempotencyKey,
+    Limit,
+    Owner,
     SessionId,
     StrictRoute,
     UseContext,
@@ -23,19 +28,38 @@ from era.api.context import (
     check_env,
     check_timeout,
     claim_of,
+    cursor_of,
     errors,
+    key_of,
     language,
+    moment,
+    possible_id,
     secrets_of,
+    until_barred,
 )
-from era.api.event_stream import STREAM_TYPE, before_hang_up, described, event_stream, stream_content
+from era.api.event_stream import (
+    STREAM_TYPE,
+    After,
+    Event,
+    before_hang_up,
+    described,
+    event_stream,
+    prefers,
+    stream_content,
+)
 from era.api.invocations import invocation_of, let_go
 from era.api.observing import HUNG_UP
-from era.api.run_events import closing_run_events, run_events
-from era.api.streaming import run_response
-from era.core.models import OwnedId
-from era.core.run_messages import ExecuteRequest, RunRequest, RunStarted
+from era.api.streaming import listing_response, page_pieces, ranged_response, run_response
+from era.core import jsontext
+from era.core.event_log import Gap
+from era.core.metadata import RunFilter
+from era.core.meter import turn
+from era.core.models import OwnedId, Status
+from era.core.run_messages import ExecuteRequest, RunRequest, RunResult, RunStarted
+from era.core.run_messages import RunEvent as CoreEvent
 from era.core.sessions import check_code
 from era.errors import BadRequest, TooLarge
+from era.wire.base import text
 from era.wire.limits import requested_limits
 from era.wire.runs import (
     BackgroundAnswer,
@@ -45,8 +69,12 @@ from era.wire.runs import (
     RunAnswer,
     RunBody,
     RunEvent,
+    RunRecordAnswer,
+    RunRecordsAnswer,
     execute_answer,
     execute_outcome,
+    record_answer,
+    result_answer,
     run_answer,
 )
 
@@ -158,7 +186,7 @@ async def stream(
     headers = {}
     if isinstance(first, RunStarted):
         headers = {"X-Era-Run": first.run_id} | (REPLAY if first.replayed else {})
-    return event_stream(run_events(events, with_data=data), headers)
+    return event_stream(_run_events(events, with_data=data), headers)
 
 
 @router.post(
@@ -203,7 +231,7 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         # An error before the program has begun becomes an ordinary answer.
         if await before_hang_up(request, anext(events)) is None:
             return Response(status_code=HUNG_UP)
-        return event_stream(closing_run_events(events, partial(execute_outcome, language=chosen)))
+        return event_stream(_closing_run_events(events, partial(execute_outcome, language=chosen)))
     done = await before_hang_up(request, context.runs.execute(request_))
     if done is None:
         return Response(status_code=HUNG_UP)
@@ -230,3 +258,138 @@ def _files(files: dict[str, str]) -> dict[str, bytes]:
                 raise BadRequest(f"'files' has '{parent[:80]}' both as a file and as a directory.")
             parent = parent.rpartition("/")[0]
     return checked
+
+
+async def _run_events(
+    events: AsyncIterator[CoreEvent | Gap],
+    *,
+    with_data: bool = True,
+    outcome: Callable[[RunResult], dict[str, Any]] = result_answer,
+) -> AsyncGenerator[Event | Gap]:
+    """Yield events `stdout` and `stderr`, those of a cell, and `done`, which `outcome` makes. A RunStarted is none: the
+    headers say it."""
+    async for event in events:
+        if isinstance(event, RunStarted):
+            continue
+        if isinstance(event, Gap):
+            yield event
+        elif isinstance(event, RunResult):
+            result = event if with_data else replace(event, data=None)
+            yield Event(event.pieces + 1, "done", outcome(result))
+        else:
+            if event.stream == "event":
+                fields = await jsontext.stored(event.data.decode())
+                yield Event(event.number, str(fields.pop("type")), fields)
+            else:
+                yield Event(event.number, event.stream, {"content": text(event.data)})
+            await turn()
+
+
+async def _closing_run_events(
+    events: AsyncGenerator[CoreEvent], outcome: Callable[[RunResult], dict[str, Any]]
+) -> AsyncGenerator[Event | Gap]:
+    """The same of events that nobody else takes: their source is closed as soon as these are."""
+    async with aclosing(events):
+        async for event in _run_events(events, outcome=outcome):
+            yield event
+
+
+records = APIRouter(prefix="/api/sessions/{session_id}/runs", tags=["runs"], route_class=StrictRoute)
+all_runs = APIRouter(tags=["runs"], route_class=StrictRoute)
+
+# Output may hold anything. A browser must not show it as a page of this server.
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+
+
+@records.get("", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
+async def list_runs(
+    session_id: SessionId,
+    context: UseContext,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    idempotency_key: Annotated[
+        str | None, Query(max_length=255, description="Only the run of this Idempotency-Key.")
+    ] = None,
+) -> Response:
+    """List the records of a session's runs, newest first."""
+    if idempotency_key is None:
+        records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+    else:
+        records = await context.history.of_key(session_id, idempotency_key)
+    page = records[:limit]
+    following = cursor_of(page[-1].key) if len(records) > limit else None
+    rest = {"count": len(page), "next_cursor": following}
+    return await listing_response(page_pieces("runs", page, lambda record: record_answer(record, session_id.id), rest))
+
+
+@all_runs.get("/api/runs", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
+async def list_all_runs(
+    owner: Owner,
+    context: UseContext,
+    status: Annotated[Status | None, Query(description="Only those with this status.")] = None,
+    session: Annotated[str | None, Query(max_length=128, description="Only those of this session.")] = None,
+    since: Annotated[str | None, Query(description="Only those that began then or later (RFC 3339).")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """List the records of runs of all the caller's sessions, newest first."""
+    which = RunFilter(
+        owner,
+        limit + 1,
+        status,
+        None if session is None else possible_id(session),
+        None if since is None else moment("since", since),
+        key_of(cursor) if cursor else None,
+    )
+    found = await context.history.of_owner(which)
+    page = found[:limit]
+    following = cursor_of(page[-1][1].key) if len(found) > limit else None
+    rest = {"count": len(page), "next_cursor": following}
+    return await listing_response(page_pieces("runs", page, lambda each: record_answer(each[1], each[0]), rest))
+
+
+@records.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
+async def get_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
+    """Show the record of a run, also while it is under way."""
+    record, cell = await context.history.get_with_cell(session_id, run_id)
+    return Answer(record_answer(record, session_id.id, cell))
+
+
+@records.delete("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})
+async def stop_run(session_id: SessionId, run_id: str, context: UseContext) -> Response:
+    """Stop a run that is under way, and answer with its record once that is durable. A run that has ended is left
+    alone."""
+    return Answer(record_answer(await context.runs.stop(session_id, run_id), session_id.id))
+
+
+@records.get(
+    "/{run_id}/events",
+    **described(
+        "Events `stdout` and `stderr`, in a context also what the cell shows, then `done` or `error`; `gap` for those "
+        "that are gone.",
+        "RunEvent",
+        RunEvent,
+        404,
+        409,
+    ),
+)
+async def follow_run(
+    session_id: SessionId, run_id: str, request: Request, context: UseContext, after: After, data: WithData = True
+) -> Response:
+    """Follow a run while it lasts and afterwards: the events of `POST …/stream`, with the same numbers as there, from
+    the first on or behind the one with the number `after`."""
+    events = _run_events(await context.history.events(session_id, run_id, after), with_data=data)
+    return event_stream(events, barred=until_barred(context, request, "read"))
+
+
+@records.get(
+    "/{run_id}/{stream}",
+    responses={200: {"content": {"text/plain": {}}}, 206: {"content": {"text/plain": {}}}, **errors(404, 409, 416)},
+    response_class=Response,
+)
+async def get_output(
+    session_id: SessionId, run_id: str, stream: Literal["stdout", "stderr"], request: Request, context: UseContext
+) -> Response:
+    """Download what a run wrote, or with a Range header a part of it. Of a run under way: what it wrote so far."""
+    content = await context.history.output(session_id, run_id, stream)
+    return await ranged_response(request, content, "text/plain; charset=utf-8", _HEADERS)

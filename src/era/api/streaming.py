@@ -1,10 +1,12 @@
-"""Answers that are longer than memory should hold: sent piece by piece, from content that is closed afterwards."""
+"""Answers that are longer than memory should hold: sent piece by piece, from content that is closed afterwards, or the
+range of it that was asked for."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -14,14 +16,13 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from era.api.context import Answer, json_bytes
-from era.api.ranges import requested_range
 from era.core.files.edits import FileEntry
 from era.core.meter import turn
 from era.core.models import Snapshot
 from era.core.run_messages import Collected, RunResult
 from era.core.spooled_output import SpooledOutput
 from era.core.tasks import to_its_end
-from era.errors import EraError, TooLarge, Unavailable
+from era.errors import EraError, RangeNotSatisfiable, TooLarge, Unavailable
 from era.wire.files import files_answer
 
 MOST_FILES = 10_000
@@ -204,3 +205,27 @@ async def ranged_response(
     return ClosingResponse(
         content.pieces(start, end), content.close, status_code=status, headers=headers, media_type=media_type
     )
+
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The range that a Range header asks for, of a body of `size` bytes: its start and its end (exclusive).
+
+    None means the whole body. As HTTP allows, so does a header that is invalid or asks for several ranges. Raises
+    RangeNotSatisfiable for a range that begins beyond the end.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match[1], match[2]
+    if not first:
+        start, end = max(size - int(last), 0), size
+    else:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= size:
+        raise RangeNotSatisfiable(f"'{header}' is not a part of {size} bytes.", size)
+    return start, end

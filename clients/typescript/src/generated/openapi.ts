@@ -1546,7 +1546,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/hosts": {
+    "/metrics": {
         parameters: {
             query?: never;
             header?: never;
@@ -1554,11 +1554,30 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List Hosts
-         * @description List the hosts of the cluster, those that died within the last hour too, and how each is. For the operator only.
-         *     Outside of a cluster there are none.
+         * Metrics
+         * @description Metrics in Prometheus' text format.
          */
-        get: operations["list_hosts"];
+        get: operations["metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/server": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Server
+         * @description Show the limits in force on this server, and what its machine has and lacks. For the operator only.
+         */
+        get: operations["get_server"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1579,6 +1598,27 @@ export interface paths {
          * @description List the languages. For those that this machine can't run, the answer says why and what to do.
          */
         get: operations["list_languages"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/hosts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Hosts
+         * @description List the hosts of the cluster, those that died within the last hour too, and how each is. For the operator only.
+         *     Outside of a cluster there are none.
+         */
+        get: operations["list_hosts"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1663,46 +1703,6 @@ export interface paths {
          * @description List the records of runs of all the caller's sessions, newest first.
          */
         get: operations["list_all_runs"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/metrics": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Metrics
-         * @description Metrics in Prometheus' text format.
-         */
-        get: operations["metrics"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/server": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Get Server
-         * @description Show the limits in force on this server, and what its machine has and lacks. For the operator only.
-         */
-        get: operations["get_server"];
         put?: never;
         post?: never;
         delete?: never;
@@ -7883,7 +7883,7 @@ export interface operations {
             };
         };
     };
-    list_hosts: {
+    metrics: {
         parameters: {
             query?: never;
             header?: never;
@@ -7900,7 +7900,29 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["HostsAnswer"];
+                    "text/plain": string;
+                };
+            };
+        };
+    };
+    get_server: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ServerAnswer"];
                 };
             };
         };
@@ -7923,6 +7945,28 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["LanguagesAnswer"];
+                };
+            };
+        };
+    };
+    list_hosts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK. */
+            200: {
+                headers: {
+                    /** @description Names the request, also in the server's log. */
+                    "X-Request-Id"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HostsAnswer"];
                 };
             };
         };
@@ -8065,50 +8109,6 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["RunRecordsAnswer"];
-                };
-            };
-        };
-    };
-    metrics: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    /** @description Names the request, also in the server's log. */
-                    "X-Request-Id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "text/plain": string;
-                };
-            };
-        };
-    };
-    get_server: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description OK. */
-            200: {
-                headers: {
-                    /** @description Names the request, also in the server's log. */
-                    "X-Request-Id"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ServerAnswer"];
                 };
             };
         };
