@@ -6,7 +6,6 @@ Dependencies that FastAPI calls are coroutines even where they await nothing: it
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -476,21 +475,33 @@ async def made_answer(made: Once[Session], request: Request, context: Context, *
     return Answer(session_view(made.value, context), 201)
 
 
-def cursor_of(key: int) -> str:
-    """Encode a pagination cursor: the key of the last row of a page."""
-    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+def cursor_of(last: str) -> str:
+    """Encode a pagination cursor: the key, path or number of the last item of a page."""
+    return base64.urlsafe_b64encode(last.encode("utf-8", "surrogateescape")).decode().rstrip("=")
 
 
-def key_of(cursor: str) -> int:
-    """Decode a pagination cursor. Raises BadRequest for what `cursor_of` didn't make."""
+def last_of(cursor: str, name: str = "next_cursor", errors: str = "strict") -> str:
+    """Decode a pagination cursor, with `errors` as for `bytes.decode`. Raises BadRequest for what `cursor_of` didn't
+    make; the answer of the page before has the cursor as `name`."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        key = int(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error):
-        key = -1
-    if not 0 < key < 1 << 63:
-        raise BadRequest("'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none.")
-    return key
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode("utf-8", errors)
+    except ValueError:
+        raise bad_cursor(name) from None
+
+
+def bad_cursor(name: str = "next_cursor") -> BadRequest:
+    return BadRequest("'cursor' is not one of ours.", hint=f"Use the {name} of the page before, or none.")
+
+
+def key_of(cursor: str | None) -> int | None:
+    """The key of the row behind which a page begins, None for the first page. Raises BadRequest."""
+    if not cursor:
+        return None
+    last = last_of(cursor)
+    if not re.fullmatch("[0-9]{1,19}", last) or not 0 < int(last) < 1 << 63:
+        raise bad_cursor()
+    return int(last)
 
 
 def moment(field: str, value: str) -> int:

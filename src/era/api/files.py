@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import mimetypes
 import os
 import re
@@ -20,14 +18,24 @@ from fastapi.responses import StreamingResponse
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
-from era.api.context import Answer, Context, Number, SessionId, StrictRoute, UseContext, errors, until_barred
+from era.api.context import (
+    Answer,
+    Context,
+    Number,
+    SessionId,
+    StrictRoute,
+    UseContext,
+    cursor_of,
+    errors,
+    last_of,
+    until_barred,
+)
 from era.api.event_stream import After, Event, described, encoded, event_stream
 from era.api.streaming import ClosingResponse, requested_range
 from era.core.event_log import Gap
 from era.core.files.paths import ROOT, Parts, bad_path, from_url, parse_place
 from era.core.files.session_files import ANY, PATIENCE, Body, Condition, OpenFile
 from era.core.files.spool import bounded
-from era.core.files.tree_objects import name_bytes
 from era.core.live.current_files import LiveFile
 from era.core.live.watching import FileEvent
 from era.core.models import OwnedId, Session
@@ -170,7 +178,7 @@ async def _files(
     directories: bool,
 ) -> Response:
     """A page of the files of a version, of the current one if it is None."""
-    after = _path_of(cursor) if cursor else ()
+    after = tuple(last_of(cursor, errors="surrogateescape").split("/")) if cursor else ()
     page = await context.files.page(
         session_id,
         limit=limit,
@@ -179,7 +187,7 @@ async def _files(
         directories=directories,
         version=version,
     )
-    following = _cursor_of(page.files[-1].path) if page.more else None
+    following = cursor_of(page.files[-1].path) if page.more else None
     return Answer(
         {
             "files": files_answer(page.files),
@@ -369,22 +377,6 @@ def _last_modified(mtime_ns: int) -> dict[str, str]:
     except (ValueError, OverflowError, OSError):
         return {}  # programs may set a file's time to anything
     return {"Last-Modified": format_datetime(moment, usegmt=True)}
-
-
-def _cursor_of(path: str) -> str:
-    """Encode a pagination cursor: the last path of a page."""
-    return base64.urlsafe_b64encode(name_bytes(path)).decode().rstrip("=")
-
-
-def _path_of(cursor: str) -> Parts:
-    """Decode a pagination cursor. Raises BadRequest for what `_cursor_of` didn't make."""
-    try:
-        path = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-    except (ValueError, binascii.Error):
-        raise BadRequest(
-            "'cursor' is not one of ours.", hint="Use the next_cursor of the page before, or none."
-        ) from None
-    return tuple(path.decode("utf-8", "surrogateescape").split("/"))
 
 
 watching = APIRouter(prefix="/api/sessions/{session_id}", tags=["files"], route_class=StrictRoute)

@@ -15,11 +15,10 @@ from era.api.context import (
     SessionId,
     StrictRoute,
     UseContext,
-    cursor_of,
     errors,
     key_of,
 )
-from era.api.streaming import listing_response, page_pieces
+from era.api.streaming import paged_response
 from era.core.models import OwnedId
 from era.core.public.inbox import DeliveryStatus
 from era.core.signatures import HEADERS, Verify
@@ -68,12 +67,8 @@ async def list_deliveries(
     session_id: SessionId, context: UseContext, status: Status = None, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """List deliveries, newest first."""
-    before = key_of(cursor) if cursor else None
-    deliveries = await context.inbox.store.deliveries(session_id, status=status, limit=limit + 1, before=before)
-    page = deliveries[:limit]
-    following = cursor_of(page[-1].key) if len(deliveries) > limit else None
-    rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("deliveries", page, delivery_answer, rest))
+    found = await context.inbox.store.deliveries(session_id, status=status, limit=limit + 1, before=key_of(cursor))
+    return await paged_response("deliveries", found, limit, delivery_answer, lambda delivery: delivery.key)
 
 
 @router.get("/deliveries/{delivery_id}", responses={200: {"model": DeliveryContentAnswer}, **errors(404)})

@@ -18,12 +18,11 @@ from era.api.context import (
     StrictRoute,
     UseContext,
     caller_of,
-    cursor_of,
     errors,
     key_of,
     moment,
 )
-from era.api.streaming import listing_response, page_pieces
+from era.api.streaming import paged_response
 from era.core.api_keys import OWNER, SCOPES, ApiKey
 from era.core.audit import Action, AuditFilter
 from era.core.models import JsonObject, now
@@ -273,10 +272,7 @@ async def list_audit(
             target,
             None if since is None else moment("since", since),
             None if until is None else moment("until", until),
-            key_of(cursor) if cursor else None,
+            key_of(cursor),
         )
     )
-    page = entries[:limit]
-    following = cursor_of(page[-1].key) if len(entries) > limit else None
-    rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("entries", page, audit_answer, rest))
+    return await paged_response("entries", entries, limit, audit_answer, lambda entry: entry.key)

@@ -28,7 +28,6 @@ from era.api.context import (
     check_env,
     check_timeout,
     claim_of,
-    cursor_of,
     errors,
     key_of,
     language,
@@ -49,7 +48,7 @@ from era.api.event_stream import (
 )
 from era.api.invocations import invocation_of, let_go
 from era.api.observing import HUNG_UP
-from era.api.streaming import listing_response, page_pieces, ranged_response, run_response
+from era.api.streaming import paged_response, ranged_response, run_response
 from era.core import jsontext
 from era.core.event_log import Gap
 from era.core.metadata import RunFilter
@@ -313,13 +312,12 @@ async def list_runs(
 ) -> Response:
     """List the records of a session's runs, newest first."""
     if idempotency_key is None:
-        records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
+        records = await context.history.list(session_id, limit=limit + 1, before=key_of(cursor))
     else:
         records = await context.history.of_key(session_id, idempotency_key)
-    page = records[:limit]
-    following = cursor_of(page[-1].key) if len(records) > limit else None
-    rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("runs", page, lambda record: record_answer(record, session_id.id), rest))
+    return await paged_response(
+        "runs", records, limit, lambda record: record_answer(record, session_id.id), lambda record: record.key
+    )
 
 
 @all_runs.get("/api/runs", responses={200: {"model": RunRecordsAnswer}, **errors(404)})
@@ -339,13 +337,12 @@ async def list_all_runs(
         status,
         None if session is None else possible_id(session),
         None if since is None else moment("since", since),
-        key_of(cursor) if cursor else None,
+        key_of(cursor),
     )
     found = await context.history.of_owner(which)
-    page = found[:limit]
-    following = cursor_of(page[-1][1].key) if len(found) > limit else None
-    rest = {"count": len(page), "next_cursor": following}
-    return await listing_response(page_pieces("runs", page, lambda each: record_answer(each[1], each[0]), rest))
+    return await paged_response(
+        "runs", found, limit, lambda each: record_answer(each[1], each[0]), lambda each: each[1].key
+    )
 
 
 @records.get("/{run_id}", responses={200: {"model": RunRecordAnswer}, **errors(404)})

@@ -171,11 +171,11 @@ async def list_sessions(
         views = [{name: value for name, value in session.items() if name in shown} for session in views]
         return views, sessions[-1].key if more else None
 
-    first = await page(key_of(cursor) if cursor else None, limit or _ALL)
+    first = await page(key_of(cursor), limit or _ALL)
     views, last = first
     if last is not None and len(views) != limit:
         return ClosingResponse(_pages(first, limit or _ALL, page), media_type=Answer.media_type)
-    return Answer({"sessions": views, "count": len(views), "next_cursor": last and cursor_of(last)})
+    return Answer({"sessions": views, "count": len(views), "next_cursor": last and cursor_of(str(last))})
 
 
 type _Views = list[dict[str, Any]]
@@ -196,7 +196,7 @@ async def _pages(page: _Page, room: int, following: Callable[[int, int], Awaitab
         if last is None or not room:
             break
         page = await following(last, room)
-    cursor = json_bytes(last and cursor_of(last))
+    cursor = json_bytes(last and cursor_of(str(last)))
     yield (b"" if count else before) + b'],"count":%d,"next_cursor":%b}' % (count, cursor)
 
 

@@ -16,12 +16,12 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from era.api.context import Answer, StrictRoute, caller_of, errors, json_bytes
+from era.api.context import Answer, StrictRoute, caller_of, cursor_of, errors, json_bytes, last_of
 from era.api.streaming import ClosingResponse, page_pieces
 from era.core.meter import turn
 from era.core.models import JsonObject, timestamp
 from era.core.spooled_output import SpooledOutput
-from era.core.storage import INLINE_BYTES, Item, Namespaces, Storage, check_namespace
+from era.core.storage import INLINE_BYTES, Namespaces, Storage, check_namespace
 from era.errors import BadRequest, Unavailable
 from era.wire.storage import (
     ClearedAnswer,
@@ -102,8 +102,10 @@ async def list_keys(
     cursor: Cursor = None,
 ) -> Response:
     """List the keys of a namespace, in the order of their bytes."""
-    page = await storage.page("kv", namespace, prefix=prefix, after=_after(cursor), limit=limit)
-    rest = {"list_complete": not page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
+    page = await storage.page(
+        "kv", namespace, prefix=prefix, after=last_of(cursor, "cursor") if cursor else None, limit=limit
+    )
+    rest = {"list_complete": not page.more, "cursor": cursor_of(page.items[-1].key) if page.more else None}
     return await _page("keys", page.items, lambda item: {"name": item.key, "metadata": item.metadata}, rest, request)
 
 
@@ -174,10 +176,12 @@ async def list_objects(
     namespace: Namespace, storage: UseStorage, prefix: Prefix = "", limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """List the objects of a namespace, in the order of their keys' bytes."""
-    page = await storage.page("r2", namespace, prefix=prefix, after=_after(cursor), limit=limit)
+    page = await storage.page(
+        "r2", namespace, prefix=prefix, after=last_of(cursor, "cursor") if cursor else None, limit=limit
+    )
     objects = [{"key": item.key, "size": item.size, "uploaded": timestamp(item.updated_at)} for item in page.items]
     return Answer(
-        {"objects": objects, "truncated": page.more, "cursor": _cursor(page.items[-1]) if page.more else None}
+        {"objects": objects, "truncated": page.more, "cursor": cursor_of(page.items[-1].key) if page.more else None}
     )
 
 
@@ -299,18 +303,3 @@ async def resource_stats(storage: UseStorage) -> Response:
     """Show how much is in storage: counts and bytes."""
     stats: JsonObject = await storage.stats()
     return Answer(stats)
-
-
-def _cursor(item: Item) -> str:
-    """Encode a pagination cursor: the key of the last item of a page."""
-    return base64.urlsafe_b64encode(item.key.encode()).decode().rstrip("=")
-
-
-def _after(cursor: str | None) -> str | None:
-    """Decode a pagination cursor. Raises BadRequest for what `_cursor` didn't make."""
-    if cursor is None:
-        return None
-    try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except ValueError:
-        raise BadRequest("'cursor' is not one of ours.", hint="Use the cursor of the page before, or none.") from None

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from era.api.context import Answer, json_bytes
+from era.api.context import Answer, cursor_of, json_bytes
 from era.core.files.edits import FileEntry
 from era.core.meter import turn
 from era.core.models import Snapshot
@@ -153,6 +153,20 @@ async def page_pieces[T](
             piece.clear()
         await turn()
     yield bytes(piece) + b"]," + json_bytes(rest)[1:]
+
+
+async def paged_response[T](
+    name: str,
+    rows: Sequence[T],
+    limit: int,
+    shown: Callable[[T], Mapping[str, Any]],
+    key: Callable[[T], int],
+) -> Response:
+    """A page of at most `limit` rows. One more is given if there is a next page, which begins behind the `key` of the
+    last row shown."""
+    page = rows[:limit]
+    following = cursor_of(str(key(page[-1]))) if len(rows) > limit else None
+    return await listing_response(page_pieces(name, page, shown, {"count": len(page), "next_cursor": following}))
 
 
 async def run_response(

@@ -17,14 +17,13 @@ from era.api.context import (
     StrictRoute,
     UseContext,
     claim_of,
-    cursor_of,
     errors,
     json_bytes,
     key_of,
     made_answer,
     session_view,
 )
-from era.api.streaming import check_file_count, in_one_list, listing_response, with_files
+from era.api.streaming import check_file_count, in_one_list, listing_response, paged_response, with_files
 from era.core.files.diffs import KINDS
 from era.core.sessions import data_of
 from era.core.versions import Diff
@@ -51,11 +50,8 @@ async def list_versions(
     session_id: SessionId, context: UseContext, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """List the versions that are kept, newest first."""
-    versions = await context.versions.list(session_id, limit=limit + 1, before=key_of(cursor) if cursor else None)
-    page = versions[:limit]
-    following = cursor_of(page[-1].n) if len(versions) > limit else None
-    answers = [version_answer(version) for version in page]
-    return Answer({"versions": answers, "count": len(answers), "next_cursor": following})
+    versions = await context.versions.list(session_id, limit=limit + 1, before=key_of(cursor))
+    return await paged_response("versions", versions, limit, version_answer, lambda version: version.n)
 
 
 @router.get("/versions/{number}", responses={200: {"model": VersionAnswer}, **errors(404, 413)})
