@@ -13,11 +13,10 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from era.api.callers import Callers
 from era.api.context import Context
 from era.api.http import build
 from era.api.other_hosts import CONNECT_SECONDS
-from era.api.protocol import Protocol
+from era.api.protocol import Callers, Protocol
 from era.host_tls import HostTls
 from era.preflight import is_loopback, listen
 from era.settings import Settings

@@ -26,7 +26,7 @@ server.raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFIL
 """As many descriptors as can be had by as many connections."""
 
 UNCOUNTED = """
-from era.api.callers import Callers
+from era.api.protocol import Callers
 Callers.opened = lambda self, connection, address: True
 """
 """Lets everybody connect."""

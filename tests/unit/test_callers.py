@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from era.api.callers import Callers
+from era.api.protocol import Callers
 
 
 class Connection:
@@ -16,9 +18,9 @@ class Connection:
         self.given_up = True
 
 
-def opened(callers: Callers, address: str, count: int, *, is_half_open: bool = True) -> list[Connection]:
+def opened(callers: Callers, address: str, count: int, *, is_half_open: bool = True) -> list[Any]:
     """Those of so many that weren't refused."""
-    tried = [Connection(is_half_open=is_half_open) for _ in range(count)]
+    tried: list[Any] = [Connection(is_half_open=is_half_open) for _ in range(count)]
     return [each for each in tried if callers.opened(each, address)]
 
 

@@ -26,7 +26,7 @@ from era.api.context import (
     until_barred,
 )
 from era.api.event_stream import After, Event, described, event_stream
-from era.api.invocations import command_words, directory
+from era.api.runs import command_words, directory
 from era.core.api_keys import TICKET_SECONDS
 from era.core.event_log import Gap
 from era.core.files.session_files import keeping_files

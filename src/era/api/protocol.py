@@ -14,6 +14,13 @@ follows a request that has to wait for the one before.
 
 Whatever isn't read is held here, or holds what makes it. So each connection is looked at now and then, whatever it
 carries: one whose other end takes nothing of what waits for it is cut.
+
+Whoever can connect can open connections on which no request ever arrives, without any key. They end when their time is
+up, but in that time there could be more than the service has descriptors. So callers share the number of connections
+(core/shares.py), by the addresses that they come from. A caller who may have no more loses the oldest of those that are
+*half-open*: whose request isn't there yet, unless it came with a key. Only if there is none, the new one is refused. So
+who floods the service harms himself, and even from his own address requests that come at once, as all ordinary ones do,
+are answered. Uploads of those with a key are never cut off, however slow they are.
 """
 
 from __future__ import annotations
@@ -25,16 +32,17 @@ import re
 import termios
 from array import array
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from era.api.callers import Callers
 from era.api.dead_peers import acknowledged
 from era.api.guard import error_body, error_headers
 from era.core.meter import Account, charged, current, owes, turn
+from era.core.shares import Shares
 from era.core.telemetry import new_request_id
 from era.errors import BadRequest, EraError, HeadersTooLarge, TooSlow, Unavailable
 
@@ -109,7 +117,7 @@ class Protocol(HttpToolsProtocol):
     """Whether a Host header is the name of a session's site, where every path is public."""
 
     callers: Callers | None = None
-    """Counts the connections, None for those that are counted elsewhere."""
+    """Counts the connections; None for those that are counted elsewhere."""
 
     _head_bytes = 0
     """Bytes received since the last complete head or piece of a body."""
@@ -351,13 +359,13 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def is_half_open(self) -> bool:
-        """See callers.Connection."""
+        """Whether a request is still awaited, or its body, from somebody unknown."""
         if self._is_idle:
             return True
         return self.cycle.more_body and "caller" not in self.cycle.scope["state"]
 
     def give_up(self) -> None:
-        """See callers.Connection. A caller who was about to send a request is told why."""
+        """Close it to make room for another one. A caller who was about to send a request is told why."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()
         elif self._head_bytes:
@@ -423,3 +431,62 @@ class Protocol(HttpToolsProtocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[error.status] + head.encode() + b"\r\n" + body)
         self.transport.close()
+
+
+class Callers:
+    """All connections, of whom each is, and which of them is given up when there are too many."""
+
+    def __init__(self, most: int) -> None:
+        self._shares: Shares[str] = Shares(most)
+        self._holders: dict[Protocol, str] = {}
+        """Whose each one is. The connections that have waited longest come first."""
+
+        self._of: dict[str, dict[Protocol, None]] = {}
+        """The same by holder."""
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def opened(self, connection: Protocol, address: str) -> bool:
+        """Count a connection from this address in, or return False where there is no room for it."""
+        holder = _holder(address)
+        if not self._shares.take(holder):
+            # Who has none yet doesn't suffer from others who have all.
+            candidates: Iterable[Protocol] = self._of.get(holder, {}) or self._holders
+            oldest = next((each for each in candidates if each.is_half_open), None)
+            if oldest is None:
+                return False
+            self._shares.hand_over(self._holders[oldest], holder)
+            self._forget(oldest)
+            oldest.give_up()
+        self._holders[connection] = holder
+        self._of.setdefault(holder, {})[connection] = None
+        return True
+
+    def waits(self, connection: Protocol) -> None:
+        """A connection awaits another request."""
+        if (holder := self._holders.pop(connection, None)) is not None:
+            self._holders[connection] = holder
+            self._of[holder][connection] = self._of[holder].pop(connection)
+
+    def closed(self, connection: Protocol) -> None:
+        if (holder := self._holders.get(connection)) is not None:
+            self._shares.give_back(holder)
+            self._forget(connection)
+
+    def _forget(self, connection: Protocol) -> None:
+        holder = self._holders.pop(connection)
+        del self._of[holder][connection]
+        if not self._of[holder]:
+            del self._of[holder]
+
+
+def _holder(address: str) -> str:
+    """Who counts as one caller: an IPv4 address, or the /64 network of an IPv6 address, which is what one is given."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ip_network((int(parsed), 64), strict=False))

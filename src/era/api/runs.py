@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -46,14 +46,15 @@ from era.api.event_stream import (
     prefers,
     stream_content,
 )
-from era.api.invocations import invocation_of, let_go
 from era.api.observing import HUNG_UP
 from era.api.streaming import paged_response, ranged_response, run_response
 from era.core import jsontext
 from era.core.event_log import Gap
+from era.core.files.paths import parse
 from era.core.metadata import RunFilter
 from era.core.meter import turn
-from era.core.models import OwnedId, Status
+from era.core.models import OwnedId, Status, command_of
+from era.core.program import Invocation
 from era.core.run_messages import ExecuteRequest, RunRequest, RunResult, RunStarted
 from era.core.run_messages import RunEvent as CoreEvent
 from era.core.sessions import check_code
@@ -65,6 +66,7 @@ from era.wire.runs import (
     ExecuteAnswer,
     ExecuteBody,
     ExecuteEvent,
+    InvokedBody,
     RunAnswer,
     RunBody,
     RunEvent,
@@ -97,11 +99,11 @@ async def run_request(body: RunBody, request: Request, context: Context, key: st
         await claim_of(context, "run", key, body),
         body.background,
         secrets=secrets_of(body.secrets, body.env),
-        invocation=invocation_of(body, body.code),
+        invocation=_invocation_of(body, body.code),
         context=_context_of(body),
         record_code=body.record_code,
     )
-    let_go(body)
+    _let_go(body)
     return asked
 
 
@@ -201,7 +203,7 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
     `error`. Whoever hangs up ends the program."""
     check_timeout(body.timeout, context.settings)
     check_env(body.env)
-    invocation = invocation_of(body, body.code)
+    invocation = _invocation_of(body, body.code)
     if body.code is None and not invocation.command:
         raise BadRequest("'code' is missing, and there is no 'command' in its place.", code="invalid_field")
     check_code(body.code or "")
@@ -223,7 +225,7 @@ async def execute(body: ExecuteBody, caller: CallerId, request: Request, context
         invocation=invocation,
         key_id=caller.key_id,
     )
-    let_go(body)
+    _let_go(body)
     await context.audit.secrets(caller_of(request), "", request_.secrets)
     if prefers(",".join(request.headers.getlist("accept")), STREAM_TYPE, "application/json"):
         events = context.runs.execute_streamed(request_)
@@ -390,3 +392,68 @@ async def get_output(
     """Download what a run wrote, or with a Range header a part of it. Of a run under way: what it wrote so far."""
     content = await context.history.output(session_id, run_id, stream)
     return await ranged_response(request, content, "text/plain; charset=utf-8", _HEADERS)
+
+
+_MAX_WORD_BYTES = (128 << 10) - 1  # Linux: MAX_ARG_STRLEN, with its final NUL
+_MAX_WORDS_BYTES = 1 << 20
+
+
+def _invocation_of(body: InvokedBody, code: str | None) -> Invocation:
+    """How the program is called. Raises BadRequest or TooLarge for what no program can be called with."""
+    command: Sequence[str] = ()
+    if body.command is not None:
+        if code is not None:
+            raise BadRequest("'code' and 'command' can't both be run.", hint="Leave one of them out.")
+        if body.args:
+            raise BadRequest("'args' are for code.", hint="A command has its arguments in 'command'.")
+        command = command_words(body.command)
+    _check_words("args", body.args)
+    return Invocation(body.args, _encoded("stdin", body.stdin), directory(body.cwd), command)
+
+
+def _let_go(body: InvokedBody) -> None:
+    """The run has what the body of its request says: drop what may be long in it, since the run may wait for long. As
+    text it takes up to four bytes a character."""
+    body.stdin = ""
+    if isinstance(body, ExecuteBody):
+        body.files = {}
+
+
+def command_words(command: str | list[str]) -> list[str]:
+    """A command as an argument vector. Raises BadRequest or TooLarge for what no program can be called with."""
+    named = command if isinstance(command, str) else "".join(command[:1])
+    if not named.strip():
+        raise BadRequest("'command' names no program.")
+    words = command_of(command)
+    _check_words("command", words)
+    return words
+
+
+def directory(cwd: str) -> str:
+    """A directory below the working directory; empty for that itself. Raises BadRequest."""
+    _encoded("cwd", cwd)
+    name = "/".join(part for part in cwd.removesuffix("/").split("/") if part != ".")
+    if name or cwd.startswith("/"):
+        parse(name)
+    return name
+
+
+def _check_words(field: str, words: Sequence[str]) -> None:
+    """Raises BadRequest or TooLarge for words that can't be arguments of a program (execve(2))."""
+    total = 0
+    for word in words:
+        size = len(_encoded(field, word))
+        if "\0" in word:
+            raise BadRequest(f"'{field}' has a NUL character.")
+        total += size
+        if size > _MAX_WORD_BYTES or total > _MAX_WORDS_BYTES:
+            raise TooLarge(
+                f"'{field}' is too large: 128 KiB a word and 1 MiB in all are allowed.", hint="Send it as 'stdin'."
+            )
+
+
+def _encoded(field: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"'{field}' has a lone surrogate (half of a character).") from None
