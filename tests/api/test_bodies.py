@@ -97,7 +97,7 @@ async def test_body_in_many_pieces_takes_no_more_memory_than_its_bytes() -> None
 async def test_waiting_run_holds_its_input_once(is_sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the input as bytes: as text it takes four times as much, and the body would come on top."""
     if not is_sound:
-        monkeypatch.setattr(runs, "let_go", lambda *_: None)
+        monkeypatch.setattr(runs, "_let_go", lambda *_: None)
     size, held = 4 << 20, 0
 
     async def wait(session_id: OwnedId, asked: RunRequest) -> None:

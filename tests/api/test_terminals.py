@@ -8,7 +8,7 @@ import httpx
 
 from tests.api.live import Terminal, ended, output, process, refusal, socket, start
 from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
-from tests.conftest import MakeSession, Server, eventually
+from tests.conftest import MakeServer, MakeSession, Server, eventually
 
 
 def test_a_shell_with_job_control(client: httpx.Client, session: MakeSession, server: Server) -> None:
@@ -133,6 +133,22 @@ def test_pages_of_others_open_none(client: httpx.Client, session: MakeSession, s
     own = f"Origin: {server.url}"
     assert refusal(server, f"{where}/processes/{name}/attach", own)[0] == 101
     assert client.get(f"/api/sessions/{where}/processes").json()["count"] == 1, "no shell was started"
+
+
+UNCHECKED = """
+from era.api.guard import Guard
+from era.core.api_keys import OPERATOR
+Guard._check = lambda self, scope, headers: scope["state"].setdefault("caller", OPERATOR)
+"""
+
+
+def test_pages_of_others_would_open_them_at_a_server_without_the_check(own_server: MakeServer) -> None:
+    server = own_server(weakness=UNCHECKED)
+    with server.client() as client:
+        client.post("/api/sessions", json={"language": "python", "session_id": "s"})
+        start(client, "s", "exec sleep 1000", tag="p")
+        for headers in (*FOREIGN, ("Host: evil.example",)):
+            assert refusal(server, "s/processes/p/attach", *headers) == (101, "")
 
 
 def test_bad_requests_are_refused_like_any_call(client: httpx.Client, session: MakeSession, server: Server) -> None:

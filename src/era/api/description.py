@@ -109,7 +109,6 @@ _ERROR_HEADERS = {
     "503": {"Retry-After": _header("Seconds after which to try again, where that can help.", "integer")},
     "416": {"Content-Range": _header("The size, as `bytes */SIZE`.")},
 }
-_RUN_HEADERS = {"X-Era-Run": _header("The run's id.")}
 _REPLAY_HEADERS = {"Idempotent-Replay": _header("`true` where this repeats the answer to an earlier request.")}
 
 

@@ -19,9 +19,9 @@ route of this server's sees such a request.
 What another host of a cluster passes on was checked there (api/hop.py). Its signature is checked here, and says who the
 caller is.
 
-A WebSocket is checked as a call is, before it is accepted. Browsers open one to any site without asking that first, and
-let the page read it. Those that we serve come as HTTP requests (see protocol.py). A page can't send a key with one, so
-it may bring a ticket in the query instead.
+A WebSocket comes as an HTTP request (see protocol.py), and is checked as one before it is accepted. Browsers open one
+to any site without asking that first, and let the page read it. A page can't send a key with one, so it may bring a
+ticket in the query instead.
 
 A body of JSON is read as a whole, its caller may take any time for that, and its request may wait for long after that,
 such as for its session's turn. One of more than SMALL_BYTES waits until there is room for all of it among MOST_BYTES,
@@ -154,10 +154,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        is_socket = scope["type"] == "websocket"
         headers = dict(scope["headers"])
         site = self._site(headers.get(b"host", b"").decode("latin-1"))
-        if scope["path"].endswith("/") and not is_socket and site is None:
+        if scope["path"].endswith("/") and site is None:
             _take_slash_off(scope)
         state = scope.setdefault("state", {})
         request_id = state.setdefault("request_id", "") or new_request_id()
@@ -168,7 +167,7 @@ class Guard:
 
         async def send_with_id(message: Message) -> None:
             nonlocal began
-            if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+            if message["type"] == "http.response.start":
                 began = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if self._hops is not None and all(name != HOST_HEADER for name, _ in message["headers"]):
@@ -183,9 +182,6 @@ class Guard:
             self._check(scope, headers)
             current.set(_account(scope))
             await turn(begins=True)
-            if is_socket:
-                await self._app(scope, _bounded_messages(receive), send_with_id)
-                return
             uploads = scope["method"] == "PUT" and _UPLOADS.fullmatch(scope["path"])
             public = site or _PROXY.match(scope["path"])  # streamed to the session's server, or bounded by proxy.py
             bound = None if uploads or public else self._bounds.get((scope["method"], scope["path"]), MAX_BODY_BYTES)
@@ -310,7 +306,7 @@ def _ticket(scope: Scope) -> str | None:
 def _check_scope(scope: Scope) -> None:
     """Raises Forbidden where the caller's key isn't good for this call."""
     if _KEYED.match(scope["path"]):
-        scopes.check(scope["state"]["caller"], scope.get("method", "GET"), scope["path"])
+        scopes.check(scope["state"]["caller"], scope["method"], scope["path"])
 
 
 def _check_repeated(scope: Scope) -> None:
@@ -404,36 +400,19 @@ def _bounded(
     return receive_bounded
 
 
-def _bounded_messages(receive: Receive) -> Receive:
-    """Wrap a WebSocket's `receive` to bound each message to MAX_BODY_BYTES: a larger one ends it, with code 1009."""
-
-    async def receive_bounded() -> Message:
-        message = await receive()
-        size = len(message.get("bytes") or message.get("text") or b"")
-        return {"type": "websocket.disconnect", "code": 1009} if size > MAX_BODY_BYTES else message
-
-    return receive_bounded
-
-
 async def _refuse(error: EraError, request_id: str, scope: Scope, send: Send) -> None:
-    """Send an error as the whole answer. A WebSocket that the server can't answer so is closed, which is a 403."""
+    """Send an error as the whole answer."""
     scope["state"]["refusal"] = (error.code, error.message)
-    kind = "http.response"
-    if scope["type"] == "websocket":
-        if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
-            return
-        kind = "websocket.http.response"
     body = json.dumps(error_body(error, request_id), ensure_ascii=False).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error_headers(error)}
     await send(
         {
-            "type": f"{kind}.start",
+            "type": "http.response.start",
             "status": error.status,
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": f"{kind}.body", "body": body})
+    await send({"type": "http.response.body", "body": body})
 
 
 SMALL_BYTES = 128 << 10

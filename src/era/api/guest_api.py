@@ -197,7 +197,7 @@ class _PublicConnection(Protocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
-            body = _Refusal(400, "bad_request", "this is no HTTP request").body()
+            body = _refusal_body("bad_request", "this is no HTTP request")
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[400] + head + body)
             self.transport.close()
@@ -227,25 +227,24 @@ def _refusal(target: bytes, headers: Headers) -> ASGIApp | None:
     case."""
     path = unquote_to_bytes(target.partition(b"?")[0])
     if not _PUBLIC.fullmatch(path) or b".." in path.split(b"/"):
-        return _Refusal(403, "not_public", "programs may call /proxy/… and /health here, and nothing else")
+        return _answering(403, "not_public", "programs may call /proxy/… and /health here, and nothing else")
     if any(name == b"transfer-encoding" for name, _ in headers):
-        return _Refusal(411, "no_length", "a body must come with its Content-Length here")
+        return _answering(411, "no_length", "a body must come with its Content-Length here")
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """An ASGI application that gives one answer, in the shape that programs know from a refused connection."""
+def _answering(status: int, rule: str, why: str) -> ASGIApp:
+    """An ASGI application that gives this one answer."""
 
-    status: int
-    rule: str
-    why: str
-
-    def body(self) -> bytes:
-        return json.dumps({"error": f"ERA's proxy: {self.why}.", "rule": self.rule}).encode() + b"\n"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = self.body()
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        body = _refusal_body(rule, why)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    return answer
+
+
+def _refusal_body(rule: str, why: str) -> bytes:
+    """The body of an error, in the shape that programs know from a refused connection."""
+    return json.dumps({"error": f"ERA's proxy: {why}.", "rule": rule}).encode() + b"\n"

@@ -47,13 +47,8 @@ class Observing:
 
         async def send_noted(message: Message) -> None:
             nonlocal status
-            kind = message["type"]
-            if kind in ("http.response.start", "websocket.http.response.start"):
+            if message["type"] == "http.response.start":
                 status = message["status"]
-            elif kind == "websocket.accept":
-                status = 101
-            elif kind == "websocket.close" and not status:
-                status = 403
             await send(message)
 
         try:
@@ -70,7 +65,7 @@ class Observing:
             self._note(
                 RequestEnded(
                     state["request_id"],  # or that of the host which passes the request on
-                    scope.get("method", "GET"),
+                    scope["method"],
                     route_of(scope),
                     status,
                     began_at,

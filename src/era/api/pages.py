@@ -1,9 +1,8 @@
 """Routes of the web pages: the dashboard at `/`, `/docs`, their assets, and the guide at `/docs/guide`.
 
-They are files, read when they are first asked for and kept in memory: those of era/web as they are written, and those
-of era/web/dashboard as the build makes them of the sources in web/. A checkout in which nothing was built yet serves a
-page that says how. The guide, which scripts/guide.py makes of the pages in docs/, is larger and seldom read, so it
-stays on disk.
+They are files: those of era/web as they are written, those of era/web/dashboard as the build makes them of the sources
+in web/, and those of era/web/guide as scripts/guide.py makes them of the pages in docs/. A checkout in which nothing
+was built yet serves a page that says how.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ import asyncio
 import base64
 import hashlib
 import re
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
-from era.api.context import UseContext
+from era.api.context import Context, UseContext
 from era.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
@@ -66,78 +63,59 @@ _FOR_GOOD = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r".+-[0-9A-Z]{8}\.(m?js|css)")
 """Names that the dashboard's build gives: with a digest of the content."""
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
-"""What the dashboard's page has in itself. A browser takes the digest of just what is between the tags."""
-_IN_GUIDE = re.compile(r"(?:[\w-]+/)*[\w-]+(?:\.[\w-]+)*", re.ASCII)
-"""Paths within the guide: no segment begins with a dot."""
+"""What a page has in itself. A browser takes the digest of just what is between the tags."""
+_PATH = re.compile(r"(?:[\w-]+/)*[\w-]+(?:\.[\w-]+)*", re.ASCII)
+"""Paths within a directory of pages: no segment begins with a dot."""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    name: str
-    content: bytes
-    headers: dict[str, str]
-
-
-@cache
-def _names(directory: Path) -> frozenset[str]:
-    """The names of the files in a directory; none if there is no such directory."""
-    return frozenset(path.name for path in directory.iterdir()) if directory.is_dir() else frozenset()
-
-
-def _file(directory: Path, name: str, public_host: str | None = None) -> _File | None:
-    """A file of the pages in a directory; None if there is none. Sessions have their sites below `public_host`, too."""
-    return _kept(directory, name, public_host) if name in _names(directory) else None
-
-
-@cache
-def _kept(directory: Path, name: str, public_host: str | None) -> _File | None:
-    policy = dict(_DASHBOARD_POLICY if directory == _DASHBOARD else _POLICY)
-    if directory == _DASHBOARD and public_host:
-        policy["frame-src"] += f" https://*.{public_host}"
-    if directory == _DASHBOARD and name == "index.html":
-        for kind, text in _INLINE.findall((directory / name).read_bytes()):
-            digest = base64.b64encode(hashlib.sha256(text).digest()).decode()
-            policy[f"{kind.decode()}-src"] += f" 'sha256-{digest}'"
-    return _read(directory / name, policy)
-
-
-def _read(path: Path, policy: dict[str, str]) -> _File | None:
-    """A file with the headers that it is served with; None if there is none, or none of a kind that pages have."""
+def _read(path: Path, policy: dict[str, str]) -> tuple[bytes, dict[str, str]] | None:
+    """A file and the headers that it is served with; None if there is none, or none of a kind that pages have."""
     media_type = _TYPES.get(path.suffix)
     if media_type is None or not path.is_file():
         return None
     content = path.read_bytes()
-    headers = {
+    policy = dict(policy)
+    for kind, text in _INLINE.findall(content) if path.suffix == ".html" else ():
+        digest = base64.b64encode(hashlib.sha256(text).digest()).decode()
+        policy[f"{kind.decode()}-src"] += f" 'sha256-{digest}'"
+    return content, {
         **_HEADERS,
         "Content-Security-Policy": "; ".join(f"{name} {source}" for name, source in policy.items()),
         "Content-Type": media_type,
         "Cache-Control": _FOR_GOOD if _HASHED.fullmatch(path.name) else _ASK_EACH_TIME,
         "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
     }
-    return _File(path.name, content, headers)
 
 
-def _answer(request: Request, file: _File | None) -> Response:
-    """A file of the pages, or 304 where the browser has it. Raises NotFound."""
-    if file is None:
-        raise NotFound("There is nothing at this path.", hint="See /docs for the paths there are.")
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if file.headers["ETag"] in known or "*" in known:
-        return Response(status_code=304, headers=file.headers)
-    return Response(file.content, headers=file.headers)
+async def _answer(request: Request, *places: tuple[Path, dict[str, str]]) -> Response:
+    """The first of these files that is there, or 304 where the browser has it. Raises NotFound."""
+    for path, policy in places:
+        if (file := await asyncio.to_thread(_read, path, policy)) is not None:
+            content, headers = file
+            known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+            if headers["ETag"] in known or "*" in known:
+                return Response(status_code=304, headers=headers)
+            return Response(content, headers=headers)
+    raise NotFound("There is nothing at this path.", hint="See /docs for the paths there are.")
+
+
+def _of_dashboard(name: str, context: Context) -> tuple[Path, dict[str, str]]:
+    """A file of the dashboard. Sessions have their sites below the server's public host, too."""
+    host = context.settings.public_host
+    frames = _DASHBOARD_POLICY["frame-src"] + (f" https://*.{host}" if host else "")
+    return _DASHBOARD / name, _DASHBOARD_POLICY | {"frame-src": frames}
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def dashboard(request: Request, context: UseContext) -> Response:
     """The dashboard, or how to build it."""
-    built = _file(_DASHBOARD, "index.html", context.settings.public_host)
-    return _answer(request, built or _file(_WEB, "unbuilt.html"))
+    return await _answer(request, _of_dashboard("index.html", context), (_WEB / "unbuilt.html", _POLICY))
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def reference(request: Request) -> Response:
     """How to begin, and the API reference, drawn in the browser from /openapi.json."""
-    return _answer(request, _file(_WEB, "docs.html"))
+    return await _answer(request, (_WEB / "docs.html", _POLICY))
 
 
 @router.api_route("/docs/guide", methods=["GET", "HEAD"])
@@ -149,14 +127,14 @@ async def guide() -> Response:
 @router.api_route("/docs/guide/{path:path}", methods=["GET", "HEAD"])
 async def guide_file(path: str, request: Request) -> Response:
     """A page of the guide, or what belongs to it."""
-    file = await asyncio.to_thread(_read, _GUIDE / path, _GUIDE_POLICY) if _IN_GUIDE.fullmatch(path) else None
-    if file is None and not (_GUIDE / "index.html").exists():
+    if not (_GUIDE / "index.html").exists():
         raise NotFound("The guide isn't built.", hint="`make setup` builds it; its pages are in docs/ as well.")
-    return _answer(request, file)
+    return await _answer(request, *([(_GUIDE / path, _GUIDE_POLICY)] if _PATH.fullmatch(path) else []))
 
 
 @router.api_route("/assets/{name}", methods=["GET", "HEAD"])
-async def asset(name: str, request: Request) -> Response:
+async def asset(name: str, request: Request, context: UseContext) -> Response:
     """Scripts, styles and icons. The pages themselves are served under their own paths only."""
-    page = name.endswith(".html")
-    return _answer(request, None if page else _file(_DASHBOARD, name) or _file(_WEB, name))
+    if name.endswith(".html") or not _PATH.fullmatch(name):
+        return await _answer(request)
+    return await _answer(request, _of_dashboard(name, context), (_WEB / name, _POLICY))
