@@ -178,7 +178,7 @@ if __name__ == "__main__":
 
     for name in ("era.app", "era.client.serve", "era.client.operation", "alembic.context", "uvicorn.lifespan.off"):
         import_module(name)
-    for name in ("backup", "check", "migrate"):
+    for name in ("backup", "check", "rows"):
         import_module(f"era.operation.{name}")
     _self_test_one_language()
     gc.collect()

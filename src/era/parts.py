@@ -47,8 +47,7 @@ from era.core.quotas import Amounts, Quotas
 from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.session_run import RunParts
-from era.core.setup.builds import Builds
-from era.core.setup.commands import Commands
+from era.core.setup.commands import Builds, Commands
 from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
 from era.core.shares import Shares

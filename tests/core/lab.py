@@ -17,8 +17,7 @@ import pytest
 
 from era.core.files.diffs import KINDS, FileChange
 from era.core.files.file_threads import FileThreads
-from era.core.files.pages import change_pages
-from era.core.files.snapshots import Snapshots
+from era.core.files.snapshots import Snapshots, change_pages
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.program import Limits

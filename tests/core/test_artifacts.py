@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from era.core.files import artifacts
+from era.core.files import diffs
 from era.core.files.diffs import FileChange, written_files
 from era.core.models import EMPTY
 from era.errors import CommitFailed
@@ -81,7 +81,7 @@ def test_removed_directories_are_not_read(tmp_path: Path) -> None:
 
 def test_long_paths_are_bounded_together() -> None:
     deep = "/".join(["ü" * 100] * 10)
-    found = artifacts.list_artifacts(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
+    found = diffs.list_artifacts(FileChange(f"{deep}/{n}.png", None, 0) for n in range(100))
     assert 0 < len(found["files"]) < 100
     assert len(found["files"]) + found["more"] == 100
     assert len(json.dumps(found)) < 64 << 10

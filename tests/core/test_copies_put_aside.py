@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from era.core.files import content_copies, file_threads, sparse
-from era.core.files.content_copies import ContentCopies
+from era.core.files import file_threads, live_snapshots, sparse
 from era.core.files.file_threads import Budget
+from era.core.files.live_snapshots import ContentCopies
 from era.core.files.trees import SnapshotRefused
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, lab, write
@@ -42,7 +42,7 @@ def test_what_changes_while_it_is_put_aside_is_read_again(
 
         return reading
 
-    monkeypatch.setattr(content_copies, "_read", then_changed(content_copies._read))
+    monkeypatch.setattr(live_snapshots, "_read", then_changed(live_snapshots._read))
     monkeypatch.setattr(sparse, "copy_changing", then_changed(sparse.copy_changing))
     lab.moment()
     assert lab.contents()["file"].startswith(b"first")

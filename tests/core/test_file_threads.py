@@ -15,10 +15,10 @@ import pytest
 
 from era.core.fair_limiter import FairLimiter, Release
 from era.core.files import file_threads, trees
-from era.core.files.content_copies import ContentCopies
 from era.core.files.edits import Changes, PutFile
 from era.core.files.file_threads import FileThreads
-from era.core.files.pages import change_pages, file_pages
+from era.core.files.live_snapshots import ContentCopies
+from era.core.files.snapshots import change_pages, file_pages
 from era.core.files.totals import Bounds
 from era.core.models import EMPTY, OwnedId, Snapshot
 from tests.conftest import eventually

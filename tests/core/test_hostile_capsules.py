@@ -17,10 +17,9 @@ import pytest
 from era.core.capsules.imports import check
 from era.core.capsules.manifest import MAX_MICROS
 from era.core.capsules.trees import Objects, TreeCheck
-from era.core.files.artifacts import list_artifacts
-from era.core.files.diffs import FileChange
-from era.core.files.packages import PACKAGES
+from era.core.files.diffs import FileChange, list_artifacts
 from era.core.files.totals import Bounds
+from era.core.files.tree_objects import PACKAGES
 from era.core.metadata import Retention
 from era.core.models import Session
 from era.core.run_messages import MAX_RECORDED_BYTES

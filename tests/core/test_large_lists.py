@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from era.core.files import edits, file_threads, pages, snapshots, trees
+from era.core.files import edits, file_threads, snapshots, trees
 from era.core.files.edits import Changes, Place, PutFile, Remove
 from era.core.files.file_threads import FileThreads
-from era.core.files.pages import change_pages, file_pages
+from era.core.files.snapshots import change_pages, file_pages
 from era.core.files.totals import Bounds, Totals
 from era.core.models import EMPTY, Snapshot
 from tests.conftest import eventually
@@ -44,7 +44,7 @@ async def test_a_list_that_becomes_large_is_as_if_it_had_been_from_the_beginning
 ) -> None:
     """Whichever page it is on: the first one here has a root, too."""
     one, other = await nested(lab), await nested(lab, "y")
-    monkeypatch.setattr(pages, "_PAGE_CHARACTERS", one_page * (pages._ENTRY_CHARACTERS + len("00/file")))
+    monkeypatch.setattr(snapshots, "_PAGE_CHARACTERS", one_page * (snapshots._ENTRY_CHARACTERS + len("00/file")))
 
     def listed() -> AsyncIterator[list[Any]]:
         if kind == "files":
@@ -83,7 +83,7 @@ async def test_nothing_is_listed_twice_or_left_out_where_the_second_page_is_larg
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = await nested(lab)
-    monkeypatch.setattr(pages, "_PAGE_CHARACTERS", 1000)
+    monkeypatch.setattr(snapshots, "_PAGE_CHARACTERS", 1000)
     expected = [page async for page in file_pages(lab.snapshots, snapshot, mine("s"))]
     turns, given_up = large_turns(monkeypatch), LargeFromTheSecond(monkeypatch)
     assert [page async for page in file_pages(lab.snapshots, snapshot, mine("s"))] == expected
@@ -93,7 +93,7 @@ async def test_nothing_is_listed_twice_or_left_out_where_the_second_page_is_larg
 
 async def test_a_list_that_is_abandoned_leaves_nothing_behind(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot, begun, go_on = await nested(lab), threading.Event(), threading.Event()
-    monkeypatch.setattr(pages, "_PAGE_CHARACTERS", 1000)
+    monkeypatch.setattr(snapshots, "_PAGE_CHARACTERS", 1000)
     listed = file_pages(lab.snapshots, snapshot, mine("s"))
     assert len(await anext(listed)) == 4
     read_tree = lab.snapshots.read_tree

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from era.core.files import file_threads, live_snapshots, trees
-from era.core.files.content_copies import ContentCopies
 from era.core.files.file_threads import FileThreads
+from era.core.files.live_snapshots import ContentCopies
 from era.core.files.trees import Scan, Tree
 from era.core.files.watch import WatchBudget
 from era.core.models import DEFAULT_OWNER, EMPTY, OwnedId, Snapshot

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from era.core.metadata import SessionChange
-from era.core.setup.locks import can_be_lock, differences, pinned
+from era.core.setup.package_sets import can_be_lock, differences, pinned
 from era.core.setup.requirements import Packages, packages_of
 from era.errors import BadRequest
 from era.packages import tools

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from era.core.files import restoring, tree_objects, trees
-from era.core.files.content_copies import ContentCopies
-from era.core.files.live_snapshots import LiveSnapshots
+from era.core.files.live_snapshots import ContentCopies, LiveSnapshots
 from era.core.files.memory import Memories
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused

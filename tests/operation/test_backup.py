@@ -18,7 +18,7 @@ from sqlalchemy import Connection, event
 
 from era.errors import BadRequest, Conflict, NotFound, Unavailable
 from era.operation import check as checking
-from era.operation import contents
+from era.operation import server_data
 from era.operation.backup import _undo_rows, back_up, restore
 from era.operation.check import check
 from era.operation.server_data import LocalContent, ServerData, blob_path
@@ -188,10 +188,10 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from era.operation import check as checking
-from era.operation import contents
+from era.operation import server_data
 from era.operation.backup import back_up, restore
 from era.operation.server_data import ServerData
-real = contents.copy
+real = server_data.copy
 def kill_after(left, job, *args):
     def copy(*what):
         nonlocal left
@@ -201,7 +201,7 @@ def kill_after(left, job, *args):
             os.kill(os.getpid(), signal.SIGKILL)
         return done
     if os.fork() == 0:
-        contents.copy = copy
+        server_data.copy = copy
         job(*args, lambda _: lambda _: None)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
@@ -297,18 +297,18 @@ def test_a_check_of_much_that_is_missing_asks_no_more_often(
 ) -> None:
     """Each question reads whole tables, and what is above a blob takes a look at all trees."""
     data, asked, turned = restored(kept[1], tmp_path / "data").directory, list[str](), list[int]()
-    names, above = checking._named_by, contents.Walk.above
+    names, above = checking._named_by, server_data.Walk.above
 
     def counted(rows: Connection, digests: set[str]) -> dict[str, list[str]]:
         event.listen(rows, "before_cursor_execute", lambda *given: asked.append(given[2]))
         return names(rows, digests)
 
-    def counted_above(walk: contents.Walk) -> dict[str, list[str]]:
+    def counted_above(walk: server_data.Walk) -> dict[str, list[str]]:
         turned.append(1)
         return above(walk)
 
     monkeypatch.setattr(checking, "_named_by", counted)
-    monkeypatch.setattr(contents.Walk, "above", counted_above)
+    monkeypatch.setattr(server_data.Walk, "above", counted_above)
     files = [path for path in (data / "blobs").rglob("*") if path.is_file()]
     for path in files:
         path.unlink()
@@ -327,7 +327,7 @@ def test_a_damaged_tree_of_a_right_name_is_named(tmp_path: Path) -> None:
     path = tmp_path / blob_path(digest)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    found = contents.walk(contents.Named(frozenset({digest}), frozenset()), LocalContent(tmp_path))
+    found = server_data.walk(server_data.Named(frozenset({digest}), frozenset()), LocalContent(tmp_path))
     assert found.problems == {digest: "is no list of a directory"}
 
 
@@ -341,7 +341,7 @@ def test_a_repair_ends_where_a_tree_of_a_right_name_is_no_list(kept: Kept, tmp_p
         connection.execute("UPDATE versions SET snapshot_root = ? WHERE snapshot_root IS NOT NULL", (digest,))
     passes = iter(range(5))
 
-    def few_times(size: int) -> contents.Advance:
+    def few_times(size: int) -> server_data.Advance:
         next(passes)
         return quiet(size)
 

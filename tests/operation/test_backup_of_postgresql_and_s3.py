@@ -124,7 +124,7 @@ def test_a_restore_that_fails_leaves_no_row_and_no_object(
     assert backed.s3.names("backed", tmp_path.name) == []
     shutil.copy(backed.backup / "blobs" / first.parent.name / first.name, first)
     with monkeypatch.context() as full:
-        full.setattr("era.operation.atomic_directories.sync_file_system", no_space)  # the rows are committed by then
+        full.setattr("era.operation.backup.sync_file_system", no_space)  # the rows are committed by then
         with pytest.raises(OSError, match="No space"):
             restore(copy, target, quiet)
     assert not target.directory.exists()

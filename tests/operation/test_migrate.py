@@ -18,10 +18,9 @@ from era.core.public.inbox import Content
 from era.core.storage import Item
 from era.core.webhooks import EVENTS, Webhook
 from era.errors import BadRequest, Conflict, NotReady, Unavailable
-from era.operation import migrate as moving
-from era.operation import rows as copying
+from era.operation import rows
 from era.operation.backup import back_up, restore
-from era.operation.migrate import migrate
+from era.operation.rows import migrate
 from era.operation.server_data import ServerData
 from era.store import place
 from era.store.tables import metadata
@@ -66,7 +65,7 @@ async def _fill(url: str) -> None:
         await store.purge_session(mine("gone"))
 
 
-def rows(engine: Engine) -> dict[str, list[Any]]:
+def all_rows(engine: Engine) -> dict[str, list[Any]]:
     """All rows, by table."""
     with engine.connect() as connection:
         return {
@@ -78,7 +77,7 @@ def rows(engine: Engine) -> dict[str, list[Any]]:
 def rows_of(url: str) -> dict[str, list[Any]]:
     engine = engine_of(url)
     try:
-        return rows(engine)
+        return all_rows(engine)
     finally:
         engine.dispose()
 
@@ -142,7 +141,7 @@ def test_what_was_interrupted_is_finished_when_it_is_repeated(
         def fail(*_: object) -> None:
             raise OSError("interrupted")
 
-        interrupted.setattr(place if step == "note" else moving, step, fail)
+        interrupted.setattr(place if step == "note" else rows, step, fail)
         with pytest.raises(OSError, match="interrupted"):
             migrate(source, empty_postgres_url)
     assert rows_of(empty_postgres_url) == before, "this isn't the case in question"
@@ -176,7 +175,7 @@ def test_where_the_commit_had_no_answer_it_can_be_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = rows_of(f"sqlite:///{source}/era.sqlite")
-    elsewhere, copy = tmp_path_factory.mktemp("elsewhere"), copying.copy
+    elsewhere, copy = tmp_path_factory.mktemp("elsewhere"), rows.copy
     back_up(ServerData(source), elsewhere / "backup", quiet)
 
     def bring(url: str) -> None:
@@ -192,7 +191,7 @@ def test_where_the_commit_had_no_answer_it_can_be_repeated(
         return counts
 
     with monkeypatch.context() as cut:
-        cut.setattr(copying, "copy", copy_and_cut)
+        cut.setattr(rows, "copy", copy_and_cut)
         with pytest.raises(Unavailable) as caught:
             bring(postgres_proxy.url(empty_postgres_url))
     assert postgres_proxy.cuts == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from era.operation.contents import Advance
+from era.operation.server_data import Advance
 from tests.conftest import Server, eventually
 
 

@@ -18,7 +18,7 @@ from era.core.limits import Rules
 from era.core.models import DEFAULT_OWNER, EMPTY, Session
 from era.core.pool import SandboxPool
 from era.core.program import Limits
-from era.core.setup.builds import Build, Builds
+from era.core.setup.commands import Build, Builds
 from era.core.setup.progress import LastWords, Say
 from era.core.shares import Shares
 from era.core.turns import Liveness

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from era import languages
-from era.core.setup.builds import Build
+from era.core.setup.commands import Build
 from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.requirements import packages_of
 from era.languages.go import GO

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from era.core.setup.builds import Builds
+from era.core.setup.commands import Builds
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import packages_of
 from era.packages import building, trees

@@ -17,12 +17,12 @@ from typing import Any, cast
 
 import pytest
 
-from era.core.setup import locks
-from era.core.setup.builds import Build
+from era.core.setup import package_sets
+from era.core.setup.commands import Build
 from era.core.setup.package_sets import PackageSet
 from era.core.setup.requirements import Packages, packages_of
-from era.packages import archives
-from era.packages.notes import Notes
+from era.packages import trees
+from era.packages.installer import Notes
 from era.packages.processes import size_of
 from tests.packages.lab import Lab, Nowhere, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel
@@ -72,7 +72,7 @@ def faked(lab: Lab) -> Path:
         digest = batch.put(b"an archive")
     directory = lab.directory / "environments" / digest
     directory.mkdir()
-    (directory / archives.LOCK).write_text('{"pip": [], "npm": [], "go": []}')
+    (directory / trees.LOCK).write_text('{"pip": [], "npm": [], "go": []}')
     os.utime(directory, (0, 0))
     packages = packages_of({"pip": ["fake"]})
     lab.installer._notes.write(lab.installer.name(packages), PackageSet(digest, [], [], go=[]))
@@ -254,7 +254,7 @@ def test_a_package_set_comes_back_from_the_blobs(lab: Lab, registry: Registry) -
 
 
 def test_a_digest_is_what_keeps_damage_out(lab: Lab, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_digest", lambda fd: next(iter(lab.archives())))
+    monkeypatch.setattr(trees, "_digest", lambda fd: next(iter(lab.archives())))
     registry.put_python("one", "one-1.0-py3-none-any.whl", wheel("one", {"one.py": "x = 1"}))
     made = lab.make(pip=["one"])
     shutil.rmtree(lab.directory / "environments" / made.digest)
@@ -282,10 +282,10 @@ def test_npm_s_packages_in_the_versions_of_a_lock(lab: Lab, registry: Registry) 
         put(name, version, **({"base": "^1"} if name == "middle" else {}))
     lab.installer._cache.rename(lab.directory / "old-cache")
     lab.installer.open()
-    again = lab.run(lab.installer.make(locks.pinned(packages_of({"npm": ["top"]}), lock), lab.build, anew=True))
-    assert locks.differences(lock, {"pip": [], "npm": again.npm, "go": []}) == ""
+    again = lab.run(lab.installer.make(package_sets.pinned(packages_of({"npm": ["top"]}), lock), lab.build, anew=True))
+    assert package_sets.differences(lock, {"pip": [], "npm": again.npm, "go": []}) == ""
     newer = lab.make(npm=["top"], anew=True)
-    assert "top 1.5.0, not 1.0.0" in locks.differences(lock, {"pip": [], "npm": newer.npm, "go": []})
+    assert "top 1.5.0, not 1.0.0" in package_sets.differences(lock, {"pip": [], "npm": newer.npm, "go": []})
 
 
 class Killed(BaseException):

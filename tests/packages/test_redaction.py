@@ -11,7 +11,7 @@ import pytest
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import packages_of
 from era.packages import processes
-from era.packages.redaction import Redaction
+from era.packages.processes import Redaction
 from tests.packages.lab import Lab
 from tests.packages.registry import Registry, put_evil_npm, wheel
 

@@ -86,7 +86,7 @@ def check(named: Any) -> int:
 def migrate(named: Any) -> int:
     with server_extra():
         from era.directory_locks import exclusive
-        from era.operation.migrate import migrate
+        from era.operation.rows import migrate
     secret = settings_of().database_url
     target = named.target or (secret and secret.get_secret_value())
     if not target:

@@ -152,7 +152,8 @@ class SetupJob:
     """What is to be installed, as JSON text; see requirements.py."""
 
     lock: str | None = field(default=None, repr=False)
-    """The exact packages to install, as JSON text, where the setup came with a capsule; see locks.py."""
+    """The exact packages to install, as JSON text, where the setup came with a capsule; see
+    core/setup/package_sets.py."""
 
 
 class MetadataStore(Protocol):

@@ -183,7 +183,8 @@ class Session:
     """The digest of its installed packages; see setup/package_sets.py."""
 
     setup_lock: str | None = None
-    """The exact packages that the setup is to install, as JSON text, if it came with a capsule; see setup/locks.py."""
+    """The exact packages that the setup is to install, as JSON text, if it came with a capsule; see
+    setup/package_sets.py."""
 
     storage: bool = True
     """Whether its programs get to their owner's storage."""
@@ -334,7 +335,7 @@ class RunRecord:
     """Where it connected or tried to connect: `destinations`, and how many `more`."""
 
     artifacts: JsonObject = field(default_factory=dict)
-    """Pictures, documents and tables it left: `files`, and how many `more`; see files/artifacts.py."""
+    """Pictures, documents and tables it left: `files`, and how many `more`; see files/diffs.py."""
 
     versions_dropped: int = 0
     """How many old versions its commit dropped, so that the session's history stays within its bound."""

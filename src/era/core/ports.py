@@ -8,7 +8,7 @@
 | its capability packages, open files     | drivers/             | core/files/                                       |
 | Network, RunEgress, ProcessEgress       | network/egress.py    | core/execution.py, core/setup/, core/live/        |
 | StorageAccesses, StorageAccess          | network/storage.py   | core/execution.py, core/live/                     |
-| Indexes, IndexAccess                    | network/indexes.py   | core/setup/builds.py                              |
+| Indexes, IndexAccess                    | network/indexes.py   | core/setup/commands.py                            |
 
 The core calls and the adapter answers, by what it returns or yields. The one callback is SocketBroker.on_notify_fd,
 between two adapters.

@@ -16,13 +16,14 @@ place and renamed when it is complete and durable.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,13 +32,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from era import __version__
+from era.core.files.durable import sync, sync_file_system
 from era.core.models import now, timestamp
-from era.errors import BadRequest, NotReady
-from era.operation import contents, rows
-from era.operation.atomic_directories import check_free, placing
-from era.operation.contents import Advance
+from era.errors import BadRequest, Conflict, NotReady
+from era.operation import rows, server_data
 from era.operation.server_data import (
     STORE_ID,
+    Advance,
     Content,
     ServerData,
     blob_path,
@@ -49,6 +50,69 @@ from era.operation.server_data import (
 from era.store import place
 from era.store.migrations import MOVE
 from era.store.s3_blobs import S3Blobs
+
+
+def check_free(place: Path) -> None:
+    """Raises Conflict where there is something already; an empty directory is fine."""
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise Conflict(f"{place} is there already.", hint="Name a directory that doesn't exist yet.")
+    if not place.is_dir():
+        return
+    if any(place.iterdir()):
+        raise Conflict(f"{place} is there already, and isn't empty.", hint="Name a directory that doesn't exist yet.")
+    if place.is_mount():
+        raise Conflict(
+            f"{place} is where a file system is mounted, so it can't be put there at once.",
+            hint="Name a directory in it that doesn't exist yet.",
+        )
+
+
+@contextmanager
+def placing(place: Path) -> Iterator[Path]:
+    """A directory to fill, which gets to `place` when the block ends; nothing of it is left if the block raises.
+
+    What a killed process left of an earlier attempt is removed first. Raises Conflict where there is something at
+    `place` already, or another process or user is about to place something there; OSError.
+    """
+    place = place.absolute()
+    check_free(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.partial")
+    is_left = False
+    try:
+        draft.mkdir(mode=0o700)
+    except FileExistsError:
+        is_left = True
+    lock = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if is_left and os.fstat(lock).st_uid != os.geteuid():  # who would see, and could change, all that is put there
+            raise Conflict(f"{draft} is another user's.", hint="Remove it, or name a place in a directory of your own.")
+        os.fchmod(lock, 0o700)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"Another command is filling {place}.", hint="Wait for it, or name another place.") from None
+        _empty(draft)
+        try:
+            yield draft
+            sync_file_system(lock)  # opened before anything was written
+            check_free(place)
+            draft.rename(place)
+            sync(place.parent)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
 
 SUMS = "SHA256SUMS"
 ABOUT = "backup.json"
@@ -114,16 +178,16 @@ def back_up(server: ServerData, target: Path, progress: Progress, *, without_con
             held.enter_context(content.held_off())
         draft = held.enter_context(placing(target))
         made_at = timestamp(now())
-        _copy_rows(server, draft / contents.DATABASE)
-        sums = {contents.DATABASE: contents.digest_of(draft / contents.DATABASE)}
-        for name in contents.KEYS:
+        _copy_rows(server, draft / server_data.DATABASE)
+        sums = {server_data.DATABASE: server_data.digest_of(draft / server_data.DATABASE)}
+        for name in server_data.KEYS:
             # Restored content gets a place, and an id, of its own.
             if (directory / name).exists() and (leaves_out or name != STORE_ID):
-                sums[name], _ = contents.copy(directory / name, draft / name)
+                sums[name], _ = server_data.copy(directory / name, draft / name)
         problems = _copy_databases(directory, draft, sums)
         if content is not None:
             problems |= _copy_blobs(content, draft, sums, progress)
-        size = contents.sizes(draft, sums)
+        size = server_data.sizes(draft, sums)
         lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(sums.items()))
         _write(draft / SUMS, lines)
         about = About(
@@ -142,9 +206,9 @@ def back_up(server: ServerData, target: Path, progress: Progress, *, without_con
 
 def _copy_blobs(content: Content, draft: Path, sums: dict[str, str], progress: Progress) -> dict[str, str]:
     """Copy the blobs that the rows in `draft` name, and note the digest of each; what is wrong with them, by path."""
-    with reading(f"sqlite:///{draft / contents.DATABASE}") as rows:
-        names = contents.named(rows)
-    found = contents.walk(names, content)
+    with reading(f"sqlite:///{draft / server_data.DATABASE}") as rows:
+        names = server_data.named(rows)
+    found = server_data.walk(names, content)
     sizes = content.sizes(found.needed)
     advance = progress(sum(sizes.values()))
     problems: dict[str, str] = {}
@@ -152,14 +216,14 @@ def _copy_blobs(content: Content, draft: Path, sums: dict[str, str], progress: P
         path = blob_path(name)
         try:
             with content.open(name) as file:
-                digest, _ = contents.copy(file, draft / path, advance)
+                digest, _ = server_data.copy(file, draft / path, advance)
         except FileNotFoundError:
             problems[path] = "is missing"
             continue
         except OSError as error:
             if error.errno != errno.EIO and not is_damaged(error):
                 raise
-            problems[path] = contents.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
+            problems[path] = server_data.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
             (draft / path).unlink(missing_ok=True)
             continue
         if digest == name:
@@ -167,7 +231,7 @@ def _copy_blobs(content: Content, draft: Path, sums: dict[str, str], progress: P
             if name in found.problems:  # it was stored like this
                 problems[path] = found.problems[name]
         else:
-            problems[path] = contents.DAMAGED
+            problems[path] = server_data.DAMAGED
             (draft / path).unlink()
     return problems
 
@@ -192,10 +256,10 @@ def _copy_rows(server: ServerData, target: Path) -> None:
 def _copy_databases(directory: Path, draft: Path, sums: dict[str, str]) -> dict[str, str]:
     """Copy programs' SQL databases, and note the digest of each; what is wrong with them, by path."""
     problems: dict[str, str] = {}
-    for path in contents.databases(directory):
+    for path in server_data.databases(directory):
         try:
             if copy_database(directory / path, draft / path):
-                sums[path] = contents.digest_of(draft / path)
+                sums[path] = server_data.digest_of(draft / path)
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
                 raise
@@ -256,7 +320,7 @@ def read_about(backup: Path) -> tuple[About, dict[str, str]]:
         raise damaged(backup, {SUMS: f"has another digest than {ABOUT} says"})
     for line in lines.decode(errors="replace").splitlines():
         digest, _, path = line.partition("  ")
-        if not contents.DIGEST.fullmatch(digest) or not _may_be(path):
+        if not server_data.DIGEST.fullmatch(digest) or not _may_be(path):
             raise damaged(backup, {SUMS: "names what no backup has"})
         sums[path] = digest
     return about, sums
@@ -276,13 +340,13 @@ def _listed(backup: Path, name: str) -> bytes:
 def _may_be(path: str) -> bool:
     """Whether a backup may have a file of this path. Nothing that is restored gets elsewhere."""
     parts = path.split("/")
-    if path == contents.DATABASE or path in contents.KEYS:
+    if path == server_data.DATABASE or path in server_data.KEYS:
         return True
     if any(part in ("", ".", "..") or not part.isprintable() for part in parts):
         return False
     if parts[0] == "blobs":
-        return len(parts) == 3 and bool(contents.DIGEST.fullmatch(parts[2])) and parts[1] == parts[2][:2]
-    return len(parts) == 4 and parts[:2] == contents.SQL.split("/") and path.endswith(".sqlite")
+        return len(parts) == 3 and bool(server_data.DIGEST.fullmatch(parts[2])) and parts[1] == parts[2][:2]
+    return len(parts) == 4 and parts[:2] == server_data.SQL.split("/") and path.endswith(".sqlite")
 
 
 def restore(backup: Path, server: ServerData, progress: Progress) -> About:
@@ -295,8 +359,8 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> About:
     directory = server.directory
     check_free(directory)
     about, sums = read_about(backup)
-    if contents.DATABASE not in sums:
-        raise damaged(backup, {contents.DATABASE: "is missing"})
+    if server_data.DATABASE not in sums:
+        raise damaged(backup, {server_data.DATABASE: "is missing"})
     if server.blobs_url and about.blobs == "s3":
         raise BadRequest(
             f"{backup} was made without the content, which is in S3.",
@@ -310,19 +374,19 @@ def restore(backup: Path, server: ServerData, progress: Progress) -> About:
             _upload(blobs, draft)
         if server.database_url is not None:
             _fill(server.database_url, draft, undone)
-            (draft / contents.DATABASE).unlink()
+            (draft / server_data.DATABASE).unlink()
     return about
 
 
 def _copy_verified(backup: Path, draft: Path, sums: dict[str, str], progress: Progress) -> None:
-    advance = progress(contents.sizes(backup, sums))
+    advance = progress(server_data.sizes(backup, sums))
     problems: dict[str, str] = {}
     for path, expected in sums.items():
         source = backup / path
         try:
             if source.is_symlink() or not source.is_file():
                 problems[path] = "is missing" if not source.exists() else "isn't a file"
-            elif contents.copy(source, draft / path, advance)[0] != expected:
+            elif server_data.copy(source, draft / path, advance)[0] != expected:
                 problems[path] = "is damaged: its digest is another"
         except OSError as error:
             if error.errno == errno.EIO or error.filename == str(source):
@@ -336,7 +400,7 @@ def _copy_verified(backup: Path, draft: Path, sums: dict[str, str], progress: Pr
 def _check_revision(backup: Path, draft: Path) -> None:
     """Raises NotReady for a backup of an older checkout, Conflict for one of another version of ERA."""
     try:
-        with reading(f"sqlite:///{draft / contents.DATABASE}"):
+        with reading(f"sqlite:///{draft / server_data.DATABASE}"):
             pass
     except NotReady:
         raise NotReady(
@@ -357,7 +421,7 @@ def _upload(blobs: S3Blobs, draft: Path) -> None:
 def _fill(database_url: str, draft: Path, undone: ExitStack) -> None:
     """Copy the rows of a draft into a database of PostgreSQL, and have them taken back when `undone` ends by an error.
     Whatever else can fail here comes before the commit."""
-    database = draft / contents.DATABASE
+    database = draft / server_data.DATABASE
     place.note(draft, database_url)
     with reading(f"sqlite:///{database}") as found, rows.filling(database_url) as connection:
         rows.copy(found, connection)

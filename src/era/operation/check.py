@@ -17,9 +17,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 
-from era.operation import contents
-from era.operation.contents import Advance, Walk
-from era.operation.server_data import ASIDE, Content, ServerData, blob_path, is_damaged
+from era.operation import server_data
+from era.operation.server_data import ASIDE, Advance, Content, ServerData, Walk, blob_path, is_damaged
 
 _CHUNK = 10_000
 """Digests in one query. No column has an index for them, so each query reads a whole table."""
@@ -86,7 +85,7 @@ def check(
     Unavailable, OSError, sqlite3.Error.
     """
     with server.reading() as found:
-        rows = [Problem(contents.DATABASE, why) for why in _row_problems(found)]
+        rows = [Problem(server_data.DATABASE, why) for why in _row_problems(found)]
     if without_content and server.is_in_s3:
         return Report("skipped", problems=rows)
     with server.alone() if repair else nullcontext(), server.content() as content, content.held_off():
@@ -116,26 +115,26 @@ class _Bad:
     @property
     def repairable(self) -> set[str]:
         """All but what has the content of its name: no other could be brought back."""
-        return {digest for digest, why in self.why.items() if why != contents.NO_LIST}
+        return {digest for digest, why in self.why.items() if why != server_data.NO_LIST}
 
 
 def _examine(server: ServerData, content: Content, progress: Callable[[int], Advance]) -> tuple[Report, _Bad]:
     """Read every blob that rows need."""
     with server.reading() as rows:
-        names = contents.named(rows)
-    found = contents.walk(names, content)
+        names = server_data.named(rows)
+    found = server_data.walk(names, content)
     why = dict(found.problems)
     sizes = content.sizes(found.needed)
     report = Report("s3" if server.is_in_s3 else "here", len(found.needed), sum(sizes.values()))
     advance = progress(report.bytes)
     for digest in content.expect(sorted(found.needed - why.keys())):
         try:
-            if contents.digest_of(content.open(digest), advance) != digest:
-                why[digest] = contents.DAMAGED
+            if server_data.digest_of(content.open(digest), advance) != digest:
+                why[digest] = server_data.DAMAGED
         except FileNotFoundError:
             why[digest] = "is missing"
         except OSError as error:
-            why[digest] = contents.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
+            why[digest] = server_data.DAMAGED if is_damaged(error) else f"can't be read: {error.strerror}"
     return report, _Bad(why, found, {digest for digest in why if digest in sizes})
 
 
@@ -154,9 +153,9 @@ def _row_problems(rows: Connection) -> Iterator[str]:
 def _told(rows: Connection, bad: _Bad) -> Iterator[Problem]:
     """The problems, with who is affected."""
     above = bad.walk.above()
-    who = _named_by(rows, contents.reaching(bad.why, above))
+    who = _named_by(rows, server_data.reaching(bad.why, above))
     for digest, why in sorted(bad.why.items()):
-        naming = sorted(contents.reaching([digest], above) & who.keys())
+        naming = sorted(server_data.reaching([digest], above) & who.keys())
         affects = dict.fromkeys(each for name in naming for each in who[name])
         yield Problem(blob_path(digest), why, list(affects))
 
@@ -193,7 +192,7 @@ def _bring_back(directory: Path, content: Content, backup: Path, digest: str) ->
     if not (backup / path).is_file():
         return False
     try:
-        if contents.copy(backup / path, draft)[0] != digest:
+        if server_data.copy(backup / path, draft)[0] != digest:
             return False
         content.put(draft, digest)
         return True

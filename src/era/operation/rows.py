@@ -1,9 +1,18 @@
-"""Copying all rows of one database into another one without any, in one transaction of each."""
+"""Copying all rows of one database into another one without any, in one transaction of each.
+
+The rows of a stopped server move from its data directory to a database of PostgreSQL so, all or nothing: rows are
+copied and counted in one transaction of each database. Then the data directory notes where its rows are
+(store/place.py), and its own file is kept under another name. Where it was interrupted in between it can be repeated: a
+database that has these very rows, and no others, is one to which they were moved. All else that is in a data directory,
+the content of files and programs' SQL databases, stays as it is.
+"""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import batched, zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,7 +20,10 @@ from typing import Any
 from sqlalchemy import Connection, String, Table, create_engine, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from era.errors import BadRequest, Conflict, Unavailable
+from era.core.files.durable import sync
+from era.errors import BadRequest, Conflict, NotFound, Unavailable
+from era.operation import rows
+from era.operation.server_data import reading
 from era.store import dialects, place
 from era.store.migrations import upgrade
 from era.store.tables import metadata
@@ -172,3 +184,46 @@ def _given(rows: Connection, table: Table, key: str) -> int:
             text("SELECT pg_sequence_last_value(CAST(:name AS regclass))"), {"name": sequence}
         ).scalar()
     return int(found or 0)
+
+
+MOVED = f"{place.SQLITE}.moved"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What was moved: where to, and the number of rows by table."""
+
+    target: str
+    rows: dict[str, int]
+
+
+def migrate(directory: Path, database_url: str) -> Moved:
+    """Move the rows of a data directory, whose lock the caller holds, to a database of PostgreSQL without any.
+
+    Raises NotFound where there is no such data directory, NotReady for a database that can't be had, Conflict for one
+    that has rows or for rows of another version, BadRequest for rows that PostgreSQL can't hold, Unavailable, OSError.
+    Nothing has changed then but the target's tables, which may be there, without rows.
+    """
+    if not (directory / place.SQLITE).is_file():
+        raise NotFound(f"{directory} has no {place.SQLITE}.", hint="Name a server's data directory (ERA_DATA_DIR).")
+    target = place.place_of(database_url)
+    with reading(f"sqlite:///{directory / place.SQLITE}") as found:
+        try:
+            with rows.filling(database_url) as connection:
+                moved = rows.copy(found, connection)
+        except Conflict:
+            same = rows.counted_if_same(found, database_url)
+            if same is None:
+                raise
+            moved = same
+    place.note(directory, database_url)
+    _put_aside(directory)
+    return Moved(target, moved)
+
+
+def _put_aside(directory: Path) -> None:
+    """Keep the SQLite file under another name. Raises OSError."""
+    with closing(sqlite3.connect(directory / place.SQLITE)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # so that it is one file
+    (directory / place.SQLITE).rename(directory / MOVED)
+    sync(directory)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from era.core.setup.builds import Build
+from era.core.setup.commands import Build
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
 from era.core.setup.requirements import Packages

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from era.core.setup.package_sets import SetupFailed
 from era.packages import trees
-from era.packages.processes import Processes, Space
-from era.packages.threads import in_thread
+from era.packages.processes import Processes, Space, in_thread
 
 _SECONDS = 120.0
 _MOST_MEMORY = 1 << 30

@@ -5,7 +5,7 @@ Theory of operation
 
 *Layout.* `environments/DIGEST/` has `python/` (a user's base directory, as Python's site module defines it),
 `node_modules/`, for Go `go/` (a cache of modules, with the go.mod and go.sum that name them), and `lock.json`. The
-digest is that of an archive of all this (archives.py), so equal packages are stored once, and a directory of that name
+digest is that of an archive of all this (trees.pack), so equal packages are stored once, and a directory of that name
 is complete and never changes. The archive is in the blob store; a directory that is missing here is unpacked from it.
 `environments/asked/` has a note for each list of requirements, which names the package set that it came to. Notes make
 a repeated setup fast, and possible without any network. Hosts of a cluster have them in the directory that they share:
@@ -52,9 +52,9 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from era.core.fair_limiter import FairLimiter
@@ -62,18 +62,87 @@ from era.core.files.blob_store import BlobStore
 from era.core.files.durable import sync_file_system
 from era.core.models import JsonObject
 from era.core.outages import note_outage
-from era.core.setup.builds import Build
+from era.core.setup.commands import Build
 from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import LAST_WORDS, Say
 from era.core.setup.requirements import Packages
 from era.core.turns import Turns
-from era.packages import archives, building, tools, trees
+from era.packages import building, tools, trees
 from era.packages.building import MustBuild
 from era.packages.bytecode import Compiler
-from era.packages.making import Making
-from era.packages.notes import Notes
-from era.packages.processes import Processes, Space, size_of
-from era.packages.threads import in_background, in_thread
+from era.packages.processes import Processes, Space, in_background, in_thread, size_of
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is noted of a request for packages."""
+
+    digest: str
+    stdout: str
+    stderr: str
+
+
+class Notes:
+    """A directory of notes, by the key of a request. `open` it first."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self) -> None:
+        """Raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
+
+    def find(self, key: str) -> Note | None:
+        """None where there is no note, or none that can be read."""
+        try:
+            note = json.loads((self._directory / key).read_text())
+            return Note(note["environment"], note["stdout"], note["stderr"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def renew(self, key: str) -> None:
+        """Count a note as written now. Raises OSError."""
+        os.utime(self._directory / key)
+
+    def write(self, key: str, made: PackageSet) -> None:
+        """Note what a request came to. Raises OSError."""
+        temporary = self._directory / f"{key}.{secrets.token_hex(8)}"
+        temporary.write_text(json.dumps({"environment": made.digest, "stdout": made.stdout, "stderr": made.stderr}))
+        temporary.rename(self._directory / key)
+
+    def sweep(self, here: Collection[str], older_than: float) -> None:
+        """Remove notes that were last written or renewed before that, unless they name a package set that is here."""
+        for path in self._directory.iterdir():
+            with suppress(OSError):
+                note = self.find(path.name)
+                if path.stat().st_mtime < older_than and (note is None or note.digest not in here):
+                    path.unlink()
+
+
+@dataclass(slots=True)
+class Making:
+    """An installation under way."""
+
+    scratch: Path
+    deadline: float
+    """Of the monotonic clock."""
+
+    say: Say | None
+    variables: Mapping[str, str]
+    """Environment variables of the tools."""
+
+    waits_as: str | None = None
+    """The owner in whose turn its tools wait for a slot; None where it has one for as long as it lasts."""
+
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
+    npm: list[JsonObject] = field(default_factory=list)
+    """The lock's entries for node_modules."""
+
+    built_for: str | None = None
+    """The session that it belongs to (Build.owner), if some of it was built."""
+
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _RUN_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
@@ -212,7 +281,7 @@ class PackageInstaller:
 
     def get(self, digest: str) -> PackageSet | None:
         try:
-            lock = json.loads((self.package_sets / digest / archives.LOCK).read_text())
+            lock = json.loads((self.package_sets / digest / trees.LOCK).read_text())
             return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -223,7 +292,7 @@ class PackageInstaller:
 
     def is_here(self, digest: str) -> bool:
         """Whether a package set is on this machine."""
-        return (self.package_sets / digest / archives.LOCK).exists()
+        return (self.package_sets / digest / trees.LOCK).exists()
 
     def is_prepared(self, name: str) -> bool:
         """Whether the packages of this name are on this machine, as they were last installed for anybody."""
@@ -259,7 +328,7 @@ class PackageInstaller:
                 return True
             try:
                 await self._in_scratch(lambda scratch: self._restore(digest, scratch))
-            except archives.Damaged:
+            except trees.Damaged:
                 return False
         return True
 
@@ -471,8 +540,8 @@ class PackageInstaller:
             "go": tools.go_modules(made / "go"),
             "built_for": making.built_for,
         }
-        (made / archives.LOCK).write_text(json.dumps(lock, sort_keys=True))
-        digest = archives.pack(made, scratch / "archive")
+        (made / trees.LOCK).write_text(json.dumps(lock, sort_keys=True))
+        digest = trees.pack(made, scratch / "archive")
         return PackageSet(digest, lock["pip"], lock["npm"], go=lock["go"])
 
     def _unpack(self, digest: str, scratch: Path) -> None:
@@ -481,9 +550,9 @@ class PackageInstaller:
         try:
             fd = self._blobs.open_blob(digest)
         except FileNotFoundError as error:
-            raise archives.Damaged(digest) from error
+            raise trees.Damaged(digest) from error
         try:
-            archives.unpack(fd, digest, scratch / "made")
+            trees.unpack(fd, digest, scratch / "made")
         finally:
             os.close(fd)
 

@@ -1,4 +1,8 @@
-"""Running tools on the host: as unprivileged users, within limits, with the end of their output kept."""
+"""Running tools on the host: as unprivileged users, within limits, with the end of their output kept.
+
+Names, passwords and tokens in URLs, which are the operator's, are replaced in that. Tools hide at most what follows a
+colon, and many registries take a token as the name alone. So all before the `@` goes.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,51 @@ import asyncio
 import hashlib
 import marshal
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
-from era.packages.redaction import Redaction
+from era.core.tasks import log_failure, to_its_end
+
+_SECRET = re.compile(rb"://[^/\s]*@")
+_REDACTED = "://…".encode()
+_OPEN = re.compile(rb"(?:://[^/\s]*|:/?)\Z")
+"""At the end of a piece: what may go on as a URL's name or password. Both patterns take linear time, since no two of
+their matches can begin before the same `/`."""
+
+_MOST_HELD = 16 << 10
+
+
+class Redaction:
+    """Redacts a stream that comes in pieces, wherever these end."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        """The end of what came, which can't be shown before more has come."""
+
+    def shown(self, piece: bytes) -> bytes:
+        """What of the stream can be shown after this piece has come, too."""
+        text = self._held + piece
+        end = found.start() if (found := _OPEN.search(text)) else len(text)
+        self._held = text[end:]
+        shown = _SECRET.sub(_REDACTED + b"@", text[:end])
+        return shown + self.rest() if len(self._held) > _MOST_HELD else shown
+
+    def rest(self) -> bytes:
+        """The rest of the stream, which has ended. It may have ended within a password, so that isn't shown either."""
+        held, self._held = self._held, b""
+        return _REDACTED if held.startswith(b"://") else held
+
 
 _CHILD = Path(__file__).resolve().with_name("child.py")
 _STAGE = "/run/era"
@@ -178,3 +216,22 @@ def size_of(directory: Path, since: float = 0) -> int:
                 stat = os.lstat(f"{where}/{name}")
                 total += stat.st_blocks * 512 if stat.st_ctime >= since else 0
     return total
+
+
+_THREADS = ThreadPoolExecutor(4, thread_name_prefix="era-packages")
+"""Packing, unpacking and copying large sets takes long, and what watches the memory and the disk of runs waits for a
+thread of the loop's own executor."""
+
+
+async def in_thread[**P, T](work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """What `work` returns, done in another thread. Unlike asyncio.to_thread, being cancelled waits for the thread: it
+    would go on making files in a scratch directory while that is removed."""
+    return await to_its_end(asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *given, **named)))
+
+
+def in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    """Run a coroutine in a task of its own, which is in `tasks` until it has ended. If it fails, that is logged."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    task.add_done_callback(partial(log_failure, event="package_work_failed"))

@@ -2,14 +2,22 @@
 
 What tools unpacked or built comes from strangers. No link in it is followed, and nothing is accepted but directories,
 regular files and links that stay within it. Their owners and modes are settled here.
+
+For the blob store each package set is archived: a tar whose SHA-256 is the set's digest. Equal content gives an equal
+archive, whoever made it, when and where: entries are sorted and have no times and no owners, and of their modes only
+whether they are executable. Bytecode isn't included; it is compiled again where the archive is unpacked.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import secrets
 import shutil
 import stat
+import tarfile
+from collections.abc import Buffer, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -138,3 +146,88 @@ def _check_link(directory: Path, name: str) -> None:
     top, path = os.path.realpath(directory), os.path.join(directory, name)
     if os.path.isabs(os.readlink(path)) or not f"{os.path.realpath(path)}/".startswith(f"{top}/"):
         raise SetupFailed(f"A package has a link that leads out of it: {name[:200]!r}.")
+
+
+LOCK = "lock.json"
+"""The first entry: the lock, which lists the packages (core/setup/package_sets.py)."""
+
+_CHUNK = 1 << 20
+_BUFFER = 64 << 10
+
+
+class Damaged(Exception):
+    """The blob of this digest isn't such an archive."""
+
+
+def pack(directory: Path, file: Path) -> str:
+    """Archive a directory, which has been through trees.check and trees.own, as `file`. Returns its SHA-256 in hex.
+    Raises OSError."""
+    with file.open("xb", buffering=0) as opened:
+        hashed = _Hashed(opened)
+        with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BUFFER) as archive:
+            for name in (LOCK, *_names(directory)):
+                path = directory / name
+                entry = tarfile.TarInfo(name)
+                status = path.lstat()
+                if stat.S_ISLNK(status.st_mode):
+                    entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)
+                    archive.addfile(entry)
+                elif stat.S_ISDIR(status.st_mode):
+                    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                    archive.addfile(entry)
+                else:
+                    entry.size, entry.mode = status.st_size, status.st_mode & 0o777
+                    with path.open("rb") as content:
+                        archive.addfile(entry, content)
+    return hashed.digest()
+
+
+def unpack(fd: int, digest: str, directory: Path) -> None:
+    """Unpack the archive of this digest from `fd` into `directory`. Raises Damaged, before anything is written, if the
+    content has another digest; OSError."""
+    if _digest(fd) != digest:
+        raise Damaged(digest)
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb", closefd=False) as file, tarfile.open(fileobj=file, mode="r|", bufsize=_BUFFER) as archive:
+        archive.extractall(directory, filter="data")
+
+
+def _names(directory: Path) -> list[str]:
+    """The paths of everything below a directory but the lock, each directory before its content."""
+    paths = (
+        os.path.relpath(os.path.join(where, name), directory)
+        for where, directories, files in os.walk(directory)
+        for name in (*directories, *files)
+    )
+    return sorted(path for path in paths if path != LOCK)
+
+
+def _digest(fd: int) -> str:
+    hasher = hashlib.sha256()
+    for piece in _pieces(fd):
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    os.lseek(fd, 0, os.SEEK_SET)
+    while piece := os.read(fd, _CHUNK):
+        yield piece
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is written once, from begin to end, and hashed meanwhile."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+
+    def write(self, content: Buffer, /) -> int:
+        self._hasher.update(content)
+        view = memoryview(content)
+        while view:
+            view = view[self._file.write(view) :]
+        return memoryview(content).nbytes
+
+    def digest(self) -> str:
+        return self._hasher.hexdigest()

@@ -24,7 +24,7 @@ from typing import IO
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.problems import MAX_OBJECTS, too_large
+from era.core.capsules.manifest import MAX_OBJECTS, too_large
 from era.core.files.blob_store import BlobStore, Hold
 from era.core.files.pack import blob_pieces, larger_pieces
 from era.core.files.pins import Pin, Pins

@@ -25,8 +25,8 @@ from typing import Any
 
 from era.core.capsules import format as layout
 from era.core.capsules import tars
-from era.core.capsules.problems import MAX_OBJECTS, bad_capsule, too_large
-from era.core.capsules.reading import DocumentReader, kept_outputs
+from era.core.capsules.format import DocumentReader, kept_outputs
+from era.core.capsules.manifest import MAX_OBJECTS, bad_capsule, too_large
 from era.core.capsules.tars import Entry
 from era.core.capsules.trees import Objects, TreeCheck
 from era.core.files.blob_store import BlobStore

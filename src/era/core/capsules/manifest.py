@@ -17,14 +17,30 @@ from pydantic_core import PydanticCustomError
 from era import languages
 from era.core import jsontext
 from era.core.allowlist import can_be_egress
-from era.core.capsules.problems import bad_capsule
 from era.core.expiry import MAX_TTL
-from era.core.files.artifacts import MOST, TYPES
+from era.core.files.diffs import MOST, TYPES
 from era.core.limits import can_be_limits
 from era.core.models import Cause, JsonObject, RunRecord, Session, Status, WantedIsolation, can_be_service
 from era.core.run_messages import MAX_RECORDED_BYTES
-from era.core.setup import locks, requirements
+from era.core.setup import package_sets, requirements
 from era.core.versions import NAME
+from era.errors import BadRequest, TooLarge
+
+MAX_OBJECTS = 1_000_000
+"""Bound of a capsule's objects, for exports and imports alike."""
+
+_HINT = "Export the session once more; docs/capsule.md tells what a capsule holds."
+
+
+def bad_capsule(problem: str) -> BadRequest:
+    """The error for a capsule that can't be accepted. `problem` completes the sentence "The capsule …"."""
+    return BadRequest(f"The capsule {problem}.", hint=_HINT, code="bad_capsule")
+
+
+def too_large(problem: str) -> TooLarge:
+    """The error for a capsule beyond a bound. `problem` completes the sentence "The capsule …"."""
+    return TooLarge(f"The capsule {problem}.", hint="Leave history out of it (?versions=current), or remove files.")
+
 
 FORMAT = 1
 MAX_ENFORCED = 64 << 10
@@ -126,7 +142,7 @@ class SessionValues(Values):
     egress: Annotated[Any, _fits(can_be_egress)] = {}
     service: Annotated[Any, _fits(can_be_service)] | None = None
     setup: Annotated[Any, _fits(requirements.can_be_setup)] | None = None
-    lock: Annotated[Any, _fits(locks.can_be_lock)] | None = None
+    lock: Annotated[Any, _fits(package_sets.can_be_lock)] | None = None
     storage: bool = True
     record_code: bool = True
     code: CodeValues | None

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from era.core.capsules.problems import bad_capsule, too_large
-from era.core.files.packages import PACKAGES, is_packages
+from era.core.capsules.manifest import bad_capsule, too_large
 from era.core.files.totals import Bounds, Totals, link_totals
-from era.core.files.tree_objects import MAX_LIST_BYTES, decode, name_bytes
+from era.core.files.tree_objects import MAX_LIST_BYTES, PACKAGES, decode, is_packages, name_bytes
 from era.core.models import STATE_FILE, Snapshot
 
 _STRING = rb'("(?:[ !#-\[\]-~]|\\["\\bfnrt]|\\u[0-9a-f]{4})*")'

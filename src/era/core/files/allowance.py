@@ -28,8 +28,8 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from era.core.files import trees
-from era.core.files.packages import PACKAGES, on_disk
 from era.core.files.totals import allocated_bytes
+from era.core.files.tree_objects import PACKAGES, on_disk
 from era.core.limits import bounds
 from era.core.models import Snapshot
 from era.core.outages import note_outage

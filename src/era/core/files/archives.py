@@ -26,8 +26,7 @@ from era.core.files.snapshots import SHORT_GRACE_SECONDS, Snapshots
 from era.core.files.spool import Spool
 from era.core.files.totals import Bounds, link_totals
 from era.core.files.tree_objects import name_bytes
-from era.core.files.unpack import BadArchive, Format, Member
-from era.core.files.unzip import zip_members
+from era.core.files.unpack import BadArchive, Format, Member, zip_members
 from era.core.metadata import MetadataStore
 from era.core.models import STATE_FILE, OwnedId, Session
 from era.core.tasks import Threads

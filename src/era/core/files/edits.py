@@ -16,10 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 from era.core.files.blob_store import BlobBatch
 from era.core.files.diffs import ReadTree
-from era.core.files.packages import is_packages, own_entries
 from era.core.files.paths import Parts
 from era.core.files.totals import Totals, link_totals
-from era.core.files.tree_objects import encode, name_bytes
+from era.core.files.tree_objects import encode, is_packages, name_bytes, own_entries
 from era.core.files.trees import UPLOADED, list_bytes
 from era.errors import BadRequest, Conflict, NotFound
 

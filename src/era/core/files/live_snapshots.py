@@ -7,7 +7,7 @@ Theory of operation
 the tree was what is known already when the scan began (`Scan.was_still`).
 
 *Standing still.* Where the sandbox can be frozen, everything in it stands still while the directory is scanned and what
-has changed is put aside (content_copies.py): that takes milliseconds, since most of the tree is known from the time
+has changed is put aside (ContentCopies): that takes milliseconds, since most of the tree is known from the time
 before, and copies share blocks with the files where the file system can do that. Then everything goes on, while what
 was put aside is hashed, stored and made durable. A directory that isn't known yet is looked at once before, while
 processes go on: so the moment is short all the same. What turns out to be large work is given up before anything is put
@@ -33,29 +33,214 @@ and the end of its reading.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import stat
+import threading
 import time
 from collections.abc import AsyncIterator, Container
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from era.core import limits
-from era.core.files import file_threads, trees
+from era.core.files import file_threads, sparse, trees
 from era.core.files.blob_store import BlobBatch, CountingBatch
-from era.core.files.content_copies import ContentCopies
-from era.core.files.file_systems import times_tell_of_maps
 from era.core.files.file_threads import Budget, RunOnThread
 from era.core.files.memory import Memory, has_many_entries, is_large_scan
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
-from era.core.files.trees import Scan, SnapshotRefused, Tree, TreeNotSmall
+from era.core.files.trees import (
+    Changed,
+    File,
+    Scan,
+    SnapshotRefused,
+    Tree,
+    TreeNotSmall,
+    WorkspaceFull,
+    times_tell_of_maps,
+)
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.errors import CommitFailed
+
+_SMALL = 64 << 10
+"""Bytes up to which content is put aside in memory."""
+
+_IN_MEMORY = 16 << 20
+"""Bytes that are put aside in memory, of one working directory."""
+
+_CHUNK = 1 << 20
+_numbers = count()
+
+
+class ContentCopies:
+    """The content of files of one tree. Larger files are copies in a directory, which share blocks with the originals
+    where the file system can do that. `close` it at the end."""
+
+    def __init__(self, directory: Path, most_bytes: int) -> None:
+        """`most_bytes` is what the tree may hold at most."""
+        self._directory, self._most_bytes = directory, most_bytes
+        self._room = 0
+        self._budget: Budget | None = None
+        self._contents: dict[int, bytes | str] = {}
+        """By the identity of the tree's files: the content itself, or the path of the copy."""
+
+        self._in_memory = 0
+        self._at_work = threading.RLock()
+        self._closed = False
+
+    def put_tree(self, fd: int, tree: Tree, *, still: bool, budget: Budget | None = None) -> None:
+        """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
+        isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now: files may have
+        grown since the scan, so the bounds hold again. Raises Changed, WorkspaceFull, OSError, and TreeNotSmall where
+        it is more than the budget."""
+        with self._at_work:
+            if self._closed:  # nobody waits for this thread any more, and what it made would be left
+                raise Changed
+            self._clear()  # of an attempt that was given up
+            self._room, self._budget = self._most_bytes - tree.totals.total_bytes, budget
+            self._put_below(fd, tree, still=still)
+
+    def _put_below(self, fd: int, tree: Tree, *, still: bool) -> None:
+        for name, file in list(tree.files.items()):
+            if file.digest is None:
+                try:
+                    with trees.opened(fd, name, file.fingerprint.mode) as content:
+                        self._put(content, file, still=still)
+                except (OSError, Changed) as error:
+                    _check_gone(error, still=still)
+                    del tree.files[name]
+        for name, child in list(tree.trees.items()):
+            if child.digest is None:
+                try:
+                    with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
+                        self._put_below(below, child, still=still)
+                except (OSError, Changed) as error:
+                    _check_gone(error, still=still)
+                    del tree.trees[name]
+        if not still:
+            tree.update_totals()
+
+    def _put(self, fd: int, file: File, *, still: bool) -> None:
+        status = os.fstat(fd)
+        if status.st_ino != file.fingerprint.inode:
+            raise Changed
+        size = status.st_size
+        if still and size != file.fingerprint.size:
+            raise Changed
+        self._take_room(size - file.fingerprint.size)
+        if self._budget is not None:
+            self._budget.spend(size)
+        if size <= _SMALL and self._in_memory + size <= _IN_MEMORY:
+            content = b"".join(iter(lambda: os.read(fd, _SMALL), b"")) if still else _read(fd, size)
+            self._in_memory += len(content)
+            self._contents[id(file)] = content
+            size = len(content)
+        else:
+            path = f"{self._directory}/aside-{next(_numbers)}"
+            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._contents[id(file)] = path
+            with trees.closing(copy):
+                if still:
+                    sparse.copy(fd, copy, size)
+                else:
+                    sparse.copy_changing(fd, copy, status)
+                copied = os.fstat(copy).st_size
+                self._take_room(copied - size)  # it may have grown again
+                size = copied
+        if not still:
+            file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
+
+    def _take_room(self, more: int) -> None:
+        """Note that a file has so many bytes more than was known. Raises WorkspaceFull."""
+        self._room -= more
+        if self._room < 0:
+            raise WorkspaceFull(f"the working directory holds more than {self._most_bytes} bytes")
+
+    def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
+        """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
+        before. Raises Changed, OSError."""
+        with self._at_work:
+            if self._closed:
+                raise Changed
+            self._store_below(tree, known, batch)
+
+    def _store_below(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
+        for name, file in tree.files.items():
+            if file.digest is None:
+                self._store_file(file, known.files.get(name) if known else None, batch)
+        for name, child in tree.trees.items():
+            if child.digest is None:
+                self._store_below(child, known.trees.get(name) if known else None, batch)
+
+    def _store_file(self, file: File, known: File | None, batch: BlobBatch) -> None:
+        content = self._contents.pop(id(file))
+        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _digest(content)
+        if known is not None and known.digest == digest and known.fingerprint == file.fingerprint:
+            file.digest = digest  # stored already; and whoever has put it, nobody has changed it
+        elif isinstance(content, bytes):
+            file.digest = batch.put(content)
+            file.uploaded = trees.is_still_uploaded(file, digest, known)
+        else:
+            batch.put_spooled(content, digest)
+            file.digest = digest
+            file.uploaded = trees.is_still_uploaded(file, digest, known)
+        if isinstance(content, str):
+            os.unlink(content)
+
+    def close(self) -> None:
+        """Remove the copies that are left, once no thread puts any there. Blocks: large ones take long."""
+        with self._at_work:
+            self._closed = True
+            self._clear()
+
+    def _clear(self) -> None:
+        for content in self._contents.values():
+            if isinstance(content, str):
+                with suppress(FileNotFoundError):
+                    os.unlink(content)
+        self._contents.clear()
+        self._in_memory = 0
+
+    def closed_at_once(self) -> bool:
+        """Close it if there is no copy to remove and no thread to wait for; whether that was so."""
+        if not self._at_work.acquire(blocking=False):
+            return False
+        try:
+            if any(isinstance(content, str) for content in self._contents.values()):
+                return False
+            self.close()
+            return True
+        finally:
+            self._at_work.release()
+
+
+def _check_gone(error: OSError | Changed, *, still: bool) -> None:
+    """Raise `error`, unless things change and it says that something is gone or another thing by now."""
+    if still or (isinstance(error, OSError) and error.errno not in trees.GONE):
+        raise error
+
+
+def _read(fd: int, size: int) -> bytes:
+    """The first `size` bytes, or fewer if it ends before."""
+    content = bytearray()
+    while len(content) < size and (piece := os.read(fd, size - len(content))):
+        content += piece
+    return bytes(content)
+
+
+def _digest(path: str) -> str:
+    with trees.closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        hasher = hashlib.sha256()
+        while piece := os.read(fd, _CHUNK):
+            hasher.update(piece)
+        return hasher.hexdigest()
+
 
 _FREEZE_PAUSES = (0.1, 0.1)
 """Seconds between two tries to have everything stand still. On a busy machine a process may not get to its stand within

@@ -20,8 +20,8 @@ from era.core.files import sparse, trees
 from era.core.files.blob_store import BlobStore
 from era.core.files.diffs import ReadTree
 from era.core.files.file_threads import Budget
-from era.core.files.packages import PACKAGES, on_disk
 from era.core.files.totals import Bounds
+from era.core.files.tree_objects import PACKAGES, on_disk
 from era.core.files.trees import Scan, SnapshotRefused, Tree
 from era.core.files.watch import Watch
 from era.core.models import STATE_FILE

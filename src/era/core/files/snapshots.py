@@ -17,6 +17,9 @@ where the two differ. So a rollback, or a file put by a client, costs a warm san
 The result of an earlier scan may be relied on only if it can't have missed a change, and if the content can't have been
 swept as garbage since. Content is safe from the sweep while a row names it. So what is remembered of a sandbox counts
 only while its last snapshot is the session's current one; a run that wasn't committed makes it void.
+
+Lists of all files, and of all that differ, come in pages. A tree of 200,000 files may have paths of 30 KiB each, since
+their directories are kept once: a list of all of them could take more memory than there is.
 """
 
 from __future__ import annotations
@@ -26,30 +29,75 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import batched, islice
 
 from era.core import limits
 from era.core.files import edits, file_threads, restoring, trees
-from era.core.files.artifacts import list_artifacts
 from era.core.files.blob_store import BlobBatch, BlobStore, CountingBatch
-from era.core.files.diffs import ReadTree, written_files
+from era.core.files.diffs import FileChange, Kind, ReadTree, file_changes, list_artifacts, written_files
 from era.core.files.edits import Changes, Entry, FileEntry
-from era.core.files.file_systems import is_tmpfs
 from era.core.files.file_threads import Budget, FileThreads
-from era.core.files.holdings import Holdings
 from era.core.files.memory import Memories, Memory, Scanned, has_many_entries, is_large_scan
-from era.core.files.packages import NODE_MODULES, PACKAGES
 from era.core.files.paths import Parts
 from era.core.files.totals import Bounds, Totals
-from era.core.files.tree_objects import ListTooLong, decode
-from era.core.files.trees import FILE_BYTES, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall
+from era.core.files.tree_objects import NODE_MODULES, PACKAGES, ListTooLong, decode
+from era.core.files.trees import FILE_BYTES, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall, is_tmpfs
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, JsonObject, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
+
+_AHEAD = 16
+"""How many tree objects are fetched together, where blobs come from elsewhere. Until they are read, nobody knows how
+long they are."""
+
+
+class Holdings:
+    """What some snapshots hold, added one by one."""
+
+    def __init__(
+        self, blobs: BlobStore, tree_object: Callable[[str, Budget | None], bytes], budget: Budget | None = None
+    ) -> None:
+        """`tree_object` reads a tree object, and spends it of the budget, if there is one."""
+        self.sizes: dict[str, int] = {}
+        """Of all tree objects and files in bytes, by digest. What the last snapshot has added is at the end."""
+
+        self._blobs = blobs
+        self._tree_object = tree_object
+        self._budget = budget
+        # `sizes` alone couldn't tell which trees were visited: a file may have the very content of a tree object.
+        self._visited: set[str] = set()
+
+    def add(self, root: str) -> None:
+        """Add a snapshot: level by level, so that the lists of many directories are fetched together. Raises OSError,
+        and TreeNotSmall beyond the budget."""
+        level = [] if root in self._visited else [root]
+        while level:
+            self._visited.update(level)
+            if self._budget is not None:
+                self._budget.check_room(len(level))
+            below: dict[str, None] = {}
+            for digest in self.ahead(level):
+                content = self._tree_object(digest, self._budget)
+                self.sizes[digest] = len(content)
+                for kind, _, *rest in decode(content):
+                    if kind == "file":
+                        self.sizes[rest[0]] = rest[1]
+                    elif kind == "dir":
+                        below[rest[0]] = None
+            level = [digest for digest in below if digest not in self._visited]
+
+    def ahead(self, digests: Iterable[str]) -> Iterator[str]:
+        """The same tree objects, which are about to be read, fetched some at a time. Raises OSError."""
+        for some in batched(digests, _AHEAD):
+            with suppress(FileNotFoundError):  # whoever reads it is told; it may not be needed
+                self._blobs.expect(some)
+            yield from some
+
 
 SMALL_TREE = 32
 """Trees of up to this many entries are scanned on the event loop: that takes less time than a hop to a thread."""
@@ -267,7 +315,7 @@ class Snapshots:
             raise Unavailable(f"the files could not be kept: {error.strerror}") from error
 
     async def artifacts(self, old: Snapshot, new: Snapshot, session_id: OwnedId) -> JsonObject:
-        """The artifacts among the files written between two snapshots; see artifacts.list_artifacts.
+        """The artifacts among the files written between two snapshots; see diffs.list_artifacts.
 
         Nothing is read where the snapshots are equal. Raises CommitFailed where the disk fails.
         """
@@ -596,3 +644,64 @@ def _rescanned(root: int, scan: Scan, memory: Memory | None, entry: str | None) 
         return scan.rescan(root, memory.tree, touched)
     except FullScanNeeded:
         return None
+
+
+_PAGE_CHARACTERS = 256 << 10
+_ENTRY_CHARACTERS = 250
+"""What an entry counts besides its path."""
+
+
+def file_pages(snapshots: Snapshots, snapshot: Snapshot, session_id: OwnedId) -> AsyncIterator[list[FileEntry]]:
+    """All files and links of a snapshot, in order. Raises Unavailable where the disk fails."""
+
+    def files(read: ReadTree) -> Iterator[FileEntry]:
+        return (edits.file_entry(path, entry) for path, entry in edits.page(read, snapshot.root))
+
+    return _pages(snapshots, files, lambda file: file.path, session_id)
+
+
+def change_pages(
+    snapshots: Snapshots, old: Snapshot, new: Snapshot, session_id: OwnedId, kind: Kind
+) -> AsyncIterator[list[FileChange]]:
+    """What was added, changed or removed between two snapshots, found without reading a file. Raises Unavailable where
+    the disk fails."""
+
+    def changes(read: ReadTree) -> Iterator[FileChange]:
+        return file_changes(read, old.root, new.root, kind)
+
+    return _pages(snapshots, changes, lambda change: change.path, session_id)
+
+
+async def _pages[T](
+    snapshots: Snapshots, listed: Callable[[ReadTree], Iterator[T]], path_of: Callable[[T], str], session_id: OwnedId
+) -> AsyncIterator[list[T]]:
+    """Pages of what `listed` yields, given a reader of tree objects. Each is small work until one exceeds its budget;
+    then the list is begun anew as large work, without what was handed out."""
+    budget: Budget | None = None
+    count, is_large = 0, False
+
+    def read(digest: str) -> list[Entry]:
+        return snapshots.read_tree(digest, budget=budget)
+
+    items = listed(read)
+
+    def page(page_budget: Budget | None) -> list[T]:
+        nonlocal items, budget, is_large
+        if page_budget is None and not is_large:
+            items, is_large = islice(listed(read), count, None), True
+        budget = page_budget
+        taken: list[T] = []
+        room = _PAGE_CHARACTERS
+        for item in items:
+            taken.append(item)
+            room -= len(path_of(item)) + _ENTRY_CHARACTERS
+            if room <= 0:
+                break
+        return taken
+
+    try:
+        while taken := await snapshots.threads.by_size(page, session_id, is_large=is_large):
+            count += len(taken)
+            yield taken
+    except OSError as error:
+        raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error

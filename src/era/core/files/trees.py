@@ -24,6 +24,7 @@ never following a link and never blocking, and what was opened is checked to be 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -36,10 +37,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from era.core.files.blob_store import BlobBatch
-from era.core.files.file_systems import is_tmpfs
-from era.core.files.packages import NODE_MODULES, NPM_LIST, PACKAGES, on_disk
 from era.core.files.totals import Bounds, Totals, link_totals, spare_bytes, work_of_listing
-from era.core.files.tree_objects import ListTooLong, encode, name_bytes
+from era.core.files.tree_objects import NODE_MODULES, NPM_LIST, PACKAGES, ListTooLong, encode, name_bytes, on_disk
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
 
@@ -50,6 +49,11 @@ UPLOADED = (1,)
 
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL)
 """How opening or reading a name fails that is gone, or another kind of thing than it was."""
+
+_TMPFS_MAGIC = 0x01021994
+_TIMES_TELL_OF_MAPS = (0xEF53, 0x58465342, 0x9123683E, 0xF2F52010)  # ext4, XFS, Btrfs, F2FS
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _TICK_NS = 50_000_000
 _CHUNK = 1 << 20
@@ -595,3 +599,22 @@ def change_mode(parent: int, name: str, mode: int) -> None:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
             raise Changed
         os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode))
+
+
+def is_tmpfs(fd: int) -> bool:
+    """Whether a file is on tmpfs. Raises OSError."""
+    return _file_system(fd) == _TMPFS_MAGIC
+
+
+def times_tell_of_maps(fd: int) -> bool:
+    """Whether a file is on a file system of which it is known that the first write through a new map changes a file's
+    times. Raises OSError."""
+    return _file_system(fd) in _TIMES_TELL_OF_MAPS
+
+
+def _file_system(fd: int) -> int:
+    """The type of the file system that a file is on, by fstatfs(2), which Python lacks. Raises OSError."""
+    status = ctypes.create_string_buffer(256)  # struct statfs, which begins with the type as a long
+    if _libc.fstatfs(fd, status) != 0:
+        raise OSError(ctypes.get_errno(), "fstatfs failed")
+    return ctypes.c_long.from_buffer(status).value

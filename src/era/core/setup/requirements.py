@@ -61,7 +61,8 @@ class Packages:
     npm: tuple[tuple[str, str], ...] = ()
     go: tuple[tuple[str, str], ...] = ()
     overrides: tuple[tuple[tuple[str, ...], str], ...] = ()
-    """npm's overrides: the names of the packages that lead to one, itself last, and its version; see locks.py."""
+    """npm's overrides: the names of the packages that lead to one, itself last, and its version; see
+    package_sets.py."""
 
     def __bool__(self) -> bool:
         return bool(self.pip or self.npm or self.go)

@@ -29,9 +29,8 @@ from era.core.event_log import Gap
 from era.core.homes import ALONE, Cluster
 from era.core.metadata import MetadataStore, SetupJob
 from era.core.models import JsonObject, OwnedId, Session, Snapshot, Trim
-from era.core.setup import locks
-from era.core.setup.builds import Builds
-from era.core.setup.commands import Commands, CommandsResult
+from era.core.setup import package_sets
+from era.core.setup.commands import Builds, Commands, CommandsResult
 from era.core.setup.package_sets import InstalledPackageSets, Installer, PackageSet, SetupFailed
 from era.core.setup.progress import Became, Line, Progress
 from era.core.setup.requirements import Packages, commands, lists, packages_of
@@ -382,8 +381,8 @@ class Setups:
             return await install(packages)
         lock = json.loads(job.lock)
         try:
-            made = await install(locks.pinned(packages, lock))
-            differences = locks.differences(lock, {kind: getattr(made, kind) for kind in locks.KINDS})
+            made = await install(package_sets.pinned(packages, lock))
+            differences = package_sets.differences(lock, {kind: getattr(made, kind) for kind in package_sets.KINDS})
         except SetupFailed as problem:
             if not problem.no_such:
                 raise
