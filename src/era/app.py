@@ -28,8 +28,9 @@ from era.choices import (
 )
 from era.core import meter
 from era.core.audit import Audit
+from era.core.files.pages import file_pages
 from era.core.files.pins import Pins
-from era.core.files.snapshots import Snapshots, file_pages
+from era.core.files.snapshots import Snapshots
 from era.core.garbage import collect_garbage, collect_unneeded, remove_packages
 from era.core.links import Links
 from era.core.live.session_processes import SessionProcesses

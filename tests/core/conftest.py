@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import pytest
 
-from era.core.files import file_threads
 from tests.core.interpreters import Cells, interpreter, python_command, stage_ipython
 from tests.core.lab import CountingBlobs, Lab
 from tests.core.moving import Service
@@ -50,13 +49,3 @@ async def cells(tmp_path: Path, staged_ipython: None) -> AsyncIterator[Cells]:
     """The cells of a Python context."""
     async with interpreter(python_command(), tmp_path) as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def waiting_counts_nothing() -> Iterator[None]:
-    """A busy machine must not make small work large here.
-
-    Not by `monkeypatch`, which would then be the first fixture of all tests and undone as the last: what a test patches
-    would still be so while fixtures are torn down."""
-    with patch.object(file_threads, "_BYTES_A_SECOND", 0):
-        yield

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,8 @@ import pytest
 
 from era.core.files.diffs import KINDS, FileChange
 from era.core.files.file_threads import FileThreads
-from era.core.files.snapshots import Snapshots, change_pages
+from era.core.files.pages import change_pages
+from era.core.files.snapshots import Snapshots
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.program import Limits
@@ -89,18 +90,13 @@ class CountingBlobs(LocalBlobs):
 def large_turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note whose large work is done, from here on: an owner for each piece of it."""
     turns: list[str] = []
-    large, slot = FileThreads.large, FileThreads.slot
-
-    async def noted(threads: FileThreads, job: Callable[[], Any], session_id: OwnedId) -> Any:
-        turns.append(session_id.owner)
-        return await large(threads, job, session_id)
+    slot = FileThreads.slot
 
     def noted_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
         if is_large:
             turns.append(session_id.owner)
         return slot(threads, session_id, is_large=is_large)
 
-    monkeypatch.setattr(FileThreads, "large", noted)
     monkeypatch.setattr(FileThreads, "slot", noted_slot)
     return turns
 

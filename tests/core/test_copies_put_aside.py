@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads, live_snapshots, sparse
-from era.core.files.file_threads import Budget
-from era.core.files.live_snapshots import ContentCopies
+from era.core.files import copies, file_threads, live_snapshots
+from era.core.files.copies import ContentCopies
 from era.core.files.trees import SnapshotRefused
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, lab, write
@@ -42,8 +41,8 @@ def test_what_changes_while_it_is_put_aside_is_read_again(
 
         return reading
 
-    monkeypatch.setattr(live_snapshots, "_read", then_changed(live_snapshots._read))
-    monkeypatch.setattr(sparse, "copy_changing", then_changed(sparse.copy_changing))
+    monkeypatch.setattr(copies, "_read", then_changed(copies._read))
+    monkeypatch.setattr(copies, "copy_changing", then_changed(copies.copy_changing))
     lab.moment()
     assert lab.contents()["file"].startswith(b"first")
     lab.moment()
@@ -55,14 +54,14 @@ def test_what_is_put_aside_for_a_call_that_was_cancelled_is_removed(
 ) -> None:
     """A thread goes on with it meanwhile."""
     write(lab, "file", bytes(300_000))
-    began, goes_on, copy = threading.Event(), threading.Event(), sparse.copy_changing
+    began, goes_on, copy = threading.Event(), threading.Event(), copies.copy_changing
 
     def held(*arguments: Any) -> None:
         began.set()
         goes_on.wait(60)
         copy(*arguments)
 
-    monkeypatch.setattr(sparse, "copy_changing", held)
+    monkeypatch.setattr(copies, "copy_changing", held)
 
     async def cancelled() -> None:
         taking = asyncio.create_task(lab._take())
@@ -131,7 +130,7 @@ def test_what_grows_after_the_scan_is_large_work(
     write(lab, "file", b"small")
     stored = grown_first(lab, monkeypatch, 2 << 20)
     if weakened:
-        monkeypatch.setattr(Budget, "spend", lambda *_: None)
+        monkeypatch.setattr(live_snapshots, "_small_bytes", lambda *_, **__: 0)
     lab.moment()
     assert lab.contents()["file"] == b"small" + bytes((2 << 20) - 5)
     # Where it can be frozen, it has been stored by then.

@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import Any
 
 import pytest
 
 from era.core.fair_limiter import FairLimiter, Release
-from era.core.files import file_threads, trees
+from era.core.files import file_threads, snapshots
 from era.core.files.edits import Changes, PutFile
 from era.core.files.file_threads import FileThreads
-from era.core.files.live_snapshots import ContentCopies
-from era.core.files.snapshots import change_pages, file_pages
-from era.core.files.totals import Bounds
+from era.core.files.pages import change_pages, file_pages
+from era.core.files.totals import Bounds, Totals
 from era.core.models import EMPTY, OwnedId, Snapshot
 from tests.conftest import eventually
 from tests.core.lab import Lab, Place, large_turns
-from tests.core.moments import MomentLab, opened
+from tests.core.moments import MomentLab
 from tests.owners import mine
-from tests.soaking import soak_the_rest
 from tests.weakened import FirstCome
 
 SECONDS = 60
@@ -116,7 +112,7 @@ async def test_an_owner_with_many_large_commits_leaves_others_a_thread(
 ) -> None:
     if weakened:
         first_come(lab, monkeypatch)
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", 10 * trees.FILE_BYTES)
+    monkeypatch.setattr(file_threads, "LARGE_ENTRIES", FILES // 2)
     held, store = Held(), lab.snapshots._store
     places = {("greedy", number): filled(lab, f"{number}") for number in range(6)} | {
         ("neighbour", 0): filled(lab, "other")
@@ -147,9 +143,9 @@ async def test_a_session_with_many_small_jobs_leaves_others_threads(
     names = {snapshot.root: name for name, snapshot in snapshots.items()}
     held, read_tree = Held(), lab.snapshots.read_tree
 
-    def noted_read(digest: str, **budget: Any) -> Any:
+    def noted_read(digest: str) -> Any:
         held.begin(names[digest])
-        return read_tree(digest, **budget)
+        return read_tree(digest)
 
     monkeypatch.setattr(lab.snapshots, "read_tree", noted_read)
 
@@ -159,22 +155,6 @@ async def test_a_session_with_many_small_jobs_leaves_others_threads(
     await one_beside_many(held, listed, many=9, get=4 if weakened else 2, all_taken=weakened)
     if weakened:  # it waited for all that stood in the queue, but for those that other threads have just begun
         assert held.begun.index("neighbour") >= 9 - 3
-
-
-@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
-async def test_a_session_with_many_first_uploads_leaves_others_threads(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
-) -> None:
-    """As long as a session is empty, it has no content that tells it from a stranger's."""
-    if weakened:  # whatever is empty counts as one
-        small = FileThreads.small
-        monkeypatch.setattr(FileThreads, "small", lambda threads, job, _: small(threads, job, mine("")))
-    held = Held()
-
-    def first_upload(name: str, _: int) -> Coroutine[Any, Any, object]:
-        return upload(lab, EMPTY, OwnedId(name, "s"), lambda: held.begin(name))
-
-    await one_beside_many(held, first_upload, many=9, get=2, all_taken=weakened)
 
 
 @pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
@@ -217,96 +197,13 @@ async def test_an_owner_with_many_sessions_delays_others_by_what_is_being_done_o
     await other
 
 
-@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
-async def test_all_that_a_session_has_done_counts_together(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, weakened: bool
-) -> None:
-    """Be it about its sandbox, about files that it has, or about those that it had."""
-    if weakened:  # each counts for itself
-        small, numbers = FileThreads.small, count()
-        monkeypatch.setattr(FileThreads, "small", lambda threads, job, _: small(threads, job, mine(f"{next(numbers)}")))
-    first, second = [await kept(lab, "greedy", text) for text in ("first", "second")]
-    others = await kept(lab, "neighbour", "other")
-    held, get, session_id = Held(), lab.blobs.get, mine("greedy")
-    names = {first.root: "greedy", second.root: "greedy", others.root: "neighbour"}
-
-    def noted_get(digest: str) -> bytes:
-        if digest in names:
-            held.begin(names[digest])
-        return get(digest)
-
-    monkeypatch.setattr(lab.blobs, "get", noted_get)
-
-    async def page(pages: AsyncIterator[object]) -> object:
-        return await anext(pages)
-
-    work: list[Callable[[], Coroutine[Any, Any, object]]] = [
-        lambda: upload(lab, EMPTY, session_id, lambda: held.begin("greedy")),
-        lambda: upload(lab, first, session_id, lambda: held.begin("greedy")),
-        lambda: lab.snapshots.take(filled(lab, "third").sandbox, first, session_id=session_id),
-        lambda: lab.snapshots.restore(second, lab.place().sandbox, session_id=session_id),
-        lambda: lab.snapshots.entries(second, session_id),
-        lambda: lab.snapshots.find(first, ("1",), session_id),
-        lambda: lab.snapshots.artifacts(EMPTY, second, session_id),
-        lambda: lab.snapshots.held_bytes([str(first.root)], 1 << 40, session_id=session_id),
-        lambda: page(file_pages(lab.snapshots, second, session_id)),
-        lambda: page(change_pages(lab.snapshots, first, second, session_id, "changed")),
-    ]
-
-    def call(name: str, number: int) -> Coroutine[Any, Any, object]:
-        return work[number]() if name == "greedy" else lab.snapshots.entries(others, mine(name))
-
-    await one_beside_many(held, call, many=len(work), get=4 if weakened else 2, all_taken=weakened)
-
-
-async def slot_given_back_at_once[T](slots: Any, holder: Any, threads: Executor, job: Callable[[], T]) -> T:
-    """The weakness: whoever hangs up has no slot any more, though his job goes on."""
-    async with slots.slot(holder.owner, holder):
-        return await asyncio.get_running_loop().run_in_executor(threads, job)
-
-
-@pytest.mark.parametrize("kind", ["small", "large"])
-@pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
-async def test_whoever_hangs_up_has_his_threads_until_his_jobs_have_ended(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, kind: str, weakened: bool
-) -> None:
-    """Else he would have all of them by asking again."""
-    if weakened:
-        monkeypatch.setattr(file_threads, "_in_turn", slot_given_back_at_once)
-    held, every = Held(), lab.snapshots.threads._small._max_workers if kind == "small" else file_threads.LARGE_THREADS
-
-    def call(name: str) -> asyncio.Task[None]:
-        work = getattr(lab.snapshots.threads, kind)
-        return asyncio.create_task(work(lambda: held.begin(name), OwnedId(name, "s")))
-
-    other = None
-    try:
-        for many in (2, every if weakened else 2):
-            calls = [call("greedy") for _ in range(2)]
-            await held.wait_for(many)
-            await as_far_as_it_gets()
-            for each in calls:
-                each.cancel()
-            await asyncio.wait(calls)
-        assert held.begun == ["greedy"] * (every if weakened else 2)
-        other = call("neighbour")
-        if weakened:
-            await as_far_as_it_gets()
-            assert "neighbour" not in held.begun
-        else:
-            await asyncio.wait_for(other, SECONDS)
-    finally:
-        held.go_on.set()
-    await other
-
-
 @asynccontextmanager
 async def all_large_threads_taken(lab: Lab) -> AsyncIterator[None]:
     """Within the block others' large work has all threads of large work."""
     held = Held()
     tasks = [
-        asyncio.create_task(lab.snapshots.threads.large(lambda: held.begin("greedy"), OwnedId(f"owner {number}", "s")))
-        for number in range(file_threads.LARGE_THREADS)
+        asyncio.create_task(lab.snapshots.threads.by_size(lambda _: held.begin("greedy"), each, is_large=True))
+        for each in [OwnedId(f"owner {number}", "s") for number in range(file_threads.LARGE_THREADS)]
     ]
     await held.wait_for(file_threads.LARGE_THREADS)
     try:
@@ -436,27 +333,19 @@ async def test_small_work_never_waits_for_large(tmp_path: Any, what: str) -> Non
         await asyncio.wait_for(WORK[what](lab), SECONDS)
 
 
-@pytest.mark.parametrize("what", soak_the_rest(WORK, ["a count"]))
-async def test_taken_for_large_it_does(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+async def test_taken_for_large_it_does(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weakness: it is done as large work is, whatever its size."""
     asked = asyncio.Event()
-
-    async def as_large(
-        threads: FileThreads, job: Callable[[None], Any], session_id: OwnedId, *, is_large: bool = False
-    ) -> Any:
-        asked.set()
-        return await threads.large(lambda: job(None), session_id)
 
     def large_slot(threads: FileThreads, session_id: OwnedId, *, is_large: bool) -> Any:
         asked.set()
         return slot(threads, session_id, is_large=True)
 
     slot = FileThreads.slot
-    monkeypatch.setattr(FileThreads, "by_size", as_large)
     monkeypatch.setattr(FileThreads, "slot", large_slot)
     async with live_lab(tmp_path) as lab:
         async with all_large_threads_taken(lab):
-            task = asyncio.create_task(WORK[what](lab))
+            task = asyncio.create_task(WORK["a count"](lab))
             await asyncio.wait_for(asked.wait(), SECONDS)
             await as_far_as_it_gets()
             assert not task.done()
@@ -472,83 +361,29 @@ async def test_large_work_is_given_up_where_small_work_is_done(
     async with live_lab(tmp_path) as lab:
         as_small = await WORK[what](lab)
         assert turns == []
-        monkeypatch.setattr(file_threads, "LARGE_BYTES", trees.FILE_BYTES - 1)
+        monkeypatch.setattr(file_threads, "LARGE_BYTES", 0)
+        monkeypatch.setattr(file_threads, "LARGE_ENTRIES", 0)
         assert await WORK[what](lab) == as_small
         assert set(turns) == {"me"}
 
 
-async def test_how_large_a_restore_is_depends_on_what_differs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = lab.place()
-    for number in range(FILES):
-        (place.workspace / str(number)).mkdir()
-        (place.workspace / str(number) / "file").write_text("first")
-    first = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
-    (place.workspace / "7" / "file").write_text("second")
-    second = await lab.snapshots.take(place.sandbox, first, session_id=mine("s"))
-    turns = large_turns(monkeypatch)
-    # What is read counts too: the lists of two directories, of which one is long, and one file.
-    needed = file_threads._LIST_WEIGHT * len(lab.blobs.get(str(first.root))) + 2 * trees.FILE_BYTES
-    assert needed > 3 * trees.FILE_BYTES
-    for most, expected in ((needed, []), (needed - 1, ["me"])):
-        monkeypatch.setattr(file_threads, "LARGE_BYTES", most)
-        await lab.snapshots.restore(first, place.sandbox, session_id=OwnedId("me", "s"))
-        assert (place.workspace / "7" / "file").read_text() == "first"
-        assert turns == expected
-        await lab.snapshots.restore(second, place.sandbox, session_id=OwnedId("me", "s"))
-        assert (place.workspace / "7" / "file").read_text() == "second"
-        assert turns == expected * 2
-    lab.snapshots.forget(place.id)
-    empty = lab.place()
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES * trees.FILE_BYTES)
-    await lab.snapshots.restore(second, empty.sandbox, session_id=OwnedId("else's", "s"))
-    assert turns == ["me", "me", "else's"]
+async def test_whoever_hangs_up_has_his_thread_until_his_job_has_ended(lab: Lab) -> None:
+    """Else he would have all of them by asking again."""
+    held = Held()
+    call = asyncio.create_task(lab.snapshots.threads.by_size(lambda _: held.begin("greedy"), mine("s")))
+    await held.wait_for(1)
+    call.cancel()
+    await as_far_as_it_gets()
+    assert lab.snapshots.threads._small_slots.taken == 1
+    held.go_on.set()
+    await asyncio.wait([call])
+    assert not lab.snapshots.threads._small_slots.taken
 
 
-async def test_little_is_fetched_ahead_for_what_may_be_large(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a directory with many others, where content comes from elsewhere."""
-    place = lab.place()
-    for number in range(FILES):
-        (place.workspace / str(number)).mkdir()
-        (place.workspace / str(number) / "file").write_text(f"{number}")
-    snapshot = await lab.snapshots.take(place.sandbox, EMPTY, session_id=mine("s"))
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
-    fetched: dict[str, int] = {}
-
-    def expect(digests: Iterable[str]) -> None:
-        thread = threading.current_thread().name.rpartition("_")[0]
-        fetched[thread] = fetched.get(thread, 0) + len(set(digests))
-
-    monkeypatch.setattr(lab.blobs, "expect", expect)
-    await lab.snapshots.restore(snapshot, lab.place().sandbox, session_id=mine("s"))
-    (place.workspace / "7" / "file").write_text("second")
-    lab.snapshots.forget(place.id)
-    await lab.snapshots.take(place.sandbox, snapshot, session_id=mine("s"))
-    assert fetched.get("era-files", 0) <= FILES // 2
-    assert fetched["era-bulk"] > 0
-
-
-@pytest.mark.parametrize("entries", [1, 3])
-def test_a_large_look_puts_nothing_aside_where_small_work_is_done(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, entries: int
-) -> None:
-    """Neither before everything stands still nor where it can't."""
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", 2 * trees.FILE_BYTES)
-    names: list[str] = []
-    put_tree = ContentCopies.put_tree
-
-    def noted(aside: ContentCopies, fd: int, tree: Any, **more: Any) -> None:
-        if not more["still"]:
-            names.append(threading.current_thread().name.rpartition("_")[0])
-        put_tree(aside, fd, tree, **more)
-
-    monkeypatch.setattr(ContentCopies, "put_tree", noted)
-    with opened(tmp_path) as lab:
-        for number in range(entries):
-            (lab.live.workspace / str(number)).write_text("x")
-        lab.moment()
-        lab.live.can_freeze = False
-        lab.snapshots.forget(lab.live.id)
-        lab.last = EMPTY
-        lab.moment()
-    assert set(names) == {"era-bulk" if entries == 3 else "era-files"}
-    assert len(names) >= 2
+def test_what_trees_hold_is_forgotten_one_by_one(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "_COUNTS_KEPT", 3)
+    for root in "abc":
+        lab.snapshots.remember_totals(root, Totals(1))
+    assert lab.snapshots._known_totals("a") == Totals(1), "which counts as a use"
+    lab.snapshots.remember_totals("d", Totals(2))
+    assert [lab.snapshots._known_totals(root) for root in "abcd"] == [Totals(1), None, Totals(1), Totals(2)]

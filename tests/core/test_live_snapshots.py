@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 import pytest
 
 from era.core.files import live_snapshots, trees
-from era.core.files.live_snapshots import ContentCopies, LiveSnapshot, LiveSnapshots
-from era.core.files.trees import SnapshotRefused, times_tell_of_maps
+from era.core.files.copies import ContentCopies
+from era.core.files.durable import times_tell_of_maps
+from era.core.files.live_snapshots import LiveSnapshot, LiveSnapshots
+from era.core.files.trees import SnapshotRefused
 from era.core.process import HeldFiles
 from tests.core.lab import LIMITS, SETTLE
 from tests.core.moments import MomentLab, lab, write

@@ -9,8 +9,8 @@ import tracemalloc
 import pytest
 
 from era.api.streaming import listing_response, with_files
-from era.core.files import snapshots
-from era.core.files.snapshots import change_pages, file_pages
+from era.core.files import pages
+from era.core.files.pages import change_pages, file_pages
 from era.core.files.tree_objects import encode
 from era.core.models import EMPTY, Snapshot
 from tests.core.lab import Lab
@@ -38,7 +38,7 @@ def deep(lab: Lab) -> Snapshot:
 @pytest.mark.parametrize("weakened", [False, True], ids=["", "weakened"])
 def test_they_take_little_memory(lab: Lab, deep: Snapshot, weakened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if weakened:
-        monkeypatch.setattr(snapshots, "_PAGE_CHARACTERS", 1 << 40)
+        monkeypatch.setattr(pages, "_PAGE_CHARACTERS", 1 << 40)
 
     async def look() -> tuple[int, int]:
         files = changes = 0

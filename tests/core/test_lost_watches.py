@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from era.core.files import restoring, tree_objects, trees
-from era.core.files.live_snapshots import ContentCopies, LiveSnapshots
+from era.core.files.copies import ContentCopies
+from era.core.files.live_snapshots import LiveSnapshots
 from era.core.files.memory import Memories
 from era.core.files.snapshots import Snapshots
 from era.core.files.trees import SnapshotRefused

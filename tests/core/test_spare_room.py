@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from era.core.files import trees
-from era.core.files.trees import Scan, SnapshotRefused, TreeNotSmall
+from era.core.files.tree_objects import TreeNotSmall
+from era.core.files.trees import Scan, SnapshotRefused
 from era.core.limits import bounds
 from era.core.models import EMPTY
 from tests.core.lab import LIMITS, Lab

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from era.core.files import sparse
-from era.core.files.sparse import extents
+from era.core.files import copies
+from era.core.files.copies import extents
 from era.store import blobs
 from tests.core.lab import Lab
 
@@ -82,9 +82,9 @@ def test_holes_are_neither_read_nor_written(lab: Lab, monkeypatch: pytest.Monkey
     """When a file is stored, restored, and put aside."""
     size, most = 128 * MIB, 8 * MIB
     if weakened:
-        monkeypatch.setattr(sparse, "extents", one_extent)
+        monkeypatch.setattr(copies, "extents", one_extent)
         monkeypatch.setattr(blobs, "extents", one_extent)
-    monkeypatch.setattr(sparse, "_shared", lambda *_: False)  # as where files can't share blocks
+    monkeypatch.setattr(copies, "_shared", lambda *_: False)  # as where files can't share blocks
     place = lab.place()
     file = place.workspace / "file"
     sparse_file(file, size, (0, b"a"), (64 * MIB, b"b"))
@@ -98,9 +98,9 @@ def test_holes_are_neither_read_nor_written(lab: Lab, monkeypatch: pytest.Monkey
     moved.append(bytes_moved())
     restored = lab.restore(snapshot)
     moved.append(bytes_moved())
-    put_aside(sparse.copy, size)
+    put_aside(copies.copy, size)
     moved.append(bytes_moved())
-    put_aside(sparse.copy_changing, file.stat())
+    put_aside(copies.copy_changing, file.stat())
     moved.append(bytes_moved())
     assert [after - before > (size if weakened else most) for before, after in pairwise(moved)] == [weakened] * 4
     for each in (restored.workspace / "file", lab.directory / "copy"):

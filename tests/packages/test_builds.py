@@ -20,6 +20,7 @@ from era.core.setup.commands import Builds
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.requirements import packages_of
 from era.packages import building, trees
+from era.packages.building import Making
 from tests.drivers.sandboxes import LIMITS, Sandboxes
 from tests.gvisor import needs_gvisor
 from tests.packages.builds import real_builds, sdist, session, unsandboxed, with_disk
@@ -214,8 +215,8 @@ def test_what_a_build_leaves(tmp_path: Path, registry: Registry, in_its_place: s
             (npm / "package.json").write_text('{"dependencies": {"evil": "1"}}')
             package = {"name": "evil", "version": "1.0.0", "scripts": {"install": script}}
             (npm / "node_modules/evil/package.json").write_text(json.dumps(package))
-            deadline = time.monotonic() + 60
-            lab.run(building.run_scripts(lab.build, {"node_modules/evil": False}, npm, deadline, None))
+            making = Making(tmp_path, time.monotonic() + 60, None, {})
+            lab.run(building.run_scripts(lab.build, {"node_modules/evil": False}, making))
             return npm / "node_modules"
 
         left = left_by(LEFT)

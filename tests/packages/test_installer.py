@@ -22,7 +22,7 @@ from era.core.setup.commands import Build
 from era.core.setup.package_sets import PackageSet
 from era.core.setup.requirements import Packages, packages_of
 from era.packages import trees
-from era.packages.installer import Notes
+from era.packages.notes import Notes
 from era.packages.processes import size_of
 from tests.packages.lab import Lab, Nowhere, assert_sound
 from tests.packages.registry import Registry, put_evil_npm, tarball, wheel

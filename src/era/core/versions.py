@@ -22,7 +22,8 @@ from functools import partial
 import structlog
 
 from era.core.files.diffs import DataChange, FileChange, Kind, data_changes
-from era.core.files.snapshots import Snapshots, change_pages
+from era.core.files.pages import change_pages
+from era.core.files.snapshots import Snapshots
 from era.core.idempotency import IdempotencyKeys, Once, create_once
 from era.core.limits import Rules
 from era.core.metadata import MetadataStore

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from era.core.models import JsonObject
 from era.core.setup.commands import Build
 from era.core.setup.package_sets import SetupFailed
 from era.core.setup.progress import Say
@@ -24,6 +26,30 @@ _IN_PLACE = ["/bin/sh", "-c", 'mkdir -p tmp && TMPDIR="$PWD/tmp" exec "$@"', "sh
 _VARIABLES = {"UV_NO_CONFIG": "1"}
 
 
+@dataclass(slots=True)
+class Making:
+    """An installation under way."""
+
+    scratch: Path
+    deadline: float
+    """Of the monotonic clock."""
+
+    say: Say | None
+    variables: Mapping[str, str]
+    """Environment variables of the tools."""
+
+    waits_as: str | None = None
+    """The owner in whose turn its tools wait for a slot; None where it has one for as long as it lasts."""
+
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
+    npm: list[JsonObject] = field(default_factory=list)
+    """The lock's entries for node_modules."""
+
+    built_for: str | None = None
+    """The session that it belongs to (Build.owner), if some of it was built."""
+
+
 class MustBuild(SetupFailed):
     """A package of this kind, `pip` or `npm`, has to run code in order to be installed."""
 
@@ -35,15 +61,13 @@ class MustBuild(SetupFailed):
 async def build_python(
     build: Build,
     packages: Packages,
-    site: Path,
     python: str,
     indexes: Sequence[str],
-    deadline: float,
-    say: Say | None,
+    making: Making,
 ) -> None:
-    """Have uv install Python packages in a sandbox, building them where that is needed, and move them to `site`.
-    `python` is the interpreter of sandboxes. `indexes` are addresses; the first has the lowest priority. `deadline` is
-    of the monotonic clock. Raises SetupFailed, EraError where no sandbox can be had."""
+    """Have uv install Python packages in a sandbox, building them where that is needed, and move them to
+    `scratch/site`. `python` is the interpreter of sandboxes. `indexes` are addresses; the first has the lowest
+    priority. Raises SetupFailed, EraError where no sandbox can be had."""
     async with build.sandbox("python") as sandbox:
         uv, requirements = sandbox.directory / "uv", sandbox.directory / "requirements.txt"
         shutil.copyfile(tools.uv_binary(), uv)
@@ -54,20 +78,18 @@ async def build_python(
         for number in range(len(indexes)):
             command += ["--default-index" if number == 0 else "--index", f"{{{number}}}"]
         problem, output = await sandbox.run(
-            [*_IN_PLACE, *command], _VARIABLES, deadline=deadline, indexes=indexes, say=say
+            [*_IN_PLACE, *command], _VARIABLES, deadline=making.deadline, indexes=indexes, say=making.say
         )
         if problem is not None:
             raise _failed("pip", problem, output.stdout, output.stderr)
-        trees.move_out(sandbox.directory, "site", site)
+        trees.move_out(sandbox.directory, "site", making.scratch / "site")
 
 
-async def run_scripts(
-    build: Build, scripts: Mapping[str, bool], npm: Path, deadline: float, say: Say | None
-) -> list[str]:
-    """Run install scripts of packages in the project `npm`, in a sandbox. `scripts` has the packages' paths, and
-    whether each is optional: one that is may fail. `deadline` is of the monotonic clock. Returns lines about optional
-    packages that failed. Raises SetupFailed, EraError where no sandbox can be had."""
-    failures = []
+async def run_scripts(build: Build, scripts: Mapping[str, bool], making: Making) -> None:
+    """Run install scripts of packages in the project `scratch/npm`, in a sandbox. `scripts` has the packages' paths,
+    and whether each is optional: one that is may fail, of which the output tells. Raises SetupFailed, EraError where no
+    sandbox can be had."""
+    npm = making.scratch / "npm"
     is_needed = {path.rpartition("node_modules/")[2]: False for path in scripts}
     for path, optional in scripts.items():
         is_needed[path.rpartition("node_modules/")[2]] |= not optional
@@ -82,14 +104,13 @@ async def run_scripts(
             if not group:
                 continue
             command = [*_IN_PLACE, *tools.rebuild_command(NODE, "npm", group)]
-            problem, output = await sandbox.run(command, _VARIABLES, deadline=deadline, say=say)
+            problem, output = await sandbox.run(command, _VARIABLES, deadline=making.deadline, say=making.say)
             if problem is not None and group is needed:
                 raise _failed("npm", problem, output.stdout, output.stderr)
             if problem is not None:
-                failures.append(f"The install script of {group[0]}, which is optional, {problem}")
+                making.stdout.append(f"The install script of {group[0]}, which is optional, {problem}")
         npm.mkdir(mode=0o700)
         trees.move_out(sandbox.directory, "npm/node_modules", npm / "node_modules")
-    return failures
 
 
 def _failed(tool: str, problem: str, stdout: str, stderr: str) -> SetupFailed:

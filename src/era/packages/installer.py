@@ -52,9 +52,9 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from era.core.fair_limiter import FairLimiter
@@ -68,81 +68,10 @@ from era.core.setup.progress import LAST_WORDS, Say
 from era.core.setup.requirements import Packages
 from era.core.turns import Turns
 from era.packages import building, tools, trees
-from era.packages.building import MustBuild
+from era.packages.building import Making, MustBuild
 from era.packages.bytecode import Compiler
+from era.packages.notes import Notes
 from era.packages.processes import Processes, Space, in_background, in_thread, size_of
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What is noted of a request for packages."""
-
-    digest: str
-    stdout: str
-    stderr: str
-
-
-class Notes:
-    """A directory of notes, by the key of a request. `open` it first."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def open(self) -> None:
-        """Raises OSError."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.chmod(0o700)
-
-    def find(self, key: str) -> Note | None:
-        """None where there is no note, or none that can be read."""
-        try:
-            note = json.loads((self._directory / key).read_text())
-            return Note(note["environment"], note["stdout"], note["stderr"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def renew(self, key: str) -> None:
-        """Count a note as written now. Raises OSError."""
-        os.utime(self._directory / key)
-
-    def write(self, key: str, made: PackageSet) -> None:
-        """Note what a request came to. Raises OSError."""
-        temporary = self._directory / f"{key}.{secrets.token_hex(8)}"
-        temporary.write_text(json.dumps({"environment": made.digest, "stdout": made.stdout, "stderr": made.stderr}))
-        temporary.rename(self._directory / key)
-
-    def sweep(self, here: Collection[str], older_than: float) -> None:
-        """Remove notes that were last written or renewed before that, unless they name a package set that is here."""
-        for path in self._directory.iterdir():
-            with suppress(OSError):
-                note = self.find(path.name)
-                if path.stat().st_mtime < older_than and (note is None or note.digest not in here):
-                    path.unlink()
-
-
-@dataclass(slots=True)
-class Making:
-    """An installation under way."""
-
-    scratch: Path
-    deadline: float
-    """Of the monotonic clock."""
-
-    say: Say | None
-    variables: Mapping[str, str]
-    """Environment variables of the tools."""
-
-    waits_as: str | None = None
-    """The owner in whose turn its tools wait for a slot; None where it has one for as long as it lasts."""
-
-    stdout: list[str] = field(default_factory=list)
-    stderr: list[str] = field(default_factory=list)
-    npm: list[JsonObject] = field(default_factory=list)
-    """The lock's entries for node_modules."""
-
-    built_for: str | None = None
-    """The session that it belongs to (Build.owner), if some of it was built."""
-
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _RUN_AT_START = re.compile(r".*\.pth|(usercustomize|sitecustomize)(\..*)?")
@@ -399,9 +328,7 @@ class PackageInstaller:
             making = Making(scratch, time.monotonic() + self._seconds, say, variables, waits_as)
             if packages.pip and build is not None and kind == "pip":
                 making.built_for = build.owner
-                await building.build_python(
-                    build, packages, site, self._python, await self._indexes(making), making.deadline, say
-                )
+                await building.build_python(build, packages, self._python, await self._indexes(making), making)
             elif packages.pip:
                 await self._fetch_wheels(packages, making)
             if packages.npm:
@@ -460,7 +387,7 @@ class PackageInstaller:
             raise MustBuild("npm", f"npm's {', '.join(scripts)[:1000]} must run code to be installed.")
         if scripts and build is not None:
             making.built_for = build.owner
-            making.stdout += await building.run_scripts(build, scripts, npm, making.deadline, making.say)
+            await building.run_scripts(build, scripts, making)
 
     async def _fetch_modules(self, packages: Packages, making: Making) -> None:
         """Have go fetch modules, and all that they need, into `scratch/go`. Raises SetupFailed."""

@@ -42,8 +42,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from era.core.files.copies import extents
 from era.core.files.durable import sync, sync_file_system
-from era.core.files.sparse import extents
 from era.core.models import seconds_ahead
 
 CHUNK = 1 << 20

@@ -19,7 +19,7 @@ from era.core.files.diffs import ReadTree
 from era.core.files.paths import Parts
 from era.core.files.totals import Totals, link_totals
 from era.core.files.tree_objects import encode, is_packages, name_bytes, own_entries
-from era.core.files.trees import UPLOADED, list_bytes
+from era.core.files.trees import UPLOADED
 from era.errors import BadRequest, Conflict, NotFound
 
 FILE_MODE = 0o644
@@ -106,10 +106,9 @@ class Changes:
                 total += change.put_bytes()
         return total
 
-    def list_bytes(self) -> int:
-        """As which the lists of all that is edited count where it's about how much work there is."""
-        below = (change for change in self.entries.values() if isinstance(change, Changes))
-        return list_bytes(len(self.entries)) + sum(change.list_bytes() for change in below)
+    def count(self) -> int:
+        """How many entries are edited, directories on the way included."""
+        return len(self.entries) + sum(each.count() for each in self.entries.values() if isinstance(each, Changes))
 
     def _directory(self, parts: Parts) -> tuple[Changes, int]:
         """The edits of the directory at this path, and how many directories had none before. Raises BadRequest where

@@ -33,214 +33,30 @@ and the end of its reading.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import stat
-import threading
 import time
 from collections.abc import AsyncIterator, Container
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 from era.core import limits
-from era.core.files import file_threads, sparse, trees
+from era.core.files import file_threads, trees
 from era.core.files.blob_store import BlobBatch, CountingBatch
-from era.core.files.file_threads import Budget, RunOnThread
+from era.core.files.copies import ContentCopies
+from era.core.files.durable import times_tell_of_maps
+from era.core.files.file_threads import RunOnThread
 from era.core.files.memory import Memory, has_many_entries, is_large_scan
 from era.core.files.paths import Parts
 from era.core.files.snapshots import SMALL_TREE, Snapshots
-from era.core.files.trees import (
-    Changed,
-    File,
-    Scan,
-    SnapshotRefused,
-    Tree,
-    TreeNotSmall,
-    WorkspaceFull,
-    times_tell_of_maps,
-)
+from era.core.files.tree_objects import TreeNotSmall
+from era.core.files.trees import Scan, SnapshotRefused, Tree
 from era.core.files.watch import Watch
 from era.core.models import EMPTY, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.core.process import HeldFiles
 from era.errors import CommitFailed
-
-_SMALL = 64 << 10
-"""Bytes up to which content is put aside in memory."""
-
-_IN_MEMORY = 16 << 20
-"""Bytes that are put aside in memory, of one working directory."""
-
-_CHUNK = 1 << 20
-_numbers = count()
-
-
-class ContentCopies:
-    """The content of files of one tree. Larger files are copies in a directory, which share blocks with the originals
-    where the file system can do that. `close` it at the end."""
-
-    def __init__(self, directory: Path, most_bytes: int) -> None:
-        """`most_bytes` is what the tree may hold at most."""
-        self._directory, self._most_bytes = directory, most_bytes
-        self._room = 0
-        self._budget: Budget | None = None
-        self._contents: dict[int, bytes | str] = {}
-        """By the identity of the tree's files: the content itself, or the path of the copy."""
-
-        self._in_memory = 0
-        self._at_work = threading.RLock()
-        self._closed = False
-
-    def put_tree(self, fd: int, tree: Tree, *, still: bool, budget: Budget | None = None) -> None:
-        """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
-        isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now: files may have
-        grown since the scan, so the bounds hold again. Raises Changed, WorkspaceFull, OSError, and TreeNotSmall where
-        it is more than the budget."""
-        with self._at_work:
-            if self._closed:  # nobody waits for this thread any more, and what it made would be left
-                raise Changed
-            self._clear()  # of an attempt that was given up
-            self._room, self._budget = self._most_bytes - tree.totals.total_bytes, budget
-            self._put_below(fd, tree, still=still)
-
-    def _put_below(self, fd: int, tree: Tree, *, still: bool) -> None:
-        for name, file in list(tree.files.items()):
-            if file.digest is None:
-                try:
-                    with trees.opened(fd, name, file.fingerprint.mode) as content:
-                        self._put(content, file, still=still)
-                except (OSError, Changed) as error:
-                    _check_gone(error, still=still)
-                    del tree.files[name]
-        for name, child in list(tree.trees.items()):
-            if child.digest is None:
-                try:
-                    with trees.opened(fd, name, stat.S_IFDIR | child.mode) as below:
-                        self._put_below(below, child, still=still)
-                except (OSError, Changed) as error:
-                    _check_gone(error, still=still)
-                    del tree.trees[name]
-        if not still:
-            tree.update_totals()
-
-    def _put(self, fd: int, file: File, *, still: bool) -> None:
-        status = os.fstat(fd)
-        if status.st_ino != file.fingerprint.inode:
-            raise Changed
-        size = status.st_size
-        if still and size != file.fingerprint.size:
-            raise Changed
-        self._take_room(size - file.fingerprint.size)
-        if self._budget is not None:
-            self._budget.spend(size)
-        if size <= _SMALL and self._in_memory + size <= _IN_MEMORY:
-            content = b"".join(iter(lambda: os.read(fd, _SMALL), b"")) if still else _read(fd, size)
-            self._in_memory += len(content)
-            self._contents[id(file)] = content
-            size = len(content)
-        else:
-            path = f"{self._directory}/aside-{next(_numbers)}"
-            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            self._contents[id(file)] = path
-            with trees.closing(copy):
-                if still:
-                    sparse.copy(fd, copy, size)
-                else:
-                    sparse.copy_changing(fd, copy, status)
-                copied = os.fstat(copy).st_size
-                self._take_room(copied - size)  # it may have grown again
-                size = copied
-        if not still:
-            file.fingerprint = trees.fingerprint(os.fstat(fd))._replace(size=size)
-
-    def _take_room(self, more: int) -> None:
-        """Note that a file has so many bytes more than was known. Raises WorkspaceFull."""
-        self._room -= more
-        if self._room < 0:
-            raise WorkspaceFull(f"the working directory holds more than {self._most_bytes} bytes")
-
-    def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
-        """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
-        before. Raises Changed, OSError."""
-        with self._at_work:
-            if self._closed:
-                raise Changed
-            self._store_below(tree, known, batch)
-
-    def _store_below(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
-        for name, file in tree.files.items():
-            if file.digest is None:
-                self._store_file(file, known.files.get(name) if known else None, batch)
-        for name, child in tree.trees.items():
-            if child.digest is None:
-                self._store_below(child, known.trees.get(name) if known else None, batch)
-
-    def _store_file(self, file: File, known: File | None, batch: BlobBatch) -> None:
-        content = self._contents.pop(id(file))
-        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _digest(content)
-        if known is not None and known.digest == digest and known.fingerprint == file.fingerprint:
-            file.digest = digest  # stored already; and whoever has put it, nobody has changed it
-        elif isinstance(content, bytes):
-            file.digest = batch.put(content)
-            file.uploaded = trees.is_still_uploaded(file, digest, known)
-        else:
-            batch.put_spooled(content, digest)
-            file.digest = digest
-            file.uploaded = trees.is_still_uploaded(file, digest, known)
-        if isinstance(content, str):
-            os.unlink(content)
-
-    def close(self) -> None:
-        """Remove the copies that are left, once no thread puts any there. Blocks: large ones take long."""
-        with self._at_work:
-            self._closed = True
-            self._clear()
-
-    def _clear(self) -> None:
-        for content in self._contents.values():
-            if isinstance(content, str):
-                with suppress(FileNotFoundError):
-                    os.unlink(content)
-        self._contents.clear()
-        self._in_memory = 0
-
-    def closed_at_once(self) -> bool:
-        """Close it if there is no copy to remove and no thread to wait for; whether that was so."""
-        if not self._at_work.acquire(blocking=False):
-            return False
-        try:
-            if any(isinstance(content, str) for content in self._contents.values()):
-                return False
-            self.close()
-            return True
-        finally:
-            self._at_work.release()
-
-
-def _check_gone(error: OSError | Changed, *, still: bool) -> None:
-    """Raise `error`, unless things change and it says that something is gone or another thing by now."""
-    if still or (isinstance(error, OSError) and error.errno not in trees.GONE):
-        raise error
-
-
-def _read(fd: int, size: int) -> bytes:
-    """The first `size` bytes, or fewer if it ends before."""
-    content = bytearray()
-    while len(content) < size and (piece := os.read(fd, size - len(content))):
-        content += piece
-    return bytes(content)
-
-
-def _digest(path: str) -> str:
-    with trees.closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        hasher = hashlib.sha256()
-        while piece := os.read(fd, _CHUNK):
-            hasher.update(piece)
-        return hasher.hexdigest()
-
 
 _FREEZE_PAUSES = (0.1, 0.1)
 """Seconds between two tries to have everything stand still. On a busy machine a process may not get to its stand within
@@ -443,8 +259,7 @@ class LiveSnapshots:
         `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
             held = self._held_files(sandbox, root)
-            scanned = self._snapshots.scan(root, sandbox, memory, entry, small=small, mapped=_mapped(held))
-            tree, watch = scanned.tree, scanned.watch
+            tree, watch = self._snapshots.scan(root, sandbox, memory, entry, small=small, mapped=_mapped(held))
             unstored_bytes = _small_bytes(tree, small=small)
             aside.put_tree(root, tree, still=True)
             if watch is not None:
@@ -463,12 +278,10 @@ class LiveSnapshots:
             return memory
         aside = self._copies(sandbox)
 
-        def job(budget: Budget | None) -> Memory:
-            small = budget is not None
+        def job(small: bool) -> Memory:
             with trees.opened_root(sandbox.workspace) as root:
                 # This tells how large it is. What is held isn't asked for yet, and would count as changed if unknown.
-                scanned = self._snapshots.scan(root, sandbox, memory, small=small, changing=True)
-                tree, watch = scanned.tree, scanned.watch
+                tree, watch = self._snapshots.scan(root, sandbox, memory, small=small, changing=True)
                 try:
                     _small_bytes(tree, small=small)
                     # What was opened before the watch began may change without its noting that. So that is asked for
@@ -476,7 +289,7 @@ class LiveSnapshots:
                     # a map that isn't told of, has a time since then.
                     held = self._held_files(sandbox, root)
                     # Whatever is read here, the watch tells that it was opened.
-                    tree = self._put_aside(root, sandbox, memory, watch, held, calls_since, aside, budget)
+                    tree = self._put_aside(root, sandbox, memory, watch, held, calls_since, aside, small=small)
                     with self._snapshots.blobs.batch() as batch:
                         counting = CountingBatch(batch)
                         aside.store_files(tree, memory.tree if memory else None, counting)
@@ -503,11 +316,11 @@ class LiveSnapshots:
         aside = self._copies(sandbox)
         stack.push_async_callback(self._close, aside)
 
-        def job(budget: Budget | None) -> _Look:
+        def job(small: bool) -> _Look:
             with trees.opened_root(sandbox.workspace) as root:
                 since_ns = time.time_ns() - _WRITE_NS
                 held = self._held_files(sandbox, root)
-                tree = self._put_aside(root, sandbox, memory, None, held, since_ns, aside, budget)
+                tree = self._put_aside(root, sandbox, memory, None, held, since_ns, aside, small=small)
             return _Look(tree, aside, memory.watch if memory else None, None, tree.unstored_bytes())
 
         is_large = has_many_entries(memory) or sandbox.id in self._hold_much
@@ -522,22 +335,24 @@ class LiveSnapshots:
         held: HeldFiles | None,
         since_ns: int,
         aside: ContentCopies,
-        budget: Budget | None,
+        *,
+        small: bool,
     ) -> Tree:
         """Scan and put aside while processes go on. What has changed since `since_ns` isn't settled. Raises
-        SnapshotRefused, OSError, and with a budget TreeNotSmall."""
+        SnapshotRefused, OSError, and with `small` TreeNotSmall."""
         tree = Scan(
             limits.bounds(sandbox.limits),
-            small=None if budget is None else file_threads.LARGE_ENTRIES,
+            small=file_threads.LARGE_ENTRIES if small else None,
             watch=watch,
             packages=sandbox.may_have_packages(),
             mapped=_mapped(held),
             changing=True,
             asked_ns=since_ns,
         ).full(root, memory.tree if memory is not None else None)
-        _small_bytes(tree, small=budget is not None)
+        _small_bytes(tree, small=small)
         before = _fingerprints(tree)
-        aside.put_tree(root, tree, still=False, budget=budget)
+        aside.put_tree(root, tree, still=False)
+        _small_bytes(tree, small=small)  # files may have grown since the scan
         _unsettle(tree, before)
         return tree
 

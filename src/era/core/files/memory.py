@@ -62,14 +62,6 @@ def is_large_scan(memory: Memory | None) -> bool:
     return memory is not None and memory.watch is None and has_many_entries(memory)
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
-    """A scanned tree that isn't stored yet, and the watch on it, if any."""
-
-    tree: Tree
-    watch: Watch | None
-
-
 class Memories:
     """What is remembered of each sandbox, by its id. To be used on the event loop, but for `note_watch`."""
 

@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from era.core.files import sparse, trees
+from era.core.files import trees
 from era.core.files.blob_store import BlobStore
+from era.core.files.copies import copy
 from era.core.files.diffs import ReadTree
-from era.core.files.file_threads import Budget
 from era.core.files.totals import Bounds
 from era.core.files.tree_objects import PACKAGES, on_disk
 from era.core.files.trees import Scan, SnapshotRefused, Tree
@@ -51,20 +51,11 @@ def restore(root: int, digest: str | None, known: Tree, owner: Owner, blobs: Blo
     return tree
 
 
-def spend(budget: Budget, digest: str | None, known: Tree, blobs: BlobStore, read_tree: ReadTree) -> None:
-    """Spend what `restore` would write and remove, with the same arguments. `read_tree` spends what it reads. Raises
-    TreeNotSmall where that is too much, and OSError."""
-    _Spending(budget, blobs, read_tree).directory(digest, known)
-
-
-def recalled(digest: str, blobs: BlobStore, read_tree: ReadTree, budget: Budget | None = None) -> Tree:
+def recalled(digest: str, blobs: BlobStore, read_tree: ReadTree) -> Tree:
     """What a tree object says of a directory that isn't known any more. No scan takes a file or directory for unchanged
-    by it, but it tells of equal files which of them a client has put. `read_tree` spends what it reads of the budget,
-    if there is one. Raises OSError, TreeNotSmall."""
+    by it, but it tells of equal files which of them a client has put. Raises as `read_tree` does."""
     tree, entries = Tree(), read_tree(digest)
     below = [entry[2] for entry in entries if entry[0] == "dir"]
-    if budget is not None:
-        budget.check_room(len(below))
     blobs.expect(below)
     for kind, portable, *rest in entries:
         name = trees.native(portable)
@@ -75,7 +66,7 @@ def recalled(digest: str, blobs: BlobStore, read_tree: ReadTree, budget: Budget 
             case "link", (target, mtime_ns):
                 tree.links[name] = trees.Link(target, mtime_ns)
             case "dir", (content, mode):
-                tree.trees[name] = replace(recalled(content, blobs, read_tree, budget), mode=mode)
+                tree.trees[name] = replace(recalled(content, blobs, read_tree), mode=mode)
     tree.update_totals()
     return tree
 
@@ -182,52 +173,7 @@ class _Restore:
         with trees.closing(self._blobs.open_blob(digest)) as content:
             if os.fstat(content).st_size != size:
                 raise OSError(errno.EIO, "a file is not as long as it was")
-            sparse.copy(content, fd, size)
-
-
-class _Spending:
-    """What one restore would do, spent of a budget: each entry that is made or removed counts as a file, if no more."""
-
-    def __init__(self, budget: Budget, blobs: BlobStore, read_tree: ReadTree) -> None:
-        self._budget = budget
-        self._blobs = blobs
-        self._read_tree = read_tree
-        self._read: set[str] = set()
-
-    def directory(self, digest: str | None, known: Tree) -> None:
-        """Spend what it takes to turn a directory that holds `known` into what a tree object says; None: empty."""
-        if digest == known.digest and digest is not None:
-            return
-        entries: dict[str, Sequence[Any]] = {}
-        if digest is not None:
-            if digest in self._read:
-                self._budget.spend(0)  # its list is read only once, but there is a directory to make or change
-            self._read.add(digest)
-            entries = {trees.native(entry[1]): entry for entry in self._read_tree(digest)}
-        self._removals(entries, known)
-        below: list[tuple[str, Tree]] = []
-        for name, (kind, _, *rest) in entries.items():
-            match kind, rest:
-                case "file", (_, size, *_) if not _is_there(known.files.get(name), *rest):
-                    self._budget.spend(size)
-                case "link", (target, mtime_ns) if known.links.get(name) != trees.Link(target, mtime_ns):
-                    self._budget.spend(0)
-                case "dir", (content, mode):
-                    there = known.trees.get(name)
-                    if there is None or there.digest != content:
-                        below.append((content, there or Tree()))
-                    elif there.mode != mode:
-                        self._budget.spend(0)
-        self._budget.check_room(len(below))
-        self._blobs.expect(content for content, _ in below)
-        for content, there in below:
-            self.directory(content, there)
-
-    def _removals(self, entries: Mapping[str, Sequence[Any]], known: Tree) -> None:
-        """Spend what it takes to remove whatever isn't among the entries, or is a directory and isn't to be one."""
-        for name in (*known.files, *known.links, *known.trees, *known.others):
-            if name not in entries or (name in known.trees and entries[name][0] != "dir"):
-                self._budget.spend(known.totals_of(name).entries * trees.FILE_BYTES)
+            copy(content, fd, size)
 
 
 def _moved(fd: int, tree: Tree, owner: tuple[int, int] | None) -> Tree:

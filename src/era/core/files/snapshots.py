@@ -17,9 +17,6 @@ where the two differ. So a rollback, or a file put by a client, costs a warm san
 The result of an earlier scan may be relied on only if it can't have missed a change, and if the content can't have been
 swept as garbage since. Content is safe from the sweep while a row names it. So what is remembered of a sandbox counts
 only while its last snapshot is the session's current one; a run that wasn't committed makes it void.
-
-Lists of all files, and of all that differ, come in pages. A tree of 200,000 files may have paths of 30 KiB each, since
-their directories are kept once: a list of all of them could take more memory than there is.
 """
 
 from __future__ import annotations
@@ -28,76 +25,27 @@ import errno
 import hashlib
 import os
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from itertools import batched, islice
+from functools import cache
+from itertools import islice
 
 from era.core import limits
 from era.core.files import edits, file_threads, restoring, trees
 from era.core.files.blob_store import BlobBatch, BlobStore, CountingBatch
-from era.core.files.diffs import FileChange, Kind, ReadTree, file_changes, list_artifacts, written_files
+from era.core.files.diffs import ReadTree, list_artifacts, written_files
+from era.core.files.durable import is_tmpfs
 from era.core.files.edits import Changes, Entry, FileEntry
-from era.core.files.file_threads import Budget, FileThreads
-from era.core.files.memory import Memories, Memory, Scanned, has_many_entries, is_large_scan
+from era.core.files.file_threads import FileThreads, check_small
+from era.core.files.memory import Memories, Memory, has_many_entries, is_large_scan
 from era.core.files.paths import Parts
 from era.core.files.totals import Bounds, Totals
-from era.core.files.tree_objects import NODE_MODULES, PACKAGES, ListTooLong, decode
-from era.core.files.trees import FILE_BYTES, FullScanNeeded, Scan, SnapshotRefused, Tree, TreeNotSmall, is_tmpfs
+from era.core.files.tree_objects import NODE_MODULES, PACKAGES, Holdings, ListTooLong, TreeNotSmall, decode
+from era.core.files.trees import FullScanNeeded, Scan, SnapshotRefused, Tree
 from era.core.files.watch import Watch, WatchBudget
 from era.core.models import EMPTY, JsonObject, OwnedId, Snapshot
 from era.core.ports import Sandbox
 from era.errors import CommitFailed, SandboxFailed, TooLarge, Unavailable
-
-_AHEAD = 16
-"""How many tree objects are fetched together, where blobs come from elsewhere. Until they are read, nobody knows how
-long they are."""
-
-
-class Holdings:
-    """What some snapshots hold, added one by one."""
-
-    def __init__(
-        self, blobs: BlobStore, tree_object: Callable[[str, Budget | None], bytes], budget: Budget | None = None
-    ) -> None:
-        """`tree_object` reads a tree object, and spends it of the budget, if there is one."""
-        self.sizes: dict[str, int] = {}
-        """Of all tree objects and files in bytes, by digest. What the last snapshot has added is at the end."""
-
-        self._blobs = blobs
-        self._tree_object = tree_object
-        self._budget = budget
-        # `sizes` alone couldn't tell which trees were visited: a file may have the very content of a tree object.
-        self._visited: set[str] = set()
-
-    def add(self, root: str) -> None:
-        """Add a snapshot: level by level, so that the lists of many directories are fetched together. Raises OSError,
-        and TreeNotSmall beyond the budget."""
-        level = [] if root in self._visited else [root]
-        while level:
-            self._visited.update(level)
-            if self._budget is not None:
-                self._budget.check_room(len(level))
-            below: dict[str, None] = {}
-            for digest in self.ahead(level):
-                content = self._tree_object(digest, self._budget)
-                self.sizes[digest] = len(content)
-                for kind, _, *rest in decode(content):
-                    if kind == "file":
-                        self.sizes[rest[0]] = rest[1]
-                    elif kind == "dir":
-                        below[rest[0]] = None
-            level = [digest for digest in below if digest not in self._visited]
-
-    def ahead(self, digests: Iterable[str]) -> Iterator[str]:
-        """The same tree objects, which are about to be read, fetched some at a time. Raises OSError."""
-        for some in batched(digests, _AHEAD):
-            with suppress(FileNotFoundError):  # whoever reads it is told; it may not be needed
-                self._blobs.expect(some)
-            yield from some
-
 
 SMALL_TREE = 32
 """Trees of up to this many entries are scanned on the event loop: that takes less time than a hop to a thread."""
@@ -160,13 +108,10 @@ class Snapshots:
                     return snapshot
             # As large work it is all one job: a large tree that waited for a thread would count nowhere.
             updated = await self.threads.by_size(
-                lambda budget: self._scan_and_store(sandbox, memory, entry, is_small=budget is not None),
+                lambda small: self._scan_and_store(sandbox, memory, entry, small=small),
                 session_id,
                 is_large=is_large_scan(memory),
             )
-            if isinstance(updated, Scanned):
-                scanned = updated
-                updated = await self.threads.large(lambda: self._store(sandbox, memory, scanned), session_id)
         except OSError as error:
             self.forget(sandbox.id)
             raise CommitFailed(f"the files of this run could not be kept: {error.strerror}") from error
@@ -185,13 +130,9 @@ class Snapshots:
         self.forget(sandbox.id)
         if (root := previous.root) is None:
             return None
-
-        def job(budget: Budget | None) -> Tree:
-            return restoring.recalled(root, self.blobs, partial(self.read_tree, budget=budget), budget)
-
         try:
-            tree = await self.threads.by_size(job, session_id)
-        except OSError:
+            tree = await self._reading(lambda read: restoring.recalled(root, self.blobs, read), session_id)
+        except Unavailable:
             return None  # then all files count as written
         return Memory(previous, tree, held=None, is_recalled=True)
 
@@ -203,8 +144,10 @@ class Snapshots:
         """
         memory = self.memories.take(sandbox.id)
         try:
-            tree = await self.threads.to_its_end_by_size(
-                lambda budget: self._restore(sandbox, snapshot, memory, budget), session_id
+            tree = await self.threads.by_size(
+                lambda small: self._restore(sandbox, snapshot, memory, small=small),
+                session_id,
+                is_large=has_many_entries(memory),
             )
         except BaseException as error:
             if memory is not None and memory.watch is not None:
@@ -236,7 +179,7 @@ class Snapshots:
             raise SandboxFailed("the session's files could not be moved: what is there isn't known any more")
         try:
             with self.memories.in_use(new.id):
-                moved = await self.threads.to_its_end_by_size(
+                moved = await self.threads.by_size(
                     lambda _: self._move(old, new, memory), session_id, is_large=has_many_entries(memory)
                 )
                 self.memories.put(new.id, moved)
@@ -268,26 +211,17 @@ class Snapshots:
             page = edits.page(read, snapshot.root, after=after, prefix=prefix, directories=directories)
             return [edits.file_entry(path, entry) for path, entry in islice(page, limit)]
 
-        try:
-            return await self._reading(job, session_id)
-        except OSError as error:
-            raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error
+        return await self._reading(job, session_id)
 
     async def find(self, snapshot: Snapshot, path: Parts, session_id: OwnedId) -> Entry:
         """The entry at a path. Raises NotFound, Conflict where the path leads through a link, Unavailable where the
         disk fails."""
-        try:
-            return await self._reading(lambda read: edits.find(read, snapshot.root, path), session_id)
-        except OSError as error:
-            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+        return await self._reading(lambda read: edits.find(read, snapshot.root, path), session_id)
 
     async def depth(self, entry: Entry, session_id: OwnedId) -> int:
         """How many directories are nested in an entry of a snapshot; see edits.depth. Raises Unavailable where the
         disk fails."""
-        try:
-            return await self._reading(lambda read: edits.depth(read, entry), session_id)
-        except OSError as error:
-            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
+        return await self._reading(lambda read: edits.depth(read, entry), session_id)
 
     async def edit(
         self,
@@ -307,7 +241,7 @@ class Snapshots:
         """
         try:
             return await self.threads.by_size(
-                lambda budget: self._edit(snapshot, changes, put, bounds, budget, only_these=replace), session_id
+                lambda small: self._edit(snapshot, changes, put, bounds, small=small, only_these=replace), session_id
             )
         except ListTooLong as error:
             raise TooLarge(f"The session would have {error}.", hint="Use more directories.") from error
@@ -323,8 +257,8 @@ class Snapshots:
             return {}
         try:
             return await self._reading(lambda read: list_artifacts(written_files(read, old.root, new.root)), session_id)
-        except OSError as error:
-            raise CommitFailed(f"the files of this run could not be listed: {error.strerror}") from error
+        except Unavailable as error:
+            raise CommitFailed(error.message) from error
 
     def sweepable_before(self) -> float:
         """Content that was last put before this time, by the store's clock, is garbage where no row names it now."""
@@ -386,8 +320,8 @@ class Snapshots:
         fails.
         """
 
-        def job(budget: Budget | None) -> Sequence[int]:
-            holdings = Holdings(self.blobs, self._tree_object, budget)
+        def job(small: bool) -> Sequence[int]:
+            holdings = Holdings(self.blobs, self._tree_object, file_threads.LARGE_ENTRIES if small else None)
             totals: list[int] = []
             counted = total = 0
             for root in holdings.ahead(roots):
@@ -411,8 +345,11 @@ class Snapshots:
 
     async def _reading[T](self, job: Callable[[ReadTree], T], session_id: OwnedId) -> T:
         """Run a job that reads tree objects, and does no more than that, on a thread; called anew where those are
-        many."""
-        return await self.threads.by_size(lambda budget: job(partial(self.read_tree, budget=budget)), session_id)
+        many. Raises Unavailable where the disk fails."""
+        try:
+            return await self.threads.by_size(lambda small: job(self.reader(small=small)), session_id)
+        except OSError as error:
+            raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
 
     def _quick_scan(self, sandbox: Sandbox, memory: Memory | None, previous: Snapshot) -> Snapshot | None:
         """What `take` returns for a tree that is empty, or small and unchanged; None for any other."""
@@ -429,16 +366,16 @@ class Snapshots:
         self.forget(sandbox.id)
         return EMPTY
 
-    def _scan_and_store(
-        self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, is_small: bool
-    ) -> Memory | Scanned:
-        """Scan the working directory, and store what is new, unless that is much and this is small work. Runs on a
-        thread; raises as `take` does, TreeNotSmall where to scan it is much already, or OSError."""
+    def _scan_and_store(self, sandbox: Sandbox, memory: Memory | None, entry: str | None, *, small: bool) -> Memory:
+        """Scan the working directory, and store what is new. Runs on a thread; raises as `take` does, OSError, and with
+        `small` TreeNotSmall, before anything is stored."""
         with trees.opened_root(sandbox.workspace) as root:
-            scanned = self.scan(root, sandbox, memory, entry, small=is_small)
-        if is_small and scanned.tree.unstored_bytes() > file_threads.LARGE_BYTES:
-            return scanned
-        return self._store(sandbox, memory, scanned)
+            tree, watch = self.scan(root, sandbox, memory, entry, small=small)
+        if small and tree.unstored_bytes() > file_threads.LARGE_BYTES:
+            if watch is not None and (memory is None or watch is not memory.watch):
+                watch.close()  # before another one is made
+            raise TreeNotSmall
+        return self._store(sandbox, memory, tree, watch)
 
     def scan(
         self,
@@ -450,8 +387,9 @@ class Snapshots:
         small: bool,
         mapped: Container[int] = (),
         changing: bool = False,
-    ) -> Scanned:
-        """Scan the working directory open as `root`, on a thread: only what was touched, if a watch tells that. A large
+    ) -> tuple[Tree, Watch | None]:
+        """Scan the working directory open as `root`, on a thread, and return its tree and the watch on it, if any: only
+        what was touched, if a watch tells that. A large
         directory is watched from now on. `entry` is as for `take`, `mapped` and `changing` as for Scan. Raises
         SnapshotRefused, OSError, and with `small` TreeNotSmall."""
         known = memory.tree if memory else None
@@ -482,7 +420,7 @@ class Snapshots:
                     except TreeNotSmall:
                         watch.close()  # before another one is made
                         raise
-        return Scanned(tree, watch)
+        return tree, watch
 
     def new_watch(self, sandbox_id: str, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
         """A watch for a tree's directories; None where there can't be one, and every scan is a full one. `linked` are
@@ -496,9 +434,8 @@ class Snapshots:
             return None  # the user's inotify instances are used up
         return watch if self.memories.note_watch(sandbox_id, watch) else None
 
-    def _store(self, sandbox: Sandbox, memory: Memory | None, scanned: Scanned) -> Memory:
+    def _store(self, sandbox: Sandbox, memory: Memory | None, tree: Tree, watch: Watch | None) -> Memory:
         """Store what is new of a scanned tree. Runs on a thread; raises SnapshotRefused or OSError."""
-        tree, watch = scanned.tree, scanned.watch
         if tree.is_empty:
             return Memory(EMPTY, tree)
         stored = 0
@@ -526,16 +463,12 @@ class Snapshots:
                 watch.skip()
         return Memory(memory.snapshot, tree, watch)
 
-    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: Memory | None, budget: Budget | None) -> Tree:
-        """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError, and
-        TreeNotSmall before anything is changed where that goes beyond the budget."""
-        known = memory.tree if memory else Tree()
-        read: ReadTree = self.read_tree
-        if budget is not None:
-            if memory is None:  # all of it has to be made
-                budget.check_room(max(snapshot.file_count, snapshot.total_bytes // FILE_BYTES))
-            read = cache(partial(self.read_tree, budget=budget))  # each list is needed twice
-            restoring.spend(budget, snapshot.root, known, self.blobs, read)
+    def _restore(self, sandbox: Sandbox, snapshot: Snapshot, memory: Memory | None, *, small: bool) -> Tree:
+        """Restore a snapshot, on a thread. Returns the tree that the working directory now is. Raises OSError, and with
+        `small` TreeNotSmall before anything is changed."""
+        known, read = memory.tree if memory else Tree(), self.reader(small=small)
+        if small and snapshot.root is not None:
+            check_small(self._counted(snapshot.root, read))
         with trees.opened_root(sandbox.workspace) as root:
             if memory is None:
                 restoring.check_empty(root, limits.bounds(sandbox.limits), packages=sandbox.may_have_packages())
@@ -548,19 +481,18 @@ class Snapshots:
         changes: Changes,
         put: Callable[[BlobBatch], None],
         bounds: Bounds,
-        budget: Budget | None,
         *,
+        small: bool,
         only_these: bool,
     ) -> Snapshot:
-        """Do the work of `edit`, on a thread. Raises as `edit` does, OSError, or TreeNotSmall beyond the budget, where
+        """Do the work of `edit`, on a thread. Raises as `edit` does, OSError, and with `small` TreeNotSmall, where
         nothing but blobs is left of it."""
-        plain_read: ReadTree = self.read_tree
-        if budget is not None:
-            budget.spend(changes.list_bytes())
-            plain_read = cache(partial(self.read_tree, budget=budget))  # what is moved is read where it is and was
+        if small and changes.count() > file_threads.LARGE_ENTRIES:
+            raise TreeNotSmall
+        plain_read = cache(self.reader(small=small))  # what is moved is read where it is and was
         with self.blobs.batch() as batch:
             counting = CountingBatch(batch)
-            read = plain_read
+            read: ReadTree = plain_read
             if only_these:
                 read, kept = edits.only_packages(read, counting, snapshot.root)
                 snapshot = Snapshot(kept, 0, 0)
@@ -579,12 +511,16 @@ class Snapshots:
         """What a snapshot holds, at most, packages included. Raises Unavailable where it can't be read."""
         if snapshot.root is None:
             return Totals()
-        if (known := self._known_totals(snapshot.root)) is None:
-            try:
-                known = await self._reading(lambda read: edits.count(read, snapshot.root), session_id)
-            except OSError as error:
-                raise Unavailable(f"the session's files could not be read: {error.strerror}") from error
-            self.remember_totals(snapshot.root, known)
+        if (known := self._known_totals(snapshot.root)) is not None:
+            return known
+        root = snapshot.root
+        return await self._reading(lambda read: self._counted(root, read), session_id)
+
+    def _counted(self, root: str, read: ReadTree) -> Totals:
+        """What a tree holds, at most: as it is remembered, or counted. Raises as `read` does."""
+        if (known := self._known_totals(root)) is None:
+            known = edits.count(read, root)
+            self.remember_totals(root, known)
         return known
 
     def _within(self, bounds: Bounds, read: ReadTree, root: str | None, more: Totals) -> Totals:
@@ -616,16 +552,27 @@ class Snapshots:
                 self._counts[root] = totals
             return totals
 
-    def read_tree(self, digest: str, *, budget: Budget | None = None) -> list[Entry]:
-        """The entries of a tree object. Raises OSError, and TreeNotSmall beyond the budget, if there is one."""
-        return decode(self._tree_object(digest, budget))
+    def reader(self, *, small: bool) -> ReadTree:
+        """What reads tree objects on a thread. With `small` it raises TreeNotSmall once it has read many entries."""
+        left = file_threads.LARGE_ENTRIES
 
-    def _tree_object(self, digest: str, budget: Budget | None = None) -> bytes:
-        """A tree object, whose digest is verified: a damaged one could name anything. Raises as `read_tree` does."""
-        began = time.monotonic()
+        def read(digest: str) -> list[Entry]:
+            nonlocal left
+            entries = self.read_tree(digest)
+            left -= max(1, len(entries))
+            if small and left < 0:
+                raise TreeNotSmall
+            return entries
+
+        return read
+
+    def read_tree(self, digest: str) -> list[Entry]:
+        """The entries of a tree object. Raises OSError."""
+        return decode(self._tree_object(digest))
+
+    def _tree_object(self, digest: str) -> bytes:
+        """A tree object, whose digest is verified: a damaged one could name anything. Raises OSError."""
         content = self.blobs.get(digest)
-        if budget is not None:
-            budget.spend_list(len(content), time.monotonic() - began)
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(errno.EIO, "a directory's list is damaged")
         return content
@@ -644,64 +591,3 @@ def _rescanned(root: int, scan: Scan, memory: Memory | None, entry: str | None) 
         return scan.rescan(root, memory.tree, touched)
     except FullScanNeeded:
         return None
-
-
-_PAGE_CHARACTERS = 256 << 10
-_ENTRY_CHARACTERS = 250
-"""What an entry counts besides its path."""
-
-
-def file_pages(snapshots: Snapshots, snapshot: Snapshot, session_id: OwnedId) -> AsyncIterator[list[FileEntry]]:
-    """All files and links of a snapshot, in order. Raises Unavailable where the disk fails."""
-
-    def files(read: ReadTree) -> Iterator[FileEntry]:
-        return (edits.file_entry(path, entry) for path, entry in edits.page(read, snapshot.root))
-
-    return _pages(snapshots, files, lambda file: file.path, session_id)
-
-
-def change_pages(
-    snapshots: Snapshots, old: Snapshot, new: Snapshot, session_id: OwnedId, kind: Kind
-) -> AsyncIterator[list[FileChange]]:
-    """What was added, changed or removed between two snapshots, found without reading a file. Raises Unavailable where
-    the disk fails."""
-
-    def changes(read: ReadTree) -> Iterator[FileChange]:
-        return file_changes(read, old.root, new.root, kind)
-
-    return _pages(snapshots, changes, lambda change: change.path, session_id)
-
-
-async def _pages[T](
-    snapshots: Snapshots, listed: Callable[[ReadTree], Iterator[T]], path_of: Callable[[T], str], session_id: OwnedId
-) -> AsyncIterator[list[T]]:
-    """Pages of what `listed` yields, given a reader of tree objects. Each is small work until one exceeds its budget;
-    then the list is begun anew as large work, without what was handed out."""
-    budget: Budget | None = None
-    count, is_large = 0, False
-
-    def read(digest: str) -> list[Entry]:
-        return snapshots.read_tree(digest, budget=budget)
-
-    items = listed(read)
-
-    def page(page_budget: Budget | None) -> list[T]:
-        nonlocal items, budget, is_large
-        if page_budget is None and not is_large:
-            items, is_large = islice(listed(read), count, None), True
-        budget = page_budget
-        taken: list[T] = []
-        room = _PAGE_CHARACTERS
-        for item in items:
-            taken.append(item)
-            room -= len(path_of(item)) + _ENTRY_CHARACTERS
-            if room <= 0:
-                break
-        return taken
-
-    try:
-        while taken := await snapshots.threads.by_size(page, session_id, is_large=is_large):
-            count += len(taken)
-            yield taken
-    except OSError as error:
-        raise Unavailable(f"the session's files could not be listed: {error.strerror}") from error

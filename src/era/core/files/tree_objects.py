@@ -17,8 +17,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import batched
 from typing import Any
+
+from era.core.files.blob_store import BlobStore
 
 MAX_LIST_BYTES = 128 << 20
 """Of a tree object, which is in memory several times while it is made. There is room in it for 400,000 files with names
@@ -28,6 +32,15 @@ _SLICE_ENTRIES, _SLICE_BYTES = 1000, 256 << 10
 
 _NEXT_ENTRY = re.compile(rb'\],\["(?:file|link|dir)",')
 """Where an entry ends and another follows. No name can look like that: in it, a backslash is before each quote."""
+
+
+_AHEAD = 16
+"""How many tree objects are fetched together, where blobs come from elsewhere. Until they are read, nobody knows how
+long they are."""
+
+
+class TreeNotSmall(Exception):
+    """There is more to look at, to read or to write than a small tree may have."""
 
 
 class ListTooLong(Exception):
@@ -100,3 +113,44 @@ def own_entries(read: _ReadTree, root: str | None) -> list[list[Any]]:
 def _is_npm_list(entry: list[Any]) -> bool:
     kind, name, *_ = entry
     return kind == "file" and name == NPM_LIST and len(entry) == 6  # a client's would have a seventh element
+
+
+class Holdings:
+    """What some snapshots hold, added one by one."""
+
+    def __init__(self, blobs: BlobStore, tree_object: Callable[[str], bytes], most: int | None = None) -> None:
+        """`tree_object` reads a tree object. `most` is how many objects there may be."""
+        self.sizes: dict[str, int] = {}
+        """Of all tree objects and files in bytes, by digest. What the last snapshot has added is at the end."""
+
+        self._blobs = blobs
+        self._tree_object = tree_object
+        self._most = most
+        # `sizes` alone couldn't tell which trees were visited: a file may have the very content of a tree object.
+        self._visited: set[str] = set()
+
+    def add(self, root: str) -> None:
+        """Add a snapshot: level by level, so that the lists of many directories are fetched together. Raises OSError,
+        and TreeNotSmall."""
+        level = [] if root in self._visited else [root]
+        while level:
+            self._visited.update(level)
+            if self._most is not None and len(self.sizes) + len(level) > self._most:
+                raise TreeNotSmall
+            below: dict[str, None] = {}
+            for digest in self.ahead(level):
+                content = self._tree_object(digest)
+                self.sizes[digest] = len(content)
+                for kind, _, *rest in decode(content):
+                    if kind == "file":
+                        self.sizes[rest[0]] = rest[1]
+                    elif kind == "dir":
+                        below[rest[0]] = None
+            level = [digest for digest in below if digest not in self._visited]
+
+    def ahead(self, digests: Iterable[str]) -> Iterator[str]:
+        """The same tree objects, which are about to be read, fetched some at a time. Raises OSError."""
+        for some in batched(digests, _AHEAD):
+            with suppress(FileNotFoundError):  # whoever reads it is told; it may not be needed
+                self._blobs.expect(some)
+            yield from some

@@ -24,7 +24,6 @@ never following a link and never blocking, and what was opened is checked to be 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import os
@@ -37,8 +36,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from era.core.files.blob_store import BlobBatch
+from era.core.files.durable import is_tmpfs
 from era.core.files.totals import Bounds, Totals, link_totals, spare_bytes, work_of_listing
-from era.core.files.tree_objects import NODE_MODULES, NPM_LIST, PACKAGES, ListTooLong, encode, name_bytes, on_disk
+from era.core.files.tree_objects import (
+    NODE_MODULES,
+    NPM_LIST,
+    PACKAGES,
+    ListTooLong,
+    TreeNotSmall,
+    encode,
+    name_bytes,
+    on_disk,
+)
 from era.core.files.watch import Touched, Watch
 from era.core.models import STATE_FILE
 
@@ -49,11 +58,6 @@ UPLOADED = (1,)
 
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL)
 """How opening or reading a name fails that is gone, or another kind of thing than it was."""
-
-_TMPFS_MAGIC = 0x01021994
-_TIMES_TELL_OF_MAPS = (0xEF53, 0x58465342, 0x9123683E, 0xF2F52010)  # ext4, XFS, Btrfs, F2FS
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 _TICK_NS = 50_000_000
 _CHUNK = 1 << 20
@@ -113,14 +117,6 @@ class Link(NamedTuple):
 FILE_BYTES = 16 << 10
 """As which a smaller file counts where it's about how much work there is."""
 
-_ENTRY_BYTES = 1 << 10
-"""As which an entry of a directory's list counts there: to make or to read it takes as long as that much content."""
-
-
-def list_bytes(entries: int) -> int:
-    """As which the list of a directory with so many entries counts where it's about how much work there is."""
-    return max(FILE_BYTES, entries * _ENTRY_BYTES)
-
 
 @dataclass(slots=True)
 class Tree:
@@ -161,13 +157,11 @@ class Tree:
         return totals if npm_list is None or npm_list.uploaded else totals.minus(self.totals_of(NODE_MODULES))
 
     def unstored_bytes(self) -> int:
-        """The size of all that isn't known to be stored, each file at least FILE_BYTES, directories as `list_bytes`
-        says."""
+        """The size of all that isn't known to be stored, each file and directory at least FILE_BYTES."""
         if self.digest is not None:
             return 0
         files = sum(max(file.fingerprint.size, FILE_BYTES) for file in self.files.values() if file.digest is None)
-        own = files + list_bytes(len(self.files) + len(self.links) + len(self.trees))
-        return own + sum(tree.unstored_bytes() for tree in self.trees.values())
+        return FILE_BYTES + files + sum(tree.unstored_bytes() for tree in self.trees.values())
 
     @property
     def is_empty(self) -> bool:
@@ -205,10 +199,6 @@ class Tree:
             return encode(entries)
         except ListTooLong as error:
             raise SnapshotRefused(f"the working directory has {error}") from None
-
-
-class TreeNotSmall(Exception):
-    """There is more to look at, to read or to write than a small tree may have."""
 
 
 class FullScanNeeded(Exception):
@@ -599,22 +589,3 @@ def change_mode(parent: int, name: str, mode: int) -> None:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
             raise Changed
         os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode))
-
-
-def is_tmpfs(fd: int) -> bool:
-    """Whether a file is on tmpfs. Raises OSError."""
-    return _file_system(fd) == _TMPFS_MAGIC
-
-
-def times_tell_of_maps(fd: int) -> bool:
-    """Whether a file is on a file system of which it is known that the first write through a new map changes a file's
-    times. Raises OSError."""
-    return _file_system(fd) in _TIMES_TELL_OF_MAPS
-
-
-def _file_system(fd: int) -> int:
-    """The type of the file system that a file is on, by fstatfs(2), which Python lacks. Raises OSError."""
-    status = ctypes.create_string_buffer(256)  # struct statfs, which begins with the type as a long
-    if _libc.fstatfs(fd, status) != 0:
-        raise OSError(ctypes.get_errno(), "fstatfs failed")
-    return ctypes.c_long.from_buffer(status).value

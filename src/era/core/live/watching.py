@@ -26,9 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from era.core.event_log import EventLog, Gap
-from era.core.files import edits
 from era.core.files.diffs import entry_changes
-from era.core.files.file_threads import Budget as ReadBudget
 from era.core.files.paths import Parts
 from era.core.files.snapshots import Snapshots
 from era.core.live.file_helper import error_of, framed, gone
@@ -369,10 +367,8 @@ class _VersionWatch(_Watch):
         if old.root == new.root:
             return []
 
-        def compare(budget: ReadBudget | None) -> list[FileEvent]:
-            def read(digest: str) -> list[edits.Entry]:
-                return self._snapshots.read_tree(digest, budget=budget)
-
+        def compare(small: bool) -> list[FileEvent]:
+            read = self._snapshots.reader(small=small)
             events, size = list[FileEvent](), 0
             for kind, path in entry_changes(read, old.root, new.root, self._path, recursive=self._recursive):
                 events.append(FileEvent(kind, path))
