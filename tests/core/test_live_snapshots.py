@@ -333,9 +333,9 @@ def test_half_of_what_a_call_writes_is_read_again_while_all_stands_still(
     if weakened:  # as if each call were as short as a tick
         put_aside: Any = LiveSnapshots._put_aside
 
-        def put(*arguments: Any) -> Any:
-            *before, _, aside, budget = arguments
-            return put_aside(*before, time.time_ns(), aside, budget)
+        def put(*arguments: Any, small: bool) -> Any:
+            *before, _, aside = arguments
+            return put_aside(*before, time.time_ns(), aside, small=small)
 
         monkeypatch.setattr(LiveSnapshots, "_put_aside", put)
     for number in range(entries - 1):

@@ -101,19 +101,15 @@ class Stop:
 
         return stopped
 
-    async def gone(self, call: Coroutine[Any, Any, object], *, waits: bool = False) -> None:
-        """Make a call and cancel it there. A call that `waits` ends only then."""
+    async def gone(self, call: Coroutine[Any, Any, object]) -> None:
+        """Make a call and cancel it there. It ends once the job has."""
         task = asyncio.create_task(call)
         assert await asyncio.to_thread(self.reached.wait, SECONDS)
         task.cancel()
-        if not waits:
-            with pytest.raises(asyncio.CancelledError):
-                await task
         self.go_on.set()
         assert await asyncio.to_thread(self.ended.wait, SECONDS)
-        if waits:
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 @pytest.mark.parametrize("where", ["before the watch is made", "behind it", "while it is stored"])
@@ -154,7 +150,7 @@ async def test_a_restore_that_comes_to_nothing(tmp_path: Path, monkeypatch: pyte
     assert budget._instances == 1
     if how == "cancelled":
         monkeypatch.setattr(restoring, "restore", stop.wrap(restoring.restore))
-        await stop.gone(lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s")), waits=True)
+        await stop.gone(lab.snapshots.restore(EMPTY, place.sandbox, session_id=mine("s")))
     else:
         error: Exception = trees.Changed() if how == "refused" else OSError(5, "failed")
 
@@ -178,7 +174,7 @@ async def test_a_move_that_comes_to_nothing(tmp_path: Path, monkeypatch: pytest.
     new = lab.place()
     if how == "cancelled":
         monkeypatch.setattr(restoring, "watch", stop.wrap(restoring.watch))
-        await stop.gone(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")), waits=True)
+        await stop.gone(lab.snapshots.move(place.sandbox, new.sandbox, session_id=mine("s")))
     else:
 
         def fail(*_: object) -> None:
@@ -213,6 +209,6 @@ async def test_a_live_directory_whose_caller_has_gone(
 
         monkeypatch.setattr(lab.moments, "_warm", not_warm)
         monkeypatch.setattr(lab.moments, "_store", stop.wrap(lab.moments._store))
-    await stop.gone(lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s")), waits=where == "warm")
+    await stop.gone(lab.moments.take(lab.live.sandbox, EMPTY, session_id=mine("s")))
     assert await has_all_again(budget)
     await lab.snapshots.close()
