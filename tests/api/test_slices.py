@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from era.api import protocol, terminals
 from era.api.protocol import MAX_FIELDS, Protocol
 from era.api.terminals import WebSocket
 from era.api.tunnel import PIECE, Tunnel, connect
 from era.core import frames, meter
+from tests.api.connections import serving
 from tests.unit.core import until
 from tests.unit.test_frames import masked
 
@@ -84,13 +83,10 @@ def most(
             loop.call_soon(tick)
 
         tick()
-        config = uvicorn.Config(app, http=Counted, ws="none", lifespan="off", log_config=None)
-        config.load()
-        server = await loop.create_server(lambda: Counted(config, ServerState(), {}), "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        await talk(reader, writer)
-        writer.close()
-        server.close()
+        async with serving(app, Counted) as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            await talk(reader, writer)
+            writer.close()
 
     asyncio.run(serve())
     return largest
@@ -142,18 +138,14 @@ async def test_connection_with_a_request_that_waited_for_its_turn_is_not_idle(
         await echo(scope, receive, send)
 
     monkeypatch.setattr(protocol, "turn", turn)
-    config = uvicorn.Config(slow, http=Protocol, ws="none", lifespan="off", log_config=None)
-    config.timeout_keep_alive = 0.2  # type: ignore[assignment]  # it may be any number
-    config.load()
-    server = await asyncio.get_running_loop().create_server(lambda: Protocol(config, ServerState(), {}), "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    long = b"X: " + b"x" * 900 + b"\r\n\r\n"  # so that the last is parsed apart from the others
-    writer.write(b"".join(CALL.removesuffix(b"\r\n") % number + long for number in range(3)))
-    for number in range(3):
-        assert (await reader.readuntil(b" 0\n")).endswith(b"\r\n/%d 0\n" % number)
-    assert await reader.read() == b""  # only now
-    writer.close()
-    server.close()
+    async with serving(slow, keep_alive=0.2) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        long = b"X: " + b"x" * 900 + b"\r\n\r\n"  # so that the last is parsed apart from the others
+        writer.write(b"".join(CALL.removesuffix(b"\r\n") % number + long for number in range(3)))
+        for number in range(3):
+            assert (await reader.readuntil(b" 0\n")).endswith(b"\r\n/%d 0\n" % number)
+        assert await reader.read() == b""  # only now
+        writer.close()
 
 
 @pytest.fixture(params=["sound", "weak"])

@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
-import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from era.api import protocol
 from era.api.protocol import Protocol
+from tests.api.connections import serving
 
 PIECE, PIECES = 64 << 10, 400
 WHOLE = PIECE * PIECES
@@ -75,24 +74,14 @@ async def answer(scope: Scope, receive: Receive, send: Send, held: set[object]) 
 @asynccontextmanager
 async def served(path: bytes) -> AsyncIterator[Service]:
     held: set[object] = set()
-    config = uvicorn.Config(
-        partial(answer, held=held), http=Protocol, ws="none", lifespan="off", log_config=None, interface="asgi3"
-    )
-    config.load()
-    loop, made, state = asyncio.get_running_loop(), [], ServerState()
-
-    def make() -> Protocol:
-        made.append(Protocol(config, state, {}))
-        return made[-1]
-
-    server = await loop.create_server(make, "127.0.0.1", 0)
-    with socket.socket() as client:
-        client.setblocking(False)
-        await loop.sock_connect(client, server.sockets[0].getsockname())
-        await loop.sock_sendall(client, b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
-        await until(lambda: bool(made) and made[0].flow is not None)
-        yield Service(made[0], client, held)
-    server.close()
+    loop = asyncio.get_running_loop()
+    async with serving(partial(answer, held=held)) as (made, address):
+        with socket.socket() as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, address)
+            await loop.sock_sendall(client, b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+            await until(lambda: bool(made) and made[0].flow is not None)
+            yield Service(made[0], client, held)
 
 
 def run(loop: Callable[[], asyncio.AbstractEventLoop], test: Callable[[], Awaitable[None]]) -> None:
