@@ -29,6 +29,11 @@ def numbered(answer: httpx.Response) -> Iterator[Numbered]:
             fields = {}
 
 
+def event_data(answer: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The data of each event, as they come."""
+    return (data for _, _, data in numbered(answer))
+
+
 def followed(client: httpx.Client, path: str, **options: Any) -> list[Numbered]:
     """All events of a stream, whose numbers are consecutive but for what a gap says."""
     with client.stream("GET", path, **options) as answer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from tests.api.event_streams import numbered
 from tests.api.websocket import WebSocket
 from tests.conftest import Server, eventually
 
@@ -42,14 +43,9 @@ def events(client: httpx.Client, where: str, name: str, **query: Any) -> Iterato
     """The events of a process with their numbers, as they come."""
     with client.stream("GET", f"/api/sessions/{where}/processes/{name}/events", params=query) as answer:
         assert answer.status_code == 200, answer.read()
-        fields: dict[str, str] = {}
-        for line in answer.iter_lines():
-            if line:
-                key, _, value = line.partition(": ")
-                fields[key] = value
-            elif "data" in fields:
-                yield int(fields["id"]), json.loads(fields["data"])
-                fields = {}
+        for number, _, data in numbered(answer):
+            assert number is not None, data
+            yield number, data
 
 
 def content(event: dict[str, Any]) -> bytes:

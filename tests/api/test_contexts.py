@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.event_streams import event_data
 from tests.api.setups import make as make_with_setup
 from tests.api.setups import settled
 from tests.conftest import MakeServer, MakeSession, eventually
@@ -93,7 +94,7 @@ def test_a_stream_has_events_as_they_come_and_results_at_the_end(client: httpx.C
     where = session()
     body = {"code": "print('one\\n', end='')\ndisplay('shown')\n2", "context": "main"}  # one write
     with client.stream("POST", f"/api/sessions/{where}/stream", json=body) as answer:
-        events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: ")]
+        events = list(event_data(answer))
     assert [event["type"] for event in events] == ["stdout", "display", "result", "done"]
     assert events[0]["content"] == "one\n"
     assert [event["data"]["text/plain"] for event in events[1:3]] == ["'shown'", "2"]

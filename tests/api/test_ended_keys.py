@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.event_streams import event_data
 from tests.api.live import Terminal, refusal, socket, start
 from tests.api.owners import OPERATOR_KEY, Owners, client_with_key
 from tests.api.test_key_scopes import later, make_key
@@ -44,7 +44,7 @@ class Begun:
         by_ticket = f"{self.where}/terminal?ticket={self.ticket()}"
         self.sockets.append(Terminal(stack.enter_context(socket(server, by_ticket))))
         self.streams = [
-            self._lines(stack.enter_context(self.client.stream("GET", f"/api/sessions/{self.where}/{path}")))
+            event_data(stack.enter_context(self.client.stream("GET", f"/api/sessions/{self.where}/{path}")))
             for path in ("watch", f"processes/{process}/events")
         ]
         assert [next(lines)["type"] for lines in self.streams] == ["watching", "stdout"]
@@ -55,12 +55,6 @@ class Begun:
 
     def ticket(self) -> str:
         return str(self.client.post(f"/api/sessions/{self.where}/tickets").json()["ticket"])
-
-    @staticmethod
-    def _lines(answer: httpx.Response) -> Iterator[dict[str, Any]]:
-        for line in answer.iter_lines():
-            if line.startswith("data: "):
-                yield json.loads(line.removeprefix("data: "))
 
 
 @pytest.mark.parametrize("how", ENDS)

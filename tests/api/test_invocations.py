@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from tests.api.answers import refused
+from tests.api.event_streams import event_data
 from tests.conftest import MakeSession
 from tests.table import table
 
@@ -17,7 +18,7 @@ SHOW = "import os, sys; print(sys.argv[1:], os.getcwd(), repr(sys.stdin.read()))
 def _streamed(client: httpx.Client, session_id: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     answer = client.post(f"/api/sessions/{session_id}/stream", json=body)
     assert answer.status_code == 200, answer.text
-    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    events = list(event_data(answer))
     assert events[-1]["type"] == "done"
     return "".join(event["content"] for event in events[:-1] if event["type"] == "stdout"), events[-1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from tests.api.answers import RUN_KEYS, refused
+from tests.api.event_streams import event_data
 from tests.api.setups import make, settled
 from tests.conftest import MakeServer, Run, Server, eventually
 from tests.gvisor import needs_gvisor, of_kind
@@ -33,19 +33,7 @@ def following(client: httpx.Client, where: str) -> Iterator[Iterator[dict[str, A
     with client.stream("GET", f"/api/sessions/{where}/setup/events", timeout=60) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
-
-        def events() -> Iterator[dict[str, Any]]:
-            kind = ""
-            for line in answer.iter_lines():
-                name, _, value = line.partition(": ")
-                if name == "event":
-                    kind = value
-                elif name == "data":
-                    event = json.loads(value)
-                    assert event["type"] == kind
-                    yield event
-
-        yield events()
+        yield event_data(answer)
 
 
 def all_events(client: httpx.Client, where: str) -> list[dict[str, Any]]:

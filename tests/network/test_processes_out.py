@@ -14,6 +14,7 @@ import pytest
 
 from era.core.ports import SocketBroker
 from era.network.connect_supervisor import ConnectHandler, ConnectSupervisor
+from tests.api.event_streams import event_data
 from tests.conftest import eventually
 from tests.gvisor import BOTH_KINDS
 from tests.network.conftest import NEEDS_GVISOR, Machine, NetServer, Session, new_session
@@ -134,7 +135,7 @@ def ended(client: Any, session: str, process: str) -> tuple[str, Any]:
         assert time.monotonic() < deadline, record
         time.sleep(0.05)
     with client.stream("GET", f"/api/sessions/{session}/processes/{process}/events") as events:
-        data = [json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: ")]
+        data = list(event_data(events))
     return "".join(event.get("content", "") for event in data if event.get("type") == "stdout"), record
 
 
