@@ -73,14 +73,16 @@ def drivers(
 
 def installer(settings: Settings, blobs: BlobStore) -> PackageInstaller:
     """What installs packages for sessions."""
+    runtimes = {"node": languages.runtime("node").mounts[NODE]}
+    if "go" in languages.runtimes():
+        runtimes["go"] = languages.runtime("go").mounts[GO]
     return PackageInstaller(
         settings.data_dir.resolve(),
         blobs,
         shared=shared_directory(settings),
         python=str(base_executable()),
         python_prefix=installation_directory(),
-        node=languages.runtime("node").mounts[NODE],
-        go=languages.runtimes()["go"].mounts[GO] if "go" in languages.runtimes() else None,
+        runtimes=runtimes,
         seconds=settings.setup_seconds,
         most_bytes=settings.disk_mb << 20,
         most_files=settings.files,

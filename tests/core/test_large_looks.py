@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads, live_snapshots, trees
+from era.core.files import file_threads, trees
 from era.core.files.copies import ContentCopies
 from era.core.files.trees import Scan, Tree
 from era.core.models import EMPTY, OwnedId, Snapshot
-from era.core.process import HeldFiles
 from tests.conftest import eventually
 from tests.core.lab import SETTLE
 from tests.core.moments import MomentLab, opened
@@ -146,36 +144,3 @@ async def test_a_full_scan_that_was_needed_and_given_up_is_a_full_scan_as_large_
     assert await look(lab, live, second) == second
     assert len(scanned) == 2, "from then on it is known"
     await lab.snapshots.close()
-
-
-@pytest.mark.parametrize("can_freeze", [True, False])
-def test_where_it_takes_long_to_find_what_is_held_looks_are_large_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_freeze: bool
-) -> None:
-    """As processes with very many descriptors make it; until it doesn't any more."""
-    asked: list[str] = []
-    takes_long = True
-    with opened(tmp_path) as lab:
-        held_files = lab.live.held_files
-
-        def slow(device: int) -> HeldFiles | None:
-            asked.append(threading.current_thread().name.rpartition("_")[0])
-            until = time.thread_time() + (2 * live_snapshots._LONG_QUESTION if takes_long else 0)
-            while time.thread_time() < until:
-                pass
-            return held_files(device)
-
-        monkeypatch.setattr(lab.live, "held_files", slow)
-        lab.live.can_freeze = can_freeze
-        for text in ("first", "second", "third", "fourth"):
-            if text == "third":
-                takes_long = False
-            asked.clear()
-            (lab.live.workspace / "file").write_text(text)
-            lab.moment()
-            assert lab.contents() == {"file": text.encode()}
-            if text == "first":
-                assert asked[0] == "era-files"
-            if text == "second":
-                assert set(asked) == {"era-bulk"}
-        assert set(asked) == {"era-files"}

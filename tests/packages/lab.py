@@ -63,8 +63,10 @@ class Lab:
             shared=self.shared,
             python=str(base_executable()),
             python_prefix=installation_directory(),
-            node=languages.runtime("node").mounts[NODE],
-            go=languages.runtime("go").mounts[GO],
+            runtimes={
+                "node": languages.runtime("node").mounts[NODE],
+                "go": languages.runtime("go").mounts[GO],
+            },
             variables={**os.environ, **registry.environment()},
             **sizes,
         )

@@ -22,7 +22,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from era.core.files.durable import sync
 from era.errors import BadRequest, Conflict, NotFound, Unavailable
-from era.operation import rows
 from era.operation.server_data import reading
 from era.store import dialects, place
 from era.store.migrations import upgrade
@@ -209,10 +208,10 @@ def migrate(directory: Path, database_url: str) -> Moved:
     target = place.place_of(database_url)
     with reading(f"sqlite:///{directory / place.SQLITE}") as found:
         try:
-            with rows.filling(database_url) as connection:
-                moved = rows.copy(found, connection)
+            with filling(database_url) as connection:
+                moved = copy(found, connection)
         except Conflict:
-            same = rows.counted_if_same(found, database_url)
+            same = counted_if_same(found, database_url)
             if same is None:
                 raise
             moved = same

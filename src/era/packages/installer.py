@@ -106,17 +106,16 @@ class PackageInstaller:
         shared: Path,
         python: str,
         python_prefix: Path | None,
-        node: Path,
-        go: Path | None,
+        runtimes: Mapping[str, Path],
         seconds: float,
         most_bytes: int,
         most_files: int,
         variables: Mapping[str, str],
     ) -> None:
         """`directory` is the service's data directory, `shared` that which hosts of a cluster share, or the same.
-        `python` is the interpreter of sandboxes, and `python_prefix` its installation if that isn't in /usr. `node` and
-        `go` are the directories of their wheels. `seconds`, `most_bytes` and `most_files` bound one installation.
-        `variables` are the service's own environment variables."""
+        `python` is the interpreter of sandboxes, and `python_prefix` its installation if that isn't in /usr. `runtimes`
+        are the directories of `node` and, if there is one, of `go`. `seconds`, `most_bytes` and `most_files` bound one
+        installation. `variables` are the service's own environment variables."""
         self.package_sets = directory / "environments"
         self._notes = Notes(shared / "environments" / "asked")
         self._making = self.package_sets / "making"
@@ -129,20 +128,15 @@ class PackageInstaller:
         self._turns = Turns()
         self._slots = FairLimiter(_AT_A_TIME, of_owner=_OF_OWNER)
         self._scratch_directories = 0
-        self._sizes: dict[str, int] = {}
-        """How many bytes package sets take that no session needs, by digest."""
-
         self._lock = threading.Lock()
         """Held while a set's time is looked at and the set renamed, or begins anew; and while what the cache has is
         renamed, or an installation begins. The event loop takes it, too."""
 
         self._compiling: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
-        shown = {"cache": self._cache, "uv": tools.uv_binary(), "node": node}
+        shown = {"cache": self._cache, "uv": tools.uv_binary(), **runtimes}
         self._python, self._prefix = python, python_prefix
-        if go is not None:
-            shown["go"] = go
-        self._go = go
+        self._has_go = "go" in runtimes
         if python_prefix is not None:
             shown["python"] = python_prefix
         self._processes = Processes(directory, shown)
@@ -154,8 +148,8 @@ class PackageInstaller:
         )
         self._runtimes = {
             "python": f"{sys.implementation.name} {_VERSION} {sysconfig.get_platform()}",
-            "node": (node / "include/node/node_version.h").read_text()[:2000] if node.exists() else "",
-            "go": (go / "VERSION").read_text()[:2000] if go else "",
+            "node": (runtimes["node"] / "include/node/node_version.h").read_text()[:2000],
+            "go": (runtimes["go"] / "VERSION").read_text()[:2000] if self._has_go else "",
         }
 
     def open(self) -> None:
@@ -284,7 +278,7 @@ class PackageInstaller:
         removed = size = 0
         unneeded = [self.package_sets / digest for digest in self.digests() - keep]
         for used, directory in sorted(((each.stat().st_mtime, each) for each in unneeded), reverse=True):
-            size += self._size(directory) if used < free_before else 0
+            size += size_of(directory) if used < free_before else 0
             if (used < older_than or size > self._most_bytes) and self._drop(directory, used):
                 removed += 1
         # What another host has isn't known, but a note that it uses isn't old.
@@ -295,11 +289,6 @@ class PackageInstaller:
             for path in doomed:
                 trees.drop(path, is_ours=self._processes.fetcher is None)
         return removed
-
-    def _size(self, package_set: Path) -> int:
-        if package_set.name not in self._sizes:
-            self._sizes[package_set.name] = size_of(package_set)
-        return self._sizes[package_set.name]
 
     def _open_cache(self) -> None:
         """Make the directory of the tools' caches."""
@@ -391,7 +380,7 @@ class PackageInstaller:
 
     async def _fetch_modules(self, packages: Packages, making: Making) -> None:
         """Have go fetch modules, and all that they need, into `scratch/go`. Raises SetupFailed."""
-        if self._go is None:
+        if not self._has_go:
             raise SetupFailed("go: Go is not installed on this server.")
         scratch = making.scratch
         project = scratch / "go"
@@ -583,7 +572,6 @@ class PackageInstaller:
             if used not in (None, directory.stat().st_mtime):
                 return False  # it was found meanwhile
             directory.rename(doomed)
-        self._sizes.pop(directory.name, None)
         trees.remove(doomed)
         return True
 

@@ -25,7 +25,6 @@ from typing import IO, Any
 
 from era import __version__
 from era.core import jsontext
-from era.core.capsules import format as layout
 from era.core.capsules.manifest import (
     FORMAT,
     MAX_ENFORCED,
@@ -199,7 +198,7 @@ class DocumentReader:
         """Raises BadRequest for another format than this server reads."""
         match = _FORMAT.match(os.pread(self.fd, min(self.entry.size, 256), self.entry.offset))
         if match is None:
-            raise bad_capsule(f"has a {layout.DOCUMENT} that doesn't begin with its format number")
+            raise bad_capsule(f"has a {DOCUMENT} that doesn't begin with its format number")
         if int(match[1]) != FORMAT:
             raise BadRequest(
                 f"The capsule has format {int(match[1])}, this server reads format {FORMAT}.",
@@ -245,9 +244,9 @@ class DocumentReader:
         for line in self._lines():
             if not line.endswith(b","):
                 break
-            head = HeadValues.read(_value(line[:-1] + b"}"), f"a {layout.DOCUMENT}")
+            head = HeadValues.read(_value(line[:-1] + b"}"), f"a {DOCUMENT}")
             return SessionValues.read(head.session, "a session")
-        raise bad_capsule(f"has a {layout.DOCUMENT} whose first line isn't the session's")
+        raise bad_capsule(f"has a {DOCUMENT} whose first line isn't the session's")
 
     def _items(self, section: int) -> Iterator[Any]:
         """The JSON values of one section: the versions (0) or the runs (1)."""
@@ -255,12 +254,12 @@ class DocumentReader:
         next(lines, None)
         for number, (begin, end) in enumerate(_SECTIONS):
             if next(lines, None) != begin:
-                raise bad_capsule(f"has a {layout.DOCUMENT} that isn't laid out line by line")
+                raise bad_capsule(f"has a {DOCUMENT} that isn't laid out line by line")
             for line in _list(lines, end):
                 if number == section:
                     yield _value(line)
         if next(lines, None) is not None:
-            raise bad_capsule(f"has a {layout.DOCUMENT} with something after its end")
+            raise bad_capsule(f"has a {DOCUMENT} with something after its end")
 
     def _lines(self) -> Iterator[bytes]:
         """The lines of the document, without their line ends."""
@@ -271,12 +270,12 @@ class DocumentReader:
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
             if len(rest) > MAX_LINE_BYTES or not piece:
-                raise bad_capsule(f"has a {layout.DOCUMENT} with a line that is too long")
+                raise bad_capsule(f"has a {DOCUMENT} with a line that is too long")
         if rest:
-            raise bad_capsule(f"has a {layout.DOCUMENT} that ends in the middle of a line")
+            raise bad_capsule(f"has a {DOCUMENT} that ends in the middle of a line")
 
 
-_SECTIONS = ((layout.VERSIONS_BEGIN, layout.VERSIONS_END), (layout.RUNS_BEGIN, layout.END))
+_SECTIONS = ((VERSIONS_BEGIN, VERSIONS_END), (RUNS_BEGIN, END))
 
 
 def _list(lines: Iterator[bytes], end: bytes) -> Iterator[bytes]:
@@ -289,7 +288,7 @@ def _list(lines: Iterator[bytes], end: bytes) -> Iterator[bytes]:
             break
         follows = line.endswith(b",")
         yield line.removesuffix(b",")
-    raise bad_capsule(f"has a {layout.DOCUMENT} that isn't laid out line by line")
+    raise bad_capsule(f"has a {DOCUMENT} that isn't laid out line by line")
 
 
 def _value(line: bytes) -> Any:
@@ -297,7 +296,7 @@ def _value(line: bytes) -> Any:
     try:
         return jsontext.loads(line)
     except jsontext.JsonProblem as error:
-        raise bad_capsule(f"has a {layout.DOCUMENT} with a line that {error}") from None
+        raise bad_capsule(f"has a {DOCUMENT} with a line that {error}") from None
 
 
 def _session(head: SessionValues, current: VersionContent) -> Session:

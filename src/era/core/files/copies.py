@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -108,19 +107,14 @@ class ContentCopies:
         """By the identity of the tree's files: the content itself, or the path of the copy."""
 
         self._in_memory = 0
-        self._at_work = threading.RLock()
-        self._closed = False
 
     def put_tree(self, fd: int, tree: Tree, *, still: bool) -> None:
         """Put aside all files without a digest in the directory open as `fd`, which was scanned as `tree`. Where it
         isn't `still`, what is gone by now is taken out of the tree, and the rest becomes what it is now: files may have
         grown since the scan, so the bounds hold again. Raises Changed, WorkspaceFull, OSError."""
-        with self._at_work:
-            if self._closed:  # nobody waits for this thread any more, and what it made would be left
-                raise Changed
-            self._clear()  # of an attempt that was given up
-            self._room = self._most_bytes - tree.totals.total_bytes
-            self._put_below(fd, tree, still=still)
+        self.close()  # of an attempt that was given up
+        self._room = self._most_bytes - tree.totals.total_bytes
+        self._put_below(fd, tree, still=still)
 
     def _put_below(self, fd: int, tree: Tree, *, still: bool) -> None:
         for name, file in list(tree.files.items()):
@@ -178,19 +172,13 @@ class ContentCopies:
 
     def store_files(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
         """Put into a batch what was put aside of a tree's files, and set their digests. `known` is the tree at the scan
-        before. Raises Changed, OSError."""
-        with self._at_work:
-            if self._closed:
-                raise Changed
-            self._store_below(tree, known, batch)
-
-    def _store_below(self, tree: Tree, known: Tree | None, batch: BlobBatch) -> None:
+        before. Raises OSError."""
         for name, file in tree.files.items():
             if file.digest is None:
                 self._store_file(file, known.files.get(name) if known else None, batch)
         for name, child in tree.trees.items():
             if child.digest is None:
-                self._store_below(child, known.trees.get(name) if known else None, batch)
+                self.store_files(child, known.trees.get(name) if known else None, batch)
 
     def _store_file(self, file: File, known: File | None, batch: BlobBatch) -> None:
         content = self._contents.pop(id(file))
@@ -208,30 +196,13 @@ class ContentCopies:
             os.unlink(content)
 
     def close(self) -> None:
-        """Remove the copies that are left, once no thread puts any there. Blocks: large ones take long."""
-        with self._at_work:
-            self._closed = True
-            self._clear()
-
-    def _clear(self) -> None:
+        """Remove the copies that are left. Blocks: large ones take long."""
         for content in self._contents.values():
             if isinstance(content, str):
                 with suppress(FileNotFoundError):
                     os.unlink(content)
         self._contents.clear()
         self._in_memory = 0
-
-    def closed_at_once(self) -> bool:
-        """Close it if there is no copy to remove and no thread to wait for; whether that was so."""
-        if not self._at_work.acquire(blocking=False):
-            return False
-        try:
-            if any(isinstance(content, str) for content in self._contents.values()):
-                return False
-            self.close()
-            return True
-        finally:
-            self._at_work.release()
 
 
 def _check_gone(error: OSError | Changed, *, still: bool) -> None:

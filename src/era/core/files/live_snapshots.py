@@ -65,9 +65,6 @@ the time of one; the pauses let the sandbox get on with what it couldn't be stop
 _WRITE_NS = 60_000_000_000
 """How long one call may be writing to a file."""
 
-_LONG_QUESTION = 0.1
-"""Seconds of a processor. Processes may have millions of descriptors, each of which takes 7 µs to look at."""
-
 _MOST_KNOWN = 1000
 
 
@@ -103,9 +100,6 @@ class LiveSnapshots:
         self._directory = directory
         self._cant_freeze: set[str] = set()
         """The ids of sandboxes that can't be frozen, so that looking at them before would be of no use."""
-
-        self._hold_much: set[str] = set()
-        """The ids of those where it took long to find what is held: a look at them is large work."""
 
     def naming(self) -> AbstractContextManager[None]:
         """See BlobStore."""
@@ -199,7 +193,7 @@ class LiveSnapshots:
     ) -> _Look | None:
         """A look while everything stands still; None where that can't be had. What turns out to be large work doesn't
         wait for its thread meanwhile: everything goes on until there is one."""
-        is_large = is_large_scan(memory) or sandbox.id in self._hold_much
+        is_large = is_large_scan(memory)
         while True:
             async with self._standing_still(sandbox, session_id, is_large=is_large) as run:
                 if run is None:
@@ -211,16 +205,6 @@ class LiveSnapshots:
                 except TreeNotSmall:
                     is_large = True
             await self._close(aside)
-
-    def _held_files(self, sandbox: Sandbox, root: int) -> HeldFiles | None:
-        """See Sandbox.held_files. Notes where that takes long."""
-        began = time.thread_time()
-        held = sandbox.held_files(os.fstat(root).st_dev)
-        if time.thread_time() - began > _LONG_QUESTION:
-            _note(self._hold_much, sandbox.id)
-        else:
-            self._hold_much.discard(sandbox.id)
-        return held
 
     def _copies(self, sandbox: Sandbox) -> ContentCopies:
         return ContentCopies(self._directory, limits.bounds(sandbox.limits).total_bytes)
@@ -240,7 +224,9 @@ class LiveSnapshots:
                     yield run
                     return
             if still is None:
-                _note(self._cant_freeze, sandbox.id)
+                if len(self._cant_freeze) >= _MOST_KNOWN:
+                    self._cant_freeze.clear()
+                self._cant_freeze.add(sandbox.id)
                 break
             if pause is not None:
                 await asyncio.sleep(pause)
@@ -258,7 +244,7 @@ class LiveSnapshots:
         """Scan and put aside, on a thread, while everything stands still. Raises SnapshotRefused, OSError, and with
         `small` TreeNotSmall before anything is put aside."""
         with trees.opened_root(sandbox.workspace) as root:
-            held = self._held_files(sandbox, root)
+            held = sandbox.held_files(os.fstat(root).st_dev)
             tree, watch = self._snapshots.scan(root, sandbox, memory, entry, small=small, mapped=_mapped(held))
             unstored_bytes = _small_bytes(tree, small=small)
             aside.put_tree(root, tree, still=True)
@@ -287,7 +273,7 @@ class LiveSnapshots:
                     # What was opened before the watch began may change without its noting that. So that is asked for
                     # now, and nothing counts that was seen before. What is written to meanwhile, be it by a call or by
                     # a map that isn't told of, has a time since then.
-                    held = self._held_files(sandbox, root)
+                    held = sandbox.held_files(os.fstat(root).st_dev)
                     # Whatever is read here, the watch tells that it was opened.
                     tree = self._put_aside(root, sandbox, memory, watch, held, calls_since, aside, small=small)
                     with self._snapshots.blobs.batch() as batch:
@@ -300,8 +286,7 @@ class LiveSnapshots:
             return Memory(previous, tree, watch, held=_held_names(tree, held), ahead_bytes=counting.total)
 
         try:
-            is_large = has_many_entries(memory) or sandbox.id in self._hold_much
-            warm = await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
+            warm = await self._snapshots.threads.by_size(job, session_id, is_large=has_many_entries(memory))
         except (OSError, SnapshotRefused):
             return memory
         finally:
@@ -319,12 +304,11 @@ class LiveSnapshots:
         def job(small: bool) -> _Look:
             with trees.opened_root(sandbox.workspace) as root:
                 since_ns = time.time_ns() - _WRITE_NS
-                held = self._held_files(sandbox, root)
+                held = sandbox.held_files(os.fstat(root).st_dev)
                 tree = self._put_aside(root, sandbox, memory, None, held, since_ns, aside, small=small)
             return _Look(tree, aside, memory.watch if memory else None, None, tree.unstored_bytes())
 
-        is_large = has_many_entries(memory) or sandbox.id in self._hold_much
-        return await self._snapshots.threads.by_size(job, session_id, is_large=is_large)
+        return await self._snapshots.threads.by_size(job, session_id, is_large=has_many_entries(memory))
 
     def _put_aside(
         self,
@@ -374,17 +358,8 @@ class LiveSnapshots:
         return Memory(Snapshot(tree.digest, own.files, own.total_bytes, stored), tree, look.watch, held=held)
 
     async def _close(self, aside: ContentCopies) -> None:
-        """Close what was put aside: on a thread where there are copies to remove, or one is still made for a call that
-        was cancelled."""
-        if not aside.closed_at_once():
-            await self._snapshots.threads.free(aside.close)
-
-
-def _note(noted: set[str], sandbox_id: str) -> None:
-    """Note a sandbox, among not too many."""
-    if len(noted) >= _MOST_KNOWN:
-        noted.clear()
-    noted.add(sandbox_id)
+        """Remove what was put aside, on a thread: large copies take long."""
+        await self._snapshots.threads.free(aside.close)
 
 
 def _small_bytes(tree: Tree, *, small: bool) -> int:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
 
 from era.core.files import file_threads
 from era.core.files.paths import Parts
@@ -77,9 +76,6 @@ class Memories:
         self._made: dict[str, list[Watch]] = {}
         """The watches that were made for sandboxes in use."""
 
-        self._making = Lock()
-        """Held where a watch is noted, and where a sandbox's use ends."""
-
         self.entries = 0
         """Of all trees that are remembered."""
 
@@ -130,23 +126,16 @@ class Memories:
                 self._close_what_isnt_remembered(sandbox_id)
             self._fit()
 
-    def note_watch(self, sandbox_id: str, watch: Watch) -> bool:
-        """Note that a watch was made for a sandbox. Where that isn't in use any more, as whoever asked for the watch
-        has gone, it is closed: returns False then. To be called on any thread."""
-        with self._making:
-            if sandbox_id in self._in_use:
-                self._made.setdefault(sandbox_id, []).append(watch)
-                return True
-        watch.close()
-        return False
+    def note_watch(self, sandbox_id: str, watch: Watch) -> None:
+        """Note that a watch was made for a sandbox, which is in use. To be called on any thread: the use ends after the
+        job on that."""
+        self._made.setdefault(sandbox_id, []).append(watch)
 
     def _close_what_isnt_remembered(self, sandbox_id: str) -> None:
         """The end of a sandbox's use."""
-        with self._making:
-            del self._in_use[sandbox_id]
-            made = self._made.pop(sandbox_id, [])
+        del self._in_use[sandbox_id]
         memory = self.get(sandbox_id)
-        for watch in made:
+        for watch in self._made.pop(sandbox_id, []):
             if memory is None or watch is not memory.watch:
                 self._close(watch)
 

@@ -424,15 +424,15 @@ class Snapshots:
 
     def new_watch(self, sandbox_id: str, tree: Tree, linked: Iterable[tuple[Parts, str]] = ()) -> Watch | None:
         """A watch for a tree's directories; None where there can't be one, and every scan is a full one. `linked` are
-        the files with several names, as far as that is known already. The sandbox is in use (Memories), if anybody
-        still waits for what comes of this."""
+        the files with several names, as far as that is known already. The sandbox is in use (Memories)."""
         if tree.totals.entries - tree.totals.files + 1 > self._watches.room:
             return None
         try:
             watch = Watch(self._watches, linked)
         except OSError:
             return None  # the user's inotify instances are used up
-        return watch if self.memories.note_watch(sandbox_id, watch) else None
+        self.memories.note_watch(sandbox_id, watch)
+        return watch
 
     def _store(self, sandbox: Sandbox, memory: Memory | None, tree: Tree, watch: Watch | None) -> Memory:
         """Store what is new of a scanned tree. Runs on a thread; raises SnapshotRefused or OSError."""
