@@ -18,7 +18,6 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -80,27 +79,25 @@ class GuestStorage:
         """A factory of protocols for the connections of one run, which share its slots and its owner's rights.
         The factory's argument is called when the connection has ended."""
         caller = Caller(owner, sandbox=sandbox_id)
-        state, slots = ServerState(), _Slots(asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_HEAVY))
+        state, slots = ServerState(), (asyncio.Semaphore(MAX_REQUESTS), asyncio.Semaphore(MAX_HEAVY))
         return lambda ended: _StorageConnection(self._config, state, slots, caller, ended)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Slots:
-    """Bounds how many requests of one run are worked on at a time."""
-
-    all: asyncio.Semaphore
-    heavy: asyncio.Semaphore
 
 
 class _StorageConnection(Protocol):
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, slots: _Slots, caller: Caller, ended: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        slots: tuple[asyncio.Semaphore, asyncio.Semaphore],
+        caller: Caller,
+        ended: Callable[[], None],
     ) -> None:
+        """`slots` are those of all requests of the run, and of its heavy ones."""
         super().__init__(config, state, {"caller": caller})  # which is in the state of each of its requests
         self._caller = caller
         self._storage = config.loaded_app
         self.app = self._in_turn
-        self._slots = slots
+        self._slots, self._heavy_slots = slots
         self._on_end = ended
         self._hung_up = False
         self._working: set[asyncio.Task[None]] = set()
@@ -125,11 +122,11 @@ class _StorageConnection(Protocol):
         self._working.add(task)
         try:
             await turn(begins=True)
-            async with self._slots.all:
+            async with self._slots:
                 if not _is_heavy(scope):
                     await self._storage(scope, receive, send)
                     return
-                async with self._slots.heavy:
+                async with self._heavy_slots:
                     await self._storage(scope, receive, send)
         except asyncio.CancelledError:
             if not self._hung_up:
