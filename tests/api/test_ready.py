@@ -47,7 +47,7 @@ def test_a_data_directory_that_cannot_be_written_to_is_told_until_it_can(own_ser
 
 
 def test_a_service_told_to_stop_says_so_and_goes_on_for_a_while(own_server: MakeServer) -> None:
-    server = own_server(unready_seconds="15")
+    server = own_server(unready_seconds="8")
     with server.client(base_url=server.own_url) as client:
         assert client.get("/ready").status_code == 200
         os.kill(server.pid, signal.SIGTERM)

@@ -126,12 +126,12 @@ def test_a_websocket_starts_the_service(client: httpx.Client, served: MakeSessio
 
 
 def test_a_service_ends_when_idle_and_when_its_room_is_needed(own_server: MakeServer) -> None:
-    server = own_server(idle_seconds="1", max_warm="2", max_timeout="15")
+    server = own_server(idle_seconds="1", max_warm="2", max_timeout="10")
     with server.client() as client:
         for name in ("a", "b", "c"):
             client.post(
                 "/api/sessions",
-                json={"language": "python", "session_id": name, "service": "python3 app.py", "default_timeout": 15},
+                json={"language": "python", "session_id": name, "service": "python3 app.py", "default_timeout": 10},
             )
             put(client, name, HTTP_SERVER)
         assert client.get("/proxy/a/3000/write").status_code == 200

@@ -163,7 +163,7 @@ def test_invalid_commands_are_refused(client: httpx.Client) -> None:
 def test_files_that_change_meanwhile_are_not_lost(client: httpx.Client, run: Run) -> None:
     """The commands run once more, on the new files."""
     command = "echo run >> /workspace/made; cp -r . /tmp/seen; echo began; test -f go || sleep 600"
-    where = make(client, {"commands": [f"timeout 20 sh -c '{command}'; cat made"]})
+    where = make(client, {"commands": [f"timeout 10 sh -c '{command}'; cat made"]})
     with following(client, where) as events:
         assert any(event.get("text") == "began" for event in events)
         assert client.put(f"/api/sessions/{where}/files/go", content=b"mine").is_success

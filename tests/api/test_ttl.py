@@ -53,7 +53,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     where = session(ttl=3600, data={"n": 1}, metadata={"who": "me"})
     client.put(f"/api/sessions/{where}/code", json={"code": "print(open('f').read())"})
     run(where, "open('f', 'w').write('kept')")
-    before = client.patch(f"/api/sessions/{where}", json={"ttl": 10}).json()["metadata"]
+    before = client.patch(f"/api/sessions/{where}", json={"ttl": 5}).json()["metadata"]
     wait_until_expired(client, where)
     url = f"/api/sessions/{where}"
     calls = [
@@ -78,7 +78,7 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
     assert client.get("/api/sessions?metadata.who=me").json()["sessions"] == []
     body = checked(client.post(f"{url}/restore"), SessionAnswer, SESSION_KEYS)
     assert {**body, "expires_at": ""} == {**before, "expires_at": ""}
-    assert 0 < seconds_left(body) <= 10
+    assert 0 < seconds_left(body) <= 5
     client.patch(url, json={"ttl": None})
     assert run(where)["stdout"] == "kept\n"
     assert not gone(client, where, "expired")
@@ -86,8 +86,8 @@ def test_a_session_expires_and_is_restored(client: httpx.Client, session: MakeSe
 
 
 def test_a_session_does_not_expire_during_a_run(client: httpx.Client, session: MakeSession, run: Run) -> None:
-    where = session(ttl=10)
-    outcome = run(where, "import time; time.sleep(13); open('.session_data.json', 'w').write('{\"n\": 1}')")
+    where = session(ttl=5)
+    outcome = run(where, "import time; time.sleep(8); open('.session_data.json', 'w').write('{\"n\": 1}')")
     assert outcome["state"]["committed"]
     assert client.get(f"/api/sessions/{where}").json()["data"] == {"n": 1}
 
