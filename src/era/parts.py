@@ -47,7 +47,7 @@ from era.core.quotas import Amounts, Quotas
 from era.core.readiness import Readiness
 from era.core.runs import Runs
 from era.core.session_run import RunParts
-from era.core.setup.commands import Builds, Commands
+from era.core.setup.commands import Build, Commands
 from era.core.setup.package_sets import InstalledPackageSets
 from era.core.setup.setups import Setups
 from era.core.shares import Shares
@@ -351,7 +351,7 @@ def build_setups(base: Base, files: Files, sandboxes: Sandboxes) -> Setups:
         files.packages,
         files.package_sets,
         base.turns,
-        Builds(pool, network, IndexListeners(), base.rules),
+        partial(Build, pool, network, IndexListeners(), base.rules),
         Commands(pool, network, files.snapshots, files.history),
         sandboxes.liveness,
         base.settings.setup_seconds,

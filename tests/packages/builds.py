@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +76,7 @@ def real_builds(
     )
     network = SandboxNetwork(Shares(1000), Policy())
     try:
-        yield sandboxes, Builds(pool, network, IndexListeners(), rules)
+        yield sandboxes, partial(Build, pool, network, IndexListeners(), rules)
     finally:
         sandboxes._runner.run(pool.stop())
         sandboxes.stop()

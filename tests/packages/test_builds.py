@@ -51,7 +51,7 @@ def build_lab(
 ) -> Iterator[BuildLab]:
     made = BuildLab(directory, registry, **options)
     with real_builds(made.directory, driver, limits) as (made.sandboxes, made.builds):
-        made.runner, made.build = made.sandboxes._runner.run, made.builds.of(session(1))
+        made.runner, made.build = made.sandboxes._runner.run, made.builds(session(1))
         yield made
 
 
@@ -90,14 +90,14 @@ def test_what_is_built_is_the_session_s_own(tmp_path: Path, registry: Registry, 
         lab.sandboxes.close(sandbox)
         assert not list((lab.sandboxes.driver.directory).glob("*/workspace/*")), "the places are gone"
         if driver == "bubblewrap":
-            lab.build = lab.builds.of(session(2, allow_internet=False))
+            lab.build = lab.builds(session(2, allow_internet=False))
             assert lab.find_installed(**setup) is None, "what was built for one is nothing to another"
             other = lab.make(pip=setup["pip"])
             assert lab.site(other) == lab.site(made)
-            lab.build = lab.builds.of(session(3))
+            lab.build = lab.builds(session(3))
             assert lab.find_installed(pip=setup["pip"]) is None
             assert lab.make(pip=["plain"]).digest == lab.find_installed(pip=["plain"]).digest  # type: ignore[union-attr]
-            lab.build = lab.builds.of(session(1))
+            lab.build = lab.builds(session(1))
             assert lab.find_installed(pip=["plain"]) is not None, "what was only unpacked is everybody's"
 
 

@@ -36,8 +36,9 @@ def test_a_tool_is_only_started_for_a_service_that_lives(tmp_path: Path, *, pare
 
 
 @pytest.mark.parametrize("left", ["sleep 1000", "setsid sleep 1000"])
-async def test_what_a_tool_leaves_is_not_waited_for(tmp_path: Path, left: str) -> None:
+async def test_what_a_tool_leaves_is_not_waited_for(tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though it has the tool's output open."""
+    monkeypatch.setattr("era.packages.processes._OUTPUT_SECONDS", 0.5)
     processes, scratch = Processes(tmp_path, {}), tmp_path / "scratch"
     scratch.mkdir()
     processes.change_owner(scratch, processes.fetcher)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from era.core.metadata import SetupJob
-from era.core.models import Session
 from era.core.setup.commands import Commands, CommandsResult
 from era.core.setup.package_sets import PackageSet, SetupFailed
 from era.core.setup.progress import Progress, Say
@@ -167,13 +166,10 @@ async def test_a_setup_that_the_service_s_stop_cuts_off_is_left_for_the_next_sta
 
 
 class Installing:
-    """An installer that installs nothing, and the builds for it."""
+    """An installer that installs nothing."""
 
     def __init__(self) -> None:
         self.made = 0
-
-    def of(self, _: Session) -> None:
-        pass
 
     async def find_installed(self, *_: Any) -> PackageSet | None:
         return PackageSet("0" * 64, [], []) if self.made else None
@@ -187,7 +183,7 @@ def installing(setups: Setups, monkeypatch: pytest.MonkeyPatch) -> Installing:
     """Give setups such an installer."""
     installer = Installing()
     monkeypatch.setattr(setups, "_installer", installer)
-    monkeypatch.setattr(setups, "_builds", installer)
+    monkeypatch.setattr(setups, "_builds", lambda _: None)
     return installer
 
 

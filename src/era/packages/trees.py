@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import tarfile
-from collections.abc import Buffer, Iterator
+from collections.abc import Buffer
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -151,7 +151,6 @@ def _check_link(directory: Path, name: str) -> None:
 LOCK = "lock.json"
 """The first entry: the lock, which lists the packages (core/setup/package_sets.py)."""
 
-_CHUNK = 1 << 20
 _BUFFER = 64 << 10
 
 
@@ -185,7 +184,7 @@ def pack(directory: Path, file: Path) -> str:
 def unpack(fd: int, digest: str, directory: Path) -> None:
     """Unpack the archive of this digest from `fd` into `directory`. Raises Damaged, before anything is written, if the
     content has another digest; OSError."""
-    if _digest(fd) != digest:
+    if trees.digest_of(fd) != digest:
         raise Damaged(digest)
     os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, "rb", closefd=False) as file, tarfile.open(fileobj=file, mode="r|", bufsize=_BUFFER) as archive:
@@ -200,19 +199,6 @@ def _names(directory: Path) -> list[str]:
         for name in (*directories, *files)
     )
     return sorted(path for path in paths if path != LOCK)
-
-
-def _digest(fd: int) -> str:
-    hasher = hashlib.sha256()
-    for piece in _pieces(fd):
-        hasher.update(piece)
-    return hasher.hexdigest()
-
-
-def _pieces(fd: int) -> Iterator[bytes]:
-    os.lseek(fd, 0, os.SEEK_SET)
-    while piece := os.read(fd, _CHUNK):
-        yield piece
 
 
 class _Hashed(io.RawIOBase):

@@ -91,7 +91,6 @@ _SMALL = 64 << 10
 _IN_MEMORY = 16 << 20
 """Bytes that are put aside in memory, of one working directory."""
 
-_CHUNK = 1 << 20
 _numbers = count()
 
 
@@ -182,7 +181,11 @@ class ContentCopies:
 
     def _store_file(self, file: File, known: File | None, batch: BlobBatch) -> None:
         content = self._contents.pop(id(file))
-        digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _digest(content)
+        if isinstance(content, bytes):
+            digest = hashlib.sha256(content).hexdigest()
+        else:
+            with trees.closing(os.open(content, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+                digest = trees.digest_of(fd)
         if known is not None and known.digest == digest and known.fingerprint == file.fingerprint:
             file.digest = digest  # stored already; and whoever has put it, nobody has changed it
         elif isinstance(content, bytes):
@@ -217,11 +220,3 @@ def _read(fd: int, size: int) -> bytes:
     while len(content) < size and (piece := os.read(fd, size - len(content))):
         content += piece
     return bytes(content)
-
-
-def _digest(path: str) -> str:
-    with trees.closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        hasher = hashlib.sha256()
-        while piece := os.read(fd, _CHUNK):
-            hasher.update(piece)
-        return hasher.hexdigest()

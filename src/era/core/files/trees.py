@@ -491,7 +491,7 @@ def _store_file(fd: int, file: File, known: File | None, batch: BlobBatch) -> st
         raise Changed
     if known is not None and known.digest is not None and known.fingerprint == file.fingerprint:
         # It wasn't settled at the last scan, but most likely it is the same: find out without writing a copy.
-        if _digest(fd) == known.digest:
+        if digest_of(fd) == known.digest:
             return known.digest
         os.lseek(fd, 0, os.SEEK_SET)
     digest = batch.put_file(fd, file.fingerprint.size)
@@ -507,7 +507,8 @@ def is_still_uploaded(file: File, digest: str, known: File | None) -> bool:
     return (digest, *file.fingerprint.mode_and_mtime) == (known.digest, *known.fingerprint.mode_and_mtime)
 
 
-def _digest(fd: int) -> str:
+def digest_of(fd: int) -> str:
+    """The SHA-256 of what a file has from its position on. Raises OSError."""
     hasher = hashlib.sha256()
     while piece := os.read(fd, _CHUNK):
         hasher.update(piece)

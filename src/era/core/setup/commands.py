@@ -22,7 +22,7 @@ no internet. So it needs neither credentials nor network access of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,21 +171,11 @@ def failure(ended: Ended) -> str | None:
             return f"was killed (exit code {ended.exit_code})"
 
 
-class Builds:
-    """Makes a Build for each session that installs packages."""
-
-    def __init__(self, pool: SandboxPool, network: Network, indexes: Indexes, rules: Rules) -> None:
-        self._pool, self._network, self._indexes, self._rules = pool, network, indexes, rules
-
-    def of(self, session: Session) -> Build:
-        return Build(session, self._pool, self._network, self._indexes, self._rules)
-
-
 class Build:
     """Builds packages for one session, with that session's isolation, limits and network. What was built is used by no
     other session: `owner` says which one it belongs to. `session_owner` is the session's own."""
 
-    def __init__(self, session: Session, pool: SandboxPool, network: Network, indexes: Indexes, rules: Rules) -> None:
+    def __init__(self, pool: SandboxPool, network: Network, indexes: Indexes, rules: Rules, session: Session) -> None:
         self.owner, self.session_owner = str(session.key), session.owner
         self._session = session
         self._pool, self._network, self._indexes, self._rules = pool, network, indexes, rules
@@ -201,6 +191,10 @@ class Build:
             yield BuildSandbox(sandbox, session, self._network, self._indexes)
         finally:
             await self._pool.discard(sandbox)
+
+
+type Builds = Callable[[Session], Build]
+"""Makes the Build of a session that installs packages."""
 
 
 class BuildSandbox:

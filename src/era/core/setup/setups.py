@@ -367,7 +367,7 @@ class Setups:
     async def _install(self, job: SetupJob, packages: Packages, anew: bool, progress: Progress) -> PackageSet:
         """Install the packages of a setup, in the versions of its lock if they can be had. Raises SetupFailed, also
         where it isn't known whether they can: others would take the lock's place for good."""
-        build = self._builds.of(await self._session(job))
+        build = self._builds(await self._session(job))
 
         async def install(packages: Packages) -> PackageSet:
             try:
