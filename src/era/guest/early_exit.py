@@ -26,12 +26,11 @@ With it a warm run, alone, takes 0.67 of what it takes without (quartiles 0.64 t
 from __future__ import annotations
 
 import sys
-import warnings
 
 # What is called at the end has names of our own: a program may have put something else into its place.
 from _thread import get_ident
 from _weakref import CallableProxyType, ProxyType, ReferenceType
-from builtins import all, any, getattr, id, len, map, set, type, vars, zip  # noqa: UP029  a program may replace them
+from builtins import any, getattr, id, len, map, set, type, vars, zip  # noqa: UP029  a program may replace them
 from gc import callbacks, garbage, get_debug, get_objects
 from io import BufferedRandom, BufferedReader, BufferedWriter, BytesIO, FileIO, StringIO, TextIOWrapper
 from itertools import compress
@@ -102,7 +101,6 @@ class Ending:
             types.extend(type.__subclasses__(known))
         self._quiet = {id(known) for known in types if _flags(known) & _IMMUTABLE and _check_of(known) is None}
         """Ids of types that can't be changed, and whose objects just go."""
-        self._filters = list(warnings.filters)
         # Only by weak references: Python flushes a stream when it goes.
         self._streams: list[tuple[Callable[[], Any], list[int]]] = [
             (ReferenceType(stream), [len(vars(part)) for part in _parts(stream)]) for stream in (sys.stdout, sys.stderr)
@@ -141,7 +139,6 @@ class Ending:
             or get_debug()
             or garbage
             or getrusage(RUSAGE_SELF).ru_maxrss > LARGE_KIB
-            or not self._warns_of_nothing()
         ):
             return False
         for name, (own, names) in zip(("stdout", "stderr"), self._streams, strict=True):
@@ -153,20 +150,13 @@ class Ending:
             stream.flush()  # Python has, but doesn't tell us whether it could
         return self._are_quiet(get_objects())
 
-    def _warns_of_nothing(self) -> bool:
-        """Whether filters of warnings are as they were, but for some that ignore more: what is left open is warned of,
-        which is ignored by default."""
-        known = set(map(id, self._filters))
-        added = [each for each in warnings.filters if id(each) not in known]
-        return len(warnings.filters) - len(added) == len(known) and all(each[0] == "ignore" for each in added)
-
     def _are_quiet(self, objects: list[object]) -> bool:
         """Whether all of these can go without being noticed. They are all objects made since the fork that the garbage
         collector knows, which are all that can have a `__del__`, but for those of the classes that `_is_quiet_class`
         looks for."""
         strange = set(map(id, map(type, objects))) - self._quiet
         checks: dict[int, Callable[[Any], bool] | None] = {}
-        complete, files = False, []
+        complete = False
         for each in compress(objects, map(strange.__contains__, map(id, map(type, objects)))):
             kind = type(each)
             if kind is _Sentinel:
@@ -175,11 +165,9 @@ class Ending:
             if id(kind) not in checks:
                 checks[id(kind)] = _check_of(kind)
             check = checks[id(kind)]
-            if check is _is_file:
-                files.append(each)
-            elif check is not None and not check(each):
+            if check is not None and not check(each):
                 return False
-        return complete and _are_flushed(files)
+        return complete
 
 
 def _is_watched() -> bool:
@@ -206,7 +194,7 @@ def _check_of(kind: type) -> Callable[[Any], bool] | None:
     bases = _mro(kind)
     if any("__del__" in _class_names(base) for base in bases):
         if kind is TextIOWrapper or kind is FileIO or any(kind is buffer for buffer in _BUFFERS):
-            return _is_file
+            return _is_closed
         return _is_plain if kind is BytesIO or kind is StringIO else _never
     if kind is ProxyType or kind is CallableProxyType:
         return _never  # their callbacks can't be seen
@@ -222,31 +210,11 @@ def _never(_: object) -> bool:
     return False
 
 
-def _is_file(_: object) -> bool:
-    """Stands for _are_flushed, which looks at all files together."""
-    return False
-
-
-def _are_flushed(files: list[Any]) -> bool:
-    """Whether files of the types that `open` makes can go unnoticed. If only one is open for writing, it is flushed;
-    the order of several could be noticed."""
-    written: dict[int, Any] = {}
-    for file in files:
-        parts = _parts(file)
-        if type(parts[-1]) is not FileIO:
-            return False
-        if parts[-1].closed:
-            continue
-        if any(len(vars(part)) > 1 for part in parts):
-            return False  # such as a `close` of its own; one attribute is that of `open`
-        if parts[-1].mode != "rb":
-            if len(parts) in written or any(parts[-1] is not other[-1] for other in written.values()):
-                return False
-            written[len(parts)] = parts
-    for length in (3, 2):
-        if length in written:
-            written[length][0].flush()
-    return True
+def _is_closed(file: Any) -> bool:
+    """Whether a file of a type that `open` makes is closed: one that is open may have to be flushed, and is warned
+    of."""
+    written = _parts(file)[-1]
+    return type(written) is FileIO and written.closed
 
 
 def _is_plain(file: BytesIO | StringIO) -> bool:
