@@ -110,7 +110,7 @@ def test_what_is_put_there_meanwhile_is_replaced(
 def test_error_names_what_a_process_keeps_putting_there(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     a_directory(Path("name"))
     race(workspace, monkeypatch, a_directory, 1000)
-    with pytest.raises(workspace.InTheWay, match="a process keeps putting a directory there"):
+    with pytest.raises(FileExistsError, match="a process keeps putting a directory there"):
         workspace.write_file("name", b"new")
     assert os.listdir() == ["name"]
 

@@ -66,10 +66,6 @@ def remove(path: str) -> None:
         os.rmdir(path)
 
 
-class InTheWay(OSError):
-    """A process keeps putting something where a file of a run belongs; `strerror` says what."""
-
-
 _MEDDLING = {
     getattr(errno, name) for name in ["EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ELOOP"]
 }
@@ -82,7 +78,7 @@ def in_its_place(path: str, name: Callable[[], None]) -> None:
     something there meanwhile: `name` then fails with EEXIST or EISDIR.
 
     Raises:
-        InTheWay: After _TRIES.
+        FileExistsError: After _TRIES; `strerror` says what a process keeps putting there.
         OSError: Any other of `name`.
     """
     for _ in range(_TRIES):
@@ -100,7 +96,7 @@ def in_its_place(path: str, name: Callable[[], None]) -> None:
         kind = _KINDS[os.lstat(path).st_mode & _KIND]
     except OSError:
         pass  # it is gone at this moment
-    raise InTheWay(errno.EEXIST, f"a process keeps putting {kind} there", path)
+    raise FileExistsError(errno.EEXIST, f"a process keeps putting {kind} there", path)
 
 
 def write_file(path: str, content: bytes) -> tuple[int, int, int]:
@@ -111,7 +107,7 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
         Its identity.
 
     Raises:
-        InTheWay: A process keeps putting something else at `path`.
+        FileExistsError: A process keeps putting something else at `path`.
         OSError: There is no room, or no such directory.
     """
     made = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}")
