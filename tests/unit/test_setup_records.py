@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,7 +110,8 @@ async def test_package_sets_stay_as_long_as_a_setup_may_name_them(core: Core, mo
     setups, _ = setups_of(core)
     monkeypatch.setattr(setups, "_installer", Sweeping())
     begun = time.time() - 7200
-    monkeypatch.setitem(setups._begun, SetupJob(1, mine("s"), "{}"), begun)
+    under_way: Any = SimpleNamespace(begun_at=begun)
+    monkeypatch.setitem(setups._jobs, SetupJob(1, mine("s"), "{}"), under_way)
     await setups.sweep()
     assert max(swept) < begun
 

@@ -107,6 +107,16 @@ class _Done:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A setup that this service does."""
+
+    task: asyncio.Task[None]
+    progress: Progress
+    begun_at: float
+    """When it was taken up, in seconds since 1970."""
+
+
 class Setups:
     """Sees to the setups of all sessions, in the background from `start` to `stop`."""
 
@@ -133,7 +143,6 @@ class Setups:
         self._job_turns = Turns()
         """One job per session at a time: one that isn't wanted any more may still be ending."""
 
-        self._progress: dict[SetupJob, Progress] = {}
         self._last: dict[int, int] = {}
         """By session, the number of the last event of its setups."""
 
@@ -152,10 +161,7 @@ class Setups:
         """Of setups that were put off, the moment of the monotonic clock before which they aren't tried again, and the
         last delay."""
 
-        self._jobs: dict[SetupJob, asyncio.Task[None]] = {}
-        self._begun: dict[SetupJob, float] = {}
-        """When each of these was taken up, in seconds since 1970."""
-
+        self._jobs: dict[SetupJob, _UnderWay] = {}
         self._installed = asyncio.Event()
         """Set when packages were installed, until the next sweep."""
 
@@ -171,9 +177,9 @@ class Setups:
         at most, for files may just be put back into a sandbox. May be called again."""
         self._stopped = True
         self._announce()
-        for progress in self._progress.values():
-            progress.end()
-        tasks = [*self._jobs.values(), *([self._task] if self._task else [])]
+        for job in self._jobs.values():
+            job.progress.end()
+        tasks = [*(job.task for job in self._jobs.values()), *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -251,8 +257,9 @@ class Setups:
             if self._stopped:
                 yield session
                 return
-            progress = self._progress.get(SetupJob(session.key, session.owned_id, setup, session.setup_lock))
-            if progress is not None:
+            job = self._jobs.get(SetupJob(session.key, session.owned_id, setup, session.setup_lock))
+            if job is not None:
+                progress = job.progress
                 after = after if after <= progress.last else 0
                 async for event in progress.follow(after):
                     after = event.last if isinstance(event, Gap) else event[0]
@@ -274,7 +281,7 @@ class Setups:
         """Remove package sets that no session needs, not even one that is gone but can still be restored."""
         self._installed.clear()
         # Before the rows are read: what a setup has made or found since it began may be named by a row after that.
-        free_before = min([time.time(), *self._begun.values()]) - _SHORT_GRACE_SECONDS
+        free_before = min([time.time(), *(job.begun_at for job in self._jobs.values())]) - _SHORT_GRACE_SECONDS
         needed = set(await self._store.package_sets())
         older_than = min(time.time() - _GRACE_SECONDS, free_before)  # a setup may take longer than that
         removed = await asyncio.to_thread(self._installer.sweep, needed, older_than, free_before)
@@ -309,12 +316,12 @@ class Setups:
                 owned = set(await self._cluster.owned(keys, max(1, _MOST_TAKEN - len(self._jobs))))
                 for job in jobs:
                     if job.session_key in owned:
-                        for other, task in self._jobs.items():
+                        for other, under_way in self._jobs.items():
                             if other.session_key == job.session_key:
-                                task.cancel()  # the session asks for another setup by now
-                        self._begun[job] = time.time()
-                        self._progress[job] = Progress(self._last.get(job.session_key, 0))
-                        task = self._jobs[job] = asyncio.create_task(self._do(job))
+                                under_way.task.cancel()  # the session asks for another setup by now
+                        progress = Progress(self._last.get(job.session_key, 0))
+                        task = asyncio.create_task(self._do(job, progress))
+                        self._jobs[job] = _UnderWay(task, progress, time.time())
                         task.add_done_callback(lambda _, job=job: self._forget(job))  # type: ignore[misc]  # bound now
                         self._announce()  # or those who follow the setup would miss its first lines
             except EraError as error:
@@ -337,12 +344,11 @@ class Setups:
 
     def _forget(self, job: SetupJob) -> None:
         """Forget a job that has ended, and wake those who wait for that."""
-        progress = self._progress.pop(job)
+        progress = self._jobs.pop(job).progress
         progress.end()
         self._last[job.session_key] = max(self._last.get(job.session_key, 0), progress.last)
         while len(self._last) > _MOST_NUMBERS:
             self._last.pop(next(iter(self._last)))
-        del self._jobs[job], self._begun[job]
         self._announce()
 
     async def _begin(self, job: SetupJob, progress: Progress) -> None:
@@ -351,11 +357,11 @@ class Setups:
             raise NotFound(f"The setup of session '{job.session_id}' has ended, or is another one by now.")
         progress.began()
 
-    async def _do(self, job: SetupJob) -> None:
+    async def _do(self, job: SetupJob, progress: Progress) -> None:
         """Do a setup once no other job of its session is under way."""
         async with self._job_turns.take(str(job.session_key), bounded=False):
             with ExitStack() as naming:
-                await self._set_up(job, naming)
+                await self._set_up(job, progress, naming)
 
     async def _session(self, job: SetupJob) -> Session:
         """The session of a job. Raises NotFound where it is gone, or asks for another setup by now."""
@@ -393,10 +399,10 @@ class Setups:
         note = f"These aren't all the very packages that the session had where its capsule was made: {differences}"
         return replace(made, stderr=_joined(note, made.stderr))
 
-    async def _set_up(self, job: SetupJob, naming: ExitStack) -> None:
+    async def _set_up(self, job: SetupJob, progress: Progress, naming: ExitStack) -> None:
         """Install the packages, run the commands, and record how it went. Where that can't be recorded, or not be tried
         now, the setup stays under way and is taken up again. `naming` is as for Commands.run."""
-        progress, done = self._progress[job], _Done(time.monotonic())
+        done = _Done(time.monotonic())
         try:
             await self._carry_out(job, done, progress, naming)
         except SetupFailed as problem:
