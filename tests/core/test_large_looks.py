@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from era.core.files import file_threads, trees
+from era.core.files import file_threads
 from era.core.files.copies import ContentCopies
 from era.core.files.trees import Scan, Tree
 from era.core.models import EMPTY, OwnedId, Snapshot
@@ -82,7 +82,7 @@ def test_much_that_has_changed_is_given_up_where_small_work_is_done(
             (lab.live.workspace / str(number)).write_text("first")
         lab.moment()
         standing = Standing(lab, monkeypatch)
-        monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+        monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * len("first"))
         (lab.live.workspace / "1").write_text("second")
         lab.moment()
         assert standing.noted == ["stop", "era-files", "go on"]
@@ -97,7 +97,7 @@ def test_much_that_has_changed_is_given_up_where_small_work_is_done(
 async def test_a_large_look_waits_for_its_thread_while_everything_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * trees.FILE_BYTES)
+    monkeypatch.setattr(file_threads, "LARGE_BYTES", FILES // 2 * len("first"))
     lab = MomentLab(tmp_path)
     for number in range(FILES):
         (lab.live.workspace / str(number)).write_text("first")

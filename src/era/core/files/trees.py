@@ -114,10 +114,6 @@ class Link(NamedTuple):
     mtime_ns: int
 
 
-FILE_BYTES = 16 << 10
-"""As which a smaller file counts where it's about how much work there is."""
-
-
 @dataclass(slots=True)
 class Tree:
     """A directory: its entries by name. `digest` is None as long as its tree object isn't known to be stored."""
@@ -157,11 +153,11 @@ class Tree:
         return totals if npm_list is None or npm_list.uploaded else totals.minus(self.totals_of(NODE_MODULES))
 
     def unstored_bytes(self) -> int:
-        """The size of all that isn't known to be stored, each file and directory at least FILE_BYTES."""
+        """The sizes of all files that aren't known to be stored."""
         if self.digest is not None:
             return 0
-        files = sum(max(file.fingerprint.size, FILE_BYTES) for file in self.files.values() if file.digest is None)
-        return FILE_BYTES + files + sum(tree.unstored_bytes() for tree in self.trees.values())
+        files = sum(file.fingerprint.size for file in self.files.values() if file.digest is None)
+        return files + sum(tree.unstored_bytes() for tree in self.trees.values())
 
     @property
     def is_empty(self) -> bool:
