@@ -18,6 +18,9 @@ can't read or change it. (In a burst, a sandbox of Node's has two supervisors th
 A Python spare is already as far as it can be before it waits (spare_wait.py): what it writes to then
 need not be copied during the run.
 
+*Files.* The program and the state of a run are new files, which are made before the run, and those that they take the
+place of are let go of after it (fresh_files.py).
+
 *Environment.* `env` may hold secrets of one run. It goes from the control socket into a buffer, from there into the
 spare's pipe, and the buffer is zeroed; the supervisor's heap, which later spares inherit, never has a copy.
 
@@ -82,6 +85,7 @@ import socket_broker
 import spare_wait
 import startup
 import workspace
+from fresh_files import FreshFiles
 from output_follower import Control, Spare, follow, zero
 from processes import Invocation, Scheduling, execute, read_environment, restore_signals, wide_pipe
 from workspace import STATE_FILE, Layer, SystemV, device_files, empty_directory, read_state
@@ -96,6 +100,7 @@ AS_USUAL = Invocation()
 COURTESY = 0.004  # seconds for which the spare of the next run waits after this one, unless that comes
 BURST = 0.01  # a run that comes within so many seconds of the last one's end has its spare made at once
 PR_SET_DUMPABLE = 4
+_FILES_OF_A_RUN = 2  # its program and its state
 
 # Modules that the supervisor has loaded for itself. A program must find them unloaded.
 OURS = (
@@ -106,6 +111,7 @@ OURS = (
         "immortal_objects",
         "connect_filter",
         "output_follower",
+        "fresh_files",
         "socket_broker",
         "processes",
         "namespace_entry",
@@ -173,11 +179,13 @@ class Supervisor:
         self.devices = device_files()
         self.scheduling = Scheduling()
         self.system_v = SystemV()
+        self.fresh_files = FreshFiles(_FILES_OF_A_RUN)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def loop(self) -> NoReturn:
         self.spare = self.make_spare(self.entry)
+        self.fresh_files.prepare()
         self.control.send(b"Y", json.dumps(self.isolation).encode())
         ended = 0.0
         while True:
@@ -195,6 +203,7 @@ class Supervisor:
                 self.clean(header["ephemeral"], header["keeps_scratch"] or self.control.joined)
                 if tells_when_clean:
                     self.control.send(b"F", b"")
+                self.fresh_files.prepare()
                 self.spare = self.make_spare(self.entry)
 
     def run(self, header: dict[str, Any]) -> None:
@@ -208,10 +217,10 @@ class Supervisor:
             obstacle = problem or obstacle
         state = control.read(header["state"])
         code = control.read(header["code"])
-        _, state_problem = workspace.try_to_write(STATE_FILE, state)
+        _, state_problem = workspace.try_to_write(STATE_FILE, state, self.fresh_files.write)
         entry = self.free_entry()
         if not header["command"]:
-            written, problem = workspace.try_to_write(entry, code)
+            written, problem = workspace.try_to_write(entry, code, self.fresh_files.write)
             obstacle = problem or obstacle
         self.layer.prepare()
         environment = bytearray(header["environment"])

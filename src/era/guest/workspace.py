@@ -129,13 +129,15 @@ def write_file(path: str, content: bytes) -> tuple[int, int, int]:
         os.close(fd)
 
 
-def try_to_write(path: str, content: bytes) -> tuple[tuple[int, int, int] | None, OSError | None]:
-    """Write a file of a run, with the directories that it is in. Returns its identity, or the error by which processes
-    beside the run prevent that. Raises any other OSError, such as that there is no room."""
+def try_to_write(
+    path: str, content: bytes, write: Callable[[str, bytes], tuple[int, int, int]] = write_file
+) -> tuple[tuple[int, int, int] | None, OSError | None]:
+    """Write a file of a run by `write`, with the directories that it is in. Returns its identity, or the error by which
+    processes beside the run prevent that. Raises any other OSError, such as that there is no room."""
     try:
         if directory := os.path.dirname(path):
             os.makedirs(directory, exist_ok=True)
-        return write_file(path, content), None
+        return write(path, content), None
     except OSError as problem:
         if problem.errno not in _MEDDLING:
             raise
