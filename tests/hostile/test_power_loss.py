@@ -142,6 +142,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_acknowledged(part: int, recorde
     [
         pytest.param("data/blobs/incoming/.*", id="of content"),
         pytest.param("data/blobs/[0-9a-f]{2}", id="of names"),
+        pytest.param("data/blobs", id="of directories of names"),
         pytest.param("data/era.sqlite-wal", id="of rows"),
         pytest.param("data", id="of the blobs' directory", marks=pytest.mark.soak),
         pytest.param("", id="of the data directory", marks=pytest.mark.soak),

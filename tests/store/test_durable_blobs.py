@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 from contextlib import ExitStack, suppress
@@ -45,14 +46,14 @@ def test_nothing_is_visible_before_it_is_durable(local: LocalBlobs, monkeypatch:
     with local.batch() as batch:
         batch.put(b"a")
         batch.put(b"b")
-    assert events == ["file", "file", "rename", "rename", "directory", "directory"]
+    assert events == ["file", "file", "directory", "rename", "rename", "directory", "directory"]
     events.clear()
     put(local, b"a")
     assert events == []
 
     def broken(fd: int) -> None:
         fsync(fd)
-        if events[-1] == "directory":
+        if events[-2:] == ["rename", "directory"]:
             raise OSError("EIO")
 
     monkeypatch.setattr(os, "fsync", broken)
@@ -62,6 +63,25 @@ def test_nothing_is_visible_before_it_is_durable(local: LocalBlobs, monkeypatch:
     events.clear()
     put(local, b"c")
     assert events == ["directory"], "the name is there, but nobody knows yet that it lasts"
+
+
+def test_a_directory_of_names_counts_as_made_once_its_own_name_is_durable(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def sync(path: str) -> None:
+        synced.append(path)
+        if len(synced) == 1:
+            raise OSError("EIO")
+
+    monkeypatch.setattr(module, "sync", sync)
+    with pytest.raises(OSError, match="EIO"):
+        put(local, b"a")
+    put(local, b"a")
+    put(local, b"a" * 2)
+    directory = str(local._directory)
+    assert synced[:3] == [directory, directory, f"{directory}/{hashlib.sha256(b'a').hexdigest()[:2]}"]
 
 
 class Opened:

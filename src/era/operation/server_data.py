@@ -119,6 +119,7 @@ class LocalContent:
         there = self._directory / blob_path(digest)
         sync(file)
         there.parent.mkdir(mode=0o700, exist_ok=True)
+        sync(there.parent.parent)
         file.rename(there)
         sync(there.parent)
 

@@ -4,7 +4,8 @@ Theory of operation. `DIR/ab/abcd…` holds the bytes whose SHA-256 is `abcd…`
 changes. New content is written to `DIR/incoming` first. When a batch ends, its files are made durable, then renamed,
 then the directories that got a name are made durable: three steps for the whole batch, because one journal commit of
 the file system serves any number of files that wait for it together. A batch that fails leaves at worst content that
-no row names, which a later sweep removes.
+no row names, which a later sweep removes. A directory `ab` is made before it first gets a name, and its own name made
+durable: to make all 256 when a server starts for the first time would take up to a second.
 
 The kernel may find out at any time that it can't write something, and tells only who asks by a descriptor that was open
 then: it forgets a file that nobody has open, and tells of the file system whoever asks first. So a batch keeps its
@@ -95,6 +96,9 @@ class LocalBlobs:
         self._sweeping = threading.Lock()
         """Sweeps come one after the other, since the lock that they take against other processes can't be shared."""
 
+        self._shards: set[str] = set()
+        """The directories `ab` whose own names this process knows to be durable."""
+
         self._unsynced: set[str] = set()
         """Digests whose names may not be durable yet."""
 
@@ -131,10 +135,11 @@ class LocalBlobs:
                 os.unlink(f"{self._incoming}/{leftover}")
         if self._host:
             self._between_hosts = os.open(f"{self._incoming}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for shard in _SHARDS:
-            Path(self._shard(shard)).mkdir(mode=0o700, exist_ok=True)
+        shards = self._found_shards()
+        for shard in shards:
             sync(self._shard(shard))
         sync(self._directory)
+        self._shards.update(shards)
 
     @contextmanager
     def batch(self) -> Iterator[Batch]:
@@ -235,7 +240,7 @@ class LocalBlobs:
     def _sweep(self, keep: set[str], older_than: float) -> int:
         removed = 0
         older_than = self._oldest_in_progress(older_than)
-        for shard in _SHARDS:
+        for shard in self._found_shards():
             if self._closed:
                 break
             for name in os.listdir(self._shard(shard)):
@@ -253,6 +258,18 @@ class LocalBlobs:
                 os.unlink(path)
                 return True
         return False
+
+    def _found_shards(self) -> list[str]:
+        return [shard for shard in _SHARDS if os.path.isdir(self._shard(shard))]
+
+    def _make_shards(self, shards: set[str]) -> None:
+        """Make those of these directories that are missing, and the names of all of them durable."""
+        if not (new := shards - self._shards):
+            return
+        for shard in new:
+            Path(self._shard(shard)).mkdir(mode=0o700, exist_ok=True)
+        sync(self._directory)
+        self._shards.update(new)
 
     def _shard(self, digest: str) -> str:
         return f"{self._directory}/{digest[:2]}"
@@ -447,6 +464,8 @@ class Batch:
             store.written += len(self._new)
             store.written_bytes += taken
         self._relied_on.update(self._new)
+        shards = {digest[:2] for digest in self._relied_on}
+        store._make_shards(shards)
         for digest, path in list(self._new.items()):
             # Under the lock, and not before: content of this name may have been put by another batch meanwhile, and
             # its time must not fall back.
@@ -454,7 +473,7 @@ class Batch:
                 _set_time(path)
                 os.rename(path, store._path(digest))
             del self._new[digest]
-        for shard in sorted({digest[:2] for digest in self._relied_on}):
+        for shard in sorted(shards):
             sync(store._shard(shard))
         with store._lock:
             store._unsynced -= self._relied_on
