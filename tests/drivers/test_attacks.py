@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -453,10 +454,12 @@ def test_blocks_of_files_are_not_exchanged(sandboxes: Sandboxes) -> None:
 
 
 @pytest.mark.parametrize("weak_sandboxes", [Weakness(unfiltered=True)], indirect=True)
-def test_without_the_filter_they_are(weak_sandboxes: Sandboxes) -> None:
+def test_without_the_filter_they_are(weak_sandboxes: Sandboxes, tmp_path: Path) -> None:
+    outside = subprocess.run([sys.executable, "-c", EXCHANGES_BLOCKS], cwd=tmp_path, capture_output=True, text=True)
+    if outside.stdout.endswith("\nTrue True\n"):
+        # Not ext4, the only kernel code that has this call; or the machine is itself in a sandbox that refuses it.
+        pytest.skip(f"outside of a sandbox the kernel answers {outside.stdout.split()[0]}, too")
     result = weak_sandboxes.run(weak_sandboxes.make(), EXCHANGES_BLOCKS)
-    if result.stdout.startswith(("ENOTTY", "ENOTSUP")):
-        pytest.skip("the tests' files aren't on ext4")  # no other kernel code has this call, so nothing gets through
     assert result.stdout == "False True\n", result.stderr
 
 
